@@ -66,28 +66,29 @@ macro_rules! words {
                 match self { $($type::$variant => $word),+ }
             }
         }
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
         impl std::str::FromStr for $type {
             type Err = String;
-            fn from_str(word: &str) -> Result<Self, String> {
+            fn from_str(word: &str) -> std::result::Result<Self, String> {
                 Self::ALL.iter().copied().find(|v| v.as_str() == word).ok_or_else(|| {
                     let all: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
                     format!(concat!("not a ", $what, "; one of: {}"), all.join(", "))
                 })
             }
         }
-        impl Serialize for $type {
-            fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
                 s.serialize_str(self.as_str())
             }
         }
     };
 }
 
+pub(crate) use words;
 words!(Status, "status", Completed => "completed", Failed => "failed", Pending => "pending");
 
 /// What became of a mail.
@@ -196,6 +197,91 @@ pub fn iso(at: Timestamp) -> String {
 #[must_use]
 pub fn webhook_time(at: Timestamp) -> String {
     at.strftime("%b %-d, %Y, %H:%M").to_string()
+}
+
+/// What the judge found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may be believed.
+    Believed(Proof),
+    /// It may not: `untrusted` or `not-ours`.
+    Refused(Reason),
+    /// DNS did not answer; ask again later.
+    Undecided(Reason),
+}
+
+/// Why a mail may be believed, and how much of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The kind of proof.
+    pub trust: Trust,
+    /// The signing domain (`d=`), if a signature is the proof.
+    pub domain: Option<String>,
+    /// The signature's selector (`s=`).
+    pub selector: Option<String>,
+    /// The header fields that the proof covers.
+    pub covers: Covered,
+    /// The addresses of the covered To, as written.
+    pub to: Vec<String>,
+}
+
+/// Which header fields a proof speaks for. A field that it does not cover is nobody's word, and is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Covered {
+    /// All of them: no proof was asked for, or a person vouches.
+    All,
+    /// Those named, in lower case (a signature's `h=`).
+    Only(Vec<String>),
+}
+
+impl Covered {
+    /// Whether the field `name` (in lower case) is covered.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        match self {
+            Covered::All => true,
+            Covered::Only(names) => names.iter().any(|n| n == name),
+        }
+    }
+}
+
+/// What became of a mail, and what it says if it says something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// A notification that may be believed.
+    Event(Event),
+    /// No notification.
+    Ignored(Reason),
+    /// For a person.
+    Quarantined(Reason),
+    /// Not judged yet.
+    Deferred(Reason),
+}
+
+/// What a mail's own header says of it. Its sender's words, made printable; for people, not for decisions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// Message-ID.
+    pub message_id: Option<String>,
+    /// From.
+    pub sender: Option<String>,
+    /// To.
+    pub recipient: Option<String>,
+    /// Subject.
+    pub subject: Option<String>,
+    /// Date.
+    pub sent_at: Option<Timestamp>,
+}
+
+/// A mail that was judged: all that the store needs to know beside its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// What became of it.
+    pub judgement: Judgement,
+    /// Why it may be believed, if it may.
+    pub proof: Option<Proof>,
+    /// What its header says.
+    pub envelope: Envelope,
 }
 
 /// What a notification says. A field is read or it is absent.

@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::model::{Reason, Trust};
+pub use crate::model::{Covered, Proof, Verdict};
 
 /// `[trust]`: whose mail may be believed, and on what proof.
 #[derive(Debug, Clone, Deserialize)]
@@ -42,50 +42,4 @@ pub enum Accept {
 pub struct Ours {
     /// Mailbox addresses, lower case, without `+` tags.
     pub addresses: Vec<String>,
-}
-
-/// What the judge found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// It may be believed.
-    Believed(Proof),
-    /// It may not: `untrusted` or `not-ours`.
-    Refused(Reason),
-    /// DNS did not answer; ask again later.
-    Undecided(Reason),
-}
-
-/// Why a mail may be believed, and how much of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
-    /// The kind of proof.
-    pub trust: Trust,
-    /// The signing domain (`d=`), if a signature is the proof.
-    pub domain: Option<String>,
-    /// The signature's selector (`s=`).
-    pub selector: Option<String>,
-    /// The header fields that the proof covers.
-    pub covers: Covered,
-    /// The addresses of the covered To, as written.
-    pub to: Vec<String>,
-}
-
-/// Which header fields a proof speaks for. A field that it does not cover is nobody's word, and is not read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Covered {
-    /// All of them: no proof was asked for, or a person vouches.
-    All,
-    /// Those named, in lower case (a signature's `h=`).
-    Only(Vec<String>),
-}
-
-impl Covered {
-    /// Whether the field `name` (in lower case) is covered.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        match self {
-            Covered::All => true,
-            Covered::Only(names) => names.iter().any(|n| n == name),
-        }
-    }
 }

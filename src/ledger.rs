@@ -1,0 +1,276 @@
+//! What does an event mean beside the ones that are known? Pure: events in, a standing out.
+//!
+//! The same payment is reported more than once, and a report may contradict another. Promise 3 is
+//! kept here: a payment is one event, and what contradicts it goes to a person.
+
+use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount};
+
+/// An event that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its id.
+    pub event_id: String,
+    /// What it says.
+    pub event: Event,
+    /// Whether some callback has accepted it: from then on it stays as it is.
+    pub delivered: bool,
+}
+
+/// What a new event is, beside those that are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// A payment report that was not known.
+    New {
+        /// Why a person has to decide before it is delivered.
+        hold: Option<Reason>,
+        /// Whether it says something older than what is known, so that nobody need be told.
+        stale: bool,
+    },
+    /// The same report again.
+    Duplicate {
+        /// The known event's id.
+        of: String,
+        /// The known event with its gaps filled, if there is anything to fill and it may still change.
+        filled: Option<Box<Event>>,
+    },
+    /// It contradicts what is known.
+    Conflict(Reason),
+}
+
+/// Finds the standing of `new` (whose id is `id`) among the events that share its id, its transaction or its session.
+#[must_use]
+pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
+    if let Some(same) = known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading)) {
+        return match contradiction(&same.event, new) {
+            Some(words) => conflict(&same.event_id, &words),
+            None => Standing::Duplicate { of: same.event_id.clone(), filled: fill(same, new) },
+        };
+    }
+    for sibling in known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading)) {
+        if let Some(words) = contradiction_of_siblings(&sibling.event, new) {
+            return conflict(&sibling.event_id, &words);
+        }
+    }
+    beside_its_session(new, known)
+}
+
+fn conflict(with: &str, words: &str) -> Standing {
+    Standing::Conflict(Reason::new(ReasonCode::Conflict, format!("{words} (event {with})")))
+}
+
+/// The same report, though one of the two lacks the chain or the time that would give them one id.
+fn is_same_report(a: &Reading, b: &Reading) -> bool {
+    if a.status != b.status {
+        return false;
+    }
+    match (&a.transaction_hash, &b.transaction_hash) {
+        (Some(_), Some(_)) => shares_transaction(a, b) && (a.blockchain.is_none() || b.blockchain.is_none()),
+        (None, None) => {
+            a.session_id.is_some()
+                && same_text(&a.session_id, &b.session_id)
+                && (a.tx_time.is_none() || b.tx_time.is_none())
+        }
+        _ => false,
+    }
+}
+
+/// One transaction: the same hash, on chains that may be the same.
+fn shares_transaction(a: &Reading, b: &Reading) -> bool {
+    let hashes = a.transaction_hash.as_deref().zip(b.transaction_hash.as_deref());
+    hashes.is_some_and(|(x, y)| model::fold_hash(x) == model::fold_hash(y))
+        && agree(&a.blockchain, &b.blockchain, |x, y| model::fold_chain(x) == model::fold_chain(y))
+}
+
+/// Absent is not different.
+fn agree<T>(a: &Option<T>, b: &Option<T>, same: impl Fn(&T, &T) -> bool) -> bool {
+    a.as_ref().zip(b.as_ref()).is_none_or(|(x, y)| same(x, y))
+}
+
+fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
+    agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
+}
+
+/// In words, the first value in which two reports of one payment differ.
+fn contradiction(known: &Event, new: &Event) -> Option<String> {
+    let (k, n) = (&known.reading, &new.reading);
+    let differs = |field: &str, a: &Option<String>, b: &Option<String>| {
+        let (a, b) = (a.as_deref().unwrap_or(""), b.as_deref().unwrap_or(""));
+        Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
+    };
+    if !same_text(&k.session_id, &n.session_id) {
+        return differs("session_id", &k.session_id, &n.session_id);
+    }
+    if !agree(&known.order_ref, &new.order_ref, |a, b| a == b) {
+        return differs("order_ref", &known.order_ref, &new.order_ref);
+    }
+    if !agree(&k.amount, &n.amount, |a, b| same_amount(a, b)) {
+        return differs("amount", &k.amount, &n.amount);
+    }
+    if !same_text(&k.currency, &n.currency) {
+        return differs("currency", &k.currency, &n.currency);
+    }
+    if !same_text(&k.token, &n.token) {
+        return differs("token", &k.token, &n.token);
+    }
+    if !same_wallet(&k.from_wallet_address, &n.from_wallet_address) {
+        return differs("from_wallet_address", &k.from_wallet_address, &n.from_wallet_address);
+    }
+    // The webhook's form knows no seconds; two spellings of one time may differ in them.
+    if !agree(&k.tx_time, &n.tx_time, |a, b| a.as_second().div_euclid(60) == b.as_second().div_euclid(60)) {
+        return differs("txTime", &k.tx_time.map(model::iso), &n.tx_time.map(model::iso));
+    }
+    None
+}
+
+/// Hexadecimal compares as a number, base58 to the letter.
+fn same_wallet(a: &Option<String>, b: &Option<String>) -> bool {
+    agree(a, b, |x, y| model::fold_hash(x) == model::fold_hash(y))
+}
+
+/// One transaction, two statuses: what may not differ between them.
+fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
+    if known.reading.status == Status::Completed && new.reading.status == Status::Failed {
+        return Some("this mail says failed of a transaction that is known as completed".into());
+    }
+    // A payment's time may move on between its statuses; whose it is and what it is worth may not.
+    let timeless =
+        |event: &Event| Event { reading: Reading { tx_time: None, ..event.reading.clone() }, ..event.clone() };
+    contradiction(&timeless(known), &timeless(new))
+}
+
+/// What a session's other events mean for a new one.
+fn beside_its_session(new: &Event, known: &[Known]) -> Standing {
+    let session = &new.reading.session_id;
+    let completed = known.iter().find(|k| {
+        session.is_some()
+            && k.event.reading.session_id.is_some()
+            && same_text(session, &k.event.reading.session_id)
+            && k.event.reading.status == Status::Completed
+    });
+    let Some(completed) = completed else { return Standing::New { hold: None, stale: false } };
+    let words = match new.reading.status {
+        Status::Pending => return Standing::New { hold: None, stale: true },
+        Status::Completed => "its session already has a completed payment with another transaction",
+        Status::Failed => "it says failed of a session that is already completed",
+    };
+    let hold = Reason::new(ReasonCode::Conflict, format!("{words} (event {})", completed.event_id));
+    Standing::New { hold: Some(hold), stale: false }
+}
+
+/// The known event with what only the new one says; `None` if that is nothing, or it was delivered already.
+fn fill(known: &Known, new: &Event) -> Option<Box<Event>> {
+    if known.delivered {
+        return None;
+    }
+    let (k, n) = (known.event.reading.clone(), new.reading.clone());
+    let filled = Event {
+        reading: Reading {
+            status: k.status,
+            session_id: k.session_id.or(n.session_id),
+            amount: k.amount.or(n.amount),
+            currency: k.currency.or(n.currency),
+            blockchain: k.blockchain.or(n.blockchain),
+            token: k.token.or(n.token),
+            from_wallet_address: k.from_wallet_address.or(n.from_wallet_address),
+            transaction_hash: k.transaction_hash,
+            tx_time: k.tx_time.or(n.tx_time),
+        },
+        header_time: known.event.header_time.or(new.header_time),
+        order_ref: known.event.order_ref.clone().or_else(|| new.order_ref.clone()),
+    };
+    (filled != known.event).then(|| Box::new(filled))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
+
+    fn paid() -> Event {
+        let reading = Reading {
+            amount: Some("20".into()),
+            currency: Some("USD".into()),
+            blockchain: Some("Sepolia".into()),
+            transaction_hash: Some(TX.into()),
+            ..Reading::of(Status::Completed)
+        };
+        Event { reading, header_time: None, order_ref: None }
+    }
+
+    fn known(event: Event, delivered: bool) -> Known {
+        Known { event_id: event.id().unwrap().to_string(), event, delivered }
+    }
+
+    fn judge(new: &Event, known: &[Known]) -> Standing {
+        stand(&new.id().unwrap().to_string(), new, known)
+    }
+
+    #[test]
+    fn the_same_payment_again_is_a_duplicate_that_fills_gaps_until_it_was_delivered() {
+        let mut again = paid();
+        again.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        let Standing::Duplicate { filled: Some(filled), .. } = judge(&again, &[known(paid(), false)]) else { panic!() };
+        assert_eq!(filled.reading.session_id, again.reading.session_id);
+        assert!(matches!(judge(&again, &[known(paid(), true)]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(judge(&paid(), &[known(again, false)]), Standing::Duplicate { filled: None, .. }));
+    }
+
+    #[test]
+    fn a_changed_value_is_a_conflict_and_a_changed_spelling_is_none() {
+        let mut other = paid();
+        other.reading.amount = Some("20.00".into());
+        assert!(matches!(judge(&other, &[known(paid(), true)]), Standing::Duplicate { .. }));
+        other.reading.amount = Some("21".into());
+        let Standing::Conflict(reason) = judge(&other, &[known(paid(), true)]) else { panic!() };
+        assert!(reason.to_string().starts_with("conflict: amount is known as \"20\" and this mail says \"21\""));
+    }
+
+    #[test]
+    fn one_transaction_is_not_two_sessions_whatever_its_status() {
+        let mut first = paid();
+        first.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        first.reading.status = Status::Pending;
+        let mut second = paid();
+        second.reading.session_id = Some("00000000-aa61-411d-a419-0b546729bbd0".into());
+        assert!(matches!(judge(&second, &[known(first, false)]), Standing::Conflict(_)));
+    }
+
+    #[test]
+    fn a_hash_without_its_chain_is_still_the_same_payment() {
+        let mut bare = paid();
+        bare.reading.blockchain = None;
+        assert_ne!(bare.id(), paid().id());
+        assert!(matches!(judge(&bare, &[known(paid(), true)]), Standing::Duplicate { .. }));
+        assert!(matches!(judge(&paid(), &[known(bare, false)]), Standing::Duplicate { filled: Some(_), .. }));
+    }
+
+    #[test]
+    fn two_header_times_are_one_payment() {
+        let (mut a, mut b) = (paid(), paid());
+        a.header_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
+        b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
+        assert!(matches!(judge(&b, &[known(a, false)]), Standing::Duplicate { filled: None, .. }));
+    }
+
+    #[test]
+    fn what_a_completed_session_still_hears() {
+        let session = Some("591abe63-aa61-411d-a419-0b546729bbd0".to_owned());
+        let mut first = paid();
+        first.reading.session_id = session.clone();
+        let mut second = first.clone();
+        second.reading.transaction_hash = Some(TX.replace("0xa4", "0xb4"));
+        assert!(matches!(judge(&second, &[known(first.clone(), true)]), Standing::New { hold: Some(_), .. }));
+        let late = |status| Event {
+            reading: Reading { session_id: session.clone(), ..Reading::of(status) },
+            header_time: None,
+            order_ref: None,
+        };
+        let after = [known(first.clone(), true)];
+        assert!(matches!(judge(&late(Status::Failed), &after), Standing::New { hold: Some(_), .. }));
+        assert!(matches!(judge(&late(Status::Pending), &after), Standing::New { hold: None, stale: true }));
+        let mut failed_tx = first;
+        failed_tx.reading.status = Status::Failed;
+        assert!(matches!(judge(&failed_tx, &after), Standing::Conflict(_)));
+    }
+}

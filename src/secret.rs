@@ -1,0 +1,134 @@
+//! Secrets, and where they are kept. Never in the configuration itself, never in a log.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// How long a command that prints a secret may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Where a secret is kept: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
+/// `{ command = ["program", "argument"] }`. The value is the whole content without its last line break.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A systemd credential, in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), `LoadCredential=`).
+    Credential(String),
+    /// A file.
+    File(PathBuf),
+    /// An environment variable.
+    Env(String),
+    /// What a program prints, run without a shell.
+    Command(Vec<String>),
+}
+
+/// Why a secret cannot be had. Names the place, never the value.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Missing(String);
+
+impl Source {
+    /// Fetches the secret.
+    ///
+    /// # Errors
+    /// [`Missing`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
+    pub async fn read(&self) -> Result<SecretString, Missing> {
+        let text = match self {
+            Source::Credential(name) => read_file(&credential_path(name)?, &format!("credential {name:?}"))?,
+            Source::File(path) => read_file(path, "secret file")?,
+            Source::Env(name) => std::env::var(name)
+                .map_err(|_| Missing(format!("environment variable {name} is not set, or not UTF-8")))?,
+            Source::Command(words) => run(words).await?,
+        };
+        let value = text.strip_suffix('\n').unwrap_or(&text);
+        let value = value.strip_suffix('\r').unwrap_or(value);
+        if value.is_empty() {
+            return Err(Missing(format!("{self} is empty")));
+        }
+        Ok(SecretString::from(value))
+    }
+
+    /// A relative file path taken from the folder `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        if let Source::File(path) = self {
+            *path = base.join(&*path);
+        }
+    }
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Credential(name) => write!(f, "credential {name:?}"),
+            Source::File(path) => write!(f, "file {}", path.display()),
+            Source::Env(name) => write!(f, "environment variable {name}"),
+            // Its arguments may be secrets themselves.
+            Source::Command(words) => write!(f, "command {:?}", words.first().map_or("", String::as_str)),
+        }
+    }
+}
+
+fn credential_path(name: &str) -> Result<PathBuf, Missing> {
+    if name.is_empty() || name.contains('/') || name == "." || name == ".." {
+        return Err(Missing(format!("credential {name:?}: a credential's name is a file name, without slashes")));
+    }
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        Missing(format!(
+            "credential {name:?}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with \
+             LoadCredential={name}:PATH; outside of systemd use {{ file = \"…\" }}"
+        ))
+    })?;
+    Ok(Path::new(&folder).join(name))
+}
+
+fn read_file(path: &Path, what: &str) -> Result<String, Missing> {
+    std::fs::read_to_string(path).map_err(|e| Missing(format!("{what}: cannot read {}: {e}", path.display())))
+}
+
+async fn run(words: &[String]) -> Result<String, Missing> {
+    let (program, arguments) = words.split_first().ok_or_else(|| Missing("command: names no program".into()))?;
+    let child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(COMMAND_TIMEOUT, child)
+        .await
+        .map_err(|_| Missing(format!("command {program:?}: no answer within {} s", COMMAND_TIMEOUT.as_secs())))?
+        .map_err(|e| Missing(format!("command {program:?}: cannot run it: {e}")))?;
+    if !output.status.success() {
+        return Err(Missing(format!("command {program:?}: {}", output.status)));
+    }
+    String::from_utf8(output.stdout).map_err(|_| Missing(format!("command {program:?}: printed no UTF-8")))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_secret_is_the_content_without_its_last_line_break() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        std::fs::write(&path, "two\nlines\n").unwrap();
+        assert_eq!(Source::File(path).read().await.unwrap().expose_secret(), "two\nlines");
+        let echo = Source::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
+        assert_eq!(echo.read().await.unwrap().expose_secret(), "x y");
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named_and_nothing_else() {
+        let words = Source::File("/nowhere/s".into()).read().await.unwrap_err().to_string();
+        assert!(words.contains("/nowhere/s"), "{words}");
+        let words = Source::Command(vec!["false".into(), "s3cret".into()]).read().await.unwrap_err().to_string();
+        assert!(words.contains("false") && !words.contains("s3cret"), "{words}");
+        let words = Source::Credential("../x".into()).read().await.unwrap_err().to_string();
+        assert!(words.contains("without slashes"), "{words}");
+    }
+}

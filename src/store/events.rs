@@ -1,0 +1,184 @@
+//! An event enters the database: its session found, its standing known, its deliveries written.
+
+use rusqlite::{Connection, Row, named_params, params};
+
+use super::sessions::{self, Found};
+use super::{Result, Settings, moment, now};
+use crate::ledger::{self, Known, Standing};
+use crate::model::{Event, Outcome, Reading, Reason, ReasonCode, Status, iso};
+use crate::session;
+
+/// What became of an event, and so of its mail.
+pub(super) struct Admitted {
+    pub(super) outcome: Outcome,
+    pub(super) reason: Option<Reason>,
+    pub(super) event_id: Option<String>,
+}
+
+impl Admitted {
+    pub(super) fn without_event(outcome: Outcome, reason: &Reason) -> Self {
+        Admitted { outcome, reason: Some(reason.clone()), event_id: None }
+    }
+}
+
+/// Takes an event in: as a new one, as a repetition of a known one, or not at all.
+pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Result<Admitted> {
+    let Some(id) = said.id() else {
+        let reason = Reason::new(ReasonCode::Unreadable, "it names neither a transaction nor a session");
+        return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
+    };
+    let id = id.to_string();
+    let found = sessions::find(tx, settings, said)?;
+    let event = with_session(said.clone(), found.as_ref());
+    match ledger::stand(&id, &event, &known(tx, &id, &event)?) {
+        Standing::New { hold, stale } => {
+            let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
+            insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
+            if !stale {
+                enqueue(tx, settings, &id, &event, hold.is_some())?;
+            }
+            Ok(Admitted { outcome: Outcome::Event, reason: hold, event_id: Some(id) })
+        }
+        Standing::Duplicate { of, filled } => {
+            if let Some(filled) = filled {
+                refill(tx, settings, &of, &filled)?;
+            }
+            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(of) })
+        }
+        Standing::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
+    }
+}
+
+fn with_session(mut event: Event, found: Option<&Found>) -> Event {
+    if let Some(found) = found {
+        event.reading.session_id = Some(found.session_id.clone());
+        event.order_ref = event.order_ref.or_else(|| found.registered.as_ref().and_then(|r| r.order_ref.clone()));
+    }
+    event
+}
+
+fn contradicts_registration(event: &Event, found: Option<&Found>) -> Option<Reason> {
+    let registered = found?.registered.as_ref()?;
+    session::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
+}
+
+/// The stored events that share the new one's id, transaction or session.
+fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
+    let mut statement = tx.prepare_cached(
+        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
+         FROM events e WHERE event_id = ?1
+         UNION SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered')
+         FROM events e WHERE transaction_hash = ?2
+         UNION SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered')
+         FROM events e WHERE session_id = ?3",
+    )?;
+    let rows = statement.query_map(params![id, event.reading.transaction_hash, event.reading.session_id], |row| {
+        Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// An event from a row that has the columns of `events`.
+pub(super) fn from_row(row: &Row) -> rusqlite::Result<Event> {
+    let status: String = row.get("status")?;
+    let time = moment(row.get("tx_time")?);
+    let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
+    let reading = Reading {
+        session_id: row.get("session_id")?,
+        amount: row.get("amount")?,
+        currency: row.get("currency")?,
+        blockchain: row.get("blockchain")?,
+        token: row.get("token")?,
+        from_wallet_address: row.get("from_wallet_address")?,
+        transaction_hash: row.get("transaction_hash")?,
+        tx_time: time.filter(|_| from_mail),
+        // The column's CHECK allows nothing else; what does not look paid is the safe reading.
+        ..Reading::of(status.parse().unwrap_or(Status::Pending))
+    };
+    Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
+}
+
+fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&Found>, hold: Option<&Reason>) -> Result<()> {
+    let r = &event.reading;
+    tx.prepare_cached(
+        "INSERT INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
+           from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at)
+         VALUES (:event_id, :status, :session_id, :session_source, :order_ref, :amount, :currency, :blockchain, :token,
+           :from_wallet_address, :transaction_hash, :tx_time, :tx_time_source, :webhook, :hold, :created_at)",
+    )?
+    .execute(named_params! {
+        ":event_id": id,
+        ":status": r.status.as_str(),
+        ":session_id": r.session_id,
+        ":session_source": found.map(|f| f.source.as_str()),
+        ":order_ref": event.order_ref,
+        ":amount": r.amount,
+        ":currency": r.currency,
+        ":blockchain": r.blockchain,
+        ":token": r.token,
+        ":from_wallet_address": r.from_wallet_address,
+        ":transaction_hash": r.transaction_hash,
+        ":tx_time": event.time().map(iso),
+        ":tx_time_source": event.time_source(),
+        ":webhook": event.webhook(),
+        ":hold": hold.map(Reason::to_string),
+        ":created_at": now(),
+    })?;
+    Ok(())
+}
+
+/// Writes the deliveries of a new event.
+fn enqueue(tx: &Connection, settings: &Settings, id: &str, event: &Event, hold: bool) -> Result<()> {
+    let at = now();
+    let resolved = event.reading.session_id.is_some();
+    for target in settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status)) {
+        let held = hold || !(resolved || target.send_unresolved);
+        let (state, due) = if held { ("held", None) } else { ("pending", Some(&at)) };
+        tx.prepare_cached(
+            "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![id, target.name, state, due, at])?;
+    }
+    Ok(())
+}
+
+/// Rewrites an event that was not delivered yet, now that more is known of it.
+fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Result<()> {
+    let found = sessions::find(tx, settings, event)?;
+    let event = with_session(event.clone(), found.as_ref());
+    let hold = contradicts_registration(&event, found.as_ref());
+    let r = &event.reading;
+    tx.prepare_cached(
+        "UPDATE events SET session_id = :session_id, session_source = coalesce(session_source, :session_source),
+           order_ref = :order_ref, amount = :amount, currency = :currency, blockchain = :blockchain, token = :token,
+           from_wallet_address = :from_wallet_address, tx_time = :tx_time, tx_time_source = :tx_time_source,
+           webhook = :webhook, hold = coalesce(hold, :hold)
+         WHERE event_id = :event_id",
+    )?
+    .execute(named_params! {
+        ":event_id": id,
+        ":session_id": r.session_id,
+        ":session_source": found.as_ref().map(|f| f.source.as_str()),
+        ":order_ref": event.order_ref,
+        ":amount": r.amount,
+        ":currency": r.currency,
+        ":blockchain": r.blockchain,
+        ":token": r.token,
+        ":from_wallet_address": r.from_wallet_address,
+        ":tx_time": event.time().map(iso),
+        ":tx_time_source": event.time_source(),
+        ":webhook": event.webhook(),
+        ":hold": hold.as_ref().map(Reason::to_string),
+    })?;
+    release(tx, id)
+}
+
+/// Lets an event's held deliveries go, if its session is known and nothing else is in the way.
+pub(super) fn release(tx: &Connection, id: &str) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2 WHERE event_id = ?1 AND state = 'held'
+           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
+    )?
+    .execute(params![id, now()])?;
+    Ok(())
+}

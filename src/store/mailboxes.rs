@@ -1,0 +1,93 @@
+//! How far each mailbox has been read, and how it is.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::{Result, Store, now};
+use crate::model::words;
+
+/// How far a mailbox has been read: every mail up to `last_uid` is stored, or was seen to be gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// The account's name.
+    pub account: String,
+    /// The mailbox's name on the server.
+    pub mailbox: String,
+    /// The numbering that `last_uid` belongs to (RFC 3501, 2.3.1.1).
+    pub uid_validity: u32,
+    /// The highest UID read.
+    pub last_uid: u32,
+}
+
+/// What a mailbox's watcher is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailboxState {
+    /// On the way to the server.
+    Connecting,
+    /// Reading what is above the cursor.
+    Syncing,
+    /// Told of each new mail by the server.
+    Idle,
+    /// Asking again and again: the server has no IDLE.
+    Polling,
+    /// Something is wrong; see `last_error`. It is tried again.
+    Failed,
+}
+words!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
+    Polling => "polling", Failed => "failed");
+
+impl Store {
+    /// The cursor of a mailbox; `None` before its first sync.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn cursor(&self, account: &str, mailbox: &str) -> Result<Option<Cursor>> {
+        let (account, mailbox) = (account.to_owned(), mailbox.to_owned());
+        self.write(move |tx| {
+            let found = tx
+                .prepare_cached(
+                    "SELECT uid_validity, last_uid FROM mailboxes
+                     WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
+                )?
+                .query_row(params![account, mailbox], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            Ok(found.map(|(uid_validity, last_uid)| Cursor { account, mailbox, uid_validity, last_uid }))
+        })
+        .await
+    }
+
+    /// Notes how a mailbox is. `seen`: a round trip was completed just now.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn note_mailbox(
+        &self,
+        account: &str,
+        mailbox: &str,
+        state: MailboxState,
+        seen: bool,
+        error: Option<String>,
+    ) -> Result<()> {
+        let (account, mailbox) = (account.to_owned(), mailbox.to_owned());
+        self.write(move |tx| {
+            tx.prepare_cached(
+                "INSERT INTO mailboxes (account, mailbox, state, last_seen_at, last_error) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET state = excluded.state, last_error = excluded.last_error,
+                   last_seen_at = coalesce(excluded.last_seen_at, last_seen_at)",
+            )?
+            .execute(params![account, mailbox, state.as_str(), seen.then(now), error])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Moves the cursor, inside the transaction that stores what it passes.
+pub(super) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT DO UPDATE SET uid_validity = excluded.uid_validity, last_uid = excluded.last_uid,
+           last_seen_at = excluded.last_seen_at",
+    )?
+    .execute(params![cursor.account, cursor.mailbox, cursor.uid_validity, cursor.last_uid, now()])?;
+    Ok(())
+}

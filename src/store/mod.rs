@@ -1,0 +1,216 @@
+//! What is kept: one SQLite file, an interface that merchants look into.
+//!
+//! One thread owns the writing connection (`writer`); readers open connections of their own
+//! (`query`). `schema` opens and migrates, `record` is the transaction that promise 1 rests on.
+
+mod events;
+mod mailboxes;
+mod query;
+mod record;
+mod schema;
+mod sessions;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+pub use mailboxes::{Cursor, MailboxState};
+pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
+pub use record::{Entry, Recorded};
+
+use crate::model::Status;
+use crate::session::Matching;
+
+/// What the store must know of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The database file.
+    pub path: PathBuf,
+    /// The callbacks that events are for.
+    pub targets: Vec<Target>,
+    /// How sessions are found by what was paid.
+    pub matching: Matching,
+}
+
+/// A callback, as far as the outbox needs to know it.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The `[[forward]]` entry's name.
+    pub name: String,
+    /// The statuses that it is told.
+    pub statuses: Vec<Status>,
+    /// Whether it is told of an event without a session (`unresolved = "send"`).
+    pub send_unresolved: bool,
+}
+
+/// What can go wrong with the database. Says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another program holds the write lock.
+    #[error("database {0}: another program has held the write lock for too long; waiting for it")]
+    Locked(PathBuf),
+    /// The file system has no room.
+    #[error("database {0}: the disk is full; free some room, nothing is lost meanwhile")]
+    Full(PathBuf),
+    /// A newer program made it.
+    #[error(
+        "database {path}: made by a newer version (schema {found}, this program knows {known}); install that version or \
+         newer. The file was not touched"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
+        found: i64,
+        /// The newest that this program knows.
+        known: i64,
+    },
+    /// Not one of ours.
+    #[error(
+        "database {0}: not a database of resmic-mailhook; [store] path must name another file. The file was not touched"
+    )]
+    Foreign(PathBuf),
+    /// There is none.
+    #[error("database {0}: there is no such file; `resmic-mailhook run` or `import` makes it")]
+    Absent(PathBuf),
+    /// Another daemon runs on it.
+    #[error("database {0}: another resmic-mailhook daemon is running on it; stop that one first")]
+    Busy(PathBuf),
+    /// Something that was asked for is not there, or may not be done.
+    #[error("{0}")]
+    Refused(String),
+    /// Anything else that SQLite says.
+    #[error("database {path}: {source}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's words.
+        source: Arc<rusqlite::Error>,
+    },
+    /// The file, or its folder, cannot be had.
+    #[error("database {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The writing thread has ended.
+    #[error("database: the writer has stopped")]
+    Stopped,
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing anything but the machine's state.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Error::Locked(_) | Error::Full(_))
+    }
+
+    fn from_sqlite(path: &Path, source: impl Into<Arc<rusqlite::Error>>) -> Self {
+        use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, NotADatabase, SystemIoFailure};
+        let (path, source) = (path.to_owned(), source.into());
+        match source.sqlite_error_code() {
+            Some(DatabaseBusy | DatabaseLocked) => Error::Locked(path),
+            // A full disk shows as an I/O error where SQLite grows its WAL index.
+            Some(DiskFull | SystemIoFailure) => Error::Full(path),
+            Some(NotADatabase) => Error::Foreign(path),
+            _ => Error::Sqlite { path, source },
+        }
+    }
+}
+
+/// For work inside the writer, which adds the path.
+impl From<rusqlite::Error> for Error {
+    fn from(source: rusqlite::Error) -> Self {
+        Error::Sqlite { path: PathBuf::new(), source: Arc::new(source) }
+    }
+}
+
+/// The result of a store call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A handle on the open store: cheap to clone, shared by everyone who writes.
+#[derive(Clone)]
+pub struct Store {
+    writer: writer::Writer,
+    settings: Arc<Settings>,
+    /// Counts the commits after which a delivery may be due.
+    outbox: Arc<watch::Sender<u64>>,
+}
+
+impl Store {
+    /// Opens the database, making and migrating it if need be, and starts its writing thread.
+    ///
+    /// # Errors
+    /// [`Error`]: newer, foreign, locked, or what SQLite or the system says.
+    pub fn open(settings: Settings) -> Result<Self> {
+        let connection = schema::open(&settings.path)?;
+        let writer = writer::Writer::start(connection, &settings.path)?;
+        Ok(Store { writer, settings: Arc::new(settings), outbox: Arc::new(watch::Sender::new(0)) })
+    }
+
+    /// A connection for reading, of the caller's own.
+    ///
+    /// # Errors
+    /// As [`Reader::open`].
+    pub fn reader(&self) -> Result<Reader> {
+        Reader::open(&self.settings.path)
+    }
+
+    /// Becomes ready when deliveries may have become due through a commit.
+    #[must_use]
+    pub fn watch_outbox(&self) -> watch::Receiver<u64> {
+        self.outbox.subscribe()
+    }
+
+    /// Says that deliveries may be due.
+    fn wake_outbox(&self) {
+        self.outbox.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Runs `work` in a transaction of the writing thread and returns once it is committed.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.writer.run(work).await
+    }
+}
+
+/// Keeps a second daemon off the same database for as long as it lives.
+#[derive(Debug)]
+pub struct DaemonLock(#[allow(dead_code)] std::fs::File);
+
+impl DaemonLock {
+    /// Takes the lock: a file beside the database, held by the kernel until this process ends, however it ends.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if another daemon has it.
+    pub fn take(database: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: database.to_owned(), source };
+        let mut name = database.as_os_str().to_owned();
+        name.push(".lock");
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(name).map_err(io)?;
+        match file.try_lock() {
+            Ok(()) => Ok(DaemonLock(file)),
+            Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy(database.to_owned())),
+            Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+}
+
+/// The current moment in the database's form.
+fn now() -> String {
+    crate::model::iso(jiff::Timestamp::now())
+}
+
+/// A moment that the database tells; `None` for what a person wrote there and is none.
+fn moment(text: Option<String>) -> Option<jiff::Timestamp> {
+    text.and_then(|t| t.parse().ok())
+}

@@ -1,0 +1,320 @@
+//! Looking into the database: what the commands print. Read-only connections, one per caller.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::types::ToSql;
+use rusqlite::{Connection, OptionalExtension, Row};
+use serde::Serialize;
+
+use super::{Error, Result, schema};
+
+/// A connection that only reads.
+pub struct Reader {
+    connection: Connection,
+    path: PathBuf,
+}
+
+/// Which events are asked for; all that is `Some` must hold.
+#[derive(Debug, Clone, Default)]
+pub struct EventFilter {
+    /// Of this session.
+    pub session: Option<String>,
+    /// Of this transaction.
+    pub transaction: Option<String>,
+    /// With this status.
+    pub status: Option<String>,
+    /// Stored at or after this moment, in the database's form.
+    pub since: Option<String>,
+    /// Stored after this row.
+    pub after: Option<i64>,
+}
+
+/// A row of `events`, the column names as keys.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct EventRow {
+    #[serde(skip)]
+    pub row: i64,
+    pub event_id: String,
+    pub status: String,
+    pub session_id: Option<String>,
+    pub session_source: Option<String>,
+    pub order_ref: Option<String>,
+    pub amount: Option<String>,
+    pub currency: Option<String>,
+    pub blockchain: Option<String>,
+    pub token: Option<String>,
+    pub from_wallet_address: Option<String>,
+    pub transaction_hash: Option<String>,
+    pub tx_time: Option<String>,
+    pub tx_time_source: Option<String>,
+    pub webhook: String,
+    pub hold: Option<String>,
+    pub created_at: String,
+}
+
+/// A row of `mails` without its bytes.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct MailRow {
+    pub id: i64,
+    pub account: String,
+    pub mailbox: String,
+    pub uid_validity: Option<u32>,
+    pub uid: Option<u32>,
+    pub message_id: Option<String>,
+    pub sender: Option<String>,
+    pub recipient: Option<String>,
+    pub subject: Option<String>,
+    pub sent_at: Option<String>,
+    pub received_at: Option<String>,
+    pub size: i64,
+    pub sha256: String,
+    pub outcome: String,
+    pub reason: Option<String>,
+    pub trust: Option<String>,
+    pub trust_domain: Option<String>,
+    pub trust_selector: Option<String>,
+    pub event_id: Option<String>,
+    pub judged_at: String,
+}
+
+/// A row of `deliveries`.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct DeliveryRow {
+    pub id: i64,
+    pub event_id: String,
+    pub target: String,
+    pub state: String,
+    pub attempts: i64,
+    pub next_attempt_at: Option<String>,
+    pub last_status: Option<i64>,
+    pub last_error: Option<String>,
+    pub delivered_at: Option<String>,
+    pub created_at: String,
+}
+
+/// A row of `mailboxes`.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct MailboxRow {
+    pub account: String,
+    pub mailbox: String,
+    pub uid_validity: Option<u32>,
+    pub last_uid: Option<u32>,
+    pub state: String,
+    pub last_seen_at: Option<String>,
+    pub last_error: Option<String>,
+}
+
+impl Reader {
+    /// Opens the database for reading.
+    ///
+    /// # Errors
+    /// [`Error::Absent`], [`Error::Newer`], [`Error::Foreign`], or what SQLite says.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Reader { connection: schema::open_reader(path)?, path: path.to_owned() })
+    }
+
+    /// Events, oldest first; each is handed to `each` as it is read.
+    ///
+    /// # Errors
+    /// What SQLite says, or the first error of `each`.
+    pub fn events<E: From<Error>>(
+        &self,
+        filter: &EventFilter,
+        mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sql = "SELECT rowid, * FROM events
+             WHERE (?1 IS NULL OR session_id = ?1) AND (?2 IS NULL OR transaction_hash = ?2)
+               AND (?3 IS NULL OR status = ?3) AND (?4 IS NULL OR created_at >= ?4) AND (?5 IS NULL OR rowid > ?5)
+             ORDER BY rowid";
+        let given: [&dyn ToSql; 5] =
+            [&filter.session, &filter.transaction, &filter.status, &filter.since, &filter.after];
+        self.each(sql, &given, event_row, &mut each)
+    }
+
+    /// One event.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn event(&self, event_id: &str) -> Result<Option<EventRow>> {
+        self.one("SELECT rowid, * FROM events WHERE event_id = ?1", &[&event_id], event_row)
+    }
+
+    /// Mails, oldest first: all, those with an outcome, or those of an event.
+    ///
+    /// # Errors
+    /// What SQLite says, or the first error of `each`.
+    pub fn mails<E: From<Error>>(
+        &self,
+        outcome: Option<&str>,
+        event_id: Option<&str>,
+        mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sql = format!(
+            "SELECT {MAIL_COLUMNS} FROM mails WHERE (?1 IS NULL OR outcome = ?1) AND (?2 IS NULL OR event_id = ?2) ORDER BY id"
+        );
+        self.each(&sql, &[&outcome, &event_id], mail_row, &mut each)
+    }
+
+    /// The bytes of a mail; the inner `None`: pruned.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn raw(&self, id: i64) -> Result<Option<Option<Vec<u8>>>> {
+        self.one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
+    }
+
+    /// Deliveries, oldest first: all, those in a state, or those of an event.
+    ///
+    /// # Errors
+    /// What SQLite says, or the first error of `each`.
+    pub fn deliveries<E: From<Error>>(
+        &self,
+        state: Option<&str>,
+        event_id: Option<&str>,
+        mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sql =
+            "SELECT * FROM deliveries WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR event_id = ?2) ORDER BY id";
+        self.each(sql, &[&state, &event_id], delivery_row, &mut each)
+    }
+
+    /// The watched mailboxes.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn mailboxes(&self) -> Result<Vec<MailboxRow>> {
+        let mut rows = Vec::new();
+        self.each("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row, &mut |row| {
+            rows.push(row);
+            Ok::<_, Error>(())
+        })?;
+        Ok(rows)
+    }
+
+    /// How many rows there are with each word in a column: `count_by("mails", "outcome")`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn count_by(&self, table: &'static str, column: &'static str) -> Result<Vec<(String, i64)>> {
+        let mut counts = Vec::new();
+        let sql = format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1");
+        self.each(&sql, &[], |row| Ok((row.get(0)?, row.get(1)?)), &mut |pair| {
+            counts.push(pair);
+            Ok::<_, Error>(())
+        })?;
+        Ok(counts)
+    }
+
+    fn one<T>(&self, sql: &str, given: &[&dyn ToSql], read: fn(&Row) -> rusqlite::Result<T>) -> Result<Option<T>> {
+        let found = self.connection.prepare_cached(sql).and_then(|mut s| s.query_row(given, read).optional());
+        found.map_err(|e| Error::from_sqlite(&self.path, e))
+    }
+
+    fn each<T, E: From<Error>>(
+        &self,
+        sql: &str,
+        given: &[&dyn ToSql],
+        read: fn(&Row) -> rusqlite::Result<T>,
+        each: &mut dyn FnMut(T) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sqlite = |e| Error::from_sqlite(&self.path, e);
+        let mut statement = self.connection.prepare_cached(sql).map_err(sqlite)?;
+        let rows = statement.query_map(given, read).map_err(sqlite)?;
+        for row in rows {
+            each(row.map_err(sqlite)?)?;
+        }
+        Ok(())
+    }
+
+    /// Changes whenever another connection has committed (sqlite.org/pragma.html#pragma_data_version).
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn data_version(&self) -> Result<i64> {
+        self.connection
+            .pragma_query_value(None, "data_version", |row| row.get(0))
+            .map_err(|e| Error::from_sqlite(&self.path, e))
+    }
+}
+
+fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
+    Ok(EventRow {
+        row: row.get("rowid")?,
+        event_id: row.get("event_id")?,
+        status: row.get("status")?,
+        session_id: row.get("session_id")?,
+        session_source: row.get("session_source")?,
+        order_ref: row.get("order_ref")?,
+        amount: row.get("amount")?,
+        currency: row.get("currency")?,
+        blockchain: row.get("blockchain")?,
+        token: row.get("token")?,
+        from_wallet_address: row.get("from_wallet_address")?,
+        transaction_hash: row.get("transaction_hash")?,
+        tx_time: row.get("tx_time")?,
+        tx_time_source: row.get("tx_time_source")?,
+        webhook: row.get("webhook")?,
+        hold: row.get("hold")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+/// All but the bytes, which may be large.
+const MAIL_COLUMNS: &str = "id, account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at, \
+    received_at, size, sha256, outcome, reason, trust, trust_domain, trust_selector, event_id, judged_at";
+
+fn mail_row(row: &Row) -> rusqlite::Result<MailRow> {
+    Ok(MailRow {
+        id: row.get("id")?,
+        account: row.get("account")?,
+        mailbox: row.get("mailbox")?,
+        uid_validity: row.get("uid_validity")?,
+        uid: row.get("uid")?,
+        message_id: row.get("message_id")?,
+        sender: row.get("sender")?,
+        recipient: row.get("recipient")?,
+        subject: row.get("subject")?,
+        sent_at: row.get("sent_at")?,
+        received_at: row.get("received_at")?,
+        size: row.get("size")?,
+        sha256: row.get("sha256")?,
+        outcome: row.get("outcome")?,
+        reason: row.get("reason")?,
+        trust: row.get("trust")?,
+        trust_domain: row.get("trust_domain")?,
+        trust_selector: row.get("trust_selector")?,
+        event_id: row.get("event_id")?,
+        judged_at: row.get("judged_at")?,
+    })
+}
+
+fn delivery_row(row: &Row) -> rusqlite::Result<DeliveryRow> {
+    Ok(DeliveryRow {
+        id: row.get("id")?,
+        event_id: row.get("event_id")?,
+        target: row.get("target")?,
+        state: row.get("state")?,
+        attempts: row.get("attempts")?,
+        next_attempt_at: row.get("next_attempt_at")?,
+        last_status: row.get("last_status")?,
+        last_error: row.get("last_error")?,
+        delivered_at: row.get("delivered_at")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+fn mailbox_row(row: &Row) -> rusqlite::Result<MailboxRow> {
+    Ok(MailboxRow {
+        account: row.get("account")?,
+        mailbox: row.get("mailbox")?,
+        uid_validity: row.get("uid_validity")?,
+        last_uid: row.get("last_uid")?,
+        state: row.get("state")?,
+        last_seen_at: row.get("last_seen_at")?,
+        last_error: row.get("last_error")?,
+    })
+}

@@ -1,0 +1,148 @@
+//! The transaction that promise 1 rests on: mails, their events, their deliveries and the cursor, together or not at all.
+
+use std::sync::Arc;
+
+use ring::digest;
+use rusqlite::{Connection, OptionalExtension, named_params, params};
+
+use super::events::{self, Admitted};
+use super::mailboxes::{self, Cursor};
+use super::{Result, Settings, Store, now};
+use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, iso};
+
+/// A mail and what became of it.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The mail.
+    pub mail: RawMail,
+    /// What became of it.
+    pub examined: Examined,
+}
+
+/// How a mail was recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its row; `None` if the mail was recorded before.
+    pub mail_id: Option<i64>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why.
+    pub reason: Option<Reason>,
+    /// The event that it made or repeats.
+    pub event_id: Option<String>,
+}
+
+impl Store {
+    /// Records mails and moves the cursor, in one transaction; returns when it is committed.
+    ///
+    /// A mail that is there already (the same UID, or for an import the same bytes) leaves no second row.
+    ///
+    /// # Errors
+    /// [`super::Error`]; then nothing of it was recorded, and the same call may be made again.
+    pub async fn record(&self, entries: Vec<Entry>, cursor: Option<Cursor>) -> Result<Vec<Recorded>> {
+        let settings = self.settings.clone();
+        let recorded = self.write(move |tx| record_all(tx, &settings, &entries, cursor.as_ref())).await?;
+        if recorded.iter().any(|r| r.event_id.is_some()) {
+            self.wake_outbox();
+        }
+        Ok(recorded)
+    }
+}
+
+fn record_all(
+    tx: &Connection,
+    settings: &Arc<Settings>,
+    entries: &[Entry],
+    cursor: Option<&Cursor>,
+) -> Result<Vec<Recorded>> {
+    let recorded = entries.iter().map(|entry| record_one(tx, settings, entry)).collect::<Result<Vec<_>>>()?;
+    if let Some(cursor) = cursor {
+        mailboxes::advance(tx, cursor)?;
+    }
+    Ok(recorded)
+}
+
+fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Recorded> {
+    let sha256 = hex(digest::digest(&digest::SHA256, &entry.mail.bytes).as_ref());
+    if let Some(recorded) = recorded_before(tx, &entry.mail, &sha256)? {
+        return Ok(recorded);
+    }
+    let admitted = match &entry.examined.judgement {
+        Judgement::Event(event) => events::admit(tx, settings, event)?,
+        Judgement::Ignored(reason) => Admitted::without_event(Outcome::Ignored, reason),
+        Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
+        Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
+    };
+    let mail_id = insert(tx, entry, &sha256, &admitted)?;
+    let Admitted { outcome, reason, event_id } = admitted;
+    Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id })
+}
+
+/// A crash between a commit and its answer, or an import run twice, brings a mail again.
+fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Option<Recorded>> {
+    let known =
+        |event_id: Option<String>| Recorded { mail_id: None, outcome: Outcome::Duplicate, reason: None, event_id };
+    let found = match mail.origin.uid {
+        Some((validity, uid)) => tx
+            .prepare_cached(
+                "SELECT event_id FROM mails WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid = ?4",
+            )?
+            .query_row(params![mail.origin.account, mail.origin.mailbox, validity, uid], |row| row.get(0)),
+        None => tx
+            .prepare_cached("SELECT event_id FROM mails WHERE account = ?1 AND sha256 = ?2 AND uid IS NULL")?
+            .query_row(params![mail.origin.account, sha256], |row| row.get(0)),
+    };
+    Ok(found.optional()?.map(known))
+}
+
+fn insert(tx: &Connection, entry: &Entry, sha256: &str, admitted: &Admitted) -> Result<i64> {
+    let Entry { mail, examined } = entry;
+    let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
+    let proof = examined.proof.as_ref();
+    tx.prepare_cached(
+        "INSERT INTO mails (account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at,
+           received_at, size, sha256, raw, outcome, reason, trust, event_id, trust_domain, trust_selector, trust_covers,
+           trust_to, judged_at, next_judgement_at)
+         VALUES (:account, :mailbox, :uid_validity, :uid, :message_id, :sender, :recipient, :subject, :sent_at,
+           :received_at, :size, :sha256, :raw, :outcome, :reason, :trust, :event_id, :trust_domain, :trust_selector,
+           :trust_covers, :trust_to, :judged_at, :next_judgement_at)",
+    )?
+    .execute(named_params! {
+        ":account": mail.origin.account,
+        ":mailbox": mail.origin.mailbox,
+        ":uid_validity": mail.origin.uid.map(|(validity, _)| validity),
+        ":uid": mail.origin.uid.map(|(_, uid)| uid),
+        ":message_id": message_id,
+        ":sender": sender,
+        ":recipient": recipient,
+        ":subject": subject,
+        ":sent_at": sent_at.map(iso),
+        ":received_at": mail.received_at.map(iso),
+        ":size": i64::try_from(mail.size).unwrap_or(i64::MAX),
+        ":sha256": sha256,
+        ":raw": mail.bytes,
+        ":outcome": admitted.outcome.as_str(),
+        ":reason": admitted.reason.as_ref().map(Reason::to_string),
+        ":trust": proof.map(|p| p.trust.as_str()),
+        ":event_id": admitted.event_id,
+        ":trust_domain": proof.and_then(|p| p.domain.as_deref()),
+        ":trust_selector": proof.and_then(|p| p.selector.as_deref()),
+        ":trust_covers": proof.map(covers),
+        ":trust_to": proof.map(|p| p.to.join(" ")),
+        ":judged_at": now(),
+        ":next_judgement_at": (admitted.outcome == Outcome::Deferred).then(now),
+    })?;
+    Ok(tx.last_insert_rowid())
+}
+
+fn covers(proof: &Proof) -> String {
+    match &proof.covers {
+        Covered::All => "*".into(),
+        Covered::Only(names) => names.join(" "),
+    }
+}
+
+/// Bytes in lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,143 @@
+//! Opening and migrating: the file is ours, of a version that we know, and in WAL mode.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::{Error, Result};
+
+/// `PRAGMA application_id`: "RmMh". Tells file(1) and us whose database it is.
+const APPLICATION_ID: i64 = 0x526d_4d68;
+
+/// The migrations, in their order; the n-th brings a file to `user_version` n. Only ever appended to.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001.sql")];
+
+/// The newest schema that this program knows.
+const NEWEST: i64 = MIGRATIONS.len() as i64;
+
+/// How long a statement waits for another program's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Opens for writing; makes and migrates the file if need be.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    if path.exists() {
+        inspect(path)?;
+    } else if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    }
+    let sqlite = |e| Error::from_sqlite(path, e);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    configure(&connection).map_err(sqlite)?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(sqlite)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
+    migrate(&mut connection, path)?;
+    Ok(connection)
+}
+
+/// Opens for reading only.
+pub(super) fn open_reader(path: &Path) -> Result<Connection> {
+    if !path.exists() {
+        return Err(Error::Absent(path.to_owned()));
+    }
+    let found = inspect(path)?;
+    if found < NEWEST {
+        // A reader must not migrate; what opens for writing does.
+        drop(open(path)?);
+    }
+    let connection = read_only(path)?;
+    configure(&connection).map_err(|e| Error::from_sqlite(path, e))?;
+    Ok(connection)
+}
+
+fn read_only(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(path, flags).map_err(|e| Error::from_sqlite(path, e))
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "foreign_keys", "ON")
+}
+
+/// Whose file is it, and of which version? Read-only, so that a file that is refused stays as it was.
+fn inspect(path: &Path) -> Result<i64> {
+    let connection = read_only(path)?;
+    let sqlite = |e| Error::from_sqlite(path, e);
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
+    let (application, version) = identity(&connection).map_err(sqlite)?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
+    let empty = application == 0 && version == 0 && tables == 0;
+    if !empty && application != APPLICATION_ID {
+        return Err(Error::Foreign(path.to_owned()));
+    }
+    if version > NEWEST {
+        return Err(Error::Newer { path: path.to_owned(), found: version, known: NEWEST });
+    }
+    Ok(version)
+}
+
+fn identity(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get(0));
+    Ok((pragma("application_id")?, pragma("user_version")?))
+}
+
+/// Brings the file to the newest version, one transaction for all steps: a crash leaves the old version whole.
+fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    let sqlite = |e| Error::from_sqlite(path, e);
+    if identity(connection).map_err(sqlite)?.1 >= NEWEST {
+        return Ok(());
+    }
+    let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sqlite)?;
+    // Asked again under the lock: another process may have been faster.
+    let version = identity(&tx).map_err(sqlite)?.1;
+    for step in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(usize::MAX)) {
+        tx.execute_batch(step).map_err(sqlite)?;
+    }
+    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sqlite)?;
+    tx.pragma_update(None, "user_version", NEWEST).map_err(sqlite)?;
+    tx.commit().map_err(sqlite)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_file_is_made_and_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/m.db");
+        drop(open(&path).unwrap());
+        let connection = open(&path).unwrap();
+        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn a_newer_file_is_refused_and_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.db");
+        let connection = open(&path).unwrap();
+        connection.pragma_update(None, "user_version", NEWEST + 1).unwrap();
+        drop(connection);
+        let before = std::fs::read(&path).unwrap();
+        assert!(matches!(open(&path), Err(Error::Newer { .. })));
+        assert!(matches!(open_reader(&path), Err(Error::Newer { .. })));
+        assert_eq!(before, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn somebody_elses_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+        assert!(matches!(open(&path), Err(Error::Foreign(_))));
+        std::fs::write(&path, "a text file, long enough to be looked at as a header of a database file").unwrap();
+        assert!(matches!(open(&path), Err(Error::Foreign(_))));
+        assert!(matches!(open_reader(&folder.path().join("none")), Err(Error::Absent(_))));
+    }
+}

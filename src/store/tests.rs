@@ -1,0 +1,121 @@
+//! The transaction, looked at from outside.
+
+use super::*;
+use crate::model::{Envelope, Event, Examined, Judgement, Origin, Outcome, RawMail, Reading};
+
+const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+
+fn store(folder: &tempfile::TempDir) -> Store {
+    let target = |name: &str, send_unresolved| Target {
+        name: name.into(),
+        statuses: vec![Status::Completed, Status::Failed],
+        send_unresolved,
+    };
+    Store::open(Settings {
+        path: folder.path().join("m.db"),
+        targets: vec![target("holds", false), target("sends", true)],
+        matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
+    })
+    .unwrap()
+}
+
+fn paid(session: Option<&str>) -> Event {
+    let reading = Reading {
+        session_id: session.map(str::to_owned),
+        amount: Some("20".into()),
+        blockchain: Some("Sepolia".into()),
+        transaction_hash: Some(TX.into()),
+        ..Reading::of(Status::Completed)
+    };
+    Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
+}
+
+fn entry(uid: u32, event: Event) -> Entry {
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
+    let bytes = format!("mail {uid}").into_bytes();
+    Entry {
+        mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
+        examined: Examined { judgement: Judgement::Event(event), proof: None, envelope: Envelope::default() },
+    }
+}
+
+fn cursor(last_uid: u32) -> Option<Cursor> {
+    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), uid_validity: 7, last_uid })
+}
+
+fn deliveries(store: &Store) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    let push = |d: DeliveryRow| {
+        all.push((d.target, d.state));
+        Ok::<_, Error>(())
+    };
+    store.reader().unwrap().deliveries(None, None, push).unwrap();
+    all
+}
+
+#[tokio::test]
+async fn a_mail_its_event_its_deliveries_and_the_cursor_are_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let recorded = store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    assert_eq!(recorded[0].outcome, Outcome::Event);
+    assert_eq!(store.cursor("shop", "INBOX").await.unwrap(), cursor(1));
+    assert_eq!(deliveries(&store), [("holds".into(), "held".into()), ("sends".into(), "pending".into())]);
+}
+
+#[tokio::test]
+async fn the_same_uid_again_leaves_nothing_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    let again = store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    assert_eq!((again[0].mail_id, again[0].outcome), (None, Outcome::Duplicate));
+    assert_eq!(store.reader().unwrap().count_by("mails", "outcome").unwrap(), [("event".into(), 1)]);
+}
+
+#[tokio::test]
+async fn a_second_report_fills_the_session_and_lets_the_delivery_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.record(vec![entry(1, paid(None)), entry(2, paid(Some(SESSION)))], cursor(2)).await.unwrap();
+    assert_eq!(deliveries(&store), [("holds".into(), "pending".into()), ("sends".into(), "pending".into())]);
+    let id = paid(None).id().unwrap().to_string();
+    let event = store.reader().unwrap().event(&id).unwrap().unwrap();
+    assert_eq!((event.session_id.as_deref(), event.session_source.as_deref()), (Some(SESSION), Some("mail")));
+    assert!(event.webhook.contains(SESSION));
+}
+
+#[tokio::test]
+async fn a_contradiction_is_quarantined_and_the_event_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut dearer = paid(Some(SESSION));
+    dearer.reading.amount = Some("2000".into());
+    let recorded = store.record(vec![entry(1, paid(None)), entry(2, dearer)], cursor(2)).await.unwrap();
+    assert_eq!(recorded[1].outcome, Outcome::Quarantined);
+    assert!(recorded[1].reason.as_ref().unwrap().to_string().starts_with("conflict: amount"));
+    let id = paid(None).id().unwrap().to_string();
+    assert_eq!(store.reader().unwrap().event(&id).unwrap().unwrap().amount.as_deref(), Some("20"));
+}
+
+#[tokio::test]
+async fn work_that_fails_takes_nothing_else_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let bad = store.write(|tx| Ok(tx.execute("INSERT INTO mails (id) VALUES (1)", [])?));
+    let good = store.record(vec![entry(1, paid(None))], cursor(1));
+    let (bad, good) = tokio::join!(bad, good);
+    assert!(matches!(bad, Err(Error::Sqlite { .. })));
+    assert_eq!(good.unwrap()[0].outcome, Outcome::Event);
+}
+
+#[tokio::test]
+async fn a_second_daemon_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    let first = DaemonLock::take(&path).unwrap();
+    assert!(matches!(DaemonLock::take(&path), Err(Error::Busy(_))));
+    drop(first);
+    DaemonLock::take(&path).unwrap();
+}

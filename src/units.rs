@@ -1,0 +1,120 @@
+//! Durations and sizes as a person writes them: `9m`, `1 MiB`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Deserialize;
+
+/// A length of time: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Duration(pub std::time::Duration);
+
+/// A number of bytes: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, or `kB`, `MB`, `GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(pub u64);
+
+/// Splits `9m` or `1 MiB` into its number and its unit.
+fn number_and_unit(text: &str) -> Option<(u64, &str)> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim()))
+}
+
+impl FromStr for Duration {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = number_and_unit(text).and_then(|(number, unit)| {
+            let millis = match unit {
+                "ms" => 1,
+                "s" => 1_000,
+                "m" => 60_000,
+                "h" => 3_600_000,
+                "d" => 86_400_000,
+                _ => return None,
+            };
+            // A century is longer than any duration that means something here, and adds to any clock without overflow.
+            number.checked_mul(millis).filter(|ms| *ms <= 36_500 * 86_400_000)
+        });
+        parsed.map(|ms| Duration(std::time::Duration::from_millis(ms))).ok_or_else(|| {
+            "expected a duration: a whole number and a unit, of ms, s, m, h and d, for example \"9m\"".into()
+        })
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = number_and_unit(text).and_then(|(number, unit)| {
+            let factor = match unit {
+                "" | "B" => 1,
+                "kB" => 1_000,
+                "MB" => 1_000_000,
+                "GB" => 1_000_000_000,
+                "KiB" => 1 << 10,
+                "MiB" => 1 << 20,
+                "GiB" => 1 << 30,
+                _ => return None,
+            };
+            number.checked_mul(factor)
+        });
+        parsed.map(Size).ok_or_else(|| {
+            "expected a size: a whole number and a unit, of B, KiB, MiB and GiB, for example \"1 MiB\"".into()
+        })
+    }
+}
+
+impl TryFrom<String> for Duration {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = self.0.as_millis();
+        match [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+            .iter()
+            .find(|(n, _)| ms >= *n && ms % n == 0)
+        {
+            Some((n, unit)) => write!(f, "{}{unit}", ms / n),
+            None => write!(f, "{ms}ms"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_sizes_are_read_as_written() {
+        assert_eq!("9m".parse::<Duration>().unwrap().0.as_secs(), 540);
+        assert_eq!("3 d".parse::<Duration>().unwrap().0.as_secs(), 259_200);
+        assert_eq!("1 MiB".parse::<Size>().unwrap().0, 1_048_576);
+        assert_eq!("512".parse::<Size>().unwrap().0, 512);
+        for bad in ["", "9", "9 minutes", "-1s", "1.5h", "99999999999999999999s", "1000000d"] {
+            assert!(bad.parse::<Duration>().is_err(), "{bad}");
+        }
+        assert!("1 TB".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn a_duration_prints_as_it_would_be_written() {
+        for text in ["9m", "3d", "10s", "250ms", "90m"] {
+            assert_eq!(text.parse::<Duration>().unwrap().to_string(), text);
+        }
+    }
+}
