@@ -147,6 +147,23 @@ words!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Co
     Unreadable => "unreadable", Malformed => "malformed", TooLarge => "too-large",
     NotAPayment => "not-a-payment", Dns => "dns");
 
+/// What a mailbox's watcher is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MailboxState {
+    /// On the way to the server.
+    Connecting,
+    /// Reading what is above the cursor.
+    Syncing,
+    /// Told of each new mail by the server.
+    Idle,
+    /// Asking again and again: the server has no IDLE.
+    Polling,
+    /// Something is wrong; see `last_error`. It is tried again.
+    Failed,
+}
+words!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
+    Polling => "polling", Failed => "failed");
+
 /// Why an outcome is what it is: a code for machines, words for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Result, Store, now};
-use crate::model::words;
+use crate::model::MailboxState;
 
 /// How far a mailbox has been read: every mail up to `last_uid` is stored, or was seen to be gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,23 +17,6 @@ pub struct Cursor {
     /// The highest UID read.
     pub last_uid: u32,
 }
-
-/// What a mailbox's watcher is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MailboxState {
-    /// On the way to the server.
-    Connecting,
-    /// Reading what is above the cursor.
-    Syncing,
-    /// Told of each new mail by the server.
-    Idle,
-    /// Asking again and again: the server has no IDLE.
-    Polling,
-    /// Something is wrong; see `last_error`. It is tried again.
-    Failed,
-}
-words!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
-    Polling => "polling", Failed => "failed");
 
 impl Store {
     /// The cursor of a mailbox; `None` before its first sync.

@@ -1,0 +1,40 @@
+//! What is done to a notification on the server once it is stored.
+
+use super::error::{Error, Result};
+use super::settings::After;
+use super::sync::{Opened, uid_set};
+use super::wire::quoted;
+
+/// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.
+pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
+    if uids.is_empty() {
+        return Ok(());
+    }
+    let set = uid_set(uids);
+    match opened.account.settings.after.clone() {
+        After::Leave => Ok(()),
+        After::Seen => store_flag(opened, &set, "\\Seen").await,
+        After::Move(target) => move_to(opened, &set, &target).await,
+    }
+}
+
+async fn store_flag(opened: &mut Opened, set: &str, flag: &str) -> Result<()> {
+    let command = format!("UID STORE {set} +FLAGS.SILENT ({flag})");
+    opened.run("UID STORE", &command).await
+}
+
+/// MOVE (RFC 6851) where there is one; else COPY, `\Deleted`, and UID EXPUNGE (RFC 4315) of just these. A bare
+/// EXPUNGE would remove what other programs have marked; without UIDPLUS the copy stays marked as deleted.
+async fn move_to(opened: &mut Opened, set: &str, target: &str) -> Result<()> {
+    let target = quoted(target)
+        .ok_or_else(|| Error::Refused { command: "UID MOVE", words: "the mailbox's name holds a line break".into() })?;
+    if opened.offers.moves {
+        return opened.run("UID MOVE", &format!("UID MOVE {set} {target}")).await;
+    }
+    opened.run("UID COPY", &format!("UID COPY {set} {target}")).await?;
+    store_flag(opened, set, "\\Deleted").await?;
+    if opened.offers.uidplus {
+        opened.run("UID EXPUNGE", &format!("UID EXPUNGE {set}")).await?;
+    }
+    Ok(())
+}

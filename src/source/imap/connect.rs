@@ -1,0 +1,157 @@
+//! From an account's settings to a logged-in connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_imap::Client;
+use async_imap::imap_proto::{Capability, Response, Status};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_rustls::rustls::ClientConfig;
+
+use super::error::{Error, Result};
+use super::mailbox;
+use super::net::Net;
+use super::settings::{Settings, Tls};
+use super::wire::{self, Wire};
+use crate::model::printable;
+
+/// What an account needs to log in, beside its settings.
+#[derive(Clone)]
+pub struct Login {
+    /// How TLS is done; `None` for an account without TLS.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// The password.
+    pub password: SecretString,
+}
+
+/// What the server offers of what we can use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Offers {
+    /// IDLE (RFC 2177).
+    pub(super) idle: bool,
+    /// NOTIFY (RFC 5465).
+    pub(super) notify: bool,
+    /// SPECIAL-USE (RFC 6154).
+    pub(super) special_use: bool,
+    /// MOVE (RFC 6851).
+    pub(super) moves: bool,
+    /// UIDPLUS (RFC 4315).
+    pub(super) uidplus: bool,
+}
+
+/// How long the greeting, STARTTLS and the login may take together. Servers slow down logins on purpose.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Connects and logs in.
+pub(super) async fn connect(settings: &Settings, login: &Login) -> Result<(Wire, Offers)> {
+    let mut net = Net::connect(&settings.host, settings.port()).await?;
+    if let (Tls::Implicit, Some(tls)) = (settings.tls, &login.tls) {
+        net = net.secure(&settings.host, tls.clone()).await?;
+    }
+    let steps = async {
+        let client = greet(net, settings, login).await?;
+        log_in(client, settings, login).await
+    };
+    let silent = |_| Error::Silent { command: "login", seconds: LOGIN_TIMEOUT.as_secs() };
+    let session = tokio::time::timeout(LOGIN_TIMEOUT, steps).await.map_err(silent)??;
+    let mut wire = Wire::new(session, settings.max_size.0);
+    let offers = capabilities(&mut wire).await?;
+    Ok((wire, offers))
+}
+
+/// Reads the greeting, and goes on in TLS where that is asked for.
+async fn greet(net: Net, settings: &Settings, login: &Login) -> Result<Client<Net>> {
+    let mut client = Client::new(net);
+    client.get_mut().allow(wire::LINE);
+    let greeting = client.read_response().await.map_err(Error::io)?;
+    let greeting = greeting.ok_or_else(|| Error::Lost(std::io::ErrorKind::UnexpectedEof.into()))?;
+    match greeting.parsed() {
+        Response::Data { status: Status::Ok | Status::PreAuth, .. } => {}
+        Response::Data { status: Status::Bye, outcome } => {
+            return Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)));
+        }
+        _ => return Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
+    }
+    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok(client) };
+    client.run_command_and_check_ok("STARTTLS", None).await.map_err(|e| {
+        let words = std::io::Error::other(format!("STARTTLS: {}", words_of(&e)));
+        Error::Tls(settings.host.clone(), words)
+    })?;
+    // What the server sent in the clear after its OK is dropped with the old client: it is nobody's word (RFC 9051, 6.2.1).
+    let net = client.into_inner().secure(&settings.host, tls.clone()).await?;
+    Ok(Client::new(net))
+}
+
+async fn log_in(mut client: Client<Net>, settings: &Settings, login: &Login) -> Result<async_imap::Session<Net>> {
+    client.get_mut().allow(wire::LINE);
+    client.login(&settings.user, login.password.expose_secret()).await.map_err(|(e, _)| match e {
+        async_imap::error::Error::No(words) if is_passing(&words) => {
+            Error::Refused { command: "LOGIN", words: printable(&words, 200) }
+        }
+        async_imap::error::Error::No(words) | async_imap::error::Error::Bad(words) => {
+            Error::Login(printable(&words, 200))
+        }
+        async_imap::error::Error::Validate(_) => Error::Login("the user or the password holds a line break".into()),
+        async_imap::error::Error::Io(e) => Error::io(e),
+        _ => Error::Lost(std::io::ErrorKind::UnexpectedEof.into()),
+    })
+}
+
+/// A refusal that says nothing about the password (RFC 5530).
+fn is_passing(words: &str) -> bool {
+    ["UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"]
+        .iter()
+        .any(|code| words.contains(&format!("[{code}]")))
+}
+
+fn words_of(error: &async_imap::error::Error) -> String {
+    match error {
+        async_imap::error::Error::No(words) | async_imap::error::Error::Bad(words) => printable(words, 200),
+        _ => "the connection was lost".into(),
+    }
+}
+
+/// Asked after the login: before it, servers keep most of it back.
+async fn capabilities(wire: &mut Wire) -> Result<Offers> {
+    let mut offers = Offers::default();
+    wire.command("CAPABILITY", "CAPABILITY", |response| {
+        let Response::Capabilities(list) = response else { return };
+        for capability in list {
+            let Capability::Atom(word) = capability else { continue };
+            match word.to_ascii_uppercase().as_str() {
+                "IDLE" => offers.idle = true,
+                "NOTIFY" => offers.notify = true,
+                "SPECIAL-USE" => offers.special_use = true,
+                "MOVE" => offers.moves = true,
+                "UIDPLUS" => offers.uidplus = true,
+                _ => {}
+            }
+        }
+    })
+    .await?;
+    Ok(offers)
+}
+
+/// For `check --connect`: logs in and opens each mailbox; says in words what it found.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub async fn probe(settings: &Settings, login: &Login) -> Result<Vec<String>> {
+    let (mut wire, offers) = connect(settings, login).await?;
+    let how = match (offers.notify, offers.idle) {
+        (true, true) => "it pushes new mail (NOTIFY, IDLE)",
+        (false, true) => "it announces new mail (IDLE)",
+        _ => "it has to be asked for new mail (no IDLE)",
+    };
+    let mut found = vec![format!("logged in at {} as {}; {how}", settings.host, settings.user)];
+    for wanted in &settings.mailboxes {
+        let Some(name) = mailbox::resolve(&mut wire, offers, wanted).await? else {
+            found.push(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100)));
+            continue;
+        };
+        let selected = mailbox::select(&mut wire, &name, false).await?;
+        found.push(format!("mailbox {}: {} mails", printable(&name, 100), selected.exists));
+    }
+    wire.logout().await;
+    Ok(found)
+}

@@ -1,0 +1,102 @@
+//! How mails are asked for, and how the answers are read.
+
+use std::borrow::Cow;
+
+use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
+use jiff::Timestamp;
+
+use super::settings::Settings;
+
+/// The header fields by which a shared mailbox is sifted.
+const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]";
+
+/// What is asked of a mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Want {
+    /// That it is there, and since when.
+    Listing,
+    /// Who it is from.
+    Headers,
+    /// All of it.
+    Body,
+}
+
+impl Want {
+    /// The items of the FETCH. PEEK: reading a mail leaves it unseen.
+    pub(super) fn items(self, settings: &Settings) -> Cow<'static, str> {
+        match self {
+            Want::Listing => "UID INTERNALDATE".into(),
+            Want::Headers => HEADERS.into(),
+            Want::Body => format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{}>", settings.max_size.0).into(),
+        }
+    }
+}
+
+/// What the server says of one mail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Item {
+    pub(super) uid: u32,
+    pub(super) size: Option<u64>,
+    pub(super) received_at: Option<Timestamp>,
+    pub(super) header: Option<Vec<u8>>,
+    pub(super) body: Option<Vec<u8>>,
+}
+
+impl Item {
+    /// Says no more than that the mail is there.
+    pub(super) fn is_listing(&self) -> bool {
+        self.body.is_none() && self.header.is_none()
+    }
+
+    /// Reads an untagged FETCH; `None` if it is none, or names no UID (a flag that somebody changed).
+    pub(super) fn read(response: &Response<'_>) -> Option<Item> {
+        let Response::Fetch(_, attributes) = response else { return None };
+        let mut item = Item { uid: 0, size: None, received_at: None, header: None, body: None };
+        for attribute in attributes {
+            match attribute {
+                AttributeValue::Uid(uid) => item.uid = *uid,
+                AttributeValue::Rfc822Size(size) => item.size = Some(u64::from(*size)),
+                AttributeValue::InternalDate(date) => item.received_at = internal_date(date),
+                AttributeValue::BodySection { section: None, data, .. } => {
+                    item.body = Some(data.as_deref().unwrap_or_default().to_vec());
+                }
+                AttributeValue::BodySection {
+                    section: Some(SectionPath::Full(MessageSection::Header)), data, ..
+                } => {
+                    item.header = Some(data.as_deref().unwrap_or_default().to_vec());
+                }
+                _ => {}
+            }
+        }
+        (item.uid != 0).then_some(item)
+    }
+}
+
+/// INTERNALDATE: `17-Jul-1996 02:44:25 -0700`, the day padded with a space (RFC 3501, `date-day-fixed`).
+fn internal_date(text: &str) -> Option<Timestamp> {
+    Timestamp::strptime("%d-%b-%Y %H:%M:%S %z", text.trim()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_internal_date_is_read_with_its_zone() {
+        let at = internal_date("17-Jul-1996 02:44:25 -0700").unwrap();
+        assert_eq!(at.to_string(), "1996-07-17T09:44:25Z");
+        assert_eq!(internal_date(" 7-Jul-1996 02:44:25 +0000").unwrap().to_string(), "1996-07-07T02:44:25Z");
+        assert_eq!(internal_date("yesterday"), None);
+    }
+
+    #[test]
+    fn a_fetch_is_read_and_a_flag_update_is_none() {
+        let raw =
+            b"* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" BODY[]<0> {5}\r\nhello)\r\n";
+        let (_, response) = Response::parse(raw).unwrap();
+        let item = Item::read(&response).unwrap();
+        assert_eq!((item.uid, item.size, item.body.as_deref()), (9, Some(5), Some(&b"hello"[..])));
+        let (_, response) = Response::parse(b"* 3 FETCH (FLAGS (\\Seen))\r\n").unwrap();
+        assert_eq!(Item::read(&response), None);
+    }
+}

@@ -1,0 +1,85 @@
+//! Finding and opening a mailbox.
+
+use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
+
+use super::connect::Offers;
+use super::error::{Error, Result};
+use super::wire::{Wire, code, quoted};
+
+/// An open mailbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Selected {
+    /// Its numbering (RFC 3501, 2.3.1.1).
+    pub(super) uid_validity: u32,
+    /// The UID of the next mail, at least.
+    pub(super) uid_next: u32,
+    /// How many mails are in it.
+    pub(super) exists: u32,
+}
+
+/// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.
+pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Result<Option<String>> {
+    if !wanted.starts_with('\\') {
+        return Ok(Some(wanted.to_owned()));
+    }
+    // Without SPECIAL-USE some servers (Dovecot before 2.0.16, Courier) still mark what a plain LIST shows.
+    let list = if offers.special_use { "LIST \"\" \"*\" RETURN (SPECIAL-USE)" } else { "LIST \"\" \"*\"" };
+    let mut found = None;
+    wire.command("LIST", list, |response| {
+        let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
+        let marked =
+            mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
+        if marked && found.is_none() {
+            found = Some(mailbox.name.to_string());
+        }
+    })
+    .await?;
+    Ok(found)
+}
+
+fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
+    Some(match attribute {
+        NameAttribute::All => "\\All",
+        NameAttribute::Archive => "\\Archive",
+        NameAttribute::Drafts => "\\Drafts",
+        NameAttribute::Flagged => "\\Flagged",
+        NameAttribute::Junk => "\\Junk",
+        NameAttribute::Sent => "\\Sent",
+        NameAttribute::Trash => "\\Trash",
+        NameAttribute::Extension(word) => word,
+        _ => return None,
+    })
+}
+
+/// Opens a mailbox: for reading only, unless `writable`.
+pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Result<Selected> {
+    let quoted_name = quoted(name)
+        .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
+    let (mut validity, mut next, mut exists) = (None, None, 0);
+    let command = if writable { "SELECT" } else { "EXAMINE" };
+    wire.command(command, &format!("{command} {quoted_name}"), |response| match (response, code(response)) {
+        (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
+        (_, Some(ResponseCode::UidNext(n))) => next = Some(*n),
+        (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
+        _ => {}
+    })
+    .await?;
+    let uid_validity = validity.ok_or_else(|| Error::Protocol(format!("no UIDVALIDITY in answer to {command}")))?;
+    let uid_next = match next {
+        Some(n) => n,
+        // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
+        None => status_uid_next(wire, &quoted_name).await?,
+    };
+    Ok(Selected { uid_validity, uid_next, exists })
+}
+
+async fn status_uid_next(wire: &mut Wire, quoted_name: &str) -> Result<u32> {
+    let mut next = None;
+    wire.command("STATUS", &format!("STATUS {quoted_name} (UIDNEXT)"), |response| {
+        if let Response::MailboxData(MailboxDatum::Status { status, .. }) = response {
+            next = status.iter().find_map(|s| if let StatusAttribute::UidNext(n) = s { Some(*n) } else { None });
+        }
+    })
+    .await?;
+    next.ok_or_else(|| Error::Protocol("no UIDNEXT, neither in SELECT nor in STATUS".into()))
+}

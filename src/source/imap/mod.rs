@@ -1,0 +1,21 @@
+//! One mailbox on one server, watched for ever.
+//!
+//! `net` is bytes, `wire` is commands and answers under deadlines, `connect` logs in, `fetch` knows how mails are
+//! asked for, `sync` holds the cursor rule, `idle` waits, `watch` begins anew whenever something ends.
+
+mod after;
+mod connect;
+mod error;
+mod fetch;
+mod idle;
+mod mailbox;
+mod net;
+mod settings;
+mod sync;
+mod watch;
+mod wire;
+
+pub use connect::{Login, probe};
+pub use error::Error;
+pub use settings::{After, Settings, Start, Tls};
+pub use watch::{Account, Batch, Cursors, Report, watch};

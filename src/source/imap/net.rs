@@ -1,0 +1,160 @@
+//! The bytes under IMAP: TCP or TLS, prompt in both directions, and no more of them than was asked for.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::error::{Error, Result};
+
+/// How long one address of a host is tried.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a TLS handshake may take.
+const TLS_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection's bytes.
+pub(super) struct Net {
+    stream: Stream,
+    /// How many bytes may still be read before the answer that is awaited must be complete.
+    allowance: usize,
+    /// While set, what is written stays here, so that several commands leave as one packet.
+    corked: Option<Vec<u8>>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Net {
+    /// Connects to the first address of the host that answers.
+    pub(super) async fn connect(host: &str, port: u16) -> Result<Self> {
+        let peer = format!("{host}:{port}");
+        let addresses: Vec<_> =
+            tokio::net::lookup_host((host, port)).await.map_err(|e| Error::Dns(host.to_owned(), e))?.collect();
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        for address in addresses {
+            match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => return Net::prompt(tcp).map_err(|e| Error::Connect(peer, e)),
+                Ok(Err(e)) => last = e,
+                Err(_) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(Error::Connect(peer, last))
+    }
+
+    fn prompt(tcp: TcpStream) -> io::Result<Self> {
+        tcp.set_nodelay(true)?;
+        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
+        SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
+        Ok(Net { stream: Stream::Plain(tcp), allowance: usize::MAX, corked: None })
+    }
+
+    /// Goes on in TLS.
+    pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
+        let tls = |e| Error::Tls(host.to_owned(), e);
+        let name =
+            ServerName::try_from(host.to_owned()).map_err(|e| tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
+        let Stream::Plain(tcp) = self.stream else {
+            return Err(Error::Protocol("TLS is begun inside TLS".into()));
+        };
+        let handshake = TlsConnector::from(config).connect(name, tcp);
+        let stream = tokio::time::timeout(TLS_TIMEOUT, handshake)
+            .await
+            .map_err(|_| tls(io::ErrorKind::TimedOut.into()))?
+            .map_err(tls)?;
+        Ok(Net { stream: Stream::Tls(Box::new(stream)), ..self })
+    }
+
+    /// Allows so many bytes for the next answer: a server that sends more is cut off.
+    pub(super) fn allow(&mut self, bytes: usize) {
+        self.allowance = bytes;
+    }
+
+    /// Holds back what is written until [`Net::uncork`].
+    pub(super) fn cork(&mut self) {
+        self.corked.get_or_insert_default();
+    }
+
+    /// What was held back, to be written.
+    pub(super) fn uncork(&mut self) -> Vec<u8> {
+        self.corked.take().unwrap_or_default()
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match &self.stream {
+            Stream::Plain(tcp) => tcp,
+            Stream::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Acknowledges at once what was just read. Linux forgets this setting, so it is renewed with every
+    /// read: Cyrus waits for the acknowledgement of the `EXISTS` before it sends on, 40 ms otherwise.
+    fn acknowledge(&self) {
+        #[cfg(target_os = "linux")]
+        let _ = SockRef::from(self.tcp()).set_tcp_quickack(true);
+    }
+}
+
+impl AsyncRead for Net {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.allowance == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "an answer without end")));
+        }
+        let before = buf.filled().len();
+        ready!(match &mut this.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        })?;
+        this.allowance = this.allowance.saturating_sub(buf.filled().len() - before);
+        this.acknowledge();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Net {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(held) = &mut self.corked {
+            held.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        match &mut self.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.corked.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net").field("peer", &self.tcp().peer_addr().ok()).finish_non_exhaustive()
+    }
+}

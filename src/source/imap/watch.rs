@@ -1,0 +1,184 @@
+//! One mailbox, for ever: connect, open, read what is new, wait; and begin anew whenever something ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use super::connect::{Login, connect};
+use super::error::{Error, Result};
+use super::mailbox;
+use super::settings::{After, Settings};
+use super::sync::Opened;
+use crate::backoff::Backoff;
+use crate::model::{MailboxState, RawMail};
+
+/// How long after a failure the next attempt begins: drawn at random up to this, doubled each time.
+const RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(300) };
+/// A password does not mend itself, and servers lock out who insists.
+const RETRY_LOGIN: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
+/// How soon a special-use mailbox that is not there is looked for again.
+const RETRY_ABSENT: Duration = Duration::from_secs(3600);
+
+/// An account, with all that its watchers share.
+pub struct Account {
+    /// Its settings.
+    pub settings: Settings,
+    /// How it logs in.
+    pub login: Login,
+    /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
+    pub is_candidate: Box<dyn Fn(&[u8]) -> bool + Send + Sync>,
+    /// How many connections may be on their way at once, over all accounts.
+    pub pace: Arc<Semaphore>,
+}
+
+/// What a watcher says.
+pub enum Report {
+    /// Mails, and how far the mailbox is read with them.
+    Mails(Batch),
+    /// How the mailbox is.
+    State {
+        /// Its name on the server, or the attribute it is looked for by.
+        mailbox: String,
+        /// What the watcher does.
+        state: MailboxState,
+        /// Whether a round trip was completed just now.
+        seen: bool,
+        /// What is wrong, in words.
+        error: Option<String>,
+    },
+}
+
+/// Mails in the order in which they must be committed.
+pub struct Batch {
+    /// The mailbox's name on the server.
+    pub mailbox: String,
+    /// The mails.
+    pub mails: Vec<RawMail>,
+    /// UIDVALIDITY and the highest UID read, once these mails are committed; `None`: leave it.
+    pub cursor: Option<(u32, u32)>,
+    /// Wants the UIDs of those that turned out to be notifications, once they are committed.
+    pub done: Option<oneshot::Sender<Vec<u32>>>,
+}
+
+/// A mailbox's cursor, asked for by name once the name is known: UIDVALIDITY and the highest UID read.
+pub type Cursors = Box<dyn Fn(String) -> futures_util::future::BoxFuture<'static, Option<(u32, u32)>> + Send + Sync>;
+
+/// Watches one mailbox until `shutdown`; says everything that happens to `out`.
+///
+/// `wanted` is a name or a special-use attribute; `cursors` tells how far a mailbox was read before.
+pub async fn watch(
+    account: Arc<Account>,
+    wanted: String,
+    cursors: Cursors,
+    out: mpsc::Sender<Report>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut watcher = Watcher { account, name: wanted.clone(), wanted, cursors, out, failures: 0, opened: None };
+    tokio::select! {
+        () = watcher.run() => {}
+        _ = shutdown.wait_for(|ending| *ending) => {}
+    }
+    if let Some(opened) = watcher.opened.take() {
+        opened.wire.logout().await;
+    }
+}
+
+struct Watcher {
+    account: Arc<Account>,
+    wanted: String,
+    /// The name under which the mailbox is known so far.
+    name: String,
+    cursors: Cursors,
+    out: mpsc::Sender<Report>,
+    /// Attempts in a row that did not get as far as a complete sync.
+    failures: u32,
+    /// The connection, here so that it can be closed politely whatever was going on.
+    opened: Option<Opened>,
+}
+
+impl Watcher {
+    async fn run(&mut self) {
+        loop {
+            let ended = self.connection().await;
+            self.opened = None;
+            let pause = match ended {
+                Ok(()) => RETRY_ABSENT,
+                Err(Error::Closing) => return,
+                Err(error) => {
+                    let backoff = if error.needs_a_person() { RETRY_LOGIN } else { RETRY };
+                    let pause = backoff.pause(self.failures);
+                    self.failures = self.failures.saturating_add(1);
+                    let (account, mailbox) = (&self.account.settings.name, &self.name);
+                    tracing::warn!(account, mailbox, retry_in_s = pause.as_secs(), "{error}");
+                    if self.say(MailboxState::Failed, false, Some(error.to_string())).await.is_err() {
+                        return;
+                    }
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One connection's life. Ok: there is no such mailbox, for now.
+    async fn connection(&mut self) -> Result<()> {
+        self.say(MailboxState::Connecting, false, None).await?;
+        if !self.open().await? {
+            let words = format!("no mailbox is marked {}", self.wanted);
+            return self.say(MailboxState::Polling, true, Some(words)).await;
+        }
+        let Some(opened) = &mut self.opened else { return Ok(()) };
+        opened.report(MailboxState::Syncing).await?;
+        let way = opened.ask_for_pushes().await?;
+        let first = opened.first;
+        opened.sync(first).await?;
+        self.failures = 0;
+        opened.watch(way).await
+    }
+
+    /// Connects and opens the mailbox; false: there is none.
+    async fn open(&mut self) -> Result<bool> {
+        // The place is given back when the mailbox is open: a thousand watchers start in turns.
+        let _place = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
+        let settings = &self.account.settings;
+        let (mut wire, offers) = connect(settings, &self.account.login).await?;
+        let Some(name) = mailbox::resolve(&mut wire, offers, &self.wanted).await? else {
+            wire.logout().await;
+            return Ok(false);
+        };
+        self.name.clone_from(&name);
+        let selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
+        let known = (self.cursors)(name.clone()).await;
+        // Another UIDVALIDITY: the numbers mean other mails now, so all are read anew. A UIDNEXT that has fallen means
+        // the same, whatever the server says: it was restored from a backup. Event ids make reading anew harmless.
+        let cursor = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);
+        self.opened = Some(Opened {
+            wire,
+            offers,
+            account: self.account.clone(),
+            name,
+            selected,
+            first: known.is_none(),
+            cursor: cursor.map_or(0, |(_, last)| last),
+            handed: cursor.map(|(_, last)| last),
+            out: self.out.clone(),
+            pushed: Vec::new(),
+            unanswered: Vec::new(),
+        });
+        Ok(true)
+    }
+
+    async fn say(&self, state: MailboxState, seen: bool, error: Option<String>) -> Result<()> {
+        let report = Report::State { mailbox: self.name.clone(), state, seen, error };
+        self.out.send(report).await.map_err(|_| Error::Closing)
+    }
+}
+
+impl Opened {
+    /// Says how the mailbox is; a round trip was completed just now.
+    pub(super) async fn report(&self, state: MailboxState) -> Result<()> {
+        let report = Report::State { mailbox: self.name.clone(), state, seen: true, error: None };
+        self.out.send(report).await.map_err(|_| Error::Closing)
+    }
+}

@@ -1,0 +1,3 @@
+//! Where mails come from: a mail server that tells of each new one, or files.
+
+pub mod imap;
