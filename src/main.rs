@@ -1,1 +1,9 @@
-fn main() {}
+//! Arguments → command → exit code; everything else is in the library.
+
+use std::process::ExitCode;
+
+use resmic_mailhook::cli;
+
+fn main() -> ExitCode {
+    cli::main()
+}

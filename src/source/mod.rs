@@ -1,3 +1,4 @@
 //! Where mails come from: a mail server that tells of each new one, or files.
 
+pub mod files;
 pub mod imap;

@@ -38,6 +38,20 @@ impl Store {
         .await
     }
 
+    /// Forgets what was noted under an attribute, now that the mailbox has a name.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn forget_mailbox(&self, account: &str, attribute: &str) -> Result<()> {
+        let (account, attribute) = (account.to_owned(), attribute.to_owned());
+        self.write(move |tx| {
+            tx.prepare_cached("DELETE FROM mailboxes WHERE account = ?1 AND mailbox = ?2 AND last_uid IS NULL")?
+                .execute(params![account, attribute])?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Notes how a mailbox is. `seen`: a round trip was completed just now.
     ///
     /// # Errors

@@ -48,6 +48,7 @@ pub struct EventRow {
     pub transaction_hash: Option<String>,
     pub tx_time: Option<String>,
     pub tx_time_source: Option<String>,
+    #[serde(serialize_with = "as_json")]
     pub webhook: String,
     pub hold: Option<String>,
     pub created_at: String,
@@ -238,6 +239,14 @@ impl Reader {
         self.connection
             .pragma_query_value(None, "data_version", |row| row.get(0))
             .map_err(|e| Error::from_sqlite(&self.path, e))
+    }
+}
+
+/// The body is JSON itself; in JSON it stands as what it is, keys in their order.
+fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    match serde_json::from_str::<&serde_json::value::RawValue>(body) {
+        Ok(raw) => raw.serialize(serializer),
+        Err(_) => body.serialize(serializer),
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Error {
     },
     /// The server does not keep to the protocol.
     Protocol(String),
+    /// How far the mailbox was read cannot be learned.
+    Cursor(String),
     /// Nobody takes the mails any more: the program is ending.
     Closing,
 }
@@ -85,6 +87,7 @@ impl fmt::Display for Error {
             Error::Lost(e) => write!(f, "connection lost: {e}"),
             Error::Silent { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),
             Error::Protocol(words) => write!(f, "the server breaks the protocol: {words}"),
+            Error::Cursor(words) => write!(f, "cannot learn how far the mailbox was read: {words}"),
             Error::Closing => f.write_str("ending"),
         }
     }

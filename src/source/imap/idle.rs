@@ -98,7 +98,7 @@ impl Opened {
         if way == Way::Polled {
             return self.poll().await;
         }
-        let mut idle = self.begin_idle().await?;
+        let mut idle = self.wire.idle().await?;
         let mut expected = self.selected.exists;
         let mut renewal = self.renewal();
         let mut tries = 0;
@@ -134,10 +134,6 @@ impl Opened {
 
     fn renewal(&self) -> Instant {
         Instant::now() + self.account.settings.idle_renew.0
-    }
-
-    async fn begin_idle(&mut self) -> Result<Sent> {
-        self.wire.send("IDLE", "IDLE").await
     }
 
     /// Hears what the server says while it idles.
@@ -176,9 +172,9 @@ impl Opened {
     /// Ends the IDLE, sends a command and begins a new IDLE, all in one write. Returns what the command brought.
     async fn interrupt(&mut self, idle: &mut Sent, name: &'static str, command: &str) -> Result<Vec<Item>> {
         self.wire.cork();
-        self.wire.send_untagged("DONE", "DONE").await?;
+        self.wire.done().await?;
         let sent = self.wire.send(name, command).await?;
-        let next = self.wire.send("IDLE", "IDLE").await?;
+        let next = self.wire.idle().await?;
         self.wire.uncork().await?;
         let ended = std::mem::replace(idle, next);
         self.end_of_idle(&ended).await?;
@@ -302,10 +298,10 @@ impl Opened {
         if self.unanswered.is_empty() {
             return Ok(());
         }
-        self.wire.send_untagged("DONE", "DONE").await?;
+        self.wire.done().await?;
         self.end_of_idle(idle).await?;
         self.put_away().await?;
-        *idle = self.begin_idle().await?;
+        *idle = self.wire.idle().await?;
         Ok(())
     }
 

@@ -61,6 +61,59 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// What holds between the keys, and what a type cannot say.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
+        if self.host.trim().is_empty() {
+            return wrong("host", "expected a host name");
+        }
+        if self.user.is_empty() {
+            return wrong("user", "expected a login");
+        }
+        if self.password.is_none() {
+            return wrong(
+                "password",
+                "expected { credential = \"name\" }, { file = … }, { env = … } or { command = [ … ] }",
+            );
+        }
+        if self.tls == Tls::None && !is_loopback(&self.host) {
+            return wrong(
+                "tls",
+                "\"none\" is for a server on this machine only; expected \"implicit\" or \"starttls\"",
+            );
+        }
+        if self.mailboxes.is_empty() || self.mailboxes.iter().any(|m| m.is_empty() || m.chars().any(char::is_control)) {
+            return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
+        }
+        if self.recipients.is_empty() && !self.user.contains('@') {
+            return wrong("recipients", "expected the addresses that are ours: `user` is no address to take for it");
+        }
+        if let Some(address) = self.recipients.iter().find(|a| !a.contains('@')) {
+            return wrong("recipients", &format!("{address:?} is no address"));
+        }
+        let minutes = self.idle_renew.0.as_secs() / 60;
+        if self.idle_renew.0.as_secs() < 1 || minutes >= 29 {
+            return wrong(
+                "idle_renew",
+                "expected at least 1s and less than 29m: servers end an IDLE after 30 (RFC 2177)",
+            );
+        }
+        if self.max_size.0 < 1024 || self.max_size.0 > 64 << 20 {
+            return wrong("max_size", "expected at least 1 KiB and at most 64 MiB");
+        }
+        Ok(())
+    }
+}
+
+/// A name or an address of this machine, whatever DNS says.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// How the connection is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]

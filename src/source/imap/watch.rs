@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::connect::{Login, connect};
@@ -36,6 +37,11 @@ pub struct Account {
 pub enum Report {
     /// Mails, and how far the mailbox is read with them.
     Mails(Batch),
+    /// The mailbox that was looked for by this attribute is found, and has a name of its own.
+    Found {
+        /// The attribute.
+        attribute: String,
+    },
     /// How the mailbox is.
     State {
         /// Its name on the server, or the attribute it is looked for by.
@@ -62,7 +68,10 @@ pub struct Batch {
 }
 
 /// A mailbox's cursor, asked for by name once the name is known: UIDVALIDITY and the highest UID read.
-pub type Cursors = Box<dyn Fn(String) -> futures_util::future::BoxFuture<'static, Option<(u32, u32)>> + Send + Sync>;
+///
+/// An error ends the connection: to go on without the cursor could mean to begin behind what was not read.
+pub type Cursors =
+    Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<(u32, u32)>, String>> + Send + Sync>;
 
 /// Watches one mailbox until `shutdown`; says everything that happens to `out`.
 ///
@@ -147,9 +156,13 @@ impl Watcher {
             wire.logout().await;
             return Ok(false);
         };
-        self.name.clone_from(&name);
+        if self.name != name {
+            self.name.clone_from(&name);
+            let found = Report::Found { attribute: self.wanted.clone() };
+            self.out.send(found).await.map_err(|_| Error::Closing)?;
+        }
         let selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
-        let known = (self.cursors)(name.clone()).await;
+        let known = (self.cursors)(name.clone()).await.map_err(Error::Cursor)?;
         // Another UIDVALIDITY: the numbers mean other mails now, so all are read anew. A UIDNEXT that has fallen means
         // the same, whatever the server says: it was restored from a backup. Event ids make reading anew harmless.
         let cursor = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);

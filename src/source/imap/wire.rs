@@ -38,6 +38,8 @@ pub(super) struct Wire {
     session: Session<Net>,
     /// The most that one answer may measure.
     allowance: usize,
+    /// An IDLE was begun and not ended.
+    idling: bool,
 }
 
 /// What one answer was.
@@ -54,7 +56,7 @@ impl Wire {
     /// Takes over a session. `literal`: the largest piece of a mail that will be asked for.
     pub(super) fn new(session: Session<Net>, literal: u64) -> Self {
         let allowance = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
-        Wire { session, allowance }
+        Wire { session, allowance, idling: false }
     }
 
     /// Writes a command. `name` is what errors call it; a command's text may hold a user's words.
@@ -63,9 +65,17 @@ impl Wire {
         Ok(Sent { tag, name })
     }
 
-    /// Writes a line without a tag: `DONE`.
-    pub(super) async fn send_untagged(&mut self, name: &'static str, line: &str) -> Result<()> {
-        within(ANSWER, name, self.session.run_command_untagged(line)).await?.map_err(lost)
+    /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
+    pub(super) async fn idle(&mut self) -> Result<Sent> {
+        let sent = self.send("IDLE", "IDLE").await?;
+        self.idling = true;
+        Ok(sent)
+    }
+
+    /// Ends the IDLE; its tagged OK is still to come.
+    pub(super) async fn done(&mut self) -> Result<()> {
+        self.idling = false;
+        within(ANSWER, "DONE", self.session.run_command_untagged("DONE")).await?.map_err(lost)
     }
 
     /// From here on commands are collected, so that they leave in one write; see [`Wire::uncork`].
@@ -152,6 +162,9 @@ impl Wire {
     pub(super) async fn logout(mut self) {
         self.session.get_mut().uncork();
         let farewell = async {
+            if self.idling {
+                self.done().await?;
+            }
             let sent = self.send("LOGOUT", "LOGOUT").await?;
             let deadline = Instant::now() + FAREWELL;
             loop {

@@ -1,0 +1,130 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::model::{Outcome, Status};
+
+/// Turns Resmic Pro's payment mails into the gateway's webhook events.
+#[derive(Debug, Parser)]
+#[command(name = "resmic-mailhook", version, about, max_term_width = 100)]
+pub(super) struct Arguments {
+    /// The configuration; by default ./config.toml or /etc/resmic-mailhook/config.toml, the first there is
+    #[arg(long, value_name = "FILE", global = true, env = "RESMIC_MAILHOOK_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Watch the mailboxes, in the foreground, until SIGTERM or SIGINT
+    Run,
+    /// Validate the configuration
+    Check {
+        /// Also log in to each account, open each mailbox, resolve DNS and reach each callback; no event is sent
+        #[arg(long)]
+        connect: bool,
+    },
+    /// Read mails and print what they say; no database
+    Parse {
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+        /// Show where each value came from
+        #[arg(long)]
+        explain: bool,
+        /// Also judge whether they may be believed (asks DNS)
+        #[arg(long)]
+        trust: bool,
+        /// Read them as this account's mails [default: the first]
+        #[arg(long, value_name = "NAME")]
+        account: Option<String>,
+        /// .eml or mbox files; - for standard input
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Take mails from files into the database, judged as if they had come by IMAP
+    Import {
+        /// The account whose mails they are [default: the first]
+        #[arg(long, value_name = "NAME")]
+        account: Option<String>,
+        /// Print JSON Lines, one object a mail
+        #[arg(long)]
+        json: bool,
+        /// .eml files, folders of them, mbox files, Maildirs; - for standard input
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+    },
+    /// What happened: the events, oldest first
+    Events {
+        #[command(flatten)]
+        filter: EventFilter,
+        /// Go on printing as events come
+        #[arg(long)]
+        follow: bool,
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// One event, with its mails and deliveries
+    Show {
+        /// The event
+        event_id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The mails that were judged
+    #[command(args_conflicts_with_subcommands = true)]
+    Mails {
+        /// Only those with this outcome
+        #[arg(long)]
+        outcome: Option<Outcome>,
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+        #[command(subcommand)]
+        command: Option<MailsCommand>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventFilter {
+    /// Only events of this session
+    #[arg(long, value_name = "S")]
+    pub(super) session: Option<String>,
+    /// Only events of this transaction
+    #[arg(long, value_name = "H")]
+    pub(super) tx: Option<String>,
+    /// Only events with this status
+    #[arg(long, value_name = "S")]
+    pub(super) status: Option<Status>,
+    /// Only events stored since then: 2025-03-05, 2025-03-05T03:36:00Z, or 2h for two hours ago
+    #[arg(long, value_name = "T", value_parser = since)]
+    pub(super) since: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MailsCommand {
+    /// Print a mail as it came, byte for byte
+    Raw {
+        /// The mail
+        id: i64,
+    },
+}
+
+/// A date, a moment, or a duration back from now.
+fn since(text: &str) -> Result<jiff::Timestamp, String> {
+    if let Ok(at) = text.parse() {
+        return Ok(at);
+    }
+    if let Ok(day) = text.parse::<jiff::civil::Date>() {
+        return format!("{day}T00:00:00Z").parse().map_err(|e| format!("{e}"));
+    }
+    let ago = text
+        .parse::<crate::units::Duration>()
+        .map_err(|_| "expected a date (2025-03-05), a moment (2025-03-05T03:36:00Z) or a duration (2h)".to_owned())?;
+    jiff::Timestamp::now().checked_sub(ago.0).map_err(|e| format!("{e}"))
+}

@@ -1,0 +1,55 @@
+//! `check`: is the configuration right, and with `--connect`, does everything that it names answer?
+
+use std::process::ExitCode;
+
+use super::output::{line, say};
+use crate::config::Config;
+use crate::source::imap;
+use crate::{app, forward, trust};
+
+pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
+    if config.accounts.is_empty() {
+        return Err(config.wrong("account", "expected at least one [[account]]").into());
+    }
+    let mut logins = Vec::new();
+    for (n, account) in config.accounts.iter().enumerate() {
+        logins.push(app::login(config, n, account).await?);
+        app::rules(config, account).await?;
+    }
+    let targets = app::forward_targets(config).await?;
+    if config.trust.asks_no_proof() {
+        say("warning: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
+    }
+    line("the configuration is right")?;
+    if !connect {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut all_well = true;
+    for (account, login) in config.accounts.iter().zip(&logins) {
+        all_well &= tell(&format!("account {}", account.name), imap::probe(account, login).await)?;
+    }
+    let resolver = trust::dns::Resolver::new(&config.dns)?;
+    for domain in &config.trust.from {
+        all_well &= tell(&format!("domain {domain}"), trust::dns::explore(&resolver, domain).await)?;
+    }
+    for target in &targets {
+        all_well &= tell(&format!("callback {}", target.name()), forward::probe(target).await)?;
+    }
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+/// Prints what was found; false if it was a failure.
+fn tell<E: std::fmt::Display>(what: &str, found: Result<Vec<String>, E>) -> anyhow::Result<bool> {
+    match found {
+        Ok(lines) => {
+            for words in lines {
+                line(&format!("{what}: {words}"))?;
+            }
+            Ok(true)
+        }
+        Err(error) => {
+            line(&format!("{what}: FAILED: {error}"))?;
+            Ok(false)
+        }
+    }
+}

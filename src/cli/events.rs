@@ -1,0 +1,132 @@
+//! `events` and `show`: what happened.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::args;
+use super::output::{self, cell};
+use crate::config::Config;
+use crate::model::iso;
+use crate::store::{DeliveryRow, EventFilter, EventRow, MailRow, Reader};
+
+/// How often `--follow` looks whether something was committed; reading one counter, no table.
+const LOOK: Duration = Duration::from_millis(200);
+
+pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {
+    let reader = Reader::open(&config.database())?;
+    let mut filter = EventFilter {
+        session: asked.session.clone(),
+        transaction: asked.tx.clone(),
+        status: asked.status.map(|s| s.to_string()),
+        since: asked.since.map(iso),
+        after: None,
+    };
+    if !follow && !json {
+        return table(&reader, &filter);
+    }
+    loop {
+        let version = reader.data_version()?;
+        reader.events::<anyhow::Error>(&filter.clone(), |event| {
+            filter.after = Some(event.row);
+            if json { output::json(&event) } else { output::line(&one_line(&event)) }
+        })?;
+        if !follow {
+            return Ok(());
+        }
+        while reader.data_version()? == version {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+fn table(reader: &Reader, filter: &EventFilter) -> anyhow::Result<()> {
+    let mut table = output::table(&["stored", "status", "amount", "chain", "token", "session", "order", "event"]);
+    reader.events::<anyhow::Error>(filter, |e| {
+        table.add_row([
+            e.created_at.clone(),
+            e.status.clone(),
+            amount(&e),
+            cell(e.blockchain.as_deref()),
+            cell(e.token.as_deref()),
+            cell(e.session_id.as_deref()),
+            cell(e.order_ref.as_deref()),
+            e.event_id.clone(),
+        ]);
+        Ok(())
+    })?;
+    output::line(&table.trim_fmt())
+}
+
+fn amount(event: &EventRow) -> String {
+    let parts = [event.amount.as_deref(), event.currency.as_deref()];
+    let text = parts.into_iter().flatten().collect::<Vec<_>>().join(" ");
+    cell(Some(text.as_str()).filter(|t| !t.is_empty()))
+}
+
+fn one_line(e: &EventRow) -> String {
+    let [chain, token, session] = [&e.blockchain, &e.token, &e.session_id].map(|v| cell(v.as_deref()));
+    format!("{} {:<9} {:>14} {chain} {token} session {session} event {}", e.created_at, e.status, amount(e), e.event_id)
+}
+
+/// What `show --json` prints. The keys are an interface.
+#[derive(Serialize)]
+struct Whole {
+    #[serde(flatten)]
+    event: EventRow,
+    mails: Vec<MailRow>,
+    deliveries: Vec<DeliveryRow>,
+}
+
+pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
+    let reader = Reader::open(&config.database())?;
+    let event = reader.event(event_id)?.with_context(|| format!("no event {event_id:?}"))?;
+    let (mut mails, mut deliveries) = (Vec::new(), Vec::new());
+    reader.mails::<anyhow::Error>(None, Some(event_id), |mail| {
+        mails.push(mail);
+        Ok(())
+    })?;
+    reader.deliveries::<anyhow::Error>(None, Some(event_id), |delivery| {
+        deliveries.push(delivery);
+        Ok(())
+    })?;
+    if json {
+        return output::json(&Whole { event, mails, deliveries });
+    }
+    print_event(&event)?;
+    for m in &mails {
+        let uid = m.uid.map_or_else(String::new, |uid| format!(" uid {uid}"));
+        let trust = m.trust.as_deref().map_or_else(String::new, |t| format!(", trust {t}"));
+        output::line(&format!("mail {}: {} in {}/{}{uid}{trust}", m.id, m.outcome, m.account, m.mailbox))?;
+    }
+    for d in &deliveries {
+        let last = cell(d.last_error.as_deref().or(d.delivered_at.as_deref()));
+        output::line(&format!("delivery {} to {}: {}, attempts {}, {last}", d.id, d.target, d.state, d.attempts))?;
+    }
+    Ok(())
+}
+
+fn print_event(e: &EventRow) -> anyhow::Result<()> {
+    let fields = [
+        ("event_id", Some(&e.event_id)),
+        ("status", Some(&e.status)),
+        ("session_id", e.session_id.as_ref()),
+        ("session_source", e.session_source.as_ref()),
+        ("order_ref", e.order_ref.as_ref()),
+        ("amount", e.amount.as_ref()),
+        ("currency", e.currency.as_ref()),
+        ("blockchain", e.blockchain.as_ref()),
+        ("token", e.token.as_ref()),
+        ("from_wallet_address", e.from_wallet_address.as_ref()),
+        ("transaction_hash", e.transaction_hash.as_ref()),
+        ("tx_time", e.tx_time.as_ref()),
+        ("tx_time_source", e.tx_time_source.as_ref()),
+        ("hold", e.hold.as_ref()),
+        ("created_at", Some(&e.created_at)),
+    ];
+    for (name, value) in fields {
+        output::line(&format!("{name:<20} {}", cell(value.map(String::as_str))))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! `import`: mails from files, through the same pipeline and into the same database as `run`.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::output;
+use crate::app;
+use crate::config::Config;
+use crate::ingest::Ingest;
+use crate::model::{Origin, Outcome, RawMail};
+use crate::source::files::{self, Found};
+use crate::store::{Recorded, Store};
+use crate::trust::dns::Resolver;
+
+/// How many mails are examined and committed together.
+const BATCH: usize = 64;
+
+/// What `--json` prints of a mail. The keys are an interface.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    outcome: Outcome,
+    reason: Option<String>,
+    event_id: Option<&'a str>,
+    mail_id: Option<i64>,
+}
+
+pub(super) async fn run(
+    config: &Config,
+    name: Option<&str>,
+    json: bool,
+    paths: &[PathBuf],
+) -> anyhow::Result<ExitCode> {
+    let account = super::account(config, name)?;
+    let ingest = Ingest {
+        account: account.name.clone(),
+        rules: Arc::new(app::rules(config, account).await?),
+        resolver: Arc::new(Resolver::new(&config.dns)?),
+        store: Store::open(app::store_settings(config))?,
+    };
+    let (found, mut mails) = mpsc::channel(BATCH);
+    let max_size = account.max_size.0;
+    let paths = paths.to_vec();
+    let reading = tokio::task::spawn_blocking(move || read_all(&paths, max_size, &found));
+    let progress = progress();
+    let mut counts = BTreeMap::new();
+    let mut batch = Vec::new();
+    while mails.recv_many(&mut batch, BATCH).await > 0 {
+        let (names, raw): (Vec<_>, Vec<_>) = batch.drain(..).map(|m| mail(&account.name, m)).unzip();
+        let recorded = ingest.record_now(raw).await?;
+        for (name, recorded) in names.iter().zip(&recorded) {
+            *counts.entry(recorded.outcome).or_insert(0_u64) += 1;
+            if json {
+                print_json(name, recorded)?;
+            }
+        }
+        progress.inc(recorded.len() as u64);
+    }
+    progress.finish_and_clear();
+    if !json {
+        for (outcome, count) in &counts {
+            output::line(&format!("{outcome:<12} {count}"))?;
+        }
+    }
+    Ok(if reading.await? { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+/// Reads all paths; false if one of them could not be read.
+fn read_all(paths: &[PathBuf], max_size: u64, found: &mpsc::Sender<Found>) -> bool {
+    let mut all_read = true;
+    for path in paths {
+        let read = files::read::<files::Error>(path, max_size, &mut |mail| {
+            // If nobody takes it, the other side has failed and says so.
+            let _ = found.blocking_send(mail);
+            Ok(())
+        });
+        if let Err(error) = read {
+            all_read = false;
+            output::say(&format!("error: {error}"));
+        }
+    }
+    all_read
+}
+
+fn mail(account: &str, found: Found) -> (String, RawMail) {
+    let origin = Origin { account: account.to_owned(), mailbox: "import".into(), uid: None };
+    (found.name, RawMail { origin, bytes: found.bytes, size: found.size, received_at: None })
+}
+
+fn progress() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} mails, {per_sec}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn print_json(file: &str, recorded: &Recorded) -> anyhow::Result<()> {
+    output::json(&Line {
+        file,
+        outcome: recorded.outcome,
+        reason: recorded.reason.as_ref().map(ToString::to_string),
+        event_id: recorded.event_id.as_deref(),
+        mail_id: recorded.mail_id,
+    })
+}

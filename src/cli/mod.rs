@@ -1,0 +1,85 @@
+//! One file for each command: the only rooms that print for a person.
+//!
+//! Data goes to standard output, talk to standard error. Exit codes: 0 done, 1 it did not work, 2 wrong usage or
+//! configuration.
+
+mod args;
+mod check;
+mod events;
+mod import;
+mod mails;
+mod output;
+mod parse;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Arguments, Command, MailsCommand};
+
+use crate::config::{self, Config};
+use crate::source::imap;
+
+/// It did not work.
+const FAILED: u8 = 1;
+/// Wrong usage or configuration.
+const WRONG: u8 = 2;
+
+/// Runs the program; clap answers wrong usage with 2 by itself.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let ended = runtime(&arguments.command).and_then(|runtime| runtime.block_on(dispatch(arguments)));
+    match ended {
+        Ok(code) => code,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::say(&format!("error: {error:#}"));
+            ExitCode::from(if error.is::<config::Error>() { WRONG } else { FAILED })
+        }
+    }
+}
+
+/// Commands that examine many mails use all cores; for looking something up one thread is enough.
+fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = match command {
+        Command::Run | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    Ok(builder.enable_all().build()?)
+}
+
+async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let Arguments { config: path, command } = arguments;
+    // Reading a mail needs no configuration: without one the defaults hold.
+    let config = match Config::find(path.as_deref()) {
+        Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
+        found => found?,
+    };
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Run => run::run(config).await.map(done),
+        Command::Check { connect } => check::run(&config, connect).await,
+        Command::Parse { json, explain, trust, account, files } => {
+            parse::run(&config, parse::How { json, explain, trust }, account.as_deref(), &files).await
+        }
+        Command::Import { account, json, paths } => import::run(&config, account.as_deref(), json, &paths).await,
+        Command::Events { filter, follow, json } => events::list(&config, &filter, follow, json).await.map(done),
+        Command::Show { event_id, json } => events::show(&config, &event_id, json).map(done),
+        Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
+        Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
+    }
+}
+
+/// The account of that name; without one, the first.
+fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::Settings> {
+    let found = match name {
+        Some(name) => config.accounts.iter().find(|a| a.name == name),
+        None => config.accounts.first(),
+    };
+    found.ok_or_else(|| match name {
+        Some(name) => anyhow::anyhow!("no account is named {name:?} in the configuration"),
+        None => anyhow::anyhow!("the configuration has no [[account]]"),
+    })
+}

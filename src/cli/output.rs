@@ -1,0 +1,42 @@
+//! Printing: JSON Lines for programs, tables for people.
+
+use std::io::{self, Write};
+
+use comfy_table::presets;
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+/// A line of data.
+pub(super) fn line(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.write_all(b"\n")?)
+}
+
+/// An object on a line of its own.
+pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Something said to a person, beside the data.
+pub(super) fn say(text: &str) {
+    // If nobody listens there is nothing to do about it.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whether the reader of our output has gone: `| head` is not a failure.
+pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A table with these columns, as wide as the terminal.
+pub(super) fn table(columns: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(columns);
+    table
+}
+
+/// A cell for what may be absent.
+pub(super) fn cell(value: Option<&str>) -> String {
+    value.map_or_else(|| "-".into(), |v| crate::model::printable(v, 200))
+}

@@ -1,0 +1,210 @@
+//! `parse`: what do these mails say?
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::output;
+use crate::app;
+use crate::config::Config;
+use crate::examine::Rules;
+use crate::extract::Report;
+use crate::model::{self, Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Trust};
+use crate::source::files;
+use crate::trust::{self, dns::Resolver};
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct How {
+    pub(super) json: bool,
+    pub(super) explain: bool,
+    pub(super) trust: bool,
+}
+
+/// What `--json` prints of a mail. The keys are an interface.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    outcome: Outcome,
+    reason: Option<String>,
+    trust: Option<Trust>,
+    event: Option<EventLine<'a>>,
+    webhook: Option<Box<RawValue>>,
+}
+
+#[derive(Serialize)]
+struct EventLine<'a> {
+    session_id: Option<&'a str>,
+    status: model::Status,
+    amount: Option<&'a str>,
+    currency: Option<&'a str>,
+    blockchain: Option<&'a str>,
+    token: Option<&'a str>,
+    from_wallet_address: Option<&'a str>,
+    transaction_hash: Option<&'a str>,
+    #[serde(rename = "txTime")]
+    tx_time_text: Option<String>,
+    tx_time: Option<String>,
+    order_ref: Option<&'a str>,
+    event_id: Option<String>,
+}
+
+pub(super) async fn run(
+    config: &Config,
+    how: How,
+    account: Option<&str>,
+    files: &[PathBuf],
+) -> anyhow::Result<ExitCode> {
+    let reading = Reading::new(config, how, account).await?;
+    let mut mails = Vec::new();
+    let mut all_read = true;
+    for path in files {
+        let found = files::read::<files::Error>(path, reading.max_size, &mut |mail| {
+            mails.push(mail);
+            Ok(())
+        });
+        for mail in mails.drain(..) {
+            reading.print(path, mail).await?;
+        }
+        if let Err(error) = found {
+            all_read = false;
+            output::say(&format!("error: {error}"));
+        }
+    }
+    Ok(if all_read { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+struct Reading {
+    how: How,
+    rules: Rules,
+    resolver: Option<Resolver>,
+    max_size: u64,
+}
+
+impl Reading {
+    async fn new(config: &Config, how: How, name: Option<&str>) -> anyhow::Result<Self> {
+        let account = match name {
+            None if config.accounts.is_empty() => None,
+            name => Some(super::account(config, name)?),
+        };
+        let rules = match account {
+            // Only who asks whether to believe a mail has to have the keys at hand.
+            Some(account) if how.trust => app::rules(config, account).await?,
+            Some(account) => app::rules_with(config, account, None)?,
+            None => app::rules_without_account(config),
+        };
+        let resolver = if how.trust { Some(Resolver::new(&config.dns)?) } else { None };
+        Ok(Reading { how, rules, resolver, max_size: account.map_or(1 << 20, |a| a.max_size.0) })
+    }
+
+    async fn print(&self, path: &Path, mail: files::Found) -> anyhow::Result<()> {
+        let name = if mail.name.is_empty() { path.display().to_string() } else { mail.name };
+        let origin = Origin { account: String::new(), mailbox: String::new(), uid: None };
+        let mail = RawMail { origin, bytes: mail.bytes, size: mail.size, received_at: None };
+        let (examined, report) = self.examine(&mail).await;
+        if self.how.json {
+            print_json(&name, &examined)?;
+        } else {
+            print_plain(&name, &examined)?;
+        }
+        if self.how.explain { explain(&report, self.how.json) } else { Ok(()) }
+    }
+
+    async fn examine(&self, mail: &RawMail) -> (Examined, Report) {
+        match &self.resolver {
+            Some(resolver) => {
+                let Rules { ours, trust, .. } = &self.rules;
+                let verdict = trust::judge(&mail.bytes, ours, trust, resolver, Timestamp::now()).await;
+                self.rules.conclude(mail, verdict)
+            }
+            None => {
+                // What the mail would be if it were believed: that it is not asked for leaves no trust behind.
+                let asked =
+                    Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to: Vec::new() };
+                let (mut examined, report) = self.rules.read(mail, asked);
+                examined.proof = None;
+                (examined, report)
+            }
+        }
+    }
+}
+
+fn outcome(judgement: &Judgement) -> (Outcome, Option<&Reason>, Option<&Event>) {
+    match judgement {
+        // Without a transaction and a session it is no event, whatever else it says.
+        Judgement::Event(event) => (Outcome::Event, None, Some(event)),
+        Judgement::Ignored(reason) => (Outcome::Ignored, Some(reason), None),
+        Judgement::Quarantined(reason) => (Outcome::Quarantined, Some(reason), None),
+        Judgement::Deferred(reason) => (Outcome::Deferred, Some(reason), None),
+    }
+}
+
+fn print_json(file: &str, examined: &Examined) -> anyhow::Result<()> {
+    let (outcome, reason, event) = outcome(&examined.judgement);
+    output::json(&Line {
+        file,
+        outcome,
+        reason: reason.map(ToString::to_string),
+        trust: examined.proof.as_ref().map(|p| p.trust),
+        event: event.map(event_line),
+        webhook: event.map(|e| RawValue::from_string(e.webhook())).transpose()?,
+    })
+}
+
+fn event_line(event: &Event) -> EventLine<'_> {
+    let r = &event.reading;
+    EventLine {
+        session_id: r.session_id.as_deref(),
+        status: r.status,
+        amount: r.amount.as_deref(),
+        currency: r.currency.as_deref(),
+        blockchain: r.blockchain.as_deref(),
+        token: r.token.as_deref(),
+        from_wallet_address: r.from_wallet_address.as_deref(),
+        transaction_hash: r.transaction_hash.as_deref(),
+        tx_time_text: r.tx_time.map(model::webhook_time),
+        tx_time: event.time().map(model::iso),
+        order_ref: event.order_ref.as_deref(),
+        event_id: event.id().map(|id| id.to_string()),
+    }
+}
+
+fn print_plain(file: &str, examined: &Examined) -> anyhow::Result<()> {
+    let (outcome, reason, event) = outcome(&examined.judgement);
+    let reason = reason.map(|r| format!(" ({r})")).unwrap_or_default();
+    let trust = examined.proof.as_ref().map(|p| format!(", trust {}", p.trust)).unwrap_or_default();
+    output::line(&format!("{}: {outcome}{reason}{trust}", model::printable(file, 500)))?;
+    let Some(event) = event else { return Ok(()) };
+    let line = event_line(event);
+    let fields = [
+        ("status", Some(line.status.as_str())),
+        ("session_id", line.session_id),
+        ("amount", line.amount),
+        ("currency", line.currency),
+        ("blockchain", line.blockchain),
+        ("token", line.token),
+        ("from_wallet_address", line.from_wallet_address),
+        ("transaction_hash", line.transaction_hash),
+        ("txTime", line.tx_time_text.as_deref()),
+        ("tx_time", line.tx_time.as_deref()),
+        ("order_ref", line.order_ref),
+        ("event_id", line.event_id.as_deref()),
+    ];
+    for (name, value) in fields {
+        output::line(&format!("  {name:<20} {}", output::cell(value)))?;
+    }
+    Ok(())
+}
+
+/// Where each value came from. With `--json` it is talk beside the data.
+fn explain(report: &Report, json: bool) -> anyhow::Result<()> {
+    for note in &report.notes {
+        let value = model::printable(&note.value, 120);
+        let text = format!("  {:<20} {value:?} at {}: {}", note.field, note.place, note.fate);
+        if json { output::say(&text) } else { output::line(&text)? }
+    }
+    Ok(())
+}

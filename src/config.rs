@@ -1,0 +1,278 @@
+//! TOML → a [`Config`] that cannot be wrong.
+//!
+//! Each room owns its own settings; this one reads them, checks what concerns more than one of them, and says in
+//! which file, in which line and at which key something is wrong. A secret is never part of what it says.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::source::imap;
+use crate::{extract, forward, secret, session, telemetry, trust};
+
+/// Where a configuration is looked for if none is named, the first there is.
+const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[store]`
+    #[serde(default)]
+    pub store: Store,
+    /// `[[account]]`
+    #[serde(default, rename = "account")]
+    pub accounts: Vec<imap::Settings>,
+    /// `[trust]`
+    #[serde(default)]
+    pub trust: trust::Settings,
+    /// `[dns]`
+    #[serde(default)]
+    pub dns: trust::dns::Settings,
+    /// `[extract]`
+    #[serde(default)]
+    pub extract: extract::Settings,
+    /// `[sessions]`
+    #[serde(default)]
+    pub sessions: session::Settings,
+    /// `[[forward]]`
+    #[serde(default, rename = "forward")]
+    pub forwards: Vec<forward::Settings>,
+    /// `[telemetry]`
+    #[serde(default)]
+    pub telemetry: telemetry::Settings,
+    /// The file it was read from, for telling where something is wrong.
+    #[serde(skip)]
+    pub text: Text,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// The database file; by default `mailhook.db`, under systemd in `$STATE_DIRECTORY`.
+    path: Option<PathBuf>,
+}
+
+/// The file that a configuration was read from.
+#[derive(Debug, Clone, Default)]
+pub struct Text {
+    path: PathBuf,
+    content: String,
+}
+
+/// What is wrong, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such file, or it cannot be read.
+    #[error("configuration {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// None was named and none was found.
+    #[error(
+        "no configuration: name one with --config, or put one at ./config.toml or /etc/resmic-mailhook/config.toml"
+    )]
+    None,
+    /// A key is wrong.
+    #[error("{path}:{line}: {key}: {words}")]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key, as a path: `account[1].tls`.
+        key: String,
+        /// What was expected.
+        words: String,
+    },
+}
+
+/// A key and what is wrong with it, before the line is known.
+pub type Problem = (String, String);
+
+impl Config {
+    /// Reads the named file, or the first there is of the usual places.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn find(named: Option<&Path>) -> Result<Self, Error> {
+        match named {
+            Some(path) => Config::read(path),
+            None => PLACES.iter().map(Path::new).find(|p| p.exists()).map_or(Err(Error::None), Config::read),
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let content =
+            std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        Config::parse(path, content)
+    }
+
+    fn parse(path: &Path, content: String) -> Result<Self, Error> {
+        let text = Text { path: path.to_owned(), content };
+        let mut config: Config = toml::from_str(&text.content).map_err(|e| text.explain(&e))?;
+        config.text = text;
+        config.check().map_err(|(key, words)| config.text.wrong(&key, words))?;
+        config.resolve_paths();
+        Ok(config)
+    }
+
+    /// What holds between keys.
+    fn check(&self) -> Result<(), Problem> {
+        unique("account", self.accounts.iter().map(|a| a.name.as_str()))?;
+        unique("forward", self.forwards.iter().map(|f| f.name.as_str()))?;
+        for (n, account) in self.accounts.iter().enumerate() {
+            account.check().map_err(|(key, words)| (format!("account[{n}].{key}"), words))?;
+        }
+        for (n, forward) in self.forwards.iter().enumerate() {
+            forward.check().map_err(|(key, words)| (format!("forward[{n}].{key}"), words))?;
+        }
+        self.trust.check().map_err(|(key, words)| (format!("trust.{key}"), words))?;
+        self.sessions.check().map_err(|(key, words)| (format!("sessions.{key}"), words))?;
+        self.extract.check().map_err(|(key, words)| (format!("extract.{key}"), words))
+    }
+
+    /// A relative path in the file means: beside the file.
+    fn resolve_paths(&mut self) {
+        let base = self.text.path.parent().map(Path::to_owned).unwrap_or_default();
+        for account in &mut self.accounts {
+            account.ca_file = account.ca_file.take().map(|path| base.join(path));
+            account.password.iter_mut().for_each(|source| source.resolve(&base));
+        }
+        for forward in &mut self.forwards {
+            forward.secret.resolve(&base);
+        }
+        if let Some(address) = &mut self.sessions.address {
+            address.key.resolve(&base);
+        }
+    }
+
+    /// The database file: a relative path means under systemd `$STATE_DIRECTORY`, else beside the configuration.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        let path = self.store.path.clone().unwrap_or_else(|| "mailhook.db".into());
+        let base = match std::env::var_os("STATE_DIRECTORY") {
+            // systemd separates several by colons; ours is the first.
+            Some(folders) => std::env::split_paths(&folders).next().unwrap_or_default(),
+            None => self.text.path.parent().map(Path::to_owned).unwrap_or_default(),
+        };
+        base.join(path)
+    }
+
+    /// Fetches a secret that stands at `key`.
+    ///
+    /// # Errors
+    /// [`Error::Wrong`], with the key's place.
+    pub async fn secret(&self, key: &str, source: &secret::Source) -> Result<secrecy::SecretString, Error> {
+        source.read().await.map_err(|missing| self.text.wrong(key, missing.to_string()))
+    }
+
+    /// Something that turned out wrong about a key.
+    #[must_use]
+    pub fn wrong(&self, key: &str, words: impl Into<String>) -> Error {
+        self.text.wrong(key, words.into())
+    }
+}
+
+fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
+    let mut seen = std::collections::HashSet::new();
+    for (n, name) in names.enumerate() {
+        let words = if name.is_empty() || name.chars().any(char::is_control) {
+            "expected a name"
+        } else if !seen.insert(name) {
+            "another one has this name; names must differ"
+        } else {
+            continue;
+        };
+        return Err((format!("{table}[{n}].name"), words.into()));
+    }
+    Ok(())
+}
+
+impl Text {
+    /// A key's place, for what is wrong with it.
+    fn wrong(&self, key: &str, words: String) -> Error {
+        let span = DeTable::parse(&self.content).ok().and_then(|table| span_of(table.get_ref(), key));
+        self.at(span.map_or(0, |s| s.start), key.to_owned(), words)
+    }
+
+    /// The library's error, without the line that it quotes: there may be a secret in it.
+    fn explain(&self, error: &toml::de::Error) -> Error {
+        let at = error.span().map_or(0, |span| span.start);
+        let key = DeTable::parse(&self.content).ok().and_then(|table| key_at(table.get_ref(), at)).unwrap_or_default();
+        let secret = key.rsplit('.').next().is_some_and(|last| matches!(last, "password" | "secret" | "key"))
+            || [".password.", ".secret.", ".key."].iter().any(|part| key.contains(part));
+        let words = if secret {
+            "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
+             a secret never stands in the configuration itself"
+                .to_owned()
+        } else {
+            crate::model::printable(error.message(), 300)
+        };
+        self.at(at, if key.is_empty() { "configuration".into() } else { key }, words)
+    }
+
+    fn at(&self, offset: usize, key: String, words: String) -> Error {
+        let line = 1 + self.content.bytes().take(offset).filter(|b| *b == b'\n').count();
+        Error::Wrong { path: self.path.clone(), line, key, words }
+    }
+}
+
+/// The innermost key whose name or value stands at `offset`.
+fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    let within = |span: Range<usize>| span.start <= offset && offset < span.end.max(span.start + 1);
+    for (key, value) in table {
+        if within(key.span()) {
+            return Some(key.get_ref().to_string());
+        }
+        if let Some(rest) = value_at(value, offset) {
+            return Some(format!("{}{rest}", key.get_ref()));
+        }
+    }
+    None
+}
+
+/// What has to be added to a key's name if `offset` is inside its value.
+fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
+    let span = value.span();
+    let here = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);
+    match value.get_ref() {
+        DeValue::Table(table) => key_at(table, offset).map(|rest| format!(".{rest}")).or_else(here),
+        DeValue::Array(array) => {
+            let inner =
+                array.iter().enumerate().find_map(|(n, v)| value_at(v, offset).map(|rest| format!("[{n}]{rest}")));
+            inner.or_else(here)
+        }
+        _ => here(),
+    }
+}
+
+/// Where a key (or, if it is not there, the innermost table that should have it) stands.
+fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(a, b)| (a, Some(b)));
+    let (name, index) = match first.split_once('[') {
+        Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
+        None => (first, None),
+    };
+    let (found, mut value) = table.iter().find(|(k, _)| k.get_ref().as_ref() == name)?;
+    let mut span = found.span();
+    if let (DeValue::Array(array), Some(n)) = (value.get_ref(), index) {
+        value = array.get(n)?;
+        span = value.span();
+    }
+    match (value.get_ref(), rest) {
+        (DeValue::Table(inner), Some(rest)) => span_of(inner, rest).or(Some(span)),
+        _ => Some(span),
+    }
+}

@@ -1,0 +1,112 @@
+//! What becomes of a mail? Bytes, DNS answers and `now` in, an outcome out.
+//!
+//! Trust judges the untouched bytes and extract reads them; here the two are put together. Only a mail that is
+//! proven *and* read becomes an event.
+
+use jiff::Timestamp;
+use mail_parser::MessageParser;
+
+use crate::extract::{self, Said, Vouched};
+use crate::model::{
+    Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
+};
+use crate::session;
+use crate::trust::{self, Ours, dns::Resolver};
+
+/// The rules by which an account's mails are examined.
+pub struct Rules {
+    /// Whose mail may be believed.
+    pub trust: trust::Settings,
+    /// How it is read.
+    pub reader: extract::Reader,
+    /// The addresses that are ours.
+    pub ours: Ours,
+    /// The signed addresses, if there are any.
+    pub addresses: Option<session::Addresses>,
+}
+
+impl Rules {
+    /// Examines a mail.
+    pub async fn examine(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Examined {
+        let verdict = trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, now).await;
+        self.conclude(mail, verdict).0
+    }
+
+    /// Reads a mail that a person vouches for, or that was judged before; nobody is asked whether to believe it.
+    #[must_use]
+    pub fn read(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::Report) {
+        self.conclude(mail, Verdict::Believed(proof))
+    }
+
+    /// Puts together what was judged and what is read.
+    #[must_use]
+    pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::Report) {
+        let proof = if let Verdict::Believed(proof) = &verdict { Some(proof) } else { None };
+        let vouched = Vouched { subject: proof.is_none_or(|p| p.covers.has("subject")) };
+        let report = self.reader.read(&mail.bytes, vouched);
+        let (envelope, date) = envelope(&mail.bytes);
+        let cut = mail.size > mail.bytes.len() as u64;
+        let judgement = match (&report.said, &verdict) {
+            // Whoever sent it: it is not about a payment.
+            (Said::Nothing(reason), _) => Judgement::Ignored(reason.clone()),
+            (_, Verdict::Refused(reason)) if !cut => Judgement::Quarantined(reason.clone()),
+            (_, Verdict::Undecided(reason)) if !cut => Judgement::Deferred(reason.clone()),
+            _ if cut => Judgement::Quarantined(too_large(mail)),
+            (Said::Payment(reading), Verdict::Believed(proof)) => self.event(reading, proof, date),
+            (Said::Doubtful(reason), _) => Judgement::Quarantined(reason.clone()),
+            (Said::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
+        };
+        let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
+        (Examined { judgement, proof, envelope }, report)
+    }
+
+    fn event(&self, reading: &Reading, proof: &Proof, date: Option<Timestamp>) -> Judgement {
+        let order_ref = self.addresses.as_ref().and_then(|addresses| addresses.order_of(&proof.to));
+        let header_time = date.filter(|_| reading.tx_time.is_none() && proof.covers.has("date"));
+        Judgement::Event(Event { reading: reading.clone(), header_time, order_ref })
+    }
+}
+
+fn too_large(mail: &RawMail) -> Reason {
+    let words = format!("the mail has {} bytes and the account's max_size is {}", mail.size, mail.bytes.len());
+    Reason::new(ReasonCode::TooLarge, words)
+}
+
+/// What the header says, for people; and its Date, for the event of a mail that says no time.
+fn envelope(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
+    // A panic in the parser costs what the parser would have said, no more.
+    let parsed = std::panic::catch_unwind(|| MessageParser::new().parse_headers(bytes));
+    let Ok(Some(message)) = parsed else { return (Envelope::default(), None) };
+    let text = |name: &str| {
+        let raw = message.header_raw(name)?;
+        Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
+    };
+    let sent_at = message.header_raw("Date").and_then(header_date);
+    let envelope = Envelope {
+        message_id: text("Message-ID"),
+        sender: text("From"),
+        recipient: text("To"),
+        subject: message.subject().map(|s| printable(s, 500)),
+        sent_at,
+    };
+    (envelope, sent_at)
+}
+
+/// A Date header (RFC 5322, 3.3). One with a zone that is not known is none: mail-parser would take it for UTC.
+fn header_date(raw: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(raw.trim()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_date_header_is_read_with_its_zone_or_not_at_all() {
+        let utc = |text| header_date(text).map(|t| t.to_string());
+        assert_eq!(utc(" Wed, 05 Mar 2025 03:36:12 +0000\r\n").as_deref(), Some("2025-03-05T03:36:12Z"));
+        assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 GMT (a comment)").as_deref(), Some("2025-03-05T03:36:12Z"));
+        assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 +0200").as_deref(), Some("2025-03-05T01:36:12Z"));
+        assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 XQZ"), None);
+    }
+}

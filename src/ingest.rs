@@ -1,0 +1,189 @@
+//! The loop: source → examine → store. Mails are examined on all cores, and committed in the order in which they came.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt, stream};
+use jiff::Timestamp;
+use tokio::sync::mpsc;
+
+use crate::backoff::Backoff;
+use crate::examine::Rules;
+use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
+use crate::source::imap::{Batch, Report};
+use crate::store::{self, Cursor, Entry, Recorded, Store};
+use crate::trust::dns::Resolver;
+
+/// How many batches are examined at once.
+const AHEAD: usize = 4;
+/// How many mails one commit takes at most.
+const COMMIT: usize = 1_000;
+/// How often a database that is locked, or a disk that is full, is tried again.
+const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
+
+/// What an account's mails go through.
+#[derive(Clone)]
+pub struct Ingest {
+    /// The account's name.
+    pub account: String,
+    /// How its mails are examined.
+    pub rules: Arc<Rules>,
+    /// Who is asked for keys.
+    pub resolver: Arc<Resolver>,
+    /// Where everything goes.
+    pub store: Store,
+}
+
+/// What is recorded in one go.
+enum Step {
+    Examined(Batch, Vec<Entry>),
+    Found { attribute: String },
+    State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
+}
+
+impl Ingest {
+    /// Takes what a watcher says until it says no more.
+    ///
+    /// # Errors
+    /// What the store says, if it cannot be mended by waiting.
+    pub async fn run(self, reports: mpsc::Receiver<Report>) -> store::Result<()> {
+        let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
+        let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
+        let mut steps = std::pin::pin!(steps);
+        while let Some(step) = steps.next().await {
+            let mut ready = vec![step];
+            // All that is examined by now goes into one commit.
+            while ready.len() < COMMIT / 64
+                && let Some(Some(step)) = steps.next().now_or_never()
+            {
+                ready.push(step);
+            }
+            self.record(ready).await?;
+        }
+        Ok(())
+    }
+
+    async fn prepare(&self, report: Report) -> Step {
+        match report {
+            Report::State { mailbox, state, seen, error } => Step::State { mailbox, state, seen, error },
+            Report::Found { attribute } => Step::Found { attribute },
+            Report::Mails(mut batch) => {
+                let mails = std::mem::take(&mut batch.mails);
+                Step::Examined(batch, self.examine(mails).await)
+            }
+        }
+    }
+
+    /// Examines mails in a task of their own, so that another core can do it.
+    pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<Entry> {
+        let (rules, resolver) = (self.rules.clone(), self.resolver.clone());
+        let all = async move {
+            let mut entries = Vec::with_capacity(mails.len());
+            for mail in mails {
+                let examined = examine_one(&rules, &resolver, &mail).await;
+                entries.push(Entry { mail, examined });
+            }
+            entries
+        };
+        match tokio::spawn(all).await {
+            Ok(entries) => entries,
+            // Every mail's panic is contained in `examine_one`; this is a task that was cancelled at the end.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Examines mails and records them, without a cursor: what `import` hands over.
+    ///
+    /// # Errors
+    /// As [`Ingest::run`].
+    pub async fn record_now(&self, mails: Vec<RawMail>) -> store::Result<Vec<Recorded>> {
+        let entries = self.examine(mails).await;
+        self.commit(&entries, None).await
+    }
+
+    async fn record(&self, steps: Vec<Step>) -> store::Result<()> {
+        let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
+        for step in steps {
+            match step {
+                Step::Found { attribute } => {
+                    patiently(|| self.store.forget_mailbox(&self.account, &attribute)).await?;
+                }
+                Step::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
+                Step::Examined(batch, examined) => {
+                    cursor = self.cursor(&batch).or(cursor);
+                    answers.extend(batch.done.map(|done| (done, entries.len(), examined.len())));
+                    entries.extend(examined);
+                }
+            }
+        }
+        if !entries.is_empty() || cursor.is_some() {
+            let recorded = self.commit(&entries, cursor.as_ref()).await?;
+            for (done, from, count) in answers {
+                let uids = entries.iter().zip(&recorded).skip(from).take(count).filter_map(notification_uid).collect();
+                // The watcher may have lost its connection meanwhile; what is not put away now stays where it is.
+                let _ = done.send(uids);
+            }
+        }
+        if let Some((mailbox, state, seen, error)) = state {
+            let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
+            patiently(note).await?;
+        }
+        Ok(())
+    }
+
+    fn cursor(&self, batch: &Batch) -> Option<Cursor> {
+        let (uid_validity, last_uid) = batch.cursor?;
+        Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), uid_validity, last_uid })
+    }
+
+    /// Records mails, however long the database has to be waited for.
+    async fn commit(&self, entries: &[Entry], cursor: Option<&Cursor>) -> store::Result<Vec<Recorded>> {
+        let recorded = patiently(|| self.store.record(entries.to_vec(), cursor.cloned())).await?;
+        for (entry, recorded) in entries.iter().zip(&recorded) {
+            log(entry, recorded);
+        }
+        Ok(recorded)
+    }
+}
+
+/// A panic in a parser costs the mail that caused it, not the daemon.
+async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
+    let examining = rules.examine(mail, resolver, Timestamp::now());
+    std::panic::AssertUnwindSafe(examining).catch_unwind().await.unwrap_or_else(|_| Examined {
+        judgement: Judgement::Quarantined(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+        proof: None,
+        envelope: crate::model::Envelope::default(),
+    })
+}
+
+fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
+    let is_notification = matches!(recorded.outcome, Outcome::Event | Outcome::Duplicate);
+    entry.mail.origin.uid.filter(|_| is_notification).map(|(_, uid)| uid)
+}
+
+/// Tries again for as long as only the machine's state is in the way.
+async fn patiently<T, F: Future<Output = store::Result<T>>>(mut work: impl FnMut() -> F) -> store::Result<T> {
+    let mut failures = 0;
+    loop {
+        match work().await {
+            Err(error) if error.is_temporary() => {
+                tracing::error!("{error}");
+                tokio::time::sleep(RETRY.pause(failures)).await;
+                failures = failures.saturating_add(1);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn log(entry: &Entry, recorded: &Recorded) {
+    let origin = &entry.mail.origin;
+    let (uid, event_id) = (origin.uid.map(|(_, uid)| uid), recorded.event_id.as_deref());
+    let reason = recorded.reason.as_ref().map(ToString::to_string);
+    let (account, mailbox, outcome) = (&origin.account, &origin.mailbox, recorded.outcome.as_str());
+    if matches!(recorded.outcome, Outcome::Quarantined | Outcome::Deferred) {
+        tracing::warn!(account, mailbox, uid, mail_id = recorded.mail_id, reason, "mail {outcome}");
+    } else {
+        tracing::info!(account, mailbox, uid, mail_id = recorded.mail_id, event_id, reason, "mail: {outcome}");
+    }
+}
