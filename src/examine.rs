@@ -63,7 +63,7 @@ impl Rules {
     fn event(&self, reading: &Reading, proof: &Proof, date: Option<Timestamp>) -> Judgement {
         let order_ref = self.addresses.as_ref().and_then(|addresses| addresses.order_of(&proof.to));
         let header_time = date.filter(|_| reading.tx_time.is_none() && proof.covers.has("date"));
-        Judgement::Event(Event { reading: reading.clone(), header_time, order_ref })
+        Judgement::Event(Box::new(Event { reading: reading.clone(), header_time, order_ref }))
     }
 }
 
@@ -92,9 +92,13 @@ fn envelope(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
     (envelope, sent_at)
 }
 
-/// A Date header (RFC 5322, 3.3). One with a zone that is not known is none: mail-parser would take it for UTC.
+/// A Date header (RFC 5322, 3.3). One whose zone is not known is none: the parsers would take it for UTC.
 fn header_date(raw: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(raw.trim()).ok()
+    let plain = raw.split('(').next().unwrap_or_default().trim();
+    let zone = plain.rsplit(' ').next().unwrap_or_default();
+    let known = zone.starts_with(['+', '-']) || matches!(zone, "GMT" | "UT" | "UTC" | "Z");
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+    if known { parser.parse_timestamp(plain).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -108,5 +112,6 @@ mod tests {
         assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 GMT (a comment)").as_deref(), Some("2025-03-05T03:36:12Z"));
         assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 +0200").as_deref(), Some("2025-03-05T01:36:12Z"));
         assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 XQZ"), None);
+        assert_eq!(utc("Wed, 05 Mar 2025 03:36:12"), None);
     }
 }

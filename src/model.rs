@@ -266,7 +266,7 @@ impl Covered {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
     /// A notification that may be believed.
-    Event(Event),
+    Event(Box<Event>),
     /// No notification.
     Ignored(Reason),
     /// For a person.

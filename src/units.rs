@@ -87,7 +87,7 @@ impl fmt::Display for Duration {
         let ms = self.0.as_millis();
         match [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
             .iter()
-            .find(|(n, _)| ms >= *n && ms % n == 0)
+            .find(|(n, _)| ms >= *n && ms.is_multiple_of(*n))
         {
             Some((n, unit)) => write!(f, "{}{unit}", ms / n),
             None => write!(f, "{ms}ms"),

@@ -36,7 +36,7 @@ fn entry(uid: u32, event: Event) -> Entry {
     let bytes = format!("mail {uid}").into_bytes();
     Entry {
         mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
-        examined: Examined { judgement: Judgement::Event(event), proof: None, envelope: Envelope::default() },
+        examined: Examined { judgement: Judgement::Event(Box::new(event)), proof: None, envelope: Envelope::default() },
     }
 }
 

@@ -21,6 +21,9 @@ const RETRY_LOGIN: Backoff = Backoff { base: Duration::from_secs(60), cap: Durat
 /// How soon a special-use mailbox that is not there is looked for again.
 const RETRY_ABSENT: Duration = Duration::from_secs(3600);
 
+/// Whether a mail may be Resmic's, by its From field.
+pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// An account, with all that its watchers share.
 pub struct Account {
     /// Its settings.
@@ -28,7 +31,7 @@ pub struct Account {
     /// How it logs in.
     pub login: Login,
     /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
-    pub is_candidate: Box<dyn Fn(&[u8]) -> bool + Send + Sync>,
+    pub is_candidate: IsCandidate,
     /// How many connections may be on their way at once, over all accounts.
     pub pace: Arc<Semaphore>,
 }
