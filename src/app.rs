@@ -1,5 +1,6 @@
 //! The composition root: reads the configuration, opens the store, spawns the loops, and ends them in order.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::examine::Rules;
-use crate::ingest::Ingest;
+use crate::ingest::{Deferred, Ingest};
 use crate::source::imap::{self, Tls};
 use crate::store::{self, DaemonLock, Store};
 use crate::trust::dns::Resolver;
@@ -96,15 +97,16 @@ pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Res
     let store = Store::open(settings)?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let mut loops = JoinSet::new();
+    let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
-        let ingest = Ingest {
-            account: account.settings.name.clone(),
-            rules: Arc::new(rules),
-            resolver: resolver.clone(),
-            store: store.clone(),
-        };
+        let rules = Arc::new(rules);
+        all_rules.insert(account.settings.name.clone(), rules.clone());
+        let ingest =
+            Ingest { account: account.settings.name.clone(), rules, resolver: resolver.clone(), store: store.clone() };
         watch_account(&Arc::new(account), &ingest, &shutdown, &mut loops);
     }
+    let deferred = Deferred { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
+    loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
     systemd::ready();

@@ -88,6 +88,15 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<MailsCommand>,
     },
+    /// Run stored mails through today's rules again; an event that was delivered never changes
+    Reparse {
+        /// Only mails with this outcome
+        #[arg(long)]
+        outcome: Option<Outcome>,
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -108,6 +117,11 @@ pub(super) struct EventFilter {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MailsCommand {
+    /// Vouch for a quarantined mail: it becomes an event, with trust "operator"
+    Release {
+        /// The mail
+        id: i64,
+    },
     /// Print a mail as it came, byte for byte
     Raw {
         /// The mail

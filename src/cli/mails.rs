@@ -1,13 +1,15 @@
 //! `mails`: what was judged, and the stored originals.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use anyhow::Context;
 
 use super::output::{self, cell};
+use crate::app;
 use crate::config::Config;
-use crate::model::Outcome;
-use crate::store::Reader;
+use crate::model::{Covered, Outcome, Proof, Trust};
+use crate::store::{Change, Reader, Store};
 
 pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;
@@ -31,4 +33,27 @@ pub(super) fn raw(config: &Config, id: i64) -> anyhow::Result<()> {
         .with_context(|| format!("no mail {id}"))?
         .with_context(|| format!("the bytes of mail {id} were pruned"))?;
     Ok(std::io::stdout().lock().write_all(&bytes)?)
+}
+
+/// A person's word takes the place of the proof. What the mail says is still read as any other: who vouches for a mail
+/// does not vouch for a guess.
+pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode> {
+    let path = config.database();
+    let stored = Reader::open(&path)?.stored(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
+    anyhow::ensure!(
+        stored.outcome == Outcome::Quarantined,
+        "mail {id} is not quarantined but {}; there is nothing to release",
+        stored.outcome
+    );
+    let account = super::account(config, Some(&stored.mail.origin.account))?;
+    let rules = app::rules(config, account).await?;
+    // The addresses of a To that nobody signed name no order.
+    let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
+    let proof = Proof { trust: Trust::Operator, domain: None, selector: None, covers: Covered::All, to };
+    let (examined, _) = rules.read(&stored.mail, proof);
+    let change = Store::open(app::store_settings(config))?.rejudge(id, examined, None).await?;
+    let words = super::reparse::in_words(&change);
+    output::line(&format!("mail {id}: {words}"))?;
+    let released = matches!(change, Change::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
+    Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

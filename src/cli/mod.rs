@@ -10,6 +10,7 @@ mod import;
 mod mails;
 mod output;
 mod parse;
+mod reparse;
 mod run;
 
 use std::process::ExitCode;
@@ -69,6 +70,8 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Show { event_id, json } => events::show(&config, &event_id, json).map(done),
         Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
+        Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
+        Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
     }
 }
 

@@ -147,18 +147,26 @@ fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Resu
     let found = sessions::find(tx, settings, event)?;
     let event = with_session(event.clone(), found.as_ref());
     let hold = contradicts_registration(&event, found.as_ref());
+    update(tx, id, &event, found.as_ref().map(|f| f.source))?;
+    tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
+        .execute(params![id, hold.as_ref().map(Reason::to_string)])?;
+    release(tx, id)
+}
+
+/// Rewrites what an event says. `source`: what found its session, if it was not known before.
+pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<session::Source>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
-        "UPDATE events SET session_id = :session_id, session_source = coalesce(session_source, :session_source),
+        "UPDATE events SET session_id = :session_id, session_source = coalesce(session_source, :source),
            order_ref = :order_ref, amount = :amount, currency = :currency, blockchain = :blockchain, token = :token,
            from_wallet_address = :from_wallet_address, tx_time = :tx_time, tx_time_source = :tx_time_source,
-           webhook = :webhook, hold = coalesce(hold, :hold)
+           webhook = :webhook
          WHERE event_id = :event_id",
     )?
     .execute(named_params! {
         ":event_id": id,
         ":session_id": r.session_id,
-        ":session_source": found.as_ref().map(|f| f.source.as_str()),
+        ":source": source.map(session::Source::as_str),
         ":order_ref": event.order_ref,
         ":amount": r.amount,
         ":currency": r.currency,
@@ -168,9 +176,8 @@ fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Resu
         ":tx_time": event.time().map(iso),
         ":tx_time_source": event.time_source(),
         ":webhook": event.webhook(),
-        ":hold": hold.as_ref().map(Reason::to_string),
     })?;
-    release(tx, id)
+    Ok(())
 }
 
 /// Lets an event's held deliveries go, if its session is known and nothing else is in the way.

@@ -7,6 +7,7 @@ mod events;
 mod mailboxes;
 mod query;
 mod record;
+mod rejudge;
 mod schema;
 mod sessions;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 pub use mailboxes::Cursor;
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
+pub use rejudge::{Change, Stored};
 
 use crate::model::Status;
 use crate::session::Matching;
@@ -142,6 +144,8 @@ pub struct Store {
     settings: Arc<Settings>,
     /// Counts the commits after which a delivery may be due.
     outbox: Arc<watch::Sender<u64>>,
+    /// Counts the commits that deferred a mail.
+    deferrals: Arc<watch::Sender<u64>>,
 }
 
 impl Store {
@@ -152,7 +156,8 @@ impl Store {
     pub fn open(settings: Settings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
         let writer = writer::Writer::start(connection, &settings.path)?;
-        Ok(Store { writer, settings: Arc::new(settings), outbox: Arc::new(watch::Sender::new(0)) })
+        let count = || Arc::new(watch::Sender::new(0));
+        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count() })
     }
 
     /// A connection for reading, of the caller's own.
@@ -167,6 +172,12 @@ impl Store {
     #[must_use]
     pub fn watch_outbox(&self) -> watch::Receiver<u64> {
         self.outbox.subscribe()
+    }
+
+    /// Becomes ready when a mail was deferred.
+    #[must_use]
+    pub fn watch_deferrals(&self) -> watch::Receiver<u64> {
+        self.deferrals.subscribe()
     }
 
     /// Says that deliveries may be due.

@@ -188,12 +188,7 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn mailboxes(&self) -> Result<Vec<MailboxRow>> {
-        let mut rows = Vec::new();
-        self.each("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row, &mut |row| {
-            rows.push(row);
-            Ok::<_, Error>(())
-        })?;
-        Ok(rows)
+        self.all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
     }
 
     /// How many rows there are with each word in a column: `count_by("mails", "outcome")`.
@@ -201,16 +196,33 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn count_by(&self, table: &'static str, column: &'static str) -> Result<Vec<(String, i64)>> {
-        let mut counts = Vec::new();
-        let sql = format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1");
-        self.each(&sql, &[], |row| Ok((row.get(0)?, row.get(1)?)), &mut |pair| {
-            counts.push(pair);
-            Ok::<_, Error>(())
-        })?;
-        Ok(counts)
+        self.all(&format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1"), &[], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
     }
 
-    fn one<T>(&self, sql: &str, given: &[&dyn ToSql], read: fn(&Row) -> rusqlite::Result<T>) -> Result<Option<T>> {
+    /// All rows, for what is few and small.
+    pub(super) fn all<T>(
+        &self,
+        sql: &str,
+        given: &[&dyn ToSql],
+        read: fn(&Row) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut rows = Vec::new();
+        self.each(sql, given, read, &mut |row| {
+            rows.push(row);
+            Ok::<_, Error>(())
+        })?;
+        Ok(rows)
+    }
+
+    /// The first row.
+    pub(super) fn one<T>(
+        &self,
+        sql: &str,
+        given: &[&dyn ToSql],
+        read: fn(&Row) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
         let found = self.connection.prepare_cached(sql).and_then(|mut s| s.query_row(given, read).optional());
         found.map_err(|e| Error::from_sqlite(&self.path, e))
     }

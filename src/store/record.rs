@@ -45,6 +45,9 @@ impl Store {
         if recorded.iter().any(|r| r.event_id.is_some()) {
             self.wake_outbox();
         }
+        if recorded.iter().any(|r| r.outcome == Outcome::Deferred) {
+            self.deferrals.send_modify(|n| *n = n.wrapping_add(1));
+        }
         Ok(recorded)
     }
 }
@@ -130,12 +133,18 @@ fn insert(tx: &Connection, entry: &Entry, sha256: &str, admitted: &Admitted) -> 
         ":trust_covers": proof.map(covers),
         ":trust_to": proof.map(|p| p.to.join(" ")),
         ":judged_at": now(),
-        ":next_judgement_at": (admitted.outcome == Outcome::Deferred).then(now),
+        ":next_judgement_at": (admitted.outcome == Outcome::Deferred).then(soon),
     })?;
     Ok(tx.last_insert_rowid())
 }
 
-fn covers(proof: &Proof) -> String {
+/// When a mail that was just deferred is judged again, the first time.
+fn soon() -> String {
+    iso(jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60))
+}
+
+/// What a proof covers, as it is stored.
+pub(super) fn covers(proof: &Proof) -> String {
     match &proof.covers {
         Covered::All => "*".into(),
         Covered::Only(names) => names.join(" "),

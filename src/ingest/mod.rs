@@ -1,5 +1,7 @@
 //! The loop: source → examine → store. Mails are examined on all cores, and committed in the order in which they came.
 
+mod deferred;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,8 @@ use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, 
 use crate::source::imap::{Batch, Report};
 use crate::store::{self, Cursor, Entry, Recorded, Store};
 use crate::trust::dns::Resolver;
+
+pub use deferred::Deferred;
 
 /// How many batches are examined at once.
 const AHEAD: usize = 4;

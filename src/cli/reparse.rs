@@ -1,0 +1,112 @@
+//! `reparse`: stored mails through today's rules again. The verdict on whether to believe them stays the one that was
+//! found when they came: keys rotate.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use super::output;
+use crate::app;
+use crate::config::Config;
+use crate::examine::Rules;
+use crate::model::{Examined, Outcome, Reason, ReasonCode, Verdict};
+use crate::store::{Change, Reader, Store, Stored};
+
+/// What `--json` prints of a mail that changed. The keys are an interface.
+#[derive(Serialize)]
+struct Line {
+    mail_id: i64,
+    before: Outcome,
+    outcome: Option<Outcome>,
+    reason: Option<String>,
+    event_id: Option<String>,
+    change: &'static str,
+}
+
+pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
+    let reader = Reader::open(&config.database())?;
+    let store = Store::open(app::store_settings(config))?;
+    let mut rules = HashMap::new();
+    for account in &config.accounts {
+        rules.insert(account.name.as_str(), app::rules(config, account).await?);
+    }
+    let mut changed = 0_u64;
+    for id in reader.kept_mails(outcome)? {
+        let Some(stored) = reader.stored(id)? else { continue };
+        let Some(rules) = rules.get(stored.mail.origin.account.as_str()) else {
+            output::say(&format!(
+                "mail {id}: its account {:?} is not in the configuration",
+                stored.mail.origin.account
+            ));
+            continue;
+        };
+        // What waits for DNS is the daemon's to judge.
+        if stored.outcome == Outcome::Deferred {
+            continue;
+        }
+        let change = store.rejudge(id, read_again(rules, &stored), None).await?;
+        if change != Change::Same {
+            changed += 1;
+            print(&stored, &change, json)?;
+        }
+    }
+    output::say(&format!("{changed} mails changed"));
+    Ok(())
+}
+
+/// Reads a mail as if it came now, with the verdict of then.
+fn read_again(rules: &Rules, stored: &Stored) -> Examined {
+    let verdict = match &stored.proof {
+        Some(proof) => Verdict::Believed(proof.clone()),
+        None => Verdict::Refused(refusal(stored)),
+    };
+    rules.conclude(&stored.mail, verdict).0
+}
+
+/// Why it was not believed; a mail that was ignored then, and looks like a payment now, has no better reason than this.
+fn refusal(stored: &Stored) -> Reason {
+    let (code, words) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
+    match code.parse() {
+        Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, words),
+        _ => Reason::new(ReasonCode::Untrusted, "no proof was found when it came"),
+    }
+}
+
+/// A change, for a person.
+pub(super) fn in_words(change: &Change) -> String {
+    match change {
+        Change::Same => "nothing changed".into(),
+        Change::Outcome { outcome, reason, event_id } => {
+            let reason = reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
+            let event = event_id.as_ref().map(|id| format!(", event {id}")).unwrap_or_default();
+            format!("now {outcome}{reason}{event}")
+        }
+        Change::Event(id) => format!("event {id} says something else now"),
+        Change::Kept(id) => format!("event {id} would be read differently, and stays as it is"),
+    }
+}
+
+fn print(stored: &Stored, change: &Change, json: bool) -> anyhow::Result<()> {
+    if !json {
+        return output::line(&format!("mail {}: was {}, {}", stored.id, stored.outcome, in_words(change)));
+    }
+    let mut line = Line {
+        mail_id: stored.id,
+        before: stored.outcome,
+        outcome: None,
+        reason: None,
+        event_id: None,
+        change: "outcome",
+    };
+    match change {
+        Change::Same => return Ok(()),
+        Change::Outcome { outcome, reason, event_id } => {
+            line.outcome = Some(*outcome);
+            line.reason = reason.as_ref().map(ToString::to_string);
+            line.event_id.clone_from(event_id);
+        }
+        Change::Event(id) => (line.event_id, line.change) = (Some(id.clone()), "event"),
+        Change::Kept(id) => (line.event_id, line.change) = (Some(id.clone()), "kept"),
+    }
+    output::json(&line)
+}

@@ -1,0 +1,103 @@
+//! Mails that could not be judged because DNS did not answer: judged again, ever more seldom, for a day.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+
+use crate::examine::Rules;
+use crate::model::{Examined, Judgement, Reason, ReasonCode};
+use crate::store::{self, Change, Store, Stored};
+use crate::trust::dns::Resolver;
+
+/// How long after the first judgement the second follows; each pause is twice the one before, up to an hour.
+const FIRST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(3600);
+/// How many judgements a mail gets: with these pauses, a day of them.
+const JUDGEMENTS: u32 = 30;
+/// How often it is looked for mails that another process deferred.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// Judges deferred mails again when their time comes, until `shutdown`.
+pub struct Deferred {
+    /// The accounts' rules, by their names.
+    pub rules: HashMap<String, Arc<Rules>>,
+    /// Who is asked.
+    pub resolver: Arc<Resolver>,
+    /// Where the mails are.
+    pub store: Store,
+}
+
+impl Deferred {
+    /// The loop.
+    ///
+    /// # Errors
+    /// What the store says, if it cannot be mended by waiting.
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+        let reader = self.store.reader()?;
+        let mut deferrals = self.store.watch_deferrals();
+        while !*shutdown.borrow() {
+            for id in reader.deferred_mails(Timestamp::now())? {
+                if let Some(stored) = reader.stored(id)? {
+                    self.judge(stored).await?;
+                }
+            }
+            let next = reader.next_deferred()?.map_or(LOOK, until);
+            tokio::select! {
+                () = tokio::time::sleep(next.min(LOOK)) => {}
+                // The store is gone only with the program.
+                _ = deferrals.changed() => {}
+                _ = shutdown.changed() => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn judge(&self, stored: Stored) -> store::Result<()> {
+        let Some(rules) = self.rules.get(&stored.mail.origin.account) else { return Ok(()) };
+        let mut examined = super::examine_one(rules, &self.resolver, &stored.mail).await;
+        let next = pause(stored.judgements);
+        if stored.judgements + 1 >= JUDGEMENTS {
+            give_up(&mut examined);
+        }
+        let at = Timestamp::now() + next;
+        let change = super::patiently(|| self.store.rejudge(stored.id, examined.clone(), Some(at))).await?;
+        if let Change::Outcome { outcome, reason, event_id } = change {
+            let reason = reason.map(|r| r.to_string());
+            tracing::info!(mail_id = stored.id, event_id, reason, "deferred mail: {outcome}");
+        }
+        Ok(())
+    }
+}
+
+/// A day without an answer: a person has to look.
+fn give_up(examined: &mut Examined) {
+    if let Judgement::Deferred(reason) = &examined.judgement {
+        let words = format!("DNS did not answer for a day: {}", reason.words);
+        examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Dns, words));
+    }
+}
+
+/// The pause after so many judgements.
+fn pause(judgements: u32) -> SignedDuration {
+    let pause = FIRST.saturating_mul(2_u32.saturating_pow(judgements.saturating_sub(1))).min(LONGEST);
+    SignedDuration::try_from(pause).unwrap_or(SignedDuration::from_secs(3600))
+}
+
+fn until(at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_judgements_span_a_day() {
+        let all: i64 = (1..JUDGEMENTS).map(|n| pause(n).as_secs()).sum();
+        assert!((23 * 3600..26 * 3600).contains(&all), "{all}");
+        assert_eq!(pause(1).as_secs(), 60);
+    }
+}

@@ -1,0 +1,233 @@
+//! Stored mails that are judged or read again: released by a person, re-read by newer rules, or deferred until now.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::events::{self, Admitted};
+use super::record::covers;
+use super::{Error, Reader, Result, Settings, Store, moment, now};
+use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
+use crate::session::Source;
+
+/// A mail as it is stored, with what was found out about it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its row.
+    pub id: i64,
+    /// The mail.
+    pub mail: RawMail,
+    /// The proof that was found when it was judged.
+    pub proof: Option<Proof>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Why, in the stored form.
+    pub reason: Option<String>,
+    /// How often it was judged.
+    pub judgements: u32,
+}
+
+/// What judging a mail again has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    Same,
+    /// The mail has another outcome, reason or event.
+    Outcome {
+        /// What it is now.
+        outcome: Outcome,
+        /// Why.
+        reason: Option<Reason>,
+        /// The event that it made or repeats.
+        event_id: Option<String>,
+    },
+    /// Its event, not delivered yet, says something else now.
+    Event(String),
+    /// Its event would say something else, but was delivered: it stays as it is.
+    Kept(String),
+}
+
+impl Store {
+    /// Takes a new judgement of a stored mail in, with all that follows from it, in one transaction. `next`: when it is
+    /// judged again, if it is still deferred.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is no such mail.
+    pub async fn rejudge(&self, id: i64, examined: Examined, next: Option<Timestamp>) -> Result<Change> {
+        let settings = self.settings.clone();
+        let change = self.write(move |tx| rejudge(tx, &settings, id, &examined, next)).await?;
+        self.wake_outbox();
+        Ok(change)
+    }
+}
+
+fn rejudge(
+    tx: &Connection,
+    settings: &Settings,
+    id: i64,
+    examined: &Examined,
+    next: Option<Timestamp>,
+) -> Result<Change> {
+    let (outcome, reason, made): (String, Option<String>, Option<String>) = tx
+        .query_row("SELECT outcome, reason, event_id FROM mails WHERE id = ?1", params![id], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()?
+        .ok_or_else(|| Error::Refused(format!("no mail {id}")))?;
+    match made {
+        Some(event_id) if outcome == Outcome::Event.as_str() => return reread(tx, &event_id, examined),
+        // What repeats an event says no more than it.
+        Some(_) => return Ok(Change::Same),
+        None => {}
+    }
+    let admitted = match &examined.judgement {
+        Judgement::Event(event) => events::admit(tx, settings, event)?,
+        Judgement::Ignored(reason) => Admitted::without_event(Outcome::Ignored, reason),
+        Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
+        Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
+    };
+    let Admitted { outcome: new, reason: why, event_id } = admitted;
+    let proof = examined.proof.as_ref();
+    tx.execute(
+        "UPDATE mails SET outcome = ?2, reason = ?3, event_id = ?4, trust = coalesce(?5, trust),
+           trust_domain = coalesce(?6, trust_domain), trust_selector = coalesce(?7, trust_selector),
+           trust_covers = coalesce(?8, trust_covers), trust_to = coalesce(?9, trust_to), judged_at = ?10,
+           judgements = judgements + 1, next_judgement_at = ?11
+         WHERE id = ?1",
+        params![
+            id,
+            new.as_str(),
+            why.as_ref().map(Reason::to_string),
+            event_id,
+            proof.map(|p| p.trust.as_str()),
+            proof.and_then(|p| p.domain.as_deref()),
+            proof.and_then(|p| p.selector.as_deref()),
+            proof.map(covers),
+            proof.map(|p| p.to.join(" ")),
+            now(),
+            next.filter(|_| new == Outcome::Deferred).map(iso),
+        ],
+    )?;
+    if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
+        return Ok(Change::Same);
+    }
+    Ok(Change::Outcome { outcome: new, reason: why, event_id })
+}
+
+/// A mail that has an event already: the event may be read better, as long as nobody was told of it.
+fn reread(tx: &Connection, event_id: &str, examined: &Examined) -> Result<Change> {
+    let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
+    let known = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], events::from_row)?;
+    let new = with_what_the_mail_does_not_say(new, &known);
+    if new == known {
+        return Ok(Change::Same);
+    }
+    let told: bool = tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?1 AND attempts > 0)",
+        params![event_id],
+        |row| row.get(0),
+    )?;
+    if told || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
+        return Ok(Change::Kept(event_id.to_owned()));
+    }
+    let source = new.reading.session_id.is_some().then_some(Source::Mail);
+    events::update(tx, event_id, &new, source)?;
+    events::release(tx, event_id)?;
+    Ok(Change::Event(event_id.to_owned()))
+}
+
+/// The session and the order may have come from elsewhere, and fields from another report of the same payment.
+fn with_what_the_mail_does_not_say(new: &Event, known: &Event) -> Event {
+    let mut event = new.clone();
+    let (r, k) = (&mut event.reading, &known.reading);
+    r.session_id = r.session_id.take().or_else(|| k.session_id.clone());
+    r.amount = r.amount.take().or_else(|| k.amount.clone());
+    r.currency = r.currency.take().or_else(|| k.currency.clone());
+    r.blockchain = r.blockchain.take().or_else(|| k.blockchain.clone());
+    r.token = r.token.take().or_else(|| k.token.clone());
+    r.from_wallet_address = r.from_wallet_address.take().or_else(|| k.from_wallet_address.clone());
+    r.transaction_hash = r.transaction_hash.take().or_else(|| k.transaction_hash.clone());
+    r.tx_time = r.tx_time.or(k.tx_time);
+    event.header_time = if r.tx_time.is_some() { None } else { event.header_time.or(known.header_time) };
+    event.order_ref = event.order_ref.or_else(|| known.order_ref.clone());
+    event
+}
+
+impl Reader {
+    /// The ids of the mails whose bytes are kept: all, or those with an outcome; oldest first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn kept_mails(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
+        let word = outcome.map(Outcome::as_str);
+        self.all(
+            "SELECT id FROM mails WHERE raw IS NOT NULL AND (?1 IS NULL OR outcome = ?1) ORDER BY id",
+            &[&word],
+            |r| r.get(0),
+        )
+    }
+
+    /// The deferred mails that are to be judged again by `at`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn deferred_mails(&self, at: Timestamp) -> Result<Vec<i64>> {
+        let at = iso(at);
+        let sql =
+            "SELECT id FROM mails WHERE outcome = 'deferred' AND next_judgement_at <= ?1 ORDER BY next_judgement_at";
+        self.all(sql, &[&at], |r| r.get(0))
+    }
+
+    /// When the next deferred mail is to be judged again.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn next_deferred(&self) -> Result<Option<Timestamp>> {
+        let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred'";
+        Ok(self.one(sql, &[], |r| r.get(0))?.and_then(moment))
+    }
+
+    /// A stored mail; `None` if there is none, or its bytes were pruned.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn stored(&self, id: i64) -> Result<Option<Stored>> {
+        self.one("SELECT * FROM mails WHERE id = ?1 AND raw IS NOT NULL", &[&id], stored)
+    }
+}
+
+fn stored(row: &Row) -> rusqlite::Result<Stored> {
+    let uid: (Option<u32>, Option<u32>) = (row.get("uid_validity")?, row.get("uid")?);
+    let origin = Origin { account: row.get("account")?, mailbox: row.get("mailbox")?, uid: uid.0.zip(uid.1) };
+    let size: i64 = row.get("size")?;
+    let mail = RawMail {
+        origin,
+        bytes: row.get("raw")?,
+        size: u64::try_from(size).unwrap_or_default(),
+        received_at: moment(row.get("received_at")?),
+    };
+    let outcome: String = row.get("outcome")?;
+    Ok(Stored {
+        id: row.get("id")?,
+        mail,
+        proof: proof(row)?,
+        // The column's CHECK allows nothing else.
+        outcome: outcome.parse().unwrap_or(Outcome::Quarantined),
+        reason: row.get("reason")?,
+        judgements: row.get("judgements")?,
+    })
+}
+
+fn proof(row: &Row) -> rusqlite::Result<Option<Proof>> {
+    let words = |text: Option<String>| {
+        text.unwrap_or_default().split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
+    };
+    let Some(trust) = row.get::<_, Option<String>>("trust")?.and_then(|t| t.parse().ok()) else { return Ok(None) };
+    let covers: Option<String> = row.get("trust_covers")?;
+    Ok(Some(Proof {
+        trust,
+        domain: row.get("trust_domain")?,
+        selector: row.get("trust_selector")?,
+        covers: if covers.as_deref() == Some("*") { Covered::All } else { Covered::Only(words(covers)) },
+        to: words(row.get("trust_to")?),
+    }))
+}
