@@ -1,46 +1,201 @@
-//! placeholder
-use crate::store::Store;
-use serde::Deserialize;
-/// placeholder
-#[derive(Debug, Clone, Deserialize)]
-pub struct Settings {
-    /// placeholder
-    pub name: String,
-    /// placeholder
-    pub secret: crate::secret::Source,
-}
-impl Settings {
-    /// placeholder
-    pub fn check(&self) -> Result<(), (String, String)> {
-        Ok(())
+//! The loop: due deliveries → signed POST → recorded.
+//!
+//! Each callback has a courier of its own, so that one that hangs delays no other. A courier sleeps until a commit
+//! wakes it, an attempt ends, or the next delivery is due; what it sends it takes from the table, a handful at a time.
+
+mod connect;
+mod post;
+mod schedule;
+mod settings;
+mod sign;
+mod target;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+pub use settings::{HttpPath, Settings, Unresolved, Url};
+pub use target::{Target, Wrong};
+
+use crate::store::{self, Attempted, Claimed, End, InFlight, Store, Turn};
+
+/// How many requests to one callback are under way at once.
+const CONCURRENCY: usize = 16;
+
+/// How long requests under way may go on after the order to stop. What then has no answer is posted again later.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// How long after a failed store call the next is made.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Delivers until `shutdown` turns true (or its sender is gone), then lets requests under way end, for a few seconds.
+///
+/// # Errors
+/// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
+pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    let mut couriers = JoinSet::new();
+    for target in targets {
+        couriers.spawn(Courier::new(store.clone(), target).run(shutdown.clone()));
     }
-    /// placeholder
-    pub fn target(&self) -> crate::store::Target {
-        crate::store::Target {
-            name: self.name.clone(),
-            statuses: vec![crate::model::Status::Completed],
-            send_unresolved: false,
+    while let Some(ended) = couriers.join_next().await {
+        match ended {
+            Ok(result) => result?,
+            // A fault of ours must end the process, or its supervisor could not mend it.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => return Err(store::Error::Stopped),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a callback can be reached: connects, with TLS also greets, and asks for nothing. What was found, in lines.
+///
+/// # Errors
+/// In words, for the operator.
+pub async fn probe(target: &Target) -> Result<Vec<String>, String> {
+    post::reach(target).await.map(|()| vec![format!("{} can be reached; no event was sent", target.place)])
+}
+
+/// What brings deliveries to one callback.
+struct Courier {
+    store: Store,
+    target: Arc<Target>,
+    requests: JoinSet<Attempted>,
+    under_way: HashMap<Id, Claimed>,
+    /// Attempts that ended and are not recorded yet.
+    ended: Vec<Attempted>,
+}
+
+impl Courier {
+    fn new(store: Store, target: Target) -> Self {
+        let target = Arc::new(target);
+        Courier { store, target, requests: JoinSet::new(), under_way: HashMap::new(), ended: Vec::new() }
+    }
+
+    async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+        let mut outbox = self.store.watch_outbox();
+        while !*shutdown.borrow() {
+            outbox.mark_unchanged();
+            let wake_at = self.turn().await?;
+            tokio::select! {
+                Some(ended) = self.requests.join_next_with_id() => self.take_ended(ended),
+                changed = outbox.changed() => changed.map_err(|_| store::Error::Stopped)?,
+                () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
+                changed = shutdown.changed() => if changed.is_err() { break },
+            }
+        }
+        self.stop().await
+    }
+
+    /// Records what ended, claims what is due and sends it; when to do so again.
+    async fn turn(&mut self) -> store::Result<Option<Instant>> {
+        let free = CONCURRENCY - self.under_way.len().min(CONCURRENCY);
+        match self.record_and_claim(free).await {
+            Ok(turn) => {
+                turn.claimed.into_iter().for_each(|claimed| self.send(claimed));
+                Ok(turn.next_due.map(instant))
+            }
+            Err(store::Error::Stopped) => Err(store::Error::Stopped),
+            Err(error) => {
+                tracing::error!(callback = self.target.name(), %error, "cannot use the outbox; trying again");
+                Ok(Some(Instant::now() + STORE_PAUSE))
+            }
+        }
+    }
+
+    async fn record_and_claim(&mut self, free: usize) -> store::Result<Turn> {
+        let in_flight = self.under_way.values();
+        let in_flight =
+            in_flight.map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id.clone() }).collect();
+        let turn = self.store.turn(self.target.name(), self.ended.clone(), in_flight, free).await?;
+        self.ended.clear();
+        Ok(turn)
+    }
+
+    fn send(&mut self, claimed: Claimed) {
+        let (target, request) = (self.target.clone(), claimed.clone());
+        let handle = self.requests.spawn(async move { attempt(&target, &request).await });
+        self.under_way.insert(handle.id(), claimed);
+    }
+
+    /// Takes an attempt that ended, and all others that have.
+    fn take_ended(&mut self, first: Result<(Id, Attempted), JoinError>) {
+        let mut next = Some(first);
+        while let Some(ended) = next {
+            let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+            let claimed = self.under_way.remove(&id);
+            match (ended, claimed) {
+                (Ok((_, attempted)), _) => self.ended.push(attempted),
+                (Err(_), Some(claimed)) => self.ended.push(broken(&self.target, &claimed)),
+                (Err(_), None) => {}
+            }
+            next = self.requests.try_join_next_with_id();
+        }
+    }
+
+    /// Waits for requests under way, for a while, and records how they ended.
+    async fn stop(mut self) -> store::Result<()> {
+        let deadline = Instant::now() + GRACE;
+        while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
+            self.take_ended(ended);
+        }
+        self.requests.abort_all();
+        self.record_and_claim(0).await.map(drop)
+    }
+}
+
+/// A moment of the wall clock on the clock of timers.
+fn instant(at: Timestamp) -> Instant {
+    let wait = at.duration_since(Timestamp::now());
+    // Rounded up: a timer that fires early would find nothing due.
+    Instant::now() + Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(1)
+}
+
+/// Makes one attempt, and says what follows from it.
+async fn attempt(target: &Target, claimed: &Claimed) -> Attempted {
+    let began = Instant::now();
+    let answer = post::post(target, claimed).await;
+    let took = began.elapsed();
+    let end = match answer.error {
+        None => End::Accepted,
+        Some(error) => after_failure(target, claimed, error, answer.retry_after),
+    };
+    tell(target, claimed, answer.status, took, &end);
+    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: answer.status, took, end }
+}
+
+fn after_failure(target: &Target, claimed: &Claimed, error: String, asked: Option<Duration>) -> End {
+    let last = schedule::later(claimed.first_attempt_at, target.give_up_after);
+    match schedule::next(Timestamp::now(), schedule::pause(claimed.attempt), asked, last) {
+        Some(at) => End::Again(error, at),
+        None => {
+            let after = crate::units::Duration(target.give_up_after);
+            End::GivenUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
         }
     }
 }
-/// placeholder
-pub struct Target;
-impl Target {
-    /// placeholder
-    pub fn new(_: Settings, _: secrecy::SecretString) -> anyhow::Result<Self> {
-        Ok(Target)
-    }
-    /// placeholder
-    pub fn name(&self) -> &str {
-        ""
-    }
+
+/// The attempt's task broke down: a fault of ours, which must not keep the delivery for ever.
+fn broken(target: &Target, claimed: &Claimed) -> Attempted {
+    let end = after_failure(target, claimed, "internal error during the attempt".into(), None);
+    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: None, took: Duration::ZERO, end }
 }
-/// placeholder
-pub async fn run(_: Store, _: Vec<Target>, mut s: tokio::sync::watch::Receiver<bool>) -> anyhow::Result<()> {
-    let _ = s.wait_for(|x| *x).await;
-    Ok(())
-}
-/// placeholder
-pub async fn probe(_: &Target) -> Result<Vec<String>, String> {
-    Ok(vec![])
+
+fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &End) {
+    let (name, event, attempt) = (target.name(), claimed.event_id.as_str(), claimed.attempt);
+    let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    match end {
+        End::Accepted => tracing::info!(callback = name, event, attempt, status, millis, "delivered"),
+        End::Again(error, at) => {
+            tracing::warn!(callback = name, event, attempt, status, millis, %error, again = %at, "not delivered yet");
+        }
+        End::GivenUp(error) => {
+            tracing::error!(callback = name, event, attempt, status, millis, %error, "delivery is dead")
+        }
+    }
 }

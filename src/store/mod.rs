@@ -5,6 +5,7 @@
 
 mod events;
 mod mailboxes;
+mod outbox;
 mod query;
 mod record;
 mod rejudge;
@@ -21,6 +22,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 pub use mailboxes::Cursor;
+pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
 pub use rejudge::{Change, Stored};

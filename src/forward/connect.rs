@@ -1,0 +1,127 @@
+//! The way to a callback: its address checked where it is used, so that DNS cannot change it in between.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::settings::Url;
+
+/// Where a callback listens.
+#[derive(Debug, Clone)]
+pub(super) enum Place {
+    /// Behind a host and a port.
+    Net {
+        url: Url,
+        allow_remote: bool,
+        /// For `https`.
+        tls: Option<Arc<ClientConfig>>,
+    },
+    /// On a Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Net { url, .. } => url.fmt(f),
+            Place::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// A connection, whatever it is made of.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Place {
+    /// Connects, before `deadline`.
+    ///
+    /// # Errors
+    /// In words, for the operator.
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<dyn Stream>, String> {
+        match self {
+            Place::Unix(path) => Ok(Box::new(connect_unix(path).await?)),
+            Place::Net { url, allow_remote, tls } => {
+                let stream = connect_tcp(url, *allow_remote, deadline).await?;
+                match tls {
+                    None => Ok(Box::new(stream)),
+                    Some(config) => Ok(Box::new(handshake(config.clone(), &url.host, stream).await?)),
+                }
+            }
+        }
+    }
+}
+
+async fn connect_unix(path: &Path) -> Result<UnixStream, String> {
+    UnixStream::connect(path).await.map_err(|e| format!("cannot connect to {}: {e}", path.display()))
+}
+
+async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result<TcpStream, String> {
+    let found = lookup_host((url.host.as_str(), url.port)).await;
+    let found: Vec<SocketAddr> = found.map_err(|e| format!("cannot look up {:?}: {e}", url.host))?.collect();
+    let allowed = allowed(&url.host, &found, allow_remote)?;
+    let mut error = String::new();
+    for (n, address) in allowed.iter().enumerate() {
+        // A dead address must leave time for those after it.
+        let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(allowed.len() - n).unwrap_or(1);
+        match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return prepared(stream).map_err(|e| format!("cannot connect to {address}: {e}")),
+            Ok(Err(e)) => error = format!("cannot connect to {address}: {e}"),
+            Err(_) => error = format!("cannot connect to {address}: no answer"),
+        }
+    }
+    Err(error)
+}
+
+/// The addresses that may be connected to: the very ones that are then used, whatever DNS says a moment later.
+fn allowed(host: &str, found: &[SocketAddr], allow_remote: bool) -> Result<Vec<SocketAddr>, String> {
+    let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
+    let allowed: Vec<_> = found.iter().copied().filter(|a| allow_remote || is_loopback(a.ip())).collect();
+    match found.first() {
+        None => Err(format!("{host:?} has no address")),
+        Some(other) if allowed.is_empty() => {
+            Err(format!("{host:?} is {}, which is no loopback address, and allow_remote is not set", other.ip()))
+        }
+        Some(_) => Ok(allowed),
+    }
+}
+
+fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
+    // A request is one write; waiting for more would only delay it (RFC 896).
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn handshake(
+    config: Arc<ClientConfig>,
+    host: &str,
+    stream: TcpStream,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("TLS: {host:?} is no server name: {e}"))?;
+    TlsConnector::from(config).connect(name, stream).await.map_err(|e| format!("TLS with {host:?}: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_is_connected_to_unless_more_is_allowed() {
+        let found: Vec<SocketAddr> = ["10.0.0.1:80", "127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.2]:80", "0.0.0.0:80"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        assert_eq!(allowed("shop", &found, false).unwrap(), found[1..4]);
+        assert_eq!(allowed("shop", &found, true).unwrap(), found);
+        let refused = allowed("shop", &found[..1], false).unwrap_err();
+        assert_eq!(refused, "\"shop\" is 10.0.0.1, which is no loopback address, and allow_remote is not set");
+        assert!(allowed("shop", &[], true).is_err());
+    }
+}

@@ -1,0 +1,169 @@
+//! One POST: connect, ask, listen; within one deadline, believing nothing of the answer but its status.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use super::target::Target;
+use super::{schedule, sign};
+use crate::model::printable;
+use crate::store::Claimed;
+
+/// The most of an answer that is read; then the connection is closed.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// The most of an answer's text that is kept for people.
+const KEPT_WORDS: usize = 200;
+
+/// How long the rest of an answer is listened to once its status has said it all.
+const LISTEN: Duration = Duration::from_secs(1);
+
+/// The largest head of an answer.
+const LONGEST_HEAD: usize = 64 * 1024;
+
+/// What a callback answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The HTTP status, if one came.
+    pub(super) status: Option<u16>,
+    /// Why it is no success, in words; `None`: it is one.
+    pub(super) error: Option<String>,
+    /// `Retry-After`.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Answer {
+    fn none(error: String) -> Self {
+        Answer { status: None, error: Some(error), retry_after: None }
+    }
+}
+
+/// Posts an event to its callback.
+pub(super) async fn post(target: &Target, claimed: &Claimed) -> Answer {
+    let deadline = Instant::now() + target.timeout;
+    let request = match request(target, claimed, Timestamp::now()) {
+        Ok(request) => request,
+        Err(e) => return Answer::none(format!("cannot make the request: {e}")),
+    };
+    match timeout_at(deadline, exchange(target, request, deadline)).await {
+        Ok(answer) => answer.unwrap_or_else(Answer::none),
+        Err(_) => Answer::none(format!("no answer within {}", crate::units::Duration(target.timeout))),
+    }
+}
+
+/// The request as Resmic would make it, with what is ours beside it.
+fn request(target: &Target, claimed: &Claimed, now: Timestamp) -> hyper::http::Result<Request<Full<Bytes>>> {
+    let body = claimed.webhook.as_bytes();
+    let named = |name: &'static str| HeaderName::from_static(name);
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(target.path.as_str())
+        .header(header::HOST, &target.host)
+        .header(header::CONNECTION, "close")
+        .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(named("x-signature"), target.signer.resmic(body))
+        .header(named("idempotency-key"), &claimed.event_id)
+        .header(named("webhook-id"), &claimed.event_id);
+    if let Some(signature) = target.signer.standard(&claimed.event_id, now, body) {
+        request =
+            request.header(named("webhook-timestamp"), now.as_second()).header(named("webhook-signature"), signature);
+    }
+    if let Some(order_ref) = &claimed.order_ref {
+        request = request.header(named("x-mailhook-order-ref"), sign::header_text(order_ref));
+    }
+    request.body(Full::new(Bytes::from(claimed.webhook.clone())))
+}
+
+async fn exchange(target: &Target, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Answer, String> {
+    let stream = target.place.connect(deadline).await?;
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(LONGEST_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| words(&e))?;
+    let call = async {
+        let response = sender.send_request(request).await.map_err(|e| words(&e))?;
+        Ok(hear(response).await)
+    };
+    tokio::pin!(call, connection);
+    // The connection is driven by this future and ends with it: a fresh one for each request.
+    tokio::select! {
+        answer = &mut call => answer,
+        // It may end before the answer was taken out of it.
+        _ = &mut connection => call.await,
+    }
+}
+
+/// Hyper's words with their causes: its first line alone says "connection error".
+fn words(error: &hyper::Error) -> String {
+    let mut all = format!("no answer: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(e) = cause {
+        all.push_str(&format!(": {e}"));
+        cause = e.source();
+    }
+    printable(&all, KEPT_WORDS)
+}
+
+/// Judges an answer by its status; listens to the rest so that the callback can finish, but not for long.
+async fn hear(response: Response<Incoming>) -> Answer {
+    let status = response.status();
+    let retry_after =
+        header_text(&response, header::RETRY_AFTER).and_then(|value| schedule::retry_after(&value, Timestamp::now()));
+    let error = (!status.is_success()).then(|| failure(status, &response));
+    let mut said = Vec::new();
+    let _ = timeout_at(Instant::now() + LISTEN, read_some(response.into_body(), &mut said)).await;
+    let error = error.map(|error| with_words(error, &said));
+    Answer { status: Some(status.as_u16()), error, retry_after }
+}
+
+fn failure(status: StatusCode, response: &Response<Incoming>) -> String {
+    if status.is_redirection() {
+        let to = header_text(response, header::LOCATION).unwrap_or_default();
+        return format!("{status}: a redirect to {:?}, which is not followed", printable(&to, KEPT_WORDS));
+    }
+    status.to_string()
+}
+
+fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<String> {
+    response.headers().get(name).map(HeaderValue::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
+}
+
+/// An answer often says what is wrong; its first line is worth keeping.
+fn with_words(error: String, said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    match text.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(line) => format!("{error}: {}", printable(line, KEPT_WORDS)),
+        None => error,
+    }
+}
+
+/// Reads up to [`LONGEST_ANSWER`], keeping the beginning.
+async fn read_some(mut body: Incoming, said: &mut Vec<u8>) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        let Some(data) = frame.data_ref() else { continue };
+        read += data.len();
+        said.extend(data.iter().take(4 * KEPT_WORDS - said.len().min(4 * KEPT_WORDS)));
+        if read >= LONGEST_ANSWER {
+            return;
+        }
+    }
+}
+
+/// Whether the callback can be reached: connects, and asks for nothing.
+pub(super) async fn reach(target: &Target) -> Result<(), String> {
+    let deadline = Instant::now() + target.timeout;
+    match timeout_at(deadline, target.place.connect(deadline)).await {
+        Ok(connected) => connected.map(drop),
+        Err(_) => Err(format!("no connection within {}", crate::units::Duration(target.timeout))),
+    }
+}

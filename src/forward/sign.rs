@@ -1,0 +1,120 @@
+//! The headers that a callback checks: Resmic's own signature, and Standard Webhooks beside it.
+
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use jiff::Timestamp;
+use ring::hmac;
+use secrecy::{ExposeSecret, SecretString};
+
+/// What a secret for Standard Webhooks begins with (standardwebhooks/spec, "Signature scheme").
+const STANDARD_PREFIX: &str = "whsec_";
+
+/// Base64 as that specification's libraries read it: with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The keys made of a callback's secret. Shows nothing of them.
+pub(super) struct Signer {
+    /// Of the secret as it is written: `X-Signature`.
+    resmic: hmac::Key,
+    /// Of the bytes behind `whsec_`: `webhook-signature`.
+    standard: Option<hmac::Key>,
+}
+
+impl Signer {
+    /// # Errors
+    /// In words: a `whsec_` secret that is no base64.
+    pub(super) fn new(secret: &SecretString) -> Result<Self, String> {
+        let secret = secret.expose_secret();
+        let key = |bytes: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, bytes);
+        let standard = match secret.strip_prefix(STANDARD_PREFIX) {
+            None => None,
+            Some(encoded) => match BASE64.decode(encoded) {
+                Ok(bytes) if !bytes.is_empty() => Some(key(&bytes)),
+                _ => return Err("a secret that begins with whsec_ must go on in base64".into()),
+            },
+        };
+        Ok(Signer { resmic: key(secret.as_bytes()), standard })
+    }
+
+    /// `X-Signature`: hexadecimal HMAC-SHA256 of the body, keyed with the secret as it is written.
+    pub(super) fn resmic(&self, body: &[u8]) -> String {
+        hmac::sign(&self.resmic, body).as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+
+    /// `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`; `None` without a `whsec_` secret.
+    pub(super) fn standard(&self, id: &str, at: Timestamp, body: &[u8]) -> Option<String> {
+        let mut context = hmac::Context::with_key(self.standard.as_ref()?);
+        context.update(format!("{id}.{}.", at.as_second()).as_bytes());
+        context.update(body);
+        Some(format!("v1,{}", BASE64.encode(context.sign())))
+    }
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.standard.is_some() { "Signer(whsec)" } else { "Signer" })
+    }
+}
+
+/// Text for a header field: visible ASCII stays, all else is percent-encoded UTF-8 (RFC 3986, 2.1), `%` too.
+pub(super) fn header_text(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if byte.is_ascii_graphic() && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn signer(secret: &str) -> Result<Signer, String> {
+        Signer::new(&SecretString::from(secret))
+    }
+
+    #[test]
+    fn the_body_is_signed_as_rfc_4231_says() {
+        // Test case 2 of RFC 4231.
+        let signature = signer("Jefe").unwrap().resmic(b"what do ya want for nothing?");
+        assert_eq!(signature, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    }
+
+    #[test]
+    fn standard_webhooks_signs_as_its_specification_s_example() {
+        // The example of github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md, "Signature scheme".
+        let signer = signer("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let at = Timestamp::from_second(1_614_265_330).unwrap();
+        let signature = signer.standard("msg_p5jXN8AQM9LWM0D4loKWxJek", at, br#"{"test": 2432232314}"#).unwrap();
+        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    }
+
+    #[test]
+    fn only_a_whsec_secret_signs_twice_and_a_broken_one_is_refused() {
+        let plain = signer("plain").unwrap();
+        assert!(plain.standard("id", Timestamp::UNIX_EPOCH, b"").is_none());
+        assert!(signer("whsec_***").is_err());
+        assert!(signer("whsec_").is_err());
+        assert!(signer("whsec_YQ").is_ok());
+        assert!(!format!("{:?}", signer("s3cret").unwrap()).contains("s3cret"));
+    }
+
+    #[test]
+    fn a_header_carries_any_order_reference() {
+        assert_eq!(header_text("ORDER-1001"), "ORDER-1001");
+        assert_eq!(header_text("50% é\r\nX: 1"), "50%25%20%C3%A9%0D%0AX:%201");
+    }
+}

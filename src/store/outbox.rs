@@ -1,0 +1,287 @@
+//! The outbox: which deliveries are due, and what became of each attempt.
+//!
+//! An attempt is counted, durably, before it is made: what happens after a crash is at worst the same POST again,
+//! under the same `Idempotency-Key`. Order is kept within a session and a callback, and only there: an earlier
+//! delivery that is `pending` makes the later ones wait; one that is `held` waits for a person and one that is
+//! `dead` was given up, and neither makes a genuine payment wait for it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Error, Result, Store, moment, now};
+use crate::model::iso;
+
+/// What an attempt's row says until its end is recorded.
+const NO_END: &str = "no end of this attempt was recorded: the program was stopped during it";
+
+/// A delivery whose next attempt is counted and may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its row.
+    pub delivery_id: i64,
+    /// The attempt's number, from 1.
+    pub attempt: i64,
+    /// When the first attempt was made since it last became pending.
+    pub first_attempt_at: Timestamp,
+    /// The event.
+    pub event_id: String,
+    /// The event's session.
+    pub session_id: Option<String>,
+    /// The merchant's name for what is paid.
+    pub order_ref: Option<String>,
+    /// The body, byte for byte.
+    pub webhook: String,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempted {
+    /// The delivery's row.
+    pub delivery_id: i64,
+    /// The attempt's number.
+    pub attempt: i64,
+    /// The HTTP status, if one came.
+    pub status: Option<u16>,
+    /// How long it took.
+    pub took: Duration,
+    /// What follows.
+    pub end: End,
+}
+
+/// What follows from an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The callback has it.
+    Accepted,
+    /// Not yet; in words why, and when it is tried again.
+    Again(String, Timestamp),
+    /// No more attempts; in words why.
+    GivenUp(String),
+}
+
+/// A delivery that is under way, and so not claimed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InFlight {
+    /// Its row.
+    pub delivery_id: i64,
+    /// Its event's session: no other delivery of it begins meanwhile.
+    pub session_id: Option<String>,
+}
+
+/// What a callback's courier does next.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// The attempts to make, now counted.
+    pub claimed: Vec<Claimed>,
+    /// When something may be due that is not due yet.
+    pub next_due: Option<Timestamp>,
+}
+
+/// Which deliveries a person wants tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Retry {
+    /// These rows.
+    Ids(Vec<i64>),
+    /// All that are dead.
+    Dead,
+}
+
+impl Store {
+    /// Records how attempts ended and claims up to `free` more deliveries for `target`, in one transaction.
+    ///
+    /// # Errors
+    /// [`Error`]; then nothing was recorded or claimed, and the same call may be made again.
+    pub async fn turn(
+        &self,
+        target: &str,
+        ended: Vec<Attempted>,
+        in_flight: Vec<InFlight>,
+        free: usize,
+    ) -> Result<Turn> {
+        let target = target.to_owned();
+        self.write(move |tx| {
+            for attempted in &ended {
+                record(tx, &target, attempted)?;
+            }
+            let claimed = claim(tx, &target, &in_flight, free)?;
+            Ok(Turn { claimed, next_due: next_due(tx, &target)? })
+        })
+        .await
+    }
+
+    /// Makes deliveries due now, with the time until they are given up beginning anew; how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if one of the rows is not there, was delivered, or is held; then none is changed.
+    pub async fn retry(&self, which: Retry) -> Result<usize> {
+        let changed = self
+            .write(move |tx| match which {
+                Retry::Dead => retry_dead(tx),
+                Retry::Ids(ids) => ids.iter().map(|id| retry_one(tx, *id)).sum(),
+            })
+            .await?;
+        self.wake_outbox();
+        Ok(changed)
+    }
+}
+
+/// The due deliveries of a target, oldest first, that no earlier one of their session makes wait.
+pub(super) const DUE: &str = "
+    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook
+    FROM deliveries d JOIN events e ON e.event_id = d.event_id
+    WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
+      AND NOT EXISTS (
+        SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
+        WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
+    ORDER BY d.next_attempt_at, d.id LIMIT ?3";
+
+/// The next moment at which something becomes due. What is due already waits for one that is under way.
+pub(super) const NEXT_DUE: &str =
+    "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
+
+/// A session's later deliveries are looked at no sooner than the earlier one that they wait for …
+pub(super) const FOLLOWERS_WAIT: &str = "
+    UPDATE deliveries SET next_attempt_at = ?3
+    WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
+      AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
+
+/// … and at once when it is through.
+pub(super) const FOLLOWERS_GO: &str = "
+    UPDATE deliveries SET next_attempt_at = ?3
+    WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
+      AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +attempts = 0 AND +next_attempt_at > ?3";
+
+fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> Result<Vec<Claimed>> {
+    // Those under way are due as well; they are passed over here, so as many more are asked for.
+    let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
+    if free == 0 {
+        return Ok(Vec::new());
+    }
+    let at = now();
+    let mut statement = tx.prepare_cached(DUE)?;
+    let due = statement.query_map(params![target, at, limit], |row| claimed(row, &at))?;
+    let mut claimed: Vec<Claimed> = Vec::new();
+    for delivery in due {
+        let delivery = delivery?;
+        if claimed.len() < free && !in_flight.iter().any(|f| is_in_the_way(f, &delivery)) {
+            claimed.push(delivery);
+        }
+    }
+    for delivery in &claimed {
+        count(tx, delivery, &at)?;
+    }
+    Ok(claimed)
+}
+
+fn claimed(row: &Row, at: &str) -> rusqlite::Result<Claimed> {
+    let first: Option<String> = row.get(2)?;
+    Ok(Claimed {
+        delivery_id: row.get(0)?,
+        attempt: row.get::<_, i64>(1)? + 1,
+        first_attempt_at: moment(first).or_else(|| moment(Some(at.to_owned()))).unwrap_or_else(Timestamp::now),
+        event_id: row.get(3)?,
+        session_id: row.get(4)?,
+        order_ref: row.get(5)?,
+        webhook: row.get(6)?,
+    })
+}
+
+/// An event that got its session late may stand before one of that session that is under way.
+fn is_in_the_way(flight: &InFlight, delivery: &Claimed) -> bool {
+    flight.delivery_id == delivery.delivery_id
+        || flight.session_id.as_ref().zip(delivery.session_id.as_ref()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+}
+
+fn count(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE deliveries SET attempts = ?2, first_attempt_at = coalesce(first_attempt_at, ?3) WHERE id = ?1",
+    )?
+    .execute(params![claimed.delivery_id, claimed.attempt, at])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO attempts (delivery_id, attempt, at, error) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![claimed.delivery_id, claimed.attempt, at, NO_END])?;
+    Ok(())
+}
+
+fn next_due(tx: &Connection, target: &str) -> Result<Option<Timestamp>> {
+    Ok(moment(tx.prepare_cached(NEXT_DUE)?.query_row(params![target, now()], |row| row.get(0))?))
+}
+
+fn record(tx: &Connection, target: &str, attempted: &Attempted) -> Result<()> {
+    let Attempted { delivery_id: id, status, end, .. } = attempted;
+    let at = now();
+    let (error, followers) = match end {
+        End::Accepted => {
+            // Whatever has become of it meanwhile: the callback has it.
+            tx.prepare_cached(
+                "UPDATE deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
+                   last_error = NULL WHERE id = ?1",
+            )?
+            .execute(params![id, at, status])?;
+            (None, at)
+        }
+        End::Again(error, next) => {
+            set_failed(tx, attempted, error, "pending", Some(&iso(*next)))?;
+            (Some(error), iso(*next))
+        }
+        End::GivenUp(error) => {
+            set_failed(tx, attempted, error, "dead", None)?;
+            (Some(error), at)
+        }
+    };
+    tx.prepare_cached(
+        "UPDATE attempts SET status = ?3, error = ?4, millis = ?5 WHERE delivery_id = ?1 AND attempt = ?2",
+    )?
+    .execute(params![
+        id,
+        attempted.attempt,
+        status,
+        error,
+        i64::try_from(attempted.took.as_millis()).unwrap_or(i64::MAX)
+    ])?;
+    move_followers(tx, target, attempted, &followers)
+}
+
+/// A failure changes the state of what is still pending; what a person or a contradiction held meanwhile stays held.
+fn set_failed(tx: &Connection, attempted: &Attempted, error: &str, state: &str, next: Option<&str>) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE deliveries SET last_status = ?2, last_error = ?3,
+           next_attempt_at = CASE state WHEN 'pending' THEN ?5 END, state = CASE state WHEN 'pending' THEN ?4 ELSE state END
+         WHERE id = ?1 AND state <> 'delivered'",
+    )?
+    .execute(params![attempted.delivery_id, attempted.status, error, state, next])?;
+    Ok(())
+}
+
+fn move_followers(tx: &Connection, target: &str, attempted: &Attempted, at: &str) -> Result<()> {
+    let session: Option<Option<String>> = tx
+        .prepare_cached("SELECT e.session_id FROM deliveries d JOIN events e USING (event_id) WHERE d.id = ?1")?
+        .query_row(params![attempted.delivery_id], |row| row.get(0))
+        .optional()?;
+    let Some(session) = session.flatten() else { return Ok(()) };
+    let sql = if matches!(attempted.end, End::Again(..)) { FOLLOWERS_WAIT } else { FOLLOWERS_GO };
+    tx.prepare_cached(sql)?.execute(params![target, attempted.delivery_id, at, session])?;
+    Ok(())
+}
+
+const MAKE_DUE: &str = "UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL";
+
+fn retry_dead(tx: &Connection) -> Result<usize> {
+    Ok(tx.execute(&format!("{MAKE_DUE} WHERE state = 'dead'"), params![now()])?)
+}
+
+fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
+    let state: Option<(String, Option<String>)> = tx
+        .query_row("SELECT state, delivered_at FROM deliveries WHERE id = ?1", params![id], |r| {
+            Ok((r.get(0)?, r.get(1)?))
+        })
+        .optional()?;
+    let refuse = |words: String| Err(Error::Refused(format!("delivery {id} {words}")));
+    match state.as_ref().map(|(state, at)| (state.as_str(), at.as_deref().unwrap_or("?"))) {
+        None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
+        Some(("delivered", at)) => refuse(format!("was accepted by its callback at {at}")),
+        Some(("held", _)) => refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into()),
+        Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![now(), id])?),
+    }
+}

@@ -1,0 +1,127 @@
+//! Callbacks that fail, hang, redirect, answer megabytes, die and return.
+
+use std::time::{Duration, Instant};
+
+use resmic_mailhook::store::Retry;
+
+use super::receiver::{Answer, Receiver, status};
+use super::*;
+
+/// The first attempt's record, for a callback that answers in this way.
+async fn first_failure(answer: Answer) -> DeliveryRow {
+    let receiver = Receiver::new(move |_, _| answer.clone());
+    let mut world = World::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
+    world.start();
+    world.record(vec![paid(Some(1), 1)]).await;
+    let row = world.until("recorded", |all| all[0].last_error.is_some()).await.remove(0);
+    assert_eq!(row.state, "pending");
+    world.stop().await;
+    row
+}
+
+#[tokio::test]
+async fn failures_are_told_apart() {
+    let bytes = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+    for (answer, status, words) in [
+        (status(500), Some(500), "500"),
+        (
+            bytes("HTTP/1.1 400 Bad\r\n\r\n\n \x1b[31mno such order\nat line 1"),
+            Some(400),
+            "400 Bad Request:  [31mno such order",
+        ),
+        (
+            bytes("HTTP/1.1 302 Found\r\nLocation: http://10.0.0.1/\r\n\r\n"),
+            Some(302),
+            "a redirect to \"http://10.0.0.1/\", which is not",
+        ),
+        (bytes("HTTP/1.1 304 Not Modified\r\n\r\n"), Some(304), "304"),
+        (bytes("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), Some(101), "101"),
+        (bytes("220 mail.example ESMTP\r\n"), None, "no answer: "),
+        (bytes(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(1 << 20))), None, "no answer: "),
+        (Answer::Close, None, "no answer: "),
+        (Answer::Hang, None, "no answer within 1s"),
+    ] {
+        let row = first_failure(answer).await;
+        let error = row.last_error.unwrap();
+        assert_eq!(row.last_status, status, "{error}");
+        assert!(error.contains(words), "{error:?} is not {words:?}");
+        assert!(error.len() < 1000);
+    }
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_not_listened_to() {
+    let began = Instant::now();
+    let row = first_failure(Answer::Endless).await;
+    assert_eq!(row.last_error.as_deref(), Some("500 Internal Server Error: first line"));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_callback_that_said_200_has_it_whatever_follows() {
+    let receiver = Receiver::new(|_, _| Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut".to_vec()));
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.start();
+    world.record(vec![paid(Some(1), 1)]).await;
+    world.until_all("delivered").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_callback_that_dies_and_returns_misses_nothing() {
+    let receiver = Receiver::new(|_, _| status(200));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let mut world = World::new(vec![shop(address, "")]);
+    world.start();
+    world.record((0..20).map(|n| paid(Some(n), n)).collect()).await;
+    let all = world.until("all refused once", |all| all.iter().all(|d| d.last_error.is_some())).await;
+    assert!(all[0].last_error.as_deref().unwrap().contains("cannot connect to 127.0.0.1"), "{:?}", all[0]);
+    receiver.serve(tokio::net::TcpListener::bind(address).await.unwrap());
+    world.until_all("delivered").await;
+    world.stop().await;
+    assert_eq!(receiver.requests().len(), 20);
+    let attempts: i64 =
+        world.sql().query_row("SELECT count(*) FROM attempts WHERE error IS NULL", [], |r| r.get(0)).unwrap();
+    assert_eq!(attempts, 20);
+}
+
+#[tokio::test]
+async fn retry_after_is_waited_for() {
+    let receiver = Receiver::new(|n, _| match n {
+        0 => Answer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        _ => status(200),
+    });
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.start();
+    world.record(vec![paid(Some(1), 1)]).await;
+    receiver.wait_for(1).await;
+    let began = Instant::now();
+    receiver.wait_for(2).await;
+    assert!(began.elapsed() >= Duration::from_millis(2900), "{:?}", began.elapsed());
+    world.until_all("delivered").await;
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
+    let receiver = Receiver::new(|_, request| {
+        let works = request.header("webhook-id").is_some_and(|id| id == failed(1, 2).id().unwrap().to_string());
+        if works { status(200) } else { status(500) }
+    });
+    let mut world = World::new(vec![shop(receiver.listen().await, "give_up_after = \"300ms\"")]);
+    world.start();
+    world.record(vec![failed(1, 1), failed(1, 2)]).await;
+    let all = world.until("ended", |all| all[0].state == "dead" && all[1].state == "delivered").await;
+    let error = all[0].last_error.as_deref().unwrap();
+    assert!(error.starts_with("given up after 300ms and ") && error.contains("500"), "{error}");
+    assert!(all[0].next_attempt_at.is_none() && all[0].attempts >= 2);
+    assert!(matches!(world.store.retry(Retry::Ids(vec![all[1].id])).await, Err(store::Error::Refused(_))));
+    assert!(matches!(world.store.retry(Retry::Ids(vec![99])).await, Err(store::Error::Refused(_))));
+    let before = receiver.requests().len();
+    assert_eq!(world.store.retry(Retry::Dead).await.unwrap(), 1);
+    receiver.wait_for(before + 1).await;
+    world.until("dead again", |all| all[0].state == "dead" && all[0].attempts > 2).await;
+    world.stop().await;
+}
