@@ -1,10 +1,35 @@
 //! What does it say? views → labelled values → fields.
 //!
 //! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
+//!
+//! `mime` finds what a person sees, `html` and `text` render it, `lines` and `object` find labels with values in it,
+//! `values` and `times` know what a value looks like, `agree` holds the readings against each other, and here is
+//! judged whether it is a payment at all.
+
+mod about;
+mod agree;
+mod html;
+mod labels;
+mod lines;
+mod links;
+mod mime;
+mod object;
+mod text;
+mod times;
+mod values;
+mod view;
+mod visible;
 
 use serde::Deserialize;
 
-use crate::model::{Reading, Reason};
+use crate::model::{Reading, Reason, ReasonCode, Status};
+use about::Phrase;
+use agree::{Agreement, Fields};
+use labels::Table;
+use mime::Shown;
+
+pub use html::view as html_view;
+pub use view::{Line, Sort, View};
 
 /// `[extract]`: how to read.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -28,6 +53,43 @@ pub struct Labels {
     pub transaction_hash: Vec<String>,
     #[serde(rename = "txTime")]
     pub tx_time: Vec<String>,
+}
+
+impl Labels {
+    fn by_field(&self) -> [(Field, &[String]); 8] {
+        [
+            (Field::SessionId, &self.session_id),
+            (Field::Status, &self.status),
+            (Field::Amount, &self.amount),
+            (Field::Blockchain, &self.blockchain),
+            (Field::Token, &self.token),
+            (Field::Wallet, &self.from_wallet_address),
+            (Field::Hash, &self.transaction_hash),
+            (Field::Time, &self.tx_time),
+        ]
+    }
+}
+
+impl Settings {
+    /// What a type cannot say: a label has letters, and is the label of one field.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let built_in = Table::new(&Labels::default());
+        for (field, spellings) in self.labels.by_field() {
+            let wrong = |words: String| Err((format!("labels.{}", field.key()), words));
+            for spelling in spellings {
+                if labels::fold(spelling).is_empty() {
+                    return wrong(format!("{spelling:?} has no letter or digit in it"));
+                }
+                if let Some(other) = built_in.field(spelling).filter(|other| *other != field) {
+                    return wrong(format!("{spelling:?} is a label of {} already", other.key()));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Which header fields may be read: one that no signature covers is nobody's word.
@@ -64,40 +126,186 @@ pub struct Note {
     pub field: &'static str,
     /// The value as it stood there.
     pub value: String,
-    /// Where it stood: view, layout, place; `text/html list item 3`.
+    /// Where it stood: view, layout, place.
     pub place: String,
     /// What became of it: `read`, or why it lost.
     pub fate: String,
 }
 
-// ---- placeholder below ----
-impl Settings {
-    /// placeholder
-    pub fn check(&self) -> Result<(), (String, String)> {
-        Ok(())
+/// The fields of a notification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Field {
+    SessionId,
+    Status,
+    Amount,
+    Blockchain,
+    Token,
+    Wallet,
+    Hash,
+    Time,
+}
+
+impl Field {
+    /// The webhook's key.
+    const fn key(self) -> &'static str {
+        match self {
+            Field::SessionId => "session_id",
+            Field::Status => "status",
+            Field::Amount => "amount",
+            Field::Blockchain => "blockchain",
+            Field::Token => "token",
+            Field::Wallet => "from_wallet_address",
+            Field::Hash => "transaction_hash",
+            Field::Time => "txTime",
+        }
     }
 }
-/// placeholder
-pub struct Reader;
+
+/// A text that stands as a field's value.
+#[derive(Debug, Clone)]
+struct Found {
+    field: Field,
+    value: String,
+    place: String,
+    /// In quoted or forwarded text.
+    quoted: bool,
+    how: How,
+}
+
+/// How a value stands to its label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// On its line, or in the next cell.
+    Beside,
+    /// On the line below.
+    Below,
+    /// Under a key of an object.
+    Key,
+    /// In a link.
+    Link,
+}
+
+/// Reads mails. Made once, for many.
+pub struct Reader {
+    table: Table,
+}
+
 impl Reader {
-    /// placeholder
-    pub fn new(_: &Settings) -> Self {
-        Reader
+    /// A reader by these settings.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        Reader { table: Table::new(&settings.labels) }
     }
-    /// placeholder
-    pub fn read(&self, mail: &[u8], _: Vouched) -> Report {
-        let t = String::from_utf8_lossy(mail);
-        let find = |l: &str| t.lines().find_map(|x| x.strip_prefix(l).map(|v| v.trim().to_owned()));
-        let said = match find("transaction_hash:") {
-            Some(h) => Said::Payment(Reading {
-                transaction_hash: Some(h),
-                amount: find("amount:"),
-                blockchain: find("blockchain:"),
-                session_id: find("session_id:"),
-                ..Reading::of(crate::model::Status::Completed)
-            }),
-            None => Said::Nothing(Reason::new(crate::model::ReasonCode::NotAPayment, "no")),
+
+    /// Reads a mail: the bytes of an RFC 5322 message. A panic inside a parser costs this mail.
+    #[must_use]
+    pub fn read(&self, mail: &[u8], vouched: Vouched) -> Report {
+        let reading = std::panic::AssertUnwindSafe(|| self.read_carefully(mail, vouched));
+        std::panic::catch_unwind(reading).unwrap_or_else(|_| Report {
+            said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+            notes: Vec::new(),
+        })
+    }
+
+    fn read_carefully(&self, mail: &[u8], vouched: Vouched) -> Report {
+        let mut notes = Vec::new();
+        let said = match mime::shown(mail) {
+            Ok(shown) => self.judge(&shown, vouched, &mut notes),
+            Err(reason) => Said::Doubtful(reason),
         };
-        Report { said, notes: vec![] }
+        Report { said, notes }
     }
+
+    /// Is it a payment, and is all that it takes there?
+    fn judge(&self, shown: &Shown, vouched: Vouched, notes: &mut Vec<Note>) -> Said {
+        let found: Vec<Found> = shown.views.iter().flat_map(|view| lines::found(view, &self.table)).collect();
+        let mut agreement = Agreement::new(&found, notes);
+        let fields = agreement.fields();
+        let trouble = agreement.trouble;
+        let subject = shown.subject.clone().filter(|_| vouched.subject);
+        let titles: Vec<String> = subject.into_iter().chain(shown.views.iter().flat_map(about::headings)).collect();
+        let phrases: Vec<(Phrase, &String)> = titles.iter().filter_map(|t| Some((about::phrase(t)?, t))).collect();
+        if !agree::are_of_a_payment(&found)
+            && let Some(said) = not_a_payment(shown, &found, &titles, &phrases)
+        {
+            return said;
+        }
+        if shown.views.iter().any(|view| view.lost) {
+            return doubtful("it is nested too deeply to know what of it can be seen");
+        }
+        if let Some(reason) = trouble {
+            return Said::Doubtful(reason);
+        }
+        match status(&fields, &phrases) {
+            Ok(status) => complete(fields, status),
+            Err(reason) => Said::Doubtful(reason),
+        }
+    }
+}
+
+fn doubtful(words: impl AsRef<str>) -> Said {
+    Said::Doubtful(Reason::new(ReasonCode::Unreadable, words))
+}
+
+/// A mail without a payment's values: something else, or a payment mail that cannot be read?
+fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(Phrase, &String)]) -> Option<Said> {
+    let nothing = |words: String| Some(Said::Nothing(Reason::new(ReasonCode::NotAPayment, words)));
+    if phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_))) {
+        return None;
+    }
+    if let Some(what) = about::other(titles, &shown.views) {
+        return nothing(format!("recognised as {what}"));
+    }
+    let quoted = |f: &&Found| f.quoted && matches!(f.field, Field::Hash | Field::SessionId);
+    if found.iter().any(|f| quoted(&f)) {
+        return Some(doubtful("what it says of a payment stands in quoted or forwarded text only"));
+    }
+    if let Some((_, title)) = phrases.first() {
+        return Some(doubtful(format!("{title:?} speaks of a payment, and no transaction or session can be read")));
+    }
+    if shown.views.iter().all(|view| view.lines.is_empty()) && titles.is_empty() {
+        return Some(doubtful("it has no text that can be read"));
+    }
+    nothing("nothing in it speaks of a payment".to_owned())
+}
+
+/// The status: a status field's, and what subject and headings say. They must agree.
+fn status(fields: &Fields, phrases: &[(Phrase, &String)]) -> Result<Status, Reason> {
+    let mut agreed = fields.status.map(|status| (status, "the status field".to_owned()));
+    for (phrase, title) in phrases {
+        let Phrase::Says(status) = phrase else { continue };
+        match &agreed {
+            None => agreed = Some((*status, format!("{title:?}"))),
+            Some((known, _)) if known == status => {}
+            Some((known, place)) => {
+                let words = format!("status: {known} by {place} and {status} by {title:?}");
+                return Err(Reason::new(ReasonCode::Conflict, words));
+            }
+        }
+    }
+    agreed.map(|(status, _)| status).ok_or_else(|| {
+        Reason::new(ReasonCode::Unreadable, "it does not say whether the payment is completed, failed or pending")
+    })
+}
+
+/// An event needs a transaction or a session, and a completed one an amount.
+fn complete(fields: Fields, status: Status) -> Said {
+    if fields.hash.is_none() && fields.session_id.is_none() {
+        return doubtful("it names neither a transaction nor a session");
+    }
+    if status == Status::Completed && fields.amount.is_none() {
+        return doubtful("it says that a payment is completed, and no amount");
+    }
+    let (amount, currency) = fields.amount.map(|a| (a.digits, a.currency)).unzip();
+    Said::Payment(Reading {
+        status,
+        session_id: fields.session_id,
+        amount,
+        currency: currency.flatten(),
+        blockchain: fields.blockchain,
+        token: fields.token,
+        from_wallet_address: fields.wallet,
+        transaction_hash: fields.hash,
+        tx_time: fields.time,
+    })
 }

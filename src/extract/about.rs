@@ -1,0 +1,134 @@
+//! What is the mail about? Its subject and its headings say it in words.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use super::view::{Sort, View};
+use crate::model::Status;
+
+/// What a phrase says of a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phrase {
+    /// It says the status.
+    Says(Status),
+    /// It speaks of a payment, in a way that cannot be taken for a status.
+    Unclear,
+}
+
+static NOUN: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
+static DENIED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(not|no|never|without|will|could|cannot|can't|hasn't|isn't|wasn't|didn't|if|when|how|why|unpaid|incomplete|unsuccessful|refund(ed)?|revers(ed|al)|partial(ly)?)\b").ok()
+});
+static DONE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(received|completed?|successful(ly)?|succeeded|confirmed|paid)\b").ok());
+static FAILED: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(failed|failure|expired|cancell?ed|declined|rejected|timed out)\b").ok());
+static PENDING: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(pending|processing|awaiting|in progress|unconfirmed)\b").ok());
+
+fn has(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
+    pattern.as_ref().is_some_and(|p| p.is_match(text))
+}
+
+/// What a subject or a heading says; `None` if it does not speak of a payment.
+pub(super) fn phrase(text: &str) -> Option<Phrase> {
+    if text.len() > 200 || !has(&NOUN, text) {
+        return None;
+    }
+    // A reply or a forward repeats what somebody else's mail said.
+    let relayed =
+        ["re:", "fw:", "fwd:", "aw:", "wg:"].iter().any(|p| text.trim_start().to_ascii_lowercase().starts_with(p));
+    let said = [(&DONE, Status::Completed), (&FAILED, Status::Failed), (&PENDING, Status::Pending)];
+    let mut said = said.iter().filter(|(pattern, _)| has(pattern, text)).map(|(_, status)| *status);
+    match (said.next(), said.next()) {
+        (Some(status), None) if !relayed && !has(&DENIED, text) => Some(Phrase::Says(status)),
+        _ => Some(Phrase::Unclear),
+    }
+}
+
+/// The headings of a view; where nothing is marked as one, the lines that it begins with.
+pub(super) fn headings(view: &View) -> Vec<String> {
+    let own = || view.lines.iter().filter(|l| !l.quoted);
+    let marked: Vec<String> = own().filter(|l| l.sort == Sort::Heading).map(super::view::Line::text).collect();
+    if marked.is_empty() {
+        own().take(3).map(super::view::Line::text).filter(|t| t.len() <= 80).collect()
+    } else {
+        marked
+    }
+}
+
+/// Resmic's other mails, and the like, by the words in their subject or headings.
+const OTHERS: [(&str, &[&str]); 5] = [
+    (
+        "a login code",
+        &[
+            "login",
+            "log in",
+            "sign in",
+            "sign-in",
+            "verification",
+            "verify",
+            "one-time",
+            "otp",
+            "your code",
+            "security code",
+            "password",
+        ],
+    ),
+    ("a welcome", &["welcome", "getting started", "get started", "thanks for signing up", "account created"]),
+    ("about a trial or a plan", &["trial", "subscription", "your plan", "upgrade"]),
+    (
+        "a newsletter",
+        &[
+            "newsletter",
+            "what's new",
+            "whats new",
+            "product update",
+            "this month",
+            "weekly",
+            "digest",
+            "webinar",
+            "announcing",
+            "introducing",
+        ],
+    ),
+    ("about a payout or an invoice of the provider", &["invoice", "payout"]),
+];
+
+/// What a mail is recognised as, if its subject or headings say that it is no notification.
+pub(super) fn other(texts: &[String], views: &[View]) -> Option<&'static str> {
+    let low: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
+    let named = OTHERS.iter().find(|(_, words)| words.iter().any(|w| low.iter().any(|t| t.contains(w))));
+    if let Some((what, _)) = named {
+        return Some(what);
+    }
+    let unsubscribe = views.iter().flat_map(|v| &v.lines).any(|l| l.text().to_lowercase().contains("unsubscribe"));
+    unsubscribe.then_some("a newsletter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phrase_says_a_status_or_nothing_certain() {
+        use Phrase::{Says, Unclear};
+        let cases = [
+            ("Paymet received $20 (via Resmic)", Some(Says(Status::Completed))),
+            ("Payment received", Some(Says(Status::Completed))),
+            ("Your payment was successful", Some(Says(Status::Completed))),
+            ("Payment failed", Some(Says(Status::Failed))),
+            ("Payment pending", Some(Says(Status::Pending))),
+            ("Payment not received", Some(Unclear)),
+            ("Payment received or failed", Some(Unclear)),
+            ("Re: Payment received", Some(Unclear)),
+            ("Payment update", Some(Unclear)),
+            ("Your login code", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(phrase(text), want, "{text}");
+        }
+    }
+}

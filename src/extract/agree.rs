@@ -1,0 +1,198 @@
+//! All readings of a field must agree; then they are its value. Two that differ make a mail for a person.
+
+use jiff::Timestamp;
+
+use super::values::{self, Amount, Doubt};
+use super::{Field, Found, How, Note, links, times};
+use crate::model::{self, Reason, ReasonCode, Status, same_amount};
+
+/// What was read, of everything but the status's words in headings.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    pub(super) status: Option<Status>,
+    pub(super) session_id: Option<String>,
+    pub(super) amount: Option<Amount>,
+    pub(super) blockchain: Option<String>,
+    pub(super) token: Option<String>,
+    pub(super) wallet: Option<String>,
+    pub(super) hash: Option<String>,
+    pub(super) time: Option<Timestamp>,
+}
+
+/// Whether this is the stuff that only a payment report is made of, readable or not.
+pub(super) fn are_of_a_payment(found: &[Found]) -> bool {
+    let meant = |f: &&Found| !f.quoted && !is_something_else(f) && (f.how != How::Below || is_meant(&f.value));
+    let has = |field: Field| found.iter().filter(meant).any(|f| f.field == field);
+    let all = [Field::Amount, Field::Blockchain, Field::Token, Field::Wallet, Field::Status];
+    has(Field::Hash)
+        || has(Field::SessionId)
+        || (has(Field::Amount) && (has(Field::Blockchain) || has(Field::Token)))
+        || all.iter().filter(|field| has(**field)).count() >= 3
+}
+
+/// Puts the findings together.
+pub(super) struct Agreement<'a> {
+    found: &'a [Found],
+    notes: &'a mut Vec<Note>,
+    /// The first thing that is wrong.
+    pub(super) trouble: Option<Reason>,
+}
+
+impl<'a> Agreement<'a> {
+    pub(super) fn new(found: &'a [Found], notes: &'a mut Vec<Note>) -> Self {
+        Agreement { found, notes, trouble: None }
+    }
+
+    /// The fields on which all readings agree; what they do not agree on is the trouble.
+    pub(super) fn fields(&mut self) -> Fields {
+        let blockchain = self.one(Field::Blockchain, values::blockchain, |a, b| a == b);
+        let family = values::family(blockchain.as_deref());
+        let fields = Fields {
+            status: self.one(Field::Status, values::status, |a, b| a == b),
+            session_id: self.one(Field::SessionId, values::session_id, |a, b| a == b),
+            amount: self.one(Field::Amount, values::amount, same_money),
+            token: self.one(Field::Token, values::token, |a, b| a.eq_ignore_ascii_case(b)),
+            hash: self.one(Field::Hash, |text| values::hash(&from_link(text), family), |a, b| same_hex(a, b)),
+            wallet: self.one(Field::Wallet, |text| values::wallet(text, family), |a, b| same_hex(a, b)),
+            time: self.one(Field::Time, times::time, |a, b| minute(*a) == minute(*b)),
+            blockchain,
+        };
+        self.shortened(Field::Hash, fields.hash.as_deref());
+        self.shortened(Field::Wallet, fields.wallet.as_deref());
+        self.amount_and_token(&fields);
+        fields
+    }
+
+    /// The one value of a field.
+    fn one<T>(&mut self, field: Field, read: impl Fn(&str) -> Doubt<T>, same: impl Fn(&T, &T) -> bool) -> Option<T> {
+        let mut agreed: Option<(T, &Found)> = None;
+        for found in self.found.iter().filter(|f| f.field == field) {
+            if found.quoted {
+                self.note(found, "quoted or forwarded: somebody else's words");
+                continue;
+            }
+            if is_shortened(field, &found.value) || is_something_else(found) {
+                continue;
+            }
+            let value = match read(&found.value) {
+                Ok(value) => value,
+                Err(_) if found.how == How::Below && !is_meant(&found.value) => {
+                    self.note(found, "not a value: text below a heading");
+                    continue;
+                }
+                Err(words) => {
+                    self.note(found, "doubtful");
+                    self.object(ReasonCode::Unreadable, format!("{}: {words}, at {}", field.key(), found.place));
+                    continue;
+                }
+            };
+            match &agreed {
+                None => {
+                    self.note(found, "read");
+                    agreed = Some((value, found));
+                }
+                Some((known, _)) if same(known, &value) => self.note(found, "agrees"),
+                Some((_, first)) => {
+                    let words = format!(
+                        "{}: {:?} at {} and {:?} at {}",
+                        field.key(),
+                        first.value,
+                        first.place,
+                        found.value,
+                        found.place
+                    );
+                    self.note(found, "contradicts");
+                    self.object(ReasonCode::Conflict, words);
+                }
+            }
+        }
+        agreed.map(|(value, _)| value)
+    }
+
+    /// `0xa43d…8db2` agrees with the whole value or is in the way; alone it is none.
+    fn shortened(&mut self, field: Field, whole: Option<&str>) {
+        for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
+            let fits = ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {
+                let whole = whole.to_ascii_lowercase();
+                whole.starts_with(&start.to_ascii_lowercase()) && whole.ends_with(&end.to_ascii_lowercase())
+            });
+            if fits {
+                self.note(found, "agrees, shortened");
+                continue;
+            }
+            let code = if whole.is_some() { ReasonCode::Conflict } else { ReasonCode::Unreadable };
+            self.note(found, "shortened");
+            self.object(code, format!("{}: only shortened, {:?} at {}", field.key(), found.value, found.place));
+        }
+    }
+
+    fn amount_and_token(&mut self, fields: &Fields) {
+        let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
+        if let (Some(named), Some(token)) = (named, fields.token.as_deref())
+            && !named.eq_ignore_ascii_case(token)
+        {
+            self.object(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
+        }
+    }
+
+    fn object(&mut self, code: ReasonCode, words: String) {
+        // A contradiction outweighs a value that could not be read.
+        let outweighs = |known: &Reason| known.code != ReasonCode::Conflict && code == ReasonCode::Conflict;
+        if self.trouble.as_ref().is_none_or(outweighs) {
+            self.trouble = Some(Reason::new(code, words));
+        }
+    }
+
+    fn note(&mut self, found: &Found, fate: &str) {
+        self.notes.push(Note {
+            field: found.field.key(),
+            value: found.value.clone(),
+            place: found.place.clone(),
+            fate: fate.to_owned(),
+        });
+    }
+}
+
+fn same_money(a: &Amount, b: &Amount) -> bool {
+    let currencies = a.currency.as_ref().zip(b.currency.as_ref());
+    same_amount(&a.digits, &b.digits) && currencies.is_none_or(|(a, b)| a == b)
+}
+
+fn same_hex(a: &str, b: &str) -> bool {
+    model::fold_hash(a) == model::fold_hash(b)
+}
+
+fn minute(at: Timestamp) -> i64 {
+    at.as_second().div_euclid(60)
+}
+
+/// The transaction in a link that stands where the hash should.
+fn from_link(text: &str) -> String {
+    links::explorer(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
+}
+
+/// The header lines of a quoted mail have labels of ours: `From: a@b`, `Received: from x by y`.
+fn is_something_else(found: &Found) -> bool {
+    let value = found.value.as_str();
+    match found.field {
+        Field::Wallet => value.contains('@'),
+        Field::Amount => value.starts_with("from ") || value.starts_with("by "),
+        _ => false,
+    }
+}
+
+/// Below a label, a word or a number is meant as its value; a sentence is not.
+fn is_meant(value: &str) -> bool {
+    !value.contains(' ') || value.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '$' | '€' | '£'))
+}
+
+fn is_shortened(field: Field, value: &str) -> bool {
+    matches!(field, Field::Hash | Field::Wallet) && ends(value).is_some()
+}
+
+/// What stands before and behind the dots.
+fn ends(value: &str) -> Option<(&str, &str)> {
+    let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
+    let plain = |t: &str| t.len() >= 3 && t.chars().all(|c| c.is_ascii_alphanumeric());
+    (plain(start) && plain(end)).then_some((start, end))
+}

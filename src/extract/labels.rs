@@ -1,0 +1,162 @@
+//! The spellings of labels: one table, which the configuration may extend.
+
+use std::collections::HashMap;
+
+use super::{Field, Labels};
+
+/// Each field with the spellings of its label: the webhook's keys and human ones, folded as [`fold`] does.
+const SPELLINGS: &[(Field, &[&str])] = &[
+    (
+        Field::SessionId,
+        &["sessionid", "session", "paymentsession", "paymentsessionid", "checkoutsession", "checkoutsessionid"],
+    ),
+    (Field::Status, &["status", "paymentstatus", "state", "transactionstatus", "paymentstate"]),
+    (
+        Field::Amount,
+        &[
+            "amount",
+            "received",
+            "amountreceived",
+            "receivedamount",
+            "amountpaid",
+            "paidamount",
+            "paymentamount",
+            "total",
+            "totalamount",
+            "totalpaid",
+            "totalreceived",
+            "amountusd",
+            "amountinusd",
+            "usdamount",
+            "youreceived",
+            "paid",
+        ],
+    ),
+    (
+        Field::Blockchain,
+        &["blockchain", "chain", "network", "blockchainname", "chainname", "networkname", "blockchainnetwork"],
+    ),
+    (
+        Field::Token,
+        &[
+            "token",
+            "tokensymbol",
+            "tokenname",
+            "coin",
+            "asset",
+            "crypto",
+            "cryptocurrency",
+            "paymenttoken",
+            "paidwith",
+            "paidin",
+        ],
+    ),
+    (
+        Field::Wallet,
+        &[
+            "fromwalletaddress",
+            "from",
+            "fromaddress",
+            "fromwallet",
+            "walletaddress",
+            "wallet",
+            "payer",
+            "payerwallet",
+            "payeraddress",
+            "payerwalletaddress",
+            "sender",
+            "senderaddress",
+            "senderwallet",
+            "senderwalletaddress",
+            "paidfrom",
+            "paidby",
+            "customerwallet",
+            "customerwalletaddress",
+        ],
+    ),
+    (
+        Field::Hash,
+        &[
+            "transactionhash",
+            "txhash",
+            "hash",
+            "transaction",
+            "tx",
+            "txid",
+            "transactionid",
+            "paymenthash",
+            "transactionreference",
+            "txnhash",
+            "txn",
+        ],
+    ),
+    (
+        Field::Time,
+        &[
+            "txtime",
+            "time",
+            "date",
+            "transactiontime",
+            "transactiondate",
+            "paymenttime",
+            "paymentdate",
+            "datetime",
+            "dateandtime",
+            "dateofpayment",
+            "timeofpayment",
+            "timestamp",
+            "paidat",
+            "paidon",
+            "completedat",
+            "receivedat",
+            "receivedon",
+            "transactiondateandtime",
+        ],
+    ),
+];
+
+/// Labels, ready to be looked up.
+pub(super) struct Table(HashMap<String, Field>);
+
+impl Table {
+    pub(super) fn new(more: &Labels) -> Self {
+        let mut table = HashMap::new();
+        for (field, spellings) in SPELLINGS {
+            table.extend(spellings.iter().map(|s| ((*s).to_owned(), *field)));
+        }
+        for (field, spellings) in more.by_field() {
+            table.extend(spellings.iter().map(|s| (fold(s), field)));
+        }
+        Table(table)
+    }
+
+    /// The field that this text is the label of; nothing else may stand in it.
+    pub(super) fn field(&self, text: &str) -> Option<Field> {
+        // A label is short; prose is not folded for nothing.
+        if text.len() > 120 {
+            return None;
+        }
+        self.0.get(&fold(text)).copied()
+    }
+}
+
+/// A label for comparing: letters and digits only, in lower case. So spacing, punctuation and emoji do not matter.
+pub(super) fn fold(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_known_in_any_dress_and_prose_is_none() {
+        let table = Table::new(&Labels { amount: vec!["Betrag (USD)".into()], ..Labels::default() });
+        for text in ["Transaction Hash", "transaction_hash", "💸 TRANSACTION-HASH:", "*Transaction hash*"] {
+            assert_eq!(table.field(text), Some(Field::Hash), "{text}");
+        }
+        assert_eq!(table.field("betrag usd"), Some(Field::Amount));
+        assert_eq!(table.field("The amount you received"), None);
+        assert_eq!(table.field(""), None);
+    }
+}

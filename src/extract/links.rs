@@ -1,0 +1,52 @@
+//! Links to block explorers: a second opinion on the chain and the hash, never one on the amount.
+
+/// The explorers' hosts, with the chain that each shows.
+const EXPLORERS: [(&str, &str); 20] = [
+    ("etherscan.io", "Ethereum"),
+    ("sepolia.etherscan.io", "Sepolia"),
+    ("optimistic.etherscan.io", "Optimism"),
+    ("polygonscan.com", "Polygon"),
+    ("bscscan.com", "BNB-Chain"),
+    ("basescan.org", "Base"),
+    ("xdcscan.com", "XDC-Network"),
+    ("xdcscan.io", "XDC-Network"),
+    ("explorer.xinfin.network", "XDC-Network"),
+    ("explorer.xdc.network", "XDC-Network"),
+    ("starkscan.co", "Starknet"),
+    ("voyager.online", "Starknet"),
+    ("solscan.io", "Solana"),
+    ("explorer.solana.com", "Solana"),
+    ("solana.fm", "Solana"),
+    ("optimism.blockscout.com", "Optimism"),
+    ("eth.blockscout.com", "Ethereum"),
+    ("base.blockscout.com", "Base"),
+    ("polygon.blockscout.com", "Polygon"),
+    ("eth-sepolia.blockscout.com", "Sepolia"),
+];
+
+/// What a link to an explorer says: its chain, and the transaction as written.
+pub(super) fn explorer(link: &str) -> Option<(&'static str, String)> {
+    let rest = link.trim().strip_prefix("https://").or_else(|| link.trim().strip_prefix("http://"))?;
+    let (host, path) = rest.split_once('/')?;
+    let host = host.to_ascii_lowercase();
+    let host = host.strip_prefix("www.").unwrap_or(&host);
+    let (_, chain) = EXPLORERS.iter().find(|(known, _)| *known == host)?;
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut parts = path.split('/').filter(|p| !p.is_empty());
+    parts.find(|p| matches!(*p, "tx" | "txs" | "transaction"))?;
+    Some((chain, parts.next()?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_explorer_names_chain_and_transaction_and_nobody_else_does() {
+        assert_eq!(explorer("https://sepolia.etherscan.io/tx/0xab?x"), Some(("Sepolia", "0xab".into())));
+        assert_eq!(explorer("https://www.bscscan.com/tx/0xab"), Some(("BNB-Chain", "0xab".into())));
+        assert_eq!(explorer("https://etherscan.io.evil.example/tx/0xab"), None);
+        assert_eq!(explorer("https://etherscan.io/address/0xab"), None);
+        assert_eq!(explorer("javascript:alert(1)"), None);
+    }
+}

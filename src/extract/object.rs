@@ -1,0 +1,217 @@
+//! A JSON object or a JavaScript object literal in the text: `{"amount": "20"}`, `{ amount: '20', status: true, }`.
+
+use std::ops::Range;
+
+/// A key with its value, as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pair {
+    pub(super) key: String,
+    pub(super) value: Scalar,
+}
+
+/// A value that is not made of others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Scalar {
+    /// A string's content.
+    Text(String),
+    /// A number's digits as written, `true` or `false`: never through a float.
+    Bare(String),
+    /// `null`, `undefined`: said to be absent.
+    Absent,
+}
+
+/// The most objects that are tried in one text, and how deep they may be.
+const OBJECTS: usize = 64;
+const DEPTH: usize = 16;
+
+/// An object: where it stands in the text, and its pairs, inner objects' included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Object {
+    pub(super) span: Range<usize>,
+    pub(super) pairs: Vec<Pair>,
+}
+
+/// The objects in `text`.
+pub(super) fn objects(text: &str) -> Vec<Object> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    for _ in 0..OBJECTS {
+        let Some(start) = text.get(at..).and_then(|rest| rest.find('{')).map(|n| at + n) else { break };
+        let mut reader = Reader { text, at: start, pairs: Vec::new() };
+        match reader.object(0) {
+            Some(()) => {
+                at = reader.at;
+                found.push(Object { span: start..at, pairs: reader.pairs });
+            }
+            None => at = start + 1,
+        }
+    }
+    found
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    at: usize,
+    pairs: Vec<Pair>,
+}
+
+impl<'a> Reader<'a> {
+    fn rest(&self) -> &'a str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    fn space(&mut self) {
+        self.at += self.rest().len() - self.rest().trim_start().len();
+    }
+
+    fn take(&mut self, c: char) -> Option<()> {
+        self.space();
+        self.rest().starts_with(c).then(|| self.at += c.len_utf8())
+    }
+
+    fn object(&mut self, depth: usize) -> Option<()> {
+        self.take('{').filter(|()| depth < DEPTH)?;
+        loop {
+            if self.take('}').is_some() {
+                return Some(());
+            }
+            let key = self.key()?;
+            self.take(':')?;
+            self.value(Some(&key), depth)?;
+            if self.take(',').is_none() {
+                return self.take('}');
+            }
+        }
+    }
+
+    fn array(&mut self, key: Option<&str>, depth: usize) -> Option<()> {
+        self.take('[').filter(|()| depth < DEPTH)?;
+        loop {
+            if self.take(']').is_some() {
+                return Some(());
+            }
+            self.value(key, depth + 1)?;
+            if self.take(',').is_none() {
+                return self.take(']');
+            }
+        }
+    }
+
+    fn value(&mut self, key: Option<&str>, depth: usize) -> Option<()> {
+        self.space();
+        match self.rest().chars().next()? {
+            '{' => self.object(depth + 1),
+            '[' => self.array(key, depth + 1),
+            '"' | '\'' => {
+                let text = self.string()?;
+                self.keep(key, Scalar::Text(text));
+                Some(())
+            }
+            _ => {
+                let word = self.word()?;
+                self.keep(
+                    key,
+                    if matches!(word, "null" | "undefined") { Scalar::Absent } else { Scalar::Bare(word.to_owned()) },
+                );
+                Some(())
+            }
+        }
+    }
+
+    fn keep(&mut self, key: Option<&str>, value: Scalar) {
+        self.pairs.extend(key.map(|key| Pair { key: key.to_owned(), value }));
+    }
+
+    fn key(&mut self) -> Option<String> {
+        self.space();
+        if self.rest().starts_with(['"', '\'']) { self.string() } else { self.word().map(str::to_owned) }
+    }
+
+    /// A number, a keyword or a bare key.
+    fn word(&mut self) -> Option<&'a str> {
+        let rest = self.rest();
+        let end = rest
+            .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '.' | '-' | '+')))
+            .unwrap_or(rest.len());
+        self.at += end;
+        rest.get(..end).filter(|word| !word.is_empty())
+    }
+
+    /// A quoted string with JSON's escapes; a line break inside makes it none.
+    fn string(&mut self) -> Option<String> {
+        let mut chars = self.rest().char_indices();
+        let (_, quote) = chars.next()?;
+        let mut out = String::new();
+        while let Some((n, c)) = chars.next() {
+            match c {
+                c if c == quote => {
+                    self.at += n + c.len_utf8();
+                    return Some(out);
+                }
+                '\n' | '\r' => return None,
+                '\\' => out.push(escape(&mut chars)?),
+                c => out.push(c),
+            }
+        }
+        None
+    }
+}
+
+fn escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
+    Some(match chars.next()?.1 {
+        'n' => '\n',
+        'r' => '\r',
+        't' => '\t',
+        'b' => '\u{8}',
+        'f' => '\u{c}',
+        'u' => {
+            let digits: String = chars.take(4).map(|(_, c)| c).collect();
+            char::from_u32(u32::from_str_radix(&digits, 16).ok()?)?
+        }
+        c @ ('"' | '\'' | '\\' | '/') => c,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(text: &str) -> Vec<(String, String)> {
+        let all = objects(text).into_iter().flat_map(|object| object.pairs);
+        all.map(|p| {
+            let value = match p.value {
+                Scalar::Text(t) | Scalar::Bare(t) => t,
+                Scalar::Absent => "-".into(),
+            };
+            (p.key, value)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn json_and_javascript_are_read_alike() {
+        let want = [("amount".to_owned(), "20".to_owned()), ("status".to_owned(), "true".to_owned())];
+        assert_eq!(pairs(r#"x {"amount":"20","status":true} y"#), want);
+        assert_eq!(pairs("{ amount: '20', status: true, }"), want);
+        assert_eq!(pairs("{\n  'amount' : \"20\",\n data: { status: true } }"), want);
+    }
+
+    #[test]
+    fn numbers_stay_as_written_and_escapes_are_undone() {
+        assert_eq!(
+            pairs(r#"{"amount": 20.50, "b": 1e-7, "c": null, "d": "\u0041\/"}"#)
+                .iter()
+                .map(|p| p.1.as_str())
+                .collect::<Vec<_>>(),
+            ["20.50", "1e-7", "-", "A/"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_object_is_none_and_costs_nothing() {
+        assert_eq!(pairs("{ a } { b: } function() { return 1; }"), []);
+        assert_eq!(pairs(&"{".repeat(100_000)), []);
+        assert_eq!(pairs(&"{a:".repeat(100_000)), []);
+    }
+}

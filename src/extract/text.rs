@@ -1,0 +1,111 @@
+//! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
+
+use super::view::{Line, Sort, View};
+
+/// Renders plain text.
+pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
+    let mut view = View { kind: "text/plain", ..View::default() };
+    let joined;
+    let text = match flowed {
+        Some(how) => {
+            joined = unflow(text, how);
+            joined.as_str()
+        }
+        None => text,
+    };
+    let mut forwarded = false;
+    for line in text.lines() {
+        let bare = line.trim_start();
+        forwarded |= begins_a_quote(bare);
+        let quoted = forwarded || bare.starts_with('>');
+        let sort = if bare.starts_with(['-', '*', '•']) { Sort::Item } else { Sort::Text };
+        view.push(Line { cells: cells(line), links: links(line), quoted, sort });
+    }
+    view
+}
+
+/// `format=flowed`, and whether the space at a line's end is deleted (`delsp=yes`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Flowed {
+    pub(super) delete_space: bool,
+}
+
+/// Joins each line that ends in a space with the next (RFC 3676, 4.1); quoted lines stay as they are.
+fn unflow(text: &str, how: Flowed) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let quoted = line.starts_with('>');
+        let line = if quoted { line } else { line.strip_prefix(' ').unwrap_or(line) };
+        match line.strip_suffix(' ') {
+            // A signature's mark is no soft break (RFC 3676, 4.3).
+            Some(soft) if !quoted && line != "-- " => {
+                out.push_str(if how.delete_space { soft } else { line });
+            }
+            _ => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+/// A table in plain text: cells between bars or tabs.
+fn cells(line: &str) -> Vec<String> {
+    let line = line.trim();
+    let separator = if line.contains('\t') { '\t' } else { '|' };
+    if separator == '|' && !(line.starts_with('|') || line.contains(" | ")) {
+        return vec![line.to_owned()];
+    }
+    line.trim_matches(separator)
+        .split(separator)
+        .map(|cell| cell.trim().to_owned())
+        .filter(|cell| !cell.is_empty())
+        .collect()
+}
+
+fn links(line: &str) -> Vec<String> {
+    let words = line.split(|c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '"'));
+    words.filter(|w| w.starts_with("https://") || w.starts_with("http://")).map(str::to_owned).collect()
+}
+
+/// The line above what somebody else wrote.
+fn begins_a_quote(line: &str) -> bool {
+    let dashes = line.trim_start_matches(['-', '_', '=', ' ']);
+    let marked = dashes.len() < line.len()
+        && ["original message", "forwarded message", "original appointment"]
+            .iter()
+            .any(|m| dashes.to_ascii_lowercase().starts_with(m));
+    let wrote = line.len() < 300 && line.starts_with("On ") && line.trim_end().ends_with("wrote:");
+    marked || wrote || line.to_ascii_lowercase().starts_with("begin forwarded message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str, flowed: Option<Flowed>) -> Vec<(String, bool)> {
+        view(text, flowed).lines.iter().map(|l| (l.cells.join("|"), l.quoted)).collect()
+    }
+
+    #[test]
+    fn flowed_lines_are_one_line() {
+        let text = "Hash: 0xab \r\ncd\r\nToken: DAI\r\n";
+        assert_eq!(lines(text, Some(Flowed { delete_space: true }))[0].0, "Hash: 0xabcd");
+        assert_eq!(lines(text, Some(Flowed { delete_space: false }))[0].0, "Hash: 0xab cd");
+        assert_eq!(lines(text, None).len(), 3);
+    }
+
+    #[test]
+    fn what_others_wrote_is_marked() {
+        let text = "mine\n> theirs\nmine too\nOn Monday, A wrote:\ntheirs\n";
+        let quoted: Vec<_> = lines(text, None).into_iter().map(|(_, q)| q).collect();
+        assert_eq!(quoted, [false, true, false, true, true]);
+    }
+
+    #[test]
+    fn bars_and_tabs_make_cells() {
+        assert_eq!(lines("| Amount | $20 |", None)[0].0, "Amount|$20");
+        assert_eq!(lines("Amount\t$20", None)[0].0, "Amount|$20");
+    }
+}

@@ -1,0 +1,90 @@
+//! What a person sees: lines of text, each made of cells, with the links in them.
+
+/// One rendering of a mail: its text/plain part, or its text/html part.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// `text/plain` or `text/html`.
+    pub kind: &'static str,
+    /// From the top.
+    pub lines: Vec<Line>,
+    /// Something stood too deep to know whether it is seen.
+    pub lost: bool,
+}
+
+/// A line, or what HTML lays out as one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Table cells; elsewhere one.
+    pub cells: Vec<String>,
+    /// The targets of its links.
+    pub links: Vec<String>,
+    /// Somebody else's words: quoted or forwarded.
+    pub quoted: bool,
+    /// What sort of line.
+    pub sort: Sort,
+}
+
+/// What sort of line it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sort {
+    /// Any.
+    #[default]
+    Text,
+    /// A heading.
+    Heading,
+    /// A list item: what follows it does not belong to it.
+    Item,
+    /// A term of a definition list: its definition follows.
+    Term,
+    /// A row of a table.
+    Row,
+}
+
+impl Line {
+    /// The cells as one text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.cells.join(" ")
+    }
+}
+
+impl View {
+    /// Adds a line, unless there is nothing in it.
+    pub(super) fn push(&mut self, mut line: Line) {
+        for cell in &mut line.cells {
+            *cell = tidy(cell);
+        }
+        if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
+            self.lines.push(line);
+        }
+    }
+}
+
+/// Text as the eye takes it: runs of white space are one space, characters without width are not there.
+pub(super) fn tidy(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
+            '\u{200b}'..='\u{200d}' | '\u{2060}' | '\u{feff}' | '\u{ad}' | '\u{34f}' => {}
+            c if c.is_whitespace() || c == '\u{2800}' => {
+                if !out.is_empty() && !out.ends_with(' ') {
+                    out.push(' ');
+                }
+            }
+            c => out.push(c),
+        }
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_width_is_not_there_and_white_space_is_one_space() {
+        assert_eq!(tidy(" a\u{200b}b\u{ad}c \u{a0}\r\n\t d\u{2003}"), "abc d");
+    }
+}
