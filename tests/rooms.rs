@@ -59,7 +59,8 @@ fn a_file_imports_only_from_rooms_below_its_own() {
             continue;
         }
         let text = fs::read_to_string(path).unwrap();
-        let code: String = text.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
+        let code: String =
+            text.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
         let mut names: Vec<String> = single.captures_iter(&code).map(|c| c[1].to_owned()).collect();
         for inner in group.captures_iter(&code) {
             let outer = Regex::new(r"(?s)\{[^{}]*\}").unwrap().replace_all(&inner[1], "").into_owned();
@@ -73,7 +74,8 @@ fn a_file_imports_only_from_rooms_below_its_own() {
     for ((from, to), path) in imports {
         let (above, below) = (floor(&from), floor(&to));
         let above = above.unwrap_or_else(|| panic!("{} has no place on the ladder", path.display()));
-        let below = below.unwrap_or_else(|| panic!("{} imports {to}, which has no place on the ladder", path.display()));
+        let below =
+            below.unwrap_or_else(|| panic!("{} imports {to}, which has no place on the ladder", path.display()));
         assert!(above > below, "{} imports from {to}, which is not below {from}", path.display());
     }
 }

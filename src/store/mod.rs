@@ -11,6 +11,7 @@ mod record;
 mod rejudge;
 mod schema;
 mod sessions;
+mod settle;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -26,6 +27,8 @@ pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
 pub use rejudge::{Change, Stored};
+pub use sessions::{NewSession, SessionRow};
+pub use settle::{Assigned, Settled};
 
 use crate::model::Status;
 use crate::session::Matching;
