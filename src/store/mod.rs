@@ -5,6 +5,7 @@
 
 mod events;
 mod mailboxes;
+mod notice;
 mod outbox;
 mod query;
 mod record;
@@ -18,6 +19,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -151,6 +153,8 @@ pub struct Store {
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     deferrals: Arc<watch::Sender<u64>>,
+    /// The last `PRAGMA data_version` of the writing connection: it counts the commits of others.
+    seen_version: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -162,7 +166,8 @@ impl Store {
         let connection = schema::open(&settings.path)?;
         let writer = writer::Writer::start(connection, &settings.path)?;
         let count = || Arc::new(watch::Sender::new(0));
-        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count() })
+        let seen_version = Arc::new(AtomicI64::new(i64::MIN));
+        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), seen_version })
     }
 
     /// A connection for reading, of the caller's own.

@@ -3,6 +3,7 @@
 mod deliver;
 mod hostile;
 mod receiver;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;
