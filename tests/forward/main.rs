@@ -1,5 +1,7 @@
 //! The forwarder against callbacks of every kind.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod deliver;
 mod hostile;
 mod receiver;
