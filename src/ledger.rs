@@ -46,16 +46,34 @@ pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
             None => Standing::Duplicate { of: same.event_id.clone(), filled: fill(same, new) },
         };
     }
-    for sibling in known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading)) {
-        if let Some(words) = contradiction_of_siblings(&sibling.event, new) {
-            return conflict(&sibling.event_id, &words);
-        }
+    match against_siblings(new, known) {
+        Some(reason) => Standing::Conflict(reason),
+        None => beside_its_session(new, known),
     }
-    beside_its_session(new, known)
+}
+
+/// Why a person has to decide about a stored event (whose id is `id`), now that its session is known.
+#[must_use]
+pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Reason> {
+    let others: Vec<Known> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+    against_siblings(event, &others).or_else(|| match beside_its_session(event, &others) {
+        Standing::New { hold, .. } => hold,
+        Standing::Duplicate { .. } | Standing::Conflict(_) => None,
+    })
 }
 
 fn conflict(with: &str, words: &str) -> Standing {
-    Standing::Conflict(Reason::new(ReasonCode::Conflict, format!("{words} (event {with})")))
+    Standing::Conflict(conflict_with(with, words))
+}
+
+fn conflict_with(event_id: &str, words: &str) -> Reason {
+    Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
+}
+
+/// What contradicts the other events of the same transaction.
+fn against_siblings(new: &Event, known: &[Known]) -> Option<Reason> {
+    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
+    siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
 /// The same report, though one of the two lacks the chain or the time that would give them one id.

@@ -1,8 +1,66 @@
 //! Which session is it? Pure: what is registered and what an event says in, an answer out.
+//!
+//! Two sessions that both fit are no answer: nothing is invented here, and a person can always decide.
+
+mod address;
 
 use jiff::Timestamp;
+use serde::Deserialize;
+
+pub use address::{Addresses, Named};
 
 use crate::model::{self, Event, same_amount};
+use crate::{secret, units};
+
+/// `[sessions]`: how sessions are found for mails that do not name theirs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Signed addresses, if there are to be any.
+    pub address: Option<AddressSettings>,
+    /// Whether sessions are found by what was paid.
+    #[serde(rename = "match")]
+    pub matching: bool,
+    /// How long after its registration a session may be paid.
+    pub window: units::Duration,
+}
+
+/// `[sessions] address`: the addresses that carry an order reference.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddressSettings {
+    /// The mailbox behind them: `payments@shop.example`.
+    pub mailbox: String,
+    /// The key that they are signed with.
+    pub key: secret::Source,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let window = units::Duration(std::time::Duration::from_secs(45 * 60));
+        Settings { address: None, matching: false, window }
+    }
+}
+
+impl Settings {
+    /// Whether the values make sense.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        if self.window.0.is_zero() {
+            return Err(("window".into(), "expected more than nothing".into()));
+        }
+        let mailbox = self.address.as_ref().map(|address| address::check_mailbox(&address.mailbox));
+        mailbox.unwrap_or(Ok(())).map_err(|words| ("address.mailbox".into(), words))
+    }
+
+    /// As the store needs to know it.
+    #[must_use]
+    pub fn matching(&self) -> Matching {
+        Matching { enabled: self.matching, window: self.window.0 }
+    }
+}
 
 /// How sessions are matched by what was paid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +108,10 @@ model::words!(Source, "session source", Mail => "mail", Address => "address", Ma
 #[must_use]
 pub fn matching<'a>(event: &Event, open: &'a [Registered], how: Matching) -> Option<&'a Registered> {
     let at = event.time()?;
-    let mut candidates = open.iter().filter(|session| is_candidate(event, session, at, how));
+    only(open.iter().filter(|session| is_candidate(event, session, at, how)))
+}
+
+fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
     match (candidates.next(), candidates.next()) {
         (Some(only), None) => Some(only),
         _ => None,
@@ -58,14 +119,40 @@ pub fn matching<'a>(event: &Event, open: &'a [Registered], how: Matching) -> Opt
 }
 
 fn is_candidate(event: &Event, session: &Registered, at: Timestamp, how: Matching) -> bool {
-    let Some((owed, paid)) = session.amount.as_deref().zip(event.reading.amount.as_deref()) else { return false };
+    let amounts = session.amount.as_deref().zip(event.reading.amount.as_deref());
+    amounts.is_some_and(|(owed, paid)| same_amount(owed, paid))
+        && contradiction(event, session).is_none()
+        && is_alive(session, at, how.window)
+}
+
+/// Whether a session may still be paid at `at`: registered at most `window` before, and not expired.
+fn is_alive(session: &Registered, at: Timestamp, window: std::time::Duration) -> bool {
     // A payment's time knows no seconds, so it may stand up to a minute before its session.
     let age = at.as_second() - session.created_at.as_second();
-    same_amount(owed, paid)
-        && contradiction(event, session).is_none()
-        && age >= -60
-        && age <= i64::try_from(how.window.as_secs()).unwrap_or(i64::MAX)
+    age >= -60
+        && age <= i64::try_from(window.as_secs()).unwrap_or(i64::MAX)
         && session.expires_at.is_none_or(|end| at <= end)
+}
+
+/// Which of the sessions registered for an event's order it pays.
+///
+/// The order is certain, so a single session is the one, whatever was registered for it: what the event contradicts
+/// is for the caller to see. Among several, those that are completed already, that the event contradicts, or that
+/// could not be paid any more at its time are none; if more than one is left, there is no answer.
+#[must_use]
+pub fn of_order<'a>(
+    event: &Event,
+    sessions: &'a [(Registered, bool)],
+    window: std::time::Duration,
+) -> Option<&'a Registered> {
+    if let [(single, _)] = sessions {
+        return Some(single);
+    }
+    let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
+    let fit = || open().filter(|session| contradiction(event, session).is_none());
+    let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
+    // Without one that fits, a single open one shows what is wrong.
+    only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 
 /// In words, the first value registered for a session that the event contradicts. Absent is not different.
@@ -86,44 +173,117 @@ pub fn contradiction(event: &Event, session: &Registered) -> Option<String> {
     if let Some((a, b)) = tokens.filter(|(a, b)| !a.eq_ignore_ascii_case(b)) {
         return says("token", a, b);
     }
-    None
+    let orders = session.order_ref.as_deref().zip(event.order_ref.as_deref());
+    orders.filter(|(a, b)| a != b).and_then(|(a, b)| says("order_ref", a, b))
 }
 
-// ---- placeholder below ----
-/// placeholder
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// placeholder
-    pub address: Option<AddressSettings>,
-}
-/// placeholder
-#[derive(Debug, Clone, serde::Deserialize)]
-pub struct AddressSettings {
-    /// placeholder
-    pub mailbox: String,
-    /// placeholder
-    pub key: crate::secret::Source,
-}
-impl Settings {
-    /// placeholder
-    pub fn check(&self) -> Result<(), (String, String)> {
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{Reading, Status};
+
+    const HOW: Matching = Matching { enabled: true, window: std::time::Duration::from_secs(2700) };
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_741_145_760 + second).unwrap()
     }
-    /// placeholder
-    pub fn matching(&self) -> Matching {
-        Matching { enabled: false, window: std::time::Duration::from_secs(2700) }
+
+    fn paid(amount: &str, chain: &str) -> Event {
+        let reading = Reading {
+            amount: Some(amount.into()),
+            blockchain: Some(chain.into()),
+            token: Some("DAI".into()),
+            tx_time: Some(at(0)),
+            ..Reading::of(Status::Completed)
+        };
+        Event { reading, header_time: None, order_ref: None }
     }
-}
-/// placeholder
-pub struct Addresses;
-impl Addresses {
-    /// placeholder
-    pub fn new(_: &str, _: &secrecy::SecretString) -> Result<Self, String> {
-        Ok(Addresses)
+
+    fn owed(n: usize, amount: &str, age: i64) -> Registered {
+        Registered {
+            session_id: format!("591abe63-aa61-411d-a419-{n:012}"),
+            order_ref: None,
+            amount: Some(amount.into()),
+            blockchain: None,
+            token: None,
+            created_at: at(-age),
+            expires_at: None,
+        }
     }
-    /// placeholder
-    pub fn order_of(&self, _: &[String]) -> Option<String> {
-        None
+
+    #[test]
+    fn the_only_session_with_this_amount_inside_the_window_is_the_one() {
+        let mut open = vec![owed(1, "20.00", 60), owed(2, "21", 60), owed(3, "20", 2701), owed(4, "20", -61)];
+        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
+        open[0].blockchain = Some("SEPOLIA".into());
+        open[0].token = Some("dai".into());
+        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
+        assert_eq!(matching(&paid("20", "Base"), &open, HOW), None);
+        open[0].expires_at = Some(at(-1));
+        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), None);
+    }
+
+    #[test]
+    fn an_order_with_one_session_has_it_and_with_several_only_a_clear_one() {
+        let event = paid("20", "Sepolia");
+        let of = |sessions: &[(Registered, bool)]| {
+            of_order(&event, sessions, HOW.window)
+                .map(|s| s.session_id.trim_start_matches("591abe63-aa61-411d-a419-").to_owned())
+        };
+        let is = |n: usize| Some(format!("{n:012}"));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[(owed(1, "9000", 999_999), true)]), is(1), "a contradiction is for the caller to see");
+        let (cheap, right, old) = (owed(1, "1", 60), owed(2, "20", 60), owed(3, "20", 9_999));
+        assert_eq!(of(&[(cheap.clone(), false), (right.clone(), false)]), is(2));
+        assert_eq!(of(&[(old.clone(), false), (right.clone(), false)]), is(2));
+        assert_eq!(of(&[(old.clone(), false), (right.clone(), true)]), is(3));
+        assert_eq!(of(&[(owed(4, "20", 30), false), (right.clone(), false)]), None, "both fit");
+        assert_eq!(of(&[(cheap.clone(), false), (right.clone(), true)]), is(1));
+        assert_eq!(of(&[(cheap.clone(), false), (owed(5, "2", 1), false)]), None);
+    }
+
+    #[test]
+    fn an_address_for_another_order_contradicts_a_session() {
+        let mut event = paid("20", "Sepolia");
+        event.order_ref = Some("dear".into());
+        let mut session = owed(1, "20", 0);
+        assert_eq!(contradiction(&event, &session), None);
+        session.order_ref = Some("cheap".into());
+        assert!(contradiction(&event, &session).unwrap().starts_with("order_ref is registered as \"cheap\""));
+    }
+
+    fn any_session() -> impl Strategy<Value = Registered> {
+        let amount = prop::sample::select(vec!["20", "20.0", "21", "020"]);
+        let chain = prop::option::of(prop::sample::select(vec!["Sepolia", "SEPOLIA", "Base"]));
+        (0..1000_usize, amount, chain, -200..4000_i64, prop::option::of(-100..100_i64)).prop_map(
+            |(n, amount, chain, age, expires)| Registered {
+                blockchain: chain.map(str::to_owned),
+                expires_at: expires.map(at),
+                ..owed(n, amount, age)
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn an_ambiguous_match_never_resolves(open in prop::collection::vec(any_session(), 0..6)) {
+            let event = paid("20", "Sepolia");
+            // By the definition of the documentation, written down a second time.
+            let fits = |s: &&Registered| {
+                s.amount.as_deref().unwrap().parse::<f64>().unwrap() == 20.0
+                    && s.blockchain.as_deref().is_none_or(|c| c.eq_ignore_ascii_case("sepolia"))
+                    && s.created_at >= at(-2700) && s.created_at <= at(60)
+                    && s.expires_at.is_none_or(|end| end >= at(0))
+            };
+            let fitting: Vec<_> = open.iter().filter(fits).collect();
+            let found = matching(&event, &open, HOW);
+            prop_assert_eq!(found, if fitting.len() == 1 { Some(fitting[0]) } else { None });
+            let of_one: Vec<_> = open.iter().cloned().map(|s| (s, false)).collect();
+            if fitting.len() > 1 {
+                prop_assert_eq!(of_order(&event, &of_one, HOW.window), None);
+            }
+        }
     }
 }

@@ -38,7 +38,10 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    store.release_unresolved().await?;
     let mut couriers = JoinSet::new();
+    let (notice, ending) = (store.clone(), shutdown.clone());
+    couriers.spawn(async move { notice.notice_others(ending).await });
     for target in targets {
         couriers.spawn(Courier::new(store.clone(), target).run(shutdown.clone()));
     }

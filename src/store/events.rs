@@ -49,7 +49,8 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
     }
 }
 
-fn with_session(mut event: Event, found: Option<&Found>) -> Event {
+/// The event with the session that was found for it.
+pub(super) fn with_session(mut event: Event, found: Option<&Found>) -> Event {
     if let Some(found) = found {
         event.reading.session_id = Some(found.session_id.clone());
         event.order_ref = event.order_ref.or_else(|| found.registered.as_ref().and_then(|r| r.order_ref.clone()));
@@ -142,18 +143,36 @@ fn enqueue(tx: &Connection, settings: &Settings, id: &str, event: &Event, hold: 
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, now that more is known of it.
-fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Result<()> {
+/// Rewrites an event that was not delivered yet, now that a second report, or a second reading, says more.
+pub(super) fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Result<()> {
     let found = sessions::find(tx, settings, event)?;
-    let event = with_session(event.clone(), found.as_ref());
-    let hold = contradicts_registration(&event, found.as_ref());
-    update(tx, id, &event, found.as_ref().map(|f| f.source))?;
-    tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
-        .execute(params![id, hold.as_ref().map(Reason::to_string)])?;
-    release(tx, id)
+    resolve(tx, id, event, found.as_ref()).map(drop)
 }
 
-/// Rewrites what an event says. `source`: what found its session, if it was not known before.
+/// How many deliveries were let go, or held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resolved {
+    Released(usize),
+    Held(usize),
+}
+
+/// Writes what is now known of an event, and lets its deliveries go, or holds them for a person.
+pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Resolved> {
+    let event = with_session(event.clone(), found);
+    update(tx, id, &event, found.map(|f| f.source))?;
+    match objection(tx, id, &event, found)? {
+        Some(reason) => hold(tx, id, &reason).map(Resolved::Held),
+        None => release(tx, id).map(Resolved::Released),
+    }
+}
+
+/// Why a person has to decide about an event with this session.
+pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Reason>> {
+    let registered = contradicts_registration(event, found);
+    Ok(registered.or(ledger::objection(id, event, &known(tx, id, event)?)))
+}
+
+/// Writes an event's changed values, and with them its body.
 pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<session::Source>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
@@ -180,12 +199,24 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
     Ok(())
 }
 
-/// Lets an event's held deliveries go, if its session is known and nothing else is in the way.
-pub(super) fn release(tx: &Connection, id: &str) -> Result<()> {
-    tx.prepare_cached(
-        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2 WHERE event_id = ?1 AND state = 'held'
-           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
-    )?
-    .execute(params![id, now()])?;
-    Ok(())
+/// Keeps an event's deliveries back until a person decides; how many were about to go.
+pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
+    tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
+        .execute(params![id, reason.to_string()])?;
+    Ok(tx
+        .prepare_cached(
+            "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state = 'pending'",
+        )?
+        .execute(params![id])?)
+}
+
+/// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.
+pub(super) fn release(tx: &Connection, id: &str) -> Result<usize> {
+    Ok(tx
+        .prepare_cached(
+            "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
+             WHERE event_id = ?1 AND state = 'held'
+               AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
+        )?
+        .execute(params![id, now()])?)
 }

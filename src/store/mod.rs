@@ -5,18 +5,21 @@
 
 mod events;
 mod mailboxes;
+mod notice;
 mod outbox;
 mod query;
 mod record;
 mod rejudge;
 mod schema;
 mod sessions;
+mod settle;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
@@ -26,6 +29,8 @@ pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
 pub use rejudge::{Change, Stored};
+pub use sessions::{NewSession, SessionRow};
+pub use settle::{Assigned, Settled};
 
 use crate::model::Status;
 use crate::session::Matching;
@@ -148,6 +153,8 @@ pub struct Store {
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     deferrals: Arc<watch::Sender<u64>>,
+    /// The last `PRAGMA data_version` of the writing connection: it counts the commits of others.
+    seen_version: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -159,7 +166,8 @@ impl Store {
         let connection = schema::open(&settings.path)?;
         let writer = writer::Writer::start(connection, &settings.path)?;
         let count = || Arc::new(watch::Sender::new(0));
-        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count() })
+        let seen_version = Arc::new(AtomicI64::new(i64::MIN));
+        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), seen_version })
     }
 
     /// A connection for reading, of the caller's own.

@@ -128,7 +128,7 @@ impl Store {
 }
 
 /// The due deliveries of a target, oldest first, that no earlier one of their session makes wait.
-pub(super) const DUE: &str = "
+const DUE: &str = "
     SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook
     FROM deliveries d JOIN events e ON e.event_id = d.event_id
     WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
@@ -138,17 +138,17 @@ pub(super) const DUE: &str = "
     ORDER BY d.next_attempt_at, d.id LIMIT ?3";
 
 /// The next moment at which something becomes due. What is due already waits for one that is under way.
-pub(super) const NEXT_DUE: &str =
+const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
 /// A session's later deliveries are looked at no sooner than the earlier one that they wait for …
-pub(super) const FOLLOWERS_WAIT: &str = "
+const FOLLOWERS_WAIT: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
 
 /// … and at once when it is through.
-pub(super) const FOLLOWERS_GO: &str = "
+const FOLLOWERS_GO: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +attempts = 0 AND +next_attempt_at > ?3";
@@ -283,5 +283,121 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
         Some(("delivered", at)) => refuse(format!("was accepted by its callback at {at}")),
         Some(("held", _)) => refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into()),
         Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![now(), id])?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ToSql;
+
+    use super::*;
+    use crate::store::schema;
+
+    /// 20,000 sessions with five deliveries each, all due.
+    fn large(folder: &tempfile::TempDir) -> Connection {
+        let connection = schema::open(&folder.path().join("m.db")).unwrap();
+        connection
+            .execute_batch(
+                "BEGIN;
+                 WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 99999)
+                 INSERT INTO events (event_id, status, session_id, session_source, webhook, created_at)
+                 SELECT 'event-' || i, 'failed', 'session-' || (i % 20000), 'mail', '{}', '2025-01-01T00:00:00.000Z' FROM n;
+                 INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at)
+                 SELECT event_id, 'shop', 'pending', created_at, created_at FROM events ORDER BY rowid;
+                 COMMIT;",
+            )
+            .unwrap();
+        connection
+    }
+
+    #[test]
+    fn a_large_outbox_is_read_by_its_indexes() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4)] {
+            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let nothing = vec![&None::<String> as &dyn ToSql; parameters];
+            let steps: Vec<String> =
+                plan.query_map(nothing.as_slice(), |row| row.get(3)).unwrap().map(|step| step.unwrap()).collect();
+            assert!(
+                !steps.iter().any(|step| step.contains("SCAN") || step.contains("TEMP B-TREE")),
+                "{sql}: {steps:#?}"
+            );
+        }
+    }
+
+    fn ended(delivery_id: i64, end: End) -> Attempted {
+        Attempted { delivery_id, attempt: 1, status: None, took: Duration::ZERO, end }
+    }
+
+    fn count(connection: &Connection, condition: &str) -> i64 {
+        connection
+            .query_row(&format!("SELECT count(*) FROM deliveries WHERE {condition}"), [], |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_waits_for_another_is_not_looked_at_in_vain() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        let later: Timestamp = "2999-01-01T00:00:00Z".parse().unwrap();
+        connection.execute_batch("BEGIN").unwrap();
+        for id in 1..=20_000 {
+            record(&connection, "shop", &ended(id, End::Again("x".into(), later))).unwrap();
+        }
+        assert_eq!(count(&connection, "next_attempt_at < '2999'"), 0, "all wait as long as the one before them");
+        assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
+        assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
+        record(&connection, "shop", &ended(7, End::Accepted)).unwrap();
+        let claimed = claim(&connection, "shop", &[], 16).unwrap();
+        assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
+    }
+
+    #[test]
+    fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        let mut in_flight = Vec::new();
+        for _ in 0..10 {
+            let claimed = claim(&connection, "shop", &in_flight, 3).unwrap();
+            assert!(claimed.iter().all(|c| c.attempt == 1));
+            in_flight
+                .extend(claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id }));
+        }
+        let mut ids: Vec<_> = in_flight.iter().map(|f| f.delivery_id).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (1..=30).collect::<Vec<_>>());
+        assert_eq!(claim(&connection, "other", &[], 3).unwrap(), []);
+        // The program is killed here. The next one finds what was counted, and does it again.
+        drop(connection);
+        let connection = schema::open(&folder.path().join("m.db")).unwrap();
+        assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
+        let told: String =
+            connection.query_row("SELECT error FROM attempts WHERE delivery_id = 1", [], |row| row.get(0)).unwrap();
+        assert_eq!(told, NO_END);
+        assert_eq!(claim(&connection, "shop", &[], 1).unwrap().remove(0).attempt, 2);
+    }
+
+    #[test]
+    fn an_event_that_got_its_session_late_does_not_overtake_one_that_is_under_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
+        let flight = |delivery_id, of: &str| InFlight { delivery_id, session_id: Some(of.into()) };
+        let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16).unwrap();
+        assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stays_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        connection.execute("UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE id <= 3", []).unwrap();
+        record(&connection, "shop", &ended(1, End::Accepted)).unwrap();
+        record(&connection, "shop", &ended(2, End::Again("x".into(), Timestamp::now()))).unwrap();
+        record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
+        assert_eq!(count(&connection, "id = 1 AND state = 'delivered'"), 1);
+        assert_eq!(count(&connection, "id IN (2, 3) AND state = 'held' AND last_error = 'x'"), 2);
+        assert!(matches!(retry_one(&connection, 2), Err(Error::Refused(_))));
     }
 }

@@ -227,7 +227,7 @@ impl Reader {
         found.map_err(|e| Error::from_sqlite(&self.path, e))
     }
 
-    fn each<T, E: From<Error>>(
+    pub(super) fn each<T, E: From<Error>>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],

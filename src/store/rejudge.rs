@@ -7,7 +7,6 @@ use super::events::{self, Admitted};
 use super::record::covers;
 use super::{Error, Reader, Result, Settings, Store, moment, now};
 use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
-use crate::session::Source;
 
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
@@ -74,7 +73,7 @@ fn rejudge(
         .optional()?
         .ok_or_else(|| Error::Refused(format!("no mail {id}")))?;
     match made {
-        Some(event_id) if outcome == Outcome::Event.as_str() => return reread(tx, &event_id, examined),
+        Some(event_id) if outcome == Outcome::Event.as_str() => return reread(tx, settings, &event_id, examined),
         // What repeats an event says no more than it.
         Some(_) => return Ok(Change::Same),
         None => {}
@@ -114,7 +113,7 @@ fn rejudge(
 }
 
 /// A mail that has an event already: the event may be read better, as long as nobody was told of it.
-fn reread(tx: &Connection, event_id: &str, examined: &Examined) -> Result<Change> {
+fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Examined) -> Result<Change> {
     let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
     let known = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], events::from_row)?;
     let new = with_what_the_mail_does_not_say(new, &known);
@@ -129,9 +128,7 @@ fn reread(tx: &Connection, event_id: &str, examined: &Examined) -> Result<Change
     if told || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
         return Ok(Change::Kept(event_id.to_owned()));
     }
-    let source = new.reading.session_id.is_some().then_some(Source::Mail);
-    events::update(tx, event_id, &new, source)?;
-    events::release(tx, event_id)?;
+    events::refill(tx, settings, event_id, &new)?;
     Ok(Change::Event(event_id.to_owned()))
 }
 

@@ -1,10 +1,176 @@
 //! The registered sessions, and finding an event's among them.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::time::Duration;
 
-use super::{Result, Settings, moment};
-use crate::model::Event;
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::Serialize;
+
+use super::settle::{self, Settled};
+use super::{Error, Reader, Result, Settings, Store, moment};
+use crate::model::{self, Event, iso, same_amount};
 use crate::session::{self, Registered, Source};
+
+/// A session to be registered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewSession {
+    /// Resmic's name for it, a UUID.
+    pub session_id: String,
+    /// The merchant's name for what is paid.
+    pub order_ref: Option<String>,
+    /// US dollars, decimal text.
+    pub amount: Option<String>,
+    /// The chain that was asked for.
+    pub blockchain: Option<String>,
+    /// The token that was asked for.
+    pub token: Option<String>,
+    /// After this it is not matched by amount any more.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A row of `sessions`, and the newest that is known of it.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct SessionRow {
+    pub session_id: String,
+    pub order_ref: Option<String>,
+    pub amount: Option<String>,
+    pub blockchain: Option<String>,
+    pub token: Option<String>,
+    pub created_at: String,
+    pub expires_at: Option<String>,
+    /// Of its newest truth in `payments`; `None`: nothing was heard of it.
+    pub status: Option<String>,
+    /// The event that says so.
+    pub event_id: Option<String>,
+}
+
+impl Store {
+    /// Registers a session, or adds to one what it lacks, and looks at the events that it concerns.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if a value is none, or is registered differently already.
+    pub async fn session_add(&self, new: NewSession) -> Result<Settled> {
+        let new = new.checked()?;
+        let settings = self.settings.clone();
+        let settled = self
+            .write(move |tx| {
+                if let Some(known) = by_id(tx, &new.session_id)? {
+                    new.agrees_with(&known)?;
+                }
+                insert(tx, &new)?;
+                settle::all(tx, &settings)
+            })
+            .await?;
+        self.wake_outbox();
+        Ok(settled)
+    }
+}
+
+impl Reader {
+    /// The registered sessions, oldest first.
+    ///
+    /// # Errors
+    /// What SQLite says, or the first error of `each`.
+    pub fn sessions<E: From<Error>>(
+        &self,
+        mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sql = "SELECT s.*, e.status, e.event_id FROM sessions s LEFT JOIN events e ON e.rowid = (
+               SELECT n.rowid FROM events n WHERE n.session_id = s.session_id
+               ORDER BY n.status = 'completed' DESC, coalesce(n.tx_time, n.created_at) DESC, n.created_at DESC, n.rowid DESC
+               LIMIT 1)
+             ORDER BY s.created_at, s.rowid";
+        self.each(sql, &[], session_row, &mut each)
+    }
+}
+
+fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
+    Ok(SessionRow {
+        session_id: row.get("session_id")?,
+        order_ref: row.get("order_ref")?,
+        amount: row.get("amount")?,
+        blockchain: row.get("blockchain")?,
+        token: row.get("token")?,
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+        status: row.get("status")?,
+        event_id: row.get("event_id")?,
+    })
+}
+
+impl NewSession {
+    /// Itself, in the database's spelling.
+    fn checked(self) -> Result<Self> {
+        let amount = self.amount.map(|text| text.trim().to_owned());
+        if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
+            return Err(Error::Refused(format!(
+                "amount {text:?}: expected US dollars in decimal digits, such as 19.99"
+            )));
+        }
+        let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        Ok(NewSession {
+            session_id: uuid(&self.session_id)?,
+            // To the letter: it is the merchant's own.
+            order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
+            amount,
+            blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),
+            token: some(self.token),
+            expires_at: self.expires_at,
+        })
+    }
+
+    fn agrees_with(&self, known: &Registered) -> Result<()> {
+        let differs = |a: &Option<String>, b: &Option<String>, same: fn(&str, &str) -> bool| {
+            a.as_deref().zip(b.as_deref()).is_some_and(|(a, b)| !same(a, b))
+        };
+        let exactly = |a: &str, b: &str| a == b;
+        let field = if differs(&self.order_ref, &known.order_ref, exactly) {
+            "order reference"
+        } else if differs(&self.amount, &known.amount, same_amount) {
+            "amount"
+        } else if differs(&self.blockchain, &known.blockchain, |a, b| model::fold_chain(a) == model::fold_chain(b)) {
+            "blockchain"
+        } else if differs(&self.token, &known.token, exactly) {
+            "token"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Refused(format!(
+            "session {} is registered already, with another {field}; nothing was changed",
+            self.session_id
+        )))
+    }
+}
+
+/// A session id in lower case.
+///
+/// # Errors
+/// [`Error::Refused`] if it is none.
+pub(super) fn uuid(text: &str) -> Result<String> {
+    let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
+    hyphenated.map(|id| id.to_string()).ok_or_else(|| {
+        let example = "591abe63-aa61-411d-a419-0b546729bbd0";
+        Error::Refused(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
+    })
+}
+
+fn is_decimal(text: &str) -> bool {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= 80 && digits(whole) && digits(fraction)
+}
+
+fn insert(tx: &Connection, new: &NewSession) -> Result<()> {
+    tx.prepare_cached(
+        "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),
+           amount = coalesce(amount, excluded.amount), blockchain = coalesce(blockchain, excluded.blockchain),
+           token = coalesce(token, excluded.token), expires_at = coalesce(excluded.expires_at, expires_at)",
+    )?
+    .execute(params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, new.expires_at.map(iso)])?;
+    Ok(())
+}
 
 /// An event's session, and what is registered for it.
 pub(super) struct Found {
@@ -21,12 +187,14 @@ pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Resul
     }
     if let Some(order_ref) = &event.order_ref {
         // The address names the order. Matching by amount must not find another order's session instead.
-        return Ok(by_order(tx, order_ref)?.map(|registered| found(registered, Source::Address)));
+        let sessions = by_order(tx, order_ref)?;
+        let only = session::of_order(event, &sessions, settings.matching.window);
+        return Ok(only.map(|registered| found(registered.clone(), Source::Address)));
     }
     if !settings.matching.enabled {
         return Ok(None);
     }
-    let open = open_sessions(tx)?;
+    let open = open_sessions(tx, event, settings)?;
     Ok(session::matching(event, &open, settings.matching).map(|only| found(only.clone(), Source::Match)))
 }
 
@@ -36,30 +204,39 @@ fn found(registered: Registered, source: Source) -> Found {
 
 const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at, expires_at";
 
-fn by_id(tx: &Connection, session_id: &str) -> Result<Option<Registered>> {
+pub(super) fn by_id(tx: &Connection, session_id: &str) -> Result<Option<Registered>> {
     let sql = format!("SELECT {COLUMNS} FROM sessions WHERE session_id = ?1");
     Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], registered).optional()?)
 }
 
-/// The session registered for an order; with several, the newest: a payer who begins anew abandons the one before.
-fn by_order(tx: &Connection, order_ref: &str) -> Result<Option<Registered>> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM sessions WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 1");
-    Ok(tx.prepare_cached(&sql)?.query_row(params![order_ref], registered).optional()?)
+/// The sessions registered for an order, and whether a completed payment is known for each. Their number is bounded:
+/// with so many there is no answer anyway.
+fn by_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered, bool)>> {
+    let sql = format!(
+        "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
+    );
+    let mut statement = tx.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![order_ref], |row| Ok((registered(row)?, row.get(7)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The sessions for which no completed payment is known.
-fn open_sessions(tx: &Connection) -> Result<Vec<Registered>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM sessions s WHERE NOT EXISTS
-           (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')"
-    );
-    Ok(tx.prepare_cached(&sql)?.query_map([], registered)?.collect::<rusqlite::Result<_>>()?)
+const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
+
+/// The sessions that an event may pay by its time, and for which no completed payment is known.
+fn open_sessions(tx: &Connection, event: &Event, settings: &Settings) -> Result<Vec<Registered>> {
+    let Some(at) = event.time() else { return Ok(Vec::new()) };
+    // A little more than session.rs allows: it has the rule, this only keeps the many others out.
+    let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
+    let to = at.checked_add(Duration::from_secs(120)).map_or_else(|_| String::new(), iso);
+    let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
+    let mut statement = tx.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![from, to], registered)?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 fn registered(row: &Row) -> rusqlite::Result<Registered> {
     Ok(Registered {
-        session_id: row.get(0)?,
+        session_id: row.get::<_, String>(0)?.to_ascii_lowercase(),
         order_ref: row.get(1)?,
         amount: row.get(2)?,
         blockchain: row.get(3)?,

@@ -122,7 +122,7 @@ async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
 /// Each session's events are a failed one, some more, and the completed one at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_arrives_whole_in_order_and_once() {
-    const SESSIONS: u32 = 400;
+    const SESSIONS: u32 = 2_000;
     const EACH: u32 = 5;
     let receiver = Receiver::new(|n, _| if n % 97 == 13 { status(500) } else { status(200) });
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);

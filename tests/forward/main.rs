@@ -1,8 +1,11 @@
 //! The forwarder against callbacks of every kind.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod deliver;
 mod hostile;
 mod receiver;
+mod sessions;
 
 use std::sync::Arc;
 use std::time::Duration;

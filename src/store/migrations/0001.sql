@@ -58,7 +58,8 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX events_by_session ON events (session_id) WHERE session_id IS NOT NULL;
 CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash IS NOT NULL;
-CREATE INDEX events_unresolved ON events (created_at) WHERE session_id IS NULL;
+CREATE INDEX events_unresolved ON events (tx_time) WHERE session_id IS NULL;
+CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
 
 -- One row for each event and callback.
@@ -93,8 +94,9 @@ CREATE TABLE attempts (
 -- The sessions that the merchant opened at Resmic. The one table that others may insert into.
 CREATE TABLE sessions (
   session_id TEXT PRIMARY KEY COLLATE NOCASE CHECK (length(session_id) = 36),
-  order_ref  TEXT,
-  amount     TEXT,                             -- US dollars, decimal text
+  order_ref  TEXT CHECK (order_ref <> ''),
+  amount     TEXT                              -- US dollars, decimal text
+             CHECK (amount GLOB '[0-9]*' AND amount NOT GLOB '*[^0-9.]*' AND amount NOT GLOB '*.*.*'),
   blockchain TEXT,
   token      TEXT,
   created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
@@ -102,6 +104,24 @@ CREATE TABLE sessions (
 ) STRICT;
 CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX sessions_by_time ON sessions (created_at);
+
+-- Sessions that were registered or changed, by whatever program, and whose events were not looked at since.
+CREATE TABLE unsettled (
+  session_id TEXT PRIMARY KEY COLLATE NOCASE
+) STRICT, WITHOUT ROWID;
+-- Others write times in their own ways (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00); they are kept in ours.
+-- No OR IGNORE: the conflict clause of the statement that fires a trigger replaces the trigger's own.
+CREATE TRIGGER sessions_registered AFTER INSERT ON sessions BEGIN
+  SELECT RAISE(ABORT, 'created_at and expires_at must be times, such as 2025-03-05T03:36:00Z')
+  WHERE julianday(NEW.created_at) IS NULL OR (julianday(NEW.expires_at) IS NULL AND NEW.expires_at IS NOT NULL);
+  UPDATE sessions SET created_at = strftime('%Y-%m-%dT%H:%M:%fZ', NEW.created_at),
+    expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', NEW.expires_at)
+  WHERE session_id = NEW.session_id;
+  INSERT INTO unsettled SELECT NEW.session_id WHERE NOT EXISTS (SELECT 1 FROM unsettled WHERE session_id = NEW.session_id);
+END;
+CREATE TRIGGER sessions_changed AFTER UPDATE ON sessions BEGIN
+  INSERT INTO unsettled SELECT NEW.session_id WHERE NOT EXISTS (SELECT 1 FROM unsettled WHERE session_id = NEW.session_id);
+END;
 
 -- How far each mailbox has been read, and how it is.
 CREATE TABLE mailboxes (

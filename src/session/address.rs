@@ -1,0 +1,270 @@
+//! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and nobody else can make one for another order.
+//!
+//! All of it survives a mail system that puts local parts into lower case. docs/sessions.md tells a shop's programmer
+//! how to make such an address; it must say the same as this file.
+
+use data_encoding::{BASE32_NOPAD, BASE32_NOPAD_NOCASE};
+use ring::hmac;
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+/// RFC 5321, 4.5.3.1.1.
+const LONGEST_LOCAL_PART: usize = 64;
+
+/// RFC 5321, 4.5.3.1.3, without the angle brackets.
+const LONGEST_ADDRESS: usize = 254;
+
+/// What is signed is this and the order reference, so that the key's other uses can make no address.
+const DOMAIN: &[u8] = b"resmic-mailhook address\n";
+
+/// 80 bits: too many to try by mail, and 16 characters of the 64.
+const MAC_BYTES: usize = 10;
+
+/// Begins an order reference that is not written as it is.
+const ENCODED: char = '_';
+
+/// The addresses of one mailbox, signed with one key. Shows nothing of the key.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// In lower case.
+    local: String,
+    domain: String,
+    key: hmac::Key,
+}
+
+/// What the signed To says of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Named {
+    /// It was sent to this order's address.
+    Order(String),
+    /// It was sent to an address that looks like an order's, but we did not sign it.
+    WrongMac,
+    /// It was sent to the addresses of several orders.
+    Several,
+    /// It was sent to no such address.
+    Nothing,
+}
+
+impl Addresses {
+    /// The addresses behind `mailbox`.
+    ///
+    /// # Errors
+    /// In words, if `mailbox` is no address that a tag can be added to.
+    pub fn new(mailbox: &str, key: &SecretString) -> Result<Self, String> {
+        check_mailbox(mailbox)?;
+        let (local, domain) = mailbox.rsplit_once('@').unwrap_or_default();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret().as_bytes());
+        Ok(Addresses { local: local.to_ascii_lowercase(), domain: domain.to_ascii_lowercase(), key })
+    }
+
+    /// The address for an order, to be given to Resmic as `webhook_url`.
+    ///
+    /// # Errors
+    /// In words, if the order reference is empty or too long to stand in an address.
+    pub fn address_for(&self, order_ref: &str) -> Result<String, String> {
+        if order_ref.is_empty() {
+            return Err("an order reference must not be empty".into());
+        }
+        let mac = base32(&self.mac(order_ref));
+        let local = format!("{}+{}.{mac}", self.local, encode(order_ref));
+        if local.len() > LONGEST_LOCAL_PART {
+            return Err(format!(
+                "the order reference is too long: the address would have {} characters before the @, and mail allows \
+                 {LONGEST_LOCAL_PART}; take a shorter one (lower-case letters, digits, - and _ need the least room)",
+                local.len()
+            ));
+        }
+        let address = format!("{local}@{}", self.domain);
+        if address.len() > LONGEST_ADDRESS {
+            return Err(format!("the address would be longer than the {LONGEST_ADDRESS} characters that mail allows"));
+        }
+        Ok(address)
+    }
+
+    /// The order that a mail's *signed* To names. A wrong MAC is no order, and is noted in the log.
+    #[must_use]
+    pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
+        match self.named(signed_to) {
+            Named::Order(order_ref) => return Some(order_ref),
+            Named::WrongMac => {
+                tracing::warn!("a mail was sent to a signed address with a wrong signature; it names no order")
+            }
+            Named::Several => tracing::warn!("a mail was sent to the addresses of several orders; it names none"),
+            Named::Nothing => {}
+        }
+        None
+    }
+
+    /// What a mail's signed To says of an order.
+    #[must_use]
+    pub fn named(&self, signed_to: &[String]) -> Named {
+        signed_to.iter().map(|address| self.one(address)).fold(Named::Nothing, |a, b| match (a, b) {
+            (Named::Order(a), Named::Order(b)) if a != b => Named::Several,
+            (Named::Several, _) | (_, Named::Several) => Named::Several,
+            (Named::Order(order), _) | (_, Named::Order(order)) => Named::Order(order),
+            (Named::WrongMac, _) | (_, Named::WrongMac) => Named::WrongMac,
+            (Named::Nothing, Named::Nothing) => Named::Nothing,
+        })
+    }
+
+    fn one(&self, address: &str) -> Named {
+        let address = address.to_ascii_lowercase();
+        let tag = address
+            .rsplit_once('@')
+            .filter(|(_, domain)| *domain == self.domain)
+            .and_then(|(local, _)| local.strip_prefix(&self.local)?.strip_prefix('+'));
+        let Some((order, mac)) = tag.and_then(|tag| tag.rsplit_once('.')) else { return Named::Nothing };
+        match decode(order) {
+            Some(order_ref) if self.is_signed(&order_ref, mac) => Named::Order(order_ref),
+            _ => Named::WrongMac,
+        }
+    }
+
+    fn is_signed(&self, order_ref: &str, mac: &str) -> bool {
+        let given = from_base32(mac).unwrap_or_default();
+        self.mac(order_ref).as_slice().ct_eq(&given).into()
+    }
+
+    fn mac(&self, order_ref: &str) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(DOMAIN);
+        context.update(order_ref.as_bytes());
+        context.sign().as_ref().iter().copied().take(MAC_BYTES).collect()
+    }
+}
+
+/// Lower-case letters, digits, `-` and `_` stay; everything else is base32 of its UTF-8 behind a `_`.
+fn encode(order_ref: &str) -> String {
+    if is_plain(order_ref) { order_ref.to_owned() } else { format!("{ENCODED}{}", base32(order_ref.as_bytes())) }
+}
+
+fn decode(order: &str) -> Option<String> {
+    match order.strip_prefix(ENCODED) {
+        Some(encoded) => String::from_utf8(from_base32(encoded)?).ok().filter(|order_ref| !order_ref.is_empty()),
+        None => is_plain(order).then(|| order.to_owned()),
+    }
+}
+
+fn is_plain(order_ref: &str) -> bool {
+    let stays = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    !order_ref.is_empty() && !order_ref.starts_with(ENCODED) && order_ref.chars().all(stays)
+}
+
+/// RFC 4648, 6, in lower case and without padding.
+fn base32(bytes: &[u8]) -> String {
+    BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
+}
+
+fn from_base32(text: &str) -> Option<Vec<u8>> {
+    BASE32_NOPAD_NOCASE.decode(text.as_bytes()).ok()
+}
+
+/// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322, without a tag of its own.
+pub(super) fn check_mailbox(mailbox: &str) -> Result<(), String> {
+    const EXPECTED: &str = "expected a plain address such as \"payments@shop.example\", without a + tag";
+    let (local, domain) = mailbox.rsplit_once('@').ok_or(EXPECTED)?;
+    let is_atom = |part: &str, also: &str| {
+        !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || also.contains(c))
+    };
+    let right = local.split('.').all(|part| is_atom(part, "!#$%&'*/=?^_`{|}~-"))
+        && domain.split('.').all(|part| is_atom(part, "-"));
+    // The shortest tag, with one character of an order, must still fit.
+    let room = local.len() + "+o.".len() + MAC_BYTES * 8 / 5 <= LONGEST_LOCAL_PART && mailbox.len() <= 190;
+    match (right, room) {
+        (false, _) => Err(EXPECTED.into()),
+        (true, false) => Err("too long: no order reference would fit into its addresses".into()),
+        (true, true) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ours() -> Addresses {
+        Addresses::new("Payments@Shop.example", &SecretString::from("a key for tests only")).unwrap()
+    }
+
+    fn order_of(address: &str) -> Named {
+        ours().named(&[address.to_owned()])
+    }
+
+    #[test]
+    fn an_address_names_its_order_and_never_changes() {
+        let address = ours().address_for("order-1001").unwrap();
+        assert_eq!(
+            address, "payments+order-1001.bsvig6htwkncksk4@shop.example",
+            "addresses given to Resmic must stay valid"
+        );
+        assert_eq!(order_of(&address), Named::Order("order-1001".into()));
+        assert_eq!(order_of(&address.to_uppercase()), Named::Order("order-1001".into()));
+        let address = ours().address_for("Größe/5 #7").unwrap();
+        assert!(address.starts_with("payments+_"), "{address}");
+        assert_eq!(order_of(&address), Named::Order("Größe/5 #7".into()));
+    }
+
+    #[test]
+    fn a_wrong_mac_is_no_order_and_a_plain_tag_is_nothing() {
+        let cheap = ours().address_for("cheap").unwrap();
+        for forged in
+            [cheap.replace("cheap", "dear"), cheap.replacen('.', ".a", 1), "payments+dear.@shop.example".into()]
+        {
+            assert_eq!(order_of(&forged), Named::WrongMac, "{forged}");
+        }
+        let other = Addresses::new("payments@shop.example", &SecretString::from("another key")).unwrap();
+        assert_eq!(order_of(&other.address_for("cheap").unwrap()), Named::WrongMac);
+        for nothing in
+            ["payments@shop.example", "payments+news@shop.example", "+cheap.x@shop.example", "", "@", "a@b+c.d"]
+        {
+            assert_eq!(order_of(nothing), Named::Nothing, "{nothing}");
+        }
+        assert_eq!(order_of(&cheap.replace("shop.example", "shop.example.evil.example")), Named::Nothing);
+        assert_eq!(order_of(&format!("x{cheap}")), Named::Nothing);
+    }
+
+    #[test]
+    fn two_orders_are_no_answer_and_a_forged_one_beside_a_signed_one_is_passed_over() {
+        let (a, b) = (ours().address_for("a").unwrap(), ours().address_for("b").unwrap());
+        let named = |all: &[&String]| ours().named(&all.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
+        assert_eq!(named(&[&a, &b]), Named::Several);
+        assert_eq!(named(&[&a, &b, &a]), Named::Several);
+        assert_eq!(named(&[&a.replace("+a", "+c"), &a, &a]), Named::Order("a".into()));
+        assert_eq!(named(&[]), Named::Nothing);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_reason() {
+        let words = ours().address_for(&"x".repeat(40)).unwrap_err();
+        assert!(words.contains("too long") && words.contains("66 characters"), "{words}");
+        ours().address_for(&"x".repeat(38)).unwrap();
+        assert!(ours().address_for("").is_err());
+        for wrong in
+            ["", "shop.example", "a b@shop.example", "a+b@shop.example", "a@", "@b", "a..b@c", "ä@b", "\"a\"@b"]
+        {
+            assert!(check_mailbox(wrong).is_err(), "{wrong}");
+        }
+        assert!(check_mailbox(&format!("{}@b.example", "x".repeat(60))).unwrap_err().contains("too long"));
+    }
+
+    proptest! {
+        #[test]
+        fn every_order_reference_comes_back(order_ref in "\\PC{1,12}", cut in any::<prop::sample::Index>()) {
+            if let Ok(address) = ours().address_for(&order_ref) {
+                prop_assert_eq!(order_of(&address.to_lowercase()), Named::Order(order_ref));
+                let (local, _) = address.split_once('@').unwrap();
+                prop_assert!(local.len() <= 64 && local.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-' | b'_')));
+                // With any character gone it names nothing.
+                let at = cut.index(address.len());
+                let broken = format!("{}{}", &address[..at], &address[at + 1..]);
+                prop_assert!(!matches!(order_of(&broken), Named::Order(_)));
+            }
+        }
+
+        #[test]
+        fn nothing_that_is_written_into_a_to_header_breaks_it(any in ".*") {
+            prop_assert!(!matches!(order_of(&any), Named::Order(_)));
+        }
+    }
+}

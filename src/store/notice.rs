@@ -1,0 +1,155 @@
+//! Others write into the database too: a shop its sessions, `import` its mails, a person a retry. Taking notice of it.
+//!
+//! Every commit is a write to the database's `-wal` file, which the kernel tells of; so an idle daemon costs nothing. It
+//! tells of our own commits as well, and `PRAGMA data_version` knows them apart. Where the kernel cannot be asked (or
+//! does not know, as for some shared folders), the version is asked for from time to time.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::{Result, Store, settle};
+
+/// The shortest time between two looks: others may write as often as they like.
+const REST: Duration = Duration::from_millis(100);
+
+/// The longest time between two looks, for what the kernel failed to tell.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How often to look where the kernel tells nothing at all.
+const POLL: Duration = Duration::from_millis(500);
+
+impl Store {
+    /// Takes notice of what other programs commit, until `shutdown`: settles sessions, wakes who waits for deliveries.
+    ///
+    /// # Errors
+    /// [`super::Error::Stopped`] if the writer has ended.
+    pub async fn notice_others(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+        let mut changes = Changes::of(&self.settings.path);
+        loop {
+            let looked = self.look().await;
+            match &looked {
+                Err(super::Error::Stopped) => return looked,
+                Err(error) => tracing::warn!(%error, "cannot look for what other programs wrote; trying again"),
+                Ok(()) => {}
+            }
+            let next = async {
+                sleep(REST).await;
+                // What could not be looked at is not told of a second time.
+                if looked.is_ok() {
+                    changes.next().await;
+                }
+            };
+            tokio::select! {
+                _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+                () = next => {}
+            }
+        }
+    }
+
+    /// Looks once. It takes the write lock, and so waits for a commit that is being written while we hear of it.
+    async fn look(&self) -> Result<()> {
+        let version = self.write(|tx| Ok(tx.pragma_query_value(None, "data_version", |row| row.get(0))?)).await?;
+        if self.seen_version.swap(version, Ordering::Relaxed) != version {
+            let settled = self.settle().await?;
+            if settled != settle::Settled::default() {
+                let settle::Settled { resolved, released, held } = settled;
+                tracing::info!(resolved, released, held, "sessions were registered");
+            }
+            self.wake_outbox();
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's word that somebody wrote.
+enum Changes {
+    #[cfg(target_os = "linux")]
+    Told(Box<kernel::Watch>),
+    Asked,
+}
+
+impl Changes {
+    fn of(database: &Path) -> Self {
+        #[cfg(target_os = "linux")]
+        match kernel::Watch::of(database) {
+            Ok(watch) => return Changes::Told(Box::new(watch)),
+            Err(error) => tracing::warn!(%error, "no inotify; looking every {} ms instead", POLL.as_millis()),
+        }
+        Changes::Asked
+    }
+
+    /// Returns when it is time to look.
+    async fn next(&mut self) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Changes::Told(watch) => {
+                if let Ok(Err(error)) = timeout(LONGEST, watch.next()).await {
+                    tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL.as_millis());
+                    *self = Changes::Asked;
+                }
+            }
+            Changes::Asked => sleep(POLL).await,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod kernel {
+    use std::ffi::{OsStr, OsString};
+    use std::io;
+    use std::path::Path;
+
+    use futures_util::{FutureExt, StreamExt};
+    use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
+
+    /// Room for some dozen events.
+    const BUFFER: usize = 4096;
+
+    /// The most events that are passed over at once.
+    const MANY: usize = 100_000;
+
+    /// Watches the database's folder, not the files: SQLite may remove the `-wal` file and make it anew.
+    pub(super) struct Watch {
+        events: EventStream<Box<[u8]>>,
+        /// What the names of the files begin with.
+        name: OsString,
+    }
+
+    impl Watch {
+        pub(super) fn of(database: &Path) -> io::Result<Self> {
+            let database = std::fs::canonicalize(database)?;
+            let (Some(folder), Some(name)) = (database.parent(), database.file_name()) else {
+                return Err(io::ErrorKind::InvalidInput.into());
+            };
+            let inotify = Inotify::init()?;
+            inotify.watches().add(folder, WatchMask::MODIFY)?;
+            let events = inotify.into_event_stream(vec![0; BUFFER].into_boxed_slice())?;
+            Ok(Watch { events, name: name.to_owned() })
+        }
+
+        /// Returns when one of the database's files was written to.
+        pub(super) async fn next(&mut self) -> io::Result<()> {
+            let mut ours = false;
+            while !ours {
+                let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+                ours = self.is_ours(&event);
+            }
+            // What else was written until now is seen by the same look.
+            for _ in 0..MANY {
+                if self.events.next().now_or_never().is_none() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+
+        fn is_ours(&self, event: &EventOwned) -> bool {
+            let begins = |given: &OsStr| given.as_encoded_bytes().starts_with(self.name.as_encoded_bytes());
+            event.mask.contains(EventMask::Q_OVERFLOW) || event.name.as_deref().is_some_and(begins)
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Sessions that were registered after their events: by whatever program, and then by hand.
+//!
+//! Triggers put each session that is inserted or changed into `unsettled`; here the events that it concerns are looked
+//! at again. So nothing depends on who wrote the row, or on who was running when it was written.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::events::{self, Resolved};
+use super::sessions::{self, Found};
+use super::{Error, Result, Settings, Store};
+use crate::model::{Event, iso};
+use crate::session::{Registered, Source};
+
+/// How many sessions one transaction looks at.
+const AT_ONCE: usize = 200;
+
+/// What became of events when sessions were looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Events that have a session now and had none.
+    pub resolved: usize,
+    /// Deliveries that may go now.
+    pub released: usize,
+    /// Deliveries that may not go any more: their event contradicts what is registered.
+    pub held: usize,
+}
+
+/// What became of an event that a person gave a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The session that it had.
+    pub before: Option<String>,
+    /// Whether the session is registered.
+    pub registered: bool,
+    /// Deliveries that may go now.
+    pub released: usize,
+}
+
+impl Store {
+    /// Looks at the events of all sessions that were registered or changed since the last time.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn settle(&self) -> Result<Settled> {
+        let mut total = Settled::default();
+        loop {
+            let settings = self.settings.clone();
+            let (settled, looked_at) = self.write(move |tx| some(tx, &settings)).await?;
+            total.add(settled);
+            if settled.released > 0 {
+                self.wake_outbox();
+            }
+            if looked_at < AT_ONCE {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// Lets go what was held for callbacks that are told of unresolved events by now: a changed configuration.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn release_unresolved(&self) -> Result<usize> {
+        let senders: Vec<String> =
+            self.settings.targets.iter().filter(|t| t.send_unresolved).map(|t| t.name.clone()).collect();
+        let released =
+            self.write(move |tx| senders.iter().map(|target| release_for(tx, target)).sum::<Result<usize>>()).await?;
+        self.wake_outbox();
+        Ok(released)
+    }
+
+    /// Gives an event its session, by a person's decision, and lets its deliveries go whatever held them.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another.
+    pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
+        let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::uuid(session_id)?);
+        let assigned = self.write(move |tx| assign(tx, &event_id, &session_id)).await?;
+        self.wake_outbox();
+        Ok(assigned)
+    }
+}
+
+impl Settled {
+    fn add(&mut self, more: Settled) {
+        self.resolved += more.resolved;
+        self.released += more.released;
+        self.held += more.held;
+    }
+}
+
+/// Looks at all unsettled sessions.
+pub(super) fn all(tx: &Connection, settings: &Settings) -> Result<Settled> {
+    let mut total = Settled::default();
+    loop {
+        let (settled, looked_at) = some(tx, settings)?;
+        total.add(settled);
+        if looked_at < AT_ONCE {
+            return Ok(total);
+        }
+    }
+}
+
+/// Looks at some unsettled sessions; also says how many they were.
+pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usize)> {
+    let mut statement = tx.prepare_cached("SELECT session_id FROM unsettled LIMIT ?1")?;
+    let ids: Vec<String> =
+        statement.query_map(params![AT_ONCE as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut settled = Settled::default();
+    for id in &ids {
+        if let Some(session) = sessions::by_id(tx, id)? {
+            for event_id in concerned(tx, settings, &session)? {
+                settled.add(reconsider(tx, settings, &event_id)?);
+            }
+        }
+        tx.prepare_cached("DELETE FROM unsettled WHERE session_id = ?1")?.execute(params![id])?;
+    }
+    Ok((settled, ids.len()))
+}
+
+/// The events that a session may mean something for, in the order in which they came.
+fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Result<Vec<String>> {
+    let (from, to) = if settings.matching.enabled && session.amount.is_some() {
+        let end = session.created_at.checked_add(settings.matching.window);
+        // The rule is session.rs's; this keeps the many others out.
+        (session.created_at.checked_sub(std::time::Duration::from_secs(120)).ok().map(iso), end.ok().map(iso))
+    } else {
+        (None, None)
+    };
+    let mut statement = tx.prepare_cached(
+        "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
+         UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
+         UNION SELECT rowid, event_id FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?3 AND ?4
+         ORDER BY n",
+    )?;
+    let rows = statement.query_map(params![session.session_id, session.order_ref, from, to], |row| row.get(1))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// A stored event, as far as its session is concerned.
+struct Stored {
+    event: Event,
+    source: Option<String>,
+    on_hold: bool,
+    /// Some callback has it.
+    delivered: bool,
+    /// Some callback does not have it yet.
+    open: bool,
+}
+
+fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
+    let found = tx
+        .prepare_cached(
+            "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
+               EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state <> 'delivered') AS open
+             FROM events e WHERE event_id = ?1",
+        )?
+        .query_row(params![event_id], |row| {
+            Ok(Stored {
+                event: events::from_row(row)?,
+                source: row.get("session_source")?,
+                on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
+                delivered: row.get("delivered")?,
+                open: row.get("open")?,
+            })
+        });
+    Ok(found.optional()?)
+}
+
+/// Looks for an event's session again, and at what is registered for it.
+fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Settled> {
+    let mut settled = Settled::default();
+    let Some(stored) = stored(tx, event_id)? else { return Ok(settled) };
+    // What every callback has stays as it is, and what a person has to decide is theirs.
+    if stored.on_hold || (stored.delivered && !stored.open) {
+        return Ok(settled);
+    }
+    let Some(found) = sessions::find(tx, settings, &stored.event)? else { return Ok(settled) };
+    if stored.delivered && stored.event.reading.session_id.is_some() {
+        if let Some(reason) = events::objection(tx, event_id, &stored.event, Some(&found))? {
+            settled.held = events::hold(tx, event_id, &reason)?;
+        }
+        return Ok(settled);
+    }
+    settled.resolved = usize::from(stored.event.reading.session_id.is_none());
+    match events::resolve(tx, event_id, &stored.event, Some(&found))? {
+        Resolved::Released(n) => settled.released = n,
+        Resolved::Held(n) => settled.held = n,
+    }
+    Ok(settled)
+}
+
+fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
+    let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
+    let Some(stored) = stored(tx, event_id)? else {
+        return refuse("is not there; `resmic-mailhook events` lists them".into());
+    };
+    let before = stored.event.reading.session_id.clone();
+    let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
+    match other {
+        Some(known) if stored.source.as_deref() == Some(Source::Mail.as_str()) => {
+            return refuse(format!("is of session {known}: its mail says so"));
+        }
+        Some(known) if stored.delivered => return refuse(format!("was delivered with session {known}")),
+        _ => {}
+    }
+    let registered = sessions::by_id(tx, session_id)?;
+    let is_registered = registered.is_some();
+    if other.is_some() || before.is_none() {
+        take(
+            tx,
+            event_id,
+            stored.event,
+            Found { session_id: session_id.to_owned(), source: Source::Operator, registered },
+        )?;
+    }
+    tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
+    Ok(Assigned { before, registered: is_registered, released: events::release(tx, event_id)? })
+}
+
+/// Writes the session that a person chose, in place of any that was found.
+fn take(tx: &Connection, event_id: &str, event: Event, found: Found) -> Result<()> {
+    let source = found.source;
+    tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
+        .execute(params![event_id])?;
+    events::update(tx, event_id, &events::with_session(event, Some(&found)), Some(source))
+}
+
+fn release_for(tx: &Connection, target: &str) -> Result<usize> {
+    Ok(tx.execute(
+        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
+         WHERE state = 'held' AND target = ?1
+           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.session_id IS NULL AND e.hold IS NULL)",
+        params![target, super::now()],
+    )?)
+}
