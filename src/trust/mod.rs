@@ -1,17 +1,29 @@
 //! Is this Resmic's? From, proof, addressed to us.
 //!
-//! A verdict is data, not an error: it is a function of the mail's untouched bytes, of DNS answers
-//! and of the rules. Nothing here reads what the mail *says*; that is `extract`'s.
+//! A verdict is data, not an error: it is a function of the mail's untouched bytes, of DNS answers and of the rules.
+//! Nothing here reads what the mail *says*; that is `extract`'s.
+//!
+//! `header` knows the raw header and who a mail is from and to, `dkim` checks signatures, `results` reads what the
+//! merchant's own server found, `dns` asks for keys.
 
+mod dkim;
+pub mod dns;
+mod header;
+mod results;
+
+use futures_util::FutureExt;
+use jiff::Timestamp;
 use serde::Deserialize;
 
-pub use crate::model::{Covered, Proof, Verdict};
+use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict};
+use dns::Resolver;
+use header::Header;
 
 /// `[trust]`: whose mail may be believed, and on what proof.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Domains that Resmic sends from; a mail's From domain must be one of them.
+    /// Domains that Resmic sends from; a mail's From domain must be one of them, to the letter.
     pub from: Vec<String>,
     /// The proofs that are accepted; any one of them is enough.
     pub accept: Vec<Accept>,
@@ -37,65 +49,268 @@ pub enum Accept {
     None,
 }
 
-/// The addresses that are ours: a mail to somebody else is not for us, however genuine.
-#[derive(Debug, Clone, Default)]
-pub struct Ours {
-    /// Mailbox addresses, lower case, without `+` tags.
-    pub addresses: Vec<String>,
-}
-
-// ---- placeholder below ----
-pub mod dns {
-    //! placeholder
-    use serde::Deserialize;
-    /// placeholder
-    #[derive(Debug, Clone, Default, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
-    pub struct Settings {
-        /// placeholder
-        pub servers: Vec<String>,
-    }
-    /// placeholder
-    pub struct Resolver;
-    impl Resolver {
-        /// placeholder
-        pub fn new(_: &Settings) -> anyhow::Result<Self> {
-            Ok(Resolver)
-        }
-    }
-    /// placeholder
-    pub async fn explore(_: &Resolver, _: &str) -> Result<Vec<String>, String> {
-        Ok(Vec::new())
-    }
-}
 impl Settings {
-    /// placeholder
+    /// What a type cannot say.
+    ///
+    /// # Errors
+    /// The key, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, words: String| Err((key.to_owned(), words));
+        if self.from.is_empty() {
+            return wrong("from", "expected the domains that Resmic sends from, like [\"resmic.com\"]".into());
+        }
+        if let Some(bad) = self.from.iter().find(|d| !is_domain(d)) {
+            return wrong("from", format!("{bad:?} is no domain in its ASCII form, like \"resmic.com\""));
+        }
+        if self.accept.is_empty() {
+            return wrong(
+                "accept",
+                "expected at least one of \"dkim\", \"authentication-results\" and \"none\"".into(),
+            );
+        }
+        if self.accept.contains(&Accept::AuthenticationResults) && self.authserv_ids.is_empty() {
+            return wrong(
+                "authserv_ids",
+                "expected the names of your own receiving servers, since accept has \"authentication-results\"".into(),
+            );
+        }
+        if let Some(bad) = self.authserv_ids.iter().find(|id| id.is_empty() || id.contains(char::is_whitespace)) {
+            return wrong("authserv_ids", format!("{bad:?} is no server's name"));
+        }
         Ok(())
     }
-    /// placeholder
+
+    /// Whether mails are believed without proof.
+    #[must_use]
     pub fn asks_no_proof(&self) -> bool {
         self.accept.contains(&Accept::None)
     }
-}
-impl Ours {
-    /// placeholder
-    pub fn new(addresses: impl Iterator<Item = String>) -> Self {
-        Ours { addresses: addresses.collect() }
+
+    fn allows(&self, domain: &str) -> bool {
+        self.from.iter().any(|allowed| allowed.eq_ignore_ascii_case(domain))
     }
 }
-/// placeholder
-pub fn is_candidate(header: &[u8], s: &Settings) -> bool {
-    let t = String::from_utf8_lossy(header);
-    s.from.iter().any(|d| t.contains(d))
+
+fn is_domain(text: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+    };
+    text.len() <= 253 && text.contains('.') && text.split('.').all(label)
 }
-/// placeholder
-pub async fn judge(_: &[u8], _: &Ours, _: &Settings, _: &dns::Resolver, _: jiff::Timestamp) -> Verdict {
-    Verdict::Believed(Proof {
-        trust: crate::model::Trust::None,
-        domain: None,
-        selector: None,
-        covers: Covered::All,
-        to: vec![],
-    })
+
+/// The addresses that are ours: a mail to somebody else is not for us, however genuine.
+#[derive(Debug, Clone, Default)]
+pub struct Ours {
+    addresses: Vec<String>,
+}
+
+impl Ours {
+    /// These addresses; case and `+` tags do not matter.
+    pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
+        Ours { addresses: addresses.into_iter().map(|a| without_tag(&a)).collect() }
+    }
+
+    fn has(&self, address: &str) -> bool {
+        self.addresses.contains(&without_tag(address))
+    }
+}
+
+/// An address for comparing: lower case, and without what stands behind a `+`.
+fn without_tag(address: &str) -> String {
+    let low = address.to_lowercase();
+    match low.rsplit_once('@') {
+        Some((local, domain)) => format!("{}@{domain}", local.split('+').next().unwrap_or_default()),
+        None => low,
+    }
+}
+
+/// Whether a mail may be Resmic's, by its header's From fields: one of them has an allowed domain. For sifting a
+/// shared mailbox; nothing is believed by it.
+#[must_use]
+pub fn is_candidate(header: &[u8], settings: &Settings) -> bool {
+    let header = Header::read(header);
+    header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
+}
+
+/// Judges a mail: may it be believed, and how much of it?
+///
+/// `now` is the clock for signatures that expire. Bounded in time by the resolver's limits.
+pub async fn judge(mail: &[u8], ours: &Ours, settings: &Settings, resolver: &Resolver, now: Timestamp) -> Verdict {
+    let judging = std::panic::AssertUnwindSafe(judge_carefully(mail, ours, settings, resolver, now));
+    judging.catch_unwind().await.unwrap_or_else(|_| untrusted("it could not be taken apart"))
+}
+
+async fn judge_carefully(
+    mail: &[u8],
+    ours: &Ours,
+    settings: &Settings,
+    resolver: &Resolver,
+    now: Timestamp,
+) -> Verdict {
+    let header = Header::read(mail);
+    let from = match header.from() {
+        Ok(from) => from,
+        Err(words) => return untrusted(words),
+    };
+    let domain = header::domain(&from);
+    if !settings.allows(domain) {
+        return untrusted(format!("its From is {from}, and {domain} is not an allowed domain"));
+    }
+    let mut refusal = None;
+    for accept in &settings.accept {
+        let verdict = match accept {
+            Accept::Dkim => dkim::prove(mail, &header, domain, resolver, now).await,
+            Accept::AuthenticationResults => results::prove(mail, &header, domain, &settings.authserv_ids),
+            Accept::None => Verdict::Believed(unproven()),
+        };
+        match verdict {
+            Verdict::Believed(proof) => return addressed_to(ours, &header, proof),
+            // Another proof may hold; that DNS did not answer outweighs a refusal.
+            Verdict::Undecided(reason) => refusal = Some(Verdict::Undecided(reason)),
+            Verdict::Refused(reason) => refusal = refusal.or(Some(Verdict::Refused(reason))),
+        }
+    }
+    refusal.unwrap_or_else(|| untrusted("no proof is accepted"))
+}
+
+/// Without a proof everything is taken as it stands.
+fn unproven() -> Proof {
+    Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to: Vec::new() }
+}
+
+/// A proven mail is for us, if the To that the proof covers says so.
+fn addressed_to(ours: &Ours, header: &Header<'_>, mut proof: Proof) -> Verdict {
+    if !proof.covers.has("to") {
+        return untrusted("the proof does not cover its To");
+    }
+    proof.to = header.all("to").flat_map(header::addresses).collect();
+    if proof.to.iter().any(|address| ours.has(address)) {
+        return Verdict::Believed(proof);
+    }
+    let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&proof.to));
+    Verdict::Refused(Reason::new(ReasonCode::NotOurs, words))
+}
+
+fn listed(addresses: &[String]) -> String {
+    if addresses.is_empty() {
+        "nobody".into()
+    } else {
+        addresses.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn untrusted(words: impl AsRef<str>) -> Verdict {
+    Verdict::Refused(Reason::new(ReasonCode::Untrusted, words))
+}
+
+/// Whether two domains belong to one organisation (RFC 7489, 3.1.1: relaxed alignment), by the public suffix list.
+fn is_aligned(signer: &str, from: &str) -> bool {
+    let (signer, from) = (signer.to_ascii_lowercase(), from.to_ascii_lowercase());
+    let organisation = |domain: &str| psl::domain_str(domain).map(str::to_owned);
+    signer == from || organisation(&signer).is_some_and(|o| Some(o) == organisation(&from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn laboratory() -> Settings {
+        Settings { accept: vec![Accept::None], ..Settings::default() }
+    }
+
+    async fn verdict(header: &str) -> Verdict {
+        let mail = format!("{header}\r\n\r\nbody\r\n");
+        let ours = Ours::new(["Payments@shop.example".to_owned()]);
+        let resolver = Resolver::new(&dns::Settings::default()).unwrap();
+        judge(mail.as_bytes(), &ours, &laboratory(), &resolver, Timestamp::now()).await
+    }
+
+    #[tokio::test]
+    async fn one_allowed_sender_to_us_is_believed() {
+        for header in [
+            "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example",
+            "from: no-reply@RESMIC.com\r\nTO: a@b.example, Shop <payments+order.mac@SHOP.example>",
+            "From: =?utf-8?q?Resmic?=\r\n <no-reply@resmic.com>\r\nTo: payments@shop.example",
+            "From: \"a@b, c\" <no-reply@resmic.com>\r\nTo: payments@shop.example",
+        ] {
+            assert!(matches!(verdict(header).await, Verdict::Believed(_)), "{header}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_only_looks_like_resmic_is_refused() {
+        for from in [
+            "From: no-reply@resmic.com.evil.tld",
+            "From: no-reply@evil.tld",
+            "From: \"no-reply@resmic.com\" <x@evil.tld>",
+            "From: no-reply@resmic.com <x@evil.tld>",
+            "From: x@evil.tld (no-reply@resmic.com)",
+            "From: no-reply@resmic.com, x@evil.tld",
+            "From: x@evil.tld\r\nFrom: no-reply@resmic.com",
+            "From: no-reply@resmic.com\r\nFrom: no-reply@resmic.com",
+            "From: no-reply@resmic.com\r\nFr om: x@evil.tld",
+            "From : x@evil.tld\r\nFrom: no-reply@resmic.com",
+            "From: Resmic: no-reply@resmic.com;",
+            "From: no-reply@xn--resmc-2ta.com",
+            "From: no-reply@resmic.com.",
+            "From: no-reply@sub.resmic.com",
+            "From: =?utf-8?q?no-reply=40resmic.com?=",
+            "From: =?utf-8?q?x=40evil.tld,?= no-reply@resmic.com@evil.tld",
+            "From: <no-reply@resmic.com> <x@evil.tld>",
+            "From: no-reply@res\u{43c}ic.com",
+            "From: ",
+            "Sender: no-reply@resmic.com",
+        ] {
+            let header = format!("{from}\r\nTo: payments@shop.example");
+            let verdict = verdict(&header).await;
+            let Verdict::Refused(reason) = &verdict else { panic!("{from}: {verdict:?}") };
+            assert_eq!(reason.code, ReasonCode::Untrusted, "{from}: {reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_mail_to_somebody_else_is_not_ours() {
+        for to in [
+            "To: other@shop.example",
+            "To: payments@shop.example.evil.tld",
+            "Cc: payments@shop.example",
+            "To: \"payments@shop.example\" <x@y.example>",
+        ] {
+            let header = format!("From: no-reply@resmic.com\r\n{to}");
+            let Verdict::Refused(reason) = verdict(&header).await else { panic!("{to}") };
+            assert_eq!(reason.code, ReasonCode::NotOurs, "{to}");
+        }
+    }
+
+    #[test]
+    fn alignment_is_by_organisation_not_by_suffix() {
+        assert!(is_aligned("mail.resmic.com", "resmic.com") && is_aligned("resmic.com", "pay.resmic.com"));
+        assert!(!is_aligned("com", "resmic.com") && !is_aligned("co.uk", "shop.co.uk"));
+        assert!(!is_aligned("evilresmic.com", "resmic.com") && !is_aligned("a.co.uk", "b.co.uk"));
+    }
+
+    #[test]
+    fn a_candidate_has_an_allowed_domain_in_its_from() {
+        let settings = Settings::default();
+        assert!(is_candidate(b"From: Resmic <a@resmic.com>\r\n\r\n", &settings));
+        assert!(is_candidate(b"From: x@y.example\r\nFrom: a@resmic.com\r\n\r\n", &settings));
+        assert!(!is_candidate(b"From: \"resmic.com\" <a@resmic.com.evil.tld>\r\n\r\n", &settings));
+        assert!(!is_candidate(b"", &settings));
+    }
+
+    #[test]
+    fn settings_that_prove_nothing_are_refused() {
+        let key = |settings: Settings| settings.check().unwrap_err().0;
+        assert_eq!(key(Settings { from: vec![], ..Settings::default() }), "from");
+        assert_eq!(key(Settings { from: vec!["a@b.c".into()], ..Settings::default() }), "from");
+        assert_eq!(key(Settings { accept: vec![], ..Settings::default() }), "accept");
+        assert_eq!(
+            key(Settings { accept: vec![Accept::AuthenticationResults], ..Settings::default() }),
+            "authserv_ids"
+        );
+        assert!(Settings::default().check().is_ok());
+    }
 }

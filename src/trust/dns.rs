@@ -1,0 +1,208 @@
+//! Who is asked for keys, and what is remembered of the answers.
+
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use mail_auth::common::parse::TxtRecordParser;
+use mail_auth::common::verify::DomainKey;
+use mail_auth::dkim::Signature;
+use mail_auth::dmarc::Dmarc;
+use mail_auth::hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use mail_auth::hickory_resolver::proto::op::ResponseCode;
+use mail_auth::hickory_resolver::system_conf::read_system_conf;
+use mail_auth::{AuthenticatedMessage, DkimOutput, MessageAuthenticator, Parameters, ResolverCache, Txt};
+use serde::Deserialize;
+
+use crate::model::printable;
+
+/// `[dns]`: who is asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Servers, as `127.0.0.1:5353` or `127.0.0.1`; empty: the system's.
+    pub servers: Vec<Server>,
+}
+
+/// A DNS server's address; port 53 if none is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Server(SocketAddr);
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let bare = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+        text.parse()
+            .or_else(|_| bare())
+            .map(Server)
+            .map_err(|_| "expected an IP address, like \"127.0.0.1:5353\"".into())
+    }
+}
+
+/// mail-auth's bit for `t=y` in a key's flags. It keeps the name to itself; a test with a key in DNS holds it to this.
+const TESTING: u64 = 0x10;
+
+/// How long one server has for one answer, and how often it is asked.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPTS: usize = 2;
+/// How long all signatures of a mail have together.
+const WHOLE: Duration = Duration::from_secs(15);
+/// How many keys are remembered.
+const KEYS: usize = 1_000;
+/// How long an answer is remembered at the most: a key that was revoked must not count for long.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// Asks for keys, and remembers the answers for as long as they may be.
+pub struct Resolver {
+    authenticator: MessageAuthenticator,
+    keys: Keys,
+}
+
+/// What a key says of itself.
+pub(super) struct KeyFlags {
+    /// The domain is trying DKIM out (`t=y`): its signatures are to be treated as none.
+    pub(super) testing: bool,
+}
+
+/// Whether this response code is an answer: yes, or no such name. All others say that no answer could be had.
+pub(super) fn is_an_answer(code: ResponseCode) -> bool {
+    matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
+}
+
+impl Resolver {
+    /// A resolver that asks these servers. Must be made inside a tokio runtime.
+    ///
+    /// # Errors
+    /// What keeps it from starting: an unreadable /etc/resolv.conf.
+    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+        let (config, mut options) = if settings.servers.is_empty() {
+            read_system_conf()
+                .map_err(|e| anyhow::anyhow!("cannot read the system's DNS servers: {e}; set [dns] servers"))?
+        } else {
+            let servers = settings.servers.iter().map(|server| name_server(server.0)).collect();
+            (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+        };
+        options.timeout = TIMEOUT;
+        options.attempts = ATTEMPTS;
+        options.positive_max_ttl = Some(LONGEST);
+        options.negative_max_ttl = Some(Duration::from_secs(300));
+        // A key of 4096 bits does not fit into one UDP packet everywhere.
+        options.edns0 = true;
+        options.try_tcp_on_error = true;
+        let authenticator =
+            MessageAuthenticator::new(config, options).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))?;
+        Ok(Resolver { authenticator, keys: Keys::default() })
+    }
+
+    /// Checks all signatures that are left in `message`; in time, or not at all.
+    pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
+        let asked = Parameters::new(message).with_txt_cache(&self.keys);
+        match tokio::time::timeout(WHOLE, self.authenticator.verify_dkim(asked)).await {
+            Ok(outputs) => outputs,
+            Err(_) => message
+                .dkim_headers
+                .iter()
+                .map(|signed| {
+                    let late = mail_auth::Error::Dns(mail_auth::DnsError::Resolver("no answer in time".into()));
+                    DkimOutput::temp_err(late).with_signature(&signed.header)
+                })
+                .collect(),
+        }
+    }
+
+    /// The flags of a signature's key, which has just been looked up.
+    pub(super) async fn key_flags(&self, signature: &Signature) -> Result<KeyFlags, String> {
+        let name = format!("{}._domainkey.{}.", signature.s, signature.d);
+        let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
+        let key = tokio::time::timeout(WHOLE, lookup).await.map_err(|_| "no answer in time".to_owned())?;
+        let key = key.map_err(|e| e.to_string())?;
+        Ok(KeyFlags { testing: key.has_flag(TESTING) })
+    }
+
+    async fn text(&self, name: String) -> Result<Vec<u8>, String> {
+        let lookup = self.authenticator.txt_raw_lookup(name);
+        tokio::time::timeout(WHOLE, lookup)
+            .await
+            .map_err(|_| "no answer in time".to_owned())?
+            .map_err(|e| e.to_string())
+    }
+}
+
+fn name_server(server: SocketAddr) -> NameServerConfig {
+    let with_port = |mut connection: ConnectionConfig| {
+        connection.port = server.port();
+        connection
+    };
+    let connections = vec![with_port(ConnectionConfig::udp()), with_port(ConnectionConfig::tcp())];
+    NameServerConfig::new(server.ip(), true, connections)
+}
+
+/// For `check --connect`: whether DNS answers for a domain at all, and what it says.
+///
+/// # Errors
+/// In words, if it does not answer.
+pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
+    let lookup = resolver.authenticator.0.mx_lookup(format!("{domain}."));
+    let mx = tokio::time::timeout(WHOLE, lookup)
+        .await
+        .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
+    let mut found = Vec::new();
+    match mx {
+        Ok(answer) => found.push(format!("DNS works; it has {} mail servers (MX)", answer.answers().len())),
+        Err(error) if error.to_string().contains("no record") => {
+            found.push("DNS works; it has no mail server (MX)".into())
+        }
+        Err(error) => {
+            return Err(format!("DNS does not answer: {}; check [dns] servers", printable(&error.to_string(), 200)));
+        }
+    }
+    found.push(match resolver.text(format!("_dmarc.{domain}.")).await {
+        Ok(record) => match Dmarc::parse(&record) {
+            Ok(policy) => format!("its DMARC policy is {:?}", policy.p).to_lowercase().replace("dmarc", "DMARC"),
+            Err(_) => "its DMARC record cannot be read".into(),
+        },
+        Err(_) => "it publishes no DMARC policy".into(),
+    });
+    Ok(found)
+}
+
+/// The keys that were looked up, until they expire.
+#[derive(Default)]
+struct Keys(Mutex<HashMap<Box<str>, (Txt, Instant)>>);
+
+impl ResolverCache<Box<str>, Txt> for Keys {
+    fn get<Q>(&self, name: &Q) -> Option<Txt>
+    where
+        Box<str>: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let keys = self.0.lock().ok()?;
+        keys.get(name).filter(|(_, until)| *until > Instant::now()).map(|(key, _)| key.clone())
+    }
+
+    fn remove<Q>(&self, name: &Q) -> Option<Txt>
+    where
+        Box<str>: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.0.lock().ok()?.remove(name).map(|(key, _)| key)
+    }
+
+    fn insert(&self, name: Box<str>, key: Txt, until: Instant) {
+        let Ok(mut keys) = self.0.lock() else { return };
+        if keys.len() >= KEYS {
+            // Whoever sends mails with ever new selectors must not fill the memory.
+            let now = Instant::now();
+            keys.retain(|_, (_, until)| *until > now);
+            if keys.len() >= KEYS {
+                keys.clear();
+            }
+        }
+        keys.insert(name, (key, until.min(Instant::now() + LONGEST)));
+    }
+}

@@ -1,0 +1,154 @@
+//! The raw header: its fields as they stand, and who a mail is from and to.
+//!
+//! Parsers disagree about what is odd, and a forger lives on that: mail-parser takes the last of two Froms, and
+//! `Fr om:` for one. So the fields are counted here, on the bytes, and what is odd about a From is refused.
+
+use mail_parser::{Address, MessageParser};
+
+/// A mail's header fields, in their order.
+pub(super) struct Header<'a> {
+    fields: Vec<Field<'a>>,
+}
+
+struct Field<'a> {
+    /// As it stands before the colon.
+    name: &'a [u8],
+    /// What stands behind it, folds and all.
+    value: &'a [u8],
+}
+
+/// The most fields that are looked at.
+const FIELDS: usize = 2_000;
+
+impl<'a> Header<'a> {
+    /// Reads up to the first empty line (RFC 5322, 2.1).
+    pub(super) fn read(mail: &'a [u8]) -> Self {
+        let mut fields: Vec<Field<'a>> = Vec::new();
+        let mut rest = mail;
+        while !rest.is_empty() && fields.len() < FIELDS {
+            let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |n| n + 1);
+            let (line, after) = rest.split_at(end);
+            if line.trim_ascii().is_empty() {
+                break;
+            }
+            rest = after;
+            if line.starts_with(b" ") || line.starts_with(b"\t") {
+                if let Some(field) = fields.last_mut() {
+                    field.value = between(mail, field.value, line);
+                }
+                continue;
+            }
+            let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
+            let (name, value) = line.split_at(colon);
+            fields.push(Field { name, value: value.strip_prefix(b":").unwrap_or_default() });
+        }
+        Header { fields }
+    }
+
+    /// How many fields have this name (in lower case).
+    pub(super) fn count(&self, name: &str) -> usize {
+        self.fields.iter().filter(|f| f.is(name)).count()
+    }
+
+    /// The values of the fields with this name, from the top.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields.iter().filter(move |f| f.is(name)).map(|f| f.value)
+    }
+
+    /// The one sender.
+    ///
+    /// # Errors
+    /// In words, what is odd about it.
+    pub(super) fn from(&self) -> Result<String, String> {
+        // Also what some parser might take for a From.
+        let like_from = self.fields.iter().filter(|f| f.is_like("from")).count();
+        match (self.count("from"), like_from) {
+            (0, _) => return Err("it has no From".into()),
+            (1, 1) => {}
+            _ => return Err("it has more than one From".into()),
+        }
+        let value = self.all("from").next().unwrap_or_default();
+        let text = String::from_utf8_lossy(value);
+        if at_signs(&text) != 1 || text.chars().filter(|c| *c == '<').count() > 1 {
+            return Err("its From does not name one plain address".into());
+        }
+        match addresses_or_group(value) {
+            Some((only, false)) if only.len() == 1 => only.into_iter().next().filter(|a| is_plain(a)),
+            _ => None,
+        }
+        .ok_or_else(|| "its From does not name one plain address".to_owned())
+    }
+}
+
+impl Field<'_> {
+    fn is(&self, name: &str) -> bool {
+        self.name.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())
+    }
+
+    /// With white space and what cannot be seen left out.
+    fn is_like(&self, name: &str) -> bool {
+        let seen: Vec<u8> = self.name.iter().copied().filter(u8::is_ascii_graphic).collect();
+        seen.eq_ignore_ascii_case(name.as_bytes())
+    }
+}
+
+/// The slice from the start of `first` to the end of `last`, both of which are parts of `whole`.
+fn between<'a>(whole: &'a [u8], first: &'a [u8], last: &'a [u8]) -> &'a [u8] {
+    let offset = |part: &[u8]| (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
+    whole.get(offset(first)..offset(last) + last.len()).unwrap_or(first)
+}
+
+/// How many `@` stand outside of quoted strings and comments.
+fn at_signs(text: &str) -> usize {
+    let (mut count, mut quoted, mut depth, mut escaped) = (0, false, 0_usize, false);
+    for c in text.chars() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' if depth == 0 => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth = depth.saturating_sub(1),
+            '@' if !quoted && depth == 0 => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
+/// The addresses in a field's value.
+pub(super) fn addresses(value: &[u8]) -> Vec<String> {
+    addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
+}
+
+/// The addresses, and whether they are in a group (RFC 5322, 3.4).
+fn addresses_or_group(value: &[u8]) -> Option<(Vec<String>, bool)> {
+    let mail = [b"From:".as_slice(), value, b"\r\n\r\n"].concat();
+    let message = MessageParser::new().parse_headers(mail.as_slice())?;
+    let all = message.from()?.iter().filter_map(|a| a.address.as_deref().map(str::to_owned)).collect();
+    Some((all, matches!(message.from()?, Address::Group(_))))
+}
+
+/// Nothing in it that could be read in two ways.
+fn is_plain(address: &str) -> bool {
+    let Some((local, domain)) = address.rsplit_once('@') else { return false };
+    let fits = |c: char| c.is_ascii_graphic() && !"\"(),:;<>@[\\]".contains(c);
+    !local.is_empty() && local.chars().all(fits) && !local.contains("=?") && super::is_domain(domain)
+}
+
+/// What stands behind the last `@`.
+pub(super) fn domain(address: &str) -> &str {
+    address.rsplit_once('@').map_or("", |(_, domain)| domain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_unfolded_and_counted_as_they_stand() {
+        let header = Header::read(b"A: 1\r\n 2\r\nB:3\r\na : 4\r\n\r\nA: 5\r\n");
+        assert_eq!(header.count("a"), 2);
+        let values: Vec<_> = header.all("a").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
+        assert_eq!(values, [" 1\r\n 2\r\n", " 4\r\n"]);
+    }
+}
