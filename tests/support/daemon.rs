@@ -1,0 +1,158 @@
+//! The program itself, with a folder of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::process::Process;
+
+/// The binary under test; for an example, which cargo builds beside it.
+pub fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_resmic-mailhook") {
+        Some(path) => path.into(),
+        None => std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("resmic-mailhook"),
+    }
+}
+
+/// A folder with a configuration and a database.
+pub struct Home {
+    pub folder: tempfile::TempDir,
+}
+
+impl Home {
+    /// With this configuration.
+    pub fn new(config: &str) -> Home {
+        let folder = tempfile::Builder::new().prefix("mailhook").tempdir().unwrap();
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        Home { folder }
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("mailhook.db")
+    }
+
+    pub fn sqlite(&self) -> rusqlite::Connection {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = rusqlite::Connection::open_with_flags(self.database(), flags).unwrap();
+        connection.busy_timeout(Duration::from_secs(5)).unwrap();
+        connection
+    }
+
+    /// The first column of the first row, as text.
+    pub fn ask(&self, sql: &str) -> String {
+        let value: rusqlite::types::Value = self.sqlite().query_row(sql, [], |row| row.get(0)).unwrap();
+        match value {
+            rusqlite::types::Value::Null => "NULL".into(),
+            rusqlite::types::Value::Integer(n) => n.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// Waits until a question has this answer: another process's database tells nobody when it changes.
+    pub fn until(&self, sql: &str, want: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let has = if self.database().exists() {
+                std::panic::catch_unwind(|| self.ask(sql)).unwrap_or_default()
+            } else {
+                String::new()
+            };
+            if has == want {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{sql}: {has:?} and not {want:?} after {limit:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(self.folder.path().join("config.toml")).args(arguments);
+        command.env("MAILHOOK_PASSWORD", super::dovecot::PASSWORD).env("MAILHOOK_SECRET", SECRET);
+        command.env_remove("RESMIC_MAILHOOK_CONFIG").env_remove("STATE_DIRECTORY").current_dir(self.folder.path());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must work; what it prints.
+    pub fn data(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the daemon.
+    pub fn start(&self) -> Daemon {
+        let mut command = self.command(&["run"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let (lines, keep) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                keep.0.lock().unwrap().push_str(&format!("{line}\n"));
+                keep.1.notify_all();
+            }
+        });
+        Daemon { process: Process::of(child, "resmic-mailhook"), log }
+    }
+}
+
+/// The secret that callbacks are signed with.
+pub const SECRET: &str = "a-webhook-secret";
+
+pub struct Daemon {
+    pub process: Process,
+    log: Arc<(Mutex<String>, Condvar)>,
+}
+
+impl Daemon {
+    pub fn log(&self) -> String {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// Waits for words in what it says.
+    pub fn says(&self, words: &str, limit: Duration) {
+        let log = self.log.0.lock().unwrap();
+        let (log, waited) = self.log.1.wait_timeout_while(log, limit, |log| !log.contains(words)).unwrap();
+        assert!(!waited.timed_out(), "{words:?} was not said:\n{log}");
+    }
+
+    /// Asks it to end; its exit code.
+    pub fn end(mut self) -> Option<i32> {
+        self.process.signal("-TERM");
+        self.process.wait(Duration::from_secs(6))
+    }
+
+    /// Kills it in the middle of whatever it does.
+    pub fn kill(mut self) {
+        self.process.signal("-KILL");
+        self.process.wait(Duration::from_secs(5));
+    }
+}
+
+/// An account on a private Dovecot, in the clear on loopback.
+pub fn account(imap: u16, more: &str) -> String {
+    format!(
+        "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {imap}\ntls = \"none\"\nuser = \"payments@shop.example\"\n\
+         password = {{ env = \"MAILHOOK_PASSWORD\" }}\n{more}\n"
+    )
+}
+
+/// A callback on loopback.
+pub fn forward(url: &str, more: &str) -> String {
+    format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{more}\n")
+}
+
+/// The sample mails' folder.
+pub fn samples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-mails")
+}

@@ -1,0 +1,153 @@
+//! Signing mails with keys made on the spot.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mail_auth::common::crypto::{Algorithm, Ed25519Key, RsaKey, Sha256, SigningKey};
+use mail_auth::common::headers::{HeaderWriter, Writable, Writer};
+use mail_auth::dkim::{Canonicalization, DkimSigner};
+
+/// The header fields that a careful sender signs.
+pub const HEADERS: [&str; 6] = ["From", "To", "Subject", "Date", "Message-ID", "MIME-Version"];
+
+/// A key pair, and what to publish of it.
+pub enum Key {
+    /// PKCS#8, and the public key.
+    Rsa(Vec<u8>, Vec<u8>),
+    Ed25519(Vec<u8>, Vec<u8>),
+    /// An RSA key that is too short for any library: openssl signs.
+    Weak(Vec<u8>, Vec<u8>),
+}
+
+impl Key {
+    /// An RSA key of so many bits, made by openssl.
+    pub fn rsa(bits: u32) -> Key {
+        let size = format!("rsa_keygen_bits:{bits}");
+        let key = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &size, "-outform", "DER"], None);
+        let pkcs8 = openssl(&["pkcs8", "-topk8", "-nocrypt", "-inform", "DER", "-outform", "DER"], Some(&key));
+        let public = openssl(&["pkey", "-inform", "DER", "-pubout", "-outform", "DER"], Some(&key));
+        if bits < 1024 { Key::Weak(pkcs8, public) } else { Key::Rsa(pkcs8, public) }
+    }
+
+    pub fn ed25519() -> Key {
+        use ring::signature::KeyPair;
+        let pkcs8 = ring::signature::Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new()).unwrap();
+        let pair = ring::signature::Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
+        Key::Ed25519(pkcs8.as_ref().to_vec(), pair.public_key().as_ref().to_vec())
+    }
+
+    /// The TXT record's data, with more tags: `t=y; `.
+    pub fn record(&self, more: &str) -> String {
+        let (kind, public) = match self {
+            Key::Rsa(_, public) | Key::Weak(_, public) => ("rsa", public),
+            Key::Ed25519(_, public) => ("ed25519", public),
+        };
+        let text = format!("v=DKIM1; k={kind}; {more}p={}", STANDARD.encode(public));
+        let pieces: Vec<_> =
+            text.as_bytes().chunks(200).map(|c| format!("\"{}\"", String::from_utf8_lossy(c))).collect();
+        format!("TXT {}", pieces.join(" "))
+    }
+}
+
+/// Runs openssl; what it prints.
+fn openssl(arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("cannot start openssl: {e}; `apt-get install openssl`"));
+    child.stdin.take().unwrap().write_all(input.unwrap_or_default()).unwrap();
+    child.wait_with_output().unwrap().stdout
+}
+
+/// A key that openssl signs with.
+struct Openssl<'a>(&'a [u8]);
+
+struct Bytes(Vec<u8>);
+
+impl Writer for Bytes {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+impl SigningKey for Openssl<'_> {
+    type Hasher = Sha256;
+
+    fn sign(&self, input: impl Writable) -> mail_auth::Result<Vec<u8>> {
+        let mut bytes = Bytes(Vec::new());
+        input.write(&mut bytes);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), self.0).unwrap();
+        let key = file.path().to_str().unwrap();
+        Ok(openssl(&["dgst", "-sha256", "-keyform", "DER", "-sign", key], Some(&bytes.0)))
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        Algorithm::RsaSha256
+    }
+}
+
+/// How a mail is signed.
+#[derive(Clone)]
+pub struct How<'a> {
+    pub domain: &'a str,
+    pub selector: &'a str,
+    pub headers: &'a [&'a str],
+    pub expires_in: Option<u64>,
+    pub body_length: bool,
+    pub canonicalization: Canonicalization,
+}
+
+impl Default for How<'_> {
+    fn default() -> Self {
+        How {
+            domain: "resmic.com",
+            selector: "s1",
+            headers: &HEADERS,
+            expires_in: None,
+            body_length: false,
+            canonicalization: Canonicalization::Relaxed,
+        }
+    }
+}
+
+/// The mail with a signature above it.
+pub fn sign(mail: &[u8], key: &Key, how: &How<'_>) -> Vec<u8> {
+    let signature = match key {
+        Key::Rsa(pkcs8, _) => {
+            let pkcs8 = rustls_pkcs8(pkcs8);
+            signed(RsaKey::<Sha256>::from_key_der(pkcs8).unwrap(), mail, how)
+        }
+        Key::Weak(pkcs8, _) => signed(Openssl(pkcs8), mail, how),
+        Key::Ed25519(pkcs8, _) => signed(Ed25519Key::from_pkcs8_maybe_unchecked_der(pkcs8).unwrap(), mail, how),
+    };
+    [signature.as_bytes(), mail].concat()
+}
+
+fn rustls_pkcs8(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'static> {
+    tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer::from(der.to_vec()).into()
+}
+
+fn signed<K: SigningKey>(key: K, mail: &[u8], how: &How<'_>) -> String
+where
+    K: SigningKey<Hasher = Sha256>,
+{
+    let mut signer = DkimSigner::from_key(key)
+        .domain(how.domain)
+        .selector(how.selector)
+        .headers(how.headers.iter().copied())
+        .header_canonicalization(how.canonicalization)
+        .body_canonicalization(how.canonicalization);
+    if let Some(seconds) = how.expires_in {
+        signer = signer.expiration(seconds);
+    }
+    if how.body_length {
+        signer = signer.body_length(true);
+    }
+    signer.sign(mail).unwrap().to_header()
+}

@@ -1,0 +1,213 @@
+//! A private Dovecot on loopback: Debian's package, a throw-away certificate, everything else in a temporary folder.
+//!
+//! Debian 12 has Dovecot 2.3 and Debian 13 has 2.4, whose configuration is another language; `dovecot --version` says
+//! which one to write.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::process::{Process, free_port};
+
+pub const PASSWORD: &str = "throw-away";
+
+/// A running Dovecot. Any user may log in with [`PASSWORD`], and gets mail by LMTP.
+pub struct Dovecot {
+    pub folder: tempfile::TempDir,
+    pub imap: u16,
+    pub imaps: u16,
+    pub lmtp: u16,
+    process: Process,
+}
+
+impl Dovecot {
+    pub fn start() -> Dovecot {
+        Dovecot::start_with("")
+    }
+
+    /// With more lines of configuration, in the language of the version at hand.
+    pub fn start_with(more: &str) -> Dovecot {
+        // A free port may be taken by another test before Dovecot has it; then all is tried again.
+        (0..5).find_map(|_| Dovecot::try_start(more)).expect("Dovecot does not start")
+    }
+
+    fn try_start(more: &str) -> Option<Dovecot> {
+        let folder = tempfile::Builder::new().prefix("dovecot").tempdir().unwrap();
+        certificate(folder.path());
+        let (imap, imaps, lmtp) = (free_port(), free_port(), free_port());
+        let config = folder.path().join("dovecot.conf");
+        fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + more).unwrap();
+        let mut command = Command::new("dovecot");
+        command.arg("-F").arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command);
+        let up = |port| TcpStream::connect(("127.0.0.1", port)).is_ok_and(|s| greeted(&s));
+        let ready = process.until(Duration::from_secs(20), || (up(imap) && up(lmtp)).then_some(()));
+        if ready.is_none() {
+            let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            assert!(log.contains("Address already in use"), "Dovecot has ended: {log}");
+            return None;
+        }
+        Some(Dovecot { folder, imap, imaps, lmtp, process })
+    }
+
+    pub fn version() -> String {
+        let output = Command::new("dovecot").arg("--version").output();
+        let output =
+            output.unwrap_or_else(|e| panic!("no dovecot: {e}; `apt-get install dovecot-imapd dovecot-lmtpd`"));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The certificate to trust.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Delivers a mail by LMTP; when the server took it.
+    pub fn deliver(&self, recipient: &str, mail: &[u8]) -> Instant {
+        self.deliver_all(recipient, [mail])
+    }
+
+    /// Delivers mails over one connection; when the server took the last one.
+    pub fn deliver_all<'a>(&self, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
+        let stream = TcpStream::connect(("127.0.0.1", self.lmtp)).unwrap();
+        let mut lmtp = Lmtp { input: BufReader::new(stream.try_clone().unwrap()), output: stream };
+        lmtp.hear("220");
+        lmtp.say("LHLO test", "250");
+        let mut at = Instant::now();
+        for mail in mails {
+            lmtp.say("MAIL FROM:<no-reply@resmic.com>", "250");
+            lmtp.say(&format!("RCPT TO:<{recipient}>"), "250");
+            lmtp.say("DATA", "354");
+            let stuffed = stuff(mail);
+            lmtp.output.write_all(&stuffed).unwrap();
+            lmtp.hear("250");
+            at = Instant::now();
+        }
+        lmtp.say("QUIT", "221");
+        at
+    }
+
+    pub fn stop(self) -> tempfile::TempDir {
+        let Dovecot { folder, process, .. } = self;
+        drop(process);
+        folder
+    }
+}
+
+fn greeted(stream: &TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).is_ok() && (line.starts_with("* OK") || line.starts_with("220"))
+}
+
+/// Lines end in CRLF, and a dot at the start of one is doubled (RFC 5321, 4.5.2).
+fn stuff(mail: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(mail.len() + 64);
+    for line in mail.split_inclusive(|b| *b == b'\n') {
+        let line = line.strip_suffix(b"\n").map_or(line, |l| l.strip_suffix(b"\r").unwrap_or(l));
+        if line.starts_with(b".") {
+            out.push(b'.');
+        }
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b".\r\n");
+    out
+}
+
+struct Lmtp {
+    input: BufReader<TcpStream>,
+    output: TcpStream,
+}
+
+impl Lmtp {
+    fn say(&mut self, line: &str, want: &str) {
+        self.output.write_all(format!("{line}\r\n").as_bytes()).unwrap();
+        self.hear(want);
+    }
+
+    fn hear(&mut self, want: &str) {
+        loop {
+            let mut line = String::new();
+            self.input.read_line(&mut line).unwrap();
+            assert!(line.starts_with(want), "LMTP: {want} expected, {line:?} came");
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return;
+            }
+        }
+    }
+}
+
+/// A CA and a certificate for 127.0.0.1 and localhost.
+fn certificate(folder: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_certificate = ca.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, key);
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let server = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
+    fs::write(folder.join("ca.pem"), ca_certificate.pem()).unwrap();
+    fs::write(folder.join("server.pem"), server.pem()).unwrap();
+    fs::write(folder.join("server.key"), server_key.serialize_pem()).unwrap();
+}
+
+/// Who may own the mails: root must not.
+fn owner() -> (String, String) {
+    let id = |flag: &str| {
+        let output = Command::new("id").arg(flag).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    if id("-u") == "0" { ("mail".into(), "mail".into()) } else { (id("-un"), id("-gn")) }
+}
+
+fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
+    let (user, group) = owner();
+    let mail = folder.join("mail");
+    fs::create_dir(&mail).unwrap();
+    let _ = Command::new("chown").arg(format!("{user}:{group}")).arg(&mail).status();
+    let _ = Command::new("chmod").args(["755"]).arg(folder).status();
+    let is_root = user == "mail";
+    let at = folder.display();
+    let users = if is_root {
+        String::new()
+    } else {
+        format!("default_internal_user = {user}\ndefault_login_user = {user}\ndefault_internal_group = {group}\n")
+    };
+    let chroot = if is_root { "" } else { "chroot =\n" };
+    let common = format!(
+        "base_dir = {at}/base\nstate_dir = {at}/state\nlog_path = {at}/log\nlisten = 127.0.0.1\n{users}\
+         recipient_delimiter = +\nmailbox_list_index = yes\nfirst_valid_uid = 1\nfirst_valid_gid = 1\n\
+         postmaster_address = postmaster@shop.example\nlmtp_save_to_detail_mailbox = no\n\
+         service imap-login {{\n  {chroot}  process_min_avail = 1\n  inet_listener imap {{\n    port = {imap}\n  }}\n  inet_listener imaps {{\n    port = {imaps}\n    ssl = yes\n  }}\n}}\n\
+         service anvil {{\n  {chroot}  client_limit = 4096\n}}\nservice imap {{\n  process_limit = 2048\n  client_limit = 1\n}}\n\
+         service lmtp {{\n  inet_listener lmtp {{\n    port = {lmtp}\n  }}\n}}\n\
+         namespace inbox {{\n  inbox = yes\n  mailbox Junk {{\n    special_use = \\Junk\n    auto = create\n  }}\n  mailbox Resmic {{\n    auto = create\n  }}\n}}\n\
+         protocol imap {{\n  mail_max_userip_connections = 5000\n}}\n"
+    );
+    let version = Dovecot::version();
+    if version.starts_with("2.4") || version.starts_with("3") {
+        let language = version.split(['-', ' ', '(']).next().unwrap();
+        format!(
+            "dovecot_config_version = {language}\ndovecot_storage_version = {language}\nprotocols = imap lmtp\n{common}\
+             auth_allow_cleartext = yes\nmail_driver = maildir\nmail_home = {at}/mail/%{{user}}\nmail_path = {at}/mail/%{{user}}/Maildir\n\
+             mail_uid = {user}\nmail_gid = {group}\nssl_server_cert_file = {at}/server.pem\nssl_server_key_file = {at}/server.key\n\
+             passdb static {{\n  password = {PASSWORD}\n}}\nuserdb static {{\n  fields {{\n    uid = {user}\n    gid = {group}\n    home = {at}/mail/%{{user}}\n  }}\n}}\n"
+        )
+    } else {
+        format!(
+            "protocols = imap lmtp\n{common}disable_plaintext_auth = no\nmail_location = maildir:{at}/mail/%u/Maildir\n\
+             mail_uid = {user}\nmail_gid = {group}\nssl = yes\nssl_cert = <{at}/server.pem\nssl_key = <{at}/server.key\n\
+             passdb {{\n  driver = static\n  args = password={PASSWORD}\n}}\n\
+             userdb {{\n  driver = static\n  args = uid={user} gid={group} home={at}/mail/%u allow_all_users=yes\n}}\n"
+        )
+    }
+}

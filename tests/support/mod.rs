@@ -1,0 +1,12 @@
+//! What the tests that need real servers stand on, and the demo too.
+
+#![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+pub mod daemon;
+pub mod dkim;
+pub mod dns;
+pub mod dovecot;
+pub mod process;
+#[path = "../forward/receiver.rs"]
+pub mod receiver;

@@ -1,0 +1,88 @@
+//! Servers of our own: started in the foreground, awaited, and gone with their owner.
+
+use std::net::TcpListener;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// A running program that ends with this value.
+pub struct Process {
+    child: Child,
+    name: &'static str,
+}
+
+impl Process {
+    /// Starts a program; `package` is what to install if it is not there.
+    pub fn start(name: &'static str, package: &str, command: &mut Command) -> Process {
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}; `apt-get install {package}`"));
+        Process { child, name }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let _ = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+    }
+
+    /// Waits for its end; its exit code.
+    pub fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "{} has not ended within {limit:?}", self.name);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.has_ended() {
+            return;
+        }
+        self.signal("-TERM");
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !self.has_ended() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nobody uses just now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Process {
+    /// Tries until it works: the only way to learn that somebody else's server is up. `None`: it has ended instead.
+    pub fn until<T>(&mut self, limit: Duration, mut work: impl FnMut() -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(done) = work() {
+                return Some(done);
+            }
+            if self.has_ended() {
+                return None;
+            }
+            assert!(Instant::now() < deadline, "{} is not up within {limit:?}", self.name);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Process {
+    /// Takes over a program that runs.
+    pub fn of(child: Child, name: &'static str) -> Process {
+        Process { child, name }
+    }
+}

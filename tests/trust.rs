@@ -1,0 +1,203 @@
+//! Signed, forged, stretched, expired and replayed mails, against a real DNS server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use mail_auth::dkim::Canonicalization;
+use resmic_mailhook::model::{Covered, ReasonCode, Trust, Verdict};
+use resmic_mailhook::trust::{Accept, Ours, Settings, dns, judge};
+use support::dkim::{How, Key, sign};
+use support::dns::Dns;
+
+const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
+    Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n\
+    Received: $20\r\nToken: DAI\r\n";
+
+/// The keys and the server that has them; one for all tests of this file.
+struct World {
+    rsa: Key,
+    weak: Key,
+    ed25519: Key,
+    dns: Dns,
+}
+
+static WORLD: LazyLock<World> = LazyLock::new(|| {
+    let (rsa, weak, ed25519) = (Key::rsa(2048), Key::rsa(512), Key::ed25519());
+    let key = |name: &str, record: String| (format!("{name}._domainkey.resmic.com"), record);
+    let records = [
+        key("s1", rsa.record("")),
+        key("ed", ed25519.record("")),
+        key("weak", weak.record("")),
+        key("testing", rsa.record("t=y; ")),
+        key("strict", rsa.record("t=s; ")),
+        key("revoked", "TXT \"v=DKIM1; k=rsa; p=\"".into()),
+        key("other", Key::rsa(1024).record("")),
+        key("alias", "CNAME s1._domainkey.provider.example.".into()),
+        ("s1._domainkey.provider.example".into(), rsa.record("")),
+        ("s1._domainkey.mail.resmic.com".into(), rsa.record("")),
+        ("s1._domainkey.evil.tld".into(), rsa.record("")),
+    ];
+    World { dns: Dns::start(&records), rsa, weak, ed25519 }
+});
+
+async fn judged(mail: &[u8]) -> Verdict {
+    judged_at(mail, Timestamp::now(), &[WORLD.dns.address.to_string()]).await
+}
+
+async fn judged_at(mail: &[u8], now: Timestamp, servers: &[String]) -> Verdict {
+    let servers: Vec<String> = servers.iter().map(|s| format!("{s:?}")).collect();
+    let settings: dns::Settings = toml::from_str(&format!("servers = [{}]", servers.join(", "))).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let trust = Settings { accept: vec![Accept::Dkim], ..Settings::default() };
+    judge(mail, &ours, &trust, &resolver, now).await
+}
+
+fn signed(how: How<'_>) -> Vec<u8> {
+    sign(MAIL.as_bytes(), &WORLD.rsa, &how)
+}
+
+fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let text = String::from_utf8(mail.to_vec()).unwrap();
+    assert!(text.contains(from), "{from:?} is not in the mail");
+    text.replacen(from, to, 1).into_bytes()
+}
+
+#[tokio::test]
+async fn good_mails_are_believed() {
+    let good = signed(How::default());
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("RSA", good.clone()),
+        ("Ed25519", sign(MAIL.as_bytes(), &WORLD.ed25519, &How { selector: "ed", ..How::default() })),
+        ("a selector that is an alias", signed(How { selector: "alias", ..How::default() })),
+        ("simple canonicalization", signed(How { canonicalization: Canonicalization::Simple, ..How::default() })),
+        ("a subdomain's signature", signed(How { domain: "mail.resmic.com", ..How::default() })),
+        ("not yet expired", signed(How { expires_in: Some(3600), ..How::default() })),
+        ("a strict key, used strictly", signed(How { selector: "strict", ..How::default() })),
+        (
+            "what a relay adds on top",
+            [b"Received: from a by b\r\nDelivered-To: x@y.example\r\n".as_slice(), &good].concat(),
+        ),
+        (
+            "a second signature, of somebody else",
+            sign(&good, &WORLD.rsa, &How { domain: "evil.tld", ..How::default() }),
+        ),
+        (
+            "a second signature that is broken",
+            [
+                b"DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=none; h=from:to; bh=YQ==; b=YQ==\r\n".as_slice(),
+                &good,
+            ]
+            .concat(),
+        ),
+        ("line ends of a file", String::from_utf8(good).unwrap().replace("\r\n", "\n").into_bytes()),
+    ];
+    for (what, mail) in cases {
+        let verdict = judged(&mail).await;
+        let Verdict::Believed(proof) = &verdict else { panic!("{what}: {verdict:?}") };
+        assert_eq!(proof.trust, Trust::Dkim, "{what}");
+        assert!(proof.covers.has("date") && proof.covers.has("subject"), "{what}: {proof:?}");
+        assert_eq!(proof.to, ["payments@shop.example"], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn no_forged_or_stretched_mail_is() {
+    let good = signed(How::default());
+    let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("unsigned", MAIL.as_bytes().to_vec()),
+        ("the amount was changed", replaced(&good, "Received: $20", "Received: $2000")),
+        ("something was added", [good.as_slice(), b"Received: $2000\r\n"].concat()),
+        ("the To was changed", replaced(&good, "To: payments@shop", "To: Payments+x@shop")),
+        ("the subject was changed", replaced(&good, "Paymet received", "Payment received")),
+        ("of another organisation", signed(How { domain: "evil.tld", ..How::default() })),
+        ("by another key", signed(How { selector: "other", ..How::default() })),
+        ("a key that is not there", signed(How { selector: "none", ..How::default() })),
+        ("a revoked key", signed(How { selector: "revoked", ..How::default() })),
+        ("a key in test mode", signed(How { selector: "testing", ..How::default() })),
+        ("a part of the body only", signed(How { body_length: true, ..How::default() })),
+        ("To is not signed", headers(&["From", "Subject", "Date"])),
+        ("a second From on top", [b"From: x@evil.tld\r\n".as_slice(), &good].concat()),
+        ("a second From of the same domain", [b"From: a@resmic.com\r\n".as_slice(), &good].concat()),
+        ("a second To on top", [b"To: payments@shop.example\r\n".as_slice(), &good].concat()),
+        ("no body hash", replaced(&good, "bh=", "xh=")),
+    ];
+    for (what, mail) in cases {
+        let verdict = judged(&mail).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{what}: {verdict:?}") };
+        assert_eq!(reason.code, ReasonCode::Untrusted, "{what}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_512_bits_proves_nothing() {
+    let mail = sign(MAIL.as_bytes(), &WORLD.weak, &How { selector: "weak", ..How::default() });
+    assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
+    assert!(matches!(judged(&mail).await, Verdict::Refused(_)));
+    // The same way of signing, with a key of good length, is believed: it is the length that is refused.
+    let Key::Rsa(pkcs8, public) = &WORLD.rsa else { panic!() };
+    let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
+    assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Verdict::Believed(_)));
+}
+
+#[tokio::test]
+async fn an_expired_signature_proves_nothing_any_more() {
+    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
+    let verdict = judged_at(&mail, later, &[WORLD.dns.address.to_string()]).await;
+    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    assert!(reason.words.contains("has expired"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_header_that_was_added_under_a_signed_name_is_not_covered() {
+    let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(How::default())].concat();
+    let verdict = judged(&mail).await;
+    let Verdict::Believed(proof) = &verdict else { panic!("{verdict:?}") };
+    assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{proof:?}");
+    let Covered::Only(names) = &proof.covers else { panic!() };
+    assert!(!names.contains(&"content-type".to_owned()));
+}
+
+#[tokio::test]
+async fn a_genuine_mail_to_somebody_else_is_not_ours() {
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let mail = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
+    let verdict = judged(&delivered).await;
+    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(reason.code, ReasonCode::NotOurs);
+}
+
+#[tokio::test]
+async fn without_an_answer_there_is_no_verdict() {
+    // A socket that nobody reads from: the questions come in, and no answer goes out.
+    let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = deaf.local_addr().unwrap().to_string();
+    let verdict = judged_at(&signed(How::default()), Timestamp::now(), &[server]).await;
+    let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(reason.code, ReasonCode::Dns);
+    // nsd refuses to speak for zones that it does not have.
+    let mail = MAIL.replace("resmic.com", "resmic.example");
+    let mail = sign(mail.as_bytes(), &WORLD.rsa, &How { domain: "resmic.example", ..How::default() });
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", WORLD.dns.address)).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    let trust = Settings { from: vec!["resmic.example".into()], ..Settings::default() };
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Undecided(_)), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn dns_is_explored_for_the_operator() {
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", WORLD.dns.address)).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    let found = dns::explore(&resolver, "resmic.com").await.unwrap();
+    assert!(found[0].starts_with("DNS works"), "{found:?}");
+    assert!(dns::explore(&resolver, "elsewhere.example").await.is_err());
+}
