@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 const BURST: u32 = 10_000;
 const SINGLE: u32 = 300;
 const CONCURRENCY: usize = 16;
+const IDLE: Duration = Duration::from_secs(5);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
@@ -38,6 +39,35 @@ async fn main() {
     let base = bare[bare.len() / 2].as_secs_f64();
     tell("the forwarder", &mut single, base);
     println!("resident memory, at most {} KiB", peak());
+    let (wakes, micros) = idle(address).await;
+    println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
+}
+
+/// What a forwarder with nothing to do costs, watching the database for other programs' rows meanwhile.
+async fn idle(address: SocketAddr) -> (u64, u64) {
+    let (_folder, store, target) = open(address);
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(forward::run(store, vec![target], stopped));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = cost();
+    tokio::time::sleep(IDLE).await;
+    let after = cost();
+    stop.send(true).unwrap();
+    running.await.unwrap().unwrap();
+    (after.0 - before.0, (after.1 - before.1) / 1_000)
+}
+
+/// Of all threads: the times that they went to sleep, and the nanoseconds that they ran (proc(5): status, schedstat).
+fn cost() -> (u64, u64) {
+    let (mut sleeps, mut nanos) = (0, 0);
+    for task in std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
+        let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sleeps += line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+        let schedstat = std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        nanos += schedstat.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    (sleeps, nanos)
 }
 
 fn tell(what: &str, times: &mut [Duration], base: f64) {

@@ -38,7 +38,11 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
-    store.release_unresolved().await?;
+    match store.release_unresolved().await {
+        Err(store::Error::Stopped) => return Err(store::Error::Stopped),
+        Err(error) => tracing::warn!(%error, "cannot release what was held for a callback that takes it now"),
+        Ok(_) => {}
+    }
     let mut couriers = JoinSet::new();
     let (notice, ending) = (store.clone(), shutdown.clone());
     couriers.spawn(async move { notice.notice_others(ending).await });

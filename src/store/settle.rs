@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::events::{self, Resolved};
 use super::sessions::{self, Found};
 use super::{Error, Result, Settings, Store};
-use crate::model::{Event, iso};
+use crate::model::Event;
 use crate::session::{Registered, Source};
 
 /// How many sessions one transaction looks at.
@@ -23,6 +23,8 @@ pub struct Settled {
     pub released: usize,
     /// Deliveries that may not go any more: their event contradicts what is registered.
     pub held: usize,
+    /// Events that contradict what is registered, and were delivered before.
+    pub too_late: usize,
 }
 
 /// What became of an event that a person gave a session.
@@ -86,6 +88,7 @@ impl Settled {
         self.resolved += more.resolved;
         self.released += more.released;
         self.held += more.held;
+        self.too_late += more.too_late;
     }
 }
 
@@ -120,13 +123,8 @@ pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usi
 
 /// The events that a session may mean something for, in the order in which they came.
 fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Result<Vec<String>> {
-    let (from, to) = if settings.matching.enabled && session.amount.is_some() {
-        let end = session.created_at.checked_add(settings.matching.window);
-        // The rule is session.rs's; this keeps the many others out.
-        (session.created_at.checked_sub(std::time::Duration::from_secs(120)).ok().map(iso), end.ok().map(iso))
-    } else {
-        (None, None)
-    };
+    let matched = settings.matching.enabled && session.amount.is_some();
+    let (from, to) = if matched { sessions::payable(session, settings) } else { (None, None) };
     let mut statement = tx.prepare_cached(
         "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
          UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
@@ -171,14 +169,17 @@ fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
 fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Settled> {
     let mut settled = Settled::default();
     let Some(stored) = stored(tx, event_id)? else { return Ok(settled) };
-    // What every callback has stays as it is, and what a person has to decide is theirs.
-    if stored.on_hold || (stored.delivered && !stored.open) {
+    // What a person has to decide is theirs.
+    if stored.on_hold {
         return Ok(settled);
     }
     let Some(found) = sessions::find(tx, settings, &stored.event)? else { return Ok(settled) };
-    if stored.delivered && stored.event.reading.session_id.is_some() {
+    // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
+    if stored.delivered && (!stored.open || stored.event.reading.session_id.is_some()) {
         if let Some(reason) = events::objection(tx, event_id, &stored.event, Some(&found))? {
-            settled.held = events::hold(tx, event_id, &reason)?;
+            tracing::warn!(event = event_id, %reason, "delivered before its session was registered");
+            settled.too_late = 1;
+            settled.held = if stored.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }
         return Ok(settled);
     }
