@@ -265,6 +265,17 @@ async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
 }
 
 #[tokio::test]
+async fn the_documented_insert_registers_a_session() {
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sessions.md")).unwrap();
+    let (_, insert) = document.split_once("```sql\n").unwrap();
+    let world = World::new(any());
+    world.record(vec![of_order("order-1001", 1)]).await;
+    world.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
+    assert_eq!(world.store.settle().await.unwrap().released, 1);
+    assert_eq!(states(&world), ["pending"]);
+}
+
+#[tokio::test]
 async fn the_payments_view_shows_the_newest_truth_of_each_session() {
     let world = World::new(any());
     let mut late = paid(Some(1), 1);
