@@ -38,9 +38,23 @@ async fn main() {
     tell("floor, bare client", &mut bare, 1.0);
     let base = bare[bare.len() / 2].as_secs_f64();
     tell("the forwarder", &mut single, base);
+    tell("floor, one commit", &mut commits(address).await, base);
     println!("resident memory, at most {} KiB", peak());
     let (wakes, micros) = idle(address).await;
     println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
+}
+
+/// What counting an attempt costs at least: one row, safe on the disk, and the answer to whoever waits for it.
+async fn commits(address: SocketAddr) -> Vec<Duration> {
+    let (_folder, store, _) = open(address);
+    let mut times = Vec::new();
+    for n in 0..SINGLE {
+        let began = Instant::now();
+        let state = resmic_mailhook::model::MailboxState::Idle;
+        store.note_mailbox("shop", "INBOX", state, true, Some(n.to_string())).await.unwrap();
+        times.push(began.elapsed());
+    }
+    times
 }
 
 /// What a forwarder with nothing to do costs, watching the database for other programs' rows meanwhile.

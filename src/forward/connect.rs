@@ -42,6 +42,13 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Place {
+    /// Whether what is posted there can be read on the way.
+    pub(super) fn is_readable_on_the_way(&self) -> bool {
+        let here =
+            |host: &str| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
+        matches!(self, Place::Net { url, allow_remote: true, tls: None } if !here(&url.host))
+    }
+
     /// Connects, before `deadline`.
     ///
     /// # Errors

@@ -47,6 +47,12 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
     let (notice, ending) = (store.clone(), shutdown.clone());
     couriers.spawn(async move { notice.notice_others(ending).await });
     for target in targets {
+        if target.place.is_readable_on_the_way() {
+            tracing::warn!(
+                callback = target.name(),
+                "http to another machine: events can be read on the way; use https"
+            );
+        }
         couriers.spawn(Courier::new(store.clone(), target).run(shutdown.clone()));
     }
     while let Some(ended) = couriers.join_next().await {

@@ -136,7 +136,7 @@ fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Resu
 }
 
 /// A stored event, as far as its session is concerned.
-struct Stored {
+struct Kept {
     event: Event,
     source: Option<String>,
     on_hold: bool,
@@ -146,7 +146,7 @@ struct Stored {
     open: bool,
 }
 
-fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
+fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
     let found = tx
         .prepare_cached(
             "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
@@ -154,7 +154,7 @@ fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
              FROM events e WHERE event_id = ?1",
         )?
         .query_row(params![event_id], |row| {
-            Ok(Stored {
+            Ok(Kept {
                 event: events::from_row(row)?,
                 source: row.get("session_source")?,
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
@@ -168,23 +168,23 @@ fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
 /// Looks for an event's session again, and at what is registered for it.
 fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Settled> {
     let mut settled = Settled::default();
-    let Some(stored) = stored(tx, event_id)? else { return Ok(settled) };
+    let Some(kept) = kept(tx, event_id)? else { return Ok(settled) };
     // What a person has to decide is theirs.
-    if stored.on_hold {
+    if kept.on_hold {
         return Ok(settled);
     }
-    let Some(found) = sessions::find(tx, settings, &stored.event)? else { return Ok(settled) };
+    let Some(found) = sessions::find(tx, settings, &kept.event)? else { return Ok(settled) };
     // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
-    if stored.delivered && (!stored.open || stored.event.reading.session_id.is_some()) {
-        if let Some(reason) = events::objection(tx, event_id, &stored.event, Some(&found))? {
+    if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
+        if let Some(reason) = events::objection(tx, event_id, &kept.event, Some(&found))? {
             tracing::warn!(event = event_id, %reason, "delivered before its session was registered");
             settled.too_late = 1;
-            settled.held = if stored.open { events::hold(tx, event_id, &reason)? } else { 0 };
+            settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }
         return Ok(settled);
     }
-    settled.resolved = usize::from(stored.event.reading.session_id.is_none());
-    match events::resolve(tx, event_id, &stored.event, Some(&found))? {
+    settled.resolved = usize::from(kept.event.reading.session_id.is_none());
+    match events::resolve(tx, event_id, &kept.event, Some(&found))? {
         Resolved::Released(n) => settled.released = n,
         Resolved::Held(n) => settled.held = n,
     }
@@ -193,16 +193,16 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
 
 fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
-    let Some(stored) = stored(tx, event_id)? else {
+    let Some(kept) = kept(tx, event_id)? else {
         return refuse("is not there; `resmic-mailhook events` lists them".into());
     };
-    let before = stored.event.reading.session_id.clone();
+    let before = kept.event.reading.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
     match other {
-        Some(known) if stored.source.as_deref() == Some(Source::Mail.as_str()) => {
+        Some(known) if kept.source.as_deref() == Some(Source::Mail.as_str()) => {
             return refuse(format!("is of session {known}: its mail says so"));
         }
-        Some(known) if stored.delivered => return refuse(format!("was delivered with session {known}")),
+        Some(known) if kept.delivered => return refuse(format!("was delivered with session {known}")),
         _ => {}
     }
     let registered = sessions::by_id(tx, session_id)?;
@@ -211,7 +211,7 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
         take(
             tx,
             event_id,
-            stored.event,
+            kept.event,
             Found { session_id: session_id.to_owned(), source: Source::Operator, registered },
         )?;
     }
