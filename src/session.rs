@@ -118,6 +118,12 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
     }
 }
 
+/// Whether an event may have paid a session, by amount, chain, token and time.
+#[must_use]
+pub fn fits(event: &Event, session: &Registered, how: Matching) -> bool {
+    event.time().is_some_and(|at| is_candidate(event, session, at, how))
+}
+
 fn is_candidate(event: &Event, session: &Registered, at: Timestamp, how: Matching) -> bool {
     let amounts = session.amount.as_deref().zip(event.reading.amount.as_deref());
     amounts.is_some_and(|(owed, paid)| same_amount(owed, paid))
@@ -162,8 +168,14 @@ pub fn contradiction(event: &Event, session: &Registered) -> Option<String> {
         Some(format!("{field} is registered as {registered:?} for its session and the event says {said:?}"))
     };
     let r = &event.reading;
-    if let Some((a, b)) = session.amount.as_deref().zip(r.amount.as_deref()).filter(|(a, b)| !same_amount(a, b)) {
+    let amounts = session.amount.as_deref().zip(r.amount.as_deref());
+    if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
         return says("amount", a, b);
+    }
+    // Sessions are registered in US dollars; twenty of some token are not twenty of them.
+    let other = r.currency.as_deref().filter(|currency| *currency != "USD");
+    if let (Some(_), Some(currency)) = (amounts, other) {
+        return says("currency", "USD", currency);
     }
     let chains = session.blockchain.as_deref().zip(r.blockchain.as_deref());
     if let Some((a, b)) = chains.filter(|(a, b)| model::fold_chain(a) != model::fold_chain(b)) {
@@ -221,6 +233,9 @@ mod tests {
         open[0].token = Some("dai".into());
         assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
         assert_eq!(matching(&paid("20", "Base"), &open, HOW), None);
+        let mut tokens = paid("20", "Sepolia");
+        tokens.reading.currency = Some("DOGE".into());
+        assert_eq!(matching(&tokens, &open, HOW), None);
         open[0].expires_at = Some(at(-1));
         assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), None);
     }

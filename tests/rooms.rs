@@ -53,6 +53,7 @@ fn a_file_imports_only_from_rooms_below_its_own() {
     // `crate::{a, b::c}` and `crate::a::b` alike; a group's inner braces do not matter, only its first names.
     let single = Regex::new(r"\bcrate::([a-z_]+)").unwrap();
     let group = Regex::new(r"(?s)\bcrate::\{(.*?)\};").unwrap();
+    let braces = Regex::new(r"(?s)\{[^{}]*\}").unwrap();
     let name = Regex::new(r"(?:^|,)\s*([a-z_]+)").unwrap();
     let mut imports = BTreeMap::new();
     for path in &paths {
@@ -65,7 +66,7 @@ fn a_file_imports_only_from_rooms_below_its_own() {
             text.lines().filter(|l| !l.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
         let mut names: Vec<String> = single.captures_iter(&code).map(|c| c[1].to_owned()).collect();
         for inner in group.captures_iter(&code) {
-            let outer = Regex::new(r"(?s)\{[^{}]*\}").unwrap().replace_all(&inner[1], "").into_owned();
+            let outer = braces.replace_all(&inner[1], "").into_owned();
             names.extend(name.captures_iter(&outer).map(|c| c[1].to_owned()));
         }
         for to in names.into_iter().filter(|to| *to != from) {

@@ -42,6 +42,13 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Place {
+    /// Whether what is posted there can be read on the way.
+    pub(super) fn is_readable_on_the_way(&self) -> bool {
+        let here =
+            |host: &str| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
+        matches!(self, Place::Net { url, allow_remote: true, tls: None } if !here(&url.host))
+    }
+
     /// Connects, before `deadline`.
     ///
     /// # Errors
@@ -123,5 +130,47 @@ mod tests {
         let refused = allowed("shop", &found[..1], false).unwrap_err();
         assert_eq!(refused, "\"shop\" is 10.0.0.1, which is no loopback address, and allow_remote is not set");
         assert!(allowed("shop", &[], true).is_err());
+    }
+
+    /// An https handler with a certificate of its own for `localhost`; the certificate as PEM, and the port.
+    async fn https() -> (String, u16) {
+        use tokio_rustls::rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move { acceptor.accept(stream).await.map(drop) });
+            }
+        });
+        (made.cert.pem(), port)
+    }
+
+    #[tokio::test]
+    async fn https_is_spoken_only_with_whom_the_roots_vouch_for() {
+        let (pem, port) = https().await;
+        let folder = tempfile::tempdir().unwrap();
+        let ca = folder.path().join("ca.pem");
+        std::fs::write(&ca, pem).unwrap();
+        let connect = async |host: &str, tls: Arc<ClientConfig>| {
+            let url = format!("https://{host}:{port}/").parse().unwrap();
+            let deadline = Instant::now() + std::time::Duration::from_secs(5);
+            Place::Net { url, allow_remote: false, tls: Some(tls) }.connect(deadline).await.map(drop)
+        };
+        connect("localhost", crate::tls::client(Some(&ca)).unwrap()).await.unwrap();
+        let unknown = connect("localhost", crate::tls::client(None).unwrap()).await.unwrap_err();
+        assert!(unknown.contains("TLS with \"localhost\"") && unknown.contains("certificate"), "{unknown}");
+        let misnamed = connect("127.0.0.1", crate::tls::client(Some(&ca)).unwrap()).await.unwrap_err();
+        assert!(misnamed.contains("certificate"), "{misnamed}");
     }
 }

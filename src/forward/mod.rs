@@ -38,11 +38,21 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
-    store.release_unresolved().await?;
+    match store.release_unresolved().await {
+        Err(store::Error::Stopped) => return Err(store::Error::Stopped),
+        Err(error) => tracing::warn!(%error, "cannot release what was held for a callback that takes it now"),
+        Ok(_) => {}
+    }
     let mut couriers = JoinSet::new();
     let (notice, ending) = (store.clone(), shutdown.clone());
     couriers.spawn(async move { notice.notice_others(ending).await });
     for target in targets {
+        if target.place.is_readable_on_the_way() {
+            tracing::warn!(
+                callback = target.name(),
+                "http to another machine: events can be read on the way; use https"
+            );
+        }
         couriers.spawn(Courier::new(store.clone(), target).run(shutdown.clone()));
     }
     while let Some(ended) = couriers.join_next().await {

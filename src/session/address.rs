@@ -248,6 +248,11 @@ mod tests {
         assert!(check_mailbox(&format!("{}@b.example", "x".repeat(60))).unwrap_err().contains("too long"));
     }
 
+    #[test]
+    fn the_key_is_not_shown() {
+        assert!(!format!("{:?}", ours()).contains("tests only"));
+    }
+
     proptest! {
         #[test]
         fn every_order_reference_comes_back(order_ref in "\\PC{1,12}", cut in any::<prop::sample::Index>()) {

@@ -56,8 +56,8 @@ impl Store {
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let settled = self.settle().await?;
             if settled != settle::Settled::default() {
-                let settle::Settled { resolved, released, held } = settled;
-                tracing::info!(resolved, released, held, "sessions were registered");
+                let settle::Settled { resolved, released, held, too_late } = settled;
+                tracing::info!(resolved, released, held, too_late, "sessions were registered");
             }
             self.wake_outbox();
         }

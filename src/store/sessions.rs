@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
+use super::events;
 use super::settle::{self, Settled};
 use super::{Error, Reader, Result, Settings, Store, moment};
 use crate::model::{self, Event, iso, same_amount};
@@ -195,8 +196,37 @@ pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Resul
         return Ok(None);
     }
     let open = open_sessions(tx, event, settings)?;
-    Ok(session::matching(event, &open, settings.matching).map(|only| found(only.clone(), Source::Match)))
+    match session::matching(event, &open, settings.matching) {
+        Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), Source::Match))),
+        _ => Ok(None),
+    }
 }
+
+/// Whether another payment without a session fits this one as well: then nobody knows which of the two paid it.
+fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Registered) -> Result<bool> {
+    let (from, to) = payable(session, settings);
+    let mut statement = tx.prepare_cached(
+        "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2
+           AND transaction_hash IS NOT ?3",
+    )?;
+    let rivals = statement.query_map(params![from, to, event.reading.transaction_hash], events::from_row)?;
+    for rival in rivals {
+        if session::fits(&rival?, session, settings.matching) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// From when to when a session may be paid, in the database's form, and a little more: session.rs has the rule, this only
+/// keeps the many others out.
+pub(super) fn payable(session: &Registered, settings: &Settings) -> (Option<String>, Option<String>) {
+    let from = session.created_at.checked_sub(SLACK).ok().map(iso);
+    (from, session.created_at.checked_add(settings.matching.window).ok().map(iso))
+}
+
+/// A payment's time knows no seconds, and clocks differ.
+const SLACK: Duration = Duration::from_secs(120);
 
 fn found(registered: Registered, source: Source) -> Found {
     Found { session_id: registered.session_id.clone(), source, registered: Some(registered) }
@@ -225,9 +255,9 @@ const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.s
 /// The sessions that an event may pay by its time, and for which no completed payment is known.
 fn open_sessions(tx: &Connection, event: &Event, settings: &Settings) -> Result<Vec<Registered>> {
     let Some(at) = event.time() else { return Ok(Vec::new()) };
-    // A little more than session.rs allows: it has the rule, this only keeps the many others out.
+    // As `payable`, from the other side.
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
-    let to = at.checked_add(Duration::from_secs(120)).map_or_else(|_| String::new(), iso);
+    let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
     let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
     let mut statement = tx.prepare_cached(&sql)?;
     let rows = statement.query_map(params![from, to], registered)?;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::events::{self, Resolved};
 use super::sessions::{self, Found};
 use super::{Error, Result, Settings, Store};
-use crate::model::{Event, iso};
+use crate::model::Event;
 use crate::session::{Registered, Source};
 
 /// How many sessions one transaction looks at.
@@ -23,6 +23,8 @@ pub struct Settled {
     pub released: usize,
     /// Deliveries that may not go any more: their event contradicts what is registered.
     pub held: usize,
+    /// Events that contradict what is registered, and were delivered before.
+    pub too_late: usize,
 }
 
 /// What became of an event that a person gave a session.
@@ -86,6 +88,7 @@ impl Settled {
         self.resolved += more.resolved;
         self.released += more.released;
         self.held += more.held;
+        self.too_late += more.too_late;
     }
 }
 
@@ -120,13 +123,8 @@ pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usi
 
 /// The events that a session may mean something for, in the order in which they came.
 fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Result<Vec<String>> {
-    let (from, to) = if settings.matching.enabled && session.amount.is_some() {
-        let end = session.created_at.checked_add(settings.matching.window);
-        // The rule is session.rs's; this keeps the many others out.
-        (session.created_at.checked_sub(std::time::Duration::from_secs(120)).ok().map(iso), end.ok().map(iso))
-    } else {
-        (None, None)
-    };
+    let matched = settings.matching.enabled && session.amount.is_some();
+    let (from, to) = if matched { sessions::payable(session, settings) } else { (None, None) };
     let mut statement = tx.prepare_cached(
         "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
          UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
@@ -138,7 +136,7 @@ fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Resu
 }
 
 /// A stored event, as far as its session is concerned.
-struct Stored {
+struct Kept {
     event: Event,
     source: Option<String>,
     on_hold: bool,
@@ -148,7 +146,7 @@ struct Stored {
     open: bool,
 }
 
-fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
+fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
     let found = tx
         .prepare_cached(
             "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
@@ -156,7 +154,7 @@ fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
              FROM events e WHERE event_id = ?1",
         )?
         .query_row(params![event_id], |row| {
-            Ok(Stored {
+            Ok(Kept {
                 event: events::from_row(row)?,
                 source: row.get("session_source")?,
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
@@ -170,20 +168,23 @@ fn stored(tx: &Connection, event_id: &str) -> Result<Option<Stored>> {
 /// Looks for an event's session again, and at what is registered for it.
 fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Settled> {
     let mut settled = Settled::default();
-    let Some(stored) = stored(tx, event_id)? else { return Ok(settled) };
-    // What every callback has stays as it is, and what a person has to decide is theirs.
-    if stored.on_hold || (stored.delivered && !stored.open) {
+    let Some(kept) = kept(tx, event_id)? else { return Ok(settled) };
+    // What a person has to decide is theirs.
+    if kept.on_hold {
         return Ok(settled);
     }
-    let Some(found) = sessions::find(tx, settings, &stored.event)? else { return Ok(settled) };
-    if stored.delivered && stored.event.reading.session_id.is_some() {
-        if let Some(reason) = events::objection(tx, event_id, &stored.event, Some(&found))? {
-            settled.held = events::hold(tx, event_id, &reason)?;
+    let Some(found) = sessions::find(tx, settings, &kept.event)? else { return Ok(settled) };
+    // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
+    if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
+        if let Some(reason) = events::objection(tx, event_id, &kept.event, Some(&found))? {
+            tracing::warn!(event = event_id, %reason, "delivered before its session was registered");
+            settled.too_late = 1;
+            settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }
         return Ok(settled);
     }
-    settled.resolved = usize::from(stored.event.reading.session_id.is_none());
-    match events::resolve(tx, event_id, &stored.event, Some(&found))? {
+    settled.resolved = usize::from(kept.event.reading.session_id.is_none());
+    match events::resolve(tx, event_id, &kept.event, Some(&found))? {
         Resolved::Released(n) => settled.released = n,
         Resolved::Held(n) => settled.held = n,
     }
@@ -192,16 +193,16 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
 
 fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
-    let Some(stored) = stored(tx, event_id)? else {
+    let Some(kept) = kept(tx, event_id)? else {
         return refuse("is not there; `resmic-mailhook events` lists them".into());
     };
-    let before = stored.event.reading.session_id.clone();
+    let before = kept.event.reading.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
     match other {
-        Some(known) if stored.source.as_deref() == Some(Source::Mail.as_str()) => {
+        Some(known) if kept.source.as_deref() == Some(Source::Mail.as_str()) => {
             return refuse(format!("is of session {known}: its mail says so"));
         }
-        Some(known) if stored.delivered => return refuse(format!("was delivered with session {known}")),
+        Some(known) if kept.delivered => return refuse(format!("was delivered with session {known}")),
         _ => {}
     }
     let registered = sessions::by_id(tx, session_id)?;
@@ -210,7 +211,7 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
         take(
             tx,
             event_id,
-            stored.event,
+            kept.event,
             Found { session_id: session_id.to_owned(), source: Source::Operator, registered },
         )?;
     }

@@ -125,3 +125,42 @@ async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
     world.until("dead again", |all| all[0].state == "dead" && all[0].attempts > 2).await;
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_forwarder_that_is_killed_loses_nothing_and_repeats_only_what_was_under_way() {
+    const MANY: usize = 300;
+    let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(5)));
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.record((0..MANY).map(|n| paid(Some(n as u32), n as u32)).collect()).await;
+    for kill_after in [40, 120, 200] {
+        world.start();
+        receiver.wait_for(kill_after).await;
+        // Its tasks are gone between two instructions, whatever they were doing.
+        world.running.take().unwrap().1.abort();
+        world.store = open(&world.folder, &world.settings);
+    }
+    world.start();
+    world.until_all("delivered").await;
+    world.stop().await;
+    let keys: Vec<String> =
+        receiver.requests().iter().map(|r| r.header("idempotency-key").unwrap().to_owned()).collect();
+    let different: std::collections::HashSet<_> = keys.iter().collect();
+    assert_eq!(different.len(), MANY);
+    assert!(keys.len() <= MANY + 3 * 16, "{} requests", keys.len());
+}
+
+#[tokio::test]
+async fn a_program_that_keeps_the_database_locked_only_delays() {
+    let receiver = Receiver::new(|_, _| status(200));
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.record(vec![paid(Some(1), 1)]).await;
+    let other = world.sql();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    world.start();
+    // Longer than a statement waits for a lock.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!(receiver.requests().len(), 0, "nothing is sent that is not counted");
+    other.execute_batch("COMMIT").unwrap();
+    world.until_all("delivered").await;
+    world.stop().await;
+}

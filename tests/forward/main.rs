@@ -6,6 +6,7 @@ mod deliver;
 mod hostile;
 mod receiver;
 mod sessions;
+mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;

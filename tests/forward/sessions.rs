@@ -109,7 +109,11 @@ async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_reg
     assert_eq!((settled.resolved, settled.released, settled.held), (0, 0, 1));
     world.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
     assert_eq!(states(&world), ["held", "held", "held"]);
-    for (n, (known, _, hold)) in events(&world).into_iter().enumerate() {
+    world.record(vec![paid(Some(4), 4)]).await;
+    world.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE id = 4", []).unwrap();
+    let settled = world.store.session_add(new(4, None, Some("21"))).await.unwrap();
+    assert_eq!((settled.held, settled.too_late), (0, 1));
+    for (n, (known, _, hold)) in events(&world).into_iter().take(3).enumerate() {
         assert_eq!(known, Some(session(u32::try_from(n).unwrap() + 1)));
         assert!(hold.as_deref().unwrap().starts_with("conflict: amount is registered as \""), "{hold:?}");
     }
@@ -189,9 +193,20 @@ async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     world.store.session_add(new(5, None, Some("20"))).await.unwrap();
     world.record(vec![at(paid(None, 3))]).await;
     assert_eq!(states(&world), ["pending", "pending", "held"]);
+    // Nor is one session's payment guessed among two.
+    world.store.session_add(new(6, None, Some("33"))).await.unwrap();
+    let dearer = |n| {
+        let mut event = at(paid(None, n));
+        event.reading.amount = Some("44".into());
+        event
+    };
+    world.record(vec![dearer(5), dearer(6)]).await;
+    let settled = world.store.session_add(new(7, None, Some("44"))).await.unwrap();
+    assert_eq!(settled, store::Settled::default());
+    assert!(events(&world)[3..5].iter().all(|(session, ..)| session.is_none()));
     // An order that an address named is never matched by amount.
     world.record(vec![at(of_order("Z", 4))]).await;
-    assert_eq!(events(&world).remove(3).0, None);
+    assert_eq!(events(&world).remove(5).0, None);
 }
 
 #[tokio::test]
@@ -247,6 +262,17 @@ async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
     // Again, by a statement that brings its own conflict clause.
     sql.execute("INSERT OR FAIL INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(4),)).unwrap();
     sql.execute("UPDATE OR FAIL sessions SET amount = '20'", []).unwrap();
+}
+
+#[tokio::test]
+async fn the_documented_insert_registers_a_session() {
+    let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sessions.md")).unwrap();
+    let (_, insert) = document.split_once("```sql\n").unwrap();
+    let world = World::new(any());
+    world.record(vec![of_order("order-1001", 1)]).await;
+    world.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
+    assert_eq!(world.store.settle().await.unwrap().released, 1);
+    assert_eq!(states(&world), ["pending"]);
 }
 
 #[tokio::test]

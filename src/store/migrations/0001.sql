@@ -69,12 +69,12 @@ CREATE TABLE deliveries (
   target          TEXT NOT NULL,               -- the [[forward]] entry's name
   state           TEXT NOT NULL CHECK (state IN ('held', 'pending', 'delivered', 'dead')),
   attempts        INTEGER NOT NULL DEFAULT 0,  -- counted before each is made
-  first_attempt_at TEXT,                       -- the first since it last became pending: give_up_after counts from here
   next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: not before this
   last_status     INTEGER,                     -- the last HTTP status
   last_error      TEXT,                        -- why the last attempt did not do
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
+  first_attempt_at TEXT,                       -- the first since it last became pending: give_up_after counts from here
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';

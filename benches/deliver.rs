@@ -1,0 +1,241 @@
+//! How fast are deliveries, and how soon is the first? Beside each number stands the floor: the same requests made by a
+//! bare hyper client, without a database, in the same run on the same machine.
+//!
+//! `cargo bench --bench deliver`
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout)]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
+use resmic_mailhook::session::Matching;
+use resmic_mailhook::store::{self, Entry, Store};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+const BURST: u32 = 10_000;
+const SINGLE: u32 = 300;
+const CONCURRENCY: usize = 16;
+const IDLE: Duration = Duration::from_secs(5);
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let (address, mut seen) = receiver().await;
+    let floor = bare_burst(address, &mut seen).await;
+    let ours = our_burst(address, &mut seen).await;
+    println!("deliveries a second, {BURST} due at once, {CONCURRENCY} at a time");
+    println!("  floor, bare client   {floor:>9.0}/s");
+    println!("  the forwarder        {ours:>9.0}/s   {:.2} of the floor", ours / floor);
+    let mut bare = bare_singles(address, &mut seen).await;
+    let mut single = our_singles(address, &mut seen).await;
+    println!("from the commit of one event to its request received, {SINGLE} times");
+    tell("floor, bare client", &mut bare, 1.0);
+    let base = bare[bare.len() / 2].as_secs_f64();
+    tell("the forwarder", &mut single, base);
+    tell("floor, one commit", &mut commits(address).await, base);
+    println!("resident memory, at most {} KiB", peak());
+    let (wakes, micros) = idle(address).await;
+    println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
+}
+
+/// What counting an attempt costs at least: one row, safe on the disk, and the answer to whoever waits for it.
+async fn commits(address: SocketAddr) -> Vec<Duration> {
+    let (_folder, store, _) = open(address);
+    let mut times = Vec::new();
+    for n in 0..SINGLE {
+        let began = Instant::now();
+        let state = resmic_mailhook::model::MailboxState::Idle;
+        store.note_mailbox("shop", "INBOX", state, true, Some(n.to_string())).await.unwrap();
+        times.push(began.elapsed());
+    }
+    times
+}
+
+/// What a forwarder with nothing to do costs, watching the database for other programs' rows meanwhile.
+async fn idle(address: SocketAddr) -> (u64, u64) {
+    let (_folder, store, target) = open(address);
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(forward::run(store, vec![target], stopped));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = cost();
+    tokio::time::sleep(IDLE).await;
+    let after = cost();
+    stop.send(true).unwrap();
+    running.await.unwrap().unwrap();
+    (after.0 - before.0, (after.1 - before.1) / 1_000)
+}
+
+/// Of all threads: the times that they went to sleep, and the nanoseconds that they ran (proc(5): status, schedstat).
+fn cost() -> (u64, u64) {
+    let (mut sleeps, mut nanos) = (0, 0);
+    for task in std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
+        let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        sleeps += line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+        let schedstat = std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        nanos += schedstat.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+    }
+    (sleeps, nanos)
+}
+
+fn tell(what: &str, times: &mut [Duration], base: f64) {
+    times.sort();
+    let (median, slow) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    let ratio = if what.starts_with("floor") {
+        String::new()
+    } else {
+        format!("   {:.1} times the floor", median.as_secs_f64() / base)
+    };
+    println!("  {what:<20} median {:>6} us, 99 % {:>6} us{ratio}", median.as_micros(), slow.as_micros());
+}
+
+/// The high-water mark of resident memory (proc(5)).
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?").trim().trim_end_matches(" kB").to_owned()
+}
+
+/// A handler that says 200 to everything, and when each request was there.
+async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (tell, seen) = mpsc::unbounded_channel();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(handle(stream, tell.clone()));
+        }
+    });
+    (address, seen)
+}
+
+async fn handle(mut stream: TcpStream, tell: mpsc::UnboundedSender<Instant>) {
+    let mut request = Vec::new();
+    // The bodies here end in a brace, and nothing before does.
+    while !request.ends_with(b"}") {
+        if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    tell.send(Instant::now()).unwrap();
+    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+}
+
+async fn bare_post(address: SocketAddr, body: String) {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let request = hyper::Request::post("/").header("host", "localhost").body(Full::new(Bytes::from(body))).unwrap();
+    let call = async { sender.send_request(request).await.unwrap().into_body().collect().await.unwrap() };
+    tokio::pin!(call, connection);
+    tokio::select! {
+        _ = &mut call => {}
+        _ = &mut connection => { call.await; }
+    }
+}
+
+async fn bare_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> f64 {
+    let began = Instant::now();
+    let workers = (0..CONCURRENCY).map(|worker| {
+        tokio::spawn(async move {
+            for n in (worker..BURST as usize).step_by(CONCURRENCY) {
+                bare_post(address, paid(u32::try_from(n).unwrap()).webhook()).await;
+            }
+        })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.unwrap();
+    }
+    drain(seen);
+    f64::from(BURST) / began.elapsed().as_secs_f64()
+}
+
+async fn bare_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for n in 0..SINGLE {
+        let began = Instant::now();
+        bare_post(address, paid(n).webhook()).await;
+        times.push(seen.recv().await.unwrap() - began);
+    }
+    times
+}
+
+fn drain(seen: &mut mpsc::UnboundedReceiver<Instant>) {
+    while seen.try_recv().is_ok() {}
+}
+
+fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
+    let folder = tempfile::tempdir().unwrap();
+    let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
+    let settings: Settings = toml::from_str(&table).unwrap();
+    let store = Store::open(store::Settings {
+        path: folder.path().join("m.db"),
+        targets: vec![settings.target()],
+        matching: Matching { enabled: false, window: Duration::from_secs(60) },
+    });
+    (folder, store.unwrap(), Target::new(settings, "secret".into()).unwrap())
+}
+
+async fn our_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> f64 {
+    let (_folder, store, target) = open(address);
+    for n in (0..BURST).step_by(500) {
+        store.record((n..n + 500).map(entry).collect(), None).await.unwrap();
+    }
+    let (stop, stopped) = watch::channel(false);
+    let began = Instant::now();
+    let running = tokio::spawn(forward::run(store.clone(), vec![target], stopped));
+    for _ in 0..BURST {
+        seen.recv().await.unwrap();
+    }
+    let took = began.elapsed();
+    stop.send(true).unwrap();
+    running.await.unwrap().unwrap();
+    f64::from(BURST) / took.as_secs_f64()
+}
+
+async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> Vec<Duration> {
+    let (_folder, store, target) = open(address);
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(forward::run(store.clone(), vec![target], stopped));
+    let mut times = Vec::new();
+    for n in 0..SINGLE {
+        store.record(vec![entry(n)], None).await.unwrap();
+        let committed = Instant::now();
+        // It may be there before we are told of the commit.
+        times.push(seen.recv().await.unwrap().saturating_duration_since(committed));
+    }
+    stop.send(true).unwrap();
+    running.await.unwrap().unwrap();
+    times
+}
+
+fn paid(n: u32) -> Event {
+    let reading = Reading {
+        session_id: Some(format!("591abe63-aa61-411d-a419-{n:012}")),
+        amount: Some("20".into()),
+        blockchain: Some("Sepolia".into()),
+        token: Some("DAI".into()),
+        transaction_hash: Some(format!("0x{n:064x}")),
+        ..Reading::of(Status::Completed)
+    };
+    Event { reading, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
+}
+
+fn entry(n: u32) -> Entry {
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, n + 1)) };
+    let bytes = vec![b'x'; 6_600];
+    Entry {
+        mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
+        examined: Examined {
+            judgement: Judgement::Event(Box::new(paid(n))),
+            proof: None,
+            envelope: Envelope::default(),
+        },
+    }
+}
