@@ -210,7 +210,8 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
     let mut targets = Vec::new();
     for (n, settings) in config.forwards.iter().enumerate() {
         let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
-        targets.push(forward::Target::new(settings.clone(), secret)?);
+        let target = forward::Target::new(settings.clone(), secret);
+        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.words))?);
     }
     Ok(targets)
 }

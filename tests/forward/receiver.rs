@@ -78,6 +78,11 @@ impl Receiver {
         })
     }
 
+    #[allow(dead_code)] // the demo's
+    pub(crate) fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.seen.lock().unwrap().clone()
     }

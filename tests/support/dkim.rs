@@ -133,10 +133,7 @@ fn rustls_pkcs8(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'s
     tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer::from(der.to_vec()).into()
 }
 
-fn signed<K: SigningKey>(key: K, mail: &[u8], how: &How<'_>) -> String
-where
-    K: SigningKey<Hasher = Sha256>,
-{
+fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &How<'_>) -> String {
     let mut signer = DkimSigner::from_key(key)
         .domain(how.domain)
         .selector(how.selector)

@@ -7,6 +7,8 @@ pub mod daemon;
 pub mod dkim;
 pub mod dns;
 pub mod dovecot;
+pub mod handlers;
 pub mod process;
+/// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;

@@ -1,0 +1,30 @@
+// A webhook handler as Resmic's documentation describes one: it works for the webhook and for resmic-mailhook alike.
+// WEBHOOK_SECRET=… PORT=3000 node server.js
+const crypto = require('node:crypto');
+const express = require('express');
+
+const secret = process.env.WEBHOOK_SECRET;
+if (!secret) throw new Error('WEBHOOK_SECRET is not set');
+const app = express();
+app.use(express.json());
+
+const paid = new Map(); // by event; a shop keeps this in its database
+
+app.post('/payment-webhook', (req, res) => {
+  const expected = crypto.createHmac('sha256', secret).update(JSON.stringify(req.body)).digest('hex');
+  const given = Buffer.from(req.get('X-Signature') ?? '');
+  if (given.length !== expected.length || !crypto.timingSafeEqual(given, Buffer.from(expected))) {
+    return res.status(401).json({ error: 'wrong signature' });
+  }
+  // The same event may come again: count it once. And compare the amount with what the order costs.
+  const id = req.get('Idempotency-Key') ?? req.body.transaction_hash;
+  if (!paid.has(id)) {
+    paid.set(id, req.body);
+    console.log(JSON.stringify(req.body));
+  }
+  res.json({ received: true });
+});
+
+const server = app.listen(Number(process.env.PORT ?? 3000), '127.0.0.1', () => {
+  console.log(`listening on ${server.address().port}`);
+});
