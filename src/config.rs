@@ -140,6 +140,7 @@ impl Config {
         }
         self.trust.check().map_err(|(key, words)| (format!("trust.{key}"), words))?;
         self.sessions.check().map_err(|(key, words)| (format!("sessions.{key}"), words))?;
+        self.telemetry.check().map_err(|(key, words)| (format!("telemetry.{key}"), words))?;
         self.extract.check().map_err(|(key, words)| (format!("extract.{key}"), words))
     }
 
@@ -156,6 +157,12 @@ impl Config {
         if let Some(address) = &mut self.sessions.address {
             address.key.resolve(&base);
         }
+    }
+
+    /// The file that it was read from, for reading it again.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.text.path
     }
 
     /// The database file: a relative path means under systemd `$STATE_DIRECTORY`, else beside the configuration.
