@@ -6,7 +6,7 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench clean
+.PHONY: demo test check deps node bench clean deb deb-dev test-systemd deny sbom package pages
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
@@ -47,6 +47,49 @@ node: deps
 	@for folder in examples/node-express tests/standard-webhooks; do \
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
 	done
+
+# ---- for operators and packagers ----
+
+# Bytes that depend on the source alone: no path of the machine that built, and the time of the last commit.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
+
+PACKAGING = target/packaging
+
+# The Debian package, in target/debian/. Needs cargo-deb: cargo install cargo-deb --locked
+deb:
+	RUSTFLAGS="$(RUSTFLAGS) $(REMAP)" cargo build --release --locked
+	$(MAKE) pages BINARY=target/release/resmic-mailhook
+	cargo deb --no-build --locked
+
+# The same from a debug build, for tests of the package.
+deb-dev:
+	cargo build --locked
+	$(MAKE) pages BINARY=target/debug/resmic-mailhook
+	cargo deb --no-build --locked --profile dev --deb-version $(or $(VERSION),0.1.0-1) -o $(PACKAGING)/
+
+pages:
+	mkdir -p $(PACKAGING)/man $(PACKAGING)/completions
+	$(BINARY) man --out $(PACKAGING)/man
+	$(BINARY) completions bash > $(PACKAGING)/completions/resmic-mailhook.bash
+	$(BINARY) completions zsh > $(PACKAGING)/completions/_resmic-mailhook
+	$(BINARY) completions fish > $(PACKAGING)/completions/resmic-mailhook.fish
+
+# The package under a real systemd, in a booted container. Needs root.
+test-systemd: deb-dev
+	tests/systemd/run.sh
+
+# Licences, bans and sources of all that is linked in; advisories too where there is a network (`cargo deny check`).
+# Needs cargo-deny: cargo install cargo-deny --locked
+deny:
+	cargo deny --offline check licenses bans sources
+
+# What is linked in, as CycloneDX. Needs cargo-cyclonedx: cargo install cargo-cyclonedx --locked
+sbom:
+	cargo cyclonedx --format json --override-filename resmic-mailhook.cdx
+
+package:
+	cargo package --locked
 
 clean:
 	cargo clean

@@ -1,25 +1,36 @@
 //! The composition root: reads the configuration, opens the store, spawns the loops, and ends them in order.
 
+mod oversee;
+
 use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use oversee::Overseer;
+
 use crate::config::Config;
 use crate::examine::Rules;
+use crate::health::{Expected, Watched};
 use crate::ingest::{Deferred, Ingest};
+use crate::pulse::Pulses;
 use crate::source::imap::{self, Tls};
 use crate::store::{self, DaemonLock, Store};
 use crate::trust::dns::Resolver;
-use crate::{extract, forward, session, systemd, tls, trust};
+use crate::{extract, forward, metrics, session, systemd, tls, trust};
 
 /// How many connections to mail servers are begun at once.
 const CONNECTS: usize = 16;
 /// How many batches may wait between a watcher and its ingest.
 const QUEUE: usize = 8;
+/// How long a watcher may take for one step beside waiting: a window of a first sync has ten minutes.
+const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 /// How long the loops have for ending by themselves.
 const DRAIN: Duration = Duration::from_secs(4);
 
@@ -78,44 +89,117 @@ pub fn store_settings(config: &Config) -> store::Settings {
     }
 }
 
-/// The daemon: runs until `shutdown`.
+/// All that the loops need, with every secret read: what can go wrong about a configuration has gone right.
+pub struct Prepared {
+    config: Config,
+    accounts: Vec<(imap::Account, Rules)>,
+    targets: Vec<forward::Target>,
+    resolver: Arc<Resolver>,
+    metrics: Option<(SocketAddr, Arc<TcpListener>)>,
+}
+
+/// Reads the secrets and takes what is needed from the system. Nothing is started.
+///
+/// `before`: what runs until now, whose listener goes on if its address stays.
+///
+/// # Errors
+/// What makes it impossible to start.
+pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Result<Prepared> {
+    if config.accounts.is_empty() {
+        return Err(config.wrong("account", "expected at least one [[account]]").into());
+    }
+    let (accounts, targets) = (accounts(&config).await?, forward_targets(&config).await?);
+    let resolver = Arc::new(Resolver::new(&config.dns)?);
+    let metrics = match (config.telemetry.metrics, before) {
+        (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
+        (Some(address), _) => {
+            let bound =
+                TcpListener::bind(address).await.map_err(|e| config.wrong("telemetry.metrics", e.to_string()))?;
+            Some((address, Arc::new(bound)))
+        }
+        (None, _) => None,
+    };
+    Ok(Prepared { config, accounts, targets, resolver, metrics })
+}
+
+/// Where metrics are served.
+pub type Listener = (SocketAddr, Arc<TcpListener>);
+
+impl Prepared {
+    /// The listener for metrics, for a later [`prepare`].
+    #[must_use]
+    pub fn listener(&self) -> Option<Listener> {
+        self.metrics.clone()
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.config.database()
+    }
+}
+
+/// Keeps other daemons off the database.
+///
+/// # Errors
+/// Another one is running, or there can be no file.
+pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
+    if let Some(folder) = database.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+    Ok(DaemonLock::take(database)?)
+}
+
+/// The daemon: runs until `shutdown`. The caller holds the [`lock`].
 ///
 /// # Errors
 /// What makes it impossible to start, or to go on.
-pub async fn run(config: Config, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let Prepared { config, accounts, targets, resolver, metrics } = prepared;
     if config.trust.asks_no_proof() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
-    // Secrets before anything else: a missing one starts nothing.
-    let accounts = accounts(&config).await?;
-    let targets = forward_targets(&config).await?;
-    let settings = store_settings(&config);
-    if let Some(folder) = settings.path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    }
-    let lock = DaemonLock::take(&settings.path)?;
-    let store = Store::open(settings)?;
-    let resolver = Arc::new(Resolver::new(&config.dns)?);
+    let store = Store::open(store_settings(&config))?;
+    let (pulses, expected) = (Pulses::default(), expected(&config));
     let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
         let rules = Arc::new(rules);
         all_rules.insert(account.settings.name.clone(), rules.clone());
-        let ingest =
-            Ingest { account: account.settings.name.clone(), rules, resolver: resolver.clone(), store: store.clone() };
-        watch_account(&Arc::new(account), &ingest, &shutdown, &mut loops);
+        let resolver = resolver.clone();
+        let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store: store.clone() };
+        watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
     }
     let deferred = Deferred { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
+    let overseer = Overseer { store: store.clone(), expected: expected.clone(), pulses: pulses.clone() };
+    let overseeing = overseer.run(shutdown.clone());
+    loops.spawn(async move { overseeing.await.context("looking after the rest") });
+    if let Some((address, listener)) = metrics {
+        let serving =
+            metrics::serve(listener, metrics::Endpoint { store: store.clone(), expected, pulses }, shutdown.clone());
+        loops.spawn(async move { serving.await.context("serving metrics") });
+        tracing::debug!(%address, "serving metrics");
+    }
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
-    let ended = supervise(&mut loops, shutdown).await;
-    systemd::stopping();
-    drop(store);
-    drop(lock);
-    ended
+    supervise(&mut loops, shutdown).await
+}
+
+/// What ought to be there, by the configuration.
+#[must_use]
+pub fn expected(config: &Config) -> Expected {
+    let watched = |account: &imap::Settings| {
+        let (name, renew) = (account.name.clone(), account.idle_renew.0);
+        let watched = move |wanted: &String| Watched { account: name.clone(), wanted: wanted.clone(), renew };
+        account.mailboxes.iter().map(watched).collect::<Vec<_>>()
+    };
+    Expected {
+        mailboxes: config.accounts.iter().flat_map(watched).collect(),
+        targets: config.forwards.iter().map(|forward| forward.name.clone()).collect(),
+    }
 }
 
 /// Waits for the end: the one that was asked for, or that of a loop, which ends the program.
@@ -140,13 +224,15 @@ async fn supervise(loops: &mut JoinSet<anyhow::Result<()>>, mut shutdown: watch:
 fn watch_account(
     account: &Arc<imap::Account>,
     ingest: &Ingest,
+    pulses: &Pulses,
     shutdown: &watch::Receiver<bool>,
     loops: &mut JoinSet<anyhow::Result<()>>,
 ) {
     for mailbox in &account.settings.mailboxes {
         let (out, reports) = mpsc::channel(QUEUE);
         let watching = imap::watch(account.clone(), mailbox.clone(), cursors(ingest), out, shutdown.clone());
-        let ingesting = ingest.clone().run(reports);
+        let name = format!("watching {}/{mailbox}", account.settings.name);
+        let ingesting = ingest.clone().run(reports, pulses.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
         loops.spawn(async move {
             // The ingest ends when the watcher does, with all that it said committed.
             let ((), ingested) = tokio::join!(watching, ingesting);

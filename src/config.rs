@@ -16,6 +16,10 @@ use crate::{extract, forward, secret, session, telemetry, trust};
 /// Where a configuration is looked for if none is named, the first there is.
 const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
 
+/// Where a package puts the configuration, and where its unit keeps the state.
+const ETC: &str = "/etc/resmic-mailhook";
+const STATE: &str = "/var/lib/resmic-mailhook";
+
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +144,7 @@ impl Config {
         }
         self.trust.check().map_err(|(key, words)| (format!("trust.{key}"), words))?;
         self.sessions.check().map_err(|(key, words)| (format!("sessions.{key}"), words))?;
+        self.telemetry.check().map_err(|(key, words)| (format!("telemetry.{key}"), words))?;
         self.extract.check().map_err(|(key, words)| (format!("extract.{key}"), words))
     }
 
@@ -158,14 +163,23 @@ impl Config {
         }
     }
 
-    /// The database file: a relative path means under systemd `$STATE_DIRECTORY`, else beside the configuration.
+    /// The file that it was read from, for reading it again.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.text.path
+    }
+
+    /// The database file. A relative path means: under systemd in `$STATE_DIRECTORY`; for a configuration in
+    /// `/etc/resmic-mailhook` in `/var/lib/resmic-mailhook`, which is the same folder seen by an operator; else beside
+    /// the configuration.
     #[must_use]
     pub fn database(&self) -> PathBuf {
         let path = self.store.path.clone().unwrap_or_else(|| "mailhook.db".into());
-        let base = match std::env::var_os("STATE_DIRECTORY") {
+        let base = match (std::env::var_os("STATE_DIRECTORY"), self.text.path.parent()) {
             // systemd separates several by colons; ours is the first.
-            Some(folders) => std::env::split_paths(&folders).next().unwrap_or_default(),
-            None => self.text.path.parent().map(Path::to_owned).unwrap_or_default(),
+            (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
+            (None, Some(folder)) if folder == Path::new(ETC) => STATE.into(),
+            (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),
         };
         base.join(path)
     }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+/// Where the packaged unit loads its credentials from.
+const KEPT: &str = "/etc/resmic-mailhook";
 /// How long a command that prints a secret may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -75,13 +77,19 @@ fn credential_path(name: &str) -> Result<PathBuf, Missing> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(Missing(format!("credential {name:?}: a credential's name is a file name, without slashes")));
     }
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-        Missing(format!(
-            "credential {name:?}: $CREDENTIALS_DIRECTORY is not set; systemd sets it for a unit with \
-             LoadCredential={name}:PATH; outside of systemd use {{ file = \"…\" }}"
-        ))
-    })?;
-    Ok(Path::new(&folder).join(name))
+    if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
+        return Ok(Path::new(&folder).join(name));
+    }
+    // What an operator types as root is not started by systemd, and finds what the unit would be given.
+    let kept = Path::new(KEPT).join(name);
+    if kept.exists() {
+        return Ok(kept);
+    }
+    Err(Missing(format!(
+        "credential {name:?}: $CREDENTIALS_DIRECTORY is not set (systemd sets it for a unit with \
+         LoadCredential={name}:PATH), and there is no {}; outside of systemd use {{ file = \"…\" }}",
+        kept.display()
+    )))
 }
 
 fn read_file(path: &Path, what: &str) -> Result<String, Missing> {

@@ -15,12 +15,13 @@ const LADDER: &[&[&str]] = &[
     &["cli"],
     &["app"],
     &["config"],
-    &["ingest", "forward"],
+    &["metrics"],
+    &["ingest", "forward", "health"],
     &["source", "examine"],
     &["trust", "extract"],
     &["store"],
     &["ledger", "session"],
-    &["telemetry", "systemd", "tls", "backoff", "secret", "units"],
+    &["telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units"],
     &["model"],
 ];
 

@@ -88,6 +88,49 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<MailsCommand>,
     },
+    /// The outbox: events on their way to callbacks
+    #[command(args_conflicts_with_subcommands = true)]
+    Deliveries {
+        /// Only those in this state
+        #[arg(long, value_parser = ["held", "pending", "delivered", "dead"])]
+        state: Option<String>,
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+        #[command(subcommand)]
+        command: Option<DeliveriesCommand>,
+    },
+    /// Is it working, and what should I do? Exits with 1 when something needs a person
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a consistent copy of the database, while the daemon runs; overwrites nothing
+    Backup {
+        /// The copy
+        file: PathBuf,
+    },
+    /// Drop the bytes of old mails and what else nobody needs; events and what recognises a replay stay
+    Prune {
+        /// How old: 90d, 48h
+        #[arg(long, value_name = "D")]
+        older_than: crate::units::Duration,
+        /// Also the bytes of mails in quarantine, which can then not be released any more
+        #[arg(long)]
+        quarantined: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, in roff; with --out, one for each command
+    Man {
+        /// Write the pages into this folder
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+    },
     /// Run stored mails through today's rules again; an event that was delivered never changes
     Reparse {
         /// Only mails with this outcome
@@ -126,6 +169,19 @@ pub(super) enum MailsCommand {
     Raw {
         /// The mail
         id: i64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeliveriesCommand {
+    /// Try again now; the time until they are given up begins anew
+    Retry {
+        /// The deliveries
+        #[arg(value_name = "ID", required_unless_present = "dead", conflicts_with = "dead")]
+        ids: Vec<i64>,
+        /// All that were given up
+        #[arg(long)]
+        dead: bool,
     },
 }
 

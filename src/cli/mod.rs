@@ -5,19 +5,23 @@
 
 mod args;
 mod check;
+mod deliveries;
 mod events;
 mod import;
 mod mails;
+mod maintain;
 mod output;
+mod packaging;
 mod parse;
 mod reparse;
 mod run;
+mod status;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Arguments, Command, MailsCommand};
+use args::{Arguments, Command, DeliveriesCommand, MailsCommand};
 
 use crate::config::{self, Config};
 use crate::source::imap;
@@ -53,6 +57,11 @@ fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Arguments { config: path, command } = arguments;
+    match command {
+        Command::Completions { shell } => return packaging::completions(shell).map(|()| ExitCode::SUCCESS),
+        Command::Man { out } => return packaging::man(out.as_deref()).map(|()| ExitCode::SUCCESS),
+        _ => {}
+    }
     // Reading a mail needs no configuration: without one the defaults hold.
     let config = match Config::find(path.as_deref()) {
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
@@ -71,6 +80,17 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
         Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
+        Command::Deliveries { state, json, command: None } => {
+            deliveries::list(&config, state.as_deref(), json).map(done)
+        }
+        Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
+            deliveries::retry(&config, ids, dead).await.map(done)
+        }
+        Command::Status { json } => status::run(&config, json),
+        Command::Backup { file } => maintain::backup(&config, &file).map(done),
+        Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
+        // Answered above.
+        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
     }
 }

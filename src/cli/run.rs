@@ -1,23 +1,108 @@
-//! `run`: the daemon.
+//! `run`: the daemon, the whole life of the process. SIGHUP reads the configuration again: the loops end and begin
+//! anew, the process and its hold on the database stay. A configuration that is wrong is refused, and the old goes on.
 
-use tokio::signal::unix::{SignalKind, signal};
+use std::pin::Pin;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::app::{self, Listener, Prepared};
 use crate::config::Config;
-use crate::{app, telemetry};
+use crate::{systemd, telemetry};
+
+/// What a person or a supervisor asks for.
+enum Wish {
+    End,
+    Reload,
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let of = |kind| signal(kind);
+        Ok(Signals {
+            terminate: of(SignalKind::terminate())?,
+            interrupt: of(SignalKind::interrupt())?,
+            hangup: of(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
+    }
+}
 
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
-    telemetry::start(config.telemetry.log);
-    if config.accounts.is_empty() {
-        return Err(config.wrong("account", "expected at least one [[account]]").into());
-    }
-    let (end, shutdown) = watch::channel(false);
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("ending");
+    let logging = telemetry::start(&config.telemetry);
+    let mut signals = Signals::listen()?;
+    let (file, mut prepared) = (config.file().to_owned(), app::prepare(config, None).await?);
+    let database = prepared.database();
+    let lock = app::lock(&database)?;
+    loop {
+        let (end, shutdown) = watch::channel(false);
+        let listener = prepared.listener();
+        let mut running: Pin<Box<_>> = Box::pin(app::run(prepared, shutdown));
+        let next = loop {
+            let wish = tokio::select! {
+                ended = &mut running => return ended,
+                wish = signals.next() => wish,
+            };
+            match wish {
+                Wish::End => break None,
+                Wish::Reload => match reload(&file, &database, listener.as_ref()).await {
+                    Ok((log, new)) => {
+                        logging.set(log);
+                        break Some(new);
+                    }
+                    Err(error) => refuse(&error),
+                },
+            }
+        };
+        match next {
+            Some(_) => tracing::info!("the configuration is read again"),
+            None => {
+                tracing::info!("ending");
+                systemd::stopping();
+            }
+        }
         // Nobody listens only if everything has ended already.
         let _ = end.send(true);
-    });
-    app::run(config, shutdown).await
+        running.await?;
+        match next {
+            Some(new) => prepared = new,
+            None => break,
+        }
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Reads the configuration again. Nothing that runs is touched.
+async fn reload(
+    file: &std::path::Path,
+    database: &std::path::Path,
+    listener: Option<&Listener>,
+) -> anyhow::Result<(telemetry::Log, Prepared)> {
+    systemd::reloading();
+    let config = Config::read(file)?;
+    let log = config.telemetry.log;
+    let prepared = app::prepare(config, listener).await?;
+    // The lock that is held is that database's.
+    anyhow::ensure!(prepared.database() == database, "[store] path changes with a restart only");
+    Ok((log, prepared))
+}
+
+fn refuse(error: &anyhow::Error) {
+    tracing::error!("the new configuration is refused, the old one goes on: {error:#}");
+    systemd::ready();
+    systemd::status(&format!("new configuration refused, the old one goes on: {error:#}"));
 }

@@ -2,7 +2,7 @@
 
 mod deferred;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt, stream};
@@ -12,8 +12,10 @@ use tokio::sync::mpsc;
 use crate::backoff::Backoff;
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
-use crate::source::imap::{Batch, Report};
+use crate::pulse::Pulse;
+use crate::source::imap::{self, Batch, Report};
 use crate::store::{self, Cursor, Entry, Recorded, Store};
+use crate::telemetry;
 use crate::trust::dns::Resolver;
 
 pub use deferred::Deferred;
@@ -45,12 +47,20 @@ enum Step {
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
 
+impl Step {
+    /// Whether the watcher may be silent for long after it.
+    fn is_pause(&self) -> bool {
+        matches!(self, Step::State { state: MailboxState::Failed | MailboxState::Polling, .. })
+    }
+}
+
 impl Ingest {
-    /// Takes what a watcher says until it says no more.
+    /// Takes what a watcher says until it says no more. `pulse` beats whenever something of it is recorded.
     ///
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
-    pub async fn run(self, reports: mpsc::Receiver<Report>) -> store::Result<()> {
+    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> store::Result<()> {
+        LazyLock::force(&BEGUN);
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
         let mut steps = std::pin::pin!(steps);
@@ -62,7 +72,9 @@ impl Ingest {
             {
                 ready.push(step);
             }
+            let pause = if ready.iter().any(Step::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
             self.record(ready).await?;
+            pulse.beat_before(pause);
         }
         Ok(())
     }
@@ -145,6 +157,7 @@ impl Ingest {
         let recorded = patiently(|| self.store.record(entries.to_vec(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
+            measure(&entry.mail);
         }
         Ok(recorded)
     }
@@ -190,4 +203,13 @@ fn log(entry: &Entry, recorded: &Recorded) {
     } else {
         tracing::info!(account, mailbox, uid, mail_id = recorded.mail_id, event_id, reason, "mail: {outcome}");
     }
+}
+
+/// When the program began to look.
+static BEGUN: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
+
+/// How long a mail took that came while we looked; how old a backlog was says nothing of that.
+fn measure(mail: &RawMail) {
+    let Some(received) = mail.received_at.filter(|at| mail.origin.uid.is_some() && *at > *BEGUN) else { return };
+    telemetry::pushed(Duration::try_from(Timestamp::now().duration_since(received)).unwrap_or_default());
 }

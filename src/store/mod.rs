@@ -5,6 +5,7 @@
 
 mod events;
 mod mailboxes;
+mod maintain;
 mod notice;
 mod outbox;
 mod query;
@@ -25,6 +26,7 @@ use rusqlite::Connection;
 use tokio::sync::watch;
 
 pub use mailboxes::Cursor;
+pub use maintain::{Backlog, Pruned};
 pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
@@ -215,15 +217,47 @@ impl DaemonLock {
     /// [`Error::Busy`] if another daemon has it.
     pub fn take(database: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: database.to_owned(), source };
-        let mut name = database.as_os_str().to_owned();
-        name.push(".lock");
-        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(name).map_err(io)?;
-        match file.try_lock() {
-            Ok(()) => Ok(DaemonLock(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy(database.to_owned())),
+        let options = std::fs::OpenOptions::new().create(true).truncate(false).write(true).to_owned();
+        let file = options.open(lock_file(database)).map_err(io)?;
+        let mut tries = LOCK_TRIES;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(DaemonLock(file)),
+                // `status` holds it for a moment, to see whether it is free.
+                Err(std::fs::TryLockError::WouldBlock) if tries > 0 => std::thread::sleep(LOCK_PAUSE),
+                Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Busy(database.to_owned())),
+                Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+            }
+            tries -= 1;
+        }
+    }
+
+    /// Whether a daemon runs on the database.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be found out.
+    pub fn is_held(database: &Path) -> Result<bool> {
+        let io = |source| Error::Io { path: database.to_owned(), source };
+        let file = match std::fs::File::open(lock_file(database)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(io)?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
             Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
         }
     }
+}
+
+/// How often, and after which pause, a daemon asks again for the lock.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+fn lock_file(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    name.into()
 }
 
 /// The current moment in the database's form.

@@ -118,6 +118,10 @@ impl Reader {
         Ok(Reader { connection: schema::open_reader(path)?, path: path.to_owned() })
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// Events, oldest first; each is handed to `each` as it is read.
     ///
     /// # Errors

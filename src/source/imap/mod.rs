@@ -18,4 +18,4 @@ mod wire;
 pub use connect::{Login, probe};
 pub use error::Error;
 pub use settings::{After, Settings, Start, Tls};
-pub use watch::{Account, Batch, Cursors, IsCandidate, Report, watch};
+pub use watch::{Account, Batch, Cursors, IsCandidate, LONGEST_PAUSE, Report, watch};

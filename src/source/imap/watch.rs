@@ -20,6 +20,8 @@ const RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::fr
 const RETRY_LOGIN: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
 /// How soon a special-use mailbox that is not there is looked for again.
 const RETRY_ABSENT: Duration = Duration::from_secs(3600);
+/// The longest that a watcher is silent between two attempts.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Whether a mail may be Resmic's, by its From field.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;

@@ -1,0 +1,82 @@
+//! Looks after the other loops: asks the store for a sign of life, sees whether the outbox moves, feeds the watchdog
+//! only while everything makes progress, and says in a line how it goes.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::health::Expected;
+use crate::model::iso;
+use crate::pulse::{Pulse, Pulses};
+use crate::store::{self, Reader, Store};
+use crate::{metrics, systemd};
+
+/// How often it looks, at most.
+const LOOK: Duration = Duration::from_secs(10);
+/// How long the store may take for an answer: longer than SQLite waits for a lock, and a batch of a thousand takes.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long something may be due in the outbox without any attempt being made.
+const STANDSTILL: Duration = Duration::from_secs(10 * 60);
+
+pub(super) struct Overseer {
+    pub(super) store: Store,
+    pub(super) expected: Expected,
+    pub(super) pulses: Pulses,
+}
+
+impl Overseer {
+    /// Looks until `shutdown`.
+    ///
+    /// # Errors
+    /// [`store::Error::Stopped`]: the writer has ended.
+    pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+        let (writing, sending) = (self.pulses.begin("storing", ANSWER), self.pulses.begin("forwarding", STANDSTILL));
+        // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
+        let pause = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
+        let mut said = String::new();
+        loop {
+            self.store_answers(&writing).await?;
+            let reader = self.store.reader();
+            let line = reader.and_then(|reader| self.look(&reader, &sending)).unwrap_or_else(|e| e.to_string());
+            if line != said {
+                systemd::status(&line);
+                said = line;
+            }
+            match self.pulses.late() {
+                late if late.is_empty() => systemd::watchdog(),
+                late => tracing::error!("no progress: {}", late.join(", ")),
+            }
+            tokio::select! {
+                _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn store_answers(&self, pulse: &Pulse) -> store::Result<()> {
+        match timeout(pulse_interval(), self.store.ping()).await {
+            Ok(Err(store::Error::Stopped)) => Err(store::Error::Stopped),
+            // That another program holds the lock, or the disk is full, no restart would mend.
+            Ok(_) => {
+                pulse.beat();
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn look(&self, reader: &Reader, sending: &Pulse) -> store::Result<String> {
+        let since = Timestamp::now() - STANDSTILL;
+        if !reader.outbox_stands_still(&self.expected.targets, &iso(since))? {
+            sending.beat();
+        }
+        Ok(metrics::own_health(reader, &self.expected, &self.pulses)?.line())
+    }
+}
+
+/// Never so long that the watchdog goes hungry for want of an answer that will come.
+fn pulse_interval() -> Duration {
+    systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 4).min(LOOK))
+}

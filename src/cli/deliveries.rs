@@ -1,0 +1,40 @@
+//! `deliveries`: the outbox.
+
+use super::output::{self, cell, say};
+use crate::app;
+use crate::config::Config;
+use crate::store::{Reader, Retry, Store};
+
+pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let reader = Reader::open(&config.database())?;
+    if json {
+        return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
+    }
+    let mut table = output::table(&["id", "made", "callback", "state", "attempts", "next", "last answer", "event"]);
+    reader.deliveries::<anyhow::Error>(state, None, |d| {
+        let status = d.last_status.map(|s| s.to_string());
+        let answer = cell(d.last_error.as_deref().or(status.as_deref()));
+        let next = cell(d.next_attempt_at.as_deref());
+        table.add_row([
+            d.id.to_string(),
+            d.created_at,
+            d.target,
+            d.state,
+            d.attempts.to_string(),
+            next,
+            answer,
+            d.event_id,
+        ]);
+        Ok(())
+    })?;
+    output::line(&table.trim_fmt())
+}
+
+pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
+    // Nothing is made where nothing is.
+    drop(Reader::open(&config.database())?);
+    let store = Store::open(app::store_settings(config))?;
+    let changed = store.retry(if dead { Retry::Dead } else { Retry::Ids(ids) }).await?;
+    say(&format!("{changed} deliveries are due now; the daemon makes them"));
+    Ok(())
+}

@@ -1,0 +1,28 @@
+//! `completions` and `man`: for packagers.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use clap::CommandFactory;
+
+use super::args::Arguments;
+
+pub(super) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    let mut command = Arguments::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut text);
+    Ok(std::io::stdout().lock().write_all(&text)?)
+}
+
+pub(super) fn man(out: Option<&Path>) -> anyhow::Result<()> {
+    let command = Arguments::command();
+    if let Some(folder) = out {
+        return clap_mangen::generate_to(command, folder)
+            .with_context(|| format!("cannot write into {}", folder.display()));
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command).render(&mut page)?;
+    Ok(std::io::stdout().lock().write_all(&page)?)
+}

@@ -1,0 +1,75 @@
+//! `status`: is it working, and what should I do? One screen.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use comfy_table::{Cell, Color};
+use jiff::Timestamp;
+
+use super::output::{self, cell, line};
+use crate::app;
+use crate::config::Config;
+use crate::health::{self, Health, Mailbox};
+use crate::model::MailboxState;
+use crate::store::{DaemonLock, Error, Reader};
+
+pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let (health, last_mail) = match Reader::open(&config.database()) {
+        Ok(reader) => {
+            let running = DaemonLock::is_held(&config.database())?;
+            (health::look(&reader, &app::expected(config), running, Timestamp::now())?, reader.last_mail()?)
+        }
+        Err(error @ Error::Absent(_)) => (Health::unknown(error.to_string()), None),
+        Err(error) => return Err(error.into()),
+    };
+    if json {
+        output::json(&health)?;
+    } else {
+        print(&health, last_mail.as_deref())?;
+        if config.trust.asks_no_proof() {
+            line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
+        }
+    }
+    Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+fn print(health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
+    let (words, colour) = if health.ok { ("it is working", "32") } else { ("it needs you", "31") };
+    line(&paint(words, colour))?;
+    for words in &health.attention {
+        line(&format!("  - {}", crate::model::printable(words, 400)))?;
+    }
+    if !health.mailboxes.is_empty() {
+        line("")?;
+        mailboxes(&health.mailboxes)?;
+    }
+    line("")?;
+    let kinds = [("mails", &health.mails), ("events", &health.events), ("deliveries", &health.deliveries)];
+    for (name, counts) in kinds {
+        let counts: Vec<_> = counts.iter().map(|(word, n)| format!("{n} {word}")).collect();
+        line(&format!("{name:<11} {}", if counts.is_empty() { "-".into() } else { counts.join(", ") }))?;
+    }
+    line(&format!("{:<11} {}", "last mail", cell(last_mail)))
+}
+
+fn mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {
+    let mut table = output::table(&["account", "mailbox", "state", "last round trip", "error"]);
+    for of in mailboxes {
+        let failed = of.state == MailboxState::Failed.as_str();
+        let state = Cell::new(&of.state).fg(if failed { Color::Red } else { Color::Green });
+        let state = if is_terminal() { state } else { Cell::new(&of.state) };
+        let [seen, error] = [&of.last_seen_at, &of.last_error].map(|v| Cell::new(cell(v.as_deref())));
+        let names = [&of.account, &of.mailbox].map(|v| Cell::new(cell(Some(v))));
+        table.add_row(names.into_iter().chain([state, seen, error]));
+    }
+    line(&table.trim_fmt())
+}
+
+fn paint(words: &str, colour: &str) -> String {
+    if is_terminal() { format!("\u{1b}[{colour}m{words}\u{1b}[0m") } else { words.to_owned() }
+}
+
+/// Colour only where a person sees it (no-color.org has the variable).
+fn is_terminal() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}

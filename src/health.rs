@@ -1,0 +1,264 @@
+//! Is it working, and what should a person do? One answer, for `status`, `/healthz`, `/metrics` and systemd.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::model::{MailboxState, Outcome, Status};
+use crate::store::{self, MailboxRow, Reader};
+
+/// How much longer than a renewal of IDLE a mailbox may be silent.
+const SLACK: Duration = Duration::from_secs(5 * 60);
+
+/// What the configuration expects to be there.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    /// The mailboxes to be watched.
+    pub mailboxes: Vec<Watched>,
+    /// The callbacks' names.
+    pub targets: Vec<String>,
+}
+
+/// A mailbox that the configuration names.
+#[derive(Debug, Clone)]
+pub struct Watched {
+    /// The account's name.
+    pub account: String,
+    /// A mailbox's name, or a special-use attribute (`\Junk`).
+    pub wanted: String,
+    /// How often it is swept at least.
+    pub renew: Duration,
+}
+
+/// How it goes. As JSON it is what `status --json` prints; the keys are an interface.
+#[derive(Debug, Clone, Serialize)]
+pub struct Health {
+    /// Nothing needs a person.
+    pub ok: bool,
+    /// The watched mailboxes.
+    pub mailboxes: Vec<Mailbox>,
+    /// How many mails have each outcome.
+    pub mails: BTreeMap<String, i64>,
+    /// How many events have each status.
+    pub events: BTreeMap<String, i64>,
+    /// How many deliveries are in each state.
+    pub deliveries: BTreeMap<String, i64>,
+    /// What needs a person, and what to do; empty if `ok`.
+    pub attention: Vec<String>,
+}
+
+/// A watched mailbox.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mailbox {
+    /// The account's name.
+    pub account: String,
+    /// The mailbox's name.
+    pub mailbox: String,
+    /// What the watcher does.
+    pub state: String,
+    /// The last completed round trip.
+    pub last_seen_at: Option<String>,
+    /// What is wrong.
+    pub last_error: Option<String>,
+}
+
+/// Looks at the database. `running`: a daemon works on it.
+///
+/// # Errors
+/// What the store says.
+pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp) -> store::Result<Health> {
+    let mut attention = Vec::new();
+    if !running {
+        attention.push("the daemon is not running: start it with `systemctl start resmic-mailhook`".to_owned());
+    }
+    let mut mailboxes = Vec::new();
+    for (watched, row) in pair(&expected.mailboxes, reader.mailboxes()?) {
+        attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
+        mailboxes.extend(row.map(Mailbox::from));
+    }
+    attention.extend(undelivered(reader, expected)?);
+    let words = |words: &[&str], counted: Vec<(String, i64)>| {
+        words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
+    };
+    let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
+    let statuses: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
+    Ok(Health {
+        ok: attention.is_empty(),
+        mailboxes,
+        mails: words(&outcomes, reader.count_by("mails", "outcome")?),
+        events: words(&statuses, reader.count_by("events", "status")?),
+        deliveries: words(&["held", "pending", "delivered", "dead"], reader.count_by("deliveries", "state")?),
+        attention,
+    })
+}
+
+/// Each expected mailbox with its row. A special-use attribute's row has the mailbox's own name, which the configuration
+/// does not tell: the freshest of the account's other rows is taken for it. Rows beyond those are of mailboxes that
+/// were watched once, and are nobody's concern.
+fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Option<MailboxRow>)> {
+    rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
+    let mut named: Vec<_> =
+        expected.iter().map(|watched| (watched, take(&mut rows, |row| is_it(watched, row)))).collect();
+    for (watched, row) in &mut named {
+        if row.is_none() && watched.wanted.starts_with('\\') {
+            *row = take(&mut rows, |row| row.account == watched.account);
+        }
+    }
+    named
+}
+
+fn is_it(watched: &Watched, row: &MailboxRow) -> bool {
+    // INBOX is the one name whose case does not matter (RFC 3501, 5.1).
+    let inbox = row.mailbox.eq_ignore_ascii_case("INBOX") && watched.wanted.eq_ignore_ascii_case("INBOX");
+    row.account == watched.account && (inbox || row.mailbox == watched.wanted)
+}
+
+fn take(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {
+    rows.iter().position(which).map(|n| rows.remove(n))
+}
+
+fn never_seen(watched: &Watched) -> Option<String> {
+    let Watched { account, wanted, .. } = watched;
+    Some(format!("mailbox {account}/{wanted} was never reached: see `resmic-mailhook check --connect`"))
+}
+
+/// What is wrong with a mailbox; nothing is known to be while no daemon looks.
+fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
+    let name = format!("mailbox {}/{}", row.account, row.mailbox);
+    if row.state == MailboxState::Failed.as_str() {
+        let error = row.last_error.as_deref().unwrap_or("no reason was given");
+        return Some(format!("{name}: {error}"));
+    }
+    let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
+    // A special-use mailbox that the server does not have is looked for once an hour.
+    let absent = row.mailbox.starts_with('\\');
+    let limit = if absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
+    let silent = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
+    (running && silent > limit).then(|| {
+        format!(
+            "{name}: no completed round trip for {} minutes; restart the daemon if this stays",
+            silent.as_secs() / 60
+        )
+    })
+}
+
+/// What is kept back, and what to do about it.
+fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String>> {
+    let backlog = reader.backlog(&expected.targets)?;
+    let lines = [
+        (
+            backlog.quarantined,
+            "quarantined: `mails --outcome quarantined` says why, `mails release ID` vouches for one",
+            "mail",
+        ),
+        (
+            backlog.conflicting,
+            "held because they contradict what is known: `events` and `show EVENT_ID` say what",
+            "event",
+        ),
+        (
+            backlog.unresolved,
+            "held without a session: `session assign EVENT_ID SESSION_ID`, or register the session",
+            "event",
+        ),
+        (
+            backlog.dead,
+            "given up: `deliveries --state dead` says why, `deliveries retry --dead` tries again",
+            "delivery",
+        ),
+        (backlog.orphaned, "for a callback that the configuration no longer has", "delivery"),
+    ];
+    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
+}
+
+fn plural(n: i64, what: &str, words: &str) -> String {
+    let noun = match (n, what) {
+        (1, what) => what.to_owned(),
+        (_, "delivery") => "deliveries".to_owned(),
+        (_, what) => format!("{what}s"),
+    };
+    format!("{n} {noun} {words}")
+}
+
+impl From<MailboxRow> for Mailbox {
+    fn from(row: MailboxRow) -> Self {
+        let MailboxRow { account, mailbox, state, last_seen_at, last_error, .. } = row;
+        Mailbox { account, mailbox, state, last_seen_at, last_error }
+    }
+}
+
+impl Health {
+    /// When there is no database yet, or it cannot be read: nothing is known but this.
+    #[must_use]
+    pub fn unknown(why: String) -> Self {
+        let none = BTreeMap::new;
+        Health {
+            ok: false,
+            mailboxes: Vec::new(),
+            mails: none(),
+            events: none(),
+            deliveries: none(),
+            attention: vec![why],
+        }
+    }
+
+    /// In one line, for `systemctl status`.
+    #[must_use]
+    pub fn line(&self) -> String {
+        if let Some(first) = self.attention.first() {
+            return format!("needs a person ({}): {first}", self.attention.len());
+        }
+        let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
+        format!(
+            "{} mailboxes watched; {} events, {} deliveries pending",
+            self.mailboxes.len(),
+            self.events.values().sum::<i64>(),
+            count(&self.deliveries, "pending")
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watched(wanted: &str) -> Watched {
+        Watched { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
+    }
+
+    fn row(mailbox: &str, state: &str, seen: &str) -> MailboxRow {
+        MailboxRow {
+            account: "shop".into(),
+            mailbox: mailbox.into(),
+            uid_validity: Some(1),
+            last_uid: Some(1),
+            state: state.into(),
+            last_seen_at: Some(seen.into()),
+            last_error: None,
+        }
+    }
+
+    #[test]
+    fn a_mailbox_of_yesterdays_configuration_is_nobodys_concern() {
+        let expected = [watched("INBOX"), watched("\\Junk")];
+        let rows = vec![
+            row("Old", "failed", "2025-03-05T03:00:00.000Z"),
+            row("Spam", "idle", "2025-03-05T04:00:00.000Z"),
+            row("inbox", "idle", "2025-03-05T04:00:00.000Z"),
+        ];
+        let names: Vec<_> = pair(&expected, rows).into_iter().filter_map(|(_, row)| Some(row?.mailbox)).collect();
+        assert_eq!(names, ["inbox", "Spam"]);
+    }
+
+    #[test]
+    fn silence_is_a_complaint_once_it_is_too_long() {
+        let now = "2025-03-05T04:00:00Z".parse().unwrap();
+        let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
+        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);
+        assert!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), true).unwrap().contains("15 minutes"));
+        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), false), None);
+        assert!(complain(&row("INBOX", "failed", "2025-03-05T03:59:59.000Z"), true).is_some());
+    }
+}

@@ -1,0 +1,225 @@
+//! `/metrics` for Prometheus and `/healthz` for whoever restarts or alerts, on a loopback address.
+//!
+//! What is counted is counted in the database at the time of asking, so the numbers survive a restart and agree with
+//! what a merchant sees there; only the latency is measured by the running process.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::health::{Expected, Health, look};
+use crate::model::MailboxState;
+use crate::pulse::Pulses;
+use crate::store::{self, Reader, Store};
+use crate::telemetry;
+
+/// How many connections are served at once; more wait.
+const CONNECTIONS: usize = 8;
+/// How long a client may take to ask.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What answers.
+pub struct Endpoint {
+    /// Where the numbers are.
+    pub store: Store,
+    /// What the configuration expects.
+    pub expected: Expected,
+    /// Whether the loops make progress.
+    pub pulses: Pulses,
+}
+
+/// How the daemon is, as it knows itself: what the database says, and whether its loops make progress.
+///
+/// # Errors
+/// What the store says.
+pub fn own_health(reader: &Reader, expected: &Expected, pulses: &Pulses) -> store::Result<Health> {
+    let mut health = look(reader, expected, true, Timestamp::now())?;
+    for name in pulses.late() {
+        health.ok = false;
+        health.attention.push(format!("{name} makes no progress; restart the daemon"));
+    }
+    Ok(health)
+}
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// [`std::io::Error`] if the listener is of no use any more.
+pub async fn serve(
+    listener: Arc<TcpListener>,
+    endpoint: Endpoint,
+    mut shutdown: watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let endpoint = Arc::new(endpoint);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            // A client that went away, or no file descriptors for the moment.
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let endpoint = endpoint.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(&endpoint, request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // What a client does wrong is its own affair; one that reads nothing is left after a while.
+            let _ = tokio::time::timeout(PATIENCE * 2, connection).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
+    }
+    let known = endpoint.store.reader().and_then(|reader| {
+        let health = own_health(&reader, &endpoint.expected, &endpoint.pulses)?;
+        Ok((reader, health))
+    });
+    let (reader, health) = match known {
+        Ok(known) => known,
+        Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
+    };
+    Ok(match request.uri().path() {
+        "/healthz" => healthz(&health),
+        "/metrics" => match metrics(&reader, &health) {
+            Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
+            Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
+        },
+        _ => response(StatusCode::NOT_FOUND, "text/plain", "/metrics or /healthz\n".into()),
+    })
+}
+
+fn healthz(health: &Health) -> Response<Full<Bytes>> {
+    let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut text = if health.ok { "ok\n".to_owned() } else { String::new() };
+    for words in &health.attention {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{words}");
+    }
+    response(status, "text/plain; charset=utf-8", text)
+}
+
+fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByStatus {
+    status: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    state: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMailbox {
+    account: String,
+    mailbox: String,
+}
+
+fn metrics(reader: &Reader, health: &Health) -> store::Result<String> {
+    let mut registry = Registry::with_prefix("resmic_mailhook");
+    let ok: Gauge = Gauge::default();
+    ok.set(health.ok.into());
+    registry.register("healthy", "1 if nothing needs a person: what /healthz and `status` say", ok);
+    let size: Gauge = Gauge::default();
+    size.set(reader.size()?);
+    registry.register("database_size_bytes", "Size of the database file", size);
+    let mails = Family::<ByOutcome, Gauge>::default();
+    for (outcome, n) in &health.mails {
+        mails.get_or_create(&ByOutcome { outcome: outcome.clone() }).set(*n);
+    }
+    registry.register("mails", "Mails kept, by outcome", mails);
+    let events = Family::<ByStatus, Gauge>::default();
+    for (status, n) in &health.events {
+        events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
+    }
+    registry.register("events", "Events, by status", events);
+    deliveries(&mut registry, reader, health)?;
+    mailboxes(&mut registry, health);
+    registry.register(
+        "push_latency_seconds",
+        "From the mail server's acceptance of a mail to its commit here",
+        telemetry::PUSH_LATENCY.clone(),
+    );
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => Ok(text),
+        Err(error) => Err(store::Error::Refused(error.to_string())),
+    }
+}
+
+fn deliveries(registry: &mut Registry, reader: &Reader, health: &Health) -> store::Result<()> {
+    let (counts, ages) = (Family::<ByState, Gauge>::default(), Family::<ByState, Gauge>::default());
+    for (state, n) in &health.deliveries {
+        counts.get_or_create(&ByState { state: state.clone() }).set(*n);
+        if state != "delivered" {
+            ages.get_or_create(&ByState { state: state.clone() }).set(0);
+        }
+    }
+    for (state, since) in reader.oldest_deliveries()? {
+        ages.get_or_create(&ByState { state }).set(age(&since).unwrap_or(0));
+    }
+    registry.register("deliveries", "Deliveries, by state", counts);
+    registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0: there is none", ages);
+    Ok(())
+}
+
+fn mailboxes(registry: &mut Registry, health: &Health) {
+    let (connected, ages) = (Family::<ByMailbox, Gauge>::default(), Family::<ByMailbox, Gauge>::default());
+    for of in &health.mailboxes {
+        let label = ByMailbox { account: of.account.clone(), mailbox: of.mailbox.clone() };
+        let unconnected = [MailboxState::Connecting, MailboxState::Failed].map(MailboxState::as_str);
+        connected.get_or_create(&label).set((!unconnected.contains(&of.state.as_str())).into());
+        if let Some(age) = of.last_seen_at.as_deref().and_then(age) {
+            ages.get_or_create(&label).set(age);
+        }
+    }
+    registry.register("mailbox_connected", "1 if the mailbox is connected", connected);
+    registry.register("mailbox_last_seen_age_seconds", "Age of the last completed round trip", ages);
+}
+
+/// Seconds since a moment in the database's form.
+fn age(since: &str) -> Option<i64> {
+    Some(Timestamp::now().duration_since(since.parse().ok()?).as_secs().max(0))
+}

@@ -1,0 +1,183 @@
+//! Looking after the file: what is kept back, how large it is, copies of it, and what may go.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, params};
+
+use super::{Error, Reader, Result, Store};
+
+/// What waits for a person.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Mails in quarantine whose bytes are still there, so that they can be released.
+    pub quarantined: i64,
+    /// Events that contradict what is known, and are held for that.
+    pub conflicting: i64,
+    /// Events that are held for want of a session.
+    pub unresolved: i64,
+    /// Deliveries that were given up.
+    pub dead: i64,
+    /// Deliveries for callbacks that are not configured.
+    pub orphaned: i64,
+}
+
+/// What [`Store::prune`] removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Mails whose bytes were dropped; their rows stay.
+    pub raw: usize,
+    /// Ignored mails, dropped whole.
+    pub mails: usize,
+    /// Attempts of deliveries that succeeded.
+    pub attempts: usize,
+}
+
+impl Reader {
+    /// What waits for a person. `targets`: the callbacks that are configured.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn backlog(&self, targets: &[String]) -> Result<Backlog> {
+        let sql = "SELECT
+            (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
+            (SELECT count(*) FROM events e WHERE hold IS NOT NULL
+               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held')),
+            (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
+               WHERE d.state = 'held' AND e.hold IS NULL),
+            (SELECT count(*) FROM deliveries WHERE state = 'dead'),
+            (SELECT count(*) FROM deliveries WHERE state = 'pending'
+               AND target NOT IN (SELECT value FROM json_each(?1)))";
+        let names = serde_json::to_string(targets).unwrap_or_default();
+        let found = self.one(sql, &[&names], |row| {
+            Ok(Backlog {
+                quarantined: row.get(0)?,
+                conflicting: row.get(1)?,
+                unresolved: row.get(2)?,
+                dead: row.get(3)?,
+                orphaned: row.get(4)?,
+            })
+        })?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// For each state of a delivery, when the oldest was made.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn oldest_deliveries(&self) -> Result<Vec<(String, String)>> {
+        let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
+        self.all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
+    /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn outbox_stands_still(&self, targets: &[String], since: &str) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'pending' AND next_attempt_at < ?1
+                AND target IN (SELECT value FROM json_each(?2)))
+            AND NOT EXISTS (SELECT 1 FROM attempts WHERE at >= ?1)";
+        let names = serde_json::to_string(targets).unwrap_or_default();
+        Ok(self.one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
+    }
+
+    /// When the newest mail was judged.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn last_mail(&self) -> Result<Option<String>> {
+        self.one("SELECT judged_at FROM mails ORDER BY id DESC LIMIT 1", &[], |row| row.get(0))
+    }
+
+    /// The bytes of the database file.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn size(&self) -> Result<i64> {
+        let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+        Ok(self.one(sql, &[], |row| row.get(0))?.unwrap_or(0))
+    }
+
+    /// Writes a consistent copy to a new file, while others write; it is checked before it gets its name.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if `to` exists or the copy is not sound; else what SQLite or the system says.
+    pub fn backup(&self, to: &Path) -> Result<()> {
+        let io = |source| Error::Io { path: to.to_owned(), source };
+        let folder = to.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if to.symlink_metadata().is_ok() {
+            return Err(Error::Refused(format!("{} exists already; a backup overwrites nothing", to.display())));
+        }
+        let mut part = to.as_os_str().to_owned();
+        part.push(format!(".{}.part", std::process::id()));
+        let part = Path::new(&part);
+        let made = create_private(part).map_err(io).and_then(|()| self.copy(part)).and_then(|()| {
+            File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
+            // Unlike a rename, a link never replaces what was made in the meantime.
+            fs::hard_link(part, to).map_err(io)?;
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+        });
+        let removed = fs::remove_file(part).map_err(io);
+        made.and(removed)
+    }
+
+    fn copy(&self, to: &Path) -> Result<()> {
+        let sqlite = |e| Error::from_sqlite(to, e);
+        let mut copy = Connection::open(to).map_err(sqlite)?;
+        // In one step: under one snapshot of the WAL, so that a busy writer neither waits nor makes it begin anew.
+        let step = Backup::new(self.connection(), &mut copy).and_then(|backup| backup.step(-1)).map_err(sqlite)?;
+        if step != StepResult::Done {
+            return Err(Error::Locked(to.to_owned()));
+        }
+        // One file, nothing beside it; whoever opens it as a database turns the WAL on again.
+        copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
+        let sound: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
+        if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is not sound: {sound}"))) }
+    }
+}
+
+/// What a merchant was paid is nobody else's business.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
+}
+
+impl Store {
+    /// Drops what is older than `before` (in the database's form) and nobody needs any more.
+    ///
+    /// Events, their deliveries and the rows of their mails stay for ever: by them a replay is recognised. What is not
+    /// delivered yet, or is still to be judged, stays whole; so does what is in quarantine, unless `quarantined` is set.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prune(&self, before: String, quarantined: bool) -> Result<Pruned> {
+        self.write(move |tx| prune(tx, &before, quarantined)).await
+    }
+
+    /// Returns when the writing thread has answered: a sign of its life.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] if another program holds the lock; [`Error::Stopped`].
+    pub async fn ping(&self) -> Result<()> {
+        self.write(|_| Ok(())).await
+    }
+}
+
+fn prune(tx: &Connection, before: &str, quarantined: bool) -> Result<Pruned> {
+    let mails =
+        tx.execute("DELETE FROM mails WHERE outcome = 'ignored' AND event_id IS NULL AND judged_at < ?1", [before])?;
+    let raw = tx.execute(
+        "UPDATE mails SET raw = NULL WHERE raw IS NOT NULL AND judged_at < ?1 AND outcome <> 'deferred'
+           AND (?2 OR outcome <> 'quarantined')
+           AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')",
+        params![before, quarantined],
+    )?;
+    let attempts = tx.execute(
+        "DELETE FROM attempts WHERE at < ?1
+           AND delivery_id IN (SELECT id FROM deliveries WHERE state = 'delivered' AND delivered_at < ?1)",
+        params![before],
+    )?;
+    Ok(Pruned { raw, mails, attempts })
+}

@@ -1,0 +1,102 @@
+//! `config.toml` and docs/configuration.md, held against what the program accepts.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // a test says what it expects by panicking
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use resmic_mailhook::config::Config;
+
+/// Each table, as its name in the documents, and a file that asks for an unknown key in it.
+const TABLES: &[(&str, &str)] = &[
+    ("", "zz = 1"),
+    ("store", "[store]\nzz = 1"),
+    ("account", "[[account]]\nzz = 1"),
+    ("trust", "[trust]\nzz = 1"),
+    ("dns", "[dns]\nzz = 1"),
+    ("extract", "[extract]\nzz = 1"),
+    ("extract.labels", "[extract.labels]\nzz = 1"),
+    ("sessions", "[sessions]\nzz = 1"),
+    ("forward", "[[forward]]\nzz = 1"),
+    ("telemetry", "[telemetry]\nzz = 1"),
+];
+
+fn root(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(text: &str) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    fs::write(&path, text).unwrap();
+    Config::read(&path).map_err(|e| e.to_string())
+}
+
+/// The keys that the program knows in a table: it lists them when it meets one that it does not know.
+fn keys(file: &str) -> BTreeSet<String> {
+    let error = read(file).unwrap_err();
+    let expected = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
+    let keys: BTreeSet<_> =
+        Regex::new("`([A-Za-z0-9_]+)`").unwrap().captures_iter(expected).map(|c| c[1].to_owned()).collect();
+    assert!(!keys.is_empty(), "{error}");
+    keys
+}
+
+#[test]
+fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let config = read(&text).unwrap();
+    assert_eq!((config.accounts.len(), config.forwards.len()), (1, 1));
+    let optional = Regex::new(r"(?m)^# ([a-z_]+ = )").unwrap();
+    assert!(optional.find_iter(&text).count() >= 4);
+    let config = read(&optional.replace_all(&text, "$1")).unwrap();
+    assert!(config.telemetry.metrics.is_some() && config.sessions.address.is_some());
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let said = read(&text).unwrap();
+    let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n[[forward]]\nname = \"shop\"\n\
+        url = \"http://127.0.0.1:3000/payment-webhook\"\nsecret = { credential = \"webhook-secret\" }\n";
+    let default = read(minimal).unwrap();
+    let account = |config: &Config| format!("{:?} {}", config.accounts[0], config.accounts[0].port());
+    let without_port = |text: String| text.replace("port: Some(993)", "port: None");
+    assert_eq!(without_port(account(&said)), without_port(account(&default)));
+    assert_eq!(format!("{:?}", said.forwards), format!("{:?}", default.forwards));
+    for (said, default) in [
+        (format!("{:?}", said.trust), format!("{:?}", default.trust)),
+        (format!("{:?}", said.dns), format!("{:?}", default.dns)),
+        (format!("{:?}", said.extract), format!("{:?}", default.extract)),
+        (format!("{:?}", said.sessions), format!("{:?}", default.sessions)),
+        (format!("{:?}", said.telemetry), format!("{:?}", default.telemetry)),
+    ] {
+        assert_eq!(said, default);
+    }
+}
+
+#[test]
+fn every_key_is_in_the_example_and_in_the_documentation_and_no_other() {
+    let example = fs::read_to_string(root("config.toml")).unwrap();
+    let docs = fs::read_to_string(root("docs/configuration.md")).unwrap();
+    let row = Regex::new(r"(?m)^\| `([A-Za-z0-9_]+)` \|").unwrap();
+    for (table, file) in TABLES {
+        let known = keys(file);
+        if !table.is_empty() {
+            let section =
+                docs.split("\n## ").find(|s| s.lines().next().is_some_and(|l| l.contains(&format!("[{table}]"))));
+            let section = section.unwrap_or_else(|| panic!("docs/configuration.md has no section [{table}]"));
+            let said: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
+            // A table inside a table has a section of its own.
+            let own = |key: &&String| !TABLES.iter().any(|(t, _)| **t == format!("{table}.{key}"));
+            assert_eq!(said, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
+        }
+        for key in known {
+            let written = Regex::new(&format!(r"(?m)^(# +)?(\[+([a-z]+\.)?{key}[.\]]|{key} = )")).unwrap();
+            assert!(written.is_match(&example), "config.toml does not have {key} of [{table}]");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+#!/bin/bash
+# The package, from a debug build (`make deb-dev`), in a booted Debian with systemd and a real Dovecot.
+set -euo pipefail
+root=$(readlink -f "$(dirname "$0")/../..")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+package=$(ls -t "$root"/target/packaging/*.deb 2>/dev/null | head -1)
+[ -n "$package" ] || { echo "no package in target/packaging: make deb-dev" >&2; exit 2; }
+cp "$package" "$folder/first.deb"
+# The same with a higher version: what an upgrade does to a running service and its database.
+dpkg-deb -R "$package" "$folder/tree"
+sed -i 's/^Version: .*/Version: 99.0-1/' "$folder/tree/DEBIAN/control"
+dpkg-deb --root-owner-group -b "$folder/tree" "$folder/second.deb" >/dev/null
+rm -rf "$folder/tree"
+cp "$root"/tests/systemd/trial.sh "$root"/tests/systemd/callback.py "$folder/"
+mkdir "$folder/mails"
+cp "$root"/sample-mails/published/*.eml "$folder/mails/"
+exec "$root/tests/systemd/box.sh" boot "${SECONDS_AT_MOST:-240}" "$folder" trial.sh

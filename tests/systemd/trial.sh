@@ -1,0 +1,211 @@
+# Runs inside the box, as root. Each step says what it saw; the first that is not as it should be ends the trial.
+set -euo pipefail
+unit=resmic-mailhook.service
+step() { echo "== $*"; }
+fail() {
+    echo "FAILED: $*"
+    systemctl status $unit || true
+    journalctl -u $unit -n 40 --no-pager || true
+    exit 1
+}
+property() { systemctl show -P "$1" $unit; }
+# Awaits a condition; a limit, not a pause.
+await() {
+    local words=$1 until=$((SECONDS + 30)); shift
+    until "$@" >/dev/null 2>&1; do
+        [ $SECONDS -lt $until ] || fail "$words"
+        sleep 0.1
+    done
+}
+query() { sqlite3 "file:/var/lib/resmic-mailhook/mailhook.db?mode=ro" "$1"; }
+says() { [ "$(query "$1")" = "$2" ]; }
+idle() { says "SELECT count(*) FROM mailboxes WHERE state = 'idle'" 1; }
+pid_is_not() { local now; now=$(property MainPID); [ "$now" != 0 ] && [ "$now" != "$1" ] && [ "$(property ActiveState)" = active ]; }
+status_has() { property StatusText | grep -q "$1"; }
+posted() { [ "$(wc -l < /box/posted)" = "$1" ]; }
+
+step "a fresh install: enabled, not started, not failed"
+dpkg -i /box/first.deb
+[ "$(systemctl is-enabled $unit)" = enabled ] || fail "not enabled"
+[ "$(property ActiveState) $(property ConditionResult) $(property NRestarts)" = "inactive no 0" ] || fail "not skipped cleanly"
+man -w resmic-mailhook >/dev/null 2>&1 || [ -e /usr/share/man/man1/resmic-mailhook.1.gz ] || fail "no manual page"
+for f in bash-completion/completions/resmic-mailhook zsh/vendor-completions/_resmic-mailhook \
+    fish/vendor_completions.d/resmic-mailhook.fish doc/resmic-mailhook/operations.md; do
+    [ -s /usr/share/$f ] || fail "no /usr/share/$f"
+done
+
+# There is no man program in the box.
+step "the unit: no unknown keys, and exposed by 1.2 at most"
+words=$(systemd-analyze verify --man=no $unit 2>&1) || fail "verify: $words"
+[ -z "$words" ] || fail "verify: $words"
+systemd-analyze security --threshold=12 $unit | tail -1
+
+step "a mail server and a callback"
+useradd --create-home shop
+cat > /etc/dovecot/local.conf <<'CONF'
+mail_location = maildir:~/Maildir
+passdb {
+  driver = static
+  args = password=correct-horse
+}
+userdb {
+  driver = static
+  args = uid=shop gid=shop home=/home/shop
+}
+service imap-login {
+  inet_listener imap {
+    address = 127.0.0.1
+  }
+}
+CONF
+sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf
+systemctl restart dovecot
+: > /box/posted
+systemd-run --quiet --unit=callback python3 /box/callback.py /box/posted
+deliver() { doveadm save -u shop -m INBOX < "$1"; }
+
+step "configured, as the documentation says"
+cat > /etc/resmic-mailhook/config.toml <<'CONF'
+[[account]]
+name = "shop"
+host = "127.0.0.1"
+tls = "none"
+user = "payments@shop.example"
+password = { credential = "imap-password" }
+mailboxes = ["INBOX"]
+dedicated = true
+[trust]
+accept = ["none"]
+[[forward]]
+name = "shop"
+url = "http://127.0.0.1:3000/payment-webhook"
+secret = { credential = "webhook-secret" }
+unresolved = "send"
+[telemetry]
+metrics = "127.0.0.1:9464"
+CONF
+install -m 0600 /dev/null /etc/resmic-mailhook/imap-password
+install -m 0600 /dev/null /etc/resmic-mailhook/webhook-secret
+echo correct-horse > /etc/resmic-mailhook/imap-password
+echo s3cret > /etc/resmic-mailhook/webhook-secret
+resmic-mailhook check --connect || fail "check"
+systemctl start $unit || fail "does not start"
+await "does not idle" idle
+[ "$(stat -c %a /var/lib/private/resmic-mailhook)" = 700 ] || fail "the state directory is open"
+[ "$(ps -o user= -p "$(property MainPID)")" != root ] || fail "runs as root"
+resmic-mailhook status || fail "status is red"
+resmic-mailhook status --json | grep -q '"ok":true' || fail "status --json"
+curl -sf http://127.0.0.1:9464/healthz || fail "healthz is red"
+
+step "mails become events, in the sandbox, and are posted"
+for mail in /box/mails/*.eml; do deliver "$mail"; done
+n=$(query "SELECT count(*) FROM deliveries")
+await "no event" says "SELECT count(*) > 0 FROM events" 1
+await "not everything is judged" says "SELECT count(*) FROM mails" "$(ls /box/mails | wc -l)"
+await "not everything is delivered" says "SELECT count(*) FROM deliveries WHERE state <> 'delivered'" 0
+n=$(query "SELECT count(*) FROM deliveries")
+await "not everything was posted" posted "$n"
+echo "$n events posted"
+curl -s http://127.0.0.1:9464/metrics | grep -E '^resmic_mailhook_(events|push_latency_seconds_count|mailbox_connected)' || fail "metrics"
+await "STATUS= says nothing of events" status_has events
+property StatusText
+
+step "the journal has fields"
+id=$(query "SELECT event_id FROM events LIMIT 1")
+journalctl -u $unit MAILHOOK_EVENT_ID="$id" -o json | grep -q '"MAILHOOK_ACCOUNT":"shop"' || fail "no journal fields"
+! journalctl -u $unit | grep -E 'correct-horse|s3cret' || fail "a secret in the journal"
+
+step "kill -9: back again, nothing twice"
+before=$(property MainPID)
+kill -9 "$before"
+await "not restarted after kill -9" pid_is_not "$before"
+await "does not idle again" idle
+says "SELECT count(*) FROM deliveries" "$n" || fail "deliveries doubled"
+posted "$n" || fail "posted twice"
+
+step "reload: a wrong configuration is refused, a right one is taken, the process stays"
+before=$(property MainPID)
+cp /etc/resmic-mailhook/config.toml /box/right.toml
+echo 'bogus = 1' >> /etc/resmic-mailhook/config.toml
+systemctl reload $unit || fail "reload"
+await "the refusal is not said" status_has refused
+[ "$(property ActiveState)" = active ] || fail "not active after a refusal"
+sed 's/mailboxes = .*/mailboxes = ["INBOX", "Trash"]/' /box/right.toml > /etc/resmic-mailhook/config.toml
+doveadm mailbox create -u shop Trash
+systemctl reload $unit || fail "reload"
+await "the new mailbox is not watched" says "SELECT count(*) FROM mailboxes WHERE state = 'idle'" 2
+[ "$(property MainPID)" = "$before" ] || fail "another process"
+[ "$(property ActiveState)" = active ] || fail "not active after a reload"
+cp /box/right.toml /etc/resmic-mailhook/config.toml
+systemctl reload $unit
+
+step "watchdog: a process that stands still is ended and started again"
+mkdir -p /etc/systemd/system/$unit.d
+printf '[Service]\nWatchdogSec=3s\n' > /etc/systemd/system/$unit.d/watchdog.conf
+systemctl daemon-reload
+systemctl restart $unit
+await "does not idle" idle
+before=$(property MainPID)
+sleep 5 # longer than the watchdog waits: an idle daemon feeds it
+[ "$(property MainPID)" = "$before" ] || fail "the watchdog bit an idle daemon"
+kill -STOP "$before"
+await "the watchdog did not bite" pid_is_not "$before"
+journalctl -u $unit | grep -qi watchdog || fail "not by the watchdog"
+rm -r /etc/systemd/system/$unit.d
+systemctl daemon-reload
+
+step "an encrypted credential"
+mkdir -p /etc/systemd/system/$unit.d
+echo correct-horse | systemd-creds encrypt --name=imap-password --with-key=host - /box/imap-password.cred 2>/dev/null
+cat > /etc/systemd/system/$unit.d/encrypted.conf <<'CONF'
+[Service]
+LoadCredential=
+LoadCredential=webhook-secret:/etc/resmic-mailhook/webhook-secret
+LoadCredentialEncrypted=imap-password:/box/imap-password.cred
+CONF
+systemctl daemon-reload
+systemctl restart $unit || fail "does not start with an encrypted credential"
+await "does not idle with an encrypted credential" idle
+rm -r /etc/systemd/system/$unit.d
+systemctl daemon-reload
+
+step "a wrong configuration at the start: it fails once, with words"
+systemctl stop $unit
+echo 'bogus = 1' >> /etc/resmic-mailhook/config.toml
+! systemctl start $unit || fail "started"
+[ "$(property ExecMainStatus) $(property NRestarts)" = "2 0" ] || fail "not left alone: $(property ExecMainStatus) $(property NRestarts)"
+cp /box/right.toml /etc/resmic-mailhook/config.toml
+systemctl reset-failed $unit
+systemctl start $unit
+await "does not idle" idle
+
+step "a backup while it runs, and a red status when the mail server is gone"
+resmic-mailhook backup /box/copy.db
+[ "$(sqlite3 /box/copy.db 'PRAGMA integrity_check; SELECT count(*) FROM deliveries')" = "ok
+$n" ] || fail "the copy"
+systemctl stop dovecot.socket dovecot 2>/dev/null || systemctl stop dovecot
+await "does not notice" says "SELECT count(*) FROM mailboxes WHERE state = 'failed'" 1
+! resmic-mailhook status || fail "status is green without a mail server"
+! curl -sf http://127.0.0.1:9464/healthz || fail "healthz is green without a mail server"
+systemctl start dovecot
+await "does not come back" idle
+
+step "upgrade: the service runs on with its database and its configuration"
+before=$(property MainPID)
+dpkg -i /box/second.deb
+await "not restarted by the upgrade" pid_is_not "$before"
+await "does not idle" idle
+says "SELECT count(*) FROM deliveries" "$n" || fail "the database"
+cmp /box/right.toml /etc/resmic-mailhook/config.toml || fail "the configuration was changed"
+
+step "remove: stopped, and everything of the merchant's stays"
+dpkg -r resmic-mailhook
+! systemctl is-active $unit || fail "still running"
+[ -e /var/lib/private/resmic-mailhook/mailhook.db ] && [ -e /etc/resmic-mailhook/imap-password ] || fail "something is lost"
+
+step "purge: nothing stays"
+dpkg -P resmic-mailhook
+left=$(find / -xdev \( -path /proc -o -path /sys -o -path /run -o -path /box -o -path /var/log \) -prune -o -name '*resmic*' -print)
+[ -z "$left" ] || fail "left behind: $left"
+
+echo "== all is as it should be"
