@@ -11,8 +11,7 @@ use regex::Regex;
 fn metrics_in(file: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
     let name = Regex::new(r"resmic_mailhook_([a-z_]+)").unwrap();
-    let found: BTreeSet<_> =
-        name.captures_iter(&text).map(|c| c[1].trim_end_matches("_bucket").to_owned()).collect();
+    let found: BTreeSet<_> = name.captures_iter(&text).map(|c| c[1].trim_end_matches("_bucket").to_owned()).collect();
     assert!(found.len() > 5, "{file}: {found:?}");
     found
 }

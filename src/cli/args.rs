@@ -100,6 +100,16 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<DeliveriesCommand>,
     },
+    /// Which session is for which order
+    Session {
+        #[command(subcommand)]
+        command: SessionCommand,
+    },
+    /// Print the signed address to give Resmic as webhook_url for an order
+    Address {
+        /// Your own name for what is to be paid
+        order_ref: String,
+    },
     /// Is it working, and what should I do? Exits with 1 when something needs a person
     Status {
         /// Print JSON
@@ -170,6 +180,43 @@ pub(super) enum MailsCommand {
         /// The mail
         id: i64,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SessionCommand {
+    /// Register a session, with what is known of it
+    Add(NewSession),
+    /// The registered sessions, oldest first
+    List {
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which session an event belongs to; lets its deliveries go
+    Assign {
+        /// The event
+        event_id: String,
+        /// The session
+        session_id: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewSession {
+    /// What Resmic returned when the session was created
+    pub(super) session_id: String,
+    /// Your own name for what is paid
+    #[arg(long, value_name = "REF")]
+    pub(super) order: Option<String>,
+    /// US dollars
+    #[arg(long, value_name = "A")]
+    pub(super) amount: Option<String>,
+    /// The chain that was asked for
+    #[arg(long, value_name = "B")]
+    pub(super) blockchain: Option<String>,
+    /// The token that was asked for
+    #[arg(long, value_name = "T")]
+    pub(super) token: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,13 +15,14 @@ mod packaging;
 mod parse;
 mod reparse;
 mod run;
+mod session;
 mod status;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Arguments, Command, DeliveriesCommand, MailsCommand};
+use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 
 use crate::config::{self, Config};
 use crate::source::imap;
@@ -86,6 +87,12 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
             deliveries::retry(&config, ids, dead).await.map(done)
         }
+        Command::Session { command: SessionCommand::Add(new) } => session::add(&config, new).await.map(done),
+        Command::Session { command: SessionCommand::List { json } } => session::list(&config, json).map(done),
+        Command::Session { command: SessionCommand::Assign { event_id, session_id } } => {
+            session::assign(&config, &event_id, &session_id).await.map(done)
+        }
+        Command::Address { order_ref } => session::address(&config, &order_ref).await.map(done),
         Command::Status { json } => status::run(&config, json),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),

@@ -1,0 +1,67 @@
+//! `session` and `address`: telling us which session is for which order.
+
+use super::args::NewSession;
+use super::output::{self, cell};
+use crate::app;
+use crate::config::Config;
+use crate::session::Addresses;
+use crate::store::{self, Reader, Store};
+
+pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> {
+    let NewSession { session_id, order, amount, blockchain, token } = new;
+    let session =
+        store::NewSession { session_id, order_ref: order, amount, blockchain, token, ..store::NewSession::default() };
+    let settled = Store::open(app::store_settings(config))?.session_add(session).await?;
+    if settled.resolved + settled.released + settled.held > 0 {
+        output::say(&format!(
+            "{} events have their session now; {} deliveries go, {} are held",
+            settled.resolved, settled.released, settled.held
+        ));
+    }
+    if settled.too_late > 0 {
+        output::say(&format!("{} events contradict it, and were delivered before; see `status`", settled.too_late));
+    }
+    Ok(())
+}
+
+pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
+    let reader = Reader::open(&config.database())?;
+    if json {
+        return reader.sessions::<anyhow::Error>(|session| output::json(&session));
+    }
+    let mut table = output::table(&["session", "order", "amount", "chain", "token", "registered", "status"]);
+    reader.sessions::<anyhow::Error>(|s| {
+        let [order, amount, chain, token, status] =
+            [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
+        table.add_row([s.session_id, order, amount, chain, token, s.created_at, status]);
+        Ok(())
+    })?;
+    output::line(&table.trim_fmt())
+}
+
+/// A person's word on which session an event belongs to.
+pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
+    let assigned = Store::open(app::store_settings(config))?.session_assign(event_id, session_id).await?;
+    let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
+    output::line(&format!(
+        "event {event_id} is of session {session_id} now{before}; {} deliveries go",
+        assigned.released
+    ))?;
+    if !assigned.registered {
+        output::say("the session is not registered: its amount could not be compared");
+    }
+    Ok(())
+}
+
+/// Prints the signed address to give Resmic as `webhook_url`.
+pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<()> {
+    let Some(address) = &config.sessions.address else {
+        return Err(config
+            .wrong("sessions", "expected address = { mailbox = …, key = … } for signed addresses")
+            .into());
+    };
+    let key = config.secret("sessions.address.key", &address.key).await?;
+    let addresses =
+        Addresses::new(&address.mailbox, &key).map_err(|words| config.wrong("sessions.address.mailbox", words))?;
+    output::line(&addresses.address_for(order_ref).map_err(anyhow::Error::msg)?)
+}
