@@ -41,7 +41,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::say(&format!("error: {error:#}"));
+            output::say(&format!("error: {}", output::whole(&error)));
             ExitCode::from(if error.is::<config::Error>() { WRONG } else { FAILED })
         }
     }
