@@ -264,6 +264,7 @@ async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>
             settings: settings.clone(),
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
             pace: pace.clone(),
+            timing: imap::Timing::default(),
         };
         accounts.push((account, rules(config, settings).await?));
     }

@@ -3,6 +3,7 @@
 use super::error::{Error, Result};
 use super::settings::After;
 use super::sync::{Opened, uid_set};
+use super::utf7;
 use super::wire::quoted;
 
 /// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.
@@ -11,10 +12,23 @@ pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
         return Ok(());
     }
     let set = uid_set(uids);
-    match opened.account.settings.after.clone() {
+    let done = match opened.account.settings.after.clone() {
         After::Leave => Ok(()),
         After::Seen => store_flag(opened, &set, "\\Seen").await,
         After::Move(target) => move_to(opened, &set, &target).await,
+    };
+    match done {
+        // A NO leaves the connection as it was. The mails are stored; where they lie on the server is worth a word, and
+        // not the next notification's time.
+        Err(error @ Error::Refused { .. }) => {
+            tracing::warn!(
+                account = opened.account.settings.name,
+                mailbox = opened.name,
+                "`after` cannot be done: {error}"
+            );
+            Ok(())
+        }
+        done => done,
     }
 }
 
@@ -26,15 +40,27 @@ async fn store_flag(opened: &mut Opened, set: &str, flag: &str) -> Result<()> {
 /// MOVE (RFC 6851) where there is one; else COPY, `\Deleted`, and UID EXPUNGE (RFC 4315) of just these. A bare
 /// EXPUNGE would remove what other programs have marked; without UIDPLUS the copy stays marked as deleted.
 async fn move_to(opened: &mut Opened, set: &str, target: &str) -> Result<()> {
-    let target = quoted(target)
+    let target = quoted(&utf7::encode(target))
         .ok_or_else(|| Error::Refused { command: "UID MOVE", words: "the mailbox's name holds a line break".into() })?;
     if opened.offers.moves {
-        return opened.run("UID MOVE", &format!("UID MOVE {set} {target}")).await;
+        return making_it(opened, &target, "UID MOVE", &format!("UID MOVE {set} {target}")).await;
     }
-    opened.run("UID COPY", &format!("UID COPY {set} {target}")).await?;
+    making_it(opened, &target, "UID COPY", &format!("UID COPY {set} {target}")).await?;
     store_flag(opened, set, "\\Deleted").await?;
     if opened.offers.uidplus {
         opened.run("UID EXPUNGE", &format!("UID EXPUNGE {set}")).await?;
     }
     Ok(())
+}
+
+/// Runs a command that needs the target; where the server says that there is none, it is made (RFC 3501, TRYCREATE).
+async fn making_it(opened: &mut Opened, target: &str, name: &'static str, command: &str) -> Result<()> {
+    match opened.run(name, command).await {
+        Err(Error::Refused { words, .. }) => {
+            tracing::info!(mailbox = opened.name, "{name} refused ({words}); making the mailbox {target}");
+            opened.run("CREATE", &format!("CREATE {target}")).await?;
+            opened.run(name, command).await
+        }
+        done => done,
+    }
 }

@@ -1,7 +1,6 @@
 //! From an account's settings to a logged-in connection.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_imap::Client;
 use async_imap::imap_proto::{Capability, Response, Status};
@@ -12,6 +11,7 @@ use super::error::{Error, Result};
 use super::mailbox;
 use super::net::Net;
 use super::settings::{Settings, Tls};
+use super::timing::Timing;
 use super::wire::{self, Wire};
 use crate::model::printable;
 
@@ -39,11 +39,8 @@ pub(super) struct Offers {
     pub(super) uidplus: bool,
 }
 
-/// How long the greeting, STARTTLS and the login may take together. Servers slow down logins on purpose.
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Connects and logs in.
-pub(super) async fn connect(settings: &Settings, login: &Login) -> Result<(Wire, Offers)> {
+pub(super) async fn connect(settings: &Settings, login: &Login, timing: &Timing) -> Result<(Wire, Offers)> {
     let mut net = Net::connect(&settings.host, settings.port()).await?;
     if let (Tls::Implicit, Some(tls)) = (settings.tls, &login.tls) {
         net = net.secure(&settings.host, tls.clone()).await?;
@@ -52,9 +49,9 @@ pub(super) async fn connect(settings: &Settings, login: &Login) -> Result<(Wire,
         let client = greet(net, settings, login).await?;
         log_in(client, settings, login).await
     };
-    let silent = |_| Error::Silent { command: "login", seconds: LOGIN_TIMEOUT.as_secs() };
-    let session = tokio::time::timeout(LOGIN_TIMEOUT, steps).await.map_err(silent)??;
-    let mut wire = Wire::new(session, settings.max_size.0);
+    let silent = |_| Error::Silent { command: "login", seconds: timing.login.as_secs() };
+    let session = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
+    let mut wire = Wire::new(session, settings.max_size.0, timing.answer);
     let offers = capabilities(&mut wire).await?;
     Ok((wire, offers))
 }
@@ -137,7 +134,7 @@ async fn capabilities(wire: &mut Wire) -> Result<Offers> {
 /// # Errors
 /// The first thing that is wrong.
 pub async fn probe(settings: &Settings, login: &Login) -> Result<Vec<String>> {
-    let (mut wire, offers) = connect(settings, login).await?;
+    let (mut wire, offers) = connect(settings, login, &Timing::default()).await?;
     let how = match (offers.notify, offers.idle) {
         (true, true) => "it pushes new mail (NOTIFY, IDLE)",
         (false, true) => "it announces new mail (IDLE)",

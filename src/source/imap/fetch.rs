@@ -8,7 +8,9 @@ use jiff::Timestamp;
 use super::settings::Settings;
 
 /// The header fields by which a shared mailbox is sifted.
-const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]";
+///
+/// Cut off where no address of Resmic's can be: a From field of megabytes must not stop a mailbox.
+const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// What is asked of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,10 @@ impl Item {
                 }
                 _ => {}
             }
+        }
+        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1).
+        if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
+            item.body = None;
         }
         (item.uid != 0).then_some(item)
     }

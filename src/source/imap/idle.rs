@@ -4,26 +4,24 @@
 //! of the IDLE, the FETCH and the next IDLE leave in one write: one and a half. What is pushed is a hint that is
 //! believed for speed; the cursor moves by the order of UIDs, and every renewal looks for what was not pushed.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
-use super::sync::{Opened, uid_set};
-use super::wire::{ANSWER, Heard, Sent};
+use super::sync::{Opened, Outstanding, uid_set};
+use super::wire::{Heard, Sent, Wait};
 use crate::model::MailboxState;
 
-/// How long after an `EXISTS` the pushed mail may take before it is asked for.
-const PUSH_GRACE: Duration = Duration::from_millis(250);
-/// How soon a mail that was announced and not sent is asked for again, the first time.
-const AGAIN: Duration = Duration::from_secs(1);
 /// How often it is asked for before it counts as gone.
 const TRIES: u32 = 3;
 /// How many mails are asked for in one command here. What comes in hundreds is for a sync.
 const AT_ONCE: usize = 50;
-/// How often a server without IDLE is asked, at most.
-const POLL: Duration = Duration::from_secs(60);
+/// How many bytes of mails are held at once here. What is larger is for a sync too.
+const HELD_BYTES: usize = 16 << 20;
+/// How many IDLEs in a row a server may end at once before it is asked instead.
+const CUT_SHORT: u32 = 5;
+/// How many mails a server that has promised to push may fail to push before it is asked for each.
+const MISSES: u32 = 2;
 
 /// How new mail becomes known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,13 +35,16 @@ pub(super) enum Way {
 }
 
 /// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     /// Mails were pushed.
     Pushed,
     /// There is something new, and it has to be fetched.
     Announced,
-    /// Time for a renewal, or the server ended the IDLE.
+    /// Time for a renewal.
     Renew,
+    /// The server ended the IDLE by itself.
+    Ended,
 }
 
 /// Whether mails that were announced, and have not come, are waited for.
@@ -62,15 +63,18 @@ enum Known {
     InOrder,
 }
 
+/// Whether all that a command brought could be held, or only a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    All,
+    NotAll,
+}
+
 /// Whether the cursor passed all that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settled {
     Yes,
     No,
-}
-
-fn uids(items: &[Item], which: impl Fn(&Item) -> bool) -> Vec<u32> {
-    items.iter().filter(|item| which(item)).map(|item| item.uid).collect()
 }
 
 impl Opened {
@@ -99,36 +103,45 @@ impl Opened {
             return self.poll().await;
         }
         let mut idle = self.wire.idle().await?;
-        let mut expected = self.selected.exists;
         let mut renewal = self.renewal();
-        let mut tries = 0;
+        let timing = self.account.timing;
+        let (mut tries, mut misses) = (u32::from(self.outstanding.top), 0);
+        let (mut began, mut cut_short) = (Instant::now(), 0);
         self.report(MailboxState::Idle).await?;
         loop {
-            let again = (tries > 0).then(|| Instant::now() + AGAIN * tries);
-            let woken = self.wait(&idle, way, &mut expected, again.unwrap_or(renewal).min(renewal)).await?;
-            let announced = self.selected.exists.saturating_sub(expected);
-            let patience = if tries < TRIES { Patience::Some } else { Patience::None };
-            let mut settled = match woken {
-                Woken::Pushed => self.take_pushed(&mut idle).await?,
-                Woken::Announced => self.look(&mut idle, announced, patience).await?,
-                Woken::Renew => Settled::No,
+            let again = (tries > 0).then(|| Instant::now() + timing.again * tries);
+            let woken = match self.wait(&idle, way, again.unwrap_or(renewal).min(renewal)).await {
+                // Listed among the capabilities, and refused.
+                Err(Error::Refused { .. }) => return self.poll().await,
+                woken => woken?,
             };
+            // Some servers end an IDLE after a while; one that ends each at once would be asked without end.
+            cut_short = if woken == Woken::Ended && began.elapsed() < timing.again { cut_short + 1 } else { 0 };
+            if cut_short >= CUT_SHORT {
+                return self.poll().await;
+            }
+            let patience = if tries < TRIES { Patience::Some } else { Patience::None };
+            let highest = self.highest();
+            let mut settled = Settled::No;
+            if woken == Woken::Pushed {
+                settled = self.take_pushed(&mut idle).await?;
+                misses = 0;
+            }
             if settled == Settled::No {
-                let before = self.cursor;
-                settled = self.look(&mut idle, 0, patience).await?;
+                settled = self.look(&mut idle, woken, patience).await?;
                 renewal = self.renewal();
-                if matches!(woken, Woken::Renew) && tries == 0 && self.cursor > before && way == Way::Pushed {
-                    tracing::info!(
-                        mailbox = self.name,
-                        "the server does not push what it promised; asking from now on"
-                    );
-                    way = Way::Announced;
+                if way == Way::Pushed && woken != Woken::Pushed && tries == 0 && self.highest() > highest {
+                    misses += 1;
                 }
             }
+            if misses >= MISSES && way == Way::Pushed {
+                tracing::info!(mailbox = self.name, "the server does not push what it promised; asking from now on");
+                way = Way::Announced;
+            }
             tries = if settled == Settled::Yes { 0 } else { tries + 1 };
-            expected = self.selected.exists;
             self.put_away_between(&mut idle).await?;
             self.report(MailboxState::Idle).await?;
+            began = Instant::now();
         }
     }
 
@@ -136,95 +149,132 @@ impl Opened {
         Instant::now() + self.account.settings.idle_renew.0
     }
 
+    /// The highest UID that was handed over.
+    fn highest(&self) -> u32 {
+        self.outstanding.ahead.last().copied().unwrap_or(0).max(self.cursor)
+    }
+
     /// Hears what the server says while it idles.
-    async fn wait(&mut self, idle: &Sent, way: Way, expected: &mut u32, renewal: Instant) -> Result<Woken> {
+    async fn wait(&mut self, idle: &Sent, way: Way, renewal: Instant) -> Result<Woken> {
         let mut deadline = renewal;
         loop {
             if !self.pushed.is_empty() {
-                *expected = self.selected.exists;
                 return Ok(Woken::Pushed);
             }
-            // Also what came between our last FETCH and the server's `+`.
-            if self.selected.exists > *expected {
+            // Also what came between our last FETCH and the server's `+`, or while that FETCH was answered.
+            if self.selected.fresh > 0 {
                 if way == Way::Announced {
                     return Ok(Woken::Announced);
                 }
-                deadline = deadline.min(Instant::now() + PUSH_GRACE);
+                deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
             }
-            *expected = (*expected).min(self.selected.exists);
-            match self.hear(idle, deadline).await {
-                Ok(Heard::Data(item)) => self.keep(item),
+            match self.hear(idle, Wait::until(deadline)).await {
+                Ok(Heard::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
                 Ok(Heard::Continue) => {}
-                // Some servers end an IDLE by themselves.
-                Ok(Heard::Done) => return Ok(Woken::Renew),
-                Err(Error::Silent { .. }) if self.selected.exists > *expected => return Ok(Woken::Announced),
+                Ok(Heard::Done) => return Ok(Woken::Ended),
+                Err(Error::Silent { .. }) if self.selected.fresh > 0 => return Ok(Woken::Announced),
                 Err(Error::Silent { .. }) => return Ok(Woken::Renew),
                 Err(e) => return Err(e),
             }
         }
     }
 
-    /// Keeps what the server sent unasked; that a flag changed is of no interest.
-    fn keep(&mut self, item: Option<Item>) {
-        self.pushed.extend(item.filter(|item| !item.is_listing()));
-    }
-
-    /// Ends the IDLE, sends a command and begins a new IDLE, all in one write. Returns what the command brought.
-    async fn interrupt(&mut self, idle: &mut Sent, name: &'static str, command: &str) -> Result<Vec<Item>> {
+    /// Ends the IDLE, sends a command and begins a new IDLE, all in one write. Returns what the command brought, and
+    /// whether all of it could be held.
+    async fn interrupt(&mut self, idle: &mut Sent, name: &'static str, command: &str) -> Result<(Vec<Item>, Held)> {
         self.wire.cork();
-        self.wire.done().await?;
+        let ending = self.wire.done().await?;
         let sent = self.wire.send(name, command).await?;
         let next = self.wire.idle().await?;
         self.wire.uncork().await?;
         let ended = std::mem::replace(idle, next);
-        self.end_of_idle(&ended).await?;
-        let mut items = Vec::new();
-        let deadline = Instant::now() + ANSWER;
+        if ending {
+            self.end_of_idle(&ended).await?;
+        }
+        let (mut items, mut bytes, mut held) = (Vec::new(), 0, Held::All);
+        let mut wait = self.flowing();
         loop {
-            match self.hear(&sent, deadline).await? {
-                Heard::Done => return Ok(items),
+            let item = match self.hear(&sent, wait).await? {
+                Heard::Done => return Ok((items, held)),
                 Heard::Continue => return Err(Error::Protocol(format!("a `+` in answer to {name}"))),
-                Heard::Data(item) => items.extend(item),
+                Heard::Data(None) => continue,
+                Heard::Data(Some(item)) => item,
+            };
+            bytes += item.body.as_ref().map_or(0, Vec::len);
+            if bytes > HELD_BYTES || items.len() > AT_ONCE {
+                held = Held::NotAll;
+            } else if item.uid > self.cursor {
+                items.push(item);
+                wait = self.flowing();
             }
         }
     }
 
     async fn end_of_idle(&mut self, ended: &Sent) -> Result<()> {
-        let deadline = Instant::now() + ANSWER;
+        let wait = Wait::of(self.account.timing.answer);
         loop {
-            match self.hear(ended, deadline).await? {
+            match self.hear(ended, wait).await? {
                 Heard::Done => return Ok(()),
-                Heard::Data(item) => self.keep(item),
+                Heard::Data(item) => item.into_iter().for_each(|item| self.keep(item)),
                 // The `+` of an IDLE that was ended before it came.
                 Heard::Continue => {}
             }
         }
     }
 
-    /// Fetches what is above the cursor. If `announced` says that there is something, it is fetched in the same
-    /// breath; else it is listed first, and an idle mailbox costs no mail's bytes.
-    async fn look(&mut self, idle: &mut Sent, announced: u32, patience: Patience) -> Result<Settled> {
-        let want = match (announced > 0, self.account.settings.dedicated) {
-            (true, true) => Want::Body,
-            (true, false) => Want::Headers,
-            (false, _) => Want::Listing,
+    /// Fetches what is above the cursor. If it was announced it is fetched in the same breath; else it is listed first,
+    /// and an idle mailbox costs no mail's bytes.
+    async fn look(&mut self, idle: &mut Sent, woken: Woken, patience: Patience) -> Result<Settled> {
+        // Announcements from here on may be of mails that this FETCH does not see.
+        self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
+        if self.outstanding.owed > AT_ONCE {
+            return self.read_through(idle).await;
+        }
+        let want = match (woken, self.account.settings.dedicated) {
+            (Woken::Announced, true) => Want::Body,
+            (Woken::Announced, false) => Want::Headers,
+            _ => Want::Listing,
         };
         let items = want.items(&self.account.settings);
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
-        let mut items = self.interrupt(idle, "UID FETCH", &command).await?;
+        let (mut items, held) = self.interrupt(idle, "UID FETCH", &command).await?;
         items.append(&mut self.pushed);
         self.sort_out(&mut items);
-        // A mail that was announced and is not among them may yet come.
-        let short = items.len() < announced as usize && patience == Patience::Some;
-        self.complete_bodies(&mut items, idle).await?;
-        self.take(items, if short { Known::InOrder } else { Known::All }, patience).await
+        self.settle_debt(&items);
+        if held == Held::NotAll || self.complete_bodies(&mut items, idle).await? == Held::NotAll {
+            return self.read_through(idle).await;
+        }
+        let missing = self.outstanding.owed > 0 || self.outstanding.top;
+        let short = missing && patience == Patience::Some;
+        let settled = self.take(items, if short { Known::InOrder } else { Known::All }, patience).await?;
+        if settled == Settled::No || short {
+            return Ok(Settled::No);
+        }
+        self.outstanding = Outstanding::default();
+        Ok(Settled::Yes)
+    }
+
+    /// Leaves the IDLE for a sync: that holds no more than a little of it at once.
+    async fn read_through(&mut self, idle: &mut Sent) -> Result<Settled> {
+        if self.wire.done().await? {
+            self.end_of_idle(idle).await?;
+        }
+        self.sync(false).await?;
+        *idle = self.wire.idle().await?;
+        Ok(Settled::Yes)
     }
 
     /// Hands over what was pushed.
     async fn take_pushed(&mut self, idle: &mut Sent) -> Result<Settled> {
         let mut items = std::mem::take(&mut self.pushed);
         self.sort_out(&mut items);
-        self.complete_bodies(&mut items, idle).await?;
+        self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
+        self.settle_debt(&items);
+        // What was announced beside them is pushed next, or else asked for.
+        self.selected.fresh = u32::try_from(std::mem::take(&mut self.outstanding.owed)).unwrap_or(u32::MAX);
+        if self.complete_bodies(&mut items, idle).await? == Held::NotAll {
+            return self.read_through(idle).await;
+        }
         self.take(items, Known::InOrder, Patience::Some).await
     }
 
@@ -235,30 +285,44 @@ impl Opened {
         items.dedup_by_key(|item| item.uid);
     }
 
+    /// Takes those that have come off the number of those that were announced.
+    fn settle_debt(&mut self, items: &[Item]) {
+        let new = items.iter().filter(|item| !self.outstanding.ahead.contains(&item.uid)).count();
+        self.outstanding.owed = self.outstanding.owed.saturating_sub(new);
+        let top = items.last().is_some_and(|item| item.uid >= self.selected.uid_next.saturating_sub(1));
+        self.outstanding.top &= !top;
+    }
+
     /// Hands over mails and moves the cursor behind them, as far as it may go.
     async fn take(&mut self, items: Vec<Item>, known: Known, patience: Patience) -> Result<Settled> {
         let mut settled = Settled::Yes;
         for item in items {
-            let follows = self.cursor.checked_add(1) == Some(item.uid);
-            let lacking = item.body.is_none() && (self.account.settings.dedicated || self.may_be_ours(&item));
+            let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
+            let lacking = self.is_lacking(&item);
             if lacking && patience == Patience::None {
-                tracing::warn!(
-                    mailbox = self.name,
-                    uid = item.uid,
-                    "listed by the server and never sent: taken as gone"
-                );
+                tracing::warn!(mailbox = self.name, uid, "listed by the server and never sent: taken as gone");
             }
             if (known == Known::InOrder && !follows) || (lacking && patience == Patience::Some) {
                 settled = Settled::No;
             }
             let passes = settled == Settled::Yes;
             if passes {
-                self.cursor = self.cursor.max(item.uid);
+                self.cursor = self.cursor.max(uid);
+                self.outstanding.ahead.remove(&uid);
             }
             let mails: Vec<_> = self.mail(item).into_iter().collect();
             self.hand_over(mails, passes.then_some(self.cursor)).await?;
+            if !passes && !lacking {
+                self.outstanding.ahead.insert(uid);
+            }
         }
         Ok(settled)
+    }
+
+    /// Whether it should have a body, and came without.
+    fn is_lacking(&self, item: &Item) -> bool {
+        let handed = self.outstanding.ahead.contains(&item.uid);
+        item.body.is_none() && !handed && (self.account.settings.dedicated || self.may_be_ours(item))
     }
 
     /// Not known to be somebody else's.
@@ -268,38 +332,50 @@ impl Opened {
 
     /// Asks for what those that came without a body still lack: their header in a shared mailbox, then the body of
     /// those that may be Resmic's.
-    async fn complete_bodies(&mut self, items: &mut [Item], idle: &mut Sent) -> Result<()> {
+    async fn complete_bodies(&mut self, items: &mut [Item], idle: &mut Sent) -> Result<Held> {
         if !self.account.settings.dedicated {
-            let unknown = uids(items, |item| item.header.is_none() && item.body.is_none());
-            self.complete(items, &unknown, Want::Headers, idle).await?;
+            let unknown = self.uids(items, |item| item.header.is_none());
+            if self.complete(items, &unknown, Want::Headers, idle).await? == Held::NotAll {
+                return Ok(Held::NotAll);
+            }
         }
         let dedicated = self.account.settings.dedicated;
-        let lacking = uids(items, |item| {
-            item.body.is_none() && (dedicated || (item.header.is_some() && self.is_candidate(item)))
-        });
+        let lacking = self.uids(items, |item| dedicated || (item.header.is_some() && self.is_candidate(item)));
         self.complete(items, &lacking, Want::Body, idle).await
     }
 
-    async fn complete(&mut self, items: &mut [Item], lacking: &[u32], want: Want, idle: &mut Sent) -> Result<()> {
-        for chunk in lacking.chunks(AT_ONCE) {
-            let command = format!("UID FETCH {} ({})", uid_set(chunk), want.items(&self.account.settings));
-            for item in self.interrupt(idle, "UID FETCH", &command).await? {
-                match items.iter_mut().find(|known| known.uid == item.uid) {
-                    Some(known) => *known = item,
-                    None => self.pushed.push(item),
-                }
+    /// Those without a body, and not handed over, that are so.
+    fn uids(&self, items: &[Item], which: impl Fn(&Item) -> bool) -> Vec<u32> {
+        let open = |item: &&Item| item.body.is_none() && !self.outstanding.ahead.contains(&item.uid) && which(item);
+        items.iter().filter(open).map(|item| item.uid).collect()
+    }
+
+    async fn complete(&mut self, items: &mut [Item], lacking: &[u32], want: Want, idle: &mut Sent) -> Result<Held> {
+        if lacking.is_empty() {
+            return Ok(Held::All);
+        }
+        if lacking.len() > AT_ONCE {
+            return Ok(Held::NotAll);
+        }
+        let command = format!("UID FETCH {} ({})", uid_set(lacking), want.items(&self.account.settings));
+        let (came, held) = self.interrupt(idle, "UID FETCH", &command).await?;
+        for item in came {
+            match items.iter_mut().find(|known| known.uid == item.uid) {
+                Some(known) => *known = item,
+                None => self.keep(item),
             }
         }
-        Ok(())
+        Ok(held)
     }
 
     /// What `after` asks for, if anything waits for it.
     async fn put_away_between(&mut self, idle: &mut Sent) -> Result<()> {
-        if self.unanswered.is_empty() {
+        if self.finished.waiting.is_empty() {
             return Ok(());
         }
-        self.wire.done().await?;
-        self.end_of_idle(idle).await?;
+        if self.wire.done().await? {
+            self.end_of_idle(idle).await?;
+        }
         self.put_away().await?;
         *idle = self.wire.idle().await?;
         Ok(())
@@ -309,7 +385,9 @@ impl Opened {
     async fn poll(&mut self) -> Result<()> {
         loop {
             self.report(MailboxState::Polling).await?;
-            tokio::time::sleep(POLL.min(self.account.settings.idle_renew.0)).await;
+            tokio::time::sleep(self.account.timing.poll.min(self.account.settings.idle_renew.0)).await;
+            // All of it will be fetched.
+            self.pushed.clear();
             self.sync(false).await?;
         }
     }

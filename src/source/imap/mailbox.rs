@@ -4,6 +4,7 @@ use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode
 
 use super::connect::Offers;
 use super::error::{Error, Result};
+use super::utf7;
 use super::wire::{Wire, code, quoted};
 
 /// An open mailbox.
@@ -15,9 +16,14 @@ pub(super) struct Selected {
     pub(super) uid_next: u32,
     /// How many mails are in it.
     pub(super) exists: u32,
+    /// How many of them were announced, and not looked for yet.
+    pub(super) fresh: u32,
+    /// The server has begun another numbering since.
+    pub(super) renumbered: bool,
 }
 
 /// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.
+/// Here and in the database a name is what a person reads; over the wire it goes in modified UTF-7.
 pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Result<Option<String>> {
     if !wanted.starts_with('\\') {
         return Ok(Some(wanted.to_owned()));
@@ -30,7 +36,7 @@ pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Re
         let marked =
             mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
         if marked && found.is_none() {
-            found = Some(mailbox.name.to_string());
+            found = Some(utf7::decode(&mailbox.name).unwrap_or_else(|| mailbox.name.to_string()));
         }
     })
     .await?;
@@ -53,7 +59,7 @@ fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
 
 /// Opens a mailbox: for reading only, unless `writable`.
 pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Result<Selected> {
-    let quoted_name = quoted(name)
+    let quoted_name = quoted(&utf7::encode(name))
         .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
@@ -70,7 +76,7 @@ pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Resul
         // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
         None => status_uid_next(wire, &quoted_name).await?,
     };
-    Ok(Selected { uid_validity, uid_next, exists })
+    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false })
 }
 
 async fn status_uid_next(wire: &mut Wire, quoted_name: &str) -> Result<u32> {

@@ -1,7 +1,8 @@
 //! One mailbox on one server, watched for ever.
 //!
 //! `net` is bytes, `wire` is commands and answers under deadlines, `connect` logs in, `fetch` knows how mails are
-//! asked for, `sync` holds the cursor rule, `idle` waits, `watch` begins anew whenever something ends.
+//! asked for, `sync` holds the cursor rule, `idle` waits, `watch` begins anew whenever something ends; `timing` says
+//! how long each of them waits.
 
 mod after;
 mod connect;
@@ -12,10 +13,13 @@ mod mailbox;
 mod net;
 mod settings;
 mod sync;
+mod timing;
+mod utf7;
 mod watch;
 mod wire;
 
 pub use connect::{Login, probe};
 pub use error::Error;
 pub use settings::{After, Settings, Start, Tls};
+pub use timing::Timing;
 pub use watch::{Account, Batch, Cursors, IsCandidate, LONGEST_PAUSE, Report, watch};

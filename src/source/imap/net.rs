@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::ClientConfig;
@@ -17,7 +18,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::{Error, Result};
 
-/// How long one address of a host is tried.
+/// How long the name may take, and how long one address is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a TLS handshake may take.
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
@@ -27,6 +28,8 @@ pub(super) struct Net {
     stream: Stream,
     /// How many bytes may still be read before the answer that is awaited must be complete.
     allowance: usize,
+    /// When bytes came last.
+    heard_at: Instant,
     /// While set, what is written stays here, so that several commands leave as one packet.
     corked: Option<Vec<u8>>,
 }
@@ -40,8 +43,9 @@ impl Net {
     /// Connects to the first address of the host that answers.
     pub(super) async fn connect(host: &str, port: u16) -> Result<Self> {
         let peer = format!("{host}:{port}");
-        let addresses: Vec<_> =
-            tokio::net::lookup_host((host, port)).await.map_err(|e| Error::Dns(host.to_owned(), e))?.collect();
+        let dns = |e| Error::Dns(host.to_owned(), e);
+        let lookup = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((host, port)));
+        let addresses: Vec<_> = lookup.await.map_err(|_| dns(io::ErrorKind::TimedOut.into()))?.map_err(dns)?.collect();
         let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for address in addresses {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
@@ -57,7 +61,7 @@ impl Net {
         tcp.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
-        Ok(Net { stream: Stream::Plain(tcp), allowance: usize::MAX, corked: None })
+        Ok(Net { stream: Stream::Plain(tcp), allowance: usize::MAX, heard_at: Instant::now(), corked: None })
     }
 
     /// Goes on in TLS.
@@ -79,6 +83,11 @@ impl Net {
     /// Allows so many bytes for the next answer: a server that sends more is cut off.
     pub(super) fn allow(&mut self, bytes: usize) {
         self.allowance = bytes;
+    }
+
+    /// When bytes came last.
+    pub(super) fn heard_at(&self) -> Instant {
+        self.heard_at
     }
 
     /// Holds back what is written until [`Net::uncork`].
@@ -118,6 +127,7 @@ impl AsyncRead for Net {
             Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
         this.allowance = this.allowance.saturating_sub(buf.filled().len() - before);
+        this.heard_at = Instant::now();
         this.acknowledge();
         Poll::Ready(Ok(()))
     }

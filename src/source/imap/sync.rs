@@ -4,13 +4,12 @@
 //! the stream commits in its order), or when a tagged OK proved that no such mail is there. An end of the stream, a
 //! NO and a mail that was listed but not sent prove nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_imap::imap_proto::Response;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
 use super::after;
 use super::connect::Offers;
@@ -19,7 +18,7 @@ use super::fetch::{Item, Want};
 use super::mailbox::Selected;
 use super::settings::{After, Start};
 use super::watch::{Account, Batch, Report};
-use super::wire::{ANSWER, Heard, Sent, Wire};
+use super::wire::{Heard, Sent, Wait, Wire};
 use crate::model::{Origin, RawMail};
 
 /// How many mails one FETCH asks for.
@@ -29,8 +28,11 @@ const AHEAD: usize = 2;
 /// How much is handed over at once: so many mails, or so many bytes.
 const CHUNK: usize = 64;
 const CHUNK_BYTES: usize = 1 << 20;
-/// How long one window may take.
-const WINDOW_TIMEOUT: Duration = Duration::from_secs(600);
+/// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
+const KEPT_BYTES: usize = 8 << 20;
+const KEPT: usize = 256;
+/// How many more mails than it said a server may list.
+const LISTED_SLACK: usize = 100_000;
 /// How often a mail that was listed and not sent is asked for before it counts as gone.
 const TRIES: u8 = 3;
 
@@ -51,8 +53,32 @@ pub(super) struct Opened {
     pub(super) out: mpsc::Sender<Report>,
     /// Mails that the server pushed while we were busy with something else.
     pub(super) pushed: Vec<Item>,
-    /// Batches whose notifications are to be put away once they are committed.
-    pub(super) unanswered: Vec<oneshot::Receiver<Vec<u32>>>,
+    /// What of the mailbox has not come yet, though it should be there.
+    pub(super) outstanding: Outstanding,
+    /// What is to be put away.
+    pub(super) finished: Finished,
+}
+
+/// What is known to be there, or likely to be, and was not sent.
+#[derive(Debug, Default)]
+pub(super) struct Outstanding {
+    /// How many mails were announced and did not come.
+    pub(super) owed: usize,
+    /// Mails above the cursor that were handed over already: before them something is missing.
+    pub(super) ahead: BTreeSet<u32>,
+    /// The server named a next UID that is further on than what it listed.
+    pub(super) top: bool,
+}
+
+/// Notifications that `after` waits for. They outlive a connection.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    /// The numbering that they belong to.
+    pub(super) uid_validity: u32,
+    /// Batches that will name those that are committed.
+    pub(super) waiting: Vec<oneshot::Receiver<Vec<u32>>>,
+    /// Those that are committed.
+    pub(super) uids: Vec<u32>,
 }
 
 /// A range of UIDs on its way; the cursor may pass it when nothing of it is open any more.
@@ -71,44 +97,60 @@ struct Job {
     tries: u8,
 }
 
+/// What the mailbox has above the cursor.
+struct Listed {
+    /// What is to be fetched, in order.
+    uids: Vec<u32>,
+    /// The highest UID of all.
+    highest: u32,
+}
+
 impl Opened {
     /// Reads everything above the cursor. `first`: the mailbox was never read before, so `start` counts.
     pub(super) async fn sync(&mut self, first: bool) -> Result<()> {
+        if self.account.settings.start == Start::Now && first {
+            self.cursor = self.selected.uid_next.saturating_sub(1);
+            return self.hand_over(Vec::new(), Some(self.cursor)).await;
+        }
         let since = match self.account.settings.start {
-            Start::Now if first => {
-                self.cursor = self.selected.uid_next.saturating_sub(1);
-                return self.hand_over(Vec::new(), Some(self.cursor)).await;
-            }
-            Start::Since(at) if first => Some(at),
+            // Also when all is read anew: what was too old the first time still is.
+            Start::Since(at) if self.cursor == 0 => Some(at),
             _ => None,
         };
-        let proven = self.selected.uid_next.saturating_sub(1);
-        let mut listed = self.list().await?;
-        if let Some(since) = since {
-            listed.retain(|item| item.received_at.is_none_or(|at| at >= since));
-        }
-        let uids: Vec<u32> = listed.iter().map(|item| item.uid).collect();
-        self.fetch_all(&uids).await?;
+        let listed = self.list(since).await?;
+        self.fetch_all(&listed.uids).await?;
         self.put_away().await?;
-        // What is below UIDNEXT and was not listed is gone: a tagged OK said so.
-        if proven > self.cursor {
-            self.cursor = proven;
-        }
+        // What was listed and is not wanted is passed too. Not what lies between the last one listed and UIDNEXT: a
+        // mail that was announced may be listed a moment later.
+        self.cursor = self.cursor.max(listed.highest);
+        self.outstanding =
+            Outstanding { top: self.selected.uid_next.saturating_sub(1) > self.cursor, ..Default::default() };
         self.hand_over(Vec::new(), Some(self.cursor)).await
     }
 
-    /// The mails above the cursor, in the order of their UIDs.
-    async fn list(&mut self) -> Result<Vec<Item>> {
-        let mut listed = Vec::new();
+    /// The mails above the cursor, in the order of their UIDs; of those to be fetched, only what was received since.
+    async fn list(&mut self, since: Option<Timestamp>) -> Result<Listed> {
         let items = Want::Listing.items(&self.account.settings);
         // `n:*` always has the last mail in it, even below n (RFC 3501, 6.4.8).
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
+        let most = self.selected.exists as usize + LISTED_SLACK;
+        self.selected.fresh = 0;
         let sent = self.wire.send("UID FETCH", &command).await?;
         let cursor = self.cursor;
-        self.finish(&sent, WINDOW_TIMEOUT, |item| listed.extend((item.uid > cursor).then_some(item))).await?;
-        listed.sort_unstable_by_key(|item| item.uid);
-        listed.dedup_by_key(|item| item.uid);
-        Ok(listed)
+        let (mut uids, mut highest) = (Vec::new(), cursor);
+        let wait = self.flowing();
+        self.finish(&sent, wait, |item| {
+            highest = highest.max(item.uid);
+            let wanted = since.is_none_or(|since| item.received_at.is_none_or(|at| at >= since));
+            uids.extend((item.uid > cursor && wanted && uids.len() <= most).then_some(item.uid));
+        })
+        .await?;
+        if uids.len() > most {
+            return Err(Error::Protocol("it lists far more mails than it says there are".into()));
+        }
+        uids.sort_unstable();
+        uids.dedup();
+        Ok(Listed { uids, highest })
     }
 
     /// Fetches these mails, window by window, and moves the cursor behind them.
@@ -119,6 +161,7 @@ impl Opened {
         // How many windows have left the front of the queue: a window's number does not change.
         let mut gone = 0;
         let mut jobs: VecDeque<Job> = VecDeque::new();
+        let mut refused = None;
         loop {
             while jobs.len() < AHEAD
                 && let Some(chunk) = waiting.next()
@@ -126,16 +169,21 @@ impl Opened {
                 windows.push_back(Window { last: chunk.last().copied().unwrap_or(0), open: 1 });
                 jobs.push_back(self.ask(gone + windows.len() - 1, want, chunk.to_vec(), 1).await?);
             }
-            let Some(job) = jobs.pop_front() else { return Ok(()) };
+            let Some(job) = jobs.pop_front() else { break };
             let follow_ups = self.receive(job).await?;
             for (window, want, missing, tries) in follow_ups.new {
                 if let Some(w) = windows.get_mut(window - gone) {
                     w.open += 1;
                 }
+                // What was not sent may be there a moment later.
+                tokio::time::sleep(self.account.timing.again * u32::from(tries - 1)).await;
                 jobs.push_back(self.ask(window, want, missing, tries).await?);
             }
-            if let Some(w) = windows.get_mut(follow_ups.done - gone) {
-                w.open -= 1;
+            match (follow_ups.refused, windows.get_mut(follow_ups.done - gone)) {
+                // Its window stays open: the cursor never passes it, but the mails behind it are handed over.
+                (Some(error), _) => refused = Some(error),
+                (None, Some(w)) => w.open -= 1,
+                (None, None) => {}
             }
             while let Some(window) = windows.pop_front_if(|w| w.open == 0) {
                 gone += 1;
@@ -143,6 +191,7 @@ impl Opened {
                 self.hand_over(Vec::new(), Some(self.cursor)).await?;
             }
         }
+        refused.map_or(Ok(()), Err)
     }
 
     async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
@@ -153,17 +202,23 @@ impl Opened {
 
     /// Hears one FETCH to its end, hands over what came, and says what has to be asked for next.
     async fn receive(&mut self, mut job: Job) -> Result<FollowUps> {
-        let deadline = Instant::now() + WINDOW_TIMEOUT;
         let (mut chunk, mut bytes, mut candidates) = (Vec::new(), 0, Vec::new());
+        let mut wait = self.flowing();
+        let mut refused = None;
         loop {
-            let item = match self.hear(&job.sent, deadline).await? {
-                Heard::Done => break,
-                Heard::Continue => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
-                Heard::Data(None) => continue,
-                Heard::Data(Some(item)) => item,
+            let item = match self.hear(&job.sent, wait).await {
+                Ok(Heard::Done) => break,
+                Ok(Heard::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
+                Ok(Heard::Data(None)) => continue,
+                Ok(Heard::Data(Some(item))) => item,
+                Err(error @ Error::Refused { .. }) => {
+                    refused = Some(error);
+                    break;
+                }
+                Err(error) => return Err(error),
             };
             let Ok(place) = job.missing.binary_search(&item.uid) else {
-                self.pushed.push(item);
+                self.keep(item);
                 continue;
             };
             match job.want {
@@ -180,41 +235,64 @@ impl Opened {
                         self.hand_over(std::mem::take(&mut chunk), None).await?;
                     }
                 }
-                _ => {}
+                _ => continue,
             }
+            // Each mail that comes buys time for the next: a slow line with large mails gets through all the same.
+            wait = self.flowing();
         }
         self.hand_over(chunk, None).await?;
-        Ok(self.follow_ups(job, candidates))
+        Ok(self.follow_ups(job, candidates, refused))
     }
 
-    fn follow_ups(&self, job: Job, candidates: Vec<u32>) -> FollowUps {
+    fn follow_ups(&self, job: Job, candidates: Vec<u32>, refused: Option<Error>) -> FollowUps {
         let mut new = Vec::new();
         if !candidates.is_empty() {
             new.push((job.window, Want::Body, candidates, 1));
         }
-        if !job.missing.is_empty() {
-            if job.tries < TRIES {
-                new.push((job.window, job.want, job.missing, job.tries + 1));
-            } else {
-                tracing::warn!(
-                    account = self.account.settings.name,
-                    mailbox = self.name,
-                    uids = uid_set(&job.missing),
-                    "listed by the server and never sent: taken as gone"
-                );
+        let Job { window, want, missing, tries, .. } = job;
+        match (missing.len(), refused) {
+            (0, _) => {}
+            // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
+            (count @ 2.., Some(_)) => {
+                let (a, b) = missing.split_at(count / 2);
+                new.extend([(window, want, a.to_vec(), 1), (window, want, b.to_vec(), 1)]);
             }
+            (_, refused) if tries < TRIES => {
+                drop(refused);
+                new.push((window, want, missing, tries + 1));
+            }
+            (_, Some(error)) => return FollowUps { done: window, new, refused: Some(error) },
+            (_, None) => tracing::warn!(
+                account = self.account.settings.name,
+                mailbox = self.name,
+                uids = uid_set(&missing),
+                "listed by the server and never sent: taken as gone"
+            ),
         }
-        FollowUps { done: job.window, new }
+        FollowUps { done: window, new, refused: None }
+    }
+
+    /// Keeps what the server sent unasked; that a flag changed is of no interest.
+    pub(super) fn keep(&mut self, item: Item) {
+        let bytes: usize = self.pushed.iter().filter_map(|item| item.body.as_ref()).map(Vec::len).sum();
+        if !item.is_listing() && bytes < KEPT_BYTES && self.pushed.len() < KEPT {
+            self.pushed.push(item);
+        }
     }
 
     /// Runs a command whose answer is of no interest beyond its OK; takes note of what else the server says.
     pub(super) async fn run(&mut self, name: &'static str, command: &str) -> Result<()> {
         let sent = self.wire.send(name, command).await?;
-        self.finish(&sent, ANSWER, |_| {}).await
+        self.finish(&sent, Wait::of(self.account.timing.answer), |_| {}).await
+    }
+
+    /// How long the next mail of a long answer may take.
+    pub(super) fn flowing(&self) -> Wait {
+        Wait::flowing(self.account.timing.mail, self.account.timing.answer)
     }
 
     /// The next answer: a mail's data, or `Data(None)` for what was only taken note of.
-    pub(super) async fn hear(&mut self, sent: &Sent, deadline: Instant) -> Result<Heard<Option<Item>>> {
+    pub(super) async fn hear(&mut self, sent: &Sent, wait: Wait) -> Result<Heard<Option<Item>>> {
         let selected = &mut self.selected;
         let read = |response: &Response<'_>| {
             Item::read(response).or_else(|| {
@@ -222,19 +300,22 @@ impl Opened {
                 None
             })
         };
-        self.wire.hear(sent, deadline, read).await
+        let heard = self.wire.hear(sent, wait, read).await?;
+        if self.selected.renumbered {
+            return Err(Error::Protocol("it has begun another UIDVALIDITY while the mailbox was open".into()));
+        }
+        Ok(heard)
     }
 
     /// Hears a command to its end. What the server pushes meanwhile is kept; a mere listing goes to `each`.
-    pub(super) async fn finish(&mut self, sent: &Sent, limit: Duration, mut each: impl FnMut(Item)) -> Result<()> {
-        let deadline = Instant::now() + limit;
+    pub(super) async fn finish(&mut self, sent: &Sent, wait: Wait, mut each: impl FnMut(Item)) -> Result<()> {
         loop {
-            match self.hear(sent, deadline).await? {
+            match self.hear(sent, wait).await? {
                 Heard::Done => return Ok(()),
                 Heard::Continue => return Err(Error::Protocol("a `+` that nobody waits for".into())),
                 Heard::Data(None) => {}
                 Heard::Data(Some(item)) if item.is_listing() => each(item),
-                Heard::Data(Some(item)) => self.pushed.push(item),
+                Heard::Data(Some(item)) => self.keep(item),
             }
         }
     }
@@ -264,7 +345,7 @@ impl Opened {
         self.handed = cursor.or(self.handed);
         let done = (!mails.is_empty() && self.account.settings.after != After::Leave).then(|| {
             let (done, answer) = oneshot::channel();
-            self.unanswered.push(answer);
+            self.finished.waiting.push(answer);
             done
         });
         let cursor = cursor.map(|last_uid| (self.selected.uid_validity, last_uid));
@@ -274,13 +355,17 @@ impl Opened {
 
     /// Does to the notifications that are committed what `after` says. Only while no other command is under way.
     pub(super) async fn put_away(&mut self) -> Result<()> {
-        let mut uids = Vec::new();
-        for answer in std::mem::take(&mut self.unanswered) {
-            uids.extend(answer.await.map_err(|_| Error::Closing)?);
+        while let Some(answer) = self.finished.waiting.last_mut() {
+            // Taken off the list only when it is here, so that nothing is forgotten if the connection ends meanwhile.
+            let uids = answer.await.map_err(|_| Error::Closing)?;
+            self.finished.waiting.pop();
+            self.finished.uids.extend(uids);
         }
-        uids.sort_unstable();
-        for chunk in uids.chunks(WINDOW) {
-            after::put_away(self, chunk).await?;
+        self.finished.uids.sort_unstable();
+        while !self.finished.uids.is_empty() {
+            let chunk: Vec<u32> = self.finished.uids.iter().copied().take(WINDOW).collect();
+            after::put_away(self, &chunk).await?;
+            self.finished.uids.drain(..chunk.len());
         }
         Ok(())
     }
@@ -290,6 +375,8 @@ impl Opened {
 struct FollowUps {
     done: usize,
     new: Vec<(usize, Want, Vec<u32>, u8)>,
+    /// The server does not give out one mail, whatever was tried.
+    refused: Option<Error>,
 }
 
 impl Selected {
@@ -297,7 +384,11 @@ impl Selected {
     pub(super) fn note(&mut self, response: &Response<'_>) {
         use async_imap::imap_proto::{MailboxDatum, ResponseCode};
         match (response, super::wire::code(response)) {
-            (Response::MailboxData(MailboxDatum::Exists(n)), _) => self.exists = *n,
+            (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
+                self.fresh = self.fresh.saturating_add(n.saturating_sub(self.exists));
+                self.exists = *n;
+            }
+            (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
             (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
             (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
             _ => {}

@@ -5,21 +5,18 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::connect::{Login, connect};
 use super::error::{Error, Result};
 use super::mailbox;
 use super::settings::{After, Settings};
-use super::sync::Opened;
-use crate::backoff::Backoff;
+use super::sync::{Finished, Opened, Outstanding};
+use super::timing::Timing;
 use crate::model::{MailboxState, RawMail};
 
-/// How long after a failure the next attempt begins: drawn at random up to this, doubled each time.
-const RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(300) };
-/// A password does not mend itself, and servers lock out who insists.
-const RETRY_LOGIN: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
-/// How soon a special-use mailbox that is not there is looked for again.
-const RETRY_ABSENT: Duration = Duration::from_secs(3600);
+/// How many short-lived connections in a row are each replaced at once.
+const BRIEF: u32 = 5;
 /// The longest that a watcher is silent between two attempts.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 
@@ -36,6 +33,8 @@ pub struct Account {
     pub is_candidate: IsCandidate,
     /// How many connections may be on their way at once, over all accounts.
     pub pace: Arc<Semaphore>,
+    /// How long its watchers wait, and for what.
+    pub timing: Timing,
 }
 
 /// What a watcher says.
@@ -88,7 +87,9 @@ pub async fn watch(
     out: mpsc::Sender<Report>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut watcher = Watcher { account, name: wanted.clone(), wanted, cursors, out, failures: 0, opened: None };
+    let name = wanted.clone();
+    let (failures, finished) = (Failures::default(), Finished::default());
+    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, finished, opened: None };
     tokio::select! {
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
@@ -105,24 +106,65 @@ struct Watcher {
     name: String,
     cursors: Cursors,
     out: mpsc::Sender<Report>,
-    /// Attempts in a row that did not get as far as a complete sync.
-    failures: u32,
+    failures: Failures,
+    /// What the last connection did not get round to putting away.
+    finished: Finished,
     /// The connection, here so that it can be closed politely whatever was going on.
     opened: Option<Opened>,
+}
+
+/// What went wrong of late, in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Attempts that did not get as far as a complete sync.
+    attempts: u32,
+    /// Refused logins.
+    logins: u32,
+    /// Connections that ended soon after their sync: a server that always does that is not to be stormed.
+    brief: u32,
+    /// When the connection's first sync was complete.
+    synced: Option<Instant>,
+}
+
+impl Failures {
+    /// A sync is complete: all that went wrong before is over.
+    fn synced(&mut self) {
+        (self.attempts, self.logins, self.synced) = (0, 0, Some(Instant::now()));
+    }
+
+    /// A connection ended, or did not come about: how long to wait before the next.
+    fn pause(&mut self, error: &Error, timing: &Timing) -> Duration {
+        if error.needs_a_person() {
+            self.logins = self.logins.saturating_add(1);
+            return timing.retry_login.pause(self.logins - 1);
+        }
+        match self.synced.take() {
+            Some(at) if at.elapsed() >= timing.steady => self.brief = 0,
+            Some(_) => self.brief = self.brief.saturating_add(1),
+            None => {}
+        }
+        let failures = self.attempts.max(self.brief.saturating_sub(BRIEF));
+        self.attempts = self.attempts.saturating_add(1);
+        timing.retry.pause(failures)
+    }
+
+    fn are_any(&self) -> bool {
+        self.attempts > 0 || self.logins > 0
+    }
 }
 
 impl Watcher {
     async fn run(&mut self) {
         loop {
             let ended = self.connection().await;
-            self.opened = None;
+            if let Some(opened) = self.opened.take() {
+                self.finished = opened.finished;
+            }
             let pause = match ended {
-                Ok(()) => RETRY_ABSENT,
+                Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
                 Err(error) => {
-                    let backoff = if error.needs_a_person() { RETRY_LOGIN } else { RETRY };
-                    let pause = backoff.pause(self.failures);
-                    self.failures = self.failures.saturating_add(1);
+                    let pause = self.failures.pause(&error, &self.account.timing);
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::warn!(account, mailbox, retry_in_s = pause.as_secs(), "{error}");
                     if self.say(MailboxState::Failed, false, Some(error.to_string())).await.is_err() {
@@ -137,8 +179,12 @@ impl Watcher {
 
     /// One connection's life. Ok: there is no such mailbox, for now.
     async fn connection(&mut self) -> Result<()> {
-        self.say(MailboxState::Connecting, false, None).await?;
+        // What is wrong is still wrong until a connection has got somewhere.
+        if !self.failures.are_any() {
+            self.say(MailboxState::Connecting, false, None).await?;
+        }
         if !self.open().await? {
+            self.failures.synced();
             let words = format!("no mailbox is marked {}", self.wanted);
             return self.say(MailboxState::Polling, true, Some(words)).await;
         }
@@ -147,7 +193,7 @@ impl Watcher {
         let way = opened.ask_for_pushes().await?;
         let first = opened.first;
         opened.sync(first).await?;
-        self.failures = 0;
+        self.failures.synced();
         opened.watch(way).await
     }
 
@@ -156,13 +202,14 @@ impl Watcher {
         // The place is given back when the mailbox is open: a thousand watchers start in turns.
         let _place = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let settings = &self.account.settings;
-        let (mut wire, offers) = connect(settings, &self.account.login).await?;
+        let (mut wire, offers) = connect(settings, &self.account.login, &self.account.timing).await?;
         let Some(name) = mailbox::resolve(&mut wire, offers, &self.wanted).await? else {
             wire.logout().await;
             return Ok(false);
         };
         if self.name != name {
             self.name.clone_from(&name);
+            self.finished = Finished::default();
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
@@ -171,6 +218,12 @@ impl Watcher {
         // Another UIDVALIDITY: the numbers mean other mails now, so all are read anew. A UIDNEXT that has fallen means
         // the same, whatever the server says: it was restored from a backup. Event ids make reading anew harmless.
         let cursor = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);
+        let uid_validity = selected.uid_validity;
+        let finished = match std::mem::take(&mut self.finished) {
+            // The numbers would mean other mails.
+            known if known.uid_validity != uid_validity => Finished { uid_validity, ..Finished::default() },
+            known => known,
+        };
         self.opened = Some(Opened {
             wire,
             offers,
@@ -182,7 +235,8 @@ impl Watcher {
             handed: cursor.map(|(_, last)| last),
             out: self.out.clone(),
             pushed: Vec::new(),
-            unanswered: Vec::new(),
+            outstanding: Outstanding::default(),
+            finished,
         });
         Ok(true)
     }

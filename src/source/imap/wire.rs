@@ -14,9 +14,6 @@ use super::error::{Error, Result};
 use super::net::Net;
 use crate::model::printable;
 
-/// How long a server may take for an ordinary command.
-pub(super) const ANSWER: Duration = Duration::from_secs(30);
-
 /// How long a LOGOUT may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -33,13 +30,45 @@ pub(super) struct Sent {
     name: &'static str,
 }
 
+/// How long an answer is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait {
+    deadline: Instant,
+    /// How long it may be quiet meanwhile.
+    silence: Option<Duration>,
+}
+
+impl Wait {
+    /// Until then.
+    pub(super) fn until(deadline: Instant) -> Self {
+        Wait { deadline, silence: None }
+    }
+
+    /// So long.
+    pub(super) fn of(limit: Duration) -> Self {
+        Self::until(Instant::now() + limit)
+    }
+
+    /// The end of it, if bytes came last at `heard`.
+    fn from(&self, heard: Instant) -> Instant {
+        self.silence.map_or(self.deadline, |silence| self.deadline.min(heard + silence))
+    }
+
+    /// So long, as long as bytes come: a large mail may take its time, a dead connection may not.
+    pub(super) fn flowing(limit: Duration, silence: Duration) -> Self {
+        Wait { deadline: Instant::now() + limit, silence: Some(silence) }
+    }
+}
+
 /// A logged-in connection.
 pub(super) struct Wire {
     session: Session<Net>,
     /// The most that one answer may measure.
     allowance: usize,
-    /// An IDLE was begun and not ended.
-    idling: bool,
+    /// How long a server may take for an ordinary command.
+    answer: Duration,
+    /// The IDLE that was begun and not ended.
+    idling: Option<RequestId>,
 }
 
 /// What one answer was.
@@ -53,29 +82,34 @@ pub(super) enum Heard<R> {
 }
 
 impl Wire {
-    /// Takes over a session. `literal`: the largest piece of a mail that will be asked for.
-    pub(super) fn new(session: Session<Net>, literal: u64) -> Self {
+    /// Takes over a session. `literal`: the largest piece of a mail that will be asked for; `answer`: how long a server
+    /// may take for an ordinary command.
+    pub(super) fn new(session: Session<Net>, literal: u64, answer: Duration) -> Self {
         let allowance = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
-        Wire { session, allowance, idling: false }
+        Wire { session, allowance, answer, idling: None }
     }
 
     /// Writes a command. `name` is what errors call it; a command's text may hold a user's words.
     pub(super) async fn send(&mut self, name: &'static str, command: &str) -> Result<Sent> {
-        let tag = within(ANSWER, name, self.session.run_command(command)).await?.map_err(lost)?;
+        let tag = within(self.answer, name, self.session.run_command(command)).await?.map_err(lost)?;
         Ok(Sent { tag, name })
     }
 
     /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
     pub(super) async fn idle(&mut self) -> Result<Sent> {
         let sent = self.send("IDLE", "IDLE").await?;
-        self.idling = true;
+        self.idling = Some(sent.tag.clone());
         Ok(sent)
     }
 
-    /// Ends the IDLE; its tagged OK is still to come.
-    pub(super) async fn done(&mut self) -> Result<()> {
-        self.idling = false;
-        within(ANSWER, "DONE", self.session.run_command_untagged("DONE")).await?.map_err(lost)
+    /// Ends the IDLE. True: its tagged OK is still to come; false: the server ended it before, and a DONE would be
+    /// taken for a command.
+    pub(super) async fn done(&mut self) -> Result<bool> {
+        if self.idling.take().is_none() {
+            return Ok(false);
+        }
+        within(self.answer, "DONE", self.session.run_command_untagged("DONE")).await?.map_err(lost)?;
+        Ok(true)
     }
 
     /// From here on commands are collected, so that they leave in one write; see [`Wire::uncork`].
@@ -91,10 +125,10 @@ impl Wire {
             net.write_all(&held).await?;
             net.flush().await
         };
-        within(ANSWER, "write", write).await?.map_err(Error::io)
+        within(self.answer, "write", write).await?.map_err(Error::io)
     }
 
-    /// The next answer of the server, for the command `sent`, until `deadline`; untagged data goes through `read`.
+    /// The next answer of the server, for the command `sent`; untagged data goes through `read`.
     ///
     /// Giving up on the wait loses nothing: what has come so far stays in the parser's buffer.
     ///
@@ -103,18 +137,30 @@ impl Wire {
     pub(super) async fn hear<R>(
         &mut self,
         sent: &Sent,
-        deadline: Instant,
+        wait: Wait,
         read: impl FnOnce(&Response<'_>) -> R,
     ) -> Result<Heard<R>> {
-        let began = Instant::now();
         self.session.get_mut().allow(self.allowance);
-        let answer = timeout_at(deadline, self.session.read_response()).await.map_err(|_| Error::Silent {
-            command: sent.name,
-            seconds: deadline.saturating_duration_since(began).as_secs(),
-        })?;
-        let Some(data) = answer.map_err(Error::io)? else {
+        let began = Instant::now();
+        let answer = loop {
+            let until = wait.from(self.session.get_mut().heard_at().max(began));
+            // Looked at before a timeout would: that tries its work first, and one who never stops talking would never
+            // be interrupted. What was not read is not lost.
+            if Instant::now() >= until {
+                return Err(Error::Silent { command: sent.name, seconds: began.elapsed().as_secs() });
+            }
+            if let Ok(answer) = timeout_at(until, self.session.read_response()).await {
+                break answer.map_err(Error::io)?;
+            }
+        };
+        let Some(data) = answer else {
             return Err(Error::Lost(std::io::ErrorKind::UnexpectedEof.into()));
         };
+        if let Response::Done { tag, .. } = data.parsed()
+            && self.idling.as_ref() == Some(tag)
+        {
+            self.idling = None;
+        }
         match data.parsed() {
             Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
             Response::Done { status: status @ (Status::No | Status::Bad), outcome, .. } => {
@@ -131,15 +177,9 @@ impl Wire {
     }
 
     /// Hears everything up to the tagged OK of `sent`; each piece of untagged data goes to `each`.
-    pub(super) async fn finish(
-        &mut self,
-        sent: &Sent,
-        limit: Duration,
-        mut each: impl FnMut(&Response<'_>),
-    ) -> Result<()> {
-        let deadline = Instant::now() + limit;
+    pub(super) async fn finish(&mut self, sent: &Sent, wait: Wait, mut each: impl FnMut(&Response<'_>)) -> Result<()> {
         loop {
-            match self.hear(sent, deadline, &mut each).await? {
+            match self.hear(sent, wait, &mut each).await? {
                 Heard::Done => return Ok(()),
                 Heard::Data(()) => {}
                 Heard::Continue => return Err(Error::Protocol(format!("a `+` in answer to {}", sent.name))),
@@ -155,21 +195,19 @@ impl Wire {
         each: impl FnMut(&Response<'_>),
     ) -> Result<()> {
         let sent = self.send(name, command).await?;
-        self.finish(&sent, ANSWER, each).await
+        self.finish(&sent, Wait::of(self.answer), each).await
     }
 
     /// Says goodbye. What else was on its way does not matter any more, nor does a server that is slow to answer.
     pub(super) async fn logout(mut self) {
         self.session.get_mut().uncork();
         let farewell = async {
-            if self.idling {
-                self.done().await?;
-            }
+            self.done().await?;
             let sent = self.send("LOGOUT", "LOGOUT").await?;
-            let deadline = Instant::now() + FAREWELL;
+            let wait = Wait::of(FAREWELL);
             loop {
                 // The BYE before the OK, and the end of an IDLE, are errors anywhere else.
-                match self.hear(&sent, deadline, |_| ()).await {
+                match self.hear(&sent, wait, |_| ()).await {
                     Ok(Heard::Done) => return Ok(()),
                     Err(e @ (Error::Lost(_) | Error::Silent { .. })) => return Err(e),
                     _ => {}

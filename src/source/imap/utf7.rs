@@ -1,0 +1,88 @@
+//! Mailbox names as they go over the wire: modified UTF-7 (RFC 3501, 5.1.3).
+
+use base64::Engine;
+use base64::alphabet::IMAP_MUTF7;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
+
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &IMAP_MUTF7,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(base64::engine::DecodePaddingMode::RequireNone),
+);
+
+/// A name in modified UTF-7.
+pub(super) fn encode(name: &str) -> String {
+    let mut wire = String::with_capacity(name.len());
+    let mut foreign = Vec::new();
+    for c in name.chars() {
+        if matches!(c, ' '..='~') {
+            shift(&mut wire, &mut foreign);
+            match c {
+                '&' => wire.push_str("&-"),
+                c => wire.push(c),
+            }
+        } else {
+            foreign.extend(c.encode_utf16(&mut [0; 2]).iter().flat_map(|unit| unit.to_be_bytes()));
+        }
+    }
+    shift(&mut wire, &mut foreign);
+    wire
+}
+
+fn shift(wire: &mut String, foreign: &mut Vec<u8>) {
+    if !foreign.is_empty() {
+        wire.push_str(&format!("&{}-", BASE64.encode(std::mem::take(foreign))));
+    }
+}
+
+/// The name that a server means; `None` if it is not modified UTF-7, or not in its one canonical form, so that the
+/// same words would not come back.
+pub(super) fn decode(wire: &str) -> Option<String> {
+    let mut name = String::with_capacity(wire.len());
+    let mut rest = wire;
+    while let Some((plain, shifted)) = rest.split_once('&') {
+        let (coded, after) = shifted.split_once('-')?;
+        name.push_str(plain);
+        match coded {
+            "" => name.push('&'),
+            _ => name.push_str(&utf16(&BASE64.decode(coded).ok()?)?),
+        }
+        rest = after;
+    }
+    name.push_str(rest);
+    (encode(&name) == wire).then_some(name)
+}
+
+fn utf16(bytes: &[u8]) -> Option<String> {
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    let units: Vec<u16> = pairs.iter().map(|pair| u16::from_be_bytes(*pair)).collect();
+    rest.is_empty().then(|| String::from_utf16(&units).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_go_over_the_wire_and_come_back() {
+        // The second is the RFC's own example.
+        for (name, wire) in [
+            ("INBOX", "INBOX"),
+            ("~peter/mail/台北/日本語", "~peter/mail/&U,BTFw-/&ZeVnLIqe-"),
+            ("Entwürfe", "Entw&APw-rfe"),
+            ("R&D", "R&-D"),
+            ("💶", "&2D3ctg-"),
+        ] {
+            assert_eq!(encode(name), wire);
+            assert_eq!(decode(wire).as_deref(), Some(name));
+        }
+    }
+
+    #[test]
+    fn what_is_no_modified_utf7_is_not_decoded() {
+        for wire in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
+            assert_eq!(decode(wire), None, "{wire}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! A watcher at work, and whoever takes its mails: holds it to the cursor rule with every word that it says.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use resmic_mailhook::model::MailboxState;
+use resmic_mailhook::source::imap::{self, Account, Batch, Login, Report, Settings, Timing};
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::scripted::{PATIENCE, Scripted};
+
+/// How far the mailbox was read, as the database would know it.
+type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
+
+/// A watcher and what it said.
+pub struct Watching {
+    reports: mpsc::Receiver<Report>,
+    server: Option<Scripted>,
+    pub cursor: Cursor,
+    /// What was handed over, by numbering and UID, in bytes and times.
+    pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
+    /// Each state that was told, with its words.
+    pub states: Vec<(MailboxState, Option<String>)>,
+    shutdown: watch::Sender<bool>,
+    pub task: tokio::task::JoinHandle<()>,
+}
+
+/// An account of the scripted server's, with what `more` says.
+pub fn settings(port: u16, more: &str) -> Settings {
+    let text = format!(
+        "name = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nuser = \"shop@example\"\n\
+         password = {{ env = \"NONE\" }}\nmailboxes = [\"INBOX\"]\n{more}"
+    );
+    toml::from_str(&text).unwrap()
+}
+
+/// Times that fit a test.
+pub fn quick() -> Timing {
+    Timing {
+        answer: Duration::from_secs(1),
+        login: Duration::from_secs(2),
+        again: Duration::from_millis(50),
+        retry: resmic_mailhook::backoff::Backoff { base: Duration::from_millis(20), cap: Duration::from_millis(200) },
+        ..Timing::default()
+    }
+}
+
+/// A dedicated mailbox, renewed once a minute.
+pub fn dedicated(server: &Scripted) -> Watching {
+    Watching::start(server, settings(server.port, "dedicated = true\nidle_renew = \"1m\""), quick())
+}
+
+impl Watching {
+    pub fn start(server: &Scripted, settings: Settings, timing: Timing) -> Self {
+        let mut watching = Self::of(settings, timing, Cursor::default());
+        watching.server = Some(server.clone());
+        watching
+    }
+
+    /// Watches the first mailbox of an account, from this cursor on.
+    pub fn of(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
+        let wanted = settings.mailboxes[0].clone();
+        let account = Account {
+            settings,
+            login: Login { tls: None, password: "secret".to_owned().into() },
+            is_candidate: Box::new(|header| header.windows(10).any(|w| w == b"resmic.com")),
+            pace: Arc::new(Semaphore::new(4)),
+            timing,
+        };
+        Self::with(account, wanted, cursor)
+    }
+
+    pub fn with(account: Account, wanted: String, cursor: Cursor) -> Self {
+        let (out, reports) = mpsc::channel(8);
+        let (shutdown, ending) = watch::channel(false);
+        let known = cursor.clone();
+        let cursors: imap::Cursors = Box::new(move |_| {
+            let cursor = *known.lock().unwrap();
+            Box::pin(async move { Ok(cursor) })
+        });
+        let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));
+        let (handed, states) = (BTreeMap::new(), Vec::new());
+        Watching { reports, server: None, cursor, handed, states, shutdown, task }
+    }
+
+    /// The next thing that it says.
+    async fn next(&mut self) {
+        match self.reports.recv().await {
+            Some(Report::Mails(batch)) => self.take(batch),
+            Some(Report::State { state, error, .. }) => self.states.push((state, error)),
+            Some(Report::Found { .. }) => {}
+            None => panic!("the watcher has ended by itself"),
+        }
+    }
+
+    fn take(&mut self, batch: Batch) {
+        let mut uids = Vec::new();
+        for mail in batch.mails {
+            let key = mail.origin.uid.unwrap();
+            uids.push(key.1);
+            let entry = self.handed.entry(key).or_insert((mail.bytes, 0));
+            entry.1 += 1;
+        }
+        if let Some(cursor) = batch.cursor {
+            self.check(cursor);
+            *self.cursor.lock().unwrap() = Some(cursor);
+        }
+        if let Some(done) = batch.done {
+            let _ = done.send(uids);
+        }
+    }
+
+    /// The rule: nothing that is in the mailbox lies behind the cursor without having been handed over.
+    fn check(&self, (validity, last): (u32, u32)) {
+        let Some(server) = &self.server else { return };
+        let world = server.world();
+        if world.uid_validity != validity {
+            return;
+        }
+        for (uid, bytes) in world.mails.iter().filter(|(uid, _)| *uid <= last) {
+            let ours = bytes.windows(10).any(|w| w == b"resmic.com");
+            let known = self.handed.contains_key(&(validity, *uid));
+            assert!(known || !ours, "the cursor passed {uid} on its way to {last}\n{}", world.lines.join("\n"));
+        }
+    }
+
+    /// Listens until something holds.
+    pub async fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let wait = async {
+            while !holds(self) {
+                self.next().await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            let lines = self.server.as_ref().map(|s| s.world().lines.join("\n")).unwrap_or_default();
+            panic!("it did not happen in time: {what}\nstates: {:?}\n{lines}", self.states);
+        }
+    }
+
+    /// How often a mail with this subject was handed over, under whatever number.
+    pub fn times(&self, subject: &str) -> usize {
+        let line = format!("Subject: {subject}\r\n").into_bytes();
+        let said = |bytes: &[u8]| bytes.windows(line.len()).any(|w| w == line);
+        self.handed.values().filter(|(bytes, _)| said(bytes)).map(|(_, times)| times).sum()
+    }
+
+    /// Waits for a mail; returns how long that took.
+    pub async fn mail(&mut self, subject: &str) -> Duration {
+        let began = std::time::Instant::now();
+        self.until(&format!("the mail {subject}"), |w| w.times(subject) > 0).await;
+        began.elapsed()
+    }
+
+    /// Waits for it to say that it is in this state, from now on.
+    pub async fn state(&mut self, state: MailboxState) -> Option<String> {
+        self.states.clear();
+        self.until(&format!("state {state:?}"), |w| w.states.iter().any(|(s, _)| *s == state)).await;
+        self.states.iter().find(|(s, _)| *s == state).and_then(|(_, words)| words.clone())
+    }
+
+    pub async fn idle(&mut self) {
+        self.state(MailboxState::Idle).await;
+    }
+
+    /// Waits for the server to see something, while what the watcher says is taken.
+    pub async fn while_server(&mut self, what: &str, holds: impl FnMut(&super::scripted::World) -> bool) {
+        let server = self.server.clone().unwrap();
+        let mut seen = std::pin::pin!(server.until(what, holds));
+        loop {
+            tokio::select! {
+                () = &mut seen => return,
+                () = self.next() => {}
+            }
+        }
+    }
+
+    /// Listens for so long.
+    pub async fn listen(&mut self, time: Duration) {
+        let _ = tokio::time::timeout(time, async {
+            loop {
+                self.next().await;
+            }
+        })
+        .await;
+    }
+
+    /// Ends it and waits for that.
+    pub async fn end(mut self) {
+        self.shutdown.send(true).unwrap();
+        while self.reports.recv().await.is_some() {}
+        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap();
+    }
+}
