@@ -82,7 +82,7 @@ test-systemd: deb-dev
 # Licences, bans and sources of all that is linked in; advisories too where there is a network (`cargo deny check`).
 # Needs cargo-deny: cargo install cargo-deny --locked
 deny:
-	cargo deny --offline check licenses bans sources
+	cargo deny --locked check licenses bans sources
 
 # What is linked in, as CycloneDX. Needs cargo-cyclonedx: cargo install cargo-cyclonedx --locked
 sbom:

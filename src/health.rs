@@ -212,7 +212,7 @@ impl Health {
         }
         let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
         format!(
-            "{} mailboxes watched; {} events, {} deliveries pending",
+            "mailboxes watched: {}; events: {}; deliveries pending: {}",
             self.mailboxes.len(),
             self.events.values().sum::<i64>(),
             count(&self.deliveries, "pending")

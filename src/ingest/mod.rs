@@ -210,6 +210,10 @@ static BEGUN: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
 
 /// How long a mail took that came while we looked; how old a backlog was says nothing of that.
 fn measure(mail: &RawMail) {
-    let Some(received) = mail.received_at.filter(|at| mail.origin.uid.is_some() && *at > *BEGUN) else { return };
+    // The server tells whole seconds, rounded down.
+    let begun = BEGUN.as_second();
+    let Some(received) = mail.received_at.filter(|at| mail.origin.uid.is_some() && at.as_second() >= begun) else {
+        return;
+    };
     telemetry::pushed(Duration::try_from(Timestamp::now().duration_since(received)).unwrap_or_default());
 }

@@ -9,7 +9,7 @@
 set -euo pipefail
 here=$(readlink -f "$0")
 store=${MAILHOOK_BOX:-/var/cache/resmic-mailhook-box}
-packages=systemd-sysv,dbus,libnss-systemd,ca-certificates,dovecot-imapd,python3-minimal,curl,sqlite3,procps
+packages=systemd-sysv,dbus,libnss-systemd,ca-certificates,dovecot-imapd,python3,curl,sqlite3,procps
 
 fail() { echo "box.sh: $*" >&2; exit 2; }
 [ "$(id -u)" = 0 ] || fail "this needs root: namespaces and mounts"
