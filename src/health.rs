@@ -155,7 +155,7 @@ fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String
         ),
         (
             backlog.conflicting,
-            "held because they contradict what is known: `events` and `show EVENT_ID` say what",
+            "held as a conflict with what is known: `show EVENT_ID` says which, `session assign EVENT_ID SESSION_ID` lets it go",
             "event",
         ),
         (

@@ -36,7 +36,12 @@ const WRONG: u8 = 2;
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let ended = runtime(&arguments.command).and_then(|runtime| runtime.block_on(dispatch(arguments)));
+    let ended = runtime(&arguments.command).and_then(|runtime| {
+        let ended = runtime.block_on(dispatch(arguments));
+        // The system's resolver may be in the midst of a question that nobody answers: the end does not wait for it.
+        runtime.shutdown_background();
+        ended
+    });
     match ended {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
