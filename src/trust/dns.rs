@@ -153,7 +153,11 @@ pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, S
         .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
     let mut found = Vec::new();
     match mx {
-        Ok(answer) => found.push(format!("DNS works; it has {} mail servers (MX)", answer.answers().len())),
+        Ok(answer) => {
+            let servers: Vec<_> =
+                answer.answers().iter().map(|record| printable(&record.data.to_string(), 100)).collect();
+            found.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
+        }
         Err(error) if error.to_string().contains("no record") => {
             found.push("DNS works; it has no mail server (MX)".into())
         }
