@@ -20,17 +20,19 @@ const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.exam
 /// The keys and the server that has them; one for all tests of this file.
 struct World {
     rsa: Key,
+    short: Key,
     weak: Key,
     ed25519: Key,
     dns: Dns,
 }
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
-    let (rsa, weak, ed25519) = (Key::rsa(2048), Key::rsa(512), Key::ed25519());
+    let (rsa, short, weak, ed25519) = (Key::rsa(2048), Key::rsa(1024), Key::rsa(512), Key::ed25519());
     let key = |name: &str, record: String| (format!("{name}._domainkey.resmic.com"), record);
     let records = [
         key("s1", rsa.record("")),
         key("ed", ed25519.record("")),
+        key("short", short.record("")),
         key("weak", weak.record("")),
         key("testing", rsa.record("t=y; ")),
         key("strict", rsa.record("t=s; ")),
@@ -41,7 +43,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         ("s1._domainkey.mail.resmic.com".into(), rsa.record("")),
         ("s1._domainkey.evil.tld".into(), rsa.record("")),
     ];
-    World { dns: Dns::start(&records), rsa, weak, ed25519 }
+    World { dns: Dns::start(&records), rsa, short, weak, ed25519 }
 });
 
 async fn judged(mail: &[u8]) -> Verdict {
@@ -73,6 +75,7 @@ async fn good_mails_are_believed() {
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("RSA", good.clone()),
         ("Ed25519", sign(MAIL.as_bytes(), &WORLD.ed25519, &How { selector: "ed", ..How::default() })),
+        ("RSA of 1024 bits", sign(MAIL.as_bytes(), &WORLD.short, &How { selector: "short", ..How::default() })),
         ("a selector that is an alias", signed(How { selector: "alias", ..How::default() })),
         ("simple canonicalization", signed(How { canonicalization: Canonicalization::Simple, ..How::default() })),
         ("a subdomain's signature", signed(How { domain: "mail.resmic.com", ..How::default() })),

@@ -17,7 +17,7 @@ pub enum Key {
     /// PKCS#8, and the public key.
     Rsa(Vec<u8>, Vec<u8>),
     Ed25519(Vec<u8>, Vec<u8>),
-    /// An RSA key that is too short for any library: openssl signs.
+    /// An RSA key that is too short for the library: openssl signs.
     Weak(Vec<u8>, Vec<u8>),
 }
 
@@ -28,7 +28,7 @@ impl Key {
         let key = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &size, "-outform", "DER"], None);
         let pkcs8 = openssl(&["pkcs8", "-topk8", "-nocrypt", "-inform", "DER", "-outform", "DER"], Some(&key));
         let public = openssl(&["pkey", "-inform", "DER", "-pubout", "-outform", "DER"], Some(&key));
-        if bits < 1024 { Key::Weak(pkcs8, public) } else { Key::Rsa(pkcs8, public) }
+        if bits < 2048 { Key::Weak(pkcs8, public) } else { Key::Rsa(pkcs8, public) }
     }
 
     pub fn ed25519() -> Key {
