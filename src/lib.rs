@@ -13,6 +13,7 @@ pub mod examine;
 pub mod extract;
 pub mod forward;
 pub mod health;
+pub mod http;
 pub mod ingest;
 pub mod ledger;
 pub mod metrics;

@@ -20,7 +20,7 @@ const LADDER: &[&[&str]] = &[
     &["source", "examine"],
     &["trust", "extract"],
     &["store"],
-    &["ledger", "session"],
+    &["ledger", "session", "http"],
     &["telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units"],
     &["model"],
 ];

@@ -3,7 +3,6 @@
 //! Each callback has a courier of its own, so that one that hangs delays no other. A courier sleeps until a commit
 //! wakes it, an attempt ends, or the next delivery is due; what it sends it takes from the table, a handful at a time.
 
-mod connect;
 mod post;
 mod schedule;
 mod settings;
@@ -19,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-pub use settings::{HttpPath, Settings, Unresolved, Url};
+pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
 use crate::store::{self, Attempted, Claimed, End, InFlight, Store, Turn};

@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
+use super::sign;
 use super::target::Target;
-use super::{schedule, sign};
+use crate::http::{self, header_text};
 use crate::model::printable;
 use crate::store::Claimed;
 
@@ -24,9 +23,6 @@ const KEPT_WORDS: usize = 200;
 
 /// How long the rest of an answer is listened to once its status has said it all.
 const LISTEN: Duration = Duration::from_secs(1);
-
-/// The largest head of an answer.
-const LONGEST_HEAD: usize = 64 * 1024;
 
 /// What a callback answered.
 #[derive(Debug)]
@@ -84,40 +80,14 @@ fn request(target: &Target, claimed: &Claimed, now: Timestamp) -> hyper::http::R
 
 async fn exchange(target: &Target, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Answer, String> {
     let stream = target.place.connect(deadline).await?;
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(LONGEST_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| words(&e))?;
-    let call = async {
-        let response = sender.send_request(request).await.map_err(|e| words(&e))?;
-        Ok(hear(response).await)
-    };
-    tokio::pin!(call, connection);
-    // The connection is driven by this future and ends with it: a fresh one for each request.
-    tokio::select! {
-        answer = &mut call => answer,
-        // It may end before the answer was taken out of it.
-        _ = &mut connection => call.await,
-    }
-}
-
-/// Hyper's words with their causes: its first line alone says "connection error".
-fn words(error: &hyper::Error) -> String {
-    let mut all = format!("no answer: {error}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(e) = cause {
-        all.push_str(&format!(": {e}"));
-        cause = e.source();
-    }
-    printable(&all, KEPT_WORDS)
+    http::exchange(stream, request, hear).await
 }
 
 /// Judges an answer by its status; listens to the rest so that the callback can finish, but not for long.
 async fn hear(response: Response<Incoming>) -> Answer {
     let status = response.status();
     let retry_after =
-        header_text(&response, header::RETRY_AFTER).and_then(|value| schedule::retry_after(&value, Timestamp::now()));
+        header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
     let error = (!status.is_success()).then(|| failure(status, &response));
     let mut said = Vec::new();
     let _ = timeout_at(Instant::now() + LISTEN, read_some(response.into_body(), &mut said)).await;
@@ -131,10 +101,6 @@ fn failure(status: StatusCode, response: &Response<Incoming>) -> String {
         return format!("{status}: a redirect to {:?}, which is not followed", printable(&to, KEPT_WORDS));
     }
     status.to_string()
-}
-
-fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<String> {
-    response.headers().get(name).map(HeaderValue::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
 }
 
 /// An answer often says what is wrong; its first line is worth keeping.

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use jiff::fmt::rfc2822;
 
 use crate::backoff::Backoff;
+use crate::http::LONGEST_ASKED;
 
 /// From seconds to an hour.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(3_600) };
-
-/// The longest that a callback's `Retry-After` is believed.
-const LONGEST_ASKED: Duration = Duration::from_secs(86_400);
 
 /// How long to wait after attempt number `attempt` (from 1): exponential, with full jitter.
 pub(super) fn pause(attempt: i64) -> Duration {
@@ -29,17 +26,6 @@ pub(super) fn next(now: Timestamp, pause: Duration, asked: Option<Duration>, las
 /// `at` and `wait` more; the end of time if that is too much.
 pub(super) fn later(at: Timestamp, wait: Duration) -> Timestamp {
     at.checked_add(wait).unwrap_or(Timestamp::MAX)
-}
-
-/// `Retry-After`: seconds, or an HTTP date (RFC 9110, 10.2.3). What is neither is not there.
-pub(super) fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
-    let value = value.trim();
-    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit is a very long time.
-        return Some(value.parse().map_or(LONGEST_ASKED, Duration::from_secs));
-    }
-    let at = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-    Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -73,17 +59,5 @@ mod tests {
         let (now, last) = (at("2025-03-05T00:00:00Z"), at("2025-03-05T00:00:10Z"));
         assert_eq!(next(now, Duration::from_secs(60), None, last), Some(last));
         assert_eq!(next(last, Duration::ZERO, None, last), None);
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = at("2015-10-21T07:27:00Z");
-        assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
-        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now), Some(Duration::from_secs(60)));
-        assert_eq!(retry_after("Wed, 21 Oct 2015 07:26:00 GMT", now), Some(Duration::ZERO));
-        assert_eq!(retry_after("99999999999999999999999", now), Some(LONGEST_ASKED));
-        for nothing in ["", "soon", "-1", "1.5"] {
-            assert_eq!(retry_after(nothing, now), None, "{nothing}");
-        }
     }
 }

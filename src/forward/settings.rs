@@ -2,13 +2,12 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration as StdDuration;
 
-use hyper::Uri;
-use hyper::http::uri::{Authority, PathAndQuery, Scheme};
+use hyper::http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
+use crate::http::Url;
 use crate::model::Status;
 use crate::secret;
 use crate::store;
@@ -63,77 +62,10 @@ fn wrong<T>(key: &str, words: impl Into<String>) -> Result<T, Problem> {
     Err((key.to_owned(), words.into()))
 }
 
-/// An `http` or `https` URL with a host and without credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Url {
-    /// Whether TLS is spoken.
-    pub tls: bool,
-    /// A name or an address, the latter without brackets.
-    pub host: String,
-    /// The port, by default 80 or 443.
-    pub port: u16,
-    /// The value of the `Host` header.
-    pub authority: Authority,
-    /// What is asked for.
-    pub path: PathAndQuery,
-}
-
 /// What is asked for over a Unix socket: `/payment-webhook`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HttpPath(pub PathAndQuery);
-
-impl FromStr for Url {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected a URL such as \"http://127.0.0.1:3000/payment-webhook\"";
-        let uri: Uri = text.parse().map_err(|e| format!("{EXPECTED}: {e}"))?;
-        let parts = uri.into_parts();
-        let tls = match parts.scheme {
-            Some(scheme) if scheme == Scheme::HTTP => false,
-            Some(scheme) if scheme == Scheme::HTTPS => true,
-            _ => return Err(format!("{EXPECTED}; it must begin with http:// or https://")),
-        };
-        let authority = parts.authority.ok_or(EXPECTED)?;
-        if authority.as_str().contains('@') {
-            return Err("a URL must not carry a user or a password; `secret` is what the callback checks".into());
-        }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() {
-            return Err(format!("{EXPECTED}; it names no host"));
-        }
-        // http::Uri takes an empty port, and one that no u16 holds, as none.
-        let spelled = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
-        let port = match (spelled, authority.port_u16()) {
-            ("", _) => {
-                if tls {
-                    443
-                } else {
-                    80
-                }
-            }
-            (_, Some(port)) if port > 0 => port,
-            _ => return Err(format!("{EXPECTED}; its port must be between 1 and 65535")),
-        };
-        let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Ok(Url { tls, host, port, authority, path })
-    }
-}
-
-impl TryFrom<String> for Url {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl std::fmt::Display for Url {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}://{}{}", if self.tls { "https" } else { "http" }, self.authority, self.path)
-    }
-}
 
 impl TryFrom<String> for HttpPath {
     type Error = String;
@@ -241,14 +173,6 @@ mod tests {
             read(&format!("unix = \"/run/shop.sock\"\npath = \"/hook?a=1\"\nunresolved = \"send\"{REST}")).unwrap();
         assert_eq!(unix.path.as_ref().unwrap().0.as_str(), "/hook?a=1");
         assert!(unix.target().send_unresolved);
-    }
-
-    #[test]
-    fn urls_have_their_default_ports_and_bare_ipv6_hosts() {
-        let url: Url = "https://pay.shop.example".parse().unwrap();
-        assert_eq!((url.tls, url.port, url.path.as_str()), (true, 443, "/"));
-        let url: Url = "http://[::1]:80/x".parse().unwrap();
-        assert_eq!((url.host.as_str(), url.port, url.authority.as_str()), ("::1", 80, "[::1]:80"));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use secrecy::SecretString;
 
-use super::connect::Place;
 use super::settings::Settings;
 use super::sign::Signer;
+use crate::http::Place;
 use crate::tls;
 
 /// What turned out wrong about a callback: the key to look at in its table, and what to do.

@@ -1,4 +1,4 @@
-//! The way to a callback: its address checked where it is used, so that DNS cannot change it in between.
+//! The way to a server: its address checked where it is used, so that DNS cannot change it in between.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,14 +12,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::settings::Url;
+use super::url::Url;
 
-/// Where a callback listens.
+/// Where a server listens.
 #[derive(Debug, Clone)]
-pub(super) enum Place {
+pub enum Place {
     /// Behind a host and a port.
     Net {
+        /// What names it.
         url: Url,
+        /// Whether it may be on another machine.
         allow_remote: bool,
         /// For `https`.
         tls: Option<Arc<ClientConfig>>,
@@ -38,22 +40,21 @@ impl std::fmt::Display for Place {
 }
 
 /// A connection, whatever it is made of.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Place {
     /// Whether what is posted there can be read on the way.
-    pub(super) fn is_readable_on_the_way(&self) -> bool {
-        let here =
-            |host: &str| host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback());
-        matches!(self, Place::Net { url, allow_remote: true, tls: None } if !here(&url.host))
+    #[must_use]
+    pub fn is_readable_on_the_way(&self) -> bool {
+        matches!(self, Place::Net { url, allow_remote: true, tls: None } if !url.is_here())
     }
 
     /// Connects, before `deadline`.
     ///
     /// # Errors
     /// In words, for the operator.
-    pub(super) async fn connect(&self, deadline: Instant) -> Result<Box<dyn Stream>, String> {
+    pub async fn connect(&self, deadline: Instant) -> Result<Box<dyn Stream>, String> {
         match self {
             Place::Unix(path) => Ok(Box::new(connect_unix(path).await?)),
             Place::Net { url, allow_remote, tls } => {

@@ -1,0 +1,102 @@
+//! A small HTTP client: one request, one answer, a connection of its own. It follows no redirect and keeps nothing.
+
+mod connect;
+mod url;
+
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+
+pub use connect::{Place, Stream};
+pub use url::Url;
+
+use crate::model::printable;
+
+/// The largest head of an answer.
+const LONGEST_HEAD: usize = 64 * 1024;
+
+/// The most of a failure's words that is kept.
+const KEPT_WORDS: usize = 200;
+
+/// The longest that a `Retry-After` is believed.
+pub const LONGEST_ASKED: Duration = Duration::from_secs(86_400);
+
+/// Sends a request; `hear` reads the answer, while the connection is kept going.
+///
+/// # Errors
+/// In words, for the operator.
+pub async fn exchange<T>(
+    stream: Box<dyn Stream>,
+    request: Request<Full<Bytes>>,
+    hear: impl AsyncFnOnce(Response<Incoming>) -> T,
+) -> Result<T, String> {
+    let (mut sender, connection) = http1::Builder::new()
+        .max_buf_size(LONGEST_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| words(&e))?;
+    let call = async {
+        let response = sender.send_request(request).await.map_err(|e| words(&e))?;
+        Ok(hear(response).await)
+    };
+    tokio::pin!(call, connection);
+    // The connection is driven by this future and ends with it: a fresh one for each request.
+    tokio::select! {
+        answer = &mut call => answer,
+        // It may end before the answer was taken out of it.
+        _ = &mut connection => call.await,
+    }
+}
+
+/// Hyper's words with their causes: its first line alone says "connection error".
+fn words(error: &hyper::Error) -> String {
+    let mut all = format!("no answer: {error}");
+    let mut cause = std::error::Error::source(error);
+    while let Some(e) = cause {
+        all.push_str(&format!(": {e}"));
+        cause = e.source();
+    }
+    printable(&all, KEPT_WORDS)
+}
+
+/// A header field's text, if there is one.
+#[must_use]
+pub fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<String> {
+    response.headers().get(name).map(HeaderValue::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
+}
+
+/// `Retry-After`: seconds, or an HTTP date (RFC 9110, 10.2.3). What is neither is not there.
+#[must_use]
+pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim();
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
+        // More digits than fit is a very long time.
+        return Some(value.parse().map_or(LONGEST_ASKED, Duration::from_secs));
+    }
+    let at = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
+    Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = "2015-10-21T07:27:00Z".parse().unwrap();
+        assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now), Some(Duration::from_secs(60)));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:26:00 GMT", now), Some(Duration::ZERO));
+        assert_eq!(retry_after("99999999999999999999999", now), Some(LONGEST_ASKED));
+        for nothing in ["", "soon", "-1", "1.5"] {
+            assert_eq!(retry_after(nothing, now), None, "{nothing}");
+        }
+    }
+}
