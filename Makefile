@@ -6,7 +6,8 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench clean deb deb-dev test-systemd deny sbom package pages
+.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts deny sbom package pages \
+        cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
@@ -56,14 +57,28 @@ REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
 
 PACKAGING = target/packaging
 
-# The Debian package, in target/debian/. Needs cargo-deb: cargo install cargo-deb --locked
-deb:
+# What only some targets need is not put into the system but into target/tools, where the machine has none: the cargo
+# commands in versions that build with the Rust of Cargo.toml, unoptimised (a minute each; they are built once and run
+# for seconds).
+TOOLS = $(CURDIR)/target/tools
+export PATH := $(TOOLS)/bin:$(PATH)
+INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
+
+cargo-deb:
+	@command -v $@ >/dev/null || $(INSTALL) $@@3.8.0
+cargo-deny:
+	@command -v $@ >/dev/null || $(INSTALL) $@@0.20.2
+cargo-cyclonedx:
+	@command -v $@ >/dev/null || $(INSTALL) $@@0.5.9
+
+# The Debian package, in target/debian/.
+deb: cargo-deb
 	RUSTFLAGS="$(RUSTFLAGS) $(REMAP)" cargo build --release --locked
 	$(MAKE) pages BINARY=target/release/resmic-mailhook
 	cargo deb --no-build --locked
 
 # The same from a debug build, for tests of the package.
-deb-dev:
+deb-dev: cargo-deb
 	cargo build --locked
 	$(MAKE) pages BINARY=target/debug/resmic-mailhook
 	cargo deb --no-build --locked --profile dev --deb-version $(or $(VERSION),0.1.0-1) -o $(PACKAGING)/
@@ -79,13 +94,25 @@ pages:
 test-systemd: deb-dev
 	tests/systemd/run.sh
 
-# Licences, bans and sources of all that is linked in; advisories too where there is a network (`cargo deny check`).
-# Needs cargo-deny: cargo install cargo-deny --locked
-deny:
-	cargo deny --locked check licenses bans sources
+# The alerts are well-formed, and each is raised when it should be. promtool comes out of Debian's prometheus package,
+# which is not installed: nothing is to be started.
+test-alerts: $(if $(shell command -v promtool),,$(TOOLS)/bin/promtool)
+	promtool check rules contrib/prometheus-rules.yml
+	promtool test rules contrib/prometheus-tests.yml
 
-# What is linked in, as CycloneDX. Needs cargo-cyclonedx: cargo install cargo-cyclonedx --locked
-sbom:
+$(TOOLS)/bin/promtool:
+	@mkdir -p $(@D)
+	@$(APT) update -qq
+	@folder=$$(mktemp -d) && cd $$folder && apt-get -o APT::Sandbox::User=root download -qq prometheus \
+	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > $@.part \
+	  && chmod 755 $@.part && mv $@.part $@ && rm -r $$folder
+
+# Licences, bans and sources of all that is linked in. Advisories too, where there is a network: `cargo deny check`.
+deny: cargo-deny
+	cargo deny --locked check --hide-inclusion-graph licenses bans sources
+
+# What is linked in, as CycloneDX.
+sbom: cargo-cyclonedx
 	cargo cyclonedx --format json --override-filename resmic-mailhook.cdx
 
 package:

@@ -11,17 +11,11 @@ use crate::app;
 use crate::config::Config;
 use crate::health::{self, Health, Mailbox};
 use crate::model::MailboxState;
-use crate::store::{DaemonLock, Error, Reader};
+use crate::store::{self, DaemonLock, Reader};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    let (health, last_mail) = match Reader::open(&config.database()) {
-        Ok(reader) => {
-            let running = DaemonLock::is_held(&config.database())?;
-            (health::look(&reader, &app::expected(config), running, Timestamp::now())?, reader.last_mail()?)
-        }
-        Err(error @ Error::Absent(_)) => (Health::unknown(error.to_string()), None),
-        Err(error) => return Err(error.into()),
-    };
+    // Whatever is wrong with the database is an answer, too: a program that asks gets its JSON in any case.
+    let (health, last_mail) = look(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
     if json {
         output::json(&health)?;
     } else {
@@ -31,6 +25,13 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+fn look(config: &Config) -> store::Result<(Health, Option<String>)> {
+    let reader = Reader::open(&config.database())?;
+    let running = DaemonLock::is_held(&config.database())?;
+    let health = health::look(&reader, &app::expected(config), running, Timestamp::now())?;
+    Ok((health, reader.last_mail()?))
 }
 
 fn print(health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {

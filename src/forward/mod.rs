@@ -199,15 +199,19 @@ fn broken(target: &Target, claimed: &Claimed) -> Attempted {
 }
 
 fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &End) {
-    let (name, event, attempt) = (target.name(), claimed.event_id.as_str(), claimed.attempt);
+    let (callback, attempt) = (target.name(), claimed.attempt);
+    let (event_id, session_id) = (claimed.event_id.as_str(), claimed.session_id.as_deref());
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     match end {
-        End::Accepted => tracing::info!(callback = name, event, attempt, status, millis, "delivered"),
+        End::Accepted => {
+            tracing::info!(callback, event_id, session_id, attempt, status, millis, "delivered");
+        }
         End::Again(error, at) => {
-            tracing::warn!(callback = name, event, attempt, status, millis, %error, again = %at, "not delivered yet");
+            let again = at.to_string();
+            tracing::warn!(callback, event_id, session_id, attempt, status, millis, %error, again, "not delivered yet");
         }
         End::GivenUp(error) => {
-            tracing::error!(callback = name, event, attempt, status, millis, %error, "delivery is dead")
+            tracing::error!(callback, event_id, session_id, attempt, status, millis, %error, "delivery is dead");
         }
     }
 }

@@ -195,13 +195,15 @@ async fn patiently<T, F: Future<Output = store::Result<T>>>(mut work: impl FnMut
 
 fn log(entry: &Entry, recorded: &Recorded) {
     let origin = &entry.mail.origin;
-    let (uid, event_id) = (origin.uid.map(|(_, uid)| uid), recorded.event_id.as_deref());
+    let uid = origin.uid.map(|(_, uid)| uid);
+    let (event_id, session_id) = (recorded.event_id.as_deref(), recorded.session_id.as_deref());
     let reason = recorded.reason.as_ref().map(ToString::to_string);
     let (account, mailbox, outcome) = (&origin.account, &origin.mailbox, recorded.outcome.as_str());
     if matches!(recorded.outcome, Outcome::Quarantined | Outcome::Deferred) {
         tracing::warn!(account, mailbox, uid, mail_id = recorded.mail_id, reason, "mail {outcome}");
     } else {
-        tracing::info!(account, mailbox, uid, mail_id = recorded.mail_id, event_id, reason, "mail: {outcome}");
+        let mail_id = recorded.mail_id;
+        tracing::info!(account, mailbox, uid, mail_id, event_id, session_id, reason, "mail: {outcome}");
     }
 }
 

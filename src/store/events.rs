@@ -13,11 +13,13 @@ pub(super) struct Admitted {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<Reason>,
     pub(super) event_id: Option<String>,
+    /// The event's session, as far as it is known.
+    pub(super) session_id: Option<String>,
 }
 
 impl Admitted {
     pub(super) fn without_event(outcome: Outcome, reason: &Reason) -> Self {
-        Admitted { outcome, reason: Some(reason.clone()), event_id: None }
+        Admitted { outcome, reason: Some(reason.clone()), event_id: None, session_id: None }
     }
 }
 
@@ -30,6 +32,7 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
     let id = id.to_string();
     let found = sessions::find(tx, settings, said)?;
     let event = with_session(said.clone(), found.as_ref());
+    let session_id = event.reading.session_id.clone();
     match ledger::stand(&id, &event, &known(tx, &id, &event)?) {
         Standing::New { hold, stale } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
@@ -37,13 +40,13 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
             if !stale {
                 enqueue(tx, settings, &id, &event, hold.is_some())?;
             }
-            Ok(Admitted { outcome: Outcome::Event, reason: hold, event_id: Some(id) })
+            Ok(Admitted { outcome: Outcome::Event, reason: hold, event_id: Some(id), session_id })
         }
         Standing::Duplicate { of, filled } => {
             if let Some(filled) = filled {
                 refill(tx, settings, &of, &filled)?;
             }
-            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(of) })
+            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(of), session_id })
         }
         Standing::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
     }

@@ -30,6 +30,8 @@ pub struct Recorded {
     pub reason: Option<Reason>,
     /// The event that it made or repeats.
     pub event_id: Option<String>,
+    /// That event's session, as far as this mail tells it.
+    pub session_id: Option<String>,
 }
 
 impl Store {
@@ -77,14 +79,19 @@ fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Rec
         Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
     };
     let mail_id = insert(tx, entry, &sha256, &admitted)?;
-    let Admitted { outcome, reason, event_id } = admitted;
-    Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id })
+    let Admitted { outcome, reason, event_id, session_id } = admitted;
+    Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
 /// A crash between a commit and its answer, or an import run twice, brings a mail again.
 fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Option<Recorded>> {
-    let known =
-        |event_id: Option<String>| Recorded { mail_id: None, outcome: Outcome::Duplicate, reason: None, event_id };
+    let known = |event_id: Option<String>| Recorded {
+        mail_id: None,
+        outcome: Outcome::Duplicate,
+        reason: None,
+        event_id,
+        session_id: None,
+    };
     let found = match mail.origin.uid {
         Some((validity, uid)) => tx
             .prepare_cached(

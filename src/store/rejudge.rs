@@ -84,7 +84,7 @@ fn rejudge(
         Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
         Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
     };
-    let Admitted { outcome: new, reason: why, event_id } = admitted;
+    let Admitted { outcome: new, reason: why, event_id, .. } = admitted;
     let proof = examined.proof.as_ref();
     tx.execute(
         "UPDATE mails SET outcome = ?2, reason = ?3, event_id = ?4, trust = coalesce(?5, trust),

@@ -177,7 +177,7 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
     // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
     if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
         if let Some(reason) = events::objection(tx, event_id, &kept.event, Some(&found))? {
-            tracing::warn!(event = event_id, %reason, "delivered before its session was registered");
+            tracing::warn!(event_id, %reason, "delivered before its session was registered");
             settled.too_late = 1;
             settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }

@@ -57,7 +57,8 @@ async fn move_to(opened: &mut Opened, set: &str, target: &str) -> Result<()> {
 async fn making_it(opened: &mut Opened, target: &str, name: &'static str, command: &str) -> Result<()> {
     match opened.run(name, command).await {
         Err(Error::Refused { words, .. }) => {
-            tracing::info!(mailbox = opened.name, "{name} refused ({words}); making the mailbox {target}");
+            let (account, mailbox) = (&opened.account.settings.name, &opened.name);
+            tracing::info!(account, mailbox, "{name} refused ({words}); making the mailbox {target}");
             opened.run("CREATE", &format!("CREATE {target}")).await?;
             opened.run(name, command).await
         }

@@ -135,7 +135,8 @@ impl Opened {
                 }
             }
             if misses >= MISSES && way == Way::Pushed {
-                tracing::info!(mailbox = self.name, "the server does not push what it promised; asking from now on");
+                let (account, mailbox) = (&self.account.settings.name, &self.name);
+                tracing::info!(account, mailbox, "the server does not push what it promised; asking from now on");
                 way = Way::Announced;
             }
             tries = if settled == Settled::Yes { 0 } else { tries + 1 };
@@ -300,7 +301,8 @@ impl Opened {
             let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
             let lacking = self.is_lacking(&item);
             if lacking && patience == Patience::None {
-                tracing::warn!(mailbox = self.name, uid, "listed by the server and never sent: taken as gone");
+                let (account, mailbox) = (&self.account.settings.name, &self.name);
+                tracing::warn!(account, mailbox, uid, "listed by the server and never sent: taken as gone");
             }
             if (known == Known::InOrder && !follows) || (lacking && patience == Patience::Some) {
                 settled = Settled::No;
