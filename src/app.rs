@@ -25,7 +25,7 @@ use crate::store::{self, DaemonLock, Store};
 use crate::trust::dns::Resolver;
 use crate::{extract, forward, metrics, session, systemd, tls, trust};
 
-/// How many connections to mail servers are begun at once.
+/// How many connections to one mail server are begun at once.
 const CONNECTS: usize = 16;
 /// How many batches may wait between a watcher and its ingest.
 const QUEUE: usize = 8;
@@ -255,15 +255,16 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 
 /// The accounts with their secrets.
 async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    let pace = Arc::new(Semaphore::new(CONNECTS));
+    // Each server has a pace of its own: one that says nothing must not take the places of the others.
+    let mut paces = HashMap::new();
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
-        let trust = config.trust.clone();
+        let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
         let account = imap::Account {
             login: login(config, n, settings).await?,
             settings: settings.clone(),
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
-            pace: pace.clone(),
+            pace: paces.entry(server).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
             timing: imap::Timing::default(),
         };
         accounts.push((account, rules(config, settings).await?));

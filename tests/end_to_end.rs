@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::books::payment;
 use support::daemon::{Home, account, forward, samples};
 use support::dovecot::Dovecot;
 use support::handlers::Handler;
@@ -34,16 +35,6 @@ fn events(folder: &str) -> Vec<(PathBuf, Value)> {
 
 fn read(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
-}
-
-/// A payment mail of its own for each number.
-fn payment(n: usize) -> Vec<u8> {
-    format!(
-        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
-         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
-         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
-    )
-    .into_bytes()
 }
 
 fn home(dovecot: &Dovecot, more: &str) -> Home {

@@ -52,6 +52,13 @@ impl Home {
         }
     }
 
+    /// The first column of every row.
+    pub fn column(&self, sql: &str) -> Vec<String> {
+        let sqlite = self.sqlite();
+        let mut statement = sqlite.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
     /// Waits until a question has this answer: another process's database tells nobody when it changes.
     pub fn until(&self, sql: &str, want: &str, limit: Duration) {
         let deadline = Instant::now() + limit;

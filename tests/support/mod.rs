@@ -3,12 +3,16 @@
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+/// What was delivered, held against what came of it.
+pub mod books;
+pub mod callback;
 pub mod daemon;
 pub mod dkim;
 pub mod dns;
 pub mod dovecot;
 pub mod handlers;
 pub mod process;
+pub mod proxy;
 /// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;

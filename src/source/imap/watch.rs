@@ -31,7 +31,7 @@ pub struct Account {
     pub login: Login,
     /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
     pub is_candidate: IsCandidate,
-    /// How many connections may be on their way at once, over all accounts.
+    /// How many connections may be on their way at once; shared by all accounts of a server.
     pub pace: Arc<Semaphore>,
     /// How long its watchers wait, and for what.
     pub timing: Timing,
