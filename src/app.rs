@@ -12,6 +12,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::rustls::ClientConfig;
 
 use oversee::Overseer;
 
@@ -277,17 +278,38 @@ async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>
 /// # Errors
 /// A secret or a file of certificates that cannot be had.
 pub async fn login(config: &Config, n: usize, settings: &imap::Settings) -> anyhow::Result<imap::Login> {
-    let key = format!("account[{n}].password");
-    let source =
-        settings.password.as_ref().ok_or_else(|| config.wrong(&format!("account[{n}]"), "expected a password"))?;
+    let key = format!("account[{n}]");
+    let roots = || {
+        let roots = tls::client(settings.ca_file.as_deref());
+        roots.map_err(|e| config.wrong(&format!("{key}.ca_file"), e.to_string()))
+    };
+    let credentials = match (&settings.password, &settings.oauth2) {
+        (Some(source), _) => imap::Credentials::Password(config.secret(&format!("{key}.password"), source).await?),
+        (None, Some(oauth2)) => {
+            let tls = oauth2.token_url.tls.then(roots).transpose()?;
+            imap::Credentials::OAuth2(tokens(config, &format!("{key}.oauth2"), oauth2, tls).await?)
+        }
+        (None, None) => return Err(config.wrong(&key, "expected `password` or `oauth2`").into()),
+    };
     let tls = match settings.tls {
         Tls::None => None,
-        Tls::Implicit | Tls::Starttls => Some(
-            tls::client(settings.ca_file.as_deref())
-                .map_err(|e| config.wrong(&format!("account[{n}].ca_file"), e.to_string()))?,
-        ),
+        Tls::Implicit | Tls::Starttls => Some(roots()?),
     };
-    Ok(imap::Login { tls, password: config.secret(&key, source).await? })
+    Ok(imap::Login { tls, credentials })
+}
+
+async fn tokens(
+    config: &Config,
+    key: &str,
+    settings: &imap::OAuth2,
+    tls: Option<Arc<ClientConfig>>,
+) -> anyhow::Result<imap::Tokens> {
+    let client_secret = match &settings.client_secret {
+        Some(source) => Some(config.secret(&format!("{key}.client_secret"), source).await?),
+        None => None,
+    };
+    let refresh_token = config.secret(&format!("{key}.refresh_token"), &settings.refresh_token).await?;
+    Ok(imap::Tokens::new(settings, client_secret, refresh_token, tls))
 }
 
 /// The callbacks with their secrets.

@@ -20,6 +20,9 @@ const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
 const ETC: &str = "/etc/resmic-mailhook";
 const STATE: &str = "/var/lib/resmic-mailhook";
 
+/// The keys at which a secret is named.
+const SECRETS: [&str; 5] = ["password", "secret", "key", "client_secret", "refresh_token"];
+
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -154,6 +157,7 @@ impl Config {
         for account in &mut self.accounts {
             account.ca_file = account.ca_file.take().map(|path| base.join(path));
             account.password.iter_mut().for_each(|source| source.resolve(&base));
+            account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut).for_each(|source| source.resolve(&base));
         }
         for forward in &mut self.forwards {
             forward.secret.resolve(&base);
@@ -225,8 +229,7 @@ impl Text {
     fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
         let key = DeTable::parse(&self.content).ok().and_then(|table| key_at(table.get_ref(), at)).unwrap_or_default();
-        let secret = key.rsplit('.').next().is_some_and(|last| matches!(last, "password" | "secret" | "key"))
-            || [".password.", ".secret.", ".key."].iter().any(|part| key.contains(part));
+        let secret = key.split('.').any(|part| SECRETS.contains(&part));
         let words = if secret {
             "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
              a secret never stands in the configuration itself"

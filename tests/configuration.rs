@@ -14,6 +14,7 @@ const TABLES: &[(&str, &str)] = &[
     ("", "zz = 1"),
     ("store", "[store]\nzz = 1"),
     ("account", "[[account]]\nzz = 1"),
+    ("account.oauth2", "[[account]]\n[account.oauth2]\nzz = 1"),
     ("trust", "[trust]\nzz = 1"),
     ("dns", "[dns]\nzz = 1"),
     ("extract", "[extract]\nzz = 1"),
@@ -53,6 +54,40 @@ fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
     assert!(optional.find_iter(&text).count() >= 4);
     let config = read(&optional.replace_all(&text, "$1")).unwrap();
     assert!(config.telemetry.metrics.is_some() && config.sessions.address.is_some());
+}
+
+#[test]
+fn the_example_s_access_tokens_stand_in_place_of_its_password() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let indented = Regex::new(r"(?m)^#   (\[account\.oauth2\]|[a-z_]+ = .*(?:credential|https:|00000).*)$").unwrap();
+    assert_eq!(indented.find_iter(&text).count(), 6);
+    let both = indented.replace_all(&text, "$1");
+    assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
+    let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
+    let config = read(&without_password).unwrap();
+    assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
+}
+
+/// Each piece of TOML in a page, with the line before it.
+fn snippets(page: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(root(page)).unwrap();
+    let block = Regex::new(r"(?ms)^([^\n]*)\n\n?```toml\n(.*?)^```").unwrap();
+    block.captures_iter(&text).map(|c| (c[1].to_owned(), c[2].to_owned())).collect()
+}
+
+#[test]
+fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
+    let snippets = snippets("docs/mail-providers.md");
+    assert!(snippets.len() >= 6, "{snippets:?}");
+    let (mut passwords, mut tokens) = (0, 0);
+    for (before, snippet) in snippets {
+        let config = read(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
+        for account in &config.accounts {
+            passwords += usize::from(account.password.is_some());
+            tokens += usize::from(account.oauth2.is_some());
+        }
+    }
+    assert!(passwords >= 4 && tokens >= 2, "{passwords} {tokens}");
 }
 
 #[test]

@@ -30,16 +30,26 @@ impl Dovecot {
 
     /// With more lines of configuration, in the language of the version at hand.
     pub fn start_with(more: &str) -> Dovecot {
-        // A free port may be taken by another test before Dovecot has it; then all is tried again.
-        (0..5).find_map(|_| Dovecot::try_start(more)).expect("Dovecot does not start")
+        Dovecot::start_configured(|_| more.to_owned())
     }
 
-    fn try_start(more: &str) -> Option<Dovecot> {
+    /// Lets in who shows an access token, by these mechanisms (`xoauth2 oauthbearer`); whose it is, is asked at
+    /// `introspection_url`. A wrong one is refused at once.
+    pub fn start_with_tokens(mechanisms: &str, introspection_url: &str) -> Dovecot {
+        Dovecot::start_configured(|folder| tokens(folder, mechanisms, introspection_url))
+    }
+
+    fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
+        // A free port may be taken by another test before Dovecot has it; then all is tried again.
+        (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")
+    }
+
+    fn try_start(more: &dyn Fn(&Path) -> String) -> Option<Dovecot> {
         let folder = tempfile::Builder::new().prefix("dovecot").tempdir().unwrap();
         certificate(folder.path());
         let (imap, imaps, lmtp) = (free_port(), free_port(), free_port());
         let config = folder.path().join("dovecot.conf");
-        fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + more).unwrap();
+        fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + &more(folder.path())).unwrap();
         let mut command = Command::new("dovecot");
         command.arg("-F").arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command);
@@ -92,6 +102,13 @@ impl Dovecot {
         }
         lmtp.say("QUIT", "221");
         at
+    }
+
+    /// Ends all connections of a user, as the server sees fit at times.
+    pub fn kick(&self, user: &str) {
+        let config = self.folder.path().join("dovecot.conf");
+        let output = Command::new("doveadm").arg("-c").arg(config).args(["kick", user]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     pub fn stop(self) -> tempfile::TempDir {
@@ -160,6 +177,27 @@ fn certificate(folder: &Path) {
     fs::write(folder.join("server.key"), server_key.serialize_pem()).unwrap();
 }
 
+/// What lets in access tokens beside passwords.
+fn tokens(folder: &Path, mechanisms: &str, introspection_url: &str) -> String {
+    let asked = format!(
+        "introspection_mode = post\nintrospection_url = {introspection_url}\nusername_attribute = username\n\
+         active_attribute = active\nactive_value = true\n"
+    );
+    let common = format!("auth_mechanisms = plain {mechanisms}\nauth_failure_delay = 0 secs\n");
+    if speaks_2_4() {
+        return format!("{common}oauth2 {{\n{asked}}}\n");
+    }
+    let path = folder.join("oauth2.conf.ext");
+    fs::write(&path, asked).unwrap();
+    format!("{common}passdb {{\n  driver = oauth2\n  mechanisms = {mechanisms}\n  args = {}\n}}\n", path.display())
+}
+
+/// Whether the version at hand is one of those with the new language.
+fn speaks_2_4() -> bool {
+    let version = Dovecot::version();
+    version.starts_with("2.4") || version.starts_with("3")
+}
+
 /// Who may own the mails: root must not.
 fn owner() -> (String, String) {
     let id = |flag: &str| {
@@ -193,8 +231,8 @@ fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
          namespace inbox {{\n  inbox = yes\n  mailbox Junk {{\n    special_use = \\Junk\n    auto = create\n  }}\n  mailbox Resmic {{\n    auto = create\n  }}\n}}\n\
          protocol imap {{\n  mail_max_userip_connections = 5000\n}}\n"
     );
-    let version = Dovecot::version();
-    if version.starts_with("2.4") || version.starts_with("3") {
+    if speaks_2_4() {
+        let version = Dovecot::version();
         let language = version.split(['-', ' ', '(']).next().unwrap();
         format!(
             "dovecot_config_version = {language}\ndovecot_storage_version = {language}\nprotocols = imap lmtp\n{common}\

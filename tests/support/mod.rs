@@ -16,3 +16,4 @@ pub mod proxy;
 /// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;
+pub mod tokens;

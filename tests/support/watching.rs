@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use resmic_mailhook::model::MailboxState;
-use resmic_mailhook::source::imap::{self, Account, Batch, Login, Report, Settings, Timing};
+use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Login, Report, Settings, Timing};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
@@ -63,7 +63,7 @@ impl Watching {
         let wanted = settings.mailboxes[0].clone();
         let account = Account {
             settings,
-            login: Login { tls: None, password: "secret".to_owned().into() },
+            login: Login { tls: None, credentials: Credentials::Password("secret".to_owned().into()) },
             is_candidate: Box::new(|header| header.windows(10).any(|w| w == b"resmic.com")),
             pace: Arc::new(Semaphore::new(4)),
             timing,

@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use async_imap::Client;
 use async_imap::imap_proto::{Capability, Response, Status};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::error::{Error, Result};
+use super::login;
 use super::mailbox;
 use super::net::Net;
+use super::oauth::Tokens;
 use super::settings::{Settings, Tls};
 use super::timing::Timing;
-use super::wire::{self, Wire};
+use super::wire::{self, Wait, Wire};
 use crate::model::printable;
 
 /// What an account needs to log in, beside its settings.
@@ -20,8 +22,17 @@ use crate::model::printable;
 pub struct Login {
     /// How TLS is done; `None` for an account without TLS.
     pub tls: Option<Arc<ClientConfig>>,
-    /// The password.
-    pub password: SecretString,
+    /// What proves who we are.
+    pub credentials: Credentials,
+}
+
+/// What proves who we are. Shows nothing of it.
+#[derive(Debug, Clone)]
+pub enum Credentials {
+    /// A password.
+    Password(SecretString),
+    /// Access tokens.
+    OAuth2(Tokens),
 }
 
 /// What the server offers of what we can use.
@@ -41,17 +52,48 @@ pub(super) struct Offers {
 
 /// Connects and logs in.
 pub(super) async fn connect(settings: &Settings, login: &Login, timing: &Timing) -> Result<(Wire, Offers)> {
+    let tokens = match &login.credentials {
+        Credentials::Password(password) => return begin(settings, login, Proof::Password(password), timing).await,
+        Credentials::OAuth2(tokens) => tokens,
+    };
+    loop {
+        let token = tokens.get().await?;
+        let begun = begin(settings, login, Proof::Token(&token.secret), timing).await;
+        if !matches!(begun, Err(Error::Login(_))) {
+            return begun;
+        }
+        tokens.drop_refused(&token).await;
+        // One that was just given would be refused again; one that was kept may have been withdrawn.
+        if !token.was_kept {
+            return begun;
+        }
+    }
+}
+
+/// What is shown to the server.
+#[derive(Clone, Copy)]
+enum Proof<'a> {
+    Password(&'a SecretString),
+    Token(&'a SecretString),
+}
+
+async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Timing) -> Result<(Wire, Offers)> {
     let mut net = Net::connect(&settings.host, settings.port()).await?;
     if let (Tls::Implicit, Some(tls)) = (settings.tls, &login.tls) {
         net = net.secure(&settings.host, tls.clone()).await?;
     }
+    let wait = Wait::of(timing.login);
     let steps = async {
-        let client = greet(net, settings, login).await?;
-        log_in(client, settings, login).await
+        let mut wire = Wire::new(greet(net, settings, login).await?, timing.answer);
+        match proof {
+            Proof::Password(password) => login::with_password(&mut wire, &settings.user, password, wait).await?,
+            Proof::Token(token) => login::with_token(&mut wire, settings, token, wait).await?,
+        }
+        Ok::<_, Error>(wire)
     };
     let silent = |_| Error::Silent { command: "login", seconds: timing.login.as_secs() };
-    let session = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
-    let mut wire = Wire::new(session, settings.max_size.0, timing.answer);
+    let mut wire = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
+    wire.expect(settings.max_size.0);
     let offers = capabilities(&mut wire).await?;
     Ok((wire, offers))
 }
@@ -77,28 +119,6 @@ async fn greet(net: Net, settings: &Settings, login: &Login) -> Result<Client<Ne
     // What the server sent in the clear after its OK is dropped with the old client: it is nobody's word (RFC 9051, 6.2.1).
     let net = client.into_inner().secure(&settings.host, tls.clone()).await?;
     Ok(Client::new(net))
-}
-
-async fn log_in(mut client: Client<Net>, settings: &Settings, login: &Login) -> Result<async_imap::Session<Net>> {
-    client.get_mut().allow(wire::LINE);
-    client.login(&settings.user, login.password.expose_secret()).await.map_err(|(e, _)| match e {
-        async_imap::error::Error::No(words) if is_passing(&words) => {
-            Error::Refused { command: "LOGIN", words: printable(&words, 200) }
-        }
-        async_imap::error::Error::No(words) | async_imap::error::Error::Bad(words) => {
-            Error::Login(printable(&words, 200))
-        }
-        async_imap::error::Error::Validate(_) => Error::Login("the user or the password holds a line break".into()),
-        async_imap::error::Error::Io(e) => Error::io(e),
-        _ => Error::Lost(std::io::ErrorKind::UnexpectedEof.into()),
-    })
-}
-
-/// A refusal that says nothing about the password (RFC 5530).
-fn is_passing(words: &str) -> bool {
-    ["UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"]
-        .iter()
-        .any(|code| words.contains(&format!("[{code}]")))
 }
 
 fn words_of(error: &async_imap::error::Error) -> String {

@@ -1,6 +1,7 @@
 //! What can go wrong on the way to a mailbox, told apart because each asks for something else.
 
 use std::fmt;
+use std::time::Duration;
 
 use async_imap::imap_proto::Status;
 
@@ -17,8 +18,15 @@ pub enum Error {
     Tls(String, std::io::Error),
     /// The server refused the login: a person has to do something.
     Login(String),
-    /// The token endpoint did not give a token.
-    Token(String),
+    /// The token endpoint gave no token, and will not: a person has to do something.
+    TokenRefused(String),
+    /// The token endpoint gave no token, for now.
+    Token {
+        /// Its words, or what went wrong on the way.
+        words: String,
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// A tagged NO or BAD: the command and the server's words.
     Refused {
         /// The command.
@@ -66,7 +74,12 @@ impl Error {
     /// Whether trying again soon is of no use: the credentials have to change.
     #[must_use]
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Error::Login(_))
+        matches!(self, Error::Login(_) | Error::TokenRefused(_))
+    }
+
+    /// How long to wait at least, because somebody asked for it.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        if let Error::Token { retry_after, .. } = self { *retry_after } else { None }
     }
 }
 
@@ -80,8 +93,13 @@ impl fmt::Display for Error {
             Error::Tls(host, e) => {
                 write!(f, "TLS with {host} failed: {e}; check `tls`, and `ca_file` for a private certificate")
             }
-            Error::Login(words) => write!(f, "login refused: {words}; check `user` and `password`"),
-            Error::Token(words) => write!(f, "no access token: {words}"),
+            Error::Login(words) => write!(f, "login refused: {words}; check `user` and `password` (or `oauth2`)"),
+            Error::TokenRefused(words) => write!(
+                f,
+                "no access token, and asking again will not help: {words}; check `oauth2`; if the refresh token has \
+                 ended, authorize anew and restart (docs/mail-providers.md)"
+            ),
+            Error::Token { words, .. } => write!(f, "no access token for now: {words}"),
             Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
             Error::Bye(words) => write!(f, "the server said goodbye: {words}"),
             Error::Lost(e) => write!(f, "connection lost: {e}"),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use super::oauth;
 use crate::secret;
 use crate::units::{Duration, Size};
 
@@ -30,6 +31,8 @@ pub struct Settings {
     pub recipients: Vec<String>,
     /// The password.
     pub password: Option<secret::Source>,
+    /// Access tokens in place of it.
+    pub oauth2: Option<oauth::Settings>,
     /// Names or special-use attributes (RFC 6154).
     #[serde(default = "default_mailboxes")]
     pub mailboxes: Vec<String>,
@@ -71,14 +74,19 @@ impl Settings {
         if self.host.trim().is_empty() {
             return wrong("host", "expected a host name");
         }
-        if self.user.is_empty() {
+        if self.user.is_empty() || self.user.chars().any(char::is_control) {
             return wrong("user", "expected a login");
         }
-        if self.password.is_none() {
-            return wrong(
-                "password",
-                "expected { credential = \"name\" }, { file = … }, { env = … } or { command = [ … ] }",
-            );
+        match (&self.password, &self.oauth2) {
+            (Some(_), None) => {}
+            (None, Some(oauth2)) => oauth2.check()?,
+            (Some(_), Some(_)) => return wrong("oauth2", "stands in place of `password`; expected one of the two"),
+            (None, None) => {
+                return wrong(
+                    "password",
+                    "expected { credential = \"name\" }, { file = … }, { env = … } or { command = [ … ] }; or `oauth2`",
+                );
+            }
         }
         if self.tls == Tls::None && !is_loopback(&self.host) {
             return wrong(

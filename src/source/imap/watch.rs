@@ -145,7 +145,7 @@ impl Failures {
         }
         let failures = self.attempts.max(self.brief.saturating_sub(BRIEF));
         self.attempts = self.attempts.saturating_add(1);
-        timing.retry.pause(failures)
+        timing.retry.pause(failures).max(error.retry_after().unwrap_or_default().min(LONGEST_PAUSE))
     }
 
     fn are_any(&self) -> bool {

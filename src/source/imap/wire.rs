@@ -1,11 +1,11 @@
 //! Commands and answers. A tagged OK or an error, within an absolute time; nothing in between.
 //!
 //! async-imap's own calls report a NO, a BAD and an end of the stream as success, and wait without end. Here
-//! only its parser and its writer are used. Whatever goes wrong, the connection is not used again.
+//! only its parser is used. Whatever goes wrong, the connection is not used again.
 
 use std::time::Duration;
 
-use async_imap::Session;
+use async_imap::Client;
 use async_imap::imap_proto::{RequestId, Response, ResponseCode, Status};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
@@ -60,9 +60,11 @@ impl Wait {
     }
 }
 
-/// A logged-in connection.
+/// A connection to a server that has greeted.
 pub(super) struct Wire {
-    session: Session<Net>,
+    client: Client<Net>,
+    /// How many commands were written.
+    commands: u64,
     /// The most that one answer may measure.
     allowance: usize,
     /// How long a server may take for an ordinary command.
@@ -82,17 +84,37 @@ pub(super) enum Heard<R> {
 }
 
 impl Wire {
-    /// Takes over a session. `literal`: the largest piece of a mail that will be asked for; `answer`: how long a server
-    /// may take for an ordinary command.
-    pub(super) fn new(session: Session<Net>, literal: u64, answer: Duration) -> Self {
-        let allowance = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
-        Wire { session, allowance, answer, idling: None }
+    /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
+    pub(super) fn new(client: Client<Net>, answer: Duration) -> Self {
+        Wire { client, commands: 0, allowance: LINE, answer, idling: None }
     }
 
-    /// Writes a command. `name` is what errors call it; a command's text may hold a user's words.
+    /// From here on pieces of mails as large as this will be asked for.
+    pub(super) fn expect(&mut self, literal: u64) {
+        self.allowance = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
+    }
+
+    /// Writes a command. `name` is what errors call it; a command's text may hold a user's words, and a password.
     pub(super) async fn send(&mut self, name: &'static str, command: &str) -> Result<Sent> {
-        let tag = within(self.answer, name, self.session.run_command(command)).await?.map_err(lost)?;
-        Ok(Sent { tag, name })
+        self.commands += 1;
+        let tag = format!("A{:04}", self.commands);
+        self.write(name, format!("{tag} {command}\r\n").as_bytes()).await?;
+        Ok(Sent { tag: RequestId(tag), name })
+    }
+
+    /// Writes a line that is no command: what the server waits for after its `+`.
+    pub(super) async fn say(&mut self, name: &'static str, line: &str) -> Result<()> {
+        self.write(name, format!("{line}\r\n").as_bytes()).await
+    }
+
+    /// In one piece, so that it leaves as one packet.
+    async fn write(&mut self, name: &'static str, bytes: &[u8]) -> Result<()> {
+        let net = self.client.get_mut();
+        let write = async {
+            net.write_all(bytes).await?;
+            net.flush().await
+        };
+        within(self.answer, name, write).await?.map_err(Error::io)
     }
 
     /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
@@ -108,24 +130,19 @@ impl Wire {
         if self.idling.take().is_none() {
             return Ok(false);
         }
-        within(self.answer, "DONE", self.session.run_command_untagged("DONE")).await?.map_err(lost)?;
+        self.say("DONE", "DONE").await?;
         Ok(true)
     }
 
     /// From here on commands are collected, so that they leave in one write; see [`Wire::uncork`].
     pub(super) fn cork(&mut self) {
-        self.session.get_mut().cork();
+        self.client.get_mut().cork();
     }
 
     /// Writes what was collected.
     pub(super) async fn uncork(&mut self) -> Result<()> {
-        let held = self.session.get_mut().uncork();
-        let net = self.session.get_mut();
-        let write = async {
-            net.write_all(&held).await?;
-            net.flush().await
-        };
-        within(self.answer, "write", write).await?.map_err(Error::io)
+        let held = self.client.get_mut().uncork();
+        self.write("write", &held).await
     }
 
     /// The next answer of the server, for the command `sent`; untagged data goes through `read`.
@@ -140,16 +157,16 @@ impl Wire {
         wait: Wait,
         read: impl FnOnce(&Response<'_>) -> R,
     ) -> Result<Heard<R>> {
-        self.session.get_mut().allow(self.allowance);
+        self.client.get_mut().allow(self.allowance);
         let began = Instant::now();
         let answer = loop {
-            let until = wait.from(self.session.get_mut().heard_at().max(began));
+            let until = wait.from(self.client.get_mut().heard_at().max(began));
             // Looked at before a timeout would: that tries its work first, and one who never stops talking would never
             // be interrupted. What was not read is not lost.
             if Instant::now() >= until {
                 return Err(Error::Silent { command: sent.name, seconds: began.elapsed().as_secs() });
             }
-            if let Ok(answer) = timeout_at(until, self.session.read_response()).await {
+            if let Ok(answer) = timeout_at(until, self.client.read_response()).await {
                 break answer.map_err(Error::io)?;
             }
         };
@@ -200,7 +217,7 @@ impl Wire {
 
     /// Says goodbye. What else was on its way does not matter any more, nor does a server that is slow to answer.
     pub(super) async fn logout(mut self) {
-        self.session.get_mut().uncork();
+        self.client.get_mut().uncork();
         let farewell = async {
             self.done().await?;
             let sent = self.send("LOGOUT", "LOGOUT").await?;
@@ -220,15 +237,6 @@ impl Wire {
 
 async fn within<T>(limit: Duration, command: &'static str, work: impl Future<Output = T>) -> Result<T> {
     tokio::time::timeout(limit, work).await.map_err(|_| Error::Silent { command, seconds: limit.as_secs() })
-}
-
-fn lost(error: async_imap::error::Error) -> Error {
-    match error {
-        async_imap::error::Error::Io(e) => Error::io(e),
-        async_imap::error::Error::ConnectionLost => Error::Lost(std::io::ErrorKind::UnexpectedEof.into()),
-        // Its text may hold what the server sent; nothing but the kind is kept.
-        _ => Error::Protocol("a command could not be written".into()),
-    }
 }
 
 /// A string as an IMAP quoted string (RFC 3501, 4.3); `None` if it holds what none can.

@@ -1,0 +1,229 @@
+//! Access tokens in place of a password (RFC 6749): asked for with a refresh token, kept in memory for as long as they
+//! are valid, and shared by all mailboxes of an account.
+
+mod endpoint;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+use tokio_rustls::rustls::ClientConfig;
+
+use super::error::Error;
+use crate::http::Url;
+use crate::secret;
+use endpoint::Endpoint;
+
+/// How long before its end a token is not used any more: a login takes its time, and clocks differ.
+const MARGIN: Duration = Duration::from_secs(60);
+/// How long a token is kept whose end is not told (RFC 6749, 5.1, recommends to tell).
+const UNTOLD: Duration = Duration::from_secs(5 * 60);
+
+/// `[[account]] oauth2`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Where tokens are to be had.
+    pub token_url: Url,
+    /// Who we are there.
+    pub client_id: String,
+    /// And how we prove it, if we must.
+    pub client_secret: Option<secret::Source>,
+    /// What we were given when a person agreed.
+    pub refresh_token: secret::Source,
+    /// What the token is to be good for; by default what was agreed to.
+    pub scope: Option<String>,
+}
+
+impl Settings {
+    /// Whether the values can be used.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, words: &str| Err((format!("oauth2.{key}"), words.to_owned()));
+        if !self.token_url.tls && !self.token_url.is_here() {
+            return wrong("token_url", "expected https://: a refresh token must not be read on the way");
+        }
+        if self.client_id.is_empty() {
+            return wrong("client_id", "expected the identifier that the provider gave to this application");
+        }
+        Ok(())
+    }
+
+    /// Its secrets.
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut secret::Source> {
+        self.client_secret.iter_mut().chain([&mut self.refresh_token])
+    }
+}
+
+/// An account's tokens. Cheap to clone; clones share what they know. Shows nothing of it.
+#[derive(Clone)]
+pub struct Tokens(Arc<Inner>);
+
+struct Inner {
+    endpoint: Endpoint,
+    state: Mutex<State>,
+}
+
+struct State {
+    refresh_token: SecretString,
+    kept: Option<Kept>,
+    /// How many tokens there were.
+    count: u64,
+    /// What went wrong last, and when.
+    failed: Option<(Instant, Failure)>,
+    /// The endpoint asked not to be asked before.
+    closed_until: Option<Instant>,
+    /// That the refresh token was replaced was told.
+    told: bool,
+}
+
+struct Kept {
+    secret: SecretString,
+    until: Instant,
+}
+
+/// An access token.
+pub(super) struct Token {
+    pub(super) secret: SecretString,
+    /// It was there already: if it is refused, a new one may be accepted.
+    pub(super) was_kept: bool,
+    number: u64,
+}
+
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// A person has to do something.
+    Refused(String),
+    /// It may be better soon.
+    Passing(String, Option<Duration>),
+}
+
+impl Tokens {
+    /// Makes one of its settings and its secrets.
+    #[must_use]
+    pub fn new(
+        settings: &Settings,
+        client_secret: Option<SecretString>,
+        refresh_token: SecretString,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Self {
+        let endpoint = Endpoint::new(settings, client_secret, tls);
+        let state = State { refresh_token, kept: None, count: 0, failed: None, closed_until: None, told: false };
+        Tokens(Arc::new(Inner { endpoint, state: Mutex::new(state) }))
+    }
+
+    /// A token to log in with: the one there is, or a new one. Who asks while another asks already gets what that
+    /// one gets, be it a failure.
+    pub(super) async fn get(&self) -> Result<Token, Error> {
+        let asked = Instant::now();
+        let mut state = self.0.state.lock().await;
+        if let Some(kept) = state.kept.as_ref().filter(|kept| Instant::now() < kept.until) {
+            return Ok(Token { secret: kept.secret.clone(), was_kept: true, number: state.count });
+        }
+        state.kept = None;
+        if let Some((at, failure)) = &state.failed
+            && *at >= asked
+        {
+            return Err(failure.clone().into());
+        }
+        if let Some((until, (_, Failure::Passing(words, _)))) = state.closed_until.zip(state.failed.as_ref())
+            && Instant::now() < until
+        {
+            return Err(Failure::Passing(words.clone(), Some(until - Instant::now())).into());
+        }
+        let answer = self.0.endpoint.ask(&state.refresh_token).await;
+        state.take(answer).map_err(Error::from)
+    }
+
+    /// The server refused this token: it is not used again.
+    pub(super) async fn drop_refused(&self, token: &Token) {
+        let mut state = self.0.state.lock().await;
+        // Another mailbox may have a new one already.
+        if state.count == token.number {
+            state.kept = None;
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self, answer: Result<endpoint::Granted, Failure>) -> Result<Token, Failure> {
+        let now = Instant::now();
+        let granted = answer.inspect_err(|failure| {
+            self.closed_until = match failure {
+                Failure::Passing(_, asked) => asked.and_then(|pause| now.checked_add(pause)),
+                Failure::Refused(_) => None,
+            };
+            self.failed = Some((now, failure.clone()));
+        })?;
+        (self.failed, self.closed_until) = (None, None);
+        self.count += 1;
+        let lifetime = granted.expires_in.map_or(UNTOLD, |lifetime| lifetime.saturating_sub(MARGIN));
+        let secret = granted.access_token;
+        self.kept = now.checked_add(lifetime).map(|until| Kept { secret: secret.clone(), until });
+        tracing::debug!(good_for_s = lifetime.as_secs(), "got an access token");
+        if let Some(token) = granted.refresh_token {
+            self.replace(token);
+        }
+        Ok(Token { secret, was_kept: false, number: self.count })
+    }
+
+    fn replace(&mut self, token: SecretString) {
+        use secrecy::ExposeSecret;
+        if token.expose_secret() == self.refresh_token.expose_secret() {
+            return;
+        }
+        self.refresh_token = token;
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                "the token endpoint has replaced the refresh token; the new one is used from now on, and is not \
+                 written anywhere: if the old one ends with it, a restart needs a new one (docs/mail-providers.md)"
+            );
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(words) => Error::TokenRefused(words),
+            Failure::Passing(words, retry_after) => Error::Token { words, retry_after },
+        }
+    }
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokens").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(table: &str) -> Result<Settings, String> {
+        let settings: Settings = toml::from_str(table).map_err(|e| e.message().to_owned())?;
+        settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn a_refresh_token_travels_in_the_clear_on_this_machine_only() {
+        let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
+        for url in ["https://login.example/token", "http://127.0.0.1:8080/token", "http://localhost/token"] {
+            read(&format!("token_url = \"{url}\"\n{rest}")).unwrap();
+        }
+        for url in ["http://login.example/token", "http://10.0.0.1/token", "http://localhost.example/token"] {
+            let words = read(&format!("token_url = \"{url}\"\n{rest}")).unwrap_err();
+            assert!(words.contains("oauth2.token_url: expected https"), "{words}");
+        }
+        assert!(read(&format!("token_url = \"https://x/\"\nrefresh = 1\n{rest}")).unwrap_err().contains("refresh"));
+        assert!(read("token_url = \"https://x/\"\nclient_id = \"\"\nrefresh_token = { env = \"R\" }").is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! The token endpoint: one POST of a refresh token, and what its answer means (RFC 6749, 5 and 6).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::rustls::ClientConfig;
+
+use super::{Failure, Settings};
+use crate::http::{self, Place, Url};
+use crate::model::printable;
+
+/// How long the whole call may take.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The most of an answer that is read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// The most of an endpoint's words that is kept for people.
+const KEPT_WORDS: usize = 200;
+/// Error codes that say nothing against us.
+const PASSING: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
+
+/// Where tokens are to be had, and as whom.
+pub(super) struct Endpoint {
+    place: Place,
+    url: Url,
+    client_id: String,
+    client_secret: Option<SecretString>,
+    scope: Option<String>,
+}
+
+/// What was granted.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub(super) access_token: SecretString,
+    pub(super) expires_in: Option<Duration>,
+    /// To be used from now on.
+    pub(super) refresh_token: Option<SecretString>,
+}
+
+/// What came back.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    location: Option<String>,
+    body: Bytes,
+}
+
+/// Both of RFC 6749's answers; which one it is, is seen by what is there.
+#[derive(Default, Deserialize)]
+struct Fields {
+    access_token: Option<String>,
+    token_type: Option<String>,
+    /// A number; some write it as a text.
+    expires_in: Option<serde_json::Value>,
+    refresh_token: Option<String>,
+    error: Option<String>,
+    error_description: Option<String>,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        settings: &Settings,
+        client_secret: Option<SecretString>,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Self {
+        let url = settings.token_url.clone();
+        let (client_id, scope) = (settings.client_id.clone(), settings.scope.clone());
+        let tls = tls.filter(|_| url.tls);
+        // In the clear it stays on this machine, whatever DNS says.
+        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
+        Endpoint { place, url, client_id, client_secret, scope }
+    }
+
+    /// Asks for an access token.
+    pub(super) async fn ask(&self, refresh_token: &SecretString) -> Result<Granted, Failure> {
+        let deadline = Instant::now() + TIMEOUT;
+        let passing = |words: String| Failure::Passing(format!("{}: {words}", self.url), None);
+        let request = self.request(refresh_token).map_err(|e| passing(format!("cannot make the request: {e}")))?;
+        let exchange = async {
+            let stream = self.place.connect(deadline).await?;
+            http::exchange(stream, request, hear).await?
+        };
+        let answer = timeout_at(deadline, exchange).await;
+        let answer = answer.map_err(|_| passing(format!("no answer within {} s", TIMEOUT.as_secs())))?;
+        let secrets = [Some(refresh_token), self.client_secret.as_ref()];
+        let judged = judge(answer.map_err(passing)?);
+        judged.map_err(|failure| failure.at(&self.url).without(secrets.into_iter().flatten()))
+    }
+
+    fn request(&self, refresh_token: &SecretString) -> hyper::http::Result<Request<Full<Bytes>>> {
+        let mut form = vec![
+            ("grant_type", "refresh_token"),
+            ("refresh_token", refresh_token.expose_secret()),
+            ("client_id", self.client_id.as_str()),
+        ];
+        form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
+        form.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
+        let form: Vec<_> = form.into_iter().map(|(key, value)| format!("{key}={}", encoded(value))).collect();
+        Request::builder()
+            .method(Method::POST)
+            .uri(self.url.path.as_str())
+            .header(header::HOST, self.url.authority.as_str())
+            .header(header::CONNECTION, "close")
+            .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::new(Bytes::from(form.join("&"))))
+    }
+}
+
+/// A value in a form (RFC 6749, appendix B).
+fn encoded(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b' ' => out.push('+'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+async fn hear(response: Response<Incoming>) -> Result<Answer, String> {
+    let status = response.status();
+    let retry_after =
+        http::header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
+    let location = http::header_text(&response, header::LOCATION);
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let body = body.map_err(|e| format!("{status}: its answer is not complete, or too long: {e}"))?.to_bytes();
+    Ok(Answer { status, retry_after, location, body })
+}
+
+/// What an answer means.
+fn judge(answer: Answer) -> Result<Granted, Failure> {
+    let Answer { status, retry_after, location, body } = answer;
+    let fields: Option<Fields> = serde_json::from_slice(&body).ok();
+    let is_json = fields.is_some();
+    let fields = fields.unwrap_or_default();
+    if let (true, Some(token)) = (status.is_success(), fields.access_token) {
+        return granted(token.into(), fields.token_type, fields.expires_in.as_ref(), fields.refresh_token);
+    }
+    let words = match (&fields.error, &fields.error_description) {
+        (Some(error), Some(description)) => format!("{status}: {error}: {}", description.trim()),
+        (Some(error), None) => format!("{status}: {error}"),
+        _ if status.is_redirection() => {
+            format!("{status}: a redirect to {:?}, which is not followed", location.unwrap_or_default())
+        }
+        _ if status.is_success() && is_json => "its answer has no access_token".to_owned(),
+        _ if status.is_success() => "its answer is no JSON object".to_owned(),
+        _ => status.to_string(),
+    };
+    let waits = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    let is_passing = match &fields.error {
+        Some(error) => waits || status.is_server_error() || PASSING.contains(&error.as_str()),
+        // A page of somebody between us and the endpoint says nothing about our credentials.
+        None => waits || status.is_server_error() || status.is_success() || status.is_informational(),
+    };
+    let words = printable(&words, KEPT_WORDS);
+    Err(if is_passing { Failure::Passing(words, retry_after) } else { Failure::Refused(words) })
+}
+
+fn granted(
+    access_token: SecretString,
+    kind: Option<String>,
+    expires_in: Option<&serde_json::Value>,
+    refresh_token: Option<String>,
+) -> Result<Granted, Failure> {
+    if let Some(kind) = kind.filter(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+        return Err(Failure::Refused(format!("its token is of the type {:?}, not Bearer", printable(&kind, 40))));
+    }
+    let text = access_token.expose_secret();
+    // RFC 6750, 2.1. Anything else would break out of the line that it is sent in.
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Failure::Passing("its access_token has characters that none can have".into(), None));
+    }
+    let seconds = expires_in.and_then(|value| value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()));
+    let refresh_token = refresh_token.filter(|token| !token.is_empty()).map(SecretString::from);
+    Ok(Granted { access_token, expires_in: seconds.map(Duration::from_secs), refresh_token })
+}
+
+impl Failure {
+    fn words(&mut self) -> &mut String {
+        match self {
+            Failure::Refused(words) | Failure::Passing(words, _) => words,
+        }
+    }
+
+    /// Names the endpoint.
+    fn at(mut self, url: &Url) -> Self {
+        *self.words() = format!("{url}: {}", self.words());
+        self
+    }
+
+    /// Takes out secrets that an endpoint may have quoted.
+    fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
+        for secret in secrets {
+            *self.words() = self.words().replace(secret.expose_secret(), "(secret)");
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Answer {
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { status, retry_after: None, location: None, body: Bytes::from(body.to_owned()) }
+    }
+
+    #[test]
+    fn a_form_is_encoded() {
+        assert_eq!(encoded("1//0g-._~ a+b&c=%é"), "1%2F%2F0g-._~+a%2Bb%26c%3D%25%C3%A9");
+    }
+
+    #[test]
+    fn a_token_is_read_however_its_lifetime_is_written() {
+        for (lifetime, seconds) in [("3599", Some(3599)), ("\"3599\"", Some(3599)), ("null", None), ("-1", None)] {
+            let body = format!("{{\"access_token\":\"t\",\"token_type\":\"bearer\",\"expires_in\":{lifetime}}}");
+            let granted = judge(answer(200, &body)).unwrap();
+            assert_eq!(granted.expires_in.map(|d| d.as_secs()), seconds, "{lifetime}");
+            assert!(granted.refresh_token.is_none());
+        }
+        let bare = judge(answer(200, "{\"access_token\":\"t\",\"refresh_token\":\"new\"}")).unwrap();
+        assert_eq!(bare.refresh_token.unwrap().expose_secret(), "new");
+    }
+
+    #[test]
+    fn what_needs_a_person_is_told_from_what_passes() {
+        let refused = [
+            (400, "{\"error\":\"invalid_grant\",\"error_description\":\"Token has been expired or revoked.\"}"),
+            (401, "{\"error\":\"invalid_client\"}"),
+            (400, "{\"error\":\"invalid_scope\"}"),
+            (404, "not here"),
+            (302, ""),
+            (200, "{\"access_token\":\"t\",\"token_type\":\"mac\"}"),
+        ];
+        for (status, body) in refused {
+            let failure = judge(answer(status, body)).unwrap_err();
+            assert!(matches!(failure, Failure::Refused(_)), "{status} {body}: {failure:?}");
+        }
+        let passing = [
+            (503, "<html>"),
+            (500, "{\"error\":\"server_error\"}"),
+            (429, "{\"error\":\"invalid_request\"}"),
+            (400, "{\"error\":\"temporarily_unavailable\"}"),
+            (200, "<html>Please log in to the Wi-Fi</html>"),
+            (200, "{}"),
+            (200, "{\"access_token\":\"a\\r\\nA1 LOGOUT\"}"),
+        ];
+        for (status, body) in passing {
+            let failure = judge(answer(status, body)).unwrap_err();
+            assert!(matches!(failure, Failure::Passing(..)), "{status} {body}: {failure:?}");
+        }
+        let failure = judge(answer(400, refused[0].1)).unwrap_err();
+        assert_eq!(
+            failure,
+            Failure::Refused("400 Bad Request: invalid_grant: Token has been expired or revoked.".into())
+        );
+    }
+
+    #[test]
+    fn a_secret_that_is_quoted_back_is_taken_out() {
+        let url: Url = "https://login.example/token".parse().unwrap();
+        let secret = SecretString::from("s3cret".to_owned());
+        let said =
+            judge(answer(400, "{\"error\":\"invalid_grant\",\"error_description\":\"unknown s3cret\\u001b[31m\"}"));
+        let failure = said.unwrap_err().at(&url).without([&secret].into_iter());
+        let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
+        assert_eq!(failure, Failure::Refused(words.into()));
+    }
+}

@@ -1,0 +1,229 @@
+//! A token endpoint (RFC 6749) that also tells a mail server whose token it is (RFC 7662). It counts what it is asked.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+/// What a client must show.
+pub const REFRESH_TOKEN: &str = "1//refresh+token&of=shop";
+pub const CLIENT_SECRET: &str = "client secret/%";
+
+/// Whose tokens these are.
+pub const USER: &str = "payments@shop.example";
+
+/// What is known, and what is answered next.
+#[derive(Default)]
+pub struct World {
+    /// In place of a token.
+    pub instead: Option<Answer>,
+    /// `expires_in`.
+    pub lifetime: u64,
+    /// A new refresh token with each access token; the old one ends.
+    pub rotates: bool,
+    /// The one that is asked for.
+    pub refresh_token: String,
+    /// The forms that came in.
+    pub asked: Vec<HashMap<String, String>>,
+    /// Tokens that were given out, oldest first.
+    pub given: Vec<String>,
+    /// Those that are good.
+    pub good: Vec<String>,
+    /// Those that a mail server has asked about.
+    pub shown: Vec<String>,
+}
+
+/// Status, more header fields, and the body.
+type Answer = (u16, Vec<(&'static str, String)>, String);
+
+type Shared = Arc<(Mutex<World>, Condvar)>;
+
+/// The endpoint; it ends with the test.
+#[derive(Clone)]
+pub struct Endpoint {
+    pub port: u16,
+    world: Shared,
+    runtime: Arc<tokio::runtime::Runtime>,
+}
+
+impl Endpoint {
+    pub fn start() -> Endpoint {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let world = World { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..World::default() };
+        let endpoint =
+            Endpoint { port, world: Arc::new((Mutex::new(world), Condvar::new())), runtime: Arc::new(runtime) };
+        endpoint.listen(listener, None);
+        endpoint
+    }
+
+    /// Speaks TLS too; on which port.
+    pub fn start_tls(&self, certificate: &Path, key: &Path) -> u16 {
+        let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
+            .unwrap();
+        let listener = self.runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        self.listen(listener, Some(TlsAcceptor::from(Arc::new(config))));
+        port
+    }
+
+    fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+        // Not the endpoint itself: the runtime must not hold itself.
+        let world = self.world.clone();
+        self.runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (world, tls) = (world.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => serve(stream, world).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                serve(stream, world).await;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        change(&mut self.world.0.lock().unwrap())
+    }
+
+    /// Waits until it was asked something.
+    pub fn until(&self, limit: Duration, mut holds: impl FnMut(&World) -> bool) {
+        let world = self.world.0.lock().unwrap();
+        let (_world, waited) = self.world.1.wait_timeout_while(world, limit, |world| !holds(world)).unwrap();
+        assert!(!waited.timed_out(), "the endpoint was not asked within {limit:?}");
+    }
+
+    /// Answers so from now on, in place of a token.
+    pub fn answer_instead(&self, status: u16, fields: &[(&'static str, &str)], body: &str) {
+        let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        self.change(|world| world.instead = Some((status, fields, body.to_owned())));
+    }
+
+    /// Gives tokens again.
+    pub fn answer_with_tokens(&self) {
+        self.change(|world| world.instead = None);
+    }
+
+    /// How often a token was asked for.
+    pub fn asked(&self) -> usize {
+        self.change(|world| world.asked.len())
+    }
+
+    /// Everything that must not be seen anywhere.
+    pub fn secrets(&self) -> Vec<String> {
+        let given = self.change(|world| world.given.clone());
+        given.into_iter().chain([REFRESH_TOKEN.into(), CLIENT_SECRET.into(), self.refresh_token()]).collect()
+    }
+
+    pub fn refresh_token(&self) -> String {
+        self.change(|world| world.refresh_token.clone())
+    }
+
+    /// Where a mail server asks whose token it is.
+    pub fn introspection_url(&self) -> String {
+        format!("http://127.0.0.1:{}/introspect", self.port)
+    }
+}
+
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, world: Shared) {
+    let service = service_fn(move |request| answer(world.clone(), request));
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
+    let body = request.into_body().collect().await.unwrap().to_bytes();
+    let form = form(&String::from_utf8_lossy(&body));
+    let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
+    let (status, fields, body) = match (method.as_str(), path.as_str()) {
+        ("POST", "/token") => world.grant(form),
+        ("POST", "/introspect") => (200, Vec::new(), world.introspect(&form)),
+        _ => (404, Vec::new(), String::new()),
+    };
+    heard.notify_all();
+    let mut response = Response::builder().status(status).header("Content-Type", "application/json");
+    for (name, value) in fields {
+        response = response.header(name, value);
+    }
+    Ok(response.body(Full::new(Bytes::from(body))).unwrap())
+}
+
+impl World {
+    fn grant(&mut self, form: HashMap<String, String>) -> Answer {
+        let is = |key: &str, value: &str| form.get(key).is_some_and(|v| v == value);
+        let known = is("grant_type", "refresh_token")
+            && is("refresh_token", &self.refresh_token)
+            && is("client_id", "shop")
+            && is("client_secret", CLIENT_SECRET);
+        self.asked.push(form);
+        if let Some(instead) = &self.instead {
+            return instead.clone();
+        }
+        if !known {
+            return (400, Vec::new(), "{\"error\": \"invalid_grant\"}".into());
+        }
+        let token =
+            format!("access-{}", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &self.given.len().to_be_bytes()));
+        self.given.push(token.clone());
+        self.good.push(token.clone());
+        let mut answer =
+            serde_json::json!({"access_token": token, "token_type": "Bearer", "expires_in": self.lifetime});
+        if self.rotates {
+            self.refresh_token = format!("{REFRESH_TOKEN}-{}", self.given.len());
+            answer["refresh_token"] = self.refresh_token.clone().into();
+        }
+        (200, Vec::new(), answer.to_string())
+    }
+
+    fn introspect(&mut self, form: &HashMap<String, String>) -> String {
+        let token = form.get("token").cloned().unwrap_or_default();
+        let active = self.good.contains(&token);
+        self.shown.push(token);
+        serde_json::json!({"active": active, "username": USER}).to_string()
+    }
+}
+
+fn form(text: &str) -> HashMap<String, String> {
+    text.split('&').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.into(), decoded(value))).collect()
+}
+
+fn decoded(value: &str) -> String {
+    let mut bytes = value.bytes();
+    let mut out = Vec::new();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [bytes.next().unwrap(), bytes.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(out).unwrap()
+}
