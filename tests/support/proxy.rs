@@ -106,6 +106,7 @@ impl Proxy {
     pub fn heal(&self) {
         self.refuse(false);
         self.set_both(|line| *line = Line::default());
+        self.shared.hit.send_replace(0);
     }
 
     /// Ends the connections there are, with a FIN.
@@ -123,11 +124,10 @@ impl Proxy {
         self.shared.order.send_replace(Some(Order::Forget));
     }
 
-    /// Waits until something more was lost or held back: until then a fault has done nothing.
+    /// Waits until something was lost or held back since all was well: until then a fault has done nothing.
     pub fn until_hit(&self, limit: Duration) {
         let mut hit = self.shared.hit.subscribe();
-        let before = *hit.borrow_and_update();
-        let waiting = async { tokio::time::timeout(limit, hit.wait_for(|hit| *hit > before)).await.is_ok() };
+        let waiting = async { tokio::time::timeout(limit, hit.wait_for(|hit| *hit > 0)).await.is_ok() };
         assert!(self.runtime.as_ref().unwrap().block_on(waiting), "nothing was said on the line for {limit:?}");
     }
 
