@@ -14,12 +14,19 @@ pub(super) enum Phrase {
     Says(Status),
     /// It speaks of a payment, in a way that cannot be taken for a status.
     Unclear,
+    /// It says that a payment is not what a status could say of it: refunded, partial, somebody else's to tell.
+    Denies,
 }
 
 static NOUN: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
+/// Words by which a payment is not a plain one, whatever else is said.
 static DENIED: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"(?i)\b(not|no|never|without|will|could|cannot|can't|hasn't|isn't|wasn't|didn't|if|when|how|why|unpaid|incomplete|unsuccessful|refund(ed)?|revers(ed|al)|partial(ly)?)\b").ok()
+    Regex::new(r"(?i)\b(not|never|cannot|can't|couldn't|hasn't|isn't|wasn't|didn't|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
+});
+/// Words by which it is none yet, or a tale of one.
+static SUPPOSED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(without|will|could|would|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
 });
 static DONE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(received|completed?|successful(ly)?|succeeded|confirmed|paid)\b").ok());
@@ -40,10 +47,13 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
     // A reply or a forward repeats what somebody else's mail said.
     let relayed =
         ["re:", "fw:", "fwd:", "aw:", "wg:"].iter().any(|p| text.trim_start().to_ascii_lowercase().starts_with(p));
+    if relayed || has(&DENIED, text) {
+        return Some(Phrase::Denies);
+    }
     let said = [(&DONE, Status::Completed), (&FAILED, Status::Failed), (&PENDING, Status::Pending)];
     let mut said = said.iter().filter(|(pattern, _)| has(pattern, text)).map(|(_, status)| *status);
     match (said.next(), said.next()) {
-        (Some(status), None) if !relayed && !has(&DENIED, text) => Some(Phrase::Says(status)),
+        (Some(status), None) if !has(&SUPPOSED, text) => Some(Phrase::Says(status)),
         _ => Some(Phrase::Unclear),
     }
 }
@@ -114,16 +124,20 @@ mod tests {
 
     #[test]
     fn a_phrase_says_a_status_or_nothing_certain() {
-        use Phrase::{Says, Unclear};
+        use Phrase::{Denies, Says, Unclear};
         let cases = [
             ("Paymet received $20 (via Resmic)", Some(Says(Status::Completed))),
             ("Payment received", Some(Says(Status::Completed))),
             ("Your payment was successful", Some(Says(Status::Completed))),
             ("Payment failed", Some(Says(Status::Failed))),
             ("Payment pending", Some(Says(Status::Pending))),
-            ("Payment not received", Some(Unclear)),
+            ("Payment not received", Some(Denies)),
+            ("Partial payment received", Some(Denies)),
+            ("Payment refunded", Some(Denies)),
+            ("How your payment is processed", Some(Unclear)),
+            ("Payment No. 7 received", Some(Says(Status::Completed))),
             ("Payment received or failed", Some(Unclear)),
-            ("Re: Payment received", Some(Unclear)),
+            ("Re: Payment received", Some(Denies)),
             ("Payment update", Some(Unclear)),
             ("Your login code", None),
         ];

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 
+use super::labels::Table;
 use super::values::{self, Amount, Doubt};
 use super::{Field, Found, How, Note, links, times};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount};
@@ -21,7 +22,9 @@ pub(super) struct Fields {
 
 /// Whether this is the stuff that only a payment report is made of, readable or not.
 pub(super) fn are_of_a_payment(found: &[Found]) -> bool {
-    let meant = |f: &&Found| !f.quoted && !is_something_else(f) && (f.how != How::Below || is_meant(&f.value));
+    let meant = |f: &&Found| {
+        !f.quoted && f.how != How::Empty && !is_something_else(f) && (f.how != How::Below || is_meant(&f.value))
+    };
     let has = |field: Field| found.iter().filter(meant).any(|f| f.field == field);
     let all = [Field::Amount, Field::Blockchain, Field::Token, Field::Wallet, Field::Status];
     has(Field::Hash)
@@ -71,7 +74,7 @@ impl<'a> Agreement<'a> {
                 self.note(found, "quoted or forwarded: somebody else's words");
                 continue;
             }
-            if is_shortened(field, &found.value) || is_something_else(found) {
+            if found.how == How::Empty || is_shortened(field, &found.value) || is_something_else(found) {
                 continue;
             }
             let value = match read(&found.value) {
@@ -106,7 +109,48 @@ impl<'a> Agreement<'a> {
                 }
             }
         }
+        if let Some((_, full)) = &agreed {
+            self.stands_empty(full);
+        }
         agreed.map(|(value, _)| value)
+    }
+
+    /// An item with nothing behind its label, and elsewhere one with a value: values of the published mail go into its HTML
+    /// as they are, so what a payer calls a token can add items of its own.
+    fn stands_empty(&mut self, full: &Found) {
+        let empty = self.found.iter().find(|f| f.field == full.field && f.how == How::Empty && !f.quoted);
+        if let Some(empty) = empty {
+            self.note(empty, "contradicts");
+            let key = full.field.key();
+            let words = format!("{key}: nothing at {} and {:?} at {}", empty.place, full.value, full.place);
+            self.object(ReasonCode::Conflict, words);
+        }
+    }
+
+    /// The published layout names no session. One that stands in it may be the work of whoever named the token, to let a
+    /// cheap payment pass for a dear one; a merchant who knows of a new layout says so by `[extract.labels]`.
+    pub(super) fn sessions_are_out_of_place(&mut self, table: &Table) {
+        let own = |f: &&Found| !f.quoted;
+        let published = self.found.iter().filter(own).any(|f| f.field == Field::Amount && f.label == "received");
+        let session =
+            self.found.iter().filter(own).find(|f| f.field == Field::SessionId && !table.is_configured(&f.label));
+        if let Some(session) = session.filter(|_| published) {
+            let words = format!("session_id: the published layout has none, and there is one at {}", session.place);
+            self.object(ReasonCode::Conflict, words);
+        }
+    }
+
+    /// What a subject or heading says was paid is what the amount is.
+    pub(super) fn titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
+        let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
+        for title in titles {
+            for said in values::dollars(title) {
+                if let Some(amount) = dollars.filter(|amount| !same_amount(&amount.digits, &said)) {
+                    let words = format!("amount: {:?} in the mail and {said:?} in {title:?}", amount.digits);
+                    self.object(ReasonCode::Conflict, words);
+                }
+            }
+        }
     }
 
     /// `0xa43d…8db2` agrees with the whole value or is in the way; alone it is none.
@@ -128,10 +172,14 @@ impl<'a> Agreement<'a> {
 
     fn amount_and_token(&mut self, fields: &Fields) {
         let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
-        if let (Some(named), Some(token)) = (named, fields.token.as_deref())
-            && !named.eq_ignore_ascii_case(token)
-        {
-            self.object(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
+        match (named, fields.token.as_deref()) {
+            (Some(named), Some(token)) if !named.eq_ignore_ascii_case(token) => {
+                self.object(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
+            }
+            (Some(named), None) if !values::is_known_token(named) => {
+                self.object(ReasonCode::Unreadable, format!("amount: {named:?} is no currency that is known"));
+            }
+            _ => {}
         }
     }
 

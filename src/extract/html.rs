@@ -10,8 +10,9 @@ use html5ever::tendril::StrTendril;
 use html5ever::tokenizer::states::{Rawtext, Rcdata, ScriptData};
 use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts};
 
-use super::view::{Line, Sort, View};
-use super::visible::Sheet;
+use super::quote;
+use super::view::{Line, ODD, Sort, View};
+use super::visible::{Colour, Display, Look, Sheet};
 
 /// The deepest nesting that is followed; what is deeper is read as if it stood here.
 const DEPTH: usize = 500;
@@ -113,7 +114,42 @@ struct Open {
     gone: bool,
     invisible: bool,
     unsized_: bool,
+    /// Seen, and not as it stands in the text.
+    odd: bool,
     quoted: bool,
+    colour: Colour,
+    background: Colour,
+    flow: Flow,
+    /// It begins its line.
+    leads: bool,
+}
+
+impl Open {
+    fn hides(&self) -> bool {
+        self.gone || self.invisible || self.unsized_ || self.colour == self.background
+    }
+}
+
+/// How an element stands among its neighbours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flow {
+    Inline,
+    Apart,
+    Block,
+}
+
+impl Flow {
+    fn of(name: &str, look: Look) -> Flow {
+        let table = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
+        match look.display.filter(|_| !table) {
+            Some(Display::Block) => Flow::Block,
+            Some(Display::Apart) => Flow::Apart,
+            Some(Display::Inline) => Flow::Inline,
+            None if is_block(name) => Flow::Block,
+            None if look.apart => Flow::Apart,
+            None => Flow::Inline,
+        }
+    }
 }
 
 struct Walk {
@@ -126,8 +162,7 @@ struct Walk {
     /// The finished cells of each open row.
     rows: Vec<Vec<Vec<Line>>>,
     pre: usize,
-    /// Something hidden stood too deep to be followed.
-    lost: bool,
+    lost: Option<&'static str>,
 }
 
 /// A page or a cell: lines, and the one that is being written.
@@ -138,11 +173,18 @@ struct Frame {
     text: String,
 }
 
-/// Elements whose content nobody reads as text.
-const UNSEEN: [&str; 20] = [
-    "style", "script", "title", "template", "noscript", "head", "textarea", "select", "svg", "math", "object",
-    "iframe", "audio", "video", "canvas", "noembed", "noframes", "datalist", "map", "applet",
+/// Elements whose content nobody sees as text.
+const UNSEEN: [&str; 11] =
+    ["style", "script", "title", "template", "iframe", "audio", "video", "canvas", "noembed", "noframes", "datalist"];
+
+/// Elements whose content is seen by some, or struck out, raised, lowered, turned round, drawn.
+const ODDLY_SEEN: [&str; 14] = [
+    "noscript", "textarea", "select", "svg", "math", "object", "applet", "s", "strike", "del", "sup", "sub", "rt",
+    "bdo",
 ];
+
+/// The longest text that may be a label for standing first in its line.
+const LEAD: usize = 80;
 
 /// Elements that close where HTML reopens them (the "adoption agency").
 const FORMATTING: [&str; 13] =
@@ -211,66 +253,85 @@ impl Walk {
             frames: vec![Frame::default()],
             rows: Vec::new(),
             pre: 0,
-            lost: false,
+            lost: None,
         }
     }
 
     fn hidden(&self) -> bool {
-        !self.lingering.is_empty() || self.open.last().is_some_and(|o| o.gone || o.invisible || o.unsized_)
+        !self.lingering.is_empty() || self.open.last().is_some_and(Open::hides)
     }
 
     fn text(&mut self, text: &str) {
         if self.hidden() {
             return;
         }
+        let odd = self.open.last().is_some_and(|o| o.odd);
         for (n, part) in text.split('\n').enumerate() {
             if n > 0 && self.pre > 0 {
                 self.break_line(Sort::Text);
             }
-            if let Some(frame) = self.frames.last_mut() {
-                if n > 0 {
-                    frame.text.push(' ');
-                }
-                frame.text.push_str(part);
+            let Some(frame) = self.frames.last_mut() else { return };
+            if n > 0 {
+                frame.text.push(' ');
             }
+            let odd = odd && !part.trim().is_empty();
+            frame.text.extend(odd.then_some(ODD));
+            frame.text.push_str(part);
+            frame.text.extend(odd.then_some(ODD));
         }
+    }
+
+    fn space(&mut self) {
+        self.frames.last_mut().into_iter().for_each(|f| f.text.push(' '));
     }
 
     fn start(&mut self, tag: &Tag) {
         let name = &*tag.name;
+        let look = self.sheet.look(name, &tag.attrs);
+        let flow = Flow::of(name, look);
         self.close_implied(name);
-        if is_block(name) {
-            self.break_line(sort_of(name));
+        match flow {
+            Flow::Block => self.break_line(self.sort_of(name)),
+            Flow::Apart => self.space(),
+            Flow::Inline => {}
         }
         if name == "br" || VOID.contains(&name) {
             return;
         }
         let cell = matches!(name, "td" | "th");
         if cell && !self.in_row() {
-            self.enter("tr", &[]);
+            self.enter("tr", Look::default(), Flow::Block, false);
         }
-        if tag.self_closing && !cell {
-            return;
+        self.enter(name, look, flow, is_quote(name, &tag.attrs));
+        if name == "details" && attribute(&tag.attrs, "open").is_none() {
+            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
         }
-        self.enter(name, &tag.attrs);
         if name == "a" && !self.hidden() {
             let target = attribute(&tag.attrs, "href").map(str::to_owned);
             self.frames.last_mut().into_iter().for_each(|f| f.line.links.extend(target.clone()));
         }
     }
 
-    fn enter(&mut self, name: &str, attributes: &[Attribute]) {
-        let look = self.sheet.look(name, attributes);
+    fn enter(&mut self, name: &str, look: Look, flow: Flow, quote: bool) {
         let outer = self.open.last();
+        // A link is blue unless somebody says otherwise.
+        let ink = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         let open = Open {
             name: name.to_owned(),
             gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&name),
             invisible: look.visibility.map_or(outer.is_some_and(|o| o.invisible), |seen| !seen),
             unsized_: look.sized.map_or(outer.is_some_and(|o| o.unsized_), |sized| !sized),
-            quoted: outer.is_some_and(|o| o.quoted) || is_quote(name, attributes),
+            odd: outer.is_some_and(|o| o.odd) || look.odd || ODDLY_SEEN.contains(&name),
+            quoted: outer.is_some_and(|o| o.quoted) || quote,
+            colour: look.colour.unwrap_or(ink),
+            background: look.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
+            flow,
+            leads: flow != Flow::Block && self.frames.last().is_some_and(|f| f.text.trim().is_empty()),
         };
         if self.open.len() >= DEPTH {
-            self.lost |= open.gone || open.invisible || open.unsized_ || open.quoted;
+            if open.hides() || open.odd || open.quoted {
+                self.lost = Some("it is nested too deeply to know what of it can be seen");
+            }
             return;
         }
         self.pre += usize::from(name == "pre");
@@ -320,28 +381,37 @@ impl Walk {
         // A cell's content cannot close what is outside of its table.
         let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
         let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
-        let hidden_outside = place.checked_sub(1).and_then(|p| self.open.get(p)).is_some_and(|o| o.gone);
+        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
+        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
         while self.open.len() > place {
             let innermost = self.open.len() - 1 > place;
             let Some(closed) = self.open.pop() else { return };
-            let lingers = innermost && closed.gone && !hidden_outside && FORMATTING.contains(&closed.name.as_str());
-            self.leave(&closed.name);
+            let lingers = innermost
+                && (closed.hides() || closed.odd)
+                && !hidden_outside
+                && FORMATTING.contains(&closed.name.as_str());
+            self.leave(&closed);
             if lingers && self.lingering.len() < DEPTH {
                 self.lingering.push(closed.name);
             }
         }
     }
 
-    fn leave(&mut self, name: &str) {
-        match name {
-            "td" | "th" => self.leave_cell(),
-            "tr" => self.leave_row(),
-            "pre" => {
-                self.pre = self.pre.saturating_sub(1);
-                self.break_line(Sort::Text);
+    fn leave(&mut self, closed: &Open) {
+        self.pre = self.pre.saturating_sub(usize::from(closed.name == "pre"));
+        match (closed.name.as_str(), closed.flow) {
+            ("td" | "th", _) => self.leave_cell(),
+            ("tr", _) => self.leave_row(),
+            (_, Flow::Block) => self.break_line(Sort::Text),
+            (_, flow) => {
+                let frame = self.frames.last_mut().filter(|f| closed.leads && f.line.lead.is_none());
+                if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && !f.text.trim().is_empty()) {
+                    frame.line.lead = Some(frame.text.clone());
+                }
+                if flow == Flow::Apart {
+                    self.space();
+                }
             }
-            _ if is_block(name) => self.break_line(Sort::Text),
-            _ => {}
         }
     }
 
@@ -362,12 +432,27 @@ impl Walk {
             return cells.into_iter().flatten().for_each(|line| frame.view.push(line));
         }
         let mut row = Line { sort: Sort::Row, ..Line::default() };
-        for line in cells.into_iter().flatten() {
+        for line in cells.into_iter().map(|lines| lines.into_iter().next().unwrap_or_default()) {
             row.quoted |= line.quoted;
             row.links.extend(line.links);
-            row.cells.extend(line.cells);
+            // A cell with nothing in it is one, too: what stands below it in the next row is its own column's.
+            row.cells.push(line.cells.into_iter().next().unwrap_or_default());
         }
         frame.view.push(row);
+    }
+
+    /// What sort of line an element begins.
+    fn sort_of(&self, name: &str) -> Sort {
+        match name {
+            "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Sort::Heading,
+            "li" => Sort::Item,
+            "dt" => Sort::Term,
+            "dd" => Sort::Definition,
+            "br" if self.open.iter().rev().find(|o| o.flow == Flow::Block).is_some_and(|o| o.name == "li") => {
+                Sort::Inside
+            }
+            _ => Sort::Text,
+        }
     }
 
     fn break_line(&mut self, next: Sort) {
@@ -380,22 +465,14 @@ impl Walk {
 
     fn finish(mut self) -> View {
         while let Some(closed) = self.open.pop() {
-            self.leave(&closed.name);
+            self.leave(&closed);
         }
         self.break_line(Sort::Text);
         let mut view = self.frames.into_iter().next().unwrap_or_default().view;
         view.kind = "text/html";
         view.lost = self.lost;
+        quote::mark(&mut view);
         view
-    }
-}
-
-fn sort_of(name: &str) -> Sort {
-    match name {
-        "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Sort::Heading,
-        "li" => Sort::Item,
-        "dt" => Sort::Term,
-        _ => Sort::Text,
     }
 }
 
@@ -450,14 +527,40 @@ mod tests {
             "<div style='font-size:0'><p>no</p></div>",
             "<div style='visibility:hidden'>no</div>",
             "<p><b style='display:none'>no</p>no</b>",
+            "<p style='color:#fff'>no</p>",
+            "<table bgcolor=#000000><tr><td><font color=black>no</font></td></tr></table>",
+            "<style>@media screen { .h { display: none } }</style><p class=h>no",
             "<template><p>no</p></template>",
             "<img alt='no'>",
         ] {
             assert_eq!(lines(html), Vec::<String>::new(), "{html}");
         }
+        assert_eq!(
+            lines("<p style='background:#333'><a style='color:#fff'>yes</a></p><a href=x>yes</a>"),
+            ["yes", "yes"]
+        );
+        assert_eq!(lines("<style>.b a{color:#fff} a:hover{color:white}</style><p><a>yes</a></p>"), ["yes"]);
         assert_eq!(lines("<td style='font-size:0'><div style='font-size:13px'>yes</div></td>"), ["yes"]);
         assert_eq!(lines("<div style=visibility:hidden>a<b style=visibility:visible>yes</b></div>"), ["yes"]);
         assert_eq!(lines("<ul><li style=display:none>no<li>yes</ul>"), ["yes"]);
+    }
+
+    #[test]
+    fn what_is_seen_otherwise_than_it_stands_is_marked() {
+        for html in ["<s>$50</s>", "$20<sup>50</sup>", "<bdo dir=rtl>02</bdo>", "<svg><text>x</text></svg>"] {
+            assert!(lines(html)[0].contains(ODD), "{html}");
+        }
+        assert_eq!(lines("<b>$20</b><span style='padding-left:9px'>30</span>"), ["$20 30"]);
+        assert_eq!(lines("<span style='display:block'>$20</span><span style='display:block'>30</span>"), ["$20", "30"]);
+        assert_eq!(lines("<div style='display:inline'>$20</div><div style='display:inline'>30</div>"), ["$2030"]);
+    }
+
+    #[test]
+    fn what_stands_first_in_a_line_is_known() {
+        let lead = |html: &str| view(html).lines[0].lead.clone();
+        assert_eq!(lead("<li><strong>Amount</strong> $20</li>").as_deref(), Some("Amount"));
+        assert_eq!(lead("<p><span><b>Amount</b></span><span>$20</span></p>").as_deref(), Some("Amount"));
+        assert_eq!(lead("<p>Amount <b>$20</b></p>"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The spellings of labels: one table, which the configuration may extend.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Field, Labels};
 
@@ -116,7 +116,10 @@ const SPELLINGS: &[(Field, &[&str])] = &[
 ];
 
 /// Labels, ready to be looked up.
-pub(super) struct Table(HashMap<String, Field>);
+pub(super) struct Table {
+    fields: HashMap<String, Field>,
+    configured: HashSet<String>,
+}
 
 impl Table {
     pub(super) fn new(more: &Labels) -> Self {
@@ -124,10 +127,17 @@ impl Table {
         for (field, spellings) in SPELLINGS {
             table.extend(spellings.iter().map(|s| ((*s).to_owned(), *field)));
         }
+        let mut configured = HashSet::new();
         for (field, spellings) in more.by_field() {
             table.extend(spellings.iter().map(|s| (fold(s), field)));
+            configured.extend(spellings.iter().map(|s| fold(s)));
         }
-        Table(table)
+        Table { fields: table, configured }
+    }
+
+    /// Whether the merchant named this label, already folded, in the configuration.
+    pub(super) fn is_configured(&self, label: &str) -> bool {
+        self.configured.contains(label)
     }
 
     /// The field that this text is the label of; nothing else may stand in it.
@@ -136,13 +146,22 @@ impl Table {
         if text.len() > 120 {
             return None;
         }
-        self.0.get(&fold(text)).copied()
+        self.fields.get(&fold(text)).copied()
     }
 }
 
 /// A label for comparing: letters and digits only, in lower case. So spacing, punctuation and emoji do not matter.
 pub(super) fn fold(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// An amount whose label names its currency, `Amount (USD)`: it is said of the value, too.
+pub(super) fn with_currency(field: Field, label: &str, value: &str) -> String {
+    let named = field == Field::Amount && fold(label).contains("usd");
+    if named && !value.contains('$') && !value.contains("USD") {
+        return format!("{value} USD");
+    }
+    value.to_owned()
 }
 
 #[cfg(test)]
@@ -158,5 +177,6 @@ mod tests {
         assert_eq!(table.field("betrag usd"), Some(Field::Amount));
         assert_eq!(table.field("The amount you received"), None);
         assert_eq!(table.field(""), None);
+        assert!(table.is_configured("betragusd") && !table.is_configured("amount"));
     }
 }

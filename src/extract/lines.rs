@@ -2,27 +2,27 @@
 
 use std::collections::HashSet;
 
-use super::labels::Table;
+use super::labels::{self, Table};
 use super::object::{self, Scalar};
 use super::view::{Line, Sort, View};
-use super::{Field, Found, How, links};
+use super::{Field, Found, How, links, values};
 
 /// Everything in a view that stands as a field's value.
 pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
     let mut found = Vec::new();
     let in_objects = objects(view, table, &mut found);
-    let mut lines = view.lines.iter().enumerate().peekable();
-    while let Some((n, line)) = lines.next() {
-        if in_objects.contains(&n) {
+    let mut below_header = 0;
+    for (n, line) in view.lines.iter().enumerate() {
+        let below = view.lines.get(n + 1..).unwrap_or_default();
+        let mut reader = Reader { view, table, line, below, place: n + 1, found: &mut found };
+        reader.links();
+        if in_objects.contains(&n) || n < below_header {
             continue;
         }
-        let below = lines.peek().map(|(_, line)| *line);
-        let mut reader = Reader { view, table, line, place: n + 1, found: &mut found };
-        reader.links();
         if line.cells.len() > 1 {
-            reader.row(below);
+            below_header = n + 1 + reader.row();
         } else {
-            reader.text(below);
+            reader.text();
         }
     }
     found
@@ -32,84 +32,162 @@ struct Reader<'a> {
     view: &'a View,
     table: &'a Table,
     line: &'a Line,
+    /// The lines that follow.
+    below: &'a [Line],
     place: usize,
     found: &'a mut Vec<Found>,
 }
 
 impl Reader<'_> {
-    fn add(&mut self, field: Field, value: &str, how: How, layout: &str) {
+    fn add(&mut self, (field, label): (Field, &str), value: &str, how: How, layout: &str) {
         let place = format!("{} line {}, {layout}", self.view.kind, self.place);
-        self.found.push(Found { field, value: value.to_owned(), place, quoted: self.line.quoted, how });
+        let value = labels::with_currency(field, label, value);
+        self.found.push(Found { field, label: labels::fold(label), value, place, quoted: self.line.quoted, how });
     }
 
     fn links(&mut self) {
         for link in &self.line.links {
             if let Some((chain, hash)) = links::explorer(link) {
-                self.add(Field::Blockchain, chain, How::Link, "a link to an explorer");
-                self.add(Field::Hash, &hash, How::Link, "a link to an explorer");
+                self.add((Field::Blockchain, ""), chain, How::Link, "a link to an explorer");
+                self.add((Field::Hash, ""), &hash, How::Link, "a link to an explorer");
             }
         }
     }
 
-    /// A row: label and value side by side, or labels with a row of values below.
-    fn row(&mut self, below: Option<&Line>) {
+    fn label(&self, text: &str) -> Option<Field> {
+        self.table.field(without_colon(text))
+    }
+
+    /// A row: label and value side by side, or labels with rows of values below. Returns how many such rows there are.
+    fn row(&mut self) -> usize {
         let line = self.line;
-        let labels: Vec<_> = line.cells.iter().map(|c| self.table.field(without_colon(c))).collect();
-        if labels.iter().all(Option::is_some) {
-            let values = below.filter(|b| b.cells.len() == labels.len() && b.quoted == line.quoted);
-            for (field, value) in labels.iter().flatten().zip(values.into_iter().flat_map(|b| &b.cells)) {
-                if self.table.field(without_colon(value)).is_none() {
-                    self.add(*field, value, How::Beside, "below its label");
-                }
+        let labels: Vec<_> = line.cells.iter().map(|c| self.label(c)).collect();
+        let neighbours = labels.windows(2).any(|pair| matches!(pair, [Some(_), Some(_)]));
+        if neighbours {
+            let rows = self.columns(&labels);
+            // `Status | Received`: the second is a label, too, and here the value.
+            if let ([label, value], [Some(Field::Status), _], 0) = (line.cells.as_slice(), labels.as_slice(), rows)
+                && values::status(value).is_ok()
+            {
+                self.add((Field::Status, label), value, How::Beside, "in the next cell");
             }
-            return;
+            return rows;
         }
         let mut cells = line.cells.iter().zip(&labels).peekable();
         while let Some((cell, label)) = cells.next() {
-            match (label, cells.peek()) {
-                (Some(field), Some((value, None)))
-                    if split(value).is_none_or(|(l, _)| self.table.field(l).is_none()) =>
-                {
-                    self.add(*field, value, How::Beside, "in the next cell");
-                    cells.next();
+            let Some(field) = label else {
+                self.pair(cell);
+                continue;
+            };
+            let mut value = Vec::new();
+            while let Some((part, _)) = cells.next_if(|(part, label)| label.is_none() && !self.is_pair(part)) {
+                value.push(part.as_str());
+            }
+            let value = value.join(" ");
+            if !value.trim().is_empty() {
+                self.add((*field, cell), value.trim(), How::Beside, "in the next cell");
+            }
+        }
+        0
+    }
+
+    /// The rows below a row of labels, as far as they have as many cells and no label in them.
+    fn columns(&mut self, labels: &[Option<Field>]) -> usize {
+        let line = self.line;
+        let is_values = |row: &&Line| {
+            row.cells.len() == labels.len()
+                && row.quoted == line.quoted
+                && row.cells.iter().all(|cell| self.label(cell).is_none() && !self.is_pair(cell))
+        };
+        let rows: Vec<&Line> = self.below.iter().take_while(is_values).collect();
+        for row in &rows {
+            for ((field, label), value) in labels.iter().zip(&line.cells).zip(&row.cells) {
+                if let Some(field) = field.filter(|_| !value.is_empty()) {
+                    self.add((field, label), value, How::Beside, "below its label");
                 }
-                (Some(_), _) => {}
-                (None, _) => {
-                    self.pair(cell);
-                }
+            }
+        }
+        rows.len()
+    }
+
+    fn text(&mut self) {
+        let line = self.line;
+        let Some(text) = line.cells.first() else { return };
+        if self.pair(text) || self.led(text) {
+            return;
+        }
+        let Some(field) = self.label(text) else { return };
+        let values = self.values_below();
+        if values.is_empty() && line.sort == Sort::Item && text.ends_with([':', '：']) {
+            return self.add((field, text), "", How::Empty, "behind its label");
+        }
+        for value in values {
+            if value.len() < 500 && self.label(&value).is_none() && !self.is_pair(&value) {
+                self.add((field, text), &value, How::Below, "below its label");
             }
         }
     }
 
-    fn text(&mut self, below: Option<&Line>) {
-        let line = self.line;
-        let Some(text) = line.cells.first() else { return };
-        if self.pair(text) {
-            return;
-        }
-        let Some(field) = self.table.field(without_colon(text)) else { return };
-        // A list item stands for itself: with nothing behind its label, the field is not there.
-        let item = line.sort == Sort::Item;
-        let Some(value) = below.filter(|b| !item && b.quoted == line.quoted && b.cells.len() == 1) else { return };
-        let value = value.text();
-        if value.len() < 500 && self.table.field(without_colon(&value)).is_none() && !self.is_pair(&value) {
-            self.add(field, &value, How::Below, "below its label");
-        }
+    /// What may be the value of a label that stands alone.
+    fn values_below(&self) -> Vec<String> {
+        let may_be = |below: &&Line| below.quoted == self.line.quoted && below.cells.len() == 1;
+        let next = self.below.first().filter(may_be);
+        let below: Vec<&Line> = match self.line.sort {
+            // A list item stands for itself: with nothing behind its label, the field is not there.
+            Sort::Item | Sort::Inside => next.filter(|b| b.sort == Sort::Inside).into_iter().collect(),
+            // A term may have several definitions.
+            Sort::Term if next.is_some_and(|b| b.sort == Sort::Definition) => {
+                let definitions = self.below.iter().filter(may_be);
+                definitions.take_while(|b| matches!(b.sort, Sort::Definition)).collect()
+            }
+            _ => next.into_iter().collect(),
+        };
+        below.into_iter().map(Line::text).collect()
     }
 
     /// `Label: value` on one line.
     fn pair(&mut self, text: &str) -> bool {
-        let Some((label, value)) = split(text) else { return false };
+        let Some((label, value)) = self.split(text) else { return false };
         let Some(field) = self.table.field(label) else { return false };
         if value.is_empty() {
             return false;
         }
-        self.add(field, value, How::Beside, "behind its label");
+        let value = if field == Field::Amount { self.whole(value) } else { value.to_owned() };
+        self.add((field, label), &value, How::Beside, "behind its label");
+        true
+    }
+
+    /// An amount with what goes on in the next line, if that is a number: nobody can say where it ends.
+    fn whole(&self, value: &str) -> String {
+        let next = self.below.first().filter(|b| b.quoted == self.line.quoted && b.cells.len() == 1);
+        let next = next.map(Line::text).unwrap_or_default();
+        let number = next.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | ','))
+            && next.len() <= 40
+            && next.contains(|c: char| c.is_ascii_digit())
+            && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'));
+        if number { format!("{value} {next}") } else { value.to_owned() }
+    }
+
+    /// A label in letters of its own, and the value behind it: `<b>Amount</b> $20`.
+    fn led(&mut self, text: &str) -> bool {
+        let Some(lead) = self.line.lead.as_deref() else { return false };
+        let Some(field) = self.label(lead) else { return false };
+        let Some(value) = text.strip_prefix(lead).map(bare).filter(|value| !value.is_empty()) else { return false };
+        self.add((field, lead), value, How::Below, "behind its label");
         true
     }
 
     fn is_pair(&self, text: &str) -> bool {
-        split(text).is_some_and(|(label, _)| self.table.field(label).is_some())
+        self.split(text).is_some_and(|(label, _)| self.table.field(label).is_some())
+    }
+
+    /// Label and value: around the first colon, or else around a dash or an arrow that stands alone.
+    fn split<'t>(&self, text: &'t str) -> Option<(&'t str, &'t str)> {
+        let dashed = || {
+            let marks = [" - ", " – ", " — ", " → ", " -> "];
+            marks.iter().find_map(|mark| text.split_once(mark)).map(|(label, value)| (label, bare(value)))
+        };
+        split(text).filter(|(label, _)| self.table.field(label).is_some()).or_else(dashed)
     }
 }
 
@@ -118,6 +196,8 @@ fn split(text: &str) -> Option<(&str, &str)> {
     let (at, mark) = text.char_indices().find(|(_, c)| matches!(c, ':' | '：' | '='))?;
     let (label, value) = text.split_at(at);
     let value = value.get(mark.len_utf8()..).unwrap_or_default();
+    // `=>` is one mark.
+    let value = if mark == '=' { value.strip_prefix('>').unwrap_or(value) } else { value };
     Some((label, bare(value)))
 }
 
@@ -130,8 +210,8 @@ fn bare(text: &str) -> &str {
     let mut text = text.trim();
     // `*Amount:* $20` leaves the star that closes the label.
     text = text.trim_start_matches("** ").trim_start_matches("* ").trim();
-    for mark in ["**", "*", "`", "_"] {
-        if let Some(inner) = text.strip_prefix(mark).and_then(|t| t.strip_suffix(mark)) {
+    for (open, close) in [("**", "**"), ("*", "*"), ("`", "`"), ("_", "_"), ("\"", "\""), ("'", "'"), ("“", "”")] {
+        if let Some(inner) = text.strip_prefix(open).and_then(|t| t.strip_suffix(close)) {
             text = inner.trim();
         }
     }
@@ -154,7 +234,8 @@ fn objects(view: &View, table: &Table, found: &mut Vec<Found>) -> HashSet<usize>
                     continue;
                 }
                 let place = format!("{} object {}, key {}", view.kind, n + 1, crate::model::printable(&pair.key, 40));
-                found.push(Found { field, value, place, quoted, how: How::Key });
+                let value = labels::with_currency(field, &pair.key, &value);
+                found.push(Found { field, label: labels::fold(&pair.key), value, place, quoted, how: How::Key });
             }
             if known > 0 {
                 let mut start = 0;

@@ -4,13 +4,8 @@ use mail_parser::{Message, MessageParser, MimeHeaders, PartType};
 
 use super::text::Flowed;
 use super::view::View;
-use super::{html, text};
+use super::{bounds, html, text};
 use crate::model::{Reason, ReasonCode};
-
-/// The most parts and header lines that a mail may have, and the longest text of one part, in bytes.
-const PARTS: usize = 200;
-const HEADERS: usize = 1_000;
-const TEXT: usize = 4 << 20;
 
 /// What is shown of a mail.
 pub(super) struct Shown {
@@ -20,42 +15,27 @@ pub(super) struct Shown {
 
 /// Takes a mail apart; pure, bounded in time and memory by its size.
 pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
-    bounds(mail)?;
+    bounds::before(mail)?;
     let malformed = |words: &str| Reason::new(ReasonCode::Malformed, words);
     let message = MessageParser::default().parse(mail).ok_or_else(|| malformed("there is no mail in it"))?;
     // Any bytes parse as a mail; one that has none of these is none (RFC 5322, 3.6).
     if !["From", "Date", "Subject", "To", "Message-ID"].iter().any(|name| message.header_raw(*name).is_some()) {
         return Err(malformed("it has no header of a mail"));
     }
-    if message.parts.len() > PARTS {
-        return Err(Reason::new(ReasonCode::TooLarge, format!("it has more than {PARTS} parts")));
-    }
+    bounds::after(&message)?;
     let root = message.parts.first();
     let announced =
         root.and_then(MimeHeaders::content_type).is_some_and(|t| t.ctype().eq_ignore_ascii_case("multipart"));
     if announced && !root.is_some_and(|part| matches!(part.body, PartType::Multipart(_))) {
         return Err(malformed("it announces parts, and they cannot be told apart"));
     }
-    let views = views(&message)?;
-    Ok(Shown { subject: message.subject().map(super::view::tidy), views })
+    // Of two Subjects each program shows another.
+    let subjects = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("subject")).count();
+    let subject = message.subject().filter(|_| subjects == 1).map(super::view::tidy);
+    Ok(Shown { subject, views: views(&message) })
 }
 
-/// Refuses, before anything is parsed, what costs more than it can be worth.
-fn bounds(mail: &[u8]) -> Result<(), Reason> {
-    let too_large = |words: String| Err(Reason::new(ReasonCode::TooLarge, words));
-    let end = mail.windows(2).position(|w| w == b"\n\n" || w == b"\n\r").unwrap_or(mail.len());
-    let lines = mail.get(..end).unwrap_or_default().iter().filter(|b| **b == b'\n').count();
-    if lines > HEADERS {
-        return too_large(format!("its header has more than {HEADERS} lines"));
-    }
-    let boundaries = mail.windows(3).filter(|w| *w == b"\n--").count();
-    if boundaries > 4 * PARTS {
-        return too_large(format!("it has more than {PARTS} parts"));
-    }
-    Ok(())
-}
-
-fn views(message: &Message<'_>) -> Result<Vec<View>, Reason> {
+fn views(message: &Message<'_>) -> Vec<View> {
     let mut views = Vec::new();
     for part in &message.parts {
         // What is attached is not what the mail says.
@@ -65,26 +45,19 @@ fn views(message: &Message<'_>) -> Result<Vec<View>, Reason> {
             continue;
         }
         match &part.body {
-            PartType::Text(content) => {
-                bound(content)?;
-                views.push(text::view(content, flowed(part)));
-            }
-            PartType::Html(content) => {
-                bound(content)?;
-                views.push(html::view(content));
-            }
+            PartType::Text(content) if is_plain(part) => views.push(text::view(content, flowed(part))),
+            PartType::Html(content) => views.push(html::view(content)),
             // A mail inside the mail is somebody else's.
             _ => {}
         }
     }
-    Ok(views)
+    views
 }
 
-fn bound(content: &str) -> Result<(), Reason> {
-    if content.len() > TEXT {
-        return Err(Reason::new(ReasonCode::TooLarge, format!("a part has more than {TEXT} bytes of text")));
-    }
-    Ok(())
+/// Whether a text is shown as it is: other sorts (`text/x-amp-html`, `text/calendar`) are shown in ways of their own, if at
+/// all.
+fn is_plain(part: &mail_parser::MessagePart<'_>) -> bool {
+    part.content_type().and_then(|t| t.subtype()).is_none_or(|subtype| subtype.eq_ignore_ascii_case("plain"))
 }
 
 fn flowed(part: &mail_parser::MessagePart<'_>) -> Option<Flowed> {

@@ -8,12 +8,14 @@
 
 mod about;
 mod agree;
+mod bounds;
 mod html;
 mod labels;
 mod lines;
 mod links;
 mod mime;
 mod object;
+mod quote;
 mod text;
 mod times;
 mod values;
@@ -165,6 +167,8 @@ impl Field {
 #[derive(Debug, Clone)]
 struct Found {
     field: Field,
+    /// Its label, folded; nothing for a link's.
+    label: String,
     value: String,
     place: String,
     /// In quoted or forwarded text.
@@ -183,6 +187,8 @@ enum How {
     Key,
     /// In a link.
     Link,
+    /// There is none: nothing stands behind its label.
+    Empty,
 }
 
 /// Reads mails. Made once, for many.
@@ -219,19 +225,22 @@ impl Reader {
     /// Is it a payment, and is all that it takes there?
     fn judge(&self, shown: &Shown, vouched: Vouched, notes: &mut Vec<Note>) -> Said {
         let found: Vec<Found> = shown.views.iter().flat_map(|view| lines::found(view, &self.table)).collect();
-        let mut agreement = Agreement::new(&found, notes);
-        let fields = agreement.fields();
-        let trouble = agreement.trouble;
         let subject = shown.subject.clone().filter(|_| vouched.subject);
         let titles: Vec<String> = subject.into_iter().chain(shown.views.iter().flat_map(about::headings)).collect();
         let phrases: Vec<(Phrase, &String)> = titles.iter().filter_map(|t| Some((about::phrase(t)?, t))).collect();
+        let mut agreement = Agreement::new(&found, notes);
+        let fields = agreement.fields();
+        agreement.sessions_are_out_of_place(&self.table);
+        let speaking: Vec<&String> = phrases.iter().map(|(_, title)| *title).collect();
+        agreement.titles(&speaking, fields.amount.as_ref());
+        let trouble = agreement.trouble;
         if !agree::are_of_a_payment(&found)
             && let Some(said) = not_a_payment(shown, &found, &titles, &phrases)
         {
             return said;
         }
-        if shown.views.iter().any(|view| view.lost) {
-            return doubtful("it is nested too deeply to know what of it can be seen");
+        if let Some(words) = shown.views.iter().find_map(|view| view.lost) {
+            return doubtful(words);
         }
         if let Some(reason) = trouble {
             return Said::Doubtful(reason);
@@ -273,7 +282,14 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
 fn status(fields: &Fields, phrases: &[(Phrase, &String)]) -> Result<Status, Reason> {
     let mut agreed = fields.status.map(|status| (status, "the status field".to_owned()));
     for (phrase, title) in phrases {
-        let Phrase::Says(status) = phrase else { continue };
+        let status = match phrase {
+            Phrase::Says(status) => status,
+            Phrase::Unclear => continue,
+            Phrase::Denies => {
+                let words = format!("status: {title:?} says of a payment that it is not what it should be");
+                return Err(Reason::new(ReasonCode::Unreadable, words));
+            }
+        };
         match &agreed {
             None => agreed = Some((*status, format!("{title:?}"))),
             Some((known, _)) if known == status => {}

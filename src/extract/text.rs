@@ -1,5 +1,6 @@
 //! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
 
+use super::quote;
 use super::view::{Line, Sort, View};
 
 /// Renders plain text.
@@ -13,14 +14,13 @@ pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
         }
         None => text,
     };
-    let mut forwarded = false;
     for line in text.lines() {
         let bare = line.trim_start();
-        forwarded |= begins_a_quote(bare);
-        let quoted = forwarded || bare.starts_with('>');
-        let sort = if bare.starts_with(['-', '*', '•']) { Sort::Item } else { Sort::Text };
-        view.push(Line { cells: cells(line), links: links(line), quoted, sort });
+        let quoted = bare.starts_with('>');
+        let sort = if bare.starts_with(['-', '*', '•', '·', '◦', '‣']) { Sort::Item } else { Sort::Text };
+        view.push(Line { cells: cells(line), links: links(line), quoted, sort, lead: None });
     }
+    quote::mark(&mut view);
     view
 }
 
@@ -50,34 +50,29 @@ fn unflow(text: &str, how: Flowed) -> String {
     out
 }
 
-/// A table in plain text: cells between bars or tabs.
+/// A table in plain text: cells between bars or tabs, or set apart by more than one space.
 fn cells(line: &str) -> Vec<String> {
     let line = line.trim();
-    let separator = if line.contains('\t') { '\t' } else { '|' };
-    if separator == '|' && !(line.starts_with('|') || line.contains(" | ")) {
-        return vec![line.to_owned()];
+    let apart = |separator: &str| {
+        let cells = line.split(separator).map(|cell| cell.trim().to_owned());
+        cells.filter(|cell| !cell.is_empty()).collect()
+    };
+    if line.contains('\t') {
+        return apart("\t");
     }
-    line.trim_matches(separator)
-        .split(separator)
-        .map(|cell| cell.trim().to_owned())
-        .filter(|cell| !cell.is_empty())
-        .collect()
+    if line.starts_with('|') || line.contains(" | ") {
+        // A cell with nothing in it is one, too: the row below has the same columns.
+        return line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    }
+    match line.split_once("  ") {
+        Some((first, _)) if !first.contains([':', '=', '：']) => apart("  "),
+        _ => vec![line.to_owned()],
+    }
 }
 
 fn links(line: &str) -> Vec<String> {
     let words = line.split(|c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '"'));
     words.filter(|w| w.starts_with("https://") || w.starts_with("http://")).map(str::to_owned).collect()
-}
-
-/// The line above what somebody else wrote.
-fn begins_a_quote(line: &str) -> bool {
-    let dashes = line.trim_start_matches(['-', '_', '=', ' ']);
-    let marked = dashes.len() < line.len()
-        && ["original message", "forwarded message", "original appointment"]
-            .iter()
-            .any(|m| dashes.to_ascii_lowercase().starts_with(m));
-    let wrote = line.len() < 300 && line.starts_with("On ") && line.trim_end().ends_with("wrote:");
-    marked || wrote || line.to_ascii_lowercase().starts_with("begin forwarded message")
 }
 
 #[cfg(test)]
@@ -106,6 +101,9 @@ mod tests {
     #[test]
     fn bars_and_tabs_make_cells() {
         assert_eq!(lines("| Amount | $20 |", None)[0].0, "Amount|$20");
+        assert_eq!(lines("| Amount | | Token |", None)[0].0, "Amount||Token");
         assert_eq!(lines("Amount\t$20", None)[0].0, "Amount|$20");
+        assert_eq!(lines("Amount      $20", None)[0].0, "Amount|$20");
+        assert_eq!(lines("Amount:     $20", None)[0].0, "Amount: $20");
     }
 }

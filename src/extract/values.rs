@@ -55,11 +55,37 @@ pub(super) fn amount(text: &str) -> Doubt<Amount> {
     let currency = match (before.is_some() || after.is_some_and(is_dollar), after) {
         (true, Some(other)) if !is_dollar(other) => return doubt("it names two currencies"),
         (true, _) => Some("USD".to_owned()),
-        (false, Some(token)) if KNOWN_TOKENS.contains(&token) => Some(token.to_owned()),
+        // One that is not known may be the token's; whether it is, the token's own field says.
+        (false, Some(token)) if is_known_token(token) || is_symbol(token) => Some(token.to_owned()),
         (false, Some(_)) => return doubt("it names a currency that is not known"),
         (false, None) => None,
     };
     Ok(Amount { digits, currency })
+}
+
+/// Whether Resmic names this token.
+pub(super) fn is_known_token(symbol: &str) -> bool {
+    KNOWN_TOKENS.contains(&symbol)
+}
+
+/// Capitals and digits, and no country's money (ISO 4217).
+fn is_symbol(word: &str) -> bool {
+    const MONEY: [&str; 30] = [
+        "EUR", "GBP", "JPY", "CNY", "INR", "CHF", "CAD", "AUD", "NZD", "SEK", "NOK", "DKK", "PLN", "CZK", "HUF", "RON",
+        "TRY", "RUB", "UAH", "BRL", "MXN", "ARS", "ZAR", "KRW", "SGD", "HKD", "THB", "IDR", "AED", "ILS",
+    ];
+    word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()) && !MONEY.contains(&word)
+}
+
+static DOLLARS: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?:US\$|\$|\bUSD) ?([0-9][0-9.,]*)|\b([0-9][0-9.,]*) ?(?:USD\b|US\$|\$)").ok());
+
+/// The dollars that a sentence names, as digits; what is no plain amount is left out.
+pub(super) fn dollars(text: &str) -> Vec<String> {
+    let Some(pattern) = DOLLARS.as_ref() else { return Vec::new() };
+    let said = pattern.captures_iter(text).filter_map(|found| found.get(1).or_else(|| found.get(2)));
+    let plain = said.filter_map(|m| amount(&format!("${}", m.as_str().trim_end_matches(['.', ',']))).ok());
+    plain.map(|amount| amount.digits).collect()
 }
 
 fn is_dollar(word: &str) -> bool {
@@ -97,6 +123,9 @@ pub(super) fn session_id(text: &str) -> Doubt<String> {
 pub(super) fn blockchain(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
+    if is_known_token(text) && !model::KNOWN_CHAINS.contains(&text) {
+        return Err(format!("{text:?} is a token's symbol and no chain's name"));
+    }
     if fits && text.len() <= 40 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Ok(model::spell_chain(text))
     } else {
@@ -108,6 +137,9 @@ pub(super) fn blockchain(text: &str) -> Doubt<String> {
 pub(super) fn token(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+'));
+    if model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) {
+        return Err(format!("{text:?} is a chain's name and no token's symbol"));
+    }
     if fits && text.len() <= 20 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Ok(text.to_owned())
     } else {
@@ -235,6 +267,7 @@ mod tests {
         assert_eq!(read("$1,250"), Some(("1250".into(), usd)));
         assert_eq!(read("1,250.50"), Some(("1250.50".into(), None)));
         assert_eq!(read("20.00 DAI"), Some(("20.00".into(), Some("DAI".into()))));
+        assert_eq!(read("20.00 PEPE"), Some(("20.00".into(), Some("PEPE".into()))));
         for doubtful in [
             "1.250,50",
             "1e-7",
@@ -264,6 +297,19 @@ mod tests {
         ] {
             assert_eq!(read(doubtful), None, "{doubtful}");
         }
+    }
+
+    #[test]
+    fn a_sentence_names_its_dollars() {
+        assert_eq!(dollars("Paymet received $1,250.50 (via Resmic)"), ["1250.50"]);
+        assert_eq!(dollars("Payment of 20 USD received. $20."), ["20", "20"]);
+        assert_eq!(dollars("Payment received"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn chains_and_tokens_are_not_taken_for_one_another() {
+        assert!(blockchain("ETH").is_err() && blockchain("Avalanche").is_ok());
+        assert!(token("Ethereum").is_err() && token("usdc").is_ok() && token("BNB").is_ok());
     }
 
     #[test]

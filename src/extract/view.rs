@@ -7,9 +7,12 @@ pub struct View {
     pub kind: &'static str,
     /// From the top.
     pub lines: Vec<Line>,
-    /// Something stood too deep to know whether it is seen.
-    pub lost: bool,
+    /// Why it is not known what of it a person sees.
+    pub lost: Option<&'static str>,
 }
+
+/// Stands where a person sees something else than the text says: struck out, raised, turned round. No value has it.
+pub(super) const ODD: char = '\u{fffd}';
 
 /// A line, or what HTML lays out as one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +25,8 @@ pub struct Line {
     pub quoted: bool,
     /// What sort of line.
     pub sort: Sort,
+    /// What stands first in it in letters of its own: bold, or in an element.
+    pub lead: Option<String>,
 }
 
 /// What sort of line it is.
@@ -34,8 +39,12 @@ pub enum Sort {
     Heading,
     /// A list item: what follows it does not belong to it.
     Item,
-    /// A term of a definition list: its definition follows.
+    /// A further line of a list item.
+    Inside,
+    /// A term of a definition list: its definitions follow.
     Term,
+    /// A definition.
+    Definition,
     /// A row of a table.
     Row,
 }
@@ -54,6 +63,7 @@ impl View {
         for cell in &mut line.cells {
             *cell = tidy(cell);
         }
+        line.lead = line.lead.map(|lead| tidy(&lead));
         if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
             self.lines.push(line);
         }
@@ -66,7 +76,8 @@ pub(super) fn tidy(text: &str) -> String {
     for c in text.chars() {
         match c {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
-            '\u{200b}'..='\u{200d}' | '\u{2060}' | '\u{feff}' | '\u{ad}' | '\u{34f}' => {}
+            // The left-to-right mark stands in dates that JavaScript wrote and turns nothing round.
+            '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}' => {}
             c if c.is_whitespace() || c == '\u{2800}' => {
                 if !out.is_empty() && !out.ends_with(' ') {
                     out.push(' ');

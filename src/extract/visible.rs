@@ -9,10 +9,88 @@ use html5ever::Attribute;
 pub(super) struct Look {
     /// Not there at all, nor anything inside.
     pub(super) gone: bool,
+    /// Seen, and not as it stands in the text: struck through, turned round, put elsewhere.
+    pub(super) odd: bool,
     /// `visibility`, which an inner element may turn back.
     pub(super) visibility: Option<bool>,
     /// Whether the letters have a size, which an inner element may change.
     pub(super) sized: Option<bool>,
+    /// How it stands among its neighbours, where that is not as its name says.
+    pub(super) display: Option<Display>,
+    /// It has room around it: what it says does not touch what its neighbours say.
+    pub(super) apart: bool,
+    /// The letters' colour and what is behind them.
+    pub(super) colour: Option<Colour>,
+    pub(super) background: Option<Colour>,
+}
+
+/// How an element stands among its neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Display {
+    /// In the line.
+    Inline,
+    /// In the line, with an edge of its own.
+    Apart,
+    /// On lines of its own.
+    Block,
+}
+
+/// A colour, 0xRRGGBB; what is not plainly one, an image for instance, is unknown and equal to nothing.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Colour {
+    Known(u32),
+    Unknown,
+}
+
+impl PartialEq for Colour {
+    fn eq(&self, other: &Self) -> bool {
+        matches!((self, other), (Colour::Known(a), Colour::Known(b)) if a == b)
+    }
+}
+
+impl Eq for Colour {}
+
+impl Colour {
+    pub(super) const BLACK: Colour = Colour::Known(0);
+    pub(super) const WHITE: Colour = Colour::Known(0x00ff_ffff);
+
+    /// `#fff`, `#ffffff`, `white`, `black`, `rgb(1, 2, 3)`.
+    pub(super) fn of(text: &str) -> Colour {
+        let text = text.trim();
+        let number = |digits: &str| u32::from_str_radix(digits, 16).ok();
+        let known = match text.strip_prefix('#') {
+            Some(short) if short.len() == 3 => number(&short.chars().flat_map(|c| [c, c]).collect::<String>()),
+            Some(long) if long.len() == 6 => number(long),
+            Some(_) => None,
+            None if text == "white" => Some(0x00ff_ffff),
+            None if text == "black" => Some(0),
+            None => text.strip_prefix("rgb(").and_then(|t| t.strip_suffix(')')).and_then(|inner| {
+                let parts: Option<Vec<u32>> =
+                    inner.split([',', ' ']).filter(|p| !p.is_empty()).map(|p| p.parse().ok()).collect();
+                parts.filter(|p| p.len() == 3).map(|p| p.iter().fold(0, |all, part| all << 8 | (*part).min(255)))
+            }),
+        };
+        known.map_or(Colour::Unknown, Colour::Known)
+    }
+
+    /// Nothing of it is seen: `transparent`, or with nothing as its fourth part.
+    fn is_clear(text: &str) -> bool {
+        let hex = text.strip_prefix('#').unwrap_or_default();
+        let part = text.trim_end_matches(')').rsplit([',', '/']).next().unwrap_or_default().trim();
+        text == "transparent"
+            || (hex.len() == 4 && hex.ends_with('0'))
+            || (hex.len() == 8 && hex.ends_with("00"))
+            || ((text.starts_with("rgba(") || text.starts_with("hsla(") || text.contains('/'))
+                && part.trim_end_matches('%').parse::<f32>().is_ok_and(|alpha| alpha < 0.05))
+    }
+}
+
+/// What several declarations hide only together.
+#[derive(Default)]
+struct Together {
+    flat: bool,
+    clipped: bool,
+    outside: bool,
 }
 
 impl Look {
@@ -20,47 +98,86 @@ impl Look {
     /// thing twice to hide it from one of us is not to be trusted with a value.
     pub(super) fn of(declarations: &str) -> Look {
         let mut look = Look::default();
-        // An escape or a comment inside a style is there to be overlooked.
+        // An escape inside a style is there to be overlooked.
         if declarations.contains('\\') {
             return Look { gone: true, ..look };
         }
         let plain = without_comments(declarations).to_ascii_lowercase();
-        let (mut flat, mut clipped, mut outside, mut absolute) = (false, false, false, false);
+        let mut together = Together::default();
         for (name, value) in plain.split(';').filter_map(|d| d.split_once(':')) {
             let value = value.replace("!important", "");
-            let (name, value) = (name.trim(), value.trim());
-            match name {
-                "display" if value == "none" => look.gone = true,
-                "visibility" => look.visibility = Some(!matches!(value, "hidden" | "collapse")),
-                "opacity" if is_zero(value) => look.gone = true,
-                "font-size" => look.sized = Some(!is_zero(value)),
-                "font" if value.split([' ', '/']).any(|w| w.ends_with("px") && is_zero(w)) => look.sized = Some(false),
-                "mso-hide" if value == "all" => look.gone = true,
-                "color" if value == "transparent" => look.gone = true,
-                "max-height" | "height" | "max-width" | "width" if is_zero(value) => flat = true,
-                "overflow" | "overflow-x" | "overflow-y" if value == "hidden" => clipped = true,
-                "text-indent" | "left" | "top" | "right" | "bottom" | "margin-left" | "margin-top"
-                    if is_far_negative(value) =>
-                {
-                    outside = true;
-                }
-                "position" if matches!(value, "absolute" | "fixed") => absolute = true,
-                "clip" if value.contains("rect(0") => look.gone = true,
-                "clip-path" if value.contains("100%") => look.gone = true,
-                "transform" if value.contains("scale(0") => look.gone = true,
-                _ => {}
-            }
+            look.declare(name.trim(), value.trim(), &mut together);
         }
-        look.gone |= (flat && clipped) || outside || (absolute && flat);
+        look.gone |= (together.flat && together.clipped) || together.outside;
         look
+    }
+
+    fn declare(&mut self, name: &str, value: &str, together: &mut Together) {
+        match name {
+            "display" => match value {
+                "none" => self.gone = true,
+                "inline" | "contents" => self.display = Some(Display::Inline),
+                "block" | "flex" | "grid" | "table" | "list-item" | "flow-root" | "table-row" => {
+                    self.display = Some(Display::Block);
+                }
+                _ => self.display = Some(Display::Apart),
+            },
+            "visibility" => self.visibility = Some(!matches!(value, "hidden" | "collapse")),
+            "content-visibility" if value == "hidden" => self.gone = true,
+            "opacity" | "zoom" if is_zero(value) => self.gone = true,
+            "filter" if value.contains("opacity(0") => self.gone = true,
+            "font-size" => self.sized = Some(!is_zero(value)),
+            "font" if value.split([' ', '/']).any(is_zero) => self.sized = Some(false),
+            "mso-hide" if value == "all" => self.gone = true,
+            "color" | "-webkit-text-fill-color" if Colour::is_clear(value) => self.gone = true,
+            "color" => self.colour = Some(Colour::of(value)),
+            "background" | "background-color" if Colour::is_clear(value) || value == "none" => {}
+            "background" | "background-color" => self.background = Some(Colour::of(value)),
+            "background-image" if value != "none" => self.background = Some(Colour::Unknown),
+            "max-height" | "height" | "max-width" | "width" if is_zero(value) || value == "1px" => together.flat = true,
+            "overflow" | "overflow-x" | "overflow-y" if matches!(value, "hidden" | "clip") => together.clipped = true,
+            "text-indent" | "left" | "top" | "right" | "bottom" | "margin-left" | "margin-top" | "margin"
+                if is_far_negative(value) =>
+            {
+                together.outside = true;
+            }
+            "clip" if value != "auto" => self.gone = true,
+            "clip-path" | "mask" if value != "none" => self.gone = true,
+            "transform" if value.contains("scale(0") || value.contains("scale(-0") => self.gone = true,
+            "transform" | "rotate" | "scale" | "translate" if value != "none" => self.odd = true,
+            "position" if matches!(value, "absolute" | "fixed") => self.odd = true,
+            "text-decoration" | "text-decoration-line" if value.contains("line-through") => self.odd = true,
+            "unicode-bidi" if value.contains("override") => self.odd = true,
+            "vertical-align" if matches!(value, "super" | "sub") => self.odd = true,
+            "float" if value != "none" => self.apart = true,
+            "margin" | "margin-left" | "margin-right" | "padding" | "padding-left" | "padding-right"
+            | "letter-spacing"
+                if !value.split_whitespace().all(is_zero) =>
+            {
+                self.apart = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// Of a rule that holds for some of the elements it is remembered for: its colours are not to be relied upon.
+    fn sometimes(self) -> Look {
+        let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
+        let (colour, background) = (unknown(self.colour), unknown(self.background));
+        Look { display: None, apart: false, odd: false, colour, background, ..self }
     }
 
     /// Both together.
     pub(super) fn and(self, other: Look) -> Look {
         Look {
             gone: self.gone || other.gone,
+            odd: self.odd || other.odd,
             visibility: other.visibility.or(self.visibility),
             sized: other.sized.or(self.sized),
+            display: other.display.or(self.display),
+            apart: self.apart || other.apart,
+            colour: other.colour.or(self.colour),
+            background: other.background.or(self.background),
         }
     }
 }
@@ -100,7 +217,7 @@ pub(super) struct Sheet(HashMap<String, Look>);
 const RULES: usize = 2_000;
 
 impl Sheet {
-    /// Reads one `<style>` element. Rules inside `@media` and the like do not count: they are for some screens only.
+    /// Reads one `<style>` element. Rules inside `@media` and the like do not count, unless they are for every screen.
     pub(super) fn read(&mut self, css: &str) {
         let css = without_comments(css);
         let mut rest = css.as_str();
@@ -108,8 +225,8 @@ impl Sheet {
             let (selectors, body) = rest.split_at(open);
             let body = body.get(1..).unwrap_or_default();
             let selectors = selectors.rsplit(['}', ';']).next().unwrap_or(selectors);
-            if selectors.trim_start().starts_with('@') {
-                rest = after_block(body);
+            if let Some(at) = selectors.trim_start().strip_prefix('@') {
+                rest = if is_for_all(at) { body } else { after_block(body) };
                 continue;
             }
             let (declarations, after) = body.split_once('}').unwrap_or((body, ""));
@@ -127,6 +244,8 @@ impl Sheet {
             let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
             let start = last.rfind(['.', '#']).unwrap_or(0);
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
+            let plain = selector.trim() == last && !last.contains([':', '[']);
+            let look = if plain { look } else { look.sometimes() };
             if !name.is_empty() && self.0.len() < RULES {
                 let known = self.0.entry(name.to_ascii_lowercase()).or_default();
                 *known = known.and(look);
@@ -152,11 +271,20 @@ impl Sheet {
                 "id" if !self.0.is_empty() => look = look.and(rule(&format!("#{}", attribute.value))),
                 "style" => inline = Look::of(&attribute.value),
                 "hidden" => look.gone = true,
+                "bgcolor" => look.background = Some(Colour::of(&attribute.value.to_ascii_lowercase())),
+                "background" => look.background = Some(Colour::Unknown),
+                "color" if tag == "font" => look.colour = Some(Colour::of(&attribute.value.to_ascii_lowercase())),
                 _ => {}
             }
         }
         look.and(inline)
     }
+}
+
+/// `@media screen` and the like: conditions that every screen meets.
+fn is_for_all(rule: &str) -> bool {
+    let words = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
+    matches!(words.as_str(), "media" | "media all" | "media screen" | "media only screen")
 }
 
 /// What stands behind a block whose opening brace was just passed.
@@ -191,6 +319,10 @@ mod tests {
             "text-indent:-9999px",
             "position:absolute;left:-5000px",
             "dis\\70lay:none",
+            "color:#ffffff00",
+            "color: rgba(0, 0, 0, 0)",
+            "clip:rect(0,0,0,0)",
+            "width:1px;overflow:hidden",
         ] {
             assert!(Look::of(style).gone, "{style}");
         }
@@ -199,6 +331,27 @@ mod tests {
         }
         assert_eq!(Look::of("font-size:0px").sized, Some(false));
         assert_eq!(Look::of("font-size:14px").sized, Some(true));
+        assert_eq!(Look::of("font:0/0 a").sized, Some(false));
+        assert_eq!(Look::of("font:400 13px/1.5 Arial").sized, None);
+    }
+
+    #[test]
+    fn what_is_seen_otherwise_than_it_stands_is_odd() {
+        for style in ["text-decoration:line-through", "transform:rotate(180deg)", "position:absolute;top:3px"] {
+            assert!(Look::of(style).odd && !Look::of(style).gone, "{style}");
+        }
+        assert!(!Look::of("text-decoration:none;transform:none;position:relative").odd);
+        assert!(Look::of("padding-left:4px").apart && Look::of("padding:0 4px").apart && !Look::of("padding:0").apart);
+        assert_eq!(Look::of("display:inline-block").display, Some(Display::Apart));
+        assert_eq!(Look::of("display:block;margin:3px").display, Some(Display::Block));
+    }
+
+    #[test]
+    fn colours_are_compared_and_unknown_ones_are_equal_to_nothing() {
+        assert_eq!(Colour::of("#fff"), Colour::WHITE);
+        assert_eq!(Colour::of("rgb(255, 255, 255)"), Colour::WHITE);
+        assert_eq!(Colour::of("white"), Colour::of("#ffffff"));
+        assert_ne!(Colour::of("url(x.png)"), Colour::of("url(x.png)"));
     }
 
     #[test]

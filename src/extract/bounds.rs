@@ -1,0 +1,102 @@
+//! How much of a mail is read. What costs more than it can be worth is refused, before it is taken apart where that is
+//! possible, in words that say what there was too much of.
+
+use mail_parser::{Message, PartType};
+
+use crate::model::{Reason, ReasonCode};
+
+/// The lines of a mail's header.
+const HEADER_LINES: usize = 1_000;
+/// The parts of a mail.
+const PARTS: usize = 200;
+/// How deep parts may stand in one another.
+const DEPTH: usize = 20;
+/// The text of all parts that are shown, in bytes.
+const TEXT: usize = 4 << 20;
+
+fn too_large(words: String) -> Reason {
+    Reason::new(ReasonCode::TooLarge, words)
+}
+
+/// Before it is taken apart: parsers compare each line with each boundary that is open.
+pub(super) fn before(mail: &[u8]) -> Result<(), Reason> {
+    let end = mail.windows(2).position(|w| w == b"\n\n" || w == b"\n\r").unwrap_or(mail.len());
+    let lines = mail.get(..end).unwrap_or_default().iter().filter(|b| **b == b'\n').count();
+    if lines > HEADER_LINES {
+        return Err(too_large(format!("its header has more than {HEADER_LINES} lines")));
+    }
+    if count(mail, b"boundary=") > 4 * DEPTH {
+        return Err(too_large(format!("its parts stand more than {DEPTH} deep in one another")));
+    }
+    if count(mail, b"\n--") > 4 * PARTS || count(mail, b"\ncontent-type:") > 2 * PARTS {
+        return Err(too_large(format!("it has more than {PARTS} parts")));
+    }
+    Ok(())
+}
+
+/// How often a word stands in a mail, in whatever case.
+fn count(mail: &[u8], word: &[u8]) -> usize {
+    mail.windows(word.len()).filter(|w| w.eq_ignore_ascii_case(word)).count()
+}
+
+/// After: how many parts there are, how deep, and how much text they show.
+pub(super) fn after(message: &Message<'_>) -> Result<(), Reason> {
+    if message.parts.len() > PARTS {
+        return Err(too_large(format!("it has more than {PARTS} parts")));
+    }
+    let mut level = vec![0];
+    for _ in 0..DEPTH {
+        level = level.iter().flat_map(|id| children(message, *id)).copied().collect();
+        if level.is_empty() {
+            break;
+        }
+    }
+    if !level.is_empty() {
+        return Err(too_large(format!("its parts stand more than {DEPTH} deep in one another")));
+    }
+    let text: usize = message.parts.iter().filter_map(|part| part.text_contents()).map(str::len).sum();
+    if text > TEXT {
+        return Err(too_large(format!("its parts have more than {TEXT} bytes of text")));
+    }
+    Ok(())
+}
+
+fn children<'m>(message: &'m Message<'_>, id: u32) -> &'m [u32] {
+    match message.parts.get(id as usize).map(|part| &part.body) {
+        Some(PartType::Multipart(children)) => children,
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mime::shown;
+
+    fn refused(mail: &str) -> String {
+        shown(mail.as_bytes()).err().map(|reason| reason.to_string()).unwrap_or_default()
+    }
+
+    fn nested(depth: usize) -> String {
+        let mut mail = "From: a@b\r\n".to_owned();
+        for n in 0..depth {
+            mail += &format!("Content-Type: multipart/mixed; boundary=b{n}\r\n\r\n--b{n}\r\n");
+        }
+        mail + "\r\nx"
+    }
+
+    #[test]
+    fn too_much_of_anything_is_refused_in_words() {
+        let mail = format!("From: a@b\r\n{}\r\nx", "X-A: b\r\n".repeat(1_001));
+        assert_eq!(refused(&mail), "too-large: its header has more than 1000 lines");
+        let head = "From: a@b\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n";
+        let mail = format!("{head}{}", "--b\r\n\r\nx\r\n".repeat(250));
+        assert_eq!(refused(&mail), "too-large: it has more than 200 parts");
+        let mail = format!("{head}{}", "--b\r\n\r\nx\r\n".repeat(1_000));
+        assert_eq!(refused(&mail), "too-large: it has more than 200 parts");
+        assert_eq!(refused(&nested(25)), "too-large: its parts stand more than 20 deep in one another");
+        assert_eq!(refused(&nested(5_000)), "too-large: its parts stand more than 20 deep in one another");
+        assert_eq!(refused(&nested(10)), "");
+        let mail = format!("From: a@b\r\n\r\n{}", "text ".repeat(1 << 20));
+        assert_eq!(refused(&mail), "too-large: its parts have more than 4194304 bytes of text");
+    }
+}

@@ -1,0 +1,101 @@
+//! Somebody else's words: what a mail program puts above what it quotes or forwards, in the languages that it speaks.
+//!
+//! A field found only in such text does not count for the mail around it.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use super::view::View;
+
+/// The longest line that is looked at.
+const LINE: usize = 300;
+
+/// How many lines the header of a forwarded mail may take, from its From to its Subject.
+const HEADER: usize = 8;
+
+static FORWARDED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"(?ix)^ [\s\-_=*>]* (
+            original\ (message|appointment) | (begin\ )? forwarded\ (message|by|mail) | forwarded\ message\ from
+          | (anfang\ der\ )? weitergeleitete[n]?\ (nachricht|e-?mail) | urspr(ü|ue)ngliche\ (nachricht|e-?mail)
+          | (début\ du\ )? message\ (transféré|réexpédié|d['’]origine)
+          | mensaje\ (reenviado|original) | mensagem\ (encaminhada|original)
+          | messaggio\ (inoltrato|originale) | (inizio\ )? messaggio\ inoltrato
+          | (begin\ )? doorgestuurd\ bericht | oorspronkelijk\ bericht
+          | wiadomość\ (przekazana|oryginalna) | (vidarebefordrat|ursprungligt)\ meddelande
+          | пересылаемое\ сообщение | исходное\ сообщение | 转发的?邮件 | 原始邮件 | 転送されたメッセージ | 元のメッセージ
+        ) [\s\-_=*:：]* (.{0,80} [-_=:：])? $",
+    )
+    .ok()
+});
+static WROTE: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"(?ix) \b( wrote | schrieb(\ .{1,120})? | a\ écrit | escribió | escreveu | ha\ scritto | schreef(\ .{1,120})?
+          | napisał(\(a\)|a)? | skrev(\ .{1,120})? | написал(\(а\)|а)? ) \s? [:：] $ | 写道\s?[:：] $ | 書きました\s?[:：] $",
+    )
+    .ok()
+});
+static FROM: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)^[\s*>|]*(from|von|de|da|van|från|fra|od|от|expéditeur|发件人|差出人)[\s*]*[:：]").ok()
+});
+static SUBJECT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)^[\s*>|]*(subject|betreff|objet|asunto|assunto|oggetto|onderwerp|ämne|emne|temat|тема|主题|件名)[\s*]*[:：]").ok()
+});
+
+fn is(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
+    text.len() <= LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
+}
+
+/// Marks what follows such a line as quoted: to the end, or, where the quoted lines are marked one by one, those alone.
+pub(super) fn mark(view: &mut View) {
+    let texts: Vec<String> = view.lines.iter().map(super::view::Line::text).collect();
+    let begins = |n: usize| {
+        let text = texts.get(n).map(String::as_str).unwrap_or_default();
+        let next_is_marked = view.lines.get(n + 1).is_some_and(|line| line.quoted);
+        is(&FORWARDED, text) || (is(&WROTE, text) && !next_is_marked) || is_header(&texts, n)
+    };
+    let first = (0..texts.len()).find(|n| begins(*n)).unwrap_or(texts.len());
+    view.lines.iter_mut().skip(first).for_each(|line| line.quoted = true);
+}
+
+/// The header of a mail, written out: a From and, a few lines below, a Subject.
+fn is_header(texts: &[String], n: usize) -> bool {
+    let at = |n: usize| texts.get(n).map(String::as_str).unwrap_or_default();
+    is(&FROM, at(n)) && (n + 1..n + HEADER).any(|below| is(&SUBJECT, at(below)))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::extract::text;
+
+    fn own(text: &str) -> Vec<String> {
+        text::view(text, None).lines.iter().filter(|l| !l.quoted).map(|l| l.text()).collect()
+    }
+
+    #[test]
+    fn what_stands_below_such_a_line_is_somebody_elses() {
+        for above in [
+            "-----Original Message-----",
+            "---------- Forwarded message ---------",
+            "Begin forwarded message:",
+            "-------- Weitergeleitete Nachricht --------",
+            "Am 05.03.2025 um 03:36 schrieb Resmic <billing@resmic.com>:",
+            "On Wed, Mar 5, 2025 at 3:36 AM Resmic <billing@resmic.com> wrote:",
+            "<billing@resmic.com> wrote:",
+            "Le mer. 5 mars 2025 à 03:36, Resmic a écrit :",
+            "From: Resmic <billing@resmic.com>\nSent: Wednesday\nTo: me\nSubject: Payment received\n",
+            "*Von:* Resmic\n*Gesendet:* Mittwoch\n*An:* ich\n*Betreff:* Payment received\n",
+        ] {
+            assert_eq!(own(&format!("mine\n{above}\ntheirs\n")), ["mine"], "{above}");
+        }
+    }
+
+    #[test]
+    fn what_looks_a_little_like_it_is_not() {
+        let mail =
+            "Payment received\nFrom: 0xab\nDate: today\nSee the original message.\nWe wrote: nothing\nToken: DAI";
+        assert_eq!(own(mail).len(), 6);
+        assert_eq!(own("On Monday, A wrote:\n> theirs\nmine").last().map(String::as_str), Some("mine"));
+    }
+}
