@@ -6,7 +6,7 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts deny sbom package pages \
+.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts deny sbom package pages fuzz \
         cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
@@ -117,6 +117,17 @@ sbom: cargo-cyclonedx
 
 package:
 	cargo package --locked
+
+# Looks for mails that break the reading, SECONDS for each of the two targets, from the samples on. Needs cargo-fuzz:
+# cargo install cargo-fuzz --locked. The project's compiler is a stable one; coverage is a thing of unstable ones.
+SECONDS ?= 60
+fuzz:
+	mkdir -p fuzz/corpus/mail fuzz/corpus/html
+	for mail in sample-mails/documented/html-*.eml; do \
+	  sed '1,/^\r*$$/d' $$mail > fuzz/corpus/html/$$(basename $$mail .eml).html || exit 1; \
+	done
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none mail fuzz/corpus/mail sample-mails -- -max_total_time=$(SECONDS) -max_len=65536
+	RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none html fuzz/corpus/html -- -max_total_time=$(SECONDS) -max_len=65536
 
 clean:
 	cargo clean

@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use mail_parser::MessageParser;
 
+use crate::contain::contained;
 use crate::extract::{self, Said, Vouched};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
@@ -75,8 +76,8 @@ fn too_large(mail: &RawMail) -> Reason {
 /// What the header says, for people; and its Date, for the event of a mail that says no time.
 fn envelope(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
     // A panic in the parser costs what the parser would have said, no more.
-    let parsed = std::panic::catch_unwind(|| MessageParser::new().parse_headers(bytes));
-    let Ok(Some(message)) = parsed else { return (Envelope::default(), None) };
+    let parsed = contained(|| MessageParser::new().parse_headers(bytes));
+    let Some(Some(message)) = parsed else { return (Envelope::default(), None) };
     let text = |name: &str| {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())

@@ -9,6 +9,7 @@ pub mod app;
 pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod contain;
 pub mod examine;
 pub mod extract;
 pub mod forward;

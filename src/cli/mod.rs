@@ -25,6 +25,7 @@ use clap::Parser;
 use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 
 use crate::config::{self, Config};
+use crate::contain;
 use crate::source::imap;
 
 /// It did not work.
@@ -36,6 +37,7 @@ const WRONG: u8 = 2;
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    contain::tell_places_only(|place| output::say(&format!("a fault of the program at {place}: please report it")));
     let ended = runtime(&arguments.command).and_then(|runtime| {
         let ended = runtime.block_on(dispatch(arguments));
         // The system's resolver may be in the midst of a question that nobody answers: the end does not wait for it.

@@ -9,6 +9,7 @@
 mod about;
 mod agree;
 mod bounds;
+mod element;
 mod html;
 mod labels;
 mod lines;
@@ -21,9 +22,11 @@ mod times;
 mod values;
 mod view;
 mod visible;
+mod walk;
 
 use serde::Deserialize;
 
+use crate::contain::contained;
 use crate::model::{Reading, Reason, ReasonCode, Status};
 use about::Phrase;
 use agree::{Agreement, Fields};
@@ -206,8 +209,7 @@ impl Reader {
     /// Reads a mail: the bytes of an RFC 5322 message. A panic inside a parser costs this mail.
     #[must_use]
     pub fn read(&self, mail: &[u8], vouched: Vouched) -> Report {
-        let reading = std::panic::AssertUnwindSafe(|| self.read_carefully(mail, vouched));
-        std::panic::catch_unwind(reading).unwrap_or_else(|_| Report {
+        contained(|| self.read_carefully(mail, vouched)).unwrap_or_else(|| Report {
             said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
             notes: Vec::new(),
         })

@@ -171,6 +171,11 @@ fn hex(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
+/// Zeros alone stand for no transaction and for nobody.
+fn is_nothing(digits: &str) -> bool {
+    digits.bytes().all(|b| b == b'0')
+}
+
 fn base58_bytes(text: &str) -> Option<usize> {
     // The longest that is looked for, 64 bytes, has 88 characters.
     if text.len() > 90 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
@@ -179,8 +184,8 @@ fn base58_bytes(text: &str) -> Option<usize> {
 /// A transaction hash of this family; hexadecimal in lower case.
 pub(super) fn hash(text: &str, family: Family) -> Doubt<String> {
     let text = text.trim();
-    let evm = hex(text).is_some_and(|d| d.len() == 64);
-    let starknet = hex(text).is_some_and(|d| d.len() <= 64 && d.bytes().any(|b| b != b'0'));
+    let evm = hex(text).is_some_and(|d| d.len() == 64 && !is_nothing(d));
+    let starknet = hex(text).is_some_and(|d| d.len() <= 64 && !is_nothing(d));
     let solana = || base58_bytes(text) == Some(64);
     let fits = match family {
         Family::Evm => evm,
@@ -203,8 +208,8 @@ pub(super) fn wallet(text: &str, family: Family) -> Doubt<String> {
         Some(digits) if matches!(family, Family::Evm | Family::Unknown) => format!("0x{digits}"),
         _ => text.to_owned(),
     };
-    let evm = hex(&plain).filter(|d| d.len() == 40);
-    let starknet = hex(text).is_some_and(|d| d.len() <= 64 && d.bytes().any(|b| b != b'0'));
+    let evm = hex(&plain).filter(|d| d.len() == 40 && !is_nothing(d));
+    let starknet = hex(text).is_some_and(|d| d.len() <= 64 && !is_nothing(d));
     let solana = || base58_bytes(text) == Some(32);
     let fits = match family {
         Family::Evm => evm.is_some(),
@@ -327,6 +332,7 @@ mod tests {
         assert_eq!(hash(&evm, Family::Evm).unwrap(), evm.to_lowercase());
         assert!(hash(&evm, Family::Solana).is_err());
         assert!(hash(&evm[..65], Family::Evm).is_err());
+        assert!(hash(&format!("0x{}", "0".repeat(64)), Family::Evm).is_err());
         assert!(hash("0x4ab", Family::Starknet).is_ok());
         assert!(hash("0x4ab", Family::Unknown).is_err());
         let solana = bs58::encode([7_u8; 64]).into_string();

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
+use crate::contain::contained_async;
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
 use crate::pulse::Pulse;
@@ -166,7 +167,7 @@ impl Ingest {
 /// A panic in a parser costs the mail that caused it, not the daemon.
 async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
     let examining = rules.examine(mail, resolver, Timestamp::now());
-    std::panic::AssertUnwindSafe(examining).catch_unwind().await.unwrap_or_else(|_| Examined {
+    contained_async(examining).await.unwrap_or_else(|| Examined {
         judgement: Judgement::Quarantined(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
         proof: None,
         envelope: crate::model::Envelope::default(),

@@ -11,10 +11,10 @@ pub mod dns;
 mod header;
 mod results;
 
-use futures_util::FutureExt;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use crate::contain::contained_async;
 use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict};
 use dns::Resolver;
 use header::Header;
@@ -139,8 +139,8 @@ pub fn is_candidate(header: &[u8], settings: &Settings) -> bool {
 ///
 /// `now` is the clock for signatures that expire. Bounded in time by the resolver's limits.
 pub async fn judge(mail: &[u8], ours: &Ours, settings: &Settings, resolver: &Resolver, now: Timestamp) -> Verdict {
-    let judging = std::panic::AssertUnwindSafe(judge_carefully(mail, ours, settings, resolver, now));
-    judging.catch_unwind().await.unwrap_or_else(|_| untrusted("it could not be taken apart"))
+    let judging = contained_async(judge_carefully(mail, ours, settings, resolver, now));
+    judging.await.unwrap_or_else(|| untrusted("it could not be taken apart"))
 }
 
 async fn judge_carefully(

@@ -1,0 +1,253 @@
+//! Walks over the tags and texts of HTML in their order and writes down the lines that a person sees.
+
+use html5ever::tokenizer::Tag;
+
+use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
+use super::view::{Line, ODD, Sort, View};
+use super::visible::{Look, Sheet};
+
+/// The deepest nesting that is followed; what is deeper is read as if it stood here.
+const DEPTH: usize = 500;
+
+/// The longest text that may be a label for standing first in its line.
+const LEAD: usize = 80;
+
+/// What has been walked over.
+pub(super) struct Walk {
+    sheet: Sheet,
+    open: Vec<Open>,
+    /// Hidden formatting elements whose parent was closed before them: a browser opens them again.
+    lingering: Vec<String>,
+    /// What is being written: the page, and each table cell inside it.
+    frames: Vec<Frame>,
+    /// The finished cells of each open row.
+    rows: Vec<Vec<Vec<Line>>>,
+    pre: usize,
+    lost: Option<&'static str>,
+}
+
+/// A page or a cell: lines, and the one that is being written.
+#[derive(Default)]
+struct Frame {
+    view: View,
+    line: Line,
+    text: String,
+}
+
+impl Walk {
+    pub(super) fn new(sheet: Sheet) -> Self {
+        Walk {
+            sheet,
+            open: Vec::new(),
+            lingering: Vec::new(),
+            frames: vec![Frame::default()],
+            rows: Vec::new(),
+            pre: 0,
+            lost: None,
+        }
+    }
+
+    fn hidden(&self) -> bool {
+        !self.lingering.is_empty() || self.open.last().is_some_and(Open::hides)
+    }
+
+    pub(super) fn text(&mut self, text: &str) {
+        if self.hidden() {
+            return;
+        }
+        let odd = self.open.last().is_some_and(|o| o.odd);
+        for (n, part) in text.split('\n').enumerate() {
+            if n > 0 && self.pre > 0 {
+                self.break_line(Sort::Text);
+            }
+            let Some(frame) = self.frames.last_mut() else { return };
+            if n > 0 {
+                frame.text.push(' ');
+            }
+            let odd = odd && !part.trim().is_empty();
+            frame.text.extend(odd.then_some(ODD));
+            frame.text.push_str(part);
+            frame.text.extend(odd.then_some(ODD));
+        }
+    }
+
+    fn space(&mut self) {
+        self.frames.last_mut().into_iter().for_each(|f| f.text.push(' '));
+    }
+
+    pub(super) fn start(&mut self, tag: &Tag) {
+        let name = &*tag.name;
+        let look = self.sheet.look(name, &tag.attrs);
+        let flow = Flow::of(name, look);
+        self.close_implied(name);
+        match flow {
+            Flow::Block => self.break_line(self.sort_of(name)),
+            Flow::Apart => self.space(),
+            Flow::Inline => {}
+        }
+        if name == "br" || VOID.contains(&name) {
+            return;
+        }
+        let cell = matches!(name, "td" | "th");
+        if cell && !self.in_row() {
+            self.enter("tr", Look::default(), Flow::Block, false);
+        }
+        self.enter(name, look, flow, is_quote(name, &tag.attrs));
+        if name == "details" && attribute(&tag.attrs, "open").is_none() {
+            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
+        }
+        if name == "a" && !self.hidden() {
+            let target = attribute(&tag.attrs, "href").map(str::to_owned);
+            self.frames.last_mut().into_iter().for_each(|f| f.line.links.extend(target.clone()));
+        }
+    }
+
+    fn enter(&mut self, name: &str, look: Look, flow: Flow, quote: bool) {
+        let at_start = self.frames.last().is_some_and(|f| f.text.trim().is_empty());
+        let open = Open::new(self.open.last(), name, look, flow, Where { quote, at_start });
+        if self.open.len() >= DEPTH {
+            if open.hides() || open.odd || open.quoted {
+                self.lost = Some("it is nested too deeply to know what of it can be seen");
+            }
+            return;
+        }
+        self.pre += usize::from(name == "pre");
+        match name {
+            "tr" => self.rows.push(Vec::new()),
+            "td" | "th" => self.frames.push(Frame::default()),
+            _ => {}
+        }
+        if let Some(frame) = self.frames.last_mut() {
+            frame.line.quoted |= open.quoted;
+        }
+        self.open.push(open);
+    }
+
+    /// Whether the innermost table part that is open is a row.
+    fn in_row(&self) -> bool {
+        let part = self.open.iter().rev().find(|o| matches!(o.name.as_str(), "tr" | "td" | "th" | "table"));
+        part.is_some_and(|o| o.name == "tr")
+    }
+
+    /// End tags that may be left out (HTML, 13.1.2.4), as far as they matter here.
+    fn close_implied(&mut self, name: &str) {
+        let (closes, within): (&[&str], &[&str]) = match name {
+            "li" => (&["li"], &["ul", "ol", "menu", "table"]),
+            "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
+            "tr" => (&["tr"], &["table"]),
+            "td" | "th" => (&["td", "th"], &["tr", "table"]),
+            // A list item may stand in a paragraph that nobody closed, as in Resmic's own mail: the paragraph ends here.
+            _ if is_block(name) && name != "br" => (&["p"], &["table", "td", "th", "li", "div", "button"]),
+            _ => return,
+        };
+        let place =
+            self.open.iter().rposition(|o| closes.contains(&o.name.as_str()) || within.contains(&o.name.as_str()));
+        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&o.name.as_str()));
+        if let Some(name) = found.map(|o| o.name.clone()) {
+            self.end(&name);
+        }
+    }
+
+    pub(super) fn end(&mut self, name: &str) {
+        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
+            return self.break_line(Sort::Text);
+        }
+        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
+            self.lingering.remove(place);
+        }
+        // A cell's content cannot close what is outside of its table.
+        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
+        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
+        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
+        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
+        while self.open.len() > place {
+            let innermost = self.open.len() - 1 > place;
+            let Some(closed) = self.open.pop() else { return };
+            let lingers = innermost
+                && (closed.hides() || closed.odd)
+                && !hidden_outside
+                && FORMATTING.contains(&closed.name.as_str());
+            self.leave(&closed);
+            if lingers && self.lingering.len() < DEPTH {
+                self.lingering.push(closed.name);
+            }
+        }
+    }
+
+    fn leave(&mut self, closed: &Open) {
+        self.pre = self.pre.saturating_sub(usize::from(closed.name == "pre"));
+        match (closed.name.as_str(), closed.flow) {
+            ("td" | "th", _) => self.leave_cell(),
+            ("tr", _) => self.leave_row(),
+            (_, Flow::Block) => self.break_line(Sort::Text),
+            (_, flow) => {
+                let frame = self.frames.last_mut().filter(|f| closed.leads && f.line.lead.is_none());
+                if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && !f.text.trim().is_empty()) {
+                    frame.line.lead = Some(frame.text.clone());
+                }
+                if flow == Flow::Apart {
+                    self.space();
+                }
+            }
+        }
+    }
+
+    fn leave_cell(&mut self) {
+        self.break_line(Sort::Text);
+        let cell = if self.frames.len() > 1 { self.frames.pop() } else { None };
+        if let (Some(cell), Some(row)) = (cell, self.rows.last_mut()) {
+            row.push(cell.view.lines);
+        }
+    }
+
+    /// A row of plain cells is one line; a row that lays out a page is the lines of its cells.
+    fn leave_row(&mut self) {
+        self.break_line(Sort::Text);
+        let (Some(cells), Some(frame)) = (self.rows.pop(), self.frames.last_mut()) else { return };
+        let plain = cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
+        if !plain || cells.iter().filter(|lines| !lines.is_empty()).count() < 2 {
+            return cells.into_iter().flatten().for_each(|line| frame.view.push(line));
+        }
+        let mut row = Line { sort: Sort::Row, ..Line::default() };
+        for line in cells.into_iter().map(|lines| lines.into_iter().next().unwrap_or_default()) {
+            row.quoted |= line.quoted;
+            row.links.extend(line.links);
+            // A cell with nothing in it is one, too: what stands below it in the next row is its own column's.
+            row.cells.push(line.cells.into_iter().next().unwrap_or_default());
+        }
+        frame.view.push(row);
+    }
+
+    /// What sort of line an element begins.
+    fn sort_of(&self, name: &str) -> Sort {
+        match name {
+            "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Sort::Heading,
+            "li" => Sort::Item,
+            "dt" => Sort::Term,
+            "dd" => Sort::Definition,
+            "br" if self.open.iter().rev().find(|o| o.flow == Flow::Block).is_some_and(|o| o.name == "li") => {
+                Sort::Inside
+            }
+            _ => Sort::Text,
+        }
+    }
+
+    fn break_line(&mut self, next: Sort) {
+        let quoted = self.open.last().is_some_and(|o| o.quoted);
+        let Some(frame) = self.frames.last_mut() else { return };
+        let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
+        line.cells.push(std::mem::take(&mut frame.text));
+        frame.view.push(line);
+    }
+
+    pub(super) fn finish(mut self) -> View {
+        while let Some(closed) = self.open.pop() {
+            self.leave(&closed);
+        }
+        self.break_line(Sort::Text);
+        let mut view = self.frames.into_iter().next().unwrap_or_default().view;
+        view.kind = "text/html";
+        view.lost = self.lost;
+        view
+    }
+}
