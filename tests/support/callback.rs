@@ -20,6 +20,17 @@ pub struct Came {
     pub accepted: usize,
 }
 
+/// What the callback does with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    Accept,
+    /// It has accepted; the answer takes this long to leave.
+    AcceptLate(Duration),
+    Refuse,
+    /// It hangs up without a word.
+    HangUp,
+}
+
 /// A running callback; it ends with this value.
 pub struct Callback {
     address: SocketAddr,
@@ -30,20 +41,20 @@ pub struct Callback {
 impl Callback {
     /// Accepts everything.
     pub fn start() -> Callback {
-        Callback::that(|_| true)
+        Callback::that(|_, _| Reply::Accept)
     }
 
-    /// Accepts what `accepts` says, by the number of the request, and has a fault of its own at the others.
-    pub fn that(accepts: impl Fn(usize) -> bool + Send + Sync + 'static) -> Callback {
+    /// Does what `reply` says, by the number of the request, and by how often its event came before.
+    pub fn that(reply: impl Fn(usize, usize) -> Reply + Send + Sync + 'static) -> Callback {
         let came: Arc<Mutex<BTreeMap<String, Came>>> = Arc::default();
         let keep = came.clone();
         let receiver = Receiver::new(move |n, request| {
-            let accepted = accepts(n);
-            note(&mut keep.lock().unwrap(), request, accepted);
-            match (accepted, n % 3) {
-                (true, _) => status(200),
-                (false, 0) => Answer::Close,
-                (false, _) => status(503),
+            let reply = note(&mut keep.lock().unwrap(), request, |before| reply(n, before));
+            match reply {
+                Reply::Accept => status(200),
+                Reply::AcceptLate(wait) => Answer::Slowly(wait),
+                Reply::Refuse => status(503),
+                Reply::HangUp => Answer::Close,
             }
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -66,14 +77,16 @@ impl Callback {
     }
 }
 
-fn note(came: &mut BTreeMap<String, Came>, request: &Request, accepted: bool) {
+fn note(came: &mut BTreeMap<String, Came>, request: &Request, reply: impl Fn(usize) -> Reply) -> Reply {
     let key = request.header("idempotency-key").unwrap_or_default().to_owned();
     let of = came.entry(key).or_default();
+    let reply = reply(of.posted);
     of.posted += 1;
-    of.accepted += usize::from(accepted);
+    of.accepted += usize::from(matches!(reply, Reply::Accept | Reply::AcceptLate(_)));
     if !of.bodies.contains(&request.body) {
         of.bodies.push(request.body.clone());
     }
+    reply
 }
 
 impl Drop for Callback {

@@ -13,6 +13,7 @@ pub mod dovecot;
 pub mod handlers;
 pub mod process;
 pub mod proxy;
+pub mod random;
 /// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;
