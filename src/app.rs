@@ -32,6 +32,8 @@ const CONNECTS: usize = 16;
 const QUEUE: usize = 8;
 /// How long a watcher may take for one step beside waiting: a window of a first sync has ten minutes.
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
+/// How often a database that cannot be opened just now is tried again.
+const REOPEN: Duration = Duration::from_secs(5);
 /// How long the loops have for ending by themselves.
 const DRAIN: Duration = Duration::from_secs(4);
 
@@ -160,7 +162,7 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     if config.trust.asks_no_proof() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
-    let store = Store::open(store_settings(&config))?;
+    let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
     let (pulses, expected) = (Pulses::default(), expected(&config));
     let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
@@ -187,6 +189,20 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
     supervise(&mut loops, shutdown).await
+}
+
+/// Opens the database, however long a disk is full or another program has it; `None`: the end came first.
+async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> store::Result<Option<Store>> {
+    loop {
+        match Store::open(store_settings(config)) {
+            Err(error) if error.is_temporary() => tracing::error!("{error}"),
+            opened => return opened.map(Some),
+        }
+        tokio::select! {
+            _ = shutdown.wait_for(|ending| *ending) => return Ok(None),
+            () = tokio::time::sleep(REOPEN) => {}
+        }
+    }
 }
 
 /// What ought to be there, by the configuration.

@@ -11,6 +11,8 @@ use crate::store::{self, MailboxRow, Reader};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
 const SLACK: Duration = Duration::from_secs(5 * 60);
+/// With less than this left on the disk the next commits may fail.
+const ROOM: u64 = 1 << 20;
 
 /// What the configuration expects to be there.
 #[derive(Debug, Clone, Default)]
@@ -78,6 +80,9 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
         attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
         mailboxes.extend(row.map(Mailbox::from));
     }
+    attention.extend(reader.room().filter(|room| *room < ROOM).map(|room| {
+        format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
+    }));
     attention.extend(undelivered(reader, expected)?);
     let words = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()

@@ -100,6 +100,13 @@ impl Reader {
         Ok(self.one(sql, &[], |row| row.get(0))?.unwrap_or(0))
     }
 
+    /// The bytes that are left on the database's disk, for whoever has no privileges; `None` where nobody can say.
+    #[must_use]
+    pub fn room(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(self.path()).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+
     /// Writes a consistent copy to a new file, while others write; it is checked before it gets its name.
     ///
     /// # Errors

@@ -54,7 +54,10 @@ impl Store {
     async fn look(&self) -> Result<()> {
         let version = self.write(|tx| Ok(tx.pragma_query_value(None, "data_version", |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
-            let settled = self.settle().await?;
+            let settled = self.settle().await.inspect_err(|_| {
+                // What is not settled is looked at again.
+                self.seen_version.store(i64::MIN, Ordering::Relaxed);
+            })?;
             if settled != settle::Settled::default() {
                 let settle::Settled { resolved, released, held, too_late } = settled;
                 tracing::info!(resolved, released, held, too_late, "sessions were registered");

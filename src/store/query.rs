@@ -118,6 +118,10 @@ impl Reader {
         Ok(Reader { connection: schema::open_reader(path)?, path: path.to_owned() })
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
     }

@@ -7,6 +7,7 @@
 pub mod books;
 pub mod callback;
 pub mod daemon;
+pub mod disk;
 pub mod dkim;
 pub mod dns;
 pub mod dovecot;

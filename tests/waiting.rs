@@ -1,0 +1,130 @@
+//! What only the machine's state is in the way of is waited for, with words: a full disk, a database that another
+//! program has locked.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::books::{self, payment};
+use support::callback::Callback;
+use support::daemon::{Home, account, forward};
+use support::disk::SmallDisk;
+use support::dovecot::Dovecot;
+
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
+const SOON: Duration = Duration::from_secs(20);
+/// The program tries again ever more seldom, at the most every 30 s.
+const LATER: Duration = Duration::from_secs(60);
+const ADDRESS: &str = "payments@shop.example";
+
+fn deliver(dovecot: &Dovecot, numbers: std::ops::RangeInclusive<usize>) {
+    let mails: Vec<_> = numbers.map(payment).collect();
+    dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+}
+
+fn config(dovecot: &Dovecot, callback: &Callback) -> String {
+    format!(
+        "{}{NO_PROOF}{}",
+        account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"1s\""),
+        forward(&callback.url(), "")
+    )
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let config = config(&dovecot, &callback);
+    let home = Home::new(&config);
+    let disk = SmallDisk::over(home.folder.path(), 16);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    let mut daemon = home.start();
+    deliver(&dovecot, 1..=10);
+    books::balance(&home, &callback, 10, SOON);
+    disk.fill();
+    deliver(&dovecot, 11..=60);
+    daemon.says("the disk is full", LATER);
+    let status = home.run(&["status"]);
+    let words = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && words.contains("the disk is full"), "{words}");
+    assert!(!daemon.process.has_ended());
+    // Killed and started while there is no room at all, it waits as well.
+    daemon.kill();
+    let mut daemon = home.start();
+    daemon.says("the disk is full", LATER);
+    assert!(!daemon.process.has_ended());
+    disk.free();
+    deliver(&dovecot, 61..=70);
+    books::balance(&home, &callback, 70, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
+    assert!(home.run(&["status"]).status.success());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let config = config(&dovecot, &callback);
+    let home = Home::new(&config);
+    let disk = SmallDisk::over(home.folder.path(), 16);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    // Once there is no database yet, and once there is one that was closed in order.
+    for known in [0, 10] {
+        disk.fill();
+        deliver(&dovecot, known + 1..=known + 10);
+        let daemon = home.start();
+        daemon.says("the disk is full", SOON);
+        disk.free();
+        books::balance(&home, &callback, known + 10, LATER);
+        assert_eq!(daemon.end(), Some(0));
+    }
+    // It ends while it waits, too.
+    disk.fill();
+    let daemon = home.start();
+    daemon.says("the disk is full", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_locked_database_is_waited_for() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let home = Home::new(&config(&dovecot, &callback));
+    let mut daemon = home.start();
+    deliver(&dovecot, 1..=10);
+    books::balance(&home, &callback, 10, SOON);
+    let other = rusqlite::Connection::open(home.database()).unwrap();
+    other.busy_timeout(SOON).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    deliver(&dovecot, 11..=60);
+    daemon.says("another program has held the write lock", SOON);
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "10");
+    assert!(!daemon.process.has_ended());
+    // Nor is it in the way of a start.
+    daemon.kill();
+    let daemon = home.start();
+    daemon.says("another program has held the write lock", SOON);
+    other.execute_batch("ROLLBACK").unwrap();
+    deliver(&dovecot, 61..=70);
+    books::balance(&home, &callback, 70, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_locked_database() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let home = Home::new(&config(&dovecot, &callback));
+    let daemon = home.start();
+    home.until("SELECT state FROM mailboxes", "idle", SOON);
+    let other = rusqlite::Connection::open(home.database()).unwrap();
+    other.busy_timeout(SOON).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    deliver(&dovecot, 1..=10);
+    daemon.says("another program has held the write lock", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    other.execute_batch("ROLLBACK").unwrap();
+    let daemon = home.start();
+    books::balance(&home, &callback, 10, LATER);
+    assert_eq!(daemon.end(), Some(0));
+}
