@@ -1,7 +1,7 @@
 //! Killed again and again, at moments that nobody chose, while mails arrive and are delivered: nothing is lost, nothing
 //! is there twice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod support;
 

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, Reason, ReasonCode};
-use crate::store::{self, Change, Reader, Store, Stored};
+use crate::store::{self, Change, Store, Stored};
 use crate::trust::dns::Resolver;
 
 /// How long after the first judgement the second follows; each pause is twice the one before, up to an hour.
@@ -36,10 +36,9 @@ impl Deferred {
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
-        let reader = super::patiently(|| async { self.store.reader() }).await?;
         let mut deferrals = self.store.watch_deferrals();
         while !*shutdown.borrow() {
-            let next = super::patiently(|| self.look(&reader)).await?.map_or(LOOK, until);
+            let next = super::patiently(|| self.look()).await?.map_or(LOOK, until);
             tokio::select! {
                 () = tokio::time::sleep(next.min(LOOK)) => {}
                 // The store is gone only with the program.
@@ -51,7 +50,8 @@ impl Deferred {
     }
 
     /// Judges what is due; when the next is.
-    async fn look(&self, reader: &Reader) -> store::Result<Option<Timestamp>> {
+    async fn look(&self) -> store::Result<Option<Timestamp>> {
+        let reader = self.store.reader()?;
         for id in reader.deferred_mails(Timestamp::now())? {
             if let Some(stored) = reader.stored(id)? {
                 self.judge(stored).await?;

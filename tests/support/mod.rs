@@ -1,7 +1,7 @@
 //! What the tests that need real servers stand on, and the demo too.
 
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 /// What was delivered, held against what came of it.
 pub mod books;
