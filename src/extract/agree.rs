@@ -78,6 +78,10 @@ impl<'a> Agreement<'a> {
                 continue;
             }
             let value = match read(&found.value) {
+                Ok(_) if found.how == How::Below && !is_plausible(found) => {
+                    self.note(found, "not a value: it may be anything");
+                    continue;
+                }
                 Ok(value) => value,
                 Err(_) if found.how == How::Below && !is_meant(&found.value) => {
                     self.note(found, "not a value: text below a heading");
@@ -232,6 +236,24 @@ fn is_something_else(found: &Found) -> bool {
 /// Below a label, a word or a number is meant as its value; a sentence is not.
 fn is_meant(value: &str) -> bool {
     !value.contains(' ') || value.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '$' | '€' | '£'))
+}
+
+/// Any word could be the name of a chain or a token; where only its place says so, it looks like one.
+fn is_plausible(found: &Found) -> bool {
+    let text = found.value.trim();
+    match found.field {
+        Field::Token => {
+            values::is_known_token(text)
+                || (2..=12).contains(&text.len())
+                    && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'.')
+        }
+        Field::Blockchain => {
+            let mut words = text.split(' ');
+            let named = words.all(|w| w.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit()));
+            model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) || named && text.split(' ').count() <= 3
+        }
+        _ => true,
+    }
 }
 
 fn is_shortened(field: Field, value: &str) -> bool {

@@ -96,6 +96,12 @@ mod tests {
         assert_eq!(refused(&nested(25)), "too-large: its parts stand more than 20 deep in one another");
         assert_eq!(refused(&nested(5_000)), "too-large: its parts stand more than 20 deep in one another");
         assert_eq!(refused(&nested(10)), "");
+        for body in ["x\r\n".repeat(6_000), "<p>x".repeat(6_000), "<td>x".repeat(6_000)] {
+            let kind = if body.starts_with('<') { "html" } else { "plain" };
+            let mail = format!("From: a@b\r\nContent-Type: text/{kind}\r\n\r\n{body}");
+            let shown = shown(mail.as_bytes()).map(|shown| shown.views[0].lost);
+            assert_eq!(shown, Ok(Some(crate::extract::view::TOO_LONG)), "{}", &body[..9]);
+        }
         let mail = format!("From: a@b\r\n\r\n{}", "text ".repeat(1 << 20));
         assert_eq!(refused(&mail), "too-large: its parts have more than 4194304 bytes of text");
     }

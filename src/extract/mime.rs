@@ -1,6 +1,6 @@
 //! From the MIME tree to what a person sees: the text parts that a mail program shows, each as a view.
 
-use mail_parser::{Message, MessageParser, MimeHeaders, PartType};
+use mail_parser::{Message, MessageParser, MessagePart, MimeHeaders, PartType};
 
 use super::text::Flowed;
 use super::view::View;
@@ -23,6 +23,13 @@ pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
         return Err(malformed("it has no header of a mail"));
     }
     bounds::after(&message)?;
+    // Of two each program believes another (RFC 2045, 3).
+    for name in ["Content-Type", "Content-Transfer-Encoding"] {
+        let times = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
+        if message.parts.iter().any(|part| times(part) > 1) {
+            return Err(malformed("it says twice what kind of text it is"));
+        }
+    }
     let root = message.parts.first();
     let announced =
         root.and_then(MimeHeaders::content_type).is_some_and(|t| t.ctype().eq_ignore_ascii_case("multipart"));

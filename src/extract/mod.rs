@@ -184,7 +184,7 @@ struct Found {
 enum How {
     /// On its line, or in the next cell.
     Beside,
-    /// On the line below.
+    /// On the line below, or behind a label with nothing but its letters to show that it is one.
     Below,
     /// Under a key of an object.
     Key,
@@ -241,8 +241,8 @@ impl Reader {
         {
             return said;
         }
-        if let Some(words) = shown.views.iter().find_map(|view| view.lost) {
-            return doubtful(words);
+        if let Some((code, words)) = shown.views.iter().find_map(|view| view.lost) {
+            return Said::Doubtful(Reason::new(code, words));
         }
         if let Some(reason) = trouble {
             return Said::Doubtful(reason);

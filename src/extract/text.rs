@@ -1,7 +1,7 @@
 //! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
 
 use super::quote;
-use super::view::{Line, Sort, View};
+use super::view::{CELLS, Line, Sort, View};
 
 /// Renders plain text.
 pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
@@ -16,12 +16,20 @@ pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
     };
     for line in text.lines() {
         let bare = line.trim_start();
+        if is_ruler(bare) {
+            continue;
+        }
         let quoted = bare.starts_with('>');
         let sort = if bare.starts_with(['-', '*', '•', '·', '◦', '‣']) { Sort::Item } else { Sort::Text };
         view.push(Line { cells: cells(line), links: links(line), quoted, sort, lead: None });
     }
     quote::mark(&mut view);
     view
+}
+
+/// A line that is drawn: below a heading, between the rows of a table.
+fn is_ruler(line: &str) -> bool {
+    !line.is_empty() && line.chars().all(|c| matches!(c, '-' | '=' | '_' | '*' | '+' | '|' | ':' | '─' | ' ' | '\t'))
 }
 
 /// `format=flowed`, and whether the space at a line's end is deleted (`delsp=yes`).
@@ -53,10 +61,13 @@ fn unflow(text: &str, how: Flowed) -> String {
 /// A table in plain text: cells between bars or tabs, or set apart by more than one space.
 fn cells(line: &str) -> Vec<String> {
     let line = line.trim();
-    let apart = |separator: &str| {
+    let apart = |separator: &str| -> Vec<String> {
         let cells = line.split(separator).map(|cell| cell.trim().to_owned());
-        cells.filter(|cell| !cell.is_empty()).collect()
+        cells.filter(|cell| !cell.is_empty()).take(CELLS).collect()
     };
+    if line.split(['\t', '|']).nth(CELLS).is_some() {
+        return vec![line.to_owned()];
+    }
     if line.contains('\t') {
         return apart("\t");
     }
@@ -103,6 +114,7 @@ mod tests {
         assert_eq!(lines("| Amount | $20 |", None)[0].0, "Amount|$20");
         assert_eq!(lines("| Amount | | Token |", None)[0].0, "Amount||Token");
         assert_eq!(lines("Amount\t$20", None)[0].0, "Amount|$20");
+        assert_eq!(lines("| A | B |\n|---|:-:|\n| 1 | 2 |", None)[1].0, "1|2");
         assert_eq!(lines("Amount      $20", None)[0].0, "Amount|$20");
         assert_eq!(lines("Amount:     $20", None)[0].0, "Amount: $20");
     }

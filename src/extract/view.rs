@@ -1,5 +1,7 @@
 //! What a person sees: lines of text, each made of cells, with the links in them.
 
+use crate::model::ReasonCode;
+
 /// One rendering of a mail: its text/plain part, or its text/html part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
@@ -7,9 +9,18 @@ pub struct View {
     pub kind: &'static str,
     /// From the top.
     pub lines: Vec<Line>,
-    /// Why it is not known what of it a person sees.
-    pub lost: Option<&'static str>,
+    /// Why it is not known what a person sees: the rest was too much, or cannot be told.
+    pub lost: Option<(ReasonCode, &'static str)>,
 }
+
+/// The most lines of a view, and cells of HTML: what is beyond is not read, and no payment is read from it.
+pub(super) const LINES: usize = 5_000;
+
+/// The most cells of a line; a line of more is no row of a table.
+pub(super) const CELLS: usize = 64;
+
+/// What is said of a view with more.
+pub(super) const TOO_LONG: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
 
 /// Stands where a person sees something else than the text says: struck out, raised, turned round. No value has it.
 pub(super) const ODD: char = '\u{fffd}';
@@ -64,7 +75,9 @@ impl View {
             *cell = tidy(cell);
         }
         line.lead = line.lead.map(|lead| tidy(&lead));
-        if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
+        if self.lines.len() >= LINES {
+            self.lost = Some(TOO_LONG);
+        } else if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
             self.lines.push(line);
         }
     }

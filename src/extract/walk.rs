@@ -3,8 +3,9 @@
 use html5ever::tokenizer::Tag;
 
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
-use super::view::{Line, ODD, Sort, View};
+use super::view::{CELLS, LINES, Line, ODD, Sort, TOO_LONG, View};
 use super::visible::{Look, Sheet};
+use crate::model::ReasonCode;
 
 /// The deepest nesting that is followed; what is deeper is read as if it stood here.
 const DEPTH: usize = 500;
@@ -23,7 +24,9 @@ pub(super) struct Walk {
     /// The finished cells of each open row.
     rows: Vec<Vec<Vec<Line>>>,
     pre: usize,
-    lost: Option<&'static str>,
+    /// How many lines and cells were written.
+    written: usize,
+    lost: Option<(ReasonCode, &'static str)>,
 }
 
 /// A page or a cell: lines, and the one that is being written.
@@ -43,6 +46,7 @@ impl Walk {
             frames: vec![Frame::default()],
             rows: Vec::new(),
             pre: 0,
+            written: 0,
             lost: None,
         }
     }
@@ -107,7 +111,8 @@ impl Walk {
         let open = Open::new(self.open.last(), name, look, flow, Where { quote, at_start });
         if self.open.len() >= DEPTH {
             if open.hides() || open.odd || open.quoted {
-                self.lost = Some("it is nested too deeply to know what of it can be seen");
+                let words = "it is nested too deeply to know what of it can be seen";
+                self.lost = Some((ReasonCode::Unreadable, words));
             }
             return;
         }
@@ -194,9 +199,10 @@ impl Walk {
 
     fn leave_cell(&mut self) {
         self.break_line(Sort::Text);
+        self.written += 1;
         let cell = if self.frames.len() > 1 { self.frames.pop() } else { None };
         if let (Some(cell), Some(row)) = (cell, self.rows.last_mut()) {
-            row.push(cell.view.lines);
+            row.extend(Some(cell.view.lines).filter(|_| self.written <= LINES));
         }
     }
 
@@ -204,8 +210,12 @@ impl Walk {
     fn leave_row(&mut self) {
         self.break_line(Sort::Text);
         let (Some(cells), Some(frame)) = (self.rows.pop(), self.frames.last_mut()) else { return };
-        let plain = cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
-        if !plain || cells.iter().filter(|lines| !lines.is_empty()).count() < 2 {
+        let plain = cells.len() <= CELLS
+            && cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
+        // What stands in the first cell with nothing beside it is a label without a value; room before a cell is lay-out.
+        let alone = cells.iter().filter(|lines| !lines.is_empty()).count() < 2
+            && (cells.len() < 2 || cells.first().is_some_and(Vec::is_empty));
+        if !plain || alone {
             return cells.into_iter().flatten().for_each(|line| frame.view.push(line));
         }
         let mut row = Line { sort: Sort::Row, ..Line::default() };
@@ -236,8 +246,13 @@ impl Walk {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(frame) = self.frames.last_mut() else { return };
         let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
-        line.cells.push(std::mem::take(&mut frame.text));
-        frame.view.push(line);
+        line.cells = vec![std::mem::take(&mut frame.text)];
+        self.written += usize::from(!line.links.is_empty() || line.cells.iter().any(|c| !c.trim().is_empty()));
+        if self.written > LINES {
+            self.lost = Some(TOO_LONG);
+        } else {
+            frame.view.push(line);
+        }
     }
 
     pub(super) fn finish(mut self) -> View {
@@ -247,7 +262,7 @@ impl Walk {
         self.break_line(Sort::Text);
         let mut view = self.frames.into_iter().next().unwrap_or_default().view;
         view.kind = "text/html";
-        view.lost = self.lost;
+        view.lost = view.lost.or(self.lost);
         view
     }
 }
