@@ -18,4 +18,6 @@ pub mod random;
 /// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;
+pub mod scripted;
 pub mod tokens;
+pub mod watching;

@@ -1,6 +1,6 @@
 //! A watcher at work, and whoever takes its mails: holds it to the cursor rule with every word that it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,17 +20,29 @@ pub struct Watching {
     pub cursor: Cursor,
     /// What was handed over, by numbering and UID, in bytes and times.
     pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
+    /// How large each is said to be.
+    pub sizes: BTreeMap<(u32, u32), u64>,
+    /// Whoever takes the mails has not committed them yet; see [`Watching::commit`].
+    pub busy: bool,
+    waiting: Vec<(tokio::sync::oneshot::Sender<Vec<u32>>, Vec<u32>)>,
+    /// Whoever takes the mails does not get round to writing the cursor down.
+    pub forgetful: bool,
+    /// UIDs that are not to be read.
+    pub old: BTreeSet<u32>,
     /// Each state that was told, with its words.
     pub states: Vec<(MailboxState, Option<String>)>,
+    /// How often a round trip was completed.
+    pub seen: usize,
     shutdown: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
 /// An account of the scripted server's, with what `more` says.
 pub fn settings(port: u16, more: &str) -> Settings {
+    let mailboxes = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
     let text = format!(
         "name = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nuser = \"shop@example\"\n\
-         password = {{ env = \"NONE\" }}\nmailboxes = [\"INBOX\"]\n{more}"
+         password = {{ env = \"NONE\" }}\n{mailboxes}{more}"
     );
     toml::from_str(&text).unwrap()
 }
@@ -80,15 +92,31 @@ impl Watching {
             Box::pin(async move { Ok(cursor) })
         });
         let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));
-        let (handed, states) = (BTreeMap::new(), Vec::new());
-        Watching { reports, server: None, cursor, handed, states, shutdown, task }
+        Watching {
+            reports,
+            server: None,
+            cursor,
+            handed: BTreeMap::new(),
+            sizes: BTreeMap::new(),
+            busy: false,
+            waiting: Vec::new(),
+            forgetful: false,
+            old: BTreeSet::new(),
+            states: Vec::new(),
+            seen: 0,
+            shutdown,
+            task,
+        }
     }
 
     /// The next thing that it says.
     async fn next(&mut self) {
         match self.reports.recv().await {
             Some(Report::Mails(batch)) => self.take(batch),
-            Some(Report::State { state, error, .. }) => self.states.push((state, error)),
+            Some(Report::State { state, seen, error, .. }) => {
+                self.states.push((state, error));
+                self.seen += usize::from(seen);
+            }
             Some(Report::Found { .. }) => {}
             None => panic!("the watcher has ended by itself"),
         }
@@ -99,14 +127,25 @@ impl Watching {
         for mail in batch.mails {
             let key = mail.origin.uid.unwrap();
             uids.push(key.1);
+            self.sizes.insert(key, mail.size);
             let entry = self.handed.entry(key).or_insert((mail.bytes, 0));
             entry.1 += 1;
         }
         if let Some(cursor) = batch.cursor {
             self.check(cursor);
-            *self.cursor.lock().unwrap() = Some(cursor);
+            if !self.forgetful {
+                *self.cursor.lock().unwrap() = Some(cursor);
+            }
         }
-        if let Some(done) = batch.done {
+        self.waiting.extend(batch.done.map(|done| (done, uids)));
+        if !self.busy {
+            self.commit();
+        }
+    }
+
+    /// Says which mails are committed.
+    pub fn commit(&mut self) {
+        for (done, uids) in self.waiting.drain(..) {
             let _ = done.send(uids);
         }
     }
@@ -118,7 +157,7 @@ impl Watching {
         if world.uid_validity != validity {
             return;
         }
-        for (uid, bytes) in world.mails.iter().filter(|(uid, _)| *uid <= last) {
+        for (uid, bytes) in world.mails.iter().filter(|(uid, _)| *uid <= last && !self.old.contains(uid)) {
             let ours = bytes.windows(10).any(|w| w == b"resmic.com");
             let known = self.handed.contains_key(&(validity, *uid));
             assert!(known || !ours, "the cursor passed {uid} on its way to {last}\n{}", world.lines.join("\n"));

@@ -1,0 +1,143 @@
+//! Mails that were announced and are not there, or not yet, or not to be had.
+
+use super::*;
+use crate::support::watching::dedicated;
+use resmic_mailhook::model::MailboxState;
+
+#[tokio::test]
+async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    // The first FETCH was the sync's; two more find nothing.
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", _) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.deliver("late");
+    watching.mail("late").await;
+    assert!(server.count("UID FETCH") >= 4);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
+    let server = Scripted::start().await;
+    server.deliver("late");
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("EXAMINE", 1) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 3) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    watching.mail("late").await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        server.deliver("late");
+        server.deliver("prompt");
+        server.script(|seen| match (seen.name, seen.nth) {
+            ("UID FETCH", 2) => vec![Step::Hide(vec![1]), Step::Usual],
+            ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch(&server, more);
+        watching.mail("prompt").await;
+        watching.mail("late").await;
+        assert_eq!((watching.times("late"), watching.times("prompt")), (1, 1));
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_back() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    once(&server, "news", 1, &[Step::Hide(vec![1]), Step::Usual]);
+    // An OK that lists nothing has proved it gone.
+    watching.old.insert(1);
+    server.deliver("announced by mistake");
+    watching.while_server("four questions", |world| world.asked("UID FETCH 1:* ") >= 5).await;
+    server.deliver("real");
+    watching.mail("real").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    let asked = server.asked("UID FETCH");
+    watching.listen(ms(300)).await;
+    assert_eq!(server.asked("UID FETCH"), asked, "and then there is peace");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", 1) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.change(|world| {
+        world.deliver(&crate::support::scripted::notification("missing"));
+        world.deliver(&crate::support::scripted::notification("came"));
+    });
+    watching.mail("came").await;
+    assert_eq!(watching.times("missing"), 0);
+    assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 0)));
+    watching.mail("missing").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    assert_eq!(watching.times("came"), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
+    let server = Scripted::start().await;
+    for subject in ["one", "spoilt", "three", "four"] {
+        server.deliver(subject);
+    }
+    server.script(|seen| {
+        let holds_it =
+            ["1:4 ", "1:2 ", "2 ", "2:4 "].iter().any(|set| seen.line.contains(&format!("UID FETCH {set}(")));
+        match holds_it && seen.line.contains("BODY.PEEK[]") {
+            true => vec![say("{tag} NO [SERVERBUG] cannot read a mail\r\n")],
+            false => vec![Step::Usual],
+        }
+    });
+    let mut watching = dedicated(&server);
+    watching.mail("four").await;
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    assert_eq!((watching.times("one"), watching.times("three")), (1, 1));
+    assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
+    server.script(|_| vec![Step::Usual]);
+    watching.mail("spoilt").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed() {
+    let server = Scripted::start().await;
+    server.deliver("stays");
+    let mut watching = dedicated(&server);
+    watching.mail("stays").await;
+    watching.idle().await;
+    once(&server, "news", 1, &[Step::Usual, Step::Remove(2)]);
+    server.deliver("moved away by a filter");
+    server.until("the announcement", |world| world.count("news") > 0).await;
+    watching.until("quiet", |w| w.states.iter().filter(|(s, _)| *s == MailboxState::Idle).count() > 4).await;
+    server.deliver("next");
+    watching.mail("next").await;
+    assert_eq!((watching.times("stays"), watching.times("moved away by a filter")), (1, 0));
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.end().await;
+}

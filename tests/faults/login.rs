@@ -1,0 +1,158 @@
+//! From the greeting to the login: what is tried again soon, what only a person can mend, and what is not said to whom.
+
+use super::*;
+use crate::support::watching::dedicated;
+use resmic_mailhook::backoff::Backoff;
+use resmic_mailhook::model::MailboxState;
+use resmic_mailhook::source::imap::{Account, Login};
+
+/// Refusals of a login are waited out far longer than a test runs.
+fn strict() -> Timing {
+    Timing { retry_login: Backoff { base: Duration::from_secs(600), cap: Duration::from_secs(600) }, ..quick() }
+}
+
+#[tokio::test]
+async fn a_bye_for_a_greeting_is_said_and_tried_again() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("* BYE overloaded\r\n"), Step::Close]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("overloaded"), "{words}");
+    watching.idle().await;
+    assert_eq!(server.connections(), 2);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[Step::Mute]);
+    let mut watching = watch_in(&server, DEDICATED, Timing { login: ms(200), ..quick() });
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("no answer"), "{words}");
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_greeting_of_something_else_is_no_imap() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("220 mail.example ESMTP\r\n")]);
+    let mut watching = dedicated(&server);
+    watching.state(MailboxState::Failed).await.unwrap();
+    assert_eq!(server.count("LOGIN"), 0, "no password is sent to it");
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn preauth_is_somebody_elses_login_and_gets_no_password() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
+    let mut watching = watch_in(&server, DEDICATED, strict());
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("PREAUTH"), "{words}");
+    assert_eq!(server.count("LOGIN"), 0);
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn authenticationfailed_that_arrives_as_text_is_a_wrong_password_and_not_insisted_on() {
+    for answer in [
+        "{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n",
+        "{tag} NO Login incorrect\r\n",
+        "{tag} BAD Invalid credentials\r\n",
+        "{tag} NO [ALERT] Too many failed attempts\r\n",
+    ] {
+        let server = Scripted::start().await;
+        always(&server, "LOGIN", &[say(answer)]);
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
+        assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
+        // An ordinary failure would have been tried again ten times by now.
+        watching.listen(ms(400)).await;
+        assert_eq!(server.count("LOGIN"), 1, "{answer}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_that_is_refused_for_now_is_no_wrong_password() {
+    for answer in [
+        "{tag} NO [UNAVAILABLE] Temporary authentication failure.\r\n",
+        "{tag} NO [LIMIT] Maximum number of connections exceeded\r\n",
+        "{tag} NO [INUSE] in use\r\n",
+        // What Gmail says to the sixteenth connection.
+        "{tag} NO [ALERT] Too many simultaneous connections. (Failure)\r\n",
+    ] {
+        let server = Scripted::start().await;
+        once(&server, "LOGIN", 1, &[say(answer)]);
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("LOGIN refused") && !words.contains("password"), "{words}");
+        watching.idle().await;
+        watching.end().await;
+    }
+}
+
+#[test]
+fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_further() {
+    let retry = Timing::default().retry_login;
+    let range = |failures| (retry.ceiling(failures) / 2, retry.ceiling(failures));
+    assert_eq!(range(0), (Duration::from_secs(60), Duration::from_secs(120)));
+    assert_eq!(range(1), (Duration::from_secs(120), Duration::from_secs(240)));
+    assert_eq!(range(20).1, Duration::from_secs(3600));
+}
+
+#[tokio::test]
+async fn refused_logins_are_tried_ever_more_seldom() {
+    let server = Scripted::start().await;
+    always(&server, "LOGIN", &[say("{tag} NO wrong\r\n")]);
+    let retry_login = Backoff { base: ms(40), cap: ms(100_000) };
+    let mut watching = watch_in(&server, DEDICATED, Timing { retry_login, ..quick() });
+    let mut pauses = Vec::new();
+    for nth in 1..=5 {
+        let began = std::time::Instant::now();
+        watching.while_server("a login", |world| world.count("LOGIN") >= nth).await;
+        pauses.push(began.elapsed());
+    }
+    // Drawn from the upper half of 40, 80, 160, 320.
+    for (pause, least) in pauses[1..].iter().zip([20, 40, 80, 160]) {
+        assert!(*pause >= ms(least), "{pauses:?}");
+    }
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn line_breaks_in_names_and_passwords_are_never_written() {
+    let crlf = "x\r\nA666 LOGOUT";
+    for (password, more, wanted) in [
+        (crlf, DEDICATED, "INBOX"),
+        ("secret", DEDICATED, crlf),
+        ("secret", "dedicated = true\nafter = { move = \"x\\r\\nA666 LOGOUT\" }", "INBOX"),
+    ] {
+        let server = Scripted::start().await;
+        server.deliver("moved nowhere");
+        let account = Account {
+            settings: crate::support::watching::settings(server.port, more),
+            login: Login { tls: None, password: password.to_owned().into() },
+            is_candidate: Box::new(|_| true),
+            pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
+            timing: strict(),
+        };
+        let watching = Watching::with(account, wanted.into(), Default::default());
+        if more == DEDICATED {
+            let mut watching = watching;
+            watching.state(MailboxState::Failed).await.unwrap();
+            watching.end().await;
+        } else {
+            let mut watching = watching;
+            watching.mail("moved nowhere").await;
+            watching.idle().await;
+            watching.end().await;
+        }
+        assert!(!server.lines().iter().any(|line| line.contains("A666")), "{:?}", server.lines());
+    }
+}

@@ -1,0 +1,113 @@
+//! The program itself against the scripted server: what is committed, what is doubled, and what a person is told.
+
+use super::*;
+use crate::support::daemon::{Home, account};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn payment(n: usize) -> Vec<u8> {
+    format!(
+        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
+         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
+         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
+    )
+    .into_bytes()
+}
+
+fn home(server: &Scripted, more: &str) -> Home {
+    let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");
+    Home::new(&account(server.port, &more))
+}
+
+const EVENTS: &str = "SELECT count(*) FROM events";
+const MAILS: &str = "SELECT count(*) FROM mails";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_payment_under_a_new_uid_is_no_new_event() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        world.deliver(&payment(1));
+        world.deliver(&payment(2));
+    });
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until(EVENTS, "2", SOON);
+    // Under new numbers, as after a migration; and once more, copied within the mailbox.
+    once(&server, "news", 1, &[Step::Close]);
+    server.change(|world| {
+        world.uid_validity = 8;
+        world.deliver(&payment(1));
+    });
+    home.until("SELECT count(*) FROM mails WHERE outcome = 'duplicate'", "3", SOON);
+    assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "5".into()));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
+    let steps = [
+        ("LOGIN", 1),
+        ("SELECT", 1),
+        ("UID FETCH", 1),
+        ("UID FETCH", 2),
+        ("UID STORE", 1),
+        ("IDLE", 1),
+        ("news", 1),
+        ("DONE", 1),
+        ("UID STORE", 2),
+    ];
+    for way in [&[Step::Mute][..], &[Step::Untagged, Step::Mute]] {
+        let each = steps.map(|(name, nth)| {
+            tokio::spawn(async move {
+                let server = Scripted::start().await;
+                server.change(|world| world.deliver(&payment(1)));
+                once(&server, name, nth, way);
+                let home = home(&server, "dedicated = true\nafter = \"seen\"");
+                let daemon = home.start();
+                if ["news", "DONE"].contains(&name) || (name, nth) == ("UID STORE", 2) {
+                    server.until("an IDLE", |world| world.count("IDLE") > 0).await;
+                }
+                server.change(|world| world.deliver(&payment(2)));
+                server.until("the step", |world| world.count(name) >= nth).await;
+                tokio::task::block_in_place(|| daemon.kill());
+                server.script(|_| vec![Step::Usual]);
+                let daemon = home.start();
+                tokio::task::block_in_place(|| {
+                    home.until("SELECT last_uid FROM mailboxes", "2", SOON);
+                    assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "2".into()), "{name} {nth}");
+                    assert_eq!(daemon.end(), Some(0));
+                });
+            })
+        });
+        for one in each {
+            one.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection() {
+    let server = Scripted::start().await;
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    let second = home.run(&["run"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert_eq!((server.connections(), server.most_open()), (1, 1));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green() {
+    let server = Scripted::start().await;
+    always(&server, "EXAMINE", &[say("{tag} NO [NONEXISTENT] gone\r\n")]);
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until("SELECT state FROM mailboxes", "failed", SOON);
+    let red = home.run(&["status"]);
+    assert_eq!(red.status.code(), Some(1));
+    server.script(|_| vec![Step::Usual]);
+    home.until("SELECT state FROM mailboxes", "idle", SOON);
+    assert_eq!(home.run(&["status"]).status.code(), Some(0));
+    assert_eq!(daemon.end(), Some(0));
+}

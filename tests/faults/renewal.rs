@@ -1,0 +1,132 @@
+//! A renewal comes at its time, whatever the server says or does not say, and costs an idle mailbox next to nothing.
+
+use super::*;
+use crate::support::watching::dedicated;
+
+const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
+
+#[tokio::test]
+async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
+    for more in ["dedicated = true\nidle_renew = \"1s\"", "idle_renew = \"1s\""] {
+        for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
+            let server = Scripted::start().await;
+            server.change(|world| world.capabilities = capabilities.into());
+            server.deliver("read once");
+            let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
+            watching.mail("read once").await;
+            let before = server.asked("BODY.PEEK[");
+            watching.while_server("three sweeps", |world| world.asked("UID FETCH 2:* (UID INTERNALDATE)") >= 3).await;
+            assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_finds_what_was_never_announced() {
+    let server = Scripted::start().await;
+    server.deliver("known");
+    let mut watching = watch(&server, EACH_SECOND);
+    watching.mail("known").await;
+    watching.idle().await;
+    always(&server, "news", &[]);
+    server.deliver("never announced");
+    watching.mail("never announced").await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn the_renewal_is_per_account() {
+    let server = Scripted::start().await;
+    let (mut often, mut seldom) = (watch(&server, EACH_SECOND), dedicated(&server));
+    often.idle().await;
+    seldom.idle().await;
+    often.while_server("three ends of an IDLE", |world| world.count("DONE") >= 3).await;
+    let connections: std::collections::BTreeSet<String> = server
+        .world()
+        .lines
+        .iter()
+        .filter(|line| line.ends_with(" DONE"))
+        .map(|line| line.split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(connections.len(), 1, "only one of the two is renewed by now");
+    often.end().await;
+    seldom.end().await;
+}
+
+#[tokio::test]
+async fn keepalives_do_not_put_off_the_renewal() {
+    let server = Scripted::start().await;
+    always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
+    let mut watching = watch(&server, EACH_SECOND);
+    watching.while_server("two renewals", |world| world.count("DONE") >= 2).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_swallows_bytes_is_found_out_at_the_next_renewal() {
+    let server = Scripted::start().await;
+    once(&server, "IDLE", 1, &[Step::Usual, Step::Mute]);
+    let mut watching = watch(&server, EACH_SECOND);
+    watching.idle().await;
+    server.deliver("into the silence");
+    // A second until the renewal, and one for its answer.
+    assert!(watching.mail("into the silence").await < Duration::from_secs(6));
+    assert_eq!(server.connections(), 2);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn by_default_a_dead_connection_is_found_out_within_ten_minutes() {
+    let settings = crate::support::watching::settings(1, "");
+    let silence = settings.idle_renew.0 + Timing::default().answer;
+    assert!(silence <= Duration::from_secs(600), "{silence:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
+    let steps = [
+        ("greeting", 1),
+        ("LOGIN", 1),
+        ("CAPABILITY", 1),
+        ("EXAMINE", 1),
+        ("NOTIFY", 1),
+        ("UID FETCH", 1),
+        ("UID FETCH", 2),
+        ("IDLE", 1),
+        ("DONE", 1),
+        ("UID FETCH", 3),
+    ];
+    let timing = Timing { answer: ms(300), login: ms(300), ..quick() };
+    let each = steps.map(|(name, nth)| async move {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
+        server.deliver("first");
+        once(&server, name, nth, &[Step::Mute]);
+        let mut watching = watch_in(&server, EACH_SECOND, timing);
+        watching.mail("first").await;
+        watching.while_server("the step", |world| world.count(name) >= nth).await;
+        watching.while_server("a second connection", |world| world.connections() >= 2).await;
+        let found = |w: &Watching| w.states.iter().any(|(_, e)| e.as_ref().is_some_and(|e| e.contains("no answer")));
+        watching.until("its words", found).await;
+        server.deliver("second");
+        watching.mail("second").await;
+        watching.end().await;
+    });
+    futures_util::future::join_all(each).await;
+}
+
+#[tokio::test]
+async fn a_mailbox_that_does_not_answer_does_not_look_active() {
+    let server = Scripted::start().await;
+    always(&server, "EXAMINE", &[Step::Mute]);
+    let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(100), ..quick() });
+    watching.while_server("three attempts", |world| world.connections() >= 3).await;
+    assert_eq!(watching.seen, 0, "no round trip is claimed that was not completed");
+    assert!(watching.states.iter().any(|(_, words)| words.is_some()), "and it says what is wrong");
+    server.script(|_| vec![Step::Usual]);
+    watching.idle().await;
+    assert!(watching.seen > 0);
+    watching.end().await;
+}

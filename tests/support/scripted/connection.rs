@@ -1,0 +1,352 @@
+//! One client's connection to the scripted server: what is usual, and what the script puts in its place.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Scripted, Seen, Step};
+
+/// When a mail came, if nothing else is said.
+const DATE: &str = "05-Mar-2025 03:36:00 +0000";
+
+pub struct Connection {
+    server: Scripted,
+    stream: TcpStream,
+    number: usize,
+    buffer: Vec<u8>,
+    /// The UIDs as this client was told of them, by sequence number.
+    view: Vec<u32>,
+    selected: bool,
+    /// The tag of the IDLE.
+    idle: Option<String>,
+    /// The items that NOTIFY asked for.
+    notify: Option<String>,
+    /// What it says all the time.
+    chatter: Option<(&'static str, tokio::time::Interval)>,
+}
+
+/// The connection ends.
+struct Ended;
+type Result<T> = std::result::Result<T, Ended>;
+
+impl Connection {
+    pub fn new(server: Scripted, stream: TcpStream, number: usize) -> Self {
+        stream.set_nodelay(true).unwrap();
+        let buffer = Vec::new();
+        let view = Vec::new();
+        Connection { server, stream, number, buffer, view, selected: false, idle: None, notify: None, chatter: None }
+    }
+
+    pub async fn serve(&mut self) {
+        let mut changes = self.server.changed.subscribe();
+        if self.occasion("greeting", "* greeting").await.is_err() {
+            return;
+        }
+        loop {
+            let watches = self.idle.is_some();
+            let went_on = tokio::select! {
+                line = read_line(&mut self.stream, &mut self.buffer, &self.server) => match line {
+                    Some(line) => self.command(&line).await,
+                    None => Err(Ended),
+                },
+                _ = changes.changed(), if watches => {
+                    if self.is_behind() { self.occasion("news", "").await } else { Ok(()) }
+                }
+                line = next_chatter(&mut self.chatter) => self.write(line).await,
+            };
+            if went_on.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the mailbox is not any more as the client knows it.
+    fn is_behind(&self) -> bool {
+        let world = self.server.world();
+        let uids: Vec<u32> = world.mails.iter().map(|(uid, _)| *uid).collect();
+        self.selected && self.view != uids
+    }
+
+    async fn command(&mut self, line: &str) -> Result<()> {
+        self.server.change(|world| world.lines.push(format!("{} {line}", self.number)));
+        if line == "DONE" && self.idle.is_some() {
+            return self.occasion("DONE", line).await;
+        }
+        let words: Vec<&str> = line.split(' ').collect();
+        let name = match words.as_slice() {
+            [_, uid, command, ..] if uid.eq_ignore_ascii_case("UID") => format!("UID {command}"),
+            [_, command, ..] => (*command).to_owned(),
+            [word] => return self.write(&format!("{word} BAD that is no command\r\n")).await,
+            [] => return Ok(()),
+        };
+        self.occasion(&name, line).await
+    }
+
+    async fn occasion(&mut self, name: &str, line: &str) -> Result<()> {
+        let steps = self.server.change(|world| {
+            let nth = match world.seen.iter_mut().find(|(n, _)| n == name) {
+                Some((_, count)) => {
+                    *count += 1;
+                    *count
+                }
+                None => {
+                    world.seen.push((name.to_owned(), 1));
+                    1
+                }
+            };
+            (world.script)(&Seen { name, line, nth, connection: self.number })
+        });
+        let tag = match name {
+            "DONE" => self.idle.take().unwrap_or_default(),
+            _ => line.split(' ').next().unwrap_or_default().to_owned(),
+        };
+        for step in steps {
+            self.step(name, line, &tag, step).await?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, name: &str, line: &str, tag: &str, step: Step) -> Result<()> {
+        match step {
+            Step::Usual => {
+                self.untagged(name, line).await?;
+                self.tagged(name, tag, true).await
+            }
+            Step::Untagged => self.untagged(name, line).await,
+            Step::Ok => self.tagged(name, tag, true).await,
+            Step::BareOk => self.tagged(name, tag, false).await,
+            Step::Say(text) => self.write(&text.replace("{tag}", tag)).await,
+            Step::Announce => {
+                let changes = self.changes();
+                self.write(&changes).await
+            }
+            Step::Deliver(subject) => {
+                self.server.deliver(subject);
+                Ok(())
+            }
+            Step::Remove(uid) => {
+                self.server.change(|world| world.mails.retain(|(u, _)| *u != uid));
+                Ok(())
+            }
+            Step::Hide(uids) => {
+                self.server.change(|world| world.hidden = uids.into_iter().collect());
+                Ok(())
+            }
+            Step::Close => Err(Ended),
+            Step::Reset => {
+                socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+                Err(Ended)
+            }
+            Step::Mute => {
+                let mut sink = [0; 1024];
+                while self.stream.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+                Err(Ended)
+            }
+            Step::Flood(bytes) => loop {
+                self.write(bytes).await?;
+            },
+            Step::Chatter(line, pause) => {
+                self.chatter = Some((line, tokio::time::interval(pause)));
+                Ok(())
+            }
+            Step::EndIdle => match self.idle.take() {
+                Some(tag) => self.write(&format!("{tag} OK that was long enough\r\n")).await,
+                None => Ok(()),
+            },
+            Step::Pause(time) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn write(&mut self, text: &str) -> Result<()> {
+        self.stream.write_all(text.as_bytes()).await.map_err(|_| Ended)
+    }
+
+    /// The untagged part of the ordinary answer.
+    async fn untagged(&mut self, name: &str, line: &str) -> Result<()> {
+        let text = match name {
+            "greeting" => "* OK ready\r\n".to_owned(),
+            "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.world().capabilities),
+            "EXAMINE" | "SELECT" => self.select(),
+            "STATUS" => format!("* STATUS INBOX (UIDNEXT {})\r\n", self.server.world().uid_next),
+            "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
+            "UID FETCH" => return self.fetch(line).await,
+            "UID MOVE" => self.take_out(line),
+            "UID EXPUNGE" => self.take_out(line),
+            "NOTIFY" => {
+                self.notify = Some(line.to_owned());
+                String::new()
+            }
+            "IDLE" => {
+                self.idle = line.split(' ').next().map(str::to_owned);
+                "+ idling\r\n".to_owned()
+            }
+            "news" => return self.news().await,
+            "LOGOUT" => "* BYE goodbye\r\n".to_owned(),
+            _ => String::new(),
+        };
+        self.write(&text).await?;
+        if name == "IDLE" && self.is_behind() { self.occasion_boxed("news").await } else { Ok(()) }
+    }
+
+    async fn occasion_boxed(&mut self, name: &'static str) -> Result<()> {
+        Box::pin(self.occasion(name, "")).await
+    }
+
+    async fn tagged(&mut self, name: &str, tag: &str, with_news: bool) -> Result<()> {
+        match name {
+            "greeting" | "IDLE" | "news" => return Ok(()),
+            "EXAMINE" | "SELECT" if self.server.world().mailbox.is_none() => {
+                return self.write(&format!("{tag} NO [NONEXISTENT] no such mailbox\r\n")).await;
+            }
+            _ if with_news && self.selected => {
+                let news = self.changes();
+                self.write(&news).await?;
+            }
+            _ => {}
+        }
+        self.write(&format!("{tag} OK done\r\n")).await?;
+        if name == "LOGOUT" { Err(Ended) } else { Ok(()) }
+    }
+
+    fn select(&mut self) -> String {
+        let world = self.server.world();
+        if world.mailbox.is_none() {
+            return String::new();
+        }
+        self.selected = true;
+        self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
+        let next = if world.tells_uid_next { format!("* OK [UIDNEXT {}] next\r\n", world.uid_next) } else { "".into() };
+        format!("* {} EXISTS\r\n* OK [UIDVALIDITY {}] ok\r\n{next}", self.view.len(), world.uid_validity)
+    }
+
+    /// What is different from what the client knows, in the server's words; then it knows it.
+    fn changes(&mut self) -> String {
+        let world = self.server.world();
+        let mut text = String::new();
+        while let Some(gone) = self.view.iter().position(|uid| !world.mails.iter().any(|(u, _)| u == uid)) {
+            self.view.remove(gone);
+            text += &format!("* {} EXPUNGE\r\n", gone + 1);
+        }
+        if world.mails.len() > self.view.len() {
+            self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
+            text += &format!("* {} EXISTS\r\n", self.view.len());
+        }
+        text
+    }
+
+    async fn news(&mut self) -> Result<()> {
+        let before = self.view.last().copied().unwrap_or(0);
+        let text = self.changes();
+        self.write(&text).await?;
+        let Some(items) = self.notify.clone() else { return Ok(()) };
+        let new: Vec<u32> = self.view.iter().copied().filter(|uid| *uid > before).collect();
+        self.send_mails(&new, &items).await
+    }
+
+    async fn fetch(&mut self, line: &str) -> Result<()> {
+        let (_, rest) = line.split_once("FETCH ").unwrap();
+        let (set, items) = rest.split_once(' ').unwrap();
+        let uids = self.named_by(set);
+        self.send_mails(&uids, items).await
+    }
+
+    /// The UIDs of a sequence set, with the rule that `*` is the last mail, on whichever side.
+    fn named_by(&self, set: &str) -> Vec<u32> {
+        let last = self.view.last().copied().unwrap_or(0);
+        let number = |text: &str| if text == "*" { last } else { text.parse().unwrap() };
+        let mut uids = BTreeSet::new();
+        for part in set.split(',') {
+            let (a, b) = part.split_once(':').unwrap_or((part, part));
+            let (a, b) = (number(a).min(number(b)), number(a).max(number(b)));
+            uids.extend(self.view.iter().copied().filter(|uid| (a..=b).contains(uid)));
+        }
+        uids.into_iter().collect()
+    }
+
+    async fn send_mails(&mut self, uids: &[u32], items: &str) -> Result<()> {
+        for uid in uids {
+            let text = {
+                let world = self.server.world();
+                let mail = world.mails.iter().find(|(u, _)| u == uid);
+                let place = self.view.iter().position(|u| u == uid).unwrap_or(0) + 1;
+                match mail {
+                    Some((uid, bytes)) if !world.hidden.contains(uid) => {
+                        let date = world.dates.get(uid).copied().unwrap_or(DATE);
+                        data_of(place, *uid, bytes, items, date)
+                    }
+                    _ => Vec::new(),
+                }
+            };
+            self.stream.write_all(&text).await.map_err(|_| Ended)?;
+        }
+        Ok(())
+    }
+
+    /// MOVE, or EXPUNGE of just these.
+    fn take_out(&mut self, line: &str) -> String {
+        let set = line.split(' ').nth(3).unwrap();
+        let uids = self.named_by(set);
+        self.server.change(|world| world.mails.retain(|(uid, _)| !uids.contains(uid)));
+        self.changes()
+    }
+}
+
+/// An untagged FETCH with what `items` asks for.
+pub fn data(place: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
+    data_of(place, uid, bytes, items, DATE)
+}
+
+fn data_of(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str) -> Vec<u8> {
+    let mut text = format!("* {place} FETCH (UID {uid} INTERNALDATE \"{date}\"").into_bytes();
+    if items.contains("RFC822.SIZE") {
+        text.extend(format!(" RFC822.SIZE {}", bytes.len()).bytes());
+    }
+    let partial = |name: &str| {
+        let (_, rest) = items.split_once(&format!("{name}<0."))?;
+        rest.split_once('>')?.0.parse::<usize>().ok()
+    };
+    let mut section = |name: &str, bytes: &[u8]| {
+        let limit = partial(&format!("BODY.PEEK[{name}]"));
+        let bytes = &bytes[..bytes.len().min(limit.unwrap_or(usize::MAX))];
+        let origin = if limit.is_some() { "<0>" } else { "" };
+        text.extend(format!(" BODY[{name}]{origin} {{{}}}\r\n", bytes.len()).bytes());
+        text.extend(bytes);
+    };
+    if items.contains("HEADER.FIELDS (FROM)") {
+        let end = bytes.windows(2).position(|pair| pair == b"\r\n").map_or(bytes.len(), |n| n + 2);
+        section("HEADER.FIELDS (FROM)", &[&bytes[..end], b"\r\n"].concat());
+    }
+    if items.contains("BODY.PEEK[]") {
+        section("", bytes);
+    }
+    text.extend(b")\r\n");
+    text
+}
+
+async fn read_line(stream: &mut TcpStream, buffer: &mut Vec<u8>, server: &Scripted) -> Option<String> {
+    loop {
+        if let Some(end) = buffer.windows(2).position(|pair| pair == b"\r\n") {
+            let line: Vec<u8> = buffer.drain(..end + 2).collect();
+            return Some(String::from_utf8_lossy(&line[..end]).into_owned());
+        }
+        let mut bytes = [0; 4096];
+        let count = stream.read(&mut bytes).await.ok().filter(|count| *count > 0)?;
+        buffer.extend(&bytes[..count]);
+        server.world().reads.push(String::from_utf8_lossy(&bytes[..count]).into_owned());
+    }
+}
+
+async fn next_chatter(chatter: &mut Option<(&'static str, tokio::time::Interval)>) -> &'static str {
+    match chatter {
+        Some((line, interval)) => {
+            interval.tick().await;
+            line
+        }
+        None => std::future::pending().await,
+    }
+}
