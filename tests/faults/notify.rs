@@ -1,7 +1,8 @@
 //! NOTIFY (RFC 5465): what is pushed is believed for speed, and for nothing else.
 
 use super::*;
-use crate::support::scripted::{data, notification, other};
+use crate::support::scripted::connection::data;
+use crate::support::scripted::{notification, other};
 use resmic_mailhook::model::MailboxState;
 
 const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
@@ -10,7 +11,7 @@ async fn at_rest(more: &str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|world| world.capabilities = "IDLE NOTIFY".into());
     let mut watching = watch(&server, more);
-    watching.idle().await;
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
     (server, watching)
 }
 

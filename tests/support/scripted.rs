@@ -11,10 +11,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 #[path = "scripted/connection.rs"]
-mod connection;
+pub mod connection;
 
 use connection::Connection;
-pub use connection::data;
 
 /// How long anything in a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(15);

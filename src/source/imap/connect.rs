@@ -93,7 +93,7 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
     };
     let silent = |_| Error::Silent { command: "login", seconds: timing.login.as_secs() };
     let mut wire = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
-    wire.expect(settings.max_size.0);
+    wire.expect_literal(settings.max_size.0);
     let offers = capabilities(&mut wire).await?;
     Ok((wire, offers))
 }
@@ -105,7 +105,11 @@ async fn greet(net: Net, settings: &Settings, login: &Login) -> Result<Client<Ne
     let greeting = client.read_response().await.map_err(Error::io)?;
     let greeting = greeting.ok_or_else(|| Error::Lost(std::io::ErrorKind::UnexpectedEof.into()))?;
     match greeting.parsed() {
-        Response::Data { status: Status::Ok | Status::PreAuth, .. } => {}
+        Response::Data { status: Status::Ok, .. } => {}
+        Response::Data { status: Status::PreAuth, .. } => {
+            // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
+            return Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()));
+        }
         Response::Data { status: Status::Bye, outcome } => {
             return Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)));
         }

@@ -260,7 +260,7 @@ impl Opened {
         if self.wire.done().await? {
             self.end_of_idle(idle).await?;
         }
-        self.sync(false).await?;
+        self.sync().await?;
         *idle = self.wire.idle().await?;
         Ok(Settled::Yes)
     }
@@ -390,7 +390,7 @@ impl Opened {
             tokio::time::sleep(self.account.timing.poll.min(self.account.settings.idle_renew.0)).await;
             // All of it will be fetched.
             self.pushed.clear();
-            self.sync(false).await?;
+            self.sync().await?;
         }
     }
 }

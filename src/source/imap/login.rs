@@ -125,11 +125,13 @@ fn judged(error: Error, secrets: &[&str]) -> Error {
     if is_passing(&words) { Error::Refused { command, words } } else { Error::Login(words) }
 }
 
-/// A refusal that says nothing about the credentials (RFC 5530).
+/// A refusal that says nothing about the credentials: by its code (RFC 5530), or by the words of those who send none,
+/// such as Gmail with its fifteen connections, and Exchange.
 fn is_passing(words: &str) -> bool {
-    ["UNAVAILABLE", "INUSE", "LIMIT", "SERVERBUG", "CONTACTADMIN"]
-        .iter()
-        .any(|code| words.contains(&format!("[{code}]")))
+    let words = words.to_ascii_lowercase();
+    let codes = ["[unavailable]", "[inuse]", "[limit]", "[serverbug]", "[contactadmin]"];
+    let phrases = ["simultaneous connections", "too many connections", "server unavailable", "try again later"];
+    codes.iter().chain(&phrases).any(|sign| words.contains(sign))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod after;
 mod connect;
 mod error;
 mod fetch;
+mod framing;
 mod idle;
 mod login;
 mod mailbox;

@@ -17,6 +17,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::{Error, Result};
+use super::framing::Framing;
 
 /// How long the name may take, and how long one address is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,8 +27,11 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 /// A connection's bytes.
 pub(super) struct Net {
     stream: Stream,
-    /// How many bytes may still be read before the answer that is awaited must be complete.
+    /// How many bytes may be read for one answer, and so for one literal.
+    most: usize,
+    /// How many of them may still be read before the answer that is awaited must be complete.
     allowance: usize,
+    framing: Framing,
     /// When bytes came last.
     heard_at: Instant,
     /// While set, what is written stays here, so that several commands leave as one packet.
@@ -61,7 +65,14 @@ impl Net {
         tcp.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
-        Ok(Net { stream: Stream::Plain(tcp), allowance: usize::MAX, heard_at: Instant::now(), corked: None })
+        Ok(Net {
+            stream: Stream::Plain(tcp),
+            most: usize::MAX,
+            allowance: usize::MAX,
+            framing: Framing::default(),
+            heard_at: Instant::now(),
+            corked: None,
+        })
     }
 
     /// Goes on in TLS.
@@ -77,12 +88,12 @@ impl Net {
             .await
             .map_err(|_| tls(io::ErrorKind::TimedOut.into()))?
             .map_err(tls)?;
-        Ok(Net { stream: Stream::Tls(Box::new(stream)), ..self })
+        Ok(Net { stream: Stream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
     }
 
     /// Allows so many bytes for the next answer: a server that sends more is cut off.
     pub(super) fn allow(&mut self, bytes: usize) {
-        self.allowance = bytes;
+        (self.most, self.allowance) = (bytes, bytes);
     }
 
     /// When bytes came last.
@@ -115,18 +126,26 @@ impl Net {
     }
 }
 
+fn without_end() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "an answer without end")
+}
+
 impl AsyncRead for Net {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.allowance == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "an answer without end")));
+            return Poll::Ready(Err(without_end()));
         }
         let before = buf.filled().len();
         ready!(match &mut this.stream {
             Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
-        this.allowance = this.allowance.saturating_sub(buf.filled().len() - before);
+        let came = buf.filled().get(before..).unwrap_or_default();
+        this.allowance = this.allowance.saturating_sub(came.len());
+        if !this.framing.allows(came, this.most) {
+            return Poll::Ready(Err(without_end()));
+        }
         this.heard_at = Instant::now();
         this.acknowledge();
         Poll::Ready(Ok(()))

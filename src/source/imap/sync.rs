@@ -31,8 +31,8 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
 const KEPT_BYTES: usize = 8 << 20;
 const KEPT: usize = 256;
-/// How many more mails than it said a server may list.
-const LISTED_SLACK: usize = 100_000;
+/// How many mails are believed to be in a mailbox: each takes four bytes here.
+const LISTED: usize = 10_000_000;
 /// How often a mail that was listed and not sent is asked for before it counts as gone.
 const TRIES: u8 = 3;
 
@@ -44,8 +44,6 @@ pub(super) struct Opened {
     /// The mailbox's name on the server.
     pub(super) name: String,
     pub(super) selected: Selected,
-    /// It was never read before.
-    pub(super) first: bool,
     /// Every UID up to this was handed over, or is known to be gone.
     pub(super) cursor: u32,
     /// The cursor that was handed over last.
@@ -106,11 +104,11 @@ struct Listed {
 }
 
 impl Opened {
-    /// Reads everything above the cursor. `first`: the mailbox was never read before, so `start` counts.
-    pub(super) async fn sync(&mut self, first: bool) -> Result<()> {
-        if self.account.settings.start == Start::Now && first {
-            self.cursor = self.selected.uid_next.saturating_sub(1);
-            return self.hand_over(Vec::new(), Some(self.cursor)).await;
+    /// Reads everything above the cursor.
+    pub(super) async fn sync(&mut self) -> Result<()> {
+        if self.handed.is_none() && self.cursor > 0 {
+            // Where `start` = "now" was is written down before anything is read: a later start must not find a later one.
+            self.hand_over(Vec::new(), Some(self.cursor)).await?;
         }
         let since = match self.account.settings.start {
             // Also when all is read anew: what was too old the first time still is.
@@ -133,21 +131,18 @@ impl Opened {
         let items = Want::Listing.items(&self.account.settings);
         // `n:*` always has the last mail in it, even below n (RFC 3501, 6.4.8).
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
-        let most = self.selected.exists as usize + LISTED_SLACK;
         self.selected.fresh = 0;
         let sent = self.wire.send("UID FETCH", &command).await?;
+        self.wire.expect_answers((self.selected.exists as usize).min(LISTED));
         let cursor = self.cursor;
         let (mut uids, mut highest) = (Vec::new(), cursor);
         let wait = self.flowing();
         self.finish(&sent, wait, |item| {
             highest = highest.max(item.uid);
             let wanted = since.is_none_or(|since| item.received_at.is_none_or(|at| at >= since));
-            uids.extend((item.uid > cursor && wanted && uids.len() <= most).then_some(item.uid));
+            uids.extend((item.uid > cursor && wanted).then_some(item.uid));
         })
         .await?;
-        if uids.len() > most {
-            return Err(Error::Protocol("it lists far more mails than it says there are".into()));
-        }
         uids.sort_unstable();
         uids.dedup();
         Ok(Listed { uids, highest })

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::connect::{Login, connect};
 use super::error::{Error, Result};
-use super::mailbox;
-use super::settings::{After, Settings};
+use super::mailbox::{self, Selected};
+use super::settings::{After, Settings, Start};
 use super::sync::{Finished, Opened, Outstanding};
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail};
@@ -89,7 +89,7 @@ pub async fn watch(
 ) {
     let name = wanted.clone();
     let (failures, finished) = (Failures::default(), Finished::default());
-    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, finished, opened: None };
+    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, began: None, finished, opened: None };
     tokio::select! {
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
@@ -107,6 +107,8 @@ struct Watcher {
     cursors: Cursors,
     out: mpsc::Sender<Report>,
     failures: Failures,
+    /// Where `start` = "now" was: UIDVALIDITY and the last UID of then.
+    began: Option<(u32, u32)>,
     /// What the last connection did not get round to putting away.
     finished: Finished,
     /// The connection, here so that it can be closed politely whatever was going on.
@@ -191,8 +193,7 @@ impl Watcher {
         let Some(opened) = &mut self.opened else { return Ok(()) };
         opened.report(MailboxState::Syncing).await?;
         let way = opened.ask_for_pushes().await?;
-        let first = opened.first;
-        opened.sync(first).await?;
+        opened.sync().await?;
         self.failures.synced();
         opened.watch(way).await
     }
@@ -209,7 +210,7 @@ impl Watcher {
         };
         if self.name != name {
             self.name.clone_from(&name);
-            self.finished = Finished::default();
+            (self.finished, self.began) = (Finished::default(), None);
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
@@ -217,7 +218,8 @@ impl Watcher {
         let known = (self.cursors)(name.clone()).await.map_err(Error::Cursor)?;
         // Another UIDVALIDITY: the numbers mean other mails now, so all are read anew. A UIDNEXT that has fallen means
         // the same, whatever the server says: it was restored from a backup. Event ids make reading anew harmless.
-        let cursor = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);
+        let read = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);
+        let begin = if known.is_none() { self.beginning(&selected) } else { 0 };
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
             // The numbers would mean other mails.
@@ -230,15 +232,27 @@ impl Watcher {
             account: self.account.clone(),
             name,
             selected,
-            first: known.is_none(),
-            cursor: cursor.map_or(0, |(_, last)| last),
-            handed: cursor.map(|(_, last)| last),
+            cursor: read.map_or(begin, |(_, last)| last),
+            handed: read.map(|(_, last)| last),
             out: self.out.clone(),
             pushed: Vec::new(),
             outstanding: Outstanding::default(),
             finished,
         });
         Ok(true)
+    }
+
+    /// The last UID that is not to be read in a mailbox that never was.
+    ///
+    /// What "now" was first stays so: until it is written down a connection may end, and mails may come.
+    fn beginning(&mut self, selected: &Selected) -> u32 {
+        if self.account.settings.start != Start::Now {
+            return 0;
+        }
+        let known = self.began.filter(|(validity, _)| *validity == selected.uid_validity);
+        let (_, last) =
+            *self.began.insert(known.unwrap_or((selected.uid_validity, selected.uid_next.saturating_sub(1))));
+        last
     }
 
     async fn say(&self, state: MailboxState, seen: bool, error: Option<String>) -> Result<()> {

@@ -17,11 +17,18 @@ use crate::model::printable;
 /// How long a LOGOUT may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How many answers a LOGOUT waits through.
+const LAST_WORDS: usize = 1_000;
+
 /// What a line may measure before anything is known of the server.
 pub(super) const LINE: usize = 64 * 1024;
 
 /// What an answer may measure beside the mail in it: lines and header fields of one response.
 const OVERHEAD: usize = 256 * 1024;
+
+/// How many answers there may be from one command to the next, beside those that are known to come. Who says more says
+/// it to keep us busy.
+const ANSWERS: usize = 100_000;
 
 /// A command on its way, and its name for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +78,8 @@ pub(super) struct Wire {
     answer: Duration,
     /// The IDLE that was begun and not ended.
     idling: Option<RequestId>,
+    /// How many more answers there may be before the next command.
+    answers: usize,
 }
 
 /// What one answer was.
@@ -86,11 +95,11 @@ pub(super) enum Heard<R> {
 impl Wire {
     /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
     pub(super) fn new(client: Client<Net>, answer: Duration) -> Self {
-        Wire { client, commands: 0, allowance: LINE, answer, idling: None }
+        Wire { client, commands: 0, allowance: LINE, answer, idling: None, answers: ANSWERS }
     }
 
     /// From here on pieces of mails as large as this will be asked for.
-    pub(super) fn expect(&mut self, literal: u64) {
+    pub(super) fn expect_literal(&mut self, literal: u64) {
         self.allowance = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
     }
 
@@ -99,6 +108,7 @@ impl Wire {
         self.commands += 1;
         let tag = format!("A{:04}", self.commands);
         self.write(name, format!("{tag} {command}\r\n").as_bytes()).await?;
+        self.answers = ANSWERS;
         Ok(Sent { tag: RequestId(tag), name })
     }
 
@@ -115,6 +125,11 @@ impl Wire {
             net.flush().await
         };
         within(self.answer, name, write).await?.map_err(Error::io)
+    }
+
+    /// The answer to the command just sent has so many parts.
+    pub(super) fn expect_answers(&mut self, answers: usize) {
+        self.answers = ANSWERS.saturating_add(answers);
     }
 
     /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
@@ -157,6 +172,8 @@ impl Wire {
         wait: Wait,
         read: impl FnOnce(&Response<'_>) -> R,
     ) -> Result<Heard<R>> {
+        self.answers =
+            self.answers.checked_sub(1).ok_or_else(|| Error::Protocol("it says far more than was asked".into()))?;
         self.client.get_mut().allow(self.allowance);
         let began = Instant::now();
         let answer = loop {
@@ -180,6 +197,8 @@ impl Wire {
         }
         match data.parsed() {
             Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
+            // The server ended the IDLE while our DONE was on its way, and took it for a command.
+            Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(Heard::Data(read(data.parsed()))),
             Response::Done { status: status @ (Status::No | Status::Bad), outcome, .. } => {
                 Err(Error::refused(sent.name, status, outcome.information.as_deref()))
             }
@@ -222,7 +241,7 @@ impl Wire {
             self.done().await?;
             let sent = self.send("LOGOUT", "LOGOUT").await?;
             let wait = Wait::of(FAREWELL);
-            loop {
+            for _ in 0..LAST_WORDS {
                 // The BYE before the OK, and the end of an IDLE, are errors anywhere else.
                 match self.hear(&sent, wait, |_| ()).await {
                     Ok(Heard::Done) => return Ok(()),
@@ -230,6 +249,7 @@ impl Wire {
                     _ => {}
                 }
             }
+            Ok(())
         };
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(FAREWELL, farewell).await;
     }

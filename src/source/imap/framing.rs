@@ -1,0 +1,101 @@
+//! What a line and a literal may measure, found out while the bytes come in.
+//!
+//! async-imap makes room for a literal as soon as it is announced, and looks through an unfinished line again at each
+//! read: one line of a hostile server could take half a gigabyte, or a processor for minutes.
+
+/// The longest line. Nothing that is asked for comes near it outside of a literal.
+const LINE: usize = 64 * 1024;
+
+/// Where in the server's answers the bytes are.
+#[derive(Debug, Default)]
+pub(super) struct Framing {
+    /// How much of a literal is still to come.
+    literal: usize,
+    /// How long the line is so far.
+    line: usize,
+    /// What the end of the line may announce.
+    ending: Ending,
+}
+
+/// The end of a line, as far as it looks like `{123}` and a line break.
+#[derive(Debug, Clone, Copy, Default)]
+enum Ending {
+    #[default]
+    Other,
+    Open(usize),
+    Closed(usize),
+    Return(usize),
+}
+
+impl Framing {
+    /// Takes note of bytes that came in; false: the server is to be cut off. `most`: what a literal may measure.
+    ///
+    /// Words that look like a literal's announcement (`* OK well {12}`) make it skip what follows, which does no harm.
+    pub(super) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
+        while let Some((&byte, rest)) = bytes.split_first() {
+            if self.literal > 0 {
+                let skipped = self.literal.min(bytes.len());
+                self.literal -= skipped;
+                bytes = bytes.get(skipped..).unwrap_or_default();
+                continue;
+            }
+            bytes = rest;
+            self.line += 1;
+            self.ending = match (self.ending, byte) {
+                (_, b'{') => Ending::Open(0),
+                (Ending::Open(n), b'0'..=b'9') => {
+                    Ending::Open(n.saturating_mul(10).saturating_add(usize::from(byte - b'0')))
+                }
+                (Ending::Open(n), b'}') => Ending::Closed(n),
+                (Ending::Closed(n), b'\r') => Ending::Return(n),
+                (Ending::Return(n), b'\n') => {
+                    self.literal = n;
+                    Ending::Other
+                }
+                _ => Ending::Other,
+            };
+            if byte == b'\n' {
+                self.line = 0;
+            }
+            if self.line > LINE || self.literal > most {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fed at once, and byte by byte.
+    fn allows(bytes: &[u8], most: usize) -> bool {
+        let (mut whole, mut parts) = (Framing::default(), Framing::default());
+        let together = whole.allows(bytes, most);
+        assert_eq!(bytes.chunks(1).all(|byte| parts.allows(byte, most)), together);
+        together
+    }
+
+    #[test]
+    fn a_literal_may_be_as_long_as_was_asked_for_and_no_longer() {
+        assert!(allows(b"* 1 FETCH (BODY[] {5}\r\nhello UID 1)\r\n", 5));
+        assert!(!allows(b"* 1 FETCH (BODY[] {6}\r\n", 5));
+        assert!(!allows(b"* 1 FETCH (BODY[] {99999999999999999999999}\r\n", 5));
+        assert!(allows(b"* OK {6} is no literal\r\n* OK {6\r\n* OK }\r\n", 5));
+    }
+
+    #[test]
+    fn what_is_inside_a_literal_announces_nothing() {
+        assert!(allows(b"* 1 FETCH (BODY[] {8}\r\n{999}\r\nx BODY[1] {1}\r\n \r\n)", 10));
+        assert!(!allows(b"* 1 FETCH (BODY[] {7}\r\n{999}\r\n BODY[1] {999}\r\n", 10));
+    }
+
+    #[test]
+    fn a_line_has_an_end_and_a_literal_may_be_longer_than_a_line() {
+        let long = vec![b'x'; LINE + 1];
+        assert!(!allows(&long, 5));
+        assert!(allows(&[&b"{70000}\r\n"[..], &vec![b'x'; 70_000], b"\r\n"].concat(), 70_000));
+        assert!(allows(&b"* OK still here\r\n".repeat(10_000), 5));
+    }
+}
