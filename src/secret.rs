@@ -7,8 +7,9 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-/// Where the packaged unit loads its credentials from.
-const KEPT: &str = "/etc/resmic-mailhook";
+/// Where the packaged unit loads its credentials from: in the clear, and encrypted (systemd-creds(1)).
+const KEPT: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
+const ENCRYPTED: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
 /// How long a command that prints a secret may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -39,7 +40,10 @@ impl Source {
     /// [`Missing`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
     pub async fn read(&self) -> Result<SecretString, Missing> {
         let text = match self {
-            Source::Credential(name) => read_file(&credential_path(name)?, &format!("credential {name:?}"))?,
+            Source::Credential(name) => match credential(name)? {
+                Kept::Plain(path) => read_file(&path, &format!("credential {name:?}"))?,
+                Kept::Encrypted(path) => run(&decrypt(name, &path)).await?,
+            },
             Source::File(path) => read_file(path, "secret file")?,
             Source::Env(name) => std::env::var(name)
                 .map_err(|_| Missing(format!("environment variable {name} is not set, or not UTF-8")))?,
@@ -73,23 +77,41 @@ impl std::fmt::Display for Source {
     }
 }
 
-fn credential_path(name: &str) -> Result<PathBuf, Missing> {
+/// How a credential lies there.
+#[derive(Debug, PartialEq, Eq)]
+enum Kept {
+    Plain(PathBuf),
+    Encrypted(PathBuf),
+}
+
+fn credential(name: &str) -> Result<Kept, Missing> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(Missing(format!("credential {name:?}: a credential's name is a file name, without slashes")));
     }
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-        return Ok(Path::new(&folder).join(name));
+        return Ok(Kept::Plain(Path::new(&folder).join(name)));
     }
     // What an operator types as root is not started by systemd, and finds what the unit would be given.
-    let kept = Path::new(KEPT).join(name);
-    if kept.exists() {
-        return Ok(kept);
-    }
-    Err(Missing(format!(
-        "credential {name:?}: $CREDENTIALS_DIRECTORY is not set (systemd sets it for a unit with \
-         LoadCredential={name}:PATH), and there is no {}; outside of systemd use {{ file = \"…\" }}",
-        kept.display()
-    )))
+    kept(Path::new("/"), name).ok_or_else(|| {
+        Missing(format!(
+            "credential {name:?}: $CREDENTIALS_DIRECTORY is not set (systemd sets it for a unit with \
+             LoadCredential={name}:PATH), and there is no {}/{name}; outside of systemd use {{ file = \"…\" }}",
+            KEPT[0]
+        ))
+    })
+}
+
+/// The first there is, under a root.
+fn kept(root: &Path, name: &str) -> Option<Kept> {
+    let at =
+        |folder: &str, file: String| Some(root.join(folder.trim_start_matches('/')).join(file)).filter(|p| p.exists());
+    let plain = KEPT.iter().find_map(|folder| at(folder, name.to_owned()).map(Kept::Plain));
+    plain.or_else(|| ENCRYPTED.iter().find_map(|(folder, end)| at(folder, format!("{name}{end}")).map(Kept::Encrypted)))
+}
+
+fn decrypt(name: &str, file: &Path) -> [String; 5] {
+    let words = ["systemd-creds", "decrypt", &format!("--name={name}"), &file.to_string_lossy(), "-"];
+    words.map(str::to_owned)
 }
 
 fn read_file(path: &Path, what: &str) -> Result<String, Missing> {
@@ -128,6 +150,26 @@ mod tests {
         assert_eq!(Source::File(path).read().await.unwrap().expose_secret(), "two\nlines");
         let echo = Source::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
         assert_eq!(echo.read().await.unwrap().expose_secret(), "x y");
+    }
+
+    #[test]
+    fn an_operators_shell_finds_what_the_unit_would_be_given() {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "x").unwrap();
+            path
+        };
+        assert_eq!(kept(root.path(), "k"), None);
+        let encrypted = put("etc/credstore.encrypted/k");
+        assert_eq!(kept(root.path(), "k"), Some(Kept::Encrypted(encrypted)));
+        let beside = put("etc/resmic-mailhook/k.cred");
+        assert_eq!(kept(root.path(), "k"), Some(Kept::Encrypted(beside)));
+        let plain = put("etc/credstore/k");
+        assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(plain)));
+        let first = put("etc/resmic-mailhook/k");
+        assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(first)));
     }
 
     #[tokio::test]

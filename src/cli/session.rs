@@ -14,12 +14,15 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
     let settled = Store::open(app::store_settings(config))?.session_add(session).await?;
     if settled.resolved + settled.released + settled.held > 0 {
         output::say(&format!(
-            "{} events have their session now; {} deliveries go, {} are held",
+            "events that have their session now: {}; deliveries let go: {}, held: {}",
             settled.resolved, settled.released, settled.held
         ));
     }
     if settled.too_late > 0 {
-        output::say(&format!("{} events contradict it, and were delivered before; see `status`", settled.too_late));
+        output::say(&format!(
+            "events that contradict it, and were delivered before: {}; see `status`",
+            settled.too_late
+        ));
     }
     Ok(())
 }
@@ -44,7 +47,7 @@ pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) ->
     let assigned = Store::open(app::store_settings(config))?.session_assign(event_id, session_id).await?;
     let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
     output::line(&format!(
-        "event {event_id} is of session {session_id} now{before}; {} deliveries go",
+        "event {event_id} is of session {session_id} now{before}; deliveries let go: {}",
         assigned.released
     ))?;
     if !assigned.registered {

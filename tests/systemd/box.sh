@@ -9,7 +9,7 @@
 set -euo pipefail
 here=$(readlink -f "$0")
 store=${MAILHOOK_BOX:-/var/cache/resmic-mailhook-box}
-packages=systemd-sysv,dbus,libnss-systemd,ca-certificates,dovecot-imapd,python3,curl,sqlite3,procps
+packages=systemd-sysv,dbus,libnss-systemd,ca-certificates,dovecot-imapd,nsd,openssl,python3,curl,sqlite3,procps
 
 fail() { echo "box.sh: $*" >&2; exit 2; }
 [ "$(id -u)" = 0 ] || fail "this needs root: namespaces and mounts"
@@ -18,10 +18,11 @@ for tool in mmdebstrap systemd-nspawn; do
 done
 
 make_box() {
-    [ ! -e "$store/complete" ] || return 0
+    local suite; suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    # Made by another version of this file: made anew.
+    [ "$(cat "$store/complete" 2>/dev/null)" != "$suite $packages" ] || return 0
     rm -rf --one-file-system "$store"
     mkdir -p "$store"
-    local suite; suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
     # Documents and translations are half of the size and of no use here; our own package's are wanted.
     mmdebstrap --quiet --mode=root --variant=apt --include="$packages" --dpkgopt=force-unsafe-io \
         --dpkgopt=path-exclude='/usr/share/doc/*' --dpkgopt=path-include='/usr/share/doc/resmic-mailhook*' \
@@ -51,7 +52,7 @@ UNIT
     echo trial > "$store/root/etc/hostname"
     printf '127.0.0.1 localhost trial\n::1 localhost\n' > "$store/root/etc/hosts"
     : > "$store/root/etc/machine-id"
-    touch "$store/complete"
+    echo "$suite $packages" > "$store/complete"
 }
 
 # In a mount namespace of its own, so that all mounts are gone when it ends.

@@ -1,4 +1,4 @@
-"""A callback that accepts everything and appends each body to a file."""
+"""A callback that accepts everything and appends each body to a file, and each Idempotency-Key to FILE.keys."""
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -6,8 +6,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 class Callback(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        with open(sys.argv[1], "ab") as posted:
+        with open(sys.argv[1], "ab") as posted, open(sys.argv[1] + ".keys", "a") as keys:
             posted.write(body + b"\n")
+            keys.write(self.headers["Idempotency-Key"] + "\n")
         self.send_response(204)
         self.end_headers()
 

@@ -12,7 +12,7 @@ dpkg-deb -R "$package" "$folder/tree"
 sed -i 's/^Version: .*/Version: 99.0-1/' "$folder/tree/DEBIAN/control"
 dpkg-deb --root-owner-group -b "$folder/tree" "$folder/second.deb" >/dev/null
 rm -rf "$folder/tree"
-cp "$root"/tests/systemd/trial.sh "$root"/tests/systemd/callback.py "$folder/"
+cp "$root"/tests/systemd/{common.sh,trial.sh,operations.sh,callback.py,mails.py} "$folder/"
 mkdir "$folder/mails"
 # One mail for each transaction: two that differ about one would, rightly, end in quarantine.
 for json in "$root"/sample-mails/published/*.json; do
@@ -20,4 +20,6 @@ for json in "$root"/sample-mails/published/*.json; do
     grep -qsF "$hash" "$folder/seen" || cp "${json%.json}.eml" "$folder/mails/"
     echo "$hash" >> "$folder/seen"
 done
-exec "$root/tests/systemd/box.sh" boot "${SECONDS_AT_MOST:-240}" "$folder" trial.sh
+for script in ${SCRIPTS:-trial.sh operations.sh}; do
+    "$root/tests/systemd/box.sh" boot "${SECONDS_AT_MOST:-300}" "$folder" "$script"
+done

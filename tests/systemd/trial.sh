@@ -1,31 +1,6 @@
-# Runs inside the box, as root. Each step says what it saw; the first that is not as it should be ends the trial.
+# The package and its unit. Runs inside the box, as root.
 set -euo pipefail
-unit=resmic-mailhook.service
-step() { echo "== $*"; }
-fail() {
-    echo "FAILED: $*"
-    systemctl status $unit || true
-    journalctl -u $unit -n 40 --no-pager || true
-    exit 1
-}
-property() { systemctl show -P "$1" $unit; }
-# Awaits a condition; a limit, not a pause.
-await() {
-    local words=$1 until=$((SECONDS + 30)); shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $until ] || fail "$words"
-        sleep 0.1
-    done
-}
-query() { sqlite3 "file:/var/lib/resmic-mailhook/mailhook.db?mode=ro" "$1"; }
-says() { [ "$(query "$1")" = "$2" ]; }
-# Idle, by a round trip after `moment`: the row of a process that is gone does not count.
-moment() { since=$(date -u +%FT%T.%3NZ); }
-idle() { says "SELECT state = 'idle' AND last_seen_at > '$since' FROM mailboxes WHERE mailbox = 'INBOX'" 1; }
-moment
-pid_is_not() { local now; now=$(property MainPID); [ "$now" != 0 ] && [ "$now" != "$1" ] && [ "$(property ActiveState)" = active ]; }
-status_has() { property StatusText | grep -q "$1"; }
-posted() { [ "$(wc -l < /box/posted)" = "$1" ]; }
+. /box/common.sh
 
 step "a fresh install: enabled, not started, not failed"
 dpkg -i /box/first.deb
@@ -43,29 +18,8 @@ words=$(systemd-analyze verify --man=no $unit 2>&1) || fail "verify: $words"
 [ -z "$words" ] || fail "verify: $words"
 systemd-analyze security --threshold=12 $unit | tail -1
 
-step "a mail server and a callback"
-useradd --create-home shop
-cat > /etc/dovecot/local.conf <<'CONF'
-mail_location = maildir:~/Maildir
-passdb {
-  driver = static
-  args = password=correct-horse
-}
-userdb {
-  driver = static
-  args = uid=shop gid=shop home=/home/shop
-}
-service imap-login {
-  inet_listener imap {
-    address = 127.0.0.1
-  }
-}
-CONF
-sed -i 's/^!include auth-system/#&/' /etc/dovecot/conf.d/10-auth.conf
-systemctl restart dovecot
-: > /box/posted
-systemd-run --quiet --unit=callback python3 /box/callback.py /box/posted
-deliver() { doveadm save -u shop -m INBOX < "$1"; }
+step "a mail server, a DNS server and a callback"
+servers
 
 step "configured, as the documentation says"
 cat > /etc/resmic-mailhook/config.toml <<'CONF'
@@ -92,9 +46,7 @@ install -m 0600 /dev/null /etc/resmic-mailhook/webhook-secret
 echo correct-horse > /etc/resmic-mailhook/imap-password
 echo s3cret > /etc/resmic-mailhook/webhook-secret
 resmic-mailhook check || fail "check"
-# There is no DNS in the box, and so no green answer; the mail server and the callback are there.
-await "the callback does not listen" curl -s http://127.0.0.1:3000/
-resmic-mailhook check --connect > /box/check || true
+resmic-mailhook check --connect > /box/check || fail "check --connect: $(cat /box/check)"
 grep -q 'mailbox INBOX: 0 mails' /box/check && grep -q 'callback shop: .* can be reached' /box/check || fail "check --connect"
 systemctl start $unit || fail "does not start"
 await "does not idle" idle
@@ -105,6 +57,7 @@ resmic-mailhook status --json | grep -q '"ok":true' || fail "status --json"
 curl -sf http://127.0.0.1:9464/healthz || fail "healthz is red"
 
 step "mails become events, in the sandbox, and are posted"
+python3 /box/mails.py /box/dkim.pem /box/mails 7 7 # one that names its session
 for mail in /box/mails/*.eml; do deliver "$mail"; done
 n=$(query "SELECT count(*) FROM deliveries")
 await "no event" says "SELECT count(*) > 0 FROM events" 1
@@ -120,7 +73,11 @@ property StatusText
 
 step "the journal has fields"
 id=$(query "SELECT event_id FROM events LIMIT 1")
-journalctl -u $unit MAILHOOK_EVENT_ID="$id" -o json | grep -q '"MAILHOOK_ACCOUNT":"shop"' || fail "no journal fields"
+about() { journalctl -u $unit "$@" -o json; }
+about MAILHOOK_EVENT_ID="$id" MAILHOOK_MAILBOX=INBOX | grep -q '"MAILHOOK_ACCOUNT":"shop"' || fail "no journal fields of a mail"
+about MAILHOOK_EVENT_ID="$id" MAILHOOK_CALLBACK=shop | grep -q '"MESSAGE":"delivered"' || fail "no journal fields of a delivery"
+session=$(query "SELECT session_id FROM events WHERE session_id IS NOT NULL LIMIT 1")
+[ "$(about MAILHOOK_SESSION_ID="$session" | wc -l)" -ge 2 ] || fail "no journal fields of a session"
 ! journalctl -u $unit | grep -E 'correct-horse|s3cret' || fail "a secret in the journal"
 
 step "kill -9: back again, nothing twice"
