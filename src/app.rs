@@ -263,11 +263,14 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {
         let (store, account) = (store.clone(), account.clone());
-        Box::pin(async move {
-            let cursor = store.cursor(&account, &mailbox).await.map_err(|e| e.to_string())?;
-            Ok(cursor.map(|c| (c.uid_validity, c.last_uid)))
-        })
+        Box::pin(async move { known(&store, &account, &mailbox).await.map_err(|e| e.to_string()) })
     })
+}
+
+async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Option<imap::Known>> {
+    let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
+    let landmark = store.landmark(&cursor).await?.map(|mail| (mail.uid, mail.received_at));
+    Ok(Some(imap::Known { uid_validity: cursor.uid_validity, last_uid: cursor.last_uid, landmark }))
 }
 
 /// The accounts with their secrets.

@@ -1,5 +1,6 @@
 //! How far each mailbox has been read, and how it is.
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Result, Store, now};
@@ -18,7 +19,36 @@ pub struct Cursor {
     pub last_uid: u32,
 }
 
+/// A mail by which it can be seen whether a numbering still means the same mails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Landmark {
+    /// Its UID.
+    pub uid: u32,
+    /// When the server took it.
+    pub received_at: Timestamp,
+}
+
 impl Store {
+    /// The last mail that was recorded under this cursor's numbering, if the server said when it took it.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn landmark(&self, cursor: &Cursor) -> Result<Option<Landmark>> {
+        let Cursor { account, mailbox, uid_validity, last_uid } = cursor.clone();
+        self.write(move |tx| {
+            let found = tx
+                .prepare_cached(
+                    "SELECT uid, received_at FROM mails
+                     WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid <= ?4
+                     ORDER BY uid DESC, id DESC LIMIT 1",
+                )?
+                .query_row(params![account, mailbox, uid_validity, last_uid], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            Ok(found.and_then(|(uid, at)| Some(Landmark { uid, received_at: super::moment(at)? })))
+        })
+        .await
+    }
+
     /// The cursor of a mailbox; `None` before its first sync.
     ///
     /// # Errors

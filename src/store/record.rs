@@ -37,7 +37,7 @@ pub struct Recorded {
 impl Store {
     /// Records mails and moves the cursor, in one transaction; returns when it is committed.
     ///
-    /// A mail that is there already (the same UID, or for an import the same bytes) leaves no second row.
+    /// A mail that is there already (the same bytes under the same UID, or from an import) leaves no second row.
     ///
     /// # Errors
     /// [`super::Error`]; then nothing of it was recorded, and the same call may be made again.
@@ -83,7 +83,8 @@ fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Rec
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// A crash between a commit and its answer, or an import run twice, brings a mail again.
+/// A crash between a commit and its answer, or an import run twice, brings a mail again. The bytes count too: a server
+/// that was restored from its backup gives the same UID to another mail.
 fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Option<Recorded>> {
     let known = |event_id: Option<String>| Recorded {
         mail_id: None,
@@ -95,9 +96,10 @@ fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Opti
     let found = match mail.origin.uid {
         Some((validity, uid)) => tx
             .prepare_cached(
-                "SELECT event_id FROM mails WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid = ?4",
+                "SELECT event_id FROM mails
+                 WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid = ?4 AND sha256 = ?5",
             )?
-            .query_row(params![mail.origin.account, mail.origin.mailbox, validity, uid], |row| row.get(0)),
+            .query_row(params![mail.origin.account, mail.origin.mailbox, validity, uid, sha256], |row| row.get(0)),
         None => tx
             .prepare_cached("SELECT event_id FROM mails WHERE account = ?1 AND sha256 = ?2 AND uid IS NULL")?
             .query_row(params![mail.origin.account, sha256], |row| row.get(0)),

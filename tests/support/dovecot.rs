@@ -50,12 +50,8 @@ impl Dovecot {
         let (imap, imaps, lmtp) = (free_port(), free_port(), free_port());
         let config = folder.path().join("dovecot.conf");
         fs::write(&config, configuration(folder.path(), imap, imaps, lmtp) + &more(folder.path())).unwrap();
-        let mut command = Command::new("dovecot");
-        command.arg("-F").arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command);
-        let up = |port| TcpStream::connect(("127.0.0.1", port)).is_ok_and(|s| greeted(&s));
-        let ready = process.until(Duration::from_secs(20), || (up(imap) && up(lmtp)).then_some(()));
-        if ready.is_none() {
+        let mut process = launch(folder.path());
+        if !is_up(&mut process, imap, lmtp) {
             let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
             assert!(log.contains("Address already in use"), "Dovecot has ended: {log}");
             return None;
@@ -111,11 +107,47 @@ impl Dovecot {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Runs doveadm on the mailboxes of a user; it must work.
+    pub fn doveadm(&self, arguments: &[&str]) {
+        let mut command = Command::new("doveadm");
+        command.arg("-c").arg(self.folder.path().join("dovecot.conf")).args(arguments);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "doveadm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Where a user's mails are.
+    pub fn maildir(&self, user: &str) -> PathBuf {
+        self.folder.path().join("mail").join(user).join("Maildir")
+    }
+
+    /// Ends the server, does something to its files, and starts it again where it was.
+    pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
+        self.process.signal("-TERM");
+        self.process.wait(Duration::from_secs(20));
+        work(self);
+        let (folder, imap, lmtp) = (self.folder.path().to_owned(), self.imap, self.lmtp);
+        self.process = launch(&folder);
+        assert!(is_up(&mut self.process, imap, lmtp), "Dovecot does not start again: {}", self.log());
+    }
+
     pub fn stop(self) -> tempfile::TempDir {
         let Dovecot { folder, process, .. } = self;
         drop(process);
         folder
     }
+}
+
+/// Starts the server on the configuration in its folder.
+fn launch(folder: &Path) -> Process {
+    let mut command = Command::new("dovecot");
+    command.arg("-F").arg("-c").arg(folder.join("dovecot.conf")).stdout(Stdio::null()).stderr(Stdio::null());
+    Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command)
+}
+
+/// Waits until it greets; false: it has ended instead.
+fn is_up(process: &mut Process, imap: u16, lmtp: u16) -> bool {
+    let up = |port| TcpStream::connect(("127.0.0.1", port)).is_ok_and(|s| greeted(&s));
+    process.until(Duration::from_secs(20), || (up(imap) && up(lmtp)).then_some(())).is_some()
 }
 
 fn greeted(stream: &TcpStream) -> bool {

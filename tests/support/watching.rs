@@ -91,7 +91,7 @@ impl Watching {
         let known = cursor.clone();
         let cursors: imap::Cursors = Box::new(move |_| {
             let cursor = *known.lock().unwrap();
-            Box::pin(async move { Ok(cursor) })
+            Box::pin(async move { Ok(cursor.map(Into::into)) })
         });
         let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));
         Watching {

@@ -4,7 +4,9 @@ use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode
 
 use super::connect::Offers;
 use super::error::{Error, Result};
+use super::fetch::Item;
 use super::utf7;
+use super::watch::Known;
 use super::wire::{Wire, code, quoted};
 
 /// An open mailbox.
@@ -77,6 +79,30 @@ pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Resul
         None => status_uid_next(wire, &quoted_name).await?,
     };
     Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false })
+}
+
+/// Whether the numbers still mean the mails that they meant.
+///
+/// Another UIDVALIDITY: they do not, so all is read anew. A UIDNEXT that has fallen means the same, whatever the server
+/// says: it was restored from a backup. So does another mail in the place of one that was read. Event ids make reading
+/// anew harmless.
+pub(super) async fn is_same(wire: &mut Wire, selected: &mut Selected, known: &Known) -> Result<bool> {
+    if known.uid_validity != selected.uid_validity || known.last_uid >= selected.uid_next {
+        return Ok(false);
+    }
+    let Some((uid, received_at)) = known.landmark else { return Ok(true) };
+    let mut another = false;
+    wire.command("UID FETCH", &format!("UID FETCH {uid} (UID INTERNALDATE)"), |response| {
+        match Item::read(response) {
+            // One that is gone proves nothing.
+            Some(item) if item.uid == uid => {
+                another |= item.received_at.is_some_and(|at| at.as_second() != received_at.as_second());
+            }
+            _ => selected.note(response),
+        }
+    })
+    .await?;
+    Ok(!another)
 }
 
 async fn status_uid_next(wire: &mut Wire, quoted_name: &str) -> Result<u32> {

@@ -27,4 +27,4 @@ pub use error::Error;
 pub use oauth::{Settings as OAuth2, Tokens};
 pub use settings::{After, Settings, Start, Tls};
 pub use timing::Timing;
-pub use watch::{Account, Batch, Cursors, IsCandidate, LONGEST_PAUSE, Report, watch};
+pub use watch::{Account, Batch, Cursors, IsCandidate, Known, LONGEST_PAUSE, Report, watch};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -71,11 +72,27 @@ pub struct Batch {
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 
-/// A mailbox's cursor, asked for by name once the name is known: UIDVALIDITY and the highest UID read.
+/// How far a mailbox was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The numbering.
+    pub uid_validity: u32,
+    /// The highest UID read.
+    pub last_uid: u32,
+    /// The UID of a mail that was read, and when the server took it.
+    pub landmark: Option<(u32, Timestamp)>,
+}
+
+impl From<(u32, u32)> for Known {
+    fn from((uid_validity, last_uid): (u32, u32)) -> Self {
+        Known { uid_validity, last_uid, landmark: None }
+    }
+}
+
+/// What is known of a mailbox, asked for by name once the name is known.
 ///
 /// An error ends the connection: to go on without the cursor could mean to begin behind what was not read.
-pub type Cursors =
-    Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<(u32, u32)>, String>> + Send + Sync>;
+pub type Cursors = Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<Known>, String>> + Send + Sync>;
 
 /// Watches one mailbox until `shutdown`; says everything that happens to `out`.
 ///
@@ -214,11 +231,12 @@ impl Watcher {
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
-        let selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
+        let mut selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
         let known = (self.cursors)(name.clone()).await.map_err(Error::Cursor)?;
-        // Another UIDVALIDITY: the numbers mean other mails now, so all are read anew. A UIDNEXT that has fallen means
-        // the same, whatever the server says: it was restored from a backup. Event ids make reading anew harmless.
-        let read = known.filter(|(validity, last)| *validity == selected.uid_validity && *last < selected.uid_next);
+        let read = match known {
+            Some(known) if mailbox::is_same(&mut wire, &mut selected, &known).await? => Some(known.last_uid),
+            _ => None,
+        };
         let begin = if known.is_none() { self.beginning(&selected) } else { 0 };
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
@@ -232,8 +250,8 @@ impl Watcher {
             account: self.account.clone(),
             name,
             selected,
-            cursor: read.map_or(begin, |(_, last)| last),
-            handed: read.map(|(_, last)| last),
+            cursor: read.unwrap_or(begin),
+            handed: read,
             out: self.out.clone(),
             pushed: Vec::new(),
             outstanding: Outstanding::default(),

@@ -1,0 +1,192 @@
+//! When a UID means another mail than it did: Dovecot begins a new numbering, a mailbox goes and comes again, a server
+//! comes back from its backup. All is read anew, and no payment is an event twice, nor forgotten.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use support::books::{self, payment};
+use support::callback::Callback;
+use support::daemon::{Daemon, Home, account, forward};
+use support::dovecot::Dovecot;
+
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
+const SOON: Duration = Duration::from_secs(30);
+const ADDRESS: &str = "payments@shop.example";
+
+struct World {
+    dovecot: Dovecot,
+    callback: Callback,
+    home: Home,
+    mailbox: &'static str,
+}
+
+impl World {
+    fn start(mailbox: &'static str) -> World {
+        let (dovecot, callback) = (Dovecot::start(), Callback::start());
+        let more = format!("dedicated = true\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\"");
+        let account = account(dovecot.imap, &more);
+        let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let world = World { dovecot, callback, home, mailbox };
+        if mailbox != "INBOX" {
+            world.doveadm(&["mailbox", "create"], &[mailbox]);
+        }
+        world
+    }
+
+    fn doveadm(&self, command: &[&str], arguments: &[&str]) {
+        self.dovecot.doveadm(&[command, &["-u", ADDRESS], arguments].concat());
+    }
+
+    fn deliver(&self, numbers: std::ops::RangeInclusive<usize>) {
+        let mails: Vec<_> = numbers.map(payment).collect();
+        self.dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+        if self.mailbox != "INBOX" {
+            self.doveadm(&["move"], &[self.mailbox, "mailbox", "INBOX", "all"]);
+        }
+    }
+
+    fn daemon(&self) -> Daemon {
+        let daemon = self.home.start();
+        self.home.until("SELECT state FROM mailboxes", "idle", SOON);
+        daemon
+    }
+
+    /// The books are right, and every mail but the first of each payment was known.
+    fn balance(&self, payments: usize) {
+        books::balance(&self.home, &self.callback, payments, SOON);
+    }
+
+    fn validity(&self) -> u32 {
+        self.home.ask("SELECT uid_validity FROM mailboxes").parse().unwrap()
+    }
+
+    fn failed(&self) {
+        self.home.until("SELECT state FROM mailboxes", "failed", SOON);
+    }
+}
+
+/// A copy with owners and times.
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_new_numbering_under_the_same_name() {
+    let mut world = World::start("INBOX");
+    let daemon = world.daemon();
+    world.deliver(1..=10);
+    world.balance(10);
+    let before = world.validity();
+    world.dovecot.while_down(|dovecot| {
+        for entry in std::fs::read_dir(dovecot.maildir(ADDRESS)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with("dovecot") {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        // Validities are seconds: the next one is another.
+        let second = std::time::SystemTime::now() + Duration::from_secs(1);
+        while std::time::SystemTime::now() < second {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    world.deliver(11..=15);
+    world.balance(15);
+    world.home.until("SELECT last_uid FROM mailboxes", "15", SOON);
+    assert_ne!(world.validity(), before);
+    assert_eq!(world.home.ask("SELECT count(*) FROM mails WHERE outcome = 'duplicate'"), "10", "all was read anew");
+    world.deliver(16..=16);
+    world.balance(16);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_mailbox_that_is_deleted_and_made_again() {
+    let world = World::start("Shop");
+    let daemon = world.daemon();
+    world.deliver(1..=10);
+    world.balance(10);
+    world.doveadm(&["mailbox", "delete"], &["Shop"]);
+    world.failed();
+    world.doveadm(&["mailbox", "create"], &["Shop"]);
+    // Some come again, some are new, and all have UIDs that others had.
+    world.deliver(6..=15);
+    world.balance(15);
+    world.home.until("SELECT state FROM mailboxes", "idle", SOON);
+    world.deliver(16..=20);
+    world.balance(20);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_mailbox_that_is_renamed_away_and_back() {
+    let world = World::start("Shop");
+    let daemon = world.daemon();
+    world.deliver(1..=5);
+    world.balance(5);
+    world.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
+    world.failed();
+    assert!(!world.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
+    world.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
+    world.deliver(6..=10);
+    world.balance(10);
+    // Another one takes its name, and goes again.
+    world.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
+    world.doveadm(&["mailbox", "create"], &["Shop"]);
+    world.deliver(11..=13);
+    world.balance(13);
+    world.doveadm(&["mailbox", "delete"], &["Shop"]);
+    world.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
+    world.deliver(14..=15);
+    world.balance(15);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// A server that has ten mails comes back with five of them; then come so many that are new, under UIDs that others had.
+fn restored(new: usize, watched: bool) {
+    let mut world = World::start("INBOX");
+    let mut daemon = Some(world.daemon());
+    world.deliver(1..=5);
+    world.balance(5);
+    world.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
+    world.deliver(6..=10);
+    world.balance(10);
+    let before = world.validity();
+    if !watched {
+        assert_eq!(daemon.take().unwrap().end(), Some(0));
+    }
+    world.dovecot.while_down(|dovecot| {
+        std::fs::remove_dir_all(dovecot.maildir(ADDRESS)).unwrap();
+        copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
+    });
+    if watched {
+        world.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+    }
+    world.deliver(11..=10 + new);
+    let daemon = daemon.unwrap_or_else(|| world.daemon());
+    world.balance(10 + new);
+    assert_eq!(world.validity(), before, "the server has not said that its numbers mean something else");
+    world.deliver(11 + new..=12 + new);
+    world.balance(12 + new);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_server_that_comes_back_from_its_backup_before_our_eyes() {
+    restored(7, true);
+}
+
+#[test]
+fn a_server_that_came_back_from_its_backup_with_fewer_mails() {
+    restored(3, false);
+}
+
+#[test]
+fn a_server_that_came_back_from_its_backup_with_more_mails() {
+    restored(10, false);
+}
