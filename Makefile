@@ -6,7 +6,7 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts deny sbom package pages fuzz \
+.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts test-datasette deny sbom package pages fuzz \
         cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
@@ -106,6 +106,17 @@ $(TOOLS)/bin/promtool:
 	@folder=$$(mktemp -d) && cd $$folder && apt-get -o APT::Sandbox::User=root download -qq prometheus \
 	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > $@.part \
 	  && chmod 755 $@.part && mv $@.part $@ && rm -r $$folder
+
+# contrib/datasette in the real Datasette, looked at with Chromium.
+test-datasette: $(TOOLS)/datasette/bin/datasette
+	@command -v chromium >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null; }
+	cargo build --locked
+	$(TOOLS)/datasette/bin/python tests/datasette.py target/debug/resmic-mailhook
+
+$(TOOLS)/datasette/bin/datasette:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	python3 -m venv $(TOOLS)/datasette
+	$(TOOLS)/datasette/bin/pip install --quiet datasette==0.65.5 datasette-vega==0.6.2
 
 # Licences, bans and sources of all that is linked in. Advisories too, where there is a network: `cargo deny check`.
 deny: cargo-deny
