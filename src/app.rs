@@ -344,3 +344,37 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
     }
     Ok(targets)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a daemon where one part does this and the other goes on.
+    async fn with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+        let (_shutdown, ending) = watch::channel(false);
+        let mut loops = JoinSet::new();
+        loops.spawn(std::future::pending());
+        loops.spawn(part);
+        tokio::time::timeout(Duration::from_secs(10), supervise(&mut loops, ending)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_for_whatever_cause_ends_the_daemon_with_an_error() {
+        assert!(with(async { Ok(()) }).await.unwrap_err().to_string().contains("by itself"));
+        assert!(with(async { anyhow::bail!("storing mails") }).await.is_err());
+        assert!(with(async { panic!("a part panics, as this test asks it to") }).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_asked_for_is_none() {
+        let (shutdown, ending) = watch::channel(false);
+        let mut loops = JoinSet::new();
+        let mut part = ending.clone();
+        loops.spawn(async move {
+            let _ = part.wait_for(|ending| *ending).await;
+            Ok(())
+        });
+        shutdown.send(true).unwrap();
+        supervise(&mut loops, ending).await.unwrap();
+    }
+}

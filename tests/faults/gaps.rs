@@ -76,6 +76,29 @@ async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_ba
 }
 
 #[tokio::test]
+async fn a_mail_that_is_missing_from_a_burst_is_asked_for_again() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", 1) => vec![Step::Hide(vec![100]), Step::Usual],
+        // The list of the burst is the second, and its mails are the third.
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.change(|world| {
+        for n in 1..=100 {
+            world.deliver(&crate::support::scripted::notification(&format!("number {n}")));
+        }
+    });
+    watching.mail("number 99").await;
+    watching.mail("number 100").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
 async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);

@@ -44,6 +44,67 @@ async fn the_same_payment_under_a_new_uid_is_no_new_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_under_a_number_that_was_used_before_is_an_event_of_its_own() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        for n in 1..=3 {
+            world.deliver(&payment(n));
+        }
+    });
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until(EVENTS, "3", SOON);
+    // Restored from a backup of when there was one mail; then two others come.
+    once(&server, "news", 1, &[Step::Close]);
+    server.change(|world| {
+        world.mails.truncate(1);
+        world.uid_next = 2;
+        world.deliver(&payment(4));
+    });
+    home.until(EVENTS, "4", SOON);
+    server.change(|world| world.deliver(&payment(5)));
+    home.until(EVENTS, "5", SOON);
+    assert_eq!(home.ask(MAILS), "5", "and what was there all the time leaves no second row");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_under_a_wrong_uid_hides_no_payment() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    // The first is pushed under the second's number.
+    let items = "RFC822.SIZE BODY.PEEK[]";
+    let wrong = String::from_utf8(crate::support::scripted::connection::data(1, 2, &payment(1), items)).unwrap();
+    once(&server, "news", 1, &[Step::Announce, Step::Say(wrong)]);
+    server.change(|world| world.deliver(&payment(1)));
+    home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "1", SOON);
+    server.change(|world| world.deliver(&payment(2)));
+    home.until(EVENTS, "2", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
+    let server = Scripted::start().await;
+    server.change(|world| world.deliver(&payment(1)));
+    let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
+    let daemon = home.start();
+    home.until(EVENTS, "1", SOON);
+    once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n")]);
+    server.change(|world| world.deliver(&payment(2)));
+    home.until(EVENTS, "2", SOON);
+    daemon.says("cannot be parsed", SOON);
+    let log = daemon.log();
+    for word in [crate::support::dovecot::PASSWORD, "confidential", "Transaction Hash", "LOGIN"] {
+        assert!(!log.contains(word), "{word}\n{log}");
+    }
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
     let steps = [
         ("LOGIN", 1),

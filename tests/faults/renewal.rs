@@ -7,19 +7,19 @@ const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]
 async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
-    for more in ["dedicated = true\nidle_renew = \"1s\"", "idle_renew = \"1s\""] {
-        for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
-            let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
-            server.deliver("read once");
-            let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
-            watching.mail("read once").await;
-            let before = server.asked("BODY.PEEK[");
-            watching.while_server("three sweeps", |world| world.asked("UID FETCH 2:* (UID INTERNALDATE)") >= 3).await;
-            assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
-            watching.end().await;
-        }
-    }
+    let ways = ["IDLE", "IDLE NOTIFY", ""].map(|way| [(way, EACH_SECOND), (way, "idle_renew = \"1s\"")]).concat();
+    let each = ways.into_iter().map(|(capabilities, more)| async move {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = capabilities.into());
+        server.deliver("read once");
+        let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
+        watching.mail("read once").await;
+        let before = server.asked("BODY.PEEK[");
+        watching.while_server("three sweeps", |world| world.asked("UID FETCH 2:* (UID INTERNALDATE)") >= 3).await;
+        assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
+        watching.end().await;
+    });
+    futures_util::future::join_all(each).await;
 }
 
 #[tokio::test]
@@ -115,6 +115,21 @@ async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
         watching.end().await;
     });
     futures_util::future::join_all(each).await;
+}
+
+#[tokio::test]
+async fn a_command_that_was_given_up_poisons_nothing_its_connection_is_left() {
+    let server = Scripted::start().await;
+    server.deliver("unread");
+    // The answer comes, too late: another command would take it for its own.
+    once(&server, "UID FETCH", 1, &[Step::Pause(ms(600)), say("{tag} OK nothing there\r\n")]);
+    let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
+    watching.mail("unread").await;
+    let lines = server.lines();
+    let first: Vec<_> = lines.iter().filter(|line| line.starts_with("1 ")).collect();
+    assert!(first.last().unwrap().contains("UID FETCH 1:* "), "{lines:?}");
+    assert_eq!(server.connections(), 2);
+    watching.end().await;
 }
 
 #[tokio::test]

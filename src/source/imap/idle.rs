@@ -75,6 +75,8 @@ enum Held {
 enum Settled {
     Yes,
     No,
+    /// It did, but whether all came that was announced was not counted: one more look is due.
+    Uncounted,
 }
 
 impl Opened {
@@ -139,7 +141,11 @@ impl Opened {
                 tracing::info!(account, mailbox, "the server does not push what it promised; asking from now on");
                 way = Way::Announced;
             }
-            tries = if settled == Settled::Yes { 0 } else { tries + 1 };
+            tries = match settled {
+                Settled::Yes => 0,
+                Settled::No => tries + 1,
+                Settled::Uncounted => 1,
+            };
             self.put_away_between(&mut idle).await?;
             self.report(MailboxState::Idle).await?;
             began = Instant::now();
@@ -262,7 +268,7 @@ impl Opened {
         }
         self.sync().await?;
         *idle = self.wire.idle().await?;
-        Ok(Settled::Yes)
+        Ok(Settled::Uncounted)
     }
 
     /// Hands over what was pushed.
