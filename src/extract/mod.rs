@@ -2,9 +2,10 @@
 //!
 //! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
 //!
-//! `mime` finds what a person sees, `html` and `text` render it, `lines` and `object` find labels with values in it,
-//! `values` and `times` know what a value looks like, `agree` holds the readings against each other, and here is
-//! judged whether it is a payment at all.
+//! `mime` finds what a person sees, within `bounds`; `html` (by `walk`, `element` and `visible`) and `text` render it, and
+//! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `values`, `times` and `links`
+//! know what a value looks like, `agree` holds the readings against each other, `about` reads subject and headings, and
+//! here is judged whether it is a payment at all.
 
 mod about;
 mod agree;
