@@ -1,7 +1,7 @@
 //! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
 
 use super::quote;
-use super::view::{CELLS, Line, Sort, View};
+use super::view::{CELLS, LINKS, Line, Sort, View};
 
 /// Renders plain text.
 pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
@@ -83,7 +83,7 @@ fn cells(line: &str) -> Vec<String> {
 
 fn links(line: &str) -> Vec<String> {
     let words = line.split(|c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '"'));
-    words.filter(|w| w.starts_with("https://") || w.starts_with("http://")).map(str::to_owned).collect()
+    words.filter(|w| w.starts_with("https://") || w.starts_with("http://")).take(LINKS).map(str::to_owned).collect()
 }
 
 #[cfg(test)]

@@ -19,6 +19,9 @@ pub(super) const LINES: usize = 5_000;
 /// The most cells of a line; a line of more is no row of a table.
 pub(super) const CELLS: usize = 64;
 
+/// The most links of a line that are looked at.
+pub(super) const LINKS: usize = 32;
+
 /// What is said of a view with more.
 pub(super) const TOO_LONG: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
 

@@ -3,7 +3,7 @@
 use html5ever::tokenizer::Tag;
 
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
-use super::view::{CELLS, LINES, Line, ODD, Sort, TOO_LONG, View};
+use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View};
 use super::visible::{Look, Sheet};
 use crate::model::ReasonCode;
 
@@ -101,8 +101,10 @@ impl Walk {
             self.open.last_mut().into_iter().for_each(|o| o.odd = true);
         }
         if name == "a" && !self.hidden() {
-            let target = attribute(&tag.attrs, "href").map(str::to_owned);
-            self.frames.last_mut().into_iter().for_each(|f| f.line.links.extend(target.clone()));
+            let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
+            if let (Some(frame), Some(target)) = (frame, attribute(&tag.attrs, "href")) {
+                frame.line.links.push(target.to_owned());
+            }
         }
     }
 
