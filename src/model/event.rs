@@ -1,0 +1,227 @@
+//! What a notification says, in the webhook's model.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::spelling::{fold_chain, fold_hash, iso, webhook_time};
+use super::words::Status;
+
+/// The namespace of every event id: a UUIDv5 (RFC 9562, 5.5) of `resmic-mailhook.event` under the DNS namespace.
+///
+/// It must never change: two databases agree on what was paid because it does not.
+const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0xd146_3efd_5c7f_5b1a_8130_7d45_08e0_3fc0);
+
+/// What a notification says. A field is read or it is absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reading {
+    /// What the payment has come to.
+    pub status: Status,
+    /// The payment session, a UUID in lower case.
+    pub session_id: Option<String>,
+    /// Plain decimal digits, as written, trailing zeros kept.
+    pub amount: Option<String>,
+    /// `USD`, or the token's symbol if the amount names it.
+    pub currency: Option<String>,
+    /// The chain in the webhook's spelling; an unknown one as written.
+    pub blockchain: Option<String>,
+    /// The token as written.
+    pub token: Option<String>,
+    /// The payer's wallet as written.
+    pub from_wallet_address: Option<String>,
+    /// The transaction; EVM hex in lower case.
+    pub transaction_hash: Option<String>,
+    /// The time that the mail says, UTC.
+    pub tx_time: Option<Timestamp>,
+}
+
+impl Reading {
+    /// A reading that says its status and nothing else.
+    #[must_use]
+    pub fn of(status: Status) -> Self {
+        Reading {
+            status,
+            session_id: None,
+            amount: None,
+            currency: None,
+            blockchain: None,
+            token: None,
+            from_wallet_address: None,
+            transaction_hash: None,
+            tx_time: None,
+        }
+    }
+}
+
+/// A payment in the webhook's event model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// What the notification says.
+    pub reading: Reading,
+    /// The signed Date header, for a notification that says no time.
+    pub header_time: Option<Timestamp>,
+    /// The merchant's name for what is paid, from a signed address.
+    pub order_ref: Option<String>,
+}
+
+impl Event {
+    /// The time of the payment: the mail's own, else its Date header's.
+    #[must_use]
+    pub fn time(&self) -> Option<Timestamp> {
+        self.reading.tx_time.or(self.header_time)
+    }
+
+    /// Where [`Event::time`] comes from: `mail` or `header`.
+    #[must_use]
+    pub fn time_source(&self) -> Option<&'static str> {
+        match (self.reading.tx_time, self.header_time) {
+            (Some(_), _) => Some("mail"),
+            (None, Some(_)) => Some("header"),
+            (None, None) => None,
+        }
+    }
+
+    /// The event's id: a UUIDv5 over what the payment *is*, so that the same payment has the same
+    /// id in every database. `None` if it names neither a transaction nor a session.
+    ///
+    /// With a transaction hash: over chain, hash and status. Without: over session, status and the
+    /// time that the mail itself says (a Date header differs between two reports of one payment).
+    #[must_use]
+    pub fn id(&self) -> Option<Uuid> {
+        let r = &self.reading;
+        let name = if let Some(hash) = &r.transaction_hash {
+            let chain = r.blockchain.as_deref().unwrap_or("");
+            format!("tx\n{}\n{}\n{}", fold_chain(chain), fold_hash(hash), r.status)
+        } else {
+            let session = r.session_id.as_deref()?;
+            format!(
+                "session\n{}\n{}\n{}",
+                session.to_ascii_lowercase(),
+                r.status,
+                r.tx_time.map(iso).unwrap_or_default()
+            )
+        };
+        Some(Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes()))
+    }
+
+    /// The JSON body of the webhook, byte for byte what `JSON.stringify` prints: the documented
+    /// keys in the documented order, `null` for what the mail does not say.
+    #[must_use]
+    pub fn webhook(&self) -> String {
+        let r = &self.reading;
+        let time = self.time().map(webhook_time);
+        let session_id = r.session_id.as_deref();
+        let json = if r.status == Status::Completed {
+            serde_json::to_string(&CompletedBody {
+                session_id,
+                amount: r.amount.as_deref(),
+                blockchain: r.blockchain.as_deref(),
+                token: r.token.as_deref(),
+                from_wallet_address: r.from_wallet_address.as_deref(),
+                transaction_hash: r.transaction_hash.as_deref(),
+                tx_time: time.as_deref(),
+                status: true,
+            })
+        } else {
+            let state = (r.status == Status::Pending).then_some("pending");
+            serde_json::to_string(&UnpaidBody { session_id, tx_time: time.as_deref(), status: false, state })
+        };
+        // Strings and booleans: serde_json has nothing to refuse here.
+        json.unwrap_or_default()
+    }
+}
+
+#[derive(Serialize)]
+struct CompletedBody<'a> {
+    session_id: Option<&'a str>,
+    amount: Option<&'a str>,
+    blockchain: Option<&'a str>,
+    token: Option<&'a str>,
+    from_wallet_address: Option<&'a str>,
+    transaction_hash: Option<&'a str>,
+    #[serde(rename = "txTime")]
+    tx_time: Option<&'a str>,
+    status: bool,
+}
+
+/// Failed, and pending, which must never look paid: `status` is false in both.
+#[derive(Serialize)]
+struct UnpaidBody<'a> {
+    session_id: Option<&'a str>,
+    #[serde(rename = "txTime")]
+    tx_time: Option<&'a str>,
+    status: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'a str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paid() -> Event {
+        Event {
+            reading: Reading {
+                session_id: Some("591abe63-aa61-411d-a419-0b546729bbd0".into()),
+                amount: Some("20".into()),
+                blockchain: Some("Sepolia".into()),
+                token: Some("DAI".into()),
+                from_wallet_address: Some("0x056397760b973BfB921Bc10Be9DA5034B1e921d7".into()),
+                transaction_hash: Some("0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2".into()),
+                tx_time: Some("2025-03-05T03:36:00Z".parse().unwrap()),
+                ..Reading::of(Status::Completed)
+            },
+            header_time: None,
+            order_ref: None,
+        }
+    }
+
+    #[test]
+    fn the_body_of_a_completed_payment_is_the_documented_one() {
+        assert_eq!(
+            paid().webhook(),
+            r#"{"session_id":"591abe63-aa61-411d-a419-0b546729bbd0","amount":"20","blockchain":"Sepolia","token":"DAI","from_wallet_address":"0x056397760b973BfB921Bc10Be9DA5034B1e921d7","transaction_hash":"0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2","txTime":"Mar 5, 2025, 03:36","status":true}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_paid_never_looks_paid() {
+        let mut event = paid();
+        event.reading.status = Status::Failed;
+        assert!(event.webhook().ends_with(r#""txTime":"Mar 5, 2025, 03:36","status":false}"#));
+        event.reading.status = Status::Pending;
+        assert!(event.webhook().ends_with(r#""status":false,"state":"pending"}"#));
+    }
+
+    #[test]
+    fn the_body_escapes_as_json_stringify_does() {
+        let mut event = paid();
+        event.reading.token = Some("a/\"\\\u{1}\u{8}\u{7f}\u{2028}é".into());
+        assert!(event.webhook().contains("\"token\":\"a/\\\"\\\\\\u0001\\b\u{7f}\u{2028}é\""));
+    }
+
+    #[test]
+    fn an_id_follows_from_the_payment_not_from_its_spelling() {
+        let id = paid().id();
+        let mut other = paid();
+        other.reading.blockchain = Some("SEPOLIA".into());
+        other.reading.transaction_hash = other.reading.transaction_hash.map(|h| h.to_uppercase().replace("0X", "0x"));
+        other.reading.session_id = None;
+        other.reading.tx_time = None;
+        assert_eq!(id, other.id());
+        other.reading.status = Status::Failed;
+        assert_ne!(id, other.id());
+        assert_eq!(id.unwrap().to_string(), "fd50a56e-6359-5deb-bbb1-c18babd155ef", "an id never changes");
+    }
+
+    #[test]
+    fn without_a_hash_the_session_status_and_said_time_are_the_payment() {
+        let mut event = paid();
+        event.reading.transaction_hash = None;
+        let id = event.id();
+        event.header_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
+        assert_eq!(id, event.id());
+        event.reading.session_id = None;
+        assert_eq!(event.id(), None);
+    }
+}

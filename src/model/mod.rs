@@ -1,0 +1,16 @@
+//! The words of the house: mail, notification, event, session, outcome, trust.
+//!
+//! Everything that two rooms say to each other is a type of this room: `words` (what may be one of a few things), `mail`
+//! (what came, and what became of it), `event` (what it says), `spelling` (what is the same, however it is written). It
+//! imports nothing of ours, does no I/O and knows no clock.
+
+mod event;
+mod mail;
+mod spelling;
+mod words;
+
+pub use event::{Event, Reading};
+pub use mail::{Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reason, Verdict};
+pub use spelling::{KNOWN_CHAINS, fold_chain, fold_hash, iso, printable, same_amount, spell_chain, webhook_time};
+pub(crate) use words::words;
+pub use words::{MailboxState, Outcome, ReasonCode, Status, Trust};

@@ -1,0 +1,91 @@
+//! What is the same, however it is written; and how the house writes it.
+
+use jiff::Timestamp;
+
+/// The chains that Resmic names, in the webhook's spelling.
+pub const KNOWN_CHAINS: [&str; 9] =
+    ["Ethereum", "Polygon", "BNB-Chain", "Optimism", "Sepolia", "XDC-Network", "Base", "Starknet", "Solana"];
+
+/// A chain's name for comparing: `BNB-CHAIN`, `bnb chain` and `BNB-Chain` are one.
+#[must_use]
+pub fn fold_chain(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// A chain in the webhook's spelling; an unknown one as written.
+#[must_use]
+pub fn spell_chain(name: &str) -> String {
+    let folded = fold_chain(name);
+    KNOWN_CHAINS.iter().find(|known| fold_chain(known) == folded).map_or_else(|| name.to_owned(), |k| (*k).to_owned())
+}
+
+/// A transaction hash for comparing: hexadecimal is a number (so without case and leading zeros), base58 is not.
+#[must_use]
+pub fn fold_hash(hash: &str) -> String {
+    let hex = hash.strip_prefix("0x").or_else(|| hash.strip_prefix("0X"));
+    match hex {
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            format!("0x{}", digits.trim_start_matches('0').to_ascii_lowercase())
+        }
+        _ => hash.to_owned(),
+    }
+}
+
+/// Whether two decimal texts are one number: `20` and `20.00` are.
+#[must_use]
+pub fn same_amount(a: &str, b: &str) -> bool {
+    fold_amount(a) == fold_amount(b)
+}
+
+fn fold_amount(text: &str) -> (&str, &str) {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    (whole.trim_start_matches('0'), fraction.trim_end_matches('0'))
+}
+
+/// Text of unknown origin, fit for a terminal, a log line and a report: control characters,
+/// line breaks and bidirectional overrides become spaces, and at most `max` characters stay.
+#[must_use]
+pub fn printable(text: &str, max: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(max * 4));
+    for (n, c) in text.chars().enumerate() {
+        if n == max {
+            out.push('…');
+            break;
+        }
+        let hidden = c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        out.push(if hidden { ' ' } else { c });
+    }
+    out
+}
+
+/// A moment as the database and JSON write it: ISO 8601, UTC, milliseconds.
+#[must_use]
+pub fn iso(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
+/// A moment as the webhook writes it: `Mar 5, 2025, 03:36`, UTC.
+#[must_use]
+pub fn webhook_time(at: Timestamp) -> String {
+    at.strftime("%b %-d, %Y, %H:%M").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decimals_compare_as_numbers() {
+        assert!(same_amount("20", "20.00"));
+        assert!(same_amount("0.5", "00.50"));
+        assert!(!same_amount("20", "2"));
+        assert!(!same_amount("20", "20.01"));
+    }
+
+    #[test]
+    fn nothing_unprintable_leaves() {
+        assert_eq!(printable("a\r\nb\u{1b}[31m\u{202e}c", 99), "a  b [31m c");
+        assert_eq!(printable("abcdef", 3), "abc…");
+    }
+}
