@@ -56,10 +56,12 @@ async fn a_login_alone_does_not_reset_the_backoff() {
         let server = Scripted::start().await;
         server.deliver("never comes");
         always(&server, name, &[Step::Close]);
-        let mut watching = dedicated(&server);
+        let retry = Backoff { base: ms(20), cap: Duration::from_secs(100) };
+        let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
         watching.listen(TIME).await;
         let logins = server.count("LOGIN");
-        assert!((3..=BOUND).contains(&logins), "{name}: {logins}");
+        // At least 10, 20, 40, 80, 160, 320 and 640 ms lie between them.
+        assert!((3..=8).contains(&logins), "{name}: {logins}");
         watching.end().await;
     }
 }

@@ -41,6 +41,8 @@ pub enum Step {
     Hide(Vec<u32>),
     /// The end of the stream.
     Close,
+    /// The end of the stream, and what comes is still read: the client may write on and see no error.
+    CloseHalf,
     /// An abrupt end (RST).
     Reset,
     /// Never another word; what comes is still read.

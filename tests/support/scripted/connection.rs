@@ -139,10 +139,10 @@ impl Connection {
                 socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
                 Err(Ended)
             }
-            Step::Mute => {
-                let mut sink = [0; 1024];
-                while self.stream.read(&mut sink).await.is_ok_and(|n| n > 0) {}
-                Err(Ended)
+            Step::Mute => self.swallow().await,
+            Step::CloseHalf => {
+                self.stream.shutdown().await.map_err(|_| Ended)?;
+                self.swallow().await
             }
             Step::Flood(bytes) => loop {
                 self.write(bytes).await?;
@@ -160,6 +160,12 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+
+    async fn swallow(&mut self) -> Result<()> {
+        let mut sink = [0; 1024];
+        while self.stream.read(&mut sink).await.is_ok_and(|n| n > 0) {}
+        Err(Ended)
     }
 
     async fn write(&mut self, text: &str) -> Result<()> {
