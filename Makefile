@@ -6,8 +6,8 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench clean deb deb-dev test-systemd test-alerts test-datasette deny sbom package pages fuzz \
-        cargo-deb cargo-deny cargo-cyclonedx
+.PHONY: demo test check deps node bench bench-many soak clean deb deb-dev test-systemd test-alerts test-datasette deny sbom package \
+        pages fuzz cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
@@ -22,6 +22,15 @@ check: ## what must hold before a commit, beside the tests
 
 bench: ## how fast it is, as ratios against a floor in the same run
 	cargo bench --locked
+
+bench-many: deps ## what a thousand mailboxes cost one process: make bench-many [MAILBOXES=1000] [SECONDS=60]
+	cargo build --release --locked --bin resmic-mailhook
+	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
+	  cargo run --locked --quiet --example many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)
+
+soak: deps ## mails, and everything that can go wrong on their way, for as long as you like: make soak [MINUTES=10]
+	cargo build --locked --bin resmic-mailhook --example soak
+	cargo run --locked --quiet --example soak -- $(or $(MINUTES),10)
 
 # Installs what is missing, and nothing else. Servers of Debian's own are not started by it.
 deps:

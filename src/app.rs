@@ -276,12 +276,12 @@ async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Opt
 /// The accounts with their secrets.
 async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
     // Each server has a pace of its own: one that says nothing must not take the places of the others.
-    let mut paces = HashMap::new();
+    let (mut paces, mut clients) = (HashMap::new(), tls::Clients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
         let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
         let account = imap::Account {
-            login: login(config, n, settings).await?,
+            login: login(config, n, settings, &mut clients).await?,
             settings: settings.clone(),
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
             pace: paces.entry(server).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
@@ -296,16 +296,21 @@ async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>
 ///
 /// # Errors
 /// A secret or a file of certificates that cannot be had.
-pub async fn login(config: &Config, n: usize, settings: &imap::Settings) -> anyhow::Result<imap::Login> {
+pub async fn login(
+    config: &Config,
+    n: usize,
+    settings: &imap::Settings,
+    clients: &mut tls::Clients,
+) -> anyhow::Result<imap::Login> {
     let key = format!("account[{n}]");
-    let roots = || {
-        let roots = tls::client(settings.ca_file.as_deref());
-        roots.map_err(|e| config.wrong(&format!("{key}.ca_file"), e.to_string()))
+    let mut roots = || {
+        let client = clients.client(settings.ca_file.as_deref());
+        client.map_err(|e| config.wrong(&format!("{key}.ca_file"), e.to_string()))
     };
     let credentials = match (&settings.password, &settings.oauth2) {
         (Some(source), _) => imap::Credentials::Password(config.secret(&format!("{key}.password"), source).await?),
         (None, Some(oauth2)) => {
-            let tls = oauth2.token_url.tls.then(roots).transpose()?;
+            let tls = oauth2.token_url.tls.then(&mut roots).transpose()?;
             imap::Credentials::OAuth2(tokens(config, &format!("{key}.oauth2"), oauth2, tls).await?)
         }
         (None, None) => return Err(config.wrong(&key, "expected `password` or `oauth2`").into()),

@@ -1,5 +1,6 @@
 //! One place that knows how TLS is done: the provider, the roots, and what may be added to them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +30,26 @@ pub enum Error {
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
+}
+
+/// Clients by the file that is trusted beside the system's roots: a thousand accounts share what is read once.
+#[derive(Debug, Default)]
+pub struct Clients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
+
+impl Clients {
+    /// As [`client`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn client(&mut self, extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+        let key = extra.map(Path::to_owned);
+        if let Some(known) = self.0.get(&key) {
+            return Ok(known.clone());
+        }
+        let made = client(extra)?;
+        self.0.insert(key, made.clone());
+        Ok(made)
+    }
 }
 
 /// A client's side of TLS 1.2 and 1.3: the system's roots, and those of the PEM file `extra` beside them.

@@ -5,15 +5,15 @@ use std::process::ExitCode;
 use super::output::{line, say};
 use crate::config::Config;
 use crate::source::imap;
-use crate::{app, forward, trust};
+use crate::{app, forward, tls, trust};
 
 pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
-    let mut logins = Vec::new();
+    let (mut logins, mut clients) = (Vec::new(), tls::Clients::default());
     for (n, account) in config.accounts.iter().enumerate() {
-        logins.push(app::login(config, n, account).await?);
+        logins.push(app::login(config, n, account, &mut clients).await?);
         app::rules(config, account).await?;
     }
     let targets = app::forward_targets(config).await?;

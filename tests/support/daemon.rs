@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 
 use super::process::Process;
 
-/// The binary under test; for an example, which cargo builds beside it.
+/// The binary under test: the one in `MAILHOOK_BINARY`; else cargo's, which for an example lies beside it.
 pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MAILHOOK_BINARY") {
+        return path.into();
+    }
     match option_env!("CARGO_BIN_EXE_resmic-mailhook") {
         Some(path) => path.into(),
         None => std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("resmic-mailhook"),
