@@ -131,9 +131,10 @@ $(TOOLS)/datasette/bin/datasette:
 deny: cargo-deny
 	cargo deny --locked check --hide-inclusion-graph licenses bans sources
 
-# What is linked in, as CycloneDX.
+# What is linked in, as CycloneDX: target/resmic-mailhook.cdx.json
 sbom: cargo-cyclonedx
-	cargo cyclonedx --format json --override-filename resmic-mailhook.cdx
+	cargo cyclonedx --quiet --format json --spec-version 1.5 --override-filename resmic-mailhook.cdx
+	mv resmic-mailhook.cdx.json target/
 
 package:
 	cargo package --locked

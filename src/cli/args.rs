@@ -6,12 +6,16 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::model::{Outcome, Status};
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 it did not work (status: something needs a person), 2 wrong usage or \
+    configuration.";
+
 /// Turns Resmic Pro's payment mails into the gateway's webhook events.
 #[derive(Debug, Parser)]
-#[command(name = "resmic-mailhook", version, about, max_term_width = 100)]
+#[command(name = "resmic-mailhook", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub(super) struct Arguments {
-    /// The configuration; by default ./config.toml or /etc/resmic-mailhook/config.toml, the first there is
-    #[arg(long, value_name = "FILE", global = true, env = "RESMIC_MAILHOOK_CONFIG")]
+    /// The configuration; by default $RESMIC_MAILHOOK_CONFIG, ./config.toml or /etc/resmic-mailhook/config.toml, the
+    /// first there is
+    #[arg(long, value_name = "FILE", global = true, env = "RESMIC_MAILHOOK_CONFIG", hide_env = true)]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,

@@ -241,4 +241,21 @@ await "idle after a second installation" idle
 delivered 308 || fail "the database after a second installation"
 dpkg -P resmic-mailhook >/dev/null 2>&1
 
+step "Install without the package"
+dpkg-deb -x first.deb tree
+mkdir -p target/release systemd
+mv tree/usr/bin/resmic-mailhook target/release/
+mv tree/lib/systemd/system/$unit systemd/ 2>/dev/null || mv tree/usr/lib/systemd/system/$unit systemd/
+mv tree/etc/resmic-mailhook/config.toml .
+documented 'sudo install target/release/resmic-mailhook /usr/bin/'
+documented 'sudo install -m 0644 systemd/resmic-mailhook.service /etc/systemd/system/'
+documented 'sudo install -D -m 0644 config.toml /etc/resmic-mailhook/config.toml'
+documented 'sudo systemctl daemon-reload'
+documented 'sudo systemctl enable resmic-mailhook'
+cp /root/etc/* /etc/resmic-mailhook/
+moment
+documented 'sudo systemctl start resmic-mailhook'
+await "idle without the package" idle
+await "what is in the mailbox" events "$(doveadm search -u shop mailbox INBOX all | wc -l)"
+
 echo "== all is as it is documented"
