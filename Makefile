@@ -6,8 +6,8 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench bench-many soak clean deb deb-dev test-systemd test-alerts test-datasette deny sbom package \
-        pages fuzz cargo-deb cargo-deny cargo-cyclonedx
+.PHONY: demo test check deps node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+        test-datasette deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
@@ -91,6 +91,13 @@ deb-dev: cargo-deb
 	cargo build --locked
 	$(MAKE) pages BINARY=target/debug/resmic-mailhook
 	cargo deb --no-build --locked --profile dev --deb-version $(or $(VERSION),0.1.0-1) -o $(PACKAGING)/
+
+# One static binary that needs nothing of the system, for another distribution on amd64; in target/$(MUSL)/release/.
+MUSL = x86_64-unknown-linux-musl
+static:
+	@command -v musl-gcc >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends musl-tools >/dev/null; }
+	rustup target add $(MUSL)
+	CC_x86_64_unknown_linux_musl=musl-gcc RUSTFLAGS="$(RUSTFLAGS) $(REMAP)" cargo build --release --locked --target $(MUSL)
 
 pages:
 	mkdir -p $(PACKAGING)/man $(PACKAGING)/completions
