@@ -18,6 +18,7 @@ mod login;
 mod notify;
 mod numbering;
 mod program;
+mod progress;
 mod renewal;
 mod start;
 
