@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use regex::Regex;
 use serde_json::Value;
-use support::daemon::{Home, account};
+use support::daemon::{Daemon, Home, account};
 use support::dovecot::Dovecot;
 use support::process::free_port;
 
@@ -42,17 +42,26 @@ fn get(port: u16, path: &str) -> (u16, String) {
     (head[9..12].parse().unwrap(), body.to_owned())
 }
 
-fn home(dovecot: &Dovecot, port: u16) -> Home {
+/// A daemon that watches an empty INBOX, and the port that it answers at.
+fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
     let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
-    Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n"))
+    let start = |_| {
+        let port = free_port();
+        let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
+        let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}"));
+        let mut daemon = home.start();
+        // Another program may have taken the port meanwhile; then it ends before it makes a database.
+        daemon.process.until(SOON, || home.database().exists().then_some(()))?;
+        home.until(IDLE, "1", SOON);
+        Some((home, daemon, port))
+    };
+    (0..5).find_map(start).unwrap()
 }
 
 #[test]
 fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
-    let (dovecot, port) = (Dovecot::start(), free_port());
-    let home = home(&dovecot, port);
-    let daemon = home.start();
-    home.until(IDLE, "1", SOON);
+    let dovecot = Dovecot::start();
+    let (_home, daemon, port) = watching(&dovecot);
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");
@@ -84,10 +93,8 @@ fn each_alert_is_provoked_once_in_its_tests() {
 
 #[test]
 fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
-    let (dovecot, port) = (Dovecot::start(), free_port());
-    let home = home(&dovecot, port);
-    let daemon = home.start();
-    home.until(IDLE, "1", SOON);
+    let dovecot = Dovecot::start();
+    let (home, daemon, port) = watching(&dovecot);
     assert_eq!((get(port, "/healthz"), home.run(&["status"]).status.code()), ((200, "ok\n".into()), Some(0)));
     dovecot.deliver(
         "payments@shop.example",
