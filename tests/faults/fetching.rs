@@ -1,6 +1,7 @@
 //! What is asked for: no more than is needed, of no more than is ours, and without leaving a trace.
 
 use super::*;
+use crate::support::scripted::connection::data;
 use crate::support::scripted::{notification, other};
 
 #[tokio::test]
@@ -45,6 +46,26 @@ async fn in_a_shared_mailbox_other_peoples_mails_are_never_fetched() {
     let bodies: Vec<_> = server.lines().iter().filter(|line| line.contains("BODY.PEEK[]")).cloned().collect();
     assert!(bodies.len() == 1 && bodies[0].contains("UID FETCH 2 ("), "{bodies:?}");
     assert!(server.asked("HEADER.FIELDS (FROM)") > 0);
+    watching.end().await;
+}
+
+/// As Dovecot does when the first answer has filled its buffer.
+#[tokio::test]
+async fn what_comes_for_the_next_command_before_the_end_of_this_one_is_not_asked_for_again() {
+    let server = Scripted::start().await;
+    server.change(|world| (1..=600).for_each(|_| drop(world.deliver(&other("a letter")))));
+    server.script(|seen| match (seen.name, seen.nth) {
+        // The first is the listing; then there are two windows.
+        ("UID FETCH", 2) => {
+            let early = (501..=600).flat_map(|n| data(n as usize, n, &other("a letter"), seen.line)).collect();
+            vec![Step::Untagged, Step::Say(String::from_utf8(early).unwrap()), Step::Ok]
+        }
+        ("UID FETCH", 3) => vec![Step::BareOk],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 600))).await;
+    assert_eq!(server.asked("UID FETCH"), 3);
     watching.end().await;
 }
 

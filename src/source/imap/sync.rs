@@ -92,7 +92,22 @@ struct Job {
     want: Want,
     /// What was not sent yet.
     missing: Vec<u32>,
+    /// Those that may be Resmic's, by their header.
+    candidates: Vec<u32>,
     tries: u8,
+}
+
+impl Job {
+    /// Whether this is what it waits for; then it waits for it no longer.
+    fn takes(&mut self, item: &Item) -> bool {
+        let has = match self.want {
+            Want::Listing => false,
+            Want::Headers => item.header.is_some(),
+            Want::Body => item.body.is_some(),
+        };
+        let place = self.missing.binary_search(&item.uid).ok().filter(|_| has);
+        place.map(|place| self.missing.remove(place)).is_some()
+    }
 }
 
 /// What the mailbox has above the cursor.
@@ -164,8 +179,7 @@ impl Opened {
                 windows.push_back(Window { last: chunk.last().copied().unwrap_or(0), open: 1 });
                 jobs.push_back(self.ask(gone + windows.len() - 1, want, chunk.to_vec(), 1).await?);
             }
-            let Some(job) = jobs.pop_front() else { break };
-            let follow_ups = self.receive(job).await?;
+            let Some(follow_ups) = self.receive(&mut jobs).await? else { break };
             for (window, want, missing, tries) in follow_ups.new {
                 if let Some(w) = windows.get_mut(window - gone) {
                     w.open += 1;
@@ -192,16 +206,19 @@ impl Opened {
     async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
         let command = format!("UID FETCH {} ({})", uid_set(&uids), want.items(&self.account.settings));
         let sent = self.wire.send("UID FETCH", &command).await?;
-        Ok(Job { sent, window, want, missing: uids, tries })
+        Ok(Job { sent, window, want, missing: uids, candidates: Vec::new(), tries })
     }
 
-    /// Hears one FETCH to its end, hands over what came, and says what has to be asked for next.
-    async fn receive(&mut self, mut job: Job) -> Result<FollowUps> {
-        let (mut chunk, mut bytes, mut candidates) = (Vec::new(), 0, Vec::new());
+    /// Hears the first of these FETCHes to its end, hands over what came, and says what has to be asked for next.
+    ///
+    /// Dovecot answers the next one meanwhile when the first has filled its buffer: what is for a later FETCH counts.
+    async fn receive(&mut self, jobs: &mut VecDeque<Job>) -> Result<Option<FollowUps>> {
+        let Some(sent) = jobs.front().map(|job| job.sent.clone()) else { return Ok(None) };
+        let (mut chunk, mut bytes) = (Vec::new(), 0);
         let mut wait = self.flowing();
         let mut refused = None;
         loop {
-            let item = match self.hear(&job.sent, wait).await {
+            let item = match self.hear(&sent, wait).await {
                 Ok(Heard::Done) => break,
                 Ok(Heard::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
                 Ok(Heard::Data(None)) => continue,
@@ -212,39 +229,33 @@ impl Opened {
                 }
                 Err(error) => return Err(error),
             };
-            let Ok(place) = job.missing.binary_search(&item.uid) else {
+            let Some(job) = jobs.iter_mut().find_map(|job| job.takes(&item).then_some(job)) else {
                 self.keep(item);
                 continue;
             };
-            match job.want {
-                Want::Headers if item.header.is_some() => {
-                    candidates.extend(self.is_candidate(&item).then_some(item.uid));
-                    job.missing.remove(place);
-                }
-                Want::Body if item.body.is_some() => {
-                    job.missing.remove(place);
-                    bytes += item.body.as_ref().map_or(0, Vec::len);
-                    chunk.extend(self.mail(item));
-                    if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
-                        bytes = 0;
-                        self.hand_over(std::mem::take(&mut chunk), None).await?;
-                    }
-                }
-                _ => continue,
+            if job.want == Want::Headers {
+                job.candidates.extend(self.is_candidate(&item).then_some(item.uid));
+            } else {
+                bytes += item.body.as_ref().map_or(0, Vec::len);
+                chunk.extend(self.mail(item));
+            }
+            if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
+                bytes = 0;
+                self.hand_over(std::mem::take(&mut chunk), None).await?;
             }
             // Each mail that comes buys time for the next: a slow line with large mails gets through all the same.
             wait = self.flowing();
         }
         self.hand_over(chunk, None).await?;
-        Ok(self.follow_ups(job, candidates, refused))
+        Ok(jobs.pop_front().map(|job| self.follow_ups(job, refused)))
     }
 
-    fn follow_ups(&self, job: Job, candidates: Vec<u32>, refused: Option<Error>) -> FollowUps {
+    fn follow_ups(&self, job: Job, refused: Option<Error>) -> FollowUps {
         let mut new = Vec::new();
+        let Job { window, want, missing, candidates, tries, .. } = job;
         if !candidates.is_empty() {
-            new.push((job.window, Want::Body, candidates, 1));
+            new.push((window, Want::Body, candidates, 1));
         }
-        let Job { window, want, missing, tries, .. } = job;
         match (missing.len(), refused) {
             (0, _) => {}
             // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
