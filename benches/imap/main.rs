@@ -1,0 +1,222 @@
+//! How soon is a mail a row, and how fast is a backfill? Beside each number stands the floor: a bare socket that asks the
+//! same Dovecot for the same mails in the same run, and does nothing with them. The mails have the published layout and
+//! are signed; the program judges, reads and stores every one.
+//!
+//! `cargo bench --bench imap`, with a number for another size of the backfill: `-- 100000`. Any of the words `near`,
+//! `far`, `backfill`, `idle` for just that part.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
+
+mod raw;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use raw::Raw;
+use support::dovecot::Dovecot;
+use support::proxy::{Proxy, Way};
+use world::{PATIENCE, World, callback, committed, memory, runs_until, watched};
+
+/// How many mails arrive one by one.
+const NEAR: usize = 100;
+const FAR: usize = 20;
+/// How many are read in a backfill, unless the command line says so.
+const BACKFILL: usize = 10_000;
+/// How long Dovecot waits after a change before it tells anybody.
+const ITS_PAUSE: Duration = Duration::from_millis(500);
+/// The far server's round trip.
+const ROUND_TRIP: Duration = Duration::from_millis(50);
+
+fn main() {
+    // cargo itself says --bench.
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let count = words.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
+    let parts: Vec<_> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| *p == part);
+    println!("Dovecot {}, {} cores", Dovecot::version(), std::thread::available_parallelism().map_or(0, usize::from));
+    if wanted("near") {
+        near();
+    }
+    if wanted("far") {
+        far();
+    }
+    if wanted("backfill") {
+        backfill(count);
+        shared_backfill(count);
+    }
+    if wanted("idle") {
+        idle();
+    }
+}
+
+/// A number beside its limit.
+fn tell(what: &str, value: String, holds: bool, limit: &str) {
+    println!("  {what:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
+}
+
+fn at_most(what: &str, value: f64, unit: &str, limit: f64) {
+    tell(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
+}
+
+fn at_least(what: &str, value: f64, unit: &str, limit: f64) {
+    tell(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
+}
+
+/// The time below which so many percent lie, in milliseconds.
+fn percentile(times: &mut [f64], percent: usize) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[(times.len() * percent / 100).min(times.len() - 1)]
+}
+
+/// Milliseconds from one moment to another, less than nothing if it was the other way round.
+fn between(from: Instant, to: Instant) -> f64 {
+    let forth = to.saturating_duration_since(from).as_secs_f64();
+    (forth - from.saturating_duration_since(to).as_secs_f64()) * 1_000.0
+}
+
+/// A server on this machine: what it takes from the announcement of a mail to its row, and to the callback.
+fn near() {
+    let world = World::start("");
+    let user = "near@shop.example";
+    println!("near: {NEAR} mails, one by one, dedicated mailbox, from the EXISTS that a bare client sees");
+    let mut raw = Raw::plain(world.dovecot.imap, user);
+    let mut floor = Vec::new();
+    for n in 1..=NEAR {
+        raw.idle();
+        world.dovecot.deliver(user, &world.payment(n));
+        let announced = raw.exists();
+        floor.push(between(announced, raw.body(n)));
+    }
+    let (port, called) = callback();
+    let home = world.home(user, world.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
+    let daemon = watched(&home);
+    let database = home.sqlite();
+    let (mut rows, mut calls) = (Vec::new(), Vec::new());
+    for n in 1..=NEAR {
+        raw.idle();
+        world.dovecot.deliver(user, &world.payment(NEAR + n));
+        let announced = raw.exists();
+        let row = committed(&database, n);
+        let call = called.recv_timeout(PATIENCE).unwrap();
+        rows.push(between(announced, row));
+        calls.push(between(row, call));
+        raw.done();
+    }
+    assert_eq!(home.ask("SELECT count(*) FROM events"), NEAR.to_string());
+    drop(daemon);
+    for (percent, limit) in [(50, 1.5), (99, 2.0)] {
+        let (floor, row) = (percentile(&mut floor, percent), percentile(&mut rows, percent));
+        println!("  {percent} %: the body by a bare client {floor:.2} ms, the row {row:.2} ms");
+        at_most(&format!("row committed, {percent} %"), row / floor, "times", limit);
+    }
+    for percent in [50, 99] {
+        at_most(&format!("and the callback, {percent} %"), percentile(&mut calls, percent), "ms more", 3.0);
+    }
+}
+
+/// A server 25 ms away in each direction: how many round trips from its acceptance of a mail to the row?
+fn far() {
+    let hide_2_3 = "imap_capability = IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE SORT THREAD=REFERENCES MULTIAPPEND \
+                    UNSELECT CHILDREN NAMESPACE UIDPLUS LIST-EXTENDED CONDSTORE ESEARCH SPECIAL-USE MOVE\n";
+    let hidden = if Dovecot::version().starts_with("2.3") { hide_2_3 } else { "imap_capability {\n  NOTIFY = no\n}\n" };
+    println!("far: {FAR} mails, one by one, round trip {} ms, Dovecot's pause deducted", ROUND_TRIP.as_millis());
+    for (more, pushes, dedicated, limit) in [
+        ("", "NOTIFY", true, 0.7),
+        ("", "NOTIFY", false, 1.7),
+        (hidden, "IDLE alone", true, 1.7),
+        (hidden, "IDLE alone", false, 2.7),
+    ] {
+        let world = World::start(more);
+        let user = "far@shop.example";
+        let proxy = Proxy::before(world.dovecot.imap);
+        for way in [Way::ToServer, Way::ToClient] {
+            proxy.set(way, |line| line.delay = ROUND_TRIP / 2);
+        }
+        let home = world.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
+        let daemon = watched(&home);
+        let database = home.sqlite();
+        let mut trips = Vec::new();
+        for n in 1..=FAR {
+            let accepted = world.dovecot.deliver(user, &world.payment(n));
+            let row = between(accepted + ITS_PAUSE, committed(&database, n));
+            trips.push(row / 1_000.0 / ROUND_TRIP.as_secs_f64());
+        }
+        drop(daemon);
+        let kind = if dedicated { "dedicated" } else { "shared" };
+        at_most(&format!("{kind} mailbox, {pushes}, median"), percentile(&mut trips, 50), "trips", limit);
+    }
+}
+
+/// What a bare client needs for a command over a whole mailbox, in seconds: the median, once it has been indexed.
+fn floor(world: &World, user: &str, command: &str) -> f64 {
+    let mut raw = Raw::tls(world.dovecot.imaps, &world.dovecot.ca(), user);
+    raw.command(command);
+    let times = (0..5).map(|_| {
+        let began = Instant::now();
+        raw.command(command);
+        began.elapsed().as_secs_f64()
+    });
+    percentile(&mut times.collect::<Vec<_>>(), 50)
+}
+
+/// A mailbox full of payments.
+fn backfill(count: usize) {
+    let world = World::start("");
+    println!("backfill over TLS: {count} payment mails in a dedicated mailbox");
+    let user = "backfill@shop.example";
+    world.fill(user, count, |n| world.payment(n + 1));
+    let bare = floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
+    let more = format!("dedicated = true\n{}", world.tls());
+    let (few, _, _) = {
+        let user = "few@shop.example";
+        let few = count / 10;
+        world.fill(user, few, |n| world.payment(n + 1));
+        read_all(&world, user, &more, few)
+    };
+    let (memory, took, cpu) = read_all(&world, user, &more, count);
+    let rate = |seconds: f64| count as f64 / seconds;
+    println!("  a bare client that throws them away {:.0}/s; judged, read and stored {:.0}/s", rate(bare), rate(took));
+    at_least("of the bare client's rate", bare / took, "times", 0.2);
+    println!("  CPU for each mail {:.0} us", cpu / count as f64 * 1e6);
+    println!("  resident memory at most {} KiB; with a tenth of the mails {} KiB", memory, few);
+    at_most("memory, ten times the mails", memory as f64 / few as f64, "times", 1.5);
+}
+
+/// Reads a whole mailbox of payments; the most memory that it took, the seconds, and those of CPU.
+fn read_all(world: &World, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
+    let home = world.home(user, world.dovecot.imaps, more, None);
+    let (daemon, took, cpu) = runs_until(&home, "SELECT max(id) FROM mails", count);
+    assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event' AND trust = 'dkim'"), count.to_string());
+    (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)
+}
+
+/// A mailbox full of other people's mail, of which nothing is kept.
+fn shared_backfill(count: usize) {
+    let world = World::start("");
+    println!("backfill over TLS: {count} mails of other people in a shared mailbox");
+    let user = "shared@shop.example";
+    world.fill(user, count, |n| world.other(n));
+    let bare =
+        floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
+    let home = world.home(user, world.dovecot.imaps, &world.tls(), None);
+    let (daemon, took, cpu) = runs_until(&home, "SELECT last_uid FROM mailboxes", count);
+    let took = took.as_secs_f64();
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), "0");
+    let rate = |seconds: f64| count as f64 / seconds;
+    println!("  a bare client that fetches their From {:.0}/s; ours {:.0}/s", rate(bare), rate(took));
+    at_least("of the bare client's rate", bare / took, "times", 0.9);
+    println!("  CPU for each mail {:.0} us", cpu / count as f64 * 1e6);
+    println!("  resident memory at most {} KiB", memory(&daemon, "VmHWM"));
+}
+
+/// One mailbox, and nothing happens.
+fn idle() {
+    let world = World::start("");
+    println!("idle: one mailbox over TLS");
+    let home = world.home("idle@shop.example", world.dovecot.imaps, &world.tls(), None);
+    let daemon = watched(&home);
+    std::thread::sleep(Duration::from_secs(3));
+    at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 15.0);
+}

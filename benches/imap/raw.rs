@@ -1,0 +1,104 @@
+//! The floor: a client of a few lines on a bare socket, which does no more than it must.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
+
+use crate::support::dovecot::PASSWORD;
+
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+/// A connection that has logged in and opened INBOX.
+pub(crate) struct Raw {
+    stream: Box<dyn Stream>,
+    heard: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Raw {
+    pub(crate) fn plain(port: u16, user: &str) -> Raw {
+        Raw::open(Box::new(socket(port)), user)
+    }
+
+    pub(crate) fn tls(port: u16, ca: &Path, user: &str) -> Raw {
+        let config = resmic_mailhook::tls::client(Some(ca)).unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let session = ClientConnection::new(Arc::clone(&config), name).unwrap();
+        Raw::open(Box::new(StreamOwned::new(session, socket(port))), user)
+    }
+
+    fn open(stream: Box<dyn Stream>, user: &str) -> Raw {
+        let mut raw = Raw { stream, heard: Vec::new(), buffer: vec![0; 64 * 1024] };
+        raw.until(b"* OK");
+        raw.command(&format!("LOGIN \"{user}\" \"{PASSWORD}\""));
+        raw.command("EXAMINE INBOX");
+        raw
+    }
+
+    fn say(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+        self.stream.flush().unwrap();
+    }
+
+    /// Reads until these bytes have come; forgets what came.
+    fn until(&mut self, mark: &[u8]) {
+        loop {
+            if self.heard.windows(mark.len()).any(|w| w == mark) {
+                // What follows is at the beginning of a line.
+                self.heard.clear();
+                self.heard.extend_from_slice(b"\r\n");
+                return;
+            }
+            // Only the end may still be the beginning of the mark.
+            let known = self.heard.len().saturating_sub(mark.len());
+            self.heard.drain(..known);
+            let read = self.stream.read(&mut self.buffer).unwrap();
+            assert!(read > 0, "the server has closed the connection");
+            self.heard.extend_from_slice(&self.buffer[..read]);
+        }
+    }
+
+    /// A command to its tagged OK; what comes is thrown away.
+    pub(crate) fn command(&mut self, command: &str) {
+        self.say(&format!("zq7 {command}\r\n"));
+        self.until(b"\r\nzq7 OK");
+    }
+
+    /// Begins to wait.
+    pub(crate) fn idle(&mut self) {
+        self.say("zi7 IDLE\r\n");
+        self.until(b"+ idling");
+    }
+
+    /// Waits for a new mail to be announced; when that was.
+    pub(crate) fn exists(&mut self) -> Instant {
+        self.until(b" EXISTS\r\n");
+        Instant::now()
+    }
+
+    /// Fetches the mails from this UID on; when the last byte was there. Ends the IDLE, and waits no longer than it must.
+    pub(crate) fn body(&mut self, uid: usize) -> Instant {
+        self.say(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
+        self.until(b"\r\nzb7 OK");
+        Instant::now()
+    }
+
+    /// Ends the IDLE.
+    pub(crate) fn done(&mut self) {
+        self.say("DONE\r\n");
+        self.until(b"zi7 OK");
+    }
+}
+
+fn socket(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}

@@ -1,0 +1,182 @@
+//! What is measured with: Dovecot, DNS, mails as Resmic publishes them, a callback, and eyes on the database.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use crate::support::daemon::{Daemon, Home, samples};
+use crate::support::dkim::{How, Key, sign};
+use crate::support::dns::Dns;
+use crate::support::dovecot::Dovecot;
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Who all mails are for; each mailbox is another login's.
+const TO: &str = "payments@shop.example";
+
+pub(crate) struct World {
+    pub(crate) dovecot: Dovecot,
+    dns: Dns,
+    key: Key,
+    layout: String,
+}
+
+impl World {
+    /// `more`: for Dovecot.
+    pub(crate) fn start(more: &str) -> World {
+        let key = Key::rsa(2048);
+        let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
+        let layout = fs::read_to_string(samples().join("published/sepolia.eml")).unwrap();
+        let layout = layout.replace("\r\n", "\n").replace('\n', "\r\n");
+        assert!(layout.contains("0x26b046c75021f22e") && layout.contains("<7d2f6a0e-"));
+        World { dovecot: Dovecot::start_with(more), dns, key, layout }
+    }
+
+    /// Payment number `n`, in the published layout, signed.
+    pub(crate) fn payment(&self, n: usize) -> Vec<u8> {
+        let mail = self.layout.replace("0x26b046c75021f22e", &format!("0x{n:016x}"));
+        sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &How::default())
+    }
+
+    /// Somebody else's mail, as large as one of Resmic's.
+    pub(crate) fn other(&self, n: usize) -> Vec<u8> {
+        let body = self.layout.split_once("\r\n\r\n").unwrap().1;
+        format!("From: Aunt {n} <aunt{n}@family.example>\r\nTo: {TO}\r\nSubject: Hi\r\nMessage-ID: <{n}@family.example>\r\n\r\n{body}")
+            .into_bytes()
+    }
+
+    /// Puts mails into a login's INBOX as files, without asking the server: on all cores, and owned as it wants it.
+    pub(crate) fn fill(&self, user: &str, count: usize, mail: impl Fn(usize) -> Vec<u8> + Sync) {
+        let home = self.dovecot.folder.path().join("mail").join(user);
+        for part in ["new", "cur", "tmp"] {
+            fs::create_dir_all(home.join("Maildir").join(part)).unwrap();
+        }
+        let cur = home.join("Maildir/cur");
+        std::thread::scope(|scope| {
+            for first in 0..2 {
+                let (cur, mail) = (&cur, &mail);
+                scope.spawn(move || {
+                    for n in (first..count).step_by(2) {
+                        fs::write(cur.join(format!("{:010}.M{n}P1.bench:2,S", 1_700_000_000 + n)), mail(n)).unwrap();
+                    }
+                });
+            }
+        });
+        let owner = fs::metadata(self.dovecot.folder.path().join("mail")).unwrap();
+        let owner =
+            format!("{}:{}", std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
+        assert!(Command::new("chown").arg("-R").arg(owner).arg(&home).status().unwrap().success());
+    }
+
+    /// The program's folder for one mailbox of this login.
+    pub(crate) fn home(&self, user: &str, port: u16, more: &str, callback: Option<u16>) -> Home {
+        let mut config = format!(
+            "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\nrecipients = [\"{TO}\"]\n\
+             password = {{ env = \"MAILHOOK_PASSWORD\" }}\nmailboxes = [\"INBOX\"]\n{more}\n[dns]\nservers = [\"{}\"]\n\
+             [telemetry]\nlog = \"warn\"\n",
+            self.dns.address
+        );
+        if let Some(port) = callback {
+            let _ = write!(
+                config,
+                "[[forward]]\nname = \"shop\"\nurl = \"http://127.0.0.1:{port}/hook\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n\
+                 unresolved = \"send\"\n"
+            );
+        }
+        Home::new(&config)
+    }
+
+    /// For `home`: TLS from the first byte.
+    pub(crate) fn tls(&self) -> String {
+        format!("ca_file = \"{}\"", self.dovecot.ca().display())
+    }
+}
+
+/// Starts it and waits until the mailbox is watched.
+pub(crate) fn watched(home: &Home) -> Daemon {
+    let daemon = home.start();
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
+    daemon
+}
+
+/// Looks into the database until there are so many mails; when that was.
+///
+/// It looks every few microseconds: nothing tells another process of a commit.
+pub(crate) fn committed(database: &rusqlite::Connection, count: usize) -> Instant {
+    reached(database, "SELECT coalesce(max(id), 0) FROM mails", count, Duration::from_micros(20))
+}
+
+/// Starts it with this folder, and waits until a question has a number for an answer; how long that took, from the
+/// moment at which the mailbox was open, and how many seconds of CPU.
+pub(crate) fn runs_until(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
+    const OPEN: &str = "SELECT count(*) FROM mailboxes WHERE state NOT IN ('connecting', 'failed')";
+    let daemon = home.start();
+    while !home.database().exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let database = home.sqlite();
+    let open = reached(&database, OPEN, 1, Duration::from_millis(1));
+    let at = reached(&database, question, number, Duration::from_millis(2));
+    let cpu = cpu(&daemon);
+    (daemon, at - open, cpu)
+}
+
+/// The seconds that all its threads ran (proc(5), schedstat).
+fn cpu(daemon: &Daemon) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap();
+    let ran = tasks.map(|task| {
+        let schedstat = fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
+        schedstat.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+    });
+    Duration::from_nanos(ran.sum()).as_secs_f64()
+}
+
+fn reached(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
+    let number = i64::try_from(number).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    // A table that is not there yet is no answer.
+    while database.prepare_cached(question).and_then(|mut ask| ask.query_row([], |row| row.get(0))).unwrap_or(0)
+        < number
+    {
+        assert!(Instant::now() < deadline, "{question} did not reach {number}");
+        std::thread::sleep(pause);
+    }
+    Instant::now()
+}
+
+/// A number of kB of a process's `/proc/PID/status`.
+pub(crate) fn memory(daemon: &Daemon, field: &str) -> usize {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// A callback that says 200 to everything, and when each request was there.
+pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
+            // The bodies here end in a brace, and nothing before does.
+            while !request.ends_with(b"}") {
+                match stream.read(&mut buffer) {
+                    Ok(read) if read > 0 => request.extend_from_slice(&buffer[..read]),
+                    _ => break,
+                }
+            }
+            if tell.send(Instant::now()).is_err() {
+                return;
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    (port, told)
+}
