@@ -1,5 +1,8 @@
 //! A renewal comes at its time, whatever the server says or does not say, and costs an idle mailbox next to nothing.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
 use super::*;
 use crate::support::watching::dedicated;
 
@@ -61,6 +64,32 @@ async fn keepalives_do_not_put_off_the_renewal() {
     always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
     let mut watching = watch(&server, EACH_SECOND);
     watching.while_server("two renewals", |world| world.count("DONE") >= 2).await;
+    watching.end().await;
+}
+
+/// By how much the clock on the wall is ahead.
+static AHEAD: AtomicU64 = AtomicU64::new(0);
+
+#[tokio::test]
+async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back_does_nothing() {
+    let clock = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
+    AHEAD.store(7200, Ordering::SeqCst);
+    let server = Scripted::start().await;
+    let mut watching = watch_in(&server, DEDICATED, Timing { clock, look: ms(20), ..quick() });
+    watching.idle().await;
+    AHEAD.store(3600, Ordering::SeqCst);
+    watching.listen(ms(200)).await;
+    assert_eq!(server.count("DONE"), 0);
+    AHEAD.store(10_800, Ordering::SeqCst);
+    watching.while_server("a renewal", |world| world.count("DONE") == 1).await;
+    watching.listen(ms(200)).await;
+    assert_eq!(server.count("DONE"), 1, "once for each sleep");
+    // What came meanwhile was told to nobody.
+    always(&server, "news", &[]);
+    server.deliver("while it slept");
+    AHEAD.store(20_000, Ordering::SeqCst);
+    watching.mail("while it slept").await;
+    assert_eq!(server.connections(), 1);
     watching.end().await;
 }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
 use super::sync::{Opened, Outstanding, uid_set};
+use super::timing::Vigil;
 use super::wire::{Heard, Sent, Wait};
 use crate::model::MailboxState;
 
@@ -164,6 +165,7 @@ impl Opened {
     /// Hears what the server says while it idles.
     async fn wait(&mut self, idle: &Sent, way: Way, renewal: Instant) -> Result<Woken> {
         let mut deadline = renewal;
+        let vigil = Vigil::begin(&self.account.timing);
         loop {
             if !self.pushed.is_empty() {
                 return Ok(Woken::Pushed);
@@ -175,10 +177,12 @@ impl Opened {
                 }
                 deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
             }
-            match self.hear(idle, Wait::until(deadline)).await {
+            let look = Instant::now() + self.account.timing.look;
+            match self.hear(idle, Wait::until(deadline.min(look))).await {
                 Ok(Heard::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
                 Ok(Heard::Continue) => {}
                 Ok(Heard::Done) => return Ok(Woken::Ended),
+                Err(Error::Silent { .. }) if Instant::now() < deadline && !vigil.has_slept() => {}
                 Err(Error::Silent { .. }) if self.selected.fresh > 0 => return Ok(Woken::Announced),
                 Err(Error::Silent { .. }) => return Ok(Woken::Renew),
                 Err(e) => return Err(e),

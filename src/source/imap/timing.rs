@@ -1,11 +1,13 @@
 //! How long a watcher waits, and for what.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 
 /// The times of a watcher.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub struct Timing {
     /// How long the greeting, STARTTLS and the login may take together. Servers slow down logins on purpose.
     pub login: Duration,
@@ -28,6 +30,10 @@ pub struct Timing {
     /// A connection that lives as long as this after its first sync was a good one. Some servers drop every IDLE
     /// after a minute.
     pub steady: Duration,
+    /// How often it is looked whether the machine has slept.
+    pub look: Duration,
+    /// The clock on the wall. It goes on while the machine sleeps, and deadlines do not.
+    pub clock: fn() -> SystemTime,
 }
 
 impl Default for Timing {
@@ -45,6 +51,30 @@ impl Default for Timing {
             retry_login: Backoff { base: seconds(120), cap: seconds(3600) },
             retry_absent: seconds(3600),
             steady: seconds(30),
+            look: seconds(30),
+            clock: SystemTime::now,
         }
+    }
+}
+
+/// By how much the two clocks must part before it counts as sleep. That somebody set the clock costs a renewal.
+const SLEPT: Duration = Duration::from_secs(60);
+
+/// Notices that the machine has slept: whoever it was connected to has long forgotten it, and its deadlines stood still.
+pub(super) struct Vigil {
+    began: Instant,
+    clock: fn() -> SystemTime,
+    wall: SystemTime,
+}
+
+impl Vigil {
+    pub(super) fn begin(timing: &Timing) -> Self {
+        Vigil { began: Instant::now(), clock: timing.clock, wall: (timing.clock)() }
+    }
+
+    pub(super) fn has_slept(&self) -> bool {
+        // A clock that was set back tells nothing.
+        let passed = (self.clock)().duration_since(self.wall).unwrap_or_default();
+        passed > self.began.elapsed() + SLEPT
     }
 }
