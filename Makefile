@@ -60,8 +60,9 @@ node: deps
 
 # ---- for operators and packagers ----
 
-# Bytes that depend on the source alone: no path of the machine that built, and the time of the last commit.
-export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+# Bytes that depend on the source alone: no path of the machine that built, and the time of the last commit. Only here:
+# whatever is compiled from C is compiled again when the time changes.
+deb deb-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
 
 PACKAGING = target/packaging

@@ -63,6 +63,12 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
     home.until("SELECT count(*) FROM events", &events, PATIENCE);
     home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", &events, PATIENCE);
     println!("  mail to recorded, in ms: {}", latencies(&home));
+    let deaf = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
+    if deaf > 0 {
+        println!(
+            "  (the kernel tells {deaf} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
+        );
+    }
     let before = processor(&daemon);
     std::thread::sleep(Duration::from_secs(seconds));
     let after = processor(&daemon);

@@ -221,7 +221,7 @@ impl World {
     }
 
     fn look(&self, daemon: &Daemon) {
-        let count = |sql: &str| std::panic::catch_unwind(|| self.home.ask(sql)).unwrap_or_default();
+        let count = |sql: &str| self.home.try_ask(sql).unwrap_or_default();
         println!(
             "sent {}, events {}, delivered {}, resident {} KiB",
             self.sent.load(Ordering::SeqCst),

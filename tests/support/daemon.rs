@@ -38,21 +38,30 @@ impl Home {
     }
 
     pub fn sqlite(&self) -> rusqlite::Connection {
+        self.try_sqlite().unwrap()
+    }
+
+    fn try_sqlite(&self) -> rusqlite::Result<rusqlite::Connection> {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-        let connection = rusqlite::Connection::open_with_flags(self.database(), flags).unwrap();
-        connection.busy_timeout(Duration::from_secs(5)).unwrap();
-        connection
+        let connection = rusqlite::Connection::open_with_flags(self.database(), flags)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        Ok(connection)
     }
 
     /// The first column of the first row, as text.
     pub fn ask(&self, sql: &str) -> String {
-        let value: rusqlite::types::Value = self.sqlite().query_row(sql, [], |row| row.get(0)).unwrap();
-        match value {
+        self.try_ask(sql).unwrap()
+    }
+
+    /// The same, or why there is no answer: perhaps there is no database yet.
+    pub fn try_ask(&self, sql: &str) -> rusqlite::Result<String> {
+        let value: rusqlite::types::Value = self.try_sqlite()?.query_row(sql, [], |row| row.get(0))?;
+        Ok(match value {
             rusqlite::types::Value::Null => "NULL".into(),
             rusqlite::types::Value::Integer(n) => n.to_string(),
             rusqlite::types::Value::Text(text) => text,
             other => format!("{other:?}"),
-        }
+        })
     }
 
     /// The first column of every row.
@@ -66,11 +75,7 @@ impl Home {
     pub fn until(&self, sql: &str, want: &str, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
-            let has = if self.database().exists() {
-                std::panic::catch_unwind(|| self.ask(sql)).unwrap_or_default()
-            } else {
-                String::new()
-            };
+            let has = self.try_ask(sql).unwrap_or_default();
             if has == want {
                 return;
             }
