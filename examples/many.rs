@@ -129,7 +129,11 @@ fn latencies(home: &Home) -> String {
 fn tell(when: &str, daemon: &Daemon) {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process.id())).unwrap().count();
     let (resident, peak, threads) = (status(daemon, "VmRSS:"), status(daemon, "VmHWM:"), status(daemon, "Threads:"));
-    println!("  {when}: resident {resident} KiB (peak {peak}), {descriptors} descriptors, {threads} threads");
+    let own = status(daemon, "RssAnon:");
+    println!(
+        "  {when}: resident {resident} KiB (peak {peak}; {own} of it its own, the rest are pages of files), {descriptors} \
+         descriptors, {threads} threads"
+    );
 }
 
 /// A number in proc(5)'s status.
