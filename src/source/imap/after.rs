@@ -1,8 +1,8 @@
 //! What is done to a notification on the server once it is stored.
 
 use super::error::{Error, Result};
+use super::opened::{Opened, uid_set};
 use super::settings::After;
-use super::sync::{Opened, uid_set};
 use super::utf7;
 use super::wire::quoted;
 

@@ -9,7 +9,6 @@ use tokio_rustls::rustls::ClientConfig;
 
 use super::error::{Error, Result};
 use super::login;
-use super::mailbox;
 use super::net::Net;
 use super::oauth::Tokens;
 use super::settings::{Settings, Tls};
@@ -151,28 +150,4 @@ async fn capabilities(wire: &mut Wire) -> Result<Offers> {
     })
     .await?;
     Ok(offers)
-}
-
-/// For `check --connect`: logs in and opens each mailbox; says in words what it found.
-///
-/// # Errors
-/// The first thing that is wrong.
-pub async fn probe(settings: &Settings, login: &Login) -> Result<Vec<String>> {
-    let (mut wire, offers) = connect(settings, login, &Timing::default()).await?;
-    let how = match (offers.notify, offers.idle) {
-        (true, true) => "it pushes new mail (NOTIFY, IDLE)",
-        (false, true) => "it announces new mail (IDLE)",
-        _ => "it has to be asked for new mail (no IDLE)",
-    };
-    let mut found = vec![format!("logged in at {} as {}; {how}", settings.host, settings.user)];
-    for wanted in &settings.mailboxes {
-        let Some(name) = mailbox::resolve(&mut wire, offers, wanted).await? else {
-            found.push(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100)));
-            continue;
-        };
-        let selected = mailbox::select(&mut wire, &name, false).await?;
-        found.push(format!("mailbox {}: {} mails", printable(&name, 100), selected.exists));
-    }
-    wire.logout().await;
-    Ok(found)
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
-use super::sync::{Opened, Outstanding, uid_set};
+use super::opened::{Opened, Outstanding, uid_set};
 use super::timing::Vigil;
 use super::wire::{Heard, Sent, Wait};
 use crate::model::MailboxState;

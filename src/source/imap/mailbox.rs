@@ -2,11 +2,11 @@
 
 use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
 
+use super::account::Known;
 use super::connect::Offers;
 use super::error::{Error, Result};
 use super::fetch::Item;
 use super::utf7;
-use super::watch::Known;
 use super::wire::{Wire, code, quoted};
 
 /// An open mailbox.
@@ -22,6 +22,22 @@ pub(super) struct Selected {
     pub(super) fresh: u32,
     /// The server has begun another numbering since.
     pub(super) renumbered: bool,
+}
+
+impl Selected {
+    /// Takes note of an untagged answer that is about the mailbox.
+    pub(super) fn note(&mut self, response: &Response<'_>) {
+        match (response, code(response)) {
+            (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
+                self.fresh = self.fresh.saturating_add(n.saturating_sub(self.exists));
+                self.exists = *n;
+            }
+            (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
+            (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
+            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
+            _ => {}
+        }
+    }
 }
 
 /// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.

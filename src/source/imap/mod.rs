@@ -1,10 +1,11 @@
 //! One mailbox on one server, watched for ever.
 //!
-//! `net` is bytes, `wire` is commands and answers under deadlines, `connect` and `login` let us in
-//! (`oauth`: with a token), `fetch` knows how mails are
-//! asked for, `sync` holds the cursor rule, `idle` waits, `watch` begins anew whenever something ends; `timing` says
-//! how long each of them waits.
+//! `net` is bytes, `wire` is commands and answers under deadlines, `connect` and `login` let us in (`oauth`: with a token),
+//! `account` is what a watcher is told and says, `mailbox` finds and opens one, `opened` is an open one, `fetch` knows how
+//! mails are asked for, `sync` holds the cursor rule, `after` puts away what is stored, `idle` waits, `watch` begins anew
+//! whenever something ends; `timing` says how long each of them waits. A file imports only from those before it.
 
+mod account;
 mod after;
 mod connect;
 mod error;
@@ -15,6 +16,8 @@ mod login;
 mod mailbox;
 mod net;
 mod oauth;
+mod opened;
+mod probe;
 mod settings;
 mod sync;
 mod timing;
@@ -22,9 +25,11 @@ mod utf7;
 mod watch;
 mod wire;
 
-pub use connect::{Credentials, Login, probe};
+pub use account::{Account, Batch, Cursors, IsCandidate, Known, Report};
+pub use connect::{Credentials, Login};
 pub use error::Error;
 pub use oauth::{Settings as OAuth2, Tokens};
+pub use probe::probe;
 pub use settings::{After, Settings, Start, Tls};
 pub use timing::Timing;
-pub use watch::{Account, Batch, Cursors, IsCandidate, Known, LONGEST_PAUSE, Report, watch};
+pub use watch::{LONGEST_PAUSE, watch};

@@ -4,22 +4,16 @@
 //! the stream commits in its order), or when a tagged OK proved that no such mail is there. An end of the stream, a
 //! NO and a mail that was listed but not sent prove nothing.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 
-use async_imap::imap_proto::Response;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
 
 use super::after;
-use super::connect::Offers;
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
-use super::mailbox::Selected;
-use super::settings::{After, Start};
-use super::watch::{Account, Batch, Report};
-use super::wire::{Heard, Sent, Wait, Wire};
-use crate::model::{Origin, RawMail};
+use super::opened::{Opened, Outstanding, uid_set};
+use super::settings::Start;
+use super::wire::{Heard, Sent};
 
 /// How many mails one FETCH asks for.
 const WINDOW: usize = 500;
@@ -28,56 +22,10 @@ const AHEAD: usize = 2;
 /// How much is handed over at once: so many mails, or so many bytes.
 const CHUNK: usize = 64;
 const CHUNK_BYTES: usize = 1 << 20;
-/// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
-const KEPT_BYTES: usize = 8 << 20;
-const KEPT: usize = 256;
 /// How many mails are believed to be in a mailbox: each takes four bytes here.
 const LISTED: usize = 10_000_000;
 /// How often a mail that was listed and not sent is asked for before it counts as gone.
 const TRIES: u8 = 3;
-
-/// An open mailbox on a connection, and how far it has been read.
-pub(super) struct Opened {
-    pub(super) wire: Wire,
-    pub(super) offers: Offers,
-    pub(super) account: Arc<Account>,
-    /// The mailbox's name on the server.
-    pub(super) name: String,
-    pub(super) selected: Selected,
-    /// Every UID up to this was handed over, or is known to be gone.
-    pub(super) cursor: u32,
-    /// The cursor that was handed over last.
-    pub(super) handed: Option<u32>,
-    pub(super) out: mpsc::Sender<Report>,
-    /// Mails that the server pushed while we were busy with something else.
-    pub(super) pushed: Vec<Item>,
-    /// What of the mailbox has not come yet, though it should be there.
-    pub(super) outstanding: Outstanding,
-    /// What is to be put away.
-    pub(super) finished: Finished,
-}
-
-/// What is known to be there, or likely to be, and was not sent.
-#[derive(Debug, Default)]
-pub(super) struct Outstanding {
-    /// How many mails were announced and did not come.
-    pub(super) owed: usize,
-    /// Mails above the cursor that were handed over already: before them something is missing.
-    pub(super) ahead: BTreeSet<u32>,
-    /// The server named a next UID that is further on than what it listed.
-    pub(super) top: bool,
-}
-
-/// Notifications that `after` waits for. They outlive a connection.
-#[derive(Debug, Default)]
-pub(super) struct Finished {
-    /// The numbering that they belong to.
-    pub(super) uid_validity: u32,
-    /// Batches that will name those that are committed.
-    pub(super) waiting: Vec<oneshot::Receiver<Vec<u32>>>,
-    /// Those that are committed.
-    pub(super) uids: Vec<u32>,
-}
 
 /// A range of UIDs on its way; the cursor may pass it when nothing of it is open any more.
 struct Window {
@@ -278,87 +226,6 @@ impl Opened {
         FollowUps { done: window, new, refused: None }
     }
 
-    /// Keeps what the server sent unasked; that a flag changed is of no interest.
-    pub(super) fn keep(&mut self, item: Item) {
-        let bytes: usize = self.pushed.iter().filter_map(|item| item.body.as_ref()).map(Vec::len).sum();
-        if !item.is_listing() && bytes < KEPT_BYTES && self.pushed.len() < KEPT {
-            self.pushed.push(item);
-        }
-    }
-
-    /// Runs a command whose answer is of no interest beyond its OK; takes note of what else the server says.
-    pub(super) async fn run(&mut self, name: &'static str, command: &str) -> Result<()> {
-        let sent = self.wire.send(name, command).await?;
-        self.finish(&sent, Wait::of(self.account.timing.answer), |_| {}).await
-    }
-
-    /// How long the next mail of a long answer may take.
-    pub(super) fn flowing(&self) -> Wait {
-        Wait::flowing(self.account.timing.mail, self.account.timing.answer)
-    }
-
-    /// The next answer: a mail's data, or `Data(None)` for what was only taken note of.
-    pub(super) async fn hear(&mut self, sent: &Sent, wait: Wait) -> Result<Heard<Option<Item>>> {
-        let selected = &mut self.selected;
-        let read = |response: &Response<'_>| {
-            Item::read(response).or_else(|| {
-                selected.note(response);
-                None
-            })
-        };
-        let heard = self.wire.hear(sent, wait, read).await?;
-        if self.selected.renumbered {
-            return Err(Error::Protocol("it has begun another UIDVALIDITY while the mailbox was open".into()));
-        }
-        Ok(heard)
-    }
-
-    /// Hears a command to its end. What the server pushes meanwhile is kept; a mere listing goes to `each`.
-    pub(super) async fn finish(&mut self, sent: &Sent, wait: Wait, mut each: impl FnMut(Item)) -> Result<()> {
-        loop {
-            match self.hear(sent, wait).await? {
-                Heard::Done => return Ok(()),
-                Heard::Continue => return Err(Error::Protocol("a `+` that nobody waits for".into())),
-                Heard::Data(None) => {}
-                Heard::Data(Some(item)) if item.is_listing() => each(item),
-                Heard::Data(Some(item)) => self.keep(item),
-            }
-        }
-    }
-
-    /// Whether a mail in a shared mailbox may be Resmic's, by its From.
-    pub(super) fn is_candidate(&self, item: &Item) -> bool {
-        item.header.as_deref().is_some_and(|header| (self.account.is_candidate)(header))
-    }
-
-    /// The mail that an item with a body is.
-    pub(super) fn mail(&self, item: Item) -> Option<RawMail> {
-        let bytes = item.body?;
-        let origin = Origin {
-            account: self.account.settings.name.clone(),
-            mailbox: self.name.clone(),
-            uid: Some((self.selected.uid_validity, item.uid)),
-        };
-        let size = item.size.unwrap_or(0).max(bytes.len() as u64);
-        Some(RawMail { origin, bytes, size, received_at: item.received_at })
-    }
-
-    /// Hands mails on, and how far the mailbox is read once they are committed.
-    pub(super) async fn hand_over(&mut self, mails: Vec<RawMail>, cursor: Option<u32>) -> Result<()> {
-        if mails.is_empty() && (cursor.is_none() || cursor == self.handed) {
-            return Ok(());
-        }
-        self.handed = cursor.or(self.handed);
-        let done = (!mails.is_empty() && self.account.settings.after != After::Leave).then(|| {
-            let (done, answer) = oneshot::channel();
-            self.finished.waiting.push(answer);
-            done
-        });
-        let cursor = cursor.map(|last_uid| (self.selected.uid_validity, last_uid));
-        let batch = Batch { mailbox: self.name.clone(), mails, cursor, done };
-        self.out.send(Report::Mails(batch)).await.map_err(|_| Error::Closing)
-    }
-
     /// Does to the notifications that are committed what `after` says. Only while no other command is under way.
     pub(super) async fn put_away(&mut self) -> Result<()> {
         while let Some(answer) = self.finished.waiting.last_mut() {
@@ -383,45 +250,4 @@ struct FollowUps {
     new: Vec<(usize, Want, Vec<u32>, u8)>,
     /// The server does not give out one mail, whatever was tried.
     refused: Option<Error>,
-}
-
-impl Selected {
-    /// Takes note of an untagged answer that is about the mailbox.
-    pub(super) fn note(&mut self, response: &Response<'_>) {
-        use async_imap::imap_proto::{MailboxDatum, ResponseCode};
-        match (response, super::wire::code(response)) {
-            (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
-                self.fresh = self.fresh.saturating_add(n.saturating_sub(self.exists));
-                self.exists = *n;
-            }
-            (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
-            (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
-            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
-            _ => {}
-        }
-    }
-}
-
-/// UIDs as a sequence set: `4:7,9`.
-pub(super) fn uid_set(uids: &[u32]) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &uid in uids {
-        match ranges.last_mut() {
-            Some((_, end)) if end.checked_add(1) == Some(uid) => *end = uid,
-            _ => ranges.push((uid, uid)),
-        }
-    }
-    let parts: Vec<_> = ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}:{b}") }).collect();
-    parts.join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn uids_are_written_as_ranges() {
-        assert_eq!(uid_set(&[4, 5, 6, 9, 11, 12]), "4:6,9,11:12");
-        assert_eq!(uid_set(&[7]), "7");
-    }
 }

@@ -1,0 +1,85 @@
+//! What a watcher is told, and what it says.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::connect::Login;
+use super::settings::Settings;
+use super::timing::Timing;
+use crate::model::{MailboxState, RawMail};
+
+/// Whether a mail may be Resmic's, by its From field.
+pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+/// An account, with all that its watchers share.
+pub struct Account {
+    /// Its settings.
+    pub settings: Settings,
+    /// How it logs in.
+    pub login: Login,
+    /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
+    pub is_candidate: IsCandidate,
+    /// How many connections may be on their way at once; shared by all accounts of a server.
+    pub pace: Arc<Semaphore>,
+    /// How long its watchers wait, and for what.
+    pub timing: Timing,
+}
+
+/// What a watcher says.
+pub enum Report {
+    /// Mails, and how far the mailbox is read with them.
+    Mails(Batch),
+    /// The mailbox that was looked for by this attribute is found, and has a name of its own.
+    Found {
+        /// The attribute.
+        attribute: String,
+    },
+    /// How the mailbox is.
+    State {
+        /// Its name on the server, or the attribute it is looked for by.
+        mailbox: String,
+        /// What the watcher does.
+        state: MailboxState,
+        /// Whether a round trip was completed just now.
+        seen: bool,
+        /// What is wrong, in words.
+        error: Option<String>,
+    },
+}
+
+/// Mails in the order in which they must be committed.
+pub struct Batch {
+    /// The mailbox's name on the server.
+    pub mailbox: String,
+    /// The mails.
+    pub mails: Vec<RawMail>,
+    /// UIDVALIDITY and the highest UID read, once these mails are committed; `None`: leave it.
+    pub cursor: Option<(u32, u32)>,
+    /// Wants the UIDs of those that turned out to be notifications, once they are committed.
+    pub done: Option<oneshot::Sender<Vec<u32>>>,
+}
+
+/// How far a mailbox was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The numbering.
+    pub uid_validity: u32,
+    /// The highest UID read.
+    pub last_uid: u32,
+    /// The UID of a mail that was read, and when the server took it.
+    pub landmark: Option<(u32, Timestamp)>,
+}
+
+impl From<(u32, u32)> for Known {
+    fn from((uid_validity, last_uid): (u32, u32)) -> Self {
+        Known { uid_validity, last_uid, landmark: None }
+    }
+}
+
+/// What is known of a mailbox, asked for by name once the name is known.
+///
+/// An error ends the connection: to go on without the cursor could mean to begin behind what was not read.
+pub type Cursors = Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<Known>, String>> + Send + Sync>;
