@@ -25,18 +25,24 @@ pub(super) fn before(mail: &[u8]) -> Result<(), Reason> {
     if lines > HEADER_LINES {
         return Err(too_large(format!("its header has more than {HEADER_LINES} lines")));
     }
-    if count(mail, b"boundary=") > 4 * DEPTH {
+    let after_b = mail.split(|b| matches!(b, b'b' | b'B'));
+    if after_b.filter(|text| begins(text, b"oundary=")).count() > 4 * DEPTH {
         return Err(too_large(format!("its parts stand more than {DEPTH} deep in one another")));
     }
-    if count(mail, b"\n--") > 4 * PARTS || count(mail, b"\ncontent-type:") > 2 * PARTS {
+    let (mut dashed, mut typed) = (0, 0);
+    for line in mail.split(|b| *b == b'\n') {
+        dashed += usize::from(line.starts_with(b"--"));
+        typed += usize::from(begins(line, b"content-type:"));
+    }
+    if dashed > 4 * PARTS || typed > 2 * PARTS {
         return Err(too_large(format!("it has more than {PARTS} parts")));
     }
     Ok(())
 }
 
-/// How often a word stands in a mail, in whatever case.
-fn count(mail: &[u8], word: &[u8]) -> usize {
-    mail.windows(word.len()).filter(|w| w.eq_ignore_ascii_case(word)).count()
+/// Whether a text begins with a word, in whatever case.
+fn begins(text: &[u8], word: &[u8]) -> bool {
+    text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }
 
 /// After: how many parts there are, how deep, and how much text they show.

@@ -18,9 +18,8 @@ use super::walk::Walk;
 #[must_use]
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
-    if html.as_bytes().windows(6).any(|w| w.eq_ignore_ascii_case(b"<style")) {
-        let styles = Styles(RefCell::default());
-        for css in tokenize(html, styles).0.into_inner().sheets {
+    if let Some(styled) = as_far_as_its_sheets(html) {
+        for css in tokenize(styled, Styles(RefCell::default())).0.into_inner().sheets {
             sheet.read(&css);
         }
     }
@@ -28,6 +27,16 @@ pub fn view(html: &str) -> View {
     let mut view = walker.0.into_inner().finish();
     quote::mark(&mut view);
     view
+}
+
+/// The part of it that has style sheets, from the start: what is behind them need not be looked at twice.
+fn as_far_as_its_sheets(html: &str) -> Option<&str> {
+    let last = |tag: &[u8]| html.as_bytes().windows(tag.len()).rposition(|w| w.eq_ignore_ascii_case(tag));
+    let opened = last(b"<style")?;
+    // One that nobody closes goes on to the end.
+    let end =
+        last(b"</style").filter(|closed| *closed > opened).map_or(html.len(), |closed| closed + b"</style>".len());
+    Some(html.get(..end).unwrap_or(html))
 }
 
 fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
@@ -176,6 +185,17 @@ mod tests {
         assert_eq!(lead("<li><strong>Amount</strong> $20</li>").as_deref(), Some("Amount"));
         assert_eq!(lead("<p><span><b>Amount</b></span><span>$20</span></p>").as_deref(), Some("Amount"));
         assert_eq!(lead("<p>Amount <b>$20</b></p>"), None);
+    }
+
+    #[test]
+    fn a_sheet_counts_wherever_it_stands_and_however_it_ends() {
+        for html in [
+            "<p class=h>no</p><style>.h{display:none}</style>",
+            "<p class=h>no</p><style>.h{display:none}",
+            "<style>.a{}</style><p class=h>no</p><STYLE>.h{display:none}</STYLE >",
+        ] {
+            assert_eq!(lines(html), Vec::<String>::new(), "{html}");
+        }
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub(super) fn blockchain(text: &str) -> Doubt<String> {
 pub(super) fn token(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+'));
-    if model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) {
+    if !is_known_token(text) && model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) {
         return Err(format!("{text:?} is a chain's name and no token's symbol"));
     }
     if fits && text.len() <= 20 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
