@@ -12,7 +12,7 @@ use super::{Error, Result};
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
 /// The migrations, in their order; the n-th brings a file to `user_version` n. Only ever appended to.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
 
 /// The newest schema that this program knows.
 const NEWEST: i64 = MIGRATIONS.len() as i64;
@@ -118,6 +118,32 @@ mod tests {
         assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
         let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
         assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn a_file_of_each_version_before_becomes_what_a_new_one_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let schema = |connection: &Connection| -> Vec<String> {
+            let mut asked =
+                connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").unwrap();
+            asked.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+        };
+        let new = schema(&open(&folder.path().join("new.db")).unwrap());
+        for version in 1..MIGRATIONS.len() {
+            let path = folder.path().join(format!("{version}.db"));
+            let old = Connection::open(&path).unwrap();
+            MIGRATIONS.iter().take(version).for_each(|step| old.execute_batch(step).unwrap());
+            old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+            old.pragma_update(None, "user_version", version as i64).unwrap();
+            old.execute_batch("INSERT INTO sessions (session_id) VALUES ('591abe63-aa61-411d-a419-0b546729bbd0')")
+                .unwrap();
+            drop(old);
+            let opened = open(&path).unwrap();
+            assert_eq!(schema(&opened), new, "from version {version}");
+            assert_eq!(identity(&opened).unwrap(), (APPLICATION_ID, NEWEST));
+            let kept: i64 = opened.query_row("SELECT count(*) FROM sessions", [], |row| row.get(0)).unwrap();
+            assert_eq!(kept, 1, "from version {version}");
+        }
     }
 
     #[test]

@@ -29,8 +29,7 @@ CREATE TABLE mails (
   judgements        INTEGER NOT NULL DEFAULT 1,-- how often
   next_judgement_at TEXT                       -- deferred: when it is judged again
 ) STRICT;
--- With sha256: a server that was restored from its backup gives the same UID to another mail.
-CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid, sha256) WHERE uid IS NOT NULL;
+CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid) WHERE uid IS NOT NULL;
 CREATE UNIQUE INDEX mails_imported ON mails (account, sha256) WHERE uid IS NULL;
 CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
