@@ -126,7 +126,7 @@ mod tests {
         let schema = |connection: &Connection| -> Vec<String> {
             let mut asked =
                 connection.prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name").unwrap();
-            asked.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+            asked.query_map([], |row| row.get(0)).unwrap().map(|sql| sql.unwrap()).collect()
         };
         let new = schema(&open(&folder.path().join("new.db")).unwrap());
         for version in 1..MIGRATIONS.len() {
