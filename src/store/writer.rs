@@ -1,7 +1,8 @@
 //! One thread owns the writing connection and takes all that waits in one transaction.
 //!
-//! So a single mail commits at once, with one fsync, and a backfill commits in hundreds. Each piece of
-//! work has a savepoint of its own: one that fails takes nothing else down. Nobody is answered before the commit.
+//! So a single mail commits at once, with one fsync, and a backfill commits in hundreds. A piece of work that fails takes
+//! nothing else down. Nobody is answered before the commit, and nobody waits for more: the WAL is copied into the
+//! database between the commits, and not, as SQLite would, within the one that fills it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,9 +18,16 @@ const BATCH: usize = 1_000;
 /// How many pieces of work may wait; whoever brings more waits too.
 const QUEUE: usize = 4_096;
 
+/// How many pages of the WAL are worth copying into the database when nobody waits: SQLite's own number.
+const CHECKPOINT: i64 = 1_000;
+
+/// With how many it is done although somebody waits. A page that is written often is copied once.
+const CHECKPOINT_NOW: i64 = 4_000;
+
 /// A piece of work, and who waits for it.
 trait Job: Send {
-    fn run(&mut self, connection: &Connection);
+    /// Whether it worked.
+    fn run(&mut self, connection: &Connection, alone: bool) -> bool;
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>);
 }
 
@@ -38,6 +46,8 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(connection: Connection, path: &Path) -> Result<Self> {
+        let sqlite = |e| Error::from_sqlite(path, e);
+        connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         std::thread::Builder::new()
             .name("store".into())
@@ -59,8 +69,11 @@ impl Writer {
 }
 
 impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Piece<F, T> {
-    fn run(&mut self, connection: &Connection) {
-        self.result = self.work.take().map(|work| in_savepoint(connection, &self.path, work));
+    fn run(&mut self, connection: &Connection, alone: bool) -> bool {
+        let Some(work) = self.work.take() else { return false };
+        let result =
+            if alone { plainly(connection, &self.path, work) } else { in_savepoint(connection, &self.path, work) };
+        self.result.insert(result).is_ok()
     }
 
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>) {
@@ -73,14 +86,18 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Piece<F, T> {
     }
 }
 
-/// A piece of work that fails leaves no trace.
+fn plainly<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    work(connection).map_err(|e| match e {
+        Error::Sqlite { source, .. } => Error::from_sqlite(path, source),
+        other => other,
+    })
+}
+
+/// A piece of work that fails leaves no trace. SQLite keeps a copy of each page that is changed within.
 fn in_savepoint<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     let sqlite = |e| Error::from_sqlite(path, e);
     connection.execute_batch("SAVEPOINT work").map_err(sqlite)?;
-    let result = work(connection).map_err(|e| match e {
-        Error::Sqlite { source, .. } => Error::from_sqlite(path, source),
-        other => other,
-    });
+    let result = plainly(connection, path, work);
     let end = if result.is_ok() { "RELEASE work" } else { "ROLLBACK TO work; RELEASE work" };
     connection.execute_batch(end).map_err(sqlite)?;
     result
@@ -93,10 +110,27 @@ fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
         for job in batch {
             job.answer(failed.as_ref());
         }
+        let enough = if queue.is_empty() { CHECKPOINT } else { CHECKPOINT_NOW };
+        if let Err(error) = checkpoint(&connection, enough) {
+            // The commit that finds no room for the WAL says so; this one is made up for by the next.
+            tracing::debug!(%error, "the write-ahead log was not copied into the database");
+        }
     }
 }
 
+/// Copies the WAL into the database if it has so many pages that are not there yet.
+fn checkpoint(connection: &Connection, enough: i64) -> rusqlite::Result<()> {
+    let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+    let left: i64 = look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))?;
+    if left >= enough {
+        connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))?;
+    }
+    Ok(())
+}
+
 /// Runs what is in `batch`, and what comes to `queue` meanwhile, in one transaction.
+///
+/// The first needs no savepoint: if it fails, the transaction is rolled back, and what comes to `queue` is the next one's.
 fn run_batch(
     connection: &mut Connection,
     batch: &mut Vec<Box<dyn Job>>,
@@ -105,11 +139,14 @@ fn run_batch(
     let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut done = 0;
     while let Some(job) = batch.get_mut(done) {
-        job.run(&tx);
+        let works = job.run(&tx, done == 0);
         if tx.is_autocommit() {
             // A full disk ends a transaction from within (sqlite.org/lang_transaction.html): nothing of it is kept.
             let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
             return Err(rusqlite::Error::SqliteFailure(full, Some("the transaction was rolled back".into())));
+        }
+        if done == 0 && !works {
+            return tx.rollback();
         }
         done += 1;
         if done == batch.len() && done < BATCH {
