@@ -1,8 +1,10 @@
 //! Others write into the database too: a shop its sessions, `import` its mails, a person a retry. Taking notice of it.
 //!
 //! Every commit is a write to the database's `-wal` file, which the kernel tells of; so an idle daemon costs nothing. It
-//! tells of our own commits as well, and `PRAGMA data_version` knows them apart. Where the kernel cannot be asked (or
-//! does not know, as for some shared folders), the version is asked for from time to time.
+//! tells of our own commits as well, and `PRAGMA data_version` knows them apart. It is asked to tell one time only, and
+//! asked anew before each look: to be told of each of a backfill's thousands of writes would cost as much as they do.
+//! Where the kernel cannot be asked (or does not know, as for some shared folders), the version is asked for from time
+//! to time.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -30,6 +32,8 @@ impl Store {
     pub async fn notice_others(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::of(&self.settings.path);
         loop {
+            // Before the look: what is written after it is told of.
+            changes.ask();
             let looked = self.look().await;
             match &looked {
                 Err(super::Error::Stopped) => return looked,
@@ -85,6 +89,17 @@ impl Changes {
         Changes::Asked
     }
 
+    /// Wants to be told of the next write.
+    fn ask(&mut self) {
+        #[cfg(target_os = "linux")]
+        if let Changes::Told(watch) = self
+            && let Err(error) = watch.ask()
+        {
+            tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL.as_millis());
+            *self = Changes::Asked;
+        }
+    }
+
     /// Returns when it is time to look.
     async fn next(&mut self) {
         match self {
@@ -102,57 +117,45 @@ impl Changes {
 
 #[cfg(target_os = "linux")]
 mod kernel {
-    use std::ffi::{OsStr, OsString};
     use std::io;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
-    use futures_util::{FutureExt, StreamExt};
-    use inotify::{EventMask, EventOwned, EventStream, Inotify, WatchMask};
+    use futures_util::StreamExt;
+    use inotify::{EventMask, EventStream, Inotify, WatchMask};
 
     /// Room for some dozen events.
     const BUFFER: usize = 4096;
 
-    /// The most events that are passed over at once.
-    const MANY: usize = 100_000;
-
     /// Watches the database's folder, not the files: SQLite may remove the `-wal` file and make it anew.
     pub(super) struct Watch {
         events: EventStream<Box<[u8]>>,
-        /// What the names of the files begin with.
-        name: OsString,
+        folder: PathBuf,
     }
 
     impl Watch {
         pub(super) fn of(database: &Path) -> io::Result<Self> {
             let database = std::fs::canonicalize(database)?;
-            let (Some(folder), Some(name)) = (database.parent(), database.file_name()) else {
-                return Err(io::ErrorKind::InvalidInput.into());
-            };
-            let inotify = Inotify::init()?;
-            inotify.watches().add(folder, WatchMask::MODIFY)?;
-            let events = inotify.into_event_stream(vec![0; BUFFER].into_boxed_slice())?;
-            Ok(Watch { events, name: name.to_owned() })
+            let folder = database.parent().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+            let events = Inotify::init()?.into_event_stream(vec![0; BUFFER].into_boxed_slice())?;
+            Ok(Watch { events, folder })
         }
 
-        /// Returns when one of the database's files was written to.
-        pub(super) async fn next(&mut self) -> io::Result<()> {
-            let mut ours = false;
-            while !ours {
-                let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-                ours = self.is_ours(&event);
-            }
-            // What else was written until now is seen by the same look.
-            for _ in 0..MANY {
-                if self.events.next().now_or_never().is_none() {
-                    break;
-                }
-            }
+        /// Asks to be told of the next write.
+        pub(super) fn ask(&mut self) -> io::Result<()> {
+            self.events.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::ONESHOT)?;
             Ok(())
         }
 
-        fn is_ours(&self, event: &EventOwned) -> bool {
-            let begins = |given: &OsStr| given.as_encoded_bytes().starts_with(self.name.as_encoded_bytes());
-            event.mask.contains(EventMask::Q_OVERFLOW) || event.name.as_deref().is_some_and(begins)
+        /// Returns when something was written since it was last asked: ours, or another file in the same folder, which
+        /// costs a look in vain.
+        pub(super) async fn next(&mut self) -> io::Result<()> {
+            loop {
+                let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+                // That it tells no more, having told once.
+                if event.mask != EventMask::IGNORED {
+                    return Ok(());
+                }
+            }
         }
     }
 }
