@@ -185,7 +185,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
 async fn our_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> f64 {
     let (_folder, store, target) = open(address);
     for n in (0..BURST).step_by(500) {
-        store.record((n..n + 500).map(entry).collect(), None).await.unwrap();
+        store.record((n..n + 500).map(entry).collect::<Vec<_>>(), None).await.unwrap();
     }
     let (stop, stopped) = watch::channel(false);
     let began = Instant::now();
@@ -230,12 +230,7 @@ fn paid(n: u32) -> Event {
 fn entry(n: u32) -> Entry {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, n + 1)) };
     let bytes = vec![b'x'; 6_600];
-    Entry {
-        mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
-        examined: Examined {
-            judgement: Judgement::Event(Box::new(paid(n))),
-            proof: None,
-            envelope: Envelope::default(),
-        },
-    }
+    let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+    let judgement = Judgement::Event(Box::new(paid(n)));
+    Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }

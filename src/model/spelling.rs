@@ -62,7 +62,7 @@ pub fn printable(text: &str, max: usize) -> String {
 /// A moment as the database and JSON write it: ISO 8601, UTC, milliseconds.
 #[must_use]
 pub fn iso(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    format!("{at:.3}")
 }
 
 /// A moment as the webhook writes it: `Mar 5, 2025, 03:36`, UTC.
@@ -81,6 +81,14 @@ mod tests {
         assert!(same_amount("0.5", "00.50"));
         assert!(!same_amount("20", "2"));
         assert!(!same_amount("20", "20.01"));
+    }
+
+    #[test]
+    fn a_moment_has_milliseconds_and_they_are_cut_not_rounded() {
+        let written = |text: &str| iso(text.parse().unwrap());
+        assert_eq!(written("2025-03-05T03:36:00Z"), "2025-03-05T03:36:00.000Z");
+        assert_eq!(written("2025-03-05T05:36:59.999999999+02:00"), "2025-03-05T03:36:59.999Z");
+        assert_eq!(written("0099-12-31T23:59:59.5Z"), "0099-12-31T23:59:59.500Z");
     }
 
     #[test]

@@ -70,16 +70,15 @@ fn contradicts_registration(event: &Event, found: Option<&Found>) -> Option<Reas
 fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
     let mut statement = tx.prepare_cached(
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
-         FROM events e WHERE event_id = ?1
-         UNION SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered')
-         FROM events e WHERE transaction_hash = ?2
-         UNION SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered')
-         FROM events e WHERE session_id = ?3",
+         FROM events e WHERE event_id = ?1 OR transaction_hash = ?2 OR session_id = ?3",
     )?;
     let rows = statement.query_map(params![id, event.reading.transaction_hash, event.reading.session_id], |row| {
         Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
     })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
+    // Which index finds them, and so in what order, is SQLite's affair.
+    known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
+    Ok(known)
 }
 
 /// An event from a row that has the columns of `events`.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use ring::digest;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
@@ -17,6 +18,17 @@ pub struct Entry {
     pub mail: RawMail,
     /// What became of it.
     pub examined: Examined,
+    /// Of its bytes, in hex.
+    sha256: String,
+}
+
+impl Entry {
+    /// To be recorded. Its digest is taken here, where there are many hands, and not by the one that writes.
+    #[must_use]
+    pub fn new(mail: RawMail, examined: Examined) -> Self {
+        let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
+        Entry { mail, examined, sha256 }
+    }
 }
 
 /// How a mail was recorded.
@@ -41,8 +53,8 @@ impl Store {
     ///
     /// # Errors
     /// [`super::Error`]; then nothing of it was recorded, and the same call may be made again.
-    pub async fn record(&self, entries: Vec<Entry>, cursor: Option<Cursor>) -> Result<Vec<Recorded>> {
-        let settings = self.settings.clone();
+    pub async fn record(&self, entries: impl Into<Arc<[Entry]>>, cursor: Option<Cursor>) -> Result<Vec<Recorded>> {
+        let (settings, entries) = (self.settings.clone(), entries.into());
         let recorded = self.write(move |tx| record_all(tx, &settings, &entries, cursor.as_ref())).await?;
         if recorded.iter().any(|r| r.event_id.is_some()) {
             self.wake_outbox();
@@ -68,8 +80,7 @@ fn record_all(
 }
 
 fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Recorded> {
-    let sha256 = hex(digest::digest(&digest::SHA256, &entry.mail.bytes).as_ref());
-    if let Some(recorded) = recorded_before(tx, &entry.mail, &sha256)? {
+    if let Some(recorded) = recorded_before(tx, &entry.mail, &entry.sha256)? {
         return Ok(recorded);
     }
     let admitted = match &entry.examined.judgement {
@@ -78,7 +89,7 @@ fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Rec
         Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
         Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
     };
-    let mail_id = insert(tx, entry, &sha256, &admitted)?;
+    let mail_id = insert(tx, entry, &admitted)?;
     let Admitted { outcome, reason, event_id, session_id } = admitted;
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
@@ -107,8 +118,8 @@ fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Opti
     Ok(found.optional()?.map(known))
 }
 
-fn insert(tx: &Connection, entry: &Entry, sha256: &str, admitted: &Admitted) -> Result<i64> {
-    let Entry { mail, examined } = entry;
+fn insert(tx: &Connection, entry: &Entry, admitted: &Admitted) -> Result<i64> {
+    let Entry { mail, examined, sha256 } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
     let proof = examined.proof.as_ref();
     tx.prepare_cached(
@@ -158,9 +169,4 @@ pub(super) fn covers(proof: &Proof) -> String {
         Covered::All => "*".into(),
         Covered::Only(names) => names.join(" "),
     }
-}
-
-/// Bytes in lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

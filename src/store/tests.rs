@@ -34,10 +34,9 @@ fn paid(session: Option<&str>) -> Event {
 fn entry(uid: u32, event: Event) -> Entry {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
     let bytes = format!("mail {uid}").into_bytes();
-    Entry {
-        mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
-        examined: Examined { judgement: Judgement::Event(Box::new(event)), proof: None, envelope: Envelope::default() },
-    }
+    let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+    let judgement = Judgement::Event(Box::new(event));
+    Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }
 
 fn cursor(last_uid: u32) -> Option<Cursor> {

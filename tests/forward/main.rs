@@ -73,16 +73,11 @@ impl World {
             let uid = UID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
             let bytes = format!("mail {uid}").into_bytes();
-            Entry {
-                mail: RawMail { origin, size: bytes.len() as u64, bytes, received_at: None },
-                examined: Examined {
-                    judgement: Judgement::Event(Box::new(event)),
-                    proof: None,
-                    envelope: Envelope::default(),
-                },
-            }
+            let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+            let judgement = Judgement::Event(Box::new(event));
+            Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
         });
-        self.store.record(entries.collect(), None).await.unwrap();
+        self.store.record(entries.collect::<Vec<_>>(), None).await.unwrap();
     }
 
     fn deliveries(&self) -> Vec<DeliveryRow> {
