@@ -19,7 +19,7 @@ use oversee::Overseer;
 use crate::config::Config;
 use crate::examine::Rules;
 use crate::health::{Expected, Watched};
-use crate::ingest::{Deferred, Ingest};
+use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap::{self, Tls};
 use crate::store::{self, DaemonLock, Store};
@@ -172,6 +172,9 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
         let resolver = resolver.clone();
         let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store: store.clone() };
         watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
+    }
+    if let Some(rules) = all_rules.values().next() {
+        tokio::spawn(ingest::get_ready(rules.clone(), resolver.clone(), store.clone()));
     }
     let deferred = Deferred { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
     loops.spawn(async move { deferred.await.context("judging deferred mails") });

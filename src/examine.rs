@@ -14,6 +14,9 @@ use crate::model::{
 use crate::session;
 use crate::trust::{self, Ours, dns::Resolver};
 
+/// A notification as Resmic publishes it, which nobody sent.
+const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
+
 /// The rules by which an account's mails are examined.
 pub struct Rules {
     /// Whose mail may be believed.
@@ -37,6 +40,12 @@ impl Rules {
     #[must_use]
     pub fn read(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::Report) {
         self.conclude(mail, Verdict::Believed(proof))
+    }
+
+    /// Reads a mail that comes from nobody and goes nowhere, so that what is made at the first use is there.
+    pub fn rehearse(&self) {
+        let vouched = Vouched { subject: true };
+        drop((self.reader.read(REHEARSAL, vouched), envelope(REHEARSAL)));
     }
 
     /// Puts together what was judged and what is read.

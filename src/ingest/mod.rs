@@ -1,9 +1,10 @@
 //! The loop: source → examine → store. Mails are examined on all cores, and committed in the order in which they came.
 
 mod deferred;
+mod ready;
 
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -20,11 +21,15 @@ use crate::telemetry;
 use crate::trust::dns::Resolver;
 
 pub use deferred::Deferred;
+pub use ready::get_ready;
 
 /// How many batches are examined at once.
 const AHEAD: usize = 4;
 /// How many mails one commit takes at most.
 const COMMIT: usize = 1_000;
+/// How soon it is not written once more that a mailbox is as it was: after each mail it would be a commit of its own, in
+/// the way of the next.
+const STILL_SO: Duration = Duration::from_secs(1);
 /// How often a database that is locked, or a disk that is full, is tried again.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
 
@@ -48,6 +53,23 @@ enum Step {
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
 
+/// What the database says of how the mailbox is, and since when it says that it was seen.
+struct Noted {
+    mailbox: String,
+    state: MailboxState,
+    error: Option<String>,
+    seen_at: Option<Instant>,
+}
+
+impl Noted {
+    fn says(&self, mailbox: &str, state: MailboxState, error: Option<&str>) -> bool {
+        self.mailbox == mailbox
+            && self.state == state
+            && self.error.as_deref() == error
+            && self.seen_at.is_some_and(|at| at.elapsed() < STILL_SO)
+    }
+}
+
 impl Step {
     /// Whether the watcher may be silent for long after it.
     fn is_pause(&self) -> bool {
@@ -65,6 +87,7 @@ impl Ingest {
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
         let mut steps = std::pin::pin!(steps);
+        let mut noted = None;
         while let Some(step) = steps.next().await {
             let mut ready = vec![step];
             // All that is examined by now goes into one commit.
@@ -74,7 +97,7 @@ impl Ingest {
                 ready.push(step);
             }
             let pause = if ready.iter().any(Step::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
-            self.record(ready).await?;
+            self.record(ready, &mut noted).await?;
             pulse.beat_before(pause);
         }
         Ok(())
@@ -82,12 +105,25 @@ impl Ingest {
 
     async fn prepare(&self, report: Report) -> Step {
         match report {
-            Report::State { mailbox, state, seen, error } => Step::State { mailbox, state, seen, error },
+            Report::State { mailbox, state, seen, error } => {
+                if seen {
+                    self.keep_keys_ready();
+                }
+                Step::State { mailbox, state, seen, error }
+            }
             Report::Found { attribute } => Step::Found { attribute },
             Report::Mails(mut batch) => {
                 let mails = std::mem::take(&mut batch.mails);
                 Step::Examined(batch, self.examine(mails).await)
             }
+        }
+    }
+
+    /// Asks again for the keys that have expired, so that the next mail need not wait for it.
+    fn keep_keys_ready(&self) {
+        if !self.resolver.is_ready() {
+            let resolver = self.resolver.clone();
+            tokio::spawn(async move { resolver.make_ready().await });
         }
     }
 
@@ -98,7 +134,7 @@ impl Ingest {
             let mut entries = Vec::with_capacity(mails.len());
             for mail in mails {
                 let examined = examine_one(&rules, &resolver, &mail).await;
-                entries.push(Entry { mail, examined });
+                entries.push(Entry::new(mail, examined));
             }
             entries
         };
@@ -114,11 +150,11 @@ impl Ingest {
     /// # Errors
     /// As [`Ingest::run`].
     pub async fn record_now(&self, mails: Vec<RawMail>) -> store::Result<Vec<Recorded>> {
-        let entries = self.examine(mails).await;
+        let entries = self.examine(mails).await.into();
         self.commit(&entries, None).await
     }
 
-    async fn record(&self, steps: Vec<Step>) -> store::Result<()> {
+    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>) -> store::Result<()> {
         let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
@@ -134,16 +170,23 @@ impl Ingest {
             }
         }
         if !entries.is_empty() || cursor.is_some() {
+            let entries: Arc<[Entry]> = entries.into();
             let recorded = self.commit(&entries, cursor.as_ref()).await?;
+            if let (Some(noted), Some(_)) = (noted.as_mut(), &cursor) {
+                noted.seen_at = Some(Instant::now());
+            }
             for (done, from, count) in answers {
                 let uids = entries.iter().zip(&recorded).skip(from).take(count).filter_map(notification_uid).collect();
                 // The watcher may have lost its connection meanwhile; what is not put away now stays where it is.
                 let _ = done.send(uids);
             }
         }
-        if let Some((mailbox, state, seen, error)) = state {
+        if let Some((mailbox, state, seen, error)) = state
+            && !noted.as_ref().is_some_and(|noted| noted.says(&mailbox, state, error.as_deref()))
+        {
             let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
             patiently(note).await?;
+            *noted = Some(Noted { mailbox, state, error, seen_at: seen.then(Instant::now) });
         }
         Ok(())
     }
@@ -154,8 +197,8 @@ impl Ingest {
     }
 
     /// Records mails, however long the database has to be waited for.
-    async fn commit(&self, entries: &[Entry], cursor: Option<&Cursor>) -> store::Result<Vec<Recorded>> {
-        let recorded = patiently(|| self.store.record(entries.to_vec(), cursor.cloned())).await?;
+    async fn commit(&self, entries: &Arc<[Entry]>, cursor: Option<&Cursor>) -> store::Result<Vec<Recorded>> {
+        let recorded = patiently(|| self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
             measure(&entry.mail);

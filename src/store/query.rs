@@ -199,6 +199,18 @@ impl Reader {
         self.all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
     }
 
+    /// The keys (domain, selector) by which the last mails were believed, the last one's first.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn last_keys(&self) -> Result<Vec<(String, String)>> {
+        // Among the last mails only: behind their bytes the columns of all would have to be looked for.
+        let sql = "SELECT trust_domain, trust_selector FROM (SELECT * FROM mails ORDER BY id DESC LIMIT 100)
+             WHERE trust = 'dkim' AND trust_domain IS NOT NULL AND trust_selector IS NOT NULL
+             GROUP BY 1, 2 ORDER BY max(id) DESC";
+        self.all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+    }
+
     /// How many rows there are with each word in a column: `count_by("mails", "outcome")`.
     ///
     /// # Errors

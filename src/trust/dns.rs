@@ -1,7 +1,7 @@
 //! Who is asked for keys, and what is remembered of the answers.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
@@ -57,10 +57,15 @@ const KEYS: usize = 1_000;
 /// How long an answer is remembered at the most: a key that was revoked must not count for long.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// How many keys are kept ready for the mails to come.
+const READY: usize = 4;
+
 /// Asks for keys, and remembers the answers for as long as they may be.
 pub struct Resolver {
     authenticator: MessageAuthenticator,
     keys: Keys,
+    /// The names of the keys by which mails were believed, the last first.
+    proven: Mutex<VecDeque<String>>,
 }
 
 /// What a key says of itself.
@@ -96,7 +101,34 @@ impl Resolver {
         options.try_tcp_on_error = true;
         let authenticator =
             MessageAuthenticator::new(config, options).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))?;
-        Ok(Resolver { authenticator, keys: Keys::default() })
+        Ok(Resolver { authenticator, keys: Keys::default(), proven: Mutex::default() })
+    }
+
+    /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.
+    pub fn remember(&self, domain: &str, selector: &str) {
+        let name = key_name(domain, selector);
+        let Ok(mut proven) = self.proven.lock() else { return };
+        if proven.front() != Some(&name) {
+            proven.retain(|known| *known != name);
+            proven.push_front(name);
+            proven.truncate(READY);
+        }
+    }
+
+    /// Whether a mail that is signed with a key that is remembered could be judged without a question.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.proven.lock().is_ok_and(|proven| proven.iter().all(|name| self.keys.get(name.as_str()).is_some()))
+    }
+
+    /// Asks for the keys that are remembered, and are not known or have expired. What cannot be had is asked for again
+    /// when a mail needs it.
+    pub async fn make_ready(&self) {
+        let names: Vec<String> = self.proven.lock().map(|proven| proven.iter().cloned().collect()).unwrap_or_default();
+        for name in names {
+            let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
+            let _ = tokio::time::timeout(WHOLE, lookup).await;
+        }
     }
 
     /// Checks all signatures that are left in `message`; in time, or not at all.
@@ -117,10 +149,11 @@ impl Resolver {
 
     /// The flags of a signature's key, which has just been looked up.
     pub(super) async fn key_flags(&self, signature: &Signature) -> Result<KeyFlags, String> {
-        let name = format!("{}._domainkey.{}.", signature.s, signature.d);
+        let name = key_name(&signature.d, &signature.s);
         let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
         let key = tokio::time::timeout(WHOLE, lookup).await.map_err(|_| "no answer in time".to_owned())?;
         let key = key.map_err(|e| e.to_string())?;
+        self.remember(&signature.d, &signature.s);
         Ok(KeyFlags { testing: key.has_flag(TESTING) })
     }
 
@@ -131,6 +164,11 @@ impl Resolver {
             .map_err(|_| "no answer in time".to_owned())?
             .map_err(|e| e.to_string())
     }
+}
+
+/// Where a key stands (RFC 6376, 3.6.2.1), as mail-auth writes it.
+fn key_name(domain: &str, selector: &str) -> String {
+    format!("{selector}._domainkey.{domain}.")
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {

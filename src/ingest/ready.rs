@@ -1,0 +1,25 @@
+//! What the first mail would have to wait for is done before it comes.
+//!
+//! The patterns that mails are read by are made when they are first used, which takes longer than a hundred mails; and
+//! the key that a mail is signed with is most likely the one that the last ones were signed with.
+
+use std::sync::Arc;
+
+use crate::examine::Rules;
+use crate::store::{self, Store};
+use crate::trust::dns::Resolver;
+
+/// Reads a mail that nobody sent, and asks for the keys by which mails were believed last. What of it fails is done
+/// when a mail needs it.
+pub async fn get_ready(rules: Arc<Rules>, resolver: Arc<Resolver>, store: Store) {
+    rules.rehearse();
+    match keys(&store) {
+        Ok(keys) => keys.iter().rev().for_each(|(domain, selector)| resolver.remember(domain, selector)),
+        Err(error) => tracing::debug!(%error, "cannot look for the keys that were used last"),
+    }
+    resolver.make_ready().await;
+}
+
+fn keys(store: &Store) -> store::Result<Vec<(String, String)>> {
+    store.reader()?.last_keys()
+}
