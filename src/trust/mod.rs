@@ -131,8 +131,17 @@ fn without_tag(address: &str) -> String {
 /// shared mailbox; nothing is believed by it.
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &Settings) -> bool {
+    // Nearly all of a shared mailbox is somebody else's: what does not so much as hold the letters is not taken apart.
+    if !settings.from.iter().any(|domain| holds(header, domain)) {
+        return false;
+    }
     let header = Header::read(header);
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
+}
+
+/// Whether these letters stand there, in whatever case.
+fn holds(header: &[u8], letters: &str) -> bool {
+    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes()))
 }
 
 /// Judges a mail: may it be believed, and how much of it?
@@ -298,6 +307,8 @@ mod tests {
         assert!(is_candidate(b"From: Resmic <a@resmic.com>\r\n\r\n", &settings));
         assert!(is_candidate(b"From: x@y.example\r\nFrom: a@resmic.com\r\n\r\n", &settings));
         assert!(!is_candidate(b"From: \"resmic.com\" <a@resmic.com.evil.tld>\r\n\r\n", &settings));
+        assert!(is_candidate(b"From: a@ReSMic.COM\r\n\r\n", &settings));
+        assert!(!is_candidate(b"From: resmic.com@y.example\r\n\r\n", &settings));
         assert!(!is_candidate(b"", &settings));
     }
 
