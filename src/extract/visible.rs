@@ -1,5 +1,6 @@
 //! What HTML hides: inline styles, the mail's own style sheets, attributes.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use html5ever::Attribute;
@@ -102,11 +103,12 @@ impl Look {
         if declarations.contains('\\') {
             return Look { gone: true, ..look };
         }
-        let plain = without_comments(declarations).to_ascii_lowercase();
+        let plain = without_comments(declarations);
+        let plain = lower(&plain);
         let mut together = Together::default();
         for (name, value) in plain.split(';').filter_map(|d| d.split_once(':')) {
-            let value = value.replace("!important", "");
-            look.declare(name.trim(), value.trim(), &mut together);
+            let weighed = value.contains('!').then(|| value.replace("!important", ""));
+            look.declare(name.trim(), weighed.as_deref().unwrap_or(value).trim(), &mut together);
         }
         look.gone |= (together.flat && together.clipped) || together.outside;
         look
@@ -182,7 +184,15 @@ impl Look {
     }
 }
 
-fn without_comments(text: &str) -> String {
+/// In lower case; copied only if it is not so already.
+fn lower(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
+}
+
+fn without_comments(text: &str) -> Cow<'_, str> {
+    if memchr::memmem::find(text.as_bytes(), b"/*").is_none() {
+        return text.into();
+    }
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("/*") {
@@ -190,7 +200,7 @@ fn without_comments(text: &str) -> String {
         rest = after.split_once("*/").map_or("", |(_, after)| after);
     }
     out.push_str(rest);
-    out
+    out.into()
 }
 
 /// `0`, `0px`, `0.0em` and the like, and what is too small to be read.
@@ -220,7 +230,7 @@ impl Sheet {
     /// Reads one `<style>` element. Rules inside `@media` and the like do not count, unless they are for every screen.
     pub(super) fn read(&mut self, css: &str) {
         let css = without_comments(css);
-        let mut rest = css.as_str();
+        let mut rest = &*css;
         while let Some(open) = rest.find('{') {
             let (selectors, body) = rest.split_at(open);
             let body = body.get(1..).unwrap_or_default();
@@ -256,7 +266,7 @@ impl Sheet {
     /// How an element looks, by its tag, its attributes and these rules.
     pub(super) fn look(&self, tag: &str, attributes: &[Attribute]) -> Look {
         let mut look = Look::default();
-        let rule = |name: &str| self.0.get(&name.to_ascii_lowercase()).copied().unwrap_or_default();
+        let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
         if !self.0.is_empty() {
             look = look.and(rule("*")).and(rule(tag));
         }
