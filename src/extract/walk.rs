@@ -3,7 +3,7 @@
 use html5ever::tokenizer::Tag;
 
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
-use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View};
+use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View, tidy};
 use super::visible::{Look, Sheet};
 use crate::model::ReasonCode;
 
@@ -190,7 +190,7 @@ impl Walk {
             (_, flow) => {
                 let frame = self.frames.last_mut().filter(|f| closed.leads && f.line.lead.is_none());
                 if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && !f.text.trim().is_empty()) {
-                    frame.line.lead = Some(frame.text.clone());
+                    frame.line.lead = Some(tidy(&frame.text));
                 }
                 if flow == Flow::Apart {
                     self.space();
@@ -248,8 +248,12 @@ impl Walk {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(frame) = self.frames.last_mut() else { return };
         let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
-        line.cells = vec![std::mem::take(&mut frame.text)];
-        self.written += usize::from(!line.links.is_empty() || line.cells.iter().any(|c| !c.trim().is_empty()));
+        // Between two tags there is mostly nothing but white space.
+        if !line.links.is_empty() || !frame.text.trim().is_empty() {
+            line.cells = vec![tidy(&frame.text)];
+            self.written += 1;
+        }
+        frame.text.clear();
         if self.written > LINES {
             self.lost = Some(TOO_LONG);
         } else {
