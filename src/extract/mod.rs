@@ -4,8 +4,8 @@
 //!
 //! `mime` finds what a person sees, within `bounds`; `html` (by `walk`, `element` and `visible`) and `text` render it, and
 //! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `values`, `times` and `links`
-//! know what a value looks like, `agree` holds the readings against each other, `about` reads subject and headings, and
-//! here is judged whether it is a payment at all.
+//! know what a value looks like, `agree` holds the readings against each other, `note` says where they stood, `about` reads
+//! subject and headings, and here is judged whether it is a payment at all.
 
 mod about;
 mod agree;
@@ -16,6 +16,7 @@ mod labels;
 mod lines;
 mod links;
 mod mime;
+mod note;
 mod object;
 mod quote;
 mod text;
@@ -35,6 +36,7 @@ use labels::Table;
 use mime::Shown;
 
 pub use html::view as html_view;
+pub use note::{Note, Place};
 pub use view::{Line, Sort, View};
 
 /// `[extract]`: how to read.
@@ -125,19 +127,6 @@ pub struct Report {
     pub notes: Vec<Note>,
 }
 
-/// One value found in a mail, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// The field, by the webhook's key.
-    pub field: &'static str,
-    /// The value as it stood there.
-    pub value: String,
-    /// Where it stood: view, layout, place.
-    pub place: String,
-    /// What became of it: `read`, or why it lost.
-    pub fate: String,
-}
-
 /// The fields of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Field {
@@ -174,7 +163,7 @@ struct Found {
     /// Its label, folded; nothing for a link's.
     label: String,
     value: String,
-    place: String,
+    place: Place,
     /// In quoted or forwarded text.
     quoted: bool,
     how: How,

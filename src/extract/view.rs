@@ -1,5 +1,7 @@
 //! What a person sees: lines of text, each made of cells, with the links in them.
 
+use std::borrow::Cow;
+
 use crate::model::ReasonCode;
 
 /// One rendering of a mail: its text/plain part, or its text/html part.
@@ -67,7 +69,12 @@ impl Line {
     /// The cells as one text.
     #[must_use]
     pub fn text(&self) -> String {
-        self.cells.join(" ")
+        self.words().into_owned()
+    }
+
+    /// [`Line::text`], copied only where there are several cells.
+    pub(super) fn words(&self) -> Cow<'_, str> {
+        if let [cell] = self.cells.as_slice() { cell.into() } else { self.cells.join(" ").into() }
     }
 }
 
