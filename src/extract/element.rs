@@ -1,7 +1,6 @@
 //! What is known of HTML's elements, and how one stands open: whether it is seen, how, and in whose words.
 
-use html5ever::Attribute;
-
+use super::plain::Attribute;
 use super::visible::{Colour, Display, Look};
 
 /// An open element, as far as it matters for what is inside.
@@ -148,12 +147,12 @@ pub(super) fn is_block(name: &str) -> bool {
 }
 
 /// An attribute's value.
-pub(super) fn attribute<'a>(attributes: &'a [Attribute], name: &str) -> Option<&'a str> {
-    attributes.iter().find(|a| &*a.name.local == name).map(|a| &*a.value)
+pub(super) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Option<&'a str> {
+    attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
 }
 
 /// Where mail programs put what they quote.
-pub(super) fn is_quote(name: &str, attributes: &[Attribute]) -> bool {
+pub(super) fn is_quote(name: &str, attributes: &[Attribute<'_>]) -> bool {
     let marked = |name: &str, words: &[&str]| {
         attribute(attributes, name).is_some_and(|value| {
             value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))

@@ -9,6 +9,7 @@ use html5ever::tendril::StrTendril;
 use html5ever::tokenizer::states::{Rawtext, Rcdata, ScriptData};
 use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts};
 
+use super::plain::{self, Attribute, Reads};
 use super::quote;
 use super::view::View;
 use super::visible::Sheet;
@@ -19,19 +20,18 @@ use super::walk::Walk;
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
     if let Some(styled) = as_far_as_its_sheets(html) {
-        for css in tokenize(styled, Styles(RefCell::default())).0.into_inner().sheets {
-            sheet.read(&css);
-        }
+        read(styled, Styles::default).sheets.iter().for_each(|css| sheet.read(css));
     }
-    let walker = tokenize(html, Walker(RefCell::new(Walk::new(sheet))));
-    let mut view = walker.0.into_inner().finish();
+    let mut view = read(html, || Walk::new(&sheet)).finish();
     quote::mark(&mut view);
     view
 }
 
 /// The part of it that has style sheets, from the start: what is behind them need not be looked at twice.
 fn as_far_as_its_sheets(html: &str) -> Option<&str> {
-    let last = |tag: &[u8]| html.as_bytes().windows(tag.len()).rposition(|w| w.eq_ignore_ascii_case(tag));
+    let text = html.as_bytes();
+    let is = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
+    let last = |tag: &[u8]| memchr::memrchr_iter(b'<', text).find(|at| is(at, tag));
     let opened = last(b"<style")?;
     // One that nobody closes goes on to the end.
     let end =
@@ -39,20 +39,50 @@ fn as_far_as_its_sheets(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
-    let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
+/// Has it read by what this makes; as plain HTML if it is.
+fn read<R: Reads>(html: &str, new: impl Fn() -> R) -> R {
+    let mut reader = new();
+    if plain::read(html, &mut reader).is_some() { reader } else { tokenize(html, new()) }
+}
+
+/// Has it read, whatever it is.
+fn tokenize<R: Reads>(html: &str, reader: R) -> R {
+    let tokenizer = Tokenizer::new(Sink(RefCell::new(reader)), TokenizerOpts::default());
     let input = BufferQueue::default();
     input.push_back(StrTendril::from(html));
     let _ = tokenizer.feed(&input);
     tokenizer.end();
-    tokenizer.sink
+    tokenizer.sink.0.into_inner()
+}
+
+struct Sink<R>(RefCell<R>);
+
+impl<R: Reads> TokenSink for Sink<R> {
+    type Handle = ();
+
+    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
+        let mut reader = self.0.borrow_mut();
+        match token {
+            // These are the pieces that count.
+            Token::CharacterTokens(text) => reader.text(&text).unwrap_or(()),
+            Token::TagToken(tag) if tag.kind == TagKind::EndTag => reader.end(&tag.name),
+            Token::TagToken(tag) => {
+                let attributes = tag.attrs.iter();
+                let attribute = |a| -> Attribute<'_> {
+                    let a: &html5ever::Attribute = a;
+                    Attribute { name: (*a.name.local).into(), value: (*a.value).into() }
+                };
+                reader.start(&tag.name, &attributes.map(attribute).collect::<Vec<_>>());
+                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
+            }
+            _ => {}
+        }
+        TokenSinkResult::Continue
+    }
 }
 
 /// Elements whose text is not HTML; the tokenizer has to be told.
 fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
-    if tag.kind == TagKind::EndTag {
-        return None;
-    }
     match &*tag.name {
         "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),
         "script" => Some(TokenSinkResult::RawData(ScriptData)),
@@ -62,57 +92,29 @@ fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
 }
 
 /// Gathers the style sheets.
-struct Styles(RefCell<Gathered>);
-
 #[derive(Default)]
-struct Gathered {
+struct Styles {
     inside: bool,
     sheets: Vec<String>,
 }
 
-impl TokenSink for Styles {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        let mut gathered = self.0.borrow_mut();
-        match token {
-            Token::TagToken(tag) => {
-                gathered.inside = tag.kind == TagKind::StartTag && &*tag.name == "style";
-                if gathered.inside {
-                    gathered.sheets.push(String::new());
-                }
-                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
-            }
-            Token::CharacterTokens(text) if gathered.inside => {
-                if let Some(sheet) = gathered.sheets.last_mut() {
-                    sheet.push_str(&text);
-                }
-            }
-            _ => {}
+impl Reads for Styles {
+    fn text(&mut self, text: &str) -> Option<()> {
+        if let Some(sheet) = self.sheets.last_mut().filter(|_| self.inside) {
+            sheet.push_str(&text.replace("\r\n", "\n"));
         }
-        TokenSinkResult::Continue
+        Some(())
     }
-}
 
-struct Walker(RefCell<Walk>);
-
-impl TokenSink for Walker {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        let mut walk = self.0.borrow_mut();
-        match token {
-            Token::CharacterTokens(text) => walk.text(&text),
-            Token::TagToken(tag) => {
-                match tag.kind {
-                    TagKind::StartTag => walk.start(&tag),
-                    TagKind::EndTag => walk.end(&tag.name),
-                }
-                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
-            }
-            _ => {}
+    fn start(&mut self, name: &str, _: &[Attribute<'_>]) {
+        self.inside = name == "style";
+        if self.inside {
+            self.sheets.push(String::new());
         }
-        TokenSinkResult::Continue
+    }
+
+    fn end(&mut self, _: &str) {
+        self.inside = false;
     }
 }
 
@@ -204,6 +206,111 @@ mod tests {
         let quoted: Vec<_> = view.lines.iter().map(|l| l.quoted).collect();
         assert_eq!(quoted, [false, true, false]);
         assert_eq!(view.lines[2].links, ["https://x/y"]);
+    }
+
+    /// What was told, texts in one piece.
+    #[derive(Debug, Default, PartialEq)]
+    struct Log(Vec<(char, String, Vec<(String, String)>)>);
+
+    impl Reads for Log {
+        fn text(&mut self, text: &str) -> Option<()> {
+            let text = text.replace("\r\n", "\n");
+            match self.0.last_mut() {
+                Some(('t', known, _)) => known.push_str(&text),
+                _ => self.0.push(('t', text, Vec::new())),
+            }
+            Some(())
+        }
+
+        fn start(&mut self, name: &str, attributes: &[Attribute<'_>]) {
+            let attributes = attributes.iter().map(|a| (a.name.to_string(), a.value.to_string())).collect();
+            self.0.push(('s', name.to_owned(), attributes));
+        }
+
+        fn end(&mut self, name: &str) {
+            self.0.push(('e', name.to_owned(), Vec::new()));
+        }
+    }
+
+    /// What plain HTML says, if it is plain: as html5ever says it, and it looks the same.
+    fn plainly(html: &str) -> Option<Log> {
+        let mut log = Log::default();
+        plain::read(html, &mut log)?;
+        assert_eq!(log, tokenize(html, Log::default()), "{html:?}");
+        let sheet = Sheet::default();
+        assert_eq!(view(html).lines, {
+            let mut view = tokenize(html, Walk::new(&sheet)).finish();
+            quote::mark(&mut view);
+            view.lines
+        });
+        Some(log)
+    }
+
+    #[test]
+    fn what_mails_have_is_plain() {
+        for html in [
+            "<!DOCTYPE html>\r\n<html lang=en><head><title>A</title><style>p > a{}</style></head>",
+            "<!--[if mso]><table><![endif]--><!--[if !mso]><!--><p>x</p><!--<![endif]-->",
+            "<a href= target=\"_blank\">x</a><IMG SRC='y' alt/><br/><o:p></o:p><p a=b a=c d>",
+            "&copy; 2025 &amp; &#36;20&nbsp;&#x1F4B8; & &NotEqualTilde;<a href='?a=b&amp;c&d=e&copy=f'>",
+        ] {
+            assert!(plainly(html).is_some(), "{html}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_alone() {
+        for html in [
+            "\u{feff}<p>",
+            "a\0b",
+            "a\rb",
+            "a < b",
+            "<p",
+            "<!-->x",
+            "<!--->x-->",
+            "<!--a--!>b-->",
+            "<!--",
+            "<![CDATA[x]]>",
+            "<?xml?>",
+            "</p a=b>",
+            "</ p>",
+            "<p/a>",
+            "<p =a>",
+            "<p \"a\">",
+            "<p a='b>",
+            "<b\u{e9}>",
+            "<1>",
+            "&notit;",
+            "&amp",
+            "&#128;",
+            "&#0;",
+            "&#xd800;",
+            "&#;",
+            "&bogus;",
+            "<style>a",
+            "<style><b></style>",
+            "<style></b></style>",
+            "<title>a&b</title>",
+            "<script></script>",
+            "<textarea>",
+            "<a href='&amp'>",
+            "<a href=&x>",
+        ] {
+            assert_eq!(plainly(html), None, "{html}");
+        }
+        let attributes: String = (0..70).map(|n| format!(" a{n}=b")).collect();
+        assert_eq!(plainly(&format!("<p{attributes}>")), None);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 2_000, failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn plain_html_says_what_html5ever_says(html in "([a-z ]{1,3}|</?[a-zA-Z]{1,2}[ />\"'=a-b]{0,6}>?|<(title|style|s)>|</(title|style|s)>|<p [a-c]{1,2} ?= ?[\"']?[ a-b&;>\n]{0,4}[\"']?>|&(amp|lt|copy|not|notin|a)[;= ]?|&#x?[0-9]{1,4};|[&<>!\"'=/;-]|<!--|-->|<!doctype|\r?\n){0,12}") {
+            plainly(&html);
+        }
     }
 
     #[test]

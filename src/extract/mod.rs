@@ -2,7 +2,7 @@
 //!
 //! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
 //!
-//! `mime` finds what a person sees, within `bounds`; `html` (by `walk`, `element` and `visible`) and `text` render it, and
+//! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
 //! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `values`, `times` and `links`
 //! know what a value looks like, `agree` holds the readings against each other, `note` says where they stood, `about` reads
 //! subject and headings, and here is judged whether it is a payment at all.
@@ -18,6 +18,7 @@ mod links;
 mod mime;
 mod note;
 mod object;
+mod plain;
 mod quote;
 mod text;
 mod times;

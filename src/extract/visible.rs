@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use html5ever::Attribute;
+use super::plain::Attribute;
 
 /// What a declaration block says about being seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -264,7 +264,7 @@ impl Sheet {
     }
 
     /// How an element looks, by its tag, its attributes and these rules.
-    pub(super) fn look(&self, tag: &str, attributes: &[Attribute]) -> Look {
+    pub(super) fn look(&self, tag: &str, attributes: &[Attribute<'_>]) -> Look {
         let mut look = Look::default();
         let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
         if !self.0.is_empty() {
@@ -272,7 +272,7 @@ impl Sheet {
         }
         let mut inline = Look::default();
         for attribute in attributes {
-            match &*attribute.name.local {
+            match &*attribute.name {
                 "class" if !self.0.is_empty() => {
                     for class in attribute.value.split_ascii_whitespace() {
                         look = look.and(rule(&format!(".{class}")));

@@ -1,8 +1,7 @@
 //! Walks over the tags and texts of HTML in their order and writes down the lines that a person sees.
 
-use html5ever::tokenizer::Tag;
-
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
+use super::plain::{Attribute, Reads};
 use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View, tidy};
 use super::visible::{Look, Sheet};
 use crate::model::ReasonCode;
@@ -14,8 +13,8 @@ const DEPTH: usize = 500;
 const LEAD: usize = 80;
 
 /// What has been walked over.
-pub(super) struct Walk {
-    sheet: Sheet,
+pub(super) struct Walk<'s> {
+    sheet: &'s Sheet,
     open: Vec<Open>,
     /// Hidden formatting elements whose parent was closed before them: a browser opens them again.
     lingering: Vec<String>,
@@ -37,8 +36,85 @@ struct Frame {
     text: String,
 }
 
-impl Walk {
-    pub(super) fn new(sheet: Sheet) -> Self {
+impl Reads for Walk<'_> {
+    fn text(&mut self, text: &str) -> Option<()> {
+        if self.hidden() {
+            return Some(());
+        }
+        let odd = self.open.last().is_some_and(|o| o.odd);
+        for line in text.split_inclusive('\n') {
+            let frame = self.frames.last_mut()?;
+            let ended = line.strip_suffix('\n');
+            let part = ended.map_or(line, |part| part.strip_suffix('\r').unwrap_or(part));
+            let marked = odd && !part.trim().is_empty();
+            frame.text.extend(marked.then_some(ODD));
+            frame.text.push_str(part);
+            frame.text.extend(marked.then_some(ODD));
+            if ended.is_some() {
+                self.end_line();
+            }
+        }
+        // Each piece is marked, and html5ever makes one of what stands first behind a CRLF.
+        if odd && text.contains('\r') { None } else { Some(()) }
+    }
+
+    fn start(&mut self, name: &str, attributes: &[Attribute<'_>]) {
+        let look = self.sheet.look(name, attributes);
+        let flow = Flow::of(name, look);
+        self.close_implied(name);
+        match flow {
+            Flow::Block => self.break_line(self.sort_of(name)),
+            Flow::Apart => self.space(),
+            Flow::Inline => {}
+        }
+        if name == "br" || VOID.contains(&name) {
+            return;
+        }
+        let cell = matches!(name, "td" | "th");
+        if cell && !self.in_row() {
+            self.enter("tr", Look::default(), Flow::Block, false);
+        }
+        self.enter(name, look, flow, is_quote(name, attributes));
+        if name == "details" && attribute(attributes, "open").is_none() {
+            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
+        }
+        if name == "a" && !self.hidden() {
+            let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
+            if let (Some(frame), Some(target)) = (frame, attribute(attributes, "href")) {
+                frame.line.links.push(target.to_owned());
+            }
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
+            return self.break_line(Sort::Text);
+        }
+        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
+            self.lingering.remove(place);
+        }
+        // A cell's content cannot close what is outside of its table.
+        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
+        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
+        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
+        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
+        while self.open.len() > place {
+            let innermost = self.open.len() - 1 > place;
+            let Some(closed) = self.open.pop() else { return };
+            let lingers = innermost
+                && (closed.hides() || closed.odd)
+                && !hidden_outside
+                && FORMATTING.contains(&closed.name.as_str());
+            self.leave(&closed);
+            if lingers && self.lingering.len() < DEPTH {
+                self.lingering.push(closed.name);
+            }
+        }
+    }
+}
+
+impl<'s> Walk<'s> {
+    pub(super) fn new(sheet: &'s Sheet) -> Self {
         Walk {
             sheet,
             open: Vec::new(),
@@ -55,57 +131,16 @@ impl Walk {
         !self.lingering.is_empty() || self.open.last().is_some_and(Open::hides)
     }
 
-    pub(super) fn text(&mut self, text: &str) {
-        if self.hidden() {
-            return;
+    /// A line's end in the source: a line of its own where that is asked for, and else a space.
+    fn end_line(&mut self) {
+        if self.pre > 0 {
+            self.break_line(Sort::Text);
         }
-        let odd = self.open.last().is_some_and(|o| o.odd);
-        for (n, part) in text.split('\n').enumerate() {
-            if n > 0 && self.pre > 0 {
-                self.break_line(Sort::Text);
-            }
-            let Some(frame) = self.frames.last_mut() else { return };
-            if n > 0 {
-                frame.text.push(' ');
-            }
-            let odd = odd && !part.trim().is_empty();
-            frame.text.extend(odd.then_some(ODD));
-            frame.text.push_str(part);
-            frame.text.extend(odd.then_some(ODD));
-        }
+        self.space();
     }
 
     fn space(&mut self) {
         self.frames.last_mut().into_iter().for_each(|f| f.text.push(' '));
-    }
-
-    pub(super) fn start(&mut self, tag: &Tag) {
-        let name = &*tag.name;
-        let look = self.sheet.look(name, &tag.attrs);
-        let flow = Flow::of(name, look);
-        self.close_implied(name);
-        match flow {
-            Flow::Block => self.break_line(self.sort_of(name)),
-            Flow::Apart => self.space(),
-            Flow::Inline => {}
-        }
-        if name == "br" || VOID.contains(&name) {
-            return;
-        }
-        let cell = matches!(name, "td" | "th");
-        if cell && !self.in_row() {
-            self.enter("tr", Look::default(), Flow::Block, false);
-        }
-        self.enter(name, look, flow, is_quote(name, &tag.attrs));
-        if name == "details" && attribute(&tag.attrs, "open").is_none() {
-            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
-        }
-        if name == "a" && !self.hidden() {
-            let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
-            if let (Some(frame), Some(target)) = (frame, attribute(&tag.attrs, "href")) {
-                frame.line.links.push(target.to_owned());
-            }
-        }
     }
 
     fn enter(&mut self, name: &str, look: Look, flow: Flow, quote: bool) {
@@ -152,32 +187,6 @@ impl Walk {
         let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&o.name.as_str()));
         if let Some(name) = found.map(|o| o.name.clone()) {
             self.end(&name);
-        }
-    }
-
-    pub(super) fn end(&mut self, name: &str) {
-        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
-            return self.break_line(Sort::Text);
-        }
-        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
-            self.lingering.remove(place);
-        }
-        // A cell's content cannot close what is outside of its table.
-        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
-        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
-        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
-        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
-        while self.open.len() > place {
-            let innermost = self.open.len() - 1 > place;
-            let Some(closed) = self.open.pop() else { return };
-            let lingers = innermost
-                && (closed.hides() || closed.odd)
-                && !hidden_outside
-                && FORMATTING.contains(&closed.name.as_str());
-            self.leave(&closed);
-            if lingers && self.lingering.len() < DEPTH {
-                self.lingering.push(closed.name);
-            }
         }
     }
 
