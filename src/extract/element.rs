@@ -153,13 +153,16 @@ pub(super) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Opti
 
 /// Where mail programs put what they quote.
 pub(super) fn is_quote(name: &str, attributes: &[Attribute<'_>]) -> bool {
-    let marked = |name: &str, words: &[&str]| {
-        attribute(attributes, name).is_some_and(|value| {
-            value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))
-        })
+    let has = |value: &str, words: &[&str]| {
+        value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))
     };
     name == "blockquote"
-        || marked("class", &["gmail_quote", "gmail_attr", "yahoo_quoted", "moz-cite-prefix", "OutlookMessageHeader"])
-        || marked("id", &["divRplyFwdMsg", "appendonsend", "mail-editor-reference-message-container"])
-        || marked("type", &["cite"])
+        || attributes.iter().any(|a| match &*a.name {
+            "class" => {
+                has(&a.value, &["gmail_quote", "gmail_attr", "yahoo_quoted", "moz-cite-prefix", "OutlookMessageHeader"])
+            }
+            "id" => has(&a.value, &["divRplyFwdMsg", "appendonsend", "mail-editor-reference-message-container"]),
+            "type" => has(&a.value, &["cite"]),
+            _ => false,
+        })
 }

@@ -179,24 +179,27 @@ impl Table {
         if text.len() > 120 {
             return None;
         }
-        let mut label = String::with_capacity(self.longest);
-        for c in folded(text) {
-            if label.len() >= self.longest {
-                return None;
-            }
-            label.push(c);
-        }
+        let label = fold_up_to(text, self.longest)?;
         self.fields.get(&label).copied()
     }
 }
 
 /// A label for comparing: letters and digits only, in lower case. So spacing, punctuation and emoji do not matter.
 pub(super) fn fold(text: &str) -> String {
-    folded(text).collect()
+    fold_up_to(text, usize::MAX).unwrap_or_default()
 }
 
-fn folded(text: &str) -> impl Iterator<Item = char> {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
+/// Folded; nothing if that is longer than any label, so that prose is not folded to its end.
+fn fold_up_to(text: &str, longest: usize) -> Option<String> {
+    let mut label = String::with_capacity(text.len().min(longest));
+    for c in text.chars().filter(|c| c.is_alphanumeric()) {
+        match c {
+            _ if label.len() >= longest => return None,
+            c if c.is_ascii() => label.push(c.to_ascii_lowercase()),
+            c => label.extend(c.to_lowercase()),
+        }
+    }
+    Some(label)
 }
 
 /// An amount whose label names its currency, `Amount (USD)`: it is said of the value, too.

@@ -189,13 +189,16 @@ impl Reader<'_> {
 
 /// Label and value around the first colon (or equals sign).
 fn split(text: &str) -> Option<(&str, &str)> {
-    let (at, mark) = text.char_indices().find(|(_, c)| matches!(c, ':' | '：' | '='))?;
-    let (label, value) = text.split_at(at);
-    let value = value.get(mark.len_utf8()..).unwrap_or_default();
+    let is_mark = |at: &usize| text.get(*at..).is_some_and(|rest| rest.starts_with([':', '=', '：']));
+    let at = memchr::memchr3_iter(b':', b'=', FIRST_BYTE_OF_WIDE_COLON, text.as_bytes()).find(is_mark)?;
+    let (label, rest) = text.split_at_checked(at)?;
     // `=>` is one mark.
-    let value = if mark == '=' { value.strip_prefix('>').unwrap_or(value) } else { value };
+    let value = rest.strip_prefix("=>").or_else(|| rest.strip_prefix([':', '=', '：']))?;
     Some((label, value))
 }
+
+/// What `：` begins with in UTF-8.
+const FIRST_BYTE_OF_WIDE_COLON: u8 = 0xef;
 
 /// What `–`, `—` and `→` begin with in UTF-8.
 const FIRST_BYTE_OF_DASHES: u8 = 0xe2;

@@ -44,8 +44,11 @@ static SUBJECT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)^[\s*>|]*(subject|betreff|objet|asunto|assunto|oggetto|onderwerp|ämne|emne|temat|тема|主题|件名)[\s*]*[:：]").ok()
 });
 
-/// No line of those below is without one: most lines are, and need not be held against a pattern.
-const COLONS: [char; 2] = [':', '：'];
+/// Whether there may be a colon in it, `:` or `：`. Most lines have none and need not be held against a pattern.
+fn may_have_colon(text: &str) -> bool {
+    const FIRST_BYTE_OF_WIDE: u8 = 0xef;
+    memchr::memchr2(b':', FIRST_BYTE_OF_WIDE, text.as_bytes()).is_some()
+}
 
 fn is(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     text.len() <= LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
@@ -57,7 +60,7 @@ pub(super) fn mark(view: &mut View) {
     let begins = |n: usize| {
         let text = texts.get(n).map(|text| &**text).unwrap_or_default();
         let next_is_marked = view.lines.get(n + 1).is_some_and(|line| line.quoted);
-        let wrote = || text.ends_with(COLONS) && is(&WROTE, text);
+        let wrote = || text.ends_with([':', '：']) && is(&WROTE, text);
         is(&FORWARDED, text) || (wrote() && !next_is_marked) || is_header(&texts, n)
     };
     let first = (0..texts.len()).find(|n| begins(*n)).unwrap_or(texts.len());
@@ -66,7 +69,7 @@ pub(super) fn mark(view: &mut View) {
 
 /// The header of a mail, written out: a From and, a few lines below, a Subject.
 fn is_header(texts: &[Cow<'_, str>], n: usize) -> bool {
-    let is = |pattern, n: usize| texts.get(n).is_some_and(|text| text.contains(COLONS) && is(pattern, text));
+    let is = |pattern, n: usize| texts.get(n).is_some_and(|text| may_have_colon(text) && is(pattern, text));
     is(&FROM, n) && (n + 1..n + HEADER).any(|below| is(&SUBJECT, below))
 }
 

@@ -1,7 +1,7 @@
 //! What HTML hides: inline styles, the mail's own style sheets, attributes.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::plain::Attribute;
 
@@ -190,7 +190,7 @@ fn lower(text: &str) -> Cow<'_, str> {
 }
 
 fn without_comments(text: &str) -> Cow<'_, str> {
-    if memchr::memmem::find(text.as_bytes(), b"/*").is_none() {
+    if !text.contains('/') {
         return text.into();
     }
     let mut out = String::with_capacity(text.len());
@@ -220,8 +220,10 @@ fn is_far_negative(value: &str) -> bool {
 }
 
 /// The rules of the mail's own style sheets that hide, by tag, class and id.
+///
+/// Mostly there are a few, and these are found sooner by their order than by a hash.
 #[derive(Debug, Default)]
-pub(super) struct Sheet(HashMap<String, Look>);
+pub(super) struct Sheet(BTreeMap<String, Look>);
 
 /// The most rules that are read.
 const RULES: usize = 2_000;
