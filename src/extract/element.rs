@@ -1,11 +1,13 @@
 //! What is known of HTML's elements, and how one stands open: whether it is seen, how, and in whose words.
 
+use std::borrow::Cow;
+
 use super::plain::Attribute;
 use super::visible::{Colour, Display, Look};
 
 /// An open element, as far as it matters for what is inside.
-pub(super) struct Open {
-    pub(super) name: String,
+pub(super) struct Open<'a> {
+    pub(super) name: Cow<'a, str>,
     gone: bool,
     invisible: bool,
     unsized_: bool,
@@ -28,22 +30,22 @@ pub(super) struct Where {
     pub(super) at_start: bool,
 }
 
-impl Open {
+impl<'a> Open<'a> {
     /// An element inside another: what is gone, odd or quoted outside is so inside.
-    pub(super) fn new(outer: Option<&Open>, name: &str, look: Look, flow: Flow, place: Where) -> Open {
+    pub(super) fn new(outer: Option<&Open<'a>>, name: Cow<'a, str>, look: Look, flow: Flow, place: Where) -> Open<'a> {
         // A link is blue unless somebody says otherwise.
         let ink = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         Open {
-            name: name.to_owned(),
-            gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&name),
+            gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&&*name),
             invisible: look.visibility.map_or(outer.is_some_and(|o| o.invisible), |seen| !seen),
             unsized_: look.sized.map_or(outer.is_some_and(|o| o.unsized_), |sized| !sized),
-            odd: outer.is_some_and(|o| o.odd) || look.odd || ODDLY_SEEN.contains(&name),
+            odd: outer.is_some_and(|o| o.odd) || look.odd || ODDLY_SEEN.contains(&&*name),
             quoted: outer.is_some_and(|o| o.quoted) || place.quote,
             colour: look.colour.unwrap_or(ink),
             background: look.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
             flow,
             leads: flow != Flow::Block && place.at_start,
+            name,
         }
     }
 

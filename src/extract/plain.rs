@@ -9,11 +9,11 @@ use html5ever::data::NAMED_ENTITIES;
 use memchr::{memchr, memchr_iter, memchr2, memmem};
 
 /// What is told of the texts and tags of HTML, in their order.
-pub(super) trait Reads {
-    /// Text, entities undone; one text may come in pieces. Nothing if it matters in which.
+pub(super) trait Reads<'a> {
+    /// Text, entities undone; one text may come in pieces. Nothing where it matters in which.
     fn text(&mut self, text: &str) -> Option<()>;
     /// A start tag: its name in lower case, its attributes, each once.
-    fn start(&mut self, name: &str, attributes: &[Attribute<'_>]);
+    fn start(&mut self, name: Cow<'a, str>, attributes: &[Attribute<'a>]);
     /// An end tag.
     fn end(&mut self, name: &str);
 }
@@ -29,21 +29,27 @@ pub(super) struct Attribute<'a> {
 const ATTRIBUTES: usize = 64;
 
 /// Reads all of it, or gives up; what was told until then is worth nothing.
-pub(super) fn read(html: &str, to: &mut impl Reads) -> Option<()> {
+pub(super) fn read<'a>(html: &'a str, to: &mut impl Reads<'a>) -> Option<()> {
     let text = html.as_bytes();
     let lone = |at: usize| text.get(at + 1) != Some(&b'\n');
     if html.starts_with('\u{feff}') || memchr(0, text).is_some() || memchr_iter(b'\r', text).any(lone) {
         return None;
     }
-    Plain { rest: html }.all(to)
+    Plain::new(html).all(to)
 }
 
 struct Plain<'a> {
     rest: &'a str,
+    /// Of the tag that is being read; one list serves them all.
+    attributes: Vec<Attribute<'a>>,
 }
 
 impl<'a> Plain<'a> {
-    fn all(mut self, to: &mut impl Reads) -> Option<()> {
+    fn new(html: &'a str) -> Self {
+        Plain { rest: html, attributes: Vec::new() }
+    }
+
+    fn all(mut self, to: &mut impl Reads<'a>) -> Option<()> {
         loop {
             let text = self.take(memchr2(b'<', b'&', self.rest.as_bytes()).unwrap_or(self.rest.len()));
             if !text.is_empty() {
@@ -113,10 +119,10 @@ impl<'a> Plain<'a> {
         if ended { None } else { self.expect("-->") }
     }
 
-    fn start(&mut self, to: &mut impl Reads) -> Option<()> {
+    fn start(&mut self, to: &mut impl Reads<'a>) -> Option<()> {
         self.take(1);
         let name = self.name()?;
-        let mut attributes: Vec<Attribute<'a>> = Vec::new();
+        self.attributes.clear();
         loop {
             self.space();
             if self.expect(">").is_some() || self.expect("/>").is_some() {
@@ -124,23 +130,26 @@ impl<'a> Plain<'a> {
             }
             let attribute = self.attribute()?;
             // Of two the first counts.
-            if !attributes.iter().any(|known| known.name == attribute.name) {
-                attributes.push(attribute);
+            if !self.attributes.iter().any(|known| known.name == attribute.name) {
+                self.attributes.push(attribute);
             }
-            if attributes.len() > ATTRIBUTES {
+            if self.attributes.len() > ATTRIBUTES {
                 return None;
             }
         }
-        to.start(&name, &attributes);
-        match &*name {
-            "style" | "title" => self.raw(&name, to),
-            "script" | "textarea" | "xmp" | "iframe" | "noembed" | "noframes" => None,
-            _ => Some(()),
-        }
+        // What has no tags inside.
+        let raw = match &*name {
+            "style" => Some("style"),
+            "title" => Some("title"),
+            "script" | "textarea" | "xmp" | "iframe" | "noembed" | "noframes" => return None,
+            _ => None,
+        };
+        to.start(name, &self.attributes);
+        raw.map_or(Some(()), |name| self.raw(name, to))
     }
 
     /// The text of an element that has no tags in it, with its end tag.
-    fn raw(&mut self, name: &str, to: &mut impl Reads) -> Option<()> {
+    fn raw(&mut self, name: &str, to: &mut impl Reads<'a>) -> Option<()> {
         let text = self.take(memchr(b'<', self.rest.as_bytes())?);
         if name == "title" && text.contains('&') {
             return None;
@@ -190,7 +199,7 @@ impl<'a> Plain<'a> {
             let plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
             return char::from_u32(number).filter(|_| plain).map(|c| (c, None));
         }
-        let mut behind = Plain { rest: self.rest };
+        let mut behind = Plain::new(self.rest);
         let name = behind.take_while(u8::is_ascii_alphanumeric);
         if name.is_empty() || (in_value && behind.rest.starts_with('=')) {
             return Some(('&', None));
@@ -208,7 +217,7 @@ fn is_space(byte: &u8) -> bool {
 }
 
 fn without_references(value: &str) -> Option<Cow<'_, str>> {
-    let mut rest = Plain { rest: value };
+    let mut rest = Plain::new(value);
     let mut out = String::new();
     while let Some(at) = memchr(b'&', rest.rest.as_bytes()) {
         out.push_str(rest.take(at));

@@ -105,12 +105,9 @@ pub(super) fn tidy(text: &str) -> String {
             Some(
                 '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
             ) => {}
-            Some(c) if c.is_whitespace() || c == '\u{2800}' => {
-                if !out.is_empty() && !out.ends_with(' ') {
-                    out.push(' ');
-                }
-            }
-            Some(c) => out.push(c),
+            Some(c) if !(c.is_whitespace() || c == '\u{2800}') => out.push(c),
+            Some(_) if !out.is_empty() && !out.ends_with(' ') => out.push(' '),
+            Some(_) => {}
             None => {}
         }
         rest = chars.as_str();

@@ -1,5 +1,7 @@
 //! Walks over the tags and texts of HTML in their order and writes down the lines that a person sees.
 
+use std::borrow::Cow;
+
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
 use super::plain::{Attribute, Reads};
 use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View, tidy};
@@ -13,11 +15,11 @@ const DEPTH: usize = 500;
 const LEAD: usize = 80;
 
 /// What has been walked over.
-pub(super) struct Walk<'s> {
+pub(super) struct Walk<'s, 'a> {
     sheet: &'s Sheet,
-    open: Vec<Open>,
+    open: Vec<Open<'a>>,
     /// Hidden formatting elements whose parent was closed before them: a browser opens them again.
-    lingering: Vec<String>,
+    lingering: Vec<Cow<'a, str>>,
     /// What is being written: the page, and each table cell inside it.
     frames: Vec<Frame>,
     /// The finished cells of each open row.
@@ -36,7 +38,7 @@ struct Frame {
     text: String,
 }
 
-impl Reads for Walk<'_> {
+impl<'a> Reads<'a> for Walk<'_, 'a> {
     fn text(&mut self, text: &str) -> Option<()> {
         if self.hidden() {
             return Some(());
@@ -54,11 +56,12 @@ impl Reads for Walk<'_> {
                 self.end_line();
             }
         }
-        // Each piece is marked, and html5ever makes one of what stands first behind a CRLF.
-        if odd && text.contains('\r') { None } else { Some(()) }
+        // Each piece is marked, and what is one is html5ever's to say: it has its own behind line ends and entities.
+        (!odd).then_some(())
     }
 
-    fn start(&mut self, name: &str, attributes: &[Attribute<'_>]) {
+    fn start(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
+        let name = &*tag;
         let look = self.sheet.look(name, attributes);
         let flow = Flow::of(name, look);
         self.close_implied(name);
@@ -72,13 +75,16 @@ impl Reads for Walk<'_> {
         }
         let cell = matches!(name, "td" | "th");
         if cell && !self.in_row() {
-            self.enter("tr", Look::default(), Flow::Block, false);
+            self.enter("tr".into(), Look::default(), Flow::Block, false);
         }
-        self.enter(name, look, flow, is_quote(name, attributes));
-        if name == "details" && attribute(attributes, "open").is_none() {
+        let closed = name == "details" && attribute(attributes, "open").is_none();
+        let link = name == "a";
+        let quote = is_quote(name, attributes);
+        self.enter(tag, look, flow, quote);
+        if closed {
             self.open.last_mut().into_iter().for_each(|o| o.odd = true);
         }
-        if name == "a" && !self.hidden() {
+        if link && !self.hidden() {
             let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
             if let (Some(frame), Some(target)) = (frame, attribute(attributes, "href")) {
                 frame.line.links.push(target.to_owned());
@@ -101,10 +107,8 @@ impl Reads for Walk<'_> {
         while self.open.len() > place {
             let innermost = self.open.len() - 1 > place;
             let Some(closed) = self.open.pop() else { return };
-            let lingers = innermost
-                && (closed.hides() || closed.odd)
-                && !hidden_outside
-                && FORMATTING.contains(&closed.name.as_str());
+            let lingers =
+                innermost && (closed.hides() || closed.odd) && !hidden_outside && FORMATTING.contains(&&*closed.name);
             self.leave(&closed);
             if lingers && self.lingering.len() < DEPTH {
                 self.lingering.push(closed.name);
@@ -113,7 +117,7 @@ impl Reads for Walk<'_> {
     }
 }
 
-impl<'s> Walk<'s> {
+impl<'s, 'a> Walk<'s, 'a> {
     pub(super) fn new(sheet: &'s Sheet) -> Self {
         Walk {
             sheet,
@@ -143,7 +147,7 @@ impl<'s> Walk<'s> {
         self.frames.last_mut().into_iter().for_each(|f| f.text.push(' '));
     }
 
-    fn enter(&mut self, name: &str, look: Look, flow: Flow, quote: bool) {
+    fn enter(&mut self, name: Cow<'a, str>, look: Look, flow: Flow, quote: bool) {
         let at_start = self.frames.last().is_some_and(|f| f.text.trim().is_empty());
         let open = Open::new(self.open.last(), name, look, flow, Where { quote, at_start });
         if self.open.len() >= DEPTH {
@@ -153,8 +157,8 @@ impl<'s> Walk<'s> {
             }
             return;
         }
-        self.pre += usize::from(name == "pre");
-        match name {
+        self.pre += usize::from(open.name == "pre");
+        match &*open.name {
             "tr" => self.rows.push(Vec::new()),
             "td" | "th" => self.frames.push(Frame::default()),
             _ => {}
@@ -167,7 +171,7 @@ impl<'s> Walk<'s> {
 
     /// Whether the innermost table part that is open is a row.
     fn in_row(&self) -> bool {
-        let part = self.open.iter().rev().find(|o| matches!(o.name.as_str(), "tr" | "td" | "th" | "table"));
+        let part = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
         part.is_some_and(|o| o.name == "tr")
     }
 
@@ -182,17 +186,16 @@ impl<'s> Walk<'s> {
             _ if is_block(name) && name != "br" => (&["p"], &["table", "td", "th", "li", "div", "button"]),
             _ => return,
         };
-        let place =
-            self.open.iter().rposition(|o| closes.contains(&o.name.as_str()) || within.contains(&o.name.as_str()));
-        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&o.name.as_str()));
+        let place = self.open.iter().rposition(|o| closes.contains(&&*o.name) || within.contains(&&*o.name));
+        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&&*o.name));
         if let Some(name) = found.map(|o| o.name.clone()) {
             self.end(&name);
         }
     }
 
-    fn leave(&mut self, closed: &Open) {
+    fn leave(&mut self, closed: &Open<'a>) {
         self.pre = self.pre.saturating_sub(usize::from(closed.name == "pre"));
-        match (closed.name.as_str(), closed.flow) {
+        match (&*closed.name, closed.flow) {
             ("td" | "th", _) => self.leave_cell(),
             ("tr", _) => self.leave_row(),
             (_, Flow::Block) => self.break_line(Sort::Text),
