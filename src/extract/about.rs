@@ -46,8 +46,8 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
     }
     // A reply or a forward repeats what somebody else's mail said.
     let start = text.trim_start().as_bytes();
-    let begins = |mark: &&str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
-    let relayed = ["re:", "fw:", "fwd:", "aw:", "wg:"].iter().any(|mark| begins(mark));
+    let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
+    let relayed = ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins);
     if relayed || has(&DENIED, text) {
         return Some(Phrase::Denies);
     }

@@ -27,6 +27,7 @@ mod view;
 mod visible;
 mod walk;
 
+use mail_parser::Message;
 use serde::Deserialize;
 
 use crate::contain::contained;
@@ -200,19 +201,33 @@ impl Reader {
     /// Reads a mail: the bytes of an RFC 5322 message. A panic inside a parser costs this mail.
     #[must_use]
     pub fn read(&self, mail: &[u8], vouched: Vouched) -> Report {
-        contained(|| self.read_carefully(mail, vouched)).unwrap_or_else(|| Report {
-            said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
-            notes: Vec::new(),
-        })
+        self.read_and(mail, vouched, |_| ()).0
     }
 
-    fn read_carefully(&self, mail: &[u8], vouched: Vouched) -> Report {
-        let mut notes = Vec::new();
-        let said = match mime::shown(mail) {
-            Ok(shown) => self.judge(&shown, vouched, &mut notes),
-            Err(reason) => Said::Doubtful(reason),
+    /// Reads a mail, and has somebody else look at it while it lies there taken apart: its header need not be parsed again.
+    /// Nothing of theirs where it could not be taken apart, or was too much for it.
+    #[must_use]
+    pub fn read_and<T>(
+        &self,
+        mail: &[u8],
+        vouched: Vouched,
+        look: impl FnOnce(&Message<'_>) -> T,
+    ) -> (Report, Option<T>) {
+        let mut seen = None;
+        let report = contained(|| {
+            let mut notes = Vec::new();
+            let shown = mime::message(mail).and_then(|message| {
+                seen = Some(look(&message));
+                mime::shown_of(&message)
+            });
+            let said = shown.map_or_else(Said::Doubtful, |shown| self.judge(&shown, vouched, &mut notes));
+            Report { said, notes }
+        });
+        let unread = || Report {
+            said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+            notes: Vec::new(),
         };
-        Report { said, notes }
+        (report.unwrap_or_else(unread), seen)
     }
 
     /// Is it a payment, and is all that it takes there?
