@@ -1,7 +1,7 @@
 //! HTML as most mails have it, taken apart where it stands: texts, tags with their attributes, comments, style sheets.
 //!
 //! What a browser mends, and what is rare, is not known here: at the first sign of it this gives up, and the whole text is
-//! html5ever's. Where it does not, it says what html5ever says, at a tenth of the cost; a test holds the two together.
+//! html5ever's. Where it does not, it says what html5ever says, at a fraction of the cost; a test holds the two together.
 
 use std::borrow::Cow;
 
