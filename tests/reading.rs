@@ -188,6 +188,18 @@ fn a_session_in_the_published_layout_is_read_when_the_merchant_knows_of_it() {
     assert!(matches!(report.said, Said::Payment(read) if read.session_id.as_deref() == Some(session)));
 }
 
+#[test]
+fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
+    let reader = Reader::new(&Settings::default());
+    let vouched = Vouched { subject: true };
+    let mail = "From: a@b\r\nSubject: Payment received\r\n\r\nx";
+    let (report, subject) = reader.read_and(mail.as_bytes(), vouched, |message| message.subject().map(str::to_owned));
+    assert_eq!(report.said, read(mail.as_bytes()));
+    assert_eq!(subject, Some(Some("Payment received".to_owned())));
+    let much = format!("From: a@b\r\n{}\r\nx", "X-A: b\r\n".repeat(1_001));
+    assert_eq!(reader.read_and(much.as_bytes(), vouched, |_| ()).1, None);
+}
+
 proptest! {
     // A failure is printed whole; no file of old ones is kept.
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]

@@ -45,8 +45,9 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
         return None;
     }
     // A reply or a forward repeats what somebody else's mail said.
-    let relayed =
-        ["re:", "fw:", "fwd:", "aw:", "wg:"].iter().any(|p| text.trim_start().to_ascii_lowercase().starts_with(p));
+    let start = text.trim_start().as_bytes();
+    let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
+    let relayed = ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins);
     if relayed || has(&DENIED, text) {
         return Some(Phrase::Denies);
     }

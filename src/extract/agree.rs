@@ -195,12 +195,12 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    fn note(&mut self, found: &Found, fate: &str) {
+    fn note(&mut self, found: &Found, fate: &'static str) {
         self.notes.push(Note {
             field: found.field.key(),
             value: found.value.clone(),
             place: found.place.clone(),
-            fate: fate.to_owned(),
+            fate,
         });
     }
 }

@@ -20,17 +20,18 @@ fn too_large(words: String) -> Reason {
 
 /// Before it is taken apart: parsers compare each line with each boundary that is open.
 pub(super) fn before(mail: &[u8]) -> Result<(), Reason> {
-    let end = mail.windows(2).position(|w| w == b"\n\n" || w == b"\n\r").unwrap_or(mail.len());
-    let lines = mail.get(..end).unwrap_or_default().iter().filter(|b| **b == b'\n').count();
-    if lines > HEADER_LINES {
+    let behind = |at: usize| mail.get(at..).unwrap_or_default();
+    let starts = || std::iter::once(0).chain(memchr::memchr_iter(b'\n', mail).map(|at| at + 1)).map(behind);
+    let header = starts().skip(1).take_while(|line| !line.starts_with(b"\n") && !line.starts_with(b"\r"));
+    if header.take(HEADER_LINES + 1).count() > HEADER_LINES {
         return Err(too_large(format!("its header has more than {HEADER_LINES} lines")));
     }
-    let after_b = mail.split(|b| matches!(b, b'b' | b'B'));
-    if after_b.filter(|text| begins(text, b"oundary=")).count() > 4 * DEPTH {
+    let boundaries = memchr::memchr2_iter(b'b', b'B', mail).filter(|at| begins(behind(*at), b"boundary="));
+    if boundaries.count() > 4 * DEPTH {
         return Err(too_large(format!("its parts stand more than {DEPTH} deep in one another")));
     }
     let (mut dashed, mut typed) = (0, 0);
-    for line in mail.split(|b| *b == b'\n') {
+    for line in starts() {
         dashed += usize::from(line.starts_with(b"--"));
         typed += usize::from(begins(line, b"content-type:"));
     }

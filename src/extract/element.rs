@@ -1,12 +1,13 @@
 //! What is known of HTML's elements, and how one stands open: whether it is seen, how, and in whose words.
 
-use html5ever::Attribute;
+use std::borrow::Cow;
 
+use super::plain::Attribute;
 use super::visible::{Colour, Display, Look};
 
 /// An open element, as far as it matters for what is inside.
-pub(super) struct Open {
-    pub(super) name: String,
+pub(super) struct Open<'a> {
+    pub(super) name: Cow<'a, str>,
     gone: bool,
     invisible: bool,
     unsized_: bool,
@@ -29,22 +30,22 @@ pub(super) struct Where {
     pub(super) at_start: bool,
 }
 
-impl Open {
+impl<'a> Open<'a> {
     /// An element inside another: what is gone, odd or quoted outside is so inside.
-    pub(super) fn new(outer: Option<&Open>, name: &str, look: Look, flow: Flow, place: Where) -> Open {
+    pub(super) fn new(outer: Option<&Open<'a>>, name: Cow<'a, str>, look: Look, flow: Flow, place: Where) -> Open<'a> {
         // A link is blue unless somebody says otherwise.
         let ink = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         Open {
-            name: name.to_owned(),
-            gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&name),
+            gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&&*name),
             invisible: look.visibility.map_or(outer.is_some_and(|o| o.invisible), |seen| !seen),
             unsized_: look.sized.map_or(outer.is_some_and(|o| o.unsized_), |sized| !sized),
-            odd: outer.is_some_and(|o| o.odd) || look.odd || ODDLY_SEEN.contains(&name),
+            odd: outer.is_some_and(|o| o.odd) || look.odd || ODDLY_SEEN.contains(&&*name),
             quoted: outer.is_some_and(|o| o.quoted) || place.quote,
             colour: look.colour.unwrap_or(ink),
             background: look.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
             flow,
             leads: flow != Flow::Block && place.at_start,
+            name,
         }
     }
 
@@ -148,19 +149,22 @@ pub(super) fn is_block(name: &str) -> bool {
 }
 
 /// An attribute's value.
-pub(super) fn attribute<'a>(attributes: &'a [Attribute], name: &str) -> Option<&'a str> {
-    attributes.iter().find(|a| &*a.name.local == name).map(|a| &*a.value)
+pub(super) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Option<&'a str> {
+    attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
 }
 
 /// Where mail programs put what they quote.
-pub(super) fn is_quote(name: &str, attributes: &[Attribute]) -> bool {
-    let marked = |name: &str, words: &[&str]| {
-        attribute(attributes, name).is_some_and(|value| {
-            value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))
-        })
+pub(super) fn is_quote(name: &str, attributes: &[Attribute<'_>]) -> bool {
+    let has = |value: &str, words: &[&str]| {
+        value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))
     };
     name == "blockquote"
-        || marked("class", &["gmail_quote", "gmail_attr", "yahoo_quoted", "moz-cite-prefix", "OutlookMessageHeader"])
-        || marked("id", &["divRplyFwdMsg", "appendonsend", "mail-editor-reference-message-container"])
-        || marked("type", &["cite"])
+        || attributes.iter().any(|a| match &*a.name {
+            "class" => {
+                has(&a.value, &["gmail_quote", "gmail_attr", "yahoo_quoted", "moz-cite-prefix", "OutlookMessageHeader"])
+            }
+            "id" => has(&a.value, &["divRplyFwdMsg", "appendonsend", "mail-editor-reference-message-container"]),
+            "type" => has(&a.value, &["cite"]),
+            _ => false,
+        })
 }

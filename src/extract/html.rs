@@ -3,12 +3,14 @@
 //! A tokenizer and a small walker: where lines break, what is hidden, what is quoted. A whole tree would cost
 //! quadratic time on nested elements and knows nothing more that is needed here.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use html5ever::tendril::StrTendril;
 use html5ever::tokenizer::states::{Rawtext, Rcdata, ScriptData};
 use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts};
 
+use super::plain::{self, Attribute, Reads};
 use super::quote;
 use super::view::View;
 use super::visible::Sheet;
@@ -19,19 +21,18 @@ use super::walk::Walk;
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
     if let Some(styled) = as_far_as_its_sheets(html) {
-        for css in tokenize(styled, Styles(RefCell::default())).0.into_inner().sheets {
-            sheet.read(&css);
-        }
+        read(styled, Styles::default).sheets.iter().for_each(|css| sheet.read(css));
     }
-    let walker = tokenize(html, Walker(RefCell::new(Walk::new(sheet))));
-    let mut view = walker.0.into_inner().finish();
+    let mut view = read(html, || Walk::new(&sheet)).finish();
     quote::mark(&mut view);
     view
 }
 
 /// The part of it that has style sheets, from the start: what is behind them need not be looked at twice.
 fn as_far_as_its_sheets(html: &str) -> Option<&str> {
-    let last = |tag: &[u8]| html.as_bytes().windows(tag.len()).rposition(|w| w.eq_ignore_ascii_case(tag));
+    let text = html.as_bytes();
+    let is = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
+    let last = |tag: &[u8]| memchr::memrchr_iter(b'<', text).find(|at| is(at, tag));
     let opened = last(b"<style")?;
     // One that nobody closes goes on to the end.
     let end =
@@ -39,20 +40,50 @@ fn as_far_as_its_sheets(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
-    let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
+/// Has it read by what this makes; as plain HTML if it is.
+fn read<'a, R: Reads<'a>>(html: &'a str, new: impl Fn() -> R) -> R {
+    let mut reader = new();
+    if plain::read(html, &mut reader).is_some() { reader } else { tokenize(html, new()) }
+}
+
+/// Has it read, whatever it is.
+fn tokenize<'a, R: Reads<'a>>(html: &str, reader: R) -> R {
+    let tokenizer = Tokenizer::new(Sink(RefCell::new(reader)), TokenizerOpts::default());
     let input = BufferQueue::default();
     input.push_back(StrTendril::from(html));
     let _ = tokenizer.feed(&input);
     tokenizer.end();
-    tokenizer.sink
+    tokenizer.sink.0.into_inner()
+}
+
+struct Sink<R>(RefCell<R>);
+
+impl<'a, R: Reads<'a>> TokenSink for Sink<R> {
+    type Handle = ();
+
+    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
+        let mut reader = self.0.borrow_mut();
+        match token {
+            // These are the pieces that matter.
+            Token::CharacterTokens(text) => reader.text(&text).unwrap_or(()),
+            Token::TagToken(tag) if tag.kind == TagKind::EndTag => reader.end(&tag.name),
+            Token::TagToken(tag) => {
+                let attribute = |a: &html5ever::Attribute| Attribute {
+                    name: a.name.local.to_string().into(),
+                    value: a.value.to_string().into(),
+                };
+                let attributes: Vec<_> = tag.attrs.iter().map(attribute).collect();
+                reader.start(tag.name.to_string().into(), &attributes);
+                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
+            }
+            _ => {}
+        }
+        TokenSinkResult::Continue
+    }
 }
 
 /// Elements whose text is not HTML; the tokenizer has to be told.
 fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
-    if tag.kind == TagKind::EndTag {
-        return None;
-    }
     match &*tag.name {
         "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),
         "script" => Some(TokenSinkResult::RawData(ScriptData)),
@@ -62,57 +93,29 @@ fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
 }
 
 /// Gathers the style sheets.
-struct Styles(RefCell<Gathered>);
-
 #[derive(Default)]
-struct Gathered {
+struct Styles {
     inside: bool,
     sheets: Vec<String>,
 }
 
-impl TokenSink for Styles {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        let mut gathered = self.0.borrow_mut();
-        match token {
-            Token::TagToken(tag) => {
-                gathered.inside = tag.kind == TagKind::StartTag && &*tag.name == "style";
-                if gathered.inside {
-                    gathered.sheets.push(String::new());
-                }
-                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
-            }
-            Token::CharacterTokens(text) if gathered.inside => {
-                if let Some(sheet) = gathered.sheets.last_mut() {
-                    sheet.push_str(&text);
-                }
-            }
-            _ => {}
+impl<'a> Reads<'a> for Styles {
+    fn text(&mut self, text: &str) -> Option<()> {
+        if let Some(sheet) = self.sheets.last_mut().filter(|_| self.inside) {
+            sheet.push_str(&text.replace("\r\n", "\n"));
         }
-        TokenSinkResult::Continue
+        Some(())
     }
-}
 
-struct Walker(RefCell<Walk>);
-
-impl TokenSink for Walker {
-    type Handle = ();
-
-    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
-        let mut walk = self.0.borrow_mut();
-        match token {
-            Token::CharacterTokens(text) => walk.text(&text),
-            Token::TagToken(tag) => {
-                match tag.kind {
-                    TagKind::StartTag => walk.start(&tag),
-                    TagKind::EndTag => walk.end(&tag.name),
-                }
-                return raw_text(&tag).unwrap_or(TokenSinkResult::Continue);
-            }
-            _ => {}
+    fn start(&mut self, name: Cow<'a, str>, _: &[Attribute<'a>]) {
+        self.inside = name == "style";
+        if self.inside {
+            self.sheets.push(String::new());
         }
-        TokenSinkResult::Continue
+    }
+
+    fn end(&mut self, _: &str) {
+        self.inside = false;
     }
 }
 
@@ -204,6 +207,117 @@ mod tests {
         let quoted: Vec<_> = view.lines.iter().map(|l| l.quoted).collect();
         assert_eq!(quoted, [false, true, false]);
         assert_eq!(view.lines[2].links, ["https://x/y"]);
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Told {
+        Text(String),
+        Start(String, Vec<(String, String)>),
+        End(String),
+    }
+
+    /// What was told, texts in one piece.
+    #[derive(Debug, Default, PartialEq)]
+    struct Log(Vec<Told>);
+
+    impl<'a> Reads<'a> for Log {
+        fn text(&mut self, text: &str) -> Option<()> {
+            let text = text.replace("\r\n", "\n");
+            match self.0.last_mut() {
+                Some(Told::Text(known)) => known.push_str(&text),
+                _ => self.0.push(Told::Text(text)),
+            }
+            Some(())
+        }
+
+        fn start(&mut self, name: Cow<'a, str>, attributes: &[Attribute<'a>]) {
+            let attributes = attributes.iter().map(|a| (a.name.to_string(), a.value.to_string())).collect();
+            self.0.push(Told::Start(name.into_owned(), attributes));
+        }
+
+        fn end(&mut self, name: &str) {
+            self.0.push(Told::End(name.to_owned()));
+        }
+    }
+
+    /// What plain HTML says, if it is plain: as html5ever says it, and it looks the same.
+    fn plainly(html: &str) -> Option<Log> {
+        let mut log = Log::default();
+        plain::read(html, &mut log)?;
+        assert_eq!(log, tokenize(html, Log::default()), "{html:?}");
+        let sheet = Sheet::default();
+        let mut walk = Walk::new(&sheet);
+        if plain::read(html, &mut walk).is_some() {
+            assert_eq!(walk.finish(), tokenize(html, Walk::new(&sheet)).finish(), "{html:?}");
+        }
+        Some(log)
+    }
+
+    #[test]
+    fn what_mails_have_is_plain() {
+        for html in [
+            "<!DOCTYPE html>\r\n<html lang=en><head><title>A</title><style>p > a{}</style></head>",
+            "<!--[if mso]><table><![endif]--><!--[if !mso]><!--><p>x</p><!--<![endif]-->",
+            "<a href= target=\"_blank\">x</a><IMG SRC='y' alt/><br/><o:p></o:p><p a=b a=c d>",
+            "&copy; 2025 &amp; &#36;20&nbsp;&#x1F4B8; & &NotEqualTilde;<a href='?a=b&amp;c&d=e&copy=f'>",
+        ] {
+            assert!(plainly(html).is_some(), "{html}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_alone() {
+        for html in [
+            "\u{feff}<p>",
+            "a\0b",
+            "a\rb",
+            "a < b",
+            "<p",
+            "<!-->x",
+            "<!--->x-->",
+            "<!--a--!>b-->",
+            "<!--",
+            "<![CDATA[x]]>",
+            "<?xml?>",
+            "</p a=b>",
+            "</ p>",
+            "<p/a>",
+            "<p =a>",
+            "<p \"a\">",
+            "<p a='b>",
+            "<b\u{e9}>",
+            "<1>",
+            "&notit;",
+            "&amp",
+            "&#128;",
+            "&#0;",
+            "&#xd800;",
+            "&#;",
+            "&bogus;",
+            "<style>a",
+            "<style><b></style>",
+            "<style></b></style>",
+            "<title>a&b</title>",
+            "<script></script>",
+            "<textarea>",
+            "<a href='&amp'>",
+            "<a href=&x>",
+        ] {
+            assert_eq!(plainly(html), None, "{html}");
+        }
+        let attributes: String = (0..70).map(|n| format!(" a{n}=b")).collect();
+        assert_eq!(plainly(&format!("<p{attributes}>")), None);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig {
+            cases: 2_000, failure_persistence: None, ..Default::default()
+        })]
+
+        #[test]
+        fn plain_html_says_what_html5ever_says(html in "([a-z ]{1,3}|</?[a-zA-Z]{1,2}[ />\"'=a-b]{0,6}>?|<(title|style|s)>|</(title|style|s)>|<p [a-c]{1,2} ?= ?[\"']?[ a-b&;>\n]{0,4}[\"']?>|&(amp|lt|copy|not|notin|a)[;= ]?|&#x?[0-9]{1,4};|[&<>!\"'=/;-]|<!--|-->|<!doctype|\r?\n){0,12}") {
+            plainly(&html);
+        }
     }
 
     #[test]

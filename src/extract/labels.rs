@@ -149,6 +149,8 @@ const SPELLINGS: &[(Field, &[&str])] = &[
 pub(super) struct Table {
     fields: HashMap<String, Field>,
     configured: HashSet<String>,
+    /// The bytes of the longest label.
+    longest: usize,
 }
 
 impl Table {
@@ -162,7 +164,8 @@ impl Table {
             table.extend(spellings.iter().map(|s| (fold(s), field)));
             configured.extend(spellings.iter().map(|s| fold(s)));
         }
-        Table { fields: table, configured }
+        let longest = table.keys().map(String::len).max().unwrap_or_default();
+        Table { fields: table, configured, longest }
     }
 
     /// Whether the merchant named this label, already folded, in the configuration.
@@ -176,13 +179,27 @@ impl Table {
         if text.len() > 120 {
             return None;
         }
-        self.fields.get(&fold(text)).copied()
+        let label = fold_up_to(text, self.longest)?;
+        self.fields.get(&label).copied()
     }
 }
 
 /// A label for comparing: letters and digits only, in lower case. So spacing, punctuation and emoji do not matter.
 pub(super) fn fold(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    fold_up_to(text, usize::MAX).unwrap_or_default()
+}
+
+/// Folded; nothing if that is longer than any label, so that prose is not folded to its end.
+fn fold_up_to(text: &str, longest: usize) -> Option<String> {
+    let mut label = String::with_capacity(text.len().min(longest));
+    for c in text.chars().filter(|c| c.is_alphanumeric()) {
+        match c {
+            _ if label.len() >= longest => return None,
+            c if c.is_ascii() => label.push(c.to_ascii_lowercase()),
+            c => label.extend(c.to_lowercase()),
+        }
+    }
+    Some(label)
 }
 
 /// An amount whose label names its currency, `Amount (USD)`: it is said of the value, too.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::labels::{self, Table};
 use super::object::{self, Scalar};
 use super::view::{Line, Sort, View};
-use super::{Field, Found, How, links, values};
+use super::{Field, Found, How, Place, links, values};
 
 /// Everything in a view that stands as a field's value.
 pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
@@ -39,8 +39,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn add(&mut self, (field, label): (Field, &str), value: &str, how: How, layout: &str) {
-        let place = format!("{} line {}, {layout}", self.view.kind, self.place);
+    fn add(&mut self, (field, label): (Field, &str), value: &str, how: How, layout: &'static str) {
+        let place = Place::Line { view: self.view.kind, line: self.place, layout };
         let value = labels::with_currency(field, label, value);
         self.found.push(Found { field, label: labels::fold(label), value, place, quoted: self.line.quoted, how });
     }
@@ -147,8 +147,7 @@ impl Reader<'_> {
 
     /// `Label: value` on one line.
     fn pair(&mut self, text: &str) -> bool {
-        let Some((label, value)) = self.split(text) else { return false };
-        let Some(field) = self.table.field(label) else { return false };
+        let Some((field, label, value)) = self.split(text) else { return false };
         if value.is_empty() {
             return false;
         }
@@ -178,27 +177,37 @@ impl Reader<'_> {
     }
 
     fn is_pair(&self, text: &str) -> bool {
-        self.split(text).is_some_and(|(label, _)| self.table.field(label).is_some())
+        self.split(text).is_some()
     }
 
     /// Label and value: around the first colon, or else around a dash or an arrow that stands alone.
-    fn split<'t>(&self, text: &'t str) -> Option<(&'t str, &'t str)> {
-        let dashed = || {
-            let marks = [" - ", " – ", " — ", " → ", " -> "];
-            marks.iter().find_map(|mark| text.split_once(mark)).map(|(label, value)| (label, bare(value)))
-        };
-        split(text).filter(|(label, _)| self.table.field(label).is_some()).or_else(dashed)
+    fn split<'t>(&self, text: &'t str) -> Option<(Field, &'t str, &'t str)> {
+        let known = |(label, value)| Some((self.table.field(label)?, label, bare(value)));
+        split(text).and_then(known).or_else(|| dashed(text).and_then(known))
     }
 }
 
 /// Label and value around the first colon (or equals sign).
 fn split(text: &str) -> Option<(&str, &str)> {
-    let (at, mark) = text.char_indices().find(|(_, c)| matches!(c, ':' | '：' | '='))?;
-    let (label, value) = text.split_at(at);
-    let value = value.get(mark.len_utf8()..).unwrap_or_default();
+    let is_mark = |at: &usize| text.get(*at..).is_some_and(|rest| rest.starts_with([':', '=', '：']));
+    let at = memchr::memchr3_iter(b':', b'=', FIRST_BYTE_OF_WIDE_COLON, text.as_bytes()).find(is_mark)?;
+    let (label, rest) = text.split_at_checked(at)?;
     // `=>` is one mark.
-    let value = if mark == '=' { value.strip_prefix('>').unwrap_or(value) } else { value };
-    Some((label, bare(value)))
+    let value = rest.strip_prefix("=>").or_else(|| rest.strip_prefix([':', '=', '：']))?;
+    Some((label, value))
+}
+
+/// What `：` begins with in UTF-8.
+const FIRST_BYTE_OF_WIDE_COLON: u8 = 0xef;
+
+/// What `–`, `—` and `→` begin with in UTF-8.
+const FIRST_BYTE_OF_DASHES: u8 = 0xe2;
+
+/// Label and value around a dash or an arrow.
+fn dashed(text: &str) -> Option<(&str, &str)> {
+    // Each of the marks has one of these in it, and hardly a line has.
+    memchr::memchr2(b'-', FIRST_BYTE_OF_DASHES, text.as_bytes())?;
+    [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
 }
 
 fn without_colon(text: &str) -> &str {
@@ -221,6 +230,9 @@ fn bare(text: &str) -> &str {
 /// Objects in the whole text: their keys are labels. Returns the lines that are part of one, and so nothing else.
 fn objects(view: &View, table: &Table, found: &mut Vec<Found>) -> HashSet<usize> {
     let mut taken = HashSet::new();
+    if !view.lines.iter().flat_map(|line| &line.cells).any(|cell| cell.contains('{')) {
+        return taken;
+    }
     for quoted in [false, true] {
         let lines = || view.lines.iter().enumerate().filter(move |(_, l)| l.quoted == quoted);
         let texts: Vec<String> = lines().map(|(_, line)| line.text()).collect();
@@ -233,9 +245,10 @@ fn objects(view: &View, table: &Table, found: &mut Vec<Found>) -> HashSet<usize>
                 if value.trim().is_empty() {
                     continue;
                 }
-                let place = format!("{} object {}, key {}", view.kind, n + 1, crate::model::printable(&pair.key, 40));
                 let value = labels::with_currency(field, &pair.key, &value);
-                found.push(Found { field, label: labels::fold(&pair.key), value, place, quoted, how: How::Key });
+                let label = labels::fold(&pair.key);
+                let place = Place::Key { view: view.kind, object: n + 1, key: pair.key };
+                found.push(Found { field, label, value, place, quoted, how: How::Key });
             }
             if known > 0 {
                 let mut start = 0;

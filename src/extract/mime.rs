@@ -13,16 +13,28 @@ pub(super) struct Shown {
     pub(super) views: Vec<View>,
 }
 
+fn malformed(words: &str) -> Reason {
+    Reason::new(ReasonCode::Malformed, words)
+}
+
 /// Takes a mail apart; pure, bounded in time and memory by its size.
-pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
+pub(super) fn message(mail: &[u8]) -> Result<Message<'_>, Reason> {
     bounds::before(mail)?;
-    let malformed = |words: &str| Reason::new(ReasonCode::Malformed, words);
-    let message = MessageParser::default().parse(mail).ok_or_else(|| malformed("there is no mail in it"))?;
+    MessageParser::default().parse(mail).ok_or_else(|| malformed("there is no mail in it"))
+}
+
+#[cfg(test)]
+pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
+    message(mail).and_then(|message| shown_of(&message))
+}
+
+/// What is shown of it.
+pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
     // Any bytes parse as a mail; one that has none of these is none (RFC 5322, 3.6).
     if !["From", "Date", "Subject", "To", "Message-ID"].iter().any(|name| message.header_raw(*name).is_some()) {
         return Err(malformed("it has no header of a mail"));
     }
-    bounds::after(&message)?;
+    bounds::after(message)?;
     // Of two each program believes another (RFC 2045, 3).
     for name in ["Content-Type", "Content-Transfer-Encoding"] {
         let times = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
@@ -39,7 +51,7 @@ pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
     // Of two Subjects each program shows another.
     let subjects = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("subject")).count();
     let subject = message.subject().filter(|_| subjects == 1).map(super::view::tidy);
-    Ok(Shown { subject, views: views(&message) })
+    Ok(Shown { subject, views: views(message) })
 }
 
 fn views(message: &Message<'_>) -> Vec<View> {

@@ -2,10 +2,10 @@
 //!
 //! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
 //!
-//! `mime` finds what a person sees, within `bounds`; `html` (by `walk`, `element` and `visible`) and `text` render it, and
+//! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
 //! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `values`, `times` and `links`
-//! know what a value looks like, `agree` holds the readings against each other, `about` reads subject and headings, and
-//! here is judged whether it is a payment at all.
+//! know what a value looks like, `agree` holds the readings against each other, `note` says where they stood, `about` reads
+//! subject and headings, and here is judged whether it is a payment at all.
 
 mod about;
 mod agree;
@@ -16,7 +16,9 @@ mod labels;
 mod lines;
 mod links;
 mod mime;
+mod note;
 mod object;
+mod plain;
 mod quote;
 mod text;
 mod times;
@@ -25,6 +27,7 @@ mod view;
 mod visible;
 mod walk;
 
+use mail_parser::Message;
 use serde::Deserialize;
 
 use crate::contain::contained;
@@ -35,6 +38,7 @@ use labels::Table;
 use mime::Shown;
 
 pub use html::view as html_view;
+pub use note::{Note, Place};
 pub use view::{Line, Sort, View};
 
 /// `[extract]`: how to read.
@@ -125,19 +129,6 @@ pub struct Report {
     pub notes: Vec<Note>,
 }
 
-/// One value found in a mail, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// The field, by the webhook's key.
-    pub field: &'static str,
-    /// The value as it stood there.
-    pub value: String,
-    /// Where it stood: view, layout, place.
-    pub place: String,
-    /// What became of it: `read`, or why it lost.
-    pub fate: String,
-}
-
 /// The fields of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Field {
@@ -174,7 +165,7 @@ struct Found {
     /// Its label, folded; nothing for a link's.
     label: String,
     value: String,
-    place: String,
+    place: Place,
     /// In quoted or forwarded text.
     quoted: bool,
     how: How,
@@ -210,19 +201,33 @@ impl Reader {
     /// Reads a mail: the bytes of an RFC 5322 message. A panic inside a parser costs this mail.
     #[must_use]
     pub fn read(&self, mail: &[u8], vouched: Vouched) -> Report {
-        contained(|| self.read_carefully(mail, vouched)).unwrap_or_else(|| Report {
-            said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
-            notes: Vec::new(),
-        })
+        self.read_and(mail, vouched, |_| ()).0
     }
 
-    fn read_carefully(&self, mail: &[u8], vouched: Vouched) -> Report {
-        let mut notes = Vec::new();
-        let said = match mime::shown(mail) {
-            Ok(shown) => self.judge(&shown, vouched, &mut notes),
-            Err(reason) => Said::Doubtful(reason),
+    /// Reads a mail, and has somebody else look at it while it lies there taken apart: its header need not be parsed again.
+    /// Nothing of theirs where it could not be taken apart, or was too much for it.
+    #[must_use]
+    pub fn read_and<T>(
+        &self,
+        mail: &[u8],
+        vouched: Vouched,
+        look: impl FnOnce(&Message<'_>) -> T,
+    ) -> (Report, Option<T>) {
+        let mut seen = None;
+        let report = contained(|| {
+            let mut notes = Vec::new();
+            let shown = mime::message(mail).and_then(|message| {
+                seen = Some(look(&message));
+                mime::shown_of(&message)
+            });
+            let said = shown.map_or_else(Said::Doubtful, |shown| self.judge(&shown, vouched, &mut notes));
+            Report { said, notes }
+        });
+        let unread = || Report {
+            said: Said::Doubtful(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+            notes: Vec::new(),
         };
-        Report { said, notes }
+        (report.unwrap_or_else(unread), seen)
     }
 
     /// Is it a payment, and is all that it takes there?

@@ -2,11 +2,12 @@
 //!
 //! A field found only in such text does not count for the mail around it.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-use super::view::View;
+use super::view::{Line, View};
 
 /// The longest line that is looked at.
 const LINE: usize = 300;
@@ -43,26 +44,33 @@ static SUBJECT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)^[\s*>|]*(subject|betreff|objet|asunto|assunto|oggetto|onderwerp|ämne|emne|temat|тема|主题|件名)[\s*]*[:：]").ok()
 });
 
+/// Whether there may be a colon in it, `:` or `：`. Most lines have none and need not be held against a pattern.
+fn may_have_colon(text: &str) -> bool {
+    const FIRST_BYTE_OF_WIDE: u8 = 0xef;
+    memchr::memchr2(b':', FIRST_BYTE_OF_WIDE, text.as_bytes()).is_some()
+}
+
 fn is(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     text.len() <= LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
 /// Marks what follows such a line as quoted: to the end, or, where the quoted lines are marked one by one, those alone.
 pub(super) fn mark(view: &mut View) {
-    let texts: Vec<String> = view.lines.iter().map(super::view::Line::text).collect();
+    let texts: Vec<Cow<'_, str>> = view.lines.iter().map(Line::words).collect();
     let begins = |n: usize| {
-        let text = texts.get(n).map(String::as_str).unwrap_or_default();
+        let text = texts.get(n).map(|text| &**text).unwrap_or_default();
         let next_is_marked = view.lines.get(n + 1).is_some_and(|line| line.quoted);
-        is(&FORWARDED, text) || (is(&WROTE, text) && !next_is_marked) || is_header(&texts, n)
+        let wrote = || text.ends_with([':', '：']) && is(&WROTE, text);
+        is(&FORWARDED, text) || (wrote() && !next_is_marked) || is_header(&texts, n)
     };
     let first = (0..texts.len()).find(|n| begins(*n)).unwrap_or(texts.len());
     view.lines.iter_mut().skip(first).for_each(|line| line.quoted = true);
 }
 
 /// The header of a mail, written out: a From and, a few lines below, a Subject.
-fn is_header(texts: &[String], n: usize) -> bool {
-    let at = |n: usize| texts.get(n).map(String::as_str).unwrap_or_default();
-    is(&FROM, at(n)) && (n + 1..n + HEADER).any(|below| is(&SUBJECT, at(below)))
+fn is_header(texts: &[Cow<'_, str>], n: usize) -> bool {
+    let is = |pattern, n: usize| texts.get(n).is_some_and(|text| may_have_colon(text) && is(pattern, text));
+    is(&FROM, n) && (n + 1..n + HEADER).any(|below| is(&SUBJECT, below))
 }
 
 #[cfg(test)]

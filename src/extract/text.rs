@@ -1,7 +1,7 @@
 //! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
 
 use super::quote;
-use super::view::{CELLS, LINKS, Line, Sort, View};
+use super::view::{CELLS, LINKS, Line, Sort, View, tidy};
 
 /// Renders plain text.
 pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
@@ -21,7 +21,8 @@ pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
         }
         let quoted = bare.starts_with('>');
         let sort = if bare.starts_with(['-', '*', '•', '·', '◦', '‣']) { Sort::Item } else { Sort::Text };
-        view.push(Line { cells: cells(line), links: links(line), quoted, sort, lead: None });
+        let cells = cells(line).iter().map(|cell| tidy(cell)).collect();
+        view.push(Line { cells, links: links(line), quoted, sort, lead: None });
     }
     quote::mark(&mut view);
     view

@@ -1,5 +1,7 @@
 //! What a person sees: lines of text, each made of cells, with the links in them.
 
+use std::borrow::Cow;
+
 use crate::model::ReasonCode;
 
 /// One rendering of a mail: its text/plain part, or its text/html part.
@@ -67,17 +69,18 @@ impl Line {
     /// The cells as one text.
     #[must_use]
     pub fn text(&self) -> String {
-        self.cells.join(" ")
+        self.words().into_owned()
+    }
+
+    /// [`Line::text`], copied only where there are several cells.
+    pub(super) fn words(&self) -> Cow<'_, str> {
+        if let [cell] = self.cells.as_slice() { cell.into() } else { self.cells.join(" ").into() }
     }
 }
 
 impl View {
-    /// Adds a line, unless there is nothing in it.
-    pub(super) fn push(&mut self, mut line: Line) {
-        for cell in &mut line.cells {
-            *cell = tidy(cell);
-        }
-        line.lead = line.lead.map(|lead| tidy(&lead));
+    /// Adds a line whose texts are tidy, unless there is nothing in it.
+    pub(super) fn push(&mut self, line: Line) {
         if self.lines.len() >= LINES {
             self.lost = Some(TOO_LONG);
         } else if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
@@ -88,19 +91,26 @@ impl View {
 
 /// Text as the eye takes it: runs of white space are one space, characters without width are not there.
 pub(super) fn tidy(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
+    // Most of what HTML has between its tags is white space.
+    let mut rest = text.trim();
+    let mut out = String::with_capacity(rest.len());
+    while !rest.is_empty() {
+        // Words of ASCII stand as they are.
+        let (word, behind) = rest.split_at(rest.bytes().position(|b| !b.is_ascii_graphic()).unwrap_or(rest.len()));
+        out.push_str(word);
+        let mut chars = behind.chars();
+        match chars.next() {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
             // The left-to-right mark stands in dates that JavaScript wrote and turns nothing round.
-            '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}' => {}
-            c if c.is_whitespace() || c == '\u{2800}' => {
-                if !out.is_empty() && !out.ends_with(' ') {
-                    out.push(' ');
-                }
-            }
-            c => out.push(c),
+            Some(
+                '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
+            ) => {}
+            Some(c) if !(c.is_whitespace() || c == '\u{2800}') => out.push(c),
+            Some(_) if !out.is_empty() && !out.ends_with(' ') => out.push(' '),
+            Some(_) => {}
+            None => {}
         }
+        rest = chars.as_str();
     }
     out.truncate(out.trim_end().len());
     out

@@ -1,8 +1,9 @@
 //! What HTML hides: inline styles, the mail's own style sheets, attributes.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-use html5ever::Attribute;
+use super::plain::Attribute;
 
 /// What a declaration block says about being seen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -102,11 +103,12 @@ impl Look {
         if declarations.contains('\\') {
             return Look { gone: true, ..look };
         }
-        let plain = without_comments(declarations).to_ascii_lowercase();
+        let plain = without_comments(declarations);
+        let plain = lower(&plain);
         let mut together = Together::default();
         for (name, value) in plain.split(';').filter_map(|d| d.split_once(':')) {
-            let value = value.replace("!important", "");
-            look.declare(name.trim(), value.trim(), &mut together);
+            let weighed = value.contains('!').then(|| value.replace("!important", ""));
+            look.declare(name.trim(), weighed.as_deref().unwrap_or(value).trim(), &mut together);
         }
         look.gone |= (together.flat && together.clipped) || together.outside;
         look
@@ -182,7 +184,15 @@ impl Look {
     }
 }
 
-fn without_comments(text: &str) -> String {
+/// In lower case; copied only if it is not so already.
+fn lower(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
+}
+
+fn without_comments(text: &str) -> Cow<'_, str> {
+    if !text.contains('/') {
+        return text.into();
+    }
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("/*") {
@@ -190,7 +200,7 @@ fn without_comments(text: &str) -> String {
         rest = after.split_once("*/").map_or("", |(_, after)| after);
     }
     out.push_str(rest);
-    out
+    out.into()
 }
 
 /// `0`, `0px`, `0.0em` and the like, and what is too small to be read.
@@ -210,8 +220,10 @@ fn is_far_negative(value: &str) -> bool {
 }
 
 /// The rules of the mail's own style sheets that hide, by tag, class and id.
+///
+/// Mostly there are a few, and these are found sooner by their order than by a hash.
 #[derive(Debug, Default)]
-pub(super) struct Sheet(HashMap<String, Look>);
+pub(super) struct Sheet(BTreeMap<String, Look>);
 
 /// The most rules that are read.
 const RULES: usize = 2_000;
@@ -220,7 +232,7 @@ impl Sheet {
     /// Reads one `<style>` element. Rules inside `@media` and the like do not count, unless they are for every screen.
     pub(super) fn read(&mut self, css: &str) {
         let css = without_comments(css);
-        let mut rest = css.as_str();
+        let mut rest = &*css;
         while let Some(open) = rest.find('{') {
             let (selectors, body) = rest.split_at(open);
             let body = body.get(1..).unwrap_or_default();
@@ -254,15 +266,15 @@ impl Sheet {
     }
 
     /// How an element looks, by its tag, its attributes and these rules.
-    pub(super) fn look(&self, tag: &str, attributes: &[Attribute]) -> Look {
+    pub(super) fn look(&self, tag: &str, attributes: &[Attribute<'_>]) -> Look {
         let mut look = Look::default();
-        let rule = |name: &str| self.0.get(&name.to_ascii_lowercase()).copied().unwrap_or_default();
+        let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
         if !self.0.is_empty() {
             look = look.and(rule("*")).and(rule(tag));
         }
         let mut inline = Look::default();
         for attribute in attributes {
-            match &*attribute.name.local {
+            match &*attribute.name {
                 "class" if !self.0.is_empty() => {
                     for class in attribute.value.split_ascii_whitespace() {
                         look = look.and(rule(&format!(".{class}")));

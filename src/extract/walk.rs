@@ -1,9 +1,10 @@
 //! Walks over the tags and texts of HTML in their order and writes down the lines that a person sees.
 
-use html5ever::tokenizer::Tag;
+use std::borrow::Cow;
 
 use super::element::{FORMATTING, Flow, Open, VOID, Where, attribute, is_block, is_quote};
-use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View};
+use super::plain::{Attribute, Reads};
+use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View, tidy};
 use super::visible::{Look, Sheet};
 use crate::model::ReasonCode;
 
@@ -14,11 +15,11 @@ const DEPTH: usize = 500;
 const LEAD: usize = 80;
 
 /// What has been walked over.
-pub(super) struct Walk {
-    sheet: Sheet,
-    open: Vec<Open>,
+pub(super) struct Walk<'s, 'a> {
+    sheet: &'s Sheet,
+    open: Vec<Open<'a>>,
     /// Hidden formatting elements whose parent was closed before them: a browser opens them again.
-    lingering: Vec<String>,
+    lingering: Vec<Cow<'a, str>>,
     /// What is being written: the page, and each table cell inside it.
     frames: Vec<Frame>,
     /// The finished cells of each open row.
@@ -37,8 +38,87 @@ struct Frame {
     text: String,
 }
 
-impl Walk {
-    pub(super) fn new(sheet: Sheet) -> Self {
+impl<'a> Reads<'a> for Walk<'_, 'a> {
+    fn text(&mut self, text: &str) -> Option<()> {
+        if self.hidden() {
+            return Some(());
+        }
+        let odd = self.open.last().is_some_and(|o| o.odd);
+        for line in text.split_inclusive('\n') {
+            let frame = self.frames.last_mut()?;
+            let ended = line.strip_suffix('\n');
+            let part = ended.map_or(line, |part| part.strip_suffix('\r').unwrap_or(part));
+            let marked = odd && !part.trim().is_empty();
+            frame.text.extend(marked.then_some(ODD));
+            frame.text.push_str(part);
+            frame.text.extend(marked.then_some(ODD));
+            if ended.is_some() {
+                self.end_line();
+            }
+        }
+        // Each piece is marked, and what is one is html5ever's to say: it has its own behind line ends and entities.
+        (!odd).then_some(())
+    }
+
+    fn start(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
+        let name = &*tag;
+        let look = self.sheet.look(name, attributes);
+        let flow = Flow::of(name, look);
+        self.close_implied(name);
+        match flow {
+            Flow::Block => self.break_line(self.sort_of(name)),
+            Flow::Apart => self.space(),
+            Flow::Inline => {}
+        }
+        if name == "br" || VOID.contains(&name) {
+            return;
+        }
+        let cell = matches!(name, "td" | "th");
+        if cell && !self.in_row() {
+            self.enter("tr".into(), Look::default(), Flow::Block, false);
+        }
+        let closed = name == "details" && attribute(attributes, "open").is_none();
+        let link = name == "a";
+        let quote = is_quote(name, attributes);
+        self.enter(tag, look, flow, quote);
+        if closed {
+            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
+        }
+        if link && !self.hidden() {
+            let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
+            if let (Some(frame), Some(target)) = (frame, attribute(attributes, "href")) {
+                frame.line.links.push(target.to_owned());
+            }
+        }
+    }
+
+    fn end(&mut self, name: &str) {
+        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
+            return self.break_line(Sort::Text);
+        }
+        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
+            self.lingering.remove(place);
+        }
+        // A cell's content cannot close what is outside of its table.
+        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
+        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
+        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
+        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
+        while self.open.len() > place {
+            let innermost = self.open.len() - 1 > place;
+            let Some(closed) = self.open.pop() else { return };
+            let lingers =
+                innermost && (closed.hides() || closed.odd) && !hidden_outside && FORMATTING.contains(&&*closed.name);
+            self.leave(&closed);
+            if lingers && self.lingering.len() < DEPTH {
+                self.lingering.push(closed.name);
+            }
+        }
+    }
+}
+
+impl<'s, 'a> Walk<'s, 'a> {
+    pub(super) fn new(sheet: &'s Sheet) -> Self {
         Walk {
             sheet,
             open: Vec::new(),
@@ -55,60 +135,19 @@ impl Walk {
         !self.lingering.is_empty() || self.open.last().is_some_and(Open::hides)
     }
 
-    pub(super) fn text(&mut self, text: &str) {
-        if self.hidden() {
-            return;
+    /// A line's end in the source: a line of its own where that is asked for, and else a space.
+    fn end_line(&mut self) {
+        if self.pre > 0 {
+            self.break_line(Sort::Text);
         }
-        let odd = self.open.last().is_some_and(|o| o.odd);
-        for (n, part) in text.split('\n').enumerate() {
-            if n > 0 && self.pre > 0 {
-                self.break_line(Sort::Text);
-            }
-            let Some(frame) = self.frames.last_mut() else { return };
-            if n > 0 {
-                frame.text.push(' ');
-            }
-            let odd = odd && !part.trim().is_empty();
-            frame.text.extend(odd.then_some(ODD));
-            frame.text.push_str(part);
-            frame.text.extend(odd.then_some(ODD));
-        }
+        self.space();
     }
 
     fn space(&mut self) {
         self.frames.last_mut().into_iter().for_each(|f| f.text.push(' '));
     }
 
-    pub(super) fn start(&mut self, tag: &Tag) {
-        let name = &*tag.name;
-        let look = self.sheet.look(name, &tag.attrs);
-        let flow = Flow::of(name, look);
-        self.close_implied(name);
-        match flow {
-            Flow::Block => self.break_line(self.sort_of(name)),
-            Flow::Apart => self.space(),
-            Flow::Inline => {}
-        }
-        if name == "br" || VOID.contains(&name) {
-            return;
-        }
-        let cell = matches!(name, "td" | "th");
-        if cell && !self.in_row() {
-            self.enter("tr", Look::default(), Flow::Block, false);
-        }
-        self.enter(name, look, flow, is_quote(name, &tag.attrs));
-        if name == "details" && attribute(&tag.attrs, "open").is_none() {
-            self.open.last_mut().into_iter().for_each(|o| o.odd = true);
-        }
-        if name == "a" && !self.hidden() {
-            let frame = self.frames.last_mut().filter(|frame| frame.line.links.len() < LINKS);
-            if let (Some(frame), Some(target)) = (frame, attribute(&tag.attrs, "href")) {
-                frame.line.links.push(target.to_owned());
-            }
-        }
-    }
-
-    fn enter(&mut self, name: &str, look: Look, flow: Flow, quote: bool) {
+    fn enter(&mut self, name: Cow<'a, str>, look: Look, flow: Flow, quote: bool) {
         let at_start = self.frames.last().is_some_and(|f| f.text.trim().is_empty());
         let open = Open::new(self.open.last(), name, look, flow, Where { quote, at_start });
         if self.open.len() >= DEPTH {
@@ -118,8 +157,8 @@ impl Walk {
             }
             return;
         }
-        self.pre += usize::from(name == "pre");
-        match name {
+        self.pre += usize::from(open.name == "pre");
+        match &*open.name {
             "tr" => self.rows.push(Vec::new()),
             "td" | "th" => self.frames.push(Frame::default()),
             _ => {}
@@ -132,7 +171,7 @@ impl Walk {
 
     /// Whether the innermost table part that is open is a row.
     fn in_row(&self) -> bool {
-        let part = self.open.iter().rev().find(|o| matches!(o.name.as_str(), "tr" | "td" | "th" | "table"));
+        let part = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
         part.is_some_and(|o| o.name == "tr")
     }
 
@@ -147,50 +186,23 @@ impl Walk {
             _ if is_block(name) && name != "br" => (&["p"], &["table", "td", "th", "li", "div", "button"]),
             _ => return,
         };
-        let place =
-            self.open.iter().rposition(|o| closes.contains(&o.name.as_str()) || within.contains(&o.name.as_str()));
-        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&o.name.as_str()));
+        let place = self.open.iter().rposition(|o| closes.contains(&&*o.name) || within.contains(&&*o.name));
+        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&&*o.name));
         if let Some(name) = found.map(|o| o.name.clone()) {
             self.end(&name);
         }
     }
 
-    pub(super) fn end(&mut self, name: &str) {
-        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
-            return self.break_line(Sort::Text);
-        }
-        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
-            self.lingering.remove(place);
-        }
-        // A cell's content cannot close what is outside of its table.
-        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
-        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
-        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
-        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
-        while self.open.len() > place {
-            let innermost = self.open.len() - 1 > place;
-            let Some(closed) = self.open.pop() else { return };
-            let lingers = innermost
-                && (closed.hides() || closed.odd)
-                && !hidden_outside
-                && FORMATTING.contains(&closed.name.as_str());
-            self.leave(&closed);
-            if lingers && self.lingering.len() < DEPTH {
-                self.lingering.push(closed.name);
-            }
-        }
-    }
-
-    fn leave(&mut self, closed: &Open) {
+    fn leave(&mut self, closed: &Open<'a>) {
         self.pre = self.pre.saturating_sub(usize::from(closed.name == "pre"));
-        match (closed.name.as_str(), closed.flow) {
+        match (&*closed.name, closed.flow) {
             ("td" | "th", _) => self.leave_cell(),
             ("tr", _) => self.leave_row(),
             (_, Flow::Block) => self.break_line(Sort::Text),
             (_, flow) => {
                 let frame = self.frames.last_mut().filter(|f| closed.leads && f.line.lead.is_none());
                 if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && !f.text.trim().is_empty()) {
-                    frame.line.lead = Some(frame.text.clone());
+                    frame.line.lead = Some(tidy(&frame.text));
                 }
                 if flow == Flow::Apart {
                     self.space();
@@ -248,8 +260,12 @@ impl Walk {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(frame) = self.frames.last_mut() else { return };
         let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
-        line.cells = vec![std::mem::take(&mut frame.text)];
-        self.written += usize::from(!line.links.is_empty() || line.cells.iter().any(|c| !c.trim().is_empty()));
+        // Between two tags there is mostly nothing but white space.
+        if !line.links.is_empty() || !frame.text.trim().is_empty() {
+            line.cells = vec![tidy(&frame.text)];
+            self.written += 1;
+        }
+        frame.text.clear();
         if self.written > LINES {
             self.lost = Some(TOO_LONG);
         } else {

@@ -9,14 +9,18 @@ pub const KNOWN_CHAINS: [&str; 9] =
 /// A chain's name for comparing: `BNB-CHAIN`, `bnb chain` and `BNB-Chain` are one.
 #[must_use]
 pub fn fold_chain(name: &str) -> String {
-    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    folded(name).collect()
+}
+
+fn folded(name: &str) -> impl Iterator<Item = char> {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
 }
 
 /// A chain in the webhook's spelling; an unknown one as written.
 #[must_use]
 pub fn spell_chain(name: &str) -> String {
-    let folded = fold_chain(name);
-    KNOWN_CHAINS.iter().find(|known| fold_chain(known) == folded).map_or_else(|| name.to_owned(), |k| (*k).to_owned())
+    let known = KNOWN_CHAINS.iter().find(|known| folded(known).eq(folded(name)));
+    known.map_or(name, |known| known).to_owned()
 }
 
 /// A transaction hash for comparing: hexadecimal is a number (so without case and leading zeros), base58 is not.
