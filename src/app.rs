@@ -22,7 +22,7 @@ use crate::health::{Expected, Watched};
 use crate::ingest::{Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap::{self, Tls};
-use crate::store::{self, DaemonLock, Store};
+use crate::store::{self, DaemonLock, Landmarks, Store};
 use crate::trust::dns::Resolver;
 use crate::{extract, forward, metrics, session, systemd, tls, trust};
 
@@ -269,8 +269,8 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 
 async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
-    let landmark = store.landmark(&cursor).await?.map(|mail| (mail.uid, mail.received_at));
-    Ok(Some(imap::Known { uid_validity: cursor.uid_validity, last_uid: cursor.last_uid, landmark }))
+    let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
 }
 
 /// The accounts with their secrets.

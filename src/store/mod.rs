@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicI64;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-pub use mailboxes::{Cursor, Landmark};
+pub use mailboxes::{Cursor, Landmarks};
 pub use maintain::{Backlog, Pruned};
 pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};

@@ -12,7 +12,8 @@ use super::{Error, Result};
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
 /// The migrations, in their order; the n-th brings a file to `user_version` n. Only ever appended to.
-const MIGRATIONS: [&str; 2] = [include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql"), include_str!("migrations/0003.sql")];
 
 /// The newest schema that this program knows.
 const NEWEST: i64 = MIGRATIONS.len() as i64;

@@ -41,7 +41,7 @@ fn entry(uid: u32, event: Event) -> Entry {
 }
 
 fn cursor(last_uid: u32) -> Option<Cursor> {
-    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), uid_validity: 7, last_uid })
+    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), reached: (7, last_uid).into() })
 }
 
 fn deliveries(store: &Store) -> Vec<(String, String)> {
