@@ -36,6 +36,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 const REOPEN: Duration = Duration::from_secs(5);
 /// How long the loops have for ending by themselves.
 const DRAIN: Duration = Duration::from_secs(4);
+/// How long the database may take to close after that.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// What an account's mails are examined by.
 ///
@@ -188,7 +190,12 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     }
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
-    supervise(&mut loops, shutdown).await
+    let ended = supervise(&mut loops, shutdown).await;
+    // A loop that did not end in time would keep it open.
+    if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
+        tracing::debug!("the database did not close in time; nothing is lost by that");
+    }
+    ended
 }
 
 /// Opens the database, however long a disk is full or another program has it; `None`: the end came first.

@@ -172,6 +172,13 @@ impl Store {
         Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), seen_version })
     }
 
+    /// Lets go of the database; returns when everybody has, and it is one file again. A process that ends before that
+    /// loses nothing, and leaves to the next what is in the `-wal`.
+    pub async fn close(self) {
+        let Store { writer, .. } = self;
+        writer.close().await;
+    }
+
     /// A connection for reading, of the caller's own.
     ///
     /// # Errors
