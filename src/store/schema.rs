@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Error, Result};
 
@@ -56,6 +56,17 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
 fn read_only(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(path, flags).map_err(|e| Error::from_sqlite(path, e))
+}
+
+/// Whether the write lock cannot be had for so long. Whoever may only read cannot ask, and no file is made.
+pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let asked = Connection::open_with_flags(path, flags).and_then(|connection| {
+        connection.busy_timeout(patience)?;
+        connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")
+    });
+    let code = asked.err().and_then(|error| error.sqlite_error_code());
+    matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
