@@ -135,9 +135,8 @@ pub(super) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
            renumbered_after)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT DO UPDATE SET uid_validity = excluded.uid_validity, last_uid = excluded.last_uid,
-           last_seen_at = excluded.last_seen_at, begun_at = coalesce(excluded.begun_at, begun_at),
-           begun_uid = coalesce(excluded.begun_uid, begun_uid), newest_at = coalesce(excluded.newest_at, newest_at),
-           renumbered_after = excluded.renumbered_after",
+           last_seen_at = excluded.last_seen_at, begun_at = excluded.begun_at, begun_uid = excluded.begun_uid,
+           newest_at = excluded.newest_at, renumbered_after = excluded.renumbered_after",
     )?
     .execute(params![
         account,

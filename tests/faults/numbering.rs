@@ -236,8 +236,9 @@ async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clo
             for n in 0..3 {
                 let subject = format!("then {n}");
                 meanwhile(&server, &mut watching, |world| {
-                    // One that is gone, one of somebody else's, and one that was moved here with the date it had.
-                    world.mails.retain(|(uid, _)| *uid == 1);
+                    // The last that was read is gone. Of those that come one is somebody else's, and one was moved here
+                    // with the date that it had.
+                    world.mails.truncate(world.mails.len().saturating_sub(1).max(1));
                     deliver_at(world, &other("not ours"), &date);
                     deliver_at(world, &notification("moved"), BEFORE);
                     deliver_at(world, &notification(&subject), &date);
@@ -267,6 +268,26 @@ async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
         restore(world, 2);
         deliver_at(world, &notification("under a number that was passed"), LATER);
         deliver_at(world, &other("new"), LATER);
+    })
+    .await;
+    watching.mail("under a number that was passed").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        deliver_at(world, &notification("kept"), BEFORE);
+        (0..4).for_each(|_| _ = deliver_at(world, &other("lost"), BEFORE));
+    });
+    let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 5))));
+    let mut watching = Watching::of(settings(server.port, SHARED), quick(), cursor);
+    watching.idle().await;
+    meanwhile(&server, &mut watching, |world| {
+        restore(world, 1);
+        deliver_at(world, &notification("under a number that was passed"), LATER);
+        (0..5).for_each(|_| _ = deliver_at(world, &other("new"), LATER));
     })
     .await;
     watching.mail("under a number that was passed").await;

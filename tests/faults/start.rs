@@ -1,6 +1,8 @@
 //! Where the first run begins: `start`.
 
 use super::*;
+use resmic_mailhook::model::MailboxState;
+
 use crate::support::scripted::{World, notification};
 
 /// So many seconds from now, as a server writes it.
@@ -167,7 +169,9 @@ async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
             server.change(|world| deliver_at(world, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
-            let (news, next) = (server.count("news") + 1, ends_in.map(|name| (name, server.count(name) + 2)));
+            // The second FETCH is the first that brings a mail.
+            let next = ends_in.map(|name| (name, server.count(name) + if name == "UID FETCH" { 2 } else { 1 }));
+            let news = server.count("news") + 1;
             server.script(move |seen| match (seen.name, seen.nth) {
                 ("news", nth) if nth == news => vec![Step::Close],
                 (name, nth) if next == Some((name, nth)) => vec![Step::Close],
@@ -204,6 +208,23 @@ async fn what_comes_after_now_is_read_whatever_its_date() {
         assert_eq!(watching.times("old"), 0);
         watching.end().await;
     }
+}
+
+#[tokio::test]
+async fn where_now_was_is_written_down_before_anything_is_read_also_in_an_empty_mailbox() {
+    let server = Scripted::start().await;
+    once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
+    let more = format!("{DEDICATED}\nstart = \"now\"");
+    let mut watching = watch(&server, &more);
+    watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
+    let cursor = watching.cursor.clone();
+    // Whatever it said until then is committed; then it is killed.
+    watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
+    watching.task.abort();
+    let settings = crate::support::watching::settings(server.port, &more);
+    let mut watching = Watching::of(settings, quick(), cursor);
+    watching.mail("meanwhile").await;
+    watching.end().await;
 }
 
 #[tokio::test]
