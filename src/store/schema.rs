@@ -175,14 +175,22 @@ mod tests {
             MIGRATIONS.iter().take(version).for_each(|step| old.execute_batch(step).unwrap());
             old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
             old.pragma_update(None, "user_version", version as i64).unwrap();
-            old.execute_batch("INSERT INTO sessions (session_id) VALUES ('591abe63-aa61-411d-a419-0b546729bbd0')")
-                .unwrap();
+            old.execute_batch(
+                "INSERT INTO sessions (session_id) VALUES ('591abe63-aa61-411d-a419-0b546729bbd0');
+                 INSERT INTO mailboxes (account, mailbox, last_uid, last_seen_at) VALUES
+                   ('shop', 'INBOX', 5, '2025-03-05T03:36:00.000Z'), ('shop', 'new', NULL, '2025-03-05T03:36:00.000Z'),
+                   ('shop', 'never', 5, NULL)",
+            )
+            .unwrap();
             drop(old);
             let opened = open(&path).unwrap();
             assert_eq!(schema(&opened), new, "from version {version}");
             assert_eq!(identity(&opened).unwrap(), (APPLICATION_ID, NEWEST));
             let kept: i64 = opened.query_row("SELECT count(*) FROM sessions", [], |row| row.get(0)).unwrap();
             assert_eq!(kept, 1, "from version {version}");
+            let newest = "SELECT group_concat(newest_at) FROM mailboxes";
+            let newest: String = opened.query_row(newest, [], |row| row.get(0)).unwrap();
+            assert_eq!(newest, "2025-03-05T03:37:00.000Z", "a little later than the last look");
         }
     }
 

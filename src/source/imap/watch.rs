@@ -14,6 +14,7 @@ use super::mailbox::{self, Selected};
 use super::opened::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
 use super::timing::Timing;
+use super::wire::Wire;
 use crate::model::{Begun, MailboxState, Reached};
 
 /// How many short-lived connections in a row are each replaced at once.
@@ -57,6 +58,15 @@ struct Watcher {
     finished: Finished,
     /// The connection, here so that it can be closed politely whatever was going on.
     opened: Option<Opened>,
+}
+
+/// Where a connection goes on reading.
+struct Whence {
+    reached: Reached,
+    /// The database knows it so.
+    is_known: bool,
+    /// The numbers mean other mails than they did.
+    anew: bool,
 }
 
 /// What went wrong of late, in a row.
@@ -160,19 +170,7 @@ impl Watcher {
         }
         let now = self.account.timing.now();
         let mut selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
-        let known = (self.cursors)(name.clone()).await.map_err(Error::Cursor)?;
-        let same = match &known {
-            Some(known) => mailbox::is_same(&mut wire, &mut selected, known, &self.account.timing, now).await?,
-            None => false,
-        };
-        let anew = known.is_some() && !same;
-        let reached = match &known {
-            None => self.beginning(&selected, now),
-            Some(known) if same => known.reached,
-            Some(known) => self.anew(&selected, known),
-        };
-        // Also what was only learned now, of a database that did not know it, is to be written down.
-        let is_known = same && reached.newest_at == selected.newest_at;
+        let Whence { reached, is_known, anew } = self.whence(&mut wire, &mut selected, now).await?;
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
             // The numbers would mean other mails.
@@ -195,6 +193,19 @@ impl Watcher {
             finished,
         });
         Ok(true)
+    }
+
+    /// Where to go on reading, or to begin. `now`: before the mailbox was opened.
+    async fn whence(&mut self, wire: &mut Wire, selected: &mut Selected, now: Timestamp) -> Result<Whence> {
+        let Some(known) = (self.cursors)(self.name.clone()).await.map_err(Error::Cursor)? else {
+            return Ok(Whence { reached: self.beginning(selected, now), is_known: false, anew: false });
+        };
+        if !mailbox::is_same(wire, selected, &known, &self.account.timing, now).await? {
+            return Ok(Whence { reached: self.anew(selected, &known), is_known: false, anew: true });
+        }
+        // What a database did not know, and was only learned now, is to be written down.
+        let is_known = known.reached.newest_at == selected.newest_at;
+        Ok(Whence { reached: known.reached, is_known, anew: false })
     }
 
     /// Where to begin in a mailbox that never was read.
