@@ -60,11 +60,10 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let sqlite = |e| Error::from_sqlite(path, e);
     let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
-    // What else is wrong is said by what is asked next.
-    let code = tables(&connection).err().and_then(|error| error.sqlite_error_code());
-    let may_not = matches!(code, Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
+    let Err(error) = tables(&connection) else { return Ok((connection, false)) };
+    let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
     match as_it_is(path).filter(|_| may_not && !log_of(path).exists()) {
-        None => Ok((connection, false)),
+        None => Err(sqlite(error)),
         Some(uri) => Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true)),
     }
 }
