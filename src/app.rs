@@ -22,7 +22,7 @@ use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap::{self, Tls};
-use crate::store::{self, DaemonLock, Store};
+use crate::store::{self, DaemonLock, Landmarks, Store};
 use crate::trust::dns::Resolver;
 use crate::{extract, forward, metrics, session, systemd, tls, trust};
 
@@ -36,6 +36,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 const REOPEN: Duration = Duration::from_secs(5);
 /// How long the loops have for ending by themselves.
 const DRAIN: Duration = Duration::from_secs(4);
+/// How long the database may take to close after that.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// What an account's mails are examined by.
 ///
@@ -191,7 +193,12 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     }
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
-    supervise(&mut loops, shutdown).await
+    let ended = supervise(&mut loops, shutdown).await;
+    // A loop that did not end in time would keep it open.
+    if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
+        tracing::debug!("the database did not close in time; nothing is lost by that");
+    }
+    ended
 }
 
 /// Opens the database, however long a disk is full or another program has it; `None`: the end came first.
@@ -272,8 +279,8 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 
 async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
-    let landmark = store.landmark(&cursor).await?.map(|mail| (mail.uid, mail.received_at));
-    Ok(Some(imap::Known { uid_validity: cursor.uid_validity, last_uid: cursor.last_uid, landmark }))
+    let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
 }
 
 /// The accounts with their secrets.

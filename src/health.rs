@@ -14,6 +14,10 @@ const SLACK: Duration = Duration::from_secs(5 * 60);
 /// With less than this left on the disk the next commits may fail.
 const ROOM: u64 = 1 << 20;
 
+/// What to do about a lock.
+const LOCKED: &str = "another program has locked the database: end it, or the transaction that it has begun (`fuser -v` \
+    on the file says which); mails wait until then";
+
 /// What the configuration expects to be there.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
@@ -66,7 +70,7 @@ pub struct Mailbox {
     pub last_error: Option<String>,
 }
 
-/// Looks at the database. `running`: a daemon works on it.
+/// Looks at the database. `running`: a daemon works on it. Takes seconds if another program has locked it.
 ///
 /// # Errors
 /// What the store says.
@@ -83,6 +87,10 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
     attention.extend(reader.room().filter(|room| *room < ROOM).map(|room| {
         format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
     }));
+    // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
+    if running && reader.is_locked() {
+        attention.push(LOCKED.to_owned());
+    }
     attention.extend(undelivered(reader, expected)?);
     let words = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()

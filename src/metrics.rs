@@ -43,17 +43,24 @@ pub struct Endpoint {
     pub pulses: Pulses,
 }
 
-/// How the daemon is, as it knows itself: what the database says, and whether its loops make progress.
+/// How the daemon is, as it knows itself: what the database says, and whether its loops make progress. With the
+/// connection that was looked through.
 ///
 /// # Errors
 /// What the store says.
-pub fn own_health(reader: &Reader, expected: &Expected, pulses: &Pulses) -> store::Result<Health> {
-    let mut health = look(reader, expected, true, Timestamp::now())?;
+pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> store::Result<(Reader, Health)> {
+    let (store, expected) = (store.clone(), expected.clone());
+    let looking = tokio::task::spawn_blocking(move || {
+        let reader = store.reader()?;
+        let health = look(&reader, &expected, true, Timestamp::now())?;
+        Ok((reader, health))
+    });
+    let (reader, mut health) = looking.await.unwrap_or(Err(store::Error::Stopped))?;
     for name in pulses.late() {
         health.ok = false;
         health.attention.push(format!("{name} makes no progress; restart the daemon"));
     }
-    Ok(health)
+    Ok((reader, health))
 }
 
 /// Serves until `shutdown`.
@@ -101,11 +108,7 @@ async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Respo
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
     }
-    let known = endpoint.store.reader().and_then(|reader| {
-        let health = own_health(&reader, &endpoint.expected, &endpoint.pulses)?;
-        Ok((reader, health))
-    });
-    let (reader, health) = match known {
+    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.pulses).await {
         Ok(known) => known,
         Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
     };

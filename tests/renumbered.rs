@@ -27,9 +27,12 @@ struct World {
 
 impl World {
     fn start(mailbox: &'static str) -> World {
+        World::start_with(mailbox, "dedicated = true")
+    }
+
+    fn start_with(mailbox: &'static str, more: &str) -> World {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
-        let more = format!("dedicated = true\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\"");
-        let account = account(dovecot.imap, &more);
+        let account = account(dovecot.imap, &format!("{more}\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\""));
         let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
         let world = World { dovecot, callback, home, mailbox };
         if mailbox != "INBOX" {
@@ -70,6 +73,25 @@ impl World {
     }
 }
 
+/// Has a server forget the numbers that it gave.
+fn renumber(dovecot: &Dovecot) {
+    for entry in std::fs::read_dir(dovecot.maildir(ADDRESS)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("dovecot") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    next_second();
+}
+
+/// Validities and dates are seconds: the next one is another.
+fn next_second() {
+    let second = std::time::SystemTime::now() + Duration::from_secs(1);
+    while std::time::SystemTime::now() < second {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// A copy with owners and times.
 fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
@@ -82,19 +104,7 @@ fn a_new_numbering_under_the_same_name() {
     world.deliver(1..=10);
     world.balance(10);
     let before = world.validity();
-    world.dovecot.while_down(|dovecot| {
-        for entry in std::fs::read_dir(dovecot.maildir(ADDRESS)).unwrap() {
-            let path = entry.unwrap().path();
-            if path.file_name().unwrap().to_str().unwrap().starts_with("dovecot") {
-                std::fs::remove_file(path).unwrap();
-            }
-        }
-        // Validities are seconds: the next one is another.
-        let second = std::time::SystemTime::now() + Duration::from_secs(1);
-        while std::time::SystemTime::now() < second {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
+    world.dovecot.while_down(renumber);
     world.deliver(11..=15);
     world.balance(15);
     world.home.until("SELECT last_uid FROM mailboxes", "15", SOON);
@@ -189,4 +199,86 @@ fn a_server_that_came_back_from_its_backup_with_fewer_mails() {
 #[test]
 fn a_server_that_came_back_from_its_backup_with_more_mails() {
     restored(10, false);
+}
+
+/// While nobody looks, a server comes back from its backup, so many new mails come that its numbers have caught up, and
+/// the last that was read is gone. What was lost is ours, or somebody else's in a shared mailbox.
+fn restored_and_caught_up(shared: bool) {
+    let mut world = World::start_with("INBOX", if shared { "dedicated = false" } else { "dedicated = true" });
+    let daemon = world.daemon();
+    world.deliver(1..=5);
+    world.balance(5);
+    world.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
+    let known = if shared {
+        let friend = b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHello\r\n";
+        world.dovecot.deliver_all(ADDRESS, [friend.as_slice(); 5]);
+        5
+    } else {
+        world.deliver(6..=10);
+        10
+    };
+    world.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
+    world.balance(known);
+    let before = world.validity();
+    assert_eq!(daemon.end(), Some(0));
+    world.dovecot.while_down(|dovecot| {
+        std::fs::remove_dir_all(dovecot.maildir(ADDRESS)).unwrap();
+        copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
+        next_second();
+    });
+    // The first of them came twice, and the second time as what is gone.
+    world.deliver(known + 1..=known + 4);
+    world.deliver(known + 1..=known + 1);
+    world.deliver(known + 5..=known + 10);
+    world.doveadm(&["expunge"], &["mailbox", "INBOX", "uid", "10"]);
+    let daemon = world.daemon();
+    world.balance(known + 10);
+    assert_eq!(world.validity(), before, "the server has not said that its numbers mean something else");
+    world.home.until("SELECT last_uid FROM mailboxes", "16", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    // It is not found again.
+    let rows = world.home.ask("SELECT renumbered_after FROM mailboxes");
+    assert_ne!(rows, "0");
+    let daemon = world.daemon();
+    world.deliver(known + 11..=known + 12);
+    world.balance(known + 12);
+    assert_eq!(world.home.ask("SELECT renumbered_after FROM mailboxes"), rows);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_server_that_came_back_from_its_backup_and_has_caught_up() {
+    restored_and_caught_up(false);
+}
+
+#[test]
+fn a_server_that_came_back_from_its_backup_and_has_caught_up_in_a_shared_mailbox() {
+    restored_and_caught_up(true);
+}
+
+#[test]
+fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
+    let mut world = World::start_with("INBOX", "dedicated = true\nstart = \"now\"");
+    world.deliver(101..=105);
+    // They came two hours ago: for Dovecot that is the time of the file, once it has forgotten what it noted.
+    world.dovecot.while_down(|dovecot| {
+        renumber(dovecot);
+        let new = dovecot.maildir(ADDRESS).join("new");
+        let files: Vec<_> = std::fs::read_dir(new).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 5);
+        assert!(Command::new("touch").args(["-d", "2 hours ago"]).args(files).status().unwrap().success());
+    });
+    let daemon = world.daemon();
+    world.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+    world.deliver(1..=3);
+    world.balance(3);
+    let before = world.validity();
+    world.dovecot.while_down(renumber);
+    world.deliver(4..=5);
+    world.balance(5);
+    world.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
+    assert_ne!(world.validity(), before);
+    world.deliver(6..=6);
+    world.balance(6);
+    assert_eq!(daemon.end(), Some(0));
 }

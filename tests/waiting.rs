@@ -78,6 +78,8 @@ fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
         disk.free();
         books::balance(&home, &callback, known + 10, LATER);
         assert_eq!(daemon.end(), Some(0));
+        // Else the next would have no need of room to open it, and its end would wait for what cannot be stored.
+        assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was not closed");
     }
     // It ends while it waits, too.
     disk.fill();
@@ -100,6 +102,9 @@ fn a_locked_database_is_waited_for() {
     daemon.says("another program has held the write lock", SOON);
     assert_eq!(home.ask("SELECT count(*) FROM events"), "10");
     assert!(!daemon.process.has_ended());
+    let status = home.run(&["status"]);
+    let words = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && words.contains("another program has locked the database"), "{words}");
     // Nor is it in the way of a start.
     daemon.kill();
     let daemon = home.start();
@@ -108,6 +113,7 @@ fn a_locked_database_is_waited_for() {
     deliver(&dovecot, 61..=70);
     books::balance(&home, &callback, 70, LATER);
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
+    assert!(home.run(&["status"]).status.success());
     assert_eq!(daemon.end(), Some(0));
 }
 

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::health::Expected;
 use crate::model::iso;
 use crate::pulse::{Pulse, Pulses};
-use crate::store::{self, Reader, Store};
+use crate::store::{self, Store};
 use crate::{metrics, systemd};
 
 /// How often it looks, at most.
@@ -38,8 +38,7 @@ impl Overseer {
         let mut said = String::new();
         loop {
             self.store_answers(&writing).await?;
-            let reader = self.store.reader();
-            let line = reader.and_then(|reader| self.look(&reader, &sending)).unwrap_or_else(|e| e.to_string());
+            let line = self.look(&sending).await.unwrap_or_else(|e| e.to_string());
             if line != said {
                 systemd::status(&line);
                 said = line;
@@ -67,12 +66,13 @@ impl Overseer {
         }
     }
 
-    fn look(&self, reader: &Reader, sending: &Pulse) -> store::Result<String> {
+    async fn look(&self, sending: &Pulse) -> store::Result<String> {
+        let (reader, health) = metrics::own_health(&self.store, &self.expected, &self.pulses).await?;
         let since = Timestamp::now() - STANDSTILL;
         if !reader.outbox_stands_still(&self.expected.targets, &iso(since))? {
             sending.beat();
         }
-        Ok(metrics::own_health(reader, &self.expected, &self.pulses)?.line())
+        Ok(health.line())
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: boo
         since: asked.since.map(iso),
         after: None,
     };
+    anyhow::ensure!(!follow || !reader.is_frozen(), "nothing can be followed: the daemon is not running");
     if !follow && !json {
         return table(&reader, &filter);
     }

@@ -192,8 +192,8 @@ impl Ingest {
     }
 
     fn cursor(&self, batch: &Batch) -> Option<Cursor> {
-        let (uid_validity, last_uid) = batch.cursor?;
-        Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), uid_validity, last_uid })
+        let reached = batch.cursor?;
+        Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), reached })
     }
 
     /// Records mails, however long the database has to be waited for.

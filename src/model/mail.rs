@@ -32,6 +32,36 @@ pub struct RawMail {
     pub received_at: Option<Timestamp>,
 }
 
+/// How far a mailbox has been read, and what shows whether its numbers still mean the mails that they meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// The numbering that `last_uid` belongs to (RFC 3501, 2.3.1.1).
+    pub uid_validity: u32,
+    /// The highest UID read: every mail up to it is stored, was seen to be gone, or was there before we began.
+    pub last_uid: u32,
+    /// Where the first run began, if not with the oldest mail.
+    pub begun: Option<Begun>,
+    /// When the server took the newest mail that was seen here, by its clock.
+    pub newest_at: Option<Timestamp>,
+    /// Up to this row of the database UIDs may be other mails' by now.
+    pub renumbered_after: i64,
+}
+
+/// Where a mailbox was begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begun {
+    /// What the server took before this is not read …
+    pub at: Timestamp,
+    /// … up to this UID. What is above it came since, with whatever date.
+    pub uid: u32,
+}
+
+impl From<(u32, u32)> for Reached {
+    fn from((uid_validity, last_uid): (u32, u32)) -> Self {
+        Reached { uid_validity, last_uid, begun: None, newest_at: None, renumbered_after: 0 }
+    }
+}
+
 /// Why an outcome is what it is: a code for machines, words for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {

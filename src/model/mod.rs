@@ -10,7 +10,7 @@ mod spelling;
 mod words;
 
 pub use event::{Event, Reading};
-pub use mail::{Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reason, Verdict};
+pub use mail::{Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Verdict};
 pub use spelling::{KNOWN_CHAINS, fold_chain, fold_hash, iso, printable, same_amount, spell_chain, webhook_time};
 pub(crate) use words::words;
 pub use words::{MailboxState, Outcome, ReasonCode, Status, Trust};

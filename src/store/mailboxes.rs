@@ -1,50 +1,57 @@
 //! How far each mailbox has been read, and how it is.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Result, Store, now};
-use crate::model::MailboxState;
+use crate::model::{Begun, MailboxState, Reached, iso};
 
-/// How far a mailbox has been read: every mail up to `last_uid` is stored, or was seen to be gone.
+/// A mailbox, and how far it has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// The account's name.
     pub account: String,
     /// The mailbox's name on the server.
     pub mailbox: String,
-    /// The numbering that `last_uid` belongs to (RFC 3501, 2.3.1.1).
-    pub uid_validity: u32,
-    /// The highest UID read.
-    pub last_uid: u32,
+    /// How far.
+    pub reached: Reached,
 }
 
-/// A mail by which it can be seen whether a numbering still means the same mails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Landmark {
-    /// Its UID.
-    pub uid: u32,
-    /// When the server took it.
-    pub received_at: Timestamp,
+/// Mails by which it can be seen whether a numbering still means the same mails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Landmarks {
+    /// Their UIDs, and when the server took them.
+    pub mails: Vec<(u32, Timestamp)>,
+    /// The last row of all: what is recorded from now on has another.
+    pub last_row: i64,
 }
 
 impl Store {
-    /// The last mail that was recorded under this cursor's numbering, if the server said when it took it.
+    /// What was recorded under this cursor's numbering, of its last `reach` UIDs.
     ///
     /// # Errors
     /// [`super::Error`].
-    pub async fn landmark(&self, cursor: &Cursor) -> Result<Option<Landmark>> {
-        let Cursor { account, mailbox, uid_validity, last_uid } = cursor.clone();
+    pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<Landmarks> {
+        let Cursor { account, mailbox, reached } = cursor.clone();
         self.write(move |tx| {
-            let found = tx
-                .prepare_cached(
-                    "SELECT uid, received_at FROM mails
-                     WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid <= ?4
-                     ORDER BY uid DESC, id DESC LIMIT 1",
-                )?
-                .query_row(params![account, mailbox, uid_validity, last_uid], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            Ok(found.and_then(|(uid, at)| Some(Landmark { uid, received_at: super::moment(at)? })))
+            let mut found = tx.prepare_cached(
+                "SELECT uid, received_at FROM mails
+                 WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid > ?4 AND uid <= ?5 AND id > ?6",
+            )?;
+            let last = reached.last_uid;
+            let given = params![
+                account,
+                mailbox,
+                reached.uid_validity,
+                last.saturating_sub(reach),
+                last,
+                reached.renumbered_after
+            ];
+            let rows = found.query_map(given, |row| Ok((row.get(0)?, super::moment(row.get(1)?))))?;
+            let rows = rows.collect::<rusqlite::Result<Vec<(u32, Option<Timestamp>)>>>()?;
+            let last_row = tx.query_row("SELECT coalesce(max(id), 0) FROM mails", [], |row| row.get(0))?;
+            let mails = rows.into_iter().filter_map(|(uid, at)| Some((uid, at?))).collect();
+            Ok(Landmarks { mails, last_row })
         })
         .await
     }
@@ -58,12 +65,12 @@ impl Store {
         self.write(move |tx| {
             let found = tx
                 .prepare_cached(
-                    "SELECT uid_validity, last_uid FROM mailboxes
+                    "SELECT uid_validity, last_uid, begun_at, begun_uid, newest_at, renumbered_after FROM mailboxes
                      WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
                 )?
-                .query_row(params![account, mailbox], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row(params![account, mailbox], reached)
                 .optional()?;
-            Ok(found.map(|(uid_validity, last_uid)| Cursor { account, mailbox, uid_validity, last_uid }))
+            Ok(found.map(|reached| Cursor { account, mailbox, reached }))
         })
         .await
     }
@@ -108,13 +115,39 @@ impl Store {
     }
 }
 
+fn reached(row: &Row) -> rusqlite::Result<Reached> {
+    let begun_at = super::moment(row.get("begun_at")?);
+    let begun_uid: Option<u32> = row.get("begun_uid")?;
+    Ok(Reached {
+        uid_validity: row.get("uid_validity")?,
+        last_uid: row.get("last_uid")?,
+        begun: begun_at.zip(begun_uid).map(|(at, uid)| Begun { at, uid }),
+        newest_at: super::moment(row.get("newest_at")?),
+        renumbered_after: row.get("renumbered_after")?,
+    })
+}
+
 /// Moves the cursor, inside the transaction that stores what it passes.
 pub(super) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
+    let Cursor { account, mailbox, reached } = cursor;
     tx.prepare_cached(
-        "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at, begun_at, begun_uid, newest_at,
+           renumbered_after)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
          ON CONFLICT DO UPDATE SET uid_validity = excluded.uid_validity, last_uid = excluded.last_uid,
-           last_seen_at = excluded.last_seen_at",
+           last_seen_at = excluded.last_seen_at, begun_at = excluded.begun_at, begun_uid = excluded.begun_uid,
+           newest_at = excluded.newest_at, renumbered_after = excluded.renumbered_after",
     )?
-    .execute(params![cursor.account, cursor.mailbox, cursor.uid_validity, cursor.last_uid, now()])?;
+    .execute(params![
+        account,
+        mailbox,
+        reached.uid_validity,
+        reached.last_uid,
+        now(),
+        reached.begun.map(|begun| iso(begun.at)),
+        reached.begun.map(|begun| begun.uid),
+        reached.newest_at.map(iso),
+        reached.renumbered_after
+    ])?;
     Ok(())
 }

@@ -2,11 +2,15 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, params};
 
-use super::{Error, Reader, Result, Store};
+use super::{Error, Reader, Result, Store, schema};
+
+/// How long a transaction of ours may take, and then some.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What waits for a person.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,6 +109,14 @@ impl Reader {
     pub fn room(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(self.path()).ok()?;
         disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+
+    /// Whether another program has held the write lock for longer than anything of ours does. Many short transactions in
+    /// a row, as in a backfill, may keep us out as long; but they commit.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        let before = self.data_version().ok();
+        schema::is_busy(self.path(), PATIENCE) && before.is_some() && self.data_version().ok() == before
     }
 
     /// Writes a consistent copy to a new file, while others write; it is checked before it gets its name.

@@ -25,7 +25,7 @@ use std::sync::atomic::AtomicI64;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-pub use mailboxes::{Cursor, Landmark};
+pub use mailboxes::{Cursor, Landmarks};
 pub use maintain::{Backlog, Pruned};
 pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
@@ -170,6 +170,13 @@ impl Store {
         let count = || Arc::new(watch::Sender::new(0));
         let seen_version = Arc::new(AtomicI64::new(i64::MIN));
         Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), seen_version })
+    }
+
+    /// Lets go of the database; returns when everybody has, and it is one file again. A process that ends before that
+    /// loses nothing, and leaves to the next what is in the `-wal`.
+    pub async fn close(self) {
+        let Store { writer, .. } = self;
+        writer.close().await;
     }
 
     /// A connection for reading, of the caller's own.

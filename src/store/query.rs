@@ -12,6 +12,7 @@ use super::{Error, Result, schema};
 pub struct Reader {
     connection: Connection,
     path: PathBuf,
+    frozen: bool,
 }
 
 /// Which events are asked for; all that is `Some` must hold.
@@ -115,7 +116,15 @@ impl Reader {
     /// # Errors
     /// [`Error::Absent`], [`Error::Newer`], [`Error::Foreign`], or what SQLite says.
     pub fn open(path: &Path) -> Result<Self> {
-        Ok(Reader { connection: schema::open_reader(path)?, path: path.to_owned() })
+        let (connection, frozen) = schema::open_reader(path)?;
+        Ok(Reader { connection, path: path.to_owned(), frozen })
+    }
+
+    /// Whether it shows the moment of its opening for ever: for a user who may not take part in the database's locks,
+    /// while nobody else has it open.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     pub(super) fn path(&self) -> &Path {

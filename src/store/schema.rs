@@ -1,10 +1,10 @@
 //! Opening and migrating: the file is ours, of a version that we know, and in WAL mode.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Error, Result};
 
@@ -12,7 +12,8 @@ use super::{Error, Result};
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
 /// The migrations, in their order; the n-th brings a file to `user_version` n. Only ever appended to.
-const MIGRATIONS: [&str; 2] = [include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migrations/0001.sql"), include_str!("migrations/0002.sql"), include_str!("migrations/0003.sql")];
 
 /// The newest schema that this program knows.
 const NEWEST: i64 = MIGRATIONS.len() as i64;
@@ -37,8 +38,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Opens for reading only.
-pub(super) fn open_reader(path: &Path) -> Result<Connection> {
+/// Opens for reading only. True: it shows the file as it is now, for ever.
+pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     if !path.exists() {
         return Err(Error::Absent(path.to_owned()));
     }
@@ -47,14 +48,55 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection> {
         // A reader must not migrate; what opens for writing does.
         drop(open(path)?);
     }
-    let connection = read_only(path)?;
+    let (connection, frozen) = read_only(path)?;
     configure(&connection).map_err(|e| Error::from_sqlite(path, e))?;
-    Ok(connection)
+    Ok((connection, frozen))
 }
 
-fn read_only(path: &Path) -> Result<Connection> {
+/// As [`open_reader`], whatever it is. Whoever reads first makes files beside it, and not everybody may: a file that was
+/// closed in order is whole without them.
+fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Connection::open_with_flags(path, flags).map_err(|e| Error::from_sqlite(path, e))
+    let sqlite = |e| Error::from_sqlite(path, e);
+    let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
+    let Err(error) = tables(&connection) else { return Ok((connection, false)) };
+    let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
+    match as_it_is(path).filter(|_| may_not && !log_of(path).exists()) {
+        None => Err(sqlite(error)),
+        Some(uri) => Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true)),
+    }
+}
+
+/// The name by which SQLite reads a file that nobody has open, with no lock and no file beside it (sqlite.org/uri.html,
+/// `immutable`).
+fn as_it_is(path: &Path) -> Option<String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let path = std::path::absolute(path).ok()?;
+    Some(format!("file:{}?immutable=1", path.to_str()?.bytes().map(encode).collect::<String>()))
+}
+
+/// What is newer than the file, while somebody has it open.
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+fn tables(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+}
+
+/// Whether the write lock cannot be had for so long. Whoever may only read cannot ask, and no file is made.
+pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let asked = Connection::open_with_flags(path, flags).and_then(|connection| {
+        connection.busy_timeout(patience)?;
+        connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK")
+    });
+    let code = asked.err().and_then(|error| error.sqlite_error_code());
+    matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
@@ -67,13 +109,10 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Whose file is it, and of which version? Read-only, so that a file that is refused stays as it was.
 fn inspect(path: &Path) -> Result<i64> {
-    let connection = read_only(path)?;
+    let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     let (application, version) = identity(&connection).map_err(sqlite)?;
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(sqlite)?;
-    let empty = application == 0 && version == 0 && tables == 0;
+    let empty = application == 0 && version == 0 && tables(&connection).map_err(sqlite)? == 0;
     if !empty && application != APPLICATION_ID {
         return Err(Error::Foreign(path.to_owned()));
     }
@@ -135,14 +174,22 @@ mod tests {
             MIGRATIONS.iter().take(version).for_each(|step| old.execute_batch(step).unwrap());
             old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
             old.pragma_update(None, "user_version", version as i64).unwrap();
-            old.execute_batch("INSERT INTO sessions (session_id) VALUES ('591abe63-aa61-411d-a419-0b546729bbd0')")
-                .unwrap();
+            old.execute_batch(
+                "INSERT INTO sessions (session_id) VALUES ('591abe63-aa61-411d-a419-0b546729bbd0');
+                 INSERT INTO mailboxes (account, mailbox, last_uid, last_seen_at) VALUES
+                   ('shop', 'INBOX', 5, '2025-03-05T03:36:00.000Z'), ('shop', 'new', NULL, '2025-03-05T03:36:00.000Z'),
+                   ('shop', 'never', 5, NULL)",
+            )
+            .unwrap();
             drop(old);
             let opened = open(&path).unwrap();
             assert_eq!(schema(&opened), new, "from version {version}");
             assert_eq!(identity(&opened).unwrap(), (APPLICATION_ID, NEWEST));
             let kept: i64 = opened.query_row("SELECT count(*) FROM sessions", [], |row| row.get(0)).unwrap();
             assert_eq!(kept, 1, "from version {version}");
+            let newest = "SELECT group_concat(newest_at) FROM mailboxes";
+            let newest: String = opened.query_row(newest, [], |row| row.get(0)).unwrap();
+            assert_eq!(newest, "2025-03-05T03:37:00.000Z", "a little later than the last look");
         }
     }
 
@@ -157,6 +204,17 @@ mod tests {
         assert!(matches!(open(&path), Err(Error::Newer { .. })));
         assert!(matches!(open_reader(&path), Err(Error::Newer { .. })));
         assert_eq!(before, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_nobody_has_open_is_read_as_it_is_whatever_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("100% of what? #1 ü.db");
+        drop(open(&path).unwrap());
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(as_it_is(&path).unwrap(), flags).unwrap();
+        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing is beside it");
     }
 
     #[test]

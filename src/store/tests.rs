@@ -40,7 +40,7 @@ fn entry(uid: u32, event: Event) -> Entry {
 }
 
 fn cursor(last_uid: u32) -> Option<Cursor> {
-    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), uid_validity: 7, last_uid })
+    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), reached: (7, last_uid).into() })
 }
 
 fn deliveries(store: &Store) -> Vec<(String, String)> {
@@ -117,4 +117,53 @@ async fn a_second_daemon_is_refused() {
     assert!(matches!(DaemonLock::take(&path), Err(Error::Busy(_))));
     drop(first);
     DaemonLock::take(&path).unwrap();
+}
+
+fn files(folder: &tempfile::TempDir) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn whether_it_is_locked_is_asked_without_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    store(&folder).close().await;
+    assert_eq!(files(&folder), ["m.db"], "closed, it is one file");
+    let other = Connection::open(&path).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    assert!(!reader.is_locked());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(reader.is_locked());
+    other.execute_batch("ROLLBACK").unwrap();
+    assert!(!reader.is_locked());
+    drop((reader, other));
+    let wait = std::time::Duration::ZERO;
+    assert!(!schema::is_busy(&path, wait) && !schema::is_busy(&folder.path().join("none"), wait));
+    assert_eq!(files(&folder), ["m.db"]);
+}
+
+#[test]
+fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    drop(schema::open(&path).unwrap());
+    let (reader, other) = (Reader::open(&path).unwrap(), schema::open(&path).unwrap());
+    let (end, ending) = std::sync::mpsc::channel::<()>();
+    let writing = std::thread::spawn(move || {
+        // Each holds the lock longer than SQLite waits between two tries.
+        let hold = std::time::Duration::from_millis(150);
+        loop {
+            other.execute_batch("BEGIN IMMEDIATE; DELETE FROM unsettled").unwrap();
+            let ended = ending.recv_timeout(hold) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
+            other.execute_batch("INSERT INTO unsettled VALUES ('another'); COMMIT").unwrap();
+            if ended {
+                return;
+            }
+        }
+    });
+    assert!(!reader.is_locked());
+    drop(end);
+    writing.join().unwrap();
 }

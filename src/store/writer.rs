@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Error, Result};
 
@@ -42,6 +42,8 @@ struct Piece<F, T> {
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     path: Arc<Path>,
+    /// Its other end is dropped when the connection is closed.
+    open: watch::Receiver<()>,
 }
 
 impl Writer {
@@ -49,11 +51,22 @@ impl Writer {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
+        let (is_open, open) = watch::channel(());
         std::thread::Builder::new()
             .name("store".into())
-            .spawn(move || serve(connection, queue))
+            .spawn(move || {
+                serve(connection, queue);
+                drop(is_open);
+            })
             .map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        Ok(Writer { jobs, path: path.into() })
+        Ok(Writer { jobs, path: path.into(), open })
+    }
+
+    /// Lets go of it; returns when the connection is closed, which is when everybody has.
+    pub(super) async fn close(self) {
+        let Writer { jobs, mut open, .. } = self;
+        drop(jobs);
+        while open.changed().await.is_ok() {}
     }
 
     /// Runs `work` in a transaction; returns when that is committed.

@@ -1,6 +1,7 @@
 //! What is done to a notification on the server, once it is stored and never before: `after`.
 
 use super::*;
+use crate::support::scripted::other;
 
 const MOVE: &str = "dedicated = true\nidle_renew = \"1m\"\nafter = { move = \"Resmic & done\" }";
 const SEEN: &str = "dedicated = true\nidle_renew = \"1m\"\nafter = \"seen\"";
@@ -136,5 +137,26 @@ async fn what_a_lost_connection_did_not_put_away_is_put_away_by_the_next() {
     watching.mail("first").await;
     watching.while_server("a second try", |world| world.asked("UID STORE 1 ") == 2).await;
     assert_eq!((watching.times("first"), server.connections()), (1, 2));
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn what_waits_to_be_put_away_is_not_looked_for_under_numbers_that_mean_other_mails() {
+    let server = Scripted::start().await;
+    server.deliver("kept");
+    server.deliver("lost");
+    once(&server, "UID MOVE", 1, &[Step::Mute]);
+    let mut watching = watch(&server, &format!("{SHARED}\nafter = {{ move = \"Resmic\" }}"));
+    watching.while_server("a move", |world| world.count("UID MOVE") == 1).await;
+    // It is not answered: the server comes back from a backup of when there was one mail.
+    server.change(|world| {
+        world.mails.truncate(1);
+        world.uid_next = 2;
+        let uid = world.deliver(&other("somebody else's, in its place"));
+        world.dates.insert(uid, "05-Mar-2025 05:00:00 +0000".into());
+    });
+    watching.while_server("another move", |world| world.count("UID MOVE") == 2).await;
+    watching.idle().await;
+    assert_eq!(server.world().mails.iter().map(|(uid, _)| *uid).collect::<Vec<_>>(), [2]);
     watching.end().await;
 }

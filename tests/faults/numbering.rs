@@ -1,6 +1,7 @@
 //! A UID means something only beside its UIDVALIDITY, and only for as long as the server keeps its numbers.
 
 use super::*;
+use crate::support::scripted::{World, notification, other};
 use crate::support::watching::dedicated;
 use resmic_mailhook::model::MailboxState;
 
@@ -127,4 +128,210 @@ async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
     watching.mail("misjudged").await;
     assert_eq!(server.asked("EXAMINE \"Spam &- more\""), 1, "a name goes out as it came in");
     watching.end().await;
+}
+
+const BEFORE: &str = "05-Mar-2025 03:00:00 +0000";
+const LATER: &str = "05-Mar-2025 05:00:00 +0000";
+
+/// A mail of these bytes arrives, at this time by the server's clock.
+fn deliver_at(world: &mut World, bytes: &[u8], date: &str) -> u32 {
+    let uid = world.deliver(bytes);
+    world.dates.insert(uid, date.to_owned());
+    uid
+}
+
+/// The server is restored from a backup of when there were so many mails.
+fn restore(world: &mut World, mails: usize) {
+    world.mails.truncate(mails);
+    world.uid_next = world.mails.last().map_or(0, |(uid, _)| *uid) + 1;
+}
+
+/// The connection ends at the next news, the mailbox changes, and a new connection finds it so.
+async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut World)) {
+    once(server, "news", server.count("news") + 1, &[Step::Close]);
+    watching.states.clear();
+    server.change(change);
+    let again = |w: &Watching| {
+        let mut states = w.states.iter().map(|(state, _)| *state).skip_while(|s| *s != MailboxState::Failed);
+        states.any(|state| state == MailboxState::Idle)
+    };
+    watching.until("another connection", again).await;
+}
+
+#[tokio::test]
+async fn a_restored_backup_whose_numbers_have_caught_up_is_known_by_mails_that_are_newer_than_any() {
+    // In a shared mailbox mails of others are in the place of others' mails: none of them was recorded.
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        server.change(|world| {
+            deliver_at(world, &notification("kept"), BEFORE);
+            (0..4).for_each(|_| _ = deliver_at(world, &other("lost"), BEFORE));
+        });
+        let mut watching = watch(&server, more);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        watching.idle().await;
+        meanwhile(&server, &mut watching, |world| {
+            restore(world, 1);
+            deliver_at(world, &notification("under a number that was passed"), LATER);
+            (0..5).for_each(|_| _ = deliver_at(world, &other("new"), LATER));
+            // The last that was read is gone for good.
+            world.mails.retain(|(uid, _)| *uid != 5);
+        })
+        .await;
+        watching.mail("under a number that was passed").await;
+        // Once is enough, also for the mails of others, which leave nothing that could be compared.
+        let kept = watching.times("kept");
+        assert_eq!(kept, 2, "all was read anew");
+        for n in 0..3 {
+            let subject = format!("then {n}");
+            meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification(&subject), LATER)).await;
+            watching.mail(&subject).await;
+        }
+        assert_eq!(watching.times("kept"), kept, "{more}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn another_mail_in_the_place_of_one_that_is_known_is_another_numbering_however_old_it_is() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), LATER)));
+        let mut watching = watch(&server, more);
+        watching.mail("2").await;
+        watching.idle().await;
+        meanwhile(&server, &mut watching, |world| {
+            restore(world, 1);
+            deliver_at(world, &notification("filed late"), BEFORE);
+            // And somebody else's, where it leaves no trace: it is not to be found again and again.
+            (0..3).for_each(|_| _ = deliver_at(world, &other("filed late, too"), BEFORE));
+        })
+        .await;
+        watching.mail("filed late").await;
+        assert_eq!(watching.times("0"), 2);
+        for n in 3..6 {
+            let subject = n.to_string();
+            meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification(&subject), LATER)).await;
+            watching.mail(&subject).await;
+        }
+        assert_eq!(watching.times("0"), 2, "{more}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clock_says() {
+    let hour = |hours: i64| {
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+        at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
+    };
+    // By our clock: long ago, an hour ahead, and a date that no clock can be wrong by.
+    for date in [BEFORE.to_owned(), hour(1), hour(24 * 365 * 10)] {
+        for more in [DEDICATED, SHARED] {
+            let server = Scripted::start().await;
+            server.change(|world| _ = deliver_at(world, &notification("first"), &date));
+            let mut watching = watch(&server, more);
+            watching.mail("first").await;
+            watching.idle().await;
+            for n in 0..3 {
+                let subject = format!("then {n}");
+                meanwhile(&server, &mut watching, |world| {
+                    // The last that was read is gone. Of those that come one is somebody else's, and one was moved here
+                    // with the date that it had.
+                    world.mails.truncate(world.mails.len().saturating_sub(1).max(1));
+                    deliver_at(world, &other("not ours"), &date);
+                    deliver_at(world, &notification("moved"), BEFORE);
+                    deliver_at(world, &notification(&subject), &date);
+                })
+                .await;
+                watching.mail(&subject).await;
+                assert_eq!(watching.times(&subject), 1, "{date} {more}");
+            }
+            assert_eq!((watching.times("first"), watching.times("moved")), (1, 3), "{date} {more}");
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        deliver_at(world, &notification("kept"), BEFORE);
+        deliver_at(world, &other("in 2038"), "19-Jan-2038 03:14:07 +0000");
+        deliver_at(world, &other("lost"), BEFORE);
+    });
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.idle().await;
+    meanwhile(&server, &mut watching, |world| {
+        restore(world, 2);
+        deliver_at(world, &notification("under a number that was passed"), LATER);
+        deliver_at(world, &other("new"), LATER);
+    })
+    .await;
+    watching.mail("under a number that was passed").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        deliver_at(world, &notification("kept"), BEFORE);
+        (0..4).for_each(|_| _ = deliver_at(world, &other("lost"), BEFORE));
+    });
+    let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 5))));
+    let mut watching = Watching::of(settings(server.port, SHARED), quick(), cursor);
+    watching.idle().await;
+    meanwhile(&server, &mut watching, |world| {
+        restore(world, 1);
+        deliver_at(world, &notification("under a number that was passed"), LATER);
+        (0..5).for_each(|_| _ = deliver_at(world, &other("new"), LATER));
+    })
+    .await;
+    watching.mail("under a number that was passed").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
+    let server = Scripted::start().await;
+    server.change(|world| (0..1000).for_each(|_| _ = world.deliver(&other("not ours"))));
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1000))).await;
+    watching.idle().await;
+    let before = server.lines().len();
+    meanwhile(&server, &mut watching, |world| _ = world.deliver(&notification("new"))).await;
+    watching.mail("new").await;
+    let lines: Vec<_> = server.lines().into_iter().skip(before).filter(|line| line.contains("FETCH")).collect();
+    assert!(lines[0].contains("UID FETCH 801:1000 (UID INTERNALDATE)"), "{lines:?}");
+    assert!(lines[1].contains("UID FETCH 1001:* (UID)"), "{lines:?}");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_or_ends_while_the_numbers_are_looked_at_moves_nothing() {
+    for way in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[say("{tag} NO not now\r\n")], &[Step::Mute]] {
+        let server = Scripted::start().await;
+        server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), BEFORE)));
+        let mut watching = dedicated(&server);
+        watching.mail("2").await;
+        watching.idle().await;
+        let fetches = server.count("UID FETCH");
+        let way = way.to_vec();
+        server.script(move |seen| match seen.name {
+            "news" if seen.nth == 1 => vec![Step::Close],
+            "UID FETCH" if seen.nth == fetches + 1 => way.clone(),
+            _ => vec![Step::Usual],
+        });
+        server.change(|world| {
+            restore(world, 1);
+            (3..7).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), LATER));
+        });
+        for n in 3..7 {
+            watching.mail(&n.to_string()).await;
+        }
+        watching.end().await;
+    }
 }

@@ -68,6 +68,112 @@ async fn a_payment_under_a_number_that_was_used_before_is_an_event_of_its_own() 
     assert_eq!(daemon.end(), Some(0));
 }
 
+/// A mail arrives at this time by the server's clock.
+fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
+    server.change(|world| {
+        let uid = world.deliver(mail);
+        world.dates.insert(uid, date.into());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_however_often_we_start() {
+    let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
+    let friend = crate::support::scripted::other("not ours");
+    // In the place of a payment that is known there is another mail, or one that cannot be told from it by its date.
+    for (more, third) in [
+        ("dedicated = false", later),
+        ("dedicated = true", later),
+        ("dedicated = false", before),
+        ("dedicated = true", before),
+    ] {
+        let server = Scripted::start().await;
+        (1..=3).for_each(|n| deliver_at(&server, &payment(n), before));
+        (0..2).for_each(|_| deliver_at(&server, &friend, before));
+        let home = home(&server, more);
+        let daemon = home.start();
+        home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+        home.until("SELECT state FROM mailboxes", "idle", SOON);
+        assert_eq!(daemon.end(), Some(0));
+        assert_eq!(home.ask("SELECT newest_at FROM mailboxes"), "2025-03-05T03:00:00.000Z");
+        // Restored from when there was one mail. Payments have mails of others in their place, and the other way round;
+        // the last that was read is gone.
+        server.change(|world| {
+            world.mails.truncate(1);
+            world.uid_next = 2;
+        });
+        deliver_at(&server, &friend, before);
+        deliver_at(&server, &friend, third);
+        deliver_at(&server, &payment(4), later);
+        deliver_at(&server, &friend, later);
+        deliver_at(&server, &payment(5), later);
+        server.change(|world| world.mails.retain(|(uid, _)| *uid != 5));
+        let idles = server.count("IDLE");
+        let daemon = home.start();
+        home.until(EVENTS, "5", SOON);
+        server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+        assert_eq!(daemon.end(), Some(0));
+        assert_eq!(server.asked("UID FETCH 1:* "), 2, "all was read anew");
+        for n in 6..=7 {
+            let idles = server.count("IDLE");
+            deliver_at(&server, &payment(n), later);
+            let daemon = home.start();
+            home.until(EVENTS, &n.to_string(), SOON);
+            server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+            assert_eq!(daemon.end(), Some(0));
+        }
+        assert_eq!(server.asked("UID FETCH 1:* "), 2, "{more}: once");
+    }
+}
+
+/// The server begins a new numbering while nobody looks; then all that is there is read, as far as `start` has it so.
+async fn renumbered(server: &Scripted, home: &Home, start: &str) {
+    let config = home.folder.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (before, rest) = text.split_once("start = ").unwrap();
+    let (_, after) = rest.split_once('\n').unwrap();
+    std::fs::write(&config, format!("{before}start = {start:?}\n{after}")).unwrap();
+    let idles = server.count("IDLE");
+    server.change(|world| world.uid_validity += 1);
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_start_is_changed_to_all() {
+    let server = Scripted::start().await;
+    (1..=3).for_each(|n| deliver_at(&server, &payment(n), "05-Mar-2025 03:00:00 +0000"));
+    let home = home(&server, "dedicated = true\nstart = \"now\"");
+    let daemon = home.start();
+    home.until("SELECT last_uid FROM mailboxes", "3", SOON);
+    let begun = home.ask("SELECT begun_at FROM mailboxes");
+    deliver_at(&server, &payment(4), &crate::start::date(0));
+    home.until(EVENTS, "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    for _ in 0..2 {
+        renumbered(&server, &home, "now").await;
+        assert_eq!((home.ask(EVENTS), home.ask("SELECT begun_at FROM mailboxes")), ("1".into(), begun.clone()));
+    }
+    renumbered(&server, &home, "all").await;
+    assert_eq!(home.ask(EVENTS), "4");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_whole() {
+    let server = Scripted::start().await;
+    deliver_at(&server, &payment(1), "05-Mar-2025 03:00:00 +0000");
+    let home = home(&server, "dedicated = true\nstart = \"now\"");
+    let daemon = home.start();
+    home.until("SELECT last_uid FROM mailboxes", "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    let database = rusqlite::Connection::open(home.database()).unwrap();
+    database.execute_batch("UPDATE mailboxes SET begun_at = NULL, begun_uid = NULL, newest_at = NULL").unwrap();
+    drop(database);
+    renumbered(&server, &home, "now").await;
+    assert_eq!(home.ask(EVENTS), "1");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_push_under_a_wrong_uid_hides_no_payment() {
     let server = Scripted::start().await;

@@ -79,7 +79,7 @@ pub struct World {
     pub tells_uid_next: bool,
     pub mails: Vec<(u32, Vec<u8>)>,
     /// When each came, if it matters.
-    pub dates: BTreeMap<u32, &'static str>,
+    pub dates: BTreeMap<u32, String>,
     /// The mailbox's name as it goes over the wire; `None`: there is none.
     pub mailbox: Option<String>,
     /// What LIST says.

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use resmic_mailhook::model::MailboxState;
-use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Login, Report, Settings, Timing};
+use jiff::Timestamp;
+use resmic_mailhook::model::{MailboxState, Reached};
+use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Known, Login, Report, Settings, Timing};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
@@ -13,11 +14,31 @@ use super::scripted::{PATIENCE, Scripted};
 /// How far the mailbox was read, as the database would know it.
 type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 
+/// What the database would know beside it: the last that was handed over, and each mail with its row's number.
+#[derive(Default)]
+struct Beside {
+    reached: Option<Reached>,
+    rows: Vec<(i64, (u32, u32), Timestamp)>,
+}
+
+impl Beside {
+    /// As the store says it.
+    fn known(&self, cursor: (u32, u32)) -> Known {
+        let reached = self.reached.filter(|r| (r.uid_validity, r.last_uid) == cursor).unwrap_or(cursor.into());
+        let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;
+        let rows =
+            self.rows.iter().filter(|(row, (v, uid), _)| *v == cursor.0 && *uid <= cursor.1 && is_landmark(*row, *uid));
+        let landmarks = rows.map(|(_, (_, uid), at)| (*uid, *at)).collect();
+        Known { reached, landmarks, last_row: self.rows.len() as i64 }
+    }
+}
+
 /// A watcher and what it said.
 pub struct Watching {
     reports: mpsc::Receiver<Report>,
     server: Option<Scripted>,
     pub cursor: Cursor,
+    beside: Arc<Mutex<Beside>>,
     /// What was handed over, by numbering and UID, in bytes and times.
     pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
     /// All that was handed over.
@@ -88,16 +109,19 @@ impl Watching {
     pub fn with(account: Account, wanted: String, cursor: Cursor) -> Self {
         let (out, reports) = mpsc::channel(8);
         let (shutdown, ending) = watch::channel(false);
-        let known = cursor.clone();
+        let beside = Arc::<Mutex<Beside>>::default();
+        let (known, more) = (cursor.clone(), beside.clone());
         let cursors: imap::Cursors = Box::new(move |_| {
             let cursor = *known.lock().unwrap();
-            Box::pin(async move { Ok(cursor.map(Into::into)) })
+            let known = cursor.map(|cursor| more.lock().unwrap().known(cursor));
+            Box::pin(async move { Ok(known) })
         });
         let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));
         Watching {
             reports,
             server: None,
             cursor,
+            beside,
             handed: BTreeMap::new(),
             mails: Vec::new(),
             sizes: BTreeMap::new(),
@@ -132,12 +156,18 @@ impl Watching {
             uids.push(key.1);
             self.sizes.insert(key, mail.size);
             let entry = self.handed.entry(key).or_insert_with(|| (mail.bytes.clone(), 0));
+            if entry.1 == 0 {
+                let rows = &mut self.beside.lock().unwrap().rows;
+                rows.extend(mail.received_at.map(|at| (rows.len() as i64 + 1, key, at)));
+            }
             entry.1 += 1;
             self.mails.push(mail.bytes);
         }
-        if let Some(cursor) = batch.cursor {
+        if let Some(reached) = batch.cursor {
+            let cursor = (reached.uid_validity, reached.last_uid);
             self.check(cursor);
             if !self.forgetful {
+                self.beside.lock().unwrap().reached = Some(reached);
                 *self.cursor.lock().unwrap() = Some(cursor);
             }
         }

@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::connect::Login;
 use super::settings::Settings;
 use super::timing::Timing;
-use crate::model::{MailboxState, RawMail};
+use crate::model::{MailboxState, RawMail, Reached};
 
 /// Whether a mail may be Resmic's, by its From field.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -56,26 +56,26 @@ pub struct Batch {
     pub mailbox: String,
     /// The mails.
     pub mails: Vec<RawMail>,
-    /// UIDVALIDITY and the highest UID read, once these mails are committed; `None`: leave it.
-    pub cursor: Option<(u32, u32)>,
+    /// How far the mailbox is read, once these mails are committed; `None`: leave it.
+    pub cursor: Option<Reached>,
     /// Wants the UIDs of those that turned out to be notifications, once they are committed.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 
-/// How far a mailbox was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is known of a mailbox that was read before.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
-    /// The numbering.
-    pub uid_validity: u32,
-    /// The highest UID read.
-    pub last_uid: u32,
-    /// The UID of a mail that was read, and when the server took it.
-    pub landmark: Option<(u32, Timestamp)>,
+    /// How far it was read.
+    pub reached: Reached,
+    /// Of the last [`super::REACH`] UIDs those that were recorded, and when the server took each.
+    pub landmarks: Vec<(u32, Timestamp)>,
+    /// The last row that is recorded; see [`Reached::renumbered_after`].
+    pub last_row: i64,
 }
 
 impl From<(u32, u32)> for Known {
-    fn from((uid_validity, last_uid): (u32, u32)) -> Self {
-        Known { uid_validity, last_uid, landmark: None }
+    fn from(reached: (u32, u32)) -> Self {
+        Known { reached: reached.into(), landmarks: Vec::new(), last_row: 0 }
     }
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 use jiff::Timestamp;
 
-use super::settings::{Settings, Start};
+use super::settings::Settings;
 
 /// The header fields by which a shared mailbox is sifted.
 ///
@@ -15,8 +15,10 @@ const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FRO
 /// What is asked of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Want {
-    /// That it is there, and since when if that matters.
+    /// That it is there.
     Listing,
+    /// And since when.
+    Dates,
     /// Who it is from.
     Headers,
     /// All of it.
@@ -27,8 +29,8 @@ impl Want {
     /// The items of the FETCH. PEEK: reading a mail leaves it unseen.
     pub(super) fn items(self, settings: &Settings) -> Cow<'static, str> {
         match self {
-            Want::Listing if matches!(settings.start, Start::Since(_)) => "UID INTERNALDATE".into(),
             Want::Listing => "UID".into(),
+            Want::Dates => "UID INTERNALDATE".into(),
             Want::Headers => HEADERS.into(),
             Want::Body => format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{}>", settings.max_size.0).into(),
         }

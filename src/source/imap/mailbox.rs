@@ -2,12 +2,22 @@
 
 use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
 
+use jiff::{SignedDuration, Timestamp};
+
 use super::account::Known;
 use super::connect::Offers;
 use super::error::{Error, Result};
 use super::fetch::Item;
+use super::timing::Timing;
 use super::utf7;
-use super::wire::{Wire, code, quoted};
+use super::wire::{Wait, Wire, code, quoted};
+use crate::model::Reached;
+
+/// How many of the last numbers that were read are looked at when a mailbox is opened again. New mails under old numbers
+/// lie right below the cursor; each mail costs some seventy bytes of the answer.
+pub const REACH: u32 = 200;
+/// How far a server's clock may be ahead of ours.
+const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// An open mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +32,16 @@ pub(super) struct Selected {
     pub(super) fresh: u32,
     /// The server has begun another numbering since.
     pub(super) renumbered: bool,
+    /// When the server took the newest mail that was seen here.
+    pub(super) newest_at: Option<Timestamp>,
 }
 
 impl Selected {
+    /// Takes note of when a mail came.
+    pub(super) fn saw(&mut self, item: &Item, now: Timestamp) {
+        self.newest_at = self.newest_at.max(credible(item, now));
+    }
+
     /// Takes note of an untagged answer that is about the mailbox.
     pub(super) fn note(&mut self, response: &Response<'_>) {
         match (response, code(response)) {
@@ -94,31 +111,63 @@ pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Resul
         // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
         None => status_uid_next(wire, &quoted_name).await?,
     };
-    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false })
+    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false, newest_at: None })
+}
+
+/// When the server took a mail; `None` for a date that no clock can be wrong by. (An APPEND may bring any: one from the
+/// year 2038 must not make all that comes until then look old.)
+fn credible(item: &Item, now: Timestamp) -> Option<Timestamp> {
+    item.received_at.filter(|at| at.duration_since(now) <= AHEAD)
 }
 
 /// Whether the numbers still mean the mails that they meant.
 ///
 /// Another UIDVALIDITY: they do not, so all is read anew. A UIDNEXT that has fallen means the same, whatever the server
-/// says: it was restored from a backup. So does another mail in the place of one that was read. Event ids make reading
-/// anew harmless.
-pub(super) async fn is_same(wire: &mut Wire, selected: &mut Selected, known: &Known) -> Result<bool> {
-    if known.uid_validity != selected.uid_validity || known.last_uid >= selected.uid_next {
+/// says: it was restored from a backup. If by now so many new mails have come that UIDNEXT is past our cursor, they are
+/// seen among the last numbers that were read: another mail is in the place of one that we know, or one that we do not
+/// know (of somebody else, in a shared mailbox) is newer than any that was there. Only the server's clock is asked.
+/// A COPY or a MOVE keeps the date, and gives a number of its own.
+///
+/// Event ids make reading anew harmless. It is done once for each finding: what was found is noted, and by then what was
+/// recorded under the old numbers is no landmark any more.
+pub(super) async fn is_same(
+    wire: &mut Wire,
+    selected: &mut Selected,
+    known: &Known,
+    timing: &Timing,
+    now: Timestamp,
+) -> Result<bool> {
+    let Reached { uid_validity, last_uid, newest_at, .. } = known.reached;
+    selected.newest_at = newest_at;
+    if uid_validity != selected.uid_validity || last_uid >= selected.uid_next {
         return Ok(false);
     }
-    let Some((uid, received_at)) = known.landmark else { return Ok(true) };
+    if last_uid == 0 {
+        return Ok(true);
+    }
+    let first = last_uid.saturating_sub(REACH - 1).max(1);
+    let sent = wire.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
     let mut another = false;
-    wire.command("UID FETCH", &format!("UID FETCH {uid} (UID INTERNALDATE)"), |response| {
-        match Item::read(response) {
-            // One that is gone proves nothing.
-            Some(item) if item.uid == uid => {
-                another |= item.received_at.is_some_and(|at| at.as_second() != received_at.as_second());
-            }
-            _ => selected.note(response),
+    wire.finish(&sent, Wait::flowing(timing.mail, timing.answer), |response| match Item::read(response) {
+        Some(item) => {
+            another |= item.uid <= last_uid && is_another(&item, known, now);
+            selected.saw(&item, now);
         }
+        None => selected.note(response),
     })
     .await?;
     Ok(!another)
+}
+
+/// Whether this mail, under a number that was read, is not the one that was read. One that is gone proves nothing, and
+/// two may have been recorded under one number: the server has pushed one of them under a wrong one.
+fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
+    let Some(at) = item.received_at else { return false };
+    let mut recorded = known.landmarks.iter().filter(|(uid, _)| *uid == item.uid).peekable();
+    if recorded.peek().is_some() {
+        return !recorded.any(|(_, then)| then.as_second() == at.as_second());
+    }
+    known.reached.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
 }
 
 async fn status_uid_next(wire: &mut Wire, quoted_name: &str) -> Result<u32> {

@@ -28,6 +28,7 @@ mod wire;
 pub use account::{Account, Batch, Cursors, IsCandidate, Known, Report};
 pub use connect::{Credentials, Login};
 pub use error::Error;
+pub use mailbox::REACH;
 pub use oauth::{Settings as OAuth2, Tokens};
 pub use probe::probe;
 pub use settings::{After, Settings, Start, Tls};

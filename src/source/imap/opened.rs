@@ -13,7 +13,7 @@ use super::fetch::Item;
 use super::mailbox::Selected;
 use super::settings::After;
 use super::wire::{Heard, Sent, Wait, Wire};
-use crate::model::{MailboxState, Origin, RawMail};
+use crate::model::{Begun, MailboxState, Origin, RawMail, Reached};
 
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
 const KEPT_BYTES: usize = 8 << 20;
@@ -31,6 +31,10 @@ pub(super) struct Opened {
     pub(super) cursor: u32,
     /// The cursor that was handed over last.
     pub(super) handed: Option<u32>,
+    /// Where the first run began, if not with the oldest mail.
+    pub(super) begun: Option<Begun>,
+    /// See [`Reached::renumbered_after`].
+    pub(super) renumbered_after: i64,
     pub(super) out: mpsc::Sender<Report>,
     /// Mails that the server pushed while we were busy with something else.
     pub(super) pushed: Vec<Item>,
@@ -84,12 +88,14 @@ impl Opened {
 
     /// The next answer: a mail's data, or `Data(None)` for what was only taken note of.
     pub(super) async fn hear(&mut self, sent: &Sent, wait: Wait) -> Result<Heard<Option<Item>>> {
-        let selected = &mut self.selected;
+        let (selected, now) = (&mut self.selected, self.account.timing.now());
         let read = |response: &Response<'_>| {
-            Item::read(response).or_else(|| {
-                selected.note(response);
-                None
-            })
+            let item = Item::read(response);
+            match &item {
+                Some(item) => selected.saw(item, now),
+                None => selected.note(response),
+            }
+            item
         };
         let heard = self.wire.hear(sent, wait, read).await?;
         if self.selected.renumbered {
@@ -139,7 +145,13 @@ impl Opened {
             self.finished.waiting.push(answer);
             done
         });
-        let cursor = cursor.map(|last_uid| (self.selected.uid_validity, last_uid));
+        let cursor = cursor.map(|last_uid| Reached {
+            uid_validity: self.selected.uid_validity,
+            last_uid,
+            begun: self.begun,
+            newest_at: self.selected.newest_at,
+            renumbered_after: self.renumbered_after,
+        });
         let batch = Batch { mailbox: self.name.clone(), mails, cursor, done };
         self.out.send(Report::Mails(batch)).await.map_err(|_| Error::Closing)
     }

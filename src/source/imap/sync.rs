@@ -6,14 +6,13 @@
 
 use std::collections::VecDeque;
 
-use jiff::Timestamp;
-
 use super::after;
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
 use super::opened::{Opened, Outstanding, uid_set};
 use super::settings::Start;
 use super::wire::{Heard, Sent};
+use crate::model::Begun;
 
 /// How many mails one FETCH asks for.
 const WINDOW: usize = 500;
@@ -49,7 +48,7 @@ impl Job {
     /// Whether this is what it waits for; then it waits for it no longer.
     fn takes(&mut self, item: &Item) -> bool {
         let has = match self.want {
-            Want::Listing => false,
+            Want::Listing | Want::Dates => false,
             Want::Headers => item.header.is_some(),
             Want::Body => item.body.is_some(),
         };
@@ -69,16 +68,14 @@ struct Listed {
 impl Opened {
     /// Reads everything above the cursor.
     pub(super) async fn sync(&mut self) -> Result<()> {
-        if self.handed.is_none() && self.cursor > 0 {
-            // Where `start` = "now" was is written down before anything is read: a later start must not find a later one.
+        if self.handed.is_none() {
+            // Where we begin, and why there, is written down before anything is read: a later connection must not find
+            // a later "now", nor find once more that the server's numbers mean other mails.
             self.hand_over(Vec::new(), Some(self.cursor)).await?;
         }
-        let since = match self.account.settings.start {
-            // Also when all is read anew: what was too old the first time still is.
-            Start::Since(at) if self.cursor == 0 => Some(at),
-            _ => None,
-        };
-        let listed = self.list(since).await?;
+        // Whoever changes `start` to "all" wants all of it, from the next time on that the mailbox is read anew.
+        let begun = self.begun.filter(|_| self.account.settings.start != Start::All);
+        let listed = self.list(begun).await?;
         self.fetch_all(&listed.uids).await?;
         self.put_away().await?;
         // What was listed and is not wanted is passed too. Not what lies between the last one listed and UIDNEXT: a
@@ -89,9 +86,10 @@ impl Opened {
         self.hand_over(Vec::new(), Some(self.cursor)).await
     }
 
-    /// The mails above the cursor, in the order of their UIDs; of those to be fetched, only what was received since.
-    async fn list(&mut self, since: Option<Timestamp>) -> Result<Listed> {
-        let items = Want::Listing.items(&self.account.settings);
+    /// The mails above the cursor, in the order of their UIDs; of those to be fetched, only what came since we began.
+    async fn list(&mut self, begun: Option<Begun>) -> Result<Listed> {
+        let want = if begun.is_some() { Want::Dates } else { Want::Listing };
+        let items = want.items(&self.account.settings);
         // `n:*` always has the last mail in it, even below n (RFC 3501, 6.4.8).
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
         self.selected.fresh = 0;
@@ -102,7 +100,9 @@ impl Opened {
         let wait = self.flowing();
         self.finish(&sent, wait, |item| {
             highest = highest.max(item.uid);
-            let wanted = since.is_none_or(|since| item.received_at.is_none_or(|at| at >= since));
+            let is_old =
+                begun.is_some_and(|begun| item.uid <= begun.uid && item.received_at.is_some_and(|at| at < begun.at));
+            let wanted = !is_old;
             uids.extend((item.uid > cursor && wanted).then_some(item.uid));
         })
         .await?;

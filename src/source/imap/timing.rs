@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
@@ -54,6 +55,13 @@ impl Default for Timing {
             look: seconds(30),
             clock: SystemTime::now,
         }
+    }
+}
+
+impl Timing {
+    /// What the clock on the wall says.
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp::try_from((self.clock)()).unwrap_or(Timestamp::MAX)
     }
 }
 

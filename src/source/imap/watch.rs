@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::account::{Account, Cursors, Report};
+use super::account::{Account, Cursors, Known, Report};
 use super::connect::connect;
 use super::error::{Error, Result};
 use super::mailbox::{self, Selected};
 use super::opened::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
 use super::timing::Timing;
-use crate::model::MailboxState;
+use super::wire::Wire;
+use crate::model::{Begun, MailboxState, Reached};
 
 /// How many short-lived connections in a row are each replaced at once.
 const BRIEF: u32 = 5;
@@ -50,12 +52,21 @@ struct Watcher {
     cursors: Cursors,
     out: mpsc::Sender<Report>,
     failures: Failures,
-    /// Where `start` = "now" was: UIDVALIDITY and the last UID of then.
-    began: Option<(u32, u32)>,
+    /// Where `start` = "now" was, and the UIDVALIDITY of then.
+    began: Option<(u32, Begun)>,
     /// What the last connection did not get round to putting away.
     finished: Finished,
     /// The connection, here so that it can be closed politely whatever was going on.
     opened: Option<Opened>,
+}
+
+/// Where a connection goes on reading.
+struct Whence {
+    reached: Reached,
+    /// The database knows it so.
+    is_known: bool,
+    /// The numbers mean other mails than they did.
+    anew: bool,
 }
 
 /// What went wrong of late, in a row.
@@ -157,17 +168,13 @@ impl Watcher {
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
+        let now = self.account.timing.now();
         let mut selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
-        let known = (self.cursors)(name.clone()).await.map_err(Error::Cursor)?;
-        let read = match known {
-            Some(known) if mailbox::is_same(&mut wire, &mut selected, &known).await? => Some(known.last_uid),
-            _ => None,
-        };
-        let begin = if known.is_none() { self.beginning(&selected) } else { 0 };
+        let Whence { reached, is_known, anew } = self.whence(&mut wire, &mut selected, now).await?;
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
             // The numbers would mean other mails.
-            known if known.uid_validity != uid_validity => Finished { uid_validity, ..Finished::default() },
+            known if anew || known.uid_validity != uid_validity => Finished { uid_validity, ..Finished::default() },
             known => known,
         };
         self.opened = Some(Opened {
@@ -176,8 +183,10 @@ impl Watcher {
             account: self.account.clone(),
             name,
             selected,
-            cursor: read.unwrap_or(begin),
-            handed: read,
+            cursor: reached.last_uid,
+            handed: is_known.then_some(reached.last_uid),
+            begun: reached.begun,
+            renumbered_after: reached.renumbered_after,
             out: self.out.clone(),
             pushed: Vec::new(),
             outstanding: Outstanding::default(),
@@ -186,21 +195,62 @@ impl Watcher {
         Ok(true)
     }
 
-    /// The last UID that is not to be read in a mailbox that never was.
-    ///
-    /// What "now" was first stays so: until it is written down a connection may end, and mails may come.
-    fn beginning(&mut self, selected: &Selected) -> u32 {
-        if self.account.settings.start != Start::Now {
-            return 0;
+    /// Where to go on reading, or to begin. `now`: before the mailbox was opened.
+    async fn whence(&mut self, wire: &mut Wire, selected: &mut Selected, now: Timestamp) -> Result<Whence> {
+        let Some(known) = (self.cursors)(self.name.clone()).await.map_err(Error::Cursor)? else {
+            return Ok(Whence { reached: self.beginning(selected, now), is_known: false, anew: false });
+        };
+        if !mailbox::is_same(wire, selected, &known, &self.account.timing, now).await? {
+            return Ok(Whence { reached: self.anew(selected, &known), is_known: false, anew: true });
         }
-        let known = self.began.filter(|(validity, _)| *validity == selected.uid_validity);
-        let (_, last) =
-            *self.began.insert(known.unwrap_or((selected.uid_validity, selected.uid_next.saturating_sub(1))));
-        last
+        // What a database did not know, and was only learned now, is to be written down.
+        let is_known = known.reached.newest_at == selected.newest_at;
+        Ok(Whence { reached: known.reached, is_known, anew: false })
+    }
+
+    /// Where to begin in a mailbox that never was read.
+    ///
+    /// What "now" was first stays so: until it is written down a connection may end, mails may come, and the server may
+    /// begin another numbering.
+    fn beginning(&mut self, selected: &Selected, now: Timestamp) -> Reached {
+        let uid = selected.uid_next.saturating_sub(1);
+        let (last_uid, begun) = match self.account.settings.start {
+            Start::All => (0, None),
+            Start::Since(at) => (0, Some(Begun { at, uid })),
+            Start::Now => {
+                let (validity, first) =
+                    *self.began.get_or_insert((selected.uid_validity, Begun { at: a_little_before(now), uid }));
+                let same = validity == selected.uid_validity && first.uid <= uid;
+                if same { (first.uid, Some(first)) } else { (0, Some(Begun { uid, ..first })) }
+            }
+        };
+        Reached { begun, ..(selected.uid_validity, last_uid).into() }
+    }
+
+    /// Where to begin in a mailbox that was read, and whose numbers mean other mails by now: with all, but for what was
+    /// too old the first time.
+    fn anew(&self, selected: &Selected, known: &Known) -> Reached {
+        let (account, mailbox) = (&self.account.settings.name, &self.name);
+        tracing::warn!(account, mailbox, "the server's numbers mean other mails than they did; all is read anew");
+        let at = match self.account.settings.start {
+            Start::Since(at) => Some(at),
+            Start::All | Start::Now => known.reached.begun.map(|begun| begun.at),
+        };
+        let begun = at.map(|at| Begun { at, uid: selected.uid_next.saturating_sub(1) });
+        Reached { begun, renumbered_after: known.last_row, ..(selected.uid_validity, 0).into() }
     }
 
     async fn say(&self, state: MailboxState, seen: bool, error: Option<String>) -> Result<()> {
         let report = Report::State { mailbox: self.name.clone(), state, seen, error };
         self.out.send(report).await.map_err(|_| Error::Closing)
     }
+}
+
+/// By how much a server's clock may be behind ours.
+const SLOW: SignedDuration = SignedDuration::from_secs(60);
+
+/// A moment from which on the server's dates are later, in its whole seconds. Its clock may be slow: that a mail of the
+/// minute before is read, after a new numbering, is better than that one of the minute after is not.
+fn a_little_before(now: Timestamp) -> Timestamp {
+    Timestamp::from_second((now - SLOW).as_second()).unwrap_or(Timestamp::MIN)
 }

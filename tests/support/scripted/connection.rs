@@ -282,7 +282,7 @@ impl Connection {
                 let place = self.view.iter().position(|u| u == uid).unwrap_or(0) + 1;
                 match mail {
                     Some((uid, bytes)) if !world.hidden.contains(uid) => {
-                        let date = world.dates.get(uid).copied().unwrap_or(DATE);
+                        let date = world.dates.get(uid).map_or(DATE, String::as_str);
                         data_of(place, *uid, bytes, items, date)
                     }
                     _ => Vec::new(),
