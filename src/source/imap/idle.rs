@@ -164,6 +164,7 @@ impl Opened {
 
     /// Hears what the server says while it idles.
     async fn wait(&mut self, idle: &Sent, way: Way, renewal: Instant) -> Result<Woken> {
+        self.until_plus(idle).await?;
         let mut deadline = renewal;
         let vigil = Vigil::begin(&self.account.timing);
         loop {
@@ -193,6 +194,7 @@ impl Opened {
     /// Ends the IDLE, sends a command and begins a new IDLE, all in one write. Returns what the command brought, and
     /// whether all of it could be held.
     async fn interrupt(&mut self, idle: &mut Sent, name: &'static str, command: &str) -> Result<(Vec<Item>, Held)> {
+        self.until_plus(idle).await?;
         self.wire.cork();
         let ending = self.wire.done().await?;
         let sent = self.wire.send(name, command).await?;
@@ -221,13 +223,33 @@ impl Opened {
         }
     }
 
+    /// Hears the server's `+`, where it has not come yet.
+    async fn until_plus(&mut self, idle: &Sent) -> Result<()> {
+        let wait = self.flowing();
+        while self.wire.awaits_plus() {
+            if let Heard::Data(Some(item)) = self.hear(idle, wait).await? {
+                self.keep(item);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the IDLE for something that takes more than one command.
+    async fn end_idle(&mut self, idle: &Sent) -> Result<()> {
+        self.until_plus(idle).await?;
+        if self.wire.done().await? {
+            self.end_of_idle(idle).await?;
+        }
+        Ok(())
+    }
+
     async fn end_of_idle(&mut self, ended: &Sent) -> Result<()> {
         let wait = Wait::of(self.account.timing.answer);
         loop {
             match self.hear(ended, wait).await? {
                 Heard::Done => return Ok(()),
                 Heard::Data(item) => item.into_iter().for_each(|item| self.keep(item)),
-                // The `+` of an IDLE that was ended before it came.
+                // One `+` too many.
                 Heard::Continue => {}
             }
         }
@@ -267,9 +289,7 @@ impl Opened {
 
     /// Leaves the IDLE for a sync: that holds no more than a little of it at once.
     async fn read_through(&mut self, idle: &mut Sent) -> Result<Settled> {
-        if self.wire.done().await? {
-            self.end_of_idle(idle).await?;
-        }
+        self.end_idle(idle).await?;
         self.sync().await?;
         *idle = self.wire.idle().await?;
         Ok(Settled::Uncounted)
@@ -385,9 +405,7 @@ impl Opened {
         if self.finished.waiting.is_empty() {
             return Ok(());
         }
-        if self.wire.done().await? {
-            self.end_of_idle(idle).await?;
-        }
+        self.end_idle(idle).await?;
         self.put_away().await?;
         *idle = self.wire.idle().await?;
         Ok(())

@@ -159,7 +159,14 @@ impl Connection {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
+            Step::Overhear if self.has_input() => self.swallow().await,
+            Step::Overhear => Ok(()),
         }
+    }
+
+    /// Whether the client wrote something that was not read yet, or not used.
+    fn has_input(&self) -> bool {
+        !self.buffer.is_empty() || self.stream.try_read(&mut [0]).is_ok()
     }
 
     async fn swallow(&mut self) -> Result<()> {
