@@ -185,7 +185,10 @@ impl Connection {
             "greeting" => "* OK ready\r\n".to_owned(),
             "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.world().capabilities),
             "EXAMINE" | "SELECT" => self.select(),
-            "STATUS" => format!("* STATUS INBOX (UIDNEXT {})\r\n", self.server.world().uid_next),
+            "STATUS" => {
+                let world = self.server.world();
+                format!("* STATUS INBOX (UIDNEXT {} UIDVALIDITY {})\r\n", world.uid_next, world.uid_validity)
+            }
             "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
             "UID FETCH" => return self.fetch(line).await,
             "UID MOVE" => self.take_out(line),
