@@ -1,6 +1,7 @@
 //! Servers of our own: started in the foreground, awaited, and gone with their owner.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,20 @@ impl Drop for Process {
 /// A port that nobody uses just now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether a mail server says its greeting there.
+pub fn greets(port: u16) -> bool {
+    greeting(port).is_some_and(|line| line.starts_with("* OK") || line.starts_with("220"))
+}
+
+/// The first line that a server says.
+pub fn greeting(port: u16) -> Option<String> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    Some(line)
 }
 
 impl Process {
