@@ -84,7 +84,8 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
          sasl_pwcheck_method: alwaystrue\nallowplaintext: yes\nvirtdomains: userid\ndefaultdomain: shop.example\n\
          unixhierarchysep: yes\naltnamespace: yes\nduplicatesuppression: no\nautocreate_quota: 0\nautocreate_post: yes\n\
          autocreate_users: anyone\nautocreate_inbox_folders: Junk\nxlist-junk: Junk\nsyslog_prefix: mailhook-test\n\
-         tls_server_cert: {at}/server.pem\ntls_server_key: {at}/server.key\n",
+         tls_server_cert: {at}/server.pem\ntls_server_key: {at}/server.key\n\
+         allowstarttls: yes\n",
         name(folder)
     );
     fs::write(folder.join("imapd.conf"), settings).unwrap();
