@@ -108,8 +108,7 @@ impl Dovecot {
 
     /// Ends the server, does something to its files, and starts it again where it was.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
-        self.process.signal("-TERM");
-        self.process.wait(Duration::from_secs(20));
+        self.process.end_with_children(Duration::from_secs(20));
         work(self);
         let (folder, imap, lmtp) = (self.folder.path().to_owned(), self.imap, self.lmtp);
         self.process = launch(&folder);

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A running program that ends with this value.
@@ -29,6 +29,15 @@ impl Process {
 
     pub fn signal(&self, signal: &str) {
         let _ = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+    }
+
+    /// Ends it, and then what it has started: a session of Dovecot 2.4 outlives its server.
+    pub fn end_with_children(&mut self, limit: Duration) {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        self.signal("-TERM");
+        self.wait(limit);
+        let _ = Command::new("kill").arg("-KILL").args(children.split_whitespace()).stderr(Stdio::null()).status();
     }
 
     /// Waits for its end; its exit code.
