@@ -6,14 +6,21 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-.PHONY: demo test check deps node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+# What only some targets need is not put into the system but into target/tools, where the machine has none: the cargo
+# commands in versions that build with the Rust of Cargo.toml, unoptimised (a minute each; they are built once and run
+# for seconds).
+TOOLS = $(CURDIR)/target/tools
+export PATH := $(TOOLS)/bin:$(PATH)
+INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
+
+.PHONY: demo test check deps servers node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
         test-datasette deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
 	cargo run --locked --quiet --example demo
 
-test: deps node ## every test
+test: deps servers node ## every test
 	cargo test --locked
 
 check: ## what must hold before a commit, beside the tests
@@ -52,6 +59,22 @@ deps:
 	  exit $$status; \
 	fi
 
+# Debian lets only one IMAP server be installed. The others are unpacked, with the libraries that this machine lacks.
+servers: $(TOOLS)/servers/cyrus-imapd $(TOOLS)/servers/courier-imap
+
+$(TOOLS)/servers/cyrus-imapd: PROGRAMS = $(addprefix usr/lib/cyrus/bin/,master ctl_cyrusdb idled imapd lmtpd)
+$(TOOLS)/servers/courier-imap: PROGRAMS = usr/bin/imapd usr/libexec/gam_server
+$(TOOLS)/servers/%: | deps
+	@echo "unpacking: $*"
+	@$(APT) update -qq
+	@rm -rf $@.part; mkdir -p $@.part; folder=$$(mktemp -d) && cd $$folder \
+	  && apt-get -o APT::Sandbox::User=root download -qq \
+	       $$(apt-get install -s --no-install-recommends $* | sed -n 's/^Inst \([^ ]*\) (.*/\1/p' | grep -vE 'exim4|clamav') \
+	  && for package in *.deb; do dpkg-deb -x $$package . || exit 1; done \
+	  && for program in $(PROGRAMS); do [ ! -e $$program ] || cp $$program $@.part/; done \
+	  && find . -name 'lib*.so*' -exec cp -P {} $@.part/ \; \
+	  && mv $@.part $@ && rm -r $$folder
+
 # The libraries of the examples and of the official verifier, as their lock files say.
 node: deps
 	@for folder in examples/node-express tests/standard-webhooks; do \
@@ -66,13 +89,6 @@ deb deb-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --forma
 REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
 
 PACKAGING = target/packaging
-
-# What only some targets need is not put into the system but into target/tools, where the machine has none: the cargo
-# commands in versions that build with the Rust of Cargo.toml, unoptimised (a minute each; they are built once and run
-# for seconds).
-TOOLS = $(CURDIR)/target/tools
-export PATH := $(TOOLS)/bin:$(PATH)
-INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
 cargo-deb:
 	@command -v $@ >/dev/null || $(INSTALL) $@@3.8.0

@@ -42,6 +42,24 @@ async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
 }
 
 #[tokio::test]
+async fn an_idle_is_not_ended_before_its_plus() {
+    // The first one, the one that is pipelined behind a FETCH, and the one behind a MOVE.
+    for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
+        let steps = [say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Pause(ms(100)), Step::Overhear, Step::Usual];
+        once(&server, "IDLE", nth, &steps);
+        if nth > 1 {
+            watching.idle().await;
+            server.deliver("before");
+        }
+        assert!(watching.mail("early").await < AT_ONCE);
+        assert_eq!(server.connections(), 1, "{nth}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
     for name in ["UID FETCH", "EXAMINE", "CAPABILITY"] {
         let server = Scripted::start().await;

@@ -83,9 +83,52 @@ async fn a_missing_uidnext_is_asked_by_status() {
         watching.old.extend((start == "now").then_some(1));
         watching.idle().await;
         assert_eq!(server.asked("STATUS \"INBOX\" (UIDNEXT)"), 1);
+        assert_eq!((server.count("EXAMINE"), server.count("SELECT")), (1, 1), "its numbers may be kept only so");
         server.deliver("after");
         watching.mail("after").await;
         assert_eq!(watching.times("before"), usize::from(start == "all"));
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by() {
+    let server = Scripted::start().await;
+    server.change(|world| world.tells_uid_next = false);
+    // Courier: another UIDVALIDITY for each EXAMINE, as long as nobody has used SELECT.
+    server.script(|seen| match seen.name {
+        "EXAMINE" => vec![say(&format!("* 1 EXISTS\r\n* OK [UIDVALIDITY {}] now\r\n", 100 + seen.nth)), Step::BareOk],
+        "IDLE" if seen.connection == 1 => vec![Step::Usual, Step::Close],
+        _ => vec![Step::Usual],
+    });
+    server.deliver("once");
+    let mut watching = dedicated(&server);
+    watching.while_server("an IDLE on another connection", |world| world.count("IDLE") == 2).await;
+    server.deliver("later");
+    watching.mail("later").await;
+    assert_eq!(watching.times("once"), 1);
+    assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 1), (7, 2)]);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mailbox_that_is_made_anew_while_it_is_open_is_noticed_at_the_next_look() {
+    for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = capabilities.into());
+        server.deliver("first");
+        let timing = Timing { poll: ms(300), ..quick() };
+        let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
+        watching.mail("first").await;
+        // Courier: a mailbox of the same name, and its mails under numbers that others had; it says nothing of that.
+        always(&server, "news", &[]);
+        server.change(|world| {
+            (world.uid_validity, world.uid_next) = (8, 1);
+            world.mails.clear();
+        });
+        server.deliver("in the place of the first");
+        watching.mail("in the place of the first").await;
+        assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 1), (8, 1)], "{capabilities}");
         watching.end().await;
     }
 }

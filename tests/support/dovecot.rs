@@ -4,13 +4,13 @@
 //! which one to write.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::process::{Process, free_port};
+use super::certificate::certificate;
+use super::lmtp;
+use super::process::{Process, free_port, greets};
 
 pub const PASSWORD: &str = "throw-away";
 
@@ -83,22 +83,7 @@ impl Dovecot {
 
     /// Delivers mails over one connection; when the server took the last one.
     pub fn deliver_all<'a>(&self, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
-        let stream = TcpStream::connect(("127.0.0.1", self.lmtp)).unwrap();
-        let mut lmtp = Lmtp { input: BufReader::new(stream.try_clone().unwrap()), output: stream };
-        lmtp.hear("220");
-        lmtp.say("LHLO test", "250");
-        let mut at = Instant::now();
-        for mail in mails {
-            lmtp.say("MAIL FROM:<no-reply@resmic.com>", "250");
-            lmtp.say(&format!("RCPT TO:<{recipient}>"), "250");
-            lmtp.say("DATA", "354");
-            let stuffed = stuff(mail);
-            lmtp.output.write_all(&stuffed).unwrap();
-            lmtp.hear("250");
-            at = Instant::now();
-        }
-        lmtp.say("QUIT", "221");
-        at
+        lmtp::deliver(self.lmtp, recipient, mails)
     }
 
     /// Ends all connections of a user, as the server sees fit at times.
@@ -123,8 +108,7 @@ impl Dovecot {
 
     /// Ends the server, does something to its files, and starts it again where it was.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
-        self.process.signal("-TERM");
-        self.process.wait(Duration::from_secs(20));
+        self.process.end_with_children(Duration::from_secs(20));
         work(self);
         let (folder, imap, lmtp) = (self.folder.path().to_owned(), self.imap, self.lmtp);
         self.process = launch(&folder);
@@ -147,67 +131,7 @@ fn launch(folder: &Path) -> Process {
 
 /// Waits until it greets; false: it has ended instead.
 fn is_up(process: &mut Process, imap: u16, lmtp: u16) -> bool {
-    let up = |port| TcpStream::connect(("127.0.0.1", port)).is_ok_and(|s| greeted(&s));
-    process.until(Duration::from_secs(20), || (up(imap) && up(lmtp)).then_some(())).is_some()
-}
-
-fn greeted(stream: &TcpStream) -> bool {
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).is_ok() && (line.starts_with("* OK") || line.starts_with("220"))
-}
-
-/// Lines end in CRLF, and a dot at the start of one is doubled (RFC 5321, 4.5.2).
-fn stuff(mail: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(mail.len() + 64);
-    for line in mail.split_inclusive(|b| *b == b'\n') {
-        let line = line.strip_suffix(b"\n").map_or(line, |l| l.strip_suffix(b"\r").unwrap_or(l));
-        if line.starts_with(b".") {
-            out.push(b'.');
-        }
-        out.extend_from_slice(line);
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(b".\r\n");
-    out
-}
-
-struct Lmtp {
-    input: BufReader<TcpStream>,
-    output: TcpStream,
-}
-
-impl Lmtp {
-    fn say(&mut self, line: &str, want: &str) {
-        self.output.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-        self.hear(want);
-    }
-
-    fn hear(&mut self, want: &str) {
-        loop {
-            let mut line = String::new();
-            self.input.read_line(&mut line).unwrap();
-            assert!(line.starts_with(want), "LMTP: {want} expected, {line:?} came");
-            if line.as_bytes().get(3) != Some(&b'-') {
-                return;
-            }
-        }
-    }
-}
-
-/// A CA and a certificate for 127.0.0.1 and localhost.
-fn certificate(folder: &Path) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_certificate = ca.self_signed(&key).unwrap();
-    let issuer = rcgen::Issuer::new(ca, key);
-    let server_key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let server = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
-    fs::write(folder.join("ca.pem"), ca_certificate.pem()).unwrap();
-    fs::write(folder.join("server.pem"), server.pem()).unwrap();
-    fs::write(folder.join("server.key"), server_key.serialize_pem()).unwrap();
+    process.until(Duration::from_secs(20), || (greets(imap) && greets(lmtp)).then_some(())).is_some()
 }
 
 /// What lets in access tokens beside passwords.
@@ -232,7 +156,7 @@ fn speaks_2_4() -> bool {
 }
 
 /// Who may own the mails: root must not.
-fn owner() -> (String, String) {
+pub fn owner() -> (String, String) {
     let id = |flag: &str| {
         let output = Command::new("id").arg(flag).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()

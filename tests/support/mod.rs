@@ -6,12 +6,17 @@
 /// What was delivered, held against what came of it.
 pub mod books;
 pub mod callback;
+pub mod certificate;
+pub mod client;
+pub mod courier;
+pub mod cyrus;
 pub mod daemon;
 pub mod disk;
 pub mod dkim;
 pub mod dns;
 pub mod dovecot;
 pub mod handlers;
+pub mod lmtp;
 pub mod process;
 pub mod proxy;
 pub mod random;
@@ -20,4 +25,6 @@ pub mod random;
 pub mod receiver;
 pub mod scripted;
 pub mod tokens;
+/// Where the servers are that cannot be installed beside Dovecot.
+pub mod unpacked;
 pub mod watching;

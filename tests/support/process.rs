@@ -1,7 +1,8 @@
 //! Servers of our own: started in the foreground, awaited, and gone with their owner.
 
-use std::net::TcpListener;
-use std::process::{Child, Command};
+use std::io::{BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A running program that ends with this value.
@@ -28,6 +29,15 @@ impl Process {
 
     pub fn signal(&self, signal: &str) {
         let _ = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+    }
+
+    /// Ends it, and then what it has started: a session of Dovecot 2.4 outlives its server.
+    pub fn end_with_children(&mut self, limit: Duration) {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        self.signal("-TERM");
+        self.wait(limit);
+        let _ = Command::new("kill").arg("-KILL").args(children.split_whitespace()).stderr(Stdio::null()).status();
     }
 
     /// Waits for its end; its exit code.
@@ -61,6 +71,20 @@ impl Drop for Process {
 /// A port that nobody uses just now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether a mail server says its greeting there.
+pub fn greets(port: u16) -> bool {
+    greeting(port).is_some_and(|line| line.starts_with("* OK") || line.starts_with("220"))
+}
+
+/// The first line that a server says.
+pub fn greeting(port: u16) -> Option<String> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    Some(line)
 }
 
 impl Process {

@@ -154,6 +154,8 @@ impl Shared {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             let (client, _) = listener.accept().await.unwrap();
+            // Whoever is counted hears every order from then on, also while the server is still being reached.
+            let order = self.order.subscribe();
             self.accepted.fetch_add(1, Ordering::SeqCst);
             if *self.refuses.borrow() {
                 continue;
@@ -163,17 +165,16 @@ impl Shared {
                 shared.open.fetch_add(1, Ordering::SeqCst);
                 // A server that is away ends the connection: its client is hung up on.
                 if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.server)).await {
-                    shared.connection(client, server).await;
+                    shared.connection(client, server, order).await;
                 }
                 shared.open.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
 
-    async fn connection(&self, client: TcpStream, server: TcpStream) {
+    async fn connection(&self, client: TcpStream, server: TcpStream, mut order: watch::Receiver<Option<Order>>) {
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
-        let mut order = self.order.subscribe();
         let (mut client_in, mut client_out) = client.into_split();
         let (mut server_in, mut server_out) = server.into_split();
         let [to_server, to_client] = self.lines.each_ref().map(watch::Sender::subscribe);

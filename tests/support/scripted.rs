@@ -55,6 +55,9 @@ pub enum Step {
     EndIdle,
     /// Nothing, for so long.
     Pause(Duration),
+    /// What the client wrote before this is never looked at, nor what comes after it: so Cyrus takes what came with an
+    /// IDLE.
+    Overhear,
 }
 
 /// An occasion for the script.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
+use super::interrupt::{AT_ONCE, Held, Numbering};
 use super::opened::{Opened, Outstanding, uid_set};
 use super::timing::Vigil;
 use super::wire::{Heard, Sent, Wait};
@@ -15,10 +16,6 @@ use crate::model::MailboxState;
 
 /// How often it is asked for before it counts as gone.
 const TRIES: u32 = 3;
-/// How many mails are asked for in one command here. What comes in hundreds is for a sync.
-const AT_ONCE: usize = 50;
-/// How many bytes of mails are held at once here. What is larger is for a sync too.
-const HELD_BYTES: usize = 16 << 20;
 /// How many IDLEs in a row a server may end at once before it is asked instead.
 const CUT_SHORT: u32 = 5;
 /// How many mails a server that has promised to push may fail to push before it is asked for each.
@@ -62,13 +59,6 @@ enum Known {
     All,
     /// Nothing, except where one UID follows the other.
     InOrder,
-}
-
-/// Whether all that a command brought could be held, or only a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Held {
-    All,
-    NotAll,
 }
 
 /// Whether the cursor passed all that came.
@@ -164,6 +154,7 @@ impl Opened {
 
     /// Hears what the server says while it idles.
     async fn wait(&mut self, idle: &Sent, way: Way, renewal: Instant) -> Result<Woken> {
+        self.until_plus(idle).await?;
         let mut deadline = renewal;
         let vigil = Vigil::begin(&self.account.timing);
         loop {
@@ -190,49 +181,6 @@ impl Opened {
         }
     }
 
-    /// Ends the IDLE, sends a command and begins a new IDLE, all in one write. Returns what the command brought, and
-    /// whether all of it could be held.
-    async fn interrupt(&mut self, idle: &mut Sent, name: &'static str, command: &str) -> Result<(Vec<Item>, Held)> {
-        self.wire.cork();
-        let ending = self.wire.done().await?;
-        let sent = self.wire.send(name, command).await?;
-        let next = self.wire.idle().await?;
-        self.wire.uncork().await?;
-        let ended = std::mem::replace(idle, next);
-        if ending {
-            self.end_of_idle(&ended).await?;
-        }
-        let (mut items, mut bytes, mut held) = (Vec::new(), 0, Held::All);
-        let mut wait = self.flowing();
-        loop {
-            let item = match self.hear(&sent, wait).await? {
-                Heard::Done => return Ok((items, held)),
-                Heard::Continue => return Err(Error::Protocol(format!("a `+` in answer to {name}"))),
-                Heard::Data(None) => continue,
-                Heard::Data(Some(item)) => item,
-            };
-            bytes += item.body.as_ref().map_or(0, Vec::len);
-            if bytes > HELD_BYTES || items.len() > AT_ONCE {
-                held = Held::NotAll;
-            } else if item.uid > self.cursor {
-                items.push(item);
-                wait = self.flowing();
-            }
-        }
-    }
-
-    async fn end_of_idle(&mut self, ended: &Sent) -> Result<()> {
-        let wait = Wait::of(self.account.timing.answer);
-        loop {
-            match self.hear(ended, wait).await? {
-                Heard::Done => return Ok(()),
-                Heard::Data(item) => item.into_iter().for_each(|item| self.keep(item)),
-                // The `+` of an IDLE that was ended before it came.
-                Heard::Continue => {}
-            }
-        }
-    }
-
     /// Fetches what is above the cursor. If it was announced it is fetched in the same breath; else it is listed first,
     /// and an idle mailbox costs no mail's bytes.
     async fn look(&mut self, idle: &mut Sent, woken: Woken, patience: Patience) -> Result<Settled> {
@@ -248,7 +196,8 @@ impl Opened {
         };
         let items = want.items(&self.account.settings);
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
-        let (mut items, held) = self.interrupt(idle, "UID FETCH", &command).await?;
+        let numbering = if woken == Woken::Renew { Numbering::Asked } else { Numbering::Believed };
+        let (mut items, held) = self.interrupt(idle, &command, numbering).await?;
         items.append(&mut self.pushed);
         self.sort_out(&mut items);
         self.settle_debt(&items);
@@ -267,9 +216,7 @@ impl Opened {
 
     /// Leaves the IDLE for a sync: that holds no more than a little of it at once.
     async fn read_through(&mut self, idle: &mut Sent) -> Result<Settled> {
-        if self.wire.done().await? {
-            self.end_of_idle(idle).await?;
-        }
+        self.end_idle(idle).await?;
         self.sync().await?;
         *idle = self.wire.idle().await?;
         Ok(Settled::Uncounted)
@@ -370,7 +317,7 @@ impl Opened {
             return Ok(Held::NotAll);
         }
         let command = format!("UID FETCH {} ({})", uid_set(lacking), want.items(&self.account.settings));
-        let (came, held) = self.interrupt(idle, "UID FETCH", &command).await?;
+        let (came, held) = self.interrupt(idle, &command, Numbering::Believed).await?;
         for item in came {
             match items.iter_mut().find(|known| known.uid == item.uid) {
                 Some(known) => *known = item,
@@ -385,9 +332,7 @@ impl Opened {
         if self.finished.waiting.is_empty() {
             return Ok(());
         }
-        if self.wire.done().await? {
-            self.end_of_idle(idle).await?;
-        }
+        self.end_idle(idle).await?;
         self.put_away().await?;
         *idle = self.wire.idle().await?;
         Ok(())
@@ -398,6 +343,8 @@ impl Opened {
         loop {
             self.report(MailboxState::Polling).await?;
             tokio::time::sleep(self.account.timing.poll.min(self.account.settings.idle_renew.0)).await;
+            let asked = self.ask_numbering().await?;
+            self.hear_numbering(asked).await?;
             // All of it will be fetched.
             self.pushed.clear();
             self.sync().await?;

@@ -52,6 +52,10 @@ impl Selected {
             (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
             (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
             (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
+            (Response::MailboxData(MailboxDatum::Status { status, .. }), _) => {
+                let other = |s: &_| matches!(s, StatusAttribute::UidValidity(n) if *n != self.uid_validity);
+                self.renumbered |= status.iter().any(other);
+            }
             _ => {}
         }
     }
@@ -92,7 +96,7 @@ fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     })
 }
 
-/// Opens a mailbox: for reading only, unless `writable`.
+/// Opens a mailbox: for reading only, unless `writable`, or the server keeps its numbers only so.
 pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Result<Selected> {
     let quoted_name = quoted(&utf7::encode(name))
         .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
@@ -108,6 +112,9 @@ pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Resul
     let uid_validity = validity.ok_or_else(|| Error::Protocol(format!("no UIDVALIDITY in answer to {command}")))?;
     let uid_next = match next {
         Some(n) => n,
+        // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
+        // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.)
+        None if !writable => return Box::pin(select(wire, name, true)).await,
         // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
         None => status_uid_next(wire, &quoted_name).await?,
     };

@@ -2,8 +2,9 @@
 //!
 //! `net` is bytes, `wire` is commands and answers under deadlines, `connect` and `login` let us in (`oauth`: with a token),
 //! `account` is what a watcher is told and says, `mailbox` finds and opens one, `opened` is an open one, `fetch` knows how
-//! mails are asked for, `sync` holds the cursor rule, `after` puts away what is stored, `idle` waits, `watch` begins anew
-//! whenever something ends; `timing` says how long each of them waits. A file imports only from those before it.
+//! mails are asked for, `sync` holds the cursor rule, `after` puts away what is stored, `idle` waits (`interrupt`: and asks
+//! for what is new meanwhile), `watch` begins anew whenever something ends; `timing` says how long each of them waits. A
+//! file imports only from those before it.
 
 mod account;
 mod after;
@@ -12,6 +13,7 @@ mod error;
 mod fetch;
 mod framing;
 mod idle;
+mod interrupt;
 mod login;
 mod mailbox;
 mod net;

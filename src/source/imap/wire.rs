@@ -78,6 +78,8 @@ pub(super) struct Wire {
     answer: Duration,
     /// The IDLE that was begun and not ended.
     idling: Option<RequestId>,
+    /// The server has said its `+` to it.
+    accepted: bool,
     /// How many more answers there may be before the next command.
     answers: usize,
 }
@@ -95,7 +97,7 @@ pub(super) enum Heard<R> {
 impl Wire {
     /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
     pub(super) fn new(client: Client<Net>, answer: Duration) -> Self {
-        Wire { client, commands: 0, allowance: LINE, answer, idling: None, answers: ANSWERS }
+        Wire { client, commands: 0, allowance: LINE, answer, idling: None, accepted: false, answers: ANSWERS }
     }
 
     /// From here on pieces of mails as large as this will be asked for.
@@ -135,8 +137,14 @@ impl Wire {
     /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
     pub(super) async fn idle(&mut self) -> Result<Sent> {
         let sent = self.send("IDLE", "IDLE").await?;
-        self.idling = Some(sent.tag.clone());
+        (self.idling, self.accepted) = (Some(sent.tag.clone()), false);
         Ok(sent)
+    }
+
+    /// Whether an IDLE was begun that the server has not said its `+` to yet. A DONE has to wait for it: Cyrus reads both
+    /// at once, looks at its socket only, where nothing more comes, and idles on for a minute.
+    pub(super) fn awaits_plus(&self) -> bool {
+        self.idling.is_some() && !self.accepted
     }
 
     /// Ends the IDLE. True: its tagged OK is still to come; false: the server ended it before, and a DONE would be
@@ -207,7 +215,10 @@ impl Wire {
             Response::Data { status: Status::Bye, outcome } => {
                 Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)))
             }
-            Response::Continue(_) => Ok(Heard::Continue),
+            Response::Continue(_) => {
+                self.accepted = true;
+                Ok(Heard::Continue)
+            }
             untagged => Ok(Heard::Data(read(untagged))),
         }
     }

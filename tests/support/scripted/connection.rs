@@ -159,7 +159,14 @@ impl Connection {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
+            Step::Overhear if self.has_input() => self.swallow().await,
+            Step::Overhear => Ok(()),
         }
+    }
+
+    /// Whether the client wrote something that was not read yet, or not used.
+    fn has_input(&self) -> bool {
+        !self.buffer.is_empty() || self.stream.try_read(&mut [0]).is_ok()
     }
 
     async fn swallow(&mut self) -> Result<()> {
@@ -178,7 +185,10 @@ impl Connection {
             "greeting" => "* OK ready\r\n".to_owned(),
             "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.world().capabilities),
             "EXAMINE" | "SELECT" => self.select(),
-            "STATUS" => format!("* STATUS INBOX (UIDNEXT {})\r\n", self.server.world().uid_next),
+            "STATUS" => {
+                let world = self.server.world();
+                format!("* STATUS INBOX (UIDNEXT {} UIDVALIDITY {})\r\n", world.uid_next, world.uid_validity)
+            }
             "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
             "UID FETCH" => return self.fetch(line).await,
             "UID MOVE" => self.take_out(line),

@@ -1,0 +1,19 @@
+//! A certificate to throw away.
+
+use std::fs;
+use std::path::Path;
+
+/// A CA and a certificate for 127.0.0.1 and localhost: `ca.pem`, `server.pem` and `server.key` in a folder.
+pub fn certificate(folder: &Path) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_certificate = ca.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, key);
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let server = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
+    fs::write(folder.join("ca.pem"), ca_certificate.pem()).unwrap();
+    fs::write(folder.join("server.pem"), server.pem()).unwrap();
+    fs::write(folder.join("server.key"), server_key.serialize_pem()).unwrap();
+}

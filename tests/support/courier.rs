@@ -1,0 +1,133 @@
+//! A private Courier on loopback: Debian's package, unpacked; everything else in a temporary folder.
+//!
+//! Its own front, with its authentication daemon, has its places compiled in. So a few lines here greet and take a LOGIN,
+//! with any password, and hand the connection over to the real imapd, as that front does.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::unpacked::{program, unpacked};
+
+/// What Debian has it offer.
+const OFFERS: &str = "IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT THREAD=REFERENCES SORT QUOTA IDLE";
+
+pub struct Courier {
+    pub imap: u16,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    folder: tempfile::TempDir,
+    /// The sessions; `None`: the server is down.
+    sessions: Mutex<Option<Vec<Child>>>,
+    delivered: Mutex<usize>,
+}
+
+impl Courier {
+    pub fn start() -> Courier {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let imap = listener.local_addr().unwrap().port();
+        let folder = tempfile::Builder::new().prefix("courier").tempdir().unwrap();
+        let shared = Arc::new(Shared { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
+        let serving = Arc::downgrade(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Some(shared) = serving.upgrade() else { return };
+                std::thread::spawn(move || shared.front(&stream.unwrap()));
+            }
+        });
+        Courier { imap, shared }
+    }
+
+    /// Puts mails into the inbox, as a delivery agent does.
+    pub fn deliver<'a>(&self, user: &str, mails: impl IntoIterator<Item = &'a [u8]>) {
+        let maildir = self.shared.maildir(user);
+        for mail in mails {
+            let mut delivered = self.shared.delivered.lock().unwrap();
+            *delivered += 1;
+            let name = format!("1741145760.M{:06}P1.localhost", *delivered);
+            let text = String::from_utf8_lossy(mail).replace("\r\n", "\n");
+            fs::write(maildir.join("tmp").join(&name), text).unwrap();
+            fs::rename(maildir.join("tmp").join(&name), maildir.join("new").join(&name)).unwrap();
+        }
+    }
+
+    /// Ends all sessions and lets nobody in, does something, and is there again.
+    pub fn while_down(&mut self, work: impl FnOnce()) {
+        self.shared.end_sessions();
+        work();
+        *self.shared.sessions.lock().unwrap() = Some(Vec::new());
+    }
+}
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        self.shared.end_sessions();
+    }
+}
+
+impl Shared {
+    fn end_sessions(&self) {
+        for mut child in self.sessions.lock().unwrap().take().into_iter().flatten() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn front(&self, mut stream: &TcpStream) {
+        if self.sessions.lock().unwrap().is_none() {
+            return;
+        }
+        let _ = write!(stream, "* OK [CAPABILITY {OFFERS}] Courier-IMAP ready.\r\n");
+        while let Some(line) = read_line(stream) {
+            let mut words = line.split(' ');
+            let (tag, command) = (words.next().unwrap_or("*").to_owned(), words.next().unwrap_or_default());
+            if command == "LOGIN" {
+                let user = words.next().unwrap_or_default().trim_matches('"').to_owned();
+                return self.hand_over(stream, &user, &tag);
+            }
+            let _ = write!(stream, "{tag} BAD only LOGIN here\r\n");
+        }
+    }
+
+    fn hand_over(&self, stream: &TcpStream, user: &str, tag: &str) {
+        let maildir = self.maildir(user);
+        let programs = unpacked("courier-imap");
+        let mut command = program(&programs, "imapd");
+        let end = || Stdio::from(OwnedFd::from(stream.try_clone().unwrap()));
+        command.arg("Maildir").current_dir(maildir.parent().unwrap()).stdin(end()).stdout(end()).stderr(Stdio::null());
+        command.envs([("AUTHENTICATED", user), ("IMAPLOGINTAG", tag), ("IMAP_CAPABILITY", OFFERS)]);
+        // Debian's has it look once a minute. With more than a look, it depends on a daemon of its own for each user.
+        command.envs([("IMAP_IDLE_TIMEOUT", "1"), ("IMAP_ENHANCEDIDLE", "0"), ("IMAP_USELOCKS", "0")]);
+        command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
+        // It hears of changes by that daemon, if it is there, and makes do without.
+        command.env("GAMIN_DEBUG_SERVER", programs.join("gam_server"));
+        if let Some(sessions) = &mut *self.sessions.lock().unwrap() {
+            sessions.push(command.spawn().unwrap());
+        }
+    }
+
+    /// A user's inbox, made where there is none.
+    fn maildir(&self, user: &str) -> PathBuf {
+        let maildir = self.folder.path().join(user).join("Maildir");
+        for name in ["cur", "new", "tmp"] {
+            fs::create_dir_all(maildir.join(name)).unwrap();
+        }
+        maildir
+    }
+}
+
+/// No more than the line: what follows is for imapd.
+fn read_line(mut stream: &TcpStream) -> Option<String> {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while !line.ends_with(b"\r\n") {
+        stream.read_exact(&mut byte).ok()?;
+        line.push(byte[0]);
+    }
+    Some(String::from_utf8_lossy(&line).trim().to_owned())
+}
