@@ -4,7 +4,7 @@
 //! proven *and* read becomes an event.
 
 use jiff::Timestamp;
-use mail_parser::MessageParser;
+use mail_parser::{Message, MessageParser};
 
 use crate::contain::contained;
 use crate::extract::{self, Said, Vouched};
@@ -45,7 +45,7 @@ impl Rules {
     /// Reads a mail that comes from nobody and goes nowhere, so that what is made at the first use is there.
     pub fn rehearse(&self) {
         let vouched = Vouched { subject: true };
-        drop((self.reader.read(REHEARSAL, vouched), envelope(REHEARSAL)));
+        drop(self.reader.read_and(REHEARSAL, vouched, envelope));
     }
 
     /// Puts together what was judged and what is read.
@@ -53,8 +53,8 @@ impl Rules {
     pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::Report) {
         let proof = if let Verdict::Believed(proof) = &verdict { Some(proof) } else { None };
         let vouched = Vouched { subject: proof.is_none_or(|p| p.covers.has("subject")) };
-        let report = self.reader.read(&mail.bytes, vouched);
-        let (envelope, date) = envelope(&mail.bytes);
+        let (report, seen) = self.reader.read_and(&mail.bytes, vouched, envelope);
+        let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
         let cut = mail.size > mail.bytes.len() as u64;
         let judgement = match (&report.said, &verdict) {
             // Whoever sent it: it is not about a payment.
@@ -83,10 +83,7 @@ fn too_large(mail: &RawMail) -> Reason {
 }
 
 /// What the header says, for people; and its Date, for the event of a mail that says no time.
-fn envelope(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
-    // A panic in the parser costs what the parser would have said, no more.
-    let parsed = contained(|| MessageParser::new().parse_headers(bytes));
-    let Some(Some(message)) = parsed else { return (Envelope::default(), None) };
+fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
     let text = |name: &str| {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
@@ -100,6 +97,11 @@ fn envelope(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
         sent_at,
     };
     (envelope, sent_at)
+}
+
+/// The same of a mail that was not taken apart. A panic in the parser costs what the parser would have said, no more.
+fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
+    contained(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
 }
 
 /// A Date header (RFC 5322, 3.3). One whose zone is not known is none: the parsers would take it for UTC.
