@@ -173,6 +173,7 @@ fn restored(new: usize, watched: bool) {
     world.dovecot.while_down(|dovecot| {
         std::fs::remove_dir_all(dovecot.maildir(ADDRESS)).unwrap();
         copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
+        next_second();
     });
     if watched {
         world.home.until("SELECT last_uid FROM mailboxes", "5", SOON);

@@ -26,14 +26,14 @@ static FORWARDED: LazyLock<Option<Regex>> = LazyLock::new(|| {
           | (begin\ )? doorgestuurd\ bericht | oorspronkelijk\ bericht
           | wiadomość\ (przekazana|oryginalna) | (vidarebefordrat|ursprungligt)\ meddelande
           | пересылаемое\ сообщение | исходное\ сообщение | 转发的?邮件 | 原始邮件 | 転送されたメッセージ | 元のメッセージ
-        ) [\s\-_=*:：]* (.{0,80} [-_=:：])? $",
+        ) [\s\-_=*:：]* (.* [-_=:：])? $",
     )
     .ok()
 });
 static WROTE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"(?ix) \b( wrote | schrieb(\ .{1,120})? | a\ écrit | escribió | escreveu | ha\ scritto | schreef(\ .{1,120})?
-          | napisał(\(a\)|a)? | skrev(\ .{1,120})? | написал(\(а\)|а)? ) \s? [:：] $ | 写道\s?[:：] $ | 書きました\s?[:：] $",
+        r"(?ix) \b( wrote | schrieb(\ .+)? | a\ écrit | escribió | escreveu | ha\ scritto | schreef(\ .+)?
+          | napisał(\(a\)|a)? | skrev(\ .+)? | написал(\(а\)|а)? ) \s? [:：] $ | 写道\s?[:：] $ | 書きました\s?[:：] $",
     )
     .ok()
 });

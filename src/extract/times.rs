@@ -11,18 +11,20 @@ use super::values::Doubt;
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
+// `-u`: letters and digits are ASCII's. What a computer writes as a time has no others, and all digits of Unicode, up to
+// four times in a row, would take a megabyte.
 static WEBHOOK: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(r"(?i)^(?P<month>[a-z]{3}) (?P<day>\d{1,2}), (?P<year>\d{4}),? (?P<hour>\d{1,2}):(?P<minute>\d{2})(?: (?P<zone>UTC|GMT))?$").ok()
+    Regex::new(r"(?i-u)^(?P<month>[a-z]{3}) (?P<day>\d{1,2}), (?P<year>\d{4}),? (?P<hour>\d{1,2}):(?P<minute>\d{2})(?: (?P<zone>UTC|GMT))?$").ok()
 });
 static ISO: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"^(?P<year>\d{4})-(?P<number>\d{2})-(?P<day>\d{2})[T ](?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.\d{1,9})?)?(?: ?(?P<zone>Z|UTC|GMT|[+-]\d{2}:?\d{2}))?$",
+        r"(?-u)^(?P<year>\d{4})-(?P<number>\d{2})-(?P<day>\d{2})[T ](?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.\d{1,9})?)?(?: ?(?P<zone>Z|UTC|GMT|[+-]\d{2}:?\d{2}))?$",
     )
     .ok()
 });
 static MAIL: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"(?i)^(?:(?:mon|tue|wed|thu|fri|sat|sun), ?)?(?P<day>\d{1,2}) (?P<month>[a-z]{3}) (?P<year>\d{4}) (?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))? (?P<zone>UTC|GMT|[+-]\d{4})(?: \([A-Z]+\))?$",
+        r"(?i-u)^(?:(?:mon|tue|wed|thu|fri|sat|sun), ?)?(?P<day>\d{1,2}) (?P<month>[a-z]{3}) (?P<year>\d{4}) (?P<hour>\d{2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))? (?P<zone>UTC|GMT|[+-]\d{4})(?: \([A-Z]+\))?$",
     )
     .ok()
 });
