@@ -24,6 +24,10 @@ const CHECKPOINT: i64 = 1_000;
 /// With how many it is done although somebody waits. A page that is written often is copied once.
 const CHECKPOINT_NOW: i64 = 4_000;
 
+/// How much of the database is held, in KiB (negative: SQLite's way to say so). What a transaction of a backfill changes has
+/// room in it, or it would be written twice.
+const CACHE: i64 = -8_000;
+
 /// A piece of work, and who waits for it.
 trait Job: Send {
     /// Whether it worked.
@@ -50,6 +54,7 @@ impl Writer {
     pub(super) fn start(connection: Connection, path: &Path) -> Result<Self> {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
+        connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (is_open, open) = watch::channel(());
         std::thread::Builder::new()
