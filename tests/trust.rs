@@ -70,6 +70,26 @@ fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
+async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
+    let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), WORLD.rsa.record(""))]);
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    assert!(resolver.is_ready(), "there is nothing to be ready for");
+    resolver.remember("resmic.com", "s1");
+    assert!(!resolver.is_ready());
+    resolver.make_ready().await;
+    assert!(resolver.is_ready());
+    drop(dns);
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let trust = Settings::default();
+    let (known, other) = (signed(How::default()), signed(How { selector: "strict", ..How::default() }));
+    let verdict = judge(&known, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+    let verdict = judge(&other, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Undecided(_)), "nobody is there to ask any more: {verdict:?}");
+}
+
+#[tokio::test]
 async fn good_mails_are_believed() {
     let good = signed(How::default());
     let cases: Vec<(&str, Vec<u8>)> = vec![

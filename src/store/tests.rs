@@ -167,3 +167,18 @@ fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
     drop(end);
     writing.join().unwrap();
 }
+
+#[tokio::test]
+async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut large = entry(1, paid(None));
+    large.mail.bytes = vec![b'x'; 8 << 20];
+    store.record(vec![large], cursor(1)).await.unwrap();
+    // The writing thread has turned to the next piece of work, and so has done what it does between two.
+    store.cursor("shop", "INBOX").await.unwrap();
+    let looking = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    let (pages, copied): (i64, i64) =
+        looking.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| Ok((row.get(1)?, row.get(2)?))).unwrap();
+    assert!(pages > 2_000 && copied == pages, "{copied} of {pages}");
+}

@@ -66,6 +66,8 @@ pub struct Resolver {
     keys: Keys,
     /// The names of the keys by which mails were believed, the last first.
     proven: Mutex<VecDeque<String>>,
+    /// Held by who asks for them: where DNS does not answer, one asks and not each watcher.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// What a key says of itself.
@@ -101,7 +103,7 @@ impl Resolver {
         options.try_tcp_on_error = true;
         let authenticator =
             MessageAuthenticator::new(config, options).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))?;
-        Ok(Resolver { authenticator, keys: Keys::default(), proven: Mutex::default() })
+        Ok(Resolver { authenticator, keys: Keys::default(), proven: Mutex::default(), asking: Default::default() })
     }
 
     /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.
@@ -124,6 +126,7 @@ impl Resolver {
     /// Asks for the keys that are remembered, and are not known or have expired. What cannot be had is asked for again
     /// when a mail needs it.
     pub async fn make_ready(&self) {
+        let Ok(_asking) = self.asking.try_lock() else { return };
         let names: Vec<String> = self.proven.lock().map(|proven| proven.iter().cloned().collect()).unwrap_or_default();
         for name in names {
             let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
