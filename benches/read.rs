@@ -78,6 +78,10 @@ fn worst() -> Vec<(&'static str, String)> {
         ("end tags", html(many("</b>"))),
         ("hidden, overlapping", html(many("<p><b hidden></p>"))),
         ("attributes", html(format!("<p {}>", many("a=b ")))),
+        (
+            "different attributes",
+            html(format!("<p {}>", (0..SIZE / 6).map(|n| format!("a{n:x} ")).collect::<String>())),
+        ),
         ("styles", html(many("<p style='color:#fff;background:#fff;a:b'>"))),
         ("sheets", html(format!("<style>{}</style>{}", many(".a{color:red}"), many("<p class=a>")))),
         ("selectors", html(format!("<style>{}{{display:none}}</style>", many(".a,")))),

@@ -15,15 +15,27 @@ use super::quote;
 use super::view::View;
 use super::visible::Sheet;
 use super::walk::Walk;
+use crate::model::ReasonCode;
+
+/// How much HTML that is not plain is read, in bytes. html5ever compares each attribute of a tag with all others of that
+/// tag: one tag of a megabyte would take it seconds.
+const NOT_PLAIN: usize = 256 << 10;
+
+/// What is said of a view that ends there.
+const TOO_MUCH: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 256 KiB of HTML that is not plain");
 
 /// Renders HTML. Pure and linear in the length of the text.
 #[must_use]
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
     if let Some(styled) = as_far_as_its_sheets(html) {
-        read(styled, Styles::default).sheets.iter().for_each(|css| sheet.read(css));
+        read(styled, Styles::default).0.sheets.iter().for_each(|css| sheet.read(css));
     }
-    let mut view = read(html, || Walk::new(&sheet)).finish();
+    let (walk, all) = read(html, || Walk::new(&sheet));
+    let mut view = walk.finish();
+    if !all {
+        view.lost = view.lost.or(Some(TOO_MUCH));
+    }
     quote::mark(&mut view);
     view
 }
@@ -40,10 +52,14 @@ fn as_far_as_its_sheets(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-/// Has it read by what this makes; as plain HTML if it is.
-fn read<'a, R: Reads<'a>>(html: &'a str, new: impl Fn() -> R) -> R {
+/// Has it read by what this makes; as plain HTML if it is. Also says whether all of it was.
+fn read<'a, R: Reads<'a>>(html: &'a str, new: impl Fn() -> R) -> (R, bool) {
     let mut reader = new();
-    if plain::read(html, &mut reader).is_some() { reader } else { tokenize(html, new()) }
+    if plain::read(html, &mut reader).is_some() {
+        return (reader, true);
+    }
+    let part = html.get(..html.floor_char_boundary(NOT_PLAIN)).unwrap_or(html);
+    (tokenize(part, new()), part.len() == html.len())
 }
 
 /// Has it read, whatever it is.
@@ -126,6 +142,16 @@ mod tests {
 
     fn lines(html: &str) -> Vec<String> {
         view(html).lines.iter().map(|l| l.cells.join(" | ")).collect()
+    }
+
+    #[test]
+    fn of_what_is_not_plain_a_part_is_read_and_of_what_is_plain_all() {
+        let text = "<p>Amount: $20</p>".repeat(NOT_PLAIN / 100);
+        let (plain, odd) =
+            (format!("{text}{}", " ".repeat(NOT_PLAIN)), format!("<p <>{text}{}", "\u{e9}".repeat(NOT_PLAIN)));
+        assert_eq!(view(&plain).lost, None);
+        assert_eq!(view(&odd).lost, Some(TOO_MUCH));
+        assert_eq!(view(&odd).lines.len(), view(&plain).lines.len() + 1);
     }
 
     #[test]
