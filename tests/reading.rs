@@ -200,6 +200,24 @@ fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
     assert_eq!(reader.read_and(much.as_bytes(), vouched, |_| ()).1, None);
 }
 
+#[test]
+fn what_was_not_read_to_its_end_is_not_taken_for_something_else() {
+    let mail = |kind: &str, start: &str, filler: String, end: &str| {
+        format!("From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/{kind}\r\n\r\n{start}{filler}{end}")
+            .into_bytes()
+    };
+    let paid = "Amount: $20 Transaction Hash: 0xab";
+    for (kind, start, filler, words) in [
+        ("plain", "Hello\r\n", "x\r\n".repeat(6_000), "too-large: it has more than 5000 lines"),
+        ("html", "<p <>Hello", "<p>x".repeat(6_000), "too-large: it has more than 5000 lines"),
+        ("html", "<p <>Hello", " ".repeat(300 << 10), "too-large: it has more than 256 KiB of HTML that is not plain"),
+    ] {
+        let Said::Doubtful(reason) = read(&mail(kind, start, filler, paid)) else { panic!("{words}") };
+        assert_eq!(reason.to_string(), words);
+        assert!(matches!(read(&mail(kind, start, String::new(), "")), Said::Nothing(_)), "{kind}");
+    }
+}
+
 proptest! {
     // A failure is printed whole; no file of old ones is kept.
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]

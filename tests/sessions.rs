@@ -86,3 +86,22 @@ fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
     assert_eq!(handler.accepted(1).len(), 1);
     assert_eq!(daemon.end(), Some(0));
 }
+
+#[test]
+fn a_command_that_has_ended_leaves_one_whole_file() {
+    let home = Home::new(&format!("{}{SETTINGS}", account(1, "dedicated = true")));
+    let eml = home.database().with_file_name("1.eml");
+    std::fs::write(&eml, payment(1, "payments@shop.example")).unwrap();
+    let log = home.database().with_file_name("mailhook.db-wal");
+    let commands: [&[&str]; 4] = [
+        &["import", eml.to_str().unwrap()],
+        &["session", "add", SESSION, "--amount", "20"],
+        &["reparse"],
+        &["prune", "--older-than", "1d"],
+    ];
+    for command in commands {
+        home.data(command);
+        assert!(home.database().exists() && !log.exists(), "{command:?}");
+    }
+    assert_eq!(home.ask("SELECT (SELECT count(*) FROM mails) + (SELECT count(*) FROM sessions)"), "2");
+}

@@ -1,9 +1,8 @@
 //! `deliveries`: the outbox.
 
 use super::output::{self, cell, say};
-use crate::app;
 use crate::config::Config;
-use crate::store::{Reader, Retry, Store};
+use crate::store::{Reader, Retry};
 
 pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;
@@ -33,8 +32,8 @@ pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
     drop(Reader::open(&config.database())?);
-    let store = Store::open(app::store_settings(config))?;
-    let changed = store.retry(if dead { Retry::Dead } else { Retry::Ids(ids) }).await?;
+    let which = if dead { Retry::Dead } else { Retry::Ids(ids) };
+    let changed = super::writing(config, async |store| store.retry(which).await).await?;
     say(&format!("{changed} deliveries are due now; the daemon makes them"));
     Ok(())
 }

@@ -63,6 +63,7 @@ pub(super) async fn run(
         }
         progress.inc(recorded.len() as u64);
     }
+    ingest.store.close().await;
     progress.finish_and_clear();
     if !json {
         for (outcome, count) in &counts {

@@ -9,7 +9,7 @@ use super::output::{self, cell};
 use crate::app;
 use crate::config::Config;
 use crate::model::{Covered, Outcome, Proof, Trust};
-use crate::store::{Change, Reader, Store};
+use crate::store::{Change, Reader};
 
 pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;
@@ -51,7 +51,7 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
     let proof = Proof { trust: Trust::Operator, domain: None, selector: None, covers: Covered::All, to };
     let (examined, _) = rules.read(&stored.mail, proof);
-    let change = Store::open(app::store_settings(config))?.rejudge(id, examined, None).await?;
+    let change = super::writing(config, async |store| store.rejudge(id, examined, None).await).await?;
     let words = super::reparse::in_words(&change);
     output::line(&format!("mail {id}: {words}"))?;
     let released = matches!(change, Change::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });

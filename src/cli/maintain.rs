@@ -6,10 +6,9 @@ use anyhow::Context;
 use jiff::Timestamp;
 
 use super::output::say;
-use crate::app;
 use crate::config::Config;
 use crate::model::iso;
-use crate::store::{Reader, Store};
+use crate::store::Reader;
 use crate::units::Duration;
 
 pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
@@ -22,9 +21,8 @@ pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
 pub(super) async fn prune(config: &Config, age: Duration, quarantined: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
     drop(Reader::open(&config.database())?);
-    let store = Store::open(app::store_settings(config))?;
     let before = Timestamp::now().checked_sub(age.0).context("so long ago there was no mail")?;
-    let pruned = store.prune(iso(before), quarantined).await?;
+    let pruned = super::writing(config, async |store| store.prune(iso(before), quarantined).await).await?;
     say(&format!(
         "dropped the bytes of {} mails, {} ignored mails and {} attempts from before {before:.0}",
         pruned.raw, pruned.mails, pruned.attempts

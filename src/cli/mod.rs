@@ -24,9 +24,11 @@ use clap::Parser;
 
 use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 
+use crate::app;
 use crate::config::{self, Config};
 use crate::contain;
 use crate::source::imap;
+use crate::store::{self, Store};
 
 /// It did not work.
 const FAILED: u8 = 1;
@@ -107,6 +109,15 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
     }
+}
+
+/// Does something that writes, and waits until the database is closed: what a process leaves open stays in the `-wal`
+/// until the next one comes, and whoever copies the one file has not got it.
+async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> store::Result<T>) -> store::Result<T> {
+    let store = Store::open(app::store_settings(config))?;
+    let done = work(&store).await;
+    store.close().await;
+    done
 }
 
 /// The account of that name; without one, the first.

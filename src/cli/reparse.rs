@@ -50,6 +50,8 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
             print(&stored, &change, json)?;
         }
     }
+    drop(reader);
+    store.close().await;
     output::say(&format!("{changed} mails changed"));
     Ok(())
 }

@@ -2,16 +2,15 @@
 
 use super::args::NewSession;
 use super::output::{self, cell};
-use crate::app;
 use crate::config::Config;
 use crate::session::Addresses;
-use crate::store::{self, Reader, Store};
+use crate::store::{self, Reader};
 
 pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> {
     let NewSession { session_id, order, amount, blockchain, token } = new;
     let session =
         store::NewSession { session_id, order_ref: order, amount, blockchain, token, ..store::NewSession::default() };
-    let settled = Store::open(app::store_settings(config))?.session_add(session).await?;
+    let settled = super::writing(config, async |store| store.session_add(session).await).await?;
     if settled.resolved + settled.released + settled.held > 0 {
         output::say(&format!(
             "events that have their session now: {}; deliveries let go: {}, held: {}",
@@ -44,7 +43,7 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// A person's word on which session an event belongs to.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
-    let assigned = Store::open(app::store_settings(config))?.session_assign(event_id, session_id).await?;
+    let assigned = super::writing(config, async |store| store.session_assign(event_id, session_id).await).await?;
     let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
     output::line(&format!(
         "event {event_id} is of session {session_id} now{before}; deliveries let go: {}",

@@ -283,6 +283,10 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
     if shown.views.iter().all(|view| view.lines.is_empty()) && titles.is_empty() {
         return Some(doubtful("it has no text that can be read"));
     }
+    // What was not read may be the payment.
+    if shown.views.iter().filter_map(|view| view.lost).any(|(code, _)| code == ReasonCode::TooLarge) {
+        return None;
+    }
     nothing("nothing in it speaks of a payment".to_owned())
 }
 
