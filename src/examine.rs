@@ -17,6 +17,15 @@ use crate::trust::{self, Ours, dns::Resolver};
 /// A notification as Resmic publishes it, which nobody sent.
 const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
 
+/// What a mail says, whether or not it is believed.
+pub struct TakenIn {
+    vouched: Vouched,
+    report: extract::Report,
+    envelope: Envelope,
+    /// Its Date.
+    date: Option<Timestamp>,
+}
+
 /// The rules by which an account's mails are examined.
 pub struct Rules {
     /// Whose mail may be believed.
@@ -32,8 +41,25 @@ pub struct Rules {
 impl Rules {
     /// Examines a mail.
     pub async fn examine(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Examined {
-        let verdict = trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, now).await;
+        let verdict = self.judge(mail, resolver, now).await;
         self.conclude(mail, verdict).0
+    }
+
+    /// The one half of it: is it to be believed?
+    pub async fn judge(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Verdict {
+        trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, now).await
+    }
+
+    /// The other half, which need not wait for the first: what does it say, if all of its header may be read?
+    #[must_use]
+    pub fn take_in(&self, mail: &RawMail) -> TakenIn {
+        self.take_in_as(mail, Vouched { subject: true })
+    }
+
+    fn take_in_as(&self, mail: &RawMail, vouched: Vouched) -> TakenIn {
+        let (report, seen) = self.reader.read_and(&mail.bytes, vouched, envelope);
+        let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
+        TakenIn { vouched, report, envelope, date }
     }
 
     /// Reads a mail that a person vouches for, or that was judged before; nobody is asked whether to believe it.
@@ -51,10 +77,17 @@ impl Rules {
     /// Puts together what was judged and what is read.
     #[must_use]
     pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::Report) {
-        let proof = if let Verdict::Believed(proof) = &verdict { Some(proof) } else { None };
-        let vouched = Vouched { subject: proof.is_none_or(|p| p.covers.has("subject")) };
-        let (report, seen) = self.reader.read_and(&mail.bytes, vouched, envelope);
-        let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
+        let read = self.take_in_as(mail, vouched(&verdict));
+        self.put_together(mail, verdict, read)
+    }
+
+    /// Puts together what was judged and what was read.
+    #[must_use]
+    pub fn put_together(&self, mail: &RawMail, verdict: Verdict, read: TakenIn) -> (Examined, extract::Report) {
+        let vouched = vouched(&verdict);
+        // Read before it was known that nobody vouches for its Subject.
+        let read = if read.vouched == vouched { read } else { self.take_in_as(mail, vouched) };
+        let TakenIn { report, envelope, date, .. } = read;
         let cut = mail.size > mail.bytes.len() as u64;
         let judgement = match (&report.said, &verdict) {
             // Whoever sent it: it is not about a payment.
@@ -75,6 +108,12 @@ impl Rules {
         let header_time = date.filter(|_| reading.tx_time.is_none() && proof.covers.has("date"));
         Judgement::Event(Box::new(Event { reading: reading.clone(), header_time, order_ref }))
     }
+}
+
+/// What of the header may be read, after this verdict.
+fn vouched(verdict: &Verdict) -> Vouched {
+    let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
+    Vouched { subject: proof.is_none_or(|p| p.covers.has("subject")) }
 }
 
 fn too_large(mail: &RawMail) -> Reason {

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
-use crate::contain::contained_async;
+use crate::contain::{contained, contained_async};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
 use crate::pulse::Pulse;
@@ -129,6 +129,10 @@ impl Ingest {
 
     /// Examines mails in a task of their own, so that another core can do it.
     pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<Entry> {
+        let mails = match <[RawMail; 1]>::try_from(mails) {
+            Ok([mail]) => return vec![self.examine_alone(mail).await],
+            Err(mails) => mails,
+        };
         let (rules, resolver) = (self.rules.clone(), self.resolver.clone());
         let all = async move {
             let mut entries = Vec::with_capacity(mails.len());
@@ -143,6 +147,24 @@ impl Ingest {
             // Every mail's panic is contained in `examine_one`; this is a task that was cancelled at the end.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Examines the one mail that somebody may be waiting for: one core reads it while another judges it.
+    async fn examine_alone(&self, mail: RawMail) -> Entry {
+        let mail = Arc::new(mail);
+        let (rules, it) = (self.rules.clone(), mail.clone());
+        let reading = tokio::spawn(async move { contained(|| rules.take_in(&it)) });
+        let (rules, resolver, it) = (self.rules.clone(), self.resolver.clone(), mail.clone());
+        // In a task, too: what a task spawns last no other core takes from it.
+        let judging = tokio::spawn(async move { contained_async(rules.judge(&it, &resolver, Timestamp::now())).await });
+        let examined = match (judging.await, reading.await) {
+            (Ok(verdict), Ok(read)) => verdict
+                .zip(read)
+                .and_then(|(verdict, read)| contained(|| self.rules.put_together(&mail, verdict, read).0)),
+            // Every panic is contained; this is a task that was cancelled at the end.
+            _ => std::future::pending().await,
+        };
+        Entry::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
     }
 
     /// Examines mails and records them, without a cursor: what `import` hands over.
@@ -210,11 +232,15 @@ impl Ingest {
 /// A panic in a parser costs the mail that caused it, not the daemon.
 async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
     let examining = rules.examine(mail, resolver, Timestamp::now());
-    contained_async(examining).await.unwrap_or_else(|| Examined {
+    contained_async(examining).await.unwrap_or_else(not_taken_apart)
+}
+
+fn not_taken_apart() -> Examined {
+    Examined {
         judgement: Judgement::Quarantined(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
         proof: None,
         envelope: crate::model::Envelope::default(),
-    })
+    }
 }
 
 fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {

@@ -56,7 +56,8 @@ impl Store {
 
     /// Looks once. It takes the write lock, and so waits for a commit that is being written while we hear of it.
     async fn look(&self) -> Result<()> {
-        let version = self.write(|tx| Ok(tx.pragma_query_value(None, "data_version", |row| row.get(0))?)).await?;
+        let version =
+            self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let settled = self.settle().await.inspect_err(|_| {
                 // What is not settled is looked at again.

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Error, Result};
@@ -114,17 +114,47 @@ fn plainly<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connectio
 /// A piece of work that fails leaves no trace. SQLite keeps a copy of each page that is changed within.
 fn in_savepoint<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     let sqlite = |e| Error::from_sqlite(path, e);
-    connection.execute_batch("SAVEPOINT work").map_err(sqlite)?;
+    kept(connection, "SAVEPOINT work").map_err(sqlite)?;
     let result = plainly(connection, path, work);
-    let end = if result.is_ok() { "RELEASE work" } else { "ROLLBACK TO work; RELEASE work" };
-    connection.execute_batch(end).map_err(sqlite)?;
+    if result.is_err() {
+        kept(connection, "ROLLBACK TO work").map_err(sqlite)?;
+    }
+    kept(connection, "RELEASE work").map_err(sqlite)?;
     result
 }
 
-fn serve(mut connection: Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+/// Runs a statement that each transaction needs. It is compiled one time only.
+fn kept(connection: &Connection, sql: &'static str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
+}
+
+/// A transaction, rolled back unless it is committed.
+struct Transaction<'c>(&'c Connection);
+
+impl<'c> Transaction<'c> {
+    fn begin(connection: &'c Connection) -> rusqlite::Result<Self> {
+        kept(connection, "BEGIN IMMEDIATE")?;
+        Ok(Transaction(connection))
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        kept(self.0, "COMMIT")
+    }
+}
+
+impl Drop for Transaction<'_> {
+    fn drop(&mut self) {
+        // A full disk has ended it already (sqlite.org/lang_transaction.html); what else fails here, fails at the next BEGIN.
+        if !self.0.is_autocommit() {
+            let _ = kept(self.0, "ROLLBACK");
+        }
+    }
+}
+
+fn serve(connection: Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = vec![first];
-        let failed = run_batch(&mut connection, &mut batch, &mut queue).err().map(Arc::new);
+        let failed = run_batch(&connection, &mut batch, &mut queue).err().map(Arc::new);
         for job in batch {
             job.answer(failed.as_ref());
         }
@@ -150,21 +180,21 @@ fn checkpoint(connection: &Connection, enough: i64) -> rusqlite::Result<()> {
 ///
 /// The first needs no savepoint: if it fails, the transaction is rolled back, and what comes to `queue` is the next one's.
 fn run_batch(
-    connection: &mut Connection,
+    connection: &Connection,
     batch: &mut Vec<Box<dyn Job>>,
     queue: &mut mpsc::Receiver<Box<dyn Job>>,
 ) -> rusqlite::Result<()> {
-    let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tx = Transaction::begin(connection)?;
     let mut done = 0;
     while let Some(job) = batch.get_mut(done) {
-        let works = job.run(&tx, done == 0);
-        if tx.is_autocommit() {
+        let works = job.run(connection, done == 0);
+        if connection.is_autocommit() {
             // A full disk ends a transaction from within (sqlite.org/lang_transaction.html): nothing of it is kept.
             let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
             return Err(rusqlite::Error::SqliteFailure(full, Some("the transaction was rolled back".into())));
         }
         if done == 0 && !works {
-            return tx.rollback();
+            return Ok(());
         }
         done += 1;
         if done == batch.len() && done < BATCH {
