@@ -18,6 +18,10 @@ use super::{Result, Store, settle};
 /// The shortest time between two looks: others may write as often as they like.
 const REST: Duration = Duration::from_millis(100);
 
+/// How long a commit may take from its first write: it is told of then, and most of what is told of are our own, which
+/// need neither a look before they are done nor one for each of their writes.
+const COMMIT: Duration = Duration::from_millis(5);
+
 /// The longest time between two looks, for what the kernel failed to tell.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -45,6 +49,7 @@ impl Store {
                 // What could not be looked at is not told of a second time.
                 if looked.is_ok() {
                     changes.next().await;
+                    sleep(COMMIT).await;
                 }
             };
             tokio::select! {
