@@ -18,8 +18,8 @@ use super::{Result, Store, settle};
 /// The shortest time between two looks: others may write as often as they like.
 const REST: Duration = Duration::from_millis(100);
 
-/// The longest time between two looks, for what the kernel failed to tell.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The longest time between two looks, for what the kernel failed to tell: that the folder was replaced, for one.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// How often to look where the kernel tells nothing at all.
 const POLL: Duration = Duration::from_millis(500);
