@@ -24,6 +24,7 @@ use crate::pulse::Pulses;
 use crate::source::imap::{self, Tls};
 use crate::store::{self, DaemonLock, Landmarks, Store};
 use crate::trust::dns::Resolver;
+use crate::vigil::{Sleeps, Vigil};
 use crate::{extract, forward, metrics, session, systemd, tls, trust};
 
 /// How many connections to one mail server are begun at once.
@@ -101,6 +102,7 @@ pub struct Prepared {
     targets: Vec<forward::Target>,
     resolver: Arc<Resolver>,
     metrics: Option<(SocketAddr, Arc<TcpListener>)>,
+    vigil: Vigil,
 }
 
 /// Reads the secrets and takes what is needed from the system. Nothing is started.
@@ -113,7 +115,8 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
-    let (accounts, targets) = (accounts(&config).await?, forward_targets(&config).await?);
+    let (vigil, sleeps) = Vigil::new();
+    let (accounts, targets) = (accounts(&config, &sleeps).await?, forward_targets(&config).await?);
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
@@ -124,7 +127,7 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
         }
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, resolver, metrics })
+    Ok(Prepared { config, accounts, targets, resolver, metrics, vigil })
 }
 
 /// Where metrics are served.
@@ -160,7 +163,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// What makes it impossible to start, or to go on.
 pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let Prepared { config, accounts, targets, resolver, metrics } = prepared;
+    let Prepared { config, accounts, targets, resolver, metrics, vigil } = prepared;
     if config.trust.asks_no_proof() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
@@ -182,6 +185,10 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
+    loops.spawn(async move {
+        vigil.keep().await;
+        Ok(())
+    });
     let overseer = Overseer { store: store.clone(), expected: expected.clone(), pulses: pulses.clone() };
     let overseeing = overseer.run(shutdown.clone());
     loops.spawn(async move { overseeing.await.context("looking after the rest") });
@@ -284,7 +291,7 @@ async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Opt
 }
 
 /// The accounts with their secrets.
-async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
+async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
     // Each server has a pace of its own: one that says nothing must not take the places of the others.
     let (mut paces, mut clients) = (HashMap::new(), tls::Clients::default());
     let mut accounts = Vec::new();
@@ -296,6 +303,7 @@ async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
             pace: paces.entry(server).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
             timing: imap::Timing::default(),
+            sleeps: sleeps.clone(),
         };
         accounts.push((account, rules(config, settings).await?));
     }

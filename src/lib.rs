@@ -29,3 +29,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod trust;
 pub mod units;
+pub mod vigil;

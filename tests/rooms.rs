@@ -21,7 +21,7 @@ const LADDER: &[&[&str]] = &[
     &["trust", "extract"],
     &["store"],
     &["ledger", "session", "http"],
-    &["contain", "telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units"],
+    &["contain", "telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units", "vigil"],
     &["model"],
 ];
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::health::Expected;
 use crate::model::iso;
@@ -13,8 +13,10 @@ use crate::pulse::{Pulse, Pulses};
 use crate::store::{self, Store};
 use crate::{metrics, systemd};
 
-/// How often it looks, at most.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often it looks where nothing happens: each look wakes half the daemon.
+const LOOK: Duration = Duration::from_secs(60);
+/// How soon it looks again after something was committed that it may tell of.
+const REST: Duration = Duration::from_secs(10);
 /// How long the store may take for an answer: longer than SQLite waits for a lock, and a batch of a thousand takes.
 const ANSWER: Duration = Duration::from_secs(60);
 /// How long something may be due in the outbox without any attempt being made.
@@ -32,24 +34,38 @@ impl Overseer {
     /// # Errors
     /// [`store::Error::Stopped`]: the writer has ended.
     pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
-        let (writing, sending) = (self.pulses.begin("storing", ANSWER), self.pulses.begin("forwarding", STANDSTILL));
         // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
-        let pause = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
-        let mut said = String::new();
+        let longest = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
+        let shortest = REST.min(longest);
+        let (writing, sending) =
+            (self.pulses.begin("storing", longest + ANSWER), self.pulses.begin("forwarding", STANDSTILL));
+        let (mut outbox, mut said) = (self.store.watch_outbox(), String::new());
         loop {
+            outbox.mark_unchanged();
             self.store_answers(&writing).await?;
             let line = self.look(&sending).await.unwrap_or_else(|e| e.to_string());
-            if line != said {
+            let pause = if line == said {
+                longest
+            } else {
                 systemd::status(&line);
                 said = line;
-            }
+                // What has changed may be changing still.
+                shortest
+            };
             match self.pulses.late() {
                 late if late.is_empty() => systemd::watchdog(),
                 late => tracing::error!("no progress: {}", late.join(", ")),
             }
+            let (rest, pause) = (sleep(shortest), sleep(pause));
+            let changed = async {
+                // The store is gone only with the program.
+                let _ = outbox.changed().await;
+                rest.await;
+            };
             tokio::select! {
                 _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
-                () = tokio::time::sleep(pause) => {}
+                () = pause => {}
+                () = changed => {}
             }
         }
     }
@@ -78,5 +94,5 @@ impl Overseer {
 
 /// Never so long that the watchdog goes hungry for want of an answer that will come.
 fn pulse_interval() -> Duration {
-    systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 4).min(LOOK))
+    systemd::watchdog_interval().map_or(REST, |interval| (interval / 4).min(REST))
 }

@@ -22,8 +22,8 @@ const REST: Duration = Duration::from_millis(100);
 /// need neither a look before they are done nor one for each of their writes.
 const COMMIT: Duration = Duration::from_millis(5);
 
-/// The longest time between two looks, for what the kernel failed to tell.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The longest time between two looks, for what the kernel failed to tell: that the folder was replaced, for one.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// How often to look where the kernel tells nothing at all.
 const POLL: Duration = Duration::from_millis(500);

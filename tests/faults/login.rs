@@ -141,6 +141,7 @@ async fn line_breaks_in_names_and_passwords_are_never_written() {
             is_candidate: Box::new(|_| true),
             pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
             timing: strict(),
+            sleeps: resmic_mailhook::vigil::Sleeps::none(),
         };
         let mut watching = Watching::with(account, wanted.into(), Default::default());
         if password == crlf {

@@ -11,6 +11,7 @@ use resmic_mailhook::pulse::Pulses;
 use resmic_mailhook::source::imap::{self, Account, Credentials, Cursors, Login};
 use resmic_mailhook::store::Store;
 use resmic_mailhook::trust::dns::Resolver;
+use resmic_mailhook::vigil::Sleeps;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// How long this watcher may be silent, and how long a test waits to see that it is or is not.
@@ -28,6 +29,7 @@ fn begin(server: &Scripted, home: &Home, timing: Timing) -> (Pulses, watch::Send
         is_candidate: Box::new(|_| true),
         pace: Arc::new(Semaphore::new(1)),
         timing,
+        sleeps: Sleeps::none(),
     };
     let cursors: Cursors = Box::new(|_| Box::pin(async { Ok(None) }));
     let (out, reports) = mpsc::channel(8);

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use resmic_mailhook::vigil::Vigil;
+
 use super::*;
 use crate::support::watching::dedicated;
 
@@ -75,7 +77,9 @@ async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back
     let clock = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
     AHEAD.store(7200, Ordering::SeqCst);
     let server = Scripted::start().await;
-    let mut watching = watch_in(&server, DEDICATED, Timing { clock, look: ms(20), ..quick() });
+    let (vigil, sleeps) = Vigil::looking(ms(20), clock);
+    tokio::spawn(vigil.keep());
+    let mut watching = Watching::asleep(&server, settings(server.port, DEDICATED), Timing { clock, ..quick() }, sleeps);
     watching.idle().await;
     AHEAD.store(3600, Ordering::SeqCst);
     watching.listen(ms(200)).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use resmic_mailhook::model::{MailboxState, Reached};
 use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Known, Login, Report, Settings, Timing};
+use resmic_mailhook::vigil::Sleeps;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
@@ -70,6 +71,18 @@ pub fn settings(port: u16, more: &str) -> Settings {
     toml::from_str(&text).unwrap()
 }
 
+/// An account whose password is right, on a machine that never sleeps.
+fn account(settings: Settings, timing: Timing) -> Account {
+    Account {
+        settings,
+        login: Login { tls: None, credentials: Credentials::Password("secret".to_owned().into()) },
+        is_candidate: Box::new(|header| header.windows(10).any(|w| w == b"resmic.com")),
+        pace: Arc::new(Semaphore::new(4)),
+        timing,
+        sleeps: Sleeps::none(),
+    }
+}
+
 /// Times that fit a test.
 pub fn quick() -> Timing {
     Timing {
@@ -96,14 +109,14 @@ impl Watching {
     /// Watches the first mailbox of an account, from this cursor on.
     pub fn of(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
         let wanted = settings.mailboxes[0].clone();
-        let account = Account {
-            settings,
-            login: Login { tls: None, credentials: Credentials::Password("secret".to_owned().into()) },
-            is_candidate: Box::new(|header| header.windows(10).any(|w| w == b"resmic.com")),
-            pace: Arc::new(Semaphore::new(4)),
-            timing,
-        };
-        Self::with(account, wanted, cursor)
+        Self::with(account(settings, timing), wanted, cursor)
+    }
+
+    /// Watches INBOX on a machine that sleeps when `sleeps` says so.
+    pub fn asleep(server: &Scripted, settings: Settings, timing: Timing, sleeps: Sleeps) -> Self {
+        let account = Account { sleeps, ..account(settings, timing) };
+        let watching = Self::with(account, "INBOX".into(), Cursor::default());
+        Watching { server: Some(server.clone()), ..watching }
     }
 
     pub fn with(account: Account, wanted: String, cursor: Cursor) -> Self {

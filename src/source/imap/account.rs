@@ -10,6 +10,7 @@ use super::connect::Login;
 use super::settings::Settings;
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail, Reached};
+use crate::vigil::Sleeps;
 
 /// Whether a mail may be Resmic's, by its From field.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -26,6 +27,8 @@ pub struct Account {
     pub pace: Arc<Semaphore>,
     /// How long its watchers wait, and for what.
     pub timing: Timing,
+    /// Tells when the machine has slept.
+    pub sleeps: Sleeps,
 }
 
 /// What a watcher says.

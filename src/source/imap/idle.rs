@@ -4,15 +4,18 @@
 //! of the IDLE, the FETCH and the next IDLE leave in one write: one and a half. What is pushed is a hint that is
 //! believed for speed; the cursor moves by the order of UIDs, and every renewal looks for what was not pushed.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
 use super::interrupt::{AT_ONCE, Held, Numbering};
 use super::opened::{Opened, Outstanding, uid_set};
-use super::timing::Vigil;
 use super::wire::{Heard, Sent, Wait};
+use crate::backoff::Backoff;
 use crate::model::MailboxState;
+use crate::vigil::Sleeps;
 
 /// How often it is asked for before it counts as gone.
 const TRIES: u32 = 3;
@@ -70,6 +73,20 @@ enum Settled {
     Uncounted,
 }
 
+/// The next look for what was not told.
+struct Renewal {
+    due: Instant,
+    sleeps: Sleeps,
+}
+
+impl Renewal {
+    /// The machine has slept: it is due at a moment of its own, within the time that all have for it.
+    fn hasten(&mut self, all: Duration) -> Instant {
+        self.due = self.due.min(Instant::now() + Backoff { base: all, cap: all }.full_jitter(0));
+        self.due
+    }
+}
+
 impl Opened {
     /// Asks the server to send each new mail by itself.
     pub(super) async fn ask_for_pushes(&mut self) -> Result<Way> {
@@ -103,7 +120,7 @@ impl Opened {
         self.report(MailboxState::Idle).await?;
         loop {
             let again = (tries > 0).then(|| Instant::now() + timing.again * tries);
-            let woken = match self.wait(&idle, way, again.unwrap_or(renewal).min(renewal)).await {
+            let woken = match self.wait(&idle, way, again, &mut renewal).await {
                 // Listed among the capabilities, and refused.
                 Err(Error::Refused { .. }) => return self.poll().await,
                 woken => woken?,
@@ -121,8 +138,9 @@ impl Opened {
                 misses = 0;
             }
             if settled == Settled::No {
+                renewal.sleeps.forget();
                 settled = self.look(&mut idle, woken, patience).await?;
-                renewal = self.renewal();
+                renewal.due = Instant::now() + self.account.settings.idle_renew.0;
                 if way == Way::Pushed && woken != Woken::Pushed && tries == 0 && self.highest() > highest {
                     misses += 1;
                 }
@@ -143,8 +161,10 @@ impl Opened {
         }
     }
 
-    fn renewal(&self) -> Instant {
-        Instant::now() + self.account.settings.idle_renew.0
+    fn renewal(&self) -> Renewal {
+        let mut sleeps = self.account.sleeps.clone();
+        sleeps.forget();
+        Renewal { due: Instant::now() + self.account.settings.idle_renew.0, sleeps }
     }
 
     /// The highest UID that was handed over.
@@ -153,10 +173,9 @@ impl Opened {
     }
 
     /// Hears what the server says while it idles.
-    async fn wait(&mut self, idle: &Sent, way: Way, renewal: Instant) -> Result<Woken> {
+    async fn wait(&mut self, idle: &Sent, way: Way, again: Option<Instant>, renewal: &mut Renewal) -> Result<Woken> {
         self.until_plus(idle).await?;
-        let mut deadline = renewal;
-        let vigil = Vigil::begin(&self.account.timing);
+        let mut deadline = again.map_or(renewal.due, |again| again.min(renewal.due));
         loop {
             if !self.pushed.is_empty() {
                 return Ok(Woken::Pushed);
@@ -168,12 +187,17 @@ impl Opened {
                 }
                 deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
             }
-            let look = Instant::now() + self.account.timing.look;
-            match self.hear(idle, Wait::until(deadline.min(look))).await {
+            let heard = tokio::select! {
+                heard = self.hear(idle, Wait::until(deadline)) => heard,
+                all = renewal.sleeps.next() => {
+                    deadline = deadline.min(renewal.hasten(all));
+                    continue;
+                }
+            };
+            match heard {
                 Ok(Heard::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
                 Ok(Heard::Continue) => {}
                 Ok(Heard::Done) => return Ok(Woken::Ended),
-                Err(Error::Silent { .. }) if Instant::now() < deadline && !vigil.has_slept() => {}
                 Err(Error::Silent { .. }) if self.selected.fresh > 0 => return Ok(Woken::Announced),
                 Err(Error::Silent { .. }) => return Ok(Woken::Renew),
                 Err(e) => return Err(e),

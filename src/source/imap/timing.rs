@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
-use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 
@@ -31,9 +30,7 @@ pub struct Timing {
     /// A connection that lives as long as this after its first sync was a good one. Some servers drop every IDLE
     /// after a minute.
     pub steady: Duration,
-    /// How often it is looked whether the machine has slept.
-    pub look: Duration,
-    /// The clock on the wall. It goes on while the machine sleeps, and deadlines do not.
+    /// The clock on the wall.
     pub clock: fn() -> SystemTime,
 }
 
@@ -52,7 +49,6 @@ impl Default for Timing {
             retry_login: Backoff { base: seconds(120), cap: seconds(3600) },
             retry_absent: seconds(3600),
             steady: seconds(30),
-            look: seconds(30),
             clock: SystemTime::now,
         }
     }
@@ -62,27 +58,5 @@ impl Timing {
     /// What the clock on the wall says.
     pub(super) fn now(&self) -> Timestamp {
         Timestamp::try_from((self.clock)()).unwrap_or(Timestamp::MAX)
-    }
-}
-
-/// By how much the two clocks must part before it counts as sleep. That somebody set the clock costs a renewal.
-const SLEPT: Duration = Duration::from_secs(60);
-
-/// Notices that the machine has slept: whoever it was connected to has long forgotten it, and its deadlines stood still.
-pub(super) struct Vigil {
-    began: Instant,
-    clock: fn() -> SystemTime,
-    wall: SystemTime,
-}
-
-impl Vigil {
-    pub(super) fn begin(timing: &Timing) -> Self {
-        Vigil { began: Instant::now(), clock: timing.clock, wall: (timing.clock)() }
-    }
-
-    pub(super) fn has_slept(&self) -> bool {
-        // A clock that was set back tells nothing.
-        let passed = (self.clock)().duration_since(self.wall).unwrap_or_default();
-        passed > self.began.elapsed() + SLEPT
     }
 }
