@@ -158,20 +158,24 @@ fn serve(connection: Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
         for job in batch {
             job.answer(failed.as_ref());
         }
-        let enough = if queue.is_empty() { CHECKPOINT } else { CHECKPOINT_NOW };
-        if let Err(error) = checkpoint(&connection, enough) {
+        let alone = queue.is_empty();
+        if let Err(error) = checkpoint(&connection, if alone { CHECKPOINT } else { CHECKPOINT_NOW }, alone) {
             // The commit that finds no room for the WAL says so; this one is made up for by the next.
             tracing::debug!(%error, "the write-ahead log was not copied into the database");
         }
     }
 }
 
-/// Copies the WAL into the database if it has so many pages that are not there yet.
-fn checkpoint(connection: &Connection, enough: i64) -> rusqlite::Result<()> {
+/// Copies the WAL into the database if it has so many pages that are not there yet. If nobody waits, the memory of all that
+/// was read and written meanwhile is given back: in years of single mails it would grow to the whole of what it may be.
+fn checkpoint(connection: &Connection, enough: i64, alone: bool) -> rusqlite::Result<()> {
     let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
     let left: i64 = look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))?;
     if left >= enough {
         connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))?;
+        if alone {
+            kept(connection, "PRAGMA shrink_memory")?;
+        }
     }
     Ok(())
 }
