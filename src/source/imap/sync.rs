@@ -200,7 +200,9 @@ impl Opened {
 
     fn follow_ups(&self, job: Job, refused: Option<Error>) -> FollowUps {
         let mut new = Vec::new();
-        let Job { window, want, missing, candidates, tries, .. } = job;
+        let Job { window, want, missing, mut candidates, tries, .. } = job;
+        // A server may send them in any order.
+        candidates.sort_unstable();
         if !candidates.is_empty() {
             new.push((window, Want::Body, candidates, 1));
         }
