@@ -41,7 +41,7 @@ pub struct Reached {
     pub last_uid: u32,
     /// Where the first run began, if not with the oldest mail.
     pub begun: Option<Begun>,
-    /// When the server took the newest mail that was seen here, by its clock.
+    /// When the server took the newest mail of which that was asked, by its clock: of the last that were read, at least.
     pub newest_at: Option<Timestamp>,
     /// Up to this row of the database UIDs may be other mails' by now.
     pub renumbered_after: i64,

@@ -55,9 +55,9 @@ async fn what_comes_for_the_next_command_before_the_end_of_this_one_is_not_asked
     let server = Scripted::start().await;
     server.change(|world| (1..=600).map(|_| world.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
-        // The first is the listing; then there are two windows.
+        // The first is the listing; then there are two parts, of which the second is asked for more.
         ("UID FETCH", 2) => {
-            let early = (501..=600).flat_map(|n| data(n as usize, n, &other("a letter"), seen.line)).collect();
+            let early = (401..=600).flat_map(|n| data(n as usize, n, &other("a letter"), seen.line)).collect();
             vec![Step::Untagged, Step::Say(String::from_utf8(early).unwrap()), Step::Ok]
         }
         ("UID FETCH", 3) => vec![Step::BareOk],

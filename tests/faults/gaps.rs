@@ -1,6 +1,7 @@
 //! Mails that were announced and are not there, or not yet, or not to be had.
 
 use super::*;
+use crate::support::scripted::connection::data;
 use crate::support::watching::dedicated;
 use resmic_mailhook::model::MailboxState;
 
@@ -54,6 +55,26 @@ async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
         assert_eq!((watching.times("late"), watching.times("prompt")), (1, 1));
         watching.end().await;
     }
+}
+
+#[tokio::test]
+async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
+    let server = Scripted::start().await;
+    for subject in ["one", "two", "three"] {
+        server.deliver(subject);
+    }
+    let mails = server.world().mails.clone();
+    server.script(move |seen| {
+        if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
+            return vec![Step::Usual];
+        }
+        let told = mails.iter().rev().flat_map(|(uid, bytes)| data(*uid as usize, *uid, bytes, seen.line)).collect();
+        vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
+    });
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    assert_eq!(watching.handed.len(), 3);
+    watching.end().await;
 }
 
 #[tokio::test]

@@ -105,6 +105,18 @@ async fn numbers_at_their_limits_do_no_harm() {
 }
 
 #[tokio::test]
+async fn what_makes_the_parser_panic_costs_the_connection_and_not_the_watcher() {
+    let server = Scripted::start().await;
+    server.deliver("real");
+    once(&server, "UID FETCH", 1, &[say("* 1 FETCH (UID 1 INTERNALDATE NIL)\r\n"), Step::Ok]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("cannot be parsed"), "{words}");
+    watching.mail("real").await;
+    watching.end().await;
+}
+
+#[tokio::test]
 async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_error() {
     let server = Scripted::start().await;
     let bell = "{tag} NO \u{1b}[31mred\u{7} and {tag}\u{202e} reversed\r\n";

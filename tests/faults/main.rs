@@ -20,6 +20,7 @@ mod numbering;
 mod program;
 mod progress;
 mod renewal;
+mod sifting;
 mod start;
 
 use std::time::Duration;

@@ -337,6 +337,31 @@ async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
     watching.end().await;
 }
 
+/// When they came is known only of the last that were read: by those a mailbox is known again, and by those a mail that is
+/// newer is found out, though one that is newer still was read long before.
+#[tokio::test]
+async fn a_large_mailbox_is_known_again_by_the_last_that_were_read_whatever_came_before_them() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        (0..50).for_each(|_| _ = deliver_at(world, &other("moved here"), "05-Mar-2025 09:00:00 +0000"));
+        (0..1_250).for_each(|_| _ = deliver_at(world, &other("not ours"), BEFORE));
+    });
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1_300))).await;
+    watching.idle().await;
+    meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification("new"), LATER)).await;
+    watching.mail("new").await;
+    assert_eq!(server.asked("UID FETCH 1:* "), 1, "it is the same mailbox");
+    meanwhile(&server, &mut watching, |world| {
+        restore(world, 1_250);
+        deliver_at(world, &notification("under a number that was passed"), "05-Mar-2025 06:00:00 +0000");
+        (0..60).for_each(|_| _ = deliver_at(world, &other("new"), "05-Mar-2025 06:00:00 +0000"));
+    })
+    .await;
+    watching.mail("under a number that was passed").await;
+    watching.end().await;
+}
+
 #[tokio::test]
 async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
     let server = Scripted::start().await;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use async_imap::Client;
 use async_imap::imap_proto::{Capability, Response, Status};
 use secrecy::SecretString;
 use tokio_rustls::rustls::ClientConfig;
@@ -13,8 +12,7 @@ use super::net::Net;
 use super::oauth::Tokens;
 use super::settings::{Settings, Tls};
 use super::timing::Timing;
-use super::wire::{self, Wait, Wire};
-use crate::model::printable;
+use super::wire::{Wait, Wire};
 
 /// What an account needs to log in, beside its settings.
 #[derive(Clone)]
@@ -83,7 +81,7 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
     }
     let wait = Wait::of(timing.login);
     let steps = async {
-        let mut wire = Wire::new(greet(net, settings, login).await?, timing.answer);
+        let mut wire = greet(Wire::new(net, timing.answer), settings, login, wait).await?;
         match proof {
             Proof::Password(password) => login::with_password(&mut wire, &settings.user, password, wait).await?,
             Proof::Token(token) => login::with_token(&mut wire, settings, token, wait).await?,
@@ -98,37 +96,23 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
 }
 
 /// Reads the greeting, and goes on in TLS where that is asked for.
-async fn greet(net: Net, settings: &Settings, login: &Login) -> Result<Client<Net>> {
-    let mut client = Client::new(net);
-    client.get_mut().allow(wire::LINE);
-    let greeting = client.read_response().await.map_err(Error::io)?;
-    let greeting = greeting.ok_or_else(|| Error::Lost(std::io::ErrorKind::UnexpectedEof.into()))?;
-    match greeting.parsed() {
-        Response::Data { status: Status::Ok, .. } => {}
+async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -> Result<Wire> {
+    let greeted = wire.greeting(wait, |response| match response {
+        Response::Data { status: Status::Ok, .. } => Ok(()),
+        // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
-            // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
-            return Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()));
+            Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()))
         }
-        Response::Data { status: Status::Bye, outcome } => {
-            return Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)));
-        }
-        _ => return Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
-    }
-    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok(client) };
-    client.run_command_and_check_ok("STARTTLS", None).await.map_err(|e| {
-        let words = std::io::Error::other(format!("STARTTLS: {}", words_of(&e)));
-        Error::Tls(settings.host.clone(), words)
+        _ => Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
+    });
+    greeted.await??;
+    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok(wire) };
+    let sent = wire.send("STARTTLS", "STARTTLS").await?;
+    wire.finish(&sent, wait, |_| ()).await.map_err(|e| {
+        let words = if let Error::Refused { words, .. } = e { words } else { "the connection was lost".into() };
+        Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {words}")))
     })?;
-    // What the server sent in the clear after its OK is dropped with the old client: it is nobody's word (RFC 9051, 6.2.1).
-    let net = client.into_inner().secure(&settings.host, tls.clone()).await?;
-    Ok(Client::new(net))
-}
-
-fn words_of(error: &async_imap::error::Error) -> String {
-    match error {
-        async_imap::error::Error::No(words) | async_imap::error::Error::Bad(words) => printable(words, 200),
-        _ => "the connection was lost".into(),
-    }
+    wire.secure(&settings.host, tls.clone()).await
 }
 
 /// Asked after the login: before it, servers keep most of it back.

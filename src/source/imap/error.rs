@@ -62,10 +62,9 @@ impl Error {
         Error::Refused { command, words: words.trim().to_owned() }
     }
 
-    /// A read or write that failed. A parse error embeds what was parsed, mail text and all, so its text is not kept.
+    /// A read or write that failed.
     pub(super) fn io(error: std::io::Error) -> Self {
         match error.kind() {
-            std::io::ErrorKind::Other => Error::Protocol("sent what cannot be parsed".into()),
             std::io::ErrorKind::InvalidData => Error::Protocol(printable(&error.to_string(), 200)),
             kind => Error::Lost(kind.into()),
         }

@@ -10,6 +10,8 @@ use super::settings::Settings;
 /// The header fields by which a shared mailbox is sifted.
 ///
 /// Cut off where no address of Resmic's can be: a From field of megabytes must not stop a mailbox.
+const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
+/// And what is known of each of the last mails.
 const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// What is asked of a mail.
@@ -20,6 +22,8 @@ pub(super) enum Want {
     /// And since when.
     Dates,
     /// Who it is from.
+    Senders,
+    /// And since when, and how large it is.
     Headers,
     /// All of it.
     Body,
@@ -31,6 +35,7 @@ impl Want {
         match self {
             Want::Listing => "UID".into(),
             Want::Dates => "UID INTERNALDATE".into(),
+            Want::Senders => SENDERS.into(),
             Want::Headers => HEADERS.into(),
             Want::Body => format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{}>", settings.max_size.0).into(),
         }

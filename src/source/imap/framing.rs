@@ -1,7 +1,9 @@
 //! What a line and a literal may measure, found out while the bytes come in.
 //!
-//! async-imap makes room for a literal as soon as it is announced, and looks through an unfinished line again at each
-//! read: one line of a hostile server could take half a gigabyte, or a processor for minutes.
+//! The parser looks through an unfinished answer again at each read, and a literal is in memory before it is whole: one
+//! line of a hostile server could take half a gigabyte, or a processor for minutes.
+
+use memchr::{memchr, memrchr};
 
 /// The longest line. Nothing that is asked for comes near it outside of a literal.
 const LINE: usize = 64 * 1024;
@@ -32,15 +34,36 @@ impl Framing {
     ///
     /// Words that look like a literal's announcement (`* OK well {12}`) make it skip what follows, which does no harm.
     pub(super) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
-        while let Some((&byte, rest)) = bytes.split_first() {
-            if self.literal > 0 {
-                let skipped = self.literal.min(bytes.len());
-                self.literal -= skipped;
-                bytes = bytes.get(skipped..).unwrap_or_default();
-                continue;
-            }
+        while !bytes.is_empty() {
+            let skipped = self.literal.min(bytes.len());
+            self.literal -= skipped;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            let end = memchr(b'\n', bytes);
+            let (line, rest) = bytes.split_at_checked(end.map_or(bytes.len(), |end| end + 1)).unwrap_or_default();
             bytes = rest;
-            self.line += 1;
+            self.line += line.len() - usize::from(end.is_some());
+            if self.line > LINE {
+                return false;
+            }
+            self.announces(line);
+            if end.is_some() {
+                self.line = 0;
+            }
+            if self.literal > most {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes note of what the end of a line, or of a part of one, announces.
+    fn announces(&mut self, line: &[u8]) {
+        let from = match (memrchr(b'{', line), self.ending) {
+            (Some(from), _) => from,
+            (None, Ending::Other) => return,
+            (None, _) => 0,
+        };
+        for &byte in line.get(from..).unwrap_or_default() {
             self.ending = match (self.ending, byte) {
                 (_, b'{') => Ending::Open(0),
                 (Ending::Open(n), b'0'..=b'9') => {
@@ -54,14 +77,7 @@ impl Framing {
                 }
                 _ => Ending::Other,
             };
-            if byte == b'\n' {
-                self.line = 0;
-            }
-            if self.line > LINE || self.literal > most {
-                return false;
-            }
         }
-        true
     }
 }
 
@@ -82,6 +98,12 @@ mod tests {
         assert!(allows(b"* 1 FETCH (BODY[] {5}\r\nhello UID 1)\r\n", 5));
         assert!(!allows(b"* 1 FETCH (BODY[] {6}\r\n", 5));
         assert!(!allows(b"* 1 FETCH (BODY[] {99999999999999999999999}\r\n", 5));
+        assert!(allows(
+            b"* 1 FETCH (BODY[] {000000000000000000000000000000000005}\r\nhello {1}\r\nx BODY[1] {5}\r\n",
+            5
+        ));
+        assert!(!allows(b"* 1 FETCH (BODY[] {000000000000000000000000000000000006}\r\n", 5));
+        assert!(!allows(b"* 1 FETCH (BODY[] {{5}{6}\r\n", 5));
         assert!(allows(b"* OK {6} is no literal\r\n* OK {6\r\n* OK }\r\n", 5));
     }
 

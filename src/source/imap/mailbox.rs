@@ -32,7 +32,7 @@ pub(super) struct Selected {
     pub(super) fresh: u32,
     /// The server has begun another numbering since.
     pub(super) renumbered: bool,
-    /// When the server took the newest mail that was seen here.
+    /// When the server took the newest mail of which that was asked here: of the last [`REACH`] numbers, at least.
     pub(super) newest_at: Option<Timestamp>,
 }
 
@@ -132,8 +132,8 @@ fn credible(item: &Item, now: Timestamp) -> Option<Timestamp> {
 /// Another UIDVALIDITY: they do not, so all is read anew. A UIDNEXT that has fallen means the same, whatever the server
 /// says: it was restored from a backup. If by now so many new mails have come that UIDNEXT is past our cursor, they are
 /// seen among the last numbers that were read: another mail is in the place of one that we know, or one that we do not
-/// know (of somebody else, in a shared mailbox) is newer than any that was there. Only the server's clock is asked.
-/// A COPY or a MOVE keeps the date, and gives a number of its own.
+/// know (of somebody else, in a shared mailbox) is newer than any of the last that were read. Only the server's clock is
+/// asked. A COPY or a MOVE keeps the date, and gives a number of its own.
 ///
 /// Event ids make reading anew harmless. It is done once for each finding: what was found is noted, and by then what was
 /// recorded under the old numbers is no landmark any more.

@@ -1,13 +1,15 @@
 //! One mailbox on one server, watched for ever.
 //!
-//! `net` is bytes, `wire` is commands and answers under deadlines, `connect` and `login` let us in (`oauth`: with a token),
-//! `account` is what a watcher is told and says, `mailbox` finds and opens one, `opened` is an open one, `fetch` knows how
-//! mails are asked for, `sync` holds the cursor rule, `after` puts away what is stored, `idle` waits (`interrupt`: and asks
-//! for what is new meanwhile), `watch` begins anew whenever something ends; `timing` says how long each of them waits. A
-//! file imports only from those before it.
+//! `net` is bytes, `answers` are those that came, until they are whole (`usual`: as most of them are written), `wire` is
+//! commands and answers under deadlines, `connect` and `login` let us in (`oauth`: with a token), `account` is what a
+//! watcher is told and says, `mailbox` finds and opens one, `opened` is an open one, `fetch` knows how mails are asked for,
+//! `sync` holds the cursor rule, `after` puts away what is stored, `idle` waits (`interrupt`: and asks for what is new
+//! meanwhile), `watch` begins anew whenever something ends; `timing` says how long each of them waits. A file imports only
+//! from those before it.
 
 mod account;
 mod after;
+mod answers;
 mod connect;
 mod error;
 mod fetch;
@@ -23,6 +25,7 @@ mod probe;
 mod settings;
 mod sync;
 mod timing;
+mod usual;
 mod utf7;
 mod watch;
 mod wire;

@@ -9,13 +9,16 @@ use std::collections::VecDeque;
 use super::after;
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
+use super::mailbox::REACH;
 use super::opened::{Opened, Outstanding, uid_set};
 use super::settings::Start;
 use super::wire::{Heard, Sent};
 use crate::model::Begun;
 
-/// How many mails one FETCH asks for.
+/// How many mails one FETCH asks for, and how many numbers it is written with: servers bound the length of a line.
 const WINDOW: usize = 500;
+/// How many mails where most of them will be somebody else's, of whom little is asked.
+const SIFTED: usize = 1000;
 /// How many FETCHes are under way at once, so that the server never waits for us.
 const AHEAD: usize = 2;
 /// How much is handed over at once: so many mails, or so many bytes.
@@ -38,7 +41,7 @@ struct Job {
     window: usize,
     want: Want,
     /// What was not sent yet.
-    missing: Vec<u32>,
+    missing: VecDeque<u32>,
     /// Those that may be Resmic's, by their header.
     candidates: Vec<u32>,
     tries: u8,
@@ -49,11 +52,11 @@ impl Job {
     fn takes(&mut self, item: &Item) -> bool {
         let has = match self.want {
             Want::Listing | Want::Dates => false,
-            Want::Headers => item.header.is_some(),
+            Want::Senders | Want::Headers => item.header.is_some(),
             Want::Body => item.body.is_some(),
         };
         let place = self.missing.binary_search(&item.uid).ok().filter(|_| has);
-        place.map(|place| self.missing.remove(place)).is_some()
+        place.and_then(|place| self.missing.remove(place)).is_some()
     }
 }
 
@@ -113,27 +116,34 @@ impl Opened {
 
     /// Fetches these mails, window by window, and moves the cursor behind them.
     async fn fetch_all(&mut self, uids: &[u32]) -> Result<()> {
-        let want = if self.account.settings.dedicated { Want::Body } else { Want::Headers };
-        let mut waiting = uids.chunks(WINDOW);
+        let dedicated = self.account.settings.dedicated;
+        let mut waiting = uids;
         let mut windows: VecDeque<Window> = VecDeque::new();
         // How many windows have left the front of the queue: a window's number does not change.
         let mut gone = 0;
         let mut jobs: VecDeque<Job> = VecDeque::new();
         let mut refused = None;
         loop {
-            while jobs.len() < AHEAD
-                && let Some(chunk) = waiting.next()
-            {
-                windows.push_back(Window { last: chunk.last().copied().unwrap_or(0), open: 1 });
-                jobs.push_back(self.ask(gone + windows.len() - 1, want, chunk.to_vec(), 1).await?);
+            while jobs.len() < AHEAD && !waiting.is_empty() {
+                let (window, rest) = waiting.split_at(window(waiting, if dedicated { WINDOW } else { SIFTED }));
+                waiting = rest;
+                let parts = if dedicated { vec![(Want::Body, window)] } else { sifted(window) };
+                windows.push_back(Window { last: window.last().copied().unwrap_or(0), open: parts.len() });
+                self.wire.cork();
+                for (want, uids) in parts {
+                    jobs.push_back(self.ask(gone + windows.len() - 1, want, uids.to_vec(), 1).await?);
+                }
+                self.wire.uncork().await?;
             }
             let Some(follow_ups) = self.receive(&mut jobs).await? else { break };
+            let mut waited = 1;
             for (window, want, missing, tries) in follow_ups.new {
                 if let Some(w) = windows.get_mut(window - gone) {
                     w.open += 1;
                 }
                 // What was not sent may be there a moment later.
-                tokio::time::sleep(self.account.timing.again * u32::from(tries - 1)).await;
+                tokio::time::sleep(self.account.timing.again * u32::from(tries - waited)).await;
+                waited = tries;
                 jobs.push_back(self.ask(window, want, missing, tries).await?);
             }
             match (follow_ups.refused, windows.get_mut(follow_ups.done - gone)) {
@@ -154,7 +164,7 @@ impl Opened {
     async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
         let command = format!("UID FETCH {} ({})", uid_set(&uids), want.items(&self.account.settings));
         let sent = self.wire.send("UID FETCH", &command).await?;
-        Ok(Job { sent, window, want, missing: uids, candidates: Vec::new(), tries })
+        Ok(Job { sent, window, want, missing: uids.into(), candidates: Vec::new(), tries })
     }
 
     /// Hears the first of these FETCHes to its end, hands over what came, and says what has to be asked for next.
@@ -181,7 +191,7 @@ impl Opened {
                 self.keep(item);
                 continue;
             };
-            if job.want == Want::Headers {
+            if job.want != Want::Body {
                 job.candidates.extend(self.is_candidate(&item).then_some(item.uid));
             } else {
                 bytes += item.body.as_ref().map_or(0, Vec::len);
@@ -200,10 +210,11 @@ impl Opened {
 
     fn follow_ups(&self, job: Job, refused: Option<Error>) -> FollowUps {
         let mut new = Vec::new();
-        let Job { window, want, missing, candidates, tries, .. } = job;
-        if !candidates.is_empty() {
-            new.push((window, Want::Body, candidates, 1));
-        }
+        let Job { window, want, missing, mut candidates, tries, .. } = job;
+        let missing = Vec::from(missing);
+        // A server may send them in any order.
+        candidates.sort_unstable();
+        new.extend(candidates.chunks(WINDOW).map(|part| (window, Want::Body, part.to_vec(), 1)));
         match (missing.len(), refused) {
             (0, _) => {}
             // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
@@ -213,7 +224,7 @@ impl Opened {
             }
             (_, refused) if tries < TRIES => {
                 drop(refused);
-                new.push((window, want, missing, tries + 1));
+                new.extend(missing.chunks(WINDOW).map(|part| (window, want, part.to_vec(), tries + 1)));
             }
             (_, Some(error)) => return FollowUps { done: window, new, refused: Some(error) },
             (_, None) => tracing::warn!(
@@ -244,10 +255,58 @@ impl Opened {
     }
 }
 
+/// How many of these mails, at most, are asked for at once.
+fn window(uids: &[u32], most: usize) -> usize {
+    let mut numbers = 0;
+    let fits = |&(n, &uid): &(usize, &u32)| {
+        // As in `4:9`, where nothing is written for what lies between.
+        let before = n.checked_sub(2).and_then(|before| uids.get(before));
+        numbers += usize::from(before.is_none_or(|before| uid - before > 2));
+        numbers <= WINDOW
+    };
+    uids.iter().enumerate().take(most).take_while(fits).count()
+}
+
+/// What is asked of mails in a shared mailbox. When a mail came matters for the last that the cursor passes: by that they
+/// are known again (see [`is_same`](super::mailbox::is_same)). Dovecot takes as long for it as for all the rest.
+fn sifted(uids: &[u32]) -> Vec<(Want, &[u32])> {
+    let last = uids.last().copied().unwrap_or(0);
+    let (before, reached) = uids.split_at(uids.partition_point(|uid| last - uid >= REACH));
+    let parts = [(Want::Senders, before), (Want::Headers, reached)];
+    parts.into_iter().filter(|(_, uids)| !uids.is_empty()).collect()
+}
+
 /// What a finished job leads to.
 struct FollowUps {
     done: usize,
     new: Vec<(usize, Want, Vec<u32>, u8)>,
     /// The server does not give out one mail, whatever was tried.
     refused: Option<Error>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_as_long_as_a_command_may_be() {
+        let scattered: Vec<u32> = (0..2_000).map(|n| 4_000_000_000 + 2 * n).collect();
+        let pairs: Vec<u32> = (0..1_000).flat_map(|n| [4_000_000_000 + 3 * n, 4_000_000_001 + 3 * n]).collect();
+        let row: Vec<u32> = (4_000_000_000..4_000_002_000).collect();
+        for (uids, count) in [(&scattered, WINDOW), (&pairs, WINDOW), (&row, SIFTED)] {
+            assert_eq!(window(uids, SIFTED), count);
+            assert!(uid_set(&uids[..count]).len() <= WINDOW * "4000000000,".len());
+        }
+        assert_eq!(window(&row, WINDOW), WINDOW);
+        assert_eq!((window(&[7], WINDOW), window(&[], WINDOW)), (1, 0));
+    }
+
+    #[test]
+    fn when_a_mail_came_is_asked_of_those_that_are_looked_at_again_and_of_no_other() {
+        let row: Vec<u32> = (1..=1_000).collect();
+        assert_eq!(sifted(&row), [(Want::Senders, &row[..800]), (Want::Headers, &row[800..])]);
+        // By their numbers: what is looked at again is `last - 199 : last`.
+        assert_eq!(sifted(&[1, 100, 101, 300]), [(Want::Senders, &[1, 100][..]), (Want::Headers, &[101, 300])]);
+        assert_eq!(sifted(&[4, 5]), [(Want::Headers, &[4, 5][..])]);
+    }
 }

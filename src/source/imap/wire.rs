@@ -1,15 +1,18 @@
 //! Commands and answers. A tagged OK or an error, within an absolute time; nothing in between.
 //!
-//! async-imap's own calls report a NO, a BAD and an end of the stream as success, and wait without end. Here
-//! only its parser is used. Whatever goes wrong, the connection is not used again.
+//! async-imap's own calls report a NO, a BAD and an end of the stream as success, and wait without end, so only its
+//! parser is used. Whatever goes wrong, the connection is not used again.
 
+use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_imap::Client;
 use async_imap::imap_proto::{RequestId, Response, ResponseCode, Status};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::rustls::ClientConfig;
 
+use super::answers::Answers;
 use super::error::{Error, Result};
 use super::net::Net;
 use crate::model::printable;
@@ -21,7 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORDS: usize = 1_000;
 
 /// What a line may measure before anything is known of the server.
-pub(super) const LINE: usize = 64 * 1024;
+const LINE: usize = 64 * 1024;
 
 /// What an answer may measure beside the mail in it: lines and header fields of one response.
 const OVERHEAD: usize = 256 * 1024;
@@ -67,9 +70,11 @@ impl Wait {
     }
 }
 
-/// A connection to a server that has greeted.
+/// A connection to a server.
 pub(super) struct Wire {
-    client: Client<Net>,
+    net: Net,
+    /// What came of its answers.
+    came: Answers,
     /// How many commands were written.
     commands: u64,
     /// The most that one answer may measure.
@@ -96,8 +101,14 @@ pub(super) enum Heard<R> {
 
 impl Wire {
     /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
-    pub(super) fn new(client: Client<Net>, answer: Duration) -> Self {
-        Wire { client, commands: 0, allowance: LINE, answer, idling: None, accepted: false, answers: ANSWERS }
+    pub(super) fn new(net: Net, answer: Duration) -> Self {
+        let came = Answers::default();
+        Wire { net, came, commands: 0, allowance: LINE, answer, idling: None, accepted: false, answers: ANSWERS }
+    }
+
+    /// Goes on in TLS. What the server sent in the clear after its OK is dropped: it is nobody's word (RFC 9051, 6.2.1).
+    pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
+        Ok(Wire { net: self.net.secure(host, config).await?, came: Answers::default(), ..self })
     }
 
     /// From here on pieces of mails as large as this will be asked for.
@@ -121,10 +132,9 @@ impl Wire {
 
     /// In one piece, so that it leaves as one packet.
     async fn write(&mut self, name: &'static str, bytes: &[u8]) -> Result<()> {
-        let net = self.client.get_mut();
         let write = async {
-            net.write_all(bytes).await?;
-            net.flush().await
+            self.net.write_all(bytes).await?;
+            self.net.flush().await
         };
         within(self.answer, name, write).await?.map_err(Error::io)
     }
@@ -159,18 +169,27 @@ impl Wire {
 
     /// From here on commands are collected, so that they leave in one write; see [`Wire::uncork`].
     pub(super) fn cork(&mut self) {
-        self.client.get_mut().cork();
+        self.net.cork();
     }
 
     /// Writes what was collected.
     pub(super) async fn uncork(&mut self) -> Result<()> {
-        let held = self.client.get_mut().uncork();
+        let held = self.net.uncork();
         self.write("write", &held).await
+    }
+
+    /// What the server says before it is asked anything.
+    pub(super) async fn greeting<R>(&mut self, wait: Wait, read: impl FnOnce(&Response<'_>) -> R) -> Result<R> {
+        let nothing = Sent { tag: RequestId(String::new()), name: "login" };
+        match self.hear(&nothing, wait, read).await? {
+            Heard::Data(read) => Ok(read),
+            Heard::Done | Heard::Continue => Err(Error::Protocol("no greeting".into())),
+        }
     }
 
     /// The next answer of the server, for the command `sent`; untagged data goes through `read`.
     ///
-    /// Giving up on the wait loses nothing: what has come so far stays in the parser's buffer.
+    /// Giving up on the wait loses nothing: what has come so far stays where it is.
     ///
     /// # Errors
     /// A NO or BAD to any command, a BYE, an end of the stream, silence.
@@ -182,44 +201,33 @@ impl Wire {
     ) -> Result<Heard<R>> {
         self.answers =
             self.answers.checked_sub(1).ok_or_else(|| Error::Protocol("it says far more than was asked".into()))?;
-        self.client.get_mut().allow(self.allowance);
-        let began = Instant::now();
-        let answer = loop {
-            let until = wait.from(self.client.get_mut().heard_at().max(began));
+        self.net.allow(self.allowance);
+        let mut began = None;
+        loop {
+            if let Some((response, length)) = self.came.next()? {
+                if let Response::Done { tag, .. } = &response
+                    && self.idling.as_ref() == Some(tag)
+                {
+                    self.idling = None;
+                }
+                self.accepted |= matches!(response, Response::Continue(_));
+                let heard = heard(&response, sent, read);
+                drop(response);
+                self.came.take(length);
+                return heard;
+            }
+            let began = *began.get_or_insert_with(Instant::now);
+            let until = wait.from(self.net.heard_at().max(began));
             // Looked at before a timeout would: that tries its work first, and one who never stops talking would never
             // be interrupted. What was not read is not lost.
             if Instant::now() >= until {
                 return Err(Error::Silent { command: sent.name, seconds: began.elapsed().as_secs() });
             }
-            if let Ok(answer) = timeout_at(until, self.client.read_response()).await {
-                break answer.map_err(Error::io)?;
+            match timeout_at(until, poll_fn(|cx| self.came.poll_fill(&mut self.net, cx))).await {
+                Ok(Ok(0)) => return Err(Error::Lost(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(Err(error)) => return Err(Error::io(error)),
+                Ok(Ok(_)) | Err(_) => {}
             }
-        };
-        let Some(data) = answer else {
-            return Err(Error::Lost(std::io::ErrorKind::UnexpectedEof.into()));
-        };
-        if let Response::Done { tag, .. } = data.parsed()
-            && self.idling.as_ref() == Some(tag)
-        {
-            self.idling = None;
-        }
-        match data.parsed() {
-            Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
-            // The server ended the IDLE while our DONE was on its way, and took it for a command.
-            Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(Heard::Data(read(data.parsed()))),
-            Response::Done { status: status @ (Status::No | Status::Bad), outcome, .. } => {
-                Err(Error::refused(sent.name, status, outcome.information.as_deref()))
-            }
-            // An answer to a command that was not sent, or not yet: whose answers are we reading?
-            Response::Done { .. } => Err(Error::Protocol(format!("an answer to another command than {}", sent.name))),
-            Response::Data { status: Status::Bye, outcome } => {
-                Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)))
-            }
-            Response::Continue(_) => {
-                self.accepted = true;
-                Ok(Heard::Continue)
-            }
-            untagged => Ok(Heard::Data(read(untagged))),
         }
     }
 
@@ -247,7 +255,7 @@ impl Wire {
 
     /// Says goodbye. What else was on its way does not matter any more, nor does a server that is slow to answer.
     pub(super) async fn logout(mut self) {
-        self.client.get_mut().uncork();
+        self.net.uncork();
         let farewell = async {
             self.done().await?;
             let sent = self.send("LOGOUT", "LOGOUT").await?;
@@ -263,6 +271,25 @@ impl Wire {
             Ok(())
         };
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+}
+
+/// What an answer is to whoever waits for that of `sent`.
+fn heard<R>(response: &Response<'_>, sent: &Sent, read: impl FnOnce(&Response<'_>) -> R) -> Result<Heard<R>> {
+    match response {
+        Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
+        // The server ended the IDLE while our DONE was on its way, and took it for a command.
+        Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(Heard::Data(read(response))),
+        Response::Done { status: status @ (Status::No | Status::Bad), outcome, .. } => {
+            Err(Error::refused(sent.name, status, outcome.information.as_deref()))
+        }
+        // An answer to a command that was not sent, or not yet: whose answers are we reading?
+        Response::Done { .. } => Err(Error::Protocol(format!("an answer to another command than {}", sent.name))),
+        Response::Data { status: Status::Bye, outcome } => {
+            Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)))
+        }
+        Response::Continue(_) => Ok(Heard::Continue),
+        untagged => Ok(Heard::Data(read(untagged))),
     }
 }
 

@@ -1,0 +1,135 @@
+//! The bytes that have come, until they are whole answers.
+//!
+//! async-imap's own stream makes two blocks of zeroes for each answer: of a mailbox that is read from its beginning, that
+//! was half of the work. Here only its parser is used, and not for what comes by the hundred thousand.
+
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use async_imap::imap_proto::Response;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::error::{Error, Result};
+use super::usual;
+use crate::contain::contained;
+
+/// How much is read at once: what fits into a record of TLS.
+const BLOCK: usize = 16 * 1024;
+
+/// What is given back as soon as it is not needed.
+const LARGE: usize = 4 * BLOCK;
+
+/// What has come and was not used yet. While nothing has come it takes no memory: that is most of a connection's life.
+#[derive(Default)]
+pub(super) struct Answers {
+    bytes: Vec<u8>,
+    /// How much of them was used.
+    used: usize,
+}
+
+impl Answers {
+    /// The next answer, and how long it is; `None` if it is not all here.
+    pub(super) fn next(&self) -> Result<Option<(Response<'_>, usize)>> {
+        let bytes = self.bytes.get(self.used..).unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if let Some((rest, response)) = usual::fetch(bytes) {
+            return Ok(Some((response, bytes.len() - rest.len())));
+        }
+        // The parser panics on a date that is NIL.
+        match contained(|| Response::parse(bytes)) {
+            Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
+            Some(Err(error)) if error.is_incomplete() => Ok(None),
+            // Its error embeds what was parsed, mail text and all, so nothing of it is kept.
+            _ => Err(Error::Protocol("sent what cannot be parsed".into())),
+        }
+    }
+
+    /// An answer of this length was used.
+    pub(super) fn take(&mut self, length: usize) {
+        self.used += length;
+        // What is left is no more than was read at once.
+        if self.used >= self.bytes.len() || self.bytes.capacity() > LARGE {
+            self.forget_used(&[]);
+        }
+    }
+
+    fn forget_used(&mut self, came: &[u8]) {
+        let left = self.bytes.get(self.used..).unwrap_or_default();
+        (self.bytes, self.used) = ([left, came].concat(), 0);
+    }
+
+    /// Adds what has come in; how much that is: nothing is the end of the stream.
+    pub(super) fn poll_fill(
+        &mut self,
+        net: &mut (impl AsyncRead + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<std::io::Result<usize>> {
+        let mut block = [MaybeUninit::uninit(); BLOCK];
+        let mut block = ReadBuf::uninit(&mut block);
+        ready!(Pin::new(net).poll_read(cx, &mut block))?;
+        let came = block.filled();
+        if self.used > 0 {
+            self.forget_used(came);
+        } else {
+            self.bytes.extend_from_slice(came);
+        }
+        Poll::Ready(Ok(came.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    /// What comes in pieces of this length: each answer, in words, and how much is held at the end.
+    fn heard(bytes: &[u8], piece: usize) -> (Vec<String>, usize) {
+        let (mut answers, mut said) = (Answers::default(), Vec::new());
+        for mut piece in bytes.chunks(piece) {
+            while !piece.is_empty() {
+                let came = answers.poll_fill(&mut piece, &mut Context::from_waker(Waker::noop()));
+                assert!(matches!(came, Poll::Ready(Ok(1..))));
+            }
+            while let Some((response, length)) = answers.next().unwrap() {
+                said.push(format!("{response:?}"));
+                drop(response);
+                answers.take(length);
+            }
+        }
+        (said, answers.bytes.capacity())
+    }
+
+    #[test]
+    fn answers_are_the_same_however_they_come_and_leave_nothing_behind() {
+        let large = format!("* 2 FETCH (UID 8 BODY[] {{40000}}\r\n{})\r\n", "x".repeat(40_000));
+        let bytes = format!(
+            "* OK {{6}} well\r\n* OK {{6}}\r\n* 1 FETCH (UID 7 BODY[] {{6}}\r\n)\r\n* 2)\r\n{large}* 2 FETCH (FLAGS (\\Seen))\r\n\
+             + idling\r\nA1 OK done\r\n"
+        );
+        let (said, held) = heard(bytes.as_bytes(), bytes.len());
+        assert_eq!((said.len(), held), (7, 0));
+        for piece in [1, 2, 7, 1_000, BLOCK, BLOCK + 1] {
+            assert_eq!(heard(bytes.as_bytes(), piece), (said.clone(), 0), "in pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn a_large_mail_does_not_stay() {
+        let large = format!("* 2 FETCH (UID 8 BODY[] {{4000000}}\r\n{})\r\n* 3 EX", "x".repeat(4_000_000));
+        let (said, held) = heard(large.as_bytes(), BLOCK);
+        assert_eq!(said.len(), 1);
+        assert!(held <= 2 * BLOCK, "{held}");
+    }
+
+    #[test]
+    fn what_cannot_be_parsed_is_an_error_and_what_makes_the_parser_panic_too() {
+        for bytes in [&b"nonsense\r\n"[..], b"* 1 FETCH (UID 1 INTERNALDATE NIL)\r\n"] {
+            let answers = Answers { bytes: bytes.to_vec(), used: 0 };
+            assert!(matches!(answers.next(), Err(Error::Protocol(_))));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The one form of an answer that comes by the hundred thousand: an untagged FETCH of what we ask for, as every server
+//! writes it. Whatever is written in another way is for the parser that knows all of IMAP; a test holds both together.
+
+use std::borrow::Cow;
+
+use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
+
+/// Reads a whole answer of that form, and returns what comes after it; `None`: it is not here to its end, or another.
+pub(super) fn fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
+    let mut rest = Rest(bytes);
+    rest.word(b"* ")?;
+    let place = rest.number()?;
+    rest.word(b" FETCH (")?;
+    // UID, INTERNALDATE, RFC822.SIZE and a section.
+    let mut attributes = Vec::with_capacity(4);
+    loop {
+        attributes.push(attribute(&mut rest)?);
+        if rest.word(b" ").is_none() {
+            rest.word(b")\r\n")?;
+            return Some((rest.0, Response::Fetch(place, attributes)));
+        }
+    }
+}
+
+fn attribute<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
+    if rest.word(b"UID ").is_some() {
+        return rest.number().map(AttributeValue::Uid);
+    }
+    if rest.word(b"BODY[").is_some() {
+        return section(rest);
+    }
+    if rest.word(b"INTERNALDATE ").is_some() {
+        return rest.quoted().map(|date| AttributeValue::InternalDate(Cow::Borrowed(date)));
+    }
+    rest.word(b"RFC822.SIZE ")?;
+    rest.number().map(AttributeValue::Rfc822Size)
+}
+
+/// A section from behind its `[` on.
+fn section<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
+    let fields = rest.word(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
+    rest.word(b"]")?;
+    let index = match rest.word(b"<") {
+        Some(()) => Some(rest.number()?),
+        None => None,
+    };
+    rest.word(if index.is_some() { b"> " } else { b" " })?;
+    let data = rest.literal()?;
+    Some(AttributeValue::BodySection { section: fields, index, data: Some(Cow::Borrowed(data)) })
+}
+
+/// What is still to be read.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    /// Passes just these bytes.
+    fn word(&mut self, word: &[u8]) -> Option<()> {
+        self.0 = self.0.strip_prefix(word)?;
+        Some(())
+    }
+
+    /// Passes so many bytes.
+    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    /// Digits, and behind them something else.
+    fn number(&mut self) -> Option<u32> {
+        let (mut number, mut length) = (0_u32, 0);
+        while let Some(digit @ b'0'..=b'9') = self.0.get(length) {
+            number = number.checked_mul(10)?.checked_add(u32::from(digit - b'0'))?;
+            length += 1;
+        }
+        (length > 0).then(|| self.take(length))??;
+        Some(number)
+    }
+
+    /// A string in quotes that holds no quote, and ASCII only.
+    fn quoted(&mut self) -> Option<&'a str> {
+        self.word(b"\"")?;
+        let length = self.0.iter().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))?;
+        let text = self.take(length)?;
+        self.word(b"\"")?;
+        std::str::from_utf8(text).ok()
+    }
+
+    /// `{5}` and a line break, and so many bytes.
+    fn literal(&mut self) -> Option<&'a [u8]> {
+        self.word(b"{")?;
+        let length = self.number()?;
+        self.word(b"}\r\n")?;
+        self.take(usize::try_from(length).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const USUAL: &[u8] = b"* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" \
+                           BODY[HEADER.FIELDS (FROM)]<0> {6}\r\nFrom: )\r\n* 4 FETCH (UID 10 BODY[] {0}\r\n)\r\n";
+
+    #[test]
+    fn what_servers_write_is_read_here() {
+        let (rest, first) = fetch(USUAL).unwrap();
+        assert_eq!((rest, first), Response::parse(USUAL).unwrap());
+        assert_eq!(fetch(rest), Response::parse(rest).ok());
+        assert!((0..USUAL.len() - rest.len()).all(|end| fetch(&USUAL[..end]).is_none()), "it was not all there");
+        for other in
+            ["* 3 FETCH (UID 9 FLAGS ())\r\n", "* 3 FETCH ()\r\n", "* 4294967296 FETCH (UID 1)\r\n", "* 3 EXISTS\r\n"]
+        {
+            assert_eq!(fetch(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    /// Pieces of answers, whole and broken, in any order.
+    fn pieces() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            8 => prop::sample::select(vec![
+                "* ", "7", "0", "00012", "4294967295", "4294967296", " FETCH (", " fetch (", "UID ", "UID 9", "BODY[", "BODY[]",
+                "BODY[TEXT]", "HEADER.FIELDS (FROM)", "HEADER.FIELDS (FROM TO)", "]", "<0>", "<", "> ", "RFC822.SIZE 5",
+                "INTERNALDATE \"17-Jul-1996 02:44:25 -0700\"", "INTERNALDATE ", "\"a\\\"b\"", "\"\"", "\"\u{e9}\"", " ", "  ", "{3}\r\nabc",
+                "{5}\r\n", "{0}\r\n", " {6}\r\n) (UID", "FLAGS (\\Seen)", ")", ")\r\n", " )\r\n", ")\n", "\r\n",
+            ]).prop_map(|text| text.as_bytes().to_vec()),
+            1 => prop::collection::vec(any::<u8>(), 1..3),
+        ];
+        prop::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat())
+    }
+
+    /// An answer as we ask for it, with one place that is otherwise.
+    fn nearly() -> impl Strategy<Value = Vec<u8>> {
+        (0..USUAL.len(), 0..4_usize, pieces())
+            .prop_map(|(at, gone, other)| [&USUAL[..at], &other, USUAL.get(at + gone..).unwrap_or_default()].concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #[test]
+        fn what_is_read_here_the_parser_reads_the_same(bytes in prop_oneof![
+            nearly(),
+            pieces(),
+            (pieces(), pieces()).prop_map(|(a, b)| [b"* 1 FETCH (UID 2 ", &a[..], b")\r\n", &b].concat()),
+        ]) {
+            if let Some(read) = fetch(&bytes) {
+                prop_assert_eq!(Response::parse(&bytes).unwrap(), read);
+            }
+        }
+    }
+}
