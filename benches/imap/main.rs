@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use raw::Raw;
 use support::dovecot::Dovecot;
 use support::proxy::{Proxy, Way};
-use world::{PATIENCE, World, callback, committed, memory, runs_until, watched};
+use world::{Eyes, PATIENCE, World, callback, memory, runs_until, watched};
 
 /// How many mails arrive one by one.
 const NEAR: usize = 100;
@@ -100,13 +100,14 @@ fn near() {
     let (port, called) = callback();
     let home = world.home(user, world.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
     let daemon = watched(&home);
-    let database = home.sqlite();
+    let mut eyes = Eyes::on(&home);
     let (mut rows, mut calls) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
+        eyes.blink();
         world.dovecot.deliver(user, &world.payment(NEAR + n));
         let announced = raw.exists();
-        let row = committed(&database, n);
+        let row = eyes.committed(n);
         let call = called.recv_timeout(PATIENCE).unwrap();
         rows.push(between(announced, row));
         calls.push(between(row, call));
@@ -145,11 +146,11 @@ fn far() {
         }
         let home = world.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
         let daemon = watched(&home);
-        let database = home.sqlite();
+        let mut eyes = Eyes::on(&home);
         let mut trips = Vec::new();
         for n in 1..=FAR {
             let accepted = world.dovecot.deliver(user, &world.payment(n));
-            let row = between(accepted + ITS_PAUSE, committed(&database, n));
+            let row = between(accepted + ITS_PAUSE, eyes.committed(n));
             trips.push(row / 1_000.0 / ROUND_TRIP.as_secs_f64());
         }
         drop(daemon);
