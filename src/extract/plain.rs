@@ -68,7 +68,7 @@ impl<'a> Plain<'a> {
                     self.take(2);
                     let name = self.name()?;
                     self.space();
-                    self.expect(">")?;
+                    self.pass(">")?;
                     to.end(&name);
                 }
                 _ => self.start(to)?,
@@ -87,7 +87,7 @@ impl<'a> Plain<'a> {
         self.take(self.rest.bytes().position(|b| !test(&b)).unwrap_or(self.rest.len()))
     }
 
-    fn expect(&mut self, text: &str) -> Option<()> {
+    fn pass(&mut self, text: &str) -> Option<()> {
         self.rest = self.rest.strip_prefix(text)?;
         Some(())
     }
@@ -112,11 +112,11 @@ impl<'a> Plain<'a> {
             self.take(memchr(b'>', self.rest.as_bytes())? + 1);
             return Some(());
         }
-        self.expect("<!--")?;
+        self.pass("<!--")?;
         let comment = self.take(memmem::find(self.rest.as_bytes(), b"-->")?);
         // These end one, too.
         let ended = comment.starts_with('>') || comment.starts_with("->") || comment.contains("--!>");
-        if ended { None } else { self.expect("-->") }
+        if ended { None } else { self.pass("-->") }
     }
 
     fn start(&mut self, to: &mut impl Reads<'a>) -> Option<()> {
@@ -125,7 +125,7 @@ impl<'a> Plain<'a> {
         self.attributes.clear();
         loop {
             self.space();
-            if self.expect(">").is_some() || self.expect("/>").is_some() {
+            if self.pass(">").is_some() || self.pass("/>").is_some() {
                 break;
             }
             let attribute = self.attribute()?;
@@ -157,10 +157,10 @@ impl<'a> Plain<'a> {
         if !text.is_empty() {
             to.text(text)?;
         }
-        self.expect("</")?;
+        self.pass("</")?;
         let ended = self.name()?;
         self.space();
-        self.expect(">")?;
+        self.pass(">")?;
         to.end(&ended);
         (ended == name).then_some(())
     }
@@ -168,7 +168,7 @@ impl<'a> Plain<'a> {
     fn attribute(&mut self) -> Option<Attribute<'a>> {
         let name = self.name()?;
         self.space();
-        if self.expect("=").is_none() {
+        if self.pass("=").is_none() {
             let ended = self.rest.starts_with(|c: char| matches!(c, '>' | '/') || c.is_ascii_alphabetic());
             return ended.then_some(Attribute { name, value: "".into() });
         }
@@ -193,7 +193,7 @@ impl<'a> Plain<'a> {
             let hex = self.rest.starts_with(['x', 'X']);
             self.take(usize::from(hex));
             let digits = self.take_while(u8::is_ascii_alphanumeric);
-            self.expect(";")?;
+            self.pass(";")?;
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
             // Others stand for something else, or for nothing.
             let plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
@@ -204,7 +204,7 @@ impl<'a> Plain<'a> {
         if name.is_empty() || (in_value && behind.rest.starts_with('=')) {
             return Some(('&', None));
         }
-        behind.expect(";")?;
+        behind.pass(";")?;
         let (first, second) = *NAMED_ENTITIES.get(self.take(name.len() + 1))?;
         // Of what is only the beginning of a name the map says nothing.
         let first = char::from_u32(first).filter(|c| *c != '\0')?;
