@@ -12,7 +12,7 @@ use super::settings::Settings;
 /// Cut off where no address of Resmic's can be: a From field of megabytes must not stop a mailbox.
 const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 /// And what is known of each of the last mails.
-const HEADERS: &str = "UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
+const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// What is asked of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub(super) enum Want {
     Dates,
     /// Who it is from.
     Senders,
-    /// And since when, and how large it is.
+    /// And since when.
     Headers,
     /// All of it.
     Body,
