@@ -111,6 +111,20 @@ async fn a_connection_that_swallows_bytes_is_found_out_at_the_next_renewal() {
 }
 
 #[tokio::test]
+async fn a_server_that_says_nothing_of_an_open_mailbox_is_asked_one_time_only() {
+    for way in ["IDLE", ""] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = way.into());
+        always(&server, "STATUS", &[say("{tag} NO not of the mailbox that is selected\r\n")]);
+        let mut watching = watch_in(&server, EACH_SECOND, Timing { poll: ms(300), ..quick() });
+        // A sync and a look for each of two connections, and two more.
+        watching.while_server("four looks", |world| world.asked("UID FETCH 1:* (UID)") >= 6).await;
+        assert_eq!((server.asked("STATUS \"INBOX\" (UIDVALIDITY)"), server.connections()), (1, 2), "{way}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn by_default_a_dead_connection_is_found_out_within_ten_minutes() {
     let settings = crate::support::watching::settings(1, "");
     let silence = settings.idle_renew.0 + Timing::default().answer;

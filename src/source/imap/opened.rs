@@ -35,6 +35,8 @@ pub(super) struct Opened {
     pub(super) begun: Option<Begun>,
     /// See [`Reached::renumbered_after`].
     pub(super) renumbered_after: i64,
+    /// Whether the server says by which numbering a mailbox goes while it is open.
+    pub(super) tells_numbering: bool,
     pub(super) out: mpsc::Sender<Report>,
     /// Mails that the server pushed while we were busy with something else.
     pub(super) pushed: Vec<Item>,

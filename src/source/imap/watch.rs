@@ -34,7 +34,8 @@ pub async fn watch(
 ) {
     let name = wanted.clone();
     let (failures, finished) = (Failures::default(), Finished::default());
-    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, began: None, finished, opened: None };
+    let (began, untold, opened) = (None, None, None);
+    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, began, untold, finished, opened };
     tokio::select! {
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
@@ -54,6 +55,9 @@ struct Watcher {
     failures: Failures,
     /// Where `start` = "now" was, and the UIDVALIDITY of then.
     began: Option<(u32, Begun)>,
+    /// The numbering that the server would not tell of the open mailbox, which RFC 3501 (6.3.10) lets it refuse. Had the
+    /// mailbox been deleted, the next connection would not have found it as it was.
+    untold: Option<u32>,
     /// What the last connection did not get round to putting away.
     finished: Finished,
     /// The connection, here so that it can be closed politely whatever was going on.
@@ -114,6 +118,9 @@ impl Watcher {
         loop {
             let ended = self.connection().await;
             if let Some(opened) = self.opened.take() {
+                if matches!(ended, Err(Error::Refused { command: "STATUS", .. })) {
+                    self.untold = Some(opened.selected.uid_validity);
+                }
                 self.finished = opened.finished;
             }
             let pause = match ended {
@@ -187,6 +194,7 @@ impl Watcher {
             handed: is_known.then_some(reached.last_uid),
             begun: reached.begun,
             renumbered_after: reached.renumbered_after,
+            tells_numbering: self.untold != Some(uid_validity),
             out: self.out.clone(),
             pushed: Vec::new(),
             outstanding: Outstanding::default(),
