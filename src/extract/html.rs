@@ -362,6 +362,14 @@ mod tests {
     }
 
     #[test]
+    fn white_space_between_tags_costs_no_more_than_its_length() {
+        for text in ["", "x"] {
+            let html = format!("{text}{}{}", " \n".repeat(200_000), "<b></b>".repeat(60_000));
+            assert_eq!(lines(&html), Vec::from_iter(Some(text).filter(|t| !t.is_empty())));
+        }
+    }
+
+    #[test]
     fn deep_nesting_costs_no_more_than_its_length() {
         let html = format!("{}x{}", "<div>".repeat(40_000), "</div>".repeat(40_000));
         assert_eq!(lines(&html), ["x"]);
