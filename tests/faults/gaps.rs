@@ -58,6 +58,28 @@ async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
+    for nothing in ["NIL", "\"\"", "{0}\r\n"] {
+        let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
+        // The first FETCH is the sync's list.
+        let untold = [say(&answer), Step::Ok];
+        let server = Scripted::start().await;
+        server.deliver("there before");
+        once(&server, "UID FETCH", 2, &untold);
+        let mut watching = watch(&server, SHARED);
+        watching.mail("there before").await;
+        watching.end().await;
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, SHARED);
+        watching.idle().await;
+        once(&server, "UID FETCH", 2, &untold);
+        server.deliver("new");
+        watching.mail("new").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
     let server = Scripted::start().await;
     for subject in ["one", "two", "three"] {

@@ -78,10 +78,12 @@ impl Item {
                 _ => {}
             }
         }
-        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1).
+        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1). Of a header the empty line at least
+        // would be sent (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }
+        item.header = item.header.filter(|header| !header.is_empty());
         (item.uid != 0).then_some(item)
     }
 }
