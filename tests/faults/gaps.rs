@@ -80,6 +80,19 @@ async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.idle().await;
+        always(&server, "UID FETCH", &[Step::Untagged, say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n"), Step::Ok]);
+        server.deliver("seen at once");
+        watching.mail("seen at once").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
     let server = Scripted::start().await;
     for subject in ["one", "two", "three"] {

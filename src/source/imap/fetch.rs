@@ -58,6 +58,14 @@ impl Item {
         self.body.is_none() && self.header.is_none()
     }
 
+    /// Takes over what another answer says of the same mail. One may say less than another did: that a flag has changed.
+    pub(super) fn learn(&mut self, other: Item) {
+        self.size = other.size.or(self.size);
+        self.received_at = other.received_at.or(self.received_at);
+        self.header = other.header.or(self.header.take());
+        self.body = other.body.or(self.body.take());
+    }
+
     /// Reads an untagged FETCH; `None` if it is none, or names no UID (a flag that somebody changed).
     pub(super) fn read(response: &Response<'_>) -> Option<Item> {
         let Response::Fetch(_, attributes) = response else { return None };
