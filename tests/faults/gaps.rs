@@ -204,6 +204,27 @@ async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_every_mail_says_so_soon() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        for n in 1..=300 {
+            world.deliver(&crate::support::scripted::notification(&format!("number {n}")));
+        }
+    });
+    server.script(|seen| match seen.line.contains("BODY.PEEK[]") {
+        true => vec![say("{tag} NO [LIMIT] too much of everything\r\n")],
+        false => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    server.script(|_| vec![Step::Usual]);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+    assert_eq!(watching.handed.len(), 300);
+    watching.end().await;
+}
+
+#[tokio::test]
 async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed() {
     let server = Scripted::start().await;
     server.deliver("stays");
