@@ -28,9 +28,7 @@ const TOO_MUCH: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 25
 #[must_use]
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
-    if let Some(styled) = as_far_as_its_sheets(html) {
-        read(styled, Styles::default).0.sheets.iter().for_each(|css| sheet.read(css));
-    }
+    sheets(html).iter().for_each(|css| sheet.read(css));
     let (walk, all) = read(html, || Walk::new(&sheet));
     let mut view = walk.finish();
     if !all {
@@ -38,6 +36,17 @@ pub fn view(html: &str) -> View {
     }
     quote::mark(&mut view);
     view
+}
+
+/// Its style sheets.
+fn sheets(html: &str) -> Vec<String> {
+    let Some(styled) = as_far_as_its_sheets(html) else { return Vec::new() };
+    let mut styles = Styles::default();
+    match plain::read(styled, &mut styles) {
+        Some(()) => styles.sheets,
+        // It was cut within a comment or a tag, perhaps; what all of it is says how much of it is read.
+        None => read(html, Styles::default).0.sheets,
+    }
 }
 
 /// The part of it that has style sheets, from the start: what is behind them need not be looked at twice.
@@ -222,8 +231,13 @@ mod tests {
             "<p class=h>no</p><style>.h{display:none}</style>",
             "<p class=h>no</p><style>.h{display:none}",
             "<style>.a{}</style><p class=h>no</p><STYLE>.h{display:none}</STYLE >",
+            "<p class=h>no</p><style></stylex>.h{display:none}",
         ] {
             assert_eq!(lines(html), Vec::<String>::new(), "{html}");
+        }
+        for end in ["", " ", "><!-- </style> --", "><p title='</style>'"] {
+            let far = format!("<p class=h>no</p>{}<style>.h{{display:none}}</style{end}>", "\n".repeat(NOT_PLAIN));
+            assert_eq!((lines(&far), view(&far).lost), (Vec::new(), None), "{end}");
         }
     }
 
@@ -343,6 +357,15 @@ mod tests {
         #[test]
         fn plain_html_says_what_html5ever_says(html in "([a-z ]{1,3}|</?[a-zA-Z]{1,2}[ />\"'=a-b]{0,6}>?|<(title|style|s)>|</(title|style|s)>|<p [a-c]{1,2} ?= ?[\"']?[ a-b&;>\n]{0,4}[\"']?>|&(amp|lt|copy|not|notin|a)[;= ]?|&#x?[0-9]{1,4};|[&<>!\"'=/;-]|<!--|-->|<!doctype|\r?\n){0,12}") {
             plainly(&html);
+            assert_eq!(sheets(&html), tokenize(&html, Styles::default()).sheets, "{html:?}");
+        }
+    }
+
+    #[test]
+    fn white_space_between_tags_costs_no_more_than_its_length() {
+        for text in ["", "x"] {
+            let html = format!("{text}{}{}", " \n".repeat(200_000), "<b></b>".repeat(60_000));
+            assert_eq!(lines(&html), Vec::from_iter(Some(text).filter(|t| !t.is_empty())));
         }
     }
 

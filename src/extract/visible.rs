@@ -107,8 +107,9 @@ impl Look {
         let plain = lower(&plain);
         let mut together = Together::default();
         for (name, value) in plain.split(';').filter_map(|d| d.split_once(':')) {
-            let weighed = value.contains('!').then(|| value.replace("!important", ""));
-            look.declare(name.trim(), weighed.as_deref().unwrap_or(value).trim(), &mut together);
+            // `!important`, and white space may stand within it.
+            let value = value.split_once('!').map_or(value, |(value, _)| value);
+            look.declare(name.trim(), value.trim(), &mut together);
         }
         look.gone |= (together.flat && together.clipped) || together.outside;
         look
@@ -324,6 +325,7 @@ mod tests {
         for style in [
             "display:none",
             "DISPLAY : None !important",
+            "display:none! important",
             "a:b;display:/**/none",
             "opacity:0",
             "mso-hide:all",

@@ -36,6 +36,8 @@ struct Frame {
     view: View,
     line: Line,
     text: String,
+    /// Something is in the text beside white space, of which there may be much: it is not looked through at each tag.
+    said: bool,
 }
 
 impl<'a> Reads<'a> for Walk<'_, 'a> {
@@ -48,7 +50,9 @@ impl<'a> Reads<'a> for Walk<'_, 'a> {
             let frame = self.frames.last_mut()?;
             let ended = line.strip_suffix('\n');
             let part = ended.map_or(line, |part| part.strip_suffix('\r').unwrap_or(part));
-            let marked = odd && !part.trim().is_empty();
+            let says = !part.trim_start().is_empty();
+            frame.said |= says;
+            let marked = odd && says;
             frame.text.extend(marked.then_some(ODD));
             frame.text.push_str(part);
             frame.text.extend(marked.then_some(ODD));
@@ -148,7 +152,7 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     fn enter(&mut self, name: Cow<'a, str>, look: Look, flow: Flow, quote: bool) {
-        let at_start = self.frames.last().is_some_and(|f| f.text.trim().is_empty());
+        let at_start = self.frames.last().is_some_and(|f| !f.said);
         let open = Open::new(self.open.last(), name, look, flow, Where { quote, at_start });
         if self.open.len() >= DEPTH {
             if open.hides() || open.odd || open.quoted {
@@ -201,7 +205,7 @@ impl<'s, 'a> Walk<'s, 'a> {
             (_, Flow::Block) => self.break_line(Sort::Text),
             (_, flow) => {
                 let frame = self.frames.last_mut().filter(|f| closed.leads && f.line.lead.is_none());
-                if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && !f.text.trim().is_empty()) {
+                if let Some(frame) = frame.filter(|f| f.text.len() <= LEAD && f.said) {
                     frame.line.lead = Some(tidy(&frame.text));
                 }
                 if flow == Flow::Apart {
@@ -261,11 +265,12 @@ impl<'s, 'a> Walk<'s, 'a> {
         let Some(frame) = self.frames.last_mut() else { return };
         let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
         // Between two tags there is mostly nothing but white space.
-        if !line.links.is_empty() || !frame.text.trim().is_empty() {
+        if !line.links.is_empty() || frame.said {
             line.cells = vec![tidy(&frame.text)];
             self.written += 1;
         }
         frame.text.clear();
+        frame.said = false;
         if self.written > LINES {
             self.lost = Some(TOO_LONG);
         } else {

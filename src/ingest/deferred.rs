@@ -51,13 +51,14 @@ impl Deferred {
 
     /// Judges what is due; when the next is.
     async fn look(&self) -> store::Result<Option<Timestamp>> {
-        let reader = self.store.reader()?;
-        for id in reader.deferred_mails(Timestamp::now())? {
+        let (reader, now) = (self.store.reader()?, Timestamp::now());
+        for id in reader.deferred_mails(now)? {
             if let Some(stored) = reader.stored(id)? {
                 self.judge(stored).await?;
             }
         }
-        reader.next_deferred()
+        // What was due and is so still, nobody can judge: its account is not configured any more.
+        reader.next_deferred(now)
     }
 
     async fn judge(&self, stored: Stored) -> store::Result<()> {
@@ -98,6 +99,31 @@ fn until(at: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::model::{Envelope, Origin, RawMail};
+    use crate::session::Matching;
+    use crate::store::Entry;
+    use crate::trust::dns;
+
+    #[tokio::test]
+    async fn a_mail_that_nobody_can_judge_any_more_is_not_looked_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.db");
+        let matching = Matching { enabled: false, window: FIRST };
+        let settings = store::Settings { path: path.clone(), targets: Vec::new(), matching };
+        let store = Store::open(settings).unwrap();
+        let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((7, 1)) };
+        let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };
+        let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
+        let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
+        store.record(vec![Entry::new(mail, examined)], None).await.unwrap();
+        let resolver = Arc::new(Resolver::new(&dns::Settings::default()).unwrap());
+        let deferred = Deferred { rules: HashMap::new(), resolver, store };
+        assert!(deferred.look().await.unwrap().is_some_and(|at| at > Timestamp::now()), "it is not due yet");
+        let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z'";
+        rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        assert_eq!(deferred.look().await.unwrap(), None);
+    }
 
     #[test]
     fn the_judgements_span_a_day() {

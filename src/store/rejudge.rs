@@ -174,13 +174,14 @@ impl Reader {
         self.all(sql, &[&at], |r| r.get(0))
     }
 
-    /// When the next deferred mail is to be judged again.
+    /// When the next deferred mail is to be judged again, of those that are not by `at`.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn next_deferred(&self) -> Result<Option<Timestamp>> {
-        let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred'";
-        Ok(self.one(sql, &[], |r| r.get(0))?.and_then(moment))
+    pub fn next_deferred(&self, at: Timestamp) -> Result<Option<Timestamp>> {
+        let at = iso(at);
+        let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred' AND next_judgement_at > ?1";
+        Ok(self.one(sql, &[&at], |r| r.get(0))?.and_then(moment))
     }
 
     /// A stored mail; `None` if there is none, or its bytes were pruned.

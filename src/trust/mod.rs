@@ -139,9 +139,17 @@ pub fn is_candidate(header: &[u8], settings: &Settings) -> bool {
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
-/// Whether these letters stand there, in whatever case.
+/// Whether these letters may stand there, in whatever case.
 fn holds(header: &[u8], letters: &str) -> bool {
-    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes()))
+    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes())) || is_apart(header)
+}
+
+/// Whether there is what an address may be broken by, and is read without: a comment, a backslash, a line's end within `<>`
+/// (RFC 5322, 4.4).
+fn is_apart(header: &[u8]) -> bool {
+    let addresses =
+        || header.split(|byte| *byte == b'<').skip(1).filter_map(|rest| rest.split(|byte| *byte == b'>').next());
+    memchr::memchr2(b'(', b'\\', header).is_some() || addresses().any(|address| address.contains(&b'\n'))
 }
 
 /// Judges a mail: may it be believed, and how much of it?
@@ -309,6 +317,9 @@ mod tests {
         assert!(!is_candidate(b"From: \"resmic.com\" <a@resmic.com.evil.tld>\r\n\r\n", &settings));
         assert!(is_candidate(b"From: a@ReSMic.COM\r\n\r\n", &settings));
         assert!(!is_candidate(b"From: resmic.com@y.example\r\n\r\n", &settings));
+        for broken in ["resmic.\r\n com", "res\r\n\tmic.com", "resmic(a mail).com", "resmic\\.com"] {
+            assert!(is_candidate(format!("From: Resmic <a@{broken}>\r\n\r\n").as_bytes(), &settings), "{broken}");
+        }
         assert!(!is_candidate(b"", &settings));
     }
 

@@ -58,6 +58,41 @@ async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
 }
 
 #[tokio::test]
+async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
+    for nothing in ["NIL", "\"\"", "{0}\r\n"] {
+        let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
+        // The first FETCH is the sync's list.
+        let untold = [say(&answer), Step::Ok];
+        let server = Scripted::start().await;
+        server.deliver("there before");
+        once(&server, "UID FETCH", 2, &untold);
+        let mut watching = watch(&server, SHARED);
+        watching.mail("there before").await;
+        watching.end().await;
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, SHARED);
+        watching.idle().await;
+        once(&server, "UID FETCH", 2, &untold);
+        server.deliver("new");
+        watching.mail("new").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.idle().await;
+        always(&server, "UID FETCH", &[Step::Untagged, say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n"), Step::Ok]);
+        server.deliver("seen at once");
+        watching.mail("seen at once").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
     let server = Scripted::start().await;
     for subject in ["one", "two", "three"] {
@@ -165,6 +200,27 @@ async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
     server.script(|_| vec![Step::Usual]);
     watching.mail("spoilt").await;
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_every_mail_says_so_soon() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        for n in 1..=300 {
+            world.deliver(&crate::support::scripted::notification(&format!("number {n}")));
+        }
+    });
+    server.script(|seen| match seen.line.contains("BODY.PEEK[]") {
+        true => vec![say("{tag} NO [LIMIT] too much of everything\r\n")],
+        false => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    server.script(|_| vec![Step::Usual]);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+    assert_eq!(watching.handed.len(), 300);
     watching.end().await;
 }
 

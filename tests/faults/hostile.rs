@@ -117,6 +117,22 @@ async fn what_makes_the_parser_panic_costs_the_connection_and_not_the_watcher() 
 }
 
 #[tokio::test]
+async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
+    for deep in
+        [format!("BODYSTRUCTURE {}", "(".repeat(60_000)), format!("BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000))]
+    {
+        let server = Scripted::start().await;
+        server.deliver("real");
+        once(&server, "UID FETCH", 1, &[Step::Say(format!("* 1 FETCH ({deep}")), Step::Mute]);
+        let mut watching = dedicated(&server);
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("without end"), "{words}");
+        watching.mail("real").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_error() {
     let server = Scripted::start().await;
     let bell = "{tag} NO \u{1b}[31mred\u{7} and {tag}\u{202e} reversed\r\n";

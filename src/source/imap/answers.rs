@@ -84,6 +84,7 @@ impl Answers {
 mod tests {
     use std::task::Waker;
 
+    use super::super::framing::BRACKETS;
     use super::*;
 
     /// What comes in pieces of this length: each answer, in words, and how much is held at the end.
@@ -127,8 +128,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_parsed_is_an_error_and_what_makes_the_parser_panic_too() {
-        for bytes in [&b"nonsense\r\n"[..], b"* 1 FETCH (UID 1 INTERNALDATE NIL)\r\n"] {
-            let answers = Answers { bytes: bytes.to_vec(), used: 0 };
+        // As deep as it may be, there is stack enough.
+        let deep = format!("* 1 FETCH (BODYSTRUCTURE {}x)\r\n", "(".repeat(BRACKETS));
+        for bytes in ["nonsense\r\n", "* 1 FETCH (UID 1 INTERNALDATE NIL)\r\n", &deep] {
+            let answers = Answers { bytes: bytes.into(), used: 0 };
             assert!(matches!(answers.next(), Err(Error::Protocol(_))));
         }
     }

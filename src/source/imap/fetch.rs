@@ -58,6 +58,14 @@ impl Item {
         self.body.is_none() && self.header.is_none()
     }
 
+    /// Takes over what another answer says of the same mail. One may say less than another did: that a flag has changed.
+    pub(super) fn learn(&mut self, other: Item) {
+        self.size = other.size.or(self.size);
+        self.received_at = other.received_at.or(self.received_at);
+        self.header = other.header.or(self.header.take());
+        self.body = other.body.or(self.body.take());
+    }
+
     /// Reads an untagged FETCH; `None` if it is none, or names no UID (a flag that somebody changed).
     pub(super) fn read(response: &Response<'_>) -> Option<Item> {
         let Response::Fetch(_, attributes) = response else { return None };
@@ -78,10 +86,12 @@ impl Item {
                 _ => {}
             }
         }
-        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1).
+        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1). Of a header the empty line at least
+        // would be sent (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }
+        item.header = item.header.filter(|header| !header.is_empty());
         (item.uid != 0).then_some(item)
     }
 }

@@ -1,20 +1,27 @@
 //! What a line and a literal may measure, found out while the bytes come in.
 //!
 //! The parser looks through an unfinished answer again at each read, and a literal is in memory before it is whole: one
-//! line of a hostile server could take half a gigabyte, or a processor for minutes.
+//! line of a hostile server could take half a gigabyte, or a processor for minutes. And the parser calls itself for each
+//! bracket that is opened in another: some thousand of them, and there is no stack left, which ends the program.
 
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr_iter, memrchr};
 
-/// The longest line. Nothing that is asked for comes near it outside of a literal.
+/// The longest line, with those that literals join to it: the parser makes fifty bytes and more of one. Nothing that is asked
+/// for comes near it outside of a literal.
 const LINE: usize = 64 * 1024;
+
+/// How many brackets one answer may open. What is asked for takes three.
+pub(super) const BRACKETS: usize = 100;
 
 /// Where in the server's answers the bytes are.
 #[derive(Debug, Default)]
 pub(super) struct Framing {
     /// How much of a literal is still to come.
     literal: usize,
-    /// How long the line is so far.
+    /// How long the line is so far, literals aside.
     line: usize,
+    /// How many brackets were opened in the answer so far.
+    brackets: usize,
     /// What the end of the line may announce.
     ending: Ending,
 }
@@ -42,12 +49,13 @@ impl Framing {
             let (line, rest) = bytes.split_at_checked(end.map_or(bytes.len(), |end| end + 1)).unwrap_or_default();
             bytes = rest;
             self.line += line.len() - usize::from(end.is_some());
-            if self.line > LINE {
+            self.brackets += memchr_iter(b'(', line).count();
+            if self.line > LINE || self.brackets > BRACKETS {
                 return false;
             }
-            self.announces(line);
-            if end.is_some() {
-                self.line = 0;
+            let goes_on = self.announces(line);
+            if end.is_some() && !goes_on {
+                (self.line, self.brackets) = (0, 0);
             }
             if self.literal > most {
                 return false;
@@ -56,11 +64,11 @@ impl Framing {
         true
     }
 
-    /// Takes note of what the end of a line, or of a part of one, announces.
-    fn announces(&mut self, line: &[u8]) {
+    /// Takes note of what the end of a line, or of a part of one, announces; true: a literal.
+    fn announces(&mut self, line: &[u8]) -> bool {
         let from = match (memrchr(b'{', line), self.ending) {
             (Some(from), _) => from,
-            (None, Ending::Other) => return,
+            (None, Ending::Other) => return false,
             (None, _) => 0,
         };
         for &byte in line.get(from..).unwrap_or_default() {
@@ -72,12 +80,13 @@ impl Framing {
                 (Ending::Open(n), b'}') => Ending::Closed(n),
                 (Ending::Closed(n), b'\r') => Ending::Return(n),
                 (Ending::Return(n), b'\n') => {
-                    self.literal = n;
-                    Ending::Other
+                    (self.literal, self.ending) = (n, Ending::Other);
+                    return true;
                 }
                 _ => Ending::Other,
             };
         }
+        false
     }
 }
 
@@ -114,10 +123,20 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_opens_few_brackets_however_many_there_are_in_a_mail() {
+        let many = "(".repeat(BRACKETS);
+        assert!(allows(format!("* 1 FETCH {many}\r\n* 2 FETCH {many}\r\n").as_bytes(), 5));
+        assert!(!allows(format!("* 1 FETCH ({many}").as_bytes(), 5));
+        assert!(!allows("({0}\r\n ".repeat(BRACKETS + 1).as_bytes(), 5));
+        assert!(allows(format!("* 1 FETCH (BODY[] {{1000}}\r\n{})\r\n", "(".repeat(1_000)).as_bytes(), 1_000));
+    }
+
+    #[test]
     fn a_line_has_an_end_and_a_literal_may_be_longer_than_a_line() {
         let long = vec![b'x'; LINE + 1];
         assert!(!allows(&long, 5));
         assert!(allows(&[&b"{70000}\r\n"[..], &vec![b'x'; 70_000], b"\r\n"].concat(), 70_000));
         assert!(allows(&b"* OK still here\r\n".repeat(10_000), 5));
+        assert!(!allows(&b"BODY[] {0}\r\n ".repeat(10_000), 5), "it is one answer");
     }
 }

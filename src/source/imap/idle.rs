@@ -344,7 +344,7 @@ impl Opened {
         let (came, held) = self.interrupt(idle, &command, Numbering::Believed).await?;
         for item in came {
             match items.iter_mut().find(|known| known.uid == item.uid) {
-                Some(known) => *known = item,
+                Some(known) => known.learn(item),
                 None => self.keep(item),
             }
         }

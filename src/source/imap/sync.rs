@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use tokio::time::{Instant, sleep_until};
+
 use super::after;
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
@@ -45,6 +47,7 @@ struct Job {
     /// Those that may be Resmic's, by their header.
     candidates: Vec<u32>,
     tries: u8,
+    asked_at: Instant,
 }
 
 impl Job {
@@ -136,14 +139,12 @@ impl Opened {
                 self.wire.uncork().await?;
             }
             let Some(follow_ups) = self.receive(&mut jobs).await? else { break };
-            let mut waited = 1;
             for (window, want, missing, tries) in follow_ups.new {
                 if let Some(w) = windows.get_mut(window - gone) {
                     w.open += 1;
                 }
                 // What was not sent may be there a moment later.
-                tokio::time::sleep(self.account.timing.again * u32::from(tries - waited)).await;
-                waited = tries;
+                sleep_until(follow_ups.since + self.account.timing.again * u32::from(tries - 1)).await;
                 jobs.push_back(self.ask(window, want, missing, tries).await?);
             }
             match (follow_ups.refused, windows.get_mut(follow_ups.done - gone)) {
@@ -164,7 +165,7 @@ impl Opened {
     async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
         let command = format!("UID FETCH {} ({})", uid_set(&uids), want.items(&self.account.settings));
         let sent = self.wire.send("UID FETCH", &command).await?;
-        Ok(Job { sent, window, want, missing: uids.into(), candidates: Vec::new(), tries })
+        Ok(Job { sent, window, want, missing: uids.into(), candidates: Vec::new(), tries, asked_at: Instant::now() })
     }
 
     /// Hears the first of these FETCHes to its end, hands over what came, and says what has to be asked for next.
@@ -210,7 +211,9 @@ impl Opened {
 
     fn follow_ups(&self, job: Job, refused: Option<Error>) -> FollowUps {
         let mut new = Vec::new();
-        let Job { window, want, missing, mut candidates, tries, .. } = job;
+        let Job { window, want, missing, mut candidates, tries, asked_at, .. } = job;
+        // Of a thousand that are refused one by one none is to wait for the others.
+        let since = if refused.is_some() { asked_at } else { Instant::now() };
         let missing = Vec::from(missing);
         // A server may send them in any order.
         candidates.sort_unstable();
@@ -226,7 +229,7 @@ impl Opened {
                 drop(refused);
                 new.extend(missing.chunks(WINDOW).map(|part| (window, want, part.to_vec(), tries + 1)));
             }
-            (_, Some(error)) => return FollowUps { done: window, new, refused: Some(error) },
+            (_, Some(error)) => return FollowUps { done: window, since, new, refused: Some(error) },
             (_, None) => tracing::warn!(
                 account = self.account.settings.name,
                 mailbox = self.name,
@@ -234,7 +237,7 @@ impl Opened {
                 "listed by the server and never sent: taken as gone"
             ),
         }
-        FollowUps { done: window, new, refused: None }
+        FollowUps { done: window, since, new, refused: None }
     }
 
     /// Does to the notifications that are committed what `after` says. Only while no other command is under way.
@@ -279,6 +282,8 @@ fn sifted(uids: &[u32]) -> Vec<(Want, &[u32])> {
 /// What a finished job leads to.
 struct FollowUps {
     done: usize,
+    /// From when on it is waited before a mail is asked for again.
+    since: Instant,
     new: Vec<(usize, Want, Vec<u32>, u8)>,
     /// The server does not give out one mail, whatever was tried.
     refused: Option<Error>,
