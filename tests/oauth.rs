@@ -332,6 +332,21 @@ fn the_newest_refresh_token_outlasts_a_restart() {
 }
 
 #[test]
+fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.holds) = (true, true));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let mut daemon = home.start();
+    endpoint.until(SOON, |world| world.given.len() == 1);
+    daemon.process.signal("-TERM");
+    daemon.says("ending", SOON);
+    endpoint.release();
+    assert_eq!(daemon.end(), Some(0));
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
+}
+
+#[test]
 fn a_person_who_configures_a_new_refresh_token_is_believed() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| world.rotates = true);

@@ -158,6 +158,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn it_belongs_to_whom_the_folder_belongs() {
+        let folder = tempfile::tempdir().unwrap();
+        // Only root can give a folder away; for anybody else it is theirs, and so is the file.
+        let _ = std::os::unix::fs::chown(folder.path(), Some(1234), Some(2345));
+        let kept = lasting(folder.path(), "first");
+        kept.write(&"second".to_owned().into()).await.unwrap();
+        let owner = |path: &Path| fs::metadata(path).map(|of| (of.uid(), of.gid())).unwrap();
+        assert_eq!(owner(&kept.0), owner(folder.path()));
+    }
+
+    #[tokio::test]
     async fn what_was_kept_is_replaced_as_a_whole() {
         let folder = tempfile::tempdir().unwrap();
         let kept = lasting(folder.path(), "first");
