@@ -336,10 +336,10 @@ fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.holds) = (true, true));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
-    let mut daemon = home.start();
+    let daemon = home.start();
     endpoint.until(SOON, |world| world.given.len() == 1);
     daemon.process.signal("-TERM");
-    daemon.says("ending", SOON);
+    daemon.says("a new refresh token may be on its way", SOON);
     endpoint.release();
     assert_eq!(daemon.end(), Some(0));
     run_once(&home, &endpoint);

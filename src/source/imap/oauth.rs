@@ -153,13 +153,20 @@ impl Tokens {
             let answer = state.refresh.ask(&inner.endpoint).await;
             state.take(answer)
         });
-        let broken = |e| Failure::Passing(format!("asking for a token failed: {e}"), None);
-        asking.await.unwrap_or_else(|e| Err(broken(e))).map_err(Error::from)
+        // Why not is told by its place alone: what a panic says may have a token in it.
+        let broken = || Failure::Passing("asking for it has failed".into(), None);
+        asking.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
     }
 
-    /// Returns when nobody is being asked for a token, or after some time.
+    /// Returns when no answer of the endpoint is on its way any more, or after some time.
     pub(super) async fn settle(&self) {
-        let _ = timeout(SETTLE, self.0.state.lock()).await;
+        if self.0.state.try_lock().is_ok() {
+            return;
+        }
+        tracing::debug!("waiting for the token endpoint: a new refresh token may be on its way");
+        if timeout(SETTLE, self.0.state.lock()).await.is_err() {
+            tracing::warn!("the token endpoint has not answered; if it has replaced the refresh token, that is lost");
+        }
     }
 
     /// The server refused this token: it is not used again.

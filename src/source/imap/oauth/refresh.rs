@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn two_that_ask_at_once_show_each_token_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (asked, shown) = std::sync::mpsc::channel();
+        let (endpoint, mut one, file) = grant(folder.path(), move |token| {
+            asked.send(token.to_owned()).unwrap();
+            if token == "old" { REPLACED } else { GRANTED }
+        });
+        file.write(&token("old")).await.unwrap();
+        let mut other = Refresh { configured: token("configured"), file, newest: None, is_kept: true, told: false };
+        let (first, second) = tokio::join!(one.ask(&endpoint), other.ask(&endpoint));
+        assert!(first.is_ok() && second.is_ok());
+        assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "given"]);
+    }
+
+    #[tokio::test]
     async fn a_file_that_always_has_another_is_not_followed_for_ever() {
         let folder = tempfile::tempdir().unwrap();
         let (replaces, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
