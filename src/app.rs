@@ -351,7 +351,9 @@ async fn tokens(
         None => None,
     };
     let refresh_token = config.secret(&format!("{key}.refresh_token"), &settings.refresh_token).await?;
-    Ok(imap::Tokens::new(settings, client_secret, refresh_token, tls))
+    let database = config.database();
+    let folder = database.parent().unwrap_or(Path::new(""));
+    Ok(imap::Tokens::new(settings, client_secret, refresh_token, folder, tls))
 }
 
 /// The callbacks with their secrets.

@@ -6,6 +6,8 @@ mod support;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine;
@@ -266,9 +268,159 @@ fn a_refresh_token_that_was_replaced_is_used_from_then_on() {
     let log = daemon.log();
     assert_eq!(log.matches("has replaced the refresh token").count(), 1, "{log}");
     assert_eq!(std::fs::read_to_string(home.folder.path().join("refresh-token")).unwrap(), REFRESH_TOKEN);
-    // `check` has the old one, which has ended: nothing of the new ones may be shown by the daemon all the same.
     keeps_its_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
+}
+
+/// The refresh tokens that were shown to the endpoint.
+fn shown(endpoint: &Endpoint) -> Vec<String> {
+    endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect())
+}
+
+/// Files of refresh tokens that were replaced, unfinished ones too.
+fn kept(home: &Home) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(home.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("oauth-")).collect()
+}
+
+/// Logs in once, in a process of its own.
+fn run_once(home: &Home, endpoint: &Endpoint) {
+    let before = endpoint.change(|world| world.shown.len());
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.shown.len() > before);
+    until_idle(home, 1);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn nothing_is_written_while_the_endpoint_replaces_nothing() {
+    let (endpoint, dovecot) = start();
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    home.data(&["check", "--connect"]);
+    let names = || {
+        let entries = std::fs::read_dir(home.folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names().len(), 3, "the configuration and two secrets: {:?}", names());
+    run_once(&home, &endpoint);
+    assert_eq!(kept(&home), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_newest_refresh_token_outlasts_a_restart() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.shown.len() == 2);
+    until_idle(&home, 1);
+    // A command beside it and the daemon go on from what the other was given.
+    home.data(&["check", "--connect"]);
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(1));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    home.data(&["check", "--connect"]);
+    let nth = |n: usize| if n == 0 { REFRESH_TOKEN.to_owned() } else { format!("{REFRESH_TOKEN}-{n}") };
+    assert_eq!(shown(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
+    let files = kept(&home);
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), format!("{}\n", nth(5)));
+    assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o7777, 0o600);
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.holds) = (true, true));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.given.len() == 1);
+    daemon.process.signal("-TERM");
+    daemon.says("a new refresh token may be on its way", SOON);
+    endpoint.release();
+    assert_eq!(daemon.end(), Some(0));
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
+}
+
+#[test]
+fn a_person_who_configures_a_new_refresh_token_is_believed() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| world.rotates = true);
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    let old = kept(&home);
+    endpoint.change(|world| world.refresh_token = "given-anew".into());
+    std::fs::write(home.folder.path().join("refresh-token"), "given-anew\n").unwrap();
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN, "given-anew"]);
+    let files = kept(&home);
+    assert!(files.len() == 2 && files.contains(&old[0]), "{files:?}");
+    // The old one is still the old one's.
+    assert_eq!(std::fs::read_to_string(&old[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
+}
+
+#[test]
+fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| world.rotates = true);
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    // As at Microsoft, where the older ones go on being good for a while.
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.asked.len() == 3);
+    until_idle(&home, 1);
+    assert!(!daemon.log().contains("no access token"), "{}", daemon.log());
+    assert_eq!(daemon.end(), Some(0));
+    let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint)[3..], [nth(2)]);
+    // Both have ended: each is tried once, and a person is told.
+    endpoint.change(|world| world.refresh_token = "given-anew".into());
+    let checked = home.run(&["check", "--connect"]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("authorize anew"), "{checked:?}");
+    assert_eq!(shown(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
+}
+
+#[test]
+fn a_refresh_token_that_cannot_be_kept_is_used_until_the_end() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    // Whoever may do anything, as in a container, is not kept off by a mode.
+    let file = kept(&home).remove(0);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let daemon = home.start();
+    for n in 1..=2 {
+        endpoint.until(SOON, |world| world.shown.len() > n);
+        until_idle(&home, 1);
+        dovecot.kick(USER);
+        dovecot.deliver(USER, &payment(n));
+        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+    }
+    let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
+    assert_eq!(shown(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
+    let log = daemon.log();
+    let told = format!("cannot be kept in {}", file.display());
+    assert_eq!(log.lines().filter(|line| line.contains(&told) && line.contains("WARN")).count(), 3, "{log}");
+    assert!(log.contains("See that there is room"), "{log}");
+    assert_eq!(kept(&home), [file], "nothing unfinished is left");
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+    // Who types a command is told as well.
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let checked = home.run(&["check", "--connect"]);
+    let words = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && words.contains(&told), "{checked:?}");
 }
 
 /// A server that says these lines, each after it has read one; `{line}` is that line and `{tag}` its tag. What it read.

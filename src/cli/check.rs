@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::output::{line, say};
 use crate::config::Config;
 use crate::source::imap;
-use crate::{app, forward, tls, trust};
+use crate::{app, forward, telemetry, tls, trust};
 
 pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
     if config.accounts.is_empty() {
@@ -23,6 +23,11 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     line("the configuration is right")?;
     if !connect {
         return Ok(ExitCode::SUCCESS);
+    }
+    if config.accounts.iter().any(|account| account.oauth2.is_some()) {
+        // That a refresh token was replaced and cannot be kept would go unheard.
+        let (log, format) = (telemetry::Log::Warn, Some(telemetry::Format::Plain));
+        let _logging = telemetry::start(&telemetry::Settings { log, format, metrics: None });
     }
     let mut all_well = true;
     for (account, login) in config.accounts.iter().zip(&logins) {

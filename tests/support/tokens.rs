@@ -13,6 +13,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -45,6 +46,9 @@ pub struct World {
     pub good: Vec<String>,
     /// Those that a mail server has asked about.
     pub shown: Vec<String>,
+    /// Tokens are given, and the answers are not sent yet.
+    pub holds: bool,
+    released: Arc<Notify>,
 }
 
 /// Status, more header fields, and the body.
@@ -129,6 +133,14 @@ impl Endpoint {
         self.change(|world| world.instead = None);
     }
 
+    /// Sends what was held, and all that comes.
+    pub fn release(&self) {
+        self.change(|world| {
+            world.holds = false;
+            world.released.notify_waiters();
+        });
+    }
+
     /// How often a token was asked for.
     pub fn asked(&self) -> usize {
         self.change(|world| world.asked.len())
@@ -159,18 +171,31 @@ async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Fu
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
     let body = request.into_body().collect().await.unwrap().to_bytes();
     let form = form(&String::from_utf8_lossy(&body));
-    let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
-    let (status, fields, body) = match (method.as_str(), path.as_str()) {
-        ("POST", "/token") => world.grant(form),
-        ("POST", "/introspect") => (200, Vec::new(), world.introspect(&form)),
-        _ => (404, Vec::new(), String::new()),
-    };
-    heard.notify_all();
+    let (status, fields, body) = respond(&world, &method, &path, form).await;
     let mut response = Response::builder().status(status).header("Content-Type", "application/json");
     for (name, value) in fields {
         response = response.header(name, value);
     }
     Ok(response.body(Full::new(Bytes::from(body))).unwrap())
+}
+
+async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String, String>) -> Answer {
+    let (answer, held) = {
+        let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
+        // Before anybody can be told to release it.
+        let held = world.holds.then(|| world.released.clone().notified_owned());
+        let answer = match (method, path) {
+            ("POST", "/token") => world.grant(form),
+            ("POST", "/introspect") => (200, Vec::new(), world.introspect(&form)),
+            _ => (404, Vec::new(), String::new()),
+        };
+        heard.notify_all();
+        (answer, held)
+    };
+    if let Some(held) = held {
+        held.await;
+    }
+    answer
 }
 
 impl World {

@@ -32,6 +32,15 @@ pub enum Credentials {
     OAuth2(Tokens),
 }
 
+impl Credentials {
+    /// Returns when the program may end: a token that is asked for may come with the only good refresh token.
+    pub(super) async fn settle(&self) {
+        if let Credentials::OAuth2(tokens) = self {
+            tokens.settle().await;
+        }
+    }
+}
+
 /// What the server offers of what we can use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Offers {

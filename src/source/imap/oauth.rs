@@ -2,25 +2,32 @@
 //! are valid, and shared by all mailboxes of an account.
 
 mod endpoint;
+mod lasting;
+mod refresh;
+mod turn;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::error::Error;
 use crate::http::Url;
 use crate::secret;
 use endpoint::Endpoint;
+use refresh::Refresh;
 
 /// How long before its end a token is not used any more: a login takes its time, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(60);
 /// How long a token is kept whose end is not told (RFC 6749, 5.1, recommends to tell).
 const UNTOLD: Duration = Duration::from_secs(5 * 60);
+/// How long an answer that is on its way is waited for at the end: less than the loops have for closing.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// `[[account]] oauth2`.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,11 +73,11 @@ pub struct Tokens(Arc<Inner>);
 
 struct Inner {
     endpoint: Endpoint,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
-    refresh_token: SecretString,
+    refresh: Refresh,
     kept: Option<Kept>,
     /// How many tokens there were.
     count: u64,
@@ -78,8 +85,6 @@ struct State {
     failed: Option<(Instant, Failure)>,
     /// The endpoint asked not to be asked before.
     closed_until: Option<Instant>,
-    /// That the refresh token was replaced was told.
-    told: bool,
 }
 
 struct Kept {
@@ -100,29 +105,34 @@ pub(super) struct Token {
 enum Failure {
     /// A person has to do something.
     Refused(String),
+    /// So they have, if this was the last refresh token that there is: it is not good, or not any more.
+    Ended(String),
     /// It may be better soon.
     Passing(String, Option<Duration>),
 }
 
 impl Tokens {
-    /// Makes one of its settings and its secrets.
+    /// Makes one of its settings and its secrets. A refresh token that the endpoint replaces is kept in `folder`; until
+    /// then nothing is written.
     #[must_use]
     pub fn new(
         settings: &Settings,
         client_secret: Option<SecretString>,
         refresh_token: SecretString,
+        folder: &Path,
         tls: Option<Arc<ClientConfig>>,
     ) -> Self {
         let endpoint = Endpoint::new(settings, client_secret, tls);
-        let state = State { refresh_token, kept: None, count: 0, failed: None, closed_until: None, told: false };
-        Tokens(Arc::new(Inner { endpoint, state: Mutex::new(state) }))
+        let refresh = Refresh::new(settings, refresh_token, folder);
+        let state = State { refresh, kept: None, count: 0, failed: None, closed_until: None };
+        Tokens(Arc::new(Inner { endpoint, state: Arc::new(Mutex::new(state)) }))
     }
 
     /// A token to log in with: the one there is, or a new one. Who asks while another asks already gets what that
     /// one gets, be it a failure.
     pub(super) async fn get(&self) -> Result<Token, Error> {
         let asked = Instant::now();
-        let mut state = self.0.state.lock().await;
+        let mut state = self.0.state.clone().lock_owned().await;
         if let Some(kept) = state.kept.as_ref().filter(|kept| Instant::now() < kept.until) {
             return Ok(Token { secret: kept.secret.clone(), was_kept: true, number: state.count });
         }
@@ -137,8 +147,26 @@ impl Tokens {
         {
             return Err(Failure::Passing(words.clone(), Some(until - Instant::now())).into());
         }
-        let answer = self.0.endpoint.ask(&state.refresh_token).await;
-        state.take(answer).map_err(Error::from)
+        let inner = self.0.clone();
+        // On its own: if nobody waits for the answer any more, the refresh token in it may still be the only good one.
+        let asking = tokio::spawn(async move {
+            let answer = state.refresh.ask(&inner.endpoint).await;
+            state.take(answer)
+        });
+        // Why not is told by its place alone: what a panic says may have a token in it.
+        let broken = || Failure::Passing("asking for it has failed".into(), None);
+        asking.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
+    }
+
+    /// Returns when no answer of the endpoint is on its way any more, or after some time.
+    pub(super) async fn settle(&self) {
+        if self.0.state.try_lock().is_ok() {
+            return;
+        }
+        tracing::debug!("waiting for the token endpoint: a new refresh token may be on its way");
+        if timeout(SETTLE, self.0.state.lock()).await.is_err() {
+            tracing::warn!("the token endpoint has not answered; if it has replaced the refresh token, that is lost");
+        }
     }
 
     /// The server refused this token: it is not used again.
@@ -157,7 +185,7 @@ impl State {
         let granted = answer.inspect_err(|failure| {
             self.closed_until = match failure {
                 Failure::Passing(_, asked) => asked.and_then(|pause| now.checked_add(pause)),
-                Failure::Refused(_) => None,
+                Failure::Refused(_) | Failure::Ended(_) => None,
             };
             self.failed = Some((now, failure.clone()));
         })?;
@@ -167,31 +195,14 @@ impl State {
         let secret = granted.access_token;
         self.kept = now.checked_add(lifetime).map(|until| Kept { secret: secret.clone(), until });
         tracing::debug!(good_for_s = lifetime.as_secs(), "got an access token");
-        if let Some(token) = granted.refresh_token {
-            self.replace(token);
-        }
         Ok(Token { secret, was_kept: false, number: self.count })
-    }
-
-    fn replace(&mut self, token: SecretString) {
-        use secrecy::ExposeSecret;
-        if token.expose_secret() == self.refresh_token.expose_secret() {
-            return;
-        }
-        self.refresh_token = token;
-        if !std::mem::replace(&mut self.told, true) {
-            tracing::warn!(
-                "the token endpoint has replaced the refresh token; the new one is used from now on, and is not \
-                 written anywhere: if the old one ends with it, a restart needs a new one (docs/mail-providers.md)"
-            );
-        }
     }
 }
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Refused(words) => Error::TokenRefused(words),
+            Failure::Refused(words) | Failure::Ended(words) => Error::TokenRefused(words),
             Failure::Passing(words, retry_after) => Error::Token { words, retry_after },
         }
     }

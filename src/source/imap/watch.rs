@@ -40,9 +40,13 @@ pub async fn watch(
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
     }
-    if let Some(opened) = watcher.opened.take() {
-        opened.wire.logout().await;
-    }
+    let opened = watcher.opened.take();
+    let closing = async {
+        if let Some(opened) = opened {
+            opened.wire.logout().await;
+        }
+    };
+    tokio::join!(closing, watcher.account.login.credentials.settle());
 }
 
 struct Watcher {

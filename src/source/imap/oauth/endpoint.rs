@@ -22,6 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const LONGEST_ANSWER: usize = 64 * 1024;
 /// The most of an endpoint's words that is kept for people.
 const KEPT_WORDS: usize = 200;
+/// The error code of a refresh token that is not good, or not any more.
+const ENDED: &str = "invalid_grant";
 /// Error codes that say nothing against us.
 const PASSING: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
 
@@ -163,7 +165,11 @@ fn judge(answer: Answer) -> Result<Granted, Failure> {
         None => waits || status.is_server_error() || status.is_success() || status.is_informational(),
     };
     let words = printable(&words, KEPT_WORDS);
-    Err(if is_passing { Failure::Passing(words, retry_after) } else { Failure::Refused(words) })
+    Err(match fields.error.as_deref() {
+        _ if is_passing => Failure::Passing(words, retry_after),
+        Some(ENDED) => Failure::Ended(words),
+        _ => Failure::Refused(words),
+    })
 }
 
 fn granted(
@@ -188,7 +194,7 @@ fn granted(
 impl Failure {
     fn words(&mut self) -> &mut String {
         match self {
-            Failure::Refused(words) | Failure::Passing(words, _) => words,
+            Failure::Refused(words) | Failure::Ended(words) | Failure::Passing(words, _) => words,
         }
     }
 
@@ -236,7 +242,6 @@ mod tests {
     #[test]
     fn what_needs_a_person_is_told_from_what_passes() {
         let refused = [
-            (400, "{\"error\":\"invalid_grant\",\"error_description\":\"Token has been expired or revoked.\"}"),
             (401, "{\"error\":\"invalid_client\"}"),
             (400, "{\"error\":\"invalid_scope\"}"),
             (404, "not here"),
@@ -260,10 +265,11 @@ mod tests {
             let failure = judge(answer(status, body)).unwrap_err();
             assert!(matches!(failure, Failure::Passing(..)), "{status} {body}: {failure:?}");
         }
-        let failure = judge(answer(400, refused[0].1)).unwrap_err();
+        let ended = "{\"error\":\"invalid_grant\",\"error_description\":\"Token has been expired or revoked.\"}";
+        let failure = judge(answer(400, ended)).unwrap_err();
         assert_eq!(
             failure,
-            Failure::Refused("400 Bad Request: invalid_grant: Token has been expired or revoked.".into())
+            Failure::Ended("400 Bad Request: invalid_grant: Token has been expired or revoked.".into())
         );
     }
 
@@ -275,6 +281,6 @@ mod tests {
             judge(answer(400, "{\"error\":\"invalid_grant\",\"error_description\":\"unknown s3cret\\u001b[31m\"}"));
         let failure = said.unwrap_err().at(&url).without([&secret].into_iter());
         let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
-        assert_eq!(failure, Failure::Refused(words.into()));
+        assert_eq!(failure, Failure::Ended(words.into()));
     }
 }
