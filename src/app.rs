@@ -267,12 +267,21 @@ fn watch_account(
         let watching = imap::watch(account.clone(), mailbox.clone(), cursors(ingest), out, shutdown.clone());
         let name = format!("watching {}/{mailbox}", account.settings.name);
         let ingesting = ingest.clone().run(reports, pulses.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
-        loops.spawn(async move {
-            // The ingest ends when the watcher does, with all that it said committed.
-            let ((), ingested) = tokio::join!(watching, ingesting);
-            ingested.context("storing mails")
-        });
+        loops.spawn(together(watching, ingesting));
     }
+}
+
+/// The ingest ends when the watcher does, with all that it said committed. One that fails is not waited for until the
+/// watcher has something more to say: that may be an hour.
+async fn together(
+    watching: impl Future<Output = ()>,
+    ingesting: impl Future<Output = store::Result<()>>,
+) -> anyhow::Result<()> {
+    let watching = async {
+        watching.await;
+        Ok(())
+    };
+    tokio::try_join!(watching, ingesting).map(|_| ()).context("storing mails")
 }
 
 /// Where a watcher learns how far its mailbox was read.
@@ -372,6 +381,8 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// What comes of a daemon where one part does this and the other goes on.
@@ -388,6 +399,15 @@ mod tests {
         assert!(with(async { Ok(()) }).await.unwrap_err().to_string().contains("by itself"));
         assert!(with(async { anyhow::bail!("storing mails") }).await.is_err());
         assert!(with(async { panic!("a part panics, as this test asks it to") }).await.is_err());
+    }
+
+    #[test]
+    fn mails_that_cannot_be_stored_are_an_error_at_once_however_quiet_the_mailbox_is() {
+        let failing = together(std::future::pending(), async { Err(store::Error::Stopped) });
+        assert!(failing.now_or_never().unwrap().is_err());
+        let ending = together(async {}, std::future::pending());
+        assert!(ending.now_or_never().is_none(), "what was said is still to be stored");
+        assert!(together(async {}, async { Ok(()) }).now_or_never().unwrap().is_ok());
     }
 
     #[tokio::test]

@@ -182,7 +182,7 @@ impl Config {
         let base = match (std::env::var_os("STATE_DIRECTORY"), self.text.path.parent()) {
             // systemd separates several by colons; ours is the first.
             (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
-            (None, Some(folder)) if folder == Path::new(ETC) => STATE.into(),
+            (None, _) if is_packaged(&self.text.path, &std::env::current_dir().unwrap_or_default()) => STATE.into(),
             (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),
         };
         base.join(path)
@@ -201,6 +201,11 @@ impl Config {
     pub fn wrong(&self, key: &str, words: impl Into<String>) -> Error {
         self.text.wrong(key, words.into())
     }
+}
+
+/// Whether it is a package's configuration, seen from the folder `here`: an operator may stand right beside it.
+fn is_packaged(file: &Path, here: &Path) -> bool {
+    here.join(file).parent() == Some(Path::new(ETC))
 }
 
 fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
@@ -291,5 +296,25 @@ fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
     match (value.get_ref(), rest) {
         (DeValue::Table(inner), Some(rest)) => span_of(inner, rest).or(Some(span)),
         _ => Some(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_s_configuration_is_known_also_by_who_stands_beside_it() {
+        for (file, here) in [
+            ("/etc/resmic-mailhook/config.toml", "/root"),
+            ("config.toml", "/etc/resmic-mailhook"),
+            ("./config.toml", "/etc/resmic-mailhook/"),
+            ("resmic-mailhook/other.toml", "/etc"),
+        ] {
+            assert!(is_packaged(Path::new(file), Path::new(here)), "{file} {here}");
+        }
+        for (file, here) in [("config.toml", "/root"), ("/srv/config.toml", "/etc/resmic-mailhook"), ("", "")] {
+            assert!(!is_packaged(Path::new(file), Path::new(here)), "{file} {here}");
+        }
     }
 }

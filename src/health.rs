@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::{MailboxState, Outcome, Status};
+use crate::model::{MailboxState, Outcome, Status, same_mailbox};
 use crate::store::{self, MailboxRow, Reader};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
@@ -123,9 +123,7 @@ fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Optio
 }
 
 fn is_it(watched: &Watched, row: &MailboxRow) -> bool {
-    // INBOX is the one name whose case does not matter (RFC 3501, 5.1).
-    let inbox = row.mailbox.eq_ignore_ascii_case("INBOX") && watched.wanted.eq_ignore_ascii_case("INBOX");
-    row.account == watched.account && (inbox || row.mailbox == watched.wanted)
+    row.account == watched.account && same_mailbox(&row.mailbox, &watched.wanted)
 }
 
 fn take(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {

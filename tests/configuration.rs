@@ -68,6 +68,27 @@ fn the_example_s_access_tokens_stand_in_place_of_its_password() {
     assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
 }
 
+#[test]
+fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n";
+    for (line, words) in [
+        (
+            "mailboxes = [\"INBOX\", \"Orders\", \"inbox\"]",
+            "config.toml:6: account[0].mailboxes: \"inbox\" is named twice",
+        ),
+        ("mailboxes = [\"\\\\Junk\", \"\\\\junk\"]", "is named twice"),
+        ("after = { move = \"\" }", "config.toml:6: account[0].after: expected a mailbox's name"),
+        ("after = { move = \"\\\\Trash\" }", "expected a mailbox's name"),
+        ("after = { move = \"a\\nb\" }", "expected a mailbox's name"),
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    let case_matters = "mailboxes = [\"Orders\", \"orders\"]\nafter = { move = \"Done\" }";
+    assert!(read(&format!("{account}{case_matters}\n")).is_ok());
+}
+
 /// Each piece of TOML in a page, with the line before it.
 fn snippets(page: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root(page)).unwrap();

@@ -71,9 +71,11 @@ impl Noted {
 }
 
 impl Step {
-    /// Whether the watcher may be silent for long after it.
+    /// Whether the watcher may be silent for long after it. Of a thousand who connect to a server that does not answer
+    /// the last has its turn after more than twenty minutes.
     fn is_pause(&self) -> bool {
-        matches!(self, Step::State { state: MailboxState::Failed | MailboxState::Polling, .. })
+        use MailboxState::{Connecting, Failed, Polling};
+        matches!(self, Step::State { state: Connecting | Failed | Polling, .. })
     }
 }
 

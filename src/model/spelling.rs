@@ -46,6 +46,14 @@ fn fold_amount(text: &str) -> (&str, &str) {
     (whole.trim_start_matches('0'), fraction.trim_end_matches('0'))
 }
 
+/// Whether two names are one mailbox's: INBOX is the one whose case does not matter (RFC 3501, 5.1), and that of a
+/// special-use attribute does not either.
+#[must_use]
+pub fn same_mailbox(a: &str, b: &str) -> bool {
+    let any_case = a.eq_ignore_ascii_case("INBOX") || a.starts_with('\\');
+    a == b || any_case && a.eq_ignore_ascii_case(b)
+}
+
 /// Text of unknown origin, fit for a terminal, a log line and a report: control characters,
 /// line breaks and bidirectional overrides become spaces, and at most `max` characters stay.
 #[must_use]

@@ -111,6 +111,25 @@ async fn a_target_that_is_not_there_is_made() {
 }
 
 #[tokio::test]
+async fn what_lies_in_the_target_already_stays_there() {
+    for (watched, target) in [("Done", "Done"), ("INBOX", "inbox")] {
+        let server = Scripted::start().await;
+        server.change(|world| world.mailbox = Some(watched.into()));
+        server.deliver("waits");
+        let after = format!("mailboxes = [{watched:?}]\nafter = {{ move = {target:?} }}");
+        let mut watching = watch(&server, &format!("{DEDICATED}\n{after}"));
+        watching.mail("waits").await;
+        watching.idle().await;
+        server.deliver("comes");
+        watching.mail("comes").await;
+        watching.idle().await;
+        // Moved to where it is, it would be a new mail again and again.
+        assert_eq!(server.asked("MOVE") + server.asked("COPY"), 0);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_put_away_before_it_is_committed() {
     for more in [SEEN, MOVE] {
         let server = Scripted::start().await;

@@ -79,6 +79,19 @@ async fn authenticationfailed_that_arrives_as_text_is_a_wrong_password_and_not_i
 }
 
 #[tokio::test]
+async fn a_password_that_a_server_quotes_is_not_told_on() {
+    for answer in [r#"{tag} NO "hunt\"er2" is not the password of "shop@example""#, r#"* BYE hunt"er2 is wrong"#] {
+        let server = Scripted::start().await;
+        once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
+        let mut watching =
+            Watching::with(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("(secret) is") && !words.contains("er2"), "{words}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_login_that_is_refused_for_now_is_no_wrong_password() {
     for answer in [
         "{tag} NO [UNAVAILABLE] Temporary authentication failure.\r\n",
@@ -125,6 +138,17 @@ async fn refused_logins_are_tried_ever_more_seldom() {
     watching.end().await;
 }
 
+fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
+    Account {
+        settings: crate::support::watching::settings(server.port, more),
+        login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
+        is_candidate: Box::new(|_| true),
+        pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
+        timing: strict(),
+        sleeps: resmic_mailhook::vigil::Sleeps::none(),
+    }
+}
+
 #[tokio::test]
 async fn line_breaks_in_names_and_passwords_are_never_written() {
     let crlf = "x\r\nA666 LOGOUT";
@@ -135,15 +159,7 @@ async fn line_breaks_in_names_and_passwords_are_never_written() {
     ] {
         let server = Scripted::start().await;
         server.deliver("moved nowhere");
-        let account = Account {
-            settings: crate::support::watching::settings(server.port, more),
-            login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
-            is_candidate: Box::new(|_| true),
-            pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
-            timing: strict(),
-            sleeps: resmic_mailhook::vigil::Sleeps::none(),
-        };
-        let mut watching = Watching::with(account, wanted.into(), Default::default());
+        let mut watching = Watching::with(with_password(&server, password, more), wanted.into(), Default::default());
         if password == crlf {
             watching.state(MailboxState::Failed).await.unwrap();
         } else {

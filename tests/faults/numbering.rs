@@ -173,6 +173,18 @@ async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
     watching.end().await;
 }
 
+#[tokio::test]
+async fn a_mailbox_that_is_watched_by_its_name_is_not_watched_by_its_mark_as_well() {
+    let server = Scripted::start().await;
+    server.change(|world| world.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
+    server.deliver("the other watcher's");
+    let mut watching = watch(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\", \"Spam & more\"]");
+    let words = watching.state(MailboxState::Polling).await.unwrap();
+    assert!(words.contains("\\Junk") && words.contains("Spam & more"), "{words}");
+    assert_eq!((watching.handed.len(), server.asked("EXAMINE")), (0, 0));
+    watching.end().await;
+}
+
 const BEFORE: &str = "05-Mar-2025 03:00:00 +0000";
 const LATER: &str = "05-Mar-2025 05:00:00 +0000";
 

@@ -32,7 +32,7 @@ fn sets(server: &Scripted, items: &str) -> Vec<String> {
 }
 
 const SENDERS: &str = "(UID BODY.PEEK[HEADER.FIELDS";
-const HEADERS: &str = "(UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS";
+const HEADERS: &str = "(UID INTERNALDATE BODY.PEEK[HEADER.FIELDS";
 
 #[tokio::test]
 async fn of_most_mails_no_more_is_asked_than_who_they_are_from() {

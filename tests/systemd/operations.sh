@@ -171,7 +171,7 @@ cp /box/before.db /box/copy.db
 moment
 restore() {
     documented 'sudo systemctl stop resmic-mailhook'
-    documented 'sudo rm -f /var/lib/resmic-mailhook/mailhook.db*'
+    documented "sudo sh -c 'rm -f /var/lib/resmic-mailhook/mailhook.db*'"
     documented 'sudo cp copy.db /var/lib/resmic-mailhook/mailhook.db'
     documented 'sudo systemctl start resmic-mailhook'
 }

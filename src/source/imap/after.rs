@@ -5,6 +5,7 @@ use super::opened::{Opened, uid_set};
 use super::settings::After;
 use super::utf7;
 use super::wire::quoted;
+use crate::model::same_mailbox;
 
 /// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.
 pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
@@ -15,6 +16,8 @@ pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
     let done = match opened.account.settings.after.clone() {
         After::Leave => Ok(()),
         After::Seen => store_flag(opened, &set, "\\Seen").await,
+        // It lies there already, and would come again, under a number of its own, for ever.
+        After::Move(target) if same_mailbox(&target, &opened.name) => Ok(()),
         After::Move(target) => move_to(opened, &set, &target).await,
     };
     match done {

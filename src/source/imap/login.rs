@@ -30,11 +30,12 @@ struct Sasl {
 
 /// Logs in with a password.
 pub(super) async fn with_password(wire: &mut Wire, user: &str, password: &SecretString, wait: Wait) -> Result<()> {
-    let (Some(user), Some(password)) = (quoted(user), quoted(password.expose_secret())) else {
+    let secret = password.expose_secret();
+    let (Some(user), Some(password)) = (quoted(user), quoted(secret)) else {
         return Err(Error::Login("the user or the password holds a line break".into()));
     };
     let sent = wire.send("LOGIN", &format!("LOGIN {user} {password}")).await?;
-    wire.finish(&sent, wait, |_| ()).await.map_err(|e| judged(e, &[]))
+    wire.finish(&sent, wait, |_| ()).await.map_err(|e| judged(e, &[&password, secret]))
 }
 
 /// Logs in with an access token.
@@ -120,9 +121,25 @@ impl Mechanism {
 
 /// What a refusal to let us in means. Servers have quoted what they were sent.
 fn judged(error: Error, secrets: &[&str]) -> Error {
-    let Error::Refused { command, words } = error else { return error };
-    let words = secrets.iter().fold(words, |words, secret| words.replace(secret, "(secret)"));
-    if is_passing(&words) { Error::Refused { command, words } } else { Error::Login(words) }
+    let without = |words| secrets.iter().fold(words, |words, secret| without(words, secret));
+    match error {
+        Error::Refused { command, words } if is_passing(&words) => Error::Refused { command, words: without(words) },
+        Error::Refused { words, .. } => Error::Login(without(words)),
+        Error::Bye(words) => Error::Bye(without(words)),
+        other => other,
+    }
+}
+
+/// Words without the secret in them. Long words were cut off, in the midst of a token at times; what is left of one then
+/// goes, too, but for the few letters that any words may end in.
+fn without(words: String, secret: &str) -> String {
+    let words = words.replace(secret, "(secret)");
+    let Some(whole) = words.strip_suffix('…') else { return words };
+    let mut begun = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
+    match begun.find_map(|begun| whole.strip_suffix(begun)) {
+        Some(before) => format!("{before}(secret)…"),
+        None => words,
+    }
 }
 
 /// A refusal that says nothing about the credentials: by its code (RFC 5530), or by the words of those who send none,
@@ -165,7 +182,20 @@ mod tests {
         let refused = |words: &str| Error::Refused { command: "LOGIN", words: words.to_owned() };
         assert!(judged(refused("No [AUTHENTICATIONFAILED] Invalid credentials"), &[]).needs_a_person());
         assert!(!judged(refused("No [UNAVAILABLE] Temporary authentication failure"), &[]).needs_a_person());
-        let quoted = judged(refused("No your token t0ken is wrong"), &["t0ken"]).to_string();
-        assert!(quoted.contains("your token (secret) is wrong"), "{quoted}");
+    }
+
+    #[test]
+    fn what_a_server_quotes_of_a_secret_is_left_out_wherever_it_was_cut_off() {
+        let token: String = ('a'..='z').cycle().take(1_500).collect();
+        let words = format!("No your token {token} is wrong");
+        for length in [words.len(), 200, 20, 18] {
+            let words = crate::model::printable(&words, length);
+            let refused = Error::Refused { command: "AUTHENTICATE", words: words.clone() };
+            for said in [judged(refused, &[&token]), judged(Error::Bye(words), &[&token])].map(|e| e.to_string()) {
+                assert!(said.contains("your token (secret)") && !said.contains("abcd"), "{length}: {said}");
+            }
+        }
+        let others = judged(Error::Bye("closed for a…".into()), &["abc", &token]).to_string();
+        assert!(others.ends_with("closed for a…"), "{others}");
     }
 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::oauth;
+use crate::model::same_mailbox;
 use crate::secret;
 use crate::units::{Duration, Size};
 
@@ -94,9 +95,7 @@ impl Settings {
                 "\"none\" is for a server on this machine only; expected \"implicit\" or \"starttls\"",
             );
         }
-        if self.mailboxes.is_empty() || self.mailboxes.iter().any(|m| m.is_empty() || m.chars().any(char::is_control)) {
-            return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
-        }
+        self.check_mailboxes()?;
         if self.recipients.is_empty() && !self.user.contains('@') {
             return wrong("recipients", "expected the addresses that are ours: `user` is no address to take for it");
         }
@@ -115,6 +114,30 @@ impl Settings {
         }
         Ok(())
     }
+
+    fn check_mailboxes(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
+        if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
+            return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
+        }
+        // Both would have one row in the database, and one of them would look as if it were never reached.
+        let again =
+            |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
+        if let Some((_, name)) = self.mailboxes.iter().enumerate().find(again) {
+            return wrong("mailboxes", &format!("{name:?} is named twice"));
+        }
+        match &self.after {
+            After::Move(target) if !is_name(target) || target.starts_with('\\') => {
+                wrong("after", "expected a mailbox's name, like { move = \"Resmic\" }")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a mailbox may be called.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.chars().any(char::is_control)
 }
 
 /// A name or an address of this machine, whatever DNS says.

@@ -15,7 +15,7 @@ use super::opened::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
 use super::timing::Timing;
 use super::wire::Wire;
-use crate::model::{Begun, MailboxState, Reached};
+use crate::model::{Begun, MailboxState, Reached, same_mailbox};
 
 /// How many short-lived connections in a row are each replaced at once.
 const BRIEF: u32 = 5;
@@ -150,9 +150,8 @@ impl Watcher {
         if !self.failures.are_any() {
             self.say(MailboxState::Connecting, false, None).await?;
         }
-        if !self.open().await? {
+        if let Some(words) = self.open().await? {
             self.failures.synced();
-            let words = format!("no mailbox is marked {}", self.wanted);
             return self.say(MailboxState::Polling, true, Some(words)).await;
         }
         let Some(opened) = &mut self.opened else { return Ok(()) };
@@ -163,16 +162,21 @@ impl Watcher {
         opened.watch(way).await
     }
 
-    /// Connects and opens the mailbox; false: there is none.
-    async fn open(&mut self) -> Result<bool> {
+    /// Connects and opens the mailbox; else, in words, why there is none to open.
+    async fn open(&mut self) -> Result<Option<String>> {
         // The place is given back when the mailbox is open: a thousand watchers start in turns.
         let _place = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let settings = &self.account.settings;
         let (mut wire, offers) = connect(settings, &self.account.login, &self.account.timing).await?;
         let Some(name) = mailbox::resolve(&mut wire, offers, &self.wanted).await? else {
             wire.logout().await;
-            return Ok(false);
+            return Ok(Some(format!("no mailbox is marked {}", self.wanted)));
         };
+        // What is watched by its own name needs no second connection, and has its row in the database already.
+        if name != self.wanted && settings.mailboxes.iter().any(|named| same_mailbox(named, &name)) {
+            wire.logout().await;
+            return Ok(Some(format!("the mailbox marked {} is watched by its name, {name}", self.wanted)));
+        }
         if self.name != name {
             self.name.clone_from(&name);
             (self.finished, self.began) = (Finished::default(), None);
@@ -204,7 +208,7 @@ impl Watcher {
             outstanding: Outstanding::default(),
             finished,
         });
-        Ok(true)
+        Ok(None)
     }
 
     /// Where to go on reading, or to begin. `now`: before the mailbox was opened.
