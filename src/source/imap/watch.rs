@@ -179,7 +179,7 @@ impl Watcher {
         }
         if self.name != name {
             self.name.clone_from(&name);
-            (self.finished, self.began) = (Finished::default(), None);
+            (self.finished, self.began, self.untold) = (Finished::default(), None, None);
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
