@@ -21,6 +21,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use crate::health::{Expected, Health, look};
 use crate::model::MailboxState;
@@ -74,10 +75,16 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let endpoint = Arc::new(endpoint);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // They end with this: each holds the database open.
+    let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        while connections.try_join_next().is_some() {}
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            (Ok(place), accepted) = next => (place, accepted),
             _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
         };
         let stream = match accepted {
@@ -90,7 +97,7 @@ pub async fn serve(
             }
         };
         let endpoint = endpoint.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let service = service_fn(|request| answer(&endpoint, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

@@ -116,6 +116,22 @@ fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
     assert_eq!((output.status.code(), &status["ok"]), (Some(1), &Value::Bool(false)), "{status}");
 }
 
+#[test]
+fn clients_that_ask_nothing_do_not_keep_the_daemon_from_ending_in_order() {
+    let dovecot = Dovecot::start();
+    let (home, daemon, port) = watching(&dovecot);
+    let connect = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let silent: Vec<_> = (0..7).map(connect).collect();
+    assert_eq!(get(port, "/healthz").0, 200, "there is a place for one more");
+    let last = connect(0);
+    let waits = connect(0);
+    assert_eq!(daemon.end(), Some(0));
+    drop((silent, last, waits));
+    // What is not ended in order leaves its journal behind.
+    let beside = |end: &str| home.folder.path().join(format!("mailhook.db-{end}")).exists();
+    assert!(!beside("wal") && !beside("shm"));
+}
+
 fn both_are_red(home: &Home, port: u16, words: &str) {
     // The daemon goes on meanwhile, and may learn another reason: what is compared is of one moment.
     let (mut before, mut served, mut after) = (attention(home), get(port, "/healthz"), attention(home));

@@ -134,3 +134,21 @@ fn the_end_does_not_wait_for_a_locked_database() {
     books::balance(&home, &callback, 10, LATER);
     assert_eq!(daemon.end(), Some(0));
 }
+
+#[test]
+fn dns_that_does_not_answer_does_not_keep_the_database_open_when_the_daemon_ends() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    silent.set_read_timeout(Some(SOON)).unwrap();
+    let dns = format!("[dns]\nservers = [\"{}\"]\n", silent.local_addr().unwrap());
+    let home = Home::new(&format!("{}{dns}", account(1, "mailboxes = [\"INBOX\"]")));
+    home.data(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
+    // By the key that this mail was believed by it asks as soon as it runs.
+    let mail =
+        "INSERT INTO mails (account, mailbox, size, sha256, outcome, trust, trust_domain, trust_selector, judged_at)
+        VALUES ('shop', 'import', 0, 'x', 'ignored', 'dkim', 'resmic.com', 's1', '2025-03-05T03:36:00.000Z')";
+    rusqlite::Connection::open(home.database()).unwrap().execute(mail, []).unwrap();
+    let daemon = home.start();
+    silent.recv(&mut [0; 512]).unwrap();
+    assert_eq!(daemon.end(), Some(0));
+    assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was closed");
+}

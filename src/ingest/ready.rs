@@ -13,7 +13,10 @@ use crate::trust::dns::Resolver;
 /// when a mail needs it.
 pub async fn get_ready(rules: Arc<Rules>, resolver: Arc<Resolver>, store: Store) {
     rules.rehearse();
-    match keys(&store) {
+    let keys = keys(&store);
+    // The database closes when nobody holds it any more, and DNS may take its time.
+    drop(store);
+    match keys {
         Ok(keys) => keys.iter().rev().for_each(|(domain, selector)| resolver.remember(domain, selector)),
         Err(error) => tracing::debug!(%error, "cannot look for the keys that were used last"),
     }
