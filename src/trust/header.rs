@@ -8,6 +8,8 @@ use mail_parser::{Address, MessageParser};
 /// A mail's header fields, in their order.
 pub(super) struct Header<'a> {
     fields: Vec<Field<'a>>,
+    /// There are more than are looked at.
+    goes_on: bool,
 }
 
 struct Field<'a> {
@@ -25,7 +27,8 @@ impl<'a> Header<'a> {
     pub(super) fn read(mail: &'a [u8]) -> Self {
         let mut fields: Vec<Field<'a>> = Vec::new();
         let mut rest = mail;
-        while !rest.is_empty() && fields.len() < FIELDS {
+        let mut goes_on = false;
+        while !rest.is_empty() {
             let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |n| n + 1);
             let (line, after) = rest.split_at(end);
             if line.trim_ascii().is_empty() {
@@ -38,11 +41,15 @@ impl<'a> Header<'a> {
                 }
                 continue;
             }
+            if fields.len() == FIELDS {
+                goes_on = true;
+                break;
+            }
             let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
             let (name, value) = line.split_at(colon);
             fields.push(Field { name, value: value.strip_prefix(b":").unwrap_or_default() });
         }
-        Header { fields }
+        Header { fields, goes_on }
     }
 
     /// How many fields have this name (in lower case).
@@ -60,6 +67,11 @@ impl<'a> Header<'a> {
     /// # Errors
     /// In words, what is odd about it.
     pub(super) fn from(&self) -> Result<String, String> {
+        // DKIM signs from the bottom: below the last that is looked at there may be the To that is signed, and above
+        // it one that a forger wrote.
+        if self.goes_on {
+            return Err(format!("its header has more than {FIELDS} fields"));
+        }
         // Also what some parser might take for a From.
         let like_from = self.fields.iter().filter(|f| f.is_like("from")).count();
         match (self.count("from"), like_from) {
@@ -150,5 +162,16 @@ mod tests {
         assert_eq!(header.count("a"), 2);
         let values: Vec<_> = header.all("a").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
         assert_eq!(values, [" 1\r\n 2\r\n", " 4\r\n"]);
+    }
+
+    #[test]
+    fn what_is_signed_is_not_hidden_below_the_last_field_that_is_looked_at() {
+        let top = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\n";
+        let signed = "From: no-reply@resmic.com\r\nTo: other@shop.example\r\n\r\n";
+        let mail = |fields: usize| format!("{top}{}{signed}", "X: 1\r\n".repeat(fields));
+        assert_eq!(Header::read(mail(1).as_bytes()).from().unwrap_err(), "it has more than one From");
+        assert_eq!(Header::read(mail(FIELDS).as_bytes()).from().unwrap_err(), "its header has more than 2000 fields");
+        let plain = format!("{top}{}\r\n", "X: 1\r\n 2\r\n".repeat(FIELDS - 2));
+        assert_eq!(Header::read(plain.as_bytes()).from().unwrap(), "no-reply@resmic.com");
     }
 }
