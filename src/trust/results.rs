@@ -12,10 +12,14 @@ use crate::model::{Covered, Proof, Trust, Verdict, printable};
 
 /// Looks for the word of one of `servers` that a signature of the From's organisation is valid.
 pub(super) fn prove(mail: &[u8], header: &Header<'_>, from: &str, servers: &[String]) -> Verdict {
-    let fields = header.all("authentication-results").filter_map(|value| Field::read(&String::from_utf8_lossy(value)));
-    let mut own = fields.filter(|field| servers.iter().any(|id| id.eq_ignore_ascii_case(&field.server)));
-    let Some(field) = own.next() else {
+    let fields = header.all("authentication-results").map(String::from_utf8_lossy);
+    let mut own = fields.filter(|value| servers.iter().any(|id| names(value, id)));
+    let Some(value) = own.next() else {
         return untrusted(format!("it has no Authentication-Results of {}", servers.join(" or ")));
+    };
+    // One that is cut off by what its sender wrote into it does not let one below it speak.
+    let Some(field) = Field::read(&value) else {
+        return untrusted("the Authentication-Results of its server cannot be read");
     };
     let passed = field.results.iter().filter(|r| r.method == "dkim" && r.result == "pass");
     let mut aligned = passed.filter_map(|r| Some((r, r.domain()?))).filter(|(_, domain)| is_aligned(domain, from));
@@ -33,6 +37,13 @@ pub(super) fn prove(mail: &[u8], header: &Header<'_>, from: &str, servers: &[Str
         }),
         Err(words) => untrusted(words),
     }
+}
+
+/// Whether a field is in a server's name, also if the rest of it cannot be read.
+fn names(value: &str, server: &str) -> bool {
+    let whole = Field::read(value).map(|field| field.server);
+    let first = || value.split([';', '(']).next().and_then(|start| start.split_whitespace().next());
+    whole.as_deref().or_else(first).is_some_and(|name| name.trim_matches('"').eq_ignore_ascii_case(server))
 }
 
 /// What the signature that the server speaks of covers. If it is no longer in the mail, nothing is known but that the
@@ -246,6 +257,18 @@ mod tests {
         ] {
             assert!(matches!(verdict(&format!("{field}\r\n")), Verdict::Refused(_)), "{field}");
         }
+    }
+
+    #[test]
+    fn one_of_our_server_that_cannot_be_read_does_not_let_one_below_it_speak() {
+        let forged = "Authentication-Results: mx.shop.example; dkim=pass header.d=resmic.com\r\n";
+        for top in ["mx.shop.example; spf=fail smtp.mailfrom=\"a", "mx.shop.example 2; dkim=fail", "mx.shop.example (a"]
+        {
+            let verdict = verdict(&format!("Authentication-Results: {top}\r\n{forged}"));
+            assert!(matches!(verdict, Verdict::Refused(_)), "{top}: {verdict:?}");
+        }
+        let others = verdict(&format!("Authentication-Results: mx.other.example; spf=\"a\r\n{forged}"));
+        assert!(matches!(others, Verdict::Believed(_)), "{others:?}");
     }
 
     #[test]
