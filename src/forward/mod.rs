@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// How long after a failed store call the next is made.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long the next delivery is waited for before it is looked again what the clock says.
+const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// Delivers until `shutdown` turns true (or its sender is gone), then lets requests under way end, for a few seconds.
 ///
@@ -161,11 +163,12 @@ impl Courier {
     }
 }
 
-/// A moment of the wall clock on the clock of timers.
+/// A moment of the wall clock on the clock of timers, which does not go on while the machine sleeps, and is not set.
 fn instant(at: Timestamp) -> Instant {
     let wait = at.duration_since(Timestamp::now());
     // Rounded up: a timer that fires early would find nothing due.
-    Instant::now() + Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(1)
+    let wait = Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(1);
+    Instant::now() + wait.min(LONGEST_WAIT)
 }
 
 /// Makes one attempt, and says what follows from it.

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Error, Result, Store, moment, now};
@@ -153,6 +153,11 @@ const FOLLOWERS_GO: &str = "
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +attempts = 0 AND +next_attempt_at > ?3";
 
+/// How far ahead a delivery is put off at most is a day; what lies further ahead was written while the clock was.
+const FURTHEST: SignedDuration = SignedDuration::from_hours(48);
+const ASTRAY: &str = "
+    UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
+
 fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> Result<Vec<Claimed>> {
     // Those under way are due as well; they are passed over here, so as many more are asked for.
     let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
@@ -160,6 +165,7 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
         return Ok(Vec::new());
     }
     let at = now();
+    tx.prepare_cached(ASTRAY)?.execute(params![target, iso(Timestamp::now() + FURTHEST), at])?;
     let mut statement = tx.prepare_cached(DUE)?;
     let due = statement.query_map(params![target, at, limit], |row| claimed(row, &at))?;
     let mut claimed: Vec<Claimed> = Vec::new();
@@ -314,7 +320,7 @@ mod tests {
     fn a_large_outbox_is_read_by_its_indexes() {
         let folder = tempfile::tempdir().unwrap();
         let connection = large(&folder);
-        for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4)] {
+        for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3)] {
             let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let nothing = vec![&None::<String> as &dyn ToSql; parameters];
             let steps: Vec<String> =
@@ -340,17 +346,29 @@ mod tests {
     fn what_waits_for_another_is_not_looked_at_in_vain() {
         let folder = tempfile::tempdir().unwrap();
         let connection = large(&folder);
-        let later: Timestamp = "2999-01-01T00:00:00Z".parse().unwrap();
+        let later: Timestamp = iso(Timestamp::now() + SignedDuration::from_hours(24)).parse().unwrap();
         connection.execute_batch("BEGIN").unwrap();
         for id in 1..=20_000 {
             record(&connection, "shop", &ended(id, End::Again("x".into(), later))).unwrap();
         }
-        assert_eq!(count(&connection, "next_attempt_at < '2999'"), 0, "all wait as long as the one before them");
+        assert_eq!(
+            count(&connection, &format!("next_attempt_at < '{}'", iso(later))),
+            0,
+            "all wait as long as the one before them"
+        );
         assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
         assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
         record(&connection, "shop", &ended(7, End::Accepted)).unwrap();
         let claimed = claim(&connection, "shop", &[], 16).unwrap();
         assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
+    }
+
+    #[test]
+    fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let connection = large(&folder);
+        connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
+        assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 16);
     }
 
     #[test]
