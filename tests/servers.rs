@@ -102,7 +102,10 @@ impl<S: Server> World<S> {
     }
 
     fn run(&mut self) {
-        self.daemon = Some(self.home.start());
+        let daemon = self.home.start();
+        // One that was killed before may have left the mailbox idle, and a signal that comes too soon just ends it.
+        daemon.says("running", SOON);
+        self.daemon = Some(daemon);
         self.home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", SOON);
     }
 
