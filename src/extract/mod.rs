@@ -27,6 +27,8 @@ mod view;
 mod visible;
 mod walk;
 
+use std::collections::HashMap;
+
 use mail_parser::Message;
 use serde::Deserialize;
 
@@ -87,6 +89,7 @@ impl Settings {
     /// The key, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         let built_in = Table::new(&Labels::default());
+        let mut given = HashMap::new();
         for (field, spellings) in self.labels.by_field() {
             let wrong = |words: String| Err((format!("labels.{}", field.key()), words));
             for spelling in spellings {
@@ -95,6 +98,9 @@ impl Settings {
                 }
                 if let Some(other) = built_in.field(spelling).filter(|other| *other != field) {
                     return wrong(format!("{spelling:?} is a label of {} already", other.key()));
+                }
+                if let Some(other) = given.insert(labels::fold(spelling), field).filter(|other| *other != field) {
+                    return wrong(format!("{spelling:?} is given to {}, too", other.key()));
                 }
             }
         }
@@ -336,4 +342,21 @@ fn complete(fields: Fields, status: Status) -> Said {
         transaction_hash: fields.hash,
         tx_time: fields.time,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spelling_is_the_label_of_one_field() {
+        let check = |labels: &str| {
+            let settings: Settings = toml::from_str(&format!("[labels]\n{labels}")).unwrap();
+            settings.check().map_err(|(key, words)| format!("{key}: {words}"))
+        };
+        check("amount = [\"Sum paid\", \"sum  PAID\"]\ntoken = [\"Coin\"]").unwrap();
+        for wrong in ["amount = [\"Foo\"]\ntoken = [\"foo:\"]", "amount = [\"Token\"]", "amount = [\"--\"]"] {
+            assert!(check(wrong).unwrap_err().starts_with("labels."), "{wrong}");
+        }
+    }
 }

@@ -164,13 +164,25 @@ fn escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
         't' => '\t',
         'b' => '\u{8}',
         'f' => '\u{c}',
-        'u' => {
-            let digits: String = chars.take(4).map(|(_, c)| c).collect();
-            char::from_u32(u32::from_str_radix(&digits, 16).ok()?)?
-        }
+        'u' => character(chars)?,
         c @ ('"' | '\'' | '\\' | '/') => c,
         _ => return None,
     })
+}
+
+/// What follows `\u`: four hexadecimal digits, and for what is not in the first plane as many again (RFC 8259, 7).
+fn character(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
+    let first = unit(chars)?;
+    if !(0xd800..0xdc00).contains(&first) {
+        return char::from_u32(first);
+    }
+    (chars.next()?.1 == '\\' && chars.next()?.1 == 'u').then_some(())?;
+    let second = unit(chars).filter(|second| (0xdc00..0xe000).contains(second))?;
+    char::from_u32(0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00))
+}
+
+fn unit(chars: &mut std::str::CharIndices<'_>) -> Option<u32> {
+    (0..4).try_fold(0, |unit, _| Some(unit * 16 + chars.next()?.1.to_digit(16)?))
 }
 
 #[cfg(test)]
@@ -206,6 +218,15 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["20.50", "1e-7", "-", "A/"]
         );
+    }
+
+    #[test]
+    fn a_character_of_two_escapes_is_one_and_half_of_one_is_none() {
+        let both = [("shop".to_owned(), "a😀z".to_owned()), ("amount".to_owned(), "20".to_owned())];
+        assert_eq!(pairs(r#"{"shop":"a\ud83d\uDE00z","amount":"20"}"#), both);
+        for half in [r"\ud83d", r"\ud83dx", r"\ud83d\n", r"\ud83d\u0041", r"\ude00", r"\u+041", r"\u00"] {
+            assert_eq!(pairs(&format!("{{\"shop\":\"{half}\",\"amount\":\"20\"}}")), [], "{half}");
+        }
     }
 
     #[test]
