@@ -33,6 +33,18 @@ pub enum Source {
 #[error("{0}")]
 pub struct Missing(String);
 
+/// Words of somebody who was shown a secret, without it. Long words were cut off, in the midst of a token at times; what is
+/// left of one then goes, too, but for the few letters that any words may end in.
+pub(crate) fn left_out(words: String, secret: &str) -> String {
+    let words = words.replace(secret, "(secret)");
+    let Some(whole) = words.strip_suffix('…') else { return words };
+    let mut begun = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
+    match begun.find_map(|begun| whole.strip_suffix(begun)) {
+        Some(before) => format!("{before}(secret)…"),
+        None => words,
+    }
+}
+
 impl Source {
     /// Fetches the secret.
     ///

@@ -9,6 +9,7 @@ use async_imap::imap_proto::{Capability, Response};
 use super::error::{Error, Result};
 use super::settings::Settings;
 use super::wire::{Heard, Wait, Wire, quoted};
+use crate::secret;
 
 /// A SASL mechanism that takes an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,24 +122,12 @@ impl Mechanism {
 
 /// What a refusal to let us in means. Servers have quoted what they were sent.
 fn judged(error: Error, secrets: &[&str]) -> Error {
-    let without = |words| secrets.iter().fold(words, |words, secret| without(words, secret));
+    let without = |words| secrets.iter().fold(words, |words, secret| secret::left_out(words, secret));
     match error {
         Error::Refused { command, words } if is_passing(&words) => Error::Refused { command, words: without(words) },
         Error::Refused { words, .. } => Error::Login(without(words)),
         Error::Bye(words) => Error::Bye(without(words)),
         other => other,
-    }
-}
-
-/// Words without the secret in them. Long words were cut off, in the midst of a token at times; what is left of one then
-/// goes, too, but for the few letters that any words may end in.
-fn without(words: String, secret: &str) -> String {
-    let words = words.replace(secret, "(secret)");
-    let Some(whole) = words.strip_suffix('…') else { return words };
-    let mut begun = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
-    match begun.find_map(|begun| whole.strip_suffix(begun)) {
-        Some(before) => format!("{before}(secret)…"),
-        None => words,
     }
 }
 

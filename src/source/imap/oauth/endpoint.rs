@@ -15,6 +15,7 @@ use tokio_rustls::rustls::ClientConfig;
 use super::{Failure, Settings};
 use crate::http::{self, Place, Url};
 use crate::model::printable;
+use crate::secret;
 
 /// How long the whole call may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -207,7 +208,7 @@ impl Failure {
     /// Takes out secrets that an endpoint may have quoted.
     fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets {
-            *self.words() = self.words().replace(secret.expose_secret(), "(secret)");
+            *self.words() = secret::left_out(std::mem::take(self.words()), secret.expose_secret());
         }
         self
     }
@@ -282,5 +283,10 @@ mod tests {
         let failure = said.unwrap_err().at(&url).without([&secret].into_iter());
         let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
         assert_eq!(failure, Failure::Ended(words.into()));
+        let long: SecretString = "s3cret".repeat(100).into();
+        let body =
+            format!("{{\"error\":\"invalid_grant\",\"error_description\":\"unknown {}\"}}", long.expose_secret());
+        let mut failure = judge(answer(400, &body)).unwrap_err().without([&long].into_iter());
+        assert_eq!(failure.words(), "400 Bad Request: invalid_grant: unknown (secret)…", "it was cut off");
     }
 }
