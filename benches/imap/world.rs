@@ -152,6 +152,26 @@ impl Eyes {
     }
 }
 
+/// The disk alone: whatever keeps a mail has to wait for it.
+pub(crate) struct Disk {
+    log: fs::File,
+    _folder: tempfile::TempDir,
+}
+
+impl Disk {
+    /// Where the databases are, too.
+    pub(crate) fn new() -> Disk {
+        let folder = tempfile::tempdir().unwrap();
+        Disk { log: fs::File::create(folder.path().join("log")).unwrap(), _folder: folder }
+    }
+
+    /// Writes so many bytes, and waits until they are safe.
+    pub(crate) fn make_sure_of(&mut self, bytes: usize) {
+        self.log.write_all(&vec![b'x'; bytes]).unwrap();
+        self.log.sync_data().unwrap();
+    }
+}
+
 /// Starts it with this folder, and waits until a question has a number for an answer; how long that took, from the
 /// moment at which the mailbox was open, and how many seconds of CPU.
 pub(crate) fn runs_until(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {

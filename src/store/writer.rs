@@ -2,12 +2,14 @@
 //!
 //! So a single mail commits at once, with one fsync, and a backfill commits in hundreds. A piece of work that fails takes
 //! nothing else down. Nobody is answered before the commit, and nobody waits for more: the WAL is copied into the
-//! database between the commits, and not, as SQLite would, within the one that fills it.
+//! database when it is quiet, and not, as SQLite would, within the commit that fills it.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::Connection;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Error, Result};
@@ -18,11 +20,15 @@ const BATCH: usize = 1_000;
 /// How many pieces of work may wait; whoever brings more waits too.
 const QUEUE: usize = 4_096;
 
-/// How many pages of the WAL are worth copying into the database when nobody waits: SQLite's own number.
+/// How many pages of the WAL are worth copying into the database when nobody comes: SQLite's own number.
 const CHECKPOINT: i64 = 1_000;
 
-/// With how many it is done although somebody waits. A page that is written often is copied once.
+/// With how many it is done although somebody may wait. A page that is written often is copied once.
 const CHECKPOINT_NOW: i64 = 4_000;
+
+/// When nobody came for so long, nobody is about to: whoever was told of a commit has come back with what follows from it.
+/// A mail's deliveries are counted at once, and to copy takes longer than that.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// How much of the database is held, in KiB (negative: SQLite's way to say so). What a transaction of a backfill changes has
 /// room in it, or it would be written twice.
@@ -57,13 +63,16 @@ impl Writer {
         connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (is_open, open) = watch::channel(());
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let clock = Builder::new_current_thread().enable_time().build().map_err(io)?;
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
-                serve(connection, queue);
+                serve(&connection, queue, &clock);
+                drop(connection);
                 drop(is_open);
             })
-            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
+            .map_err(io)?;
         Ok(Writer { jobs, path: path.into(), open })
     }
 
@@ -151,33 +160,66 @@ impl Drop for Transaction<'_> {
     }
 }
 
-fn serve(connection: Connection, mut queue: mpsc::Receiver<Box<dyn Job>>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut batch = vec![first];
-        let failed = run_batch(&connection, &mut batch, &mut queue).err().map(Arc::new);
-        for job in batch {
-            job.answer(failed.as_ref());
+/// Until everybody has let go. `clock` tells when it is quiet.
+fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock: &Runtime) {
+    let mut untidy = false;
+    loop {
+        let next = match untidy {
+            true => clock.block_on(async { tokio::time::timeout(QUIET, queue.recv()).await }),
+            false => Ok(queue.blocking_recv()),
+        };
+        match next {
+            Ok(Some(first)) => {
+                commit(connection, first, &mut queue);
+                let left = uncopied(connection);
+                untidy |= left >= CHECKPOINT;
+                if left >= CHECKPOINT_NOW {
+                    copy(connection);
+                }
+            }
+            Err(_) => {
+                tidy(connection);
+                untidy = false;
+            }
+            Ok(None) => break,
         }
-        let alone = queue.is_empty();
-        if let Err(error) = checkpoint(&connection, if alone { CHECKPOINT } else { CHECKPOINT_NOW }, alone) {
-            // The commit that finds no room for the WAL says so; this one is made up for by the next.
-            tracing::debug!(%error, "the write-ahead log was not copied into the database");
-        }
+    }
+    if untidy {
+        tidy(connection);
     }
 }
 
-/// Copies the WAL into the database if it has so many pages that are not there yet. If nobody waits, the memory of all that
-/// was read and written meanwhile is given back: in years of single mails it would grow to the whole of what it may be.
-fn checkpoint(connection: &Connection, enough: i64, alone: bool) -> rusqlite::Result<()> {
-    let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
-    let left: i64 = look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))?;
-    if left >= enough {
-        connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))?;
-        if alone {
-            kept(connection, "PRAGMA shrink_memory")?;
-        }
+fn commit(connection: &Connection, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
+    let mut batch = vec![first];
+    let failed = run_batch(connection, &mut batch, queue).err().map(Arc::new);
+    for job in batch {
+        job.answer(failed.as_ref());
     }
-    Ok(())
+}
+
+/// Copies the WAL, and gives back the memory of all that was read and written meanwhile: in years of single mails it would
+/// grow to the whole of what it may be.
+fn tidy(connection: &Connection) {
+    copy(connection);
+    if let Err(error) = kept(connection, "PRAGMA shrink_memory") {
+        tracing::debug!(%error, "the memory of the database was not given back");
+    }
+}
+
+/// How many pages of the WAL are not in the database yet.
+fn uncopied(connection: &Connection) -> i64 {
+    let look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)");
+    let left = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
+    look.and_then(|mut look| look.query_row([], left)).unwrap_or(0)
+}
+
+/// Copies the WAL into the database, as far as nobody reads what is older.
+fn copy(connection: &Connection) {
+    let copied = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)");
+    if let Err(error) = copied.and_then(|mut copied| copied.query_row([], |_| Ok(()))) {
+        // The commit that finds no room for the WAL says so; this one is made up for by the next.
+        tracing::debug!(%error, "the write-ahead log was not copied into the database");
+    }
 }
 
 /// Runs what is in `batch`, and what comes to `queue` meanwhile, in one transaction.
