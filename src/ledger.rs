@@ -40,7 +40,7 @@ pub enum Standing {
 /// Finds the standing of `new` (whose id is `id`) among the events that share its id, its transaction or its session.
 #[must_use]
 pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
-    if let Some(same) = known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading)) {
+    if let Some(same) = repeated(id, new, known) {
         return match contradiction(&same.event, new) {
             Some(words) => conflict(&same.event_id, &words),
             None => Standing::Duplicate { of: same.event_id.clone(), filled: fill(same, new) },
@@ -50,6 +50,12 @@ pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
         Some(reason) => Standing::Conflict(reason),
         None => beside_its_session(new, known),
     }
+}
+
+/// Of those that share its id, its transaction or its session: the event that `new` reports once more.
+#[must_use]
+pub fn repeated<'k>(id: &str, new: &Event, known: &'k [Known]) -> Option<&'k Known> {
+    known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
 }
 
 /// Why a person has to decide about a stored event (whose id is `id`), now that its session is known.
@@ -76,17 +82,18 @@ fn against_siblings(new: &Event, known: &[Known]) -> Option<Reason> {
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
-/// The same report, though one of the two lacks the chain or the time that would give them one id.
+/// The same report, though one of the two lacks the chain or the time that would give them one id; or lacked it, until
+/// another report filled the gap.
 fn is_same_report(a: &Reading, b: &Reading) -> bool {
     if a.status != b.status {
         return false;
     }
     match (&a.transaction_hash, &b.transaction_hash) {
-        (Some(_), Some(_)) => shares_transaction(a, b) && (a.blockchain.is_none() || b.blockchain.is_none()),
+        (Some(_), Some(_)) => shares_transaction(a, b),
         (None, None) => {
             a.session_id.is_some()
                 && same_text(&a.session_id, &b.session_id)
-                && (a.tx_time.is_none() || b.tx_time.is_none())
+                && agree(&a.tx_time, &b.tx_time, |x, y| x == y)
         }
         _ => false,
     }
@@ -261,6 +268,30 @@ mod tests {
         assert_ne!(bare.id(), paid().id());
         assert!(matches!(judge(&bare, &[known(paid(), true)]), Standing::Duplicate { .. }));
         assert!(matches!(judge(&paid(), &[known(bare, false)]), Standing::Duplicate { filled: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_payment_is_one_however_often_it_is_reported_after_its_gap_was_filled() {
+        let mut bare = paid();
+        bare.reading.blockchain = None;
+        let filled = |first: &Event, second: &Event| {
+            let known = known(first.clone(), false);
+            let Standing::Duplicate { filled: Some(filled), .. } = judge(second, std::slice::from_ref(&known)) else {
+                panic!()
+            };
+            Known { event: *filled, ..known }
+        };
+        // Its id is that of the report without a chain, and so another than that of what it says by now.
+        assert!(matches!(judge(&paid(), &[filled(&bare, &paid())]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(judge(&bare, &[filled(&bare, &paid())]), Standing::Duplicate { filled: None, .. }));
+        let mut timed = Event { reading: Reading::of(Status::Failed), ..paid() };
+        timed.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        let timeless = timed.clone();
+        timed.reading.tx_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
+        assert!(matches!(judge(&timed, &[filled(&timeless, &timed)]), Standing::Duplicate { filled: None, .. }));
+        let mut later = timed.clone();
+        later.reading.tx_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
+        assert!(matches!(judge(&later, &[filled(&timeless, &timed)]), Standing::New { .. }), "it failed a second time");
     }
 
     #[test]
