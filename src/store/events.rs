@@ -31,9 +31,11 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
     };
     let id = id.to_string();
     let found = sessions::find(tx, settings, said)?;
+    let known = known(tx, &id, &with_session(said.clone(), found.as_ref()))?;
+    let found = found.filter(|found| !is_of_another(&id, said, found, &known));
     let event = with_session(said.clone(), found.as_ref());
     let session_id = event.reading.session_id.clone();
-    match ledger::stand(&id, &event, &known(tx, &id, &event)?) {
+    match ledger::stand(&id, &event, &known) {
         Standing::New { hold, stale } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
             insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
@@ -44,12 +46,19 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
         }
         Standing::Duplicate { of, filled } => {
             if let Some(filled) = filled {
-                refill(tx, settings, &of, &filled)?;
+                refill(tx, settings, &of, &filled, found.map(|f| f.source))?;
             }
             Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(of), session_id })
         }
         Standing::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
     }
+}
+
+/// Whether a session was found for a payment that is known already, and has its own: what is open by now, under the same
+/// order or with the same amount, was not paid by reporting it once more.
+fn is_of_another(id: &str, said: &Event, found: &Found, known: &[Known]) -> bool {
+    let has_session = |k: &Known| k.event.reading.session_id.is_some();
+    found.source != session::Source::Mail && ledger::repeated(id, said, known).is_some_and(has_session)
 }
 
 /// The event with the session that was found for it.
@@ -145,9 +154,17 @@ fn enqueue(tx: &Connection, settings: &Settings, id: &str, event: &Event, hold: 
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, now that a second report, or a second reading, says more.
-pub(super) fn refill(tx: &Connection, settings: &Settings, id: &str, event: &Event) -> Result<()> {
+/// Rewrites an event that was not delivered yet, now that a second report, or a second reading, says more. `source`: what
+/// found the session that it has now, if it had none.
+pub(super) fn refill(
+    tx: &Connection,
+    settings: &Settings,
+    id: &str,
+    event: &Event,
+    source: Option<session::Source>,
+) -> Result<()> {
     let found = sessions::find(tx, settings, event)?;
+    let found = found.map(|f| Found { source: source.unwrap_or(f.source), ..f });
     resolve(tx, id, event, found.as_ref()).map(drop)
 }
 
@@ -178,7 +195,8 @@ pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<
 pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<session::Source>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
-        "UPDATE events SET session_id = :session_id, session_source = coalesce(session_source, :source),
+        "UPDATE events SET session_id = :session_id,
+           session_source = CASE WHEN session_id = :session_id THEN session_source ELSE :source END,
            order_ref = :order_ref, amount = :amount, currency = :currency, blockchain = :blockchain, token = :token,
            from_wallet_address = :from_wallet_address, tx_time = :tx_time, tx_time_source = :tx_time_source,
            webhook = :webhook

@@ -8,6 +8,7 @@ use super::record::covers;
 use super::{Error, Reader, Result, Settings, Store, moment, now};
 use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
 
+use crate::session::Source;
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -115,7 +116,9 @@ fn rejudge(
 /// A mail that has an event already: the event may be read better, as long as nobody was told of it.
 fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Examined) -> Result<Change> {
     let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
-    let known = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], events::from_row)?;
+    let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
+        Ok((events::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
+    })?;
     let new = with_what_the_mail_does_not_say(new, &known);
     if new == known {
         return Ok(Change::Same);
@@ -125,10 +128,13 @@ fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Exami
         params![event_id],
         |row| row.get(0),
     )?;
-    if told || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
+    // Where the mail says something else than a person, that is for a person to see.
+    let is_overruled = source.as_deref() == Some(Source::Operator.as_str())
+        && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
+    if told || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
         return Ok(Change::Kept(event_id.to_owned()));
     }
-    events::refill(tx, settings, event_id, &new)?;
+    events::refill(tx, settings, event_id, &new, None)?;
     Ok(Change::Event(event_id.to_owned()))
 }
 

@@ -1,7 +1,7 @@
 //! The transaction, looked at from outside.
 
 use super::*;
-use crate::model::{Envelope, Event, Examined, Judgement, Origin, Outcome, RawMail, Reading};
+use crate::model::{Envelope, Event, Examined, Judgement, Origin, Outcome, RawMail, Reading, Reason, ReasonCode};
 
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
@@ -96,6 +96,30 @@ async fn a_contradiction_is_quarantined_and_the_event_stays() {
     assert!(recorded[1].reason.as_ref().unwrap().to_string().starts_with("conflict: amount"));
     let id = paid(None).id().unwrap().to_string();
     assert_eq!(store.reader().unwrap().event(&id).unwrap().unwrap().amount.as_deref(), Some("20"));
+}
+
+#[tokio::test]
+async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_person_gave_theirs() {
+    const OTHER: &str = "11111111-aa61-411d-a419-0b546729bbd0";
+    for (of, told) in [(Some("A"), (OTHER, "mail")), (None, (SESSION, "operator"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let id = paid(None).id().unwrap().to_string();
+        let order_ref = of.map(str::to_owned);
+        let first = Event { order_ref: order_ref.clone(), ..paid(None) };
+        store.record(vec![entry(1, first)], cursor(1)).await.unwrap();
+        if of.is_some() {
+            let session = NewSession { session_id: SESSION.into(), order_ref, ..NewSession::default() };
+            store.session_add(session).await.unwrap();
+        } else {
+            store.session_assign(&id, SESSION).await.unwrap();
+        }
+        store.rejudge(1, entry(1, paid(Some(OTHER))).examined, None).await.unwrap();
+        let event = store.reader().unwrap().event(&id).unwrap().unwrap();
+        let found = (event.session_id.as_deref().unwrap(), event.session_source.as_deref().unwrap());
+        assert_eq!(found, told);
+        assert!(event.webhook.contains(told.0));
+    }
 }
 
 #[tokio::test]

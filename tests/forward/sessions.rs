@@ -173,14 +173,56 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
     assert_eq!(bodies, [("POST /sends HTTP/1.1".into(), false), ("POST /holds HTTP/1.1".into(), true)]);
 }
 
-#[tokio::test]
-async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
+/// A world that matches by amount.
+fn matching() -> World {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
     let targets = any().iter().map(Settings::target).collect();
     let store = Store::open(store::Settings { path: folder.path().join("m.db"), targets, matching }).unwrap();
-    let world = World { folder: Arc::new(folder), store, settings: any(), running: None };
-    let at = |event: Event| Event { header_time: Some(jiff::Timestamp::now()), ..event };
+    World { folder: Arc::new(folder), store, settings: any(), running: None }
+}
+
+/// An event of just now.
+fn at(event: Event) -> Event {
+    Event { header_time: Some(jiff::Timestamp::now()), ..event }
+}
+
+fn outcomes(world: &World) -> String {
+    let sql = "SELECT group_concat(outcome, ' ') FROM (SELECT outcome FROM mails ORDER BY id)";
+    world.sql().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn what_found_the_session_is_told_also_when_a_later_report_did() {
+    let world = World::new(any());
+    world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    world.record(vec![paid(None, 1), of_order("A", 1)]).await;
+    assert_eq!(events(&world), [(Some(session(1)), Some("address".into()), None)]);
+    // It is not the mail that says so: a person may know better.
+    world.store.session_assign(&paid(None, 1).id().unwrap().to_string(), &session(9)).await.unwrap();
+    assert_eq!(events(&world), [(Some(session(9)), Some("operator".into()), None)]);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_nothing() {
+    let world = matching();
+    for (first, second) in [(Some("A"), of_order("A", 1)), (None, paid(None, 2))] {
+        let n = if first.is_some() { 1 } else { 3 };
+        let owed = first.is_none().then_some("20");
+        world.store.session_add(new(n, first, owed)).await.unwrap();
+        world.record(vec![at(second.clone())]).await;
+        // The session is paid; the next of the order, or with the same amount, is open.
+        world.store.session_add(new(n + 1, first, owed)).await.unwrap();
+        world.record(vec![at(second)]).await;
+    }
+    assert_eq!(outcomes(&world), "event duplicate event duplicate");
+    assert_eq!(events(&world).into_iter().map(|e| e.0.unwrap()).collect::<Vec<_>>(), [session(1), session(3)]);
+    assert!(states(&world).iter().all(|state| state == "pending"));
+}
+
+#[tokio::test]
+async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
+    let world = matching();
     world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
     world.store.session_add(new(2, None, Some("21"))).await.unwrap();
     world.record(vec![at(paid(None, 1)), at(paid(None, 2))]).await;
