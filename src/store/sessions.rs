@@ -202,14 +202,22 @@ pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Resul
     }
 }
 
-/// Whether another payment without a session fits this one as well: then nobody knows which of the two paid it.
+/// Whether another payment without a session fits this one as well, or one is about to pay it by another transaction: then
+/// nobody knows which of the two paid it.
 fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Registered) -> Result<bool> {
+    let hash = &event.reading.transaction_hash;
+    let mut statement = tx.prepare_cached(
+        "SELECT 1 FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash <> ?2",
+    )?;
+    if statement.exists(params![session.session_id, hash])? {
+        return Ok(true);
+    }
     let (from, to) = payable(session, settings);
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2
            AND transaction_hash IS NOT ?3",
     )?;
-    let rivals = statement.query_map(params![from, to, event.reading.transaction_hash], events::from_row)?;
+    let rivals = statement.query_map(params![from, to, hash], events::from_row)?;
     for rival in rivals {
         if session::fits(&rival?, session, settings.matching) {
             return Ok(true);

@@ -221,6 +221,19 @@ async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_
 }
 
 #[tokio::test]
+async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_a_second_one() {
+    let world = matching();
+    world.store.session_add(new(1, None, Some("20"))).await.unwrap();
+    let mut pending = at(paid(None, 1));
+    pending.reading.status = Status::Pending;
+    world.record(vec![pending, at(paid(None, 2))]).await;
+    assert_eq!(events(&world).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
+    // Nor is the first any more, now that there is the second: which of the two it is a person has to say.
+    world.record(vec![at(paid(None, 1))]).await;
+    assert_eq!(states(&world), ["held", "held"]);
+}
+
+#[tokio::test]
 async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     let world = matching();
     world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
