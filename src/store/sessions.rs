@@ -162,12 +162,16 @@ fn is_decimal(text: &str) -> bool {
     text.len() <= 80 && digits(whole) && digits(fraction)
 }
 
+/// What is said a second time changes nothing, and so is not looked at again.
 fn insert(tx: &Connection, new: &NewSession) -> Result<()> {
     tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),
            amount = coalesce(amount, excluded.amount), blockchain = coalesce(blockchain, excluded.blockchain),
-           token = coalesce(token, excluded.token), expires_at = coalesce(excluded.expires_at, expires_at)",
+           token = coalesce(token, excluded.token), expires_at = coalesce(excluded.expires_at, expires_at)
+         WHERE coalesce(order_ref, excluded.order_ref) IS NOT order_ref OR coalesce(amount, excluded.amount) IS NOT amount
+           OR coalesce(blockchain, excluded.blockchain) IS NOT blockchain OR coalesce(token, excluded.token) IS NOT token
+           OR coalesce(excluded.expires_at, expires_at) IS NOT expires_at",
     )?
     .execute(params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, new.expires_at.map(iso)])?;
     Ok(())

@@ -77,7 +77,14 @@ impl Store {
     /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
         let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::uuid(session_id)?);
-        let assigned = self.write(move |tx| assign(tx, &event_id, &session_id)).await?;
+        let settings = self.settings.clone();
+        let assigned = self
+            .write(move |tx| {
+                // What is registered by now the person may know of; looked at later, it would hold the event again.
+                all(tx, &settings)?;
+                assign(tx, &event_id, &session_id)
+            })
+            .await?;
         self.wake_outbox();
         Ok(assigned)
     }

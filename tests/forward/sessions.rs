@@ -234,6 +234,22 @@ async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_
 }
 
 #[tokio::test]
+async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before() {
+    let world = World::new(any());
+    world.record(vec![paid(Some(1), 1)]).await;
+    let register = "INSERT INTO sessions (session_id, amount) VALUES (?1, '21')";
+    world.sql().execute(register, [session(1)]).unwrap();
+    // Nobody has looked at it yet.
+    world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
+    assert_eq!(world.store.settle().await.unwrap(), store::Settled::default());
+    // Nor is what was registered another time because a shop says it twice.
+    world.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
+    assert_eq!(states(&world), ["pending"]);
+    let settled = world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    assert_eq!(settled.held, 1, "it is what has changed that is looked at");
+}
+
+#[tokio::test]
 async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     let world = matching();
     world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
