@@ -219,13 +219,14 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
     Ok(())
 }
 
-/// Keeps an event's deliveries back until a person decides; how many were about to go.
+/// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
+/// tried again has not looked at each.
 pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
     tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
         .execute(params![id, reason.to_string()])?;
     Ok(tx
         .prepare_cached(
-            "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state = 'pending'",
+            "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state IN ('pending', 'dead')",
         )?
         .execute(params![id])?)
 }

@@ -250,6 +250,19 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
 }
 
 #[tokio::test]
+async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_the_rest() {
+    let world = World::new(any());
+    world.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
+    world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
+    let settled = world.store.session_add(new(1, None, Some("2000"))).await.unwrap();
+    assert_eq!(settled.held, 1);
+    assert_eq!(world.store.retry(store::Retry::Dead).await.unwrap(), 1);
+    assert_eq!(states(&world), ["held", "pending"]);
+    world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
+    assert_eq!(states(&world), ["pending", "pending"]);
+}
+
+#[tokio::test]
 async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     let world = matching();
     world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
