@@ -173,20 +173,23 @@ fn instant(at: Timestamp) -> Instant {
 
 /// Makes one attempt, and says what follows from it.
 async fn attempt(target: &Target, claimed: &Claimed) -> Attempted {
-    let began = Instant::now();
+    let (began, at) = (Instant::now(), Timestamp::now());
     let answer = post::post(target, claimed).await;
     let took = began.elapsed();
     let end = match answer.error {
         None => End::Accepted,
-        Some(error) => after_failure(target, claimed, error, answer.retry_after),
+        Some(error) => {
+            let now = schedule::ended(at, took, Timestamp::now());
+            after_failure(target, claimed, now, error, answer.retry_after)
+        }
     };
     tell(target, claimed, answer.status, took, &end);
     Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: answer.status, took, end }
 }
 
-fn after_failure(target: &Target, claimed: &Claimed, error: String, asked: Option<Duration>) -> End {
+fn after_failure(target: &Target, claimed: &Claimed, now: Timestamp, error: String, asked: Option<Duration>) -> End {
     let last = schedule::later(claimed.first_attempt_at, target.give_up_after);
-    match schedule::next(Timestamp::now(), schedule::pause(claimed.attempt), asked, last) {
+    match schedule::next(now, schedule::pause(claimed.attempt), asked, last) {
         Some(at) => End::Again(error, at),
         None => {
             let after = crate::units::Duration(target.give_up_after);
@@ -197,7 +200,7 @@ fn after_failure(target: &Target, claimed: &Claimed, error: String, asked: Optio
 
 /// The attempt's task broke down: a fault of ours, which must not keep the delivery for ever.
 fn broken(target: &Target, claimed: &Claimed) -> Attempted {
-    let end = after_failure(target, claimed, "internal error during the attempt".into(), None);
+    let end = after_failure(target, claimed, Timestamp::now(), "internal error during the attempt".into(), None);
     Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: None, took: Duration::ZERO, end }
 }
 

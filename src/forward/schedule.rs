@@ -23,6 +23,11 @@ pub(super) fn next(now: Timestamp, pause: Duration, asked: Option<Duration>, las
     (now < last).then(|| later(now, wait).min(last))
 }
 
+/// When an attempt ended that began at `at`. Of a clock that was put forward meanwhile it is not believed that the time is over.
+pub(super) fn ended(at: Timestamp, took: Duration, clock: Timestamp) -> Timestamp {
+    later(at, took).min(clock)
+}
+
 /// `at` and `wait` more; the end of time if that is too much.
 pub(super) fn later(at: Timestamp, wait: Duration) -> Timestamp {
     at.checked_add(wait).unwrap_or(Timestamp::MAX)
@@ -52,6 +57,17 @@ mod tests {
             next(now, Duration::from_secs(pause), asked, Timestamp::MAX).unwrap().duration_since(now).as_secs()
         };
         assert_eq!((wait(1, 30), wait(512, 0), wait(1, u64::MAX)), (30, 512, 86_400));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_during_an_attempt_ends_nothing() {
+        let (began, took) = (at("2025-03-05T00:00:00Z"), Duration::from_secs(10));
+        assert_eq!(ended(began, took, at("2025-03-09T00:00:00Z")), at("2025-03-05T00:00:10Z"));
+        assert_eq!(
+            ended(began, took, at("2025-03-01T00:00:00Z")),
+            at("2025-03-01T00:00:00Z"),
+            "nor puts it off for days"
+        );
     }
 
     #[test]

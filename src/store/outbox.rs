@@ -23,7 +23,7 @@ pub struct Claimed {
     pub delivery_id: i64,
     /// The attempt's number, from 1.
     pub attempt: i64,
-    /// When the first attempt was made since it last became pending.
+    /// When the first attempt was made since it last became pending; later by what nobody could try it.
     pub first_attempt_at: Timestamp,
     /// The event.
     pub event_id: String,
@@ -129,7 +129,7 @@ impl Store {
 
 /// The due deliveries of a target, oldest first, that no earlier one of their session makes wait.
 const DUE: &str = "
-    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook
+    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook, d.next_attempt_at
     FROM deliveries d JOIN events e ON e.event_id = d.event_id
     WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
       AND NOT EXISTS (
@@ -164,10 +164,11 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
     if free == 0 {
         return Ok(Vec::new());
     }
-    let at = now();
-    tx.prepare_cached(ASTRAY)?.execute(params![target, iso(Timestamp::now() + FURTHEST), at])?;
+    let clock = Timestamp::now();
+    let at = iso(clock);
+    tx.prepare_cached(ASTRAY)?.execute(params![target, iso(clock + FURTHEST), at])?;
     let mut statement = tx.prepare_cached(DUE)?;
-    let due = statement.query_map(params![target, at, limit], |row| claimed(row, &at))?;
+    let due = statement.query_map(params![target, at, limit], |row| claimed(row, clock))?;
     let mut claimed: Vec<Claimed> = Vec::new();
     for delivery in due {
         let delivery = delivery?;
@@ -181,17 +182,29 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
     Ok(claimed)
 }
 
-fn claimed(row: &Row, at: &str) -> rusqlite::Result<Claimed> {
-    let first: Option<String> = row.get(2)?;
+fn claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
+    let (first, due) = (moment(row.get(2)?), moment(row.get(7)?));
     Ok(Claimed {
         delivery_id: row.get(0)?,
         attempt: row.get::<_, i64>(1)? + 1,
-        first_attempt_at: moment(first).or_else(|| moment(Some(at.to_owned()))).unwrap_or_else(Timestamp::now),
+        first_attempt_at: first.map_or(at, |first| begun(first, due.unwrap_or(at), at)),
         event_id: row.get(3)?,
         session_id: row.get(4)?,
         order_ref: row.get(5)?,
         webhook: row.get(6)?,
     })
+}
+
+/// How late an attempt may be before somebody must have been away. A callback that hangs makes others wait, too.
+const LATE: SignedDuration = SignedDuration::from_mins(1);
+
+/// From when the time until it is given up counts. That in which it was due and nobody tried does not: the machine was off, or
+/// its clock was behind and has been set; then it would be given up for the first attempt that fails, of a callback that
+/// is slower to start than we are. A clock that was ahead counts no longer than now.
+fn begun(first: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
+    let missed = now.duration_since(due);
+    let begun = if missed > LATE { first.checked_add(missed).unwrap_or(now) } else { first };
+    begun.min(now)
 }
 
 /// An event that got its session late may stand before one of that session that is under way.
@@ -201,10 +214,11 @@ fn is_in_the_way(flight: &InFlight, delivery: &Claimed) -> bool {
 }
 
 fn count(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
-    tx.prepare_cached(
-        "UPDATE deliveries SET attempts = ?2, first_attempt_at = coalesce(first_attempt_at, ?3) WHERE id = ?1",
-    )?
-    .execute(params![claimed.delivery_id, claimed.attempt, at])?;
+    tx.prepare_cached("UPDATE deliveries SET attempts = ?2, first_attempt_at = ?3 WHERE id = ?1")?.execute(params![
+        claimed.delivery_id,
+        claimed.attempt,
+        iso(claimed.first_attempt_at)
+    ])?;
     tx.prepare_cached("INSERT OR REPLACE INTO attempts (delivery_id, attempt, at, error) VALUES (?1, ?2, ?3, ?4)")?
         .execute(params![claimed.delivery_id, claimed.attempt, at, NO_END])?;
     Ok(())
@@ -293,129 +307,4 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use rusqlite::ToSql;
-
-    use super::*;
-    use crate::store::schema;
-
-    /// 20,000 sessions with five deliveries each, all due.
-    fn large(folder: &tempfile::TempDir) -> Connection {
-        let connection = schema::open(&folder.path().join("m.db")).unwrap();
-        connection
-            .execute_batch(
-                "BEGIN;
-                 WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 99999)
-                 INSERT INTO events (event_id, status, session_id, session_source, webhook, created_at)
-                 SELECT 'event-' || i, 'failed', 'session-' || (i % 20000), 'mail', '{}', '2025-01-01T00:00:00.000Z' FROM n;
-                 INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at)
-                 SELECT event_id, 'shop', 'pending', created_at, created_at FROM events ORDER BY rowid;
-                 COMMIT;",
-            )
-            .unwrap();
-        connection
-    }
-
-    #[test]
-    fn a_large_outbox_is_read_by_its_indexes() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3)] {
-            let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-            let nothing = vec![&None::<String> as &dyn ToSql; parameters];
-            let steps: Vec<String> =
-                plan.query_map(nothing.as_slice(), |row| row.get(3)).unwrap().map(|step| step.unwrap()).collect();
-            assert!(
-                !steps.iter().any(|step| step.contains("SCAN") || step.contains("TEMP B-TREE")),
-                "{sql}: {steps:#?}"
-            );
-        }
-    }
-
-    fn ended(delivery_id: i64, end: End) -> Attempted {
-        Attempted { delivery_id, attempt: 1, status: None, took: Duration::ZERO, end }
-    }
-
-    fn count(connection: &Connection, condition: &str) -> i64 {
-        connection
-            .query_row(&format!("SELECT count(*) FROM deliveries WHERE {condition}"), [], |row| row.get(0))
-            .unwrap()
-    }
-
-    #[test]
-    fn what_waits_for_another_is_not_looked_at_in_vain() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        let later: Timestamp = iso(Timestamp::now() + SignedDuration::from_hours(24)).parse().unwrap();
-        connection.execute_batch("BEGIN").unwrap();
-        for id in 1..=20_000 {
-            record(&connection, "shop", &ended(id, End::Again("x".into(), later))).unwrap();
-        }
-        assert_eq!(
-            count(&connection, &format!("next_attempt_at < '{}'", iso(later))),
-            0,
-            "all wait as long as the one before them"
-        );
-        assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
-        assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
-        record(&connection, "shop", &ended(7, End::Accepted)).unwrap();
-        let claimed = claim(&connection, "shop", &[], 16).unwrap();
-        assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
-    }
-
-    #[test]
-    fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
-        assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 16);
-    }
-
-    #[test]
-    fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        let mut in_flight = Vec::new();
-        for _ in 0..10 {
-            let claimed = claim(&connection, "shop", &in_flight, 3).unwrap();
-            assert!(claimed.iter().all(|c| c.attempt == 1));
-            in_flight
-                .extend(claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id }));
-        }
-        let mut ids: Vec<_> = in_flight.iter().map(|f| f.delivery_id).collect();
-        ids.sort_unstable();
-        assert_eq!(ids, (1..=30).collect::<Vec<_>>());
-        assert_eq!(claim(&connection, "other", &[], 3).unwrap(), []);
-        // The program is killed here. The next one finds what was counted, and does it again.
-        drop(connection);
-        let connection = schema::open(&folder.path().join("m.db")).unwrap();
-        assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
-        let told: String =
-            connection.query_row("SELECT error FROM attempts WHERE delivery_id = 1", [], |row| row.get(0)).unwrap();
-        assert_eq!(told, NO_END);
-        assert_eq!(claim(&connection, "shop", &[], 1).unwrap().remove(0).attempt, 2);
-    }
-
-    #[test]
-    fn an_event_that_got_its_session_late_does_not_overtake_one_that_is_under_way() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
-        let flight = |delivery_id, of: &str| InFlight { delivery_id, session_id: Some(of.into()) };
-        let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16).unwrap();
-        assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [2]);
-    }
-
-    #[test]
-    fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stays_held() {
-        let folder = tempfile::tempdir().unwrap();
-        let connection = large(&folder);
-        connection.execute("UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE id <= 3", []).unwrap();
-        record(&connection, "shop", &ended(1, End::Accepted)).unwrap();
-        record(&connection, "shop", &ended(2, End::Again("x".into(), Timestamp::now()))).unwrap();
-        record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
-        assert_eq!(count(&connection, "id = 1 AND state = 'delivered'"), 1);
-        assert_eq!(count(&connection, "id IN (2, 3) AND state = 'held' AND last_error = 'x'"), 2);
-        assert!(matches!(retry_one(&connection, 2), Err(Error::Refused(_))));
-    }
-}
+mod tests;

@@ -119,6 +119,22 @@ async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
     assert_eq!(receiver.requests().len(), 2);
 }
 
+#[tokio::test]
+async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
+    let receiver = Receiver::new(|n, _| if n == 0 { status(503) } else { status(200) });
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.record(vec![paid(Some(1), 1)]).await;
+    // It was tried once. Then the machine was off for long; or its clock was, and was set. The shop's program is slower to
+    // start than this one.
+    let tried = "UPDATE deliveries SET attempts = 1, first_attempt_at = '2025-03-05T03:36:00.000Z',
+        next_attempt_at = '2025-03-05T03:36:02.000Z'";
+    world.sql().execute(tried, []).unwrap();
+    world.start();
+    world.until("tried once more", |all| all[0].state != "pending" || all[0].attempts > 2).await;
+    world.until_all("delivered").await;
+    world.stop().await;
+}
+
 /// Each session's events are a failed one, some more, and the completed one at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_arrives_whole_in_order_and_once() {

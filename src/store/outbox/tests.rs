@@ -1,0 +1,149 @@
+//! The outbox by its statements: what is claimed, what waits, what becomes of an attempt that a person overtook.
+
+use rusqlite::ToSql;
+
+use super::*;
+use crate::store::schema;
+
+/// 20,000 sessions with five deliveries each, all due.
+fn large(folder: &tempfile::TempDir) -> Connection {
+    let connection = schema::open(&folder.path().join("m.db")).unwrap();
+    connection
+        .execute_batch(
+            "BEGIN;
+             WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 99999)
+             INSERT INTO events (event_id, status, session_id, session_source, webhook, created_at)
+             SELECT 'event-' || i, 'failed', 'session-' || (i % 20000), 'mail', '{}', '2025-01-01T00:00:00.000Z' FROM n;
+             INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at)
+             SELECT event_id, 'shop', 'pending', created_at, created_at FROM events ORDER BY rowid;
+             COMMIT;",
+        )
+        .unwrap();
+    connection
+}
+
+#[test]
+fn a_large_outbox_is_read_by_its_indexes() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3)] {
+        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let nothing = vec![&None::<String> as &dyn ToSql; parameters];
+        let steps: Vec<String> =
+            plan.query_map(nothing.as_slice(), |row| row.get(3)).unwrap().map(|step| step.unwrap()).collect();
+        assert!(!steps.iter().any(|step| step.contains("SCAN") || step.contains("TEMP B-TREE")), "{sql}: {steps:#?}");
+    }
+}
+
+fn ended(delivery_id: i64, end: End) -> Attempted {
+    Attempted { delivery_id, attempt: 1, status: None, took: Duration::ZERO, end }
+}
+
+fn count(connection: &Connection, condition: &str) -> i64 {
+    connection.query_row(&format!("SELECT count(*) FROM deliveries WHERE {condition}"), [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn what_waits_for_another_is_not_looked_at_in_vain() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    let later: Timestamp = iso(Timestamp::now() + SignedDuration::from_hours(24)).parse().unwrap();
+    connection.execute_batch("BEGIN; UPDATE deliveries SET first_attempt_at = created_at WHERE id <= 20000").unwrap();
+    for id in 1..=20_000 {
+        record(&connection, "shop", &ended(id, End::Again("x".into(), later))).unwrap();
+    }
+    assert_eq!(
+        count(&connection, &format!("next_attempt_at < '{}'", iso(later))),
+        0,
+        "all wait as long as the one before them"
+    );
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
+    assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
+    record(&connection, "shop", &ended(7, End::Accepted)).unwrap();
+    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
+}
+
+#[test]
+fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 16);
+}
+
+#[test]
+fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    let mut in_flight = Vec::new();
+    for _ in 0..10 {
+        let claimed = claim(&connection, "shop", &in_flight, 3).unwrap();
+        assert!(claimed.iter().all(|c| c.attempt == 1));
+        in_flight
+            .extend(claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id }));
+    }
+    let mut ids: Vec<_> = in_flight.iter().map(|f| f.delivery_id).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=30).collect::<Vec<_>>());
+    assert_eq!(claim(&connection, "other", &[], 3).unwrap(), []);
+    // The program is killed here. The next one finds what was counted, and does it again.
+    drop(connection);
+    let connection = schema::open(&folder.path().join("m.db")).unwrap();
+    assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
+    let told: String =
+        connection.query_row("SELECT error FROM attempts WHERE delivery_id = 1", [], |row| row.get(0)).unwrap();
+    assert_eq!(told, NO_END);
+    assert_eq!(claim(&connection, "shop", &[], 1).unwrap().remove(0).attempt, 2);
+}
+
+#[test]
+fn an_event_that_got_its_session_late_does_not_overtake_one_that_is_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
+    let flight = |delivery_id, of: &str| InFlight { delivery_id, session_id: Some(of.into()) };
+    let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16).unwrap();
+    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stays_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE id <= 3", []).unwrap();
+    record(&connection, "shop", &ended(1, End::Accepted)).unwrap();
+    record(&connection, "shop", &ended(2, End::Again("x".into(), Timestamp::now()))).unwrap();
+    record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
+    assert_eq!(count(&connection, "id = 1 AND state = 'delivered'"), 1);
+    assert_eq!(count(&connection, "id IN (2, 3) AND state = 'held' AND last_error = 'x'"), 2);
+    assert!(matches!(retry_one(&connection, 2), Err(Error::Refused(_))));
+}
+
+#[test]
+fn the_time_until_it_is_given_up_is_that_in_which_it_could_be_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    let at = Timestamp::now();
+    let hours = SignedDuration::from_hours;
+    // The first attempt, and when the next is due; both as the clock was then.
+    let tried = |id: i64, first: Timestamp, due: Timestamp| {
+        connection
+            .execute(
+                "UPDATE deliveries SET first_attempt_at = ?2, next_attempt_at = ?3 WHERE id = ?1",
+                params![id, iso(first), iso(due)],
+            )
+            .unwrap();
+    };
+    connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
+    tried(1, at - hours(50), at);
+    tried(2, at - hours(300), at - hours(250));
+    tried(3, at + hours(9_000), at - hours(1));
+    let mut claimed = claim(&connection, "shop", &[], 16).unwrap();
+    claimed.sort_by_key(|c| c.delivery_id);
+    let hours_ago = |c: &Claimed| (at.duration_since(c.first_attempt_at).as_secs() + 60) / 3600;
+    assert_eq!(claimed.iter().map(hours_ago).collect::<Vec<_>>(), [50, 50, 0]);
+    let kept = count(&connection, &format!("first_attempt_at > '{}'", iso(at - hours(51))));
+    assert_eq!(kept, 3, "and so it stays");
+}
+
