@@ -241,6 +241,11 @@ fn record(tx: &Connection, target: &str, attempted: &Attempted) -> Result<()> {
             .execute(params![id, at, status])?;
             (None, at)
         }
+        // That counts from here.
+        End::Again(error, _) | End::GivenUp(error) if was_made_due(tx, *id)? => {
+            set_failed(tx, attempted, error, "pending", Some(&at))?;
+            (Some(error), at)
+        }
         End::Again(error, next) => {
             set_failed(tx, attempted, error, "pending", Some(&iso(*next)))?;
             (Some(error), iso(*next))
@@ -261,6 +266,12 @@ fn record(tx: &Connection, target: &str, attempted: &Attempted) -> Result<()> {
         i64::try_from(attempted.took.as_millis()).unwrap_or(i64::MAX)
     ])?;
     move_followers(tx, target, attempted, &followers)
+}
+
+/// Whether a person made a delivery due while it was under way.
+fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
+    let sql = "SELECT 1 FROM deliveries WHERE id = ?1 AND state = 'pending' AND first_attempt_at IS NULL";
+    Ok(tx.prepare_cached(sql)?.exists(params![id])?)
 }
 
 /// A failure changes the state of what is still pending; what a person or a contradiction held meanwhile stays held.

@@ -147,3 +147,20 @@ fn the_time_until_it_is_given_up_is_that_in_which_it_could_be_tried() {
     assert_eq!(kept, 3, "and so it stays");
 }
 
+#[test]
+fn what_a_person_made_due_during_its_last_attempt_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 3);
+    retry_one(&connection, 1).unwrap();
+    retry_one(&connection, 2).unwrap();
+    let later = Timestamp::now() + SignedDuration::from_hours(1);
+    record(&connection, "shop", &ended(1, End::GivenUp("x".into()))).unwrap();
+    record(&connection, "shop", &ended(2, End::Again("x".into(), later))).unwrap();
+    record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
+    assert_eq!(count(&connection, "state = 'pending' AND last_error = 'x'"), 2);
+    assert_eq!(count(&connection, "id = 3 AND state = 'dead'"), 1);
+    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    assert_eq!(claimed.iter().map(|c| (c.delivery_id, c.attempt)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
+}
