@@ -105,8 +105,8 @@ mod tests {
     use crate::store::Entry;
     use crate::trust::dns;
 
-    #[tokio::test]
-    async fn a_mail_that_nobody_can_judge_any_more_is_not_looked_for_without_end() {
+    /// A mail that was deferred just now, of an account that is not configured any more.
+    async fn deferred_one() -> (tempfile::TempDir, Deferred) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: FIRST };
@@ -118,11 +118,24 @@ mod tests {
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
         store.record(vec![Entry::new(mail, examined)], None).await.unwrap();
         let resolver = Arc::new(Resolver::new(&dns::Settings::default()).unwrap());
-        let deferred = Deferred { rules: HashMap::new(), resolver, store };
+        (folder, Deferred { rules: HashMap::new(), resolver, store })
+    }
+
+    #[tokio::test]
+    async fn a_mail_that_nobody_can_judge_any_more_is_not_looked_for_without_end() {
+        let (folder, deferred) = deferred_one().await;
         assert!(deferred.look().await.unwrap().is_some_and(|at| at > Timestamp::now()), "it is not due yet");
         let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z'";
-        rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(sql).unwrap();
         assert_eq!(deferred.look().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_mail_that_was_put_off_by_a_clock_that_was_ahead_is_judged() {
+        let (folder, deferred) = deferred_one().await;
+        let sql = "UPDATE mails SET next_judgement_at = '2999-03-05T04:00:00.000Z'";
+        rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(sql).unwrap();
+        assert_eq!(deferred.store.reader().unwrap().deferred_mails(Timestamp::now()).unwrap(), [1]);
     }
 
     #[test]

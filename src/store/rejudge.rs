@@ -1,6 +1,6 @@
 //! Stored mails that are judged or read again: released by a person, re-read by newer rules, or deferred until now.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
@@ -155,6 +155,9 @@ fn with_what_the_mail_does_not_say(new: &Event, known: &Event) -> Event {
     event
 }
 
+/// A mail is put off by an hour at most; what lies further ahead was written while the clock was.
+const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
+
 impl Reader {
     /// The ids of the mails whose bytes are kept: all, or those with an outcome; oldest first.
     ///
@@ -169,15 +172,16 @@ impl Reader {
         )
     }
 
-    /// The deferred mails that are to be judged again by `at`.
+    /// The deferred mails that are to be judged again by `at`, and those that a clock that was ahead has put off.
     ///
     /// # Errors
     /// What SQLite says.
     pub fn deferred_mails(&self, at: Timestamp) -> Result<Vec<i64>> {
-        let at = iso(at);
+        let (at, astray) = (iso(at), iso(at + FURTHEST));
         let sql =
-            "SELECT id FROM mails WHERE outcome = 'deferred' AND next_judgement_at <= ?1 ORDER BY next_judgement_at";
-        self.all(sql, &[&at], |r| r.get(0))
+            "SELECT id FROM mails WHERE outcome = 'deferred' AND (next_judgement_at <= ?1 OR next_judgement_at > ?2)
+             ORDER BY next_judgement_at";
+        self.all(sql, &[&at, &astray], |r| r.get(0))
     }
 
     /// When the next deferred mail is to be judged again, of those that are not by `at`.
