@@ -123,6 +123,21 @@ async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_pers
 }
 
 #[tokio::test]
+async fn no_row_has_the_number_of_one_that_was_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let ignored = |uid| {
+        let mut entry = entry(uid, paid(None));
+        entry.examined.judgement = Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, "no"));
+        entry
+    };
+    store.record(vec![ignored(1), ignored(2), ignored(3)], cursor(3)).await.unwrap();
+    store.prune("2999-01-01T00:00:00.000Z".into(), false).await.unwrap();
+    let recorded = store.record(vec![ignored(4)], cursor(4)).await.unwrap();
+    assert_eq!(recorded[0].mail_id, Some(4));
+}
+
+#[tokio::test]
 async fn work_that_fails_takes_nothing_else_down() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
