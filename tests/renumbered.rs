@@ -68,6 +68,15 @@ impl World {
         self.home.ask("SELECT uid_validity FROM mailboxes").parse().unwrap()
     }
 
+    /// Whether the mail with these words is marked as read on the server.
+    fn is_seen(&self, words: &str) -> bool {
+        let files =
+            std::fs::read_dir(self.dovecot.maildir(ADDRESS).join("cur")).unwrap().map(|entry| entry.unwrap().path());
+        // One that is marked just now has another name by the time it is to be read.
+        let says = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.contains(words));
+        files.filter(|path| says(path)).any(|path| path.to_str().unwrap().rsplit_once(":2,").unwrap().1.contains('S'))
+    }
+
     fn failed(&self) {
         self.home.until("SELECT state FROM mailboxes", "failed", SOON);
     }
@@ -154,6 +163,34 @@ fn a_mailbox_that_is_renamed_away_and_back() {
     world.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
     world.deliver(14..=15);
     world.balance(15);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn what_is_read_anew_and_is_no_notification_is_not_put_away() {
+    let world = World::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
+    let seen = |n: usize| {
+        let deadline = std::time::Instant::now() + SOON;
+        while !world.is_seen(&books::hash(n)) {
+            assert!(std::time::Instant::now() < deadline, "payment {n} is not marked");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let daemon = world.daemon();
+    world.dovecot.deliver(ADDRESS, b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHow are you?\r\n");
+    world.deliver(1..=1);
+    seen(1);
+    assert_eq!(daemon.end(), Some(0));
+    // As where the server came back from its backup: all is read, and much of it has the number that it had.
+    rusqlite::Connection::open(world.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
+    let daemon = world.daemon();
+    world.deliver(2..=2);
+    seen(2);
+    assert_eq!(
+        world.home.ask("SELECT group_concat(outcome, ' ') FROM (SELECT * FROM mails ORDER BY id)"),
+        "ignored event event"
+    );
+    assert!(!world.is_seen("How are you?"));
     assert_eq!(daemon.end(), Some(0));
 }
 

@@ -246,8 +246,8 @@ fn not_taken_apart() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
-    let is_notification = matches!(recorded.outcome, Outcome::Event | Outcome::Duplicate);
-    entry.mail.origin.uid.filter(|_| is_notification).map(|(_, uid)| uid)
+    // A mail that was recorded before is a duplicate as well, whatever it was then.
+    entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid)
 }
 
 /// Tries again for as long as only the machine's state is in the way.
