@@ -144,13 +144,16 @@ impl Reader {
         filter: &EventFilter,
         mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let sql = "SELECT rowid, * FROM events
-             WHERE (?1 IS NULL OR session_id = ?1) AND (?2 IS NULL OR transaction_hash = ?2)
-               AND (?3 IS NULL OR status = ?3) AND (?4 IS NULL OR created_at >= ?4) AND (?5 IS NULL OR rowid > ?5)
-             ORDER BY rowid";
-        let given: [&dyn ToSql; 5] =
-            [&filter.session, &filter.transaction, &filter.status, &filter.since, &filter.after];
-        self.each(sql, &given, event_row, &mut each)
+        let EventFilter { session, transaction, status, since, after } = filter;
+        let (condition, given) = all_of(&[
+            ("session_id =", asked(session)),
+            ("transaction_hash =", asked(transaction)),
+            ("status =", asked(status)),
+            // Not by its index: they would all be sorted before the first is told of.
+            ("+created_at >=", asked(since)),
+            ("rowid >", asked(after)),
+        ]);
+        self.each(&format!("SELECT rowid, * FROM events {condition} ORDER BY rowid"), &given, event_row, &mut each)
     }
 
     /// One event.
@@ -171,10 +174,8 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let sql = format!(
-            "SELECT {MAIL_COLUMNS} FROM mails WHERE (?1 IS NULL OR outcome = ?1) AND (?2 IS NULL OR event_id = ?2) ORDER BY id"
-        );
-        self.each(&sql, &[&outcome, &event_id], mail_row, &mut each)
+        let (condition, given) = all_of(&[("outcome =", asked(&outcome)), ("event_id =", asked(&event_id))]);
+        self.each(&format!("SELECT {MAIL_COLUMNS} FROM mails {condition} ORDER BY id"), &given, mail_row, &mut each)
     }
 
     /// The bytes of a mail; the inner `None`: pruned.
@@ -195,9 +196,8 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let sql =
-            "SELECT * FROM deliveries WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR event_id = ?2) ORDER BY id";
-        self.each(sql, &[&state, &event_id], delivery_row, &mut each)
+        let (condition, given) = all_of(&[("state =", asked(&state)), ("event_id =", asked(&event_id))]);
+        self.each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
     }
 
     /// The watched mailboxes.
@@ -281,6 +281,24 @@ impl Reader {
             .pragma_query_value(None, "data_version", |row| row.get(0))
             .map_err(|e| Error::from_sqlite(&self.path, e))
     }
+}
+
+/// A value, if there is to be one.
+pub(super) fn asked<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
+    value.as_ref().map(|value| value as &dyn ToSql)
+}
+
+/// The condition that all that is asked for holds, and the values in it. Nothing is said of the rest: for `?1 IS NULL OR …`
+/// SQLite uses no index, and what of a mail stands behind its bytes is found through all of them.
+pub(super) fn all_of<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
+    let (mut condition, mut given) = (String::new(), Vec::new());
+    for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
+        condition.push_str(if given.is_empty() { "WHERE " } else { " AND " });
+        condition.push_str(part);
+        condition.push_str(" ?");
+        given.push(value);
+    }
+    (condition, given)
 }
 
 /// The body is JSON itself; in JSON it stands as what it is, keys in their order.

@@ -4,11 +4,12 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
+use super::query::{all_of, asked};
 use super::record::covers;
 use super::{Error, Reader, Result, Settings, Store, moment, now};
 use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
-
 use crate::session::Source;
+
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -165,11 +166,9 @@ impl Reader {
     /// What SQLite says.
     pub fn kept_mails(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
         let word = outcome.map(Outcome::as_str);
-        self.all(
-            "SELECT id FROM mails WHERE raw IS NOT NULL AND (?1 IS NULL OR outcome = ?1) ORDER BY id",
-            &[&word],
-            |r| r.get(0),
-        )
+        let (condition, given) = all_of(&[("outcome =", asked(&word))]);
+        let sql = format!("SELECT id FROM (SELECT id, raw FROM mails {condition}) WHERE raw IS NOT NULL ORDER BY id");
+        self.all(&sql, &given, |r| r.get(0))
     }
 
     /// The deferred mails that are to be judged again by `at`, and those that a clock that was ahead has put off.
