@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
@@ -88,13 +89,13 @@ impl Reader {
 
 fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
     Ok(SessionRow {
-        session_id: row.get("session_id")?,
-        order_ref: row.get("order_ref")?,
-        amount: row.get("amount")?,
-        blockchain: row.get("blockchain")?,
-        token: row.get("token")?,
-        created_at: row.get("created_at")?,
-        expires_at: row.get("expires_at")?,
+        session_id: text(row, "session_id")?.unwrap_or_default(),
+        order_ref: text(row, "order_ref")?,
+        amount: text(row, "amount")?,
+        blockchain: text(row, "blockchain")?,
+        token: text(row, "token")?,
+        created_at: text(row, "created_at")?.unwrap_or_default(),
+        expires_at: text(row, "expires_at")?,
         status: row.get("status")?,
         event_id: row.get("event_id")?,
     })
@@ -278,13 +279,20 @@ fn open_sessions(tx: &Connection, event: &Event, settings: &Settings) -> Result<
 
 fn registered(row: &Row) -> rusqlite::Result<Registered> {
     Ok(Registered {
-        session_id: row.get::<_, String>(0)?.to_ascii_lowercase(),
-        order_ref: row.get(1)?,
-        amount: row.get(2)?,
-        blockchain: row.get(3)?,
-        token: row.get(4)?,
+        session_id: text(row, "session_id")?.unwrap_or_default().to_ascii_lowercase(),
+        order_ref: text(row, "order_ref")?,
+        amount: text(row, "amount")?,
+        blockchain: text(row, "blockchain")?,
+        token: text(row, "token")?,
         // Others may insert here; a time that is none is taken as long ago, so that it matches nothing.
-        created_at: moment(row.get(5)?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
-        expires_at: moment(row.get(6)?),
+        created_at: moment(text(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+        expires_at: moment(text(row, "expires_at")?),
     })
+}
+
+/// A text that others may have written. SQLite takes any bytes for one, such as a shop's Latin-1: what is no UTF-8 then is
+/// shown as that, equals nothing, and is in nobody else's way.
+fn text(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
+    let value = row.get_ref(column)?;
+    Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
 }

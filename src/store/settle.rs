@@ -113,17 +113,18 @@ pub(super) fn all(tx: &Connection, settings: &Settings) -> Result<Settled> {
 
 /// Looks at some unsettled sessions; also says how many they were.
 pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usize)> {
-    let mut statement = tx.prepare_cached("SELECT session_id FROM unsettled LIMIT ?1")?;
-    let ids: Vec<String> =
+    // As bytes: SQLite takes any for a text.
+    let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM unsettled LIMIT ?1")?;
+    let ids: Vec<Vec<u8>> =
         statement.query_map(params![AT_ONCE as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let mut settled = Settled::default();
     for id in &ids {
-        if let Some(session) = sessions::by_id(tx, id)? {
+        if let Some(session) = sessions::by_id(tx, &String::from_utf8_lossy(id))? {
             for event_id in concerned(tx, settings, &session)? {
                 settled.add(reconsider(tx, settings, &event_id)?);
             }
         }
-        tx.prepare_cached("DELETE FROM unsettled WHERE session_id = ?1")?.execute(params![id])?;
+        tx.prepare_cached("DELETE FROM unsettled WHERE session_id = CAST(?1 AS TEXT)")?.execute(params![id])?;
     }
     Ok((settled, ids.len()))
 }
