@@ -245,7 +245,9 @@ fn found(registered: Registered, source: Source) -> Found {
     Found { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 
-const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at, expires_at";
+/// A trigger has the times of what is inserted in our form, and not of what is changed.
+const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
+    coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
 pub(super) fn by_id(tx: &Connection, session_id: &str) -> Result<Option<Registered>> {
     let sql = format!("SELECT {COLUMNS} FROM sessions WHERE session_id = ?1");
@@ -286,7 +288,7 @@ fn registered(row: &Row) -> rusqlite::Result<Registered> {
         token: text(row, "token")?,
         // Others may insert here; a time that is none is taken as long ago, so that it matches nothing.
         created_at: moment(text(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
-        expires_at: moment(text(row, "expires_at")?),
+        expires_at: text(row, "expires_at")?.map(|end| moment(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
     })
 }
 

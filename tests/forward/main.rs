@@ -4,6 +4,7 @@
 
 mod deliver;
 mod hostile;
+mod matching;
 mod receiver;
 mod sessions;
 mod verify;

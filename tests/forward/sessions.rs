@@ -7,7 +7,7 @@ use resmic_mailhook::store::NewSession;
 use super::receiver::{Receiver, status};
 use super::*;
 
-fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> NewSession {
+pub(super) fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> NewSession {
     NewSession {
         session_id: session(n),
         order_ref: order_ref.map(str::to_owned),
@@ -16,16 +16,16 @@ fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> NewSession {
     }
 }
 
-fn of_order(order_ref: &str, n: u32) -> Event {
+pub(super) fn of_order(order_ref: &str, n: u32) -> Event {
     Event { order_ref: Some(order_ref.into()), ..paid(None, n) }
 }
 
-fn states(world: &World) -> Vec<String> {
+pub(super) fn states(world: &World) -> Vec<String> {
     world.deliveries().into_iter().map(|d| d.state).collect()
 }
 
 /// The session, its source and the hold of each event, as they came.
-fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)> {
+pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)> {
     let mut all = Vec::new();
     let push = |e: store::EventRow| {
         all.push((e.session_id, e.session_source, e.hold));
@@ -35,7 +35,7 @@ fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)
     all
 }
 
-fn any() -> Vec<Settings> {
+pub(super) fn any() -> Vec<Settings> {
     vec![shop("127.0.0.1:1", "")]
 }
 
@@ -173,25 +173,6 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
     assert_eq!(bodies, [("POST /sends HTTP/1.1".into(), false), ("POST /holds HTTP/1.1".into(), true)]);
 }
 
-/// A world that matches by amount.
-fn matching() -> World {
-    let folder = tempfile::tempdir().unwrap();
-    let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
-    let targets = any().iter().map(Settings::target).collect();
-    let store = Store::open(store::Settings { path: folder.path().join("m.db"), targets, matching }).unwrap();
-    World { folder: Arc::new(folder), store, settings: any(), running: None }
-}
-
-/// An event of just now.
-fn at(event: Event) -> Event {
-    Event { header_time: Some(jiff::Timestamp::now()), ..event }
-}
-
-fn outcomes(world: &World) -> String {
-    let sql = "SELECT group_concat(outcome, ' ') FROM (SELECT outcome FROM mails ORDER BY id)";
-    world.sql().query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
 #[tokio::test]
 async fn what_found_the_session_is_told_also_when_a_later_report_did() {
     let world = World::new(any());
@@ -201,36 +182,6 @@ async fn what_found_the_session_is_told_also_when_a_later_report_did() {
     // It is not the mail that says so: a person may know better.
     world.store.session_assign(&paid(None, 1).id().unwrap().to_string(), &session(9)).await.unwrap();
     assert_eq!(events(&world), [(Some(session(9)), Some("operator".into()), None)]);
-}
-
-#[tokio::test]
-async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_nothing() {
-    let world = matching();
-    for (first, second) in [(Some("A"), of_order("A", 1)), (None, paid(None, 2))] {
-        let n = if first.is_some() { 1 } else { 3 };
-        let owed = first.is_none().then_some("20");
-        world.store.session_add(new(n, first, owed)).await.unwrap();
-        world.record(vec![at(second.clone())]).await;
-        // The session is paid; the next of the order, or with the same amount, is open.
-        world.store.session_add(new(n + 1, first, owed)).await.unwrap();
-        world.record(vec![at(second)]).await;
-    }
-    assert_eq!(outcomes(&world), "event duplicate event duplicate");
-    assert_eq!(events(&world).into_iter().map(|e| e.0.unwrap()).collect::<Vec<_>>(), [session(1), session(3)]);
-    assert!(states(&world).iter().all(|state| state == "pending"));
-}
-
-#[tokio::test]
-async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_a_second_one() {
-    let world = matching();
-    world.store.session_add(new(1, None, Some("20"))).await.unwrap();
-    let mut pending = at(paid(None, 1));
-    pending.reading.status = Status::Pending;
-    world.record(vec![pending, at(paid(None, 2))]).await;
-    assert_eq!(events(&world).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
-    // Nor is the first any more, now that there is the second: which of the two it is a person has to say.
-    world.record(vec![at(paid(None, 1))]).await;
-    assert_eq!(states(&world), ["held", "held"]);
 }
 
 #[tokio::test]
@@ -260,37 +211,6 @@ async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_t
     assert_eq!(states(&world), ["held", "pending"]);
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(states(&world), ["pending", "pending"]);
-}
-
-#[tokio::test]
-async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
-    let world = matching();
-    world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
-    world.store.session_add(new(2, None, Some("21"))).await.unwrap();
-    world.record(vec![at(paid(None, 1)), at(paid(None, 2))]).await;
-    assert_eq!(states(&world), ["pending", "held"], "the session is paid, and open to no second payment");
-    assert_eq!(events(&world).remove(0), (Some(session(1)), Some("match".into()), None));
-    // A later registration finds the second; a third payment has two sessions to choose from, and none.
-    world.store.session_add(new(3, None, Some("20"))).await.unwrap();
-    assert_eq!(states(&world), ["pending", "pending"]);
-    world.store.session_add(new(4, None, Some("20"))).await.unwrap();
-    world.store.session_add(new(5, None, Some("20"))).await.unwrap();
-    world.record(vec![at(paid(None, 3))]).await;
-    assert_eq!(states(&world), ["pending", "pending", "held"]);
-    // Nor is one session's payment guessed among two.
-    world.store.session_add(new(6, None, Some("33"))).await.unwrap();
-    let dearer = |n| {
-        let mut event = at(paid(None, n));
-        event.reading.amount = Some("44".into());
-        event
-    };
-    world.record(vec![dearer(5), dearer(6)]).await;
-    let settled = world.store.session_add(new(7, None, Some("44"))).await.unwrap();
-    assert_eq!(settled, store::Settled::default());
-    assert!(events(&world)[3..5].iter().all(|(session, ..)| session.is_none()));
-    // An order that an address named is never matched by amount.
-    world.record(vec![at(of_order("Z", 4))]).await;
-    assert_eq!(events(&world).remove(5).0, None);
 }
 
 #[tokio::test]
@@ -346,28 +266,6 @@ async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
     // Again, by a statement that brings its own conflict clause.
     sql.execute("INSERT OR FAIL INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(4),)).unwrap();
     sql.execute("UPDATE OR FAIL sessions SET amount = '20'", []).unwrap();
-}
-
-#[tokio::test]
-async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
-    let world = matching();
-    world.record(vec![of_order("A", 1)]).await;
-    // A shop that speaks Latin-1. SQLite does not look.
-    let insert = "INSERT INTO sessions (session_id, order_ref, amount, token) VALUES (?1, CAST(x'47F6DF65' AS TEXT), '20', 'DAI')";
-    world.sql().execute(insert, [session(1)]).unwrap();
-    world.sql().execute("INSERT INTO unsettled VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
-    assert_eq!(world.store.session_add(new(2, Some("A"), None)).await.unwrap().released, 1);
-    world.record(vec![at(paid(None, 2)), at(paid(Some(1), 3))]).await;
-    assert_eq!(states(&world), ["pending", "pending", "held"], "it is found by its amount, and is paid once");
-    let mut listed = Vec::new();
-    let push = |row: store::SessionRow| {
-        listed.push(row.order_ref);
-        Ok::<_, store::Error>(())
-    };
-    world.store.reader().unwrap().sessions(push).unwrap();
-    assert_eq!(listed, [Some("G\u{fffd}\u{fffd}e".into()), Some("A".into())]);
-    let left: i64 = world.sql().query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
-    assert_eq!(left, 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,124 @@
+//! Sessions found by what was paid: one alone that fits, or none.
+
+use super::sessions::{any, events, new, of_order, states};
+use super::*;
+
+/// A world that matches by amount.
+fn matching() -> World {
+    let folder = tempfile::tempdir().unwrap();
+    let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
+    let targets = any().iter().map(Settings::target).collect();
+    let store = Store::open(store::Settings { path: folder.path().join("m.db"), targets, matching }).unwrap();
+    World { folder: Arc::new(folder), store, settings: any(), running: None }
+}
+
+/// An event of just now.
+fn at(event: Event) -> Event {
+    Event { header_time: Some(jiff::Timestamp::now()), ..event }
+}
+
+fn outcomes(world: &World) -> String {
+    let sql = "SELECT group_concat(outcome, ' ') FROM (SELECT outcome FROM mails ORDER BY id)";
+    world.sql().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
+    let world = matching();
+    world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
+    world.store.session_add(new(2, None, Some("21"))).await.unwrap();
+    world.record(vec![at(paid(None, 1)), at(paid(None, 2))]).await;
+    assert_eq!(states(&world), ["pending", "held"], "the session is paid, and open to no second payment");
+    assert_eq!(events(&world).remove(0), (Some(session(1)), Some("match".into()), None));
+    // A later registration finds the second; a third payment has two sessions to choose from, and none.
+    world.store.session_add(new(3, None, Some("20"))).await.unwrap();
+    assert_eq!(states(&world), ["pending", "pending"]);
+    world.store.session_add(new(4, None, Some("20"))).await.unwrap();
+    world.store.session_add(new(5, None, Some("20"))).await.unwrap();
+    world.record(vec![at(paid(None, 3))]).await;
+    assert_eq!(states(&world), ["pending", "pending", "held"]);
+    // Nor is one session's payment guessed among two.
+    world.store.session_add(new(6, None, Some("33"))).await.unwrap();
+    let dearer = |n| {
+        let mut event = at(paid(None, n));
+        event.reading.amount = Some("44".into());
+        event
+    };
+    world.record(vec![dearer(5), dearer(6)]).await;
+    let settled = world.store.session_add(new(7, None, Some("44"))).await.unwrap();
+    assert_eq!(settled, store::Settled::default());
+    assert!(events(&world)[3..5].iter().all(|(session, ..)| session.is_none()));
+    // An order that an address named is never matched by amount.
+    world.record(vec![at(of_order("Z", 4))]).await;
+    assert_eq!(events(&world).remove(5).0, None);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_nothing() {
+    let world = matching();
+    for (first, second) in [(Some("A"), of_order("A", 1)), (None, paid(None, 2))] {
+        let n = if first.is_some() { 1 } else { 3 };
+        let owed = first.is_none().then_some("20");
+        world.store.session_add(new(n, first, owed)).await.unwrap();
+        world.record(vec![at(second.clone())]).await;
+        // The session is paid; the next of the order, or with the same amount, is open.
+        world.store.session_add(new(n + 1, first, owed)).await.unwrap();
+        world.record(vec![at(second)]).await;
+    }
+    assert_eq!(outcomes(&world), "event duplicate event duplicate");
+    assert_eq!(events(&world).into_iter().map(|e| e.0.unwrap()).collect::<Vec<_>>(), [session(1), session(3)]);
+    assert!(states(&world).iter().all(|state| state == "pending"));
+}
+
+#[tokio::test]
+async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_a_second_one() {
+    let world = matching();
+    world.store.session_add(new(1, None, Some("20"))).await.unwrap();
+    let mut pending = at(paid(None, 1));
+    pending.reading.status = Status::Pending;
+    world.record(vec![pending, at(paid(None, 2))]).await;
+    assert_eq!(events(&world).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
+    // Nor is the first any more, now that there is the second: which of the two it is a person has to say.
+    world.record(vec![at(paid(None, 1))]).await;
+    assert_eq!(states(&world), ["held", "held"]);
+}
+
+#[tokio::test]
+async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
+    let world = matching();
+    world.record(vec![of_order("A", 1)]).await;
+    // A shop that speaks Latin-1. SQLite does not look.
+    let insert = "INSERT INTO sessions (session_id, order_ref, amount, token) VALUES (?1, CAST(x'47F6DF65' AS TEXT), '20', 'DAI')";
+    world.sql().execute(insert, [session(1)]).unwrap();
+    world.sql().execute("INSERT INTO unsettled VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
+    assert_eq!(world.store.session_add(new(2, Some("A"), None)).await.unwrap().released, 1);
+    world.record(vec![at(paid(None, 2)), at(paid(Some(1), 3))]).await;
+    assert_eq!(states(&world), ["pending", "pending", "held"], "it is found by its amount, and is paid once");
+    let mut listed = Vec::new();
+    let push = |row: store::SessionRow| {
+        listed.push(row.order_ref);
+        Ok::<_, store::Error>(())
+    };
+    world.store.reader().unwrap().sessions(push).unwrap();
+    assert_eq!(listed, [Some("G\u{fffd}\u{fffd}e".into()), Some("A".into())]);
+    let left: i64 = world.sql().query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
+    assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_a_shop_ends_by_sql_is_over_in_whatever_way_it_writes_the_time() {
+    let world = matching();
+    for (n, end) in [(1, "datetime('now', '-1 hour')"), (2, "'soon'"), (3, "strftime('%s', 'now')")] {
+        world.store.session_add(new(n, None, Some("20"))).await.unwrap();
+        let update = format!("UPDATE sessions SET expires_at = {end} WHERE session_id = ?1");
+        world.sql().execute(&update, [session(n)]).unwrap();
+    }
+    world.record(vec![at(paid(None, 1))]).await;
+    assert_eq!(events(&world).remove(0).0, None);
+    world
+        .sql()
+        .execute("UPDATE sessions SET expires_at = datetime('now', '+1 hour') WHERE session_id = ?1", [session(2)])
+        .unwrap();
+    world.store.settle().await.unwrap();
+    assert_eq!(events(&world).remove(0).0, Some(session(2)));
+}
