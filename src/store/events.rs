@@ -55,10 +55,13 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
 }
 
 /// Whether a session was found for a payment that is known already, and has its own: what is open by now, under the same
-/// order or with the same amount, was not paid by reporting it once more.
+/// order or with the same amount, was not paid by reporting it once more. An address that names an order which was not
+/// known says something new.
 fn is_of_another(id: &str, said: &Event, found: &Found, known: &[Known]) -> bool {
-    let has_session = |k: &Known| k.event.reading.session_id.is_some();
-    found.source != session::Source::Mail && ledger::repeated(id, said, known).is_some_and(has_session)
+    let has_its_own = |k: &Known| {
+        k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
+    };
+    found.source != session::Source::Mail && ledger::repeated(id, said, known).is_some_and(has_its_own)
 }
 
 /// The event with the session that was found for it.
