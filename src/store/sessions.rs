@@ -60,8 +60,9 @@ impl Store {
                 if let Some(known) = by_id(tx, &new.session_id)? {
                     new.agrees_with(&known)?;
                 }
-                insert(tx, &new)?;
-                settle::all(tx, &settings)
+                let is_new = insert(tx, &new)?;
+                let sought = if is_new { Settled::default() } else { settle::seek(tx, &settings, &new.session_id)? };
+                Ok(sought.and(settle::all(tx, &settings)?))
             })
             .await?;
         self.wake_outbox();
@@ -163,9 +164,9 @@ fn is_decimal(text: &str) -> bool {
     text.len() <= 80 && digits(whole) && digits(fraction)
 }
 
-/// What is said a second time changes nothing, and so is not looked at again.
-fn insert(tx: &Connection, new: &NewSession) -> Result<()> {
-    tx.prepare_cached(
+/// Whether there is anything new in it: what is said a second time changes nothing.
+fn insert(tx: &Connection, new: &NewSession) -> Result<bool> {
+    let mut statement = tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),
            amount = coalesce(amount, excluded.amount), blockchain = coalesce(blockchain, excluded.blockchain),
@@ -173,9 +174,10 @@ fn insert(tx: &Connection, new: &NewSession) -> Result<()> {
          WHERE coalesce(order_ref, excluded.order_ref) IS NOT order_ref OR coalesce(amount, excluded.amount) IS NOT amount
            OR coalesce(blockchain, excluded.blockchain) IS NOT blockchain OR coalesce(token, excluded.token) IS NOT token
            OR coalesce(excluded.expires_at, expires_at) IS NOT expires_at",
-    )?
-    .execute(params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, new.expires_at.map(iso)])?;
-    Ok(())
+    )?;
+    let end = new.expires_at.map(iso);
+    let given = params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, end];
+    Ok(statement.execute(given)? > 0)
 }
 
 /// An event's session, and what is registered for it.

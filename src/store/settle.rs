@@ -97,6 +97,12 @@ impl Settled {
         self.held += more.held;
         self.too_late += more.too_late;
     }
+
+    /// Both together.
+    pub(super) fn and(mut self, more: Settled) -> Settled {
+        self.add(more);
+        self
+    }
 }
 
 /// Looks at all unsettled sessions.
@@ -127,6 +133,19 @@ pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usi
         tx.prepare_cached("DELETE FROM unsettled WHERE session_id = CAST(?1 AS TEXT)")?.execute(params![id])?;
     }
     Ok((settled, ids.len()))
+}
+
+/// Looks once more for the events that a session is the answer to: another that fitted them as well may be gone by now. What
+/// is its own already stays as it is, and as a person may have decided.
+pub(super) fn seek(tx: &Connection, settings: &Settings, session_id: &str) -> Result<Settled> {
+    let mut settled = Settled::default();
+    let Some(session) = sessions::by_id(tx, session_id)? else { return Ok(settled) };
+    for event_id in concerned(tx, settings, &session)? {
+        if kept(tx, &event_id)?.is_some_and(|kept| kept.event.reading.session_id.is_none()) {
+            settled.add(reconsider(tx, settings, &event_id)?);
+        }
+    }
+    Ok(settled)
 }
 
 /// The events that a session may mean something for, in the order in which they came.

@@ -108,6 +108,19 @@ async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_registered_again_is_looked_for_again() {
+    let world = matching();
+    for n in [1, 2] {
+        world.store.session_add(new(n, None, Some("20"))).await.unwrap();
+    }
+    world.record(vec![at(paid(None, 1))]).await;
+    world.sql().execute("DELETE FROM sessions WHERE session_id = ?1", [session(2)]).unwrap();
+    let settled = world.store.session_add(new(1, None, Some("20.0"))).await.unwrap();
+    assert_eq!((settled.resolved, settled.released), (1, 1));
+    assert_eq!(events(&world).remove(0).0, Some(session(1)));
+}
+
+#[tokio::test]
 async fn a_session_that_a_shop_ends_by_sql_is_over_in_whatever_way_it_writes_the_time() {
     let world = matching();
     for (n, end) in [(1, "datetime('now', '-1 hour')"), (2, "'soon'"), (3, "strftime('%s', 'now')")] {
