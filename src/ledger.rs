@@ -76,9 +76,10 @@ fn conflict_with(event_id: &str, words: &str) -> Reason {
     Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
 }
 
-/// What contradicts the other events of the same transaction.
+/// What contradicts the other events of the same transaction. Whoever says its hash on another chain contradicts them, too:
+/// no payment has one by chance that another has.
 fn against_siblings(new: &Event, known: &[Known]) -> Option<Reason> {
-    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
+    let mut siblings = known.iter().filter(|k| shares_hash(&k.event.reading, &new.reading));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
@@ -89,7 +90,7 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
         return false;
     }
     match (&a.transaction_hash, &b.transaction_hash) {
-        (Some(_), Some(_)) => shares_transaction(a, b),
+        (Some(_), Some(_)) => shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain),
         (None, None) => {
             a.session_id.is_some()
                 && same_text(&a.session_id, &b.session_id)
@@ -99,11 +100,13 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
     }
 }
 
-/// One transaction: the same hash, on chains that may be the same.
-fn shares_transaction(a: &Reading, b: &Reading) -> bool {
+fn shares_hash(a: &Reading, b: &Reading) -> bool {
     let hashes = a.transaction_hash.as_deref().zip(b.transaction_hash.as_deref());
     hashes.is_some_and(|(x, y)| model::fold_hash(x) == model::fold_hash(y))
-        && agree(&a.blockchain, &b.blockchain, |x, y| model::fold_chain(x) == model::fold_chain(y))
+}
+
+fn same_chain(a: &Option<String>, b: &Option<String>) -> bool {
+    agree(a, b, |x, y| model::fold_chain(x) == model::fold_chain(y))
 }
 
 /// Absent is not different.
@@ -133,6 +136,9 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     }
     if !same_text(&k.currency, &n.currency) {
         return differs("currency", &k.currency, &n.currency);
+    }
+    if !same_chain(&k.blockchain, &n.blockchain) {
+        return differs("blockchain", &k.blockchain, &n.blockchain);
     }
     if !same_text(&k.token, &n.token) {
         return differs("token", &k.token, &n.token);

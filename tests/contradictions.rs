@@ -19,11 +19,13 @@ struct Says {
     session: &'static str,
     status: &'static str,
     amount: &'static str,
+    chain: &'static str,
     token: &'static str,
     hash: u32,
 }
 
-const PAID: Says = Says { mail: 1, session: ONE, status: "completed", amount: "20.00", token: "USDC", hash: 1 };
+const PAID: Says =
+    Says { mail: 1, session: ONE, status: "completed", amount: "20.00", chain: "Base", token: "USDC", hash: 1 };
 
 impl Says {
     fn eml(&self) -> String {
@@ -31,11 +33,12 @@ impl Says {
         format!(
             "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment {status}\r\n\
              Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{mail}@resmic.com>\r\n\r\n\
-             {session}Status: {status}\r\nAmount: ${amount}\r\nBlockchain: Base\r\nToken: {token}\r\n\
+             {session}Status: {status}\r\nAmount: ${amount}\r\nBlockchain: {chain}\r\nToken: {token}\r\n\
              Transaction Hash: 0x{hash:064x}\r\n",
             status = self.status,
             mail = self.mail,
             amount = self.amount,
+            chain = self.chain,
             token = self.token,
             hash = self.hash,
         )
@@ -123,6 +126,8 @@ fn another_value_or_another_session_for_one_transaction_is_a_conflict_and_the_ev
             Says { amount: "2000.00", ..PAID },
             Says { amount: "20.01", ..PAID },
             Says { token: "DAI", ..PAID },
+            Says { chain: "Polygon", ..PAID },
+            Says { chain: "Polygon", session: "", ..PAID },
             Says { session: TWO, ..PAID },
             Says { status: "failed", ..PAID },
             Says { status: "failed", session: TWO, ..PAID },
