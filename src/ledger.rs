@@ -194,7 +194,10 @@ fn fill(known: &Known, new: &Event) -> Option<Box<Event>> {
         return None;
     }
     let (k, n) = (known.event.reading.clone(), new.reading.clone());
+    let header_time = known.event.header_time.or(new.header_time);
     let filled = Event {
+        // Once a mail says the time, no header does.
+        header_time: header_time.filter(|_| k.tx_time.or(n.tx_time).is_none()),
         reading: Reading {
             status: k.status,
             session_id: k.session_id.or(n.session_id),
@@ -206,7 +209,6 @@ fn fill(known: &Known, new: &Event) -> Option<Box<Event>> {
             transaction_hash: k.transaction_hash,
             tx_time: k.tx_time.or(n.tx_time),
         },
-        header_time: known.event.header_time.or(new.header_time),
         order_ref: known.event.order_ref.clone().or_else(|| new.order_ref.clone()),
     };
     (filled != known.event).then(|| Box::new(filled))
@@ -305,6 +307,9 @@ mod tests {
         let (mut a, mut b) = (paid(), paid());
         a.header_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
         b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
+        assert!(matches!(judge(&b, &[known(a.clone(), false)]), Standing::Duplicate { filled: None, .. }));
+        // Nor does one tell anything of a payment whose time a mail says.
+        (a.reading.tx_time, a.header_time) = (a.header_time, None);
         assert!(matches!(judge(&b, &[known(a, false)]), Standing::Duplicate { filled: None, .. }));
     }
 
