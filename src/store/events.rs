@@ -31,9 +31,12 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
     };
     let id = id.to_string();
     let found = sessions::find(tx, settings, said)?;
-    let known = known(tx, &id, &with_session(said.clone(), found.as_ref()))?;
-    let found = found.filter(|found| !is_of_another(&id, said, found, &known));
     let event = with_session(said.clone(), found.as_ref());
+    let known = known(tx, &id, &event)?;
+    let (found, event) = match found {
+        Some(found) if is_of_another(&id, said, &found, &known) => (None, said.clone()),
+        found => (found, event),
+    };
     let session_id = event.reading.session_id.clone();
     match ledger::stand(&id, &event, &known) {
         Standing::New { hold, stale } => {
