@@ -1,7 +1,7 @@
 //! Opening and migrating: the file is ours, of a version that we know, and in WAL mode.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -25,6 +25,9 @@ const NEWEST: i64 = MIGRATIONS.len() as i64;
 /// How long a statement waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How soon a lock is asked for again that SQLite does not wait for.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Opens for writing; makes and migrates the file if need be.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     if path.exists() {
@@ -36,10 +39,25 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     configure(&connection).map_err(sqlite)?;
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(sqlite)?;
+    turn_on_wal(&connection).map_err(sqlite)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
     migrate(&mut connection, path)?;
     Ok(connection)
+}
+
+/// A new file, or a copy that was put back, has no WAL yet. While another program turns it on, SQLite does not wait by itself.
+fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY_TIMEOUT =>
+            {
+                std::thread::sleep(PAUSE);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Opens for reading only. True: it shows the file as it is now, for ever.
@@ -115,6 +133,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 fn inspect(path: &Path) -> Result<i64> {
     let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
+    // All of one moment: another program may be making it.
+    connection.execute_batch("BEGIN").map_err(sqlite)?;
     let (application, version) = identity(&connection).map_err(sqlite)?;
     let empty = application == 0 && version == 0 && tables(&connection).map_err(sqlite)? == 0;
     if !empty && application != APPLICATION_ID {
@@ -161,6 +181,23 @@ mod tests {
         assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
         let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
         assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn a_file_that_many_open_for_the_first_time_is_opened_by_all() {
+        let folder = tempfile::tempdir().unwrap();
+        for round in 0..20 {
+            let path = folder.path().join(format!("{round}.db"));
+            let start = std::sync::Barrier::new(16);
+            std::thread::scope(|scope| {
+                let opening = || {
+                    start.wait();
+                    open(&path).map(drop)
+                };
+                let all: Vec<_> = (0..16).map(|_| scope.spawn(opening)).collect();
+                all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            });
+        }
     }
 
     #[test]
