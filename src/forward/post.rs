@@ -48,10 +48,15 @@ pub(super) async fn post(target: &Target, claimed: &Claimed) -> Answer {
         Ok(request) => request,
         Err(e) => return Answer::none(format!("cannot make the request: {e}")),
     };
-    match timeout_at(deadline, exchange(target, request, deadline)).await {
-        Ok(answer) => answer.unwrap_or_else(Answer::none),
-        Err(_) => Answer::none(format!("no answer within {}", crate::units::Duration(target.timeout))),
-    }
+    let mut heard = None;
+    let ended = timeout_at(deadline, exchange(target, request, deadline, &mut heard)).await;
+    // Once its status is there it has answered, however long the rest takes.
+    heard.unwrap_or_else(|| {
+        Answer::none(match ended {
+            Ok(Err(words)) => words,
+            _ => format!("no answer within {}", crate::units::Duration(target.timeout)),
+        })
+    })
 }
 
 /// The request as Resmic would make it, with what is ours beside it.
@@ -78,21 +83,26 @@ fn request(target: &Target, claimed: &Claimed, now: Timestamp) -> hyper::http::R
     request.body(Full::new(Bytes::from(claimed.webhook.clone())))
 }
 
-async fn exchange(target: &Target, request: Request<Full<Bytes>>, deadline: Instant) -> Result<Answer, String> {
+async fn exchange(
+    target: &Target,
+    request: Request<Full<Bytes>>,
+    deadline: Instant,
+    heard: &mut Option<Answer>,
+) -> Result<(), String> {
     let stream = target.place.connect(deadline).await?;
-    http::exchange(stream, request, hear).await
+    http::exchange(stream, request, async |response| hear(response, heard).await).await
 }
 
 /// Judges an answer by its status; listens to the rest so that the callback can finish, but not for long.
-async fn hear(response: Response<Incoming>) -> Answer {
+async fn hear(response: Response<Incoming>, heard: &mut Option<Answer>) {
     let status = response.status();
     let retry_after =
         header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
     let error = (!status.is_success()).then(|| failure(status, &response));
+    let heard = heard.insert(Answer { status: Some(status.as_u16()), error, retry_after });
     let mut said = Vec::new();
     let _ = timeout_at(Instant::now() + LISTEN, read_some(response.into_body(), &mut said)).await;
-    let error = error.map(|error| with_words(error, &said));
-    Answer { status: Some(status.as_u16()), error, retry_after }
+    heard.error = heard.error.take().map(|error| with_words(error, &said));
 }
 
 fn failure(status: StatusCode, response: &Response<Incoming>) -> String {

@@ -39,6 +39,8 @@ async fn failures_are_told_apart() {
         (bytes("220 mail.example ESMTP\r\n"), None, "no answer: "),
         (bytes(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(1 << 20))), None, "no answer: "),
         (Answer::Close, None, "no answer: "),
+        (Answer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
+        (Answer::Unended("HTTP/1.1 200 OK\r\n"), None, "no answer within 1s"),
         (Answer::Hang, None, "no answer within 1s"),
     ] {
         let row = first_failure(answer).await;
@@ -59,12 +61,17 @@ async fn an_endless_answer_is_not_listened_to() {
 
 #[tokio::test]
 async fn a_callback_that_said_200_has_it_whatever_follows() {
-    let receiver = Receiver::new(|_, _| Answer::Bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut".to_vec()));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.start();
-    world.record(vec![paid(Some(1), 1)]).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
+    // Also where its time is up before the rest of it would be waited for.
+    for (answer, timeout) in [(Answer::Bytes(CUT.into()), "10s"), (Answer::Unended(CUT), "300ms")] {
+        let receiver = Receiver::new(move |_, _| answer.clone());
+        let mut world = World::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
+        world.start();
+        world.record(vec![paid(Some(1), 1)]).await;
+        world.until_all("delivered").await;
+        world.stop().await;
+        assert_eq!(receiver.requests().len(), 1, "it is not told twice");
+    }
 }
 
 #[tokio::test]

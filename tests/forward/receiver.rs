@@ -32,6 +32,8 @@ pub(crate) enum Answer {
     Bytes(Vec<u8>),
     /// Says nothing, and keeps the connection.
     Hang,
+    /// Sends these bytes, and keeps the connection.
+    Unended(&'static str),
     /// Says 500 and an answer without end.
     Endless,
     /// Closes without a word.
@@ -131,6 +133,10 @@ async fn answer(stream: &mut (impl AsyncWrite + Unpin), answer: Answer) -> std::
     match answer {
         Answer::Bytes(bytes) => stream.write_all(&bytes).await?,
         Answer::Hang => std::future::pending().await,
+        Answer::Unended(text) => {
+            stream.write_all(text.as_bytes()).await?;
+            std::future::pending().await
+        }
         Answer::Close => {}
         Answer::Slowly(wait) => {
             tokio::time::sleep(wait).await;
