@@ -158,6 +158,23 @@ async fn no_forged_or_stretched_mail_is() {
 }
 
 #[tokio::test]
+async fn what_a_signature_names_without_end_is_not_counted() {
+    let named = |names: &str| {
+        let signature =
+            format!("DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=s1; h=from:to{names}; bh=YQ==; b=YQ==\r\n");
+        format!("{signature}{MAIL}").into_bytes()
+    };
+    let signatures = [named("").strip_suffix(MAIL.as_bytes()).unwrap().repeat(51), MAIL.as_bytes().to_vec()].concat();
+    for (mail, words) in
+        [(named(&":a".repeat(500_000)), "more fields than a mail has"), (signatures, "more than 50 DKIM")]
+    {
+        let verdict = judged(&mail).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+        assert!(reason.words.contains(words), "{reason}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_of_512_bits_proves_nothing() {
     let mail = sign(MAIL.as_bytes(), &WORLD.weak, &How { selector: "weak", ..How::default() });
     assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");

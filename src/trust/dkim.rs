@@ -1,5 +1,7 @@
 //! DKIM (RFC 6376), checked by us: a signature of the From's organisation over From, To and the whole body.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use mail_auth::common::crypto::Algorithm;
 use mail_auth::common::headers::Header as Parsed;
@@ -13,6 +15,10 @@ use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict, printable
 
 /// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
 const SIGNATURES: usize = 4;
+/// The most signatures that are looked at, and the most fields that one may name: each name is held against each field.
+/// Anybody can write some that are of the right domain; careful senders name forty.
+const LOOKED_AT: usize = 50;
+const NAMES: usize = 500;
 /// How far ahead a signature's clock may be, in seconds.
 const AHEAD: i64 = 86_400;
 
@@ -25,6 +31,9 @@ pub(super) async fn prove(
     now: Timestamp,
 ) -> Verdict {
     let Some(mut message) = AuthenticatedMessage::parse(mail) else { return untrusted("it cannot be taken apart") };
+    if message.dkim_headers.len() > LOOKED_AT {
+        return untrusted(format!("it has more than {LOOKED_AT} DKIM signatures"));
+    }
     let mut refusals = Vec::new();
     let unreadable = message.errors.len();
     let mut left = SIGNATURES;
@@ -75,6 +84,9 @@ fn fits(signed: &Parsed<'_, Signature>, header: &Header<'_>, from: &str, now: Ti
     if signature.l > 0 {
         return no("signs a part of the body only (l=)");
     }
+    if signature.h.len() > NAMES {
+        return no("names more fields than a mail has");
+    }
     let covered = covered(&signature.h, header);
     for name in ["from", "to"] {
         if !covered.iter().any(|c| c == name) {
@@ -99,16 +111,19 @@ fn fits(signed: &Parsed<'_, Signature>, header: &Header<'_>, from: &str, now: Ti
 
 /// The fields that a signature speaks for: all of a name, or none. One that was added under a signed name, above the
 /// signed one, is what most programs show; so a name that is there more often than it is signed is not covered.
+///
+/// One that names more fields than anybody would speaks for none.
 pub(super) fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
-    let mut covered: Vec<String> = Vec::new();
-    for name in signed.iter().map(|n| n.to_ascii_lowercase()) {
-        let times = signed.iter().filter(|n| n.eq_ignore_ascii_case(&name)).count();
-        let there = header.count(&name);
-        if there > 0 && there <= times && !covered.contains(&name) {
-            covered.push(name);
-        }
+    if signed.len() > NAMES {
+        return Vec::new();
     }
-    covered
+    let names: Vec<String> = signed.iter().map(|name| name.to_ascii_lowercase()).collect();
+    let mut times: HashMap<&str, usize> = HashMap::new();
+    names.iter().for_each(|name| *times.entry(name).or_default() += 1);
+    // In their order, and each once.
+    let of_all =
+        |name: &&String| times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count(name)));
+    names.iter().filter(of_all).cloned().collect()
 }
 
 fn believed(signature: &Signature, header: &Header<'_>) -> Verdict {
@@ -150,5 +165,19 @@ fn in_words(result: &DkimResult) -> String {
             e.to_string()
         }
         DkimResult::Pass | DkimResult::None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_covered_if_all_fields_of_it_are_signed() {
+        let header = Header::read(b"From: a\r\nTo: b\r\nX: 1\r\nX: 2\r\nY: 1\r\nY: 2\r\n\r\n");
+        let signed = |names: &str| names.split(':').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(covered(&signed("TO:from:x:y:Y:to:z"), &header), ["to", "from", "y"]);
+        let many = format!("from:to{}", ":x".repeat(NAMES));
+        assert_eq!(covered(&signed(&many), &header), Vec::<String>::new());
     }
 }
