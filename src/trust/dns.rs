@@ -11,12 +11,12 @@ use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::common::verify::DomainKey;
 use mail_auth::dkim::Signature;
 use mail_auth::dmarc::Dmarc;
-use mail_auth::hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use mail_auth::hickory_resolver::config::ResolverOpts;
 use mail_auth::hickory_resolver::proto::op::ResponseCode;
-use mail_auth::hickory_resolver::system_conf::read_system_conf;
-use mail_auth::{AuthenticatedMessage, DkimOutput, MessageAuthenticator, Parameters, ResolverCache, Txt};
+use mail_auth::{AuthenticatedMessage, DkimOutput, Parameters, ResolverCache, Txt};
 use serde::Deserialize;
 
+use super::asked::Asked;
 use crate::model::printable;
 
 /// `[dns]`: who is asked.
@@ -62,7 +62,7 @@ const READY: usize = 4;
 
 /// Asks for keys, and remembers the answers for as long as they may be.
 pub struct Resolver {
-    authenticator: MessageAuthenticator,
+    asked: Asked,
     keys: Keys,
     /// The names of the keys by which mails were believed, the last first.
     proven: Mutex<VecDeque<String>>,
@@ -87,23 +87,9 @@ impl Resolver {
     /// # Errors
     /// What keeps it from starting: an unreadable /etc/resolv.conf.
     pub fn new(settings: &Settings) -> anyhow::Result<Self> {
-        let (config, mut options) = if settings.servers.is_empty() {
-            read_system_conf()
-                .map_err(|e| anyhow::anyhow!("cannot read the system's DNS servers: {e}; set [dns] servers"))?
-        } else {
-            let servers = settings.servers.iter().map(|server| name_server(server.0)).collect();
-            (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
-        };
-        options.timeout = TIMEOUT;
-        options.attempts = ATTEMPTS;
-        options.positive_max_ttl = Some(LONGEST);
-        options.negative_max_ttl = Some(Duration::from_secs(300));
-        // A key of 4096 bits does not fit into one UDP packet everywhere.
-        options.edns0 = true;
-        options.try_tcp_on_error = true;
-        let authenticator =
-            MessageAuthenticator::new(config, options).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))?;
-        Ok(Resolver { authenticator, keys: Keys::default(), proven: Mutex::default(), asking: Default::default() })
+        let servers: Vec<SocketAddr> = settings.servers.iter().map(|server| server.0).collect();
+        let asked = Asked::new(&servers, how)?;
+        Ok(Resolver { asked, keys: Keys::default(), proven: Mutex::default(), asking: Default::default() })
     }
 
     /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.
@@ -129,7 +115,8 @@ impl Resolver {
         let Ok(_asking) = self.asking.try_lock() else { return };
         let names: Vec<String> = self.proven.lock().map(|proven| proven.iter().cloned().collect()).unwrap_or_default();
         for name in names {
-            let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
+            let authenticator = self.asked.now();
+            let lookup = authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
             let _ = tokio::time::timeout(WHOLE, lookup).await;
         }
     }
@@ -137,7 +124,8 @@ impl Resolver {
     /// Checks all signatures that are left in `message`; in time, or not at all.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let asked = Parameters::new(message).with_txt_cache(&self.keys);
-        match tokio::time::timeout(WHOLE, self.authenticator.verify_dkim(asked)).await {
+        let authenticator = self.asked.now();
+        match tokio::time::timeout(WHOLE, authenticator.verify_dkim(asked)).await {
             Ok(outputs) => outputs,
             Err(_) => message
                 .dkim_headers
@@ -153,7 +141,8 @@ impl Resolver {
     /// The flags of a signature's key, which has just been looked up.
     pub(super) async fn key_flags(&self, signature: &Signature) -> Result<KeyFlags, String> {
         let name = key_name(&signature.d, &signature.s);
-        let lookup = self.authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
+        let authenticator = self.asked.now();
+        let lookup = authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
         let key = tokio::time::timeout(WHOLE, lookup).await.map_err(|_| "no answer in time".to_owned())?;
         let key = key.map_err(|e| e.to_string())?;
         self.remember(&signature.d, &signature.s);
@@ -161,7 +150,8 @@ impl Resolver {
     }
 
     async fn text(&self, name: String) -> Result<Vec<u8>, String> {
-        let lookup = self.authenticator.txt_raw_lookup(name);
+        let authenticator = self.asked.now();
+        let lookup = authenticator.txt_raw_lookup(name);
         tokio::time::timeout(WHOLE, lookup)
             .await
             .map_err(|_| "no answer in time".to_owned())?
@@ -174,13 +164,15 @@ fn key_name(domain: &str, selector: &str) -> String {
     format!("{selector}._domainkey.{domain}.")
 }
 
-fn name_server(server: SocketAddr) -> NameServerConfig {
-    let with_port = |mut connection: ConnectionConfig| {
-        connection.port = server.port();
-        connection
-    };
-    let connections = vec![with_port(ConnectionConfig::udp()), with_port(ConnectionConfig::tcp())];
-    NameServerConfig::new(server.ip(), true, connections)
+/// How the servers are asked, whoever names them.
+fn how(options: &mut ResolverOpts) {
+    options.timeout = TIMEOUT;
+    options.attempts = ATTEMPTS;
+    options.positive_max_ttl = Some(LONGEST);
+    options.negative_max_ttl = Some(Duration::from_secs(300));
+    // A key of 4096 bits does not fit into one UDP packet everywhere.
+    options.edns0 = true;
+    options.try_tcp_on_error = true;
 }
 
 /// For `check --connect`: whether DNS answers for a domain at all, and what it says.
@@ -188,7 +180,8 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
 /// # Errors
 /// In words, if it does not answer.
 pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
-    let lookup = resolver.authenticator.0.mx_lookup(format!("{domain}."));
+    let authenticator = resolver.asked.now();
+    let lookup = authenticator.0.mx_lookup(format!("{domain}."));
     let mx = tokio::time::timeout(WHOLE, lookup)
         .await
         .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;

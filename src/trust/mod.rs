@@ -4,8 +4,9 @@
 //! Nothing here reads what the mail *says*; that is `extract`'s.
 //!
 //! `header` knows the raw header and who a mail is from and to, `dkim` checks signatures, `results` reads what the
-//! merchant's own server found, `dns` asks for keys.
+//! merchant's own server found, `dns` asks for keys those whom `asked` knows.
 
+mod asked;
 mod dkim;
 pub mod dns;
 mod header;
