@@ -84,6 +84,7 @@ impl Reader<'_> {
                 value.push(part.as_str());
             }
             let value = value.join(" ");
+            let value = goes_on(value.trim(), self.below.first()).unwrap_or(value);
             if !value.trim().is_empty() {
                 self.add((*field, cell), value.trim(), How::Beside, "in the next cell");
             }
@@ -122,6 +123,7 @@ impl Reader<'_> {
             return self.add((field, text), "", How::Empty, "behind its label");
         }
         for value in values {
+            let value = goes_on(&value, self.below.get(1)).unwrap_or(value);
             if value.len() < 500 && self.label(&value).is_none() && !self.is_pair(&value) {
                 self.add((field, text), &value, How::Below, "below its label");
             }
@@ -152,6 +154,7 @@ impl Reader<'_> {
             return false;
         }
         let value = if field == Field::Amount { self.whole(value) } else { value.to_owned() };
+        let value = goes_on(&value, self.below.first()).unwrap_or(value);
         self.add((field, label), &value, How::Beside, "behind its label");
         true
     }
@@ -185,6 +188,17 @@ impl Reader<'_> {
         let known = |(label, value)| Some((self.table.field(label)?, label, bare(value)));
         split(text).and_then(known).or_else(|| dashed(text).and_then(known))
     }
+}
+
+/// A hexadecimal number with what goes on in the next line, if these are such digits, too: Starknet's hashes and addresses
+/// have any length, and a part of one would pass for the whole.
+fn goes_on(value: &str, next: Option<&Line>) -> Option<String> {
+    let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
+    let digits = value.strip_prefix("0x").filter(|digits| is_hex(digits) && digits.len() < 64)?;
+    let next = next?.words();
+    // Behind an address of an EVM chain, which is whole, a few digits may stand for themselves.
+    let next = Some(next.trim()).filter(|next| is_hex(next) && (digits.len() != 40 || next.len() > 8))?;
+    Some(format!("{value} {next}"))
 }
 
 /// Label and value around the first colon (or equals sign).
