@@ -17,6 +17,8 @@ pub(super) struct Open<'a> {
     colour: Colour,
     background: Colour,
     pub(super) flow: Flow,
+    /// What is directly inside stands in places of its own.
+    spreads: bool,
     /// It begins its line.
     pub(super) leads: bool,
 }
@@ -44,6 +46,7 @@ impl<'a> Open<'a> {
             colour: look.colour.unwrap_or(ink),
             background: look.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
             flow,
+            spreads: look.spreads,
             leads: flow != Flow::Block && place.at_start,
             name,
         }
@@ -64,18 +67,23 @@ pub(super) enum Flow {
 }
 
 impl Flow {
-    pub(super) fn of(name: &str, look: Look) -> Flow {
+    /// Of an element that is directly inside of `outer`.
+    pub(super) fn of(outer: Option<&Open<'_>>, name: &str, look: Look) -> Flow {
         let table = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
         match look.display.filter(|_| !table) {
             Some(Display::Block) => Flow::Block,
             Some(Display::Apart) => Flow::Apart,
-            Some(Display::Inline) => Flow::Inline,
             None if is_block(name) => Flow::Block,
-            None if look.apart => Flow::Apart,
-            None => Flow::Inline,
+            None if look.apart || PICTURES.contains(&name) => Flow::Apart,
+            // In a row of boxes each has its own edge, whatever it is.
+            Some(Display::Inline) | None if outer.is_some_and(|o| o.spreads) => Flow::Apart,
+            Some(Display::Inline) | None => Flow::Inline,
         }
     }
 }
+
+/// Elements in the line that have an edge to be seen.
+const PICTURES: [&str; 6] = ["img", "input", "button", "meter", "progress", "q"];
 
 /// Elements whose content nobody sees as text.
 const UNSEEN: [&str; 11] =

@@ -215,6 +215,19 @@ mod tests {
         assert_eq!(lines("<b>$20</b><span style='padding-left:9px'>30</span>"), ["$20 30"]);
         assert_eq!(lines("<span style='display:block'>$20</span><span style='display:block'>30</span>"), ["$20", "30"]);
         assert_eq!(lines("<div style='display:inline'>$20</div><div style='display:inline'>30</div>"), ["$2030"]);
+        for html in [
+            "<div style='display:flex'><span>$20</span><span>30</span></div>",
+            "<style>.row { display: inline-grid }</style><b class=row><i style='display:inline'>$20</i><i>30</i></b>",
+            "$20<span style='vertical-align:top'>30</span>",
+            "$20<span style='position:relative;top:-1ex'>30</span>",
+            "$20<span style='border-left:1px solid'>30</span>",
+            "$20<img src=x>30",
+            "<button>$20</button>30",
+        ] {
+            assert_eq!(lines(html), ["$20 30"], "{html}");
+        }
+        assert_eq!(lines("<div style='display:flex'><p><span>$20</span><span>30</span></p></div>"), ["$2030"]);
+        assert_eq!(lines("$20<span style='vertical-align:baseline;border:0'>30</span>"), ["$2030"]);
     }
 
     #[test]

@@ -18,8 +18,10 @@ pub(super) struct Look {
     pub(super) sized: Option<bool>,
     /// How it stands among its neighbours, where that is not as its name says.
     pub(super) display: Option<Display>,
-    /// It has room around it: what it says does not touch what its neighbours say.
+    /// It has room around it, or stands higher or lower: what it says does not touch what its neighbours say.
     pub(super) apart: bool,
+    /// What is directly inside stands in places of its own, side by side.
+    pub(super) spreads: bool,
     /// The letters' colour and what is behind them.
     pub(super) colour: Option<Colour>,
     pub(super) background: Option<Colour>,
@@ -34,6 +36,18 @@ pub(super) enum Display {
     Apart,
     /// On lines of its own.
     Block,
+}
+
+impl Display {
+    /// Nothing, where it is not there at all.
+    fn of(value: &str) -> Option<Display> {
+        match value {
+            "none" => None,
+            "inline" | "contents" => Some(Display::Inline),
+            "block" | "flex" | "grid" | "table" | "list-item" | "flow-root" | "table-row" => Some(Display::Block),
+            _ => Some(Display::Apart),
+        }
+    }
 }
 
 /// A colour, 0xRRGGBB; what is not plainly one, an image for instance, is unknown and equal to nothing.
@@ -117,14 +131,11 @@ impl Look {
 
     fn declare(&mut self, name: &str, value: &str, together: &mut Together) {
         match name {
-            "display" => match value {
-                "none" => self.gone = true,
-                "inline" | "contents" => self.display = Some(Display::Inline),
-                "block" | "flex" | "grid" | "table" | "list-item" | "flow-root" | "table-row" => {
-                    self.display = Some(Display::Block);
-                }
-                _ => self.display = Some(Display::Apart),
-            },
+            "display" => {
+                self.spreads |= matches!(value, "flex" | "grid" | "inline-flex" | "inline-grid");
+                self.gone |= value == "none";
+                self.display = Display::of(value).or(self.display);
+            }
             "visibility" => self.visibility = Some(!matches!(value, "hidden" | "collapse")),
             "content-visibility" if value == "hidden" => self.gone = true,
             "opacity" | "zoom" if is_zero(value) => self.gone = true,
@@ -152,6 +163,13 @@ impl Look {
             "text-decoration" | "text-decoration-line" if value.contains("line-through") => self.odd = true,
             "unicode-bidi" if value.contains("override") => self.odd = true,
             "vertical-align" if matches!(value, "super" | "sub") => self.odd = true,
+            "vertical-align" if value != "baseline" && !is_zero(value) => self.apart = true,
+            "position" if value == "relative" => self.apart = true,
+            "border" | "border-left" | "border-right"
+                if !value.split(' ').any(|part| matches!(part, "0" | "0px" | "none" | "hidden")) =>
+            {
+                self.apart = true;
+            }
             "float" if value != "none" => self.apart = true,
             "margin" | "margin-left" | "margin-right" | "padding" | "padding-left" | "padding-right"
             | "letter-spacing"
@@ -179,6 +197,7 @@ impl Look {
             sized: other.sized.or(self.sized),
             display: other.display.or(self.display),
             apart: self.apart || other.apart,
+            spreads: self.spreads || other.spreads,
             colour: other.colour.or(self.colour),
             background: other.background.or(self.background),
         }

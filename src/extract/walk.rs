@@ -67,8 +67,8 @@ impl<'a> Reads<'a> for Walk<'_, 'a> {
     fn start(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
         let name = &*tag;
         let look = self.sheet.look(name, attributes);
-        let flow = Flow::of(name, look);
         self.close_implied(name);
+        let flow = Flow::of(self.open.last(), name, look);
         match flow {
             Flow::Block => self.break_line(self.sort_of(name)),
             Flow::Apart => self.space(),
