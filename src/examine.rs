@@ -127,7 +127,9 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
     };
-    let sent_at = message.header_raw("Date").and_then(header_date);
+    // Of two each program believes another, and only one may be signed: the parser takes `Da te` for one, too.
+    let dates = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("date")).count();
+    let sent_at = message.header_raw("Date").filter(|_| dates == 1).and_then(header_date);
     let envelope = Envelope {
         message_id: text("Message-ID"),
         sender: text("From"),
@@ -155,6 +157,18 @@ fn header_date(raw: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_dates_neither_is_believed() {
+        let date = |fields: &str| envelope_alone(format!("From: a@b.example\r\n{fields}\r\n").as_bytes()).1;
+        let signed = "Date: Wed, 05 Mar 2025 03:36:12 +0000\r\n";
+        assert!(date(signed).is_some());
+        for name in ["Date", "date ", "Da te"] {
+            let other = format!("{name}: Thu, 05 Mar 2020 03:36:12 +0000\r\n");
+            assert_eq!(date(&format!("{signed}{other}")), None, "{name}");
+            assert_eq!(date(&format!("{other}{signed}")), None, "{name}");
+        }
+    }
 
     #[test]
     fn a_date_header_is_read_with_its_zone_or_not_at_all() {
