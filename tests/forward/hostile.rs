@@ -62,8 +62,15 @@ async fn an_endless_answer_is_not_listened_to() {
 #[tokio::test]
 async fn a_callback_that_said_200_has_it_whatever_follows() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
-    // Also where its time is up before the rest of it would be waited for.
-    for (answer, timeout) in [(Answer::Bytes(CUT.into()), "10s"), (Answer::Unended(CUT), "300ms")] {
+    let with = |fields: &str| Answer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
+    for (answer, timeout) in [
+        (Answer::Bytes(CUT.into()), "10s"),
+        // Also where its time is up before the rest of it would be waited for.
+        (Answer::Unended(CUT), "300ms"),
+        (with(&"X: y\r\n".repeat(500)), "10s"),
+        (with("X: y\r\n\tz\r\n"), "10s"),
+        (with("X-Größe : 5\r\n"), "10s"),
+    ] {
         let receiver = Receiver::new(move |_, _| answer.clone());
         let mut world = World::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
         world.start();
