@@ -215,6 +215,17 @@ async fn a_genuine_mail_to_somebody_else_is_not_ours() {
 }
 
 #[tokio::test]
+async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() {
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
+        let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
+        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+}
+
+#[tokio::test]
 async fn without_an_answer_there_is_no_verdict() {
     // A socket that nobody reads from: the questions come in, and no answer goes out.
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

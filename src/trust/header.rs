@@ -23,7 +23,8 @@ struct Field<'a> {
 const FIELDS: usize = 2_000;
 
 impl<'a> Header<'a> {
-    /// Reads up to the first empty line (RFC 5322, 2.1).
+    /// Reads up to the first empty line (RFC 5322, 2.1), and not to one that only looks empty: who checks the signature reads
+    /// on there, as far as the To that is signed.
     pub(super) fn read(mail: &'a [u8]) -> Self {
         let mut fields: Vec<Field<'a>> = Vec::new();
         let mut rest = mail;
@@ -31,7 +32,7 @@ impl<'a> Header<'a> {
         while !rest.is_empty() {
             let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |n| n + 1);
             let (line, after) = rest.split_at(end);
-            if line.trim_ascii().is_empty() {
+            if matches!(line, b"\n" | b"\r\n") {
                 break;
             }
             rest = after;
@@ -162,6 +163,18 @@ mod tests {
         assert_eq!(header.count("a"), 2);
         let values: Vec<_> = header.all("a").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
         assert_eq!(values, [" 1\r\n 2\r\n", " 4\r\n"]);
+    }
+
+    #[test]
+    fn a_line_of_white_space_ends_no_header() {
+        // Exim puts SpamAssassin's report into the header so.
+        let header = Header::read(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
+        assert_eq!(header.from().unwrap(), "a@resmic.com");
+        let two =
+            |line: &str| Header::read(format!("From: a@resmic.com\r\n{line}From: a@resmic.com\n\n").as_bytes()).from();
+        for line in [" \r\n", "\t\n", "\x0c\n", "\r\r\n", " \x0b\r\n"] {
+            assert_eq!(two(line).unwrap_err(), "it has more than one From", "{line:?}");
+        }
     }
 
     #[test]
