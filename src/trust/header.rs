@@ -10,6 +10,8 @@ pub(super) struct Header<'a> {
     fields: Vec<Field<'a>>,
     /// There are more than are looked at.
     goes_on: bool,
+    /// A line of it has nothing in it, and is not the empty one: some programs see its end there.
+    torn: bool,
 }
 
 struct Field<'a> {
@@ -28,7 +30,7 @@ impl<'a> Header<'a> {
     pub(super) fn read(mail: &'a [u8]) -> Self {
         let mut fields: Vec<Field<'a>> = Vec::new();
         let mut rest = mail;
-        let mut goes_on = false;
+        let (mut goes_on, mut torn) = (false, false);
         while !rest.is_empty() {
             let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |n| n + 1);
             let (line, after) = rest.split_at(end);
@@ -42,6 +44,7 @@ impl<'a> Header<'a> {
                 }
                 continue;
             }
+            torn |= line.trim_ascii().is_empty();
             if fields.len() == FIELDS {
                 goes_on = true;
                 break;
@@ -50,7 +53,7 @@ impl<'a> Header<'a> {
             let (name, value) = line.split_at(colon);
             fields.push(Field { name, value: value.strip_prefix(b":").unwrap_or_default() });
         }
-        Header { fields, goes_on }
+        Header { fields, goes_on, torn }
     }
 
     /// How many fields have this name (in lower case).
@@ -72,6 +75,9 @@ impl<'a> Header<'a> {
         // it one that a forger wrote.
         if self.goes_on {
             return Err(format!("its header has more than {FIELDS} fields"));
+        }
+        if self.torn {
+            return Err("it cannot be told where its header ends".into());
         }
         // Also what some parser might take for a From.
         let like_from = self.fields.iter().filter(|f| f.is_like("from")).count();
@@ -170,10 +176,15 @@ mod tests {
         // Exim puts SpamAssassin's report into the header so.
         let header = Header::read(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
         assert_eq!(header.from().unwrap(), "a@resmic.com");
-        let two =
-            |line: &str| Header::read(format!("From: a@resmic.com\r\n{line}From: a@resmic.com\n\n").as_bytes()).from();
-        for line in [" \r\n", "\t\n", "\x0c\n", "\r\r\n", " \x0b\r\n"] {
-            assert_eq!(two(line).unwrap_err(), "it has more than one From", "{line:?}");
+        let two = |line: &str| {
+            let mail = format!("From: a@resmic.com\r\n{line}From: a@resmic.com\n\n");
+            Header::read(mail.as_bytes()).from().unwrap_err()
+        };
+        for line in [" \r\n", "\t\n", " \x0b\r\n"] {
+            assert_eq!(two(line), "it has more than one From", "{line:?}");
+        }
+        for line in ["\x0c\n", "\r\r\n", "\x0c \r\n"] {
+            assert_eq!(two(line), "it cannot be told where its header ends", "{line:?}");
         }
     }
 
