@@ -131,11 +131,12 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    /// The published layout names no session. One that stands in it may be the work of whoever named the token, to let a
-    /// cheap payment pass for a dear one; a merchant who knows of a new layout says so by `[extract.labels]`.
-    pub(super) fn sessions_are_out_of_place(&mut self, table: &Table) {
+    /// The published layout names no session. One that stands in it may be the work of whoever named the token or themselves,
+    /// to let a cheap payment pass for a dear one; a merchant who knows of a new layout says so by `[extract.labels]`.
+    pub(super) fn sessions_are_out_of_place(&mut self, table: &Table, published: bool) {
         let own = |f: &&Found| !f.quoted;
-        let published = self.found.iter().filter(own).any(|f| f.field == Field::Amount && f.label == "received");
+        let received = |f: &Found| f.field == Field::Amount && f.label == "received";
+        let published = published || self.found.iter().filter(own).any(received);
         let session =
             self.found.iter().filter(own).find(|f| f.field == Field::SessionId && !table.is_configured(&f.label));
         if let Some(session) = session.filter(|_| published) {

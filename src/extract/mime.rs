@@ -11,6 +11,8 @@ use crate::model::{Reason, ReasonCode};
 pub(super) struct Shown {
     pub(super) subject: Option<String>,
     pub(super) views: Vec<View>,
+    /// The published layout's label stands in its HTML, seen or not.
+    pub(super) published: bool,
 }
 
 fn malformed(words: &str) -> Reason {
@@ -51,7 +53,15 @@ pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
     // Of two Subjects each program shows another.
     let subjects = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("subject")).count();
     let subject = message.subject().filter(|_| subjects == 1).map(super::view::tidy);
-    Ok(Shown { subject, views: views(message) })
+    let published = message.parts.iter().any(|part| matches!(&part.body, PartType::Html(html) if is_published(html)));
+    Ok(Shown { subject, views: views(message), published })
+}
+
+/// Whether a text, or what is hidden, quoted or commented out in it, begins as the published layout's list does. The name in
+/// the greeting stands above that list, and goes into the HTML as it is: whoever chose it may have hidden the list.
+fn is_published(html: &str) -> bool {
+    let mut labels = memchr::memmem::find_iter(html.as_bytes(), b"Received:");
+    labels.any(|at| html.get(..at).is_some_and(|before| before.trim_end().ends_with('>')))
 }
 
 fn views(message: &Message<'_>) -> Vec<View> {

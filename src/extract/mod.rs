@@ -244,7 +244,7 @@ impl Reader {
         let phrases: Vec<(Phrase, &String)> = titles.iter().filter_map(|t| Some((about::phrase(t)?, t))).collect();
         let mut agreement = Agreement::new(&found, notes);
         let fields = agreement.fields();
-        agreement.sessions_are_out_of_place(&self.table);
+        agreement.sessions_are_out_of_place(&self.table, shown.published);
         let speaking: Vec<&String> = phrases.iter().map(|(_, title)| *title).collect();
         agreement.titles(&speaking, fields.amount.as_ref());
         let trouble = agreement.trouble;
