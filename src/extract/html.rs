@@ -13,7 +13,7 @@ use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSin
 use super::plain::{self, Attribute, Reads};
 use super::quote;
 use super::view::View;
-use super::visible::Sheet;
+use super::visible::{Sheet, is_for_all};
 use super::walk::Walk;
 use crate::model::ReasonCode;
 
@@ -132,8 +132,9 @@ impl<'a> Reads<'a> for Styles {
         Some(())
     }
 
-    fn start(&mut self, name: Cow<'a, str>, _: &[Attribute<'a>]) {
-        self.inside = name == "style";
+    fn start(&mut self, name: Cow<'a, str>, attributes: &[Attribute<'a>]) {
+        let media = attributes.iter().find(|a| a.name == "media").map_or("", |a| &a.value);
+        self.inside = name == "style" && is_for_all(&format!("media {media}"));
         if self.inside {
             self.sheets.push(String::new());
         }
@@ -192,6 +193,7 @@ mod tests {
             "<p style='color:#fff'>no</p>",
             "<table bgcolor=#000000><tr><td><font color=black>no</font></td></tr></table>",
             "<style>@media screen { .h { display: none } }</style><p class=h>no",
+            "<style media=screen>.h { display: none }</style><p class=h>no",
             "<template><p>no</p></template>",
             "<img alt='no'>",
         ] {
@@ -205,6 +207,7 @@ mod tests {
         assert_eq!(lines("<td style='font-size:0'><div style='font-size:13px'>yes</div></td>"), ["yes"]);
         assert_eq!(lines("<div style=visibility:hidden>a<b style=visibility:visible>yes</b></div>"), ["yes"]);
         assert_eq!(lines("<ul><li style=display:none>no<li>yes</ul>"), ["yes"]);
+        assert_eq!(lines("<style media='(max-width: 9px)'>.w{display:none}</style><p class=w>yes"), ["yes"]);
     }
 
     #[test]

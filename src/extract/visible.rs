@@ -314,7 +314,7 @@ impl Sheet {
 }
 
 /// `@media screen` and the like: conditions that every screen meets.
-fn is_for_all(rule: &str) -> bool {
+pub(super) fn is_for_all(rule: &str) -> bool {
     let words = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
     matches!(words.as_str(), "media" | "media all" | "media screen" | "media only screen")
 }
