@@ -276,6 +276,10 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
     if phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_))) {
         return None;
     }
+    // Other mails name none; one that does speaks of a payment, in words or in a language that we do not know.
+    if shown.views.iter().flat_map(|view| &view.lines).any(names_a_transaction) {
+        return Some(doubtful("it names a transaction, and no label that is known says so"));
+    }
     if let Some(what) = about::other(titles, &shown.views) {
         return nothing(format!("recognised as {what}"));
     }
@@ -294,6 +298,17 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
         return None;
     }
     nothing("nothing in it speaks of a payment".to_owned())
+}
+
+/// Whether a transaction's hash stands in a line, or in one of its links, whatever is said of it.
+fn names_a_transaction(line: &Line) -> bool {
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split(|c: char| !c.is_ascii_alphanumeric())
+    }
+    let is_hash = |word: &str| word.len() >= 64 && values::hash(word, values::Family::Unknown).is_ok();
+    // Links have long names of other things, and of these none begins so.
+    let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
+    line.cells.iter().flat_map(|cell| words(cell)).any(is_hash) || linked.any(is_hash)
 }
 
 /// The status: a status field's, and what subject and headings say. They must agree.
