@@ -137,6 +137,9 @@ impl Config {
 
     /// What holds between keys.
     fn check(&self) -> Result<(), Problem> {
+        if self.store.path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(("store.path".into(), "expected a file's name".into()));
+        }
         unique("account", self.accounts.iter().map(|a| a.name.as_str()))?;
         unique("forward", self.forwards.iter().map(|f| f.name.as_str()))?;
         for (n, account) in self.accounts.iter().enumerate() {
@@ -233,21 +236,47 @@ impl Text {
     /// The library's error, without the line that it quotes: there may be a secret in it.
     fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
-        let key = DeTable::parse(&self.content).ok().and_then(|table| key_at(table.get_ref(), at)).unwrap_or_default();
-        let secret = key.split('.').any(|part| SECRETS.contains(&part));
-        let words = if secret {
+        let (table, broken) = DeTable::parse_recoverable(&self.content);
+        let whole = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
+        let secret = secret_key(&whole);
+        // Where it is no TOML, the words are of its signs and never of what stands between them.
+        let words = if secret.is_some() && broken.is_empty() {
             "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
              a secret never stands in the configuration itself"
                 .to_owned()
         } else {
-            crate::model::printable(error.message(), 300)
+            crate::model::printable(without_value(error.message()), 300)
         };
-        self.at(at, if key.is_empty() { "configuration".into() } else { key }, words)
+        let key = secret.unwrap_or(&whole);
+        self.at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, words)
+    }
+
+    /// The key on the line of `offset`, as it is written there: for what is no TOML, or stands there twice.
+    fn key_before(&self, offset: usize) -> Option<String> {
+        let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
+        let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
+        let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        Some(key).filter(|key| !key.is_empty() && key.chars().all(is_key)).map(str::to_owned)
     }
 
     fn at(&self, offset: usize, key: String, words: String) -> Error {
         let line = 1 + self.content.bytes().take(offset).filter(|b| *b == b'\n').count();
         Error::Wrong { path: self.path.clone(), line, key, words }
+    }
+}
+
+/// The key at which a secret is named, if this one is there or within: what stands within may be the secret, taken for a
+/// key.
+fn secret_key(key: &str) -> Option<&str> {
+    let mut ends = key.match_indices('.').map(|(dot, _)| dot).chain([key.len()]).filter_map(|end| key.get(..end));
+    ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
+}
+
+/// The library's words without the value that they quote: it may be a secret that stands where none is looked for.
+fn without_value(message: &str) -> &str {
+    match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
+        Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
+        None => message,
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Settings {
 
 /// `[sessions] address`: the addresses that carry an order reference.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
 pub struct AddressSettings {
     /// The mailbox behind them: `payments@shop.example`.
     pub mailbox: String,

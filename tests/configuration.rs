@@ -89,6 +89,61 @@ fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
     assert!(read(&format!("{account}{case_matters}\n")).is_ok());
 }
 
+#[test]
+fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n";
+    for (line, words) in [
+        ("port = abc", "config.toml:6: account[0].port: "),
+        ("dedicated = yes", "config.toml:6: account[0].dedicated: "),
+        ("tls = none", "config.toml:6: account[0].tls: "),
+        ("max_size = \"1 MiB", "config.toml:6: max_size: "),
+        ("user = \"payments@shop.example\"", "config.toml:6: user: duplicate key"),
+        ("port = 0", "config.toml:6: account[0].port: expected a port, from 1 to 65535"),
+        ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected a boolean"),
+        ("[store]\npath = \"\"", "config.toml:7: store.path: expected a file's name"),
+        ("start = 5", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
+        ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+}
+
+#[test]
+fn a_date_may_be_written_as_toml_has_it() {
+    let start = |value: &str| {
+        let config = read(&format!(
+            "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+             password = {{ credential = \"imap-password\" }}\nstart = {value}\n"
+        ));
+        format!("{:?}", config.unwrap().accounts[0].start)
+    };
+    assert_eq!(start("2025-03-05"), start("\"2025-03-05\""));
+    assert_ne!(start("2025-03-05"), start("\"all\""));
+}
+
+#[test]
+fn no_value_is_repeated_that_stands_where_a_secret_may() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n";
+    for line in [
+        "password = \"hunter2\"",
+        "password = hunter2",
+        "password = \"hunter2",
+        "password = { credential = hunter2 }",
+        "password = { env = [\"hunter2\"] }",
+        "oauth2 = \"hunter2\"",
+        "oauth2 = { token_url = \"https://u:hunter2@login.example/\", client_id = \"a\", refresh_token = { env = \"A\" } }",
+        "password = { env = \"A\" }\n[sessions]\naddress = \"hunter2\"",
+        "password = { env = \"A\" }\npassword = \"hunter2\"",
+        "password = { \"hunter2\" }",
+        "password = { hunter2 = 1 }",
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains("config.toml:") && !error.contains("hunter2"), "{line}: {error}");
+    }
+}
+
 /// Each piece of TOML in a page, with the line before it.
 fn snippets(page: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root(page)).unwrap();

@@ -45,7 +45,7 @@ pub use view::{Line, Sort, View};
 
 /// `[extract]`: how to read.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct Settings {
     /// More spellings of labels, per field.
     pub labels: Labels,
@@ -53,7 +53,7 @@ pub struct Settings {
 
 /// More spellings of a field's label, for a changed template. Matched as the built-in ones are.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 #[allow(missing_docs)]
 pub struct Labels {
     pub session_id: Vec<String>,

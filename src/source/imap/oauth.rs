@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 
 /// `[[account]] oauth2`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table")]
 pub struct Settings {
     /// Where tokens are to be had.
     pub token_url: Url,

@@ -75,6 +75,9 @@ impl Settings {
         if self.host.trim().is_empty() {
             return wrong("host", "expected a host name");
         }
+        if self.port == Some(0) {
+            return wrong("port", "expected a port, from 1 to 65535");
+        }
         if self.user.is_empty() || self.user.chars().any(char::is_control) {
             return wrong("user", "expected a login");
         }
@@ -160,7 +163,7 @@ pub enum Tls {
 
 /// Where the first run begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "Written")]
 pub enum Start {
     /// With the oldest mail.
     #[default]
@@ -171,10 +174,22 @@ pub enum Start {
     Since(Timestamp),
 }
 
-impl TryFrom<String> for Start {
+/// As it stands in the file: TOML has dates of its own.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected \"all\", \"now\" or a date like \"2025-03-05\"")]
+enum Written {
+    Text(String),
+    Date(toml::value::Datetime),
+}
+
+impl TryFrom<Written> for Start {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(written: Written) -> Result<Self, String> {
+        let text = match written {
+            Written::Text(text) => text,
+            Written::Date(date) => date.to_string(),
+        };
         match text.as_str() {
             "all" => Ok(Start::All),
             "now" => Ok(Start::Now),
