@@ -131,6 +131,10 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Whose file is it, and of which version? Read-only, so that a file that is refused stays as it was.
 fn inspect(path: &Path) -> Result<i64> {
+    // Of a folder SQLite says that reading failed, which sounds like a disk.
+    if !path.is_file() {
+        return Err(Error::Foreign(path.to_owned()));
+    }
     let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
     // All of one moment: another program may be making it.
@@ -303,5 +307,7 @@ mod tests {
         std::fs::write(&path, "a text file, long enough to be looked at as a header of a database file").unwrap();
         assert!(matches!(open(&path), Err(Error::Foreign(_))));
         assert!(matches!(open_reader(&folder.path().join("none")), Err(Error::Absent(_))));
+        assert!(matches!(open(folder.path()), Err(Error::Foreign(_))));
+        assert!(matches!(open_reader(folder.path()), Err(Error::Foreign(_))));
     }
 }
