@@ -3,6 +3,7 @@
 mod oversee;
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,14 +121,18 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
-        (Some(address), _) => {
-            let bound =
-                TcpListener::bind(address).await.map_err(|e| config.wrong("telemetry.metrics", e.to_string()))?;
-            Some((address, Arc::new(bound)))
-        }
+        (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
     Ok(Prepared { config, accounts, targets, resolver, metrics, vigil })
+}
+
+/// Who has the port may let go of it: unlike a wrong configuration that is tried again.
+async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let wrong = config.wrong("telemetry.metrics", format!("{address}: {error}"));
+        if error.kind() == ErrorKind::AddrInUse { anyhow::Error::msg(wrong.to_string()) } else { wrong.into() }
+    })
 }
 
 /// Where metrics are served.
