@@ -8,19 +8,15 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 use super::output;
 use crate::app;
 use crate::config::Config;
 use crate::ingest::Ingest;
 use crate::model::{Origin, Outcome, RawMail};
-use crate::source::files::{self, Found};
+use crate::source::files::Found;
 use crate::store::{Recorded, Store};
 use crate::trust::dns::Resolver;
-
-/// How many mails are examined and committed together.
-const BATCH: usize = 64;
 
 /// What `--json` prints of a mail. The keys are an interface.
 #[derive(Serialize)]
@@ -45,20 +41,22 @@ pub(super) async fn run(
         resolver: Arc::new(Resolver::new(&config.dns)?),
         store: Store::open(app::store_settings(config))?,
     };
-    let (found, mut mails) = mpsc::channel(BATCH);
-    let max_size = account.max_size.0;
-    let paths = paths.to_vec();
-    let reading = tokio::task::spawn_blocking(move || read_all(&paths, max_size, &found));
+    let (mut mails, reading) = super::read_files(paths, account.max_size.0);
     let progress = progress();
-    let mut counts = BTreeMap::new();
+    let (mut counts, mut all_read) = (BTreeMap::new(), true);
     let mut batch = Vec::new();
-    while mails.recv_many(&mut batch, BATCH).await > 0 {
-        let (names, raw): (Vec<_>, Vec<_>) = batch.drain(..).map(|m| mail(&account.name, m)).unzip();
+    while mails.recv_many(&mut batch, super::BATCH).await > 0 {
+        let (found, unread): (Vec<_>, Vec<_>) = batch.drain(..).partition(Result::is_ok);
+        for error in unread.into_iter().filter_map(Result::err) {
+            all_read = false;
+            output::say(&format!("error: {error}"));
+        }
+        let (names, raw): (Vec<_>, Vec<_>) = found.into_iter().flatten().map(|m| mail(&account.name, m)).unzip();
         let recorded = ingest.record_now(raw).await?;
         for (name, recorded) in names.iter().zip(&recorded) {
             *counts.entry(recorded.outcome).or_insert(0_u64) += 1;
             if json {
-                print_json(name, recorded)?;
+                output::unheard(print_json(name, recorded))?;
             }
         }
         progress.inc(recorded.len() as u64);
@@ -67,27 +65,11 @@ pub(super) async fn run(
     progress.finish_and_clear();
     if !json {
         for (outcome, count) in &counts {
-            output::line(&format!("{outcome:<12} {count}"))?;
+            output::unheard(output::line(&format!("{outcome:<12} {count}")))?;
         }
     }
-    Ok(if reading.await? { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
-}
-
-/// Reads all paths; false if one of them could not be read.
-fn read_all(paths: &[PathBuf], max_size: u64, found: &mpsc::Sender<Found>) -> bool {
-    let mut all_read = true;
-    for path in paths {
-        let read = files::read::<files::Error>(path, max_size, &mut |mail| {
-            // If nobody takes it, the other side has failed and says so.
-            let _ = found.blocking_send(mail);
-            Ok(())
-        });
-        if let Err(error) = read {
-            all_read = false;
-            output::say(&format!("error: {error}"));
-        }
-    }
-    all_read
+    reading.await?;
+    Ok(if all_read { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
 fn mail(account: &str, found: Found) -> (String, RawMail) {

@@ -53,7 +53,7 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     let (examined, _) = rules.read(&stored.mail, proof);
     let change = super::writing(config, async |store| store.rejudge(id, examined, None).await).await?;
     let words = super::reparse::in_words(&change);
-    output::line(&format!("mail {id}: {words}"))?;
+    output::unheard(output::line(&format!("mail {id}: {words}")))?;
     let released = matches!(change, Change::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
     Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

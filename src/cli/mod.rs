@@ -18,15 +18,20 @@ mod run;
 mod session;
 mod status;
 
+use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 
 use crate::app;
 use crate::config::{self, Config};
 use crate::contain;
+use crate::source::files::{self, Found};
 use crate::source::imap;
 use crate::store::{self, Store};
 
@@ -34,6 +39,11 @@ use crate::store::{self, Store};
 const FAILED: u8 = 1;
 /// Wrong usage or configuration.
 const WRONG: u8 = 2;
+
+/// Names the configuration, unless it is empty.
+const VARIABLE: &str = "RESMIC_MAILHOOK_CONFIG";
+/// How many mails from files are examined and committed together.
+const BATCH: usize = 64;
 
 /// Runs the program; clap answers wrong usage with 2 by itself.
 #[must_use]
@@ -118,6 +128,20 @@ async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> store::Re
     let done = work(&store).await;
     store.close().await;
     done
+}
+
+/// Reads files beside the work on their mails, of which no more than `BATCH` wait; the task ends when all are read.
+fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<Found, files::Error>>, JoinHandle<()>) {
+    let (paths, (found, mails)) = (paths.to_vec(), mpsc::channel(BATCH));
+    let reading = tokio::task::spawn_blocking(move || {
+        // If nobody takes it, the other side has failed and says so.
+        let mut hand_over = |mail| match found.blocking_send(mail) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        let _ = paths.iter().try_for_each(|path| files::read(path, max_size, &mut hand_over));
+    });
+    (mails, reading)
 }
 
 /// The account of that name; without one, the first.

@@ -1,6 +1,6 @@
 //! `parse`: what do these mails say?
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::examine::Rules;
 use crate::extract::Report;
 use crate::model::{self, Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Trust};
-use crate::source::files;
+use crate::source::files::Found;
 use crate::trust::{self, dns::Resolver};
 
 /// What is asked for.
@@ -59,21 +59,18 @@ pub(super) async fn run(
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
     let reading = Reading::new(config, how, account).await?;
-    let mut mails = Vec::new();
+    let (mut mails, reads) = super::read_files(files, reading.max_size);
     let mut all_read = true;
-    for path in files {
-        let found = files::read::<files::Error>(path, reading.max_size, &mut |mail| {
-            mails.push(mail);
-            Ok(())
-        });
-        for mail in mails.drain(..) {
-            reading.print(path, mail).await?;
-        }
-        if let Err(error) = found {
-            all_read = false;
-            output::say(&format!("error: {error}"));
+    while let Some(found) = mails.recv().await {
+        match found {
+            Ok(mail) => reading.print(mail).await?,
+            Err(error) => {
+                all_read = false;
+                output::say(&format!("error: {error}"));
+            }
         }
     }
+    reads.await?;
     Ok(if all_read { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
@@ -100,8 +97,8 @@ impl Reading {
         Ok(Reading { how, rules, resolver, max_size: account.map_or(1 << 20, |a| a.max_size.0) })
     }
 
-    async fn print(&self, path: &Path, mail: files::Found) -> anyhow::Result<()> {
-        let name = if mail.name.is_empty() { path.display().to_string() } else { mail.name };
+    async fn print(&self, mail: Found) -> anyhow::Result<()> {
+        let name = mail.name;
         let origin = Origin { account: String::new(), mailbox: String::new(), uid: None };
         let mail = RawMail { origin, bytes: mail.bytes, size: mail.size, received_at: None };
         let (examined, report) = self.examine(&mail).await;

@@ -47,7 +47,7 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
         let change = store.rejudge(id, read_again(rules, &stored), None).await?;
         if change != Change::Same {
             changed += 1;
-            print(&stored, &change, json)?;
+            output::unheard(print(&stored, &change, json))?;
         }
     }
     drop(reader);

@@ -16,14 +16,8 @@ use crate::store::{self, DaemonLock, Reader};
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // Whatever is wrong with the database is an answer, too: a program that asks gets its JSON in any case.
     let (health, last_mail) = look(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
-    if json {
-        output::json(&health)?;
-    } else {
-        print(&health, last_mail.as_deref())?;
-        if config.trust.asks_no_proof() {
-            line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
-        }
-    }
+    let printed = if json { output::json(&health) } else { print(config, &health, last_mail.as_deref()) };
+    output::unheard(printed)?;
     Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
@@ -34,7 +28,7 @@ fn look(config: &Config) -> store::Result<(Health, Option<String>)> {
     Ok((health, reader.last_mail()?))
 }
 
-fn print(health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
+fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
     let (words, colour) = if health.ok { ("it is working", "32") } else { ("it needs you", "31") };
     line(&paint(words, colour))?;
     for words in &health.attention {
@@ -50,7 +44,11 @@ fn print(health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
         let counts: Vec<_> = counts.iter().map(|(word, n)| format!("{n} {word}")).collect();
         line(&format!("{name:<11} {}", if counts.is_empty() { "-".into() } else { counts.join(", ") }))?;
     }
-    line(&format!("{:<11} {}", "last mail", cell(last_mail)))
+    line(&format!("{:<11} {}", "last mail", cell(last_mail)))?;
+    if config.trust.asks_no_proof() {
+        line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
+    }
+    Ok(())
 }
 
 fn mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {
