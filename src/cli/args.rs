@@ -15,7 +15,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 it did not work (status: somethi
 pub(super) struct Arguments {
     /// The configuration; by default $RESMIC_MAILHOOK_CONFIG, ./config.toml or /etc/resmic-mailhook/config.toml, the
     /// first there is
-    #[arg(long, value_name = "FILE", global = true, env = "RESMIC_MAILHOOK_CONFIG", hide_env = true)]
+    #[arg(long, value_name = "FILE", global = true)]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,

@@ -61,9 +61,20 @@ pub fn main() -> ExitCode {
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::say(&format!("error: {}", output::whole(&error)));
-            ExitCode::from(if error.is::<config::Error>() { WRONG } else { FAILED })
+            ExitCode::from(if is_wrong(&error) { WRONG } else { FAILED })
         }
     }
+}
+
+/// What was typed is wrong, which clap could not know.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Whether somebody has to type or write something else.
+fn is_wrong(error: &anyhow::Error) -> bool {
+    let value = matches!(error.downcast_ref(), Some(store::Error::Value(_)));
+    value || error.is::<config::Error>() || error.is::<Usage>()
 }
 
 /// Commands that examine many mails use all cores; for looking something up one thread is enough.
@@ -83,6 +94,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         _ => {}
     }
     // Reading a mail needs no configuration: without one the defaults hold.
+    let path = path.or_else(|| std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
     let config = match Config::find(path.as_deref()) {
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
@@ -151,7 +163,7 @@ fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a ima
         None => config.accounts.first(),
     };
     found.ok_or_else(|| match name {
-        Some(name) => anyhow::anyhow!("no account is named {name:?} in the configuration"),
-        None => anyhow::anyhow!("the configuration has no [[account]]"),
+        Some(name) => Usage(format!("no account is named {name:?} in the configuration")).into(),
+        None => config.wrong("account", "expected at least one [[account]]").into(),
     })
 }

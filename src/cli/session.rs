@@ -65,5 +65,5 @@ pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<
     let key = config.secret("sessions.address.key", &address.key).await?;
     let addresses =
         Addresses::new(&address.mailbox, &key).map_err(|words| config.wrong("sessions.address.mailbox", words))?;
-    output::line(&addresses.address_for(order_ref).map_err(anyhow::Error::msg)?)
+    output::line(&addresses.address_for(order_ref).map_err(super::Usage)?)
 }

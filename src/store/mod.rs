@@ -92,6 +92,9 @@ pub enum Error {
     /// Another daemon runs on it.
     #[error("database {0}: another resmic-mailhook daemon is running on it; stop that one first")]
     Busy(PathBuf),
+    /// What was given is no session id, or no amount.
+    #[error("{0}")]
+    Value(String),
     /// Something that was asked for is not there, or may not be done.
     #[error("{0}")]
     Refused(String),

@@ -51,7 +51,7 @@ impl Store {
     /// Registers a session, or adds to one what it lacks, and looks at the events that it concerns.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a value is none, or is registered differently already.
+    /// [`Error::Value`] if a value is none, [`Error::Refused`] if it is registered differently already.
     pub async fn session_add(&self, new: NewSession) -> Result<Settled> {
         let new = new.checked()?;
         let settings = self.settings.clone();
@@ -107,9 +107,7 @@ impl NewSession {
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
-            return Err(Error::Refused(format!(
-                "amount {text:?}: expected US dollars in decimal digits, such as 19.99"
-            )));
+            return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
         }
         let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(NewSession {
@@ -149,12 +147,12 @@ impl NewSession {
 /// A session id in lower case.
 ///
 /// # Errors
-/// [`Error::Refused`] if it is none.
+/// [`Error::Value`] if it is none.
 pub(super) fn uuid(text: &str) -> Result<String> {
     let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
     hyphenated.map(|id| id.to_string()).ok_or_else(|| {
         let example = "591abe63-aa61-411d-a419-0b546729bbd0";
-        Error::Refused(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
+        Error::Value(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
     })
 }
 

@@ -1,0 +1,138 @@
+//! What is typed, and what comes of it, where no server is needed: exit codes, files, and a reader who goes away.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod support;
+
+use std::fs;
+use std::process::Output;
+
+use support::daemon::{Home, account};
+
+/// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
+fn home() -> Home {
+    Home::new(&account(1, "[trust]\naccept = [\"none\"]\n"))
+}
+
+fn payment(n: usize) -> String {
+    format!(
+        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
+         Message-ID: <{n}@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\n\r\nReceived: $20\r\nBlockchain: BASE\r\n\
+         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\n"
+    )
+}
+
+/// A folder of that many payments.
+fn payments(home: &Home, count: usize) -> String {
+    let folder = home.folder.path().join("mails");
+    fs::create_dir(&folder).unwrap();
+    for n in 1..=count {
+        fs::write(folder.join(format!("{n:04}.eml")), payment(n)).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+/// Runs a command whose output nobody takes.
+fn unheard(home: &Home, arguments: &[&str]) -> Output {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    home.command(arguments).stdout(writer).output().unwrap()
+}
+
+#[test]
+fn what_is_begun_is_done_though_nobody_listens() {
+    let home = home();
+    let folder = payments(&home, 200);
+    // As `import --json … | head -1`.
+    assert_eq!(unheard(&home, &["import", "--json", &folder]).status.code(), Some(0));
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
+    // Under other rules all of them are something else.
+    home.data(&["import", &folder]);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
+    assert_eq!(unheard(&home, &["reparse"]).status.code(), Some(0));
+    assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'ignored'"), "0");
+}
+
+#[test]
+fn how_it_went_is_told_though_nobody_listens() {
+    let home = home();
+    let folder = payments(&home, 1);
+    let gone = home.folder.path().join("gone.eml");
+    assert_eq!(unheard(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
+    for command in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
+        assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
+    }
+    assert_eq!(unheard(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
+}
+
+#[test]
+fn one_file_that_cannot_be_read_keeps_none_back() {
+    let home = home();
+    let folder = payments(&home, 3);
+    std::os::unix::fs::symlink("nowhere", format!("{folder}/0002b.eml")).unwrap();
+    for command in [&["import", &folder][..], &["parse", "--json", &folder]] {
+        let output = home.run(command);
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(err.contains("0002b.eml: No such file"), "{err}");
+        assert!(out.contains("0003.eml") || out.contains("event        3"), "{out}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_and_what_does_not_work_is_1() {
+    let home = home();
+    let folder = payments(&home, 1);
+    let folder = folder.as_str();
+    home.data(&["import", folder]);
+    let (id, event) = ("591abe63-aa61-411d-a419-0b546729bbd0", home.ask("SELECT event_id FROM events"));
+    let cases: &[(&[&str], i32)] = &[
+        (&["import", "--account", "nobody", folder], 2),
+        (&["parse", "--account", "nobody", folder], 2),
+        (&["session", "add", "591abe63"], 2),
+        (&["session", "add", id, "--amount", "$20"], 2),
+        (&["session", "assign", &event, "591abe63"], 2),
+        (&["events", "--since", "yesterday"], 2),
+        (&["mails", "--outcome", "lost"], 2),
+        (&["address", "A-1001"], 2),
+        (&["session", "assign", "fd50a56e-6359-5deb-bbb1-c18babd155ef", id], 1),
+        (&["show", "fd50a56e-6359-5deb-bbb1-c18babd155ef"], 1),
+        (&["mails", "raw", "99"], 1),
+        (&["deliveries", "retry", "99"], 1),
+        (&["backup", folder], 1),
+        (&["session", "add", id, "--amount", "20"], 0),
+        (&["session", "add", id, "--amount", "21"], 1),
+    ];
+    for (arguments, code) in cases {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let nobody = Home::new("");
+    for command in [&["import", folder][..], &["check"], &["run"]] {
+        assert_eq!(nobody.run(command).status.code(), Some(2), "{command:?}");
+    }
+}
+
+#[test]
+fn an_empty_variable_names_no_configuration() {
+    let home = home();
+    let check = |variable: &str| {
+        let mut command = std::process::Command::new(support::daemon::binary());
+        command.env("MAILHOOK_PASSWORD", "x").current_dir(home.folder.path());
+        command.env("RESMIC_MAILHOOK_CONFIG", variable).arg("check").output().unwrap().status.code()
+    };
+    assert_eq!([check(""), check("config.toml"), check("other.toml")], [Some(0), Some(0), Some(2)]);
+}
+
+#[test]
+fn a_port_that_somebody_has_is_no_wrong_configuration() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
+    let home = Home::new(&account(1, &metrics));
+    let output = home.run(&["run"]);
+    // The unit does not start again after 2.
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");
+}
