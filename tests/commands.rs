@@ -5,9 +5,12 @@
 mod support;
 
 use std::fs;
-use std::process::Output;
+use std::io::{BufRead, BufReader};
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use support::daemon::{Home, account};
+use support::process::Process;
 
 /// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
 fn home() -> Home {
@@ -64,6 +67,21 @@ fn how_it_went_is_told_though_nobody_listens() {
         assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
     }
     assert_eq!(unheard(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
+}
+
+#[test]
+fn who_follows_ends_when_nobody_listens_also_if_nothing_happens() {
+    let home = home();
+    home.data(&["import", &payments(&home, 1)]);
+    let mut child = home.command(&["events", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut events = BufReader::new(child.stdout.take().unwrap());
+    let mut follow = Process::of(child, "events --follow");
+    let mut line = String::new();
+    events.read_line(&mut line).unwrap();
+    assert!(line.contains("\"event_id\"") && !follow.has_ended(), "{line}");
+    // As `events --follow --json | head -1`.
+    drop(events);
+    assert_eq!(follow.wait(Duration::from_secs(20)), Some(0));
 }
 
 #[test]

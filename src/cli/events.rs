@@ -37,6 +37,9 @@ pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: boo
             return Ok(());
         }
         while reader.data_version()? == version {
+            if output::is_unheard() {
+                return Ok(());
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use comfy_table::presets;
 use comfy_table::{ContentArrangement, Table};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
 /// A line of data.
@@ -27,6 +28,15 @@ pub(super) fn say(text: &str) {
 /// Whether the reader of our output has gone: `| head` is not a failure.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Whether the reader of our output has gone, for whoever has nothing to write just now.
+pub(super) fn is_unheard() -> bool {
+    let out = io::stdout();
+    // These are told unasked.
+    let mut asked = [PollFd::new(&out, PollFlags::empty())];
+    let answered = poll(&mut asked, Some(&Timespec::default())).is_ok();
+    answered && asked.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
 /// What was printed beside a work that goes on though nobody listens any more, and whose exit code says how it went.
