@@ -69,10 +69,16 @@ impl Source {
         Ok(SecretString::from(value))
     }
 
-    /// A relative file path taken from the folder `base`.
+    /// A relative path taken from the folder `base`; a program without a slash is looked for in `$PATH`.
     pub fn resolve(&mut self, base: &Path) {
-        if let Source::File(path) = self {
-            *path = base.join(&*path);
+        match self {
+            Source::File(path) => *path = base.join(&*path),
+            Source::Command(words) => {
+                for program in words.iter_mut().take(1).filter(|program| program.contains('/')) {
+                    *program = base.join(&*program).to_string_lossy().into_owned();
+                }
+            }
+            Source::Credential(_) | Source::Env(_) => {}
         }
     }
 }
@@ -162,6 +168,21 @@ mod tests {
         assert_eq!(Source::File(path).read().await.unwrap().expose_secret(), "two\nlines");
         let echo = Source::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
         assert_eq!(echo.read().await.unwrap().expose_secret(), "x y");
+    }
+
+    #[test]
+    fn a_path_is_beside_the_configuration_and_a_bare_name_is_in_the_path() {
+        let program = |name: &str| Source::Command(vec![name.into(), "a/b".into()]);
+        for (mut source, resolved) in [
+            (Source::File("s".into()), Source::File("/srv/s".into())),
+            (program("bin/s"), program("/srv/bin/s")),
+            (program("/bin/s"), program("/bin/s")),
+            (program("pass"), program("pass")),
+            (Source::Command(Vec::new()), Source::Command(Vec::new())),
+        ] {
+            source.resolve(Path::new("/srv"));
+            assert_eq!(source, resolved);
+        }
     }
 
     #[test]
