@@ -101,12 +101,34 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
         ("user = \"payments@shop.example\"", "config.toml:6: user: duplicate key"),
         ("port = 0", "config.toml:6: account[0].port: expected a port, from 1 to 65535"),
         ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected a boolean"),
+        ("recipients = [\"shop\"]", "config.toml:6: account[0].recipients: \"shop\" is no address"),
+        ("recipients = [\"@shop.example\"]", "config.toml:6: account[0].recipients: "),
+        (
+            "recipients = [\"a@shop.example\", \"Shop <b@shop.example>\"]",
+            "config.toml:6: account[0].recipients: \"Shop",
+        ),
         ("[store]\npath = \"\"", "config.toml:7: store.path: expected a file's name"),
         ("start = 5", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
         ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
     ] {
         let error = read(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
+    }
+}
+
+#[test]
+fn a_host_is_a_name_or_an_address_and_nothing_else() {
+    let with = |host: &str| {
+        read(&format!(
+            "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
+        ))
+    };
+    for host in ["", " ", "imap.example.com:993", "imaps://imap.example.com", "imap.example.com ", "[::1]", "a@b"] {
+        let error = with(host).unwrap_err();
+        assert!(error.contains("config.toml:3: account[0].host: expected a host name"), "{host:?}: {error}");
+    }
+    for host in ["imap.example.com", "localhost", "mail", "127.0.0.1", "::1", "imap_1.example.com."] {
+        assert!(with(host).is_ok(), "{host}");
     }
 }
 

@@ -72,8 +72,8 @@ impl Settings {
     /// The key, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
-        if self.host.trim().is_empty() {
-            return wrong("host", "expected a host name");
+        if !is_host(&self.host) {
+            return wrong("host", "expected a host name or an IP address, and nothing else; `port` stands by itself");
         }
         if self.port == Some(0) {
             return wrong("port", "expected a port, from 1 to 65535");
@@ -102,8 +102,8 @@ impl Settings {
         if self.recipients.is_empty() && !self.user.contains('@') {
             return wrong("recipients", "expected the addresses that are ours: `user` is no address to take for it");
         }
-        if let Some(address) = self.recipients.iter().find(|a| !a.contains('@')) {
-            return wrong("recipients", &format!("{address:?} is no address"));
+        if let Some(address) = self.recipients.iter().find(|a| !is_address(a)) {
+            return wrong("recipients", &format!("{address:?} is no address, like \"payments@shop.example\""));
         }
         let minutes = self.idle_renew.0.as_secs() / 60;
         if self.idle_renew.0.as_secs() < 1 || minutes >= 29 {
@@ -141,6 +141,20 @@ impl Settings {
 /// What a mailbox may be called.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control)
+}
+
+/// What may be looked up or connected to: no URL, no port, no brackets.
+fn is_host(text: &str) -> bool {
+    let is_name =
+        !text.is_empty() && !text.contains(|c: char| c.is_control() || c.is_whitespace() || "/:@[]".contains(c));
+    is_name || text.parse::<std::net::IpAddr>().is_ok()
+}
+
+/// An address as a mail's To is compared with: without a name or brackets, which would make every mail somebody else's.
+fn is_address(text: &str) -> bool {
+    let whole = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
+    let strange = |c: char| c.is_control() || c.is_whitespace() || "<>,;".contains(c);
+    text.rsplit_once('@').is_some_and(whole) && !text.contains(strange)
 }
 
 /// A name or an address of this machine, whatever DNS says.
