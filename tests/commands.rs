@@ -115,6 +115,7 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
         (&["mails", "--outcome", "lost"], 2),
         (&["address", "A-1001"], 2),
         (&["session", "assign", "fd50a56e-6359-5deb-bbb1-c18babd155ef", id], 1),
+        (&["show", &event.to_uppercase()], 0),
         (&["show", "fd50a56e-6359-5deb-bbb1-c18babd155ef"], 1),
         (&["mails", "raw", "99"], 1),
         (&["deliveries", "retry", "99"], 1),

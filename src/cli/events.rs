@@ -85,13 +85,15 @@ struct Whole {
 
 pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;
-    let event = reader.event(event_id)?.with_context(|| format!("no event {event_id:?}"))?;
+    // An id is a UUID, which some write in capitals.
+    let event_id = event_id.to_ascii_lowercase();
+    let event = reader.event(&event_id)?.with_context(|| format!("no event {event_id:?}"))?;
     let (mut mails, mut deliveries) = (Vec::new(), Vec::new());
-    reader.mails::<anyhow::Error>(None, Some(event_id), |mail| {
+    reader.mails::<anyhow::Error>(None, Some(&event_id), |mail| {
         mails.push(mail);
         Ok(())
     })?;
-    reader.deliveries::<anyhow::Error>(None, Some(event_id), |delivery| {
+    reader.deliveries::<anyhow::Error>(None, Some(&event_id), |delivery| {
         deliveries.push(delivery);
         Ok(())
     })?;
