@@ -208,9 +208,13 @@ impl TryFrom<Written> for Start {
             "all" => Ok(Start::All),
             "now" => Ok(Start::Now),
             date => {
-                let day: jiff::civil::Date =
-                    date.parse().map_err(|_| "expected \"all\", \"now\" or a date like \"2025-03-05\"".to_owned())?;
-                let midnight = format!("{day}T00:00:00Z").parse().map_err(|e| format!("{e}"))?;
+                let expected = || "expected \"all\", \"now\" or a date like \"2025-03-05\"".to_owned();
+                let at: jiff::civil::DateTime = date.parse().map_err(|_| expected())?;
+                // A date is asked for: a time of day is better refused than passed over.
+                if at.time() != jiff::civil::Time::midnight() {
+                    return Err(expected());
+                }
+                let midnight = format!("{at}Z").parse().map_err(|e| format!("{e}"))?;
                 Ok(Start::Since(midnight))
             }
         }
