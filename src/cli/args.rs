@@ -241,11 +241,33 @@ fn since(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
     }
-    if let Ok(day) = text.parse::<jiff::civil::Date>() {
-        return format!("{day}T00:00:00Z").parse().map_err(|e| format!("{e}"));
+    // As in the database, a time without a zone is in UTC.
+    if let Ok(at) = text.parse::<jiff::civil::DateTime>() {
+        return format!("{at}Z").parse().map_err(|e| format!("{e}"));
     }
     let ago = text
         .parse::<crate::units::Duration>()
         .map_err(|_| "expected a date (2025-03-05), a moment (2025-03-05T03:36:00Z) or a duration (2h)".to_owned())?;
     jiff::Timestamp::now().checked_sub(ago.0).map_err(|e| format!("{e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_taken_whole_and_in_utc_if_it_says_no_zone() {
+        for (text, moment) in [
+            ("2025-03-05", "2025-03-05T00:00:00Z"),
+            ("2025-03-05T15:04:05", "2025-03-05T15:04:05Z"),
+            ("2025-03-05 15:04", "2025-03-05T15:04:00Z"),
+            ("2025-03-05T15:04:05.678Z", "2025-03-05T15:04:05.678Z"),
+            ("2025-03-05T15:04:05+02:00", "2025-03-05T13:04:05Z"),
+        ] {
+            assert_eq!(since(text), Ok(moment.parse().unwrap()), "{text}");
+        }
+        for wrong in ["", "yesterday", "2025-02-30", "2025-03-05T25:00", "2"] {
+            assert!(since(wrong).is_err(), "{wrong}");
+        }
+    }
 }
