@@ -6,10 +6,10 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use support::daemon::{Home, account};
+use support::daemon::{Home, account, binary};
 use support::process::Process;
 
 /// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
@@ -99,6 +99,44 @@ fn one_file_that_cannot_be_read_keeps_none_back() {
 }
 
 #[test]
+fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
+    let home = home();
+    let folder = payments(&home, 200);
+    let line = home.command(&["import", "--json", &folder]);
+    let words = line.get_args().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &format!("{} {words}", binary().display()), "/dev/null"]);
+    terminal.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let shown = String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
+    let data: Vec<_> = shown.split("{\"file\"").collect();
+    assert_eq!(data.len(), 201, "{shown}");
+    // Where each object begins, a line does: the terminal's, or one that was cleared.
+    for before in &data[..200] {
+        assert!(
+            ["", "\n", "\u{1b}[2K"].iter().any(|end| before == end || !end.is_empty() && before.ends_with(end)),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
+fn who_decides_about_nothing_makes_no_database() {
+    let home = home();
+    let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");
+    for command in [
+        &["session", "assign", event, session][..],
+        &["prune", "--older-than", "1d"],
+        &["deliveries", "retry", "--dead"],
+        &["mails", "release", "1"],
+        &["reparse"],
+        &["status"],
+    ] {
+        assert_eq!(home.run(command).status.code(), Some(1), "{command:?}");
+        assert_eq!(fs::read_dir(home.folder.path()).unwrap().count(), 1, "{command:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_2_and_what_does_not_work_is_1() {
     let home = home();
     let folder = payments(&home, 1);
@@ -137,7 +175,7 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
 fn an_empty_variable_names_no_configuration() {
     let home = home();
     let check = |variable: &str| {
-        let mut command = std::process::Command::new(support::daemon::binary());
+        let mut command = Command::new(binary());
         command.env("MAILHOOK_PASSWORD", "x").current_dir(home.folder.path());
         command.env("RESMIC_MAILHOOK_CONFIG", variable).arg("check").output().unwrap().status.code()
     };

@@ -49,14 +49,15 @@ pub(super) async fn run(
         let (found, unread): (Vec<_>, Vec<_>) = batch.drain(..).partition(Result::is_ok);
         for error in unread.into_iter().filter_map(Result::err) {
             all_read = false;
-            output::say(&format!("error: {error}"));
+            progress.suspend(|| output::say(&format!("error: {error}")));
         }
         let (names, raw): (Vec<_>, Vec<_>) = found.into_iter().flatten().map(|m| mail(&account.name, m)).unzip();
         let recorded = ingest.record_now(raw).await?;
         for (name, recorded) in names.iter().zip(&recorded) {
             *counts.entry(recorded.outcome).or_insert(0_u64) += 1;
             if json {
-                output::unheard(print_json(name, recorded))?;
+                // The bar stands on the terminal's last line, where this goes perhaps.
+                progress.suspend(|| output::unheard(print_json(name, recorded)))?;
             }
         }
         progress.inc(recorded.len() as u64);
