@@ -43,6 +43,8 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// A person's word on which session an event belongs to.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
+    // Nothing is made where nothing is.
+    drop(Reader::open(&config.database())?);
     let assigned = super::writing(config, async |store| store.session_assign(event_id, session_id).await).await?;
     let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
     output::line(&format!(
