@@ -120,6 +120,19 @@ fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
 }
 
 #[test]
+fn what_others_inserted_is_printed_fit_for_a_terminal() {
+    let home = home();
+    home.data(&["import", &payments(&home, 1)]);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    let strange = format!("{:<36}", "\u{1b}]0;title\u{7}\u{1b}[2J");
+    sqlite.execute("INSERT INTO sessions (session_id, order_ref, token) VALUES (?1, ?1, ?1)", [&strange]).unwrap();
+    let printed = home.data(&["session", "list"]);
+    assert!(printed.contains("]0;title") && !printed.contains('\u{1b}'), "{printed:?}");
+    let json: serde_json::Value = serde_json::from_str(&home.data(&["session", "list", "--json"])).unwrap();
+    assert_eq!(json["session_id"], strange.as_str());
+}
+
+#[test]
 fn who_decides_about_nothing_makes_no_database() {
     let home = home();
     let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");

@@ -35,7 +35,8 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
     reader.sessions::<anyhow::Error>(|s| {
         let [order, amount, chain, token, status] =
             [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
-        table.add_row([s.session_id, order, amount, chain, token, s.created_at, status]);
+        // Others insert here, and of a session's id only its length is asked.
+        table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status]);
         Ok(())
     })?;
     output::line(&table.trim_fmt())
