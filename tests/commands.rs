@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use support::daemon::{Home, account, binary};
+use support::dns::Dns;
 use support::process::Process;
 
 /// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
@@ -63,6 +64,9 @@ fn how_it_went_is_told_though_nobody_listens() {
     let folder = payments(&home, 1);
     let gone = home.folder.path().join("gone.eml");
     assert_eq!(unheard(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
+    let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
+    let config = account(1, &format!("[dns]\nservers = [\"{}\"]\n", dns.address));
+    fs::write(home.folder.path().join("config.toml"), config).unwrap();
     for command in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
         assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
     }

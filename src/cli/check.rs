@@ -31,14 +31,15 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     let mut all_well = true;
     for (account, login) in config.accounts.iter().zip(&logins) {
-        all_well &= tell(&format!("account {}", account.name), imap::probe(account, login).await)?;
+        let found = imap::probe(account, login).await.unwrap_or_else(|error| vec![Err(error.to_string())]);
+        all_well &= tell(&format!("account {}", account.name), found)?;
     }
     let resolver = trust::dns::Resolver::new(&config.dns)?;
     for domain in &config.trust.from {
-        all_well &= tell(&format!("domain {domain}"), trust::dns::explore(&resolver, domain).await)?;
+        all_well &= tell(&format!("domain {domain}"), each(trust::dns::explore(&resolver, domain).await))?;
     }
     for target in &targets {
-        all_well &= tell(&format!("callback {}", target.name()), forward::probe(target).await)?;
+        all_well &= tell(&format!("callback {}", target.name()), each(forward::probe(target).await))?;
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
@@ -48,18 +49,22 @@ fn line(text: &str) -> anyhow::Result<()> {
     unheard(super::output::line(text))
 }
 
-/// Prints what was found; false if it was a failure.
-fn tell<E: std::fmt::Display>(what: &str, found: Result<Vec<String>, E>) -> anyhow::Result<bool> {
-    match found {
-        Ok(lines) => {
-            for words in lines {
-                line(&format!("{what}: {words}"))?;
+/// What was found, line by line, or the one thing that is wrong.
+fn each(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> {
+    found.map_or_else(|error| vec![Err(error)], |lines| lines.into_iter().map(Ok).collect())
+}
+
+/// Prints what was found; false if there was a failure.
+fn tell(what: &str, found: Vec<Result<String, String>>) -> anyhow::Result<bool> {
+    let mut all_well = true;
+    for found in found {
+        match found {
+            Ok(words) => line(&format!("{what}: {words}"))?,
+            Err(error) => {
+                all_well = false;
+                line(&format!("{what}: FAILED: {error}"))?;
             }
-            Ok(true)
-        }
-        Err(error) => {
-            line(&format!("{what}: FAILED: {error}"))?;
-            Ok(false)
         }
     }
+    Ok(all_well)
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::support::daemon::{Home, account};
+use crate::support::dns::Dns;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -279,4 +280,19 @@ async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green(
     home.until("SELECT coalesce(max(state), '') FROM mailboxes", "idle", SOON);
     assert_eq!(home.run(&["status"]).status.code(), Some(0));
     assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_cannot_be_opened_is_named_and_the_others_are_looked_at() {
+    let server = Scripted::start().await;
+    once(&server, "EXAMINE", 1, &[say("{tag} NO [NONEXISTENT] there is none\r\n")]);
+    let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
+    let more = format!("mailboxes = [\"Ordres\", \"INBOX\"]\n[dns]\nservers = [\"{}\"]\n", dns.address);
+    let home = Home::new(&account(server.port, &more));
+    let checked = home.run(&["check", "--connect"]);
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    for words in ["shop: logged in", "shop: FAILED: mailbox Ordres: EXAMINE refused", "shop: mailbox INBOX: 0 mails"] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
 }
