@@ -1,6 +1,7 @@
 //! Looking after the file: what is kept back, how large it is, copies of it, and what may go.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -134,12 +135,14 @@ impl Reader {
         let part = Path::new(&part);
         let made = create_private(part).map_err(io).and_then(|()| self.copy(part)).and_then(|()| {
             File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
-            // Unlike a rename, a link never replaces what was made in the meantime.
-            fs::hard_link(part, to).map_err(io)?;
+            give_name(part, to, |part, to| fs::hard_link(part, to)).map_err(io)?;
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
         });
-        let removed = fs::remove_file(part).map_err(io);
-        made.and(removed)
+        match fs::remove_file(part) {
+            // It has the name now.
+            Err(error) if error.kind() == ErrorKind::NotFound => made,
+            removed => made.and(removed.map_err(io)),
+        }
     }
 
     fn copy(&self, to: &Path) -> Result<()> {
@@ -154,6 +157,18 @@ impl Reader {
         copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
         let sound: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
         if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is not sound: {sound}"))) }
+    }
+}
+
+/// Gives a file its name. Unlike a rename, a link never replaces what was made in the meantime; where there are no links, as
+/// on vfat and many network shares, the name is taken first, and it is ours that is replaced.
+fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
+    match link(part, to) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            create_private(to)?;
+            fs::rename(part, to).inspect_err(|_| drop(fs::remove_file(to)))
+        }
+        linked => linked,
     }
 }
 
@@ -203,4 +218,22 @@ fn prune(tx: &Connection, before: &str, quarantined: bool) -> Result<Pruned> {
         params![before],
     )?;
     Ok(Pruned { raw, mails, attempts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_gets_its_name_also_without_links_and_replaces_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let [part, to, taken] = ["part", "to", "taken"].map(|name| folder.path().join(name));
+        fs::write(&part, "copy").unwrap();
+        fs::write(&taken, "before").unwrap();
+        let no_links = |_: &Path, _: &Path| Err(ErrorKind::PermissionDenied.into());
+        let error = give_name(&part, &taken, no_links).unwrap_err();
+        assert_eq!((error.kind(), fs::read(&taken).unwrap().as_slice()), (ErrorKind::AlreadyExists, &b"before"[..]));
+        give_name(&part, &to, no_links).unwrap();
+        assert_eq!((fs::read(&to).unwrap().as_slice(), part.exists()), (&b"copy"[..], false));
+    }
 }
