@@ -90,6 +90,10 @@ impl Rules {
         let TakenIn { report, envelope, date, .. } = read;
         let cut = mail.size > mail.bytes.len() as u64;
         let judgement = match (&report.said, &verdict) {
+            // What is not there may be the payment.
+            (Said::Nothing(_), _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
+                Judgement::Quarantined(too_large(mail))
+            }
             // Whoever sent it: it is not about a payment.
             (Said::Nothing(reason), _) => Judgement::Ignored(reason.clone()),
             (_, Verdict::Refused(reason)) if !cut => Judgement::Quarantined(reason.clone()),

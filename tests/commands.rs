@@ -137,6 +137,29 @@ fn what_others_inserted_is_printed_fit_for_a_terminal() {
 }
 
 #[test]
+fn what_max_size_cut_off_is_not_taken_for_nothing() {
+    let home = Home::new(&account(1, "max_size = \"4 KiB\"\n[trust]\naccept = [\"none\"]\n"));
+    let mail = |from: &str, lines: usize| {
+        let (text, payment) = ("Dear customer,\r\n".repeat(lines), "Status: completed\r\nAmount: $20\r\n");
+        let path = home.folder.path().join(format!("{from}-{lines}.eml"));
+        fs::write(&path, format!("From: {from}\r\nTo: payments@shop.example\r\nSubject: News\r\n\r\n{text}{payment}"))
+            .unwrap();
+        let line = home.data(&["parse", "--json", path.to_str().unwrap()]);
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        format!("{} {}", said["outcome"], said["reason"].as_str().and_then(|r| r.split(':').next()).unwrap_or_default())
+    };
+    assert_eq!(mail("no-reply@resmic.com", 1_000), "\"quarantined\" too-large");
+    assert_eq!(mail("friend@else.example", 1_000), "\"ignored\" not-a-payment");
+    let whole = home.folder.path().join("whole.eml");
+    fs::write(
+        &whole,
+        "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: News\r\n\r\nDear customer,\r\n",
+    )
+    .unwrap();
+    assert!(home.data(&["parse", whole.to_str().unwrap()]).contains(": ignored (not-a-payment"));
+}
+
+#[test]
 fn who_decides_about_nothing_makes_no_database() {
     let home = home();
     let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");
