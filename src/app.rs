@@ -46,17 +46,21 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// # Errors
 /// A secret that cannot be had, or a key that turns out wrong.
 pub async fn rules(config: &Config, account: &imap::Settings) -> anyhow::Result<Rules> {
-    let addresses = match &config.sessions.address {
-        Some(address) => {
-            let key = config.secret("sessions.address.key", &address.key).await?;
-            Some(session::Addresses::new(&address.mailbox, &key).map_err(|w| config.wrong("sessions.address.key", w))?)
-        }
-        None => None,
-    };
-    rules_with(config, account, addresses)
+    rules_with(config, account, addresses(config).await?)
 }
 
-/// As [`rules`], without the signed addresses' key: for reading only.
+/// The signed addresses, if there are to be any.
+///
+/// # Errors
+/// Their key cannot be had.
+pub async fn addresses(config: &Config) -> anyhow::Result<Option<session::Addresses>> {
+    let Some(address) = &config.sessions.address else { return Ok(None) };
+    let key = config.secret("sessions.address.key", &address.key).await?;
+    let addresses = session::Addresses::new(&address.mailbox, &key);
+    Ok(Some(addresses.map_err(|words| config.wrong("sessions.address.key", words))?))
+}
+
+/// As [`rules`], with the signed addresses or without: for reading only.
 ///
 /// # Errors
 /// A key that turns out wrong.

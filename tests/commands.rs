@@ -160,6 +160,23 @@ fn what_max_size_cut_off_is_not_taken_for_nothing() {
 }
 
 #[test]
+fn parse_tells_the_order_to_whoever_has_the_key() {
+    let sessions = "[sessions]\naddress = { mailbox = \"payments@shop.example\", key = { env = \"MAILHOOK_KEY\" } }\n";
+    let home = Home::new(&account(1, sessions));
+    let with_key = |arguments: &[&str]| {
+        let output = home.command(arguments).env("MAILHOOK_KEY", "a key of some length").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let address = with_key(&["address", "order-1"]);
+    let path = home.folder.path().join("mail.eml");
+    fs::write(&path, payment(1).replace("payments@shop.example", address.trim())).unwrap();
+    let parse = ["parse", "--json", path.to_str().unwrap()];
+    let order = |line: String| serde_json::from_str::<serde_json::Value>(&line).unwrap()["event"]["order_ref"].clone();
+    assert_eq!(order(with_key(&parse)), "order-1");
+    assert!(order(home.data(&parse)).is_null(), "and nobody has to");
+}
+
+#[test]
 fn who_decides_about_nothing_makes_no_database() {
     let home = home();
     let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");

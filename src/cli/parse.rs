@@ -88,9 +88,9 @@ impl Reading {
             name => Some(super::account(config, name)?),
         };
         let rules = match account {
-            // Only who asks whether to believe a mail has to have the keys at hand.
+            // Only who asks whether to believe a mail has to have the keys at hand; who has one is told the order, too.
             Some(account) if how.trust => app::rules(config, account).await?,
-            Some(account) => app::rules_with(config, account, None)?,
+            Some(account) => app::rules_with(config, account, app::addresses(config).await.unwrap_or_default())?,
             None => app::rules_without_account(config),
         };
         let resolver = if how.trust { Some(Resolver::new(&config.dns)?) } else { None };
@@ -119,8 +119,8 @@ impl Reading {
             }
             None => {
                 // What the mail would be if it were believed: that it is not asked for leaves no trust behind.
-                let asked =
-                    Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to: Vec::new() };
+                let to = trust::named_in_to(&mail.bytes);
+                let asked = Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to };
                 let (mut examined, report) = self.rules.read(mail, asked);
                 examined.proof = None;
                 (examined, report)

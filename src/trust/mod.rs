@@ -15,7 +15,7 @@ mod results;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use crate::contain::contained_async;
+use crate::contain::{contained, contained_async};
 use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict};
 use dns::Resolver;
 use header::Header;
@@ -210,6 +210,12 @@ fn addressed_to(ours: &Ours, header: &Header<'_>, mut proof: Proof) -> Verdict {
     }
     let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&proof.to));
     Verdict::Refused(Reason::new(ReasonCode::NotOurs, words))
+}
+
+/// The addresses of a mail's To, whoever put them there.
+#[must_use]
+pub fn named_in_to(mail: &[u8]) -> Vec<String> {
+    contained(|| Header::read(mail).all("to").flat_map(header::addresses).collect()).unwrap_or_default()
 }
 
 fn listed(addresses: &[String]) -> String {
