@@ -48,7 +48,7 @@ pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
     }
     match against_siblings(new, known) {
         Some(reason) => Standing::Conflict(reason),
-        None => beside_its_session(new, known),
+        None => beside_others(new, known),
     }
 }
 
@@ -62,7 +62,7 @@ pub fn repeated<'k>(id: &str, new: &Event, known: &'k [Known]) -> Option<&'k Kno
 #[must_use]
 pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Reason> {
     let others: Vec<Known> = known.iter().filter(|k| k.event_id != id).cloned().collect();
-    against_siblings(event, &others).or_else(|| match beside_its_session(event, &others) {
+    against_siblings(event, &others).or_else(|| match beside_others(event, &others) {
         Standing::New { hold, .. } => hold,
         Standing::Duplicate { .. } | Standing::Conflict(_) => None,
     })
@@ -76,10 +76,9 @@ fn conflict_with(event_id: &str, words: &str) -> Reason {
     Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
 }
 
-/// What contradicts the other events of the same transaction. Whoever says its hash on another chain contradicts them, too:
-/// no payment has one by chance that another has.
+/// What contradicts the other events of the same transaction.
 fn against_siblings(new: &Event, known: &[Known]) -> Option<Reason> {
-    let mut siblings = known.iter().filter(|k| shares_hash(&k.event.reading, &new.reading));
+    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
@@ -90,7 +89,7 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
         return false;
     }
     match (&a.transaction_hash, &b.transaction_hash) {
-        (Some(_), Some(_)) => shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain),
+        (Some(_), Some(_)) => shares_transaction(a, b),
         (None, None) => {
             a.session_id.is_some()
                 && same_text(&a.session_id, &b.session_id)
@@ -98,6 +97,11 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
         }
         _ => false,
     }
+}
+
+/// One transaction: the same hash, on chains that may be the same.
+fn shares_transaction(a: &Reading, b: &Reading) -> bool {
+    shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }
 
 fn shares_hash(a: &Reading, b: &Reading) -> bool {
@@ -137,9 +141,6 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     if !same_text(&k.currency, &n.currency) {
         return differs("currency", &k.currency, &n.currency);
     }
-    if !same_chain(&k.blockchain, &n.blockchain) {
-        return differs("blockchain", &k.blockchain, &n.blockchain);
-    }
     if !same_text(&k.token, &n.token) {
         return differs("token", &k.token, &n.token);
     }
@@ -167,6 +168,24 @@ fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
     let timeless =
         |event: &Event| Event { reading: Reading { tx_time: None, ..event.reading.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))
+}
+
+/// What the events of other transactions mean for a new one.
+fn beside_others(new: &Event, known: &[Known]) -> Standing {
+    match beside_its_session(new, known) {
+        Standing::New { hold: None, stale: false } => {
+            Standing::New { hold: on_another_chain(new, known), stale: false }
+        }
+        decided => decided,
+    }
+}
+
+/// A transaction has its hash on one chain, but for one that was sent on to another with its signature intact. So it may be
+/// a payment of its own, or the same one under another name of its chain.
+fn on_another_chain(new: &Event, known: &[Known]) -> Option<Reason> {
+    let is_elsewhere = |a: &Reading, b: &Reading| shares_hash(a, b) && !shares_transaction(a, b);
+    let other = known.iter().find(|k| is_elsewhere(&k.event.reading, &new.reading))?;
+    Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
 /// What a session's other events mean for a new one.

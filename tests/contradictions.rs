@@ -126,8 +126,6 @@ fn another_value_or_another_session_for_one_transaction_is_a_conflict_and_the_ev
             Says { amount: "2000.00", ..PAID },
             Says { amount: "20.01", ..PAID },
             Says { token: "DAI", ..PAID },
-            Says { chain: "Polygon", ..PAID },
-            Says { chain: "Polygon", session: "", ..PAID },
             Says { session: TWO, ..PAID },
             Says { status: "failed", ..PAID },
             Says { status: "failed", session: TWO, ..PAID },
@@ -151,6 +149,19 @@ fn the_same_amount_spelt_otherwise_contradicts_nothing() {
     assert_eq!(shop.gets(PAID), outcome("event", ""));
     assert_eq!(shop.gets(Says { mail: 2, amount: "20", ..PAID }), outcome("duplicate", ""));
     assert_eq!(shop.events(), format!("completed {ONE} 20.00"));
+}
+
+#[test]
+fn the_hash_of_a_transaction_on_another_chain_is_another_event_and_held() {
+    for session in [ONE, TWO, ""] {
+        let shop = Shop::open();
+        assert_eq!(shop.gets(PAID), outcome("event", ""));
+        shop.delivers();
+        assert_eq!(shop.gets(Says { mail: 2, chain: "Polygon", session, ..PAID }), outcome("event", "conflict"));
+        assert_eq!(shop.deliveries(), "delivered held");
+        assert_eq!(shop.gets(Says { mail: 3, ..PAID }), outcome("duplicate", ""));
+        assert_eq!(shop.gets(Says { mail: 4, chain: "Polygon", session, ..PAID }), outcome("duplicate", ""));
+    }
 }
 
 #[test]
