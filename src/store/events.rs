@@ -1,11 +1,12 @@
 //! An event enters the database: its session found, its standing known, its deliveries written.
 
-use rusqlite::{Connection, Row, named_params, params};
+use rusqlite::{Connection, named_params, params};
 
+use super::known::known;
 use super::sessions::{self, Found};
-use super::{Result, Settings, moment, now};
+use super::{Result, Settings, now};
 use crate::ledger::{self, Known, Standing};
-use crate::model::{Event, Outcome, Reading, Reason, ReasonCode, Status, iso};
+use crate::model::{Event, Outcome, Reason, ReasonCode, iso};
 use crate::session;
 
 /// What became of an event, and so of its mail.
@@ -79,41 +80,6 @@ pub(super) fn with_session(mut event: Event, found: Option<&Found>) -> Event {
 fn contradicts_registration(event: &Event, found: Option<&Found>) -> Option<Reason> {
     let registered = found?.registered.as_ref()?;
     session::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
-}
-
-/// The stored events that share the new one's id, transaction or session.
-fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
-    let mut statement = tx.prepare_cached(
-        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
-         FROM events e WHERE event_id = ?1 OR transaction_hash = ?2 OR session_id = ?3",
-    )?;
-    let rows = statement.query_map(params![id, event.reading.transaction_hash, event.reading.session_id], |row| {
-        Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
-    })?;
-    let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
-    // Which index finds them, and so in what order, is SQLite's affair.
-    known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
-    Ok(known)
-}
-
-/// An event from a row that has the columns of `events`.
-pub(super) fn from_row(row: &Row) -> rusqlite::Result<Event> {
-    let status: String = row.get("status")?;
-    let time = moment(row.get("tx_time")?);
-    let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
-    let reading = Reading {
-        session_id: row.get("session_id")?,
-        amount: row.get("amount")?,
-        currency: row.get("currency")?,
-        blockchain: row.get("blockchain")?,
-        token: row.get("token")?,
-        from_wallet_address: row.get("from_wallet_address")?,
-        transaction_hash: row.get("transaction_hash")?,
-        tx_time: time.filter(|_| from_mail),
-        // The column's CHECK allows nothing else; what does not look paid is the safe reading.
-        ..Reading::of(status.parse().unwrap_or(Status::Pending))
-    };
-    Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
 }
 
 fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&Found>, hold: Option<&Reason>) -> Result<()> {

@@ -4,12 +4,14 @@
 //! (`query`). `schema` opens and migrates, `record` is the transaction that promise 1 rests on.
 
 mod events;
+mod known;
 mod mailboxes;
 mod maintain;
 mod notice;
 mod outbox;
 mod query;
 mod record;
+mod register;
 mod rejudge;
 mod schema;
 mod sessions;
@@ -30,8 +32,8 @@ pub use maintain::{Backlog, Pruned};
 pub use outbox::{Attempted, Claimed, End, InFlight, Retry, Turn};
 pub use query::{DeliveryRow, EventFilter, EventRow, MailRow, MailboxRow, Reader};
 pub use record::{Entry, Recorded};
+pub use register::{NewSession, SessionRow};
 pub use rejudge::{Change, Stored};
-pub use sessions::{NewSession, SessionRow};
 pub use settle::{Assigned, Settled};
 
 use crate::model::Status;

@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
+use super::known;
 use super::query::{all_of, asked};
 use super::record::covers;
 use super::{Error, Reader, Result, Settings, Store, moment, now};
@@ -118,7 +119,7 @@ fn rejudge(
 fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Examined) -> Result<Change> {
     let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
-        Ok((events::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
+        Ok((known::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
     let new = with_what_the_mail_does_not_say(new, &known);
     if new == known {

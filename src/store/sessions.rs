@@ -1,182 +1,14 @@
-//! The registered sessions, and finding an event's among them.
+//! Finding an event's session among those that are registered.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde::Serialize;
 
-use super::events;
-use super::settle::{self, Settled};
-use super::{Error, Reader, Result, Settings, Store, moment};
-use crate::model::{self, Event, iso, same_amount};
+use super::known;
+use super::{Error, Result, Settings, moment};
+use crate::model::{self, Event, iso};
 use crate::session::{self, Registered, Source};
-
-/// A session to be registered.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NewSession {
-    /// Resmic's name for it, a UUID.
-    pub session_id: String,
-    /// The merchant's name for what is paid.
-    pub order_ref: Option<String>,
-    /// US dollars, decimal text.
-    pub amount: Option<String>,
-    /// The chain that was asked for.
-    pub blockchain: Option<String>,
-    /// The token that was asked for.
-    pub token: Option<String>,
-    /// After this it is not matched by amount any more.
-    pub expires_at: Option<Timestamp>,
-}
-
-/// A row of `sessions`, and the newest that is known of it.
-#[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs)]
-pub struct SessionRow {
-    pub session_id: String,
-    pub order_ref: Option<String>,
-    pub amount: Option<String>,
-    pub blockchain: Option<String>,
-    pub token: Option<String>,
-    pub created_at: String,
-    pub expires_at: Option<String>,
-    /// Of its newest truth in `payments`; `None`: nothing was heard of it.
-    pub status: Option<String>,
-    /// The event that says so.
-    pub event_id: Option<String>,
-}
-
-impl Store {
-    /// Registers a session, or adds to one what it lacks, and looks at the events that it concerns.
-    ///
-    /// # Errors
-    /// [`Error::Value`] if a value is none, [`Error::Refused`] if it is registered differently already.
-    pub async fn session_add(&self, new: NewSession) -> Result<Settled> {
-        let new = new.checked()?;
-        let settings = self.settings.clone();
-        let settled = self
-            .write(move |tx| {
-                if let Some(known) = by_id(tx, &new.session_id)? {
-                    new.agrees_with(&known)?;
-                }
-                let is_new = insert(tx, &new)?;
-                let sought = if is_new { Settled::default() } else { settle::seek(tx, &settings, &new.session_id)? };
-                Ok(sought.and(settle::all(tx, &settings)?))
-            })
-            .await?;
-        self.wake_outbox();
-        Ok(settled)
-    }
-}
-
-impl Reader {
-    /// The registered sessions, oldest first.
-    ///
-    /// # Errors
-    /// What SQLite says, or the first error of `each`.
-    pub fn sessions<E: From<Error>>(
-        &self,
-        mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let sql = "SELECT s.*, e.status, e.event_id FROM sessions s LEFT JOIN events e ON e.rowid = (
-               SELECT n.rowid FROM events n WHERE n.session_id = s.session_id
-               ORDER BY n.status = 'completed' DESC, coalesce(n.tx_time, n.created_at) DESC, n.created_at DESC, n.rowid DESC
-               LIMIT 1)
-             ORDER BY s.created_at, s.rowid";
-        self.each(sql, &[], session_row, &mut each)
-    }
-}
-
-fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
-    Ok(SessionRow {
-        session_id: text(row, "session_id")?.unwrap_or_default(),
-        order_ref: text(row, "order_ref")?,
-        amount: text(row, "amount")?,
-        blockchain: text(row, "blockchain")?,
-        token: text(row, "token")?,
-        created_at: text(row, "created_at")?.unwrap_or_default(),
-        expires_at: text(row, "expires_at")?,
-        status: row.get("status")?,
-        event_id: row.get("event_id")?,
-    })
-}
-
-impl NewSession {
-    /// Itself, in the database's spelling.
-    fn checked(self) -> Result<Self> {
-        let amount = self.amount.map(|text| text.trim().to_owned());
-        if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
-            return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
-        }
-        let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
-        Ok(NewSession {
-            session_id: uuid(&self.session_id)?,
-            // To the letter: it is the merchant's own.
-            order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
-            amount,
-            blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),
-            token: some(self.token),
-            expires_at: self.expires_at,
-        })
-    }
-
-    fn agrees_with(&self, known: &Registered) -> Result<()> {
-        let differs = |a: &Option<String>, b: &Option<String>, same: fn(&str, &str) -> bool| {
-            a.as_deref().zip(b.as_deref()).is_some_and(|(a, b)| !same(a, b))
-        };
-        let exactly = |a: &str, b: &str| a == b;
-        let field = if differs(&self.order_ref, &known.order_ref, exactly) {
-            "order reference"
-        } else if differs(&self.amount, &known.amount, same_amount) {
-            "amount"
-        } else if differs(&self.blockchain, &known.blockchain, |a, b| model::fold_chain(a) == model::fold_chain(b)) {
-            "blockchain"
-        } else if differs(&self.token, &known.token, exactly) {
-            "token"
-        } else {
-            return Ok(());
-        };
-        Err(Error::Refused(format!(
-            "session {} is registered already, with another {field}; nothing was changed",
-            self.session_id
-        )))
-    }
-}
-
-/// A session id in lower case.
-///
-/// # Errors
-/// [`Error::Value`] if it is none.
-pub(super) fn uuid(text: &str) -> Result<String> {
-    let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
-    hyphenated.map(|id| id.to_string()).ok_or_else(|| {
-        let example = "591abe63-aa61-411d-a419-0b546729bbd0";
-        Error::Value(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
-    })
-}
-
-fn is_decimal(text: &str) -> bool {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    text.len() <= 80 && digits(whole) && digits(fraction)
-}
-
-/// Whether there is anything new in it: what is said a second time changes nothing.
-fn insert(tx: &Connection, new: &NewSession) -> Result<bool> {
-    let mut statement = tx.prepare_cached(
-        "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),
-           amount = coalesce(amount, excluded.amount), blockchain = coalesce(blockchain, excluded.blockchain),
-           token = coalesce(token, excluded.token), expires_at = coalesce(excluded.expires_at, expires_at)
-         WHERE coalesce(order_ref, excluded.order_ref) IS NOT order_ref OR coalesce(amount, excluded.amount) IS NOT amount
-           OR coalesce(blockchain, excluded.blockchain) IS NOT blockchain OR coalesce(token, excluded.token) IS NOT token
-           OR coalesce(excluded.expires_at, expires_at) IS NOT expires_at",
-    )?;
-    let end = new.expires_at.map(iso);
-    let given = params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, end];
-    Ok(statement.execute(given)? > 0)
-}
 
 /// An event's session, and what is registered for it.
 pub(super) struct Found {
@@ -222,7 +54,7 @@ fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Regi
         "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2
            AND transaction_hash IS NOT ?3",
     )?;
-    let rivals = statement.query_map(params![from, to, hash], events::from_row)?;
+    let rivals = statement.query_map(params![from, to, hash], known::from_row)?;
     for rival in rivals {
         if session::fits(&rival?, session, settings.matching) {
             return Ok(true);
@@ -294,7 +126,19 @@ fn registered(row: &Row) -> rusqlite::Result<Registered> {
 
 /// A text that others may have written. SQLite takes any bytes for one, such as a shop's Latin-1: what is no UTF-8 then is
 /// shown as that, equals nothing, and is in nobody else's way.
-fn text(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn text(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
     let value = row.get_ref(column)?;
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
+}
+
+/// A session id in lower case.
+///
+/// # Errors
+/// [`Error::Value`] if it is none.
+pub(super) fn uuid(text: &str) -> Result<String> {
+    let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
+    hyphenated.map(|id| id.to_string()).ok_or_else(|| {
+        let example = "591abe63-aa61-411d-a419-0b546729bbd0";
+        Error::Value(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
+    })
 }

@@ -6,6 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::events::{self, Resolved};
+use super::known;
 use super::sessions::{self, Found};
 use super::{Error, Result, Settings, Store};
 use crate::model::Event;
@@ -182,7 +183,7 @@ fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
         )?
         .query_row(params![event_id], |row| {
             Ok(Kept {
-                event: events::from_row(row)?,
+                event: known::from_row(row)?,
                 source: row.get("session_source")?,
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
                 delivered: row.get("delivered")?,

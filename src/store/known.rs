@@ -1,0 +1,42 @@
+//! What is stored of events, read back as what was said.
+
+use rusqlite::{Connection, Row, params};
+
+use super::{Result, moment};
+use crate::ledger::Known;
+use crate::model::{Event, Reading, Status};
+
+/// The stored events that share the new one's id, transaction or session.
+pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
+    let mut statement = tx.prepare_cached(
+        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
+         FROM events e WHERE event_id = ?1 OR transaction_hash = ?2 OR session_id = ?3",
+    )?;
+    let rows = statement.query_map(params![id, event.reading.transaction_hash, event.reading.session_id], |row| {
+        Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
+    })?;
+    let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
+    // Which index finds them, and so in what order, is SQLite's affair.
+    known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
+    Ok(known)
+}
+
+/// An event from a row that has the columns of `events`.
+pub(super) fn from_row(row: &Row) -> rusqlite::Result<Event> {
+    let status: String = row.get("status")?;
+    let time = moment(row.get("tx_time")?);
+    let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
+    let reading = Reading {
+        session_id: row.get("session_id")?,
+        amount: row.get("amount")?,
+        currency: row.get("currency")?,
+        blockchain: row.get("blockchain")?,
+        token: row.get("token")?,
+        from_wallet_address: row.get("from_wallet_address")?,
+        transaction_hash: row.get("transaction_hash")?,
+        tx_time: time.filter(|_| from_mail),
+        // The column's CHECK allows nothing else; what does not look paid is the safe reading.
+        ..Reading::of(status.parse().unwrap_or(Status::Pending))
+    };
+    Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
+}
