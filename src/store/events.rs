@@ -192,15 +192,22 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
 }
 
 /// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
-/// tried again has not looked at each.
+/// tried again has not looked at each. What waited for them to be tried again waits no longer.
 pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
     tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
         .execute(params![id, reason.to_string()])?;
-    Ok(tx
+    let held = tx
         .prepare_cached(
             "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state IN ('pending', 'dead')",
         )?
-        .execute(params![id])?)
+        .execute(params![id])?;
+    tx.prepare_cached(
+        "UPDATE deliveries SET next_attempt_at = ?2
+         WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
+           AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
+    )?
+    .execute(params![id, now()])?;
+    Ok(held)
 }
 
 /// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.

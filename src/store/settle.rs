@@ -50,7 +50,7 @@ impl Store {
             let settings = self.settings.clone();
             let (settled, looked_at) = self.write(move |tx| some(tx, &settings)).await?;
             total.add(settled);
-            if settled.released > 0 {
+            if settled.released + settled.held > 0 {
                 self.wake_outbox();
             }
             if looked_at < AT_ONCE {

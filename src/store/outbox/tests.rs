@@ -164,3 +164,17 @@ fn what_a_person_made_due_during_its_last_attempt_is_tried_again() {
     let claimed = claim(&connection, "shop", &[], 16).unwrap();
     assert_eq!(claimed.iter().map(|c| (c.delivery_id, c.attempt)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
 }
+
+#[test]
+fn what_waited_for_a_delivery_that_is_held_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("DELETE FROM deliveries WHERE id NOT IN (1, 20001)", []).unwrap();
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 1);
+    let later = Timestamp::now() + SignedDuration::from_hours(1);
+    record(&connection, "shop", &ended(1, End::Again("x".into(), later))).unwrap();
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
+    let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
+    assert_eq!(crate::store::events::hold(&connection, "event-0", &reason).unwrap(), 1);
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().remove(0).delivery_id, 20_001);
+}
