@@ -226,6 +226,20 @@ async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() 
 }
 
 #[tokio::test]
+async fn a_genuine_mail_with_a_line_that_is_no_field_in_its_header_proves_nothing() {
+    let genuine = signed(How::default());
+    // The signature holds, and the reader takes what stands below such a line for the text.
+    for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
+        let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
+        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+    // The signature's body begins behind it, and the reader's at the first empty line below.
+    let verdict = judged(&replaced(&genuine, "\r\n\r\n", "\r\nx\r\n")).await;
+    assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
+}
+
+#[tokio::test]
 async fn without_an_answer_there_is_no_verdict() {
     // A socket that nobody reads from: the questions come in, and no answer goes out.
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

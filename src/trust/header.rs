@@ -10,7 +10,7 @@ pub(super) struct Header<'a> {
     fields: Vec<Field<'a>>,
     /// There are more than are looked at.
     goes_on: bool,
-    /// A line of it has nothing in it, and is not the empty one: some programs see its end there.
+    /// A line of it is no field's and not the empty one: some programs see its end there, or behind it.
     torn: bool,
 }
 
@@ -39,18 +39,19 @@ impl<'a> Header<'a> {
             }
             rest = after;
             if line.starts_with(b" ") || line.starts_with(b"\t") {
-                if let Some(field) = fields.last_mut() {
-                    field.value = between(mail, field.value, line);
+                match fields.last_mut() {
+                    Some(field) => field.value = between(mail, field.value, line),
+                    None => torn = true,
                 }
                 continue;
             }
-            torn |= line.trim_ascii().is_empty();
             if fields.len() == FIELDS {
                 goes_on = true;
                 break;
             }
-            let colon = line.iter().position(|b| *b == b':').unwrap_or(line.len());
-            let (name, value) = line.split_at(colon);
+            let colon = line.iter().position(|b| *b == b':');
+            let (name, value) = line.split_at(colon.unwrap_or(line.len()));
+            torn |= colon.is_none() || name.trim_ascii().is_empty();
             fields.push(Field { name, value: value.strip_prefix(b":").unwrap_or_default() });
         }
         Header { fields, goes_on, torn }
@@ -186,6 +187,31 @@ mod tests {
         for line in ["\x0c\n", "\r\r\n", "\x0c \r\n"] {
             assert_eq!(two(line), "it cannot be told where its header ends", "{line:?}");
         }
+    }
+
+    #[test]
+    fn where_the_parsers_do_not_agree_that_a_header_ends_nobody_is_its_sender() {
+        let lines = [
+            "", " ", "\t", "X: 1", " 2", "x", ":", ": x", " :", "\x0b", "\0", " \x0c", "\x0c:", "é", "Cc: \"a",
+            "Cc: (a",
+        ];
+        let lines: Vec<_> = lines.iter().flat_map(|l| ["\r\n", "\n", "\r"].map(|end| format!("{l}{end}"))).collect();
+        let mut believed = 0;
+        for (first, second) in lines.iter().flat_map(|first| lines.iter().map(move |second| (first, second))) {
+            for top in ["", "To: payments@shop.example\r\n"] {
+                let mail = format!("{top}{first}{second}From: a@resmic.com\r\nDate: 1\r\n\r\nX: 1\r\n\r\nX: 2\r\n");
+                let header = Header::read(mail.as_bytes());
+                if header.from().is_err() {
+                    continue;
+                }
+                believed += 1;
+                let signed = mail_auth::AuthenticatedMessage::parse(mail.as_bytes()).unwrap();
+                let read = MessageParser::new().parse(mail.as_bytes()).unwrap();
+                let read = read.root_part().raw_body_offset() as usize;
+                assert_eq!((read, header.fields.len()), (signed.body_offset(), signed.headers.len()), "{mail:?}");
+            }
+        }
+        assert!(believed > 500, "only {believed}");
     }
 
     #[test]
