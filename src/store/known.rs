@@ -4,21 +4,34 @@ use rusqlite::{Connection, Row, params};
 
 use super::{Result, moment};
 use crate::ledger::Known;
-use crate::model::{Event, Reading, Status};
+use crate::model::{Event, Reading, Status, fold_hash};
 
 /// The stored events that share the new one's id, transaction or session.
 pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
     let mut statement = tx.prepare_cached(
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
-         FROM events e WHERE event_id = ?1 OR transaction_hash = ?2 OR session_id = ?3",
+         FROM events e WHERE event_id = ?1 OR transaction_hash IN (SELECT value FROM json_each(?2)) OR session_id = ?3",
     )?;
-    let rows = statement.query_map(params![id, event.reading.transaction_hash, event.reading.session_id], |row| {
+    let hashes = serde_json::json!(event.reading.transaction_hash.as_deref().map(spellings).unwrap_or_default());
+    let rows = statement.query_map(params![id, hashes.to_string(), event.reading.session_id], |row| {
         Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
     })?;
     let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
     // Which index finds them, and so in what order, is SQLite's affair.
     known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
     Ok(known)
+}
+
+/// How a transaction's hash may be stored: a hexadecimal one is a number, and Starknet's are written with zeros before it or
+/// without.
+fn spellings(hash: &str) -> Vec<String> {
+    let folded = fold_hash(hash);
+    match folded.strip_prefix("0x") {
+        Some(digits) => {
+            (0..=64_usize.saturating_sub(digits.len())).map(|n| format!("0x{}{digits}", "0".repeat(n))).collect()
+        }
+        None => vec![folded],
+    }
 }
 
 /// An event from a row that has the columns of `events`.

@@ -74,6 +74,21 @@ async fn the_same_uid_again_leaves_nothing_new() {
 }
 
 #[tokio::test]
+async fn a_hash_is_known_with_zeros_before_it_and_without() {
+    let (short, padded) = (format!("0x{}", "4a".repeat(31)), format!("0x00{}", "4a".repeat(31)));
+    for (first, second) in [(&short, &padded), (&padded, &short)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let (mut paid, mut failed) = (paid(Some(SESSION)), paid(None));
+        (paid.reading.transaction_hash, paid.reading.blockchain) = (Some(first.clone()), Some("Starknet".into()));
+        (failed.reading.transaction_hash, failed.reading.blockchain) = (Some(second.clone()), Some("Starknet".into()));
+        failed.reading.status = Status::Failed;
+        let recorded = store.record(vec![entry(1, paid), entry(2, failed)], cursor(2)).await.unwrap();
+        assert_eq!(recorded[1].reason.as_ref().map(|r| r.code), Some(ReasonCode::Conflict), "{:?}", recorded[1]);
+    }
+}
+
+#[tokio::test]
 async fn a_second_report_fills_the_session_and_lets_the_delivery_go() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
