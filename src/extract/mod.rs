@@ -305,7 +305,10 @@ fn names_a_transaction(line: &Line) -> bool {
     fn words(text: &str) -> impl Iterator<Item = &str> {
         text.split(|c: char| !c.is_ascii_alphanumeric())
     }
-    let is_hash = |word: &str| word.len() >= 64 && values::hash(word, values::Family::Unknown).is_ok();
+    // Starknet's are a little shorter than the others: without the zeros before them.
+    let fits = |word: &str, family| values::hash(word, family).is_ok();
+    let is_hash =
+        |word: &str| word.len() >= 60 && (fits(word, values::Family::Unknown) || fits(word, values::Family::Starknet));
     // Links have long names of other things, and of these none begins so.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
     line.cells.iter().flat_map(|cell| words(cell)).any(is_hash) || linked.any(is_hash)
