@@ -39,12 +39,25 @@ impl Signals {
             _ = self.hangup.recv() => Wish::Reload,
         }
     }
+
+    /// Returns when the end is asked for; who wants the configuration to be read again is heard later.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
-    let (file, mut prepared) = (config.file().to_owned(), app::prepare(config, None).await?);
+    let file = config.file().to_owned();
+    // A program that prints a secret may take its time, also for want of somebody who types; the end does not wait for it.
+    let mut prepared = tokio::select! {
+        prepared = app::prepare(config, None) => prepared?,
+        () = signals.end() => return Ok(()),
+    };
     let database = prepared.database();
     let lock = app::lock(&database)?;
     loop {
@@ -56,15 +69,20 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
                 ended = &mut running => return ended,
                 wish = signals.next() => wish,
             };
-            match wish {
+            let read = match wish {
                 Wish::End => break None,
-                Wish::Reload => match reload(&file, &database, listener.as_ref()).await {
-                    Ok((log, new)) => {
-                        logging.set(log);
-                        break Some(new);
-                    }
-                    Err(error) => refuse(&error),
+                Wish::Reload => tokio::select! {
+                    read = reload(&file, &database, listener.as_ref()) => read,
+                    ended = &mut running => return ended,
+                    () = signals.end() => break None,
                 },
+            };
+            match read {
+                Ok((log, new)) => {
+                    logging.set(log);
+                    break Some(new);
+                }
+                Err(error) => refuse(&error),
             }
         };
         match next {
