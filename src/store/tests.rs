@@ -270,3 +270,23 @@ async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
     let (pages, copied) = look();
     assert!(pages > 2_000 && copied == pages, "{copied} of {pages}");
 }
+
+#[tokio::test]
+async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.write(|tx| Ok(tx.busy_timeout(std::time::Duration::from_millis(50))?)).await.unwrap();
+    let other = Connection::open(folder.path().join("m.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let first = async {
+        let first = store.ping().await;
+        other.execute_batch("ROLLBACK").unwrap();
+        first
+    };
+    // All ask before the first is answered.
+    let (first, second, third) = tokio::join!(first, store.ping(), store.ping());
+    for answer in [first, second, third] {
+        assert!(matches!(answer, Err(Error::Locked(_))), "{answer:?}");
+    }
+    store.ping().await.unwrap();
+}

@@ -192,9 +192,18 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
 fn commit(connection: &Connection, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
     let mut batch = vec![first];
     let failed = run_batch(connection, &mut batch, queue).err().map(Arc::new);
+    if failed.as_deref().is_some_and(is_locked) {
+        // They have waited for the lock as well: one after the other they would for minutes, a sign of life among them.
+        batch.extend(std::iter::from_fn(|| queue.try_recv().ok()));
+    }
     for job in batch {
         job.answer(failed.as_ref());
     }
+}
+
+fn is_locked(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
 }
 
 /// Copies the WAL, and gives back the memory of all that was read and written meanwhile: in years of single mails it would
