@@ -116,6 +116,12 @@ pub enum Error {
         /// The system's words.
         source: std::io::Error,
     },
+    /// Another file, or none, stands where the open one did.
+    #[error(
+        "database {0}: the file was removed, or another was put in its place, while it was open; the daemon must be started \
+         anew, and fetches again what was recorded meanwhile"
+    )]
+    Moved(PathBuf),
     /// The writing thread has ended.
     #[error("database: the writer has stopped")]
     Stopped,
@@ -160,6 +166,8 @@ pub struct Store {
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     deferrals: Arc<watch::Sender<u64>>,
+    /// Which file it is, by the system's numbers.
+    file: Option<(u64, u64)>,
     /// The last `PRAGMA data_version` of the writing connection: it counts the commits of others.
     seen_version: Arc<AtomicI64>,
 }
@@ -174,7 +182,8 @@ impl Store {
         let writer = writer::Writer::start(connection, &settings.path)?;
         let count = || Arc::new(watch::Sender::new(0));
         let seen_version = Arc::new(AtomicI64::new(i64::MIN));
-        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), seen_version })
+        let file = number(&settings.path).unwrap_or_default();
+        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), file, seen_version })
     }
 
     /// Lets go of the database; returns when everybody has, and it is one file again. A process that ends before that
@@ -187,8 +196,11 @@ impl Store {
     /// A connection for reading, of the caller's own.
     ///
     /// # Errors
-    /// As [`Reader::open`].
+    /// As [`Reader::open`]; [`Error::Moved`] if that would not show what is written here.
     pub fn reader(&self) -> Result<Reader> {
+        if number(&self.settings.path).is_ok_and(|number| number != self.file) {
+            return Err(Error::Moved(self.settings.path.clone()));
+        }
         Reader::open(&self.settings.path)
     }
 
@@ -270,6 +282,16 @@ fn lock_file(database: &Path) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(".lock");
     name.into()
+}
+
+/// By which numbers the system knows a file. Asked without opening it: to close it would end SQLite's locks on it.
+/// `None`: there is none.
+fn number(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        of => of.map(|of| Some((of.dev(), of.ino()))),
+    }
 }
 
 /// The current moment in the database's form.

@@ -290,3 +290,15 @@ async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
     }
     store.ping().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("m.db"), folder.path().join("copy.db"));
+    let store = store(&folder);
+    store.reader().unwrap().backup(&copy).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    assert!(matches!(store.reader(), Err(Error::Moved(_))));
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(store.reader(), Err(Error::Moved(_))));
+}
