@@ -157,7 +157,8 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
 
 /// What is kept back, and what to do about it.
 fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String>> {
-    let backlog = reader.backlog(&expected.targets)?;
+    let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
+    let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [
         (
             backlog.quarantined,
@@ -184,6 +185,11 @@ fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String
     Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
 }
 
+        (
+            backlog.unjudged,
+            "deferred, of an account that the configuration no longer has: nobody judges it until that is there again, under its name",
+            "mail",
+        ),
 fn plural(n: i64, what: &str, words: &str) -> String {
     let noun = match (n, what) {
         (1, what) => what.to_owned(),

@@ -26,6 +26,8 @@ pub struct Backlog {
     pub dead: i64,
     /// Deliveries for callbacks that are not configured.
     pub orphaned: i64,
+    /// Deferred mails of accounts that are not configured.
+    pub unjudged: i64,
 }
 
 /// What [`Store::prune`] removed.
@@ -40,11 +42,11 @@ pub struct Pruned {
 }
 
 impl Reader {
-    /// What waits for a person. `targets`: the callbacks that are configured.
+    /// What waits for a person. `targets`, `accounts`: the callbacks and accounts that are configured.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn backlog(&self, targets: &[String]) -> Result<Backlog> {
+    pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
         let sql = "SELECT
             (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
             (SELECT count(*) FROM events e WHERE hold IS NOT NULL
@@ -53,15 +55,19 @@ impl Reader {
                WHERE d.state = 'held' AND e.hold IS NULL),
             (SELECT count(*) FROM deliveries WHERE state = 'dead'),
             (SELECT count(*) FROM deliveries WHERE state = 'pending'
-               AND target NOT IN (SELECT value FROM json_each(?1)))";
-        let names = serde_json::to_string(targets).unwrap_or_default();
-        let found = self.one(sql, &[&names], |row| {
+               AND target NOT IN (SELECT value FROM json_each(?1))),
+            (SELECT count(*) FROM mails WHERE outcome = 'deferred'
+               AND account NOT IN (SELECT value FROM json_each(?2)))";
+        let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
+        let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
+        let found = self.one(sql, &[&targets, &accounts], |row| {
             Ok(Backlog {
                 quarantined: row.get(0)?,
                 conflicting: row.get(1)?,
                 unresolved: row.get(2)?,
                 dead: row.get(3)?,
                 orphaned: row.get(4)?,
+                unjudged: row.get(5)?,
             })
         })?;
         Ok(found.unwrap_or_default())

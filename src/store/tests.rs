@@ -302,3 +302,14 @@ async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() 
     std::fs::remove_file(&path).unwrap();
     assert!(matches!(store.reader(), Err(Error::Moved(_))));
 }
+
+#[tokio::test]
+async fn a_deferred_mail_that_nobody_judges_any_more_waits_for_a_person() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut deferred = entry(1, paid(None));
+    deferred.examined.judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
+    store.record(vec![deferred], cursor(1)).await.unwrap();
+    let unjudged = |accounts: &[&str]| store.reader().unwrap().backlog(&[], accounts).unwrap().unjudged;
+    assert_eq!((unjudged(&["other", "shop"]), unjudged(&["other"]), unjudged(&[])), (0, 1, 1));
+}
