@@ -53,6 +53,9 @@ pub struct Health {
     pub deliveries: BTreeMap<String, i64>,
     /// What needs a person, and what to do; empty if `ok`.
     pub attention: Vec<String>,
+    /// Nothing can be written: the disk is full, or another program has locked the database.
+    #[serde(skip)]
+    pub waits: bool,
 }
 
 /// A watched mailbox.
@@ -84,13 +87,13 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
         attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
         mailboxes.extend(row.map(Mailbox::from));
     }
-    attention.extend(reader.room().filter(|room| *room < ROOM).map(|room| {
+    let room = reader.room().filter(|room| *room < ROOM);
+    attention.extend(room.map(|room| {
         format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
     }));
     // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
-    if running && reader.is_locked() {
-        attention.push(LOCKED.to_owned());
-    }
+    let locked = running && reader.is_locked();
+    attention.extend(locked.then(|| LOCKED.to_owned()));
     attention.extend(undelivered(reader, expected)?);
     let words = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
@@ -104,6 +107,7 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
         events: words(&statuses, reader.count_by("events", "status")?),
         deliveries: words(&["held", "pending", "delivered", "dead"], reader.count_by("deliveries", "state")?),
         attention,
+        waits: room.is_some() || locked,
     })
 }
 
@@ -181,15 +185,15 @@ fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String
             "delivery",
         ),
         (backlog.orphaned, "for a callback that the configuration no longer has", "delivery"),
-    ];
-    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
-}
-
         (
             backlog.unjudged,
             "deferred, of an account that the configuration no longer has: nobody judges it until that is there again, under its name",
             "mail",
         ),
+    ];
+    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
+}
+
 fn plural(n: i64, what: &str, words: &str) -> String {
     let noun = match (n, what) {
         (1, what) => what.to_owned(),
@@ -218,6 +222,7 @@ impl Health {
             events: none(),
             deliveries: none(),
             attention: vec![why],
+            waits: false,
         }
     }
 

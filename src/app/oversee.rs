@@ -32,7 +32,7 @@ impl Overseer {
     /// Looks until `shutdown`.
     ///
     /// # Errors
-    /// [`store::Error::Stopped`]: the writer has ended.
+    /// [`store::Error::Stopped`]: the writer has ended; [`store::Error::Moved`]: nobody will find what it writes.
     pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
         // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
         let longest = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
@@ -43,7 +43,14 @@ impl Overseer {
         loop {
             outbox.mark_unchanged();
             self.store_answers(&writing).await?;
-            let line = self.look(&sending).await.unwrap_or_else(|e| e.to_string());
+            let (line, moves) = match self.look().await {
+                Err(moved @ store::Error::Moved(_)) => return Err(moved),
+                Err(error) => (error.to_string(), error.is_temporary()),
+                Ok(looked) => looked,
+            };
+            if moves {
+                sending.beat();
+            }
             let pause = if line == said {
                 longest
             } else {
@@ -82,17 +89,55 @@ impl Overseer {
         }
     }
 
-    async fn look(&self, sending: &Pulse) -> store::Result<String> {
+    /// How it goes, in a line, and whether the outbox moves, or waits for what no restart would mend.
+    async fn look(&self) -> store::Result<(String, bool)> {
         let (reader, health) = metrics::own_health(&self.store, &self.expected, &self.pulses).await?;
         let since = Timestamp::now() - STANDSTILL;
-        if !reader.outbox_stands_still(&self.expected.targets, &iso(since))? {
-            sending.beat();
-        }
-        Ok(health.line())
+        let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
+        Ok((health.line(), moves))
     }
 }
 
 /// Never so long that the watchdog goes hungry for want of an answer that will come.
 fn pulse_interval() -> Duration {
     systemd::watchdog_interval().map_or(REST, |interval| (interval / 4).min(REST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Matching;
+
+    /// Over a database in which something has been due for years.
+    fn overseer(folder: &tempfile::TempDir) -> Overseer {
+        let path = folder.path().join("m.db");
+        let matching = Matching { enabled: false, window: LOOK };
+        let store = Store::open(store::Settings { path: path.clone(), targets: Vec::new(), matching }).unwrap();
+        let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
+            INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
+              VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
+        rusqlite::Connection::open(path).unwrap().execute_batch(due).unwrap();
+        let expected = Expected { targets: vec!["shop".into()], ..Expected::default() };
+        Overseer { store, expected, pulses: Pulses::default() }
+    }
+
+    #[tokio::test]
+    async fn an_outbox_that_waits_for_a_lock_is_not_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let overseer = overseer(&folder);
+        assert!(!overseer.look().await.unwrap().1, "nobody sends what is due");
+        let other = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (line, moves) = overseer.look().await.unwrap();
+        assert!(line.contains("locked") && moves, "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_nobody_will_find_is_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let overseer = overseer(&folder);
+        std::fs::remove_file(folder.path().join("m.db")).unwrap();
+        let (_shutdown, ending) = watch::channel(false);
+        assert!(matches!(overseer.run(ending).await, Err(store::Error::Moved(_))));
+    }
 }

@@ -38,7 +38,7 @@ impl Deferred {
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
         let mut deferrals = self.store.watch_deferrals();
         while !*shutdown.borrow() {
-            let next = super::patiently(|| self.look()).await?.map_or(LOOK, until);
+            let next = super::patiently(None, || self.look()).await?.map_or(LOOK, until);
             tokio::select! {
                 () = tokio::time::sleep(next.min(LOOK)) => {}
                 // The store is gone only with the program.
@@ -69,7 +69,7 @@ impl Deferred {
             give_up(&mut examined);
         }
         let at = Timestamp::now() + next;
-        let change = super::patiently(|| self.store.rejudge(stored.id, examined.clone(), Some(at))).await?;
+        let change = super::patiently(None, || self.store.rejudge(stored.id, examined.clone(), Some(at))).await?;
         if let Change::Outcome { outcome, reason, event_id } = change {
             let reason = reason.map(|r| r.to_string());
             tracing::info!(mail_id = stored.id, event_id, reason, "deferred mail: {outcome}");

@@ -99,7 +99,7 @@ impl Ingest {
                 ready.push(step);
             }
             let pause = if ready.iter().any(Step::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
-            self.record(ready, &mut noted).await?;
+            self.record(ready, &mut noted, &pulse).await?;
             pulse.beat_before(pause);
         }
         Ok(())
@@ -175,15 +175,15 @@ impl Ingest {
     /// As [`Ingest::run`].
     pub async fn record_now(&self, mails: Vec<RawMail>) -> store::Result<Vec<Recorded>> {
         let entries = self.examine(mails).await.into();
-        self.commit(&entries, None).await
+        self.commit(&entries, None, None).await
     }
 
-    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>) -> store::Result<()> {
+    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> store::Result<()> {
         let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
                 Step::Found { attribute } => {
-                    patiently(|| self.store.forget_mailbox(&self.account, &attribute)).await?;
+                    patiently(Some(pulse), || self.store.forget_mailbox(&self.account, &attribute)).await?;
                 }
                 Step::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
                 Step::Examined(batch, examined) => {
@@ -195,7 +195,7 @@ impl Ingest {
         }
         if !entries.is_empty() || cursor.is_some() {
             let entries: Arc<[Entry]> = entries.into();
-            let recorded = self.commit(&entries, cursor.as_ref()).await?;
+            let recorded = self.commit(&entries, cursor.as_ref(), Some(pulse)).await?;
             if let (Some(noted), Some(_)) = (noted.as_mut(), &cursor) {
                 noted.seen_at = Some(Instant::now());
             }
@@ -209,7 +209,7 @@ impl Ingest {
             && !noted.as_ref().is_some_and(|noted| noted.says(&mailbox, state, error.as_deref()))
         {
             let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
-            patiently(note).await?;
+            patiently(Some(pulse), note).await?;
             *noted = Some(Noted { mailbox, state, error, seen_at: seen.then(Instant::now) });
         }
         Ok(())
@@ -221,8 +221,13 @@ impl Ingest {
     }
 
     /// Records mails, however long the database has to be waited for.
-    async fn commit(&self, entries: &Arc<[Entry]>, cursor: Option<&Cursor>) -> store::Result<Vec<Recorded>> {
-        let recorded = patiently(|| self.store.record(entries.clone(), cursor.cloned())).await?;
+    async fn commit(
+        &self,
+        entries: &Arc<[Entry]>,
+        cursor: Option<&Cursor>,
+        pulse: Option<&Pulse>,
+    ) -> store::Result<Vec<Recorded>> {
+        let recorded = patiently(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
             measure(&entry.mail);
@@ -250,13 +255,20 @@ fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid)
 }
 
-/// Tries again for as long as only the machine's state is in the way.
-async fn patiently<T, F: Future<Output = store::Result<T>>>(mut work: impl FnMut() -> F) -> store::Result<T> {
+/// Tries again for as long as only the machine's state is in the way. To wait is a sign of life: a watchdog that ends the
+/// program makes no room on a disk.
+async fn patiently<T, F: Future<Output = store::Result<T>>>(
+    pulse: Option<&Pulse>,
+    mut work: impl FnMut() -> F,
+) -> store::Result<T> {
     let mut failures = 0;
     loop {
         match work().await {
             Err(error) if error.is_temporary() => {
                 tracing::error!("{error}");
+                if let Some(pulse) = pulse {
+                    pulse.beat_before(RETRY.cap);
+                }
                 tokio::time::sleep(RETRY.pause(failures)).await;
                 failures = failures.saturating_add(1);
             }
@@ -290,4 +302,19 @@ fn measure(mail: &RawMail) {
         return;
     };
     telemetry::pushed(Duration::try_from(Timestamp::now().duration_since(received)).unwrap_or_default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pulse::Pulses;
+
+    #[tokio::test]
+    async fn whoever_waits_for_room_on_the_disk_is_not_stuck() {
+        let pulses = Pulses::default();
+        let pulse = pulses.begin("watching", Duration::ZERO);
+        let full = || async { Err::<(), _>(store::Error::Full("m.db".into())) };
+        assert!(patiently(Some(&pulse), full).now_or_never().is_none(), "it tries again");
+        assert!(pulses.late().is_empty());
+    }
 }
