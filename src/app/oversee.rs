@@ -138,6 +138,7 @@ mod tests {
         let overseer = overseer(&folder);
         std::fs::remove_file(folder.path().join("m.db")).unwrap();
         let (_shutdown, ending) = watch::channel(false);
-        assert!(matches!(overseer.run(ending).await, Err(store::Error::Moved(_))));
+        let ended = timeout(ANSWER, overseer.run(ending)).await.unwrap();
+        assert!(matches!(ended, Err(store::Error::Moved(_))), "{ended:?}");
     }
 }
