@@ -97,6 +97,40 @@ fn the_same_mail_imported_and_received_is_one_event() {
 }
 
 #[test]
+fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
+    let body = |order: u32, hash: &str| {
+        format!(
+            "{{\"session_id\":\"{order}\",{hash}\"txTime\":\"Mar 5, 2025, 03:36\",\"status\":{}}}",
+            !hash.is_empty()
+        )
+    };
+    let (first, second) = (body(1, "\"transaction_hash\":\"0x1\","), body(2, "\"transaction_hash\":\"0x2\","));
+    for handler in [Handler::express(), Handler::python()] {
+        // A header is anybody's: another key, or the key of what comes next.
+        for key in ["Idempotency-Key: 1\r\n", "Idempotency-Key: 2\r\n", ""] {
+            assert_eq!(handler.post_signed(&first, key), "200");
+        }
+        assert_eq!(handler.post_signed(&second, "Idempotency-Key: 2\r\n"), "200");
+        // What failed has no transaction, and Resmic's own webhook no key.
+        assert_eq!(
+            (handler.post_signed(&body(3, ""), ""), handler.post_signed(&body(4, ""), "")),
+            ("200".into(), "200".into())
+        );
+        for wrong in [
+            &b"Content-Type: application/json\r\nX-Signature: \xe9\xe9\r\n"[..],
+            b"Content-Type: text/plain\r\nX-Signature: 00\r\n",
+            b"",
+        ] {
+            assert_eq!(handler.post(&body(5, ""), wrong), "401", "{}", wrong.escape_ascii());
+        }
+        assert_eq!(handler.post_signed(&body(6, ""), ""), "200");
+        let sessions: Vec<Value> = handler.accepted(5).iter().map(|b| serde_json::from_str(b).unwrap()).collect();
+        let sessions: Vec<_> = sessions.iter().map(|b| b["session_id"].as_str().unwrap()).collect();
+        assert_eq!(sessions, ["1", "2", "3", "4", "6"]);
+    }
+}
+
+#[test]
 fn five_hundred_mails_survive_a_kill_in_their_middle() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home = home(&dovecot, &forward(&handler.url(), ""));

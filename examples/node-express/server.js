@@ -11,13 +11,15 @@ app.use(express.json());
 const paid = new Map(); // by event; a shop keeps this in its database
 
 app.post('/payment-webhook', (req, res) => {
-  const expected = crypto.createHmac('sha256', secret).update(JSON.stringify(req.body)).digest('hex');
+  const expected = crypto.createHmac('sha256', secret).update(JSON.stringify(req.body ?? null)).digest('hex');
   const given = Buffer.from(req.get('X-Signature') ?? '');
   if (given.length !== expected.length || !crypto.timingSafeEqual(given, Buffer.from(expected))) {
     return res.status(401).json({ error: 'wrong signature' });
   }
-  // The same event may come again: count it once. And compare the amount with what the order costs.
-  const id = req.get('Idempotency-Key') ?? req.body.transaction_hash;
+  // The same event may come again: count it once, and by what is signed; no header is. And compare the amount with what
+  // the order costs.
+  const { status, state, blockchain, transaction_hash: hash, session_id: session, txTime } = req.body;
+  const id = JSON.stringify([status, state, ...(hash ? [blockchain, hash] : [session, txTime])]);
   if (!paid.has(id)) {
     paid.set(id, req.body);
     console.log(JSON.stringify(req.body));

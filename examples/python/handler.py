@@ -11,14 +11,22 @@ paid = {}  # by event; a shop keeps this in its database
 
 
 class Handler(BaseHTTPRequestHandler):
+    timeout = 10
+
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or len(length) > 5:
+            return self.answer(400)
+        body = self.rfile.read(int(length))
         expected = hmac.new(SECRET, body, hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(expected, self.headers.get("X-Signature", "")):
+        # As bytes: of texts only ASCII is compared, and the header is whoever's.
+        if not hmac.compare_digest(expected.encode(), self.headers.get("X-Signature", "").encode()):
             return self.answer(401)
         event = json.loads(body)
-        # The same event may come again: count it once. And compare the amount with what the order costs.
-        if paid.setdefault(self.headers.get("Idempotency-Key"), event) is event:
+        # The same event may come again: count it once, and by what is signed; no header is. And compare the amount with
+        # what the order costs.
+        what = ("blockchain", "transaction_hash") if event.get("transaction_hash") else ("session_id", "txTime")
+        if paid.setdefault(tuple(event.get(key) for key in ("status", "state", *what)), event) is event:
             print(json.dumps(event), flush=True)
         self.answer(200)
 

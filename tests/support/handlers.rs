@@ -1,6 +1,8 @@
 //! Real webhook handlers: the examples that users start from.
 
-use std::io::{BufRead, BufReader};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -62,6 +64,30 @@ impl Handler {
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/payment-webhook", self.port)
+    }
+
+    /// Posts as anybody on this machine may. The status.
+    pub fn post(&self, body: &str, headers: &[u8]) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let head = format!(
+            "POST /payment-webhook HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), headers, b"\r\n", body.as_bytes()].concat()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
+
+    /// Posts with a good signature.
+    pub fn post_signed(&self, body: &str, more: &str) -> String {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
+        let mut headers = "Content-Type: application/json\r\nX-Signature: ".to_owned();
+        for byte in ring::hmac::sign(&key, body.as_bytes()).as_ref() {
+            write!(headers, "{byte:02x}").unwrap();
+        }
+        self.post(body, format!("{headers}\r\n{more}").as_bytes())
     }
 
     /// The bodies that it accepted, once there are so many.
