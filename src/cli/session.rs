@@ -3,6 +3,7 @@
 use super::args::NewSession;
 use super::output::{self, cell};
 use crate::config::Config;
+use crate::model;
 use crate::session::Addresses;
 use crate::store::{self, Reader};
 
@@ -17,11 +18,8 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
             settled.resolved, settled.released, settled.held
         ));
     }
-    if settled.too_late > 0 {
-        output::say(&format!(
-            "events that contradict it, and were delivered before: {}; see `status`",
-            settled.too_late
-        ));
+    for event in &settled.too_late {
+        output::say(&format!("delivered before, and contradicts it: event {}", model::printable(event, 400)));
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ impl Store {
             })?;
             if settled != settle::Settled::default() {
                 let settle::Settled { resolved, released, held, too_late } = settled;
-                tracing::info!(resolved, released, held, too_late, "sessions were registered");
+                tracing::info!(resolved, released, held, too_late = too_late.len(), "sessions were registered");
             }
             self.wake_outbox();
         }

@@ -16,7 +16,7 @@ use crate::session::{Registered, Source};
 const AT_ONCE: usize = 200;
 
 /// What became of events when sessions were looked at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Events that have a session now and had none.
     pub resolved: usize,
@@ -24,8 +24,8 @@ pub struct Settled {
     pub released: usize,
     /// Deliveries that may not go any more: their event contradicts what is registered.
     pub held: usize,
-    /// Events that contradict what is registered, and were delivered before.
-    pub too_late: usize,
+    /// Events that contradict what is registered, and were delivered before: which, and how.
+    pub too_late: Vec<String>,
 }
 
 /// What became of an event that a person gave a session.
@@ -49,10 +49,10 @@ impl Store {
         loop {
             let settings = self.settings.clone();
             let (settled, looked_at) = self.write(move |tx| some(tx, &settings)).await?;
-            total.add(settled);
             if settled.released + settled.held > 0 {
                 self.wake_outbox();
             }
+            total.add(settled);
             if looked_at < AT_ONCE {
                 return Ok(total);
             }
@@ -96,7 +96,7 @@ impl Settled {
         self.resolved += more.resolved;
         self.released += more.released;
         self.held += more.held;
-        self.too_late += more.too_late;
+        self.too_late.extend(more.too_late);
     }
 
     /// Both together.
@@ -206,7 +206,7 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
     if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
         if let Some(reason) = events::objection(tx, event_id, &kept.event, Some(&found))? {
             tracing::warn!(event_id, %reason, "delivered before its session was registered");
-            settled.too_late = 1;
+            settled.too_late.push(format!("{event_id}: {reason}"));
             settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }
         return Ok(settled);
