@@ -3,7 +3,7 @@
 set -euo pipefail
 . /box/common.sh
 
-page=/usr/share/doc/resmic-mailhook/operations.md
+page=/usr/share/doc/resmic-mailhook/docs/operations.md
 dpkg --unpack /box/first.deb >/dev/null # for the page only
 cp $page /box/operations.md
 dpkg -P resmic-mailhook >/dev/null 2>&1

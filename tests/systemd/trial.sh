@@ -8,7 +8,7 @@ dpkg -i /box/first.deb
 [ "$(property ActiveState) $(property ConditionResult) $(property NRestarts)" = "inactive no 0" ] || fail "not skipped cleanly"
 man -w resmic-mailhook >/dev/null 2>&1 || [ -e /usr/share/man/man1/resmic-mailhook.1.gz ] || fail "no manual page"
 for f in bash-completion/completions/resmic-mailhook zsh/vendor-completions/_resmic-mailhook \
-    fish/vendor_completions.d/resmic-mailhook.fish doc/resmic-mailhook/operations.md; do
+    fish/vendor_completions.d/resmic-mailhook.fish doc/resmic-mailhook/docs/operations.md; do
     [ -s /usr/share/$f ] || fail "no /usr/share/$f"
 done
 
