@@ -4,16 +4,18 @@ use rusqlite::{Connection, Row, params};
 
 use super::{Result, moment};
 use crate::ledger::Known;
-use crate::model::{Event, Reading, Status, fold_hash};
+use crate::model::{Event, Reading, Status, fold_chain, fold_hash};
 
 /// The stored events that share the new one's id, transaction or session.
 pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
-    let mut statement = tx.prepare_cached(
+    let hash = event.reading.transaction_hash.as_deref();
+    let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(spellings(hash)).to_string());
+    let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
+    let mut statement = tx.prepare_cached(&format!(
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
-         FROM events e WHERE event_id = ?1 OR transaction_hash IN (SELECT value FROM json_each(?2)) OR session_id = ?3",
-    )?;
-    let hashes = serde_json::json!(event.reading.transaction_hash.as_deref().map(spellings).unwrap_or_default());
-    let rows = statement.query_map(params![id, hashes.to_string(), event.reading.session_id], |row| {
+         FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
+    ))?;
+    let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
         Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
     })?;
     let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
@@ -22,8 +24,14 @@ pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Know
     Ok(known)
 }
 
-/// How a transaction's hash may be stored: a hexadecimal one is a number, and Starknet's are written with zeros before it or
-/// without.
+/// Whether its transaction may be one of Starknet, whose hashes are written with zeros before them or without; all others
+/// are read in their whole length only.
+fn may_lack_zeros(event: &Event) -> bool {
+    let chain = event.reading.blockchain.as_deref();
+    chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
+}
+
+/// How a transaction's hash may be stored: a hexadecimal one is a number.
 fn spellings(hash: &str) -> Vec<String> {
     let folded = fold_hash(hash);
     match folded.strip_prefix("0x") {

@@ -275,7 +275,7 @@ async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
 async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
-    store.write(|tx| Ok(tx.busy_timeout(std::time::Duration::from_millis(50))?)).await.unwrap();
+    store.write(|tx| Ok(tx.busy_timeout(std::time::Duration::from_millis(500))?)).await.unwrap();
     let other = Connection::open(folder.path().join("m.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let first = async {
