@@ -1,11 +1,16 @@
-//! The documents: their links lead somewhere, here and where the package puts them.
+//! The documents: their links lead somewhere, here and where the package puts them, and what they say of the output is so.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)] // a test says what it expects by panicking
 
+mod support;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
+use serde_json::{Map, Value};
+use support::daemon::{Home, account, forward};
 
 /// Where the package puts them.
 const INSTALLED: &str = "usr/share/doc/resmic-mailhook/";
@@ -77,4 +82,83 @@ fn the_package_has_what_they_point_to_where_they_look_for_it() {
             assert!(is_there(&file), "{}: {} is not in the package", document.display(), file.display());
         }
     }
+}
+
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+const PAYMENT: &str = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\r\n\
+    Status: completed\r\nSession ID: 591abe63-aa61-411d-a419-0b546729bbd0\r\nAmount: $20\r\n\
+    Transaction Hash: 0x1111111111111111111111111111111111111111111111111111111111111111\r\n";
+
+/// The tables of a document by their headings: each key with its type.
+fn keys(document: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let row = Regex::new(r"^\| `(\w+)` \| ([a-z ]+) \|").unwrap();
+    let (mut tables, mut heading) = (BTreeMap::<_, BTreeMap<_, _>>::new(), String::new());
+    for line in fs::read_to_string(root().join(document)).unwrap().lines() {
+        if let Some(words) = line.strip_prefix('#') {
+            heading = words.trim_start_matches('#').trim().replace('`', "");
+        } else if let Some(c) = row.captures(line) {
+            tables.entry(heading.clone()).or_default().insert(c[1].to_owned(), c[2].to_owned());
+        }
+    }
+    tables
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "text",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
+    }
+}
+
+#[test]
+fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
+    let labels = "[trust]\naccept = [\"none\"]\n[extract.labels]\nsession_id = [\"Session ID\"]\n";
+    let home = Home::new(&account(1, &format!("{labels}{}", forward("http://127.0.0.1:1/", ""))));
+    let mail = home.folder.path().join("mail.eml");
+    fs::write(&mail, PAYMENT).unwrap();
+    let mail = mail.to_str().unwrap();
+    let mut tables = keys("docs/json.md");
+    let mut compare = |heading: &str, object: &Map<String, Value>| {
+        let documented = tables.remove(heading).unwrap_or_else(|| panic!("{heading} is not in docs/json.md"));
+        let real: Vec<_> = object.keys().collect();
+        assert_eq!(documented.keys().collect::<Vec<_>>(), real, "{heading}");
+        for (key, kind) in documented {
+            let real = type_of(&object[&key]);
+            assert!(kind.split(" or ").any(|kind| kind == real), "{heading}: {key} is {real}, and documented as {kind}");
+        }
+    };
+    // With the code that a red `status` ends with.
+    let printed = |arguments: &[&str]| -> Map<String, Value> {
+        let output = home.run(arguments);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {output:?}"))
+    };
+    let parsed = printed(&["parse", "--json", mail]);
+    compare("parse --json", &parsed);
+    compare("The event of parse --json", parsed["event"].as_object().unwrap());
+    let imported = printed(&["import", "--json", mail]);
+    compare("import --json", &imported);
+    home.data(&["session", "add", SESSION, "--amount", "20"]);
+    compare("session list --json", &printed(&["session", "list", "--json"]));
+    let event = printed(&["events", "--json"]);
+    compare("events --json", &event);
+    let deliveries = printed(&["deliveries", "--json"]);
+    compare("deliveries --json", &deliveries);
+    let mails = printed(&["mails", "--json"]);
+    compare("mails --json", &mails);
+    let mut whole = printed(&["show", "--json", imported["event_id"].as_str().unwrap()]);
+    assert_eq!([&whole["mails"], &whole["deliveries"]], [&Value::from(vec![mails]), &Value::from(vec![deliveries])]);
+    whole.retain(|key, value| event.get(key) != Some(value));
+    compare("show --json", &whole);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    sqlite.execute("INSERT INTO mailboxes (account, mailbox) VALUES ('shop', 'INBOX')", []).unwrap();
+    let status = printed(&["status", "--json"]);
+    compare("status --json", &status);
+    compare("The mailboxes of status --json", status["mailboxes"][0].as_object().unwrap());
+    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL", []).unwrap();
+    compare("reparse --json", &printed(&["reparse", "--json"]));
+    assert!(tables.is_empty(), "nothing is printed with these: {tables:?}");
 }
