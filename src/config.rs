@@ -245,7 +245,7 @@ impl Text {
              a secret never stands in the configuration itself"
                 .to_owned()
         } else {
-            crate::model::printable(without_value(error.message()), 300)
+            crate::model::printable(&in_plain_words(without_value(error.message())), 300)
         };
         let key = secret.unwrap_or(&whole);
         self.at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, words)
@@ -278,6 +278,20 @@ fn without_value(message: &str) -> &str {
         Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
         None => message,
     }
+}
+
+/// What the library says of a value that is none, in the words of who wrote it.
+const PLAIN: [(&str, &str); 6] = [
+    ("expected u16", "expected a port, from 1 to 65535, without quotes"),
+    ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
+    ("expected path string", "expected a file's name"),
+    ("expected socket address", "expected an address and a port, for example \"127.0.0.1:9464\""),
+    ("invalid socket address syntax", "expected an address, no name, and a port, for example \"127.0.0.1:9464\""),
+    ("wanted string or table", "expected a text, or a table"),
+];
+
+fn in_plain_words(words: &str) -> String {
+    PLAIN.iter().fold(words.to_owned(), |words, (library, ours)| words.replace(library, ours))
 }
 
 /// The innermost key whose name or value stands at `offset`.

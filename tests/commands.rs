@@ -222,6 +222,8 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
         let output = home.run(arguments);
         assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
+    let said = String::from_utf8(home.run(&["mails", "--outcome", "lost"]).stderr).unwrap();
+    assert!(said.contains("no outcome; one of: event, duplicate,"), "{said}");
     let nobody = Home::new("");
     for command in [&["import", folder][..], &["check"], &["run"]] {
         assert_eq!(nobody.run(command).status.code(), Some(2), "{command:?}");

@@ -100,6 +100,13 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
         ("max_size = \"1 MiB", "config.toml:6: max_size: "),
         ("user = \"payments@shop.example\"", "config.toml:6: user: duplicate key"),
         ("port = 0", "config.toml:6: account[0].port: expected a port, from 1 to 65535"),
+        ("port = \"993\"", "config.toml:6: account[0].port: expected a port, from 1 to 65535, without quotes"),
+        ("mailboxes = \"INBOX\"", "config.toml:6: account[0].mailboxes: expected a list, in brackets"),
+        ("[telemetry]\nmetrics = 9464", "config.toml:7: telemetry.metrics: expected an address and a port"),
+        (
+            "[telemetry]\nmetrics = \"localhost:9464\"",
+            "config.toml:7: telemetry.metrics: expected an address, no name,",
+        ),
         ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected a boolean"),
         ("recipients = [\"shop\"]", "config.toml:6: account[0].recipients: \"shop\" is no address"),
         ("recipients = [\"@shop.example\"]", "config.toml:6: account[0].recipients: "),

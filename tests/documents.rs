@@ -128,7 +128,10 @@ fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
         assert_eq!(documented.keys().collect::<Vec<_>>(), real, "{heading}");
         for (key, kind) in documented {
             let real = type_of(&object[&key]);
-            assert!(kind.split(" or ").any(|kind| kind == real), "{heading}: {key} is {real}, and documented as {kind}");
+            assert!(
+                kind.split(" or ").any(|kind| kind == real),
+                "{heading}: {key} is {real}, and documented as {kind}"
+            );
         }
     };
     // With the code that a red `status` ends with.

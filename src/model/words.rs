@@ -34,7 +34,7 @@ macro_rules! words {
             fn from_str(word: &str) -> std::result::Result<Self, String> {
                 Self::ALL.iter().copied().find(|v| v.as_str() == word).ok_or_else(|| {
                     let all: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
-                    format!(concat!("not a ", $what, "; one of: {}"), all.join(", "))
+                    format!(concat!("no ", $what, "; one of: {}"), all.join(", "))
                 })
             }
         }
