@@ -95,7 +95,7 @@ step "Alerts: cron is silent while all is well"
 job=$(grep -o '\*/5 \* \* \* \* root .* status`' $page | sed 's/^.* root //; s/`$//')
 [ -z "$(sh -c "$job")" ] || fail "cron would mail"
 
-step "Credentials: a second account, no callback, an encrypted password, each by its drop-in"
+step "Credentials: a second account, no callback, an encrypted password, OAuth, each by its drop-in"
 cp /etc/resmic-mailhook/config.toml /box/one.toml
 sed 's/"shop"/"second"/; s/imap-password/second-password/; /^$/,$d' /box/one.toml >> /etc/resmic-mailhook/config.toml
 install -m 0600 /box/typed/imap-password /etc/resmic-mailhook/second-password
@@ -119,7 +119,22 @@ moment
 systemctl restart $unit || fail "does not start with an encrypted password"
 await "idle with an encrypted password" idle
 documented 'sudo resmic-mailhook check --connect' >/dev/null
-rm -r /etc/systemd/system/$unit.d /etc/resmic-mailhook/imap-password.cred
+rm /etc/resmic-mailhook/imap-password.cred
+cat > /box/oauth.toml <<'CONF'
+[account.oauth2]
+token_url = "http://127.0.0.1:9/token"
+client_id = "shop"
+client_secret = { credential = "oauth-client-secret" }
+refresh_token = { credential = "oauth-refresh-token" }
+CONF
+sed -e '/^password = /r /box/oauth.toml' -e '/^password = /d' /box/one.toml > /etc/resmic-mailhook/config.toml
+echo s3cret | tee /etc/resmic-mailhook/oauth-client-secret > /etc/resmic-mailhook/oauth-refresh-token
+drop_in 4
+systemctl restart $unit || fail "does not start with OAuth"
+await "both secrets are there, and nobody answers" \
+    says "SELECT last_error LIKE '%token%' FROM mailboxes WHERE account = 'shop' AND mailbox = 'INBOX'" 1
+rm -r /etc/systemd/system/$unit.d /etc/resmic-mailhook/oauth-*
+cp /box/one.toml /etc/resmic-mailhook/config.toml
 cp /box/typed/imap-password /etc/resmic-mailhook/
 systemctl daemon-reload
 moment
