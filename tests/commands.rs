@@ -222,8 +222,6 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
         let output = home.run(arguments);
         assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let said = String::from_utf8(home.run(&["mails", "--outcome", "lost"]).stderr).unwrap();
-    assert!(said.contains("no outcome; one of: event, duplicate,"), "{said}");
     let nobody = Home::new("");
     for command in [&["import", folder][..], &["check"], &["run"]] {
         assert_eq!(nobody.run(command).status.code(), Some(2), "{command:?}");
@@ -251,4 +249,24 @@ fn a_port_that_somebody_has_is_no_wrong_configuration() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");
+}
+
+#[test]
+fn the_manual_names_no_page_that_there_is_not_and_the_help_each_word() {
+    let home = home();
+    home.data(&["man", "--out", home.folder.path().to_str().unwrap()]);
+    let text = home.data(&["man"]).replace('\\', "");
+    let named = regex::Regex::new(r"resmic-mailhook-[a-z]+\(1\)").unwrap();
+    assert!(named.is_match(&text), "{text}");
+    for page in named.find_iter(&text).map(|found| found.as_str().replace("(1)", ".1")) {
+        assert!(home.folder.path().join(&page).exists(), "{page}");
+    }
+    for (command, words) in [
+        (&["mails", "--help"][..], "event, duplicate, ignored, quarantined, deferred"),
+        (&["reparse", "--help"], "event, duplicate, ignored, quarantined, deferred"),
+        (&["events", "--help"], "completed, failed, pending"),
+    ] {
+        let help = home.data(command).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&format!("[possible values: {words}]")), "{help}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::model::{Outcome, Status};
@@ -84,7 +85,7 @@ pub(super) enum Command {
     #[command(args_conflicts_with_subcommands = true)]
     Mails {
         /// Only those with this outcome
-        #[arg(long)]
+        #[arg(long, value_parser = one_of(Outcome::ALL, Outcome::as_str))]
         outcome: Option<Outcome>,
         /// Print JSON Lines
         #[arg(long)]
@@ -148,7 +149,7 @@ pub(super) enum Command {
     /// Run stored mails through today's rules again; an event that was delivered never changes
     Reparse {
         /// Only mails with this outcome
-        #[arg(long)]
+        #[arg(long, value_parser = one_of(Outcome::ALL, Outcome::as_str))]
         outcome: Option<Outcome>,
         /// Print JSON Lines
         #[arg(long)]
@@ -165,7 +166,7 @@ pub(super) struct EventFilter {
     #[arg(long, value_name = "H")]
     pub(super) tx: Option<String>,
     /// Only events with this status
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = one_of(Status::ALL, Status::as_str))]
     pub(super) status: Option<Status>,
     /// Only events stored since then: 2025-03-05, 2025-03-05T03:36:00Z, or 2h for two hours ago
     #[arg(long, value_name = "T", value_parser = since)]
@@ -234,6 +235,14 @@ pub(super) enum DeliveriesCommand {
         #[arg(long)]
         dead: bool,
     },
+}
+
+/// One of these words, which the help, the manual and the completions name then.
+fn one_of<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
+where
+    T: std::str::FromStr<Err = String> + Copy + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(all.iter().map(|value| word(*value))).try_map(|text| text.parse::<T>())
 }
 
 /// A date, a moment, or a duration back from now.

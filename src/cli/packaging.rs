@@ -17,7 +17,8 @@ pub(super) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
 }
 
 pub(super) fn man(out: Option<&Path>) -> anyhow::Result<()> {
-    let command = Arguments::command();
+    // A page for `help` is not made, so none is named.
+    let command = Arguments::command().disable_help_subcommand(true);
     if let Some(folder) = out {
         return clap_mangen::generate_to(command, folder)
             .with_context(|| format!("cannot write into {}", folder.display()));
