@@ -121,8 +121,8 @@ impl Config {
     /// # Errors
     /// [`Error`].
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let content =
-            std::fs::read_to_string(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        let content = std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+        let content = String::from_utf8(content).map_err(|e| Text::of(path, e.as_bytes()).no_utf8(&e.utf8_error()))?;
         Config::parse(path, content)
     }
 
@@ -231,6 +231,17 @@ impl Text {
     fn wrong(&self, key: &str, words: String) -> Error {
         let span = DeTable::parse(&self.content).ok().and_then(|table| span_of(table.get_ref(), key));
         self.at(span.map_or(0, |s| s.start), key.to_owned(), words)
+    }
+
+    /// The file as far as it is text.
+    fn of(path: &Path, bytes: &[u8]) -> Self {
+        Text { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
+    }
+
+    fn no_utf8(&self, error: &std::str::Utf8Error) -> Error {
+        let at = error.valid_up_to();
+        let key = self.key_before(at).unwrap_or_else(|| "configuration".into());
+        self.at(at, key, "expected UTF-8; an editor has saved the file in another encoding".into())
     }
 
     /// The library's error, without the line that it quotes: there may be a secret in it.

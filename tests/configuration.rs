@@ -125,6 +125,20 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
 }
 
 #[test]
+fn what_is_no_utf_8_is_named_where_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    for (text, words) in [
+        (&b"[[account]]\nname = \"B\xf6rse\"\n"[..], "config.toml:2: name: expected UTF-8"),
+        (b"# f\xfcr den Laden\n[[account]]\n", "config.toml:1: configuration: expected UTF-8"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let error = Config::read(&path).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn a_host_is_a_name_or_an_address_and_nothing_else() {
     let with = |host: &str| {
         read(&format!(
