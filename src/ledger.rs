@@ -58,14 +58,30 @@ pub fn repeated<'k>(id: &str, new: &Event, known: &'k [Known]) -> Option<&'k Kno
     known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
 }
 
-/// Why a person has to decide about a stored event (whose id is `id`), now that its session is known.
+/// Why a person has to decide about a stored event (whose id is `id`) that says `event` by now; `known` has it as it was.
 #[must_use]
 pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Reason> {
     let others: Vec<Known> = known.iter().filter(|k| k.event_id != id).cloned().collect();
-    against_siblings(event, &others).or_else(|| match beside_others(event, &others) {
+    let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.reading);
+    let new = what_is_new(before, event);
+    against_siblings(event, &others).or_else(|| match beside_others(&new, &others) {
         Standing::New { hold, .. } => hold,
         Standing::Duplicate { .. } | Standing::Conflict(_) => None,
     })
+}
+
+/// The event without the session and the transaction that it had before: what came later and has the same was judged beside
+/// it, and is held itself.
+fn what_is_new(before: Option<&Reading>, event: &Event) -> Event {
+    let had = |of: fn(&Reading) -> &Option<String>| {
+        before.is_some_and(|before| {
+            of(before).is_some() == of(&event.reading).is_some() && same_text(of(before), of(&event.reading))
+        })
+    };
+    let mut new = event.clone();
+    new.reading.session_id.take_if(|_| had(|r| &r.session_id));
+    new.reading.transaction_hash.take_if(|_| had(|r| &r.blockchain));
+    new
 }
 
 fn conflict(with: &str, words: &str) -> Standing {

@@ -150,14 +150,15 @@ pub(super) enum Resolved {
 /// Writes what is now known of an event, and lets its deliveries go, or holds them for a person.
 pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Resolved> {
     let event = with_session(event.clone(), found);
+    let objection = objection(tx, id, &event, found)?;
     update(tx, id, &event, found.map(|f| f.source))?;
-    match objection(tx, id, &event, found)? {
+    match objection {
         Some(reason) => hold(tx, id, &reason).map(Resolved::Held),
         None => release(tx, id).map(Resolved::Released),
     }
 }
 
-/// Why a person has to decide about an event with this session.
+/// Why a person has to decide about an event with this session. It is asked before that is written.
 pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Reason>> {
     let registered = contradicts_registration(event, found);
     Ok(registered.or(ledger::objection(id, event, &known(tx, id, event)?)))

@@ -203,6 +203,24 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
 }
 
 #[tokio::test]
+async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
+    let world = World::new(any());
+    world.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
+    let mut elsewhere = paid(None, 1);
+    elsewhere.reading.blockchain = Some("Base".into());
+    world.record(vec![paid(Some(3), 5), elsewhere]).await;
+    let before = ["pending", "held", "pending", "pending", "held", "pending", "held"];
+    assert_eq!(states(&world), before);
+    for (n, order_ref) in [(1, "A"), (2, "B"), (3, "C")] {
+        let settled = world.store.session_add(new(n, Some(order_ref), Some("20"))).await.unwrap();
+        assert_eq!((settled.released, settled.held, settled.too_late), (0, 0, vec![]), "{order_ref}");
+    }
+    assert_eq!(states(&world), before);
+    let holds: Vec<bool> = events(&world).into_iter().map(|e| e.2.is_some()).collect();
+    assert_eq!(holds, [false, true, false, false, true, false, true], "one payment of each session goes");
+}
+
+#[tokio::test]
 async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_the_rest() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
