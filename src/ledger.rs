@@ -58,16 +58,28 @@ pub fn repeated<'k>(id: &str, new: &Event, known: &'k [Known]) -> Option<&'k Kno
     known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
 }
 
-/// Why a person has to decide about a stored event (whose id is `id`) that says `event` by now; `known` has it as it was.
+/// Why a stored event is not told after all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Objection {
+    /// A person has to decide.
+    Hold(Reason),
+    /// It says something older than what is known of its session, so that nobody need be told.
+    Stale,
+}
+
+/// What stands against telling a stored event (whose id is `id`) that says `event` by now; `known` has it as it was.
 #[must_use]
-pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Reason> {
+pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Objection> {
     let others: Vec<Known> = known.iter().filter(|k| k.event_id != id).cloned().collect();
     let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.reading);
-    let new = what_is_new(before, event);
-    against_siblings(event, &others).or_else(|| match beside_others(&new, &others) {
-        Standing::New { hold, .. } => hold,
+    if let Some(reason) = against_siblings(event, &others) {
+        return Some(Objection::Hold(reason));
+    }
+    match beside_others(&what_is_new(before, event), &others) {
+        Standing::New { stale: true, .. } => Some(Objection::Stale),
+        Standing::New { hold, .. } => hold.map(Objection::Hold),
         Standing::Duplicate { .. } | Standing::Conflict(_) => None,
-    })
+    }
 }
 
 /// The event without the session and the transaction that it had before: what came later and has the same was judged beside
@@ -204,14 +216,16 @@ fn on_another_chain(new: &Event, known: &[Known]) -> Option<Reason> {
     Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
-/// What a session's other events mean for a new one.
+/// What a session's other events mean for a new one. Nor need anybody hear that a transaction is pending that is completed.
 fn beside_its_session(new: &Event, known: &[Known]) -> Standing {
     let session = &new.reading.session_id;
+    let is_pending = new.reading.status == Status::Pending;
     let completed = known.iter().find(|k| {
-        session.is_some()
+        let is_its_session = session.is_some()
             && k.event.reading.session_id.is_some()
-            && same_text(session, &k.event.reading.session_id)
-            && k.event.reading.status == Status::Completed
+            && same_text(session, &k.event.reading.session_id);
+        k.event.reading.status == Status::Completed
+            && (is_its_session || is_pending && shares_transaction(&k.event.reading, &new.reading))
     });
     let Some(completed) = completed else { return Standing::New { hold: None, stale: false } };
     let words = match new.reading.status {

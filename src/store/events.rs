@@ -5,7 +5,7 @@ use rusqlite::{Connection, named_params, params};
 use super::known::known;
 use super::sessions::{self, Found};
 use super::{Result, Settings, now};
-use crate::ledger::{self, Known, Standing};
+use crate::ledger::{self, Known, Objection, Standing};
 use crate::model::{Event, Outcome, Reason, ReasonCode, iso};
 use crate::session;
 
@@ -153,14 +153,15 @@ pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&F
     let objection = objection(tx, id, &event, found)?;
     update(tx, id, &event, found.map(|f| f.source))?;
     match objection {
-        Some(reason) => hold(tx, id, &reason).map(Resolved::Held),
+        Some(Objection::Hold(reason)) => hold(tx, id, &reason).map(Resolved::Held),
+        Some(Objection::Stale) => withdraw(tx, id).map(|()| Resolved::Released(0)),
         None => release(tx, id).map(Resolved::Released),
     }
 }
 
-/// Why a person has to decide about an event with this session. It is asked before that is written.
-pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Reason>> {
-    let registered = contradicts_registration(event, found);
+/// What stands against telling an event with this session. It is asked before that is written.
+pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Objection>> {
+    let registered = contradicts_registration(event, found).map(Objection::Hold);
     Ok(registered.or(ledger::objection(id, event, &known(tx, id, event)?)))
 }
 
@@ -209,6 +210,13 @@ pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> 
     )?
     .execute(params![id, now()])?;
     Ok(held)
+}
+
+/// Nobody need be told of an event any more. Who may have been stays.
+fn withdraw(tx: &Connection, id: &str) -> Result<()> {
+    let sql = "DELETE FROM deliveries WHERE event_id = ?1 AND state IN ('held', 'pending') AND attempts = 0";
+    tx.prepare_cached(sql)?.execute(params![id])?;
+    Ok(())
 }
 
 /// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.

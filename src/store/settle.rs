@@ -9,6 +9,7 @@ use super::events::{self, Resolved};
 use super::known;
 use super::sessions::{self, Found};
 use super::{Error, Result, Settings, Store};
+use crate::ledger::Objection;
 use crate::model::Event;
 use crate::session::{Registered, Source};
 
@@ -204,7 +205,7 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
     let Some(found) = sessions::find(tx, settings, &kept.event)? else { return Ok(settled) };
     // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
     if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
-        if let Some(reason) = events::objection(tx, event_id, &kept.event, Some(&found))? {
+        if let Some(Objection::Hold(reason)) = events::objection(tx, event_id, &kept.event, Some(&found))? {
             tracing::warn!(event_id, %reason, "delivered before its session was registered");
             settled.too_late.push(format!("{event_id}: {reason}"));
             settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };

@@ -221,6 +221,31 @@ async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
 }
 
 #[tokio::test]
+async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_registered() {
+    let as_pending = |event: Event| Event { reading: Reading { status: Status::Pending, ..event.reading }, ..event };
+    for is_known in [true, false] {
+        let every = "statuses = [\"completed\", \"failed\", \"pending\"]";
+        let world = World::new(vec![shop("127.0.0.1:1", every)]);
+        // Of a transaction whose session nobody knows.
+        world.record(vec![paid(None, 1), as_pending(paid(None, 1))]).await;
+        let register = new(1, Some("A"), None);
+        if is_known {
+            world.store.session_add(register.clone()).await.unwrap();
+        }
+        let first = as_pending(of_order("A", 2));
+        world.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
+        world.store.session_add(register).await.unwrap();
+        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state)).collect();
+        let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
+        let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
+        assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
+        // What waits for its callback goes, in its order, whatever is registered meanwhile.
+        world.store.session_add(new(1, None, Some("20"))).await.unwrap();
+        assert_eq!(states(&world), ["held", "pending", "pending"]);
+    }
+}
+
+#[tokio::test]
 async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_the_rest() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
