@@ -193,6 +193,13 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
     Ok(())
 }
 
+/// Writes the session of an event that was told without it. What was posted stays.
+pub(super) fn name(tx: &Connection, id: &str, event: &Event, source: session::Source) -> Result<()> {
+    tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
+        .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;
+    Ok(())
+}
+
 /// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
 /// tried again has not looked at each. What waited for them to be tried again waits no longer.
 pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {

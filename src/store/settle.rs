@@ -203,16 +203,23 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
         return Ok(settled);
     }
     let Some(found) = sessions::find(tx, settings, &kept.event)? else { return Ok(settled) };
+    let had_none = kept.event.reading.session_id.is_none();
     // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
-    if kept.delivered && (!kept.open || kept.event.reading.session_id.is_some()) {
-        if let Some(Objection::Hold(reason)) = events::objection(tx, event_id, &kept.event, Some(&found))? {
+    if kept.delivered && !(kept.open && had_none) {
+        let event = if had_none { events::with_session(kept.event, Some(&found)) } else { kept.event };
+        if let Some(Objection::Hold(reason)) = events::objection(tx, event_id, &event, Some(&found))? {
             tracing::warn!(event_id, %reason, "delivered before its session was registered");
             settled.too_late.push(format!("{event_id}: {reason}"));
             settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
         }
+        if had_none {
+            // All that it was told to hears no more of it, but another payment is that session's second.
+            settled.resolved = 1;
+            events::name(tx, event_id, &event, found.source)?;
+        }
         return Ok(settled);
     }
-    settled.resolved = usize::from(kept.event.reading.session_id.is_none());
+    settled.resolved = usize::from(had_none);
     match events::resolve(tx, event_id, &kept.event, Some(&found))? {
         Resolved::Released(n) => settled.released = n,
         Resolved::Held(n) => settled.held = n,

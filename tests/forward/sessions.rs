@@ -176,6 +176,29 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
 }
 
 #[tokio::test]
+async fn a_payment_that_was_told_without_its_session_is_that_sessions_once_it_is_registered() {
+    let receiver = Receiver::new(|_, _| status(200));
+    let mut world = World::new(vec![shop(receiver.listen().await, "unresolved = \"send\"")]);
+    world.start();
+    world.record(vec![of_order("A", 1), of_order("B", 2)]).await;
+    world.until_all("delivered").await;
+    let settled = world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    assert_eq!((settled.resolved, settled.released, settled.held), (1, 0, 0));
+    // That it contradicts what is registered is said, though nobody can be spared any more.
+    let settled = world.store.session_add(new(2, Some("B"), Some("2000"))).await.unwrap();
+    assert_eq!((settled.resolved, settled.held, settled.too_late.len()), (1, 0, 1), "{:?}", settled.too_late);
+    let changed: i64 = world
+        .sql()
+        .query_row("SELECT count(*) FROM events WHERE webhook NOT LIKE '{\"session_id\":null,%'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(changed, 0, "what was posted stays");
+    world.record(vec![of_order("A", 3), of_order("B", 4)]).await;
+    world.stop().await;
+    assert_eq!(states(&world), ["delivered", "delivered", "held", "held"], "an order is not paid twice");
+    assert_eq!(receiver.requests().len(), 2);
+}
+
+#[tokio::test]
 async fn what_found_the_session_is_told_also_when_a_later_report_did() {
     let world = World::new(any());
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
