@@ -76,7 +76,8 @@ impl Store {
     /// Gives an event its session, by a person's decision, and lets its deliveries go whatever held them.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another.
+    /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another, or is
+    /// being told.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
         let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::uuid(session_id)?);
         let settings = self.settings.clone();
@@ -173,15 +174,23 @@ struct Kept {
     delivered: bool,
     /// Some callback does not have it yet.
     open: bool,
+    /// Some callback may be told of it right now.
+    under_way: bool,
 }
+
+/// An attempt whose end is not recorded. None takes longer than the longest `timeout`; what is older was cut short.
+const UNDER_WAY: &str = "EXISTS (
+    SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
+    WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
 
 fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
     let found = tx
-        .prepare_cached(
+        .prepare_cached(&format!(
             "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
-               EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state <> 'delivered') AS open
-             FROM events e WHERE event_id = ?1",
-        )?
+               EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state <> 'delivered') AS open,
+               {UNDER_WAY} AS under_way
+             FROM events e WHERE event_id = ?1"
+        ))?
         .query_row(params![event_id], |row| {
             Ok(Kept {
                 event: known::from_row(row)?,
@@ -189,6 +198,7 @@ fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
                 delivered: row.get("delivered")?,
                 open: row.get("open")?,
+                under_way: row.get("under_way")?,
             })
         });
     Ok(found.optional()?)
@@ -239,6 +249,10 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
             return refuse(format!("is of session {known}: its mail says so"));
         }
         Some(known) if kept.delivered => return refuse(format!("was delivered with session {known}")),
+        Some(known) if kept.under_way => {
+            let until = "when that attempt has ended, try again";
+            return refuse(format!("is being posted with session {known}, and may be accepted with it: {until}"));
+        }
         _ => {}
     }
     let registered = sessions::by_id(tx, session_id)?;

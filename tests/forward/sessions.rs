@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use resmic_mailhook::store::NewSession;
+use resmic_mailhook::store::{Attempted, Claimed, End, NewSession};
 
 use super::receiver::{Receiver, status};
 use super::*;
@@ -156,6 +156,29 @@ async fn a_person_resolves_what_nothing_else_could() {
     assert!(refused(&id(paid(None, 1)), "591abe63").await.contains("is no session id"));
     world.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL", []).unwrap();
     assert!(refused(&id(paid(None, 1)), &session(9)).await.contains("was delivered with session"));
+}
+
+#[tokio::test]
+async fn a_person_waits_for_an_attempt_that_tells_another_session() {
+    let world = World::new(any());
+    world.record(vec![paid(None, 1)]).await;
+    let id = paid(None, 1).id().unwrap().to_string();
+    let assign = async |n: u32| world.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
+    assign(1).await.unwrap();
+    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+    let refused = assign(2).await.unwrap_err();
+    assert!(refused.contains(&format!("is being posted with session {}", session(1))), "{refused}");
+    // What it is told already may be said again.
+    assign(1).await.unwrap();
+    let Claimed { delivery_id, attempt, .. } = claimed;
+    let end = End::Again("500".into(), jiff::Timestamp::now());
+    let ended = Attempted { delivery_id, attempt, status: Some(500), took: Duration::ZERO, end };
+    world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+    assign(2).await.unwrap();
+    // One whose end nobody will ever tell is waited for as long as it could have taken.
+    world.store.turn("shop", vec![], vec![], 1).await.unwrap();
+    world.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
+    assign(1).await.unwrap();
 }
 
 #[tokio::test]
