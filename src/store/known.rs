@@ -32,7 +32,7 @@ fn may_lack_zeros(event: &Event) -> bool {
 }
 
 /// How a transaction's hash may be stored: a hexadecimal one is a number.
-fn spellings(hash: &str) -> Vec<String> {
+pub(super) fn spellings(hash: &str) -> Vec<String> {
     let folded = fold_hash(hash);
     match folded.strip_prefix("0x") {
         Some(digits) => {

@@ -6,6 +6,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
+use super::known::spellings;
 use super::{Error, Result, schema};
 
 /// A connection that only reads.
@@ -110,6 +111,9 @@ pub struct MailboxRow {
     pub last_error: Option<String>,
 }
 
+/// Which events are of a transaction: by all that its hash may be written as.
+pub(super) const OF_TRANSACTION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
+
 impl Reader {
     /// Opens the database for reading.
     ///
@@ -145,13 +149,14 @@ impl Reader {
         mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let EventFilter { session, transaction, status, since, after } = filter;
+        let hashes = transaction.as_deref().map(|hash| serde_json::json!(spellings(hash)).to_string());
         let (condition, given) = all_of(&[
-            ("session_id =", asked(session)),
-            ("transaction_hash =", asked(transaction)),
-            ("status =", asked(status)),
+            ("session_id = ?", asked(session)),
+            (OF_TRANSACTION, asked(&hashes)),
+            ("status = ?", asked(status)),
             // Not by its index: they would all be sorted before the first is told of.
-            ("+created_at >=", asked(since)),
-            ("rowid >", asked(after)),
+            ("+created_at >= ?", asked(since)),
+            ("rowid > ?", asked(after)),
         ]);
         self.each(&format!("SELECT rowid, * FROM events {condition} ORDER BY rowid"), &given, event_row, &mut each)
     }
@@ -174,7 +179,7 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let (condition, given) = all_of(&[("outcome =", asked(&outcome)), ("event_id =", asked(&event_id))]);
+        let (condition, given) = all_of(&[("outcome = ?", asked(&outcome)), ("event_id = ?", asked(&event_id))]);
         self.each(&format!("SELECT {MAIL_COLUMNS} FROM mails {condition} ORDER BY id"), &given, mail_row, &mut each)
     }
 
@@ -196,7 +201,7 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let (condition, given) = all_of(&[("state =", asked(&state)), ("event_id =", asked(&event_id))]);
+        let (condition, given) = all_of(&[("state = ?", asked(&state)), ("event_id = ?", asked(&event_id))]);
         self.each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
     }
 
@@ -295,7 +300,6 @@ pub(super) fn all_of<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Ve
     for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
         condition.push_str(if given.is_empty() { "WHERE " } else { " AND " });
         condition.push_str(part);
-        condition.push_str(" ?");
         given.push(value);
     }
     (condition, given)

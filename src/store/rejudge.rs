@@ -167,7 +167,7 @@ impl Reader {
     /// What SQLite says.
     pub fn kept_mails(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
         let word = outcome.map(Outcome::as_str);
-        let (condition, given) = all_of(&[("outcome =", asked(&word))]);
+        let (condition, given) = all_of(&[("outcome = ?", asked(&word))]);
         let sql = format!("SELECT id FROM (SELECT id, raw FROM mails {condition}) WHERE raw IS NOT NULL ORDER BY id");
         self.all(&sql, &given, |r| r.get(0))
     }

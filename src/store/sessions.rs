@@ -42,21 +42,23 @@ pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Resul
 /// Whether another payment without a session fits this one as well, or one is about to pay it by another transaction: then
 /// nobody knows which of the two paid it.
 fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Registered) -> Result<bool> {
-    let hash = &event.reading.transaction_hash;
+    let hash = event.reading.transaction_hash.as_deref().map(model::fold_hash);
+    let is_another = |rival: &Event| rival.reading.transaction_hash.as_deref().map(model::fold_hash) != hash;
     let mut statement = tx.prepare_cached(
-        "SELECT 1 FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash <> ?2",
+        "SELECT * FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash IS NOT NULL",
     )?;
-    if statement.exists(params![session.session_id, hash])? {
-        return Ok(true);
+    for rival in statement.query_map(params![session.session_id], known::from_row)? {
+        if is_another(&rival?) {
+            return Ok(true);
+        }
     }
     let (from, to) = payable(session, settings);
     let mut statement = tx.prepare_cached(
-        "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2
-           AND transaction_hash IS NOT ?3",
+        "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2",
     )?;
-    let rivals = statement.query_map(params![from, to, hash], known::from_row)?;
-    for rival in rivals {
-        if session::fits(&rival?, session, settings.matching) {
+    for rival in statement.query_map(params![from, to], known::from_row)? {
+        let rival = rival?;
+        if is_another(&rival) && session::fits(&rival, session, settings.matching) {
             return Ok(true);
         }
     }

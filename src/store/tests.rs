@@ -141,19 +141,20 @@ async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_pers
 async fn what_is_listed_by_an_index_is_found_by_it() {
     let folder = tempfile::tempdir().unwrap();
     let reader = store(&folder).reader().unwrap();
-    let (word, row) = (Some("x"), Some(1));
+    let (word, words, row) = (Some("x"), Some("[\"x\"]"), Some(1));
     for (table, asked_for) in [
-        ("mails", ("outcome =", query::asked(&word))),
-        ("mails", ("event_id =", query::asked(&word))),
-        ("deliveries", ("event_id =", query::asked(&word))),
-        ("events", ("session_id =", query::asked(&word))),
-        ("events", ("transaction_hash =", query::asked(&word))),
-        ("events", ("rowid >", query::asked(&row))),
+        ("mails", ("outcome = ?", query::asked(&word))),
+        ("mails", ("event_id = ?", query::asked(&word))),
+        ("deliveries", ("event_id = ?", query::asked(&word))),
+        ("events", ("session_id = ?", query::asked(&word))),
+        ("events", (query::OF_TRANSACTION, query::asked(&words))),
+        ("events", ("rowid > ?", query::asked(&row))),
     ] {
-        let (condition, given) = query::all_of(&[("nothing =", None), asked_for]);
+        let (condition, given) = query::all_of(&[("nothing = ?", None), asked_for]);
         let plan = format!("EXPLAIN QUERY PLAN SELECT * FROM {table} {condition} ORDER BY rowid");
         let steps = reader.all(&plan, &given, |row| row.get::<_, String>(3)).unwrap();
-        assert!(!steps.iter().any(|step| step.starts_with("SCAN ")), "{plan}: {steps:?}");
+        let is_slow = |step: &String| step.starts_with("SCAN ") && !step.starts_with("SCAN json_each ");
+        assert!(!steps.iter().any(is_slow), "{plan}: {steps:?}");
     }
     let nothing = EventFilter::default();
     let mut count = 0;

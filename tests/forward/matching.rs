@@ -86,6 +86,34 @@ async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_
 }
 
 #[tokio::test]
+async fn a_transaction_is_no_rival_of_itself_however_its_hash_is_written() {
+    let world = matching();
+    world.store.session_add(new(1, None, Some("20"))).await.unwrap();
+    let short = |status: Status| {
+        let mut event = at(paid(None, 1));
+        let reading = &mut event.reading;
+        (reading.status, reading.blockchain, reading.transaction_hash) =
+            (status, Some("Starknet".into()), Some("0x1".into()));
+        event
+    };
+    let mut padded = short(Status::Completed);
+    padded.reading.transaction_hash = Some(format!("0x{:064x}", 1));
+    world.record(vec![short(Status::Pending), padded]).await;
+    let sessions: Vec<_> = events(&world).into_iter().map(|e| e.0).collect();
+    assert_eq!(sessions, [Some(session(1)), Some(session(1))], "it is pending first, and then completed");
+    let filter = |hash: &str| store::EventFilter { transaction: Some(hash.into()), ..store::EventFilter::default() };
+    for hash in ["0x1", "0X01", "0x0000000001"] {
+        let mut found = 0;
+        let count = |_| {
+            found += 1;
+            Ok::<_, store::Error>(())
+        };
+        world.store.reader().unwrap().events(&filter(hash), count).unwrap();
+        assert_eq!(found, 2, "{hash}");
+    }
+}
+
+#[tokio::test]
 async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
     let world = matching();
     world.record(vec![of_order("A", 1)]).await;
