@@ -14,6 +14,8 @@ pub struct Known {
     pub event: Event,
     /// Whether some callback has accepted it: from then on it stays as it is.
     pub delivered: bool,
+    /// Whether some callback may have, without having said so.
+    pub doubtful: bool,
 }
 
 /// What a new event is, beside those that are known.
@@ -242,8 +244,11 @@ fn fill(known: &Known, new: &Event) -> Option<Box<Event>> {
     if known.delivered {
         return None;
     }
-    let (k, n) = (known.event.reading.clone(), new.reading.clone());
-    let header_time = known.event.header_time.or(new.header_time);
+    // In other words it might be counted a second time. Of whichever session it is, it is the same payment.
+    let session_alone = || Reading { session_id: new.reading.session_id.clone(), ..Reading::of(new.reading.status) };
+    let n = if known.doubtful { session_alone() } else { new.reading.clone() };
+    let k = known.event.reading.clone();
+    let header_time = known.event.header_time.or(new.header_time.filter(|_| !known.doubtful));
     let filled = Event {
         // Once a mail says the time, no header does.
         header_time: header_time.filter(|_| k.tx_time.or(n.tx_time).is_none()),
@@ -281,7 +286,7 @@ mod tests {
     }
 
     fn known(event: Event, delivered: bool) -> Known {
-        Known { event_id: event.id().unwrap().to_string(), event, delivered }
+        Known { event_id: event.id().unwrap().to_string(), event, delivered, doubtful: false }
     }
 
     fn judge(new: &Event, known: &[Known]) -> Standing {

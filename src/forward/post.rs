@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::sign;
 use super::target::Target;
 use crate::http::{self, header_text};
-use crate::model::printable;
+use crate::model::{NO_ANSWER, printable};
 use crate::store::Claimed;
 
 /// The most of an answer that is read; then the connection is closed.
@@ -54,7 +54,7 @@ pub(super) async fn post(target: &Target, claimed: &Claimed) -> Answer {
     heard.unwrap_or_else(|| {
         Answer::none(match ended {
             Ok(Err(words)) => words,
-            _ => format!("no answer within {}", crate::units::Duration(target.timeout)),
+            _ => format!("{NO_ANSWER} within {}", crate::units::Duration(target.timeout)),
         })
     })
 }

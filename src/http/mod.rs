@@ -17,7 +17,7 @@ use jiff::fmt::rfc2822;
 pub use connect::{Place, Stream};
 pub use url::Url;
 
-use crate::model::printable;
+use crate::model::{NO_ANSWER, printable};
 
 /// The largest head of an answer, and the most fields in it; hyper's own limit is a hundred.
 const LONGEST_HEAD: usize = 64 * 1024;
@@ -63,7 +63,7 @@ pub async fn exchange<T>(
 
 /// Hyper's words with their causes: its first line alone says "connection error".
 fn words(error: &hyper::Error) -> String {
-    let mut all = format!("no answer: {error}");
+    let mut all = format!("{NO_ANSWER}: {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(e) = cause {
         all.push_str(&format!(": {e}"));

@@ -15,4 +15,4 @@ pub use spelling::{
     KNOWN_CHAINS, fold_chain, fold_hash, iso, printable, same_amount, same_mailbox, spell_chain, webhook_time,
 };
 pub(crate) use words::words;
-pub use words::{MailboxState, Outcome, ReasonCode, Status, Trust};
+pub use words::{MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};

@@ -1,5 +1,8 @@
 //! What may be one of a few things, with the words for it in the database, in JSON and on the command line.
 
+/// How the error of an attempt begins that was sent and not answered.
+pub const NO_ANSWER: &str = "no answer";
+
 /// What a payment has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {

@@ -4,19 +4,29 @@ use rusqlite::{Connection, Row, params};
 
 use super::{Result, moment};
 use crate::ledger::Known;
-use crate::model::{Event, Reading, Status, fold_chain, fold_hash};
+use crate::model::{Event, NO_ANSWER, Reading, Status, fold_chain, fold_hash};
 
-/// The stored events that share the new one's id, transaction or session.
+/// The stored events that share the new one's id, transaction or session. Of an attempt that is under way, was cut short or
+/// had no answer nobody knows whether the callback has it.
 pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
     let hash = event.reading.transaction_hash.as_deref();
     let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(spellings(hash)).to_string());
     let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
     let mut statement = tx.prepare_cached(&format!(
-        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered
+        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
+           EXISTS (
+             SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
+             WHERE d.event_id = e.event_id AND a.status IS NULL
+               AND (a.millis IS NULL OR a.error LIKE '{NO_ANSWER}%' OR a.error LIKE '%the last: {NO_ANSWER}%')) AS doubtful
          FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
     ))?;
     let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
-        Ok(Known { event_id: row.get("event_id")?, event: from_row(row)?, delivered: row.get("delivered")? })
+        Ok(Known {
+            event_id: row.get("event_id")?,
+            event: from_row(row)?,
+            delivered: row.get("delivered")?,
+            doubtful: row.get("doubtful")?,
+        })
     })?;
     let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
     // Which index finds them, and so in what order, is SQLite's affair.

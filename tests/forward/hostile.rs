@@ -178,3 +178,52 @@ async fn a_program_that_keeps_the_database_locked_only_delays() {
     world.until_all("delivered").await;
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
+    let receiver = Receiver::new(|n, _| if n == 0 { Answer::Hang } else { status(200) });
+    let mut world = World::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
+    let mut bare = paid(Some(1), 1);
+    bare.reading.blockchain = None;
+    world.start();
+    world.record(vec![bare.clone()]).await;
+    receiver.wait_for(1).await;
+    world.record(vec![paid(Some(1), 1)]).await;
+    world.until_all("delivered").await;
+    world.stop().await;
+    let bodies: Vec<String> = receiver.requests().iter().map(|r| r.text().to_owned()).collect();
+    assert_eq!(
+        bodies,
+        [bare.webhook(), bare.webhook()],
+        "a handler that counts by chain and hash would count it twice"
+    );
+}
+
+#[tokio::test]
+async fn what_surely_was_not_accepted_may_be_told_better() {
+    for (words, status, is_better) in [
+        ("no answer within 10s", None, false),
+        (
+            "given up after 3d and 9 attempts; the last: no answer: connection closed before message completed",
+            None,
+            false,
+        ),
+        ("cannot connect to 127.0.0.1:1: no answer", None, true),
+        ("500 Internal Server Error", Some(500), true),
+    ] {
+        let world = World::new(vec![shop("127.0.0.1:1", "unresolved = \"send\"")]);
+        let mut bare = paid(None, 1);
+        bare.reading.blockchain = None;
+        world.record(vec![bare.clone()]).await;
+        let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+        let end = store::End::Again(words.into(), jiff::Timestamp::now());
+        let (delivery_id, attempt, took) = (claimed.delivery_id, claimed.attempt, Duration::ZERO);
+        let ended = store::Attempted { delivery_id, attempt, status, took, end };
+        world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+        world.record(vec![paid(Some(1), 1)]).await;
+        let told = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
+        // Of whichever session it is, it is the same payment.
+        bare.reading.session_id = Some(session(1));
+        assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");
+    }
+}
