@@ -129,6 +129,7 @@ pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usi
     let mut settled = Settled::default();
     for id in &ids {
         if let Some(session) = sessions::by_id(tx, &String::from_utf8_lossy(id))? {
+            name_order(tx, &session)?;
             for event_id in concerned(tx, settings, &session)? {
                 settled.add(reconsider(tx, settings, &event_id)?);
             }
@@ -136,6 +137,13 @@ pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usi
         tx.prepare_cached("DELETE FROM unsettled WHERE session_id = CAST(?1 AS TEXT)")?.execute(params![id])?;
     }
     Ok((settled, ids.len()))
+}
+
+/// Tells the events that a person has to decide about of which order their session is: all else of them stays.
+fn name_order(tx: &Connection, session: &Registered) -> Result<()> {
+    let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
+    tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
+    Ok(())
 }
 
 /// Looks once more for the events that a session is the answer to: another that fitted them as well may be gone by now. What

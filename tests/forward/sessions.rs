@@ -267,6 +267,21 @@ async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
 }
 
 #[tokio::test]
+async fn what_is_held_is_of_its_session_s_order_too() {
+    let world = World::new(any());
+    world.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
+    world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    world.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
+    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed;
+    let Claimed { delivery_id, attempt, .. } = claimed[0];
+    let took = Duration::ZERO;
+    let ended = Attempted { delivery_id, attempt, status: Some(200), took, end: End::Accepted };
+    let second = world.store.turn("shop", vec![ended], vec![], 1).await.unwrap().claimed;
+    let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
+    assert_eq!(orders, [Some("A"); 2]);
+}
+
+#[tokio::test]
 async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_registered() {
     let as_pending = |event: Event| Event { reading: Reading { status: Status::Pending, ..event.reading }, ..event };
     for is_known in [true, false] {
