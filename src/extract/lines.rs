@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::labels::{self, Table};
 use super::object::{self, Scalar};
 use super::view::{Line, Sort, View};
-use super::{Field, Found, How, Place, links, values};
+use super::{Field, Found, How, Place, cut, links, values};
 
 /// Everything in a view that stands as a field's value.
 pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
@@ -48,6 +48,9 @@ impl Reader<'_> {
     fn links(&mut self) {
         for link in &self.line.links {
             if let Some((chain, hash)) = links::explorer(link) {
+                // In plain text a link may go on in the next line, as all else.
+                let ends = self.view.kind == "text/plain" && self.line.words().ends_with(link.as_str());
+                let hash = if ends { self.whole(Field::Hash, &hash, 0) } else { hash };
                 self.add((Field::Blockchain, ""), chain, How::Link, "a link to an explorer");
                 self.add((Field::Hash, ""), &hash, How::Link, "a link to an explorer");
             }
@@ -84,9 +87,9 @@ impl Reader<'_> {
                 value.push(part.as_str());
             }
             let value = value.join(" ");
-            let value = goes_on(value.trim(), self.below.first()).unwrap_or(value);
-            if !value.trim().is_empty() {
-                self.add((*field, cell), value.trim(), How::Beside, "in the next cell");
+            let value = self.whole(*field, value.trim(), 0);
+            if !value.is_empty() {
+                self.add((*field, cell), &value, How::Beside, "in the next cell");
             }
         }
         0
@@ -101,10 +104,11 @@ impl Reader<'_> {
                 && row.cells.iter().all(|cell| self.label(cell).is_none() && !self.is_pair(cell))
         };
         let rows: Vec<&Line> = self.below.iter().take_while(is_values).collect();
-        for row in &rows {
+        for (n, row) in rows.iter().enumerate() {
             for ((field, label), value) in labels.iter().zip(&line.cells).zip(&row.cells) {
                 if let Some(field) = field.filter(|_| !value.is_empty()) {
-                    self.add((field, label), value, How::Beside, "below its label");
+                    let value = self.whole(field, value, n + 1);
+                    self.add((field, label), &value, How::Beside, "below its label");
                 }
             }
         }
@@ -122,8 +126,10 @@ impl Reader<'_> {
         if values.is_empty() && line.sort == Sort::Item && text.ends_with([':', '：']) {
             return self.add((field, text), "", How::Empty, "behind its label");
         }
-        for value in values {
-            let value = goes_on(&value, self.below.get(1)).unwrap_or(value);
+        let last = values.len();
+        for (n, value) in values.into_iter().enumerate() {
+            // What stands below one of several is the next of them.
+            let value = if n + 1 == last { self.whole(field, &value, last) } else { value };
             if value.len() < 500 && self.label(&value).is_none() && !self.is_pair(&value) {
                 self.add((field, text), &value, How::Below, "below its label");
             }
@@ -153,21 +159,14 @@ impl Reader<'_> {
         if value.is_empty() {
             return false;
         }
-        let value = if field == Field::Amount { self.whole(value) } else { value.to_owned() };
-        let value = goes_on(&value, self.below.first()).unwrap_or(value);
+        let value = self.whole(field, value, 0);
         self.add((field, label), &value, How::Beside, "behind its label");
         true
     }
 
-    /// An amount with what goes on in the next line, if that is a number: nobody can say where it ends.
-    fn whole(&self, value: &str) -> String {
-        let next = self.below.first().filter(|b| b.quoted == self.line.quoted && b.cells.len() == 1);
-        let next = next.map(Line::text).unwrap_or_default();
-        let number = next.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | ','))
-            && next.len() <= 40
-            && next.contains(|c: char| c.is_ascii_digit())
-            && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'));
-        if number { format!("{value} {next}") } else { value.to_owned() }
+    /// A value, with what goes on behind so many of the lines below.
+    fn whole(&self, field: Field, value: &str, lines: usize) -> String {
+        cut::whole(field, value, cut::next(self.line, self.below.get(lines)))
     }
 
     /// A label in letters of its own, and the value behind it: `<b>Amount</b> $20`.
@@ -175,7 +174,8 @@ impl Reader<'_> {
         let Some(lead) = self.line.lead.as_deref() else { return false };
         let Some(field) = self.label(lead) else { return false };
         let Some(value) = text.strip_prefix(lead).map(bare).filter(|value| !value.is_empty()) else { return false };
-        self.add((field, lead), value, How::Below, "behind its label");
+        let value = self.whole(field, value, 0);
+        self.add((field, lead), &value, How::Below, "behind its label");
         true
     }
 
@@ -188,17 +188,6 @@ impl Reader<'_> {
         let known = |(label, value)| Some((self.table.field(label)?, label, bare(value)));
         split(text).and_then(known).or_else(|| dashed(text).and_then(known))
     }
-}
-
-/// A hexadecimal number with what goes on in the next line, if these are such digits, too: Starknet's hashes and addresses
-/// have any length, and a part of one would pass for the whole.
-fn goes_on(value: &str, next: Option<&Line>) -> Option<String> {
-    let is_hex = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit());
-    let digits = value.strip_prefix("0x").filter(|digits| is_hex(digits) && digits.len() < 64)?;
-    let next = next?.words();
-    // Behind an address of an EVM chain, which is whole, a few digits may stand for themselves.
-    let next = Some(next.trim()).filter(|next| is_hex(next) && (digits.len() != 40 || next.len() > 8))?;
-    Some(format!("{value} {next}"))
 }
 
 /// Label and value around the first colon (or equals sign).

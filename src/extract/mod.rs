@@ -3,13 +3,15 @@
 //! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
 //!
 //! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
-//! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `values`, `times` and `links`
+//! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `cut` those that go on in the
+//! next line, `values`, `times` and `links`
 //! know what a value looks like, `agree` holds the readings against each other, `note` says where they stood, `about` reads
 //! subject and headings, and here is judged whether it is a payment at all.
 
 mod about;
 mod agree;
 mod bounds;
+mod cut;
 mod element;
 mod html;
 mod labels;
@@ -305,13 +307,9 @@ fn names_a_transaction(line: &Line) -> bool {
     fn words(text: &str) -> impl Iterator<Item = &str> {
         text.split(|c: char| !c.is_ascii_alphanumeric())
     }
-    // Starknet's are a little shorter than the others: without the zeros before them.
-    let fits = |word: &str, family| values::hash(word, family).is_ok();
-    let is_hash =
-        |word: &str| word.len() >= 60 && (fits(word, values::Family::Unknown) || fits(word, values::Family::Starknet));
     // Links have long names of other things, and of these none begins so.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
-    line.cells.iter().flat_map(|cell| words(cell)).any(is_hash) || linked.any(is_hash)
+    line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction) || linked.any(values::is_transaction)
 }
 
 /// The status: a status field's, and what subject and headings say. They must agree.

@@ -176,7 +176,8 @@ fn is_nothing(digits: &str) -> bool {
     digits.bytes().all(|b| b == b'0')
 }
 
-fn base58_bytes(text: &str) -> Option<usize> {
+/// How many bytes it stands for in base58.
+pub(super) fn base58_bytes(text: &str) -> Option<usize> {
     // The longest that is looked for, 64 bytes, has 88 characters.
     if text.len() > 90 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
 }
@@ -198,6 +199,11 @@ pub(super) fn hash(text: &str, family: Family) -> Doubt<String> {
         true => Ok(text.to_owned()),
         false => Err(format!("{text:?} is no transaction hash{}", of_family(family))),
     }
+}
+
+/// Whether a word is a transaction's hash on any chain. Starknet's may be a little shorter: without the zeros before them.
+pub(super) fn is_transaction(word: &str) -> bool {
+    word.len() >= 60 && (hash(word, Family::Unknown).is_ok() || hash(word, Family::Starknet).is_ok())
 }
 
 /// A wallet of this family, as written; a mixed-case EVM address with its checksum (EIP-55).
