@@ -83,7 +83,8 @@ impl<'a> Agreement<'a> {
                     continue;
                 }
                 Ok(value) => value,
-                Err(_) if found.how == How::Below && !is_meant(&found.value) => {
+                // Whatever is said of the status, in however many words, may be another than the heading's.
+                Err(_) if found.how == How::Below && field != Field::Status && !is_meant(&found.value) => {
                     self.note(found, "not a value: text below a heading");
                     continue;
                 }
