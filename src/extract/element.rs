@@ -21,6 +21,8 @@ pub(super) struct Open<'a> {
     spreads: bool,
     /// It begins its line.
     pub(super) leads: bool,
+    /// Its letters have a size of their own.
+    pub(super) resized: bool,
 }
 
 /// Where an element stands.
@@ -48,6 +50,7 @@ impl<'a> Open<'a> {
             flow,
             spreads: look.spreads,
             leads: flow != Flow::Block && place.at_start,
+            resized: look.sized.is_some() || RESIZED.contains(&&*name),
             name,
         }
     }
@@ -94,6 +97,9 @@ const ODDLY_SEEN: [&str; 14] = [
     "noscript", "textarea", "select", "svg", "math", "object", "applet", "s", "strike", "del", "sup", "sub", "rt",
     "bdo",
 ];
+
+/// Elements whose letters have a size of their own.
+const RESIZED: [&str; 2] = ["big", "small"];
 
 /// Elements that close where HTML reopens them (the "adoption agency").
 pub(super) const FORMATTING: [&str; 13] =

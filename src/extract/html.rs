@@ -231,6 +231,18 @@ mod tests {
         }
         assert_eq!(lines("<div style='display:flex'><p><span>$20</span><span>30</span></p></div>"), ["$2030"]);
         assert_eq!(lines("$20<span style='vertical-align:baseline;border:0'>30</span>"), ["$2030"]);
+        for html in [
+            "$20<small>30</small>",
+            "<big>$20</big>30",
+            "$20<b><font size=1>30</font></b>",
+            "$20<span style='font-size:60%'>30</span>",
+            "<style>p .c { font-size: 8px }</style><p>$20<i class=c>30</i></p>",
+        ] {
+            assert_eq!(lines(html), ["$20 30"], "{html}");
+        }
+        for html in ["<small>$</small>20<small>.30</small>", "$2<i style='font-size:0'>9</i>0.30"] {
+            assert_eq!(lines(html), ["$20.30"], "{html}");
+        }
     }
 
     #[test]

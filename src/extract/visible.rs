@@ -305,6 +305,7 @@ impl Sheet {
                 "hidden" => look.gone = true,
                 "bgcolor" => look.background = Some(Colour::of(&attribute.value.to_ascii_lowercase())),
                 "background" => look.background = Some(Colour::Unknown),
+                "size" if tag == "font" => look.sized = Some(true),
                 "color" if tag == "font" => look.colour = Some(Colour::of(&attribute.value.to_ascii_lowercase())),
                 _ => {}
             }

@@ -38,6 +38,22 @@ struct Frame {
     text: String,
     /// Something is in the text beside white space, of which there may be much: it is not looked through at each tag.
     said: bool,
+    /// What follows has letters of another size than what stands there.
+    seam: bool,
+}
+
+impl Frame {
+    /// Writes down what a line says next. Digits of another size behind digits are a number of their own, as cents may be.
+    fn write(&mut self, part: &str) {
+        if part.is_empty() {
+            return;
+        }
+        let digit = |c: char| c.is_ascii_digit();
+        if std::mem::take(&mut self.seam) && self.text.ends_with(digit) && part.starts_with(digit) {
+            self.text.push(' ');
+        }
+        self.text.push_str(part);
+    }
 }
 
 impl<'a> Reads<'a> for Walk<'_, 'a> {
@@ -54,7 +70,7 @@ impl<'a> Reads<'a> for Walk<'_, 'a> {
             frame.said |= says;
             let marked = odd && says;
             frame.text.extend(marked.then_some(ODD));
-            frame.text.push_str(part);
+            frame.write(part);
             frame.text.extend(marked.then_some(ODD));
             if ended.is_some() {
                 self.end_line();
@@ -170,7 +186,12 @@ impl<'s, 'a> Walk<'s, 'a> {
         if let Some(frame) = self.frames.last_mut() {
             frame.line.quoted |= open.quoted;
         }
+        self.seam(&open);
         self.open.push(open);
+    }
+
+    fn seam(&mut self, element: &Open<'a>) {
+        self.frames.last_mut().into_iter().for_each(|frame| frame.seam |= element.resized && !element.hides());
     }
 
     /// Whether the innermost table part that is open is a row.
@@ -199,6 +220,7 @@ impl<'s, 'a> Walk<'s, 'a> {
 
     fn leave(&mut self, closed: &Open<'a>) {
         self.pre = self.pre.saturating_sub(usize::from(closed.name == "pre"));
+        self.seam(closed);
         match (&*closed.name, closed.flow) {
             ("td" | "th", _) => self.leave_cell(),
             ("tr", _) => self.leave_row(),
