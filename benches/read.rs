@@ -118,6 +118,7 @@ fn worst_cases() {
             let memory = (status("VmHWM") - before).max(0.0) * 1024.0 / mail.len() as f64;
             let said = match report.said {
                 Said::Payment(_) => "a payment".to_owned(),
+                Said::Blank => "nothing to read".to_owned(),
                 Said::Nothing(reason) | Said::Doubtful(reason) => reason.to_string().chars().take(60).collect(),
             };
             (spent, memory, name, said)

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use mail_parser::{Message, MessageParser};
 
 use crate::contain::contained;
-use crate::extract::{self, Said, Vouched};
+use crate::extract::{self, NO_TEXT, Said, Vouched};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
 };
@@ -91,11 +91,15 @@ impl Rules {
         let cut = mail.size > mail.bytes.len() as u64;
         let judgement = match (&report.said, &verdict) {
             // What is not there may be the payment.
-            (Said::Nothing(_), _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
+            (Said::Nothing(_) | Said::Blank, _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
                 Judgement::Quarantined(too_large(mail))
             }
             // Whoever sent it: it is not about a payment.
             (Said::Nothing(reason), _) => Judgement::Ignored(reason.clone()),
+            // Anybody's may be a picture. A payment's may be one, too, or locked: only of Resmic's it is asked.
+            (Said::Blank, Verdict::Refused(_)) => Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT)),
+            (Said::Blank, Verdict::Undecided(reason)) => Judgement::Deferred(reason.clone()),
+            (Said::Blank, Verdict::Believed(_)) => Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT)),
             (_, Verdict::Refused(reason)) if !cut => Judgement::Quarantined(reason.clone()),
             (_, Verdict::Undecided(reason)) if !cut => Judgement::Deferred(reason.clone()),
             _ if cut => Judgement::Quarantined(too_large(mail)),
@@ -161,6 +165,26 @@ fn header_date(raw: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Covered, Trust};
+
+    #[test]
+    fn what_cannot_be_read_is_asked_about_if_it_is_resmics_and_only_then() {
+        let trust = trust::Settings { from: vec!["resmic.com".into()], ..trust::Settings::default() };
+        let reader = extract::Reader::new(&extract::Settings::default());
+        let rules = Rules { trust, reader, ours: Ours::default(), addresses: None };
+        let bytes = b"From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/html\r\n\r\n<img src='x'>".to_vec();
+        let origin = crate::model::Origin { account: "a".into(), mailbox: "INBOX".into(), uid: None };
+        let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+        let becomes = |verdict| rules.conclude(&mail, verdict).0.judgement;
+        let proof = Proof { trust: Trust::Dkim, domain: None, selector: None, covers: Covered::All, to: Vec::new() };
+        assert!(
+            matches!(becomes(Verdict::Believed(proof)), Judgement::Quarantined(r) if r.code == ReasonCode::Unreadable)
+        );
+        let refused = Verdict::Refused(Reason::new(ReasonCode::Untrusted, "forged"));
+        assert!(matches!(becomes(refused), Judgement::Ignored(r) if r.code == ReasonCode::NotAPayment));
+        let undecided = Verdict::Undecided(Reason::new(ReasonCode::Dns, "no answer"));
+        assert!(matches!(becomes(undecided), Judgement::Deferred(_)));
+    }
 
     #[test]
     fn of_two_dates_neither_is_believed() {

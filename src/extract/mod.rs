@@ -123,6 +123,8 @@ pub enum Said {
     Payment(Reading),
     /// Recognised as something else; in words.
     Nothing(Reason),
+    /// It has no text that can be read, and its subject speaks of no payment: of Resmic's, nobody knows what it is.
+    Blank,
     /// A payment, but one that a person would doubt: `unreadable`, `conflict`, `malformed`, `too-large`.
     Doubtful(Reason),
 }
@@ -267,6 +269,9 @@ impl Reader {
     }
 }
 
+/// What is said of a mail with nothing to read in it.
+pub const NO_TEXT: &str = "it has no text that can be read";
+
 fn doubtful(words: impl AsRef<str>) -> Said {
     Said::Doubtful(Reason::new(ReasonCode::Unreadable, words))
 }
@@ -291,14 +296,15 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
     if let Some((_, title)) = phrases.first() {
         return Some(doubtful(format!("{title:?} speaks of a payment, and no transaction or session can be read")));
     }
-    if shown.views.iter().all(|view| view.lines.is_empty()) && titles.is_empty() {
-        return Some(doubtful("it has no text that can be read"));
+    let blank = shown.views.iter().all(|view| view.lines.is_empty());
+    if blank && titles.is_empty() {
+        return Some(doubtful(NO_TEXT));
     }
     // What was not read may be the payment.
     if shown.views.iter().filter_map(|view| view.lost).any(|(code, _)| code == ReasonCode::TooLarge) {
         return None;
     }
-    nothing("nothing in it speaks of a payment".to_owned())
+    if blank { Some(Said::Blank) } else { nothing("nothing in it speaks of a payment".to_owned()) }
 }
 
 /// Whether a transaction's hash stands in a line, or in one of its links, whatever is said of it.
