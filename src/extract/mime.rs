@@ -73,14 +73,25 @@ fn views(message: &Message<'_>) -> Vec<View> {
         if attached || part.content_type().is_some_and(|t| t.attribute("name").is_some()) {
             continue;
         }
-        match &part.body {
-            PartType::Text(content) if is_plain(part) => views.push(text::view(content, flowed(part))),
-            PartType::Html(content) => views.push(html::view(content)),
+        let view = match &part.body {
+            PartType::Text(content) if is_plain(part) => text::view(content, flowed(part)),
+            PartType::Html(content) => html::view(content),
             // A mail inside the mail is somebody else's.
-            _ => {}
-        }
+            _ => continue,
+        };
+        let lost = view.lost.or(is_utf_7(part).then_some(UTF_7));
+        views.push(View { lost, ..view });
     }
     views
+}
+
+const UTF_7: (ReasonCode, &str) = (ReasonCode::Unreadable, "it is written in UTF-7, which is not read without a doubt");
+
+/// Whether it is written in UTF-7. The parser leaves out what ends each of its runs, if that is no hyphen: the point of an
+/// amount, perhaps.
+fn is_utf_7(part: &MessagePart<'_>) -> bool {
+    let charset = part.content_type().and_then(|kind| kind.attribute("charset")).unwrap_or_default();
+    ["utf-7", "utf_7", "csutf7"].iter().any(|name| charset.eq_ignore_ascii_case(name))
 }
 
 /// Whether a text is shown as it is: other sorts (`text/x-amp-html`, `text/calendar`) are shown in ways of their own, if at
