@@ -23,6 +23,8 @@ pub(super) struct Open<'a> {
     pub(super) leads: bool,
     /// Its letters have a size of their own.
     pub(super) resized: bool,
+    /// A paragraph, or what none that is open outside of it is closed from: looked for at each block.
+    pub(super) is_edge: bool,
 }
 
 /// Where an element stands.
@@ -50,6 +52,7 @@ impl<'a> Open<'a> {
             flow,
             spreads: look.spreads,
             leads: flow != Flow::Block && place.at_start,
+            is_edge: matches!(&*name, "p" | "table" | "td" | "th" | "li" | "div" | "button"),
             resized: look.sized.is_some() || RESIZED.contains(&&*name),
             name,
         }

@@ -208,7 +208,12 @@ impl<'s, 'a> Walk<'s, 'a> {
             "tr" => (&["tr"], &["table"]),
             "td" | "th" => (&["td", "th"], &["tr", "table"]),
             // A list item may stand in a paragraph that nobody closed, as in Resmic's own mail: the paragraph ends here.
-            _ if is_block(name) && name != "br" => (&["p"], &["table", "td", "th", "li", "div", "button"]),
+            _ if is_block(name) && name != "br" => {
+                let edge = self.open.iter().rev().find(|o| o.is_edge);
+                return if edge.is_some_and(|o| o.name == "p") {
+                    self.end("p")
+                };
+            }
             _ => return,
         };
         let place = self.open.iter().rposition(|o| closes.contains(&&*o.name) || within.contains(&&*o.name));
