@@ -235,11 +235,12 @@ fn is_something_else(found: &Found) -> bool {
     }
 }
 
-/// Below a label, a word or a number is meant as its value; a sentence is not, and has no word of such a length.
+/// Below a label, a word or a number is meant as its value, and what has a piece of a hash in it; a sentence is not.
 fn is_meant(value: &str) -> bool {
-    let long = |word: &str| word.len() >= 40 && word.bytes().all(|b| b.is_ascii_alphanumeric());
-    value.split_once(' ').is_none_or(|(first, _)| long(first))
+    let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
+    !value.contains(' ')
         || value.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '$' | '€' | '£'))
+        || value.split(' ').any(is_piece)
 }
 
 /// Any word could be the name of a chain or a token; where only its place says so, it looks like one.

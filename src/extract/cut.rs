@@ -6,7 +6,8 @@ use super::{Field, values};
 /// A field's value with what stands in the next line, if it goes on there: nobody can say where it ends, and so it is none.
 pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     let next = next.map(Line::words).unwrap_or_default();
-    let next = next.trim();
+    // The bar at the end of a row that is cut, too.
+    let next = next.trim_matches([' ', '|']);
     let goes_on = match field {
         Field::Amount => is_amount(next) && next != value,
         Field::Hash => name_goes_on(value, next) || (values::is_transaction(next) && !value.eq_ignore_ascii_case(next)),
@@ -78,6 +79,7 @@ mod tests {
             (Field::Amount, "$1", "250.50"),
             (Field::Amount, "$20", ".50"),
             (Field::Amount, "$20", "$30"),
+            (Field::Amount, "$19", "99.99 |"),
         ] {
             assert!(cut(field, value, next), "{value} {next}");
         }
