@@ -146,6 +146,29 @@ impl<'a> Agreement<'a> {
         }
     }
 
+    /// What stands in the published layout's items, seen or not, is what is read.
+    pub(super) fn items(&mut self, items: &[(Field, String)], fields: &Fields) {
+        for (field, item) in items {
+            let differs = match field {
+                Field::Amount => differs(values::amount(item), fields.amount.as_ref(), same_money),
+                Field::Blockchain => differs(values::blockchain(item), fields.blockchain.as_ref(), |a, b| a == b),
+                Field::Token => differs(values::token(item), fields.token.as_ref(), |a, b| a.eq_ignore_ascii_case(b)),
+                Field::Wallet => {
+                    differs(values::any(values::wallet, item), fields.wallet.as_ref(), |a, b| same_hex(a, b))
+                }
+                Field::Hash => differs(values::any(values::hash, item), fields.hash.as_ref(), |a, b| same_hex(a, b)),
+                // The published code leaves it empty: one that is shown is not Resmic's.
+                Field::Time if item.is_empty() => fields.time.is_some(),
+                Field::Time => differs(times::time(item), fields.time.as_ref(), |a, b| minute(*a) == minute(*b)),
+                _ => false,
+            };
+            if differs {
+                let words = format!("{}: {item:?} in the published layout, and another is shown", field.key());
+                self.object(ReasonCode::Conflict, words);
+            }
+        }
+    }
+
     /// What a subject or heading says was paid is what the amount is.
     pub(super) fn titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
         let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
@@ -205,6 +228,10 @@ impl<'a> Agreement<'a> {
             fate,
         });
     }
+}
+
+fn differs<T>(item: Doubt<T>, read: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
+    item.ok().zip(read).is_some_and(|(item, read)| !same(&item, read))
 }
 
 fn same_money(a: &Amount, b: &Amount) -> bool {

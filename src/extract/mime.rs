@@ -4,15 +4,17 @@ use mail_parser::{Message, MessageParser, MessagePart, MimeHeaders, PartType};
 
 use super::text::Flowed;
 use super::view::View;
-use super::{bounds, html, text};
+use super::{Field, bounds, html, published, text};
 use crate::model::{Reason, ReasonCode};
 
 /// What is shown of a mail.
 pub(super) struct Shown {
     pub(super) subject: Option<String>,
     pub(super) views: Vec<View>,
-    /// The published layout's label stands in its HTML, seen or not.
+    /// The published layout's list stands in its HTML, seen or not.
     pub(super) published: bool,
+    /// The items of that list.
+    pub(super) items: Vec<(Field, String)>,
 }
 
 fn malformed(words: &str) -> Reason {
@@ -53,15 +55,11 @@ pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
     // Of two Subjects each program shows another.
     let subjects = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("subject")).count();
     let subject = message.subject().filter(|_| subjects == 1).map(super::view::tidy);
-    let published = message.parts.iter().any(|part| matches!(&part.body, PartType::Html(html) if is_published(html)));
-    Ok(Shown { subject, views: views(message), published })
-}
-
-/// Whether a text, or what is hidden, quoted or commented out in it, begins as the published layout's list does. The name in
-/// the greeting stands above that list, and goes into the HTML as it is: whoever chose it may have hidden the list.
-fn is_published(html: &str) -> bool {
-    let mut labels = memchr::memmem::find_iter(html.as_bytes(), b"Received:");
-    labels.any(|at| html.get(..at).is_some_and(|before| before.trim_end().ends_with('>')))
+    let html = || {
+        message.parts.iter().filter_map(|part| if let PartType::Html(html) = &part.body { Some(html) } else { None })
+    };
+    let items: Vec<_> = html().flat_map(|html| published::items(html)).collect();
+    Ok(Shown { subject, views: views(message), published: html().any(|html| published::is_in(html)), items })
 }
 
 fn views(message: &Message<'_>) -> Vec<View> {

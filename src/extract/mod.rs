@@ -5,7 +5,7 @@
 //! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
 //! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `cut` those that go on in the
 //! next line, `values`, `times` and `links` know what a value looks like, `agree` holds the readings against each other,
-//! `note` says where they stood, `about` reads subject and headings, and here is judged whether it is a payment at all.
+//! `note` says where they stood, `about` reads subject and headings, `published` the items of the layout that is published, and here is judged whether it is a payment at all.
 
 mod about;
 mod agree;
@@ -20,6 +20,7 @@ mod mime;
 mod note;
 mod object;
 mod plain;
+mod published;
 mod quote;
 mod text;
 mod times;
@@ -248,6 +249,7 @@ impl Reader {
         let mut agreement = Agreement::new(&found, notes);
         let fields = agreement.fields();
         agreement.sessions_are_out_of_place(&self.table, shown.published);
+        agreement.items(&shown.items, &fields);
         let speaking: Vec<&String> = phrases.iter().map(|(_, title)| *title).collect();
         agreement.titles(&speaking, fields.amount.as_ref());
         let trouble = agreement.trouble;

@@ -201,9 +201,14 @@ pub(super) fn hash(text: &str, family: Family) -> Doubt<String> {
     }
 }
 
+/// A hash or a wallet of any chain.
+pub(super) fn any(read: impl Fn(&str, Family) -> Doubt<String>, text: &str) -> Doubt<String> {
+    read(text, Family::Unknown).or_else(|_| read(text, Family::Starknet))
+}
+
 /// Whether a word is a transaction's hash on any chain. Starknet's may be a little shorter: without the zeros before them.
 pub(super) fn is_transaction(word: &str) -> bool {
-    word.len() >= 60 && (hash(word, Family::Unknown).is_ok() || hash(word, Family::Starknet).is_ok())
+    word.len() >= 60 && any(hash, word).is_ok()
 }
 
 /// A wallet of this family, as written; a mixed-case EVM address with its checksum (EIP-55).
