@@ -6,8 +6,8 @@ use super::{Field, values};
 /// A field's value with what stands in the next line, if it goes on there: nobody can say where it ends, and so it is none.
 pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     let next = next.map(Line::words).unwrap_or_default();
-    // The bar at the end of a row that is cut, too.
-    let next = next.trim_matches([' ', '|']);
+    // Without the bar at the end of a row that is cut, and the mark that a mail program may have set before a line.
+    let next = next.trim_matches([' ', '|', '>']);
     let goes_on = match field {
         Field::Amount => is_amount(next) && next != value,
         Field::Hash => name_goes_on(value, next) || (values::is_transaction(next) && !value.eq_ignore_ascii_case(next)),
@@ -17,10 +17,9 @@ pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     if goes_on && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
 }
 
-/// The next line, if it says one thing, and in the same person's words.
-pub(super) fn next<'l>(line: &Line, below: Option<&'l Line>) -> Option<&'l Line> {
-    let says = |cells: &[String]| cells.iter().filter(|cell| !cell.is_empty()).count();
-    below.filter(|next| next.quoted == line.quoted && says(&next.cells) == 1)
+/// The next line, if it says one thing; in whoever's words.
+pub(super) fn next(below: Option<&Line>) -> Option<&Line> {
+    below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
 }
 
 /// Whether it begins as a number does: `.50`, `250.50 USD`, `$30`.

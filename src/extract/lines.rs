@@ -166,7 +166,7 @@ impl Reader<'_> {
 
     /// A value, with what goes on behind so many of the lines below.
     fn whole(&self, field: Field, value: &str, lines: usize) -> String {
-        cut::whole(field, value, cut::next(self.line, self.below.get(lines)))
+        cut::whole(field, value, cut::next(self.below.get(lines)))
     }
 
     /// A label in letters of its own, and the value behind it: `<b>Amount</b> $20`.
