@@ -205,6 +205,25 @@ async fn a_header_that_was_added_under_a_signed_name_is_not_covered() {
 }
 
 #[tokio::test]
+async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
+    // Careful senders name fields once more than they are there, so that none can be added.
+    let once_more = ["From", "To", "Subject", "Date", "From", "To", "Subject", "Date"];
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How { headers: &once_more, ..How::default() });
+    for name in ["To ", "to\t", "T o", "To\0"] {
+        let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
+        let verdict = judged(&mail).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{name:?}: {verdict:?}");
+    }
+    for (how, name) in [(How::default(), "Sub ject"), (How { headers: &once_more, ..How::default() }, "Subject ")] {
+        let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
+        let verdict = judged(&mail).await;
+        let Verdict::Believed(proof) = &verdict else { panic!("{name:?}: {verdict:?}") };
+        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{name:?}: {proof:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_genuine_mail_to_somebody_else_is_not_ours() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
     let mail = sign(other.as_bytes(), &WORLD.rsa, &How::default());

@@ -122,7 +122,7 @@ pub(super) fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
     names.iter().for_each(|name| *times.entry(name).or_default() += 1);
     // In their order, and each once.
     let of_all =
-        |name: &&String| times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count(name)));
+        |name: &&String| times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.signable(name)));
     names.iter().filter(of_all).cloned().collect()
 }
 

@@ -62,6 +62,13 @@ impl<'a> Header<'a> {
         self.fields.iter().filter(|f| f.is(name)).count()
     }
 
+    /// How many fields have this name (in lower case) for who checks a signature. None, if there is one that only readers take
+    /// for it: `To :` is found by no name that is signed.
+    pub(super) fn signable(&self, name: &str) -> usize {
+        let like = self.fields.iter().filter(|f| f.is_like(name));
+        if like.clone().all(|f| f.name.eq_ignore_ascii_case(name.as_bytes())) { like.count() } else { 0 }
+    }
+
     /// The values of the fields with this name, from the top.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields.iter().filter(move |f| f.is(name)).map(|f| f.value)
@@ -107,8 +114,8 @@ impl Field<'_> {
 
     /// With white space and what cannot be seen left out.
     fn is_like(&self, name: &str) -> bool {
-        let seen: Vec<u8> = self.name.iter().copied().filter(u8::is_ascii_graphic).collect();
-        seen.eq_ignore_ascii_case(name.as_bytes())
+        let seen = self.name.iter().filter(|byte| byte.is_ascii_graphic()).map(u8::to_ascii_lowercase);
+        seen.eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
     }
 }
 
