@@ -224,6 +224,30 @@ async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
 }
 
 #[tokio::test]
+async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
+    let good = signed(How::default());
+    let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
+    for mail in [
+        replaced(&good, "$20\r\nT", "$2\r0\r\nT"),
+        replaced(&good, "$20\r\nT", "$2 \r0\r\nT"),
+        replaced(&simple, "DAI", "D\rAI"),
+    ] {
+        let verdict = judged(&mail).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
+    }
+    let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
+    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
+        let verdict = judged(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
+        assert_eq!(reason.code, ReasonCode::Untrusted, "{inside:?}: {reason}");
+        let subject = judged(&replaced(&good, "received $20", &format!("received $2{inside}0"))).await;
+        let Verdict::Believed(proof) = &subject else { panic!("{inside:?}: {subject:?}") };
+        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{inside:?}: {proof:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_genuine_mail_to_somebody_else_is_not_ours() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
     let mail = sign(other.as_bytes(), &WORLD.rsa, &How::default());

@@ -9,7 +9,7 @@ use mail_auth::dkim::Signature;
 use mail_auth::{AuthenticatedMessage, DkimResult, DnsError, Error};
 
 use super::dns::{KeyFlags, Resolver};
-use super::header::Header;
+use super::header::{Header, has_lone_cr};
 use super::{is_aligned, untrusted};
 use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict, printable};
 
@@ -33,6 +33,10 @@ pub(super) async fn prove(
     let Some(mut message) = AuthenticatedMessage::parse(mail) else { return untrusted("it cannot be taken apart") };
     if message.dkim_headers.len() > LOOKED_AT {
         return untrusted(format!("it has more than {LOOKED_AT} DKIM signatures"));
+    }
+    // mail-auth leaves it out of the body that it checks, and the white space before it; who reads the mail sees it.
+    if has_lone_cr(message.raw_body()) {
+        return untrusted("its body has a CR without an LF, which no signature covers");
     }
     let mut refusals = Vec::new();
     let unreadable = message.errors.len();

@@ -62,11 +62,12 @@ impl<'a> Header<'a> {
         self.fields.iter().filter(|f| f.is(name)).count()
     }
 
-    /// How many fields have this name (in lower case) for who checks a signature. None, if there is one that only readers take
-    /// for it: `To :` is found by no name that is signed.
+    /// How many fields have this name (in lower case) for who checks a signature. None, if there is one that readers see
+    /// otherwise: `To :` is found by no name that is signed, and what is written with a lone CR is signed without it.
     pub(super) fn signable(&self, name: &str) -> usize {
         let like = self.fields.iter().filter(|f| f.is_like(name));
-        if like.clone().all(|f| f.name.eq_ignore_ascii_case(name.as_bytes())) { like.count() } else { 0 }
+        let is_as_signed = |f: &Field<'_>| f.name.eq_ignore_ascii_case(name.as_bytes()) && !is_stuffed(f.value);
+        if like.clone().all(is_as_signed) { like.count() } else { 0 }
     }
 
     /// The values of the fields with this name, from the top.
@@ -117,6 +118,17 @@ impl Field<'_> {
         let seen = self.name.iter().filter(|byte| byte.is_ascii_graphic()).map(u8::to_ascii_lowercase);
         seen.eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
     }
+}
+
+/// Whether there is what mail-auth leaves out of a signed field, with the white space before it, and a reader takes for white
+/// space or a line's end: a form feed, a CR that no LF follows.
+fn is_stuffed(value: &[u8]) -> bool {
+    value.contains(&b'\x0c') || has_lone_cr(value)
+}
+
+/// Whether there is a CR that no LF follows. No mail server passes one on (RFC 5321, 2.3.8).
+pub(super) fn has_lone_cr(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'\r', text).any(|at| text.get(at + 1) != Some(&b'\n'))
 }
 
 /// The slice from the start of `first` to the end of `last`, both of which are parts of `whole`.
