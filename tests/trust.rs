@@ -129,6 +129,33 @@ async fn good_mails_are_believed() {
 }
 
 #[tokio::test]
+async fn a_mail_in_a_file_is_as_it_was_signed() {
+    for canonicalization in [Canonicalization::Relaxed, Canonicalization::Simple] {
+        let mail = signed(How { canonicalization, ..How::default() });
+        let text = String::from_utf8(mail).unwrap();
+        for mail in [text.replace("\r\n", "\n"), text.replacen("\r\n", "\n", 4)] {
+            let verdict = judged(mail.as_bytes()).await;
+            assert!(matches!(verdict, Verdict::Believed(_)), "{mail:?}: {verdict:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn lines_of_white_space_at_the_end_of_a_relaxed_body_count_for_nothing() {
+    let (relaxed, simple) = (How::default(), How { canonicalization: Canonicalization::Simple, ..How::default() });
+    for end in [" \r\n", "\r\n\t\r\n \r\n", " ", "\r\n \r\n\r\n"] {
+        let verdict = judged(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(verdict, Verdict::Believed(_)), "{end:?}: {verdict:?}");
+        let verdict = judged(&[signed(simple.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+    let empty = MAIL.split_inclusive("\r\n\r\n").next().unwrap();
+    let mail = [sign(empty.as_bytes(), &WORLD.rsa, &relaxed).as_slice(), b" \r\n"].concat();
+    let verdict = judged(&mail).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+}
+
+#[tokio::test]
 async fn no_forged_or_stretched_mail_is() {
     let good = signed(How::default());
     let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });

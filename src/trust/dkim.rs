@@ -1,11 +1,12 @@
 //! DKIM (RFC 6376), checked by us: a signature of the From's organisation over From, To and the whole body.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
 use mail_auth::common::crypto::Algorithm;
 use mail_auth::common::headers::Header as Parsed;
-use mail_auth::dkim::Signature;
+use mail_auth::dkim::{Canonicalization, Signature};
 use mail_auth::{AuthenticatedMessage, DkimResult, DnsError, Error};
 
 use super::dns::{KeyFlags, Resolver};
@@ -30,7 +31,9 @@ pub(super) async fn prove(
     resolver: &Resolver,
     now: Timestamp,
 ) -> Verdict {
-    let Some(mut message) = AuthenticatedMessage::parse(mail) else { return untrusted("it cannot be taken apart") };
+    let mail = with_crlf(mail);
+    let Some(mut message) = AuthenticatedMessage::parse(&mail) else { return untrusted("it cannot be taken apart") };
+    hash_without_blank_end(&mut message);
     if message.dkim_headers.len() > LOOKED_AT {
         return untrusted(format!("it has more than {LOOKED_AT} DKIM signatures"));
     }
@@ -72,6 +75,38 @@ pub(super) async fn prove(
     match undecided {
         Some(words) => Verdict::Undecided(Reason::new(ReasonCode::Dns, printable(&words, 300))),
         None => untrusted(refusals.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
+    }
+}
+
+/// A mail with the line ends that it was signed with. In a file they may be those of the system: a Maildir's are.
+fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
+    let bare = |at: &usize| at.checked_sub(1).and_then(|before| mail.get(before)) != Some(&b'\r');
+    let mut whole = Vec::new();
+    let mut rest = 0;
+    for at in memchr::memchr_iter(b'\n', mail).filter(bare) {
+        whole.extend_from_slice(mail.get(rest..at).unwrap_or_default());
+        whole.push(b'\r');
+        rest = at;
+    }
+    if rest == 0 && whole.is_empty() {
+        return Cow::Borrowed(mail);
+    }
+    whole.extend_from_slice(mail.get(rest..).unwrap_or_default());
+    Cow::Owned(whole)
+}
+
+/// Lines of white space at a body's end count for nothing where it is relaxed (RFC 6376, 3.4.4); mail-auth counts them.
+fn hash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
+    let body = message.raw_message.get(message.body_offset()..).unwrap_or_default();
+    let end = body.iter().rposition(|byte| !b" \t\r\n".contains(byte)).map_or(0, |last| last + 1);
+    let (text, blank) = body.split_at(end);
+    if !blank.iter().any(|byte| b" \t".contains(byte)) {
+        return;
+    }
+    for (canonical, algorithm, length, hash) in &mut message.body_hashes {
+        if *canonical == Canonicalization::Relaxed {
+            *hash = algorithm.hash(canonical.canonical_body(text, *length)).as_ref().to_vec();
+        }
     }
 }
 
