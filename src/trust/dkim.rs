@@ -15,10 +15,10 @@ use super::{is_aligned, untrusted};
 use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict, printable};
 
 /// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
-const SIGNATURES: usize = 4;
+pub(super) const SIGNATURES: usize = 4;
 /// The most signatures that are looked at, and the most fields that one may name: each name is held against each field.
 /// Anybody can write some that are of the right domain; careful senders name forty.
-const LOOKED_AT: usize = 50;
+pub(super) const LOOKED_AT: usize = 50;
 const NAMES: usize = 500;
 /// How far ahead a signature's clock may be, in seconds.
 const AHEAD: i64 = 86_400;

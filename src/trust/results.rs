@@ -4,8 +4,10 @@
 //! their name (RFC 8601, 5). Fields of other servers are their business, and anybody could have written them.
 
 use mail_auth::AuthenticatedMessage;
+use mail_auth::common::headers::Header as Parsed;
+use mail_auth::dkim::Signature;
 
-use super::dkim::covered;
+use super::dkim::{LOOKED_AT, SIGNATURES, covered};
 use super::header::Header;
 use super::{is_aligned, untrusted};
 use crate::model::{Covered, Proof, Trust, Verdict, printable};
@@ -22,21 +24,24 @@ pub(super) fn prove(mail: &[u8], header: &Header<'_>, from: &str, servers: &[Str
         return untrusted("the Authentication-Results of its server cannot be read");
     };
     let passed = field.results.iter().filter(|r| r.method == "dkim" && r.result == "pass");
-    let mut aligned = passed.filter_map(|r| Some((r, r.domain()?))).filter(|(_, domain)| is_aligned(domain, from));
-    let Some((result, domain)) = aligned.next() else {
-        return untrusted(format!("{} found no valid DKIM signature of {from}", printable(&field.server, 100)));
-    };
-    let selector = result.property("header.s");
-    match covers(mail, header, &domain, selector) {
-        Ok(covers) => Verdict::Believed(Proof {
-            trust: Trust::AuthenticationResults,
-            domain: Some(printable(&domain, 253)),
-            selector: selector.map(|s| printable(s, 253)),
-            covers,
-            to: Vec::new(),
-        }),
-        Err(words) => untrusted(words),
+    let aligned = passed.filter_map(|r| Some((r, r.domain()?))).filter(|(_, domain)| is_aligned(domain, from));
+    let mut refusal = format!("{} found no valid DKIM signature of {from}", printable(&field.server, 100));
+    for (result, domain) in aligned.take(SIGNATURES) {
+        let selector = result.property("header.s");
+        match covers(mail, header, &domain, selector) {
+            Ok(covers) => {
+                return Verdict::Believed(Proof {
+                    trust: Trust::AuthenticationResults,
+                    domain: Some(printable(&domain, 253)),
+                    selector: selector.map(|s| printable(s, 253)),
+                    covers,
+                    to: Vec::new(),
+                });
+            }
+            Err(words) => refusal = words,
+        }
     }
+    untrusted(refusal)
 }
 
 /// Whether a field is in a server's name, also if the rest of it cannot be read.
@@ -48,29 +53,46 @@ fn names(value: &str, server: &str) -> bool {
 
 /// What the signature that the server speaks of covers. If it is no longer in the mail, nothing is known but that the
 /// server believed the sender: then From and To are taken at its word, and nothing else.
+///
+/// Of several it may speak of any: a forger can add one that names whatever is there, and the server speaks of the genuine
+/// one. So what one of them does not sign is not covered.
 fn covers(mail: &[u8], header: &Header<'_>, domain: &str, selector: Option<&str>) -> Result<Covered, String> {
-    let least = || Covered::Only(vec!["from".into(), "to".into()]);
     if header.count("dkim-signature") == 0 {
-        return if header.count("to") <= 1 { Ok(least()) } else { Err("it has more than one To".into()) };
+        let plain = header.count("to") <= 1 && header.signable("to") == header.count("to");
+        let least = || Covered::Only(vec!["from".into(), "to".into()]);
+        return if plain { Ok(least()) } else { Err("it has more than one To, or an odd one".into()) };
     }
     let message = AuthenticatedMessage::parse(mail).ok_or("it cannot be taken apart")?;
-    let its = message.dkim_headers.iter().map(|signed| &signed.header).filter(|signature| {
+    if message.dkim_headers.len() > LOOKED_AT {
+        return Err(format!("it has more than {LOOKED_AT} DKIM signatures"));
+    }
+    let of = printable(domain, 100);
+    if message.errors.iter().any(|unread| tag(unread.value, "d").is_some_and(|d| d.eq_ignore_ascii_case(domain))) {
+        return Err(format!("a signature of {of} is in it that cannot be read, or signs a part of the body only"));
+    }
+    let its = message.dkim_headers.iter().filter(|signed| {
+        let signature = &signed.header;
         signature.d.eq_ignore_ascii_case(domain) && selector.is_none_or(|s| s.eq_ignore_ascii_case(&signature.s))
     });
-    let mut best = Err(format!(
-        "the signature of {} that its server speaks of is not in it, or signs a part only",
-        printable(domain, 100)
-    ));
-    for signature in its {
-        let names = covered(&signature.h, header);
-        if signature.l == 0 && ["from", "to"].iter().all(|name| names.iter().any(|n| n == name)) {
-            return Ok(Covered::Only(names));
-        }
-        best =
-            Err("the signature that its server speaks of does not sign From and To, or a part of the body only"
-                .to_owned());
+    // Also nothing of the body is a part of it (l=0).
+    let names = |signed: &Parsed<'_, Signature>| match tag(signed.value, "l") {
+        Some(_) => Vec::new(),
+        None => covered(&signed.header.h, header),
+    };
+    let by_all = its.map(names).reduce(|some, others| some.into_iter().filter(|name| others.contains(name)).collect());
+    let by_all = by_all.ok_or_else(|| format!("the signature of {of} that its server speaks of is not in it"))?;
+    if ["from", "to"].iter().all(|name| by_all.iter().any(|n| n == name)) {
+        Ok(Covered::Only(by_all))
+    } else {
+        Err(format!("a signature of {of} does not sign From and To, or a part of the body only"))
     }
-    best
+}
+
+/// A tag of a signature (RFC 6376, 3.2), without its white space.
+fn tag(signature: &[u8], name: &str) -> Option<String> {
+    let text: String = String::from_utf8_lossy(signature).split_whitespace().collect();
+    let mut tags = text.split(';').filter_map(|tag| tag.split_once('='));
+    tags.find(|(its, _)| its.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
 }
 
 /// One Authentication-Results field.
@@ -284,5 +306,39 @@ mod tests {
         assert!(matches!(verdict(&format!("{word}{}", signature("from:subject"))), Verdict::Refused(_)));
         let other = signature("from:to").replace("s=s1", "s=s2");
         assert!(matches!(verdict(&format!("{word}{other}")), Verdict::Refused(_)));
+    }
+
+    #[test]
+    fn a_signature_that_a_forger_added_does_not_say_what_is_signed() {
+        let word = "Authentication-Results: mx.shop.example; dkim=fail header.d=resmic.com header.s=s1; dkim=pass header.d=resmic.com header.s=s1\r\n";
+        let signature = |h: &str, more: &str| {
+            format!("DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=s1; {more}h={h}; bh=abcd; b=abcd\r\n")
+        };
+        let genuine = signature("from:to:date", "");
+        // FROM has a To below this one, which is the one that the genuine signature signs.
+        let forged = |genuine: &str| format!("{word}{}To: x@evil.tld\r\n{genuine}", signature("from:to:to:date", ""));
+        let others = [
+            genuine.as_str(),
+            &signature("from:subject", ""),
+            &signature("from:to:to", "l = 0; "),
+            &signature("from:to:to", "l=9; "),
+        ];
+        for genuine in others {
+            assert!(matches!(verdict(&forged(genuine)), Verdict::Refused(_)), "{genuine}");
+        }
+        let both = format!("{word}{}{genuine}", signature("from:to:subject", ""));
+        let Verdict::Believed(proof) = verdict(&both) else { panic!() };
+        assert_eq!(proof.covers, Covered::Only(vec!["from".into(), "to".into()]));
+        let odd = verdict(&format!("{word}To : x@evil.tld\r\n"));
+        assert!(matches!(odd, Verdict::Refused(_)), "{odd:?}");
+    }
+
+    #[test]
+    fn any_signature_that_the_server_found_valid_may_sign_from_and_to() {
+        let word = "Authentication-Results: mx.shop.example; dkim=pass header.d=mail.resmic.com; dkim=pass header.d=resmic.com\r\n";
+        let signature =
+            |d: &str, h: &str| format!("DKIM-Signature: v=1; a=rsa-sha256; d={d}; s=s1; h={h}; bh=abcd; b=abcd\r\n");
+        let fields = [word, &signature("mail.resmic.com", "from"), &signature("resmic.com", "from:to")].concat();
+        assert!(matches!(verdict(&fields), Verdict::Believed(_)));
     }
 }
