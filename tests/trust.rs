@@ -336,3 +336,43 @@ async fn dns_is_explored_for_the_operator() {
     assert!(found[0].starts_with("DNS works"), "{found:?}");
     assert!(dns::explore(&resolver, "elsewhere.example").await.is_err());
 }
+
+/// A server that takes a question with EDNS for an error, and answers any other with this TXT record.
+fn without_edns(record: &str) -> std::net::SocketAddr {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let pieces = record.split('"').skip(1).step_by(2);
+    let data: Vec<u8> =
+        pieces.flat_map(|piece| [&[u8::try_from(piece.len()).unwrap()], piece.as_bytes()].concat()).collect();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1500];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let name = buffer[12..].iter().position(|byte| *byte == 0).unwrap();
+            let question = &buffer[12..12 + name + 5];
+            let has_edns = buffer[11] > 0;
+            let (code, answers) = if has_edns { (1, 0) } else { (0, 1) };
+            let mut answer = [&buffer[..2], &[0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0], question].concat();
+            if !has_edns {
+                answer.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
+                answer.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+                answer.extend(&data);
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_edns_is_asked_without_it() {
+    let server = without_edns(&WORLD.short.record("")).to_string();
+    let mail = sign(MAIL.as_bytes(), &WORLD.short, &How::default());
+    let verdict = judged_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    resolver.remember("resmic.com", "s1");
+    resolver.make_ready().await;
+    assert!(resolver.is_ready());
+    dns::explore(&resolver, "resmic.com").await.unwrap();
+}

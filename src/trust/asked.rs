@@ -35,7 +35,15 @@ struct System {
 struct Current {
     /// Of the file when it was read.
     stamp: Option<Stamp>,
-    authenticator: Arc<MessageAuthenticator>,
+    askers: Askers,
+}
+
+/// The same servers, asked in two ways.
+#[derive(Clone)]
+struct Askers {
+    usual: Arc<MessageAuthenticator>,
+    /// Without EDNS (RFC 6891), which old servers and some routers take for an error.
+    plain: Arc<MessageAuthenticator>,
 }
 
 /// By what a file that was written again is known.
@@ -63,39 +71,54 @@ impl Asked {
         }
         let servers = servers.iter().copied().map(name_server).collect();
         let servers = (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default());
-        let current = Current { stamp: None, authenticator: authenticator(servers, options)? };
+        let current = Current { stamp: None, askers: askers(servers, options)? };
         Ok(Asked { system: None, options, current: Mutex::new(current) })
     }
 
     fn of_system(system: System, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
         // First, so that what is written meanwhile is read again.
         let stamp = system.stamp();
-        let current = Current { stamp, authenticator: authenticator((system.read)()?, options)? };
+        let current = Current { stamp, askers: askers((system.read)()?, options)? };
         Ok(Asked { system: Some(system), options, current: Mutex::new(current) })
     }
 
     /// Who is asked now. A file that names nobody, as between two networks, changes nothing.
     pub(super) fn now(&self) -> Arc<MessageAuthenticator> {
+        self.askers().usual
+    }
+
+    /// The same, asked as simply as can be.
+    pub(super) fn plainly(&self) -> Arc<MessageAuthenticator> {
+        self.askers().plain
+    }
+
+    fn askers(&self) -> Askers {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(system) = &self.system else { return current.authenticator.clone() };
+        let Some(system) = &self.system else { return current.askers.clone() };
         let stamp = system.stamp();
         if stamp != current.stamp {
             current.stamp = stamp;
-            match (system.read)().and_then(|servers| authenticator(servers, self.options)) {
-                Ok(authenticator) => {
+            match (system.read)().and_then(|servers| askers(servers, self.options)) {
+                Ok(askers) => {
                     tracing::info!("{} was written again: the servers that it names are asked", system.file.display());
-                    current.authenticator = authenticator;
+                    current.askers = askers;
                 }
                 Err(error) => tracing::warn!(%error, "the DNS servers that were known are asked on"),
             }
         }
-        current.authenticator.clone()
+        current.askers.clone()
     }
 }
 
-fn authenticator(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Arc<MessageAuthenticator>> {
+fn askers(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Askers> {
     let (config, mut options) = servers;
     set(&mut options);
+    let usual = authenticator(config.clone(), options.clone())?;
+    options.edns0 = false;
+    Ok(Askers { usual, plain: authenticator(config, options)? })
+}
+
+fn authenticator(config: ResolverConfig, options: ResolverOpts) -> anyhow::Result<Arc<MessageAuthenticator>> {
     let made = MessageAuthenticator::new(config, options);
     made.map(Arc::new).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))
 }

@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mail_auth::common::parse::TxtRecordParser;
@@ -13,7 +13,7 @@ use mail_auth::dkim::Signature;
 use mail_auth::dmarc::Dmarc;
 use mail_auth::hickory_resolver::config::ResolverOpts;
 use mail_auth::hickory_resolver::proto::op::ResponseCode;
-use mail_auth::{AuthenticatedMessage, DkimOutput, Parameters, ResolverCache, Txt};
+use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, Parameters, ResolverCache, Txt};
 use serde::Deserialize;
 
 use super::asked::Asked;
@@ -115,17 +115,19 @@ impl Resolver {
         let Ok(_asking) = self.asking.try_lock() else { return };
         let names: Vec<String> = self.proven.lock().map(|proven| proven.iter().cloned().collect()).unwrap_or_default();
         for name in names {
-            let authenticator = self.asked.now();
-            let lookup = authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
-            let _ = tokio::time::timeout(WHOLE, lookup).await;
+            let _ = tokio::time::timeout(WHOLE, self.key(name)).await;
         }
     }
 
     /// Checks all signatures that are left in `message`; in time, or not at all.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
-        let asked = Parameters::new(message).with_txt_cache(&self.keys);
-        let authenticator = self.asked.now();
-        match tokio::time::timeout(WHOLE, authenticator.verify_dkim(asked)).await {
+        let checking = async {
+            let asked = || Parameters::new(message).with_txt_cache(&self.keys);
+            let outputs = self.asked.now().verify_dkim(asked()).await;
+            let misunderstood = |output: &DkimOutput<'_>| matches!(output.result(), DkimResult::TempError(error) if is_misunderstood(error));
+            if outputs.iter().any(misunderstood) { self.asked.plainly().verify_dkim(asked()).await } else { outputs }
+        };
+        match tokio::time::timeout(WHOLE, checking).await {
             Ok(outputs) => outputs,
             Err(_) => message
                 .dkim_headers
@@ -140,23 +142,42 @@ impl Resolver {
 
     /// The flags of a signature's key, which has just been looked up.
     pub(super) async fn key_flags(&self, signature: &Signature) -> Result<KeyFlags, String> {
-        let name = key_name(&signature.d, &signature.s);
-        let authenticator = self.asked.now();
-        let lookup = authenticator.txt_lookup::<DomainKey>(name, Some(&self.keys));
+        let lookup = self.key(key_name(&signature.d, &signature.s));
         let key = tokio::time::timeout(WHOLE, lookup).await.map_err(|_| "no answer in time".to_owned())?;
         let key = key.map_err(|e| e.to_string())?;
         self.remember(&signature.d, &signature.s);
         Ok(KeyFlags { testing: key.has_flag(TESTING) })
     }
 
+    async fn key(&self, name: String) -> mail_auth::Result<Arc<DomainKey>> {
+        match self.asked.now().txt_lookup(name.as_str(), Some(&self.keys)).await {
+            Err(error) if is_misunderstood(&error) => self.asked.plainly().txt_lookup(name, Some(&self.keys)).await,
+            key => key,
+        }
+    }
+
     async fn text(&self, name: String) -> Result<Vec<u8>, String> {
-        let authenticator = self.asked.now();
-        let lookup = authenticator.txt_raw_lookup(name);
+        let lookup = async {
+            match self.asked.now().txt_raw_lookup(name.as_str()).await {
+                Err(error) if is_misunderstood(&error) => self.asked.plainly().txt_raw_lookup(name).await,
+                text => text,
+            }
+        };
         tokio::time::timeout(WHOLE, lookup)
             .await
             .map_err(|_| "no answer in time".to_owned())?
             .map_err(|e| e.to_string())
     }
+}
+
+/// Whether a server has answered that it cannot: it may not know EDNS (RFC 6891).
+fn is_misunderstood(error: &mail_auth::Error) -> bool {
+    matches!(error, mail_auth::Error::Dns(mail_auth::DnsError::Resolver(words)) if is_an_error_response(words))
+}
+
+/// In hickory's words.
+fn is_an_error_response(words: &str) -> bool {
+    words.contains("error response: ")
 }
 
 /// Where a key stands (RFC 6376, 3.6.2.1), as mail-auth writes it.
@@ -180,8 +201,13 @@ fn how(options: &mut ResolverOpts) {
 /// # Errors
 /// In words, if it does not answer.
 pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
-    let authenticator = resolver.asked.now();
-    let lookup = authenticator.0.mx_lookup(format!("{domain}."));
+    let (name, asked) = (format!("{domain}."), &resolver.asked);
+    let lookup = async {
+        match asked.now().0.mx_lookup(name.as_str()).await {
+            Err(error) if is_an_error_response(&error.to_string()) => asked.plainly().0.mx_lookup(name).await,
+            mx => mx,
+        }
+    };
     let mx = tokio::time::timeout(WHOLE, lookup)
         .await
         .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
