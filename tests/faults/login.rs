@@ -4,7 +4,7 @@ use super::*;
 use crate::support::watching::dedicated;
 use resmic_mailhook::backoff::Backoff;
 use resmic_mailhook::model::MailboxState;
-use resmic_mailhook::source::imap::{Account, Credentials, Login};
+use resmic_mailhook::source::imap::{Account, Credentials, Login, Tls};
 
 /// Refusals of a login are waited out far longer than a test runs.
 fn strict() -> Timing {
@@ -55,6 +55,27 @@ async fn preauth_is_somebody_elses_login_and_gets_no_password() {
     assert_eq!(server.count("LOGIN"), 0);
     watching.idle().await;
     watching.end().await;
+}
+
+#[tokio::test]
+async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
+    for (answer, said) in [
+        ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
+        ("* BYE overloaded", "the server said goodbye: overloaded"),
+        ("* OK wait", "no answer to "),
+    ] {
+        let server = Scripted::start().await;
+        always(&server, "STARTTLS", &[say(&format!("{answer}\r\n"))]);
+        let mut account = with_password(&server, "secret", DEDICATED);
+        account.settings.tls = Tls::Starttls;
+        account.login.tls = Some(resmic_mailhook::tls::client(None).unwrap());
+        account.timing.login = ms(300);
+        let mut watching = Watching::with(account, "INBOX".into(), Default::default());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.starts_with(said), "{words}");
+        assert_eq!(server.count("LOGIN"), 0);
+        watching.end().await;
+    }
 }
 
 #[tokio::test]

@@ -117,9 +117,11 @@ async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -
     greeted.await??;
     let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok(wire) };
     let sent = wire.send("STARTTLS", "STARTTLS").await?;
-    wire.finish(&sent, wait, |_| ()).await.map_err(|e| {
-        let words = if let Error::Refused { words, .. } = e { words } else { "the connection was lost".into() };
-        Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {words}")))
+    wire.finish(&sent, wait, |_| ()).await.map_err(|error| match error {
+        Error::Refused { words, .. } => {
+            Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {words}")))
+        }
+        other => other,
     })?;
     wire.secure(&settings.host, tls.clone()).await
 }
