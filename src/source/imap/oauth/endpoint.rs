@@ -205,10 +205,12 @@ impl Failure {
         self
     }
 
-    /// Takes out secrets that an endpoint may have quoted.
+    /// Takes out secrets that an endpoint may have quoted, as they are or as they were sent to it.
     fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
-        for secret in secrets {
-            *self.words() = secret::left_out(std::mem::take(self.words()), secret.expose_secret());
+        for secret in secrets.map(ExposeSecret::expose_secret) {
+            for written in [secret, &encoded(secret)] {
+                *self.words() = secret::left_out(std::mem::take(self.words()), written);
+            }
         }
         self
     }
@@ -283,6 +285,12 @@ mod tests {
         let failure = said.unwrap_err().at(&url).without([&secret].into_iter());
         let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
         assert_eq!(failure, Failure::Ended(words.into()));
+        let slashed: SecretString = "1//0g s3cret".to_owned().into();
+        let redirect =
+            Answer { location: Some("https://x/?refresh_token=1%2F%2F0g+s3cret&x=1".into()), ..answer(302, "") };
+        let mut failure = judge(redirect).unwrap_err().without([&slashed].into_iter());
+        let words = "302 Found: a redirect to \"https://x/?refresh_token=(secret)&x=1\", which is not followed";
+        assert_eq!(failure.words(), words);
         let long: SecretString = "s3cret".repeat(100).into();
         let body =
             format!("{{\"error\":\"invalid_grant\",\"error_description\":\"unknown {}\"}}", long.expose_secret());
