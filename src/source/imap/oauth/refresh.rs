@@ -23,6 +23,8 @@ pub(super) struct Refresh {
     newest: Option<SecretString>,
     /// It could be kept. Else it is newer than what is in the file.
     is_kept: bool,
+    /// Those that had ended when another one was granted: shown again, one of them may be taken for a thief's.
+    ended: Vec<SecretString>,
     /// That the endpoint replaces it was told.
     told: bool,
 }
@@ -31,7 +33,7 @@ impl Refresh {
     /// Of settings, with the secret read; the file is in `folder`.
     pub(super) fn new(settings: &Settings, configured: SecretString, folder: &Path) -> Self {
         let file = Lasting::new(folder, &configured, settings);
-        Refresh { configured, file, newest: None, is_kept: true, told: false }
+        Refresh { configured, file, newest: None, is_kept: true, ended: Vec::new(), told: false }
     }
 
     /// Asks for an access token, and keeps the refresh token that came with it.
@@ -44,6 +46,9 @@ impl Refresh {
                 // What is said of the newest is what a person has to know.
                 Err(failure @ Failure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
+                    if answer.is_ok() && !tried.is_empty() {
+                        self.ended = tried;
+                    }
                     if let Some(new) = answer.as_ref().ok().and_then(|granted| granted.refresh_token.as_ref())
                         && !same(new, &token)
                     {
@@ -57,15 +62,18 @@ impl Refresh {
         Err(first.unwrap_or_else(|| Failure::Ended("there is no refresh token".into())))
     }
 
-    /// The best one that was not tried yet.
+    /// The best one that was not tried yet; one that had ended when it was tried last, after all others.
     async fn next(&self, tried: &[SecretString]) -> Option<SecretString> {
         if tried.len() >= TRIES {
             return None;
         }
         let (file, memory) = (self.file.read().await, self.newest.clone());
         let known = if self.is_kept { [file, memory] } else { [memory, file] };
-        let mut known = known.into_iter().flatten().chain([self.configured.clone()]);
-        known.find(|token| !tried.iter().any(|other| same(other, token)))
+        let known = known.into_iter().flatten().chain([self.configured.clone()]);
+        let is_one_of = |those: &[SecretString], token: &SecretString| those.iter().any(|other| same(other, token));
+        let (ended, good): (Vec<_>, Vec<_>) =
+            known.filter(|token| !is_one_of(tried, token)).partition(|token| is_one_of(&self.ended, token));
+        good.into_iter().chain(ended).next()
     }
 
     async fn replace(&mut self, token: SecretString) {
@@ -165,10 +173,41 @@ mod tests {
             if token == "old" { REPLACED } else { GRANTED }
         });
         file.write(&token("old")).await.unwrap();
-        let mut other = Refresh { configured: token("configured"), file, newest: None, is_kept: true, told: false };
+        let mut other = Refresh {
+            configured: token("configured"),
+            file,
+            newest: None,
+            is_kept: true,
+            ended: Vec::new(),
+            told: false,
+        };
         let (first, second) = tokio::join!(one.ask(&endpoint), other.ask(&endpoint));
         assert!(first.is_ok() && second.is_ok());
         assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "given"]);
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_is_not_shown_each_time_before_one_that_is_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let (asked, shown) = std::sync::mpsc::channel();
+        let (good, is_good) = std::sync::mpsc::channel();
+        let mut answers = Vec::new();
+        let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
+            asked.send(token.to_owned()).unwrap();
+            answers.extend(is_good.try_iter());
+            if answers.last() == Some(&token.to_owned()) { GRANTED } else { ENDED }
+        });
+        file.write(&token("kept")).await.unwrap();
+        let mut asked_for = async |good_one: &str| {
+            good.send(good_one.to_owned()).unwrap();
+            refresh.ask(&endpoint).await.unwrap();
+            shown.try_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(asked_for("configured").await, ["kept", "configured"]);
+        assert_eq!(asked_for("configured").await, ["configured"]);
+        assert_eq!(asked_for("kept").await, ["configured", "kept"], "it is not given up");
+        file.write(&token("newest")).await.unwrap();
+        assert_eq!(asked_for("newest").await, ["newest"], "of another process");
     }
 
     #[tokio::test]
