@@ -204,18 +204,19 @@ fn addressed_to(ours: &Ours, header: &Header<'_>, mut proof: Proof) -> Verdict {
     if !proof.covers.has("to") {
         return untrusted("the proof does not cover its To");
     }
-    proof.to = header.all("to").flat_map(header::addresses).collect();
+    proof.to = header.all("to").flat_map(header::plain_addresses).collect();
     if proof.to.iter().any(|address| ours.has(address)) {
         return Verdict::Believed(proof);
     }
-    let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&proof.to));
+    let named: Vec<_> = header.all("to").flat_map(header::addresses).collect();
+    let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&named));
     Verdict::Refused(Reason::new(ReasonCode::NotOurs, words))
 }
 
 /// The addresses of a mail's To, whoever put them there.
 #[must_use]
 pub fn named_in_to(mail: &[u8]) -> Vec<String> {
-    contained(|| Header::read(mail).all("to").flat_map(header::addresses).collect()).unwrap_or_default()
+    contained(|| Header::read(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
 }
 
 fn listed(addresses: &[String]) -> String {
@@ -259,6 +260,8 @@ mod tests {
             "from: no-reply@RESMIC.com\r\nTO: a@b.example, Shop <payments+order.mac@SHOP.example>",
             "From: =?utf-8?q?Resmic?=\r\n <no-reply@resmic.com>\r\nTo: payments@shop.example",
             "From: \"a@b, c\" <no-reply@resmic.com>\r\nTo: payments@shop.example",
+            "From: no-reply@resmic.com\r\nTo: Shops: <a@b.example>,\r\n\tShop, Inc. < payments@shop.example >;",
+            "From: no-reply@resmic.com\r\nTo: \"a\\\" (, <b\" <a@b.example>,payments@shop.example\r\n (the \\) shop)",
         ] {
             assert!(matches!(verdict(header).await, Verdict::Believed(_)), "{header}");
         }
@@ -302,6 +305,16 @@ mod tests {
             "To: payments@shop.example.evil.tld",
             "Cc: payments@shop.example",
             "To: \"payments@shop.example\" <x@y.example>",
+            // Each is one address at evil.tld, or none.
+            "To: <\"x >,payments@shop.example,<y\"@evil.tld>",
+            "To: Shop <\"x\\\">,payments@shop.example,<y\"@evil.tld>",
+            "To: payments@shop.example\r\n .evil.tld",
+            "To: payments@shop.example (x) .evil.tld",
+            "To: payments@shop.example\r\n x",
+            "To: <x@[>,payments@shop.example,<]>",
+            "To: payments@shop.example: x@evil.tld;",
+            "To: \"x, payments@shop.example",
+            "To: (x, payments@shop.example",
         ] {
             let header = format!("From: no-reply@resmic.com\r\n{to}");
             let Verdict::Refused(reason) = verdict(&header).await else { panic!("{to}") };
