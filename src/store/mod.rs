@@ -278,10 +278,26 @@ impl DaemonLock {
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
+/// By whatever name the database is called, it has one lock: where the file itself is, or will be.
 fn lock_file(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
+    let mut name = behind_links(database).into_os_string();
     name.push(".lock");
     name.into()
+}
+
+/// As SQLite does with what it keeps beside the file.
+fn behind_links(path: &Path) -> PathBuf {
+    let folder = |path: &Path| path.parent().filter(|f| !f.as_os_str().is_empty()).map_or(".".into(), Path::to_owned);
+    let mut path = path.to_owned();
+    // As far as the kernel goes. The last may lead to a file that is not made yet.
+    for _ in 0..40 {
+        let Ok(next) = std::fs::read_link(&path) else { break };
+        path = folder(&path).join(next);
+    }
+    match (std::fs::canonicalize(folder(&path)), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
 }
 
 /// By which numbers the system knows a file. Asked without opening it: to close it would end SQLite's locks on it.

@@ -204,6 +204,24 @@ async fn a_second_daemon_is_refused() {
     DaemonLock::take(&path).unwrap();
 }
 
+#[test]
+fn a_database_has_one_lock_by_whatever_name_it_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, link, chain] = ["data/m.db", "link.db", "chain.db"].map(|name| folder.path().join(name));
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::os::unix::fs::symlink("data/m.db", &link).unwrap();
+    std::os::unix::fs::symlink(&link, &chain).unwrap();
+    // Before there is a file, and after.
+    let first = DaemonLock::take(&chain).unwrap();
+    drop(schema::open(&chain).unwrap());
+    for name in [&file, &link, &chain] {
+        assert!(matches!(DaemonLock::take(name), Err(Error::Busy(_))), "{}", name.display());
+        assert!(DaemonLock::is_held(name).unwrap(), "{}", name.display());
+    }
+    drop(first);
+    assert!(!DaemonLock::is_held(&chain).unwrap());
+}
+
 fn files(folder: &tempfile::TempDir) -> Vec<std::ffi::OsString> {
     let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
