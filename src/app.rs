@@ -210,6 +210,11 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
     let ended = supervise(&mut loops, shutdown).await;
+    if ended.is_err() {
+        // Nothing that they still do counts, but for the database that they hold open.
+        loops.abort_all();
+        drain(&mut loops).await;
+    }
     // A loop that did not end in time would keep it open.
     if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
         tracing::debug!("the database did not close in time; nothing is lost by that");
@@ -256,12 +261,16 @@ async fn supervise(loops: &mut JoinSet<anyhow::Result<()>>, mut shutdown: watch:
         ended.context("a part of the daemon has failed")??;
         anyhow::ensure!(*shutdown.borrow(), "a part of the daemon has ended by itself");
     }
-    let drain = async { while loops.join_next().await.is_some() {} };
-    if tokio::time::timeout(DRAIN, drain).await.is_err() {
+    if !drain(loops).await {
         tracing::warn!("some connections did not close in time; nothing is lost by that");
         loops.abort_all();
     }
     Ok(())
+}
+
+/// Waits until all have ended; false: they take too long.
+async fn drain(loops: &mut JoinSet<anyhow::Result<()>>) -> bool {
+    tokio::time::timeout(DRAIN, async { while loops.join_next().await.is_some() {} }).await.is_ok()
 }
 
 fn watch_account(

@@ -179,10 +179,10 @@ impl Store {
     /// [`Error`]: newer, foreign, locked, or what SQLite or the system says.
     pub fn open(settings: Settings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
-        let writer = writer::Writer::start(connection, &settings.path)?;
+        let file = number(&settings.path).unwrap_or_default();
+        let writer = writer::Writer::start(connection, &settings.path, file)?;
         let count = || Arc::new(watch::Sender::new(0));
         let seen_version = Arc::new(AtomicI64::new(i64::MIN));
-        let file = number(&settings.path).unwrap_or_default();
         Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), file, seen_version })
     }
 

@@ -323,6 +323,30 @@ async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() 
 }
 
 #[tokio::test]
+async fn what_is_in_the_wal_goes_with_the_file_that_was_open_and_not_with_the_one_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, copy, before] = ["m.db", "copy.db", "before.db"].map(|name| folder.path().join(name));
+    let store = store(&folder);
+    let record = |n| store.record(vec![entry(n, paid(None))], cursor(n));
+    record(1).await.unwrap();
+    store.reader().unwrap().backup(&copy).unwrap();
+    for n in 2..300 {
+        record(n).await.unwrap();
+    }
+    std::fs::rename(&path, &before).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    store.close().await;
+    let mails = |path: &Path| {
+        let database = schema::open(path).unwrap();
+        let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        let count = "SELECT count(*) FROM mails";
+        (sound, database.query_row::<i64, _, _>(count, [], |row| row.get(0)).unwrap())
+    };
+    assert_eq!(mails(&before), ("ok".into(), 299));
+    assert_eq!(mails(&path), ("ok".into(), 1));
+}
+
+#[tokio::test]
 async fn a_deferred_mail_that_nobody_judges_any_more_waits_for_a_person() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Error, Result};
+use super::{Error, Result, number};
 
 /// The most that one transaction takes.
 const BATCH: usize = 1_000;
@@ -57,7 +57,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: Connection, path: &Path) -> Result<Self> {
+    /// `file`: which one is open, by the system's numbers.
+    pub(super) fn start(connection: Connection, path: &Path, file: Option<(u64, u64)>) -> Result<Self> {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
@@ -65,15 +66,20 @@ impl Writer {
         let (is_open, open) = watch::channel(());
         let io = |source| Error::Io { path: path.to_owned(), source };
         let clock = Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let path: Arc<Path> = path.into();
+        let of = path.clone();
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
                 serve(&connection, queue, &clock);
+                if number(&of).is_ok_and(|now| now != file) {
+                    take_along(&connection);
+                }
                 drop(connection);
                 drop(is_open);
             })
             .map_err(io)?;
-        Ok(Writer { jobs, path: path.into(), open })
+        Ok(Writer { jobs, path, open })
     }
 
     /// Lets go of it; returns when the connection is closed, which is when everybody has.
@@ -228,6 +234,15 @@ fn copy(connection: &Connection) {
     if let Err(error) = copied.and_then(|mut copied| copied.query_row([], |_| Ok(()))) {
         // The commit that finds no room for the WAL says so; this one is made up for by the next.
         tracing::debug!(%error, "the write-ahead log was not copied into the database");
+    }
+}
+
+/// Empties the WAL into the file that was opened, as another stands in its place by now: SQLite leaves the WAL where it is then,
+/// and whoever opens that other file would take it for that one's.
+fn take_along(connection: &Connection) {
+    let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
+    if emptied != Ok(0) {
+        tracing::error!("what is in the -wal beside the database was of the file that stood there before: remove it");
     }
 }
 
