@@ -16,7 +16,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
@@ -39,12 +39,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 /// # Errors
 /// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
-    match store.release_unresolved().await {
-        Err(store::Error::Stopped) => return Err(store::Error::Stopped),
-        Err(error) => tracing::warn!(%error, "cannot release what was held for a callback that takes it now"),
-        Ok(_) => {}
-    }
     let mut couriers = JoinSet::new();
+    couriers.spawn(release(store.clone(), shutdown.clone()));
     let (notice, ending) = (store.clone(), shutdown.clone());
     couriers.spawn(async move { notice.notice_others(ending).await });
     for target in targets {
@@ -65,6 +61,23 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
         }
     }
     Ok(())
+}
+
+/// Lets go what is held for callbacks that take it by now, however long the database has to be waited for.
+async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    loop {
+        match store.release_unresolved().await {
+            Err(store::Error::Stopped) => return Err(store::Error::Stopped),
+            Err(error) => {
+                tracing::warn!(%error, "cannot release what was held for a callback that takes it now; trying again");
+            }
+            Ok(_) => return Ok(()),
+        }
+        tokio::select! {
+            _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+            () = sleep(STORE_PAUSE) => {}
+        }
+    }
 }
 
 /// Whether a callback can be reached: connects, with TLS also greets, and asks for nothing. What was found, in lines.

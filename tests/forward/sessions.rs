@@ -99,6 +99,24 @@ async fn a_configuration_that_sends_now_releases_what_it_held() {
 }
 
 #[tokio::test]
+async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the_start() {
+    let receiver = Receiver::new(|_, _| status(200));
+    let mut world = World::new(any());
+    world.record(vec![paid(None, 1)]).await;
+    assert_eq!(states(&world), ["held"]);
+    world.settings = vec![shop(receiver.listen().await, "unresolved = \"send\"")];
+    world.store = open(&world.folder, &world.settings);
+    let other = world.sql();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    world.start();
+    let waited = world.store.ping().await;
+    assert!(matches!(waited, Err(store::Error::Locked(_))), "{waited:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    world.until_all("delivered").await;
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_registered() {
     let world = World::new(any());
     world.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
