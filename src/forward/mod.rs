@@ -96,12 +96,14 @@ struct Courier {
     under_way: HashMap<Id, Claimed>,
     /// Attempts that ended and are not recorded yet.
     ended: Vec<Attempted>,
+    /// What the clock said last.
+    clock: Option<Timestamp>,
 }
 
 impl Courier {
     fn new(store: Store, target: Target) -> Self {
         let target = Arc::new(target);
-        Courier { store, target, requests: JoinSet::new(), under_way: HashMap::new(), ended: Vec::new() }
+        Courier { store, target, requests: JoinSet::new(), under_way: HashMap::new(), ended: Vec::new(), clock: None }
     }
 
     async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
@@ -136,6 +138,12 @@ impl Courier {
     }
 
     async fn record_and_claim(&mut self, free: usize) -> store::Result<Turn> {
+        let clock = Timestamp::now();
+        // When nobody ran it may have been set back as well.
+        if self.clock.is_none_or(|before| clock < before) {
+            self.store.recall(self.target.name()).await?;
+        }
+        self.clock = Some(clock);
         let in_flight = self.under_way.values();
         let in_flight =
             in_flight.map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id.clone() }).collect();

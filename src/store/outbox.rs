@@ -111,6 +111,15 @@ impl Store {
         .await
     }
 
+    /// Makes due what was put off while the clock was ahead of what it says now.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn recall(&self, target: &str) -> Result<usize> {
+        let target = target.to_owned();
+        self.write(move |tx| Ok(tx.prepare_cached(RECALL)?.execute(params![target, now()])?)).await
+    }
+
     /// Makes deliveries due now, with the time until they are given up beginning anew; how many there were.
     ///
     /// # Errors
@@ -157,6 +166,12 @@ const FOLLOWERS_GO: &str = "
 const FURTHEST: SignedDuration = SignedDuration::from_hours(48);
 const ASTRAY: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
+
+/// What was put off while the clock was, by less than that, is known by what came before: an attempt, or the delivery itself,
+/// that is yet to come. It is looked for only where the clock may have been set back.
+const RECALL: &str = "
+    UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
+      AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
 
 fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> Result<Vec<Claimed>> {
     // Those under way are due as well; they are passed over here, so as many more are asked for.

@@ -136,6 +136,21 @@ async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
 }
 
 /// Each session's events are a failed one, some more, and the completed one at the end.
+#[tokio::test]
+async fn what_was_put_off_by_a_clock_that_is_set_back_by_now_is_tried_at_once() {
+    let receiver = Receiver::new(|_, _| status(200));
+    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    world.record(vec![paid(Some(1), 1)]).await;
+    // A failed attempt of a clock that was five hours ahead.
+    let ahead =
+        "UPDATE deliveries SET attempts = 1, next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+5 hours');
+        INSERT INTO attempts (delivery_id, attempt, at) SELECT id, 1, next_attempt_at FROM deliveries";
+    world.sql().execute_batch(ahead).unwrap();
+    world.start();
+    world.until_all("delivered").await;
+    world.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_arrives_whole_in_order_and_once() {
     const SESSIONS: u32 = 2_000;

@@ -26,7 +26,8 @@ fn large(folder: &tempfile::TempDir) -> Connection {
 fn a_large_outbox_is_read_by_its_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
-    for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3)] {
+    for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3), (RECALL, 2)]
+    {
         let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let nothing = vec![&None::<String> as &dyn ToSql; parameters];
         let steps: Vec<String> =
@@ -70,6 +71,21 @@ fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
     let connection = large(&folder);
     connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 16);
+}
+
+#[test]
+fn what_was_put_off_while_the_clock_was_ahead_by_hours_is_due_when_it_is_set_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    let (clock, ahead) = (Timestamp::now(), Timestamp::now() + SignedDuration::from_hours(5));
+    connection.execute("UPDATE deliveries SET next_attempt_at = ?1", [iso(ahead)]).unwrap();
+    // One was tried while the clock was ahead, one made, and one put off by a callback that had asked for that.
+    let attempt = "INSERT INTO attempts (delivery_id, attempt, at) VALUES (1, 1, ?1), (1, 2, ?2), (3, 1, ?1)";
+    connection.execute(attempt, [iso(clock), iso(ahead)]).unwrap();
+    connection.execute("UPDATE deliveries SET created_at = ?1 WHERE id = 2", [iso(ahead)]).unwrap();
+    connection.execute(RECALL, params!["shop", iso(clock)]).unwrap();
+    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [1, 2]);
 }
 
 #[test]
