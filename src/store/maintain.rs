@@ -118,6 +118,17 @@ impl Reader {
         disk.f_bavail.checked_mul(disk.f_frsize)
     }
 
+    /// The bytes in the WAL that could not be copied into the database so far: whoever reads keeps back what came since.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn uncopied(&self) -> Result<u64> {
+        let sqlite = |e| Error::from_sqlite(self.path(), e);
+        let pages = schema::uncopied(self.connection()).map_err(sqlite)?;
+        let size: i64 = self.connection().pragma_query_value(None, "page_size", |row| row.get(0)).map_err(sqlite)?;
+        Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
+    }
+
     /// Whether another program has held the write lock for longer than anything of ours does. Many short transactions in
     /// a row, as in a backfill, may keep us out as long; but they commit.
     #[must_use]

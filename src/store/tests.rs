@@ -291,6 +291,31 @@ async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
 }
 
 #[tokio::test]
+async fn whoever_reads_without_an_end_is_noticed_and_what_the_wal_has_grown_to_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, wal) = (store(&folder), folder.path().join("m.db-wal"));
+    let other = Connection::open(folder.path().join("m.db")).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM mails").unwrap();
+    let record = |n| {
+        let mut large = entry(n, paid(None));
+        large.mail.bytes = vec![b'x'; 16 << 20];
+        store.record(vec![large], cursor(n))
+    };
+    let uncopied = || store.reader().unwrap().uncopied().unwrap();
+    for n in 1..=5 {
+        record(n).await.unwrap();
+    }
+    assert!(uncopied() > 80 << 20, "{}", uncopied());
+    other.execute_batch("COMMIT").unwrap();
+    // Each copies, and the second begins the file anew.
+    record(6).await.unwrap();
+    store.ping().await.unwrap();
+    record(7).await.unwrap();
+    assert!(uncopied() < 32 << 20, "{}", uncopied());
+    assert!(std::fs::metadata(wal).unwrap().len() <= 64 << 20);
+}
+
+#[tokio::test]
 async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);

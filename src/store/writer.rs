@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Error, Result, number};
+use super::{Error, Result, number, schema};
 
 /// The most that one transaction takes.
 const BATCH: usize = 1_000;
@@ -25,6 +25,12 @@ const CHECKPOINT: i64 = 1_000;
 
 /// With how many it is done although somebody may wait. A page that is written often is copied once.
 const CHECKPOINT_NOW: i64 = 4_000;
+
+/// How many pages that cannot be copied are worth a word: nothing of ours keeps so many back.
+const KEPT_BACK: i64 = 4 * CHECKPOINT_NOW;
+
+/// The most bytes of the WAL that are kept for the next time: it grows for as long as somebody reads what is older.
+const LEFT: i64 = 64 << 20;
 
 /// When nobody came for so long, nobody is about to: whoever was told of a commit has come back with what follows from it.
 /// A mail's deliveries are counted at once, and to copy takes longer than that.
@@ -62,6 +68,7 @@ impl Writer {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
+        connection.pragma_update(None, "journal_size_limit", LEFT).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (is_open, open) = watch::channel(());
         let io = |source| Error::Io { path: path.to_owned(), source };
@@ -168,7 +175,7 @@ impl Drop for Transaction<'_> {
 
 /// Until everybody has let go. `clock` tells when it is quiet.
 fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock: &Runtime) {
-    let mut untidy = false;
+    let (mut untidy, mut told) = (false, false);
     loop {
         let next = match untidy {
             true => clock.block_on(async { tokio::time::timeout(QUIET, queue.recv()).await }),
@@ -177,11 +184,18 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
         match next {
             Ok(Some(first)) => {
                 commit(connection, first, &mut queue);
-                let left = uncopied(connection);
+                let left = schema::uncopied(connection).unwrap_or(0);
                 untidy |= left >= CHECKPOINT;
                 if left >= CHECKPOINT_NOW {
                     copy(connection);
                 }
+                let kept_back = left >= KEPT_BACK && schema::uncopied(connection).unwrap_or(0) >= KEPT_BACK;
+                if kept_back && !told {
+                    tracing::warn!(
+                        "another program reads the database without an end: the -wal beside it grows until then"
+                    );
+                }
+                told = kept_back;
             }
             Err(_) => {
                 tidy(connection);
@@ -219,13 +233,6 @@ fn tidy(connection: &Connection) {
     if let Err(error) = kept(connection, "PRAGMA shrink_memory") {
         tracing::debug!(%error, "the memory of the database was not given back");
     }
-}
-
-/// How many pages of the WAL are not in the database yet.
-fn uncopied(connection: &Connection) -> i64 {
-    let look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)");
-    let left = |row: &rusqlite::Row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?);
-    look.and_then(|mut look| look.query_row([], left)).unwrap_or(0)
 }
 
 /// Copies the WAL into the database, as far as nobody reads what is older.
