@@ -226,7 +226,12 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
 async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> store::Result<Option<Store>> {
     loop {
         match Store::open(store_settings(config)) {
-            Err(error) if error.is_temporary() => tracing::error!("{error}"),
+            Err(error) if error.is_temporary() => {
+                tracing::error!("{error}");
+                systemd::status(&error.to_string());
+                // Nobody else feeds it, also when the configuration was read again: a restart makes no room.
+                systemd::watchdog();
+            }
             opened => return opened.map(Some),
         }
         tokio::select! {

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use support::books::{self, payment};
@@ -12,6 +13,7 @@ use support::callback::Callback;
 use support::daemon::{Home, account, forward};
 use support::disk::SmallDisk;
 use support::dovecot::Dovecot;
+use support::process::Process;
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
@@ -86,6 +88,30 @@ fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
     let daemon = home.start();
     daemon.says("the disk is full", SOON);
     assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
+    let config = account(1, "mailboxes = [\"INBOX\"]");
+    let (home, outside) = (Home::new(&config), tempfile::tempdir().unwrap());
+    let disk = SmallDisk::over(home.folder.path(), 1);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    disk.fill();
+    let socket = outside.path().join("notify");
+    let supervisor = UnixDatagram::bind(&socket).unwrap();
+    supervisor.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = home.command(&["run"]);
+    command.env("NOTIFY_SOCKET", &socket).stderr(std::process::Stdio::null());
+    let mut daemon = Process::start("resmic-mailhook", "", &mut command);
+    let mut told = String::new();
+    while !(told.contains("STATUS=") && told.contains("WATCHDOG=1")) {
+        let mut message = [0; 1024];
+        let length = supervisor.recv(&mut message).unwrap();
+        told += std::str::from_utf8(&message[..length]).unwrap();
+    }
+    assert!(told.contains("the disk is full") && !told.contains("READY=1"), "{told}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.wait(SOON), Some(0));
 }
 
 #[test]
