@@ -52,6 +52,7 @@ systemctl start $unit || fail "does not start"
 await "does not idle" idle
 [ "$(stat -c %a /var/lib/private/resmic-mailhook)" = 700 ] || fail "the state directory is open"
 [ "$(ps -o user= -p "$(property MainPID)")" != root ] || fail "runs as root"
+[ "$(prlimit --nofile --output SOFT --noheadings --pid "$(property MainPID)")" -ge 16384 ] || fail "no room for many mailboxes"
 resmic-mailhook status || fail "status is red"
 resmic-mailhook status --json | grep -q '"ok":true' || fail "status --json"
 curl -sf http://127.0.0.1:9464/healthz || fail "healthz is red"
