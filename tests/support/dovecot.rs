@@ -101,6 +101,22 @@ impl Dovecot {
         assert!(output.status.success(), "doveadm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Waits until these users, and no others, are logged in, each once.
+    pub fn until_logged_in(&self, users: &[&str], limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let mut command = Command::new("doveadm");
+            command.arg("-c").arg(self.folder.path().join("dovecot.conf")).args(["-f", "tab", "who", "-1"]);
+            let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+            let there: Vec<_> = said.lines().skip(1).filter_map(|line| line.split('\t').next()).collect();
+            if there == users {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{users:?} are not those who are logged in: {said}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Where a user's mails are.
     pub fn maildir(&self, user: &str) -> PathBuf {
         self.folder.path().join("mail").join(user).join("Maildir")
