@@ -115,6 +115,23 @@ async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
 }
 
 #[tokio::test]
+async fn what_comes_unasked_beside_a_fetch_moves_no_cursor_past_an_unread_mail() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+        once(&server, "DONE", 1, &[pushed(1, 9, "under a wrong number"), Step::Usual]);
+        for n in 1..=3 {
+            server.deliver(&format!("number {n}"));
+            watching.mail(&format!("number {n}")).await;
+        }
+        assert_eq!(watching.times("under a wrong number"), 1);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_push_of_an_old_uid_is_dropped() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     server.deliver("first");

@@ -55,15 +55,6 @@ enum Patience {
     None,
 }
 
-/// What is known of the mails between those that came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    /// A tagged OK said that there are no others.
-    All,
-    /// Nothing, except where one UID follows the other.
-    InOrder,
-}
-
 /// Whether the cursor passed all that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settled {
@@ -222,6 +213,7 @@ impl Opened {
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
         let numbering = if woken == Woken::Renew { Numbering::Asked } else { Numbering::Believed };
         let (mut items, held) = self.interrupt(idle, &command, numbering).await?;
+        let listed = items.iter().map(|item| item.uid).max().unwrap_or(0);
         items.append(&mut self.pushed);
         self.sort_out(&mut items);
         self.settle_debt(&items);
@@ -230,8 +222,8 @@ impl Opened {
         }
         let missing = self.outstanding.owed > 0 || self.outstanding.top;
         let short = missing && patience == Patience::Some;
-        let settled = self.take(items, if short { Known::InOrder } else { Known::All }, patience).await?;
-        if settled == Settled::No || short {
+        let settled = self.take(items, if short { 0 } else { listed }, patience).await?;
+        if short || (settled == Settled::No && patience == Patience::Some) {
             return Ok(Settled::No);
         }
         self.outstanding = Outstanding::default();
@@ -257,7 +249,7 @@ impl Opened {
         if self.complete_bodies(&mut items, idle).await? == Held::NotAll {
             return self.read_through(idle).await;
         }
-        self.take(items, Known::InOrder, Patience::Some).await
+        self.take(items, 0, Patience::Some).await
     }
 
     /// By UID, each once, and only what is above the cursor.
@@ -275,8 +267,9 @@ impl Opened {
         self.outstanding.top &= !top;
     }
 
-    /// Hands over mails and moves the cursor behind them, as far as it may go.
-    async fn take(&mut self, items: Vec<Item>, known: Known, patience: Patience) -> Result<Settled> {
+    /// Hands over mails and moves the cursor behind them, as far as it may go: up to `listed`, where a tagged OK said that
+    /// there are no others, and from there on where one UID follows the other.
+    async fn take(&mut self, items: Vec<Item>, listed: u32, patience: Patience) -> Result<Settled> {
         let mut settled = Settled::Yes;
         for item in items {
             let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
@@ -285,7 +278,7 @@ impl Opened {
                 let (account, mailbox) = (&self.account.settings.name, &self.name);
                 tracing::warn!(account, mailbox, uid, "listed by the server and never sent: taken as gone");
             }
-            if (known == Known::InOrder && !follows) || (lacking && patience == Patience::Some) {
+            if (uid > listed && !follows) || (lacking && patience == Patience::Some) {
                 settled = Settled::No;
             }
             let passes = settled == Settled::Yes;
