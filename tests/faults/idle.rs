@@ -60,6 +60,18 @@ async fn an_idle_is_not_ended_before_its_plus() {
 }
 
 #[tokio::test]
+async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
+    let server = Scripted::start().await;
+    once(&server, "IDLE", 1, &[Step::Pause(ms(100)), Step::Overhear, Step::Usual]);
+    let mut watching = dedicated(&server);
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    let began = std::time::Instant::now();
+    watching.end().await;
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    assert_eq!(server.count("LOGOUT"), 1);
+}
+
+#[tokio::test]
 async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
     for name in ["UID FETCH", "EXAMINE", "CAPABILITY"] {
         let server = Scripted::start().await;

@@ -257,20 +257,26 @@ impl Wire {
     pub(super) async fn logout(mut self) {
         self.net.uncork();
         let farewell = async {
+            let (wait, mut left) = (Wait::of(FAREWELL), 0..LAST_WORDS);
+            let idle = Sent { tag: RequestId(String::new()), name: "IDLE" };
+            while self.awaits_plus() && left.next().is_some() {
+                self.last_word(&idle, wait).await?;
+            }
             self.done().await?;
             let sent = self.send("LOGOUT", "LOGOUT").await?;
-            let wait = Wait::of(FAREWELL);
-            for _ in 0..LAST_WORDS {
-                // The BYE before the OK, and the end of an IDLE, are errors anywhere else.
-                match self.hear(&sent, wait, |_| ()).await {
-                    Ok(Heard::Done) => return Ok(()),
-                    Err(e @ (Error::Lost(_) | Error::Silent { .. })) => return Err(e),
-                    _ => {}
-                }
-            }
+            while left.next().is_some() && !self.last_word(&sent, wait).await? {}
             Ok(())
         };
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(FAREWELL, farewell).await;
+    }
+
+    /// Hears one more answer; true: the OK to `sent`. The BYE before it, and the end of an IDLE, are errors anywhere else.
+    async fn last_word(&mut self, sent: &Sent, wait: Wait) -> Result<bool> {
+        match self.hear(sent, wait, |_| ()).await {
+            Ok(heard) => Ok(matches!(heard, Heard::Done)),
+            Err(error @ (Error::Lost(_) | Error::Silent { .. })) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 }
 
