@@ -241,3 +241,27 @@ async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
     watching.end().await;
 }
+
+#[tokio::test]
+async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
+    // As Dovecot answers for it, in a first sync and later.
+    let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
+    for is_there in [true, false] {
+        let server = Scripted::start().await;
+        // The first one is the sync's list.
+        once(&server, "UID FETCH", 2, &[say(nothing), Step::Remove(1), Step::Ok]);
+        if is_there {
+            server.deliver("moved away by a person");
+        }
+        let mut watching = dedicated(&server);
+        if !is_there {
+            watching.idle().await;
+            server.deliver("moved away by a person");
+        }
+        watching.while_server("the FETCH", |world| world.count("UID FETCH") >= 2).await;
+        server.deliver("next");
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+        assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 2)]);
+        watching.end().await;
+    }
+}

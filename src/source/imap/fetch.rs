@@ -75,8 +75,9 @@ impl Item {
                 AttributeValue::Uid(uid) => item.uid = *uid,
                 AttributeValue::Rfc822Size(size) => item.size = Some(u64::from(*size)),
                 AttributeValue::InternalDate(date) => item.received_at = internal_date(date),
+                // NIL, with a size of 0: Dovecot's answer for a mail that was removed while we asked.
                 AttributeValue::BodySection { section: None, data, .. } => {
-                    item.body = Some(data.as_deref().unwrap_or_default().to_vec());
+                    item.body = data.as_deref().map(<[u8]>::to_vec);
                 }
                 AttributeValue::BodySection {
                     section: Some(SectionPath::Full(MessageSection::Header)), data, ..
@@ -86,7 +87,7 @@ impl Item {
                 _ => {}
             }
         }
-        // What some servers send for a mail that was removed meanwhile (RFC 2180, 4.1). Of a header the empty line at least
+        // What other servers send for such a mail (RFC 2180, 4.1). Of a header the empty line at least
         // would be sent (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
