@@ -265,3 +265,23 @@ async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
         watching.end().await;
     }
 }
+
+#[tokio::test]
+async fn a_mail_that_is_removed_while_the_numbers_are_looked_at_does_not_look_like_another() {
+    let server = Scripted::start().await;
+    server.deliver("first");
+    let mut watching = dedicated(&server);
+    watching.mail("first").await;
+    watching.idle().await;
+    let (news, fetches) = (server.count("news"), server.count("UID FETCH"));
+    let nothing = [say("* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\")\r\n"), Step::Remove(1), Step::Ok];
+    server.script(move |seen| match (seen.name, seen.nth) {
+        ("news", n) if n == news + 1 => vec![Step::Close],
+        ("UID FETCH", n) if n == fetches + 1 => nothing.to_vec(),
+        _ => vec![Step::Usual],
+    });
+    server.deliver("second");
+    watching.mail("second").await;
+    assert_eq!((server.asked("UID FETCH 1:1 "), server.asked("UID FETCH 1:* ")), (1, 1), "{:?}", server.lines());
+    watching.end().await;
+}

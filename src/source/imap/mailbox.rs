@@ -166,10 +166,11 @@ pub(super) async fn is_same(
     Ok(!another)
 }
 
-/// Whether this mail, under a number that was read, is not the one that was read. One that is gone proves nothing, and
-/// two may have been recorded under one number: the server has pushed one of them under a wrong one.
+/// Whether this mail, under a number that was read, is not the one that was read. One that is gone proves nothing (Dovecot
+/// says 1970 of one that is removed while we ask), and two may have been recorded under one number: the server has pushed
+/// one of them under a wrong one.
 fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
-    let Some(at) = item.received_at else { return false };
+    let Some(at) = item.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
     let mut recorded = known.landmarks.iter().filter(|(uid, _)| *uid == item.uid).peekable();
     if recorded.peek().is_some() {
         return !recorded.any(|(_, then)| then.as_second() == at.as_second());
