@@ -174,6 +174,21 @@ async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
 }
 
 #[tokio::test]
+async fn a_special_use_mailbox_is_opened_by_the_name_that_the_server_gives_it_whatever_that_is() {
+    for name in ["Spam & more", "Unerwünscht", "&AOQ"] {
+        let server = Scripted::start().await;
+        server.change(|world| world.list = vec![format!("(\\Junk) \"/\" \"{name}\"")]);
+        server.deliver("misjudged");
+        let mut watching = watch(&server, "dedicated = true\nidle_renew = \"1s\"\nmailboxes = [\"\\\\Junk\"]");
+        watching.mail("misjudged").await;
+        let status = format!("STATUS \"{name}\"");
+        watching.while_server("a look at the numbering", |world| world.asked(&status) > 0).await;
+        assert_eq!(server.asked(&format!("EXAMINE \"{name}\"")), 1, "a name goes out as it came in");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
 async fn a_mailbox_that_is_watched_by_its_name_is_not_watched_by_its_mark_as_well() {
     let server = Scripted::start().await;
     server.change(|world| world.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);

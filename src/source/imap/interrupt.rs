@@ -3,7 +3,6 @@
 use super::error::{Error, Result};
 use super::fetch::Item;
 use super::opened::Opened;
-use super::utf7;
 use super::wire::{Heard, Sent, Wait, quoted};
 
 /// How many mails are asked for in one command here. What comes in hundreds is for a sync.
@@ -73,7 +72,7 @@ impl Opened {
     /// Asks by which numbering the mailbox goes now. Courier does not say when one that is open is deleted and made
     /// again, and answers for the new one under the numbers of the old.
     pub(super) async fn ask_numbering(&mut self) -> Result<Option<Sent>> {
-        let Some(name) = quoted(&utf7::encode(&self.name)).filter(|_| self.tells_numbering) else { return Ok(None) };
+        let Some(name) = quoted(&self.wire_name).filter(|_| self.tells_numbering) else { return Ok(None) };
         self.wire.send("STATUS", &format!("STATUS {name} (UIDVALIDITY)")).await.map(Some)
     }
 

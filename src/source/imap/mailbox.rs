@@ -61,11 +61,28 @@ impl Selected {
     }
 }
 
+/// A mailbox's name: as a person reads it, here and in the database, and as it goes over the wire. That is modified UTF-7,
+/// but some servers name a mailbox in another way, and know it by no other name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) wire: String,
+}
+
+impl Named {
+    fn by_a_person(name: &str) -> Self {
+        Named { name: name.to_owned(), wire: utf7::encode(name) }
+    }
+
+    fn by_the_server(wire: &str) -> Self {
+        Named { name: utf7::decode(wire).unwrap_or_else(|| wire.to_owned()), wire: wire.to_owned() }
+    }
+}
+
 /// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.
-/// Here and in the database a name is what a person reads; over the wire it goes in modified UTF-7.
-pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Result<Option<String>> {
+pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Result<Option<Named>> {
     if !wanted.starts_with('\\') {
-        return Ok(Some(wanted.to_owned()));
+        return Ok(Some(Named::by_a_person(wanted)));
     }
     // Without SPECIAL-USE some servers (Dovecot before 2.0.16, Courier) still mark what a plain LIST shows.
     let list = if offers.special_use { "LIST \"\" \"*\" RETURN (SPECIAL-USE)" } else { "LIST \"\" \"*\"" };
@@ -75,7 +92,7 @@ pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Re
         let marked =
             mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
         if marked && found.is_none() {
-            found = Some(utf7::decode(&mailbox.name).unwrap_or_else(|| mailbox.name.to_string()));
+            found = Some(Named::by_the_server(&mailbox.name));
         }
     })
     .await?;
@@ -97,8 +114,8 @@ fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
 }
 
 /// Opens a mailbox: for reading only, unless `writable`, or the server keeps its numbers only so.
-pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Result<Selected> {
-    let quoted_name = quoted(&utf7::encode(name))
+pub(super) async fn select(wire: &mut Wire, named: &Named, writable: bool) -> Result<Selected> {
+    let quoted_name = quoted(&named.wire)
         .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
@@ -114,7 +131,7 @@ pub(super) async fn select(wire: &mut Wire, name: &str, writable: bool) -> Resul
         Some(n) => n,
         // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
         // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.)
-        None if !writable => return Box::pin(select(wire, name, true)).await,
+        None if !writable => return Box::pin(select(wire, named, true)).await,
         // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
         None => status_uid_next(wire, &quoted_name).await?,
     };

@@ -24,8 +24,10 @@ pub(super) struct Opened {
     pub(super) wire: Wire,
     pub(super) offers: Offers,
     pub(super) account: Arc<Account>,
-    /// The mailbox's name on the server.
+    /// The mailbox's name on the server, as a person reads it.
     pub(super) name: String,
+    /// And as it goes over the wire.
+    pub(super) wire_name: String,
     pub(super) selected: Selected,
     /// Every UID up to this was handed over, or is known to be gone.
     pub(super) cursor: u32,

@@ -20,12 +20,12 @@ pub async fn probe(settings: &Settings, login: &Login) -> Result<Vec<std::result
     };
     let mut found = vec![Ok(format!("logged in at {} as {}; {how}", settings.host, settings.user))];
     for wanted in &settings.mailboxes {
-        let Some(name) = mailbox::resolve(&mut wire, offers, wanted).await? else {
+        let Some(named) = mailbox::resolve(&mut wire, offers, wanted).await? else {
             found.push(Ok(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100))));
             continue;
         };
-        let shown = printable(&name, 100);
-        found.push(match mailbox::select(&mut wire, &name, false).await {
+        let shown = printable(&named.name, 100);
+        found.push(match mailbox::select(&mut wire, &named, false).await {
             Ok(selected) => Ok(format!("mailbox {shown}: {} mails", selected.exists)),
             // The others may be opened all the same.
             Err(error @ Error::Refused { .. }) => Err(format!("mailbox {shown}: {error}")),

@@ -168,12 +168,13 @@ impl Watcher {
         let _place = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let settings = &self.account.settings;
         let (mut wire, offers) = connect(settings, &self.account.login, &self.account.timing).await?;
-        let Some(name) = mailbox::resolve(&mut wire, offers, &self.wanted).await? else {
+        let Some(named) = mailbox::resolve(&mut wire, offers, &self.wanted).await? else {
             wire.logout().await;
             return Ok(Some(format!("no mailbox is marked {}", self.wanted)));
         };
+        let name = named.name.clone();
         // What is watched by its own name needs no second connection, and has its row in the database already.
-        if name != self.wanted && settings.mailboxes.iter().any(|named| same_mailbox(named, &name)) {
+        if name != self.wanted && settings.mailboxes.iter().any(|other| same_mailbox(other, &name)) {
             wire.logout().await;
             return Ok(Some(format!("the mailbox marked {} is watched by its name, {name}", self.wanted)));
         }
@@ -184,7 +185,7 @@ impl Watcher {
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
         let now = self.account.timing.now();
-        let mut selected = mailbox::select(&mut wire, &name, settings.after != After::Leave).await?;
+        let mut selected = mailbox::select(&mut wire, &named, settings.after != After::Leave).await?;
         let Whence { reached, is_known, anew } = self.whence(&mut wire, &mut selected, now).await?;
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
@@ -197,6 +198,7 @@ impl Watcher {
             offers,
             account: self.account.clone(),
             name,
+            wire_name: named.wire,
             selected,
             cursor: reached.last_uid,
             handed: is_known.then_some(reached.last_uid),
