@@ -65,6 +65,29 @@ fn a_flood_of_unsolicited_answers_takes_little_time_and_memory() {
     }
 }
 
+#[test]
+fn headers_that_nobody_asked_for_take_little_memory() {
+    if !is_alone("hostile::headers_that_nobody_asked_for_take_little_memory") {
+        return;
+    }
+    let header = format!("From: {}\r\n\r\n", "x".repeat(1_000_000));
+    let pushed = format!("* 9 FETCH (UID 9 BODY[HEADER.FIELDS (FROM)]<0> {{{}}}\r\n{header})\r\n", header.len());
+    let flood = Step::Flood(pushed.leak());
+    block_on(async {
+        for name in ["IDLE", "UID FETCH"] {
+            let server = Scripted::start().await;
+            once(&server, name, 2, std::slice::from_ref(&flood));
+            let timing = Timing { mail: Duration::from_secs(1), ..quick() };
+            let before = memory_at_most();
+            let mut watching = watch_in(&server, "idle_renew = \"1s\"", timing);
+            watching.while_server("another connection", |world| world.connections() >= 2).await;
+            watching.end().await;
+            let taken = memory_at_most() - before;
+            assert!(taken < 48 * 1024, "{name}: {taken} KiB");
+        }
+    });
+}
+
 const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]

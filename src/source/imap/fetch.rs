@@ -58,6 +58,11 @@ impl Item {
         self.body.is_none() && self.header.is_none()
     }
 
+    /// How many bytes of the mail it holds.
+    pub(super) fn bytes(&self) -> usize {
+        [&self.header, &self.body].into_iter().flatten().map(Vec::len).sum()
+    }
+
     /// Takes over what another answer says of the same mail. One may say less than another did: that a flag has changed.
     pub(super) fn learn(&mut self, other: Item) {
         self.size = other.size.or(self.size);

@@ -59,7 +59,7 @@ impl Opened {
                 Heard::Data(None) => continue,
                 Heard::Data(Some(item)) => item,
             };
-            bytes += item.body.as_ref().map_or(0, Vec::len);
+            bytes += item.bytes();
             if bytes > HELD_BYTES || items.len() > AT_ONCE {
                 held = Held::NotAll;
             } else if item.uid > self.cursor {

@@ -73,7 +73,7 @@ pub(super) struct Finished {
 impl Opened {
     /// Keeps what the server sent unasked; that a flag changed is of no interest.
     pub(super) fn keep(&mut self, item: Item) {
-        let bytes: usize = self.pushed.iter().filter_map(|item| item.body.as_ref()).map(Vec::len).sum();
+        let bytes: usize = self.pushed.iter().map(Item::bytes).sum();
         if !item.is_listing() && bytes < KEPT_BYTES && self.pushed.len() < KEPT {
             self.pushed.push(item);
         }
