@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ErrorCode, params};
 
 use super::{Error, Reader, Result, Store, schema};
 
@@ -124,7 +124,11 @@ impl Reader {
     /// What SQLite says.
     pub fn uncopied(&self) -> Result<u64> {
         let sqlite = |e| Error::from_sqlite(self.path(), e);
-        let pages = schema::uncopied(self.connection()).map_err(sqlite)?;
+        let pages = match schema::uncopied(self.connection()) {
+            // Whoever may only read the file cannot ask.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => 0,
+            pages => pages.map_err(sqlite)?,
+        };
         let size: i64 = self.connection().pragma_query_value(None, "page_size", |row| row.get(0)).map_err(sqlite)?;
         Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
     }
