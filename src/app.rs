@@ -1,35 +1,31 @@
 //! The composition root: reads the configuration, opens the store, spawns the loops, and ends them in order.
 
 mod oversee;
+mod prepare;
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_rustls::rustls::ClientConfig;
 
 use oversee::Overseer;
+pub use prepare::{
+    Listener, Prepared, addresses, forward_targets, login, prepare, rules, rules_with, rules_without_account,
+    store_settings,
+};
 
 use crate::config::Config;
-use crate::examine::Rules;
 use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
-use crate::source::imap::{self, Tls};
+use crate::source::imap;
 use crate::store::{self, DaemonLock, Landmarks, Store};
-use crate::trust::dns::Resolver;
-use crate::vigil::{Sleeps, Vigil};
-use crate::{extract, forward, metrics, session, systemd, tls, trust};
+use crate::{forward, metrics, systemd};
 
-/// How many connections to one mail server are begun at once.
-const CONNECTS: usize = 16;
 /// How many batches may wait between a watcher and its ingest.
 const QUEUE: usize = 8;
 /// How long a watcher may take for one step beside waiting: a window of a first sync has ten minutes.
@@ -40,121 +36,6 @@ const REOPEN: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(4);
 /// How long the database may take to close after that.
 const CLOSE: Duration = Duration::from_secs(2);
-
-/// What an account's mails are examined by.
-///
-/// # Errors
-/// A secret that cannot be had, or a key that turns out wrong.
-pub async fn rules(config: &Config, account: &imap::Settings) -> anyhow::Result<Rules> {
-    rules_with(config, account, addresses(config).await?)
-}
-
-/// The signed addresses, if there are to be any.
-///
-/// # Errors
-/// Their key cannot be had.
-pub async fn addresses(config: &Config) -> anyhow::Result<Option<session::Addresses>> {
-    let Some(address) = &config.sessions.address else { return Ok(None) };
-    let key = config.secret("sessions.address.key", &address.key).await?;
-    let addresses = session::Addresses::new(&address.mailbox, &key);
-    Ok(Some(addresses.map_err(|words| config.wrong("sessions.address.key", words))?))
-}
-
-/// As [`rules`], with the signed addresses or without: for reading only.
-///
-/// # Errors
-/// A key that turns out wrong.
-pub fn rules_with(
-    config: &Config,
-    account: &imap::Settings,
-    addresses: Option<session::Addresses>,
-) -> anyhow::Result<Rules> {
-    let own = if account.recipients.is_empty() { vec![account.user.clone()] } else { account.recipients.clone() };
-    let signed = config.sessions.address.as_ref().map(|a| a.mailbox.clone());
-    Ok(Rules {
-        trust: config.trust.clone(),
-        reader: extract::Reader::new(&config.extract),
-        ours: trust::Ours::new(own.into_iter().chain(signed)),
-        addresses,
-    })
-}
-
-/// As [`rules`], for a mail that is nobody's in particular.
-#[must_use]
-pub fn rules_without_account(config: &Config) -> Rules {
-    Rules {
-        trust: config.trust.clone(),
-        reader: extract::Reader::new(&config.extract),
-        ours: trust::Ours::default(),
-        addresses: None,
-    }
-}
-
-/// What the store needs to know of the configuration.
-#[must_use]
-pub fn store_settings(config: &Config) -> store::Settings {
-    store::Settings {
-        path: config.database(),
-        targets: config.forwards.iter().map(forward::Settings::target).collect(),
-        matching: config.sessions.matching(),
-    }
-}
-
-/// All that the loops need, with every secret read: what can go wrong about a configuration has gone right.
-pub struct Prepared {
-    config: Config,
-    accounts: Vec<(imap::Account, Rules)>,
-    targets: Vec<forward::Target>,
-    resolver: Arc<Resolver>,
-    metrics: Option<(SocketAddr, Arc<TcpListener>)>,
-    vigil: Vigil,
-}
-
-/// Reads the secrets and takes what is needed from the system. Nothing is started.
-///
-/// `before`: what runs until now, whose listener goes on if its address stays.
-///
-/// # Errors
-/// What makes it impossible to start.
-pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Result<Prepared> {
-    if config.accounts.is_empty() {
-        return Err(config.wrong("account", "expected at least one [[account]]").into());
-    }
-    let (vigil, sleeps) = Vigil::new();
-    let (accounts, targets) = (accounts(&config, &sleeps).await?, forward_targets(&config).await?);
-    let resolver = Arc::new(Resolver::new(&config.dns)?);
-    let metrics = match (config.telemetry.metrics, before) {
-        (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
-        (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
-        (None, _) => None,
-    };
-    Ok(Prepared { config, accounts, targets, resolver, metrics, vigil })
-}
-
-/// Who has the port may let go of it: unlike a wrong configuration that is tried again.
-async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let wrong = config.wrong("telemetry.metrics", format!("{address}: {error}"));
-        if error.kind() == ErrorKind::AddrInUse { anyhow::Error::msg(wrong.to_string()) } else { wrong.into() }
-    })
-}
-
-/// Where metrics are served.
-pub type Listener = (SocketAddr, Arc<TcpListener>);
-
-impl Prepared {
-    /// The listener for metrics, for a later [`prepare`].
-    #[must_use]
-    pub fn listener(&self) -> Option<Listener> {
-        self.metrics.clone()
-    }
-
-    /// The database file.
-    #[must_use]
-    pub fn database(&self) -> PathBuf {
-        self.config.database()
-    }
-}
 
 /// Keeps other daemons off the database.
 ///
@@ -320,86 +201,6 @@ async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Opt
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
     let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
     Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
-}
-
-/// The accounts with their secrets.
-async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    // Each server has a pace of its own: one that says nothing must not take the places of the others.
-    let (mut paces, mut clients) = (HashMap::new(), tls::Clients::default());
-    let mut accounts = Vec::new();
-    for (n, settings) in config.accounts.iter().enumerate() {
-        let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
-        let account = imap::Account {
-            login: login(config, n, settings, &mut clients).await?,
-            settings: settings.clone(),
-            is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
-            pace: paces.entry(server).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
-            timing: imap::Timing::default(),
-            sleeps: sleeps.clone(),
-        };
-        accounts.push((account, rules(config, settings).await?));
-    }
-    Ok(accounts)
-}
-
-/// What an account needs to log in.
-///
-/// # Errors
-/// A secret or a file of certificates that cannot be had.
-pub async fn login(
-    config: &Config,
-    n: usize,
-    settings: &imap::Settings,
-    clients: &mut tls::Clients,
-) -> anyhow::Result<imap::Login> {
-    let key = format!("account[{n}]");
-    let mut roots = || {
-        let client = clients.client(settings.ca_file.as_deref());
-        client.map_err(|e| config.wrong(&format!("{key}.ca_file"), e.to_string()))
-    };
-    let credentials = match (&settings.password, &settings.oauth2) {
-        (Some(source), _) => imap::Credentials::Password(config.secret(&format!("{key}.password"), source).await?),
-        (None, Some(oauth2)) => {
-            let tls = oauth2.token_url.tls.then(&mut roots).transpose()?;
-            imap::Credentials::OAuth2(tokens(config, &format!("{key}.oauth2"), oauth2, tls).await?)
-        }
-        (None, None) => return Err(config.wrong(&key, "expected `password` or `oauth2`").into()),
-    };
-    let tls = match settings.tls {
-        Tls::None => None,
-        Tls::Implicit | Tls::Starttls => Some(roots()?),
-    };
-    Ok(imap::Login { tls, credentials })
-}
-
-async fn tokens(
-    config: &Config,
-    key: &str,
-    settings: &imap::OAuth2,
-    tls: Option<Arc<ClientConfig>>,
-) -> anyhow::Result<imap::Tokens> {
-    let client_secret = match &settings.client_secret {
-        Some(source) => Some(config.secret(&format!("{key}.client_secret"), source).await?),
-        None => None,
-    };
-    let refresh_token = config.secret(&format!("{key}.refresh_token"), &settings.refresh_token).await?;
-    let database = config.database();
-    let folder = database.parent().unwrap_or(Path::new(""));
-    Ok(imap::Tokens::new(settings, client_secret, refresh_token, folder, tls))
-}
-
-/// The callbacks with their secrets.
-///
-/// # Errors
-/// A secret that cannot be had.
-pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Target>> {
-    let mut targets = Vec::new();
-    for (n, settings) in config.forwards.iter().enumerate() {
-        let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
-        let target = forward::Target::new(settings.clone(), secret);
-        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.words))?);
-    }
-    Ok(targets)
 }
 
 #[cfg(test)]
