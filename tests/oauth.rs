@@ -191,6 +191,7 @@ fn a_grant_that_has_ended_needs_a_person() {
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'failed'", "2", SOON);
+    daemon.says_often("retry_in_s=", 2, SOON);
     let log = daemon.log();
     assert_eq!(pauses(&log).len(), 2, "{log}");
     assert!(pauses(&log).iter().all(|pause| *pause >= 60), "{log}");
@@ -232,6 +233,7 @@ fn an_endpoint_that_asks_for_patience_gets_it() {
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'failed'", "2", SOON);
+    daemon.says_often("retry_in_s=", 2, SOON);
     let log = daemon.log();
     assert!(pauses(&log).len() == 2 && pauses(&log).iter().all(|pause| *pause >= 299), "{log}");
     assert_eq!(endpoint.asked(), 1, "what it said to one mailbox holds for the other");

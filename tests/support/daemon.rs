@@ -136,9 +136,15 @@ impl Daemon {
 
     /// Waits for words in what it says.
     pub fn says(&self, words: &str, limit: Duration) {
+        self.says_often(words, 1, limit);
+    }
+
+    /// Waits for words that it says so many times. What it has said before it wrote to the database may be heard later.
+    pub fn says_often(&self, words: &str, times: usize, limit: Duration) {
         let log = self.log.0.lock().unwrap();
-        let (log, waited) = self.log.1.wait_timeout_while(log, limit, |log| !log.contains(words)).unwrap();
-        assert!(!waited.timed_out(), "{words:?} was not said:\n{log}");
+        let fewer = |log: &mut String| log.matches(words).count() < times;
+        let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
+        assert!(!waited.timed_out(), "{words:?} was not said {times} times:\n{log}");
     }
 
     /// Asks it to end; its exit code.
