@@ -18,9 +18,6 @@ const ROOM: u64 = 1 << 20;
 const LOCKED: &str = "another program has locked the database: end it, or the transaction that it has begun (`fuser -v` \
     on the file says which); mails wait until then";
 
-/// With so many bytes kept back from the database somebody must be reading without an end.
-const KEPT_BACK: u64 = 64 << 20;
-
 /// What the configuration expects to be there.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
@@ -97,7 +94,7 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
     // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
     let locked = running && reader.is_locked();
     attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= KEPT_BACK);
+    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= store::KEPT_BACK);
     attention.extend(kept_back.map(|bytes| {
         let mib = bytes >> 20;
         format!("another program reads the database without an end, so that its -wal grows, by {mib} MiB so far: end it (`fuser -v` on the file says which)")

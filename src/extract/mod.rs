@@ -5,7 +5,8 @@
 //! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
 //! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `cut` those that go on in the
 //! next line, `values`, `times` and `links` know what a value looks like, `agree` holds the readings against each other,
-//! `note` says where they stood, `about` reads subject and headings, `published` the items of the layout that is published, and here is judged whether it is a payment at all.
+//! `note` says where they stood, `about` reads subject and headings, `published` the items of the layout that is published,
+//! and here is judged whether it is a payment at all.
 
 mod about;
 mod agree;

@@ -35,6 +35,7 @@ pub use record::{Entry, Recorded};
 pub use register::{NewSession, SessionRow};
 pub use rejudge::{Change, Stored};
 pub use settle::{Assigned, Settled};
+pub use writer::KEPT_BACK;
 
 use crate::model::Status;
 use crate::session::Matching;

@@ -26,11 +26,12 @@ const CHECKPOINT: i64 = 1_000;
 /// With how many it is done although somebody may wait. A page that is written often is copied once.
 const CHECKPOINT_NOW: i64 = 4_000;
 
-/// How many pages that cannot be copied are worth a word: nothing of ours keeps so many back.
-const KEPT_BACK: i64 = 4 * CHECKPOINT_NOW;
+/// So many bytes of the WAL that cannot be copied are worth a word: nothing of ours keeps so many back. No more than these are
+/// left of the file when they could be: it grows for as long as somebody reads what is older.
+pub const KEPT_BACK: u64 = 64 << 20;
 
-/// The most bytes of the WAL that are kept for the next time: it grows for as long as somebody reads what is older.
-const LEFT: i64 = 64 << 20;
+/// In pages, of the size that SQLite gives to a new file.
+const TOO_MANY: i64 = (KEPT_BACK / 4_096).cast_signed();
 
 /// When nobody came for so long, nobody is about to: whoever was told of a commit has come back with what follows from it.
 /// A mail's deliveries are counted at once, and to copy takes longer than that.
@@ -68,7 +69,7 @@ impl Writer {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
-        connection.pragma_update(None, "journal_size_limit", LEFT).map_err(sqlite)?;
+        connection.pragma_update(None, "journal_size_limit", KEPT_BACK.cast_signed()).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (is_open, open) = watch::channel(());
         let io = |source| Error::Io { path: path.to_owned(), source };
@@ -189,7 +190,7 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
                 if left >= CHECKPOINT_NOW {
                     copy(connection);
                 }
-                let kept_back = left >= KEPT_BACK && schema::uncopied(connection).unwrap_or(0) >= KEPT_BACK;
+                let kept_back = left >= TOO_MANY && schema::uncopied(connection).unwrap_or(0) >= TOO_MANY;
                 if kept_back && !told {
                     tracing::warn!(
                         "another program reads the database without an end: the -wal beside it grows until then"
