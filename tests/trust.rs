@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use jiff::Timestamp;
 use mail_auth::dkim::Canonicalization;
@@ -17,19 +17,41 @@ const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.exam
     Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n\
     Received: $20\r\nToken: DAI\r\n";
 
-/// The keys and the server that has them; one for all tests of this file.
-struct World {
+/// The keys, for all tests of this file.
+struct Keys {
     rsa: Key,
     short: Key,
     weak: Key,
     ed25519: Key,
-    dns: Dns,
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(|| {
+static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     let (rsa, short, weak, ed25519) = (Key::rsa(2048), Key::rsa(1024), Key::rsa(512), Key::ed25519());
+    Keys { rsa, short, weak, ed25519 }
+});
+
+/// The server that has them. Each test runs in a thread of its own, and the last that ends takes the server with it; a
+/// static would never be dropped, and the server would outlive the tests.
+static SHARED: Mutex<Weak<Dns>> = Mutex::new(Weak::new());
+thread_local!(static DNS: Arc<Dns> = server());
+
+fn server() -> Arc<Dns> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let dns = Arc::new(start());
+        *shared = Arc::downgrade(&dns);
+        dns
+    })
+}
+
+fn address() -> String {
+    DNS.with(|dns| dns.address.to_string())
+}
+
+fn start() -> Dns {
+    let Keys { rsa, short, weak, ed25519 } = &*KEYS;
     let key = |name: &str, record: String| (format!("{name}._domainkey.resmic.com"), record);
-    let records = [
+    Dns::start(&[
         key("s1", rsa.record("")),
         key("ed", ed25519.record("")),
         key("short", short.record("")),
@@ -42,12 +64,11 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         ("s1._domainkey.provider.example".into(), rsa.record("")),
         ("s1._domainkey.mail.resmic.com".into(), rsa.record("")),
         ("s1._domainkey.evil.tld".into(), rsa.record("")),
-    ];
-    World { dns: Dns::start(&records), rsa, short, weak, ed25519 }
-});
+    ])
+}
 
 async fn judged(mail: &[u8]) -> Verdict {
-    judged_at(mail, Timestamp::now(), &[WORLD.dns.address.to_string()]).await
+    judged_at(mail, Timestamp::now(), &[address()]).await
 }
 
 async fn judged_at(mail: &[u8], now: Timestamp, servers: &[String]) -> Verdict {
@@ -60,7 +81,7 @@ async fn judged_at(mail: &[u8], now: Timestamp, servers: &[String]) -> Verdict {
 }
 
 fn signed(how: How<'_>) -> Vec<u8> {
-    sign(MAIL.as_bytes(), &WORLD.rsa, &how)
+    sign(MAIL.as_bytes(), &KEYS.rsa, &how)
 }
 
 fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
@@ -71,7 +92,7 @@ fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
-    let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), WORLD.rsa.record(""))]);
+    let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), KEYS.rsa.record(""))]);
     let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     assert!(resolver.is_ready(), "there is nothing to be ready for");
@@ -94,8 +115,8 @@ async fn good_mails_are_believed() {
     let good = signed(How::default());
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("RSA", good.clone()),
-        ("Ed25519", sign(MAIL.as_bytes(), &WORLD.ed25519, &How { selector: "ed", ..How::default() })),
-        ("RSA of 1024 bits", sign(MAIL.as_bytes(), &WORLD.short, &How { selector: "short", ..How::default() })),
+        ("Ed25519", sign(MAIL.as_bytes(), &KEYS.ed25519, &How { selector: "ed", ..How::default() })),
+        ("RSA of 1024 bits", sign(MAIL.as_bytes(), &KEYS.short, &How { selector: "short", ..How::default() })),
         ("a selector that is an alias", signed(How { selector: "alias", ..How::default() })),
         ("simple canonicalization", signed(How { canonicalization: Canonicalization::Simple, ..How::default() })),
         ("a subdomain's signature", signed(How { domain: "mail.resmic.com", ..How::default() })),
@@ -105,10 +126,7 @@ async fn good_mails_are_believed() {
             "what a relay adds on top",
             [b"Received: from a by b\r\nDelivered-To: x@y.example\r\n".as_slice(), &good].concat(),
         ),
-        (
-            "a second signature, of somebody else",
-            sign(&good, &WORLD.rsa, &How { domain: "evil.tld", ..How::default() }),
-        ),
+        ("a second signature, of somebody else", sign(&good, &KEYS.rsa, &How { domain: "evil.tld", ..How::default() })),
         (
             "a second signature that is broken",
             [
@@ -150,7 +168,7 @@ async fn lines_of_white_space_at_the_end_of_a_relaxed_body_count_for_nothing() {
         assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
     }
     let empty = MAIL.split_inclusive("\r\n\r\n").next().unwrap();
-    let mail = [sign(empty.as_bytes(), &WORLD.rsa, &relaxed).as_slice(), b" \r\n"].concat();
+    let mail = [sign(empty.as_bytes(), &KEYS.rsa, &relaxed).as_slice(), b" \r\n"].concat();
     let verdict = judged(&mail).await;
     assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
 }
@@ -203,11 +221,11 @@ async fn what_a_signature_names_without_end_is_not_counted() {
 
 #[tokio::test]
 async fn a_key_of_512_bits_proves_nothing() {
-    let mail = sign(MAIL.as_bytes(), &WORLD.weak, &How { selector: "weak", ..How::default() });
+    let mail = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
     assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
     assert!(matches!(judged(&mail).await, Verdict::Refused(_)));
     // The same way of signing, with a key of good length, is believed: it is the length that is refused.
-    let Key::Rsa(pkcs8, public) = &WORLD.rsa else { panic!() };
+    let Key::Rsa(pkcs8, public) = &KEYS.rsa else { panic!() };
     let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
     assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Verdict::Believed(_)));
 }
@@ -216,7 +234,7 @@ async fn a_key_of_512_bits_proves_nothing() {
 async fn an_expired_signature_proves_nothing_any_more() {
     let mail = signed(How { expires_in: Some(3600), ..How::default() });
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
-    let verdict = judged_at(&mail, later, &[WORLD.dns.address.to_string()]).await;
+    let verdict = judged_at(&mail, later, &[address()]).await;
     let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
     assert!(reason.words.contains("has expired"), "{reason}");
 }
@@ -236,7 +254,7 @@ async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
     // Careful senders name fields once more than they are there, so that none can be added.
     let once_more = ["From", "To", "Subject", "Date", "From", "To", "Subject", "Date"];
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How { headers: &once_more, ..How::default() });
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How { headers: &once_more, ..How::default() });
     for name in ["To ", "to\t", "T o", "To\0"] {
         let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
         let verdict = judged(&mail).await;
@@ -263,7 +281,7 @@ async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
         assert!(matches!(verdict, Verdict::Refused(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
     }
     let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
-    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
         let verdict = judged(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
         let Verdict::Refused(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
@@ -277,7 +295,7 @@ async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
 #[tokio::test]
 async fn a_genuine_mail_to_somebody_else_is_not_ours() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let mail = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    let mail = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
     let verdict = judged(&delivered).await;
     let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
@@ -287,7 +305,7 @@ async fn a_genuine_mail_to_somebody_else_is_not_ours() {
 #[tokio::test]
 async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let genuine = sign(other.as_bytes(), &WORLD.rsa, &How::default());
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
         let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
         let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
@@ -319,8 +337,8 @@ async fn without_an_answer_there_is_no_verdict() {
     assert_eq!(reason.code, ReasonCode::Dns);
     // nsd refuses to speak for zones that it does not have.
     let mail = MAIL.replace("resmic.com", "resmic.example");
-    let mail = sign(mail.as_bytes(), &WORLD.rsa, &How { domain: "resmic.example", ..How::default() });
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", WORLD.dns.address)).unwrap();
+    let mail = sign(mail.as_bytes(), &KEYS.rsa, &How { domain: "resmic.example", ..How::default() });
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     let trust = Settings { from: vec!["resmic.example".into()], ..Settings::default() };
     let ours = Ours::new(["payments@shop.example".to_owned()]);
@@ -330,7 +348,7 @@ async fn without_an_answer_there_is_no_verdict() {
 
 #[tokio::test]
 async fn dns_is_explored_for_the_operator() {
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", WORLD.dns.address)).unwrap();
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     let found = dns::explore(&resolver, "resmic.com").await.unwrap();
     assert!(found[0].starts_with("DNS works"), "{found:?}");
@@ -365,8 +383,8 @@ fn without_edns(record: &str) -> std::net::SocketAddr {
 
 #[tokio::test]
 async fn a_server_that_does_not_know_edns_is_asked_without_it() {
-    let server = without_edns(&WORLD.short.record("")).to_string();
-    let mail = sign(MAIL.as_bytes(), &WORLD.short, &How::default());
+    let server = without_edns(&KEYS.short.record("")).to_string();
+    let mail = sign(MAIL.as_bytes(), &KEYS.short, &How::default());
     let verdict = judged_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
     assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
     let settings: dns::Settings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
