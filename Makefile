@@ -1,19 +1,18 @@
-# For a fresh Debian 12 or 13 machine with Rust; as root, or as somebody who may use sudo.
+# For a fresh Debian 12 or 13 machine with Rust; run it as root, or as a user with sudo.
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
-# What the tests and the demo stand on: a mail server, a DNS server, a signer, and the languages of the examples.
+# Programs that the tests and the demo start: a mail server, a DNS server, openssl, and the languages of the examples.
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc
 
-# What only some targets need is not put into the system but into target/tools, where the machine has none: the cargo
-# commands in versions that build with the Rust of Cargo.toml, unoptimised (a minute each; they are built once and run
-# for seconds).
+# Tools that only some targets need are installed into target/tools, not into the system. The cargo commands have versions that
+# build with rust-toolchain.toml. They are built once, without optimisation (about a minute each).
 TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
-.PHONY: demo test check deps servers node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+.PHONY: demo test check words spelling deps servers node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
         test-datasette deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
@@ -23,23 +22,38 @@ demo: deps ## watch payments arrive
 test: deps servers node ## every test
 	cargo test --locked
 
-check: ## what must hold before a commit, beside the tests
+check: words spelling ## before a commit: words, spelling, format, lints, rustdoc
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
-bench: ## how fast it is, as ratios against a floor in the same run
+# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests examples benches
+PROSE = $(filter-out $(UNCHECKED),$(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci .github contrib \
+        $(wildcard packaging/debian/*) systemd Makefile)
+words:
+	tools/words $(PROSE)
+
+spelling: $(TOOLS)/codespell/bin/codespell
+	$(TOOLS)/codespell/bin/codespell
+
+$(TOOLS)/codespell/bin/codespell:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	python3 -m venv $(TOOLS)/codespell
+	$(TOOLS)/codespell/bin/pip install --quiet codespell==2.4.3
+
+bench: ## latency and throughput, as ratios to a floor of the same run
 	cargo bench --locked
 
-bench-many: deps ## what a thousand mailboxes cost one process: make bench-many [MAILBOXES=1000] [SECONDS=60]
+bench-many: deps ## memory and CPU of a thousand mailboxes: make bench-many [MAILBOXES=1000] [SECONDS=60]
 	cargo build --release --locked --bin resmic-mailhook
 	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
 	  cargo run --locked --quiet --example many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)
 
-soak: deps ## mails, and everything that can go wrong on their way, for as long as you like: make soak [MINUTES=10]
+soak: deps ## mails under random faults: make soak [MINUTES=10]
 	cargo build --locked --bin resmic-mailhook --example soak
 	cargo run --locked --quiet --example soak -- $(or $(MINUTES),10)
 
-# Installs what is missing, and nothing else. Servers of Debian's own are not started by it.
+# Installs missing packages. policy-rc.d keeps Debian from starting the servers.
 deps:
 	@missing=; \
 	for need in $(NEEDS); do \
@@ -59,7 +73,7 @@ deps:
 	  exit $$status; \
 	fi
 
-# Debian lets only one IMAP server be installed. The others are unpacked, with the libraries that this machine lacks.
+# Debian's IMAP servers conflict with each other, so Cyrus and Courier are unpacked with the libraries that this machine lacks.
 servers: $(TOOLS)/servers/cyrus-imapd $(TOOLS)/servers/courier-imap
 
 $(TOOLS)/servers/cyrus-imapd: PROGRAMS = $(addprefix usr/lib/cyrus/bin/,master ctl_cyrusdb idled imapd lmtpd)
@@ -75,7 +89,7 @@ $(TOOLS)/servers/%: | deps
 	  && find . -name 'lib*.so*' -exec cp -P {} $@.part/ \; \
 	  && mv $@.part $@ && rm -r $$folder
 
-# The libraries of the examples and of the official verifier, as their lock files say.
+# npm packages of the examples and of the official Standard Webhooks verifier, in the versions of their lock files.
 node: deps
 	@for folder in examples/node-express tests/standard-webhooks; do \
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
@@ -83,8 +97,8 @@ node: deps
 
 # ---- for operators and packagers ----
 
-# Bytes that depend on the source alone: no path of the machine that built, and the time of the last commit. Only here:
-# whatever is compiled from C is compiled again when the time changes.
+# Reproducible builds: no build path in the binary, and the time of the last commit. SOURCE_DATE_EPOCH is set for these targets
+# only, because a change of it compiles all C code again.
 deb deb-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
 
@@ -103,13 +117,13 @@ deb: cargo-deb
 	$(MAKE) pages BINARY=target/release/resmic-mailhook
 	cargo deb --no-build --locked
 
-# The same from a debug build, for tests of the package.
+# The package from a debug build, for its tests.
 deb-dev: cargo-deb
 	cargo build --locked
 	$(MAKE) pages BINARY=target/debug/resmic-mailhook
 	cargo deb --no-build --locked --profile dev --deb-version $(or $(VERSION),0.1.0-1) -o $(PACKAGING)/
 
-# One static binary that needs nothing of the system, for another distribution on amd64; in target/$(MUSL)/release/.
+# A static binary for other distributions on amd64, in target/$(MUSL)/release/.
 MUSL = x86_64-unknown-linux-musl
 static:
 	@command -v musl-gcc >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends musl-tools >/dev/null; }
@@ -123,12 +137,11 @@ pages:
 	$(BINARY) completions zsh > $(PACKAGING)/completions/_resmic-mailhook
 	$(BINARY) completions fish > $(PACKAGING)/completions/resmic-mailhook.fish
 
-# The package under a real systemd, in a booted container. Needs root.
+# Tests the package under systemd in a booted container. Needs root.
 test-systemd: deb-dev
 	tests/systemd/run.sh
 
-# The alerts are well-formed, and each is raised when it should be. promtool comes out of Debian's prometheus package,
-# which is not installed: nothing is to be started.
+# Tests the alert rules with promtool. It is unpacked from Debian's prometheus package; installing that would start a server.
 test-alerts: $(if $(shell command -v promtool),,$(TOOLS)/bin/promtool)
 	promtool check rules contrib/prometheus-rules.yml
 	promtool test rules contrib/prometheus-tests.yml
@@ -140,7 +153,7 @@ $(TOOLS)/bin/promtool:
 	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > $@.part \
 	  && chmod 755 $@.part && mv $@.part $@ && rm -r $$folder
 
-# contrib/datasette in the real Datasette, looked at with Chromium.
+# Tests contrib/datasette in Datasette, with Chromium.
 test-datasette: $(TOOLS)/datasette/bin/datasette
 	@command -v chromium >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends chromium >/dev/null; }
 	cargo build --locked
@@ -151,11 +164,11 @@ $(TOOLS)/datasette/bin/datasette:
 	python3 -m venv $(TOOLS)/datasette
 	$(TOOLS)/datasette/bin/pip install --quiet datasette==0.65.5 datasette-vega==0.6.2
 
-# Licences, bans and sources of all that is linked in. Advisories too, where there is a network: `cargo deny check`.
+# Checks licences, bans and sources of the dependencies. `cargo deny check` checks advisories too, and needs a network.
 deny: cargo-deny
 	cargo deny --locked check --hide-inclusion-graph licenses bans sources
 
-# What is linked in, as CycloneDX: target/resmic-mailhook.cdx.json
+# Lists the linked crates as CycloneDX: target/resmic-mailhook.cdx.json
 sbom: cargo-cyclonedx
 	cargo cyclonedx --quiet --format json --spec-version 1.5 --override-filename resmic-mailhook.cdx
 	mv resmic-mailhook.cdx.json target/
@@ -163,8 +176,8 @@ sbom: cargo-cyclonedx
 package:
 	cargo package --locked
 
-# Looks for mails that break the reading, SECONDS for each of the two targets, from the samples on. Needs cargo-fuzz:
-# cargo install cargo-fuzz --locked. The project's compiler is a stable one; coverage is a thing of unstable ones.
+# Searches for mails that break the parser, SECONDS for each of the two targets, starting from the samples. Needs
+# `cargo install cargo-fuzz --locked`. RUSTC_BOOTSTRAP allows the coverage flags of unstable Rust in the stable compiler.
 SECONDS ?= 60
 fuzz:
 	mkdir -p fuzz/corpus/mail fuzz/corpus/html
