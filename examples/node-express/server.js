@@ -1,4 +1,4 @@
-// A webhook handler as Resmic's documentation describes one: it works for the webhook and for resmic-mailhook alike.
+// A webhook handler as Resmic's documentation describes it. It works for the webhook and for resmic-mailhook.
 // WEBHOOK_SECRET=… PORT=3000 node server.js
 const crypto = require('node:crypto');
 const express = require('express');
@@ -16,8 +16,8 @@ app.post('/payment-webhook', (req, res) => {
   if (given.length !== expected.length || !crypto.timingSafeEqual(given, Buffer.from(expected))) {
     return res.status(401).json({ error: 'wrong signature' });
   }
-  // The same event may come again: count it once, and by what is signed; no header is. And compare the amount with what
-  // the order costs.
+  // An event may be delivered twice: count it once. The id comes from the body, because the signature covers no header.
+  // A real shop also compares the amount with the price of the order.
   const { status, state, blockchain, transaction_hash: hash, session_id: session, txTime } = req.body;
   const id = JSON.stringify([status, state, ...(hash ? [blockchain, hash] : [session, txTime])]);
   if (!paid.has(id)) {

@@ -1,4 +1,4 @@
-"""A webhook handler with nothing but Python's own library: WEBHOOK_SECRET=… PORT=3000 python3 handler.py"""
+"""A webhook handler that needs only Python's standard library: WEBHOOK_SECRET=… PORT=3000 python3 handler.py"""
 
 import hashlib
 import hmac
@@ -19,12 +19,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(400)
         body = self.rfile.read(int(length))
         expected = hmac.new(SECRET, body, hashlib.sha256).hexdigest()
-        # As bytes: of texts only ASCII is compared, and the header is whoever's.
+        # compare_digest takes only ASCII strings, but bytes of any value; a sender can put anything into the header.
         if not hmac.compare_digest(expected.encode(), self.headers.get("X-Signature", "").encode()):
             return self.answer(401)
         event = json.loads(body)
-        # The same event may come again: count it once, and by what is signed; no header is. And compare the amount with
-        # what the order costs.
+        # An event may be delivered twice: count it once. The id comes from the body, because the signature covers no
+        # header. A real shop also compares the amount with the price of the order.
         what = ("blockchain", "transaction_hash") if event.get("transaction_hash") else ("session_id", "txTime")
         if paid.setdefault(tuple(event.get(key) for key in ("status", "state", *what)), event) is event:
             print(json.dumps(event), flush=True)
