@@ -22,7 +22,7 @@ demo: deps ## watch payments arrive
 test: deps servers node ## every test
 	cargo test --locked
 
-check: words spelling ## before a commit: words, spelling, format, lints, rustdoc
+check: deps words spelling ## before a commit: words, spelling, format, lints, rustdoc
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet

@@ -21,7 +21,11 @@ fn root() -> &'static Path {
 
 fn documents() -> Vec<PathBuf> {
     let of = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
-    let found: Vec<_> = of(".").chain(of("docs")).filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    let found: Vec<_> = of(".")
+        .chain(of("docs"))
+        .chain(of("docs/decisions"))
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect();
     assert!(found.len() > 10, "{found:?}");
     found
 }
