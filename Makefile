@@ -27,9 +27,11 @@ check: deps words spelling ## before a commit: words, spelling, format, lints, r
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
-# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests examples benches
-PROSE = $(filter-out $(UNCHECKED),$(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci .github contrib \
+# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests examples benches build.rs
+PROSE = $(filter-out $(UNCHECKED),$(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci/run .github contrib \
         $(wildcard packaging/debian/*) systemd Makefile)
+# Documents that are still to be rewritten.
+UNCHECKED = ARCHITECTURE.md docs/trust.md
 words:
 	tools/words $(PROSE)
 
