@@ -75,6 +75,37 @@ impl Writer for Bytes {
     }
 }
 
+impl Writable for Bytes {
+    fn write(self, writer: &mut impl Writer) {
+        writer.write(&self.0);
+    }
+}
+
+/// A key whose owner's clock is wrong.
+struct Shifted<K>(K, i64);
+
+impl<K: SigningKey<Hasher = Sha256>> SigningKey for Shifted<K> {
+    type Hasher = Sha256;
+
+    fn sign(&self, input: impl Writable) -> mail_auth::Result<Vec<u8>> {
+        let mut bytes = Bytes(Vec::new());
+        input.write(&mut bytes);
+        let text = String::from_utf8(bytes.0).unwrap();
+        self.0.sign(Bytes(shifted(&text, self.1).into_bytes()))
+    }
+
+    fn algorithm(&self) -> Algorithm {
+        self.0.algorithm()
+    }
+}
+
+/// A signature's text with other times in `t=` and `x=`.
+fn shifted(text: &str, ahead: i64) -> String {
+    let times = regex::Regex::new(r"\b([tx])=(\d{10})\b").unwrap();
+    let later = |found: &regex::Captures<'_>| format!("{}={}", &found[1], found[2].parse::<i64>().unwrap() + ahead);
+    times.replace_all(text, later).into_owned()
+}
+
 impl SigningKey for Openssl<'_> {
     type Hasher = Sha256;
 
@@ -99,6 +130,8 @@ pub struct How<'a> {
     pub selector: &'a str,
     pub headers: &'a [&'a str],
     pub expires_in: Option<u64>,
+    /// Seconds by which the signer's clock is ahead.
+    pub ahead: i64,
     pub body_length: bool,
     pub canonicalization: Canonicalization,
 }
@@ -110,6 +143,7 @@ impl Default for How<'_> {
             selector: "s1",
             headers: &HEADERS,
             expires_in: None,
+            ahead: 0,
             body_length: false,
             canonicalization: Canonicalization::Relaxed,
         }
@@ -134,7 +168,7 @@ fn rustls_pkcs8(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'s
 }
 
 fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &How<'_>) -> String {
-    let mut signer = DkimSigner::from_key(key)
+    let mut signer = DkimSigner::from_key(Shifted(key, how.ahead))
         .domain(how.domain)
         .selector(how.selector)
         .headers(how.headers.iter().copied())
@@ -146,5 +180,5 @@ fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &How<'_>) ->
     if how.body_length {
         signer = signer.body_length(true);
     }
-    signer.sign(mail).unwrap().to_header()
+    shifted(&signer.sign(mail).unwrap().to_header(), how.ahead)
 }
