@@ -12,7 +12,7 @@ use crate::model::{
     Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
 };
 use crate::session;
-use crate::trust::{self, Ours, dns::Resolver};
+use crate::trust::{self, Clock, Ours, dns::Resolver};
 
 /// A notification as Resmic publishes it, which nobody sent.
 const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
@@ -47,7 +47,8 @@ impl Rules {
 
     /// The one half of it: is it to be believed?
     pub async fn judge(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Verdict {
-        trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, now).await
+        let clock = Clock { now, received: mail.received_at };
+        trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, clock).await
     }
 
     /// The other half, which need not wait for the first: what does it say, if all of its header may be read?

@@ -8,9 +8,11 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use serde_json::Value;
+use support::client::Client;
 use support::daemon::{Home, account};
 use support::dkim::{How, Key, sign};
 use support::dns::Dns;
+use support::dovecot::Dovecot;
 
 const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
     Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\n\r\nReceived: $20\r\nBlockchain: BASE\r\nToken: USDC\r\n\
@@ -93,6 +95,51 @@ fn after_a_day_without_an_answer_a_person_has_to_look() {
 }
 
 #[test]
+fn a_signature_from_the_future_is_deferred() {
+    let (key, _) = key();
+    let dns = serve(&key);
+    let home = Home::new(&config(&dns.address.to_string(), ""));
+    let mail = sign(MAIL.as_bytes(), &key, &How { ahead: 10 * 86_400, ..How::default() });
+    let (outcome, reason) = import(&home, &mail);
+    assert_eq!((outcome.as_str(), reason.split(':').next()), ("deferred", Some("dns")), "{reason}");
+    let path = home.folder.path().join("mail.eml");
+    let parsed = home.data(&["parse", "--json", "--trust", path.to_str().unwrap()]);
+    let parsed: Value = serde_json::from_str(parsed.trim()).unwrap();
+    assert_eq!(parsed["outcome"], "deferred", "{parsed}");
+    due(&home, 29);
+    let daemon = home.start();
+    home.until("SELECT outcome FROM mails", "quarantined", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    let reason = home.ask("SELECT reason FROM mails");
+    assert!(reason.starts_with("dns: ") && reason.contains("this machine's clock"), "{reason}");
+}
+
+#[test]
+fn expiry_during_downtime_does_not_count() {
+    let (key, _) = key();
+    let (dns, dovecot) = (serve(&key), Dovecot::start());
+    let trust = format!("[trust]\n[dns]\nservers = [\"{}\"]\n", dns.address);
+    let home = Home::new(&(account(dovecot.imap, "mailboxes = [\"INBOX\"]") + &trust));
+    let day = 86_400;
+    let mut client = Client::login(dovecot.imap, "payments@shop.example");
+    let append = |received: i64, n: u32| {
+        let mail = MAIL.replace("<1@", &format!("<{n}@")).replace("0x1", &format!("0x{n}"));
+        let mail = sign(mail.as_bytes(), &key, &How { expires_in: Some(3600), ahead: -2 * day, ..How::default() });
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(received);
+        let at = at.strftime("%d-%b-%Y %H:%M:%S +0000");
+        (format!("INBOX \"{at}\""), mail)
+    };
+    for (received, n) in [(-2 * day, 1), (-day, 2)] {
+        let (mailbox, mail) = append(received, n);
+        client.append(&mailbox, &mail);
+    }
+    let daemon = home.start();
+    home.until("SELECT group_concat(outcome) FROM (SELECT outcome FROM mails ORDER BY uid)", "event,quarantined", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    assert!(home.ask("SELECT reason FROM mails WHERE uid = 2").contains("has expired"));
+}
+
+#[test]
 fn a_verdict_is_kept_when_the_key_is_gone() {
     let (key, mail) = key();
     let dns = serve(&key);
@@ -135,7 +182,8 @@ fn a_person_may_vouch_for_the_sender_and_not_for_a_guess() {
 #[test]
 fn the_receiving_server_may_vouch_when_its_name_is_configured() {
     let (_socket, silent) = deaf();
-    let trust = "accept = [\"authentication-results\"]\nauthserv_ids = [\"mx.shop.example\"]";
+    let trust =
+        "accept = [\"authentication-results\"]\nauthserv_ids = [\"mx.shop.example\"]\nsignatures_removed = true";
     let home = Home::new(&config(&silent, trust));
     // Nobody signed the Subject, as far as can be seen: the text itself has to say what became of the payment.
     let mail = MAIL.replace("Received: $20", "Status: completed\r\nAmount: $20");

@@ -3,13 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod support;
+#[path = "trust/verdicts.rs"]
+mod verdicts;
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use jiff::Timestamp;
 use mail_auth::dkim::Canonicalization;
 use resmic_mailhook::model::{Covered, ReasonCode, Trust, Verdict};
-use resmic_mailhook::trust::{Accept, Ours, Settings, dns, judge};
+use resmic_mailhook::trust::{Accept, Clock, Ours, Settings, dns, judge};
 use support::dkim::{How, Key, sign};
 use support::dns::Dns;
 
@@ -58,6 +60,9 @@ fn start() -> Dns {
         key("weak", weak.record("")),
         key("testing", rsa.record("t=y; ")),
         key("strict", rsa.record("t=s; ")),
+        key("tlsrpt", rsa.record("s=tlsrpt; ")),
+        key("sha1", rsa.record("h=sha1; ")),
+        key("several", rsa.record("s=tlsrpt : email; h=sha1:sha256; ")),
         key("revoked", "TXT \"v=DKIM1; k=rsa; p=\"".into()),
         key("other", Key::rsa(1024).record("")),
         key("alias", "CNAME s1._domainkey.provider.example.".into()),
@@ -71,13 +76,32 @@ async fn judged(mail: &[u8]) -> Verdict {
     judged_at(mail, Timestamp::now(), &[address()]).await
 }
 
-async fn judged_at(mail: &[u8], now: Timestamp, servers: &[String]) -> Verdict {
+async fn judged_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Verdict {
+    judged_by(mail, &Settings::default(), clock, servers).await
+}
+
+async fn judged_by(mail: &[u8], trust: &Settings, clock: impl Into<Clock>, servers: &[String]) -> Verdict {
+    let resolver = resolver(servers);
+    judge(mail, &Ours::new(["payments@shop.example".to_owned()]), trust, &resolver, clock).await
+}
+
+fn resolver(servers: &[String]) -> dns::Resolver {
     let servers: Vec<String> = servers.iter().map(|s| format!("{s:?}")).collect();
     let settings: dns::Settings = toml::from_str(&format!("servers = [{}]", servers.join(", "))).unwrap();
-    let resolver = dns::Resolver::new(&settings).unwrap();
-    let ours = Ours::new(["payments@shop.example".to_owned()]);
-    let trust = Settings { accept: vec![Accept::Dkim], ..Settings::default() };
-    judge(mail, &ours, &trust, &resolver, now).await
+    dns::Resolver::new(&settings).unwrap()
+}
+
+/// Believes this receiving server.
+fn believing(id: &str) -> Settings {
+    Settings { accept: vec![Accept::AuthenticationResults], authserv_ids: vec![id.into()], ..Settings::default() }
+}
+
+/// As OpenDKIM writes it.
+const PASS: &str = "Authentication-Results: mx.shop.example;\r\n\tdkim=pass (2048-bit key; unprotected) header.d=resmic.com header.i=@resmic.com header.a=rsa-sha256;\r\n\tdkim-atps=neutral\r\n";
+
+#[track_caller]
+fn assert_untrusted(verdict: &Verdict, what: &str) {
+    assert!(matches!(verdict, Verdict::Refused(reason) if reason.code == ReasonCode::Untrusted), "{what}: {verdict:?}");
 }
 
 fn signed(how: How<'_>) -> Vec<u8> {
@@ -393,4 +417,62 @@ async fn a_server_that_does_not_know_edns_is_asked_without_it() {
     resolver.make_ready().await;
     assert!(resolver.is_ready());
     dns::explore(&resolver, "resmic.com").await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_for_another_use_prove_nothing() {
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
+        let mail = [PASS.as_bytes(), &signed(How { selector, ..How::default() })].concat();
+        for trust in [Settings::default(), believing("mx.shop.example")] {
+            let resolver = resolver(&[address()]);
+            // The second time the key is known.
+            for _ in 0..2 {
+                let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
+                match (&verdict, words) {
+                    (Verdict::Refused(reason), Some(words)) => assert!(reason.words.contains(words), "{reason}"),
+                    (Verdict::Believed(_), None) => {}
+                    _ => panic!("{selector}: {verdict:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn expiry_is_compared_with_the_receipt() {
+    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let vouched = [PASS.as_bytes(), &mail].concat();
+    let signed_at = Timestamp::now();
+    let hours = |n: i64| signed_at + jiff::SignedDuration::from_hours(n);
+    for (received, believed) in [
+        (Some(hours(0)), true),
+        (Some(hours(2)), false),
+        (Some(hours(49)), false),
+        (Some(hours(-48)), false),
+        (Some(Timestamp::UNIX_EPOCH), false),
+        (None, false),
+    ] {
+        let clock = Clock { now: hours(48), received };
+        for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+            let verdict = judged_by(mail, &trust, clock, &[address()]).await;
+            assert_eq!(matches!(verdict, Verdict::Believed(_)), believed, "{received:?}: {verdict:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signature_from_the_future_waits() {
+    let now = Timestamp::now();
+    let mail = signed(How { ahead: 2 * 86_400, ..How::default() });
+    let vouched = [PASS.as_bytes(), &mail].concat();
+    for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+        let verdict = judged_by(mail, &trust, now, &[address()]).await;
+        let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+        assert!(reason.words.contains("this machine's clock"), "{reason}");
+        let later = now + jiff::SignedDuration::from_hours(25);
+        assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Verdict::Believed(_)));
+    }
+    let forged = replaced(&mail, "Paymet received", "Payment received");
+    assert_untrusted(&judged_at(&forged, now, &[address()]).await, "it is forged all the same");
 }

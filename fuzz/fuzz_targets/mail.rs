@@ -11,7 +11,7 @@ use resmic_mailhook::model::{Judgement, Origin, RawMail, Status};
 use resmic_mailhook::trust::{self, Accept, Ours, dns};
 
 static RULES: LazyLock<(Rules, dns::Resolver)> = LazyLock::new(|| {
-    let trust = trust::Settings { from: vec!["resmic.com".into()], accept: vec![Accept::None], authserv_ids: Vec::new() };
+    let trust = trust::Settings { accept: vec![Accept::None], ..trust::Settings::default() };
     let ours = Ours::new(["payments@shop.example".to_owned()]);
     let rules = Rules { trust, reader: Reader::new(&Default::default()), ours, addresses: None };
     let nobody = dns::Settings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };

@@ -1,4 +1,4 @@
-//! Mails that could not be judged because DNS did not answer: judged again, ever more seldom, for a day.
+//! Mails that could not be judged yet (DNS did not answer, or a clock is wrong): judged again, ever more seldom, for a day.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -78,10 +78,10 @@ impl Deferred {
     }
 }
 
-/// A day without an answer: a person has to look.
+/// A day without a verdict: a person has to look.
 fn give_up(examined: &mut Examined) {
     if let Judgement::Deferred(reason) = &examined.judgement {
-        let words = format!("DNS did not answer for a day: {}", reason.words);
+        let words = format!("could not be decided for a day: {}", reason.words);
         examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Dns, words));
     }
 }

@@ -3,36 +3,35 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use jiff::Timestamp;
-use mail_auth::common::crypto::Algorithm;
+use mail_auth::common::crypto::{Algorithm, HashAlgorithm};
 use mail_auth::common::headers::Header as Parsed;
 use mail_auth::dkim::{Canonicalization, Signature};
-use mail_auth::{AuthenticatedMessage, DkimResult, DnsError, Error};
+use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError, Error};
 
-use super::dns::{KeyFlags, Resolver};
+use super::dns::Resolver;
 use super::header::{Header, has_lone_cr};
-use super::{is_aligned, untrusted};
+use super::{Subject, is_aligned, untrusted};
 use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict, printable};
 
 /// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
-pub(super) const SIGNATURES: usize = 4;
+const SIGNATURES: usize = 4;
 /// The most signatures that are looked at, and the most fields that one may name: each name is held against each field.
 /// Anybody can write some that are of the right domain; careful senders name forty.
 pub(super) const LOOKED_AT: usize = 50;
 const NAMES: usize = 500;
-/// How far ahead a signature's clock may be, in seconds.
-const AHEAD: i64 = 86_400;
 
-/// Looks for a signature that proves the mail to be from `from`'s organisation.
-pub(super) async fn prove(
-    mail: &[u8],
-    header: &Header<'_>,
-    from: &str,
-    resolver: &Resolver,
-    now: Timestamp,
-) -> Verdict {
-    let mail = with_crlf(mail);
-    let Some(mut message) = AuthenticatedMessage::parse(&mail) else { return untrusted("it cannot be taken apart") };
+/// Which signatures may prove a mail, and how much of each is verified.
+pub(super) enum Check<'a> {
+    /// Any signature, all of it.
+    Whole,
+    /// Those that the server found valid, without the body: `b=` must match the signed fields and the stated `bh=`.
+    Header(&'a [super::results::Passed]),
+}
+
+/// Looks for a signature that proves the mail to be from its From's organisation.
+pub(super) async fn prove(mail: &Subject<'_>, check: &Check<'_>, resolver: &Resolver) -> Verdict {
+    let bytes = with_crlf(mail.bytes);
+    let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be taken apart") };
     hash_without_blank_end(&mut message);
     if message.dkim_headers.len() > LOOKED_AT {
         return untrusted(format!("it has more than {LOOKED_AT} DKIM signatures"));
@@ -41,40 +40,85 @@ pub(super) async fn prove(
     if has_lone_cr(message.raw_body()) {
         return untrusted("its body has a CR without an LF, which no signature covers");
     }
-    let mut refusals = Vec::new();
-    let unreadable = message.errors.len();
-    let mut left = SIGNATURES;
-    message.dkim_headers.retain(|signed| {
-        let refusal = fits(signed, header, from, now).err();
-        let tried = refusal.is_none() && left > 0;
-        left -= usize::from(tried);
-        refusals.extend(refusal);
-        tried
-    });
+    let mut refusals = keep_fitting(&mut message, mail, check);
     if message.dkim_headers.is_empty() {
-        return untrusted(match (refusals.into_iter().next(), unreadable) {
+        return untrusted(match (refusals.into_iter().next(), message.errors.len()) {
             (Some(words), _) => words,
             (None, 0) => "it has no DKIM signature".into(),
             (None, _) => "its DKIM signature cannot be read, or signs a part of the body only (l=)".into(),
         });
     }
+    set_aside(&mut message, check);
     // Each signature's own verdict; one that holds is enough.
     let mut undecided = None;
     for output in resolver.verify(&message).await {
         let Some(signature) = output.signature() else { continue };
-        match (output.result(), temporary(output.result())) {
-            (DkimResult::Pass, _) => match resolver.key_flags(signature).await {
-                Ok(KeyFlags { testing: false }) => return believed(signature, header),
-                Ok(KeyFlags { testing: true }) => refusals.push(format!("{} is in test mode (t=y)", key_of(signature))),
-                Err(words) => undecided = Some(words),
-            },
-            (_, Some(words)) => undecided = Some(format!("asking for {}: {words}", key_of(signature))),
-            (result, None) => refusals.push(format!("{} does not verify: {}", of(signature), in_words(result))),
+        match judged(&output, signature, mail, resolver).await {
+            Found::Valid => return believed(signature, mail.header),
+            Found::Invalid(words) => refusals.push(words),
+            Found::Unknown(words) => undecided = Some(words),
         }
     }
     match undecided {
         Some(words) => Verdict::Undecided(Reason::new(ReasonCode::Dns, printable(&words, 300))),
         None => untrusted(refusals.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
+    }
+}
+
+/// Drops the signatures that prove nothing whatever their keys are. In words, why.
+fn keep_fitting(message: &mut AuthenticatedMessage<'_>, mail: &Subject<'_>, check: &Check<'_>) -> Vec<String> {
+    let mut refusals = Vec::new();
+    let mut left = SIGNATURES;
+    message.dkim_headers.retain(|signed| {
+        let refusal = fits(signed, mail, check).err();
+        let tried = refusal.is_none() && left > 0;
+        left -= usize::from(tried);
+        refusals.extend(refusal);
+        tried
+    });
+    refusals
+}
+
+/// Disables two checks of mail-auth. It verifies `b=` over the raw field, so changes of the parsed signature do not matter.
+fn set_aside(message: &mut AuthenticatedMessage<'_>, check: &Check<'_>) {
+    let hashes = &message.body_hashes;
+    for signed in &mut message.dkim_headers {
+        let signature = &mut signed.header;
+        // mail-auth compares x= with this machine's clock. `fits` has compared it with the time of receipt.
+        signature.x = 0;
+        let algorithm = HashAlgorithm::from(signature.a);
+        let its = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
+            (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
+        };
+        // mail-auth compares bh= with the hash of the present body.
+        if let (Check::Header(_), Some((.., hash))) = (check, hashes.iter().find(its)) {
+            signature.bh.clone_from(hash);
+        }
+    }
+}
+
+/// What became of one signature.
+enum Found {
+    Valid,
+    Invalid(String),
+    /// To be checked again later.
+    Unknown(String),
+}
+
+async fn judged(output: &DkimOutput<'_>, signature: &Signature, mail: &Subject<'_>, resolver: &Resolver) -> Found {
+    match (output.result(), temporary(output.result())) {
+        (DkimResult::Pass, _) => {}
+        (_, Some(words)) => return Found::Unknown(format!("asking for {}: {words}", key_of(signature))),
+        (result, None) => return Found::Invalid(format!("{} does not verify: {}", of(signature), in_words(result))),
+    }
+    match resolver.key_record(signature).await.map(|key| key.objection()) {
+        Err(words) => Found::Unknown(words),
+        Ok(Some(words)) => Found::Invalid(format!("{} {words}", key_of(signature))),
+        // Either clock may be wrong, so nothing is decided.
+        Ok(None) if mail.clock.is_behind(signature) => {
+            Found::Unknown(format!("{} was made later than this machine's clock says", of(signature)))
+        }
+        Ok(None) => Found::Valid,
     }
 }
 
@@ -110,17 +154,23 @@ fn hash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     }
 }
 
-/// What can be said of a signature before it is checked. In words, why it proves nothing here.
-fn fits(signed: &Parsed<'_, Signature>, header: &Header<'_>, from: &str, now: Timestamp) -> Result<(), String> {
-    let signature = &signed.header;
+/// Checks all that needs no key. The error says in words why the signature proves nothing.
+fn fits(signed: &Parsed<'_, Signature>, mail: &Subject<'_>, check: &Check<'_>) -> Result<(), String> {
+    let (signature, header) = (&signed.header, mail.header);
     let no = |why: &str| Err(format!("{} {why}", of(signature)));
-    if !is_aligned(&signature.d, from) {
-        return no(&format!("is of another organisation than its From, {from}"));
+    if !is_aligned(&signature.d, mail.from) {
+        return no(&format!("is of another organisation than its From, {}", mail.from));
+    }
+    if let Check::Header(passed) = check
+        && !passed.iter().any(|passed| passed.is_of(signature))
+    {
+        return no("is not the one that its server found valid");
     }
     if signature.a == Algorithm::RsaSha1 {
         return no("is by SHA-1, which proves nothing any more (RFC 8301)");
     }
-    if signature.l > 0 {
+    // mail-auth takes l=0, which signs nothing of the body, for no l= at all.
+    if has_tag(signed.value, "l") {
         return no("signs a part of the body only (l=)");
     }
     if signature.h.len() > NAMES {
@@ -135,12 +185,8 @@ fn fits(signed: &Parsed<'_, Signature>, header: &Header<'_>, from: &str, now: Ti
     if signature.h.iter().filter(|h| h.eq_ignore_ascii_case("from")).count() < header.count("from") {
         return no("does not sign every from field");
     }
-    let now = now.as_second();
-    if signature.x > 0 && i64::try_from(signature.x).unwrap_or(i64::MAX) <= now {
+    if mail.clock.has_expired(signature) {
         return no("has expired");
-    }
-    if i64::try_from(signature.t).unwrap_or(i64::MAX) > now + AHEAD {
-        return no("is from the future");
     }
     // i= is an address in d= or below it (RFC 6376, 3.5).
     let identity = signature.identity().rsplit_once('@').map_or("", |(_, d)| d).to_ascii_lowercase();
@@ -148,11 +194,17 @@ fn fits(signed: &Parsed<'_, Signature>, header: &Header<'_>, from: &str, now: Ti
     if below { Ok(()) } else { no("names an identity outside of its domain (i=)") }
 }
 
+/// Whether a signature has this tag (RFC 6376, 3.2).
+fn has_tag(signature: &[u8], name: &str) -> bool {
+    let tags = signature.split(|byte| *byte == b';').filter_map(|tag| tag.split(|byte| *byte == b'=').next());
+    tags.map(<[u8]>::trim_ascii).any(|tag| tag.eq_ignore_ascii_case(name.as_bytes()))
+}
+
 /// The fields that a signature speaks for: all of a name, or none. One that was added under a signed name, above the
 /// signed one, is what most programs show; so a name that is there more often than it is signed is not covered.
 ///
 /// One that names more fields than anybody would speaks for none.
-pub(super) fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
+fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
     if signed.len() > NAMES {
         return Vec::new();
     }

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mail_auth::common::parse::TxtRecordParser;
-use mail_auth::common::verify::DomainKey;
 use mail_auth::dkim::Signature;
 use mail_auth::dmarc::Dmarc;
 use mail_auth::hickory_resolver::config::ResolverOpts;
@@ -17,6 +16,7 @@ use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, Parameters, Resolv
 use serde::Deserialize;
 
 use super::asked::Asked;
+use super::key::{self, KeyRecord};
 use crate::model::printable;
 
 /// `[dns]`: who is asked.
@@ -44,9 +44,6 @@ impl TryFrom<String> for Server {
     }
 }
 
-/// mail-auth's bit for `t=y` in a key's flags. It keeps the name to itself; a test with a key in DNS holds it to this.
-const TESTING: u64 = 0x10;
-
 /// How long one server has for one answer, and how often it is asked.
 const TIMEOUT: Duration = Duration::from_secs(3);
 const ATTEMPTS: usize = 2;
@@ -68,12 +65,6 @@ pub struct Resolver {
     proven: Mutex<VecDeque<String>>,
     /// Held by who asks for them: where DNS does not answer, one asks and not each watcher.
     asking: tokio::sync::Mutex<()>,
-}
-
-/// What a key says of itself.
-pub(super) struct KeyFlags {
-    /// The domain is trying DKIM out (`t=y`): its signatures are to be treated as none.
-    pub(super) testing: bool,
 }
 
 /// Whether this response code is an answer: yes, or no such name. All others say that no answer could be had.
@@ -140,16 +131,16 @@ impl Resolver {
         }
     }
 
-    /// The flags of a signature's key, which has just been looked up.
-    pub(super) async fn key_flags(&self, signature: &Signature) -> Result<KeyFlags, String> {
+    /// The key record of a signature, which has just been looked up.
+    pub(super) async fn key_record(&self, signature: &Signature) -> Result<Arc<KeyRecord>, String> {
         let lookup = self.key(key_name(&signature.d, &signature.s));
         let key = tokio::time::timeout(WHOLE, lookup).await.map_err(|_| "no answer in time".to_owned())?;
         let key = key.map_err(|e| e.to_string())?;
         self.remember(&signature.d, &signature.s);
-        Ok(KeyFlags { testing: key.has_flag(TESTING) })
+        Ok(key)
     }
 
-    async fn key(&self, name: String) -> mail_auth::Result<Arc<DomainKey>> {
+    async fn key(&self, name: String) -> mail_auth::Result<Arc<KeyRecord>> {
         match self.asked.now().txt_lookup(name.as_str(), Some(&self.keys)).await {
             Err(error) if is_misunderstood(&error) => self.asked.plainly().txt_lookup(name, Some(&self.keys)).await,
             key => key,
@@ -258,6 +249,9 @@ impl ResolverCache<Box<str>, Txt> for Keys {
     }
 
     fn insert(&self, name: Box<str>, key: Txt, until: Instant) {
+        if !key::is_checked(&key) {
+            return;
+        }
         let Ok(mut keys) = self.0.lock() else { return };
         if keys.len() >= KEYS {
             // Whoever sends mails with ever new selectors must not fill the memory.

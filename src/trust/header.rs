@@ -70,6 +70,16 @@ impl<'a> Header<'a> {
         if like.clone().all(is_as_signed) { like.count() } else { 0 }
     }
 
+    /// Whether there is a field that some program takes for one of this name (in lower case).
+    pub(super) fn has_like(&self, name: &str) -> bool {
+        self.fields.iter().any(|f| f.is_like(name))
+    }
+
+    /// The values of the fields with this name that stand above the first field named `mark`.
+    pub(super) fn all_above(&self, name: &str, mark: &str) -> impl Iterator<Item = &'a [u8]> {
+        self.fields.iter().take_while(move |f| !f.is(mark)).filter(move |f| f.is(name)).map(|f| f.value)
+    }
+
     /// The values of the fields with this name, from the top.
     pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields.iter().filter(move |f| f.is(name)).map(|f| f.value)
@@ -181,7 +191,7 @@ pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
 }
 
 /// A field's value with a `"` for each quoted string, a `[` for each literal, and a space for each comment.
-fn shape(text: &str) -> String {
+pub(super) fn shape(text: &str) -> String {
     let (mut shape, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
     for c in text.chars() {
         match c {

@@ -3,16 +3,21 @@
 //! A verdict is data, not an error: it is a function of the mail's untouched bytes, of DNS answers and of the rules.
 //! Nothing here reads what the mail *says*; that is `extract`'s.
 //!
-//! `header` knows the raw header and who a mail is from and to, `dkim` checks signatures, `results` reads what the
-//! merchant's own server found, `dns` asks for keys those whom `asked` knows.
+//! `header` knows the raw header and who a mail is from and to. `dkim` verifies signatures, `clock` compares their times.
+//! `results` decides by what the merchant's own server found: `authserv` knows that server's fields, `field` parses them.
+//! `dns` looks up keys at the name servers that `asked` knows, and `key` parses the records.
 
 mod asked;
+mod authserv;
+mod clock;
 mod dkim;
 pub mod dns;
+mod field;
 mod header;
+mod key;
 mod results;
 
-use jiff::Timestamp;
+pub use clock::Clock;
 use serde::Deserialize;
 
 use crate::contain::{contained, contained_async};
@@ -28,13 +33,20 @@ pub struct Settings {
     pub from: Vec<String>,
     /// The proofs that are accepted; any one of them is enough.
     pub accept: Vec<Accept>,
-    /// The names by which the merchant's own receiving servers sign Authentication-Results.
+    /// The names that the merchant's own receiving servers put into Authentication-Results.
     pub authserv_ids: Vec<String>,
+    /// Believe that server also about a mail that carries no DKIM signature at all.
+    pub signatures_removed: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { from: vec!["resmic.com".into()], accept: vec![Accept::Dkim], authserv_ids: Vec::new() }
+        Settings {
+            from: vec!["resmic.com".into()],
+            accept: vec![Accept::Dkim],
+            authserv_ids: Vec::new(),
+            signatures_removed: false,
+        }
     }
 }
 
@@ -75,8 +87,9 @@ impl Settings {
                 "expected the names of your own receiving servers, since accept has \"authentication-results\"".into(),
             );
         }
-        if let Some(bad) = self.authserv_ids.iter().find(|id| id.is_empty() || id.contains(char::is_whitespace)) {
-            return wrong("authserv_ids", format!("{bad:?} is no server's name"));
+        if let Some(bad) = self.authserv_ids.iter().find(|id| !authserv::is_valid(id)) {
+            let like = "\"mx.shop.example\", \"*.fastmail.com\" or \"microsoft-365\"";
+            return wrong("authserv_ids", format!("{bad:?} is no server's name, like {like}"));
         }
         Ok(())
     }
@@ -155,19 +168,19 @@ fn is_apart(header: &[u8]) -> bool {
 
 /// Judges a mail: may it be believed, and how much of it?
 ///
-/// `now` is the clock for signatures that expire. Bounded in time by the resolver's limits.
-pub async fn judge(mail: &[u8], ours: &Ours, settings: &Settings, resolver: &Resolver, now: Timestamp) -> Verdict {
-    let judging = contained_async(judge_carefully(mail, ours, settings, resolver, now));
-    judging.await.unwrap_or_else(|| untrusted("it could not be taken apart"))
-}
-
-async fn judge_carefully(
+/// `clock` has the times for a signature's own times. Bounded in time by the resolver's limits.
+pub async fn judge(
     mail: &[u8],
     ours: &Ours,
     settings: &Settings,
     resolver: &Resolver,
-    now: Timestamp,
+    clock: impl Into<Clock>,
 ) -> Verdict {
+    let judging = contained_async(judge_carefully(mail, ours, settings, resolver, clock.into()));
+    judging.await.unwrap_or_else(|| untrusted("it could not be taken apart"))
+}
+
+async fn judge_carefully(mail: &[u8], ours: &Ours, settings: &Settings, resolver: &Resolver, clock: Clock) -> Verdict {
     let header = Header::read(mail);
     let from = match header.from() {
         Ok(from) => from,
@@ -177,21 +190,31 @@ async fn judge_carefully(
     if !settings.allows(domain) {
         return untrusted(format!("its From is {from}, and {domain} is not an allowed domain"));
     }
+    let subject = Subject { bytes: mail, header: &header, from: domain, clock };
     let mut refusal = None;
     for accept in &settings.accept {
         let verdict = match accept {
-            Accept::Dkim => dkim::prove(mail, &header, domain, resolver, now).await,
-            Accept::AuthenticationResults => results::prove(mail, &header, domain, &settings.authserv_ids),
+            Accept::Dkim => dkim::prove(&subject, &dkim::Check::Whole, resolver).await,
+            Accept::AuthenticationResults => results::prove(&subject, settings, resolver).await,
             Accept::None => Verdict::Believed(unproven()),
         };
         match verdict {
             Verdict::Believed(proof) => return addressed_to(ours, &header, proof),
-            // Another proof may hold; that DNS did not answer outweighs a refusal.
+            // Another proof may hold; a temporary error outweighs a refusal.
             Verdict::Undecided(reason) => refusal = Some(Verdict::Undecided(reason)),
             Verdict::Refused(reason) => refusal = refusal.or(Some(Verdict::Refused(reason))),
         }
     }
     refusal.unwrap_or_else(|| untrusted("no proof is accepted"))
+}
+
+/// A mail whose proof is looked for.
+struct Subject<'a> {
+    bytes: &'a [u8],
+    header: &'a Header<'a>,
+    /// Its From's domain.
+    from: &'a str,
+    clock: Clock,
 }
 
 /// Without a proof everything is taken as it stands.
@@ -241,6 +264,7 @@ fn is_aligned(signer: &str, from: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::Timestamp;
 
     fn laboratory() -> Settings {
         Settings { accept: vec![Accept::None], ..Settings::default() }
@@ -353,6 +377,13 @@ mod tests {
             key(Settings { accept: vec![Accept::AuthenticationResults], ..Settings::default() }),
             "authserv_ids"
         );
+        let server = |id: &str| Settings { authserv_ids: vec![id.into()], ..Settings::default() };
+        for id in ["", "mx shop", "*", "*.com", "*.co.uk", "mx.*.example", "*mx.shop.example", "*.*.shop.example"] {
+            assert_eq!(key(server(id)), "authserv_ids", "{id:?}");
+        }
+        for id in ["mx.shop.example", "mailin", "*.fastmail.com", "*.mx.fastmail.com", "microsoft-365"] {
+            assert!(server(id).check().is_ok(), "{id}");
+        }
         assert!(Settings::default().check().is_ok());
     }
 }

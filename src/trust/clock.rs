@@ -1,0 +1,102 @@
+//! The times that a signature's own times are compared with: this machine's clock, and the time of receipt.
+
+use jiff::Timestamp;
+use mail_auth::dkim::Signature;
+
+/// How far a sender's clock may be ahead, in seconds.
+const AHEAD: i64 = 86_400;
+/// The longest lifetime, in seconds, that a signature without `t=` is given credit for.
+const LIFETIME: i64 = 30 * 86_400;
+
+/// When a mail is judged, and when its server received it.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    /// This machine's clock.
+    pub now: Timestamp,
+    /// INTERNALDATE, if the mail has one.
+    pub received: Option<Timestamp>,
+}
+
+impl From<Timestamp> for Clock {
+    fn from(now: Timestamp) -> Self {
+        Clock { now, received: None }
+    }
+}
+
+impl Clock {
+    /// Whether a signature had expired when its mail was received (`x=`; RFC 6376, 3.5).
+    pub(super) fn has_expired(&self, signature: &Signature) -> bool {
+        let (made, expires) = (seconds(signature.t), seconds(signature.x));
+        // x= must be later than t=.
+        expires > 0 && (expires <= self.receipt(made, expires) || expires <= made)
+    }
+
+    /// Whether a signature was made later than this machine's clock allows (`t=`).
+    pub(super) fn is_behind(&self, signature: &Signature) -> bool {
+        seconds(signature.t) > self.now.as_second().saturating_add(AHEAD)
+    }
+
+    /// The time of receipt, in seconds; a daemon may see a mail days later.
+    ///
+    /// An INTERNALDATE in the future means that the two clocks disagree. One from before the signature was made is no time
+    /// of receipt: a client may append a mail with any date, and some servers say 1970. `now` takes the place of both.
+    fn receipt(&self, made: i64, expires: i64) -> i64 {
+        let earliest = if made > 0 { made.saturating_sub(AHEAD) } else { expires.saturating_sub(LIFETIME) };
+        let now = self.now.as_second();
+        let received = self.received.map(Timestamp::as_second);
+        received.filter(|at| (earliest..=now).contains(at)).unwrap_or(now)
+    }
+}
+
+fn seconds(tag: u64) -> i64 {
+    i64::try_from(tag).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+    const MADE: i64 = 1_741_145_801;
+
+    fn signature(tags: &str) -> Signature {
+        let text = format!("v=1; a=rsa-sha256; d=resmic.com; s=s1; h=from; bh=YQ==; b=YQ==; {tags}\r\n");
+        Signature::parse(text.as_bytes()).unwrap()
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(seconds).unwrap()
+    }
+
+    fn has_expired(tags: &str, received: Option<i64>) -> bool {
+        // The mail is judged ten days after it was signed.
+        Clock { now: at(MADE + 10 * DAY), received: received.map(at) }.has_expired(&signature(tags))
+    }
+
+    #[test]
+    fn expiry_is_compared_with_the_time_of_receipt() {
+        let tags = format!("t={MADE}; x={}", MADE + DAY);
+        assert!(!has_expired(&tags, Some(MADE + 5)) && !has_expired(&tags, Some(MADE - 60)));
+        assert!(has_expired(&tags, Some(MADE + DAY)) && has_expired(&tags, Some(MADE + 2 * DAY)));
+        assert!(!has_expired("", None) && !has_expired(&format!("x={}", MADE + 11 * DAY), None));
+        assert!(has_expired(&format!("t={}; x={MADE}", MADE + 20 * DAY), Some(MADE)), "x= is before t=");
+    }
+
+    #[test]
+    fn implausible_receipt_times_count_as_now() {
+        let tags = format!("t={MADE}; x={}", MADE + DAY);
+        for received in [None, Some(0), Some(MADE - 2 * DAY), Some(MADE + 11 * DAY), Some(MADE + 9_000 * DAY)] {
+            assert!(has_expired(&tags, received), "{received:?}");
+        }
+        let without_t = format!("x={}", MADE + DAY);
+        assert!(!has_expired(&without_t, Some(MADE)) && has_expired(&without_t, Some(0)));
+    }
+
+    #[test]
+    fn absurd_times_are_compared_without_overflow() {
+        let huge = format!("t={0}; x={0}", u64::MAX);
+        assert!(has_expired(&huge, Some(MADE)));
+        assert!(Clock::from(at(MADE)).is_behind(&signature(&huge)));
+        assert!(!Clock::from(at(MADE)).is_behind(&signature(&format!("t={}", MADE + 3600))));
+    }
+}

@@ -1,0 +1,188 @@
+//! The grammar of an Authentication-Results field (RFC 8601, 2.2).
+
+/// One Authentication-Results field.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Field {
+    /// The name of the server that wrote it. Microsoft's name none.
+    pub(super) server: Option<String>,
+    /// Its statements, without those that cannot be parsed.
+    pub(super) results: Vec<Outcome>,
+}
+
+/// One `method=result` with its properties.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) method: String,
+    pub(super) result: String,
+    properties: Vec<(String, String)>,
+}
+
+impl Outcome {
+    pub(super) fn property(&self, name: &str) -> Option<&str> {
+        self.properties.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The domain of `header.i`, the address that a signature stands for.
+    pub(super) fn identity(&self) -> Option<&str> {
+        self.property("header.i").and_then(|i| i.rsplit_once('@')).map(|(_, domain)| domain)
+    }
+
+    /// The domain that signed: `header.d`, else that of `header.i`.
+    pub(super) fn domain(&self) -> Option<&str> {
+        self.property("header.d").or(self.identity()).filter(|domain| !domain.is_empty())
+    }
+}
+
+impl Field {
+    /// Parses a field's value (RFC 8601, 2.2); `None` if it does not follow the grammar.
+    pub(super) fn parse(value: &str) -> Option<Field> {
+        let tokens = tokens(value)?;
+        let statements = || tokens.split(|t| *t == Token::Mark(';'));
+        let results = |skipped: usize| statements().skip(skipped).filter_map(Outcome::parse).collect();
+        match statements().next()? {
+            [Token::Word(server)] => Some(Field { server: Some(server.clone()), results: results(1) }),
+            // A version of the field's format; only 1 is known.
+            [Token::Word(server), Token::Word(version)] if version == "1" => {
+                Some(Field { server: Some(server.clone()), results: results(1) })
+            }
+            first => Outcome::parse(first).map(|_| Field { server: None, results: results(0) }),
+        }
+    }
+}
+
+impl Outcome {
+    fn parse(statement: &[Token]) -> Option<Outcome> {
+        let (method, rest) = match statement {
+            [Token::Word(method), Token::Mark('='), rest @ ..] => (method, rest),
+            // A method's version; only 1 is known.
+            [Token::Word(method), Token::Mark('/'), Token::Word(version), Token::Mark('='), rest @ ..]
+                if version == "1" =>
+            {
+                (method, rest)
+            }
+            _ => return None,
+        };
+        let (Token::Word(result), mut rest) = rest.split_first()? else { return None };
+        let mut properties = Vec::new();
+        while let [Token::Word(name), Token::Mark('='), Token::Word(value), after @ ..] = rest {
+            properties.push((name.to_ascii_lowercase(), value.clone()));
+            rest = after;
+        }
+        // The rest does not follow the grammar, so the whole statement is skipped.
+        rest.is_empty().then(|| Outcome {
+            method: method.to_ascii_lowercase(),
+            result: result.to_ascii_lowercase(),
+            properties,
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Token {
+    Word(String),
+    Mark(char),
+}
+
+/// Words and marks, without comments; a quoted string is a word. `None` if a quote or a comment does not end.
+fn tokens(value: &str) -> Option<Vec<Token>> {
+    let mut tokens = Vec::new();
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c.is_whitespace() => {}
+            '(' => skip_comment(&mut chars)?,
+            '"' => tokens.push(Token::Word(quoted(&mut chars)?)),
+            ';' | '=' | '/' => tokens.push(Token::Mark(c)),
+            c => {
+                let mut word = String::from(c);
+                // Servers write a signature's base64 as it is, its padding too.
+                if tokens.last() == Some(&Token::Mark('=')) {
+                    while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';')) {
+                        word.push(c);
+                    }
+                    tokens.push(Token::Word(word));
+                    continue;
+                }
+                while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';' | '=')) {
+                    // A slash ends a method's name, and is a part of anything else.
+                    if c == '/' && is_method(&word) {
+                        tokens.push(Token::Word(std::mem::take(&mut word)));
+                        tokens.push(Token::Mark('/'));
+                        continue;
+                    }
+                    word.push(c);
+                }
+                tokens.extend((!word.is_empty()).then_some(Token::Word(word)));
+            }
+        }
+    }
+    Some(tokens)
+}
+
+fn is_method(word: &str) -> bool {
+    ["dkim", "spf", "dmarc", "arc", "iprev", "auth", "domainkeys", "sender-id", "adsp", "dkim-adsp", "dnswl", "bimi"]
+        .iter()
+        .any(|method| method.eq_ignore_ascii_case(word))
+}
+
+fn skip_comment(chars: &mut impl Iterator<Item = char>) -> Option<()> {
+    let mut depth = 1;
+    while depth > 0 {
+        match chars.next()? {
+            '\\' => drop(chars.next()?),
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+    }
+    Some(())
+}
+
+fn quoted(chars: &mut impl Iterator<Item = char>) -> Option<String> {
+    let mut text = String::new();
+    loop {
+        match chars.next()? {
+            '"' => return Some(text),
+            '\\' => text.push(chars.next()?),
+            c => text.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dkim(value: &str) -> Vec<(String, Option<String>)> {
+        let results = Field::parse(value).unwrap().results.into_iter().filter(|r| r.method == "dkim");
+        results.map(|r| (r.result.clone(), r.domain().map(str::to_owned))).collect()
+    }
+
+    #[test]
+    fn fields_of_real_servers_are_parsed() {
+        let github = [("pass".to_owned(), Some("github.com".to_owned()))];
+        for field in [
+            // Exchange Online, and outlook.com, which puts the receiving domain between the statements.
+            " spf=pass (sender IP is 192.0.2.25)\r\n smtp.mailfrom=github.com; dkim=pass (signature was verified)\r\n header.d=github.com;dmarc=pass action=none header.from=github.com;compauth=pass reason=100\r\n",
+            " spf=pass (sender IP is 192.0.2.25)\r\n smtp.mailfrom=github.com; hotmail.com; dkim=pass (signature was\r\n verified) header.d=github.com;hotmail.com; dmarc=pass action=none\r\n header.from=github.com;\r\n",
+            // Gmail, Rspamd, OpenDKIM.
+            " mx.google.com;\r\n       dkim=pass header.i=@github.com header.s=pf2023 header.b=a/b+c;\r\n       spf=pass (google.com: domain of a@github.com designates 192.0.2.25 as permitted sender) smtp.mailfrom=a@github.com;\r\n       dmarc=pass (p=REJECT sp=REJECT dis=NONE) header.from=github.com",
+            " mx.shop.example;\r\n\tdkim=pass header.d=github.com header.s=pf2023 header.b=\"a/b+c\";\r\n\tdmarc=pass (policy=reject) header.from=github.com",
+            " mx.shop.example/0C5B13F980; dkim=pass (2048-bit key; unprotected) header.d=github.com header.i=@github.com header.a=rsa-sha256 header.s=pf2023 header.b=abcd;\r\n\tdkim-atps=neutral",
+        ] {
+            assert_eq!(dkim(field), github, "{field}");
+        }
+        let server = |value: &str| Field::parse(value).unwrap().server;
+        assert_eq!(server("mx.shop.example/0C5B13F980; none").as_deref(), Some("mx.shop.example/0C5B13F980"));
+        assert_eq!(server("spf=pass smtp.mailfrom=a.example; dkim=none"), None);
+    }
+
+    #[test]
+    fn broken_fields_are_not_parsed() {
+        for field in
+            ["", ";", "mx.shop.example 2; dkim=pass", "mx (", "mx; spf=\"a", "a b c; dkim=pass", "spf=; dkim=pass"]
+        {
+            assert_eq!(Field::parse(field), None, "{field}");
+        }
+    }
+}

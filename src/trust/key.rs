@@ -1,0 +1,89 @@
+//! A key record in DNS (RFC 6376, 3.6.1), and for what its domain publishes it.
+
+use std::sync::Arc;
+
+use mail_auth::Txt;
+use mail_auth::common::parse::TxtRecordParser;
+use mail_auth::common::resolver::UnwrapTxtRecord;
+use mail_auth::common::verify::DomainKey;
+
+/// mail-auth's bit for `t=y` in a key's flags. It keeps the name to itself; a test with a key in DNS holds it to this.
+const TESTING: u64 = 0x10;
+
+/// Our own bits in the same flags. mail-auth's cannot tell a list without `email` or `sha256` from no list at all.
+const CHECKED: u64 = 1 << 63;
+const NOT_FOR_MAIL: u64 = 1 << 62;
+const NOT_FOR_SHA256: u64 = 1 << 61;
+
+/// A key whose `s=` and `h=` were looked at.
+pub(super) struct KeyRecord(Arc<DomainKey>);
+
+impl KeyRecord {
+    /// Why its signatures prove nothing, in words.
+    pub(super) fn objection(&self) -> Option<&'static str> {
+        [
+            (TESTING, "is in test mode (t=y)"),
+            (NOT_FOR_MAIL, "is for another use than mail (s=)"),
+            (NOT_FOR_SHA256, "is not for SHA-256 (h=)"),
+        ]
+        .into_iter()
+        .find_map(|(flag, words)| self.0.has_flag(flag).then_some(words))
+    }
+}
+
+/// Whether a record came through here. mail-auth parses keys by itself, too, and those lack our bits.
+pub(super) fn is_checked(record: &Txt) -> bool {
+    !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
+}
+
+impl TxtRecordParser for KeyRecord {
+    fn parse(record: &[u8]) -> mail_auth::Result<Self> {
+        let mut key = DomainKey::parse(record)?;
+        key.f |= CHECKED;
+        let text = String::from_utf8_lossy(record);
+        if !allows(&text, "s", &["*", "email"]) {
+            key.f |= NOT_FOR_MAIL;
+        }
+        if !allows(&text, "h", &["sha256"]) {
+            key.f |= NOT_FOR_SHA256;
+        }
+        Ok(KeyRecord(Arc::new(key)))
+    }
+}
+
+impl From<KeyRecord> for Txt {
+    fn from(record: KeyRecord) -> Self {
+        Txt::DomainKey(record.0)
+    }
+}
+
+impl UnwrapTxtRecord for KeyRecord {
+    fn unwrap_txt(record: Txt) -> mail_auth::Result<Arc<Self>> {
+        DomainKey::unwrap_txt(record).map(|key| Arc::new(KeyRecord(key)))
+    }
+}
+
+/// Whether the list of this tag has one of `wanted`. A record without the tag allows all.
+fn allows(record: &str, tag: &str, wanted: &[&str]) -> bool {
+    let tags = record.split(';').filter_map(|tag| tag.split_once('='));
+    let mut lists = tags.filter(|(name, _)| name.trim().eq_ignore_ascii_case(tag)).map(|(_, list)| list);
+    lists.all(|list| list.split(':').any(|item| wanted.iter().any(|w| item.trim().eq_ignore_ascii_case(w))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_must_have_what_is_wanted() {
+        let mail = |record: &str| allows(record, "s", &["*", "email"]);
+        for record in ["", "v=DKIM1; k=rsa; p=s", "s=email", " s = other : EMAIL ;p=", "S=*; h=sha1", "n=s=tlsrpt; p="]
+        {
+            assert!(mail(record), "{record}");
+        }
+        for record in ["s=tlsrpt", "v=DKIM1;s=tlsrpt:other;p=", "s=", "s=email; s=tlsrpt", "S=email2", "s=email other"]
+        {
+            assert!(!mail(record), "{record}");
+        }
+    }
+}
