@@ -2,11 +2,13 @@
 //!
 //! The rooms, from the top: [`cli`] types and prints, [`app`] puts everything together, [`config`] reads what is
 //! wanted, [`ingest`] and [`forward`] are the two loops, [`source`] is where mails come from, [`examine`] says what
-//! becomes of one ([`trust`]: is it Resmic's? [`extract`]: what does it say?), [`store`] keeps it, [`ledger`] and
-//! [`session`] say what it means beside what is known, and [`model`] has the words. A room imports only from below.
+//! becomes of one ([`trust`]: is it Resmic's? [`extract`]: what does it say?), [`store`] keeps it, [`chain`] asks
+//! nodes whether the money arrived, [`ledger`] and [`session`] say what it means beside what is known, and [`model`] has
+//! the words. A room imports only from below.
 
 pub mod app;
 pub mod backoff;
+pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod contain;

@@ -20,6 +20,7 @@ const LADDER: &[&[&str]] = &[
     &["source", "examine"],
     &["trust", "extract"],
     &["store"],
+    &["chain"],
     &["ledger", "session", "http"],
     &["contain", "telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units", "vigil"],
     &["model"],

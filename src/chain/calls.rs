@@ -1,0 +1,172 @@
+//! The calls that a look makes at a node, with their results as values.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::answers::{Block, Frame, Log, Receipt, TRANSFER, Transaction};
+use super::hex::{Address, Hash, Quantity};
+use super::rpc::{Node, NodeError, NodeErrorKind};
+use super::settings::MOST_BLOCKS;
+
+/// The selector of ERC-20's `decimals()`.
+const DECIMALS: &str = "0x313ce567";
+/// The most logs that one search keeps. A payment has one or two.
+const MOST_LOGS: usize = 1_000;
+
+/// Which logs are searched for.
+#[derive(Debug, Clone)]
+pub struct LogFilter {
+    /// The contract that wrote them.
+    pub address: Address,
+    /// For each topic the words that it may be; fewer than a log has means any.
+    pub topics: Vec<Vec<Hash>>,
+}
+
+impl LogFilter {
+    /// The transfers of `token` from an address to any of `wallets`.
+    #[must_use]
+    pub fn transfers(token: Address, from: Address, wallets: &[Address]) -> Self {
+        let wallets = wallets.iter().copied().map(Hash::of_address).collect();
+        LogFilter { address: token, topics: vec![vec![TRANSFER], vec![Hash::of_address(from)], wallets] }
+    }
+
+    /// Whether a log is one of them. A node may answer with others.
+    fn has(&self, log: &Log) -> bool {
+        let fits = |(n, words): (usize, &Vec<Hash>)| log.topics.get(n).is_some_and(|topic| words.contains(topic));
+        log.address == self.address && !log.removed && self.topics.iter().enumerate().all(fits)
+    }
+
+    fn params(&self, from: u64, to: u64) -> Value {
+        let topics: Vec<Vec<String>> =
+            self.topics.iter().map(|words| words.iter().map(Hash::to_string).collect()).collect();
+        json!([{ "address": self.address.to_string(), "topics": topics, "fromBlock": hex(from), "toBlock": hex(to) }])
+    }
+}
+
+fn hex(number: u64) -> String {
+    format!("{number:#x}")
+}
+
+impl Node {
+    /// `eth_chainId` (EIP-695).
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn chain_id(&self) -> Result<u64, NodeError> {
+        self.number("eth_chainId", json!([])).await
+    }
+
+    /// `eth_blockNumber`: the newest block.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn block_number(&self) -> Result<u64, NodeError> {
+        self.number("eth_blockNumber", json!([])).await
+    }
+
+    /// The block that a tag names: `latest`, `safe` or `finalized`.
+    ///
+    /// # Errors
+    /// [`NodeError`]; also if the node has no such block.
+    pub async fn tagged_block(&self, tag: &'static str) -> Result<Block, NodeError> {
+        const METHOD: &str = "eth_getBlockByNumber";
+        let block: Option<Block> = self.call(METHOD, json!([tag, false])).await?;
+        block.ok_or_else(|| self.bad(METHOD, format!("it has no {tag:?} block")))
+    }
+
+    /// The block at a height, if the node has it.
+    ///
+    /// # Errors
+    /// [`NodeError`]; also if the node answers with another block.
+    pub async fn block_at(&self, number: u64) -> Result<Option<Block>, NodeError> {
+        const METHOD: &str = "eth_getBlockByNumber";
+        let block: Option<Block> = self.call(METHOD, json!([hex(number), false])).await?;
+        self.same(METHOD, block, |block| block.number == number)
+    }
+
+    /// A transaction's receipt, if the node has it.
+    ///
+    /// # Errors
+    /// [`NodeError`]; also if the node answers with another transaction's.
+    pub async fn receipt(&self, hash: Hash) -> Result<Option<Receipt>, NodeError> {
+        const METHOD: &str = "eth_getTransactionReceipt";
+        let receipt: Option<Receipt> = self.call(METHOD, json!([hash.to_string()])).await?;
+        self.same(METHOD, receipt, |receipt| receipt.transaction_hash == hash)
+    }
+
+    /// A transaction, if the node has it.
+    ///
+    /// # Errors
+    /// [`NodeError`]; also if the node answers with another one.
+    pub async fn transaction(&self, hash: Hash) -> Result<Option<Transaction>, NodeError> {
+        const METHOD: &str = "eth_getTransactionByHash";
+        let transaction: Option<Transaction> = self.call(METHOD, json!([hash.to_string()])).await?;
+        self.same(METHOD, transaction, |transaction| transaction.hash == hash)
+    }
+
+    /// The calls that a transaction made.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn trace(&self, hash: Hash) -> Result<Frame, NodeError> {
+        self.call("debug_traceTransaction", json!([hash.to_string(), { "tracer": "callTracer" }])).await
+    }
+
+    /// A token's `decimals()`.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn decimals(&self, token: Address) -> Result<u8, NodeError> {
+        const METHOD: &str = "eth_call";
+        let params = json!([{ "to": token.to_string(), "data": DECIMALS }, "latest"]);
+        let word: Hash = self.call(METHOD, params).await?;
+        let value = super::hex::word(&word.0).and_then(|value| u8::try_from(value).ok());
+        value.ok_or_else(|| self.bad(METHOD, "decimals() is larger than 255".into()))
+    }
+
+    /// Logs from one block to another, both included, at most 500 blocks. Asks for `range` blocks at once; after an error
+    /// for half as many, down to one.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn logs(&self, filter: &LogFilter, from: u64, to: u64, range: u64) -> Result<Vec<Log>, NodeError> {
+        let to = to.min(from.saturating_add(MOST_BLOCKS - 1));
+        let (mut at, mut range, mut found) = (from, range.max(1), Vec::new());
+        while at <= to && found.len() < MOST_LOGS {
+            let end = to.min(at.saturating_add(range - 1));
+            let logs: Result<Vec<Log>, NodeError> = self.call("eth_getLogs", filter.params(at, end)).await;
+            match logs {
+                Ok(logs) => {
+                    let room = MOST_LOGS - found.len();
+                    found.extend(logs.into_iter().filter(|log| filter.has(log)).take(room));
+                    at = end.saturating_add(1);
+                }
+                Err(error) if end > at && error.may_be_the_range() => range = (end - at).div_ceil(2),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    async fn number(&self, method: &'static str, params: Value) -> Result<u64, NodeError> {
+        let Quantity(value) = self.call(method, params).await?;
+        u64::try_from(value).map_err(|_| self.bad(method, "the number is larger than 64 bits".into()))
+    }
+
+    /// Refuses an answer about something else than what was asked.
+    fn same<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        answer: Option<T>,
+        is_asked: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, NodeError> {
+        if answer.as_ref().is_some_and(|answer| !is_asked(answer)) {
+            return Err(self.bad(method, "it is about something else than what was asked".into()));
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn bad(&self, method: &'static str, words: String) -> NodeError {
+        NodeError { host: self.host().to_owned(), method, kind: NodeErrorKind::BadAnswer(words) }
+    }
+}

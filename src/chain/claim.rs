@@ -1,0 +1,200 @@
+//! What a mail claims, and the question that the claim becomes for the nodes of a chain.
+
+use jiff::Timestamp;
+
+use super::amount;
+use super::catalog::same_coin;
+use super::hex::{Address, Hash};
+use super::settings::{Chain, Coin};
+use super::verdict::{ConfirmationCode, ConfirmationReason};
+use crate::model::{Event, fold_chain, printable};
+
+/// The most of a mail's value that a reason quotes.
+const KEPT_VALUE: usize = 40;
+
+/// What a mail claims about a completed payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The chain's name.
+    pub blockchain: Option<String>,
+    /// The token's name.
+    pub token: Option<String>,
+    /// The payer's transaction.
+    pub transaction_hash: Option<String>,
+    /// The payer's wallet.
+    pub from_wallet_address: Option<String>,
+    /// The session's amount.
+    pub amount: Option<String>,
+    /// `USD`, a token's symbol, or nothing for dollars.
+    pub currency: Option<String>,
+    /// The mail's Date. Without one: when the server received the mail.
+    pub sent_at: Timestamp,
+    /// When the merchant registered the session, if it was registered.
+    pub registered_at: Option<Timestamp>,
+    /// Since when the event waits for the chain.
+    pub waits_since: Timestamp,
+}
+
+impl Claim {
+    /// The claim of an event.
+    #[must_use]
+    pub fn of(event: &Event, sent_at: Timestamp, registered_at: Option<Timestamp>, waits_since: Timestamp) -> Self {
+        let said = event.reading.clone();
+        Claim {
+            blockchain: said.blockchain,
+            token: said.token,
+            transaction_hash: said.transaction_hash,
+            from_wallet_address: said.from_wallet_address,
+            amount: said.amount,
+            currency: said.currency,
+            sent_at,
+            registered_at,
+            waits_since,
+        }
+    }
+}
+
+/// A claim that nodes can be asked about.
+#[derive(Debug, Clone)]
+pub struct Question<'a> {
+    /// The chain.
+    pub chain: &'a Chain,
+    /// The coin that the mail names.
+    pub coin: Coin,
+    /// The payer's transaction.
+    pub hash: Hash,
+    /// The payer's wallet.
+    pub payer: Address,
+    /// The least that must arrive, in the coin's smallest units. `None`: the coin has no dollar price, so that the amount
+    /// is not compared.
+    pub least: Option<u128>,
+    /// The amount as the mail says it.
+    pub amount: Option<String>,
+    /// The mail's Date.
+    pub sent_at: Timestamp,
+    /// When the session was registered.
+    pub registered_at: Option<Timestamp>,
+    /// Since when the event waits.
+    pub waits_since: Timestamp,
+}
+
+impl<'a> Question<'a> {
+    /// Makes a claim a question.
+    ///
+    /// # Errors
+    /// Why nodes cannot be asked: `no-node`, `no-token` or `no-hash`.
+    pub fn new(claim: &Claim, chains: &'a [Chain]) -> Result<Self, ConfirmationReason> {
+        let name = claim.blockchain.as_deref().unwrap_or_default();
+        let chain = chains.iter().find(|chain| fold_chain(&chain.name) == fold_chain(name));
+        let chain = chain.ok_or_else(|| {
+            unproven(ConfirmationCode::NoNode, format!("no [[chain]] is configured for {}", quoted(name)))
+        })?;
+        let token = claim.token.as_deref().unwrap_or_default();
+        let coin = chain.coin(token).ok_or_else(|| {
+            let words = format!("the token {} is not known on {}; add it to [chain.tokens]", quoted(token), chain.name);
+            unproven(ConfirmationCode::NoToken, words)
+        })?;
+        let hash = value(claim.transaction_hash.as_deref(), "transaction hash", str::parse)?;
+        let payer = value(claim.from_wallet_address.as_deref(), "payer's wallet", Address::parse)?;
+        let least = least(claim, chain, &coin)?;
+        let Claim { amount, sent_at, registered_at, waits_since, .. } = claim.clone();
+        Ok(Question { chain, coin, hash, payer, least, amount, sent_at, registered_at, waits_since })
+    }
+}
+
+fn unproven(code: ConfirmationCode, words: String) -> ConfirmationReason {
+    ConfirmationReason::new(code, words)
+}
+
+fn quoted(value: &str) -> String {
+    format!("{:?}", printable(value, KEPT_VALUE))
+}
+
+fn value<T>(
+    text: Option<&str>,
+    what: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, ConfirmationReason> {
+    let fail = |words| unproven(ConfirmationCode::NoHash, words);
+    let text = text.ok_or_else(|| fail(format!("the mail has no {what}")))?;
+    parse(text).map_err(|e| fail(format!("the {what} {} cannot be looked up: {e}", quoted(text))))
+}
+
+/// The least that must arrive. An amount in dollars is compared for dollar tokens, an amount in the coin itself for all.
+fn least(claim: &Claim, chain: &Chain, coin: &Coin) -> Result<Option<u128>, ConfirmationReason> {
+    let fail = |words| unproven(ConfirmationCode::NoToken, words);
+    match claim.currency.as_deref().filter(|currency| !currency.eq_ignore_ascii_case("USD")) {
+        None if !coin.dollar => return Ok(None),
+        Some(currency) if !same_coin(currency, &coin.symbol) => {
+            let words = format!("the amount is in {}, the payment in {}", quoted(currency), coin.symbol);
+            return Err(fail(words));
+        }
+        _ => {}
+    }
+    let amount = claim.amount.as_deref().ok_or_else(|| fail("the mail has no amount to compare".into()))?;
+    let least = amount::least(amount, chain.discount, coin.decimals);
+    least.map(Some).ok_or_else(|| fail(format!("the amount {} cannot be compared", quoted(amount))))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::chain::ChainSettings;
+
+    pub(in crate::chain) const PAYER: Address = Address([0xaa; 20]);
+    pub(in crate::chain) const SHOP: Address = Address([0x55; 20]);
+    pub(in crate::chain) const TX: Hash = Hash([0x11; 32]);
+
+    pub(in crate::chain) fn chain(more: &str) -> Chain {
+        let text =
+            format!("name = \"Polygon\"\nnodes = [{{ env = \"N\" }}]\nwallets = [\"0x{}\"]\n{more}", "55".repeat(20));
+        toml::from_str::<ChainSettings>(&text).unwrap().chain().unwrap()
+    }
+
+    pub(in crate::chain) fn claim(token: &str) -> Claim {
+        Claim {
+            blockchain: Some("POLYGON".into()),
+            token: Some(token.into()),
+            transaction_hash: Some(TX.to_string()),
+            from_wallet_address: Some(PAYER.to_string()),
+            amount: Some("20".into()),
+            currency: Some("USD".into()),
+            sent_at: "2025-03-05T03:36:00Z".parse().unwrap(),
+            registered_at: None,
+            waits_since: "2025-03-05T03:36:05Z".parse().unwrap(),
+        }
+    }
+
+    fn reason(change: impl FnOnce(&mut Claim)) -> String {
+        let mut claim = claim("USDC");
+        change(&mut claim);
+        Question::new(&claim, &[chain("")])
+            .map(|q| format!("{:?}", q.least))
+            .unwrap_or_else(|reason| reason.to_string())
+    }
+
+    #[test]
+    fn a_claim_that_nodes_cannot_be_asked_about_has_its_reason() {
+        assert!(reason(|c| c.blockchain = Some("Solana".into())).starts_with("no-node: "));
+        assert!(reason(|c| c.blockchain = None).starts_with("no-node: "));
+        assert!(reason(|c| c.token = Some("x".repeat(5_000))).starts_with("no-token: the token \"xxx"));
+        assert!(reason(|c| c.token = Some("x".repeat(5_000))).len() < 200);
+        assert!(reason(|c| c.token = None).starts_with("no-token: "));
+        assert_eq!(reason(|c| c.transaction_hash = None), "no-hash: the mail has no transaction hash");
+        assert!(reason(|c| c.transaction_hash = Some("5x".into())).starts_with("no-hash: "));
+        assert_eq!(reason(|c| c.from_wallet_address = None), "no-hash: the mail has no payer's wallet");
+    }
+
+    #[test]
+    fn amounts_are_compared_in_dollars_or_in_the_coin() {
+        assert_eq!(reason(|_| ()), "Some(19999999)");
+        assert_eq!(reason(|c| c.currency = None), "Some(19999999)");
+        assert_eq!(reason(|c| c.currency = Some("USDC".into())), "Some(19999999)");
+        assert_eq!(reason(|c| c.token = Some("MATIC".into())), "None");
+        let in_coin = |c: &mut Claim| (c.token, c.currency) = (Some("MATIC".into()), Some("MATIC".into()));
+        assert_eq!(reason(in_coin), format!("Some({})", 20 * 10_u128.pow(18) - 1));
+        assert!(reason(|c| c.currency = Some("ETH".into())).starts_with("no-token: the amount is in \"ETH\""));
+        assert!(reason(|c| c.amount = None).starts_with("no-token: "));
+        assert!(reason(|c| c.amount = Some("9".repeat(50))).starts_with("no-token: "));
+    }
+}

@@ -1,0 +1,241 @@
+//! Hexadecimal as JSON-RPC writes it: quantities without leading zeros, data of an exact length.
+//!
+//! See the [execution API's encoding rules](https://ethereum.org/developers/docs/apis/json-rpc/#conventions).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, de};
+use tiny_keccak::{Hasher, Keccak};
+
+/// 32 bytes: a transaction's or a block's hash, a log's topic, a storage word.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Hash(pub [u8; 32]);
+
+/// 20 bytes: an account or a contract.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(pub [u8; 20]);
+
+/// Reads a quantity. A value beyond 128 bits is refused: no amount, block number or time needs more.
+///
+/// # Errors
+/// In words, without the text.
+pub(super) fn quantity(text: &str) -> Result<u128, String> {
+    let digits = text.strip_prefix("0x").ok_or("a quantity begins with 0x")?;
+    // `from_str_radix` would take a sign.
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err("a quantity has hexadecimal digits after 0x".into());
+    }
+    if digits.len() > 1 && digits.starts_with('0') {
+        return Err("a quantity has no leading zeros".into());
+    }
+    u128::from_str_radix(digits, 16).map_err(|_| "a quantity is larger than 128 bits".into())
+}
+
+/// Reads data: `0x` and an even number of digits.
+///
+/// # Errors
+/// In words, without the text.
+pub(super) fn data(text: &str) -> Result<Vec<u8>, String> {
+    let digits = text.strip_prefix("0x").ok_or("data begins with 0x")?;
+    data_encoding::HEXLOWER_PERMISSIVE
+        .decode(digits.as_bytes())
+        .map_err(|_| "data has an even number of hexadecimal digits after 0x".into())
+}
+
+fn exact<const N: usize>(text: &str) -> Result<[u8; N], String> {
+    data(text)?.try_into().map_err(|other: Vec<u8>| format!("expected {N} bytes, not {}", other.len()))
+}
+
+/// The value of a 32-byte word, if it fits into 128 bits.
+#[must_use]
+pub(super) fn word(bytes: &[u8]) -> Option<u128> {
+    let (high, low) = bytes.split_first_chunk::<16>()?;
+    let low: [u8; 16] = low.try_into().ok()?;
+    (*high == [0; 16]).then(|| u128::from_be_bytes(low))
+}
+
+impl Hash {
+    /// A word that holds an address, as topics do.
+    #[must_use]
+    pub fn of_address(address: Address) -> Self {
+        let mut word = [0; 32];
+        for (to, from) in word.iter_mut().skip(12).zip(address.0) {
+            *to = from;
+        }
+        Hash(word)
+    }
+
+    /// The address in a word, if it holds one.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        let (zeros, address) = self.0.split_first_chunk::<12>()?;
+        (*zeros == [0; 12]).then_some(())?;
+        Some(Address(address.try_into().ok()?))
+    }
+}
+
+impl FromStr for Hash {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        exact(text).map(Hash)
+    }
+}
+
+impl Address {
+    /// The address that no key belongs to. A token that is sent there is gone.
+    pub const ZERO: Address = Address([0; 20]);
+
+    /// Reads an address that a person or a mail wrote. Where it has letters of both cases, they carry a checksum (EIP-55).
+    ///
+    /// # Errors
+    /// In words, without the text.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected an address: 0x and 40 hexadecimal digits";
+        let address = exact(text).map(Address).map_err(|_| EXPECTED.to_owned())?;
+        let digits = text.get(2..).unwrap_or_default();
+        let has = |test: fn(&u8) -> bool| digits.as_bytes().iter().any(test);
+        let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase);
+        if is_mixed && address.checksummed() != text {
+            return Err("the address has a wrong checksum (EIP-55); copy it again from the wallet".into());
+        }
+        Ok(address)
+    }
+
+    /// The address in mixed case, with its checksum (EIP-55).
+    #[must_use]
+    pub fn checksummed(&self) -> String {
+        let digits = data_encoding::HEXLOWER.encode(&self.0);
+        let sum = keccak(digits.as_bytes());
+        let nibbles = sum.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        let cased = digits.chars().zip(nibbles).map(|(c, n)| if n >= 8 { c.to_ascii_uppercase() } else { c });
+        format!("0x{}", cased.collect::<String>())
+    }
+}
+
+/// Keccak-256.
+fn keccak(bytes: &[u8]) -> [u8; 32] {
+    let mut keccak = Keccak::v256();
+    let mut sum = [0; 32];
+    keccak.update(bytes);
+    keccak.finalize(&mut sum);
+    sum
+}
+
+impl FromStr for Address {
+    type Err = String;
+    /// As a node writes it: the case of its letters means nothing.
+    fn from_str(text: &str) -> Result<Self, String> {
+        exact(text).map(Address)
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0x{}", data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.checksummed())
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Reads a JSON string with one of the functions above.
+fn read<'de, D: Deserializer<'de>, T>(from: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
+    let text = String::deserialize(from)?;
+    parse(&text).map_err(de::Error::custom)
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from, str::parse)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from, str::parse)
+    }
+}
+
+/// A JSON string that is a quantity of at most 128 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantity(pub u128);
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        read(from, |text| quantity(text).map(Quantity))
+    }
+}
+
+/// For `deserialize_with`: a quantity of at most 64 bits.
+pub(super) fn u64_quantity<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let Quantity(value) = Quantity::deserialize(from)?;
+    u64::try_from(value).map_err(|_| de::Error::custom("a quantity is larger than 64 bits"))
+}
+
+/// For `deserialize_with`: data of any length.
+pub(super) fn any_data<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    read(from, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_exactly_or_refused() {
+        assert_eq!(quantity("0x0"), Ok(0));
+        assert_eq!(quantity("0x1aF"), Ok(431));
+        assert_eq!(quantity(&format!("0x{}", "f".repeat(32))), Ok(u128::MAX));
+        for bad in ["", "0", "0x", "0x00", "0x01", "1", "-0x1", "0x-1", "0x+1", "0X1", "0xg", " 0x1", "0x1 "] {
+            assert!(quantity(bad).is_err(), "{bad}");
+        }
+        assert!(quantity(&format!("0x1{}", "0".repeat(32))).unwrap_err().contains("128 bits"));
+    }
+
+    #[test]
+    fn hashes_and_addresses_have_an_exact_length() {
+        let hash = format!("0x{}", "aB".repeat(32));
+        assert_eq!(hash.parse::<Hash>().unwrap().to_string(), hash.to_lowercase());
+        for bad in ["0x", "0xab", &hash[..65], &format!("{hash}ab"), &hash[2..]] {
+            assert!(bad.parse::<Hash>().is_err() && bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_written_address_in_mixed_case_carries_its_checksum() {
+        let good = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
+        assert_eq!(Address::parse(good).unwrap().to_string(), good);
+        assert_eq!(Address::parse(&good.to_lowercase()), Address::parse(good));
+        assert!(Address::parse(&good.replace("5aA", "5Aa")).unwrap_err().contains("EIP-55"));
+        assert!(Address::parse("0x9238").unwrap_err().contains("40 hexadecimal digits"));
+    }
+
+    #[test]
+    fn a_word_holds_an_address_or_a_value_or_neither() {
+        let address = Address([7; 20]);
+        assert_eq!(Hash::of_address(address).address(), Some(address));
+        assert_eq!(Hash([1; 32]).address(), None);
+        let mut value = [0; 32];
+        value[31] = 9;
+        assert_eq!(word(&value), Some(9));
+        value[15] = 1;
+        assert_eq!(word(&value), None);
+        assert_eq!(word(&value[1..]), None);
+    }
+}

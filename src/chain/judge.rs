@@ -1,0 +1,450 @@
+//! What the answers of the nodes prove. Pure: no clock, no network, no database.
+//!
+//! The judge trusts nothing that [`super::look`] has concluded; it takes the answers and checks all of them. Only presence
+//! counts: an arrival must stand in the receipt of a transaction of a final block. A "no" of a node makes an event wait, or
+//! puts it before a person. It never makes an event fail.
+
+use jiff::Timestamp;
+
+use super::amount::format_units;
+use super::answers::{Block, Frame, Receipt, Transfer};
+use super::claim::Question;
+use super::hex::{Address, Hash, Quantity};
+use super::look::{Observation, Seen};
+use super::rpc::NodeErrorKind;
+use super::settings::{Coin, Finality};
+use super::verdict::{
+    Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
+};
+
+/// Whether what moved money in a transaction, by [`Arrival::keys`], pays another event already.
+pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
+
+/// What one node's answers prove.
+type Finding = Result<Arrival, Reason>;
+
+/// Judges one look at every node of the chain.
+#[must_use]
+pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_claimed: IsClaimed<'_>) -> Confirmation {
+    let judge_one = |node: &Observation| {
+        let finding = Judge { question, node }.finding(is_claimed);
+        // With several nodes the reader has to know which one it was.
+        finding.map_err(|reason| if seen.len() > 1 { named(&node.host, &reason) } else { reason })
+    };
+    let findings: Vec<Finding> = seen.iter().map(judge_one).collect();
+    let outcome = combine(question, findings).map_err(|reason| give_up(question, reason, now));
+    let paid = outcome.as_ref().ok().map(|arrival| arrival.paid).or_else(|| seen.iter().find_map(paid_block));
+    Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
+}
+
+/// What has become of an arrival that was confirmed by a number of blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revisited {
+    /// It is final.
+    Stands,
+    /// The nodes do not say yet.
+    Later,
+    /// It is gone. Nothing is taken back; a person decides.
+    Lost(Reason),
+}
+
+/// Judges a look at an arrival that was confirmed by a number of blocks, once `finalized` has passed its block. The look is
+/// made with [`Finality::Finalized`].
+#[must_use]
+pub fn revisit(question: &Question<'_>, seen: &[Observation], arrival_block: u64) -> Revisited {
+    let findings = seen.iter().map(|node| Judge { question, node }.finding(&|_, _| false)).collect();
+    let is_passed = seen.iter().all(|node| node.error.is_none() && node.final_block >= Some(arrival_block));
+    match combine(question, findings) {
+        Ok(_) => Revisited::Stands,
+        Err(reason) if !is_passed || [Code::Node, Code::Disagree, Code::Fresh].contains(&reason.code) => {
+            Revisited::Later
+        }
+        Err(reason) => Revisited::Lost(Reason::new(Code::Lost, format!("a reorganisation has removed it: {reason}"))),
+    }
+}
+
+fn named(host: &str, reason: &Reason) -> Reason {
+    if reason.words.starts_with(host) {
+        return reason.clone();
+    }
+    Reason::new(reason.code, format!("{host}: {}", reason.words))
+}
+
+fn paid_block(node: &Observation) -> Option<BlockId> {
+    let receipt = &node.payment.as_ref()?.receipt;
+    Some(BlockId { number: receipt.block_number, hash: receipt.block_hash })
+}
+
+/// All nodes must have been asked, and must have said the same.
+fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
+    let (asked, expected) = (findings.len(), question.chain.nodes);
+    if findings.is_empty() || asked != expected {
+        return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
+    }
+    // A reason that needs a person will not pass; one that waits says that the others may be early.
+    for state in [State::Unproven, State::Waiting] {
+        let is = |finding: &&Finding| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
+        if let Some(Err(reason)) = findings.iter().find(is) {
+            return Err(reason.clone());
+        }
+    }
+    let words = findings.iter().map(|finding| match finding {
+        Ok(arrival) => format!("{} {} arrived in {}", arrival.received, arrival.token, arrival.transaction),
+        Err(reason) => reason.to_string(),
+    });
+    let words = words.collect::<Vec<_>>().join("; ");
+    let mut findings = findings.into_iter();
+    let first = findings.next().unwrap_or_else(|| Err(Reason::new(Code::Node, "no node was asked")));
+    let same = |other: Finding| match (&first, &other) {
+        (Ok(one), Ok(other)) => one == other,
+        (Err(one), Err(other)) => one.code == other.code,
+        _ => false,
+    };
+    if findings.all(same) { first } else { Err(Reason::new(Code::Disagree, words)) }
+}
+
+/// An event that has waited too long is for a person. A transaction that is not there, for a mail that is old already, is
+/// history that the nodes have pruned or that never was: it is not waited for.
+fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
+    let limit = question.chain.give_up_after;
+    let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
+    let limit = crate::units::Duration(limit);
+    match reason.code.state() {
+        State::Waiting if is_over(question.waits_since) => {
+            Reason::new(Code::GaveUp, format!("not confirmed within {limit}; the last reason was {reason}"))
+        }
+        State::Waiting if reason.code == Code::Unseen && is_over(question.sent_at) => {
+            let words = format!("the mail is older than {limit}, and nodes may have pruned its transaction: {reason}");
+            Reason::new(Code::GaveUp, words)
+        }
+        _ => reason,
+    }
+}
+
+/// Money that moved to the merchant in one transaction, from one wallet.
+struct Movement {
+    transaction: Hash,
+    block: BlockId,
+    keys: Vec<i64>,
+    units: u128,
+}
+
+/// The judge of one node's answers.
+struct Judge<'a> {
+    question: &'a Question<'a>,
+    node: &'a Observation,
+}
+
+impl Judge<'_> {
+    fn finding(&self, is_claimed: IsClaimed<'_>) -> Finding {
+        let Question { chain, coin, hash, payer, .. } = self.question;
+        let last = self.final_block()?;
+        let payment = self.node.payment.as_ref();
+        let payment = payment.ok_or_else(|| self.missing(Code::Unseen, "the node does not have the transaction"))?;
+        let block = self.settled(payment, *hash, last)?;
+        self.check_time(block)?;
+        if chain.is_ours(*payer) {
+            return doubt(Code::Payer, format!("the payer's wallet {payer} is one of ours"));
+        }
+        let movements = match coin.contract {
+            Some(token) => self.token_movements(token, &payment.receipt, last)?,
+            None => self.native_movements(payment, last)?,
+        };
+        self.choose(payment, &movements, is_claimed)
+    }
+
+    /// The last final block of a node that is on the right chain.
+    fn final_block(&self) -> Result<u64, Reason> {
+        let chain = self.question.chain;
+        let id = self.node.chain_id.ok_or_else(|| self.missing(Code::Node, "the node does not say its chain id"))?;
+        if id != chain.id {
+            let words = format!("{} is a node of chain {id}, not of {} ({})", self.node.host, chain.name, chain.id);
+            return doubt(Code::Node, words);
+        }
+        self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
+    }
+
+    /// What is missing makes the event wait: for the node, if it failed.
+    fn missing(&self, code: Code, words: &str) -> Reason {
+        match &self.node.error {
+            Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
+            Some(error) => Reason::new(Code::Node, error.to_string()),
+            None => Reason::new(code, words),
+        }
+    }
+
+    /// The block of a transaction that was executed, in a final block of the node's chain.
+    fn settled(&self, seen: &Seen, hash: Hash, last: u64) -> Result<Block, Reason> {
+        let receipt = &seen.receipt;
+        if let Some(words) = unsound(receipt, hash) {
+            return doubt(Code::Node, format!("{}: bad receipt of {hash}: {words}", self.node.host));
+        }
+        let number = receipt.block_number;
+        let Some(block) = seen.block else {
+            return doubt(Code::Unseen, format!("the node does not have block {number} of the receipt"));
+        };
+        if (block.number, block.hash) != (number, receipt.block_hash) {
+            return doubt(
+                Code::Unseen,
+                format!("block {number} of the node's chain is not the receipt's: a reorganisation"),
+            );
+        }
+        if number > last {
+            return doubt(Code::Fresh, self.how_deep(number, last));
+        }
+        if !receipt.succeeded {
+            return doubt(Code::Reverted, format!("the transaction {hash} failed; it moved nothing"));
+        }
+        Ok(block)
+    }
+
+    fn how_deep(&self, number: u64, last: u64) -> String {
+        match (self.question.chain.finality, self.node.head) {
+            (Finality::Depth(blocks), Some(head)) => {
+                let depth = head.saturating_add(1).saturating_sub(number);
+                format!("block {number} has {depth} of {blocks} blocks")
+            }
+            (tag, _) => format!("block {number} is {} after the last {tag} block, {last}", number.saturating_sub(last)),
+        }
+    }
+
+    /// An old payment does not pay for a new order.
+    fn check_time(&self, block: Block) -> Result<(), Reason> {
+        let Question { chain, sent_at, registered_at, .. } = self.question;
+        let paid_at = i128::from(block.timestamp);
+        let oldest = i128::from(sent_at.as_second()) - i128::from(chain.window.as_secs());
+        if paid_at < oldest {
+            let window = crate::units::Duration(chain.window);
+            return doubt(Code::Old, format!("the transaction is more than {window} older than the mail"));
+        }
+        // A block's time has no fractions of a second.
+        if registered_at.is_some_and(|at| paid_at < i128::from(at.as_second())) {
+            return doubt(Code::Old, "the transaction is older than the session's registration".into());
+        }
+        Ok(())
+    }
+
+    fn token_movements(&self, token: Address, payment: &Receipt, last: u64) -> Result<Vec<Movement>, Reason> {
+        let Question { chain, coin, payer, hash, .. } = self.question;
+        let moved: Vec<Transfer> = payment.transfers(token).collect();
+        if moved.is_empty() {
+            return doubt(Code::Token, format!("the transaction moves no {} of the contract {token}", coin.symbol));
+        }
+        let paid: Vec<Transfer> = moved.into_iter().filter(|transfer| transfer.from == *payer).collect();
+        if paid.is_empty() {
+            return doubt(Code::Payer, format!("the transaction moves {}, but none from {payer}", coin.symbol));
+        }
+        let direct = paid.iter().filter(|transfer| chain.is_ours(transfer.to));
+        let direct = movement(payment, direct.map(|transfer| (log_key(transfer.log_index), transfer.value)))?;
+        if let Some(direct) = direct {
+            return Ok(vec![direct]);
+        }
+        let mut movements = Vec::new();
+        for (wallet, first, units) in temporary_wallets(&paid)? {
+            for receipt in self.candidates(last)?.iter().map(|seen| &seen.receipt) {
+                let is_payment = receipt.transaction_hash == *hash;
+                if !is_payment && place(receipt) <= place(payment) {
+                    continue;
+                }
+                let passed = receipt.transfers(token).filter(|t| t.from == wallet && chain.is_ours(t.to));
+                let passed = passed.filter(|t| !is_payment || t.log_index > first);
+                let passed = movement(receipt, passed.map(|t| (log_key(t.log_index), t.value)))?;
+                movements.extend(passed.map(|movement| movement.at_most(units)));
+            }
+        }
+        self.arrived(movements, last)
+    }
+
+    fn native_movements(&self, payment: &Seen, last: u64) -> Result<Vec<Movement>, Reason> {
+        let Question { chain, coin, payer, hash, .. } = self.question;
+        let transaction = self.node.transaction.as_ref();
+        let transaction = transaction
+            .ok_or_else(|| self.missing(Code::Unseen, "the node has the receipt and not the transaction"))?;
+        if transaction.hash != *hash || transaction.block_hash != Some(payment.receipt.block_hash) {
+            return doubt(Code::Unseen, "the transaction and its receipt are in different blocks".into());
+        }
+        if transaction.from != *payer {
+            return doubt(Code::Payer, format!("{} paid, not {payer}", transaction.from));
+        }
+        let Some(wallet) = transaction.to.filter(|_| transaction.value > 0) else {
+            return doubt(Code::Token, format!("the transaction moves no {}", coin.symbol));
+        };
+        if chain.is_ours(wallet) {
+            return Ok(movement(&payment.receipt, [(frame_key(0), transaction.value)].into_iter())?
+                .into_iter()
+                .collect());
+        }
+        self.check_trace(wallet)?;
+        let mut movements = Vec::new();
+        for seen in self.candidates(last)? {
+            let is_after = place(&seen.receipt) >= place(&payment.receipt);
+            let Some(trace) = seen.trace.as_ref().filter(|_| is_after) else { continue };
+            let mut calls = Vec::new();
+            collect_calls(
+                trace,
+                &|call| call.from == wallet && call.to.is_some_and(|to| chain.is_ours(to)),
+                &mut calls,
+            );
+            let passed = movement(&seen.receipt, calls.into_iter())?;
+            movements.extend(passed.map(|movement| movement.at_most(transaction.value)));
+        }
+        self.arrived(movements, last)
+    }
+
+    /// Everything of a temporary wallet but its trace can be forged: its events, its code, our balance.
+    fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
+        let chain = self.question.chain;
+        let lacks = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
+        match lacks {
+            _ if !chain.trace => doubt(
+                Code::NoTrace,
+                format!("{wallet} was paid; only a trace proves that it paid us (trace = true, at a node that can)"),
+            ),
+            Some(error) => doubt(Code::NoTrace, error.to_string()),
+            None => Ok(()),
+        }
+    }
+
+    /// The candidates that are final, oldest first, each once.
+    fn candidates(&self, last: u64) -> Result<Vec<&Seen>, Reason> {
+        let settled = |seen: &&Seen| self.settled(seen, seen.receipt.transaction_hash, last).is_ok();
+        let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(settled).collect();
+        candidates.sort_by_key(|seen| place(&seen.receipt));
+        candidates.dedup_by_key(|seen| seen.receipt.transaction_hash);
+        Ok(candidates)
+    }
+
+    /// Nothing arrived yet: because the node failed, or because an arrival is not final, or because there is none.
+    fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
+        if !movements.is_empty() {
+            return Ok(movements);
+        }
+        let fresh = self.node.candidates.iter().map(|seen| self.settled(seen, seen.receipt.transaction_hash, last));
+        let mut fresh = fresh.filter_map(Result::err).filter(|reason| reason.code == Code::Fresh);
+        Err(fresh.next().unwrap_or_else(|| {
+            self.missing(Code::Unarrived, "the wallet that the payer paid has not paid one of ours")
+        }))
+    }
+
+    /// The first movement that pays no other event and suffices.
+    fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> Finding {
+        let Question { coin, least, .. } = self.question;
+        let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));
+        let suffices = |movement: &&Movement| least.is_none_or(|least| movement.units >= least);
+        let free = || movements.iter().filter(is_free);
+        let Some(movement) = free().find(suffices).or_else(|| free().next()) else {
+            return doubt(Code::Claimed, "the money that arrived pays another event".into());
+        };
+        if let Some(least) = least.filter(|_| !suffices(&movement)) {
+            return doubt(Code::Short, self.how_short(movement.units, least, coin));
+        }
+        let paid = BlockId { number: payment.receipt.block_number, hash: payment.receipt.block_hash };
+        Ok(Arrival {
+            paid,
+            transaction: movement.transaction,
+            keys: movement.keys.clone(),
+            block: movement.block,
+            units: movement.units,
+            received: format_units(movement.units, coin.decimals),
+            token: coin.symbol.clone(),
+            amount_checked: least.is_some(),
+        })
+    }
+
+    fn how_short(&self, units: u128, least: u128, coin: &Coin) -> String {
+        let format = |units| format_units(units, coin.decimals);
+        let amount = self.question.amount.as_deref().unwrap_or_default();
+        format!("{} {} arrived; for {amount} at least {} is expected", format(units), coin.symbol, format(least))
+    }
+}
+
+impl Movement {
+    /// No more can have come from the payer than the payer paid.
+    fn at_most(mut self, units: u128) -> Self {
+        self.units = self.units.min(units);
+        self
+    }
+}
+
+fn doubt<T>(code: Code, words: String) -> Result<T, Reason> {
+    Err(Reason::new(code, words))
+}
+
+/// Why a receipt cannot be one of the transaction `hash`.
+fn unsound(receipt: &Receipt, hash: Hash) -> Option<&'static str> {
+    let is_own = |log: &super::answers::Log| {
+        log.transaction_hash == receipt.transaction_hash && log.block_hash == receipt.block_hash
+    };
+    let is_ascending = |pair: &[super::answers::Log]| pair.is_sorted_by(|a, b| a.log_index < b.log_index);
+    if receipt.transaction_hash != hash {
+        Some("it is another transaction's")
+    } else if receipt.logs.is_empty() && !receipt.bloom_is_zero {
+        Some("its logs are missing; its bloom filter is not empty")
+    } else if !receipt.logs.iter().all(is_own) {
+        Some("it has logs of another transaction")
+    } else if !is_ascending(&receipt.logs) {
+        Some("its logs are not in order")
+    } else {
+        None
+    }
+}
+
+/// Where a transaction stands in the chain.
+fn place(receipt: &Receipt) -> (u64, u64, Hash) {
+    (receipt.block_number, receipt.transaction_index, receipt.transaction_hash)
+}
+
+/// The wallets that the payer paid, each with the first log of it and the sum.
+fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, u128)>, Reason> {
+    let mut wallets: Vec<(Address, u64, u128)> = Vec::new();
+    for transfer in paid {
+        match wallets.iter_mut().find(|(wallet, ..)| *wallet == transfer.to) {
+            Some((.., sum)) => *sum = add(*sum, transfer.value)?,
+            None => wallets.push((transfer.to, transfer.log_index, transfer.value)),
+        }
+    }
+    Ok(wallets)
+}
+
+/// What moved in one transaction, if anything did.
+fn movement(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
+    let (mut keys, mut units) = (Vec::new(), 0);
+    for (key, value) in parts {
+        keys.push(key);
+        units = add(units, value)?;
+    }
+    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
+    Ok((!keys.is_empty()).then_some(Movement { transaction: receipt.transaction_hash, block, keys, units }))
+}
+
+fn add(a: u128, b: u128) -> Result<u128, Reason> {
+    a.checked_add(b).ok_or_else(|| Reason::new(Code::Node, "the node reports more units than 128 bits hold"))
+}
+
+fn log_key(index: u64) -> i64 {
+    i64::try_from(index).unwrap_or(i64::MAX)
+}
+
+/// The key of a call: −1 for the transaction itself, −2 for the first call that it made.
+fn frame_key(index: usize) -> i64 {
+    -1 - i64::try_from(index).unwrap_or(i64::MAX - 1)
+}
+
+/// The calls with a value that were not taken back, with their keys. Only a CALL moves money to its callee: a DELEGATECALL
+/// shows the value of the call around it, and a CALLCODE pays its own caller.
+fn collect_calls(root: &Frame, is_wanted: &dyn Fn(&Frame) -> bool, found: &mut Vec<(i64, u128)>) {
+    let mut waiting = vec![(root, false)];
+    let mut index = 0;
+    while let Some((frame, is_taken_back)) = waiting.pop() {
+        let is_taken_back = is_taken_back || frame.error.is_some();
+        let value = frame.value.map_or(0, |Quantity(value)| value);
+        if !is_taken_back && value > 0 && frame.kind == "CALL" && is_wanted(frame) {
+            found.push((frame_key(index), value));
+        }
+        index += 1;
+        waiting.extend(frame.calls.iter().rev().map(|call| (call, is_taken_back)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,519 @@
+//! The judge, held against worlds that are made by hand and by chance.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
+use super::super::answers::{Log, TRANSFER, Transaction};
+use super::super::claim::Claim;
+use super::super::claim::tests::{PAYER, SHOP, TX, chain, claim};
+use super::super::rpc::NodeError;
+use super::super::settings::Chain;
+use super::*;
+
+const WALLET: Address = Address([0x77; 20]);
+const STRANGER: Address = Address([0x99; 20]);
+const PASSED_ON: Hash = Hash([0x22; 32]);
+/// What the claim asks for: 20 USDC.
+const UNITS: u128 = 20_000_000;
+
+fn usdc() -> Address {
+    chain("").coin("USDC").unwrap().contract.unwrap()
+}
+
+fn block(number: u64) -> Block {
+    let sent_at: Timestamp = claim("USDC").sent_at;
+    let hash = Hash([u8::try_from(number % 256).unwrap(); 32]);
+    Block { number, hash, timestamp: u64::try_from(sent_at.as_second()).unwrap() - 60 }
+}
+
+fn log(token: Address, from: Address, to: Address, value: u128, log_index: u64) -> Log {
+    let mut data = vec![0; 16];
+    data.extend(value.to_be_bytes());
+    let topics = vec![TRANSFER, Hash::of_address(from), Hash::of_address(to)];
+    Log { address: token, topics, data, log_index, transaction_hash: TX, block_hash: TX, removed: false }
+}
+
+fn seen(hash: Hash, number: u64, mut logs: Vec<Log>) -> Seen {
+    let block = block(number);
+    for log in &mut logs {
+        (log.transaction_hash, log.block_hash) = (hash, block.hash);
+    }
+    let receipt = Receipt {
+        transaction_hash: hash,
+        transaction_index: 0,
+        block_hash: block.hash,
+        block_number: number,
+        succeeded: true,
+        bloom_is_zero: logs.is_empty(),
+        logs,
+    };
+    Seen { receipt, block: Some(block), trace: None }
+}
+
+fn node() -> Observation {
+    let (chain_id, final_block) = (Some(137), Some(100));
+    Observation { host: "node.example".into(), chain_id, final_block, ..Observation::default() }
+}
+
+/// The payer pays the merchant 20 USDC.
+fn direct() -> Observation {
+    Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS, 4)])), ..node() }
+}
+
+/// The payer pays a temporary wallet 20 USDC, which passes them on.
+fn through_wallet() -> Observation {
+    Observation {
+        payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, WALLET, UNITS, 4)])),
+        candidates: vec![seen(PASSED_ON, 92, vec![log(usdc(), WALLET, SHOP, UNITS, 1)])],
+        ..node()
+    }
+}
+
+fn transaction(to: Address) -> Transaction {
+    Transaction { hash: TX, from: PAYER, to: Some(to), value: UNITS, block_hash: Some(block(90).hash) }
+}
+
+fn native_direct() -> Observation {
+    Observation { payment: Some(seen(TX, 90, Vec::new())), transaction: Some(transaction(SHOP)), ..node() }
+}
+
+fn frame(kind: &str, from: Address, to: Address, value: u128, calls: Vec<Frame>) -> Frame {
+    Frame { kind: kind.into(), from, to: Some(to), value: Some(Quantity(value)), error: None, calls }
+}
+
+fn native_through_wallet() -> Observation {
+    let mut passed_on = seen(PASSED_ON, 92, Vec::new());
+    let paid = frame("CALL", WALLET, SHOP, UNITS, Vec::new());
+    passed_on.trace = Some(frame("CALL", STRANGER, WALLET, 0, vec![paid]));
+    Observation { transaction: Some(transaction(WALLET)), candidates: vec![passed_on], ..native_direct() }
+}
+
+fn traced(seen: &mut Observation) -> &mut Frame {
+    seen.candidates[0].trace.as_mut().unwrap()
+}
+
+const NOW: &str = "2025-03-05T03:37:00Z";
+
+fn ask(chain: &Chain, claim: &Claim, seen: &[Observation]) -> Confirmation {
+    let chains = [chain.clone()];
+    judge(&Question::new(claim, &chains).unwrap(), seen, NOW.parse().unwrap(), &|_, _| false)
+}
+
+/// The reason why one node's answers confirm nothing, or the empty text.
+fn reason(token: &str, seen: Observation) -> String {
+    let confirmation = ask(&chain("trace = true"), &claim(token), &[seen]);
+    confirmation.outcome.map(|_| String::new()).unwrap_or_else(|reason| reason.to_string())
+}
+
+/// The code, after a change of the answers.
+fn code(token: &str, mut seen: Observation, change: impl FnOnce(&mut Observation)) -> String {
+    change(&mut seen);
+    reason(token, seen).split(':').next().unwrap().to_owned()
+}
+
+fn payment(seen: &mut Observation) -> &mut Receipt {
+    &mut seen.payment.as_mut().unwrap().receipt
+}
+
+#[test]
+fn every_honest_way_to_pay_is_confirmed() {
+    let arrival = |token: &str, seen| ask(&chain("trace = true"), &claim(token), &[seen]).outcome.unwrap();
+    let paid = arrival("USDC", direct());
+    assert_eq!((paid.transaction, paid.keys.as_slice(), paid.block.number), (TX, &[4_i64][..], 90));
+    assert_eq!((paid.received.as_str(), paid.token.as_str(), paid.amount_checked), ("20", "USDC", true));
+    let paid = arrival("USDC", through_wallet());
+    assert_eq!((paid.transaction, paid.keys.as_slice(), paid.paid.number), (PASSED_ON, &[1_i64][..], 90));
+    let paid = arrival("matic-network", native_direct());
+    assert_eq!((paid.keys.as_slice(), paid.received.as_str()), (&[-1_i64][..], "0.00000000002"));
+    assert_eq!((paid.token.as_str(), paid.amount_checked), ("MATIC", false));
+    let paid = arrival("MATIC", native_through_wallet());
+    assert_eq!((paid.transaction, paid.keys.as_slice(), paid.units), (PASSED_ON, &[-2_i64][..], UNITS));
+}
+
+#[test]
+fn transfers_of_one_transaction_are_summed() {
+    let logs = vec![log(usdc(), PAYER, SHOP, UNITS - 5, 4), log(usdc(), PAYER, SHOP, 5, 6)];
+    let seen = Observation { payment: Some(seen(TX, 90, logs)), ..node() };
+    let arrival = ask(&chain(""), &claim("USDC"), &[seen]).outcome.unwrap();
+    assert_eq!((arrival.keys.as_slice(), arrival.units), (&[4, 6][..], UNITS));
+}
+
+#[test]
+fn a_transfer_that_proves_nothing_has_its_reason() {
+    let with = |logs: Vec<Log>| Observation { payment: Some(seen(TX, 90, logs)), ..node() };
+    let code_of = |logs| code("USDC", with(logs), |_| ());
+    assert_eq!(code_of(vec![log(STRANGER, PAYER, SHOP, UNITS, 4)]), "token", "a false token");
+    assert_eq!(code_of(vec![log(usdc(), PAYER, SHOP, 0, 4)]), "token", "a transfer of nothing");
+    assert_eq!(code_of(Vec::new()), "token");
+    assert_eq!(code_of(vec![log(usdc(), STRANGER, SHOP, UNITS, 4)]), "payer");
+    assert_eq!(code_of(vec![log(usdc(), PAYER, SHOP, UNITS - 2, 4)]), "short");
+    assert_eq!(code_of(vec![log(usdc(), PAYER, SHOP, UNITS - 1, 4)]), "", "one unit for rounding");
+    assert_eq!(code_of(vec![log(usdc(), PAYER, STRANGER, UNITS, 4)]), "unarrived");
+}
+
+#[test]
+fn money_of_the_merchant_s_own_wallet_pays_nothing() {
+    let mut claim = claim("USDC");
+    claim.from_wallet_address = Some(SHOP.to_string());
+    let seen = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), SHOP, SHOP, UNITS, 4)])), ..node() };
+    let confirmation = ask(&chain(""), &claim, &[seen]);
+    assert_eq!(confirmation.outcome.unwrap_err().code, Code::Payer);
+}
+
+#[test]
+fn a_coupon_is_allowed_up_to_the_discount() {
+    let seen = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, 18_000_000, 4)])), ..node() };
+    let with = |more: &str| ask(&chain(more), &claim("USDC"), std::slice::from_ref(&seen)).state();
+    assert_eq!(with(""), State::Doubtful);
+    assert_eq!(with("discount = \"9.9%\""), State::Doubtful);
+    assert_eq!(with("discount = \"10%\""), State::Confirmed);
+}
+
+#[test]
+fn no_more_comes_from_the_payer_than_the_payer_paid() {
+    let dust = |seen: &mut Observation| payment(seen).logs = vec![log(usdc(), PAYER, WALLET, 1, 4)];
+    let own = |seen: &mut Observation| {
+        dust(seen);
+        let hash = payment(seen).block_hash;
+        payment(seen).logs[0].block_hash = hash;
+    };
+    assert_eq!(code("USDC", through_wallet(), own), "short");
+}
+
+#[test]
+fn an_arrival_stands_after_the_payment() {
+    let at = |number: u64| {
+        let mut seen_before = through_wallet();
+        seen_before.candidates = vec![seen(PASSED_ON, number, vec![log(usdc(), WALLET, SHOP, UNITS, 1)])];
+        code("USDC", seen_before, |_| ())
+    };
+    assert_eq!((at(89).as_str(), at(91).as_str()), ("unarrived", ""));
+    let same_transaction = |first, second| {
+        let logs = vec![log(usdc(), WALLET, SHOP, UNITS, first), log(usdc(), PAYER, WALLET, UNITS, second)];
+        let mut logs = logs;
+        logs.sort_by_key(|log| log.log_index);
+        let paid = seen(TX, 90, logs);
+        let seen = Observation { payment: Some(paid.clone()), candidates: vec![paid], ..node() };
+        code("USDC", seen, |_| ())
+    };
+    assert_eq!((same_transaction(3, 4).as_str(), same_transaction(5, 4).as_str()), ("unarrived", ""));
+}
+
+#[test]
+fn an_arrival_that_pays_another_event_is_claimed() {
+    let (chains, claim) = ([chain("")], claim("USDC"));
+    let question = Question::new(&claim, &chains).unwrap();
+    let code = |seen: Observation, claimed: (Hash, i64)| {
+        let confirmation = judge(&question, &[seen], NOW.parse().unwrap(), &|hash, key| (hash, key) == claimed);
+        confirmation.outcome.err().map(|reason| reason.code)
+    };
+    assert_eq!(code(direct(), (TX, 4)), Some(Code::Claimed));
+    assert_eq!(code(direct(), (TX, 5)), None);
+    assert_eq!(code(through_wallet(), (PASSED_ON, 1)), Some(Code::Claimed));
+    let mut twice = through_wallet();
+    twice.candidates.push(seen(Hash([0x33; 32]), 93, vec![log(usdc(), WALLET, SHOP, UNITS, 2)]));
+    assert_eq!(code(twice, (PASSED_ON, 1)), None, "the wallet passed money on twice");
+}
+
+#[test]
+fn an_old_payment_is_doubtful() {
+    let old = |seen: &mut Observation| seen.payment.as_mut().unwrap().block.as_mut().unwrap().timestamp -= 7200;
+    assert_eq!(code("USDC", direct(), old), "old");
+    let mut claim = claim("USDC");
+    let registered = |second: i64| Some(Timestamp::from_millisecond(second * 1000 + 900).unwrap());
+    let paid_at = i64::try_from(block(90).timestamp).unwrap();
+    claim.registered_at = registered(paid_at);
+    assert_eq!(ask(&chain(""), &claim, &[direct()]).state(), State::Confirmed, "in the same second");
+    claim.registered_at = registered(paid_at + 1);
+    assert_eq!(ask(&chain(""), &claim, &[direct()]).outcome.unwrap_err().code, Code::Old);
+}
+
+#[test]
+fn only_final_blocks_confirm_or_contradict() {
+    let fresh = |seen: &mut Observation| seen.final_block = Some(89);
+    assert_eq!(code("USDC", direct(), fresh), "fresh");
+    let failed = |seen: &mut Observation| payment(seen).succeeded = false;
+    assert_eq!(code("USDC", direct(), failed), "reverted");
+    assert_eq!(code("USDC", direct(), |seen| (fresh(seen), failed(seen)).0), "fresh");
+    assert_eq!(code("USDC", direct(), |seen| (fresh(seen), payment(seen).logs.clear()).0), "node");
+    assert_eq!(code("USDC", through_wallet(), |seen| seen.final_block = Some(91)), "fresh");
+    let mut seen = direct();
+    (seen.head, seen.final_block) = (Some(101), Some(82));
+    let words = ask(&chain("final = 20"), &claim("USDC"), &[seen]).outcome.unwrap_err().to_string();
+    assert_eq!(words, "fresh: block 90 has 12 of 20 blocks");
+}
+
+#[test]
+fn an_answer_that_cannot_be_makes_the_event_wait() {
+    assert_eq!(code("USDC", direct(), |seen| seen.payment = None), "unseen");
+    assert_eq!(code("USDC", direct(), |seen| seen.final_block = None), "node");
+    assert_eq!(code("USDC", direct(), |seen| seen.chain_id = Some(1)), "node");
+    assert_eq!(code("USDC", direct(), |seen| seen.chain_id = None), "node");
+    assert_eq!(code("USDC", direct(), |seen| payment(seen).transaction_hash = PASSED_ON), "node");
+    assert_eq!(code("USDC", direct(), |seen| payment(seen).block_hash = TX), "node", "its logs are of another block");
+    assert_eq!(code("USDC", direct(), |seen| seen.payment.as_mut().unwrap().block = None), "unseen");
+    assert_eq!(code("USDC", direct(), |seen| payment(seen).logs.clear()), "node", "the bloom filter is not empty");
+    let reorganised = |seen: &mut Observation| seen.payment.as_mut().unwrap().block.as_mut().unwrap().hash = TX;
+    assert_eq!(code("USDC", direct(), reorganised), "unseen");
+    let doubled = |seen: &mut Observation| {
+        let log = payment(seen).logs[0].clone();
+        payment(seen).logs.push(log);
+    };
+    assert_eq!(code("USDC", direct(), doubled), "node", "one log twice");
+    assert_eq!(code("USDC", through_wallet(), |seen| seen.candidates[0].receipt.succeeded = false), "unarrived");
+    assert_eq!(code("USDC", through_wallet(), |seen| seen.candidates.clear()), "unarrived");
+}
+
+#[test]
+fn native_money_must_come_from_the_payer() {
+    let transaction = |seen: &mut Observation, change: fn(&mut Transaction)| change(seen.transaction.as_mut().unwrap());
+    assert_eq!(code("MATIC", native_direct(), |s| transaction(s, |t| t.from = STRANGER)), "payer");
+    assert_eq!(code("MATIC", native_direct(), |s| transaction(s, |t| t.value = 0)), "token");
+    assert_eq!(code("MATIC", native_direct(), |s| transaction(s, |t| t.to = None)), "token");
+    assert_eq!(code("MATIC", native_direct(), |s| transaction(s, |t| t.block_hash = None)), "unseen");
+    assert_eq!(code("MATIC", native_direct(), |s| s.transaction = None), "unseen");
+}
+
+#[test]
+fn only_a_call_that_stands_moves_native_money() {
+    assert_eq!(code("MATIC", native_through_wallet(), |_| ()), "");
+    for kind in ["DELEGATECALL", "CALLCODE", "STATICCALL", "CREATE"] {
+        assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).calls[0].kind = kind.into()), "unarrived");
+    }
+    let failed = || Some("execution reverted".to_owned());
+    assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).calls[0].error = failed()), "unarrived");
+    assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).error = failed()), "unarrived");
+    assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).calls[0].from = STRANGER), "unarrived");
+    assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).calls[0].to = Some(STRANGER)), "unarrived");
+    assert_eq!(code("MATIC", native_through_wallet(), |s| traced(s).calls.clear()), "unarrived");
+}
+
+#[test]
+fn native_money_through_a_wallet_needs_a_trace() {
+    let confirmation = ask(&chain(""), &claim("MATIC"), &[native_through_wallet()]);
+    assert_eq!(confirmation.outcome.unwrap_err().code, Code::NoTrace);
+    let lacks = |seen: &mut Observation| seen.error = Some(error(NodeErrorKind::NoMethod("Method not found".into())));
+    assert_eq!(code("MATIC", native_through_wallet(), lacks), "no-trace");
+}
+
+fn error(kind: NodeErrorKind) -> NodeError {
+    NodeError { host: "node.example".into(), method: "eth_getLogs", kind }
+}
+
+#[test]
+fn two_nodes_must_say_the_same() {
+    let two = chain("").nodes;
+    assert_eq!(two, 1);
+    let mut chain = chain("");
+    chain.nodes = 2;
+    let code = |seen: &[Observation]| ask(&chain, &claim("USDC"), seen).outcome.err().map(|reason| reason.code);
+    assert_eq!(code(&[direct(), direct()]), None);
+    assert_eq!(code(&[direct()]), Some(Code::Node), "one of them was not asked");
+    assert_eq!(code(&[]), Some(Code::Node));
+    let more = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS + 1, 4)])), ..node() };
+    assert_eq!(code(&[direct(), more]), Some(Code::Disagree));
+    let false_token = || Observation { payment: Some(seen(TX, 90, vec![log(STRANGER, PAYER, SHOP, 1, 4)])), ..node() };
+    assert_eq!(code(&[direct(), false_token()]), Some(Code::Disagree));
+    assert_eq!(code(&[false_token(), false_token()]), Some(Code::Token));
+    assert_eq!(code(&[direct(), node()]), Some(Code::Unseen), "one of them is behind");
+    let down = || Observation { error: Some(error(NodeErrorKind::Unreachable("no answer".into()))), ..node() };
+    assert_eq!(code(&[down(), direct()]), Some(Code::Node));
+}
+
+#[test]
+fn a_wait_that_is_too_long_ends() {
+    let at = |now: &str, seen: Observation| {
+        let (chains, claim) = ([chain("")], claim("USDC"));
+        let question = Question::new(&claim, &chains).unwrap();
+        judge(&question, &[seen], now.parse().unwrap(), &|_, _| false).outcome.unwrap_err().code
+    };
+    assert_eq!(at("2025-03-06T03:35:00Z", node()), Code::Unseen);
+    assert_eq!(at("2025-03-06T03:36:05Z", node()), Code::GaveUp);
+    // A backfill: the mail is old, and the event was stored a moment ago.
+    let mut old = claim("USDC");
+    old.sent_at = "2024-01-01T00:00:00Z".parse().unwrap();
+    assert_eq!(ask(&chain(""), &old, &[node()]).outcome.unwrap_err().code, Code::GaveUp);
+    let pruned = Observation { error: Some(error(NodeErrorKind::Pruned("gone".into()))), ..node() };
+    assert_eq!(ask(&chain(""), &old, &[pruned]).outcome.unwrap_err().code, Code::GaveUp);
+    let down = Observation { error: Some(error(NodeErrorKind::Unreachable("no answer".into()))), ..node() };
+    assert_eq!(ask(&chain(""), &old, &[down]).outcome.unwrap_err().code, Code::Node);
+}
+
+#[test]
+fn an_arrival_that_is_gone_when_final_is_lost() {
+    let (chains, claim) = ([chain("")], claim("USDC"));
+    let question = Question::new(&claim, &chains).unwrap();
+    assert_eq!(revisit(&question, &[direct()], 90), Revisited::Stands);
+    assert_eq!(revisit(&question, &[Observation { final_block: Some(89), ..node() }], 90), Revisited::Later);
+    assert_eq!(revisit(&question, &[Observation { final_block: Some(89), ..direct() }], 90), Revisited::Later);
+    assert!(matches!(revisit(&question, &[node()], 90), Revisited::Lost(reason) if reason.code == Code::Lost));
+    let down = Observation { error: Some(error(NodeErrorKind::Unreachable("no answer".into()))), ..node() };
+    assert_eq!(revisit(&question, &[down], 90), Revisited::Later);
+}
+
+// ---- by chance ----
+
+fn any_address() -> impl Strategy<Value = Address> {
+    prop::sample::select(vec![PAYER, SHOP, WALLET, STRANGER])
+}
+
+fn any_payer() -> impl Strategy<Value = Address> {
+    prop_oneof![9 => Just(PAYER), 1 => any_address()]
+}
+
+fn any_value() -> impl Strategy<Value = u128> {
+    prop::sample::select(vec![0, 1, UNITS - 2, UNITS - 1, UNITS, 2 * UNITS, u128::MAX])
+}
+
+fn any_hash() -> impl Strategy<Value = Hash> {
+    prop::sample::select(vec![TX, PASSED_ON, Hash([0x33; 32])])
+}
+
+fn any_log() -> impl Strategy<Value = Log> {
+    let token = prop_oneof![9 => Just(usdc()), 1 => Just(STRANGER)];
+    (token, any_address(), any_address(), any_value(), 0..6_u64, prop::bool::weighted(0.05))
+        .prop_map(|(token, from, to, value, index, removed)| Log { removed, ..log(token, from, to, value, index) })
+}
+
+fn any_frame() -> impl Strategy<Value = Frame> {
+    let kind = prop::sample::select(vec!["CALL", "CALL", "DELEGATECALL", "CALLCODE"]);
+    let leaf = (kind, any_address(), any_address(), any_value(), prop::bool::weighted(0.1)).prop_map(
+        |(kind, from, to, value, failed)| Frame {
+            error: failed.then(|| "reverted".into()),
+            ..frame(kind, from, to, value, Vec::new())
+        },
+    );
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        (inner.clone(), prop::collection::vec(inner, 0..3)).prop_map(|(frame, calls)| Frame { calls, ..frame })
+    })
+}
+
+prop_compose! {
+    fn any_seen(tx: Hash)(
+        hash in prop_oneof![4 => Just(tx), 1 => any_hash()],
+        number in 88..103_u64,
+        logs in prop::collection::vec(any_log(), 0..4),
+        trace in prop::option::of(any_frame()),
+        succeeded in prop::bool::weighted(0.9),
+        is_elsewhere in prop::bool::weighted(0.1),
+        has_block in prop::bool::weighted(0.95),
+    ) -> Seen {
+        let mut logs = logs;
+        logs.sort_by_key(|log| log.log_index);
+        logs.dedup_by_key(|log| log.log_index);
+        let mut seen = seen(hash, number, logs);
+        seen.receipt.succeeded = succeeded;
+        seen.trace = trace;
+        if is_elsewhere {
+            seen.block = Some(block(number + 1));
+        }
+        if !has_block {
+            seen.block = None;
+        }
+        seen
+    }
+}
+
+prop_compose! {
+    fn any_observation()(
+        chain_id in prop_oneof![20 => Just(Some(137)), 1 => Just(Some(1)), 1 => Just(None)],
+        payment in prop::option::weighted(0.95, any_seen(TX)),
+        candidates in prop::collection::vec(any_hash().prop_flat_map(any_seen), 0..4),
+        transaction in prop::option::weighted(0.9, (any_payer(), any_address(), any_value(), prop::bool::weighted(0.9))),
+        failed in prop::bool::weighted(0.1),
+    ) -> Observation {
+        let paid_block = payment.as_ref().map_or(TX, |payment: &Seen| payment.receipt.block_hash);
+        let transaction = transaction.map(|(from, to, value, is_there)| Transaction {
+            hash: TX, from, to: Some(to), value, block_hash: is_there.then_some(paid_block),
+        });
+        let error = failed.then(|| error(NodeErrorKind::Unreachable("no answer".into())));
+        Observation { chain_id, payment, candidates, transaction, error, ..node() }
+    }
+}
+
+/// How much of the token the merchant got in a receipt, in the logs of these keys; written without the judge's functions.
+fn units_in_logs(receipt: &Receipt, keys: &[i64]) -> u128 {
+    let logs = receipt.logs.iter().filter(|log| {
+        let is_ours = log.topics[2].0[12..] == SHOP.0 && log.topics[0] == TRANSFER && log.address == usdc();
+        is_ours && !log.removed && keys.contains(&i64::try_from(log.log_index).unwrap())
+    });
+    let values = logs.map(|log| u128::from_be_bytes(log.data[16..].try_into().unwrap()));
+    values.fold(0, u128::saturating_add)
+}
+
+/// How much of the native coin the merchant got in the calls of a trace that stand.
+fn units_in_calls(frame: &Frame) -> u128 {
+    if frame.error.is_some() {
+        return 0;
+    }
+    let own = if frame.kind == "CALL" && frame.to == Some(SHOP) { frame.value.unwrap().0 } else { 0 };
+    frame.calls.iter().map(units_in_calls).fold(own, u128::saturating_add)
+}
+
+/// Whether the arrival stands in a receipt that the node gave, in a final block of the node's chain.
+fn stands(seen: &Observation, arrival: &Arrival, is_native: bool) -> bool {
+    seen.payment.iter().chain(&seen.candidates).any(|tx| {
+        let is_it = tx.receipt.transaction_hash == arrival.transaction && tx.receipt.succeeded;
+        let is_final = tx.block.is_some_and(|block| block.hash == tx.receipt.block_hash && block.number <= 100);
+        let paid_directly = || seen.transaction.as_ref().filter(|t| t.to == Some(SHOP)).map_or(0, |t| t.value);
+        let units = match (is_native, arrival.keys.as_slice()) {
+            (false, keys) => units_in_logs(&tx.receipt, keys),
+            (true, [-1]) if arrival.transaction == TX => {
+                paid_directly().max(tx.trace.as_ref().map_or(0, units_in_calls))
+            }
+            (true, _) => tx.trace.as_ref().map_or(0, units_in_calls),
+        };
+        is_it && is_final && units >= arrival.units && arrival.units > 0
+    })
+}
+
+/// Judges 4,000 observations; how many of them confirm.
+fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
+    let (chains, claim) = ([chain("trace = true")], claim(token));
+    let question = Question::new(&claim, &chains).unwrap();
+    let confirmed = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4_000) });
+    let checked = runner.run(&any_observation(), |seen| {
+        let confirmation = judge(&question, std::slice::from_ref(&seen), NOW.parse().unwrap(), &|_, _| false);
+        if let Ok(arrival) = &confirmation.outcome {
+            confirmed.set(confirmed.get() + 1);
+            prop_assert!(stands(&seen, arrival, is_native), "{arrival:?}");
+            prop_assert!(is_native || arrival.units >= UNITS - 1);
+            prop_assert_eq!(seen.chain_id, Some(137));
+        }
+        // A contradiction comes from a final block.
+        if confirmation.state() == State::Doubtful {
+            prop_assert!(seen.payment.unwrap().receipt.block_number <= 100);
+        }
+        prop_assert!(confirmation.state() != State::Operator);
+        Ok(())
+    });
+    checked.unwrap();
+    confirmed.get()
+}
+
+#[test]
+fn nothing_confirms_without_an_arrival_in_a_receipt() {
+    // Chance makes payments too, so that the property has something to hold.
+    assert!(confirmed_by_chance("USDC", false) > 20);
+    assert!(confirmed_by_chance("MATIC", true) > 20);
+}
+
+proptest! {
+    #[test]
+    fn one_node_of_two_confirms_nothing(other in any_observation()) {
+        let mut two = chain("");
+        two.nodes = 2;
+        let confirmation = ask(&two, &claim("USDC"), &[direct(), other.clone()]);
+        let alone = ask(&chain(""), &claim("USDC"), &[other]);
+        let agreed = ask(&chain(""), &claim("USDC"), &[direct()]).outcome.ok() == alone.outcome.ok();
+        prop_assert_eq!(confirmation.state() == State::Confirmed, agreed);
+    }
+
+    #[test]
+    fn no_answer_makes_the_reader_panic(text in "[\\[\\]{}\":,0-9a-fxlogsdt]{0,200}") {
+        let _ = serde_json::from_str::<Receipt>(&text);
+        let _ = serde_json::from_str::<Frame>(&text);
+        let _ = serde_json::from_str::<Vec<Log>>(&text);
+    }
+}

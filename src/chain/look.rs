@@ -1,0 +1,224 @@
+//! One look at one node: which calls are made, in which order, and what came of them.
+//!
+//! A look starts from nothing and keeps nothing for the next. It decides only what to ask next; [`super::judge`] checks
+//! every answer again.
+
+use std::collections::HashSet;
+
+use super::answers::{Block, Frame, Receipt, Transaction};
+use super::calls::LogFilter;
+use super::claim::Question;
+use super::hex::{Address, Hash};
+use super::rpc::{Node, NodeError};
+use super::settings::Finality;
+
+/// The most temporary wallets that one payment is followed to. An honest one pays one.
+const MOST_WALLETS: usize = 3;
+/// The most transactions in which an arrival is looked for.
+const MOST_CANDIDATES: usize = 16;
+
+/// What one node answered.
+#[derive(Debug, Clone, Default)]
+pub struct Observation {
+    /// The node's host.
+    pub host: String,
+    /// The chain that the node says it is on.
+    pub chain_id: Option<u64>,
+    /// The newest block, if finality is a number of blocks.
+    pub head: Option<u64>,
+    /// The last final block.
+    pub final_block: Option<u64>,
+    /// The mail's transaction.
+    pub payment: Option<Seen>,
+    /// For the native coin: what the mail's transaction moves.
+    pub transaction: Option<Transaction>,
+    /// Transactions in which the money may have arrived.
+    pub candidates: Vec<Seen>,
+    /// Why the look ended early.
+    pub error: Option<NodeError>,
+    /// The calls, for people.
+    pub steps: Vec<Step>,
+}
+
+/// A call of a look, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The JSON-RPC method, with its argument in words.
+    pub asked: String,
+    /// The answer, in words.
+    pub answered: String,
+}
+
+/// What a node has of one transaction.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The receipt.
+    pub receipt: Receipt,
+    /// The chain's block at the receipt's height, if the node has one.
+    pub block: Option<Block>,
+    /// The calls of the transaction, if they were asked for.
+    pub trace: Option<Frame>,
+}
+
+/// Looks a payment up at a node. It never fails: an error is part of the observation.
+pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
+    let seen = Observation { host: node.host().to_owned(), ..Observation::default() };
+    let mut look = Look { node, question, seen };
+    look.walk().await;
+    look.seen
+}
+
+struct Look<'a> {
+    node: &'a Node,
+    question: &'a Question<'a>,
+    seen: Observation,
+}
+
+impl Look<'_> {
+    /// Asks until nothing is left to ask. `None`: the look has ended early.
+    async fn walk(&mut self) -> Option<()> {
+        let Question { chain, coin, hash, .. } = self.question;
+        let answer = self.node.chain_id().await;
+        let id = self.note("eth_chainId".into(), answer, u64::to_string)?;
+        self.seen.chain_id = Some(id);
+        if id != chain.id {
+            return None;
+        }
+        let last = self.final_block(chain.finality).await?;
+        self.seen.final_block = Some(last);
+        let payment = self.transaction(*hash).await?;
+        self.seen.payment = Some(payment.clone());
+        if !payment.receipt.succeeded || payment.receipt.block_number > last {
+            return None;
+        }
+        match coin.contract {
+            Some(token) => self.follow_token(token, &payment.receipt, last).await,
+            None => self.follow_native(&payment, last).await,
+        }
+    }
+
+    /// The last final block. A node that does not know a tag is never asked for another one in its place.
+    async fn final_block(&mut self, finality: Finality) -> Option<u64> {
+        let Finality::Depth(blocks) = finality else {
+            let tag = if finality == Finality::Safe { "safe" } else { "finalized" };
+            let answer = self.node.tagged_block(tag).await;
+            return Some(
+                self.note(format!("eth_getBlockByNumber {tag}"), answer, |block| block.number.to_string())?.number,
+            );
+        };
+        let answer = self.node.block_number().await;
+        let head = self.note("eth_blockNumber".into(), answer, u64::to_string)?;
+        self.seen.head = Some(head);
+        Some(head.saturating_add(1).saturating_sub(blocks))
+    }
+
+    /// Follows a token from the temporary wallets that the payer paid to the merchant's wallets.
+    async fn follow_token(&mut self, token: Address, payment: &Receipt, last: u64) -> Option<()> {
+        let chain = self.question.chain;
+        let paid = temporary_wallets(self.question, token, payment)?;
+        for wallet in paid {
+            let filter = LogFilter::transfers(token, wallet, &chain.wallets);
+            let answer = self.node.logs(&filter, payment.block_number, last, chain.log_range).await;
+            let asked = format!("eth_getLogs (transfers from {wallet} to our wallets)");
+            let logs = self.note(asked, answer, |logs| count(logs.len(), "log"))?;
+            // A stranger can make many tokens write transfers of nothing.
+            let moved = logs.iter().filter(|log| log.transfer(token).is_some()).map(|log| log.transaction_hash);
+            for hash in distinct(moved) {
+                let seen = self.candidate(hash).await?;
+                self.seen.candidates.extend(seen);
+            }
+        }
+        Some(())
+    }
+
+    /// Follows the native coin. It leaves no log of the chain's own, so only a trace proves what a temporary wallet did.
+    async fn follow_native(&mut self, payment: &Seen, last: u64) -> Option<()> {
+        let Question { chain, hash, payer, .. } = self.question;
+        let answer = self.node.transaction(*hash).await;
+        let asked = format!("eth_getTransactionByHash {hash}");
+        let transaction = self.note(asked, answer, |found| found.as_ref().map_or("null".into(), describe_value))??;
+        self.seen.transaction = Some(transaction.clone());
+        let wallet = transaction.to.filter(|to| !chain.is_ours(*to))?;
+        if !chain.trace || transaction.from != *payer || transaction.value == 0 {
+            return None;
+        }
+        let filter = LogFilter { address: wallet, topics: Vec::new() };
+        let answer = self.node.logs(&filter, payment.receipt.block_number, last, chain.log_range).await;
+        let logs = self.note(format!("eth_getLogs (of {wallet})"), answer, |logs| count(logs.len(), "log"))?;
+        // The wallet may pass the money on at once.
+        let hashes = [*hash].into_iter().chain(logs.iter().map(|log| log.transaction_hash));
+        for hash in distinct(hashes) {
+            let is_payment = hash == payment.receipt.transaction_hash;
+            let seen = if is_payment { Some(payment.clone()) } else { self.candidate(hash).await? };
+            let Some(mut seen) = seen else { continue };
+            let answer = self.node.trace(hash).await;
+            let trace = self.note(format!("debug_traceTransaction {hash}"), answer, |_| "a trace".into())?;
+            seen.trace = Some(trace);
+            self.seen.candidates.push(seen);
+        }
+        Some(())
+    }
+
+    /// The receipt of a transaction, and the chain's block at its height.
+    async fn transaction(&mut self, hash: Hash) -> Option<Seen> {
+        let answer = self.node.receipt(hash).await;
+        let describe = |found: &Option<Receipt>| found.as_ref().map_or("null".into(), describe_receipt);
+        let receipt = self.note(format!("eth_getTransactionReceipt {hash}"), answer, describe)??;
+        let number = receipt.block_number;
+        let answer = self.node.block_at(number).await;
+        let describe = |found: &Option<Block>| found.map_or("null".into(), |block| block.hash.to_string());
+        let block = self.note(format!("eth_getBlockByNumber {number}"), answer, describe)?;
+        Some(Seen { receipt, block, trace: None })
+    }
+
+    /// A transaction that a log names. The node may have the log and not the receipt; `None` means that a call failed.
+    async fn candidate(&mut self, hash: Hash) -> Option<Option<Seen>> {
+        let seen = self.transaction(hash).await;
+        if seen.is_none() && self.seen.error.is_some() { None } else { Some(seen) }
+    }
+
+    /// Writes a call down. `None`: it failed, and the look ends.
+    fn note<T>(
+        &mut self,
+        asked: String,
+        answer: Result<T, NodeError>,
+        describe: impl FnOnce(&T) -> String,
+    ) -> Option<T> {
+        let answered = answer.as_ref().map_or_else(|error| error.kind.to_string(), describe);
+        self.seen.steps.push(Step { asked, answered });
+        answer.map_err(|error| self.seen.error = Some(error)).ok()
+    }
+}
+
+/// Whom the payer paid, if that was not the merchant. `None`: the payer paid the merchant directly.
+fn temporary_wallets(question: &Question<'_>, token: Address, payment: &Receipt) -> Option<Vec<Address>> {
+    let paid: Vec<Address> = payment
+        .transfers(token)
+        .filter(|transfer| transfer.from == question.payer)
+        .map(|transfer| transfer.to)
+        .collect();
+    if paid.iter().any(|to| question.chain.is_ours(*to)) {
+        return None;
+    }
+    let mut known = HashSet::new();
+    Some(paid.into_iter().filter(|to| known.insert(*to)).take(MOST_WALLETS).collect())
+}
+
+fn distinct(hashes: impl Iterator<Item = Hash>) -> Vec<Hash> {
+    let mut known = HashSet::new();
+    hashes.filter(|hash| known.insert(*hash)).take(MOST_CANDIDATES).collect()
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn describe_receipt(receipt: &Receipt) -> String {
+    let status = if receipt.succeeded { "succeeded" } else { "reverted" };
+    format!("{status} in block {}, {}", receipt.block_number, count(receipt.logs.len(), "log"))
+}
+
+fn describe_value(transaction: &Transaction) -> String {
+    let to = transaction.to.map_or_else(|| "a new contract".to_owned(), |to| to.to_string());
+    format!("{} units from {} to {to}", transaction.value, transaction.from)
+}

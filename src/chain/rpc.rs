@@ -1,0 +1,450 @@
+//! A JSON-RPC client for one node: one POST for each call, and an answer that is read exactly or refused.
+//!
+//! The URL of a node contains the provider's key. It is in no error, no log line and no `Debug`; only its host is.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::http::{self, Place, Url};
+use crate::model::printable;
+use crate::secret::left_out;
+
+/// How long one call may take, from the look-up of the name to the end of the answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The most of an answer that is read.
+const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
+/// The most calls in one second.
+const CALLS_PER_SECOND: usize = 5;
+/// The most of a node's words that is kept for people.
+const KEPT_WORDS: usize = 200;
+/// The shortest part of a URL's path that may be a key.
+const SHORTEST_KEY: usize = 6;
+
+/// EIP-1474: the method does not exist, or is not supported.
+const NO_METHOD: [i64; 2] = [-32601, -32004];
+/// EIP-1474: a limit is exceeded.
+const LIMIT_EXCEEDED: i64 = -32005;
+/// The error code of geth for pruned history (EIP-4444).
+const PRUNED: i64 = 4444;
+
+/// A node of a chain.
+pub struct Node {
+    host: String,
+    url: Url,
+    place: Place,
+    /// Parts of the URL that a node may quote.
+    keys: Vec<SecretString>,
+    timeout: Duration,
+    next_id: AtomicU64,
+    pace: Mutex<VecDeque<Instant>>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// Why a call has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host}: {method}: {kind}")]
+pub struct NodeError {
+    /// The node's host.
+    pub host: String,
+    /// The call.
+    pub method: &'static str,
+    /// The reason.
+    pub kind: NodeErrorKind,
+}
+
+/// The reason why a call has no result. The words are the node's or the system's, made printable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeErrorKind {
+    /// No connection, no answer in time, or a server's own failure. It may pass.
+    #[error("{0}")]
+    Unreachable(String),
+    /// HTTP 429, HTTP 503 or the error −32005: too many calls.
+    #[error("the node throttles us: {words}")]
+    Throttled {
+        /// How long the node asks us to wait.
+        retry_after: Option<Duration>,
+        /// Whether HTTP said so. The error −32005 may mean a range of blocks instead.
+        by_http: bool,
+        /// The node's words.
+        words: String,
+    },
+    /// HTTP 401, 402 or 403: the key or the quota. A person has to look.
+    #[error("the node refuses us: {0}; look at the key and the quota of its plan")]
+    Refused(String),
+    /// The node lacks the method. A person has to look.
+    #[error("the node lacks this method: {0}")]
+    NoMethod(String),
+    /// The node has removed what was asked for.
+    #[error("the node has pruned this: {0}")]
+    Pruned(String),
+    /// Another JSON-RPC or HTTP error.
+    #[error("error {code}: {words}")]
+    Rejected {
+        /// The code of the JSON-RPC error, or the HTTP status.
+        code: i64,
+        /// The node's words.
+        words: String,
+    },
+    /// The answer is none: another id, no JSON, too long, or a value that cannot be.
+    #[error("bad answer: {0}")]
+    BadAnswer(String),
+}
+
+impl NodeError {
+    /// Whether a person has to do something before it can work.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        matches!(self.kind, NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_))
+    }
+
+    /// How long the node asks us to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match &self.kind {
+            NodeErrorKind::Throttled { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether a smaller range of blocks may help. Each provider has its own code and words for its limit.
+    pub(super) fn may_be_the_range(&self) -> bool {
+        match &self.kind {
+            NodeErrorKind::Throttled { by_http, .. } => !by_http,
+            NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_) => false,
+            NodeErrorKind::Unreachable(_)
+            | NodeErrorKind::Pruned(_)
+            | NodeErrorKind::Rejected { .. }
+            | NodeErrorKind::BadAnswer(_) => true,
+        }
+    }
+}
+
+/// What came back over HTTP.
+struct Answer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    body: Bytes,
+}
+
+/// A JSON-RPC response. A field that is `null` is there; one that is absent is not.
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    result: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "present")]
+    error: Option<RpcError>,
+}
+
+#[derive(Deserialize)]
+struct RpcError {
+    code: i64,
+    #[serde(default)]
+    message: String,
+}
+
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+impl Node {
+    /// A node at a URL: https, or http on this machine. `tls` is for https.
+    ///
+    /// # Errors
+    /// In words, without the URL.
+    pub fn new(url: &SecretString, tls: Option<Arc<ClientConfig>>) -> Result<Node, String> {
+        let url: Url = url.expose_secret().trim().parse().map_err(|_| {
+            "expected the URL of a JSON-RPC node, such as \"https://node.example/v2/KEY\", without a user and a password"
+                .to_owned()
+        })?;
+        if !url.tls && !url.is_here() {
+            return Err(format!("the node {:?} is on another machine: its URL must begin with https://", url.host));
+        }
+        if url.tls && tls.is_none() {
+            return Err("TLS is not available for an https URL".into());
+        }
+        let tls = tls.filter(|_| url.tls);
+        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
+        let keys = keys(url.path.as_str());
+        let (host, next_id, pace) = (url.host.clone(), AtomicU64::new(1), Mutex::new(VecDeque::new()));
+        Ok(Node { host, url, place, keys, timeout: TIMEOUT, next_id, pace })
+    }
+
+    /// Allows one call this much time, in place of ten seconds.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The host of the node: all of its URL that may be shown.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Makes a call, at most five a second, and reads its result.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn call<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, NodeError> {
+        let fail = |kind| NodeError { host: self.host.clone(), method, kind };
+        self.wait_for_turn().await;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let answer = self.post(id, method, params).await.map_err(|words| fail(self.unreachable(&words)))?;
+        let result = read_answer(&answer, id).map_err(|kind| fail(self.without_keys(kind)))?;
+        serde_json::from_str(result.get())
+            .map_err(|e| fail(self.without_keys(NodeErrorKind::BadAnswer(printable(&e.to_string(), KEPT_WORDS)))))
+    }
+
+    /// Waits until fewer than five calls were made in the last second.
+    async fn wait_for_turn(&self) {
+        let mut recent = self.pace.lock().await;
+        if recent.len() >= CALLS_PER_SECOND
+            && let Some(first) = recent.pop_front()
+        {
+            sleep_until(first + Duration::from_secs(1)).await;
+        }
+        recent.push_back(Instant::now());
+    }
+
+    async fn post(&self, id: u64, method: &str, params: Value) -> Result<Answer, String> {
+        let deadline = Instant::now() + self.timeout;
+        let body = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string();
+        let request = self.request(body).map_err(|e| format!("cannot make the request: {e}"))?;
+        let exchange = async {
+            let stream = self.place.connect(deadline).await?;
+            http::exchange(stream, request, read_body).await?
+        };
+        let timed_out = |_| format!("no answer within {}", crate::units::Duration(self.timeout));
+        timeout_at(deadline, exchange).await.map_err(timed_out)?
+    }
+
+    fn request(&self, body: String) -> hyper::http::Result<Request<Full<Bytes>>> {
+        Request::builder()
+            .method(Method::POST)
+            .uri(self.url.path.as_str())
+            .header(header::HOST, self.url.authority.as_str())
+            .header(header::CONNECTION, "close")
+            .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+    }
+
+    fn unreachable(&self, words: &str) -> NodeErrorKind {
+        self.without_keys(match words.strip_prefix(TOO_LONG) {
+            Some(_) => NodeErrorKind::BadAnswer(words.to_owned()),
+            None => NodeErrorKind::Unreachable(printable(words, KEPT_WORDS)),
+        })
+    }
+
+    /// Removes the parts of the URL that a node may have quoted.
+    fn without_keys(&self, mut kind: NodeErrorKind) -> NodeErrorKind {
+        let words = match &mut kind {
+            NodeErrorKind::Unreachable(words)
+            | NodeErrorKind::Throttled { words, .. }
+            | NodeErrorKind::Refused(words)
+            | NodeErrorKind::NoMethod(words)
+            | NodeErrorKind::Pruned(words)
+            | NodeErrorKind::Rejected { words, .. }
+            | NodeErrorKind::BadAnswer(words) => words,
+        };
+        for key in &self.keys {
+            *words = left_out(std::mem::take(words), key.expose_secret());
+        }
+        kind
+    }
+}
+
+/// The whole path, and each part of it that may be a key.
+fn keys(path: &str) -> Vec<SecretString> {
+    let parts = path.split(['/', '?', '&', '=', '#']);
+    let long = [path].into_iter().chain(parts).filter(|part| part.len() >= SHORTEST_KEY);
+    long.map(SecretString::from).collect()
+}
+
+/// How the words of an answer begin that is longer than is read, or broken off.
+const TOO_LONG: &str = "the answer is not complete, or longer than 4 MiB";
+
+async fn read_body(response: Response<Incoming>) -> Result<Answer, String> {
+    let status = response.status();
+    let retry_after =
+        http::header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let body = body.map_err(|e| printable(&format!("{TOO_LONG}: {e}"), KEPT_WORDS))?.to_bytes();
+    Ok(Answer { status, retry_after, body })
+}
+
+/// Takes the result out of an answer to the call `id`.
+fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
+    let Answer { status, retry_after, .. } = answer;
+    let envelope: Result<Envelope<'_>, _> = serde_json::from_slice(&answer.body);
+    let said = envelope.as_ref().ok().and_then(|envelope| envelope.error.as_ref());
+    let words = said.map_or_else(|| status.to_string(), |error| format!("{status}: {}", error.message.trim()));
+    let words = printable(&words, KEPT_WORDS);
+    match *status {
+        StatusCode::TOO_MANY_REQUESTS => return Err(throttled(*retry_after, true, words)),
+        StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
+            return Err(NodeErrorKind::Refused(words));
+        }
+        // Its Location may contain the key.
+        status if status.is_redirection() => {
+            return Err(NodeErrorKind::BadAnswer(format!("{status}: a redirect, which is not followed")));
+        }
+        _ => {}
+    }
+    match envelope {
+        Ok(envelope) => open_envelope(envelope, status, *retry_after, id),
+        Err(_) if *status == StatusCode::SERVICE_UNAVAILABLE => Err(throttled(*retry_after, true, words)),
+        Err(_) if status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT => {
+            Err(NodeErrorKind::Unreachable(words))
+        }
+        Err(e) if status.is_success() => {
+            Err(NodeErrorKind::BadAnswer(printable(&format!("no JSON-RPC response: {e}"), KEPT_WORDS)))
+        }
+        Err(_) => Err(NodeErrorKind::Rejected { code: status.as_u16().into(), words }),
+    }
+}
+
+fn throttled(retry_after: Option<Duration>, by_http: bool, words: String) -> NodeErrorKind {
+    NodeErrorKind::Throttled { retry_after, by_http, words }
+}
+
+fn open_envelope<'a>(
+    envelope: Envelope<'a>,
+    status: &StatusCode,
+    retry_after: Option<Duration>,
+    id: u64,
+) -> Result<&'a RawValue, NodeErrorKind> {
+    let bad = |words: &str| Err(NodeErrorKind::BadAnswer(words.to_owned()));
+    let answered = envelope.id.map(RawValue::get);
+    let is_ours = answered == Some(id.to_string().as_str());
+    match (envelope.result, envelope.error) {
+        // A node that cannot read the id of a request answers with an error and no id (JSON-RPC 2.0, 5).
+        (None, Some(error)) if is_ours || matches!(answered, None | Some("null")) => {
+            Err(rpc_error(&error, retry_after))
+        }
+        (None, Some(_)) | (Some(_), None) if !is_ours => bad("it has the id of another call"),
+        (Some(_), None) if !status.is_success() => bad(&format!("{status} with a result")),
+        (Some(result), None) => Ok(result),
+        (Some(_), Some(_)) => bad("it has both a result and an error"),
+        (None, _) => bad("it has neither a result nor an error"),
+    }
+}
+
+fn rpc_error(error: &RpcError, retry_after: Option<Duration>) -> NodeErrorKind {
+    let words = printable(error.message.trim(), KEPT_WORDS);
+    match error.code {
+        code if NO_METHOD.contains(&code) => NodeErrorKind::NoMethod(words),
+        LIMIT_EXCEEDED => throttled(retry_after, false, words),
+        PRUNED => NodeErrorKind::Pruned(words),
+        _ if words.to_ascii_lowercase().contains("pruned") => NodeErrorKind::Pruned(words),
+        code => NodeErrorKind::Rejected { code, words },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(status: u16, body: &str) -> Result<String, NodeErrorKind> {
+        let status = StatusCode::from_u16(status).unwrap();
+        let answer = Answer { status, retry_after: None, body: Bytes::from(body.to_owned()) };
+        read_answer(&answer, 7).map(|raw| raw.get().to_owned())
+    }
+
+    #[test]
+    fn a_result_has_our_id_and_no_error_beside_it() {
+        assert_eq!(read(200, "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":\"0x1\"}").unwrap(), "\"0x1\"");
+        assert_eq!(read(200, "{\"id\":7,\"result\":null,\"more\":[1]}").unwrap(), "null");
+        for bad in [
+            "{\"id\":8,\"result\":1}",
+            "{\"id\":\"7\",\"result\":1}",
+            "{\"id\":7.0,\"result\":1}",
+            "{\"id\":null,\"result\":1}",
+            "{\"result\":1}",
+            "{\"id\":7}",
+            "{\"id\":7,\"result\":1,\"error\":{\"code\":1,\"message\":\"x\"}}",
+            "{\"id\":7,\"result\":1,\"error\":null}",
+            "{\"id\":7,\"result\":1,\"result\":2}",
+            "{\"id\":8,\"error\":{\"code\":-32601,\"message\":\"x\"}}",
+            "{\"id\":7,\"result\":1",
+            "[{\"id\":7,\"result\":1}]",
+            "",
+            "<html>",
+        ] {
+            assert!(matches!(read(200, bad), Err(NodeErrorKind::BadAnswer(_))), "{bad}: {:?}", read(200, bad));
+        }
+        assert!(matches!(read(500, "{\"id\":7,\"result\":1}"), Err(NodeErrorKind::BadAnswer(_))));
+    }
+
+    #[test]
+    fn errors_are_told_apart_by_status_and_code() {
+        type Is = fn(&NodeErrorKind) -> bool;
+        let error = |code: i64| format!("{{\"id\":7,\"error\":{{\"code\":{code},\"message\":\"words\"}}}}");
+        let cases: [(u16, String, Is); 14] = [
+            (429, "<html>".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
+            (503, "".into(), |k| matches!(k, NodeErrorKind::Throttled { by_http: true, .. })),
+            (200, error(-32005), |k| matches!(k, NodeErrorKind::Throttled { by_http: false, .. })),
+            (401, "".into(), |k| matches!(k, NodeErrorKind::Refused(_))),
+            (402, error(1), |k| matches!(k, NodeErrorKind::Refused(w) if w.contains("words"))),
+            (403, "".into(), |k| matches!(k, NodeErrorKind::Refused(_))),
+            (200, error(-32601), |k| matches!(k, NodeErrorKind::NoMethod(_))),
+            (404, error(-32601), |k| matches!(k, NodeErrorKind::NoMethod(_))),
+            (200, error(4444), |k| matches!(k, NodeErrorKind::Pruned(_))),
+            (400, error(-32602), |k| matches!(k, NodeErrorKind::Rejected { code: -32602, .. })),
+            (200, error(-32000).replace('7', "null"), |k| matches!(k, NodeErrorKind::Rejected { code: -32000, .. })),
+            (404, "not here".into(), |k| matches!(k, NodeErrorKind::Rejected { code: 404, .. })),
+            (502, "<html>".into(), |k| matches!(k, NodeErrorKind::Unreachable(_))),
+            (302, "".into(), |k| matches!(k, NodeErrorKind::BadAnswer(_))),
+        ];
+        for (status, body, is) in cases {
+            let kind = read(status, &body).unwrap_err();
+            assert!(is(&kind), "{status} {body}: {kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_reached_by_https_or_on_this_machine() {
+        let new = |url: &str| Node::new(&SecretString::from(url), None).map(drop);
+        assert!(new("http://127.0.0.1:8545").is_ok() && new("http://localhost:8545/").is_ok());
+        assert!(new("http://10.0.0.1:8545/s3cretkey").unwrap_err().contains("https://"));
+        for bad in ["s3cretkey", "ftp://node/s3cretkey", "https://user:s3cretkey@node/", "http://node/s3cretkey"] {
+            let words = new(bad).unwrap_err();
+            assert!(!words.contains("s3cretkey"), "{bad}: {words}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_a_node_quotes_is_removed() {
+        let url = SecretString::from("http://127.0.0.1:1/v2/s3cretkey?token=an0therkey");
+        let node = Node::new(&url, None).unwrap();
+        for quoted in ["s3cretkey", "an0therkey", "/v2/s3cretkey?token=an0therkey"] {
+            let kind = node.without_keys(NodeErrorKind::Refused(format!("unknown key {quoted} of v2")));
+            assert_eq!(kind, NodeErrorKind::Refused("unknown key (secret) of v2".into()));
+        }
+    }
+}

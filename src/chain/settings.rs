@@ -1,0 +1,584 @@
+//! `[[chain]]`: one chain on which the merchant is paid, as the configuration describes it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration as StdDuration;
+
+use serde::{Deserialize, Deserializer, de};
+use tokio_rustls::rustls::ClientConfig;
+
+use super::amount::{Discount, MOST_DECIMALS};
+use super::catalog::{BUILT_IN, BuiltIn, NOT_EVM, is_dollar, same_coin};
+use super::hex::Address;
+use super::rpc::Node;
+use crate::model::fold_chain;
+use crate::secret;
+use crate::units::Duration;
+
+/// The most blocks that one look searches for a log.
+pub(super) const MOST_BLOCKS: u64 = 500;
+/// The decimals of every native coin.
+const NATIVE_DECIMALS: u8 = 18;
+/// The block time that is assumed of a chain that is not built in.
+const ASSUMED_BLOCK_TIME: StdDuration = StdDuration::from_secs(12);
+
+/// One `[[chain]]` table. Each value is right in itself once it is read; [`ChainSettings::check`] asks whether they go
+/// together.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainSettings {
+    /// The chain's name, as Resmic writes it.
+    pub name: String,
+    /// Where the URLs of the nodes are kept. All nodes must give the same answer.
+    pub nodes: Vec<NodeSource>,
+    /// The merchant's wallets.
+    #[serde(deserialize_with = "wallets")]
+    pub wallets: Vec<Address>,
+    /// When a block is final.
+    #[serde(default, rename = "final")]
+    pub finality: Finality,
+    /// The largest coupon that the merchant gives.
+    #[serde(default)]
+    pub discount: Discount,
+    /// How old a transaction may be when its mail was sent.
+    #[serde(default = "default_window")]
+    pub window: Duration,
+    /// How long a confirmed event waits for a mail that contradicts it.
+    #[serde(default = "default_settle")]
+    pub settle: Duration,
+    /// Whether the nodes answer `debug_traceTransaction`.
+    #[serde(default)]
+    pub trace: bool,
+    /// How many blocks one `eth_getLogs` asks for at first.
+    #[serde(default = "default_log_range")]
+    pub log_range: u64,
+    /// How long an event waits for the chain.
+    #[serde(default = "default_give_up_after")]
+    pub give_up_after: Duration,
+    /// The chain's id (EIP-155), for a chain that is not built in.
+    pub id: Option<u64>,
+    /// The names of the native coin, for a chain that is not built in.
+    #[serde(default)]
+    pub native: Vec<String>,
+    /// Tokens beside or instead of the built-in ones, by symbol.
+    #[serde(default)]
+    pub tokens: BTreeMap<String, TokenSettings>,
+}
+
+/// One token of `[chain.tokens]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenSettings {
+    /// The token's contract on this chain.
+    #[serde(deserialize_with = "written_address")]
+    pub contract: Address,
+    /// How many decimals its amounts have.
+    pub decimals: u8,
+    /// Whether one unit is one dollar by design. By default: if the symbol is a known dollar token's.
+    pub dollar: Option<bool>,
+}
+
+/// Where a node's URL is kept. A provider's URL contains a key, so it is a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(
+    untagged,
+    // The library's own words would quote a URL that stands here by mistake.
+    expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
+                 a node's URL is a secret and never stands in the configuration itself"
+)]
+pub enum NodeSource {
+    /// As any other secret.
+    Secret(secret::Source),
+}
+
+impl NodeSource {
+    /// The secret's place.
+    #[must_use]
+    pub fn source(&self) -> &secret::Source {
+        let NodeSource::Secret(source) = self;
+        source
+    }
+
+    /// Takes a relative path from the folder `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        let NodeSource::Secret(source) = self;
+        source.resolve(base);
+    }
+}
+
+/// When a block is final.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Finality {
+    /// When the node's `finalized` tag has reached it.
+    #[default]
+    Finalized,
+    /// When the node's `safe` tag has reached it.
+    Safe,
+    /// When it is among all but the last so many blocks, less one: with 1 the newest block is final.
+    Depth(u64),
+}
+
+impl<'de> Deserialize<'de> for Finality {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected \"finalized\", \"safe\" or a number of blocks from 1 to 100000")]
+        enum Written {
+            Tag(Tag),
+            #[serde(deserialize_with = "depth")]
+            Depth(u64),
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Tag {
+            Finalized,
+            Safe,
+        }
+        Ok(match Written::deserialize(from)? {
+            Written::Tag(Tag::Finalized) => Finality::Finalized,
+            Written::Tag(Tag::Safe) => Finality::Safe,
+            Written::Depth(blocks) => Finality::Depth(blocks),
+        })
+    }
+}
+
+impl std::fmt::Display for Finality {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Finality::Finalized => f.write_str("finalized"),
+            Finality::Safe => f.write_str("safe"),
+            Finality::Depth(blocks) => blocks.fmt(f),
+        }
+    }
+}
+
+fn depth<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let blocks = u64::deserialize(from)?;
+    if (1..=100_000).contains(&blocks) { Ok(blocks) } else { Err(de::Error::custom("out of range")) }
+}
+
+fn written_address<'de, D: Deserializer<'de>>(from: D) -> Result<Address, D::Error> {
+    Address::parse(&String::deserialize(from)?).map_err(de::Error::custom)
+}
+
+fn wallets<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    texts.iter().map(|text| Address::parse(text).map_err(de::Error::custom)).collect()
+}
+
+fn default_window() -> Duration {
+    Duration(StdDuration::from_secs(2 * 3600))
+}
+
+fn default_settle() -> Duration {
+    Duration(StdDuration::from_secs(120))
+}
+
+fn default_log_range() -> u64 {
+    10
+}
+
+fn default_give_up_after() -> Duration {
+    Duration(StdDuration::from_secs(86_400))
+}
+
+/// A key of the table, and what is wrong with it.
+type Problem = (String, String);
+
+fn wrong<T>(key: impl Into<String>, words: impl Into<String>) -> Result<T, Problem> {
+    Err((key.into(), words.into()))
+}
+
+/// A coin of a chain: the native one, or a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coin {
+    /// The symbol in the configuration or the catalog.
+    pub symbol: String,
+    /// The token's contract. `None`: the chain's native coin.
+    pub contract: Option<Address>,
+    /// How many decimals its amounts have.
+    pub decimals: u8,
+    /// Whether one unit is one dollar by design.
+    pub dollar: bool,
+}
+
+/// A chain with all that is built in and all that is configured. Holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// In Resmic's spelling, or as configured.
+    pub name: String,
+    /// EIP-155.
+    pub id: u64,
+    /// How often a block is made: the pace of looking.
+    pub block_time: StdDuration,
+    /// The native coin's names; the first is its symbol.
+    pub native: Vec<String>,
+    /// The tokens, those of the configuration first.
+    pub tokens: Vec<Coin>,
+    /// The merchant's wallets.
+    pub wallets: Vec<Address>,
+    /// How many nodes must agree.
+    pub nodes: usize,
+    /// When a block is final.
+    pub finality: Finality,
+    /// The largest coupon.
+    pub discount: Discount,
+    /// How old a transaction may be when its mail was sent.
+    pub window: StdDuration,
+    /// How long a confirmed event waits for a contradiction.
+    pub settle: StdDuration,
+    /// Whether the nodes can trace.
+    pub trace: bool,
+    /// Blocks for one `eth_getLogs`.
+    pub log_range: u64,
+    /// How long an event waits.
+    pub give_up_after: StdDuration,
+}
+
+impl Chain {
+    /// The coin that a mail calls `name`. A token's own symbol comes first, then the native coin under all its names, then
+    /// a token under its other names.
+    #[must_use]
+    pub fn coin(&self, name: &str) -> Option<Coin> {
+        let by_symbol = self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(name));
+        let native = || {
+            let symbol = self.native.first()?;
+            let is_named = self.native.iter().any(|native| same_coin(native, name));
+            is_named.then(|| Coin { symbol: symbol.clone(), contract: None, decimals: NATIVE_DECIMALS, dollar: false })
+        };
+        let by_other_name = || self.tokens.iter().find(|token| same_coin(&token.symbol, name)).cloned();
+        by_symbol.cloned().or_else(native).or_else(by_other_name)
+    }
+
+    /// Whether an address is one of the merchant's wallets.
+    #[must_use]
+    pub fn is_ours(&self, address: Address) -> bool {
+        self.wallets.contains(&address)
+    }
+}
+
+impl ChainSettings {
+    /// Whether the values go together.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it.
+    pub fn check(&self) -> Result<(), Problem> {
+        self.chain().map(drop)
+    }
+
+    /// Whether the tables of several chains go together.
+    ///
+    /// # Errors
+    /// The key to look at, such as `chain[1].name`, and what is wrong with it.
+    pub fn check_all(all: &[ChainSettings]) -> Result<(), Problem> {
+        let mut known: Vec<Chain> = Vec::new();
+        for (n, settings) in all.iter().enumerate() {
+            let chain = settings.chain().map_err(|(key, words)| (format!("chain[{n}].{key}"), words))?;
+            if known.iter().any(|other| fold_chain(&other.name) == fold_chain(&chain.name)) {
+                return wrong(format!("chain[{n}].name"), "another [[chain]] has this name; names must differ");
+            }
+            if known.iter().any(|other| other.id == chain.id) {
+                return wrong(format!("chain[{n}].id"), "another [[chain]] has this id; ids must differ");
+            }
+            known.push(chain);
+        }
+        Ok(())
+    }
+
+    /// The chain, with all that is built in.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it.
+    pub fn chain(&self) -> Result<Chain, Problem> {
+        self.check_nodes_and_wallets()?;
+        self.check_numbers()?;
+        let built_in = self.built_in()?;
+        let (id, native) = self.id_and_native(built_in)?;
+        Ok(Chain {
+            name: built_in.map_or_else(|| self.name.clone(), |chain| chain.name.to_owned()),
+            id,
+            block_time: built_in.map_or(ASSUMED_BLOCK_TIME, |chain| chain.block_time),
+            native,
+            tokens: self.tokens(built_in)?,
+            wallets: self.wallets.clone(),
+            nodes: self.nodes.len(),
+            finality: self.finality,
+            discount: self.discount,
+            window: self.window.0,
+            settle: self.settle.0,
+            trace: self.trace,
+            log_range: self.log_range,
+            give_up_after: self.give_up_after.0,
+        })
+    }
+
+    fn check_nodes_and_wallets(&self) -> Result<(), Problem> {
+        if self.nodes.is_empty() {
+            return wrong("nodes", "expected at least one node");
+        }
+        if self.wallets.is_empty() {
+            return wrong("wallets", "expected at least one wallet: where the money of this chain arrives");
+        }
+        for (n, wallet) in self.wallets.iter().enumerate() {
+            if *wallet == Address::ZERO {
+                return wrong(format!("wallets[{n}]"), "the zero address is no wallet");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), Problem> {
+        if self.window.0.is_zero() {
+            return wrong("window", "expected more than nothing, for example \"2h\"");
+        }
+        if self.give_up_after.0.is_zero() {
+            return wrong("give_up_after", "expected more than nothing, for example \"1d\"");
+        }
+        if !(1..=MOST_BLOCKS).contains(&self.log_range) {
+            return wrong("log_range", format!("expected a number of blocks from 1 to {MOST_BLOCKS}"));
+        }
+        Ok(())
+    }
+
+    fn built_in(&self) -> Result<Option<&'static BuiltIn>, Problem> {
+        let name = fold_chain(&self.name);
+        if name.is_empty() || self.name.len() > 64 || self.name.chars().any(char::is_control) {
+            return wrong("name", "expected the chain's name as Resmic writes it, for example \"Polygon\"");
+        }
+        if NOT_EVM.iter().any(|other| fold_chain(other) == name) {
+            return wrong("name", format!("{} is no EVM chain; its payments cannot be looked up", self.name));
+        }
+        Ok(BUILT_IN.iter().find(|chain| fold_chain(chain.name) == name))
+    }
+
+    fn id_and_native(&self, built_in: Option<&BuiltIn>) -> Result<(u64, Vec<String>), Problem> {
+        for (n, name) in self.native.iter().enumerate() {
+            check_symbol(&format!("native[{n}]"), name)?;
+        }
+        let Some(chain) = built_in else {
+            return match self.id {
+                Some(id) if id > 0 => Ok((id, self.native.clone())),
+                Some(_) => wrong("id", "expected a chain id, which is at least 1"),
+                None => wrong("id", format!("{} is not built in: expected its chain id (EIP-155)", self.name)),
+            };
+        };
+        if self.id.is_some_and(|id| id != chain.id) {
+            return wrong("id", format!("the id of {} is {}; it is built in", chain.name, chain.id));
+        }
+        let native = chain.native.iter().map(|name| (*name).to_owned()).chain(self.native.iter().cloned());
+        Ok((chain.id, native.collect()))
+    }
+
+    fn tokens(&self, built_in: Option<&BuiltIn>) -> Result<Vec<Coin>, Problem> {
+        let mut tokens: Vec<Coin> = Vec::new();
+        for (symbol, token) in &self.tokens {
+            let key = format!("tokens.{symbol}");
+            check_symbol(&key, symbol)?;
+            if token.decimals > MOST_DECIMALS {
+                return wrong(format!("{key}.decimals"), format!("expected 0 to {MOST_DECIMALS}"));
+            }
+            if token.contract == Address::ZERO || self.wallets.contains(&token.contract) {
+                return wrong(format!("{key}.contract"), "expected the token's contract, which is no wallet");
+            }
+            if tokens.iter().any(|other| other.symbol.eq_ignore_ascii_case(symbol)) {
+                return wrong(key, "another token has this symbol in another case; symbols must differ");
+            }
+            tokens.push(Coin {
+                symbol: symbol.clone(),
+                contract: Some(token.contract),
+                decimals: token.decimals,
+                dollar: token.dollar.unwrap_or_else(|| is_dollar(symbol)),
+            });
+        }
+        for (symbol, contract, decimals) in built_in.map_or(&[] as &[_], |chain| chain.tokens) {
+            let is_configured = tokens.iter().any(|token| token.symbol.eq_ignore_ascii_case(symbol));
+            if let (false, Ok(contract)) = (is_configured, Address::parse(contract)) {
+                tokens.push(Coin {
+                    symbol: (*symbol).to_owned(),
+                    contract: Some(contract),
+                    decimals: *decimals,
+                    dollar: is_dollar(symbol),
+                });
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL.
+    ///
+    /// # Errors
+    /// The key to look at, such as `nodes[0]`, and what is wrong with it; never the URL.
+    pub async fn open_nodes(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Vec<Node>, Problem> {
+        let mut nodes = Vec::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let key = || format!("nodes[{n}]");
+            let url = node.source().read().await.map_err(|missing| (key(), missing.to_string()))?;
+            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?);
+        }
+        Ok(nodes)
+    }
+}
+
+fn check_symbol(key: &str, symbol: &str) -> Result<(), Problem> {
+    if symbol.is_empty() || symbol.len() > 64 || !symbol.bytes().all(|b| b.is_ascii_graphic()) {
+        return wrong(key, "expected 1 to 64 visible ASCII characters");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REST: &str = "\nnodes = [{ env = \"N\" }]\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n";
+
+    fn read(text: &str) -> Result<Chain, String> {
+        let settings: ChainSettings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        settings.chain().map_err(|(key, words)| format!("{key}: {words}"))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let chain = read(&format!("name = \"POLYGON\"{REST}")).unwrap();
+        assert_eq!((chain.name.as_str(), chain.id, chain.nodes), ("Polygon", 137, 1));
+        assert_eq!((chain.finality, chain.discount), (Finality::Finalized, Discount::default()));
+        assert_eq!((chain.window.as_secs(), chain.settle.as_secs()), (7200, 120));
+        assert_eq!((chain.trace, chain.log_range, chain.give_up_after.as_secs()), (false, 10, 86_400));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let chain = read(
+            "name = \"Polygon\"\nnodes = [{ credential = \"a\" }, { command = [\"pass\", \"b\"] }]\n\
+             wallets = [\"0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed\"]\nfinal = 20\ndiscount = \"10%\"\nwindow = \"1h\"\n\
+             settle = \"0s\"\ntrace = true\nlog_range = 500\ngive_up_after = \"2d\"\nid = 137\nnative = [\"POL\"]\n\
+             [tokens]\nUSDC = { contract = \"0x3c499c542cEF5E3811e1192ce70d8cC03d5c3359\", decimals = 6, dollar = true }\n\
+             SHOP = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3360\", decimals = 0 }",
+        )
+        .unwrap();
+        assert_eq!((chain.finality, chain.nodes, chain.trace), (Finality::Depth(20), 2, true));
+        let usdc = chain.coin("usdc").unwrap();
+        assert!(
+            usdc.dollar && usdc.contract == Some(Address::parse("0x3c499c542cef5e3811e1192ce70d8cc03d5c3359").unwrap())
+        );
+        assert!(!chain.coin("SHOP").unwrap().dollar);
+        assert_eq!(chain.tokens.iter().filter(|token| token.symbol == "USDC").count(), 1);
+        assert_eq!(chain.coin("POL").unwrap().symbol, "MATIC");
+        assert!(chain.coin("DAI").unwrap().dollar, "a built-in token stays beside the configured ones");
+        assert_eq!(chain.coin("PEPE"), None);
+    }
+
+    #[test]
+    fn each_coin_is_known_under_all_its_names() {
+        let coin = |chain: &str, name: &str| read(&format!("name = \"{chain}\"{REST}")).unwrap().coin(name);
+        for (chain, name, symbol, is_native) in [
+            ("Ethereum", "ethereum", "ETH", true),
+            ("Ethereum", "WETH", "ETH", true),
+            ("Ethereum", "matic-network", "MATIC", false),
+            ("Ethereum", "Bitcoin", "WBTC", false),
+            ("Ethereum", "BUSDT", "BUSD", false),
+            ("Polygon", "matic-network", "MATIC", true),
+            ("Polygon", "ethereum", "ETH", false),
+            ("BNB-Chain", "TBNB", "BNB", true),
+            ("Sepolia", "ETH", "SETH", true),
+            ("XDC-Network", "xdce-crowd-sale", "XDC", true),
+        ] {
+            let found = coin(chain, name).unwrap_or_else(|| panic!("{chain} {name}"));
+            assert_eq!((found.symbol.as_str(), found.contract.is_none()), (symbol, is_native), "{chain} {name}");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_is_not_built_in_needs_its_id() {
+        let chain =
+            read(&format!("name = \"Gnosis\"\nid = 100\nnative = [\"XDAI\", \"xdai\"]\nfinal = \"safe\"{REST}"))
+                .unwrap();
+        assert_eq!((chain.id, chain.finality, chain.coin("xdai").unwrap().decimals), (100, Finality::Safe, 18));
+        assert!(read(&format!("name = \"Gnosis\"{REST}")).unwrap_err().starts_with("id: Gnosis is not built in"));
+    }
+
+    #[test]
+    fn a_wrong_key_is_named() {
+        let wallet = "\nnodes = [{ env = \"N\" }]\n";
+        for (table, words) in [
+            (format!("name = \"Solana\"{REST}"), "name: Solana is no EVM chain"),
+            (format!("name = \"\"{REST}"), "name: "),
+            (format!("name = \"Polygon\"\nid = 1{REST}"), "id: the id of Polygon is 137"),
+            (format!("name = \"Polygon\"\ncolour = 1{REST}"), "colour"),
+            (format!("name = \"Polygon\"\nfinal = 0{REST}"), "number of blocks"),
+            (format!("name = \"Polygon\"\nfinal = \"latest\"{REST}"), "\"finalized\", \"safe\""),
+            (format!("name = \"Polygon\"\ndiscount = \"100%\"{REST}"), "percentage"),
+            (format!("name = \"Polygon\"\ndiscount = 0.1{REST}"), "string"),
+            (format!("name = \"Polygon\"\nwindow = \"0s\"{REST}"), "window: "),
+            (format!("name = \"Polygon\"\nlog_range = 501{REST}"), "log_range: "),
+            (format!("name = \"Polygon\"\nnative = [\"\"]{REST}"), "native[0]: "),
+            (format!("name = \"Polygon\"{wallet}wallets = []"), "wallets: "),
+            (
+                format!("name = \"Polygon\"{wallet}wallets = [\"0x0000000000000000000000000000000000000000\"]"),
+                "wallets[0]: ",
+            ),
+            (format!("name = \"Polygon\"{wallet}wallets = [\"0x5AaEb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]"), "EIP-55"),
+            (format!("name = \"Polygon\"{wallet}wallets = [\"0x9238\"]"), "40 hexadecimal"),
+            (
+                "name = \"Polygon\"\nnodes = []\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]".into(),
+                "nodes: ",
+            ),
+            (
+                format!(
+                    "name = \"Polygon\"{REST}[tokens]\nX = {{ contract = \"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\", decimals = 6 }}"
+                ),
+                "tokens.X.contract",
+            ),
+            (
+                format!(
+                    "name = \"Polygon\"{REST}[tokens]\nX = {{ contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 31 }}"
+                ),
+                "tokens.X.decimals",
+            ),
+            (
+                format!(
+                    "name = \"Polygon\"{REST}[tokens]\nX = {{ contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\" }}"
+                ),
+                "decimals",
+            ),
+        ] {
+            let said = read(&table).unwrap_err();
+            assert!(said.contains(words), "{table}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_url_in_the_configuration_is_refused_and_not_quoted() {
+        let said = read("name = \"Polygon\"\nnodes = [\"https://node.example/v2/s3cret\"]\nwallets = []").unwrap_err();
+        assert!(said.contains("a node's URL is a secret") && !said.contains("s3cret"), "{said}");
+    }
+
+    #[test]
+    fn chains_differ_in_name_and_id() {
+        let settings = |name: &str, id: &str| toml::from_str(&format!("name = \"{name}\"{id}{REST}")).unwrap();
+        let check = |all: &[ChainSettings]| ChainSettings::check_all(all);
+        assert!(check(&[settings("Polygon", ""), settings("Base", "")]).is_ok());
+        assert_eq!(check(&[settings("Polygon", ""), settings("polygon", "")]).unwrap_err().0, "chain[1].name");
+        assert_eq!(check(&[settings("Polygon", ""), settings("Mine", "\nid = 137")]).unwrap_err().0, "chain[1].id");
+    }
+
+    #[tokio::test]
+    async fn the_url_of_a_node_is_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("url");
+        let mut settings: ChainSettings =
+            toml::from_str("name = \"Polygon\"\nnodes = [{ file = \"url\" }]\nwallets = [\"0x5aaeb6053f3e94c9b9a09f33669435e7ef1beaed\"]")
+                .unwrap();
+        settings.nodes[0].resolve(folder.path());
+        std::fs::write(&path, "http://127.0.0.1:1/v2/s3cret\n").unwrap();
+        let nodes = settings.open_nodes(None).await.unwrap();
+        assert_eq!(nodes[0].host(), "127.0.0.1");
+        assert!(!format!("{nodes:?} {settings:?}").contains("s3cret"));
+        for bad in ["http://node.example/v2/s3cret", "s3cret", "https://s3cret@node.example/", "ws://127.0.0.1/s3cret"]
+        {
+            std::fs::write(&path, bad).unwrap();
+            let (key, words) = settings.open_nodes(None).await.unwrap_err();
+            assert!(key == "nodes[0]" && !words.contains("s3cret"), "{key}: {words}");
+        }
+    }
+}
