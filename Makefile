@@ -91,10 +91,11 @@ $(TOOLS)/servers/%: | deps
 	  && find . -name 'lib*.so*' -exec cp -P {} $@.part/ \; \
 	  && mv $@.part $@ && rm -r $$folder
 
-# npm packages of the examples and of the official Standard Webhooks verifier, in the versions of their lock files.
+# npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
+# their lock files.
 node: deps
-	@for folder in examples/node-express tests/standard-webhooks; do \
-	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
+	@for folder in examples/node-express tests/standard-webhooks tests/anvil; do \
+	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --ignore-scripts --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
 	done
 
 # ---- for operators and packagers ----
@@ -191,4 +192,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf examples/node-express/node_modules tests/standard-webhooks/node_modules
+	rm -rf examples/node-express/node_modules tests/standard-webhooks/node_modules tests/anvil/node_modules

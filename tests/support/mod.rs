@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
+/// A real EVM node.
+pub mod anvil;
 /// What was delivered, held against what came of it.
 pub mod books;
 pub mod callback;
@@ -17,6 +19,8 @@ pub mod dns;
 pub mod dovecot;
 pub mod handlers;
 pub mod lmtp;
+/// A scripted EVM node.
+pub mod node;
 pub mod process;
 pub mod proxy;
 pub mod random;

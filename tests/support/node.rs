@@ -1,0 +1,126 @@
+//! A scripted JSON-RPC node: it answers each call with what a function returns.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// An HTTP answer.
+pub struct Reply {
+    pub status: &'static str,
+    pub fields: String,
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    pub fn new(status: &'static str, fields: &str, body: impl Into<Vec<u8>>) -> Reply {
+        Reply { status, fields: fields.to_owned(), body: body.into() }
+    }
+
+    /// A JSON body with the status 200.
+    pub fn json(body: &Value) -> Reply {
+        Reply::new("200 OK", "", body.to_string())
+    }
+
+    /// A result of the call `id`.
+    pub fn result(id: &Value, result: Value) -> Reply {
+        Reply::json(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
+    }
+
+    /// An error of the call `id`.
+    pub fn error(id: &Value, code: i64, message: &str) -> Reply {
+        Reply::json(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
+    }
+}
+
+/// The request as JSON, to the answer. `None`: no answer at all.
+type Script = dyn Fn(&Value) -> Option<Reply> + Send + Sync;
+
+/// A running node that ends with this value.
+pub struct ScriptedNode {
+    pub port: u16,
+    is_over: Arc<AtomicBool>,
+}
+
+impl ScriptedNode {
+    pub fn start(script: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'static) -> ScriptedNode {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (script, over): (Arc<Script>, _) = (Arc::new(script), is_over.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let script = script.clone();
+                std::thread::spawn(move || answer(stream, &*script));
+            }
+        });
+        ScriptedNode { port, is_over }
+    }
+
+    /// The same as another node, but for what `change` makes of its answers.
+    pub fn before(port: u16, change: impl Fn(&Value, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
+        ScriptedNode::start(move |request| {
+            let mut answer = serde_json::from_slice(&super::anvil::post(port, &request.to_string())).unwrap();
+            change(request, &mut answer);
+            Some(Reply::json(&answer))
+        })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for ScriptedNode {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // The listener waits for a connection.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+fn answer(mut stream: TcpStream, script: &Script) {
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let Some(request) = read(&stream) else { return };
+    match script(&request) {
+        Some(reply) => {
+            let head = format!(
+                "HTTP/1.1 {}\r\n{}Content-Length: {}\r\nConnection: close\r\n\r\n",
+                reply.status,
+                reply.fields,
+                reply.body.len()
+            );
+            // The client may have closed the connection in the middle of a long body.
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&reply.body));
+        }
+        // Until the client closes the connection.
+        None => drop(stream.read(&mut [0])),
+    }
+}
+
+fn read(stream: &TcpStream) -> Option<Value> {
+    let mut input = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if input.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    input.read_exact(&mut body).ok()?;
+    serde_json::from_slice(&body).ok()
+}
