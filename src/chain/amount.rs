@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// What the whole of a discount is counted in.
+/// A discount of 100 %, in millionths.
 const WHOLE: u32 = 1_000_000;
 /// The most decimals that a token may have here; 10 to this power fits into 128 bits.
 pub(super) const MOST_DECIMALS: u8 = 30;

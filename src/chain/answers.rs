@@ -37,7 +37,7 @@ pub struct Receipt {
     pub transaction_index: u64,
     /// The block that contains it.
     pub block_hash: Hash,
-    /// That block's number.
+    /// The number of that block.
     #[serde(deserialize_with = "u64_quantity")]
     pub block_number: u64,
     /// Whether it was executed, and not reverted.
@@ -115,9 +115,9 @@ pub struct Frame {
 /// An ERC-20 transfer that moved something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
-    /// Who paid.
+    /// The sender of the token.
     pub from: Address,
-    /// Who was paid.
+    /// The recipient of the token.
     pub to: Address,
     /// How much, in the token's smallest units; more than nothing.
     pub value: u128,

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 use super::answers::{Block, Frame, Log, Receipt, TRANSFER, Transaction};
 use super::hex::{Address, Hash, Quantity};
-use super::rpc::{Node, NodeError, NodeErrorKind};
+use super::node_error::{NodeError, NodeErrorKind};
+use super::rpc::Node;
 use super::settings::MOST_BLOCKS;
 
 /// The selector of ERC-20's `decimals()`.
@@ -153,7 +154,7 @@ impl Node {
         u64::try_from(value).map_err(|_| self.bad(method, "the number is larger than 64 bits".into()))
     }
 
-    /// Refuses an answer about something else than what was asked.
+    /// Refuses an answer about another block or transaction.
     fn same<T: DeserializeOwned>(
         &self,
         method: &'static str,
@@ -161,7 +162,7 @@ impl Node {
         is_asked: impl Fn(&T) -> bool,
     ) -> Result<Option<T>, NodeError> {
         if answer.as_ref().is_some_and(|answer| !is_asked(answer)) {
-            return Err(self.bad(method, "it is about something else than what was asked".into()));
+            return Err(self.bad(method, "it is about another block or transaction".into()));
         }
         Ok(answer)
     }

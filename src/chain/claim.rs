@@ -1,18 +1,18 @@
-//! What a mail claims, and the question that the claim becomes for the nodes of a chain.
+//! A mail's claim, and the question that the claim becomes for the nodes of a chain.
 
 use jiff::Timestamp;
 
 use super::amount;
 use super::catalog::same_coin;
+use super::configured::{Chain, Coin};
 use super::hex::{Address, Hash};
-use super::settings::{Chain, Coin};
 use super::verdict::{ConfirmationCode, ConfirmationReason};
 use crate::model::{Event, fold_chain, printable};
 
 /// The most of a mail's value that a reason quotes.
 const KEPT_VALUE: usize = 40;
 
-/// What a mail claims about a completed payment.
+/// The claim of a mail about a completed payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The chain's name.

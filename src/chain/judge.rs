@@ -1,18 +1,22 @@
-//! What the answers of the nodes prove. Pure: no clock, no network, no database.
+//! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
 //! The judge trusts nothing that [`super::look`] has concluded; it takes the answers and checks all of them. Only presence
 //! counts: an arrival must stand in the receipt of a transaction of a final block. A "no" of a node makes an event wait, or
 //! puts it before a person. It never makes an event fail.
 
+mod movement;
+
 use jiff::Timestamp;
 
+use self::movement::{Movement, collect_calls, frame_key, log_key, place, sum_up, temporary_wallets};
 use super::amount::format_units;
-use super::answers::{Block, Frame, Receipt, Transfer};
+use super::answers::{Block, Receipt, Transfer};
 use super::claim::Question;
-use super::hex::{Address, Hash, Quantity};
+use super::configured::Coin;
+use super::hex::{Address, Hash};
 use super::look::{Observation, Seen};
-use super::rpc::NodeErrorKind;
-use super::settings::{Coin, Finality};
+use super::node_error::NodeErrorKind;
+use super::settings::Finality;
 use super::verdict::{
     Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
 };
@@ -20,7 +24,7 @@ use super::verdict::{
 /// Whether what moved money in a transaction, by [`Arrival::keys`], pays another event already.
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
-/// What one node's answers prove.
+/// The proof in one node's answers.
 type Finding = Result<Arrival, Reason>;
 
 /// Judges one look at every node of the chain.
@@ -37,7 +41,7 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
     Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
 }
 
-/// What has become of an arrival that was confirmed by a number of blocks.
+/// The fate of an arrival that was confirmed by a number of blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revisited {
     /// It is final.
@@ -121,14 +125,6 @@ fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     }
 }
 
-/// Money that moved to the merchant in one transaction, from one wallet.
-struct Movement {
-    transaction: Hash,
-    block: BlockId,
-    keys: Vec<i64>,
-    units: u128,
-}
-
 /// The judge of one node's answers.
 struct Judge<'a> {
     question: &'a Question<'a>,
@@ -164,7 +160,7 @@ impl Judge<'_> {
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
-    /// What is missing makes the event wait: for the node, if it failed.
+    /// The reason for an answer that is missing: `node` if a call failed, else `code`.
     fn missing(&self, code: Code, words: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
@@ -235,7 +231,7 @@ impl Judge<'_> {
             return doubt(Code::Payer, format!("the transaction moves {}, but none from {payer}", coin.symbol));
         }
         let direct = paid.iter().filter(|transfer| chain.is_ours(transfer.to));
-        let direct = movement(payment, direct.map(|transfer| (log_key(transfer.log_index), transfer.value)))?;
+        let direct = sum_up(payment, direct.map(|transfer| (log_key(transfer.log_index), transfer.value)))?;
         if let Some(direct) = direct {
             return Ok(vec![direct]);
         }
@@ -248,7 +244,7 @@ impl Judge<'_> {
                 }
                 let passed = receipt.transfers(token).filter(|t| t.from == wallet && chain.is_ours(t.to));
                 let passed = passed.filter(|t| !is_payment || t.log_index > first);
-                let passed = movement(receipt, passed.map(|t| (log_key(t.log_index), t.value)))?;
+                let passed = sum_up(receipt, passed.map(|t| (log_key(t.log_index), t.value)))?;
                 movements.extend(passed.map(|movement| movement.at_most(units)));
             }
         }
@@ -270,7 +266,7 @@ impl Judge<'_> {
             return doubt(Code::Token, format!("the transaction moves no {}", coin.symbol));
         };
         if chain.is_ours(wallet) {
-            return Ok(movement(&payment.receipt, [(frame_key(0), transaction.value)].into_iter())?
+            return Ok(sum_up(&payment.receipt, [(frame_key(0), transaction.value)].into_iter())?
                 .into_iter()
                 .collect());
         }
@@ -285,7 +281,7 @@ impl Judge<'_> {
                 &|call| call.from == wallet && call.to.is_some_and(|to| chain.is_ours(to)),
                 &mut calls,
             );
-            let passed = movement(&seen.receipt, calls.into_iter())?;
+            let passed = sum_up(&seen.receipt, calls.into_iter())?;
             movements.extend(passed.map(|movement| movement.at_most(transaction.value)));
         }
         self.arrived(movements, last)
@@ -314,7 +310,7 @@ impl Judge<'_> {
         Ok(candidates)
     }
 
-    /// Nothing arrived yet: because the node failed, or because an arrival is not final, or because there is none.
+    /// Without a movement, the reason: the arrival is not final, the node failed, or nothing has arrived.
     fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
         if !movements.is_empty() {
             return Ok(movements);
@@ -358,14 +354,6 @@ impl Judge<'_> {
     }
 }
 
-impl Movement {
-    /// No more can have come from the payer than the payer paid.
-    fn at_most(mut self, units: u128) -> Self {
-        self.units = self.units.min(units);
-        self
-    }
-}
-
 fn doubt<T>(code: Code, words: String) -> Result<T, Reason> {
     Err(Reason::new(code, words))
 }
@@ -386,63 +374,6 @@ fn unsound(receipt: &Receipt, hash: Hash) -> Option<&'static str> {
         Some("its logs are not in order")
     } else {
         None
-    }
-}
-
-/// Where a transaction stands in the chain.
-fn place(receipt: &Receipt) -> (u64, u64, Hash) {
-    (receipt.block_number, receipt.transaction_index, receipt.transaction_hash)
-}
-
-/// The wallets that the payer paid, each with the first log of it and the sum.
-fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, u128)>, Reason> {
-    let mut wallets: Vec<(Address, u64, u128)> = Vec::new();
-    for transfer in paid {
-        match wallets.iter_mut().find(|(wallet, ..)| *wallet == transfer.to) {
-            Some((.., sum)) => *sum = add(*sum, transfer.value)?,
-            None => wallets.push((transfer.to, transfer.log_index, transfer.value)),
-        }
-    }
-    Ok(wallets)
-}
-
-/// What moved in one transaction, if anything did.
-fn movement(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
-    let (mut keys, mut units) = (Vec::new(), 0);
-    for (key, value) in parts {
-        keys.push(key);
-        units = add(units, value)?;
-    }
-    let block = BlockId { number: receipt.block_number, hash: receipt.block_hash };
-    Ok((!keys.is_empty()).then_some(Movement { transaction: receipt.transaction_hash, block, keys, units }))
-}
-
-fn add(a: u128, b: u128) -> Result<u128, Reason> {
-    a.checked_add(b).ok_or_else(|| Reason::new(Code::Node, "the node reports more units than 128 bits hold"))
-}
-
-fn log_key(index: u64) -> i64 {
-    i64::try_from(index).unwrap_or(i64::MAX)
-}
-
-/// The key of a call: −1 for the transaction itself, −2 for the first call that it made.
-fn frame_key(index: usize) -> i64 {
-    -1 - i64::try_from(index).unwrap_or(i64::MAX - 1)
-}
-
-/// The calls with a value that were not taken back, with their keys. Only a CALL moves money to its callee: a DELEGATECALL
-/// shows the value of the call around it, and a CALLCODE pays its own caller.
-fn collect_calls(root: &Frame, is_wanted: &dyn Fn(&Frame) -> bool, found: &mut Vec<(i64, u128)>) {
-    let mut waiting = vec![(root, false)];
-    let mut index = 0;
-    while let Some((frame, is_taken_back)) = waiting.pop() {
-        let is_taken_back = is_taken_back || frame.error.is_some();
-        let value = frame.value.map_or(0, |Quantity(value)| value);
-        if !is_taken_back && value > 0 && frame.kind == "CALL" && is_wanted(frame) {
-            found.push((frame_key(index), value));
-        }
-        index += 1;
-        waiting.extend(frame.calls.iter().rev().map(|call| (call, is_taken_back)));
     }
 }
 

@@ -1,4 +1,4 @@
-//! One look at one node: which calls are made, in which order, and what came of them.
+//! One look at one node: the calls in their order, and the answers to them.
 //!
 //! A look starts from nothing and keeps nothing for the next. It decides only what to ask next; [`super::judge`] checks
 //! every answer again.
@@ -9,7 +9,8 @@ use super::answers::{Block, Frame, Receipt, Transaction};
 use super::calls::LogFilter;
 use super::claim::Question;
 use super::hex::{Address, Hash};
-use super::rpc::{Node, NodeError};
+use super::node_error::NodeError;
+use super::rpc::Node;
 use super::settings::Finality;
 
 /// The most temporary wallets that one payment is followed to. An honest one pays one.
@@ -17,7 +18,7 @@ const MOST_WALLETS: usize = 3;
 /// The most transactions in which an arrival is looked for.
 const MOST_CANDIDATES: usize = 16;
 
-/// What one node answered.
+/// The answers of one node.
 #[derive(Debug, Clone, Default)]
 pub struct Observation {
     /// The node's host.
@@ -49,7 +50,7 @@ pub struct Step {
     pub answered: String,
 }
 
-/// What a node has of one transaction.
+/// One transaction, as a node has it.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// The receipt.

@@ -1,11 +1,11 @@
-//! What the chain says about an event: states, reasons, and the arrival.
+//! The chain's verdict about an event: states, reasons, and the arrival.
 
 use std::fmt;
 
 use super::hex::Hash;
 use crate::model::{printable, words};
 
-/// What the chain says about a completed event. There is no state for "failed": no answer of a node makes an event fail.
+/// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationState {
     /// Not yet; it is looked up again.
@@ -133,7 +133,7 @@ pub struct Arrival {
     pub amount_checked: bool,
 }
 
-/// What one look at all nodes has come to.
+/// The result of one look at all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmation {
     /// The money arrived, or why that is not proven.

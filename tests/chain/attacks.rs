@@ -14,7 +14,7 @@ async fn an_unrelated_transaction_moves_no_token() {
     let world = World::new();
     let hash = world.pay_native(world.payer(), world.shop(), 1);
     assert_eq!(world.code(&world.chain(""), &world.claim("USDC", &hash)).await, "token");
-    // The other way round: a token's payment is none of the native coin.
+    // The other way round: a payment in a token moves no native coin.
     let hash = world.pay(world.payer(), world.shop(), UNITS);
     assert_eq!(world.code(&world.chain(""), &world.claim("SETH", &hash)).await, "token");
 }
@@ -145,7 +145,7 @@ async fn one_sum_pays_one_event() {
     claim.from_wallet_address = Some(world.stranger().into());
     assert!(is_confirmed(&world.ask(&chain, &claim).await), "alone it would be confirmed");
     let is_claimed = |hash, key| hash == paid.transaction && paid.keys.contains(&key);
-    let beside = ask_beside(&chain, &claim, &[world.node()], &is_claimed).await;
+    let beside = ask_with_claimed(&chain, &claim, &[world.node()], &is_claimed).await;
     assert_eq!(code(&beside), "claimed");
 }
 

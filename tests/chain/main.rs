@@ -23,7 +23,7 @@ use resmic_mailhook::chain::{
 };
 use secrecy::SecretString;
 
-/// What the mail says was paid, in a token with six decimals.
+/// The mail's amount, in a token with six decimals.
 const UNITS: u128 = 20_000_000;
 
 /// A node with a token, a factory of temporary wallets, and the accounts of a merchant and a payer.
@@ -117,7 +117,7 @@ impl World {
         toml::from_str::<ChainSettings>(&text).unwrap().chain().unwrap()
     }
 
-    /// What a genuine mail claims about a transaction of the payer's.
+    /// The claim of a genuine mail about a transaction of the payer.
     fn claim(&self, token: &str, hash: &str) -> Claim {
         Claim {
             blockchain: Some("SEPOLIA".into()),
@@ -168,11 +168,11 @@ async fn look_at(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Vec<Observatio
 }
 
 async fn ask(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Confirmation {
-    ask_beside(chain, claim, nodes, &|_, _| false).await
+    ask_with_claimed(chain, claim, nodes, &|_, _| false).await
 }
 
 /// With the arrivals that pay other events.
-async fn ask_beside(
+async fn ask_with_claimed(
     chain: &Chain,
     claim: &Claim,
     nodes: &[Node],

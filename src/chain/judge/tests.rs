@@ -3,17 +3,18 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::super::answers::{Log, TRANSFER, Transaction};
+use super::super::answers::{Frame, Log, TRANSFER, Transaction};
 use super::super::claim::Claim;
 use super::super::claim::tests::{PAYER, SHOP, TX, chain, claim};
-use super::super::rpc::NodeError;
-use super::super::settings::Chain;
+use super::super::configured::Chain;
+use super::super::hex::Quantity;
+use super::super::node_error::NodeError;
 use super::*;
 
 const WALLET: Address = Address([0x77; 20]);
 const STRANGER: Address = Address([0x99; 20]);
 const PASSED_ON: Hash = Hash([0x22; 32]);
-/// What the claim asks for: 20 USDC.
+/// The claimed amount: 20 USDC.
 const UNITS: u128 = 20_000_000;
 
 fn usdc() -> Address {

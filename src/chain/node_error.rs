@@ -1,0 +1,96 @@
+//! Why a call at a node has no result: a type for each reason that a caller branches on.
+
+use std::time::Duration;
+
+/// Why a call has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host}: {method}: {kind}")]
+pub struct NodeError {
+    /// The node's host.
+    pub host: String,
+    /// The call.
+    pub method: &'static str,
+    /// The reason.
+    pub kind: NodeErrorKind,
+}
+
+/// The reason why a call has no result. The words are the node's or the system's, made printable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeErrorKind {
+    /// No connection, no answer in time, or a server's own failure. It may pass.
+    #[error("{0}")]
+    Unreachable(String),
+    /// HTTP 429, HTTP 503 or the error −32005: too many calls.
+    #[error("the node throttles us: {words}")]
+    Throttled {
+        /// How long the node asks us to wait.
+        retry_after: Option<Duration>,
+        /// Whether HTTP said so. The error −32005 may mean a range of blocks instead.
+        by_http: bool,
+        /// The node's words.
+        words: String,
+    },
+    /// HTTP 401, 402 or 403: the key or the quota. A person has to look.
+    #[error("the node refuses us: {0}; look at the key and the quota of its plan")]
+    Refused(String),
+    /// The node lacks the method. A person has to look.
+    #[error("the node lacks this method: {0}")]
+    NoMethod(String),
+    /// The node has removed this part of the history.
+    #[error("the node has pruned this: {0}")]
+    Pruned(String),
+    /// Another JSON-RPC or HTTP error.
+    #[error("error {code}: {words}")]
+    Rejected {
+        /// The code of the JSON-RPC error, or the HTTP status.
+        code: i64,
+        /// The node's words.
+        words: String,
+    },
+    /// An unusable answer: another id, no JSON, too long, or an impossible value.
+    #[error("bad answer: {0}")]
+    BadAnswer(String),
+}
+
+impl NodeError {
+    /// Whether a person has to do something before it can work.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        matches!(self.kind, NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_))
+    }
+
+    /// How long the node asks us to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match &self.kind {
+            NodeErrorKind::Throttled { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether a smaller range of blocks may help. Each provider has its own code and words for its limit.
+    pub(super) fn may_be_the_range(&self) -> bool {
+        match &self.kind {
+            NodeErrorKind::Throttled { by_http, .. } => !by_http,
+            NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_) => false,
+            NodeErrorKind::Unreachable(_)
+            | NodeErrorKind::Pruned(_)
+            | NodeErrorKind::Rejected { .. }
+            | NodeErrorKind::BadAnswer(_) => true,
+        }
+    }
+}
+
+impl NodeErrorKind {
+    pub(super) fn words_mut(&mut self) -> &mut String {
+        match self {
+            NodeErrorKind::Unreachable(words)
+            | NodeErrorKind::Throttled { words, .. }
+            | NodeErrorKind::Refused(words)
+            | NodeErrorKind::NoMethod(words)
+            | NodeErrorKind::Pruned(words)
+            | NodeErrorKind::Rejected { words, .. }
+            | NodeErrorKind::BadAnswer(words) => words,
+        }
+    }
+}
