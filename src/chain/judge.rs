@@ -41,6 +41,15 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
     Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
 }
 
+/// The transaction of an arrival, and its block's number when it was confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConfirmedArrival {
+    /// The transaction.
+    pub transaction: Hash,
+    /// The block's number.
+    pub block: u64,
+}
+
 /// The fate of an arrival that was confirmed by a number of blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revisited {
@@ -53,18 +62,29 @@ pub enum Revisited {
 }
 
 /// Judges a look at an arrival that was confirmed by a number of blocks, once `finalized` has passed its block. The look is
-/// made with [`Finality::Finalized`].
+/// made with [`Finality::Finalized`]; `is_claimed` knows the arrivals of all other events.
 #[must_use]
-pub fn revisit(question: &Question<'_>, seen: &[Observation], arrival_block: u64) -> Revisited {
-    let findings = seen.iter().map(|node| Judge { question, node }.finding(&|_, _| false)).collect();
-    let is_passed = seen.iter().all(|node| node.error.is_none() && node.final_block >= Some(arrival_block));
+pub fn revisit(
+    question: &Question<'_>,
+    seen: &[Observation],
+    arrival: &ConfirmedArrival,
+    is_claimed: IsClaimed<'_>,
+) -> Revisited {
+    let findings = seen.iter().map(|node| Judge { question, node }.finding(is_claimed)).collect();
+    let is_passed = seen.iter().all(|node| node.error.is_none() && node.final_block >= Some(arrival.block));
+    let lost = |words: String| Revisited::Lost(Reason::new(Code::Lost, words));
     match combine(question, findings) {
-        Ok(_) => Revisited::Stands,
-        Err(reason) if !is_passed || [Code::Node, Code::Disagree, Code::Fresh].contains(&reason.code) => {
-            Revisited::Later
-        }
-        Err(reason) => Revisited::Lost(Reason::new(Code::Lost, format!("a reorganisation has removed it: {reason}"))),
+        Ok(found) if found.transaction == arrival.transaction => Revisited::Stands,
+        _ if !is_passed => Revisited::Later,
+        Ok(found) => lost(format!("a reorganisation has removed it; money arrived in {} instead", found.transaction)),
+        Err(reason) if is_gone(reason.code) => lost(format!("a reorganisation has removed it: {reason}")),
+        Err(_) => Revisited::Later,
     }
+}
+
+/// Whether a reason says that an arrival is not there, after it was.
+fn is_gone(code: Code) -> bool {
+    [Code::Unseen, Code::Unarrived].contains(&code) || code.state() == State::Doubtful
 }
 
 fn named(host: &str, reason: &Reason) -> Reason {

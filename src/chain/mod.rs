@@ -25,7 +25,7 @@ pub use calls::LogFilter;
 pub use claim::{Claim, Question};
 pub use configured::{Chain, Coin};
 pub use hex::{Address, Hash, Quantity};
-pub use judge::{IsClaimed, Revisited, judge, revisit};
+pub use judge::{ConfirmedArrival, IsClaimed, Revisited, judge, revisit};
 pub use look::{Observation, Seen, Step, look};
 pub use node_error::{NodeError, NodeErrorKind};
 pub use rpc::Node;

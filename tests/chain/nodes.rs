@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use resmic_mailhook::chain::{Finality, Revisited, revisit};
+use resmic_mailhook::chain::{ConfirmedArrival, Finality, Revisited, revisit};
 use serde_json::{Value, json};
 
 use super::node::ScriptedNode;
@@ -64,7 +64,8 @@ async fn a_reorganisation_after_the_depth_loses_the_arrival() {
     let question = Question::new(&claim, &chains).unwrap();
     let again = async || {
         let seen = [look(&world.node(), &question).await];
-        revisit(&question, &seen, arrival.block.number)
+        let confirmed = ConfirmedArrival { transaction: arrival.transaction, block: arrival.block.number };
+        revisit(&question, &seen, &confirmed, &|_, _| false)
     };
     assert_eq!(again().await, Revisited::Later);
     let snapshot = world.anvil.call("evm_snapshot", json!([]));

@@ -344,12 +344,18 @@ fn a_wait_that_is_too_long_ends() {
 fn an_arrival_that_is_gone_when_final_is_lost() {
     let (chains, claim) = ([chain("")], claim("USDC"));
     let question = Question::new(&claim, &chains).unwrap();
-    assert_eq!(revisit(&question, &[direct()], 90), Revisited::Stands);
-    assert_eq!(revisit(&question, &[Observation { final_block: Some(89), ..node() }], 90), Revisited::Later);
-    assert_eq!(revisit(&question, &[Observation { final_block: Some(89), ..direct() }], 90), Revisited::Later);
-    assert!(matches!(revisit(&question, &[node()], 90), Revisited::Lost(reason) if reason.code == Code::Lost));
+    let again = |seen: Observation| {
+        let arrival = ConfirmedArrival { transaction: TX, block: 90 };
+        revisit(&question, &[seen], &arrival, &|_, _| false)
+    };
+    let is_lost = |seen| matches!(again(seen), Revisited::Lost(reason) if reason.code == Code::Lost);
+    assert_eq!(again(direct()), Revisited::Stands);
+    assert_eq!(again(Observation { final_block: Some(89), ..node() }), Revisited::Later);
+    assert_eq!(again(Observation { final_block: Some(89), ..direct() }), Revisited::Later);
+    assert!(is_lost(node()));
+    assert!(is_lost(through_wallet()), "it has arrived in another transaction");
     let down = Observation { error: Some(error(NodeErrorKind::Unreachable("no answer".into()))), ..node() };
-    assert_eq!(revisit(&question, &[down], 90), Revisited::Later);
+    assert_eq!(again(down), Revisited::Later);
 }
 
 // ---- by chance ----
