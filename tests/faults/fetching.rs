@@ -118,9 +118,10 @@ async fn literals_in_every_form_are_read_or_tried_again() {
     for (body, understood) in [
         (format!("BODY[]<0> {{{length}}}\r\n{mail}"), true),
         (format!("BODY[] {{{length}}}\r\n{mail}"), true),
-        // A literal of the client's kind (RFC 7888), and one for binary data (RFC 3516): not for an answer.
+        // A literal for binary data (RFC 3516).
+        (format!("BODY[]<0> ~{{{length}}}\r\n{mail}"), true),
+        // A literal of the client's kind (RFC 7888): not for an answer.
         (format!("BODY[]<0> {{{length}+}}\r\n{mail}"), false),
-        (format!("BODY[]<0> ~{{{length}}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{99999999999999999999}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{-1}}\r\n{mail}"), false),
         ("BODY[]<0> NIL".to_owned(), false),

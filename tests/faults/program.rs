@@ -200,7 +200,7 @@ async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
     let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
     let daemon = home.start();
     home.until(EVENTS, "1", SOON);
-    once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n")]);
+    once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n"), Step::Usual]);
     server.change(|world| world.deliver(&payment(2)));
     home.until(EVENTS, "2", SOON);
     daemon.says("cannot be parsed", SOON);

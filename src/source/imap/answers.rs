@@ -8,10 +8,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use async_imap::imap_proto::Response;
+use memchr::memmem;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::error::{Error, Result};
-use super::usual;
+use super::error::Result;
+use super::{lenient, usual};
 use crate::contain::contained;
 
 /// How much is read at once: what fits into a record of TLS.
@@ -38,12 +39,15 @@ impl Answers {
         if let Some((rest, response)) = usual::fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
-        // The parser panics on a date that is NIL.
+        // imap-proto panics on this date, and each panic is a line in the log.
+        let first_line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or_default();
+        if memmem::find(first_line, b"INTERNALDATE NIL").is_some() {
+            return lenient::response(bytes);
+        }
+        // Of its error nothing is kept: it embeds what was parsed, mail text and all.
         match contained(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
-            Some(Err(error)) if error.is_incomplete() => Ok(None),
-            // Its error embeds what was parsed, mail text and all, so nothing of it is kept.
-            _ => Err(Error::Protocol("sent what cannot be parsed".into())),
+            _ => lenient::response(bytes),
         }
     }
 
@@ -84,6 +88,7 @@ impl Answers {
 mod tests {
     use std::task::Waker;
 
+    use super::super::error::Error;
     use super::super::framing::BRACKETS;
     use super::*;
 
@@ -126,13 +131,35 @@ mod tests {
         assert!(held <= 2 * BLOCK, "{held}");
     }
 
+    /// The first response of these bytes, and what is left of them.
+    fn first(bytes: &str) -> (String, usize) {
+        let answers = Answers { bytes: bytes.into(), used: 0 };
+        let (response, length) = answers.next().unwrap().unwrap();
+        (format!("{response:?}"), bytes.len() - length)
+    }
+
     #[test]
-    fn what_cannot_be_parsed_is_an_error_and_what_makes_the_parser_panic_too() {
+    fn an_untagged_response_that_cannot_be_parsed_is_skipped() {
+        let rest = "A1 OK done\r\n";
         // As deep as it may be, there is stack enough.
         let deep = format!("* 1 FETCH (BODYSTRUCTURE {}x)\r\n", "(".repeat(BRACKETS));
-        for bytes in ["nonsense\r\n", "* 1 FETCH (UID 1 INTERNALDATE NIL)\r\n", &deep] {
-            let answers = Answers { bytes: bytes.into(), used: 0 };
-            assert!(matches!(answers.next(), Err(Error::Protocol(_))));
+        // imap-proto waits for the second parenthesis, wherever it is.
+        for (odd, left) in [
+            ("* NOOP\r\n", "MailboxData(Flags([]))"),
+            ("* OK [ALERT]\u{e9}\r\n", "MailboxData(Flags([]))"),
+            ("* 1 FETCH (UID 1 X-ODD (1\r\n", "Fetch(1, [Uid(1)])"),
+            (&deep, "Fetch(1, [])"),
+        ] {
+            assert_eq!(first(&format!("{odd}{rest}")), (left.into(), rest.len()), "{odd}");
+        }
+        let answers = Answers { bytes: "nonsense\r\n".into(), used: 0 };
+        assert!(matches!(answers.next(), Err(Error::Protocol(_))));
+    }
+
+    #[test]
+    fn a_date_that_is_nil_is_no_panic() {
+        for odd in ["INTERNALDATE NIL UID 1", "UID 1 INTERNALDATE NIL"] {
+            assert_eq!(first(&format!("* 1 FETCH ({odd})\r\n")), ("Fetch(1, [Uid(1)])".into(), 0));
         }
     }
 }

@@ -36,6 +36,30 @@ enum Ending {
     Return(usize),
 }
 
+/// How long the first response of these bytes is, its literals included; `None` if it is not here to its end.
+///
+/// `continues`: whether the response goes on in the line behind a literal and a line break; `None` if that cannot be told
+/// yet. Takes one look at each line, whatever a literal holds.
+pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) -> Option<usize> {
+    let (mut at, mut behind_literal) = (0, false);
+    loop {
+        let rest = bytes.get(at..)?;
+        let end = memchr(b'\n', rest)? + 1;
+        let (line, next) = rest.split_at_checked(end)?;
+        let mut framing = Framing::default();
+        if framing.announces(line) {
+            at = at.checked_add(end)?.checked_add(framing.literal)?;
+            behind_literal = true;
+            continue;
+        }
+        at += end;
+        if !(behind_literal && line.trim_ascii().is_empty() && continues(next)?) {
+            return Some(at);
+        }
+        behind_literal = false;
+    }
+}
+
 impl Framing {
     /// Takes note of bytes that came in; false: the server is to be cut off. `most`: what a literal may measure.
     ///

@@ -1,6 +1,6 @@
 //! Finding and opening a mailbox.
 
-use async_imap::imap_proto::{MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
+use async_imap::imap_proto::{AttributeValue, MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -32,6 +32,8 @@ pub(super) struct Selected {
     pub(super) fresh: u32,
     /// The server has begun another numbering since.
     pub(super) renumbered: bool,
+    /// How many FETCH responses could not be parsed and named no UID.
+    pub(super) unreadable: usize,
     /// When the server took the newest mail of which that was asked here: of the last [`REACH`] numbers, at least.
     pub(super) newest_at: Option<Timestamp>,
 }
@@ -50,6 +52,10 @@ impl Selected {
                 self.exists = *n;
             }
             (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
+            // imap-proto takes `UID ?` for an unknown item.
+            (Response::Fetch(_, items), _) if items.is_empty() || items.contains(&AttributeValue::Unknown) => {
+                self.unreadable += 1;
+            }
             (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
             (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
             (Response::MailboxData(MailboxDatum::Status { status, .. }), _) => {
@@ -126,16 +132,22 @@ pub(super) async fn select(wire: &mut Wire, named: &Named, writable: bool) -> Re
         _ => {}
     })
     .await?;
-    let uid_validity = validity.ok_or_else(|| Error::Protocol(format!("no UIDVALIDITY in answer to {command}")))?;
-    let uid_next = match next {
-        Some(n) => n,
-        // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
-        // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.)
-        None if !writable => return Box::pin(select(wire, named, true)).await,
-        // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
-        None => status_uid_next(wire, &quoted_name).await?,
-    };
-    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false, newest_at: None })
+    // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
+    // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.) It leaves UIDNEXT out then;
+    // Xeams leaves UIDVALIDITY out.
+    if !writable && (validity.is_none() || next.is_none()) {
+        return Box::pin(select(wire, named, true)).await;
+    }
+    // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
+    if validity.is_none() || next.is_none() {
+        let items = if validity.is_none() { "UIDNEXT UIDVALIDITY" } else { "UIDNEXT" };
+        let status = status(wire, &quoted_name, items).await?;
+        (validity, next) = (validity.or(status.0), next.or(status.1));
+    }
+    let lacks = |what| Error::Protocol(format!("no {what}, neither in SELECT nor in STATUS"));
+    let uid_validity = validity.ok_or_else(|| lacks("UIDVALIDITY"))?;
+    let uid_next = next.ok_or_else(|| lacks("UIDNEXT"))?;
+    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false, unreadable: 0, newest_at: None })
 }
 
 /// When the server took a mail; `None` for a date that no clock can be wrong by. (An APPEND may bring any: one from the

@@ -98,7 +98,7 @@ impl Opened {
         let items = want.items(&self.account.settings);
         // `n:*` always has the last mail in it, even below n (RFC 3501, 6.4.8).
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
-        self.selected.fresh = 0;
+        (self.selected.fresh, self.selected.unreadable) = (0, 0);
         let sent = self.wire.send("UID FETCH", &command).await?;
         self.wire.expect_answers((self.selected.exists as usize).min(LISTED));
         let cursor = self.cursor;
