@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use support::client::Client;
 use support::courier::Courier;
 use support::cyrus::Cyrus;
 use support::daemon::{Daemon, Home, account, forward};
+use support::dovecot::{Dovecot, PASSWORD};
 use support::lmtp;
 use support::proxy::{Proxy, Way};
 
@@ -421,4 +424,49 @@ fn cyrus_in_tls() {
         books::balance(&home, &callback, already + 11, RECOVERY);
         assert_eq!(daemon.end(), Some(0));
     }
+}
+
+/// Logs in with this password through the program, and reads a mail.
+fn logs_in(dovecot: &Dovecot, password: &str) {
+    let config = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]")
+        .replace("{ env = \"MAILHOOK_PASSWORD\" }", "{ file = \"password\" }");
+    let home = Home::new(&format!("{config}{NO_PROOF}"));
+    std::fs::write(home.folder.path().join("password"), password).unwrap();
+    let checked = home.data(&["check", "--connect"]);
+    assert!(checked.contains("logged in at 127.0.0.1"), "{checked}");
+    let daemon = home.start();
+    home.until("SELECT state FROM mailboxes", "idle", SOON);
+    dovecot.deliver(ADDRESS, &payment(1));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    assert!(!daemon.log().contains(password));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+fn greeting(port: u16) -> String {
+    let mut line = String::new();
+    BufReader::new(TcpStream::connect(("127.0.0.1", port)).unwrap()).read_line(&mut line).unwrap();
+    line
+}
+
+#[test]
+fn dovecot_without_login() {
+    let dovecot = Dovecot::start_without_login();
+    let greeting = greeting(dovecot.imap);
+    assert!(greeting.contains(" LOGINDISABLED") && greeting.contains(" AUTH=PLAIN"), "{greeting}");
+    logs_in(&dovecot, PASSWORD);
+}
+
+#[test]
+fn dovecot_without_any_login_in_the_clear() {
+    let dovecot = Dovecot::start_that_wants_tls();
+    let config = account(dovecot.imap, "mailboxes = [\"INBOX\"]").replace("127.0.0.1", "127.0.0.2");
+    let output = Home::new(&format!("{config}{NO_PROOF}")).run(&["check", "--connect"]);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    assert!(!output.status.success() && said.contains("LOGINDISABLED") && said.contains("set `tls`"), "{said}");
+}
+
+#[test]
+fn dovecot_with_a_password_beyond_ascii() {
+    let password = "p\u{e4}ss-w\u{f6}rd-\u{1f4b6}";
+    logs_in(&Dovecot::start_with_password(password), password);
 }

@@ -79,12 +79,14 @@ async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
 }
 
 #[tokio::test]
-async fn authenticationfailed_that_arrives_as_text_is_a_wrong_password_and_not_insisted_on() {
+async fn wrong_credentials_are_retried_seldom() {
     for answer in [
         "{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n",
+        "{tag} NO [EXPIRED] renew it\r\n",
+        "{tag} NO LOGIN failed.\r\n",
         "{tag} NO Login incorrect\r\n",
+        "{tag} NO [ALERT] Invalid credentials (Failure)\r\n",
         "{tag} BAD Invalid credentials\r\n",
-        "{tag} NO [ALERT] Too many failed attempts\r\n",
     ] {
         let server = Scripted::start().await;
         always(&server, "LOGIN", &[say(answer)]);
@@ -113,20 +115,145 @@ async fn a_password_that_a_server_quotes_is_not_told_on() {
 }
 
 #[tokio::test]
-async fn a_login_that_is_refused_for_now_is_no_wrong_password() {
+async fn temporary_refusals_are_retried_soon() {
     for answer in [
-        "{tag} NO [UNAVAILABLE] Temporary authentication failure.\r\n",
-        "{tag} NO [LIMIT] Maximum number of connections exceeded\r\n",
-        "{tag} NO [INUSE] in use\r\n",
-        // What Gmail says to the sixteenth connection.
-        "{tag} NO [ALERT] Too many simultaneous connections. (Failure)\r\n",
+        "[UNAVAILABLE] Temporary authentication failure.",
+        "[LIMIT] Maximum number of connections exceeded",
+        "[INUSE] in use",
+        "[OVERQUOTA] Account exceeded command or bandwidth limits",
+        "[THROTTLED] LOGIN failed.",
+        "[CONTACTADMIN] Authentication failed",
+        "Request is throttled. Suggested Backoff Time: 297499 milliseconds",
+        "User is authenticated but not connected.",
+        "Rate limit exceeded",
+        "Temporary authentication failure. [mx:2025-03-05 03:36:00]",
+        "system busy",
+        // A lock after failed logins says nothing about this one.
+        "[ALERT] Too many failed attempts",
+        // To the sixteenth connection (Gmail).
+        "[ALERT] Too many simultaneous connections. (Failure)",
     ] {
+        for status in ["NO", "BAD"] {
+            let server = Scripted::start().await;
+            once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
+            let mut watching = watch_in(&server, DEDICATED, strict());
+            let words = watching.state(MailboxState::Failed).await.unwrap();
+            assert!(words.contains("LOGIN refused") && words.contains("tried again soon"), "{words}");
+            assert!(!words.contains("password"), "{words}");
+            watching.idle().await;
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_with_another_tag_is_no_wrong_password() {
+    for tag in ["A9999", "a", "LOGIN"] {
         let server = Scripted::start().await;
-        once(&server, "LOGIN", 1, &[say(answer)]);
+        once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
         let mut watching = watch_in(&server, DEDICATED, strict());
         let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("LOGIN refused") && !words.contains("password"), "{words}");
+        assert!(words.contains("an answer to another command"), "{words}");
         watching.idle().await;
+        watching.end().await;
+    }
+}
+
+/// What the client wrote for its login, without tags.
+fn login_lines(server: &Scripted) -> Vec<String> {
+    let lines = server.lines();
+    let before: Vec<_> = lines.iter().take_while(|line| !line.contains(" EXAMINE ")).collect();
+    let command = |line: &&String| {
+        let (_, line) = line.split_once(' ').unwrap();
+        let tagged = line.split_once(' ').filter(|(tag, _)| tag.starts_with("A0"));
+        tagged.map_or(line, |(_, command)| command).to_owned()
+    };
+    before.iter().map(command).collect()
+}
+
+const BASE64_SECRET: &str = "AHNob3BAZXhhbXBsZQBzZWNyZXQ=";
+
+#[tokio::test]
+async fn without_login_a_password_goes_by_sasl_plain() {
+    for (offered, lines) in [
+        ("LOGINDISABLED AUTH=PLAIN SASL-IR", vec![format!("AUTHENTICATE PLAIN {BASE64_SECRET}"), "CAPABILITY".into()]),
+        ("AUTH=PLAIN LOGINDISABLED", vec!["AUTHENTICATE PLAIN".into(), BASE64_SECRET.into(), "CAPABILITY".into()]),
+    ] {
+        let server = Scripted::start().await;
+        let greeting = say(&format!("* OK [CAPABILITY IMAP4rev1 {offered}] ready\r\n"));
+        let asks = !offered.contains("SASL-IR");
+        server.script(move |seen| match seen.name {
+            "greeting" => vec![greeting.clone()],
+            "AUTHENTICATE" if asks => vec![say("+ \r\n")],
+            _ if seen.line == BASE64_SECRET => vec![say("A0001 OK in\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        watching.idle().await;
+        assert_eq!(login_lines(&server), lines, "{offered}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_disabled_login_is_found_out_after_a_refusal() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
+    always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
+    let mut watching = watch_in(&server, DEDICATED, strict());
+    watching.idle().await;
+    assert_eq!((server.connections(), server.count("AUTHENTICATE")), (1, 1));
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn without_any_way_to_log_in_the_error_says_what_to_do() {
+    for in_greeting in [true, false] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
+        server.script(move |seen| match seen.name {
+            "greeting" if in_greeting => {
+                vec![say("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=GSSAPI] ready\r\n")]
+            }
+            "LOGIN" => vec![say("{tag} BAD disabled\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        for part in ["LOGINDISABLED", "`tls`", "oauth2"] {
+            assert!(words.contains(part), "{words}");
+        }
+        assert_eq!(server.count("LOGIN"), usize::from(!in_greeting));
+        assert_eq!(server.count("AUTHENTICATE"), 0);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_password_beyond_ascii_is_never_quoted() {
+    // "\u{e4}" is two bytes.
+    let password = "p\u{e4}ss\"w\u{f6}rd";
+    let sasl = "AHNob3BAZXhhbXBsZQBww6RzcyJ3w7ZyZA==";
+    for (offered, lines) in [
+        ("IDLE AUTH=PLAIN SASL-IR", vec![format!("AUTHENTICATE PLAIN {sasl}")]),
+        ("IDLE", vec!["LOGIN \"shop@example\" {11}".into(), password.into()]),
+        ("IDLE LITERAL+", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
+        ("IDLE LITERAL-", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
+    ] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = offered.into());
+        server.script(move |seen| match seen.name {
+            "LOGIN" if seen.line.ends_with("{11}") => vec![say("+ go on\r\n")],
+            "LOGIN" => vec![],
+            _ if seen.line == password => vec![say("A0002 OK in\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching =
+            Watching::with(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
+        watching.idle().await;
+        let expected: Vec<String> =
+            ["CAPABILITY".to_owned()].into_iter().chain(lines).chain(["CAPABILITY".to_owned()]).collect();
+        assert_eq!(login_lines(&server), expected, "{offered}");
         watching.end().await;
     }
 }
@@ -143,7 +270,7 @@ fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_fur
 #[tokio::test]
 async fn refused_logins_are_tried_ever_more_seldom() {
     let server = Scripted::start().await;
-    always(&server, "LOGIN", &[say("{tag} NO wrong\r\n")]);
+    always(&server, "LOGIN", &[say("{tag} NO wrong password\r\n")]);
     let retry_login = Backoff { base: ms(40), cap: ms(100_000) };
     let mut watching = watch_in(&server, DEDICATED, Timing { retry_login, ..quick() });
     let mut pauses = Vec::new();
@@ -167,6 +294,7 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
         pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
         timing: strict(),
         sleeps: resmic_mailhook::vigil::Sleeps::none(),
+        quirks: resmic_mailhook::source::imap::Quirks::default(),
     }
 }
 

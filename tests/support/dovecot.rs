@@ -39,6 +39,32 @@ impl Dovecot {
         Dovecot::start_configured(|folder| tokens(folder, mechanisms, introspection_url))
     }
 
+    /// Announces that LOGIN is disabled.
+    pub fn start_without_login() -> Dovecot {
+        let disabled = if speaks_2_4() {
+            "imap_capability {\n  LOGINDISABLED = yes\n}"
+        } else {
+            "imap_capability = +LOGINDISABLED"
+        };
+        Dovecot::start_with(&format!("protocol imap {{\n{disabled}\n}}\n"))
+    }
+
+    /// Takes a password over TLS only: on 127.0.0.2, for a connection from 127.0.0.1 to itself counts as secure.
+    pub fn start_that_wants_tls() -> Dovecot {
+        let cleartext = if speaks_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
+        Dovecot::start_with(&format!("listen = 127.0.0.1, 127.0.0.2\n{cleartext}\n"))
+    }
+
+    /// Lets in also who uses this password.
+    pub fn start_with_password(password: &str) -> Dovecot {
+        let passdb = if speaks_2_4() {
+            format!("other {{\n  driver = static\n  password = {password}")
+        } else {
+            format!("{{\n  driver = static\n  args = password={password}")
+        };
+        Dovecot::start_with(&format!("passdb {passdb}\n}}\n"))
+    }
+
     fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
         // A free port may be taken by another test before Dovecot has it; then all is tried again.
         (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")

@@ -62,7 +62,8 @@ pub enum Step {
 
 /// An occasion for the script.
 pub struct Seen<'a> {
-    /// `greeting`, `LOGIN`, `UID FETCH`, `IDLE`, `DONE` …, or `news`: the mailbox changed during an IDLE.
+    /// `greeting`, `LOGIN`, `UID FETCH`, `IDLE`, `DONE` …, `word`: a line of one word, or `news`: the mailbox changed
+    /// during an IDLE.
     pub name: &'a str,
     /// The whole line.
     pub line: &'a str,

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::error::{Error, Result};
-use super::login;
+use super::login::{self, Offered};
 use super::net::Net;
 use super::oauth::Tokens;
 use super::settings::{Settings, Tls};
@@ -90,9 +90,11 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
     }
     let wait = Wait::of(timing.login);
     let steps = async {
-        let mut wire = greet(Wire::new(net, timing.answer), settings, login, wait).await?;
+        let (mut wire, offered) = greet(Wire::new(net, timing.answer), settings, login, wait).await?;
         match proof {
-            Proof::Password(password) => login::with_password(&mut wire, &settings.user, password, wait).await?,
+            Proof::Password(password) => {
+                login::with_password(&mut wire, &settings.user, password, offered, wait).await?;
+            }
             Proof::Token(token) => login::with_token(&mut wire, settings, token, wait).await?,
         }
         Ok::<_, Error>(wire)
@@ -104,18 +106,19 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
     Ok((wire, offers))
 }
 
-/// Reads the greeting, and goes on in TLS where that is asked for.
-async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -> Result<Wire> {
+/// Reads the greeting, and goes on in TLS where that is asked for. With the wire it returns the capabilities that the
+/// greeting named: those before TLS do not count.
+async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -> Result<(Wire, Option<Offered>)> {
     let greeted = wire.greeting(wait, |response| match response {
-        Response::Data { status: Status::Ok, .. } => Ok(()),
+        Response::Data { status: Status::Ok, .. } => Ok(Offered::read(response)),
         // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
             Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()))
         }
         _ => Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
     });
-    greeted.await??;
-    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok(wire) };
+    let offered = greeted.await??;
+    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok((wire, offered)) };
     let sent = wire.send("STARTTLS", "STARTTLS").await?;
     wire.finish(&sent, wait, |_| ()).await.map_err(|error| match error {
         Error::Refused { words, .. } => {
@@ -123,7 +126,7 @@ async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -
         }
         other => other,
     })?;
-    wire.secure(&settings.host, tls.clone()).await
+    Ok((wire.secure(&settings.host, tls.clone()).await?, None))
 }
 
 /// Asked after the login: before it, servers keep most of it back.

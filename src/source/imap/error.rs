@@ -16,8 +16,17 @@ pub enum Error {
     Connect(String, std::io::Error),
     /// The certificate or the handshake.
     Tls(String, std::io::Error),
-    /// The server refused the login: a person has to do something.
+    /// The server refused the credentials: a person has to do something.
     Login(String),
+    /// The server refused the login and did not say that the credentials are wrong.
+    LoginDeferred {
+        /// The command.
+        command: &'static str,
+        /// The server's words.
+        words: String,
+    },
+    /// The server offers no way to log in that the account can use.
+    NoLogin(&'static str),
     /// The token endpoint gave no token, and will not: a person has to do something.
     TokenRefused(String),
     /// The token endpoint gave no token, for now.
@@ -93,6 +102,12 @@ impl fmt::Display for Error {
                 write!(f, "TLS with {host} failed: {e}; check `tls`, and `ca_file` for a private certificate")
             }
             Error::Login(words) => write!(f, "login refused: {words}; check `user` and `password` (or `oauth2`)"),
+            Error::LoginDeferred { command, words } => write!(
+                f,
+                "{command} refused: {words}; the server does not say that the login is wrong, so it is tried again soon; \
+                 if it stays so, ask the mail provider about limits and blocked logins"
+            ),
+            Error::NoLogin(advice) => write!(f, "no way to log in: {advice}"),
             Error::TokenRefused(words) => write!(
                 f,
                 "no access token, and asking again will not help: {words}; check `oauth2`; if the refresh token has \

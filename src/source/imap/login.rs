@@ -1,15 +1,20 @@
-//! Proving who we are: LOGIN with a password, or AUTHENTICATE with an access token (OAUTHBEARER, XOAUTH2).
+//! Proving who we are: LOGIN or AUTHENTICATE PLAIN with a password, AUTHENTICATE with an access token (OAUTHBEARER,
+//! XOAUTH2).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 
-use async_imap::imap_proto::{Capability, Response};
+use async_imap::imap_proto::{Capability, Response, ResponseCode};
 
 use super::error::{Error, Result};
+use super::refusal;
 use super::settings::Settings;
-use super::wire::{Heard, Wait, Wire, quoted};
+use super::wire::{Heard, Sent, Wait, Wire, code, quoted};
 use crate::secret;
+
+/// The longest literal that LITERAL- lets a client send at once (RFC 7888).
+const LITERAL_MINUS: usize = 4096;
 
 /// A SASL mechanism that takes an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,73 +25,177 @@ enum Mechanism {
     XOAuth2,
 }
 
-/// What the server offers for a login with a token.
+/// What the server offers for a login.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sasl {
+pub(super) struct Offered {
+    /// LOGIN must not be used (RFC 3501, 6.2.3).
+    login_disabled: bool,
+    plain: bool,
     oauthbearer: bool,
     xoauth2: bool,
     /// The first response may stand in the command (RFC 4959).
     initial_response: bool,
+    /// A literal may follow at once, whatever its length (RFC 7888).
+    literal_plus: bool,
+    /// And this is so for short ones.
+    literal_minus: bool,
 }
 
-/// Logs in with a password.
-pub(super) async fn with_password(wire: &mut Wire, user: &str, password: &SecretString, wait: Wait) -> Result<()> {
-    let secret = password.expose_secret();
-    let (Some(user), Some(password)) = (quoted(user), quoted(secret)) else {
-        return Err(Error::Login("the user or the password holds a line break".into()));
-    };
-    let sent = wire.send("LOGIN", &format!("LOGIN {user} {password}")).await?;
-    wire.finish(&sent, wait, |_| ()).await.map_err(|e| judged(e, &[&password, secret]))
+impl Offered {
+    /// The capabilities that a response lists, by itself or in its code; `None` if it lists none.
+    pub(super) fn read(response: &Response<'_>) -> Option<Self> {
+        let list = match (response, code(response)) {
+            (Response::Capabilities(list), _) | (_, Some(ResponseCode::Capabilities(list))) => list,
+            _ => return None,
+        };
+        let mut offered = Offered::default();
+        for capability in list {
+            match capability {
+                Capability::Auth(name) => match name.to_ascii_uppercase().as_str() {
+                    "PLAIN" => offered.plain = true,
+                    "OAUTHBEARER" => offered.oauthbearer = true,
+                    "XOAUTH2" => offered.xoauth2 = true,
+                    _ => {}
+                },
+                Capability::Atom(word) => match word.to_ascii_uppercase().as_str() {
+                    "LOGINDISABLED" => offered.login_disabled = true,
+                    "SASL-IR" => offered.initial_response = true,
+                    "LITERAL+" => offered.literal_plus = true,
+                    "LITERAL-" => offered.literal_minus = true,
+                    _ => {}
+                },
+                Capability::Imap4rev1 => {}
+            }
+        }
+        Some(offered)
+    }
+
+    async fn ask(wire: &mut Wire, wait: Wait) -> Result<Self> {
+        let mut offered = None;
+        let sent = wire.send("CAPABILITY", "CAPABILITY").await?;
+        wire.finish(&sent, wait, |response| offered = Offered::read(response).or(offered)).await?;
+        Ok(offered.unwrap_or_default())
+    }
 }
 
-/// Logs in with an access token.
-pub(super) async fn with_token(wire: &mut Wire, settings: &Settings, token: &SecretString, wait: Wait) -> Result<()> {
-    let offers = offers(wire, wait).await?;
-    let mechanism = match offers {
-        Sasl { oauthbearer: true, .. } => Mechanism::OAuthBearer,
-        Sasl { xoauth2: true, .. } => Mechanism::XOAuth2,
-        _ => return Err(Error::Login("the server offers neither OAUTHBEARER nor XOAUTH2".into())),
+/// Logs in with a password. `offered`: what the greeting said, if it did.
+///
+/// Most servers need no more than LOGIN. So a server that keeps its capabilities back is asked for them only when LOGIN
+/// cannot carry the password as it is, or is refused.
+pub(super) async fn with_password(
+    wire: &mut Wire,
+    user: &str,
+    password: &SecretString,
+    offered: Option<Offered>,
+    wait: Wait,
+) -> Result<()> {
+    let password = password.expose_secret();
+    if [user, password].iter().any(|text| text.contains(['\r', '\n', '\0'])) {
+        return Err(Error::Login("the user or the password holds a line break or a NUL".into()));
+    }
+    let is_ascii = user.is_ascii() && password.is_ascii();
+    let offered = match offered {
+        None if is_ascii => {
+            let refused = match login(wire, user, password, Offered::default(), wait).await {
+                Err(refused @ (Error::Login(_) | Error::LoginDeferred { .. })) => refused,
+                done => return done,
+            };
+            // If LOGIN is disabled, the refusal says nothing about the password.
+            match Offered::ask(wire, wait).await {
+                Ok(offered) if offered.login_disabled => offered,
+                _ => return Err(refused),
+            }
+        }
+        None => Offered::ask(wire, wait).await?,
+        Some(offered) => offered,
     };
-    let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
-    let secrets = [token.expose_secret(), response.as_str()];
-    let mut command = format!("AUTHENTICATE {}", mechanism.name());
-    if offers.initial_response {
-        command = format!("{command} {response}");
+    match offered {
+        Offered { plain: true, .. } if offered.login_disabled || !is_ascii => {
+            plain(wire, user, password, offered, wait).await
+        }
+        Offered { login_disabled: false, .. } => login(wire, user, password, offered, wait).await,
+        _ => Err(Error::NoLogin(
+            "the server has disabled LOGIN (LOGINDISABLED) and does not offer AUTH=PLAIN; set `tls` to \"implicit\" or \
+             \"starttls\", or use `[account.oauth2]` instead of `password`",
+        )),
     }
-    let sent = wire.send("AUTHENTICATE", &command).await?;
-    // A `+` asks for the response, and after that it brings an error that has to be acknowledged before the NO comes.
-    let mut answers = vec![mechanism.acknowledgement()];
-    if !offers.initial_response {
-        answers.push(&response);
+}
+
+/// LOGIN. A quoted string holds ASCII only, so anything else goes in a literal.
+async fn login(wire: &mut Wire, user: &str, password: &str, offered: Offered, wait: Wait) -> Result<()> {
+    let quoted_password = quoted(password).unwrap_or_default();
+    let secrets = [quoted_password.as_str(), password];
+    // A literal that the server has to agree to begins a part of its own.
+    let mut parts = vec!["LOGIN".to_owned()];
+    for text in [user, password] {
+        let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);
+        let Some(last) = parts.last_mut() else { continue };
+        match quoted(text).filter(|_| text.is_ascii()) {
+            Some(quoted) => last.push_str(&format!(" {quoted}")),
+            None if at_once => last.push_str(&format!(" {{{}+}}\r\n{text}", text.len())),
+            None => {
+                last.push_str(&format!(" {{{}}}", text.len()));
+                parts.push(text.to_owned());
+            }
+        }
     }
+    let mut parts = parts.into_iter();
+    let sent = wire.send("LOGIN", &parts.next().unwrap_or_default()).await?;
+    converse(wire, &sent, wait, parts, &secrets).await
+}
+
+/// AUTHENTICATE PLAIN (RFC 4616).
+async fn plain(wire: &mut Wire, user: &str, password: &str, offered: Offered, wait: Wait) -> Result<()> {
+    let response = STANDARD.encode(format!("\0{user}\0{password}"));
+    let secrets = [response.as_str(), password];
+    if offered.initial_response {
+        let sent = wire.send("AUTHENTICATE", &format!("AUTHENTICATE PLAIN {response}")).await?;
+        return converse(wire, &sent, wait, std::iter::empty(), &secrets).await;
+    }
+    let sent = wire.send("AUTHENTICATE", "AUTHENTICATE PLAIN").await?;
+    converse(wire, &sent, wait, std::iter::once(response.clone()), &secrets).await
+}
+
+/// Sends one of these lines for each `+`, until the command is done.
+async fn converse(
+    wire: &mut Wire,
+    sent: &Sent,
+    wait: Wait,
+    mut lines: impl Iterator<Item = String>,
+    secrets: &[&str],
+) -> Result<()> {
     loop {
-        match wire.hear(&sent, wait, |_| ()).await.map_err(|e| judged(e, &secrets))? {
+        match wire.hear(sent, wait, |_| ()).await.map_err(|error| judged(error, secrets))? {
             Heard::Done => return Ok(()),
             Heard::Data(()) => {}
-            Heard::Continue => match answers.pop() {
-                Some(answer) => wire.say("AUTHENTICATE", answer).await?,
-                None => return Err(Error::Protocol("AUTHENTICATE has no end".into())),
+            Heard::Continue => match lines.next() {
+                Some(line) => wire.say("login", &line).await?,
+                None => return Err(Error::Protocol("the login has no end".into())),
             },
         }
     }
 }
 
-async fn offers(wire: &mut Wire, wait: Wait) -> Result<Sasl> {
-    let mut offers = Sasl::default();
-    let sent = wire.send("CAPABILITY", "CAPABILITY").await?;
-    wire.finish(&sent, wait, |response| {
-        let Response::Capabilities(list) = response else { return };
-        for capability in list {
-            match capability {
-                Capability::Auth(name) if name.eq_ignore_ascii_case("OAUTHBEARER") => offers.oauthbearer = true,
-                Capability::Auth(name) if name.eq_ignore_ascii_case("XOAUTH2") => offers.xoauth2 = true,
-                Capability::Atom(word) if word.eq_ignore_ascii_case("SASL-IR") => offers.initial_response = true,
-                _ => {}
-            }
-        }
-    })
-    .await?;
-    Ok(offers)
+/// Logs in with an access token.
+pub(super) async fn with_token(wire: &mut Wire, settings: &Settings, token: &SecretString, wait: Wait) -> Result<()> {
+    let offered = Offered::ask(wire, wait).await?;
+    let mechanism = match offered {
+        Offered { oauthbearer: true, .. } => Mechanism::OAuthBearer,
+        Offered { xoauth2: true, .. } => Mechanism::XOAuth2,
+        _ => return Err(Error::Login("the server offers neither OAUTHBEARER nor XOAUTH2".into())),
+    };
+    let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
+    let secrets = [token.expose_secret(), response.as_str()];
+    // A `+` asks for the response, and after that it brings an error that has to be acknowledged before the NO comes.
+    let acknowledgement = mechanism.acknowledgement().to_owned();
+    let mut command = format!("AUTHENTICATE {}", mechanism.name());
+    if offered.initial_response {
+        command = format!("{command} {response}");
+        let sent = wire.send("AUTHENTICATE", &command).await?;
+        return converse(wire, &sent, wait, std::iter::once(acknowledgement), &secrets).await;
+    }
+    let sent = wire.send("AUTHENTICATE", &command).await?;
+    converse(wire, &sent, wait, [response.clone(), acknowledgement].into_iter(), &secrets).await
 }
 
 impl Mechanism {
@@ -120,24 +229,16 @@ impl Mechanism {
     }
 }
 
-/// What a refusal to let us in means. Servers have quoted what they were sent.
+/// What a refused login means. Servers have quoted what they were sent.
 fn judged(error: Error, secrets: &[&str]) -> Error {
-    let without = |words| secrets.iter().fold(words, |words, secret| secret::left_out(words, secret));
+    let secrets = secrets.iter().filter(|secret| !secret.is_empty());
+    let without = |words| secrets.fold(words, |words, secret| secret::left_out(words, secret));
     match error {
-        Error::Refused { command, words } if is_passing(&words) => Error::Refused { command, words: without(words) },
-        Error::Refused { words, .. } => Error::Login(without(words)),
+        Error::Refused { words, .. } if refusal::is_about_credentials(&words) => Error::Login(without(words)),
+        Error::Refused { command, words } => Error::LoginDeferred { command, words: without(words) },
         Error::Bye(words) => Error::Bye(without(words)),
         other => other,
     }
-}
-
-/// A refusal that says nothing about the credentials: by its code (RFC 5530), or by the words of those who send none,
-/// such as Gmail with its fifteen connections, and Exchange.
-fn is_passing(words: &str) -> bool {
-    let words = words.to_ascii_lowercase();
-    let codes = ["[unavailable]", "[inuse]", "[limit]", "[serverbug]", "[contactadmin]"];
-    let phrases = ["simultaneous connections", "too many connections", "server unavailable", "try again later"];
-    codes.iter().chain(&phrases).any(|sign| words.contains(sign))
 }
 
 #[cfg(test)]
@@ -164,13 +265,6 @@ mod tests {
         let expected = "dXNlcj1zb21ldXNlckBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciB5YTI5LnZGOWRmdDRxbVRjMk52YjNSbGNrQmhkSFJoZG1semRHRXVZMjl0Q2cBAQ==";
         assert_eq!(STANDARD.encode(response), expected);
         assert_eq!(STANDARD.decode(Mechanism::OAuthBearer.acknowledgement()).unwrap(), b"\x01");
-    }
-
-    #[test]
-    fn a_refusal_is_the_credentials_unless_the_server_says_otherwise() {
-        let refused = |words: &str| Error::Refused { command: "LOGIN", words: words.to_owned() };
-        assert!(judged(refused("No [AUTHENTICATIONFAILED] Invalid credentials"), &[]).needs_a_person());
-        assert!(!judged(refused("No [UNAVAILABLE] Temporary authentication failure"), &[]).needs_a_person());
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod net;
 mod oauth;
 mod opened;
 mod probe;
+mod refusal;
 mod settings;
 mod sync;
 mod timing;

@@ -286,7 +286,7 @@ fn heard<R>(response: &Response<'_>, sent: &Sent, read: impl FnOnce(&Response<'_
         Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
         // The server ended the IDLE while our DONE was on its way, and took it for a command.
         Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(Heard::Data(read(response))),
-        Response::Done { status: status @ (Status::No | Status::Bad), outcome, .. } => {
+        Response::Done { tag, status: status @ (Status::No | Status::Bad), outcome } if *tag == sent.tag => {
             Err(Error::refused(sent.name, status, outcome.information.as_deref()))
         }
         // An answer to a command that was not sent, or not yet: whose answers are we reading?

@@ -78,7 +78,7 @@ impl Connection {
         let name = match words.as_slice() {
             [_, uid, command, ..] if uid.eq_ignore_ascii_case("UID") => format!("UID {command}"),
             [_, command, ..] => (*command).to_owned(),
-            [word] => return self.write(&format!("{word} BAD that is no command\r\n")).await,
+            [_] => "word".to_owned(),
             [] => return Ok(()),
         };
         self.occasion(&name, line).await
@@ -208,6 +208,7 @@ impl Connection {
         self.write(&text).await?;
         if name == "IDLE" && self.is_behind() { self.occasion_boxed("news").await } else { Ok(()) }
     }
+            "word" => format!("{line} BAD that is no command\r\n"),
 
     async fn occasion_boxed(&mut self, name: &'static str) -> Result<()> {
         Box::pin(self.occasion(name, "")).await
@@ -215,7 +216,7 @@ impl Connection {
 
     async fn tagged(&mut self, name: &str, tag: &str, with_news: bool) -> Result<()> {
         match name {
-            "greeting" | "IDLE" | "news" => return Ok(()),
+            "greeting" | "IDLE" | "news" | "word" => return Ok(()),
             "EXAMINE" | "SELECT" if self.server.world().mailbox.is_none() => {
                 return self.write(&format!("{tag} NO [NONEXISTENT] no such mailbox\r\n")).await;
             }

@@ -1,0 +1,182 @@
+//! Why a server refuses a login.
+//!
+//! A wrong password does not mend itself, so it is retried seldom. Everything else is retried soon. Only a response that
+//! says that the credentials are wrong counts as that: by its code (RFC 5530), or by the words of the server, where it
+//! sends no code. This is the one place where words decide.
+
+/// Codes that say so.
+const CREDENTIALS: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
+
+/// Codes that say something else, whatever words follow them.
+const OTHER: [&str; 11] = [
+    "unavailable",
+    "inuse",
+    "limit",
+    "overquota",
+    "throttled",
+    "contactadmin",
+    "serverbug",
+    "privacyrequired",
+    "noperm",
+    "corruption",
+    "sys/temp",
+];
+
+/// Words that say something else, also beside words of the table below. QQ lists a wrong password and a busy system in one
+/// sentence.
+const PASSING: [&str; 12] = [
+    "temporar",
+    "try again",
+    "later",
+    "throttl",
+    "rate limit",
+    "too many",
+    "limited",
+    "busy",
+    "unavailable",
+    "not available",
+    "timeout",
+    "timed out",
+];
+
+/// How the words of a refusal are compared.
+#[derive(Clone, Copy)]
+enum Words {
+    /// The text holds them.
+    Part(&'static str),
+    /// They are the whole text.
+    Whole(&'static str),
+}
+use Words::{Part, Whole};
+
+/// What servers say when the user or the password is wrong, and which server says it. The last rows are of no server in
+/// particular: nothing else can be meant by them.
+const TABLE: [(Words, &str); 26] = [
+    (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
+    (Part("empty username or password"), "Gmail"),
+    (Part("application-specific password required"), "Gmail"),
+    (Part("application password is required"), "Mail.ru"),
+    (Part("incorrect username or password"), "Yahoo, AOL"),
+    (Part("authentication failed"), "Dovecot, iCloud, Mail.ru"),
+    (Whole("authenticate failed"), "Exchange, Microsoft 365, Zimbra"),
+    (Whole("login failed"), "Exchange, Courier, Zimbra, UW imapd"),
+    (Whole("authenticate plain failed"), "UW imapd"),
+    (Whole("authentication failure"), "Cyrus"),
+    (Whole("login failed: authentication failure"), "Cyrus"),
+    (Part("user not found"), "Cyrus"),
+    (Part("account disabled"), "Cyrus"),
+    (Part("passphrase expired"), "Cyrus"),
+    (Part("login error or password error"), "163.com, 126.com"),
+    (Part("invalid user name or password"), "hMailServer"),
+    (Part("invalid login/password"), "James"),
+    (Part("incorrect password"), "CommuniGate"),
+    (Part("invalid username or password"), "-"),
+    (Part("invalid login or password"), "-"),
+    (Part("bad username or password"), "-"),
+    (Part("wrong password"), "-"),
+    (Part("invalid password"), "-"),
+    (Part("bad password"), "-"),
+    (Part("password incorrect"), "-"),
+    (Part("login incorrect"), "-"),
+];
+
+/// Whether a refusal says that the credentials are wrong. `words`: the status (`No`, `Bad`) and the server's text.
+pub(super) fn is_about_credentials(words: &str) -> bool {
+    let words = words.to_lowercase();
+    let text = words.strip_prefix("no ").or_else(|| words.strip_prefix("bad ")).unwrap_or(&words).trim();
+    let codes = || text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next());
+    if codes().any(|code| OTHER.contains(&code)) {
+        return false;
+    }
+    if codes().any(|code| CREDENTIALS.contains(&code)) {
+        return true;
+    }
+    if PASSING.iter().any(|passing| text.contains(passing)) {
+        return false;
+    }
+    let whole = text.trim_end_matches(['.', '!']);
+    TABLE.iter().any(|(words, _)| match words {
+        Part(part) => text.contains(part),
+        Whole(all) => whole == *all,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_decide_before_words() {
+        for credentials in [
+            "No [AUTHENTICATIONFAILED] Authentication failed.",
+            "No [AUTHENTICATIONFAILED] Service temporarily unavailable",
+            "No [AUTHORIZATIONFAILED] not for you",
+            "No [EXPIRED] renew it",
+        ] {
+            assert!(is_about_credentials(credentials), "{credentials}");
+        }
+        for other in [
+            "No [UNAVAILABLE] Authentication failed",
+            "No [OVERQUOTA] Account exceeded bandwidth limits. Invalid credentials",
+            "No [THROTTLED] LOGIN failed.",
+            "No [LIMIT] wrong password",
+            "No [INUSE] Authentication failed",
+            "No [CONTACTADMIN] Authentication failed",
+            "No [PRIVACYREQUIRED] LOGIN failed",
+            "No Authentication failed [THROTTLED]",
+        ] {
+            assert!(!is_about_credentials(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn known_words_of_wrong_credentials_count() {
+        for words in [
+            "No Authentication failed.",
+            "No LOGIN failed.",
+            "No Login failed.",
+            "No AUTHENTICATE failed.",
+            "No LOGIN failed",
+            "No Login failed: authentication failure",
+            "No Invalid credentials (Failure)",
+            "No LOGIN Invalid credentials",
+            "No [ALERT] Application-specific password required: https://support.example (Failure)",
+            "No LOGIN Login error or password error",
+            "Bad Invalid credentials",
+            "No Invalid user name or password.",
+            "No Login incorrect",
+        ] {
+            assert!(is_about_credentials(words), "{words}");
+        }
+        for (words, server) in TABLE {
+            let (Part(text) | Whole(text)) = words;
+            assert!(is_about_credentials(&format!("No {}", text.to_uppercase())), "{text}: {server}");
+            assert_eq!(text, text.to_lowercase());
+        }
+    }
+
+    #[test]
+    fn all_other_words_are_temporary() {
+        for words in [
+            "No Request is throttled. Suggested Backoff Time: 297499 milliseconds",
+            "Bad User is authenticated but not connected.",
+            "No Rate limit exceeded",
+            "No Rate limited: Authentication failed",
+            "No Temporary authentication failure. [mx:2025-03-05 03:36:00]",
+            "No system busy",
+            "No Login fail. Account is abnormal, service is not open, password is incorrect, login frequency limited, or system is busy.",
+            "No LOGIN Server error - Please try again later",
+            "No Too many simultaneous connections. (Failure)",
+            "No Too many failed attempts",
+            "No Login failed: generic failure",
+            "No login not available on this server. 451 Already reached per-10 minute limit for logins",
+            "No Internal error occurred. Refer to server log for more information.",
+            "Bad Command syntax error",
+            "No wrong",
+            "No",
+            "",
+        ] {
+            assert!(!is_about_credentials(words), "{words}");
+        }
+    }
+}
