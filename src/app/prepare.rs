@@ -138,7 +138,7 @@ impl Prepared {
 /// The accounts with their secrets.
 async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
     // Each server has a pace of its own: one that says nothing must not take the places of the others.
-    let (mut paces, mut clients) = (HashMap::new(), tls::Clients::default());
+    let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::Clients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
         let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
@@ -146,9 +146,10 @@ async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap:
             login: login(config, n, settings, &mut clients).await?,
             settings: settings.clone(),
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
-            pace: paces.entry(server).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
+            pace: paces.entry(server.clone()).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
             timing: imap::Timing::default(),
             sleeps: sleeps.clone(),
+            quirks: quirks.entry(server).or_insert_with(imap::Quirks::default).clone(),
         };
         accounts.push((account, rules(config, settings).await?));
     }

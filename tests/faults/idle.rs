@@ -237,3 +237,37 @@ async fn done_fetch_and_the_next_idle_leave_in_one_write() {
         watching.end().await;
     }
 }
+
+#[tokio::test]
+async fn commands_dropped_after_done_cost_one_timeout() {
+    let server = Scripted::start().await;
+    let mut watching = at_rest(&server).await;
+    // Stalwart before 0.10: it answers the DONE, and what came with it is gone.
+    server.script(|seen| match seen.name {
+        "DONE" => vec![Step::Usual, Step::Overhear],
+        _ => vec![Step::Usual],
+    });
+    server.deliver("late");
+    watching.mail("late").await;
+    watching.idle().await;
+    assert_eq!(server.connections(), 2);
+    for n in 0..5 {
+        server.deliver(&format!("number {n}"));
+        assert!(watching.mail(&format!("number {n}")).await < AT_ONCE);
+        watching.idle().await;
+    }
+    assert_eq!(server.connections(), 2);
+    // Also over a new connection.
+    once(&server, "news", server.count("news") + 1, &[Step::Close]);
+    server.deliver("on a new connection");
+    watching.mail("on a new connection").await;
+    server.script(|seen| match seen.name {
+        "DONE" => vec![Step::Usual, Step::Overhear],
+        _ => vec![Step::Usual],
+    });
+    watching.idle().await;
+    server.deliver("at last");
+    assert!(watching.mail("at last").await < AT_ONCE);
+    assert_eq!(server.connections(), 3);
+    watching.end().await;
+}

@@ -36,6 +36,7 @@ fn begin(
         pace: Arc::new(Semaphore::new(pace)),
         timing,
         sleeps: Sleeps::none(),
+        quirks: resmic_mailhook::source::imap::Quirks::default(),
     };
     let cursors: Cursors = Box::new(|_| Box::pin(async { Ok(None) }));
     let (out, reports) = mpsc::channel(8);

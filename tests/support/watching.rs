@@ -80,6 +80,7 @@ fn account(settings: Settings, timing: Timing) -> Account {
         pace: Arc::new(Semaphore::new(4)),
         timing,
         sleeps: Sleeps::none(),
+        quirks: resmic_mailhook::source::imap::Quirks::default(),
     }
 }
 

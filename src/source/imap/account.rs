@@ -1,6 +1,7 @@
 //! What a watcher is told, and what it says.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -29,6 +30,25 @@ pub struct Account {
     pub timing: Timing,
     /// Tells when the machine has slept.
     pub sleeps: Sleeps,
+    /// What was learned of the server; shared by all accounts of a server.
+    pub quirks: Quirks,
+}
+
+/// What the watchers of a server learn of it while the program runs.
+#[derive(Debug, Clone, Default)]
+pub struct Quirks {
+    drops_after_done: Arc<AtomicBool>,
+}
+
+impl Quirks {
+    /// Whether the server drops commands that come in one packet with a DONE (Stalwart before 0.10).
+    pub(super) fn drops_after_done(&self) -> bool {
+        self.drops_after_done.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn learn_that_it_drops_after_done(&self) {
+        self.drops_after_done.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What a watcher says.

@@ -27,13 +27,20 @@ pub(super) enum Numbering {
 impl Opened {
     /// Ends the IDLE, asks for mails and begins a new IDLE, all in one write. Returns what came, and whether all of it
     /// could be held.
+    ///
+    /// Stalwart before 0.10 drops what comes together with a DONE. After one timeout that looks like this, the DONE is
+    /// written alone.
     pub(super) async fn interrupt(
         &mut self,
         idle: &mut Sent,
         fetch: &str,
         numbering: Numbering,
     ) -> Result<(Vec<Item>, Held)> {
-        self.until_plus(idle).await?;
+        if self.account.quirks.drops_after_done() {
+            self.end_idle(idle).await?;
+        } else {
+            self.until_plus(idle).await?;
+        }
         self.wire.cork();
         let ending = self.wire.done().await?;
         let asked = if numbering == Numbering::Asked { self.ask_numbering().await? } else { None };
@@ -44,9 +51,17 @@ impl Opened {
         if ending {
             self.end_of_idle(&ended).await?;
         }
-        // Before the mails, so that none is read under a wrong numbering.
-        self.hear_numbering(asked).await?;
-        self.collect(&sent).await
+        let answered = async {
+            // Before the mails, so that none is read under a wrong numbering.
+            self.hear_numbering(asked).await?;
+            self.collect(&sent).await
+        }
+        .await;
+        // The DONE was answered, and the commands behind it were not.
+        if ending && matches!(answered, Err(Error::Silent { .. })) {
+            self.account.quirks.learn_that_it_drops_after_done();
+        }
+        answered
     }
 
     async fn collect(&mut self, sent: &Sent) -> Result<(Vec<Item>, Held)> {

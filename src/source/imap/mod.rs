@@ -32,7 +32,7 @@ mod utf7;
 mod watch;
 mod wire;
 
-pub use account::{Account, Batch, Cursors, IsCandidate, Known, Report};
+pub use account::{Account, Batch, Cursors, IsCandidate, Known, Quirks, Report};
 pub use connect::{Credentials, Login};
 pub use error::Error;
 pub use mailbox::REACH;
