@@ -9,6 +9,7 @@ mod support;
 mod after;
 mod alone;
 mod cursor;
+mod dialects;
 mod endurance;
 mod fetching;
 mod gaps;

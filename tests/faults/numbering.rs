@@ -9,7 +9,12 @@ use resmic_mailhook::model::MailboxState;
 async fn a_uid_without_its_uidvalidity_names_nothing() {
     let server = Scripted::start().await;
     server.deliver("nameless");
-    once(&server, "EXAMINE", 1, &[say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk]);
+    let without = [say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk];
+    server.script(move |seen| match seen.name {
+        "EXAMINE" | "SELECT" if seen.connection == 1 => without.to_vec(),
+        "STATUS" if seen.connection == 1 => vec![Step::Ok],
+        _ => vec![Step::Usual],
+    });
     let mut watching = dedicated(&server);
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("no UIDVALIDITY"), "{words}");

@@ -71,6 +71,8 @@ pub struct Seen<'a> {
     pub nth: usize,
     /// The connection's number, from 1.
     pub connection: usize,
+    /// The UID of the last mail.
+    pub last_uid: u32,
 }
 
 type Script = Box<dyn FnMut(&Seen<'_>) -> Vec<Step> + Send>;
@@ -81,6 +83,7 @@ pub struct World {
     pub uid_validity: u32,
     pub uid_next: u32,
     pub tells_uid_next: bool,
+    pub tells_uid_validity: bool,
     pub mails: Vec<(u32, Vec<u8>)>,
     /// When each came, if it matters.
     pub dates: BTreeMap<u32, String>,
@@ -159,6 +162,7 @@ impl Scripted {
             uid_validity: 7,
             uid_next: 1,
             tells_uid_next: true,
+            tells_uid_validity: true,
             mails: Vec::new(),
             dates: BTreeMap::new(),
             mailbox: Some("INBOX".into()),

@@ -54,6 +54,8 @@ pub(super) struct Offers {
     pub(super) moves: bool,
     /// UIDPLUS (RFC 4315).
     pub(super) uidplus: bool,
+    /// ID (RFC 2971). NetEase (163.com, 126.com) opens no mailbox before a client has sent one.
+    pub(super) id: bool,
 }
 
 /// Connects and logs in.
@@ -103,6 +105,15 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
     let mut wire = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
     wire.expect_literal(settings.max_size.0);
     let offers = capabilities(&mut wire).await?;
+    if offers.id {
+        wire.send_with_next(concat!(
+            "ID (\"name\" \"",
+            env!("CARGO_PKG_NAME"),
+            "\" \"version\" \"",
+            env!("CARGO_PKG_VERSION"),
+            "\")"
+        ));
+    }
     Ok((wire, offers))
 }
 
@@ -142,6 +153,7 @@ async fn capabilities(wire: &mut Wire) -> Result<Offers> {
                 "SPECIAL-USE" => offers.special_use = true,
                 "MOVE" => offers.moves = true,
                 "UIDPLUS" => offers.uidplus = true,
+                "ID" => offers.id = true,
                 _ => {}
             }
         }

@@ -211,8 +211,21 @@ impl Opened {
         };
         let items = want.items(&self.account.settings);
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
+        self.selected.unreadable = 0;
         let numbering = if woken == Woken::Renew { Numbering::Asked } else { Numbering::Believed };
-        let (mut items, held) = self.interrupt(idle, &command, numbering).await?;
+        let (mut items, held) = match self.interrupt(idle, &command, numbering).await {
+            Err(error @ Error::Refused { command: "UID FETCH", .. }) => {
+                self.end_idle(idle).await?;
+                if !self.is_read_to_the_end().await? {
+                    return Err(error);
+                }
+                *idle = self.wire.idle().await?;
+                self.outstanding = Outstanding::default();
+                (Vec::new(), Held::All)
+            }
+            answered => answered?,
+        };
+        self.check_listing()?;
         let listed = items.iter().map(|item| item.uid).max().unwrap_or(0);
         items.append(&mut self.pushed);
         self.sort_out(&mut items);

@@ -91,7 +91,19 @@ pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Re
         return Ok(Some(Named::by_a_person(wanted)));
     }
     // Without SPECIAL-USE some servers (Dovecot before 2.0.16, Courier) still mark what a plain LIST shows.
-    let list = if offers.special_use { "LIST \"\" \"*\" RETURN (SPECIAL-USE)" } else { "LIST \"\" \"*\"" };
+    const PLAIN: &str = "LIST \"\" \"*\"";
+    if !offers.special_use {
+        return marked(wire, PLAIN, wanted).await;
+    }
+    match marked(wire, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
+        // Announced and refused (Proton Bridge).
+        Err(Error::Refused { .. }) => marked(wire, PLAIN, wanted).await,
+        found => found,
+    }
+}
+
+/// The first mailbox that this LIST shows with the attribute.
+async fn marked(wire: &mut Wire, list: &str, wanted: &str) -> Result<Option<Named>> {
     let mut found = None;
     wire.command("LIST", list, |response| {
         let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
@@ -207,13 +219,19 @@ fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
     known.reached.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
 }
 
-async fn status_uid_next(wire: &mut Wire, quoted_name: &str) -> Result<u32> {
-    let mut next = None;
-    wire.command("STATUS", &format!("STATUS {quoted_name} (UIDNEXT)"), |response| {
-        if let Response::MailboxData(MailboxDatum::Status { status, .. }) = response {
-            next = status.iter().find_map(|s| if let StatusAttribute::UidNext(n) = s { Some(*n) } else { None });
+/// The UIDVALIDITY and the UIDNEXT that STATUS says.
+async fn status(wire: &mut Wire, quoted_name: &str, items: &str) -> Result<(Option<u32>, Option<u32>)> {
+    let (mut validity, mut next) = (None, None);
+    wire.command("STATUS", &format!("STATUS {quoted_name} ({items})"), |response| {
+        let Response::MailboxData(MailboxDatum::Status { status, .. }) = response else { return };
+        for attribute in status {
+            match attribute {
+                StatusAttribute::UidValidity(n) => validity = Some(*n),
+                StatusAttribute::UidNext(n) => next = Some(*n),
+                _ => {}
+            }
         }
     })
     .await?;
-    next.ok_or_else(|| Error::Protocol("no UIDNEXT, neither in SELECT nor in STATUS".into()))
+    Ok((validity, next))
 }

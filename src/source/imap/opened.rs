@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use async_imap::imap_proto::Response;
+use async_imap::imap_proto::{MailboxDatum, Response};
 use tokio::sync::{mpsc, oneshot};
 
 use super::account::{Account, Batch, Report};
@@ -118,6 +118,38 @@ impl Opened {
                 Heard::Data(Some(item)) if item.is_listing() => each(item),
                 Heard::Data(Some(item)) => self.keep(item),
             }
+        }
+    }
+
+    /// Whether each mail of a listing was named. The cursor must not pass one that was not.
+    pub(super) fn check_listing(&self) -> Result<()> {
+        match self.selected.unreadable {
+            0 => Ok(()),
+            _ => Err(Error::Protocol("sent a FETCH response that cannot be parsed and names no mail".into())),
+        }
+    }
+
+    /// Whether there is no mail above the cursor, of a server that has refused to list them: some refuse `UID FETCH n:*`
+    /// in place of an empty answer. Only while no other command is under way.
+    pub(super) async fn is_read_to_the_end(&mut self) -> Result<bool> {
+        let is_announced = self.outstanding.owed > 0 || self.selected.fresh > 0;
+        let is_named = self.selected.uid_next > self.cursor.saturating_add(1);
+        if self.selected.exists == 0 || !(is_announced || is_named) {
+            return Ok(true);
+        }
+        // UIDNEXT may be that of a mail that was removed. SEARCH has an empty answer in every server.
+        let (cursor, mut highest) = (self.cursor, None);
+        let sent = self.wire.send("UID SEARCH", &format!("UID SEARCH UID {}:*", cursor.saturating_add(1))).await?;
+        let selected = &mut self.selected;
+        let read = |response: &Response<'_>| match response {
+            Response::MailboxData(MailboxDatum::Search(uids)) => {
+                highest = uids.iter().copied().chain(highest).max().or(Some(0));
+            }
+            other => selected.note(other),
+        };
+        match self.wire.finish(&sent, Wait::of(self.account.timing.answer), read).await {
+            Err(Error::Refused { .. }) => Ok(false),
+            answered => answered.map(|()| highest.is_some_and(|highest| highest <= cursor)),
         }
     }
 

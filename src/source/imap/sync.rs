@@ -104,14 +104,20 @@ impl Opened {
         let cursor = self.cursor;
         let (mut uids, mut highest) = (Vec::new(), cursor);
         let wait = self.flowing();
-        self.finish(&sent, wait, |item| {
+        let answered = self.finish(&sent, wait, |item| {
             highest = highest.max(item.uid);
             let is_old =
                 begun.is_some_and(|begun| item.uid <= begun.uid && item.received_at.is_some_and(|at| at < begun.at));
             let wanted = !is_old;
             uids.extend((item.uid > cursor && wanted).then_some(item.uid));
-        })
-        .await?;
+        });
+        match answered.await {
+            Err(Error::Refused { .. }) if self.is_read_to_the_end().await? => {
+                self.selected.uid_next = cursor.saturating_add(1);
+            }
+            answered => answered?,
+        }
+        self.check_listing()?;
         uids.sort_unstable();
         uids.dedup();
         Ok(Listed { uids, highest })

@@ -87,6 +87,10 @@ pub(super) struct Wire {
     accepted: bool,
     /// How many more answers there may be before the next command.
     answers: usize,
+    /// Written in front of the next command.
+    ahead: String,
+    /// A command whose answer does not matter.
+    unawaited: Option<RequestId>,
 }
 
 /// What one answer was.
@@ -103,7 +107,9 @@ impl Wire {
     /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
     pub(super) fn new(net: Net, answer: Duration) -> Self {
         let came = Answers::default();
-        Wire { net, came, commands: 0, allowance: LINE, answer, idling: None, accepted: false, answers: ANSWERS }
+        let (ahead, unawaited) = (String::new(), None);
+        let (idling, accepted, answers) = (None, false, ANSWERS);
+        Wire { net, came, commands: 0, allowance: LINE, answer, idling, accepted, answers, ahead, unawaited }
     }
 
     /// Goes on in TLS. What the server sent in the clear after its OK is dropped: it is nobody's word (RFC 9051, 6.2.1).
@@ -118,11 +124,23 @@ impl Wire {
 
     /// Writes a command. `name` is what errors call it; a command's text may hold a user's words, and a password.
     pub(super) async fn send(&mut self, name: &'static str, command: &str) -> Result<Sent> {
-        self.commands += 1;
-        let tag = format!("A{:04}", self.commands);
-        self.write(name, format!("{tag} {command}\r\n").as_bytes()).await?;
+        let tag = self.next_tag();
+        let ahead = std::mem::take(&mut self.ahead);
+        self.write(name, format!("{ahead}{tag} {command}\r\n").as_bytes()).await?;
         self.answers = ANSWERS;
         Ok(Sent { tag: RequestId(tag), name })
+    }
+
+    fn next_tag(&mut self) -> String {
+        self.commands += 1;
+        format!("A{:04}", self.commands)
+    }
+
+    /// Writes this command together with the next one, so that it costs no round trip. Its answer is read and ignored.
+    pub(super) fn send_with_next(&mut self, command: &str) {
+        let tag = self.next_tag();
+        self.ahead = format!("{tag} {command}\r\n");
+        self.unawaited = Some(RequestId(tag));
     }
 
     /// Writes a line that is no command: what the server waits for after its `+`.
@@ -211,6 +229,14 @@ impl Wire {
                     self.idling = None;
                 }
                 self.accepted |= matches!(response, Response::Continue(_));
+                if let Response::Done { tag, .. } = &response
+                    && self.unawaited.as_ref() == Some(tag)
+                {
+                    self.unawaited = None;
+                    drop(response);
+                    self.came.take(length);
+                    continue;
+                }
                 let heard = heard(&response, sent, read);
                 drop(response);
                 self.came.take(length);
@@ -283,7 +309,11 @@ impl Wire {
 /// What an answer is to whoever waits for that of `sent`.
 fn heard<R>(response: &Response<'_>, sent: &Sent, read: impl FnOnce(&Response<'_>) -> R) -> Result<Heard<R>> {
     match response {
-        Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => Ok(Heard::Done),
+        Response::Done { tag, status: Status::Ok, .. } if *tag == sent.tag => {
+            // Its response code may hold a UIDVALIDITY.
+            read(response);
+            Ok(Heard::Done)
+        }
         // The server ended the IDLE while our DONE was on its way, and took it for a command.
         Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(Heard::Data(read(response))),
         Response::Done { tag, status: status @ (Status::No | Status::Bad), outcome } if *tag == sent.tag => {
@@ -311,10 +341,12 @@ pub(super) fn quoted(text: &str) -> Option<String> {
     Some(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// The UIDVALIDITY or UIDNEXT that an untagged OK carries.
+/// The UIDVALIDITY or UIDNEXT that an OK carries. It belongs into an untagged one; Xeams writes it into the tagged one.
 pub(super) fn code<'a>(response: &'a Response<'_>) -> Option<&'a ResponseCode<'a>> {
     match response {
-        Response::Data { status: Status::Ok, outcome } => outcome.code.as_ref(),
+        Response::Data { status: Status::Ok, outcome } | Response::Done { status: Status::Ok, outcome, .. } => {
+            outcome.code.as_ref()
+        }
         _ => None,
     }
 }

@@ -96,7 +96,8 @@ impl Connection {
                     1
                 }
             };
-            (world.script)(&Seen { name, line, nth, connection: self.number })
+            let last_uid = world.mails.last().map_or(0, |(uid, _)| *uid);
+            (world.script)(&Seen { name, line, nth, connection: self.number, last_uid })
         });
         let tag = match name {
             "DONE" => self.idle.take().unwrap_or_default(),
@@ -191,6 +192,10 @@ impl Connection {
             }
             "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
             "UID FETCH" => return self.fetch(line).await,
+            "UID SEARCH" => {
+                let uids = self.named_by(line.rsplit(' ').next().unwrap());
+                format!("* SEARCH{}\r\n", uids.iter().map(|uid| format!(" {uid}")).collect::<String>())
+            }
             "UID MOVE" => self.take_out(line),
             "UID EXPUNGE" => self.take_out(line),
             "NOTIFY" => {
@@ -203,12 +208,12 @@ impl Connection {
             }
             "news" => return self.news().await,
             "LOGOUT" => "* BYE goodbye\r\n".to_owned(),
+            "word" => format!("{line} BAD that is no command\r\n"),
             _ => String::new(),
         };
         self.write(&text).await?;
         if name == "IDLE" && self.is_behind() { self.occasion_boxed("news").await } else { Ok(()) }
     }
-            "word" => format!("{line} BAD that is no command\r\n"),
 
     async fn occasion_boxed(&mut self, name: &'static str) -> Result<()> {
         Box::pin(self.occasion(name, "")).await
@@ -238,7 +243,11 @@ impl Connection {
         self.selected = true;
         self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
         let next = if world.tells_uid_next { format!("* OK [UIDNEXT {}] next\r\n", world.uid_next) } else { "".into() };
-        format!("* {} EXISTS\r\n* OK [UIDVALIDITY {}] ok\r\n{next}", self.view.len(), world.uid_validity)
+        let validity = match world.tells_uid_validity {
+            true => format!("* OK [UIDVALIDITY {}] ok\r\n", world.uid_validity),
+            false => String::new(),
+        };
+        format!("* {} EXISTS\r\n{validity}{next}", self.view.len())
     }
 
     /// What is different from what the client knows, in the server's words; then it knows it.
