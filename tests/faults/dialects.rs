@@ -1,4 +1,4 @@
-//! Servers that write what no other server writes, or refuse what they offer: the mailbox is read all the same.
+//! Servers with odd responses, and servers that refuse what they offer. The watcher reads their mailboxes, too.
 
 use super::*;
 use crate::support::scripted::connection::data;
@@ -74,7 +74,7 @@ async fn a_fetch_response_without_sense_costs_only_its_mail() {
 }
 
 #[tokio::test]
-async fn the_cursor_passes_no_mail_that_a_listing_does_not_name() {
+async fn the_cursor_passes_no_unnamed_mail() {
     for more in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
         let server = Scripted::start().await;
         server.deliver("not named");
@@ -101,7 +101,7 @@ async fn the_cursor_passes_no_mail_that_a_listing_does_not_name() {
 }
 
 #[tokio::test]
-async fn responses_that_nobody_knows_are_skipped_anywhere() {
+async fn unknown_responses_are_skipped() {
     for name in ["LOGIN", "CAPABILITY", "EXAMINE", "UID FETCH", "IDLE", "DONE"] {
         let server = Scripted::start().await;
         always(&server, name, &[say("* NOOP\r\n* XYZ (\r\n\r\n"), Step::Usual]);
@@ -117,7 +117,7 @@ async fn responses_that_nobody_knows_are_skipped_anywhere() {
 const JUNK: &str = "dedicated = true\nidle_renew = \"1m\"\nmailboxes = [\"\\\\Junk\"]";
 
 #[tokio::test]
-async fn a_refused_list_extension_falls_back_to_a_plain_list() {
+async fn a_refused_list_extension_becomes_a_plain_list() {
     for status in ["BAD", "NO"] {
         let server = Scripted::start().await;
         server.change(|world| world.list = vec!["(\\Junk) \"/\" Spam".into()]);
@@ -216,7 +216,7 @@ async fn without_any_uidvalidity_the_mailbox_fails() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_an_id_gets_one_before_select() {
+async fn id_is_sent_before_select() {
     let server = Scripted::start().await;
     server.change(|world| world.capabilities = "IDLE ID".into());
     server.deliver("read");
@@ -240,7 +240,7 @@ async fn a_server_that_wants_an_id_gets_one_before_select() {
 }
 
 #[tokio::test]
-async fn an_id_costs_no_round_trip_and_its_refusal_nothing() {
+async fn an_id_costs_no_round_trip() {
     for answer in ["{tag} BAD unknown command\r\n", "{tag} NO\r\n", "* ID odd\r\n{tag} OK\r\n"] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = "IDLE ID".into());
@@ -358,7 +358,6 @@ async fn capabilities_without_imap4rev1_count() {
     let server = Scripted::start().await;
     always(&server, "CAPABILITY", &[say("* CAPABILITY IMAP4rev2 IDLE\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
-    watching.idle().await;
-    assert_eq!(server.count("IDLE"), 1);
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
     watching.end().await;
 }

@@ -138,7 +138,7 @@ async fn temporary_refusals_are_retried_soon() {
             once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
             let mut watching = watch_in(&server, DEDICATED, strict());
             let words = watching.state(MailboxState::Failed).await.unwrap();
-            assert!(words.contains("LOGIN refused") && words.contains("tried again soon"), "{words}");
+            assert!(words.contains("LOGIN refused") && words.contains("retries soon"), "{words}");
             assert!(!words.contains("password"), "{words}");
             watching.idle().await;
             watching.end().await;
@@ -207,7 +207,7 @@ async fn a_disabled_login_is_found_out_after_a_refusal() {
 }
 
 #[tokio::test]
-async fn without_any_way_to_log_in_the_error_says_what_to_do() {
+async fn an_impossible_login_says_what_to_do() {
     for in_greeting in [true, false] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());

@@ -30,11 +30,11 @@ pub struct Account {
     pub timing: Timing,
     /// Tells when the machine has slept.
     pub sleeps: Sleeps,
-    /// What was learned of the server; shared by all accounts of a server.
+    /// Quirks of the server; shared by all its accounts.
     pub quirks: Quirks,
 }
 
-/// What the watchers of a server learn of it while the program runs.
+/// Quirks of a server that its watchers find out while the program runs.
 #[derive(Debug, Clone, Default)]
 pub struct Quirks {
     drops_after_done: Arc<AtomicBool>,

@@ -104,8 +104,8 @@ impl fmt::Display for Error {
             Error::Login(words) => write!(f, "login refused: {words}; check `user` and `password` (or `oauth2`)"),
             Error::LoginDeferred { command, words } => write!(
                 f,
-                "{command} refused: {words}; the server does not say that the login is wrong, so it is tried again soon; \
-                 if it stays so, ask the mail provider about limits and blocked logins"
+                "{command} refused: {words}; the credentials may be right, so the daemon retries soon; if this does not end, ask \
+                 the mail provider about limits and blocked logins"
             ),
             Error::NoLogin(advice) => write!(f, "no way to log in: {advice}"),
             Error::TokenRefused(words) => write!(

@@ -3,7 +3,7 @@
 //! Servers write double spaces, a second pair of parentheses, a line break after a literal. A connection that ends on
 //! such a response ends on it every time, and the mailbox stays closed. So this parser has four outcomes: it reads the
 //! response, it waits for the rest of it, it skips an untagged response that has no clear meaning, or it gives up.
-//! Of a FETCH without a clear meaning the UID is left: the mail is listed and has no body, which the cursor rule knows.
+//! A FETCH without a clear meaning keeps its UID. So its mail is listed without a body, and the cursor rule covers that.
 
 use std::borrow::Cow;
 
@@ -42,10 +42,10 @@ fn skipped() -> Response<'static> {
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
 }
 
-/// What is left of a FETCH that has no clear meaning: its UID, so that the mail is listed; without a clear UID, nothing.
+/// A FETCH without a clear meaning: it keeps its UID, so that the mail is listed. Without a clear UID it is empty.
 fn unreadable(place: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
-    // Behind a quote or a literal it may be the mail that speaks.
+    // Text behind a quote or a literal may come from the mail.
     let before = items.split(|byte| b"\"{\r".contains(byte)).next().unwrap_or_default();
     let mut words = before.split(|byte| b" ()".contains(byte)).filter(|word| !word.is_empty());
     let mut uids = Vec::new();
@@ -332,7 +332,7 @@ impl<'a> Rest<'a> {
         self.take(usize::try_from(length).ok()?)
     }
 
-    /// Whatever stands between parentheses, which may be nested.
+    /// Passes a pair of parentheses, which may hold others, and returns what is inside.
     fn group(&mut self) -> Option<&'a [u8]> {
         let whole = self.0;
         let mut open = 0_u32;

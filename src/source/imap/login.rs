@@ -1,6 +1,8 @@
 //! Proving who we are: LOGIN or AUTHENTICATE PLAIN with a password, AUTHENTICATE with an access token (OAUTHBEARER,
 //! XOAUTH2).
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
@@ -15,6 +17,9 @@ use crate::secret;
 
 /// The longest literal that LITERAL- lets a client send at once (RFC 7888).
 const LITERAL_MINUS: usize = 4096;
+
+/// How long a server may take to list its capabilities after it refused a login.
+const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
 /// A SASL mechanism that takes an access token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,8 +85,8 @@ impl Offered {
 
 /// Logs in with a password. `offered`: what the greeting said, if it did.
 ///
-/// Most servers need no more than LOGIN. So a server that keeps its capabilities back is asked for them only when LOGIN
-/// cannot carry the password as it is, or is refused.
+/// LOGIN works on most servers, so it is tried without a look at the capabilities. If the greeting has none, the server is
+/// asked for them when the password is not ASCII, or after a refusal.
 pub(super) async fn with_password(
     wire: &mut Wire,
     user: &str,
@@ -101,7 +106,7 @@ pub(super) async fn with_password(
                 done => return done,
             };
             // If LOGIN is disabled, the refusal says nothing about the password.
-            match Offered::ask(wire, wait).await {
+            match Offered::ask(wire, Wait::of(AFTER_REFUSAL)).await {
                 Ok(offered) if offered.login_disabled => offered,
                 _ => return Err(refused),
             }
