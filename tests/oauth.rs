@@ -498,7 +498,7 @@ fn what_a_server_says_of_a_token_is_told_without_it() {
         "{tag} NO this does not look good: {line}\r\n",
     ]);
     let response = heard[1].rsplit(' ').next().unwrap();
-    assert!(printed.contains("login refused: No this does not look good: "), "{printed}");
+    assert!(printed.contains("AUTHENTICATE refused: No this does not look good: "), "{printed}");
     assert!(printed.contains("(secret)") && !printed.contains(response), "{printed}");
     let (heard, printed, endpoint) = talk(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",

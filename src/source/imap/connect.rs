@@ -10,6 +10,7 @@ use super::error::{Error, Result};
 use super::login::{self, Offered};
 use super::net::Net;
 use super::oauth::Tokens;
+use super::refusal;
 use super::settings::{Settings, Tls};
 use super::timing::Timing;
 use super::wire::{Wait, Wire};
@@ -67,8 +68,14 @@ pub(super) async fn connect(settings: &Settings, login: &Login, timing: &Timing)
     loop {
         let token = tokens.get().await?;
         let begun = begin(settings, login, Proof::Token(&token.secret), timing).await;
-        if !matches!(begun, Err(Error::Login(_))) {
-            return begun;
+        match &begun {
+            Err(Error::Login(_)) => {}
+            // The words do not say why. The next attempt gets a new token: this one may have been withdrawn.
+            Err(Error::LoginDeferred { words, .. }) if token.was_kept && !refusal::is_temporary(words) => {
+                tokens.drop_refused(&token).await;
+                return begun;
+            }
+            _ => return begun,
         }
         tokens.drop_refused(&token).await;
         // One that was just given would be refused again; one that was kept may have been withdrawn.

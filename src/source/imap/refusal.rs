@@ -80,19 +80,29 @@ const TABLE: [(Words, &str); 26] = [
     (Part("login incorrect"), "-"),
 ];
 
-/// Whether a refusal says that the credentials are wrong. `words`: the status (`No`, `Bad`) and the server's text.
-pub(super) fn is_about_credentials(words: &str) -> bool {
-    let words = words.to_lowercase();
-    let text = words.strip_prefix("no ").or_else(|| words.strip_prefix("bad ")).unwrap_or(&words).trim();
-    let codes = || text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next());
-    if codes().any(|code| OTHER.contains(&code)) {
-        return false;
-    }
-    if codes().any(|code| CREDENTIALS.contains(&code)) {
+/// The response codes of a text in lower case.
+fn codes(text: &str) -> impl Iterator<Item = &str> {
+    text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next())
+}
+
+/// Whether a refusal says that it is temporary. `words`: the status (`No`, `Bad`) and the server's text.
+pub(super) fn is_temporary(words: &str) -> bool {
+    let text = words.to_lowercase();
+    if codes(&text).any(|code| OTHER.contains(&code)) {
         return true;
     }
-    if PASSING.iter().any(|passing| text.contains(passing)) {
+    !codes(&text).any(|code| CREDENTIALS.contains(&code)) && PASSING.iter().any(|passing| text.contains(passing))
+}
+
+/// Whether a refusal says that the credentials are wrong. `words`: as for [`is_temporary`].
+pub(super) fn is_about_credentials(words: &str) -> bool {
+    if is_temporary(words) {
         return false;
+    }
+    let words = words.to_lowercase();
+    let text = words.strip_prefix("no ").or_else(|| words.strip_prefix("bad ")).unwrap_or(&words).trim();
+    if codes(text).any(|code| CREDENTIALS.contains(&code)) {
+        return true;
     }
     let whole = text.trim_end_matches(['.', '!']);
     TABLE.iter().any(|(words, _)| match words {
