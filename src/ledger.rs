@@ -3,7 +3,7 @@
 //! The same payment is reported more than once, and a report may contradict another. Promise 3 is
 //! kept here: a payment is one event, and what contradicts it goes to a person.
 
-use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount};
+use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount, same_token};
 
 /// An event that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,10 +168,10 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     if !agree(&k.amount, &n.amount, |a, b| same_amount(a, b)) {
         return differs("amount", &k.amount, &n.amount);
     }
-    if !same_text(&k.currency, &n.currency) {
+    if !agree(&k.currency, &n.currency, |a, b| same_token(a, b)) {
         return differs("currency", &k.currency, &n.currency);
     }
-    if !same_text(&k.token, &n.token) {
+    if !agree(&k.token, &n.token, |a, b| same_token(a, b)) {
         return differs("token", &k.token, &n.token);
     }
     if !same_wallet(&k.from_wallet_address, &n.from_wallet_address) {
@@ -311,6 +311,24 @@ mod tests {
         other.reading.amount = Some("21".into());
         let Standing::Conflict(reason) = judge(&other, &[known(paid(), true)]) else { panic!() };
         assert!(reason.to_string().starts_with("conflict: amount is known as \"20\" and this mail says \"21\""));
+    }
+
+    #[test]
+    fn a_tokens_other_name_contradicts_nothing() {
+        let of = |token: &str, currency: &str| {
+            let (token, currency) = (Some(token.into()), Some(currency.into()));
+            Event { reading: Reading { token, currency, ..paid().reading }, ..paid() }
+        };
+        let (page, backend) = (of("ETH", "USD"), of("ethereum", "USD"));
+        for (first, second) in [(&page, &backend), (&backend, &page)] {
+            for delivered in [false, true] {
+                let stored = known(first.clone(), delivered);
+                assert!(matches!(judge(second, &[stored]), Standing::Duplicate { filled: None, .. }));
+            }
+        }
+        let in_tokens = [known(of("ETH", "ETH"), true)];
+        assert!(matches!(judge(&of("ethereum", "ethereum"), &in_tokens), Standing::Duplicate { .. }));
+        assert!(matches!(judge(&of("binancecoin", "USD"), &[known(page, true)]), Standing::Conflict(_)));
     }
 
     #[test]

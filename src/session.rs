@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 pub use address::{Addresses, Named};
 
-use crate::model::{self, Event, same_amount};
+use crate::model::{self, Event, same_amount, same_token};
 use crate::{secret, units};
 
 /// `[sessions]`: how sessions are found for mails that do not name theirs.
@@ -182,7 +182,7 @@ pub fn contradiction(event: &Event, session: &Registered) -> Option<String> {
         return says("blockchain", a, b);
     }
     let tokens = session.token.as_deref().zip(r.token.as_deref());
-    if let Some((a, b)) = tokens.filter(|(a, b)| !a.eq_ignore_ascii_case(b)) {
+    if let Some((a, b)) = tokens.filter(|(a, b)| !same_token(a, b)) {
         return says("token", a, b);
     }
     let orders = session.order_ref.as_deref().zip(event.order_ref.as_deref());
@@ -257,6 +257,17 @@ mod tests {
         assert_eq!(of(&[(owed(4, "20", 30), false), (right.clone(), false)]), None, "both fit");
         assert_eq!(of(&[(cheap.clone(), false), (right.clone(), true)]), is(1));
         assert_eq!(of(&[(cheap.clone(), false), (owed(5, "2", 1), false)]), None);
+    }
+
+    #[test]
+    fn a_session_for_a_token_is_paid_under_its_other_name() {
+        let mut open = vec![owed(1, "20", 60)];
+        let mut event = paid("20", "Sepolia");
+        event.reading.token = Some("ethereum".into());
+        for (asked, fits) in [("SETH", true), ("ETH", true), ("Ethereum", true), ("BNB", false), ("USDC", false)] {
+            open[0].token = Some(asked.into());
+            assert_eq!(matching(&event, &open, HOW).is_some(), fits, "{asked}");
+        }
     }
 
     #[test]

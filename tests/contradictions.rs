@@ -152,6 +152,39 @@ fn the_same_amount_spelt_otherwise_contradicts_nothing() {
 }
 
 #[test]
+fn page_and_backend_report_one_payment() {
+    let (page, backend) = (Says { token: "ETH", ..PAID }, Says { token: "ethereum", ..PAID });
+    for (first, second) in [(page, backend), (backend, page)] {
+        for session in [ONE, ""] {
+            let shop = Shop::open();
+            assert_eq!(shop.gets(Says { session, ..first }), outcome("event", ""));
+            assert_eq!(shop.gets(Says { session, mail: 2, ..second }), outcome("duplicate", ""));
+            assert_eq!(shop.home.ask("SELECT group_concat(token) FROM events"), first.token);
+            assert_eq!(shop.deliveries(), if session.is_empty() { "held" } else { "pending" });
+            let other = Says { session, mail: 3, token: "binancecoin", ..PAID };
+            assert_eq!(shop.gets(other), outcome("quarantined", "conflict"));
+        }
+    }
+}
+
+#[test]
+fn a_registered_token_matches_its_other_name() {
+    for (registered, paid, reason) in
+        [("ETH", "ethereum", ""), ("ethereum", "SETH", ""), ("BNB", "ethereum", "conflict")]
+    {
+        let shop = Shop::open();
+        shop.home.data(&["session", "add", ONE, "--amount", "20", "--token", registered]);
+        assert_eq!(shop.gets(Says { token: paid, ..PAID }), outcome("event", reason));
+        assert_eq!(shop.deliveries(), if reason.is_empty() { "pending" } else { "held" }, "{registered} {paid}");
+    }
+    let shop = Shop::open();
+    shop.home.data(&["session", "add", ONE, "--token", "ETH"]);
+    shop.home.data(&["session", "add", ONE, "--token", "ethereum"]);
+    assert_eq!(shop.home.ask("SELECT token FROM sessions"), "ETH");
+    assert!(!shop.home.run(&["session", "add", ONE, "--token", "BNB"]).status.success());
+}
+
+#[test]
 fn the_hash_of_a_transaction_on_another_chain_is_another_event_and_held() {
     for session in [ONE, TWO, ""] {
         let shop = Shop::open();

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::labels::Table;
 use super::values::{self, Amount, Doubt};
 use super::{Field, Found, How, Note, links, times};
-use crate::model::{self, Reason, ReasonCode, Status, same_amount};
+use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
 /// What was read, of everything but the status's words in headings.
 #[derive(Debug, Default)]
@@ -54,7 +54,7 @@ impl<'a> Agreement<'a> {
             status: self.one(Field::Status, values::status, |a, b| a == b),
             session_id: self.one(Field::SessionId, values::session_id, |a, b| a == b),
             amount: self.one(Field::Amount, values::amount, same_money),
-            token: self.one(Field::Token, values::token, |a, b| a.eq_ignore_ascii_case(b)),
+            token: self.one(Field::Token, values::token, |a, b| same_token(a, b)),
             hash: self.one(Field::Hash, |text| values::hash(&from_link(text), family), |a, b| same_hex(a, b)),
             wallet: self.one(Field::Wallet, |text| values::wallet(text, family), |a, b| same_hex(a, b)),
             time: self.one(Field::Time, times::time, |a, b| minute(*a) == minute(*b)),
@@ -152,7 +152,7 @@ impl<'a> Agreement<'a> {
             let differs = match field {
                 Field::Amount => differs(values::amount(item), fields.amount.as_ref(), same_money),
                 Field::Blockchain => differs(values::blockchain(item), fields.blockchain.as_ref(), |a, b| a == b),
-                Field::Token => differs(values::token(item), fields.token.as_ref(), |a, b| a.eq_ignore_ascii_case(b)),
+                Field::Token => differs(values::token(item), fields.token.as_ref(), |a, b| same_token(a, b)),
                 Field::Wallet => {
                     differs(values::any(values::wallet, item), fields.wallet.as_ref(), |a, b| same_hex(a, b))
                 }
@@ -202,7 +202,7 @@ impl<'a> Agreement<'a> {
     fn amount_and_token(&mut self, fields: &Fields) {
         let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
         match (named, fields.token.as_deref()) {
-            (Some(named), Some(token)) if !named.eq_ignore_ascii_case(token) => {
+            (Some(named), Some(token)) if !same_token(named, token) => {
                 self.object(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
             }
             (Some(named), None) if !values::is_known_token(named) => {
@@ -236,7 +236,7 @@ fn differs<T>(item: Doubt<T>, read: Option<&T>, same: impl Fn(&T, &T) -> bool) -
 
 fn same_money(a: &Amount, b: &Amount) -> bool {
     let currencies = a.currency.as_ref().zip(b.currency.as_ref());
-    same_amount(&a.digits, &b.digits) && currencies.is_none_or(|(a, b)| a == b)
+    same_amount(&a.digits, &b.digits) && currencies.is_none_or(|(a, b)| same_token(a, b))
 }
 
 fn same_hex(a: &str, b: &str) -> bool {

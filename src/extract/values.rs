@@ -10,10 +10,10 @@ use crate::model::{self, Status};
 /// A value, or why it is doubtful.
 pub(super) type Doubt<T> = Result<T, String>;
 
-/// The tokens that Resmic names. Others are kept as written.
-const KNOWN_TOKENS: [&str; 18] = [
-    "ETH", "SETH", "BNB", "TBNB", "MATIC", "XDC", "OP", "DAI", "USDT", "USDC", "BUSD", "USDe", "WBTC", "DOGE", "PUSH",
-    "STARK", "SOL", "TRUMP",
+/// The symbols of the tokens that Resmic names. Others are kept as written.
+const KNOWN_SYMBOLS: [&str; 21] = [
+    "ETH", "SETH", "WETH", "BNB", "TBNB", "MATIC", "XDC", "OP", "DAI", "USDT", "USDC", "BUSD", "USDe", "BTC", "WBTC",
+    "DOGE", "PUSH", "STARK", "SOL", "NIBI", "TRUMP",
 ];
 
 /// An amount: its digits, and what it says they are of.
@@ -63,9 +63,9 @@ pub(super) fn amount(text: &str) -> Doubt<Amount> {
     Ok(Amount { digits, currency })
 }
 
-/// Whether Resmic names this token.
-pub(super) fn is_known_token(symbol: &str) -> bool {
-    KNOWN_TOKENS.contains(&symbol)
+/// Whether Resmic names a token so: by its symbol, or by the name that its backend writes.
+pub(super) fn is_known_token(name: &str) -> bool {
+    KNOWN_SYMBOLS.contains(&name) || model::is_token_name(name)
 }
 
 /// Capitals and digits, and no country's money (ISO 4217).
@@ -123,7 +123,8 @@ pub(super) fn session_id(text: &str) -> Doubt<String> {
 pub(super) fn blockchain(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
-    if is_known_token(text) && !model::KNOWN_CHAINS.contains(&text) {
+    // Of the backend's names some are chains', too: `ethereum`, `nibiru`.
+    if KNOWN_SYMBOLS.contains(&text) {
         return Err(format!("{text:?} is a token's symbol and no chain's name"));
     }
     if fits && text.len() <= 40 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -133,14 +134,15 @@ pub(super) fn blockchain(text: &str) -> Doubt<String> {
     }
 }
 
-/// A token's symbol, as written.
+/// A token's name, as written.
 pub(super) fn token(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+'));
     if !is_known_token(text) && model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) {
         return Err(format!("{text:?} is a chain's name and no token's symbol"));
     }
-    if fits && text.len() <= 20 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+    let is_short = text.len() <= 20 || model::is_token_name(text);
+    if fits && is_short && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Ok(text.to_owned())
     } else {
         Err(format!("{text:?} is no token's symbol"))
@@ -326,6 +328,14 @@ mod tests {
     fn chains_and_tokens_are_not_taken_for_one_another() {
         assert!(blockchain("ETH").is_err() && blockchain("Avalanche").is_ok());
         assert!(token("Ethereum").is_err() && token("usdc").is_ok() && token("BNB").is_ok());
+        for name in ["Polygon", "SEPOLIA", "Solana", "STARKNET", "bnb-chain", "xdc network", "base"] {
+            assert!(token(name).is_err(), "{name}");
+        }
+        for name in ["ethereum", "solana", "Bitcoin", "xdce-crowd-sale", "ethereum-push-notification-service"] {
+            assert_eq!(token(name).as_deref(), Ok(name));
+        }
+        assert_eq!(blockchain("ethereum").as_deref(), Ok("Ethereum"));
+        assert_eq!(blockchain("nibiru").as_deref(), Ok("nibiru"));
     }
 
     #[test]

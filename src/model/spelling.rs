@@ -23,6 +23,42 @@ pub fn spell_chain(name: &str) -> String {
     known.map_or(name, |known| known).to_owned()
 }
 
+/// The tokens that Resmic names in two ways: the name by which the backend looks up the price, and the symbols that the
+/// payment page writes. Both reach the mail, and both name one token.
+const TOKEN_NAMES: [&[&str]; 12] = [
+    &["ethereum", "ETH", "SETH", "WETH"],
+    &["matic-network", "MATIC"],
+    &["binancecoin", "BNB", "TBNB"],
+    &["xdce-crowd-sale", "XDC"],
+    &["Bitcoin", "BTC", "WBTC"],
+    &["BUSDT", "BUSD"],
+    &["doge", "DOGE"],
+    &["solana", "SOL"],
+    &["starknet", "STARK"],
+    &["nibiru", "NIBI"],
+    &["official-trump", "TRUMP"],
+    &["push", "PUSH", "ethereum-push-notification-service"],
+];
+
+/// A token's name for comparing, without case: `ETH`, `SETH` and `ethereum` are one, `usdc` and `USDC` are one.
+#[must_use]
+pub fn fold_token(name: &str) -> String {
+    let row = TOKEN_NAMES.iter().find(|row| row.iter().any(|known| known.eq_ignore_ascii_case(name)));
+    row.and_then(|row| row.first()).map_or(name, |first| first).to_ascii_lowercase()
+}
+
+/// Whether two names are one token's.
+#[must_use]
+pub fn same_token(a: &str, b: &str) -> bool {
+    fold_token(a) == fold_token(b)
+}
+
+/// Whether Resmic writes a token in exactly this way, as one of several names.
+#[must_use]
+pub fn is_token_name(name: &str) -> bool {
+    TOKEN_NAMES.iter().any(|row| row.contains(&name))
+}
+
 /// A transaction hash for comparing: hexadecimal is a number (so without case and leading zeros), base58 is not.
 #[must_use]
 pub fn fold_hash(hash: &str) -> String {
@@ -86,6 +122,25 @@ pub fn webhook_time(at: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_token_has_several_names() {
+        for (a, b) in [
+            ("ETH", "ethereum"),
+            ("SETH", "WETH"),
+            ("WBTC", "Bitcoin"),
+            ("BUSD", "BUSDT"),
+            ("push", "ethereum-push-notification-service"),
+            ("usdc", "USDC"),
+            ("Pepe", "PEPE"),
+        ] {
+            assert!(same_token(a, b), "{a} {b}");
+        }
+        for (a, b) in [("ETH", "BNB"), ("USDT", "BUSDT"), ("USDC", "USDT"), ("DAI", ""), ("ethereum", "Polygon")] {
+            assert!(!same_token(a, b), "{a} {b}");
+        }
+        assert!(is_token_name("solana") && !is_token_name("Solana") && !is_token_name("DAI"));
+    }
 
     #[test]
     fn decimals_compare_as_numbers() {

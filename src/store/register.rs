@@ -129,7 +129,7 @@ impl NewSession {
             "amount"
         } else if differs(&self.blockchain, &known.blockchain, |a, b| model::fold_chain(a) == model::fold_chain(b)) {
             "blockchain"
-        } else if differs(&self.token, &known.token, exactly) {
+        } else if differs(&self.token, &known.token, model::same_token) {
             "token"
         } else {
             return Ok(());
