@@ -189,6 +189,22 @@ fn a_session_in_the_published_layout_is_read_when_the_merchant_knows_of_it() {
 }
 
 #[test]
+fn the_published_list_needs_no_signed_subject() {
+    let mail = include_bytes!("../sample-mails/published/another-heading.eml");
+    let wrong = String::from_utf8_lossy(mail).replace("Subject: Money has arrived", "Subject: Payment failed");
+    for (bytes, subject, completed) in [
+        (mail.as_slice(), true, true),
+        (mail, false, true),
+        (wrong.as_bytes(), false, true),
+        (wrong.as_bytes(), true, false),
+    ] {
+        let report = Reader::new(&Settings::default()).read(bytes, Vouched { subject });
+        let is_completed = matches!(&report.said, Said::Payment(read) if read.status == Status::Completed);
+        assert_eq!(is_completed, completed, "{:?}", report.said);
+    }
+}
+
+#[test]
 fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
     let reader = Reader::new(&Settings::default());
     let vouched = Vouched { subject: true };

@@ -44,11 +44,7 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
     if text.len() > 200 || !has(&NOUN, text) {
         return None;
     }
-    // A reply or a forward repeats what somebody else's mail said.
-    let start = text.trim_start().as_bytes();
-    let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
-    let relayed = ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins);
-    if relayed || has(&DENIED, text) {
+    if is_relayed(text) || has(&DENIED, text) {
         return Some(Phrase::Denies);
     }
     let said = [(&DONE, Status::Completed), (&FAILED, Status::Failed), (&PENDING, Status::Pending)];
@@ -57,6 +53,31 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
         (Some(status), None) if !has(&SUPPOSED, text) => Some(Phrase::Says(status)),
         _ => Some(Phrase::Unclear),
     }
+}
+
+/// Whether it is the subject of a reply or a forward, which repeats what another mail said.
+fn is_relayed(text: &str) -> bool {
+    let start = text.trim_start().as_bytes();
+    let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
+    ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins)
+}
+
+/// Words by which a payment is still open, with which no heading of a completed one is written.
+static OPEN: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(on hold|held|review|blocked|frozen|suspended|delayed|waiting|due|requested|reminder|initiated|expected|problem|error|issue|required|missing|returned)\b").ok()
+});
+/// Words by which a mail only shows what one looks like.
+static SHOWN: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(test|example|sample|demo|preview)\b").ok());
+
+/// Whether a text speaks against a completed payment, also where it does not name a payment: `Failed`, `An example`.
+pub(super) fn objects(text: &str) -> bool {
+    is_relayed(text) || [&DENIED, &FAILED, &PENDING, &SHOWN].into_iter().any(|words| has(words, text))
+}
+
+/// Whether a subject or heading does, or leaves it open: `When will it arrive?`
+pub(super) fn title_objects(title: &str) -> bool {
+    objects(title) || has(&SUPPOSED, title) || has(&OPEN, title)
 }
 
 /// The headings of a view; where nothing is marked as one, the lines that it begins with.
@@ -122,6 +143,25 @@ pub(super) fn other(texts: &[String], views: &[View]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_titles_object_to_a_completed_payment() {
+        for title in [
+            "Failed",
+            "Money has not arrived",
+            "Pending",
+            "Fwd: Money has arrived",
+            "An example",
+            "When will it arrive?",
+            "Payment on hold",
+            "Payment received or failed",
+        ] {
+            assert!(title_objects(title), "{title}");
+        }
+        for title in ["Money has arrived", "Payment update", "You got $20", "Cha-ching!", "New payment"] {
+            assert!(!title_objects(title), "{title}");
+        }
+    }
 
     #[test]
     fn a_phrase_says_a_status_or_nothing_certain() {

@@ -136,8 +136,6 @@ impl<'a> Agreement<'a> {
     /// to let a cheap payment pass for a dear one; a merchant who knows of a new layout says so by `[extract.labels]`.
     pub(super) fn sessions_are_out_of_place(&mut self, table: &Table, published: bool) {
         let own = |f: &&Found| !f.quoted;
-        let received = |f: &Found| f.field == Field::Amount && f.label == "received";
-        let published = published || self.found.iter().filter(own).any(received);
         let session =
             self.found.iter().filter(own).find(|f| f.field == Field::SessionId && !table.is_configured(&f.label));
         if let Some(session) = session.filter(|_| published) {

@@ -17,6 +17,9 @@ use super::visible::{Sheet, is_for_all};
 use super::walk::Walk;
 use crate::model::ReasonCode;
 
+/// The kind of view that HTML is rendered to.
+pub(super) const KIND: &str = "text/html";
+
 /// How much HTML that is not plain is read, in bytes. html5ever compares each attribute of a tag with all others of that
 /// tag: one tag of a megabyte would take it seconds.
 const NOT_PLAIN: usize = 256 << 10;

@@ -11,8 +11,8 @@ use crate::model::{Reason, ReasonCode};
 pub(super) struct Shown {
     pub(super) subject: Option<String>,
     pub(super) views: Vec<View>,
-    /// The published layout's list stands in its HTML, seen or not.
-    pub(super) published: bool,
+    /// How much of the published layout's list is in its HTML, visible or not.
+    pub(super) list: published::List,
     /// The items of that list.
     pub(super) items: Vec<(Field, String)>,
 }
@@ -59,7 +59,8 @@ pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
         message.parts.iter().filter_map(|part| if let PartType::Html(html) = &part.body { Some(html) } else { None })
     };
     let items: Vec<_> = html().flat_map(|html| published::items(html)).collect();
-    Ok(Shown { subject, views: views(message), published: html().any(|html| published::is_in(html)), items })
+    let list = html().map(|html| published::list(html)).max().unwrap_or_default();
+    Ok(Shown { subject, views: views(message), list, items })
 }
 
 fn views(message: &Message<'_>) -> Vec<View> {

@@ -41,6 +41,7 @@ use about::Phrase;
 use agree::{Agreement, Fields};
 use labels::Table;
 use mime::Shown;
+use published::List;
 
 pub use html::view as html_view;
 pub use note::{Note, Place};
@@ -249,7 +250,7 @@ impl Reader {
         let phrases: Vec<(Phrase, &String)> = titles.iter().filter_map(|t| Some((about::phrase(t)?, t))).collect();
         let mut agreement = Agreement::new(&found, notes);
         let fields = agreement.fields();
-        agreement.sessions_are_out_of_place(&self.table, shown.published);
+        agreement.sessions_are_out_of_place(&self.table, shown.list > List::Absent);
         agreement.items(&shown.items, &fields);
         let speaking: Vec<&String> = phrases.iter().map(|(_, title)| *title).collect();
         agreement.titles(&speaking, fields.amount.as_ref());
@@ -265,10 +266,44 @@ impl Reader {
         if let Some(reason) = trouble {
             return Said::Doubtful(reason);
         }
-        match status(&fields, &phrases) {
+        let list = published_list(shown, &found);
+        let status = status(&fields, &phrases, list).and_then(|status| match list {
+            Some(list) if is_said_by_list_alone(&fields, &phrases) => unopposed(shown, &titles, list).map(|()| status),
+            _ => Ok(status),
+        });
+        match status {
             Ok(status) => complete(fields, status),
             Err(reason) => Said::Doubtful(reason),
         }
+    }
+}
+
+/// The line of the published list's first item, if the whole list is there and a person sees that item.
+fn published_list(shown: &Shown, found: &[Found]) -> Option<usize> {
+    let is_first = |f: &&Found| f.field == Field::Amount && f.label == "received" && f.how == How::Beside && !f.quoted;
+    let mut lines = found.iter().filter(is_first).filter_map(|f| match f.place {
+        Place::Line { view: html::KIND, line, .. } => Some(line),
+        _ => None,
+    });
+    lines.next().filter(|_| shown.list == List::Whole)
+}
+
+/// Whether neither a field nor a subject nor a heading states the status.
+fn is_said_by_list_alone(fields: &Fields, phrases: &[(Phrase, &String)]) -> bool {
+    fields.status.is_none() && !phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_)))
+}
+
+/// Checks that nothing above the published list, and no title, speaks against a completed payment.
+fn unopposed(shown: &Shown, titles: &[String], list: usize) -> Result<(), Reason> {
+    let html = shown.views.iter().filter(|view| view.kind == html::KIND);
+    let mut above = html.flat_map(|view| view.lines.iter().take(list - 1)).filter(|line| !line.quoted).map(Line::text);
+    let title = titles.iter().find(|title| about::title_objects(title)).cloned();
+    match title.or_else(|| above.find(|text| about::objects(text))) {
+        Some(text) => {
+            let words = format!("status: the published list says completed, and {text:?} may say that it is not");
+            Err(Reason::new(ReasonCode::Unreadable, words))
+        }
+        None => Ok(()),
     }
 }
 
@@ -282,7 +317,8 @@ fn doubtful(words: impl AsRef<str>) -> Said {
 /// A mail without a payment's values: something else, or a payment mail that cannot be read?
 fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(Phrase, &String)]) -> Option<Said> {
     let nothing = |words: String| Some(Said::Nothing(Reason::new(ReasonCode::NotAPayment, words)));
-    if phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_))) {
+    // A list that is hidden or commented out is a payment's, too.
+    if shown.list == List::Whole || phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_))) {
         return None;
     }
     // Other mails name none; one that does speaks of a payment, in words or in a language that we do not know.
@@ -320,9 +356,22 @@ fn names_a_transaction(line: &Line) -> bool {
     line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction) || linked.any(values::is_transaction)
 }
 
-/// The status: a status field's, and what subject and headings say. They must agree.
-fn status(fields: &Fields, phrases: &[(Phrase, &String)]) -> Result<Status, Reason> {
+/// The status: that of a status field, of the published list, of the subject and of the headings. They must agree.
+fn status(fields: &Fields, phrases: &[(Phrase, &String)], list: Option<usize>) -> Result<Status, Reason> {
+    let differ = |a: Status, place: &str, b: Status, other: &str| {
+        Reason::new(ReasonCode::Conflict, format!("status: {a} by {place} and {b} by {other}"))
+    };
     let mut agreed = fields.status.map(|status| (status, "the status field".to_owned()));
+    if list.is_some() {
+        // Resmic sends the published mail for completed payments only, and with no status field.
+        let label = "the label \"Received:\"";
+        match &agreed {
+            Some((known, place)) if *known != Status::Completed => {
+                return Err(differ(*known, place, Status::Completed, label));
+            }
+            _ => agreed = Some((Status::Completed, label.to_owned())),
+        }
+    }
     for (phrase, title) in phrases {
         let status = match phrase {
             Phrase::Says(status) => status,
@@ -335,10 +384,7 @@ fn status(fields: &Fields, phrases: &[(Phrase, &String)]) -> Result<Status, Reas
         match &agreed {
             None => agreed = Some((*status, format!("{title:?}"))),
             Some((known, _)) if known == status => {}
-            Some((known, place)) => {
-                let words = format!("status: {known} by {place} and {status} by {title:?}");
-                return Err(Reason::new(ReasonCode::Conflict, words));
-            }
+            Some((known, place)) => return Err(differ(*known, place, *status, &format!("{title:?}"))),
         }
     }
     agreed.map(|(status, _)| status).ok_or_else(|| {

@@ -22,26 +22,72 @@ const LABELS: [(&str, Field); 6] = [
 /// The longest item that is looked at.
 const ITEM: usize = 400;
 
-/// Whether a text, or what is hidden, quoted or commented out in it, begins as the published layout's list does.
-pub(super) fn is_in(html: &str) -> bool {
-    let (received, _) = LABELS[0];
-    values(html, received).next().is_some()
+/// How much of the published layout's list is in a mail's HTML.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum List {
+    /// No list item has its first label.
+    #[default]
+    Absent,
+    /// A list item begins with its first label.
+    Begun,
+    /// List items begin with each of its labels. `Date:` may be missing: the published code leaves it empty.
+    Whole,
 }
 
-/// Its items.
+/// Looks for the list in HTML, also where that is hidden, quoted or commented out.
+pub(super) fn list(html: &str) -> List {
+    let has = |label: &str| starts(html, label).any(|at| begins_item(html, at));
+    let [(received, _), rest @ ..] = LABELS;
+    if !has(received) {
+        List::Absent
+    } else if rest.iter().all(|(label, field)| *field == Field::Time || has(label)) {
+        List::Whole
+    } else {
+        List::Begun
+    }
+}
+
+/// The items of the list, and of a table with the same first label.
 pub(super) fn items(html: &str) -> Vec<(Field, String)> {
-    if !is_in(html) {
+    let [(received, _), ..] = LABELS;
+    if starts(html, received).next().is_none() {
         return Vec::new();
     }
-    LABELS.iter().flat_map(|(label, field)| values(html, label).flatten().map(|value| (*field, value))).collect()
+    LABELS.iter().flat_map(|(label, field)| values(html, label).map(|value| (*field, value))).collect()
 }
 
-/// What stands behind a label, wherever that begins an element's text.
-fn values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = Option<String>> + 'a {
-    let places = memmem::find_iter(html.as_bytes(), label.as_bytes());
-    let begins = |at: &usize| html.get(..*at).is_some_and(|before| before.trim_end().ends_with('>'));
-    places.filter(begins).map(move |at| text(html.get(at + label.len()..).unwrap_or_default()))
+/// The values behind a label, wherever that begins an element's text.
+fn values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = String> + 'a {
+    starts(html, label).filter_map(|at| text(html.get(at + label.len()..).unwrap_or_default()))
 }
+
+/// Where a label begins an element's text.
+fn starts<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let begins = |at: &usize| html.get(..*at).is_some_and(|before| before.trim_end().ends_with('>'));
+    memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins)
+}
+
+/// Whether the text that starts at `at` is the first of a list item, perhaps in bold letters.
+fn begins_item(html: &str, at: usize) -> bool {
+    let mut before = html.get(..at).unwrap_or_default();
+    for _ in 0..WRAPPERS {
+        let Some((outside, tag)) = before.trim_end().strip_suffix('>').and_then(|b| b.rsplit_once('<')) else {
+            return false;
+        };
+        let name = tag.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        if name.eq_ignore_ascii_case("li") {
+            return true;
+        }
+        if name.is_empty() || is_block(&name.to_ascii_lowercase()) || matches!(name, "td" | "th") {
+            return false;
+        }
+        before = outside;
+    }
+    false
+}
+
+/// The most inline elements that may stand around a label in its list item.
+const WRAPPERS: usize = 8;
 
 /// The text up to the end of an item. Nothing where it is in pieces, as the layout's own is not: some of
 /// them may be hidden.
@@ -73,8 +119,29 @@ mod tests {
         let want = [(Field::Amount, "$20"), (Field::Token, "DAI"), (Field::Hash, "0xab")];
         assert_eq!(found, want.map(|(field, value)| (field, value.to_owned())));
         let in_pieces = "<li>Received: $2<i>0</i></li><li>Token: D<!-- -->AI</li><li>From: <li>Blockchain: B<b>ase";
-        assert!(is_in(in_pieces) && items(in_pieces) == [(Field::Wallet, String::new())]);
+        assert!(list(in_pieces) == List::Begun && items(in_pieces) == [(Field::Wallet, String::new())]);
         assert_eq!(items("<li>Amount: $20</li><li>Token: DAI</li>"), []);
         assert_eq!(items("<p>We Received: nothing"), []);
+    }
+
+    #[test]
+    fn a_table_is_not_the_published_list() {
+        let item = |label: &str| format!("<li style='margin:0'> <strong><span>{label}</span></strong> x</li>");
+        let labels = ["Received:", "Blockchain:", "Token:", "From:", "Transaction Hash:"];
+        let whole: String = labels.map(item).concat();
+        assert_eq!(list(&whole), List::Whole);
+        assert_eq!(list(&whole.replace("Token:", "Coin:")), List::Begun);
+        assert_eq!(list(&format!("<!-- {whole} -->")), List::Whole);
+        let rows: String = labels.map(|label| format!("<tr><td><b>{label}</b></td><td>x</td></tr>")).concat();
+        for html in [
+            rows.as_str(),
+            "<li><p>Received: $20",
+            "<li>Amount<b>Received: $20",
+            "</li><b>Received:",
+            "Received:",
+            ">Received:",
+        ] {
+            assert_eq!(list(html), List::Absent, "{html}");
+        }
     }
 }

@@ -311,7 +311,7 @@ impl<'s, 'a> Walk<'s, 'a> {
         }
         self.break_line(Sort::Text);
         let mut view = self.frames.into_iter().next().unwrap_or_default().view;
-        view.kind = "text/html";
+        view.kind = super::html::KIND;
         view.lost = view.lost.or(self.lost);
         view
     }
