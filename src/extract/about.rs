@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::values;
 use super::view::{Sort, View};
 use crate::model::Status;
 
@@ -50,7 +51,7 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
     let said = [(&DONE, Status::Completed), (&FAILED, Status::Failed), (&PENDING, Status::Pending)];
     let mut said = said.iter().filter(|(pattern, _)| has(pattern, text)).map(|(_, status)| *status);
     match (said.next(), said.next()) {
-        (Some(status), None) if !has(&SUPPOSED, text) => Some(Phrase::Says(status)),
+        (Some(status), None) if !has(&SUPPOSED, text) && has_no_sign_but(status, text) => Some(Phrase::Says(status)),
         _ => Some(Phrase::Unclear),
     }
 }
@@ -60,6 +61,11 @@ fn is_relayed(text: &str) -> bool {
     let start = text.trim_start().as_bytes();
     let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
     ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins)
+}
+
+/// Whether a text has no sign for another status: `❌ Payment received`.
+fn has_no_sign_but(status: Status, text: &str) -> bool {
+    values::sign(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
 }
 
 /// Words by which a payment is still open, with which no heading of a completed one is written.
@@ -72,7 +78,9 @@ static SHOWN: LazyLock<Option<Regex>> =
 
 /// Whether a text speaks against a completed payment, also where it does not name a payment: `Failed`, `An example`.
 pub(super) fn objects(text: &str) -> bool {
-    is_relayed(text) || [&DENIED, &FAILED, &PENDING, &SHOWN].into_iter().any(|words| has(words, text))
+    is_relayed(text)
+        || !has_no_sign_but(Status::Completed, text)
+        || [&DENIED, &FAILED, &PENDING, &SHOWN].into_iter().any(|words| has(words, text))
 }
 
 /// Whether a subject or heading does, or leaves it open: `When will it arrive?`
@@ -154,6 +162,7 @@ mod tests {
             "An example",
             "When will it arrive?",
             "Payment on hold",
+            "❌ Money",
             "Payment received or failed",
         ] {
             assert!(title_objects(title), "{title}");
@@ -180,6 +189,8 @@ mod tests {
             ("Payment received or failed", Some(Unclear)),
             ("Re: Payment received", Some(Denies)),
             ("Payment update", Some(Unclear)),
+            ("✅ Payment received", Some(Says(Status::Completed))),
+            ("❌ Payment received", Some(Unclear)),
             ("Your login code", None),
         ];
         for (text, want) in cases {

@@ -1,13 +1,20 @@
 //! A value that a line break cuts in two: a part of it may pass for the whole.
 
+use std::borrow::Cow;
+
 use super::view::Line;
-use super::{Field, values};
+use super::{Field, annotation, values};
 
 /// A field's value with what stands in the next line, if it goes on there: nobody can say where it ends, and so it is none.
 pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     let next = next.map(Line::words).unwrap_or_default();
     // Without the bar at the end of a row that is cut, and the mark that a mail program may have set before a line.
     let next = next.trim_matches([' ', '|', '>']);
+    let next = match field {
+        Field::Hash | Field::Wallet => annotation::without(next).into(),
+        _ => Cow::Borrowed(next),
+    };
+    let next = &*next;
     let goes_on = match field {
         Field::Amount => is_amount(next) && next != value,
         Field::Hash => name_goes_on(value, next) || (values::is_transaction(next) && !value.eq_ignore_ascii_case(next)),

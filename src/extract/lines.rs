@@ -1,19 +1,21 @@
 //! Labels and values: on one line, in neighbouring cells, below one another.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use super::labels::{self, Table};
 use super::object::{self, Scalar};
 use super::view::{Line, Sort, View};
-use super::{Field, Found, How, Place, cut, links, values};
+use super::{Field, Found, How, Place, annotation, cut, links, values};
 
 /// Everything in a view that stands as a field's value.
 pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
     let mut found = Vec::new();
     let in_objects = objects(view, table, &mut found);
+    let lines = without_marks(&view.lines);
     let mut below_header = 0;
-    for (n, line) in view.lines.iter().enumerate() {
-        let below = view.lines.get(n + 1..).unwrap_or_default();
+    for (n, line) in lines.iter().enumerate() {
+        let below = lines.get(n + 1..).unwrap_or_default();
         let mut reader = Reader { view, table, line, below, place: n + 1, found: &mut found };
         reader.links();
         if in_objects.contains(&n) || n < below_header {
@@ -26,6 +28,25 @@ pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
         }
     }
     found
+}
+
+/// The lines, and in their rows no cell that holds only the mark between label and value. A row keeps at least two cells.
+fn without_marks(lines: &[Line]) -> Cow<'_, [Line]> {
+    let has_marks = |line: &Line| line.cells.len() > 1 && line.cells.iter().any(|cell| is_mark(cell));
+    if !lines.iter().any(has_marks) {
+        return lines.into();
+    }
+    let mut lines = lines.to_vec();
+    for line in lines.iter_mut().filter(|line| has_marks(line)) {
+        line.cells.retain(|cell| !is_mark(cell));
+        line.cells.resize(line.cells.len().max(2), String::new());
+    }
+    lines.into()
+}
+
+/// Whether a text is nothing but the mark between a label and its value.
+fn is_mark(text: &str) -> bool {
+    matches!(text, ":" | "：" | "=" | "=>" | "→" | "->")
 }
 
 struct Reader<'a> {
@@ -41,7 +62,14 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn add(&mut self, (field, label): (Field, &str), value: &str, how: How, layout: &'static str) {
         let place = Place::Line { view: self.view.kind, line: self.place, layout };
-        let value = labels::with_currency(field, label, value);
+        let mut value = labels::with_currency(field, label, value);
+        if let Field::Hash | Field::Wallet = field
+            && let Some((bare, links)) = annotation::split(&value)
+        {
+            value = bare;
+            let said = links.iter().flat_map(|link| annotation::said_by(link, field));
+            said.for_each(|(field, value)| self.add((field, ""), &value, How::Link, "the link behind it"));
+        }
         self.found.push(Found { field, label: labels::fold(label), value, place, quoted: self.line.quoted, how });
     }
 
@@ -87,7 +115,7 @@ impl Reader<'_> {
                 value.push(part.as_str());
             }
             let value = value.join(" ");
-            let value = self.whole(*field, value.trim(), 0);
+            let value = self.whole(*field, without_leading_colon(&value), 0);
             if !value.is_empty() {
                 self.add((*field, cell), &value, How::Beside, "in the next cell");
             }
@@ -122,6 +150,13 @@ impl Reader<'_> {
             return;
         }
         let Some(field) = self.label(text) else { return };
+        // The colon may have a line of its own.
+        if let [colon, below @ ..] = self.below
+            && let [cell] = colon.cells.as_slice()
+            && is_mark(cell)
+        {
+            self.below = below;
+        }
         let values = self.values_below();
         if values.is_empty() && line.sort == Sort::Item && text.ends_with([':', '：']) {
             return self.add((field, text), "", How::Empty, "behind its label");
@@ -150,7 +185,7 @@ impl Reader<'_> {
             }
             _ => next.into_iter().collect(),
         };
-        below.into_iter().map(Line::text).collect()
+        below.into_iter().map(|line| without_leading_colon(&line.words()).to_owned()).collect()
     }
 
     /// `Label: value` on one line.
@@ -166,7 +201,13 @@ impl Reader<'_> {
 
     /// A value, with what goes on behind so many of the lines below.
     fn whole(&self, field: Field, value: &str, lines: usize) -> String {
-        cut::whole(field, value, cut::next(self.below.get(lines)))
+        let next = cut::next(self.below.get(lines));
+        if let Field::Hash | Field::Wallet = field {
+            let bare = annotation::without(value);
+            let whole = cut::whole(field, &bare, next);
+            return if whole == bare { value.to_owned() } else { whole };
+        }
+        cut::whole(field, value, next)
     }
 
     /// A label in letters of its own, and the value behind it: `<b>Amount</b> $20`.
@@ -211,6 +252,11 @@ fn dashed(text: &str) -> Option<(&str, &str)> {
     // Each of the marks has one of these in it, and hardly a line has.
     memchr::memchr2(b'-', FIRST_BYTE_OF_DASHES, text.as_bytes())?;
     [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
+}
+
+/// A value that has the mark behind its label in its own cell or line: `: $20`.
+fn without_leading_colon(text: &str) -> &str {
+    text.trim().trim_start_matches([':', '：']).trim_start()
 }
 
 fn without_colon(text: &str) -> &str {

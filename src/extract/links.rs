@@ -1,5 +1,7 @@
 //! Links to block explorers: a second opinion on the chain and the hash, never one on the amount.
 
+use super::values;
+
 /// The explorers' hosts, with the chain that each shows.
 const EXPLORERS: [(&str, &str); 20] = [
     ("etherscan.io", "Ethereum"),
@@ -31,10 +33,30 @@ pub(super) fn explorer(link: &str) -> Option<(&'static str, String)> {
     let host = host.to_ascii_lowercase();
     let host = host.strip_prefix("www.").unwrap_or(&host);
     let (_, chain) = EXPLORERS.iter().find(|(known, _)| *known == host)?;
+    Some((chain, behind_tx(path)?.to_owned()))
+}
+
+/// The transaction that a link on any host names in its path, if that has the shape of one.
+pub(super) fn transaction(link: &str) -> Option<String> {
+    let (_, path) = link.split_once("://")?;
+    behind_tx(path).filter(|part| values::is_transaction(part)).map(str::to_owned)
+}
+
+fn behind_tx(path: &str) -> Option<&str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut parts = path.split('/').filter(|p| !p.is_empty());
     parts.find(|p| matches!(*p, "tx" | "txs" | "transaction"))?;
-    Some((chain, parts.next()?.to_owned()))
+    parts.next()
+}
+
+/// The hexadecimal numbers of this many digits in a link, also where a redirect has its target escaped in it.
+pub(super) fn hexadecimal(link: &str, digits: usize) -> Vec<String> {
+    let starts = link.match_indices("0x").map(|(at, mark)| link.get(at + mark.len()..).unwrap_or_default());
+    let numbers = starts.map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
+        rest.get(..end).unwrap_or_default()
+    });
+    numbers.filter(|number| number.len() == digits).map(|number| format!("0x{number}")).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 
 mod about;
 mod agree;
+mod annotation;
 mod bounds;
 mod cut;
 mod element;

@@ -83,7 +83,7 @@ fn cells(line: &str) -> Vec<String> {
 }
 
 fn links(line: &str) -> Vec<String> {
-    let words = line.split(|c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '"'));
+    let words = line.split(|c: char| c.is_whitespace() || matches!(c, '<' | '>' | '(' | ')' | '[' | ']' | '"'));
     words.filter(|w| w.starts_with("https://") || w.starts_with("http://")).take(LINKS).map(str::to_owned).collect()
 }
 

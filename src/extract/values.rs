@@ -92,9 +92,37 @@ fn is_dollar(word: &str) -> bool {
     matches!(word, "$" | "US$" | "USD")
 }
 
-/// A status field's value.
+/// A status field's value: a word, a sign, or both if they agree.
 pub(super) fn status(text: &str) -> Doubt<Status> {
-    match super::labels::fold(text).as_str() {
+    let (sign, word) = (sign(text)?, super::labels::fold(text));
+    match (sign, status_word(&word)) {
+        (Some(sign), Ok(word)) if sign == word => Ok(word),
+        (Some(_), Ok(_)) => Err(format!("{text:?} has a sign for another status than its words")),
+        (Some(sign), Err(_)) if word.is_empty() => Ok(sign),
+        (None, Ok(word)) => Ok(word),
+        (_, Err(())) => Err(format!("{text:?} is no status")),
+    }
+}
+
+/// The status for which a text has a sign, if it has one; several must be for one status.
+pub(super) fn sign(text: &str) -> Doubt<Option<Status>> {
+    let signs = text.chars().filter_map(|c| match c {
+        '✅' | '✔' | '✓' | '☑' => Some(Status::Completed),
+        '❌' | '✖' | '✗' | '✘' => Some(Status::Failed),
+        '⏳' | '⌛' => Some(Status::Pending),
+        _ => None,
+    });
+    let mut signs: Vec<Status> = signs.collect();
+    signs.dedup();
+    match signs.as_slice() {
+        [] => Ok(None),
+        [sign] => Ok(Some(*sign)),
+        _ => Err(format!("{text:?} has signs for several statuses")),
+    }
+}
+
+fn status_word(word: &str) -> Result<Status, ()> {
+    match word {
         "completed" | "complete" | "paid" | "success" | "successful" | "succeeded" | "confirmed" | "received"
         | "true" | "paymentreceived" | "paymentcompleted" | "paymentsuccessful" => Ok(Status::Completed),
         "failed" | "failure" | "expired" | "cancelled" | "canceled" | "declined" | "rejected" | "false"
@@ -106,7 +134,7 @@ pub(super) fn status(text: &str) -> Doubt<Status> {
         | "awaitingconfirmation"
         | "unconfirmed"
         | "paymentpending" => Ok(Status::Pending),
-        _ => Err(format!("{text:?} is no status")),
+        _ => Err(()),
     }
 }
 
@@ -322,6 +350,25 @@ mod tests {
         assert_eq!(dollars("Paymet received $1,250.50 (via Resmic)"), ["1250.50"]);
         assert_eq!(dollars("Payment of 20 USD received. $20."), ["20", "20"]);
         assert_eq!(dollars("Payment received"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_status_is_a_word_or_a_sign() {
+        for (text, want) in [
+            ("✅", Status::Completed),
+            (" ✔\u{fe0f} ", Status::Completed),
+            ("✅ Completed", Status::Completed),
+            ("❌", Status::Failed),
+            ("Failed ❌", Status::Failed),
+            ("⏳ pending", Status::Pending),
+            ("🎉 Paid!", Status::Completed),
+        ] {
+            assert_eq!(status(text), Ok(want), "{text}");
+        }
+        for text in ["✅ Failed", "❌ Paid", "✅ ❌", "✅ ⏳ ✅", "✅ On hold", "❎", "🟢", "", "✅ or not"]
+        {
+            assert!(status(text).is_err(), "{text}");
+        }
     }
 
     #[test]
