@@ -1,10 +1,12 @@
 //! From the MIME tree to what a person sees: the text parts that a mail program shows, each as a view.
 
+use std::borrow::Cow;
+
 use mail_parser::{Message, MessageParser, MessagePart, MimeHeaders, PartType};
 
 use super::text::Flowed;
 use super::view::View;
-use super::{Field, bounds, html, published, text};
+use super::{Field, bounds, encoding, html, published, text};
 use crate::model::{Reason, ReasonCode};
 
 /// What is shown of a mail.
@@ -24,7 +26,12 @@ fn malformed(words: &str) -> Reason {
 /// Takes a mail apart; pure, bounded in time and memory by its size.
 pub(super) fn message(mail: &[u8]) -> Result<Message<'_>, Reason> {
     bounds::before(mail)?;
-    MessageParser::default().parse(mail).ok_or_else(|| malformed("there is no mail in it"))
+    let parser = MessageParser::default();
+    let message = match encoding::plain(mail) {
+        Cow::Borrowed(plain) => parser.parse(plain),
+        Cow::Owned(plain) => parser.parse(&plain).map(Message::into_owned),
+    };
+    message.ok_or_else(|| malformed("there is no mail in it"))
 }
 
 #[cfg(test)]
@@ -73,8 +80,8 @@ fn views(message: &Message<'_>) -> Vec<View> {
             continue;
         }
         let view = match &part.body {
-            PartType::Text(content) if is_plain(part) => text::view(content, flowed(part)),
-            PartType::Html(content) => html::view(content),
+            PartType::Text(content) if is_plain(part) => text::view(without_mark(content), flowed(part)),
+            PartType::Html(content) => html::view(without_mark(content)),
             // A mail inside the mail is somebody else's.
             _ => continue,
         };
@@ -82,6 +89,11 @@ fn views(message: &Message<'_>) -> Vec<View> {
         views.push(View { lost, ..view });
     }
     views
+}
+
+/// A text without the byte order mark that it may begin with.
+fn without_mark(text: &str) -> &str {
+    text.trim_start_matches(encoding::BOM)
 }
 
 const UTF_7: (ReasonCode, &str) = (ReasonCode::Unreadable, "it is written in UTF-7, which is not read without a doubt");

@@ -14,6 +14,7 @@ mod annotation;
 mod bounds;
 mod cut;
 mod element;
+mod encoding;
 mod html;
 mod labels;
 mod lines;
