@@ -46,7 +46,7 @@ pub(super) enum Command {
         /// Read them as this account's mails [default: the first]
         #[arg(long, value_name = "NAME")]
         account: Option<String>,
-        /// .eml or mbox files; - for standard input
+        /// .eml, .emlx or mbox files; - for standard input
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
@@ -58,7 +58,7 @@ pub(super) enum Command {
         /// Print JSON Lines, one object a mail
         #[arg(long)]
         json: bool,
-        /// .eml files, folders of them, mbox files, Maildirs; - for standard input
+        /// .eml and .emlx files, folders of them, mbox files, Maildirs; - for standard input
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },

@@ -1,4 +1,4 @@
-//! Mails from files: .eml, mbox, Maildir, standard input. One at a time, however many there are.
+//! Mails from files: .eml, .emlx, mbox, Maildir, standard input. One at a time, however many there are.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -6,6 +6,7 @@ use std::ops::ControlFlow::{self, Continue};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::mbox;
 use crate::model::printable;
 
 /// A mail that was found.
@@ -29,9 +30,9 @@ pub struct Error {
 /// Who takes what is found, and what could not be read; and says whether to go on.
 pub type Each<'a> = &'a mut dyn FnMut(Result<Found, Error>) -> ControlFlow<()>;
 
-/// Hands each mail in `path` to `each`: a mail in a file of its own, the mails of an mbox (a file that begins with
-/// `From `), of a Maildir (a folder with `cur` and `new`), of the `.eml` and `.mbox` files in a folder and below it,
-/// or of `-`, standard input. At most `max_size` bytes are kept of each. What cannot be read keeps nothing else back.
+/// Hands each mail in `path` to `each`: a mail in a file (also Apple Mail's `.emlx`), the mails of an mbox (a file that begins with
+/// `From `), of a Maildir (a folder with `cur` and `new`), of the `.eml`, `.emlx` and `.mbox` files in a folder and below
+/// it, or of `-`, standard input. At most `max_size` bytes are kept of each. What cannot be read keeps nothing else back.
 pub fn read(path: &Path, max_size: u64, each: Each<'_>) -> ControlFlow<()> {
     if path == Path::new("-") {
         let read = read_stream(BufReader::new(io::stdin().lock()), path, max_size, each);
@@ -63,7 +64,7 @@ fn read_folder(folder: &Path, max_size: u64, within: &mut Vec<(u64, u64)>, each:
         && folder.parent().is_some_and(|f| f.join("cur").is_dir() && f.join("new").is_dir());
     for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_mail = in_maildir && !name.starts_with('.') || has_extension(&path, &["eml", "mbox"]);
+        let is_mail = in_maildir && !name.starts_with('.') || has_extension(&path, &["eml", "emlx", "mbox"]);
         match fs::metadata(&path) {
             // What is being delivered is not there yet (maildir(5)).
             Ok(of) if of.is_dir() && is_maildir && name == "tmp" => {}
@@ -91,85 +92,56 @@ fn has_extension(path: &Path, any: &[&str]) -> bool {
 }
 
 fn read_stream(mut input: impl BufRead, path: &Path, max_size: u64, each: Each<'_>) -> io::Result<ControlFlow<()>> {
-    let start = input.fill_buf()?;
+    let mut start = Vec::new();
+    input.by_ref().take(START).read_to_end(&mut start)?;
+    let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&start);
+    let (announced, start) = emlx_size(start).map_or((None, start), |(size, behind)| (Some(size), behind));
+    let mut input = start.chain(input);
     if start.starts_with(b"From ") {
-        return read_mbox(input, path, max_size, each);
+        return mbox::read(input, path, max_size, each);
     }
     // An mbox may have no mail in it.
-    if start.is_empty() && has_extension(path, &["mbox"]) {
+    if start.is_empty() && announced.is_none() && has_extension(path, &["mbox"]) {
         return Ok(Continue(()));
     }
     let mut bytes = Vec::new();
-    let kept = input.by_ref().take(max_size).read_to_end(&mut bytes)?;
-    let rest = io::copy(&mut input, &mut io::sink())?;
-    Ok(each(Ok(Found { name: path.display().to_string(), bytes, size: kept as u64 + rest })))
+    let size = announced.unwrap_or(u64::MAX);
+    let kept = input.by_ref().take(size.min(max_size)).read_to_end(&mut bytes)? as u64;
+    let rest = io::copy(&mut input.by_ref().take(size.saturating_sub(kept)), &mut io::sink())?;
+    if announced.is_some() {
+        check_emlx_end(input, kept + rest, size)?;
+    }
+    Ok(each(Ok(Found { name: path.display().to_string(), bytes, size: kept + rest })))
 }
 
-/// Mails between lines that begin with `From ` after an empty line; a quoted `>From ` loses one `>` ("mboxrd").
-fn read_mbox(mut input: impl BufRead, path: &Path, max_size: u64, each: Each<'_>) -> io::Result<ControlFlow<()>> {
-    let mut mail = Gathering { bytes: Vec::new(), size: 0, max_size };
-    // Of what was read last: whether it was an empty line, and whether it was a line's end.
-    let (mut number, mut after_empty, mut after_line) = (0, true, true);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        // A line without end must not fill the memory: it is taken in pieces, of which only the first may be a separator.
-        let read = input.by_ref().take(LINE).read_until(b'\n', &mut line)?;
-        let begins = after_empty && line.starts_with(b"From ");
-        if (begins || read == 0)
-            && number > 0
-            && each(Ok(mail.finish(format!("{}:{number}", path.display())))).is_break()
-        {
-            return Ok(ControlFlow::Break(()));
-        }
-        if read == 0 {
-            return Ok(Continue(()));
-        }
-        if begins {
-            number += 1;
-            after_empty = false;
-            continue;
-        }
-        after_empty = after_line && matches!(line.as_slice(), b"\n" | b"\r\n");
-        let quoted = after_line
-            && line
-                .iter()
-                .position(|b| *b != b'>')
-                .is_some_and(|n| n > 0 && line.get(n..).is_some_and(|l| l.starts_with(b"From ")));
-        after_line = line.ends_with(b"\n");
-        mail.add(line.get(usize::from(quoted)..).unwrap_or_default());
-    }
+/// How much of a file says what kind it is.
+const START: u64 = 64;
+
+/// U+FEFF in UTF-8, which some editors write at the start of a file.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The size of the mail in an `.emlx` file, and what stands behind the line that states it. Apple Mail writes the number of
+/// bytes, padded with spaces, then the mail, then a property list.
+fn emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
+    let end = start.iter().position(|b| *b == b'\n')?;
+    let line = std::str::from_utf8(start.get(..end)?).ok()?.trim_end();
+    let is_number = !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit());
+    let size = line.parse().ok().filter(|_| is_number)?;
+    Some((size, start.get(end + 1..)?))
 }
 
-/// The longest piece of a line that is looked at at once.
-const LINE: u64 = 64 * 1024;
-
-/// A mail that is being put together.
-struct Gathering {
-    bytes: Vec<u8>,
-    size: u64,
-    max_size: u64,
-}
-
-impl Gathering {
-    fn add(&mut self, line: &[u8]) {
-        let room = usize::try_from(self.max_size).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(line.get(..room.min(line.len())).unwrap_or_default());
-        self.size += line.len() as u64;
+/// Checks that an `.emlx` file has the mail whole and that the mail ends where the first line says: a part of a mail must not
+/// pass for the mail.
+fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
+    let mut behind = Vec::new();
+    input.take(START).read_to_end(&mut behind)?;
+    let behind = behind.trim_ascii_start();
+    let is_list = [&b"<?xml"[..], b"<!DOCTYPE", b"<plist"].iter().any(|mark| behind.starts_with(mark));
+    if read == size && (behind.is_empty() || is_list) {
+        return Ok(());
     }
-
-    /// The mail, without the empty line that an mbox puts behind it.
-    fn finish(&mut self, name: String) -> Found {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        let mut size = std::mem::take(&mut self.size);
-        if size == bytes.len() as u64 {
-            let end =
-                [&b"\r\n\r\n"[..], b"\n\n"].into_iter().find(|end| bytes.ends_with(end)).map_or(0, |end| end.len() / 2);
-            bytes.truncate(bytes.len() - end);
-            size -= end as u64;
-        }
-        Found { name, bytes, size }
-    }
+    let words = format!("the mail in it has not the {size} bytes that its first line states");
+    Err(io::Error::new(io::ErrorKind::InvalidData, words))
 }
 
 #[cfg(test)]
@@ -194,28 +166,6 @@ mod tests {
         let (mails, errors) = found(path, max_size);
         assert!(errors.is_empty(), "{errors:?}");
         mails
-    }
-
-    #[test]
-    fn an_mbox_is_split_where_a_mail_begins_and_nowhere_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.mbox");
-        let text =
-            "From a@b Wed\nSubject: 1\n\n>From me\n>>From you\nFrom here on\n\nFrom c@d Thu\nSubject: 2\n\nbody\n\n";
-        fs::write(&path, text).unwrap();
-        let mails = all(&path, 1000);
-        assert_eq!(mails[0].0, "Subject: 1\n\nFrom me\n>From you\nFrom here on\n");
-        assert_eq!(mails[1].0, "Subject: 2\n\nbody\n");
-    }
-
-    #[test]
-    fn a_line_that_is_taken_in_pieces_is_one_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.mbox");
-        let long = "x".repeat(LINE as usize);
-        let body = format!("Subject: 1\n\n{long}>From me\n{long}\nFrom here on\n");
-        fs::write(&path, format!("From a@b Wed\n{body}\n")).unwrap();
-        assert_eq!(all(&path, 1 << 20), [(body.clone(), body.len() as u64)]);
     }
 
     #[test]
@@ -267,6 +217,60 @@ mod tests {
         assert_eq!(mails, [("a.eml".into(), 5), ("z.eml".into(), 5)]);
         assert!(errors.len() == 1 && errors[0].contains("gone [31m.eml: No such file"), "{errors:?}");
         assert!(read(folder.path(), 1000, &mut |_| ControlFlow::Break(())).is_break());
+    }
+
+    /// As Apple Mail writes it.
+    fn emlx(size: usize, mail: &str, behind: &str) -> String {
+        format!("{size:<10}\n{mail}{behind}")
+    }
+
+    const LIST: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"></plist>\n";
+
+    #[test]
+    fn an_emlx_file_has_one_mail_and_a_list() {
+        let folder = tempfile::tempdir().unwrap();
+        let mail = "Subject: 1\n\nFrom me\n1234\n";
+        for (name, text) in [
+            ("a.emlx", emlx(mail.len(), mail, LIST)),
+            ("b.partial.emlx", emlx(mail.len(), mail, "")),
+            ("c.eml", emlx(mail.len(), mail, &format!("\n{LIST}"))),
+            ("d.EMLX", emlx(mail.len(), mail, LIST).replacen('\n', "\r\n", 1)),
+            ("e.emlx", mail.to_owned()),
+        ] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        assert_eq!(all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 5]);
+        assert_eq!(all(&folder.path().join("a.emlx"), 9), [(mail[..9].to_owned(), mail.len() as u64)]);
+    }
+
+    #[test]
+    fn an_emlx_file_with_a_wrong_size_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mail = "Subject: 1\n\nAmount: $20.50\n";
+        for (name, text) in [
+            ("a.emlx", emlx(mail.len() - 4, mail, LIST)),
+            ("b.emlx", emlx(mail.len() + LIST.len() + 1, mail, LIST)),
+            ("c.emlx", emlx(mail.len() + 5, mail, LIST)),
+        ] {
+            fs::write(folder.path().join(name), text).unwrap();
+        }
+        let (mails, errors) = found(folder.path(), 1000);
+        assert_eq!((mails.len(), errors.len()), (0, 3), "{errors:?}");
+        assert!(errors[0].contains("a.emlx: the mail in it has not the 23 bytes"), "{errors:?}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_mail() {
+        let folder = tempfile::tempdir().unwrap();
+        let mail = "Subject: 1\n\nx\n";
+        for (name, text) in [
+            ("a.eml", mail.to_owned()),
+            ("b.emlx", emlx(mail.len(), mail, LIST)),
+            ("c.mbox", format!("From a@b Wed\n{mail}\n")),
+        ] {
+            fs::write(folder.path().join(name), format!("\u{feff}{text}")).unwrap();
+        }
+        assert_eq!(all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 3]);
     }
 
     #[test]

@@ -2,3 +2,4 @@
 
 pub mod files;
 pub mod imap;
+mod mbox;
