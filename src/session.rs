@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_for_a_token_is_paid_under_its_other_name() {
+    fn a_token_matches_its_other_name() {
         let mut open = vec![owed(1, "20", 60)];
         let mut event = paid("20", "Sepolia");
         event.reading.token = Some("ethereum".into());

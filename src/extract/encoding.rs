@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_order_marks_go_where_a_mail_or_a_body_begins() {
+    fn byte_order_marks_are_removed() {
         let text = |mail: &str| String::from_utf8(plain(mail.as_bytes()).into_owned()).unwrap();
         assert_eq!(text("\u{feff}A: b\r\n\r\n\u{feff}c"), "A: b\r\n\r\n   c");
         assert_eq!(text("A: b\n\n\u{feff}c"), "A: b\n\n   c");

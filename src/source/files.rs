@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_order_mark_is_no_part_of_a_mail() {
+    fn byte_order_marks_are_not_part_of_mails() {
         let folder = tempfile::tempdir().unwrap();
         let mail = "Subject: 1\n\nx\n";
         for (name, text) in [
