@@ -1,4 +1,4 @@
-//! What a notification says, in the webhook's model.
+//! The content of a notification, in the webhook's model.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -9,21 +9,21 @@ use super::words::Status;
 
 /// The namespace of every event id: a UUIDv5 (RFC 9562, 5.5) of `resmic-mailhook.event` under the DNS namespace.
 ///
-/// It must never change: two databases agree on what was paid because it does not.
+/// It must never change. All databases have the same id for the same payment because of it.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0xd146_3efd_5c7f_5b1a_8130_7d45_08e0_3fc0);
 
-/// What a notification says. A field is read or it is absent.
+/// The parsed fields of a notification. A field has one certain value or is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// What the payment has come to.
+    /// The status of the payment.
     pub status: Status,
     /// The payment session, a UUID in lower case.
     pub session_id: Option<String>,
-    /// Plain decimal digits, as written, trailing zeros kept.
+    /// Plain decimal digits, as written, with trailing zeros.
     pub amount: Option<String>,
     /// `USD`, or the token's symbol if the amount names it.
     pub currency: Option<String>,
-    /// The chain in the webhook's spelling; an unknown one as written.
+    /// The chain in the webhook's spelling; an unknown chain as written.
     pub blockchain: Option<String>,
     /// The token as written.
     pub token: Option<String>,
@@ -31,12 +31,12 @@ pub struct Reading {
     pub from_wallet_address: Option<String>,
     /// The transaction; EVM hex in lower case.
     pub transaction_hash: Option<String>,
-    /// The time that the mail says, UTC.
+    /// The time in the mail's text, UTC.
     pub tx_time: Option<Timestamp>,
 }
 
 impl Reading {
-    /// A reading that says its status and nothing else.
+    /// A reading with a status and no other field.
     #[must_use]
     pub fn of(status: Status) -> Self {
         Reading {
@@ -56,22 +56,22 @@ impl Reading {
 /// A payment in the webhook's event model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// What the notification says.
+    /// The parsed fields.
     pub reading: Reading,
-    /// The signed Date header, for a notification that says no time.
+    /// The signed Date header, for a notification without a time in its text.
     pub header_time: Option<Timestamp>,
-    /// The merchant's name for what is paid, from a signed address.
+    /// The order reference, from a signed address.
     pub order_ref: Option<String>,
 }
 
 impl Event {
-    /// The time of the payment: the mail's own, else its Date header's.
+    /// The time of the payment: the one in the mail's text, or else that of its Date header.
     #[must_use]
     pub fn time(&self) -> Option<Timestamp> {
         self.reading.tx_time.or(self.header_time)
     }
 
-    /// Where [`Event::time`] comes from: `mail` or `header`.
+    /// The source of [`Event::time`]: `mail` or `header`.
     #[must_use]
     pub fn time_source(&self) -> Option<&'static str> {
         match (self.reading.tx_time, self.header_time) {
@@ -81,11 +81,11 @@ impl Event {
         }
     }
 
-    /// The event's id: a UUIDv5 over what the payment *is*, so that the same payment has the same
-    /// id in every database. `None` if it names neither a transaction nor a session.
+    /// The event's id: a UUIDv5 over the identity of the payment, so that every database has the same id for it. `None`
+    /// without both transaction and session.
     ///
-    /// With a transaction hash: over chain, hash and status. Without: over session, status and the
-    /// time that the mail itself says (a Date header differs between two reports of one payment).
+    /// With a transaction hash, the id covers chain, hash and status. Without one, it covers session, status and the
+    /// time in the mail's text. The Date header is left out, because it differs between two reports of one payment.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {
         let r = &self.reading;
@@ -104,8 +104,8 @@ impl Event {
         Some(Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes()))
     }
 
-    /// The JSON body of the webhook, byte for byte what `JSON.stringify` prints: the documented
-    /// keys in the documented order, `null` for what the mail does not say.
+    /// The JSON body of the webhook, byte for byte as `JSON.stringify` prints it: the documented keys in the documented
+    /// order, `null` for absent fields.
     #[must_use]
     pub fn webhook(&self) -> String {
         let r = &self.reading;
@@ -126,7 +126,7 @@ impl Event {
             let state = (r.status == Status::Pending).then_some("pending");
             serde_json::to_string(&UnpaidBody { session_id, tx_time: time.as_deref(), status: false, state })
         };
-        // Strings and booleans: serde_json has nothing to refuse here.
+        // serde_json cannot fail on strings and booleans.
         json.unwrap_or_default()
     }
 }
@@ -144,7 +144,7 @@ struct CompletedBody<'a> {
     status: bool,
 }
 
-/// Failed, and pending, which must never look paid: `status` is false in both.
+/// The body for failed and pending payments. `status` is false in both: a pending payment must never look paid.
 #[derive(Serialize)]
 struct UnpaidBody<'a> {
     session_id: Option<&'a str>,

@@ -1,4 +1,4 @@
-//! A mail, and what became of it.
+//! A mail and its outcome.
 
 use std::fmt;
 
@@ -8,51 +8,52 @@ use super::event::Event;
 use super::spelling::printable;
 use super::words::{ReasonCode, Trust};
 
-/// Where a mail was found. With all four parts it names a mail for ever (RFC 3501, 2.3.1.1).
+/// The place of a mail. All four parts together identify a mail permanently (RFC 3501, 2.3.1.1).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// The account's name in the configuration.
     pub account: String,
     /// The mailbox, or `import`.
     pub mailbox: String,
-    /// UIDVALIDITY and UID; `None` for what did not come from a mail server.
+    /// UIDVALIDITY and UID; `None` for a mail that is not from a mail server.
     pub uid: Option<(u32, u32)>,
 }
 
-/// One RFC 5322 message as it came, untouched.
+/// One RFC 5322 message, unchanged.
 #[derive(Debug, Clone)]
 pub struct RawMail {
-    /// Where it was found.
+    /// Its place.
     pub origin: Origin,
     /// The message; cut at the account's `max_size`.
     pub bytes: Vec<u8>,
-    /// Its whole size in bytes; more than `bytes.len()` if it was cut.
+    /// Its full size in bytes; more than `bytes.len()` if it was cut.
     pub size: u64,
-    /// When the server received it (INTERNALDATE), if it says so.
+    /// When the server received it (INTERNALDATE), if the server reports that.
     pub received_at: Option<Timestamp>,
 }
 
-/// How far a mailbox has been read, and what shows whether its numbers still mean the mails that they meant.
+/// The cursor of a mailbox, with the data that shows whether its UIDs still mean the same mails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
-    /// The numbering that `last_uid` belongs to (RFC 3501, 2.3.1.1).
+    /// The UIDVALIDITY of `last_uid` (RFC 3501, 2.3.1.1).
     pub uid_validity: u32,
-    /// The highest UID read: every mail up to it is stored, was seen to be gone, or was there before we began.
+    /// The cursor's UID. Every mail up to it is stored, is known to be gone, or is older than the start of the first
+    /// run.
     pub last_uid: u32,
-    /// Where the first run began, if not with the oldest mail.
+    /// The start of the first run, if that was not the oldest mail.
     pub begun: Option<Begun>,
-    /// When the server took the newest mail of which that was asked, by its clock: of the last that were read, at least.
+    /// The newest INTERNALDATE known, by the server's clock. It covers at least the last mails that were read.
     pub newest_at: Option<Timestamp>,
-    /// Up to this row of the database UIDs may be other mails' by now.
+    /// The UIDs of mails up to this row of the database may mean other mails since the server was renumbered.
     pub renumbered_after: i64,
 }
 
-/// Where a mailbox was begun.
+/// The boundary between skipped and fetched mails of a first run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begun {
-    /// What the server took before this is not read …
+    /// Mails that the server received before this time are skipped …
     pub at: Timestamp,
-    /// … up to this UID. What is above it came since, with whatever date.
+    /// … up to this UID. Mails above it came later, with any date.
     pub uid: u32,
 }
 
@@ -62,17 +63,17 @@ impl From<(u32, u32)> for Reached {
     }
 }
 
-/// Why an outcome is what it is: a code for machines, words for people.
+/// The cause of an outcome: a code for programs and an explanation for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
-    /// The interface.
+    /// The code, which is an interface.
     pub code: ReasonCode,
-    /// One line, made of our words and of [`printable`] pieces of the mail.
+    /// One line, made of fixed text and of [`printable`] pieces of the mail.
     pub words: String,
 }
 
 impl Reason {
-    /// A reason; the words are made fit for a log line.
+    /// A reason. The words are made fit for a log line.
     #[must_use]
     pub fn new(code: ReasonCode, words: impl AsRef<str>) -> Self {
         Reason { code, words: printable(words.as_ref(), 500) }
@@ -85,18 +86,18 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What the judge found.
+/// The result of authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be believed.
+    /// Trusted.
     Believed(Proof),
-    /// It may not: `untrusted` or `not-ours`.
+    /// Rejected: `untrusted` or `not-ours`.
     Refused(Reason),
-    /// DNS did not answer; ask again later.
+    /// Temporary error: DNS did not answer. The mail is authenticated again later.
     Undecided(Reason),
 }
 
-/// Why a mail may be believed, and how much of it.
+/// The proof that authenticated a mail, and the header fields that it includes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     /// The kind of proof.
@@ -105,23 +106,23 @@ pub struct Proof {
     pub domain: Option<String>,
     /// The signature's selector (`s=`).
     pub selector: Option<String>,
-    /// The header fields that the proof covers.
+    /// The signed header fields.
     pub covers: Covered,
-    /// The addresses of the covered To, as written.
+    /// The addresses of the signed To, as written.
     pub to: Vec<String>,
 }
 
-/// Which header fields a proof speaks for. A field that it does not cover is nobody's word, and is not read.
+/// The signed header fields of a proof. Other fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Covered {
-    /// All of them: no proof was asked for, or a person vouches.
+    /// All fields: no proof is required, or an operator released the mail.
     All,
-    /// Those named, in lower case (a signature's `h=`).
+    /// These fields, in lower case (a signature's `h=`).
     Only(Vec<String>),
 }
 
 impl Covered {
-    /// Whether the field `name` (in lower case) is covered.
+    /// Whether the field `name` (in lower case) is signed.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         match self {
@@ -131,20 +132,20 @@ impl Covered {
     }
 }
 
-/// What became of a mail, and what it says if it says something.
+/// The outcome of a mail, with its event if it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
-    /// A notification that may be believed.
+    /// A trusted notification.
     Event(Box<Event>),
     /// No notification.
     Ignored(Reason),
-    /// For a person.
+    /// A person must decide.
     Quarantined(Reason),
-    /// Not judged yet.
+    /// Not authenticated yet.
     Deferred(Reason),
 }
 
-/// What a mail's own header says of it. Its sender's words, made printable; for people, not for decisions.
+/// Fields of a mail's header, made printable. The sender wrote them: they are for people, not for decisions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
     /// Message-ID.
@@ -159,13 +160,13 @@ pub struct Envelope {
     pub sent_at: Option<Timestamp>,
 }
 
-/// A mail that was judged: all that the store needs to know beside its bytes.
+/// An examined mail: everything that the store needs in addition to its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Examined {
-    /// What became of it.
+    /// The outcome.
     pub judgement: Judgement,
-    /// Why it may be believed, if it may.
+    /// The proof, if the mail is trusted.
     pub proof: Option<Proof>,
-    /// What its header says.
+    /// Fields of its header.
     pub envelope: Envelope,
 }

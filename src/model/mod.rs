@@ -1,8 +1,7 @@
-//! The words of the house: mail, notification, event, session, outcome, trust.
+//! Types that several rooms share: mail, notification, event, outcome, trust.
 //!
-//! Everything that two rooms say to each other is a type of this room: `words` (what may be one of a few things), `mail`
-//! (what came, and what became of it), `event` (what it says), `spelling` (what is the same, however it is written). It
-//! imports nothing of ours, does no I/O and knows no clock.
+//! `words` has the enums, `mail` a mail and its outcome, `event` the content of a notification, `spelling` the normal
+//! forms for comparing. This room imports no other room, does no I/O and reads no clock.
 
 mod event;
 mod mail;

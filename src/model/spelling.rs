@@ -1,4 +1,4 @@
-//! What is the same, however it is written; and how the house writes it.
+//! Normal forms for comparing values, and the formats that this program writes.
 
 use jiff::Timestamp;
 
@@ -6,7 +6,7 @@ use jiff::Timestamp;
 pub const KNOWN_CHAINS: [&str; 9] =
     ["Ethereum", "Polygon", "BNB-Chain", "Optimism", "Sepolia", "XDC-Network", "Base", "Starknet", "Solana"];
 
-/// A chain's name for comparing: `BNB-CHAIN`, `bnb chain` and `BNB-Chain` are one.
+/// A chain's name for comparing: `BNB-CHAIN`, `bnb chain` and `BNB-Chain` are equal.
 #[must_use]
 pub fn fold_chain(name: &str) -> String {
     folded(name).collect()
@@ -16,15 +16,15 @@ fn folded(name: &str) -> impl Iterator<Item = char> {
     name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase)
 }
 
-/// A chain in the webhook's spelling; an unknown one as written.
+/// A chain in the webhook's spelling; an unknown chain as written.
 #[must_use]
 pub fn spell_chain(name: &str) -> String {
     let known = KNOWN_CHAINS.iter().find(|known| folded(known).eq(folded(name)));
     known.map_or(name, |known| known).to_owned()
 }
 
-/// The tokens that Resmic names in two ways: the name by which the backend looks up the price, and the symbols that the
-/// payment page writes. Both reach the mail, and both name one token.
+/// The tokens with several names. Resmic's backend writes the name by which it looks up the price, and the payment page
+/// writes a symbol. Mails contain both.
 const TOKEN_NAMES: [&[&str]; 12] = [
     &["ethereum", "ETH", "SETH", "WETH"],
     &["matic-network", "MATIC"],
@@ -40,26 +40,26 @@ const TOKEN_NAMES: [&[&str]; 12] = [
     &["push", "PUSH", "ethereum-push-notification-service"],
 ];
 
-/// A token's name for comparing, without case: `ETH`, `SETH` and `ethereum` are one, `usdc` and `USDC` are one.
+/// A token's name for comparing, without case: `ETH`, `SETH` and `ethereum` are equal, as are `usdc` and `USDC`.
 #[must_use]
 pub fn fold_token(name: &str) -> String {
     let row = TOKEN_NAMES.iter().find(|row| row.iter().any(|known| known.eq_ignore_ascii_case(name)));
     row.and_then(|row| row.first()).map_or(name, |first| first).to_ascii_lowercase()
 }
 
-/// Whether two names are one token's.
+/// Whether two names are of the same token.
 #[must_use]
 pub fn same_token(a: &str, b: &str) -> bool {
     fold_token(a) == fold_token(b)
 }
 
-/// Whether Resmic writes a token in exactly this way, as one of several names.
+/// Whether this is one of a token's several names, with the exact case that Resmic writes.
 #[must_use]
 pub fn is_token_name(name: &str) -> bool {
     TOKEN_NAMES.iter().any(|row| row.contains(&name))
 }
 
-/// A transaction hash for comparing: hexadecimal is a number (so without case and leading zeros), base58 is not.
+/// A transaction hash for comparing. Hexadecimal is a number, without case and leading zeros. Base58 has a case.
 #[must_use]
 pub fn fold_hash(hash: &str) -> String {
     let hex = hash.strip_prefix("0x").or_else(|| hash.strip_prefix("0X"));
@@ -71,7 +71,7 @@ pub fn fold_hash(hash: &str) -> String {
     }
 }
 
-/// Whether two decimal texts are one number: `20` and `20.00` are.
+/// Whether two decimal texts are the same number, as `20` and `20.00` are.
 #[must_use]
 pub fn same_amount(a: &str, b: &str) -> bool {
     fold_amount(a) == fold_amount(b)
@@ -82,16 +82,15 @@ fn fold_amount(text: &str) -> (&str, &str) {
     (whole.trim_start_matches('0'), fraction.trim_end_matches('0'))
 }
 
-/// Whether two names are one mailbox's: INBOX is the one whose case does not matter (RFC 3501, 5.1), and that of a
-/// special-use attribute does not either.
+/// Whether two names are of the same mailbox. `INBOX` (RFC 3501, 5.1) and special-use attributes have no case.
 #[must_use]
 pub fn same_mailbox(a: &str, b: &str) -> bool {
     let any_case = a.eq_ignore_ascii_case("INBOX") || a.starts_with('\\');
     a == b || any_case && a.eq_ignore_ascii_case(b)
 }
 
-/// Text of unknown origin, fit for a terminal, a log line and a report: control characters,
-/// line breaks and bidirectional overrides become spaces, and at most `max` characters stay.
+/// Makes text of unknown origin fit for a terminal, a log line and a report. Control characters, line breaks and
+/// bidirectional overrides become spaces. At most `max` characters are kept.
 #[must_use]
 pub fn printable(text: &str, max: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max * 4));
@@ -107,13 +106,13 @@ pub fn printable(text: &str, max: usize) -> String {
     out
 }
 
-/// A moment as the database and JSON write it: ISO 8601, UTC, milliseconds.
+/// A time as the database and JSON contain it: ISO 8601, UTC, milliseconds.
 #[must_use]
 pub fn iso(at: Timestamp) -> String {
     format!("{at:.3}")
 }
 
-/// A moment as the webhook writes it: `Mar 5, 2025, 03:36`, UTC.
+/// A time as the webhook contains it: `Mar 5, 2025, 03:36`, UTC.
 #[must_use]
 pub fn webhook_time(at: Timestamp) -> String {
     at.strftime("%b %-d, %Y, %H:%M").to_string()

@@ -1,20 +1,20 @@
-//! What may be one of a few things, with the words for it in the database, in JSON and on the command line.
+//! Enums, with their values in the database, in JSON and on the command line.
 
-/// How the error of an attempt begins that was sent and not answered.
+/// The beginning of the error of an attempt that got no answer.
 pub const NO_ANSWER: &str = "no answer";
 
-/// What a payment has come to.
+/// The status of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
     /// Paid.
     Completed,
     /// Will not be paid.
     Failed,
-    /// Seen, not yet final. Must never look paid.
+    /// Seen on the chain, but not final. It must never look paid.
     Pending,
 }
 
-/// Gives a word-valued enum its `as_str`, `Display`, `FromStr` and `Serialize` from one table.
+/// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum from one table.
 macro_rules! words {
     ($type:ident, $what:literal, $($variant:ident => $word:literal),+ $(,)?) => {
         impl $type {
@@ -52,54 +52,54 @@ macro_rules! words {
 pub(crate) use words;
 words!(Status, "status", Completed => "completed", Failed => "failed", Pending => "pending");
 
-/// What became of a mail.
+/// The outcome of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {
-    /// It made an event.
+    /// The mail created an event.
     Event,
-    /// It says what an event says already.
+    /// The mail repeats a stored event.
     Duplicate,
-    /// It is no notification.
+    /// The mail is not a notification.
     Ignored,
-    /// A person has to look at it.
+    /// The mail needs review.
     Quarantined,
-    /// It could not be judged yet; it will be tried again.
+    /// DNS did not answer; the mail is authenticated again later.
     Deferred,
 }
 words!(Outcome, "outcome", Event => "event", Duplicate => "duplicate", Ignored => "ignored",
     Quarantined => "quarantined", Deferred => "deferred");
 
-/// Why a mail may be believed.
+/// The proof that authenticated a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trust {
-    /// A DKIM signature that we checked.
+    /// A DKIM signature that this program verified.
     Dkim,
-    /// The word of the merchant's own receiving server (RFC 8601).
+    /// `Authentication-Results` of the merchant's own receiving server (RFC 8601).
     AuthenticationResults,
-    /// A person released it.
+    /// An operator released the mail.
     Operator,
-    /// No proof was asked for (`accept = ["none"]`).
+    /// No proof is required (`accept = ["none"]`).
     None,
 }
 words!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentication-results",
     Operator => "operator", None => "none");
 
-/// The first word of a reason. These are an interface.
+/// The code of a reason. The codes are an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReasonCode {
     /// No accepted proof, or a From that is not allowed.
     Untrusted,
-    /// Addressed to someone else.
+    /// Addressed to another recipient.
     NotOurs,
-    /// Contradicts itself or what is known.
+    /// The mail contradicts itself or a stored event.
     Conflict,
-    /// A payment mail that lacks what it needs, or whose values are doubtful.
+    /// A payment mail that lacks a required field, or has a doubtful value.
     Unreadable,
-    /// Not a mail that can be taken apart.
+    /// The bytes cannot be parsed as a mail.
     Malformed,
-    /// Larger than the account's `max_size`, or than a bound of the reader.
+    /// Larger than the account's `max_size`, or than a limit of the parser.
     TooLarge,
-    /// Recognised as something else than a payment.
+    /// The mail is not about a payment.
     NotAPayment,
     /// DNS did not answer.
     Dns,
@@ -108,18 +108,18 @@ words!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Co
     Unreadable => "unreadable", Malformed => "malformed", TooLarge => "too-large",
     NotAPayment => "not-a-payment", Dns => "dns");
 
-/// What a mailbox's watcher is doing.
+/// The state of a mailbox's watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MailboxState {
-    /// On the way to the server.
+    /// Connecting to the server.
     Connecting,
-    /// Reading what is above the cursor.
+    /// Fetching the mails above the cursor.
     Syncing,
-    /// Told of each new mail by the server.
+    /// The server announces each new mail (IDLE or NOTIFY).
     Idle,
-    /// Asking again and again: the server has no IDLE.
+    /// The watcher polls: the server has no IDLE.
     Polling,
-    /// Something is wrong; see `last_error`. It is tried again.
+    /// The last connection failed, see `last_error`. The watcher retries.
     Failed,
 }
 words!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
