@@ -1,4 +1,4 @@
-//! What is the mail about? Its subject and its headings say it in words.
+//! Classifies a mail by its subject and headings.
 
 use std::sync::LazyLock;
 
@@ -8,24 +8,24 @@ use super::values;
 use super::view::{Sort, View};
 use crate::model::Status;
 
-/// What a phrase says of a payment.
+/// The meaning of a phrase about a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Phrase {
-    /// It says the status.
+    /// It states the status.
     Says(Status),
-    /// It speaks of a payment, in a way that cannot be taken for a status.
+    /// It mentions a payment without a clear status.
     Unclear,
-    /// It says that a payment is not what a status could say of it: refunded, partial, somebody else's to tell.
+    /// It mentions a payment that is not a plain one: refunded, partial, or forwarded.
     Denies,
 }
 
 static NOUN: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
-/// Words by which a payment is not a plain one, whatever else is said.
+/// Words that rule out a plain payment, with any other words.
 static DENIED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(not|never|cannot|can't|couldn't|hasn't|isn't|wasn't|didn't|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
 });
-/// Words by which it is none yet, or a tale of one.
+/// Words of payments that have not happened: future, conditions, questions, examples.
 static SUPPOSED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(without|will|could|would|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
 });
@@ -40,7 +40,7 @@ fn has(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
-/// What a subject or a heading says; `None` if it does not speak of a payment.
+/// The meaning of a subject or a heading; `None` if it does not mention a payment.
 pub(super) fn phrase(text: &str) -> Option<Phrase> {
     if text.len() > 200 || !has(&NOUN, text) {
         return None;
@@ -56,7 +56,7 @@ pub(super) fn phrase(text: &str) -> Option<Phrase> {
     }
 }
 
-/// Whether it is the subject of a reply or a forward, which repeats what another mail said.
+/// Whether it is the subject of a reply or a forward, which repeats another mail.
 fn is_relayed(text: &str) -> bool {
     let start = text.trim_start().as_bytes();
     let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
@@ -68,27 +68,27 @@ fn has_no_sign_but(status: Status, text: &str) -> bool {
     values::sign(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
 }
 
-/// Words by which a payment is still open, with which no heading of a completed one is written.
+/// Words of open payments. Headings of completed payments do not have them.
 static OPEN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(on hold|held|review|blocked|frozen|suspended|delayed|waiting|due|requested|reminder|initiated|expected|problem|error|issue|required|missing|returned)\b").ok()
 });
-/// Words by which a mail only shows what one looks like.
+/// Words of mails that only show an example.
 static SHOWN: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(test|example|sample|demo|preview)\b").ok());
 
-/// Whether a text speaks against a completed payment, also where it does not name a payment: `Failed`, `An example`.
+/// Whether a text contradicts a completed payment. It need not mention a payment: `Failed`, `An example`.
 pub(super) fn objects(text: &str) -> bool {
     is_relayed(text)
         || !has_no_sign_but(Status::Completed, text)
         || [&DENIED, &FAILED, &PENDING, &SHOWN].into_iter().any(|words| has(words, text))
 }
 
-/// Whether a subject or heading does, or leaves it open: `When will it arrive?`
+/// Whether a subject or heading contradicts a completed payment or leaves it open: `When will it arrive?`
 pub(super) fn title_objects(title: &str) -> bool {
     objects(title) || has(&SUPPOSED, title) || has(&OPEN, title)
 }
 
-/// The headings of a view; where nothing is marked as one, the lines that it begins with.
+/// The headings of a view. A view without marked headings has its first lines as such.
 pub(super) fn headings(view: &View) -> Vec<String> {
     let own = || view.lines.iter().filter(|l| !l.quoted);
     let marked: Vec<String> = own().filter(|l| l.sort == Sort::Heading).map(super::view::Line::text).collect();
@@ -99,7 +99,7 @@ pub(super) fn headings(view: &View) -> Vec<String> {
     }
 }
 
-/// Resmic's other mails, and the like, by the words in their subject or headings.
+/// Words in subjects or headings of Resmic's other mails and of similar mails.
 const OTHERS: [(&str, &[&str]); 5] = [
     (
         "a login code",
@@ -137,7 +137,7 @@ const OTHERS: [(&str, &[&str]); 5] = [
     ("about a payout or an invoice of the provider", &["invoice", "payout"]),
 ];
 
-/// What a mail is recognised as, if its subject or headings say that it is no notification.
+/// The kind of a mail that is not a notification, by its subject or headings.
 pub(super) fn other(texts: &[String], views: &[View]) -> Option<&'static str> {
     let low: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
     let named = OTHERS.iter().find(|(_, words)| words.iter().any(|w| low.iter().any(|t| t.contains(w))));

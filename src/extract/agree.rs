@@ -1,4 +1,5 @@
-//! All readings of a field must agree; then they are its value. Two that differ make a mail for a person.
+//! Compares all values that were found for a field. If they agree, they are the field's value; if two differ, the mail
+//! is quarantined.
 
 use jiff::Timestamp;
 
@@ -7,7 +8,7 @@ use super::values::{self, Amount, Doubt};
 use super::{Field, Found, How, Note, links, times};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
-/// What was read, of everything but the status's words in headings.
+/// The agreed fields, without the status in subject and headings.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     pub(super) status: Option<Status>,
@@ -20,7 +21,7 @@ pub(super) struct Fields {
     pub(super) time: Option<Timestamp>,
 }
 
-/// Whether this is the stuff that only a payment report is made of, readable or not.
+/// Whether these values occur only in a payment report, even if they cannot be parsed.
 pub(super) fn are_of_a_payment(found: &[Found]) -> bool {
     let meant = |f: &&Found| {
         !f.quoted && f.how != How::Empty && !is_something_else(f) && (f.how != How::Below || is_meant(&f.value))
@@ -33,11 +34,11 @@ pub(super) fn are_of_a_payment(found: &[Found]) -> bool {
         || all.iter().filter(|field| has(**field)).count() >= 3
 }
 
-/// Puts the findings together.
+/// Compares the values of each field and keeps the first problem.
 pub(super) struct Agreement<'a> {
     found: &'a [Found],
     notes: &'a mut Vec<Note>,
-    /// The first thing that is wrong.
+    /// The first problem.
     pub(super) trouble: Option<Reason>,
 }
 
@@ -46,7 +47,7 @@ impl<'a> Agreement<'a> {
         Agreement { found, notes, trouble: None }
     }
 
-    /// The fields on which all readings agree; what they do not agree on is the trouble.
+    /// Returns the fields with agreeing values. A disagreement becomes the problem.
     pub(super) fn fields(&mut self) -> Fields {
         let blockchain = self.one(Field::Blockchain, values::blockchain, |a, b| a == b);
         let family = values::family(blockchain.as_deref());
@@ -66,7 +67,7 @@ impl<'a> Agreement<'a> {
         fields
     }
 
-    /// The one value of a field.
+    /// Returns the only value of a field.
     fn one<T>(&mut self, field: Field, read: impl Fn(&str) -> Doubt<T>, same: impl Fn(&T, &T) -> bool) -> Option<T> {
         let mut agreed: Option<(T, &Found)> = None;
         for found in self.found.iter().filter(|f| f.field == field) {
@@ -83,7 +84,7 @@ impl<'a> Agreement<'a> {
                     continue;
                 }
                 Ok(value) => value,
-                // Whatever is said of the status, in however many words, may be another than the heading's.
+                // Any text for the status may contradict the heading, even a sentence.
                 Err(_) if found.how == How::Below && field != Field::Status && !is_meant(&found.value) => {
                     self.note(found, "not a value: text below a heading");
                     continue;
@@ -120,8 +121,8 @@ impl<'a> Agreement<'a> {
         agreed.map(|(value, _)| value)
     }
 
-    /// An item with nothing behind its label, and elsewhere one with a value: values of the published mail go into its HTML
-    /// as they are, so what a payer calls a token can add items of its own.
+    /// A field that is empty in one place and filled in another is a conflict. Resmic does not escape values in its
+    /// HTML, so a payer can add list items through the token's name.
     fn stands_empty(&mut self, full: &Found) {
         let empty = self.found.iter().find(|f| f.field == full.field && f.how == How::Empty && !f.quoted);
         if let Some(empty) = empty {
@@ -132,8 +133,8 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    /// The published layout names no session. One that stands in it may be the work of whoever named the token or themselves,
-    /// to let a cheap payment pass for a dear one; a merchant who knows of a new layout says so by `[extract.labels]`.
+    /// The published list has no session. A session in it may be an added list item, to settle an expensive order with
+    /// a cheap payment. A merchant can allow it for a new layout with `[extract.labels]`.
     pub(super) fn sessions_are_out_of_place(&mut self, table: &Table, published: bool) {
         let own = |f: &&Found| !f.quoted;
         let session =
@@ -144,7 +145,7 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    /// What stands in the published layout's items, seen or not, is what is read.
+    /// The items of the published list, visible or hidden, must equal the parsed fields.
     pub(super) fn items(&mut self, items: &[(Field, String)], fields: &Fields) {
         for (field, item) in items {
             let differs = match field {
@@ -155,7 +156,7 @@ impl<'a> Agreement<'a> {
                     differs(values::any(values::wallet, item), fields.wallet.as_ref(), |a, b| same_hex(a, b))
                 }
                 Field::Hash => differs(values::any(values::hash, item), fields.hash.as_ref(), |a, b| same_hex(a, b)),
-                // The published code leaves it empty: one that is shown is not Resmic's.
+                // The published code leaves the date empty. A date in it was not written by Resmic.
                 Field::Time if item.is_empty() => fields.time.is_some(),
                 Field::Time => differs(times::time(item), fields.time.as_ref(), |a, b| minute(*a) == minute(*b)),
                 _ => false,
@@ -167,7 +168,7 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    /// What a subject or heading says was paid is what the amount is.
+    /// A dollar amount in the subject or a heading must equal the amount.
     pub(super) fn titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
         let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
         for title in titles {
@@ -180,7 +181,7 @@ impl<'a> Agreement<'a> {
         }
     }
 
-    /// `0xa43d…8db2` agrees with the whole value or is in the way; alone it is none.
+    /// A shortened value such as `0xa43d…8db2` must fit the full value. Alone it is a problem.
     fn shortened(&mut self, field: Field, whole: Option<&str>) {
         for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
             let fits = ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {
@@ -211,7 +212,7 @@ impl<'a> Agreement<'a> {
     }
 
     fn object(&mut self, code: ReasonCode, words: String) {
-        // A contradiction outweighs a value that could not be read.
+        // A conflict is more important than an unreadable value.
         let outweighs = |known: &Reason| known.code != ReasonCode::Conflict && code == ReasonCode::Conflict;
         if self.trouble.as_ref().is_none_or(outweighs) {
             self.trouble = Some(Reason::new(code, words));
@@ -245,12 +246,13 @@ fn minute(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }
 
-/// The transaction in a link that stands where the hash should.
+/// The transaction of an explorer link that is the field's value.
 fn from_link(text: &str) -> String {
     links::explorer(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
 }
 
-/// The header lines of a quoted mail have labels of ours: `From: a@b`, `Received: from x by y`.
+/// Whether it is a header line of a quoted mail. These share labels with a payment: `From: a@b`, `Received: from x by
+/// y`.
 fn is_something_else(found: &Found) -> bool {
     let value = found.value.as_str();
     match found.field {
@@ -260,7 +262,8 @@ fn is_something_else(found: &Found) -> bool {
     }
 }
 
-/// Below a label, a word or a number is meant as its value, and what has a piece of a hash in it; a sentence is not.
+/// Whether a text below a label is meant as its value: one word, a number, or a text with a part of a hash. A sentence
+/// is not.
 fn is_meant(value: &str) -> bool {
     let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
     !value.contains(' ')
@@ -268,7 +271,7 @@ fn is_meant(value: &str) -> bool {
         || value.split(' ').any(is_piece)
 }
 
-/// Any word could be the name of a chain or a token; where only its place says so, it looks like one.
+/// Whether a text looks like the name of a chain or token. This matters where only its position makes it a value.
 fn is_plausible(found: &Found) -> bool {
     let text = found.value.trim();
     match found.field {
@@ -290,7 +293,7 @@ fn is_shortened(field: Field, value: &str) -> bool {
     matches!(field, Field::Hash | Field::Wallet) && ends(value).is_some()
 }
 
-/// What stands before and behind the dots.
+/// The parts before and after the dots.
 fn ends(value: &str) -> Option<(&str, &str)> {
     let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
     let plain = |t: &str| t.len() >= 3 && t.chars().all(|c| c.is_ascii_alphanumeric());

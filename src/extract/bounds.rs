@@ -1,24 +1,23 @@
-//! How much of a mail is read. What costs more than it can be worth is refused, before it is taken apart where that is
-//! possible, in words that say what there was too much of.
+//! Limits of the parser. A mail beyond them is refused with a reason, before parsing where that is possible.
 
 use mail_parser::{Message, PartType};
 
 use crate::model::{Reason, ReasonCode};
 
-/// The lines of a mail's header.
+/// The most lines of a mail's header.
 const HEADER_LINES: usize = 1_000;
-/// The parts of a mail.
+/// The most parts of a mail.
 const PARTS: usize = 200;
-/// How deep parts may stand in one another.
+/// The deepest nesting of parts.
 const DEPTH: usize = 20;
-/// The text of all parts that are shown, in bytes.
+/// The most text in all visible parts, in bytes.
 const TEXT: usize = 4 << 20;
 
 fn too_large(words: String) -> Reason {
     Reason::new(ReasonCode::TooLarge, words)
 }
 
-/// Before it is taken apart: parsers compare each line with each boundary that is open.
+/// Checks the limits before parsing. A MIME parser compares each line with each open boundary.
 pub(super) fn before(mail: &[u8]) -> Result<(), Reason> {
     let behind = |at: usize| mail.get(at..).unwrap_or_default();
     let starts = || std::iter::once(0).chain(memchr::memchr_iter(b'\n', mail).map(|at| at + 1)).map(behind);
@@ -41,12 +40,12 @@ pub(super) fn before(mail: &[u8]) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Whether a text begins with a word, in whatever case.
+/// Whether a text begins with a word, in any case.
 fn begins(text: &[u8], word: &[u8]) -> bool {
     text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
 }
 
-/// After: how many parts there are, how deep, and how much text they show.
+/// Checks the number of parts, their depth and their text after parsing.
 pub(super) fn after(message: &Message<'_>) -> Result<(), Reason> {
     if message.parts.len() > PARTS {
         return Err(too_large(format!("it has more than {PARTS} parts")));

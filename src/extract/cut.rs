@@ -1,14 +1,15 @@
-//! A value that a line break cuts in two: a part of it may pass for the whole.
+//! Finds values that a line break cuts in two. The first part could look like a whole value.
 
 use std::borrow::Cow;
 
 use super::view::Line;
 use super::{Field, annotation, values};
 
-/// A field's value with what stands in the next line, if it goes on there: nobody can say where it ends, and so it is none.
+/// Returns the value, or the value joined with the next line if it continues there. The joined text is unreadable on
+/// purpose: the end of the value is unknown.
 pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     let next = next.map(Line::words).unwrap_or_default();
-    // Without the bar at the end of a row that is cut, and the mark that a mail program may have set before a line.
+    // Ignore the bar at the end of a table row and a mail program's quote mark.
     let next = next.trim_matches([' ', '|', '>']);
     let next = match field {
         Field::Hash | Field::Wallet => annotation::without(next).into(),
@@ -24,12 +25,12 @@ pub(super) fn whole(field: Field, value: &str, next: Option<&Line>) -> String {
     if goes_on && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
 }
 
-/// The next line, if it says one thing; in whoever's words.
+/// The next line, if it has only one text; quoted lines count, too.
 pub(super) fn next(below: Option<&Line>) -> Option<&Line> {
     below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
 }
 
-/// Whether it begins as a number does: `.50`, `250.50 USD`, `$30`.
+/// Whether a line begins like a number: `.50`, `250.50 USD`, `$30`.
 fn is_amount(next: &str) -> bool {
     next.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '$'))
         && next.len() <= 40
@@ -37,7 +38,7 @@ fn is_amount(next: &str) -> bool {
         && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'))
 }
 
-/// Whether a hash or an address goes on: Starknet's have any length, and Solana's may lack their last letter.
+/// Whether a hash or an address continues. Starknet's have any length; Solana's can lack the last letter.
 fn name_goes_on(value: &str, next: &str) -> bool {
     match value.strip_prefix("0x") {
         Some(digits) => is_hex(digits) && digits.len() < 64 && digits_go_on(digits, next),
@@ -47,14 +48,14 @@ fn name_goes_on(value: &str, next: &str) -> bool {
     }
 }
 
-/// Whether the next line is hexadecimal digits, or begins with such as no word and no number is made of.
+/// Whether the next line is hexadecimal, or begins with hexadecimal that is neither a word nor a number.
 fn digits_go_on(digits: &str, next: &str) -> bool {
     let first = next.split_whitespace().next().unwrap_or_default();
     let first = first.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     let has = |test: fn(&u8) -> bool| first.bytes().any(|b| test(&b));
     let mixed = first.len() >= 4 && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
     let more = if is_hex(next) { next } else { first };
-    // Behind an address of an EVM chain, which is whole, a few digits may stand for themselves.
+    // An EVM address is complete, so a few digits below it can be something else.
     is_hex(more) && (more == next || mixed) && (digits.len() != 40 || more.len() > 8)
 }
 

@@ -1,45 +1,45 @@
-//! What is known of HTML's elements, and how one stands open: whether it is seen, how, and in whose words.
+//! Properties of HTML elements, and the state of an open one: visible, odd, quoted.
 
 use std::borrow::Cow;
 
 use super::plain::Attribute;
 use super::visible::{Colour, Display, Look};
 
-/// An open element, as far as it matters for what is inside.
+/// An open element, with the properties that its content inherits.
 pub(super) struct Open<'a> {
     pub(super) name: Cow<'a, str>,
     gone: bool,
     invisible: bool,
     unsized_: bool,
-    /// Seen, and not as it stands in the text.
+    /// Visible, but different from its text.
     pub(super) odd: bool,
     pub(super) quoted: bool,
     colour: Colour,
     background: Colour,
     pub(super) flow: Flow,
-    /// What is directly inside stands in places of its own.
+    /// Its children are laid out side by side.
     spreads: bool,
-    /// It begins its line.
+    /// It starts its line.
     pub(super) leads: bool,
-    /// Its letters have a size of their own.
+    /// It changes the font size.
     pub(super) resized: bool,
-    /// A paragraph, or what none that is open outside of it is closed from: looked for at each block.
+    /// Whether a search for an open paragraph ends here, at each block.
     pub(super) is_edge: bool,
 }
 
-/// Where an element stands.
+/// The position of an element.
 #[derive(Clone, Copy)]
 pub(super) struct Where {
-    /// It is what a mail program puts around what it quotes.
+    /// A mail program's element for quoted text.
     pub(super) quote: bool,
-    /// Nothing stands before it in its line.
+    /// No text precedes it in its line.
     pub(super) at_start: bool,
 }
 
 impl<'a> Open<'a> {
-    /// An element inside another: what is gone, odd or quoted outside is so inside.
+    /// Opens an element inside another. It inherits hidden, odd and quoted.
     pub(super) fn new(outer: Option<&Open<'a>>, name: Cow<'a, str>, look: Look, flow: Flow, place: Where) -> Open<'a> {
-        // A link is blue unless somebody says otherwise.
+        // A link is blue unless a style changes it.
         let ink = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         Open {
             gone: outer.is_some_and(|o| o.gone) || look.gone || UNSEEN.contains(&&*name),
@@ -58,13 +58,13 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// Nothing of it is seen.
+    /// Whether its text is invisible.
     pub(super) fn hides(&self) -> bool {
         self.gone || self.invisible || self.unsized_ || self.colour == self.background
     }
 }
 
-/// How an element stands among its neighbours.
+/// The layout of an element relative to its neighbours.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
     Inline,
@@ -73,7 +73,7 @@ pub(super) enum Flow {
 }
 
 impl Flow {
-    /// Of an element that is directly inside of `outer`.
+    /// The layout of a child of `outer`.
     pub(super) fn of(outer: Option<&Open<'_>>, name: &str, look: Look) -> Flow {
         let table = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
         match look.display.filter(|_| !table) {
@@ -81,38 +81,38 @@ impl Flow {
             Some(Display::Apart) => Flow::Apart,
             None if is_block(name) => Flow::Block,
             None if look.apart || PICTURES.contains(&name) => Flow::Apart,
-            // In a row of boxes each has its own edge, whatever it is.
+            // Every child of a flex or grid box has an edge.
             Some(Display::Inline) | None if outer.is_some_and(|o| o.spreads) => Flow::Apart,
             Some(Display::Inline) | None => Flow::Inline,
         }
     }
 }
 
-/// Elements in the line that have an edge to be seen.
+/// Inline elements with a visible edge.
 const PICTURES: [&str; 6] = ["img", "input", "button", "meter", "progress", "q"];
 
-/// Elements whose content nobody sees as text.
+/// Elements whose content is not visible as text.
 const UNSEEN: [&str; 11] =
     ["style", "script", "title", "template", "iframe", "audio", "video", "canvas", "noembed", "noframes", "datalist"];
 
-/// Elements whose content is seen by some, or struck out, raised, lowered, turned round, drawn.
+/// Elements whose content is visible to some readers only, or is struck out, raised, lowered, reversed or drawn.
 const ODDLY_SEEN: [&str; 14] = [
     "noscript", "textarea", "select", "svg", "math", "object", "applet", "s", "strike", "del", "sup", "sub", "rt",
     "bdo",
 ];
 
-/// Elements whose letters have a size of their own.
+/// Elements that change the font size.
 const RESIZED: [&str; 2] = ["big", "small"];
 
-/// Elements that close where HTML reopens them (the "adoption agency").
+/// Formatting elements, which HTML opens again after a misnested end tag (the "adoption agency").
 pub(super) const FORMATTING: [&str; 13] =
     ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "u"];
 
-/// Elements that have no content.
+/// Elements without content.
 pub(super) const VOID: [&str; 11] =
     ["area", "base", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"];
 
-/// Elements that stand on lines of their own, unless a style says otherwise.
+/// Elements that start a new line, unless a style changes that.
 pub(super) fn is_block(name: &str) -> bool {
     matches!(
         name,
@@ -165,12 +165,12 @@ pub(super) fn is_block(name: &str) -> bool {
     )
 }
 
-/// An attribute's value.
+/// The value of an attribute.
 pub(super) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Option<&'a str> {
     attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
 }
 
-/// Where mail programs put what they quote.
+/// Whether mail programs put quoted text into this element.
 pub(super) fn is_quote(name: &str, attributes: &[Attribute<'_>]) -> bool {
     let has = |value: &str, words: &[&str]| {
         value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))

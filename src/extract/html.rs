@@ -1,7 +1,7 @@
-//! text/html → what a person sees.
+//! Renders text/html as a view of the visible text.
 //!
-//! A tokenizer and a small walker: where lines break, what is hidden, what is quoted. A whole tree would cost
-//! quadratic time on nested elements and knows nothing more that is needed here.
+//! A tokenizer and a small walker determine line breaks, hidden text and quotes. A full tree would cost quadratic time
+//! on nested elements, and would add nothing that is needed here.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -17,17 +17,17 @@ use super::visible::{Sheet, is_for_all};
 use super::walk::Walk;
 use crate::model::ReasonCode;
 
-/// The kind of view that HTML is rendered to.
+/// The kind of a view of HTML.
 pub(super) const KIND: &str = "text/html";
 
-/// How much HTML that is not plain is read, in bytes. html5ever compares each attribute of a tag with all others of that
-/// tag: one tag of a megabyte would take it seconds.
+/// The most bytes of HTML that is not plain. html5ever compares each attribute of a tag with all others of that tag:
+/// one tag of a megabyte would take seconds.
 const NOT_PLAIN: usize = 256 << 10;
 
-/// What is said of a view that ends there.
+/// The problem of a view that was cut there.
 const TOO_MUCH: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 256 KiB of HTML that is not plain");
 
-/// Renders HTML. Pure and linear in the length of the text.
+/// Renders HTML. The function is pure and takes linear time.
 #[must_use]
 pub fn view(html: &str) -> View {
     let mut sheet = Sheet::default();
@@ -41,30 +41,30 @@ pub fn view(html: &str) -> View {
     view
 }
 
-/// Its style sheets.
+/// The style sheets of the mail.
 fn sheets(html: &str) -> Vec<String> {
     let Some(styled) = as_far_as_its_sheets(html) else { return Vec::new() };
     let mut styles = Styles::default();
     match plain::read(styled, &mut styles) {
         Some(()) => styles.sheets,
-        // It was cut within a comment or a tag, perhaps; what all of it is says how much of it is read.
+        // The cut may be inside a comment or a tag. The whole text determines how much of it is parsed.
         None => read(html, Styles::default).0.sheets,
     }
 }
 
-/// The part of it that has style sheets, from the start: what is behind them need not be looked at twice.
+/// The beginning of the text up to the last style sheet. The rest need not be scanned twice.
 fn as_far_as_its_sheets(html: &str) -> Option<&str> {
     let text = html.as_bytes();
     let is = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
     let last = |tag: &[u8]| memchr::memrchr_iter(b'<', text).find(|at| is(at, tag));
     let opened = last(b"<style")?;
-    // One that nobody closes goes on to the end.
+    // A style sheet without an end tag continues to the end.
     let end =
         last(b"</style").filter(|closed| *closed > opened).map_or(html.len(), |closed| closed + b"</style>".len());
     Some(html.get(..end).unwrap_or(html))
 }
 
-/// Has it read by what this makes; as plain HTML if it is. Also says whether all of it was.
+/// Feeds HTML to a reader, through the fast parser if the HTML is plain. Also returns whether all of it was parsed.
 fn read<'a, R: Reads<'a>>(html: &'a str, new: impl Fn() -> R) -> (R, bool) {
     let mut reader = new();
     if plain::read(html, &mut reader).is_some() {
@@ -74,7 +74,7 @@ fn read<'a, R: Reads<'a>>(html: &'a str, new: impl Fn() -> R) -> (R, bool) {
     (tokenize(part, new()), part.len() == html.len())
 }
 
-/// Has it read, whatever it is.
+/// Feeds any HTML to a reader, through html5ever.
 fn tokenize<'a, R: Reads<'a>>(html: &str, reader: R) -> R {
     let tokenizer = Tokenizer::new(Sink(RefCell::new(reader)), TokenizerOpts::default());
     let input = BufferQueue::default();
@@ -92,7 +92,7 @@ impl<'a, R: Reads<'a>> TokenSink for Sink<R> {
     fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
         let mut reader = self.0.borrow_mut();
         match token {
-            // These are the pieces that matter.
+            // The pieces of text matter to `Walk`.
             Token::CharacterTokens(text) => reader.text(&text).unwrap_or(()),
             Token::TagToken(tag) if tag.kind == TagKind::EndTag => reader.end(&tag.name),
             Token::TagToken(tag) => {
@@ -110,7 +110,7 @@ impl<'a, R: Reads<'a>> TokenSink for Sink<R> {
     }
 }
 
-/// Elements whose text is not HTML; the tokenizer has to be told.
+/// Elements with raw text. The tokenizer does not know them itself.
 fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
     match &*tag.name {
         "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),
@@ -120,7 +120,7 @@ fn raw_text<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
     }
 }
 
-/// Gathers the style sheets.
+/// Collects the style sheets.
 #[derive(Default)]
 struct Styles {
     inside: bool,
@@ -287,7 +287,7 @@ mod tests {
         End(String),
     }
 
-    /// What was told, texts in one piece.
+    /// The calls of a reader, with adjacent texts joined.
     #[derive(Debug, Default, PartialEq)]
     struct Log(Vec<Told>);
 
@@ -311,7 +311,7 @@ mod tests {
         }
     }
 
-    /// What plain HTML says, if it is plain: as html5ever says it, and it looks the same.
+    /// Parses plain HTML. Asserts that html5ever finds the same, and that both give the same view.
     fn plainly(html: &str) -> Option<Log> {
         let mut log = Log::default();
         plain::read(html, &mut log)?;

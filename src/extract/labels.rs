@@ -1,10 +1,10 @@
-//! The spellings of labels: one table, which the configuration may extend.
+//! The spellings of labels. The configuration can add more.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Field, Labels};
 
-/// Each field with the spellings of its label: the webhook's keys and human ones, folded as [`fold`] does.
+/// Each field with the spellings of its label: the webhook's key and names for people, folded by [`fold`].
 const SPELLINGS: &[(Field, &[&str])] = &[
     (
         Field::SessionId,
@@ -145,11 +145,11 @@ const SPELLINGS: &[(Field, &[&str])] = &[
     ),
 ];
 
-/// Labels, ready to be looked up.
+/// All labels, by their folded spelling.
 pub(super) struct Table {
     fields: HashMap<String, Field>,
     configured: HashSet<String>,
-    /// The bytes of the longest label.
+    /// The length of the longest label in bytes.
     longest: usize,
 }
 
@@ -168,14 +168,14 @@ impl Table {
         Table { fields: table, configured, longest }
     }
 
-    /// Whether the merchant named this label, already folded, in the configuration.
+    /// Whether the configuration names this folded label.
     pub(super) fn is_configured(&self, label: &str) -> bool {
         self.configured.contains(label)
     }
 
-    /// The field that this text is the label of; nothing else may stand in it.
+    /// The field of this label. The text must contain nothing else.
     pub(super) fn field(&self, text: &str) -> Option<Field> {
-        // A label is short; prose is not folded for nothing.
+        // Labels are short. Folding prose would cost time.
         if text.len() > 120 {
             return None;
         }
@@ -184,12 +184,12 @@ impl Table {
     }
 }
 
-/// A label for comparing: letters and digits only, in lower case. So spacing, punctuation and emoji do not matter.
+/// Folds a label for comparing: letters and digits in lower case. Spacing, punctuation and emoji do not matter.
 pub(super) fn fold(text: &str) -> String {
     fold_up_to(text, usize::MAX).unwrap_or_default()
 }
 
-/// Folded; nothing if that is longer than any label, so that prose is not folded to its end.
+/// Folds a label, or stops with `None` when the result is longer than every label.
 fn fold_up_to(text: &str, longest: usize) -> Option<String> {
     let mut label = String::with_capacity(text.len().min(longest));
     for c in text.chars().filter(|c| c.is_alphanumeric()) {
@@ -202,7 +202,7 @@ fn fold_up_to(text: &str, longest: usize) -> Option<String> {
     Some(label)
 }
 
-/// An amount whose label names its currency, `Amount (USD)`: it is said of the value, too.
+/// Adds the currency of a label such as `Amount (USD)` to its value.
 pub(super) fn with_currency(field: Field, label: &str, value: &str) -> String {
     let named = field == Field::Amount && fold(label).contains("usd");
     if named && !value.contains('$') && !value.contains("USD") {

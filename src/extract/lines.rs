@@ -1,4 +1,4 @@
-//! Labels and values: on one line, in neighbouring cells, below one another.
+//! Finds labels with their values: on one line, in neighbouring cells, on the line below.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use super::object::{self, Scalar};
 use super::view::{Line, Sort, View};
 use super::{Field, Found, How, Place, annotation, cut, links, values};
 
-/// Everything in a view that stands as a field's value.
+/// Everything in a view that is the value of a field.
 pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
     let mut found = Vec::new();
     let in_objects = objects(view, table, &mut found);
@@ -30,7 +30,7 @@ pub(super) fn found(view: &View, table: &Table) -> Vec<Found> {
     found
 }
 
-/// The lines, and in their rows no cell that holds only the mark between label and value. A row keeps at least two cells.
+/// The lines without cells that contain only the mark between label and value. A row keeps at least two cells.
 fn without_marks(lines: &[Line]) -> Cow<'_, [Line]> {
     let has_marks = |line: &Line| line.cells.len() > 1 && line.cells.iter().any(|cell| is_mark(cell));
     if !lines.iter().any(has_marks) {
@@ -76,7 +76,7 @@ impl Reader<'_> {
     fn links(&mut self) {
         for link in &self.line.links {
             if let Some((chain, hash)) = links::explorer(link) {
-                // In plain text a link may go on in the next line, as all else.
+                // In plain text a link can continue on the next line.
                 let ends = self.view.kind == "text/plain" && self.line.words().ends_with(link.as_str());
                 let hash = if ends { self.whole(Field::Hash, &hash, 0) } else { hash };
                 self.add((Field::Blockchain, ""), chain, How::Link, "a link to an explorer");
@@ -89,14 +89,14 @@ impl Reader<'_> {
         self.table.field(without_colon(text))
     }
 
-    /// A row: label and value side by side, or labels with rows of values below. Returns how many such rows there are.
+    /// Parses a row: pairs of label and value, or labels with rows of values below. Returns the number of rows below.
     fn row(&mut self) -> usize {
         let line = self.line;
         let labels: Vec<_> = line.cells.iter().map(|c| self.label(c)).collect();
         let neighbours = labels.windows(2).any(|pair| matches!(pair, [Some(_), Some(_)]));
         if neighbours {
             let rows = self.columns(&labels);
-            // `Status | Received`: the second is a label, too, and here the value.
+            // In `Status | Received`, the second cell is a label too, but here it is the value.
             if let ([label, value], [Some(Field::Status), _], 0) = (line.cells.as_slice(), labels.as_slice(), rows)
                 && values::status(value).is_ok()
             {
@@ -123,7 +123,7 @@ impl Reader<'_> {
         0
     }
 
-    /// The rows below a row of labels, as far as they have as many cells and no label in them.
+    /// Parses the rows below a row of labels, while they have the same number of cells and no label.
     fn columns(&mut self, labels: &[Option<Field>]) -> usize {
         let line = self.line;
         let is_values = |row: &&Line| {
@@ -150,7 +150,7 @@ impl Reader<'_> {
             return;
         }
         let Some(field) = self.label(text) else { return };
-        // The colon may have a line of its own.
+        // The colon can be on a separate line.
         if let [colon, below @ ..] = self.below
             && let [cell] = colon.cells.as_slice()
             && is_mark(cell)
@@ -163,7 +163,7 @@ impl Reader<'_> {
         }
         let last = values.len();
         for (n, value) in values.into_iter().enumerate() {
-            // What stands below one of several is the next of them.
+            // The text below a definition is the next definition, so only the last one can continue.
             let value = if n + 1 == last { self.whole(field, &value, last) } else { value };
             if value.len() < 500 && self.label(&value).is_none() && !self.is_pair(&value) {
                 self.add((field, text), &value, How::Below, "below its label");
@@ -171,14 +171,14 @@ impl Reader<'_> {
         }
     }
 
-    /// What may be the value of a label that stands alone.
+    /// The possible values of a label without a value on its line.
     fn values_below(&self) -> Vec<String> {
         let may_be = |below: &&Line| below.quoted == self.line.quoted && below.cells.len() == 1;
         let next = self.below.first().filter(may_be);
         let below: Vec<&Line> = match self.line.sort {
-            // A list item stands for itself: with nothing behind its label, the field is not there.
+            // A list item ends at the next item: without text behind its label, the field is absent.
             Sort::Item | Sort::Inside => next.filter(|b| b.sort == Sort::Inside).into_iter().collect(),
-            // A term may have several definitions.
+            // A term can have several definitions.
             Sort::Term if next.is_some_and(|b| b.sort == Sort::Definition) => {
                 let definitions = self.below.iter().filter(may_be);
                 definitions.take_while(|b| matches!(b.sort, Sort::Definition)).collect()
@@ -199,7 +199,7 @@ impl Reader<'_> {
         true
     }
 
-    /// A value, with what goes on behind so many of the lines below.
+    /// The value, joined with the line at this distance below if it continues there.
     fn whole(&self, field: Field, value: &str, lines: usize) -> String {
         let next = cut::next(self.below.get(lines));
         if let Field::Hash | Field::Wallet = field {
@@ -210,7 +210,7 @@ impl Reader<'_> {
         cut::whole(field, value, next)
     }
 
-    /// A label in letters of its own, and the value behind it: `<b>Amount</b> $20`.
+    /// Parses a label that only its font sets apart from the value: `<b>Amount</b> $20`.
     fn led(&mut self, text: &str) -> bool {
         let Some(lead) = self.line.lead.as_deref() else { return false };
         let Some(field) = self.label(lead) else { return false };
@@ -224,14 +224,14 @@ impl Reader<'_> {
         self.split(text).is_some()
     }
 
-    /// Label and value: around the first colon, or else around a dash or an arrow that stands alone.
+    /// Splits label and value at the first colon, or else at a dash or arrow between spaces.
     fn split<'t>(&self, text: &'t str) -> Option<(Field, &'t str, &'t str)> {
         let known = |(label, value)| Some((self.table.field(label)?, label, bare(value)));
         split(text).and_then(known).or_else(|| dashed(text).and_then(known))
     }
 }
 
-/// Label and value around the first colon (or equals sign).
+/// Splits at the first colon or equals sign.
 fn split(text: &str) -> Option<(&str, &str)> {
     let is_mark = |at: &usize| text.get(*at..).is_some_and(|rest| rest.starts_with([':', '=', '：']));
     let at = memchr::memchr3_iter(b':', b'=', FIRST_BYTE_OF_WIDE_COLON, text.as_bytes()).find(is_mark)?;
@@ -241,20 +241,20 @@ fn split(text: &str) -> Option<(&str, &str)> {
     Some((label, value))
 }
 
-/// What `：` begins with in UTF-8.
+/// The first byte of `：` in UTF-8.
 const FIRST_BYTE_OF_WIDE_COLON: u8 = 0xef;
 
-/// What `–`, `—` and `→` begin with in UTF-8.
+/// The first byte of `–`, `—` and `→` in UTF-8.
 const FIRST_BYTE_OF_DASHES: u8 = 0xe2;
 
-/// Label and value around a dash or an arrow.
+/// Splits at a dash or an arrow.
 fn dashed(text: &str) -> Option<(&str, &str)> {
-    // Each of the marks has one of these in it, and hardly a line has.
+    // Every mark contains one of these bytes, and few lines do.
     memchr::memchr2(b'-', FIRST_BYTE_OF_DASHES, text.as_bytes())?;
     [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
 }
 
-/// A value that has the mark behind its label in its own cell or line: `: $20`.
+/// Removes the colon from a value that has it in its cell or line: `: $20`.
 fn without_leading_colon(text: &str) -> &str {
     text.trim().trim_start_matches([':', '：']).trim_start()
 }
@@ -263,10 +263,10 @@ fn without_colon(text: &str) -> &str {
     text.trim().trim_end_matches(['*', '_']).trim_end_matches([':', '：', '='])
 }
 
-/// A value without the marks that mail programs write for bold text and code.
+/// Removes the marks that mail programs write for bold text and code.
 fn bare(text: &str) -> &str {
     let mut text = text.trim();
-    // `*Amount:* $20` leaves the star that closes the label.
+    // Of `*Amount:* $20`, the value keeps the star that closes the label.
     text = text.trim_start_matches("** ").trim_start_matches("* ").trim();
     for (open, close) in [("**", "**"), ("*", "*"), ("`", "`"), ("_", "_"), ("\"", "\""), ("'", "'"), ("“", "”")] {
         if let Some(inner) = text.strip_prefix(open).and_then(|t| t.strip_suffix(close)) {
@@ -276,7 +276,8 @@ fn bare(text: &str) -> &str {
     text
 }
 
-/// Objects in the whole text: their keys are labels. Returns the lines that are part of one, and so nothing else.
+/// Parses the objects in the whole text, with their keys as labels. Returns the lines of these objects, which are not
+/// parsed again.
 fn objects(view: &View, table: &Table, found: &mut Vec<Found>) -> HashSet<usize> {
     let mut taken = HashSet::new();
     if !view.lines.iter().flat_map(|line| &line.cells).any(|cell| cell.contains('{')) {

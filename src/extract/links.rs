@@ -1,8 +1,8 @@
-//! Links to block explorers: a second opinion on the chain and the hash, never one on the amount.
+//! Links to block explorers. They confirm chain and transaction, but never the amount.
 
 use super::values;
 
-/// The explorers' hosts, with the chain that each shows.
+/// The hosts of explorers, with their chains.
 const EXPLORERS: [(&str, &str); 20] = [
     ("etherscan.io", "Ethereum"),
     ("sepolia.etherscan.io", "Sepolia"),
@@ -26,7 +26,7 @@ const EXPLORERS: [(&str, &str); 20] = [
     ("eth-sepolia.blockscout.com", "Sepolia"),
 ];
 
-/// What a link to an explorer says: its chain, and the transaction as written.
+/// The chain and the transaction (as written) of a link to a known explorer.
 pub(super) fn explorer(link: &str) -> Option<(&'static str, String)> {
     let rest = link.trim().strip_prefix("https://").or_else(|| link.trim().strip_prefix("http://"))?;
     let (host, path) = rest.split_once('/')?;
@@ -36,7 +36,7 @@ pub(super) fn explorer(link: &str) -> Option<(&'static str, String)> {
     Some((chain, behind_tx(path)?.to_owned()))
 }
 
-/// The transaction that a link on any host names in its path, if that has the shape of one.
+/// The transaction in the path of a link to any host, if it has the form of one.
 pub(super) fn transaction(link: &str) -> Option<String> {
     let (_, path) = link.split_once("://")?;
     behind_tx(path).filter(|part| values::is_transaction(part)).map(str::to_owned)
@@ -49,7 +49,7 @@ fn behind_tx(path: &str) -> Option<&str> {
     parts.next()
 }
 
-/// The hexadecimal numbers of this many digits in a link, also where a redirect has its target escaped in it.
+/// The hexadecimal numbers with this many digits in a link, also inside the escaped target of a redirect.
 pub(super) fn hexadecimal(link: &str, digits: usize) -> Vec<String> {
     let starts = link.match_indices("0x").map(|(at, mark)| link.get(at + mark.len()..).unwrap_or_default());
     let numbers = starts.map(|rest| {

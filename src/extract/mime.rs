@@ -1,4 +1,4 @@
-//! From the MIME tree to what a person sees: the text parts that a mail program shows, each as a view.
+//! Finds the text parts of a mail that a mail program shows, and renders each as a view.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use super::view::View;
 use super::{Field, bounds, encoding, html, published, text};
 use crate::model::{Reason, ReasonCode};
 
-/// What is shown of a mail.
+/// The visible content of a mail.
 pub(super) struct Shown {
     pub(super) subject: Option<String>,
     pub(super) views: Vec<View>,
@@ -23,7 +23,7 @@ fn malformed(words: &str) -> Reason {
     Reason::new(ReasonCode::Malformed, words)
 }
 
-/// Takes a mail apart; pure, bounded in time and memory by its size.
+/// Parses the structure of a mail. Pure; the size of the mail bounds time and memory.
 pub(super) fn message(mail: &[u8]) -> Result<Message<'_>, Reason> {
     bounds::before(mail)?;
     let parser = MessageParser::default();
@@ -39,14 +39,14 @@ pub(super) fn shown(mail: &[u8]) -> Result<Shown, Reason> {
     message(mail).and_then(|message| shown_of(&message))
 }
 
-/// What is shown of it.
+/// The visible content of a parsed mail.
 pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
-    // Any bytes parse as a mail; one that has none of these is none (RFC 5322, 3.6).
+    // The parser accepts any bytes. A mail has at least one of these fields (RFC 5322, 3.6).
     if !["From", "Date", "Subject", "To", "Message-ID"].iter().any(|name| message.header_raw(*name).is_some()) {
         return Err(malformed("it has no header of a mail"));
     }
     bounds::after(message)?;
-    // Of two each program believes another (RFC 2045, 3).
+    // Programs disagree about which of two fields counts (RFC 2045, 3).
     for name in ["Content-Type", "Content-Transfer-Encoding"] {
         let times = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
         if message.parts.iter().any(|part| times(part) > 1) {
@@ -59,7 +59,7 @@ pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
     if announced && !root.is_some_and(|part| matches!(part.body, PartType::Multipart(_))) {
         return Err(malformed("it announces parts, and they cannot be told apart"));
     }
-    // Of two Subjects each program shows another.
+    // Programs disagree about which of two Subjects they show.
     let subjects = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("subject")).count();
     let subject = message.subject().filter(|_| subjects == 1).map(super::view::tidy);
     let html = || {
@@ -73,7 +73,7 @@ pub(super) fn shown_of(message: &Message<'_>) -> Result<Shown, Reason> {
 fn views(message: &Message<'_>) -> Vec<View> {
     let mut views = Vec::new();
     for part in &message.parts {
-        // What is attached is not what the mail says.
+        // An attachment is not the mail's own text.
         let attached =
             part.content_disposition().is_some_and(|d| d.is_attachment() || d.attribute("filename").is_some());
         if attached || part.content_type().is_some_and(|t| t.attribute("name").is_some()) {
@@ -82,7 +82,7 @@ fn views(message: &Message<'_>) -> Vec<View> {
         let view = match &part.body {
             PartType::Text(content) if is_plain(part) => text::view(without_mark(content), flowed(part)),
             PartType::Html(content) => html::view(without_mark(content)),
-            // A mail inside the mail is somebody else's.
+            // A mail inside the mail has another author.
             _ => continue,
         };
         let lost = view.lost.or(is_utf_7(part).then_some(UTF_7));
@@ -98,15 +98,15 @@ fn without_mark(text: &str) -> &str {
 
 const UTF_7: (ReasonCode, &str) = (ReasonCode::Unreadable, "it is written in UTF-7, which is not read without a doubt");
 
-/// Whether it is written in UTF-7. The parser leaves out what ends each of its runs, if that is no hyphen: the point of an
-/// amount, perhaps.
+/// Whether a part is in UTF-7. The parser drops the character that ends an encoded run unless it is a hyphen; it could
+/// be the point of an amount.
 fn is_utf_7(part: &MessagePart<'_>) -> bool {
     let charset = part.content_type().and_then(|kind| kind.attribute("charset")).unwrap_or_default();
     ["utf-7", "utf_7", "csutf7"].iter().any(|name| charset.eq_ignore_ascii_case(name))
 }
 
-/// Whether a text is shown as it is: other sorts (`text/x-amp-html`, `text/calendar`) are shown in ways of their own, if at
-/// all.
+/// Whether mail programs show this text as it is. They show other types (`text/x-amp-html`, `text/calendar`)
+/// differently or not at all.
 fn is_plain(part: &mail_parser::MessagePart<'_>) -> bool {
     part.content_type().and_then(|t| t.subtype()).is_none_or(|subtype| subtype.eq_ignore_ascii_case("plain"))
 }

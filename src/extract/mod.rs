@@ -1,12 +1,13 @@
-//! What does it say? views → labelled values → fields.
+//! Parses the fields of a notification: mail → views → labelled values → fields.
 //!
-//! Pure: bytes in, a report out. Nothing here asks whether the mail may be believed; that is `trust`'s.
+//! Pure: bytes in, a report out. Whether the mail is Resmic's is decided in `trust`, not here.
 //!
-//! `mime` finds what a person sees, within `bounds`; `html` (by `plain`, `walk`, `element` and `visible`) and `text` render it, and
-//! `quote` marks somebody else's words. `lines` and `object` find labels with values in it, `cut` those that go on in the
-//! next line, `values`, `times` and `links` know what a value looks like, `agree` holds the readings against each other,
-//! `note` says where they stood, `about` reads subject and headings, `published` the items of the layout that is published,
-//! and here is judged whether it is a payment at all.
+//! `mime` finds the visible parts, within the limits of `bounds` and after the repairs of `encoding`. `html` (with
+//! `plain`, `walk`, `element` and `visible`) and `text` render them as views. `quote` marks quoted text. `lines` and
+//! `object` find labels with their values, `cut` finds values that continue on the next line, `annotation` removes
+//! links behind a value. `values`, `times` and `links` parse single values. `agree` compares all values of a field,
+//! `about` classifies subject and headings, `published` searches the HTML for the published list. `note` has the places
+//! for `parse --explain`. This file decides whether the mail is a payment.
 
 mod about;
 mod agree;
@@ -49,15 +50,15 @@ pub use html::view as html_view;
 pub use note::{Note, Place};
 pub use view::{Line, Sort, View};
 
-/// `[extract]`: how to read.
+/// `[extract]`: settings of the parser.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 pub struct Settings {
-    /// More spellings of labels, per field.
+    /// More spellings of labels, for each field.
     pub labels: Labels,
 }
 
-/// More spellings of a field's label, for a changed template. Matched as the built-in ones are.
+/// More spellings of labels, for a changed template. They match like the built-in ones.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 #[allow(missing_docs)]
@@ -89,10 +90,10 @@ impl Labels {
 }
 
 impl Settings {
-    /// What a type cannot say: a label has letters, and is the label of one field.
+    /// Checks that each label has a letter or digit and belongs to one field.
     ///
     /// # Errors
-    /// The key, and what is wrong with it.
+    /// The key, and the reason.
     pub fn check(&self) -> Result<(), (String, String)> {
         let built_in = Table::new(&Labels::default());
         let mut given = HashMap::new();
@@ -114,32 +115,32 @@ impl Settings {
     }
 }
 
-/// Which header fields may be read: one that no signature covers is nobody's word.
+/// Which header fields are signed. Others are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Vouched {
-    /// The Subject may be read.
+    /// The Subject is signed.
     pub subject: bool,
 }
 
-/// What a mail says.
+/// The result of parsing a mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// A payment.
     Payment(Reading),
-    /// Recognised as something else; in words.
+    /// Something else than a payment, with the reason.
     Nothing(Reason),
-    /// It has no text that can be read, and its subject speaks of no payment: of Resmic's, nobody knows what it is.
+    /// The mail has no readable text, and its subject does not mention a payment.
     Blank,
-    /// A payment, but one that a person would doubt: `unreadable`, `conflict`, `malformed`, `too-large`.
+    /// A payment with a problem: `unreadable`, `conflict`, `malformed`, `too-large`.
     Doubtful(Reason),
 }
 
-/// What was read, and how.
+/// The result of parsing a mail, with the places of the values.
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The result.
     pub said: Said,
-    /// Every value that was found, for `parse --explain`: the ones that won and the ones that lost.
+    /// Every value that was found, used or not, for `parse --explain`.
     pub notes: Vec<Note>,
 }
 
@@ -172,11 +173,11 @@ impl Field {
     }
 }
 
-/// A text that stands as a field's value.
+/// A text that was found as the value of a field.
 #[derive(Debug, Clone)]
 struct Found {
     field: Field,
-    /// Its label, folded; nothing for a link's.
+    /// Its label, folded; empty for a link.
     label: String,
     value: String,
     place: Place,
@@ -185,41 +186,41 @@ struct Found {
     how: How,
 }
 
-/// How a value stands to its label.
+/// The position of a value relative to its label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// On its line, or in the next cell.
+    /// On the label's line, or in the next cell.
     Beside,
-    /// On the line below, or behind a label with nothing but its letters to show that it is one.
+    /// On the line below, or on the same line after a label that only its font sets apart.
     Below,
     /// Under a key of an object.
     Key,
     /// In a link.
     Link,
-    /// There is none: nothing stands behind its label.
+    /// The label has no value.
     Empty,
 }
 
-/// Reads mails. Made once, for many.
+/// The parser. One instance parses many mails.
 pub struct Reader {
     table: Table,
 }
 
 impl Reader {
-    /// A reader by these settings.
+    /// Creates a parser with these settings.
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         Reader { table: Table::new(&settings.labels) }
     }
 
-    /// Reads a mail: the bytes of an RFC 5322 message. A panic inside a parser costs this mail.
+    /// Parses a mail, the bytes of an RFC 5322 message. If a parser panics, only this mail is affected.
     #[must_use]
     pub fn read(&self, mail: &[u8], vouched: Vouched) -> Report {
         self.read_and(mail, vouched, |_| ()).0
     }
 
-    /// Reads a mail, and has somebody else look at it while it lies there taken apart: its header need not be parsed again.
-    /// Nothing of theirs where it could not be taken apart, or was too much for it.
+    /// Parses a mail, and calls `look` with the parsed message, so that the caller need not parse the header again. The
+    /// second value is `None` if the message could not be parsed or is too large.
     #[must_use]
     pub fn read_and<T>(
         &self,
@@ -244,7 +245,7 @@ impl Reader {
         (report.unwrap_or_else(unread), seen)
     }
 
-    /// Is it a payment, and is all that it takes there?
+    /// Decides whether the mail is a complete payment.
     fn judge(&self, shown: &Shown, vouched: Vouched, notes: &mut Vec<Note>) -> Said {
         let found: Vec<Found> = shown.views.iter().flat_map(|view| lines::found(view, &self.table)).collect();
         let subject = shown.subject.clone().filter(|_| vouched.subject);
@@ -309,21 +310,21 @@ fn unopposed(shown: &Shown, titles: &[String], list: usize) -> Result<(), Reason
     }
 }
 
-/// What is said of a mail with nothing to read in it.
+/// The reason for a mail without readable text.
 pub const NO_TEXT: &str = "it has no text that can be read";
 
 fn doubtful(words: impl AsRef<str>) -> Said {
     Said::Doubtful(Reason::new(ReasonCode::Unreadable, words))
 }
 
-/// A mail without a payment's values: something else, or a payment mail that cannot be read?
+/// Decides what a mail without a payment's values is: `None` if it may be a payment.
 fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(Phrase, &String)]) -> Option<Said> {
     let nothing = |words: String| Some(Said::Nothing(Reason::new(ReasonCode::NotAPayment, words)));
-    // A list that is hidden or commented out is a payment's, too.
+    // A hidden or commented-out list is a sign of a payment, too.
     if shown.list == List::Whole || phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_))) {
         return None;
     }
-    // Other mails name none; one that does speaks of a payment, in words or in a language that we do not know.
+    // Only payment mails contain a transaction hash. This one has labels in words or a language that the table lacks.
     if shown.views.iter().flat_map(|view| &view.lines).any(names_a_transaction) {
         return Some(doubtful("it names a transaction, and no label that is known says so"));
     }
@@ -341,19 +342,19 @@ fn not_a_payment(shown: &Shown, found: &[Found], titles: &[String], phrases: &[(
     if blank && titles.is_empty() {
         return Some(doubtful(NO_TEXT));
     }
-    // What was not read may be the payment.
+    // The text beyond the limit may contain the payment.
     if shown.views.iter().filter_map(|view| view.lost).any(|(code, _)| code == ReasonCode::TooLarge) {
         return None;
     }
     if blank { Some(Said::Blank) } else { nothing("nothing in it speaks of a payment".to_owned()) }
 }
 
-/// Whether a transaction's hash stands in a line, or in one of its links, whatever is said of it.
+/// Whether a transaction hash is in a line or in one of its links, with or without a label.
 fn names_a_transaction(line: &Line) -> bool {
     fn words(text: &str) -> impl Iterator<Item = &str> {
         text.split(|c: char| !c.is_ascii_alphanumeric())
     }
-    // Links have long names of other things, and of these none begins so.
+    // Links contain other long words, but none that begins with `0x`.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
     line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction) || linked.any(values::is_transaction)
 }

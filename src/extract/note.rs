@@ -1,41 +1,41 @@
-//! What was found and where, for the person who asks how a mail was read. Put into words only then.
+//! The values that were found and their places, for `parse --explain`. They become text only there.
 
 use std::fmt;
 
 use crate::model::printable;
 
-/// One value found in a mail, and where.
+/// A value in a mail, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     /// The field, by the webhook's key.
     pub field: &'static str,
-    /// The value as it stood there.
+    /// The value as written.
     pub value: String,
-    /// Where it stood.
+    /// Its place.
     pub place: Place,
-    /// What became of it: `read`, or why it lost.
+    /// The use of the value: `read`, or the reason against it.
     pub fate: &'static str,
 }
 
-/// Where a value stood: view, layout, place.
+/// The place of a value: view, layout, line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Beside, behind or below its label.
+    /// On the label's line, in the next cell, or below.
     Line {
         /// The view's kind.
         view: &'static str,
-        /// Its line there, from 1.
+        /// Its line in the view, from 1.
         line: usize,
-        /// How it stands to its label.
+        /// Its position relative to the label.
         layout: &'static str,
     },
     /// Under a key of an object.
     Key {
         /// The view's kind.
         view: &'static str,
-        /// Which object of the view, from 1.
+        /// The number of the object in the view, from 1.
         object: usize,
-        /// The key as it stands there.
+        /// The key as written.
         key: String,
     },
 }

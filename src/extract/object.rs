@@ -1,4 +1,4 @@
-//! A JSON object or a JavaScript object literal in the text: `{"amount": "20"}`, `{ amount: '20', status: true, }`.
+//! Parses JSON objects and JavaScript object literals in text: `{"amount": "20"}`, `{ amount: '20', status: true, }`.
 
 use std::ops::Range;
 
@@ -9,22 +9,22 @@ pub(super) struct Pair {
     pub(super) value: Scalar,
 }
 
-/// A value that is not made of others.
+/// A value that is neither an object nor an array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Scalar {
-    /// A string's content.
+    /// The content of a string.
     Text(String),
-    /// A number's digits as written, `true` or `false`: never through a float.
+    /// The digits of a number as written, never through a float; `true` or `false`.
     Bare(String),
-    /// `null`, `undefined`: said to be absent.
+    /// `null` or `undefined`.
     Absent,
 }
 
-/// The most objects that are tried in one text, and how deep they may be.
+/// The most objects in one text, and their deepest nesting.
 const OBJECTS: usize = 64;
 const DEPTH: usize = 16;
 
-/// An object: where it stands in the text, and its pairs, inner objects' included.
+/// An object: its place in the text, and its pairs with those of inner objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Object {
     pub(super) span: Range<usize>,
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
         rest.get(..end).filter(|word| !word.is_empty())
     }
 
-    /// A quoted string with JSON's escapes; a line break inside makes it none.
+    /// Parses a quoted string with the escapes of JSON. It cannot contain a line break.
     fn string(&mut self) -> Option<String> {
         let mut chars = self.rest().char_indices();
         let (_, quote) = chars.next()?;
@@ -170,7 +170,7 @@ fn escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
     })
 }
 
-/// What follows `\u`: four hexadecimal digits, and for what is not in the first plane as many again (RFC 8259, 7).
+/// Parses the digits of `\u`: four, and a second escape for a character outside of the first plane (RFC 8259, 7).
 fn character(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
     let first = unit(chars)?;
     if !(0xd800..0xdc00).contains(&first) {

@@ -1,34 +1,34 @@
-//! HTML as most mails have it, taken apart where it stands: texts, tags with their attributes, comments, style sheets.
+//! A fast parser for the HTML of most mails: texts, tags with attributes, comments, style sheets.
 //!
-//! What a browser mends, and what is rare, is not known here: at the first sign of it this gives up, and the whole text is
-//! html5ever's. Where it does not, it says what html5ever says, at a fraction of the cost; a test holds the two together.
+//! It returns `None` at the first sign of rare or invalid HTML, and html5ever parses the whole text again. For plain
+//! HTML it returns the same as html5ever at a fraction of the cost; a test compares the two.
 
 use std::borrow::Cow;
 
 use html5ever::data::NAMED_ENTITIES;
 use memchr::{memchr, memchr_iter, memchr2, memmem};
 
-/// What is told of the texts and tags of HTML, in their order.
+/// Receives the texts and tags of HTML, in order.
 pub(super) trait Reads<'a> {
-    /// Text, entities undone; one text may come in pieces. Nothing where it matters in which.
+    /// Text with entities decoded. A text may come in pieces; `None` if the receiver depends on the pieces.
     fn text(&mut self, text: &str) -> Option<()>;
-    /// A start tag: its name in lower case, its attributes, each once.
+    /// A start tag: its name in lower case, and its attributes without repetitions.
     fn start(&mut self, name: Cow<'a, str>, attributes: &[Attribute<'a>]);
     /// An end tag.
     fn end(&mut self, name: &str);
 }
 
-/// An attribute: its name in lower case, and its value, entities undone.
+/// An attribute: its name in lower case, and its value with entities decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Attribute<'a> {
     pub(super) name: Cow<'a, str>,
     pub(super) value: Cow<'a, str>,
 }
 
-/// A tag with more attributes is not plain: each is held against the others.
+/// A tag with more attributes is not plain, because each is compared with the others.
 const ATTRIBUTES: usize = 64;
 
-/// Reads all of it, or gives up; what was told until then is worth nothing.
+/// Parses all of the text, or returns `None`. After `None` the receiver's state is useless.
 pub(super) fn read<'a>(html: &'a str, to: &mut impl Reads<'a>) -> Option<()> {
     let text = html.as_bytes();
     let lone = |at: usize| text.get(at + 1) != Some(&b'\n');
@@ -40,7 +40,7 @@ pub(super) fn read<'a>(html: &'a str, to: &mut impl Reads<'a>) -> Option<()> {
 
 struct Plain<'a> {
     rest: &'a str,
-    /// Of the tag that is being read; one list serves them all.
+    /// The attributes of the current tag, in a reused list.
     attributes: Vec<Attribute<'a>>,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Plain<'a> {
         }
     }
 
-    /// Takes so many bytes; all that was found ends between two characters.
+    /// Consumes this many bytes. Every position found is between two characters.
     fn take(&mut self, bytes: usize) -> &'a str {
         let (taken, rest) = self.rest.split_at_checked(bytes).unwrap_or((self.rest, ""));
         self.rest = rest;
@@ -96,7 +96,7 @@ impl<'a> Plain<'a> {
         self.take_while(is_space);
     }
 
-    /// The name of a tag or an attribute, of those characters that are nothing else anywhere.
+    /// Parses the name of a tag or an attribute, of characters without another meaning.
     fn name(&mut self) -> Option<Cow<'a, str>> {
         let name = self.take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b':' | b'.'));
         if !name.starts_with(|c: char| c.is_ascii_alphabetic()) {
@@ -114,7 +114,7 @@ impl<'a> Plain<'a> {
         }
         self.pass("<!--")?;
         let comment = self.take(memmem::find(self.rest.as_bytes(), b"-->")?);
-        // These end one, too.
+        // These sequences end a comment, too.
         let ended = comment.starts_with('>') || comment.starts_with("->") || comment.contains("--!>");
         if ended { None } else { self.pass("-->") }
     }
@@ -129,7 +129,7 @@ impl<'a> Plain<'a> {
                 break;
             }
             let attribute = self.attribute()?;
-            // Of two the first counts.
+            // The first of two equal attributes counts.
             if !self.attributes.iter().any(|known| known.name == attribute.name) {
                 self.attributes.push(attribute);
             }
@@ -137,7 +137,7 @@ impl<'a> Plain<'a> {
                 return None;
             }
         }
-        // What has no tags inside.
+        // Elements with raw text.
         let raw = match &*name {
             "style" => Some("style"),
             "title" => Some("title"),
@@ -148,7 +148,7 @@ impl<'a> Plain<'a> {
         raw.map_or(Some(()), |name| self.raw(name, to))
     }
 
-    /// The text of an element that has no tags in it, with its end tag.
+    /// The raw text of an element, with its end tag.
     fn raw(&mut self, name: &str, to: &mut impl Reads<'a>) -> Option<()> {
         let text = self.take(memchr(b'<', self.rest.as_bytes())?);
         if name == "title" && text.contains('&') {
@@ -185,7 +185,7 @@ impl<'a> Plain<'a> {
         if value.contains('\r') { None } else { Some(Attribute { name, value: without_references(value)? }) }
     }
 
-    /// `&amp;`, `&#36;`, `&#x24;`, and an `&` that is nothing but itself.
+    /// Decodes `&amp;`, `&#36;`, `&#x24;`, and an `&` that starts no entity.
     fn reference(&mut self, in_value: bool) -> Option<(char, Option<char>)> {
         self.take(1);
         if self.rest.starts_with('#') {
@@ -195,7 +195,7 @@ impl<'a> Plain<'a> {
             let digits = self.take_while(u8::is_ascii_alphanumeric);
             self.pass(";")?;
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
-            // Others stand for something else, or for nothing.
+            // Other numbers mean other characters, or none.
             let plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
             return char::from_u32(number).filter(|_| plain).map(|c| (c, None));
         }
@@ -206,7 +206,7 @@ impl<'a> Plain<'a> {
         }
         behind.pass(";")?;
         let (first, second) = *NAMED_ENTITIES.get(self.take(name.len() + 1))?;
-        // Of what is only the beginning of a name the map says nothing.
+        // The map has an empty entry for the beginning of a name.
         let first = char::from_u32(first).filter(|c| *c != '\0')?;
         Some((first, char::from_u32(second).filter(|c| *c != '\0')))
     }

@@ -1,7 +1,7 @@
-//! The published layout's items as they stand in its HTML, seen or not.
+//! Finds the list of the published layout in HTML, visible or not.
 //!
-//! A name and a token go into that HTML as they are. Whoever chose them may hide the list and show one of their own; what
-//! stands in the true one is still there.
+//! Resmic does not escape names and tokens in that HTML. Their creator can hide the list and show another one, but
+//! cannot remove the original from the HTML.
 
 use memchr::memmem;
 
@@ -9,7 +9,7 @@ use super::Field;
 use super::element::is_block;
 use super::view::tidy;
 
-/// The items of the list. The first one's label stands in no other mail of Resmic's.
+/// The labels of the list. No other mail of Resmic has the first one.
 const LABELS: [(&str, Field); 6] = [
     ("Received:", Field::Amount),
     ("Date:", Field::Time),
@@ -19,7 +19,7 @@ const LABELS: [(&str, Field); 6] = [
     ("Transaction Hash:", Field::Hash),
 ];
 
-/// The longest item that is looked at.
+/// The most bytes of an item.
 const ITEM: usize = 400;
 
 /// How much of the published layout's list is in a mail's HTML.
@@ -89,8 +89,8 @@ fn begins_item(html: &str, at: usize) -> bool {
 /// The most inline elements that may stand around a label in its list item.
 const WRAPPERS: usize = 8;
 
-/// The text up to the end of an item. Nothing where it is in pieces, as the layout's own is not: some of
-/// them may be hidden.
+/// The text of an item up to its end. `None` if elements split it: some of them may be hidden, and Resmic's list has
+/// none.
 fn text(html: &str) -> Option<String> {
     let mut rest = html.get(..html.floor_char_boundary(ITEM)).unwrap_or(html);
     let mut out = String::new();

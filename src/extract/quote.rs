@@ -1,6 +1,6 @@
-//! Somebody else's words: what a mail program puts above what it quotes or forwards, in the languages that it speaks.
+//! Finds quoted and forwarded text by the lines that mail programs put above it, in several languages.
 //!
-//! A field found only in such text does not count for the mail around it.
+//! A field in such text does not belong to the mail around it.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -9,10 +9,10 @@ use regex::Regex;
 
 use super::view::{Line, View};
 
-/// The longest line that is looked at.
+/// The longest line that is examined.
 const LINE: usize = 300;
 
-/// How many lines the header of a forwarded mail may take, from its From to its Subject.
+/// The most lines of a forwarded mail's header, from From to Subject.
 const HEADER: usize = 8;
 
 static FORWARDED: LazyLock<Option<Regex>> = LazyLock::new(|| {
@@ -44,7 +44,7 @@ static SUBJECT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)^[\s*>|]*(subject|betreff|objet|asunto|assunto|oggetto|onderwerp|ämne|emne|temat|тема|主题|件名)[\s*]*[:：]").ok()
 });
 
-/// Whether there may be a colon in it, `:` or `：`. Most lines have none and need not be held against a pattern.
+/// Whether a text may contain a colon, `:` or `：`. Most lines do not, and need no regular expression.
 fn may_have_colon(text: &str) -> bool {
     const FIRST_BYTE_OF_WIDE: u8 = 0xef;
     memchr::memchr2(b':', FIRST_BYTE_OF_WIDE, text.as_bytes()).is_some()
@@ -54,7 +54,7 @@ fn is(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     text.len() <= LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
-/// Marks what follows such a line as quoted: to the end, or, where the quoted lines are marked one by one, those alone.
+/// Marks the lines below such a line as quoted. If the next line has its own `>`, only lines with `>` are quoted.
 pub(super) fn mark(view: &mut View) {
     let texts: Vec<Cow<'_, str>> = view.lines.iter().map(Line::words).collect();
     let begins = |n: usize| {
@@ -67,7 +67,7 @@ pub(super) fn mark(view: &mut View) {
     view.lines.iter_mut().skip(first).for_each(|line| line.quoted = true);
 }
 
-/// The header of a mail, written out: a From and, a few lines below, a Subject.
+/// Whether a forwarded mail's header starts here: a From, and a Subject a few lines below.
 fn is_header(texts: &[Cow<'_, str>], n: usize) -> bool {
     let is = |pattern, n: usize| texts.get(n).is_some_and(|text| may_have_colon(text) && is(pattern, text));
     is(&FROM, n) && (n + 1..n + HEADER).any(|below| is(&SUBJECT, below))

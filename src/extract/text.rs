@@ -1,4 +1,4 @@
-//! text/plain → what a person sees: flowed lines joined (RFC 3676), quoted ones marked.
+//! Renders text/plain as a view: flowed lines are joined (RFC 3676), quoted lines are marked.
 
 use super::quote;
 use super::view::{CELLS, LINKS, Line, Sort, View, tidy};
@@ -28,25 +28,25 @@ pub(super) fn view(text: &str, flowed: Option<Flowed>) -> View {
     view
 }
 
-/// A line that is drawn: below a heading, between the rows of a table.
+/// Whether a line is only drawn, below a heading or between rows of a table.
 fn is_ruler(line: &str) -> bool {
     !line.is_empty() && line.chars().all(|c| matches!(c, '-' | '=' | '_' | '*' | '+' | '|' | ':' | '─' | ' ' | '\t'))
 }
 
-/// `format=flowed`, and whether the space at a line's end is deleted (`delsp=yes`).
+/// `format=flowed`, with `delsp=yes` if the space at a line's end is deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flowed {
     pub(super) delete_space: bool,
 }
 
-/// Joins each line that ends in a space with the next (RFC 3676, 4.1); quoted lines stay as they are.
+/// Joins each line that ends in a space with the next one (RFC 3676, 4.1). Quoted lines stay unchanged.
 fn unflow(text: &str, how: Flowed) -> String {
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {
         let quoted = line.starts_with('>');
         let line = if quoted { line } else { line.strip_prefix(' ').unwrap_or(line) };
         match line.strip_suffix(' ') {
-            // A signature's mark is no soft break (RFC 3676, 4.3).
+            // The mark of a signature is not a soft break (RFC 3676, 4.3).
             Some(soft) if !quoted && line != "-- " => {
                 out.push_str(if how.delete_space { soft } else { line });
             }
@@ -59,7 +59,7 @@ fn unflow(text: &str, how: Flowed) -> String {
     out
 }
 
-/// A table in plain text: cells between bars or tabs, or set apart by more than one space.
+/// Splits a row of a plain text table at bars, tabs or several spaces.
 fn cells(line: &str) -> Vec<String> {
     let line = line.trim();
     let apart = |separator: &str| -> Vec<String> {
@@ -73,7 +73,7 @@ fn cells(line: &str) -> Vec<String> {
         return apart("\t");
     }
     if line.starts_with('|') || line.contains(" | ") {
-        // A cell with nothing in it is one, too: the row below has the same columns.
+        // Empty cells count: the row below has the same columns.
         return line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     }
     match line.split_once("  ") {

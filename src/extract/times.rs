@@ -1,4 +1,4 @@
-//! Times, in the three forms that can be read without a guess.
+//! Parses times, in the three forms that are unambiguous.
 
 use std::sync::LazyLock;
 
@@ -11,8 +11,8 @@ use super::values::Doubt;
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
-// `-u`: letters and digits are ASCII's. What a computer writes as a time has no others, and all digits of Unicode, up to
-// four times in a row, would take a megabyte.
+// `-u`: ASCII letters and digits only. Programs write times in ASCII, and all Unicode digits in these expressions would
+// take a megabyte.
 static WEBHOOK: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i-u)^(?P<month>[a-z]{3}) (?P<day>\d{1,2}), (?P<year>\d{4}),? (?P<hour>\d{1,2}):(?P<minute>\d{2})(?: (?P<zone>UTC|GMT))?$").ok()
 });
@@ -29,7 +29,7 @@ static MAIL: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// `Mar 5, 2025, 03:36` (UTC, as the webhook writes it), ISO 8601 (UTC if it names no zone), or RFC 2822 with a zone.
+/// Parses `Mar 5, 2025, 03:36` (UTC, as the webhook writes it), ISO 8601 (UTC without a zone), or RFC 2822 with a zone.
 pub(super) fn time(text: &str) -> Doubt<Timestamp> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let forms = [(&WEBHOOK, true), (&ISO, false), (&MAIL, false)];
@@ -49,7 +49,7 @@ fn moment(found: &Captures<'_>, mends_midnight: bool) -> Option<Timestamp> {
     };
     let small = |name: &str| number(name).and_then(|n| i8::try_from(n).ok());
     let mut hour = small("hour")?;
-    // Some Node versions count midnight's hour as the 24th of the same day ("h24").
+    // Some Node versions print midnight as hour 24 of the same day ("h24").
     if mends_midnight && hour == 24 {
         hour = 0;
     }

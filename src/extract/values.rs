@@ -1,4 +1,5 @@
-//! Values, by shape and, where there is one, by checksum. What a person would doubt is refused, in words.
+//! Parses single values by their form and, where there is one, by their checksum. Doubtful values are refused with a
+//! reason.
 
 use std::sync::LazyLock;
 
@@ -7,16 +8,16 @@ use tiny_keccak::{Hasher, Keccak};
 
 use crate::model::{self, Status};
 
-/// A value, or why it is doubtful.
+/// A value, or the reason why it is doubtful.
 pub(super) type Doubt<T> = Result<T, String>;
 
-/// The symbols of the tokens that Resmic names. Others are kept as written.
+/// The symbols of Resmic's tokens. Other tokens are kept as written.
 const KNOWN_SYMBOLS: [&str; 21] = [
     "ETH", "SETH", "WETH", "BNB", "TBNB", "MATIC", "XDC", "OP", "DAI", "USDT", "USDC", "BUSD", "USDe", "BTC", "WBTC",
     "DOGE", "PUSH", "STARK", "SOL", "NIBI", "TRUMP",
 ];
 
-/// An amount: its digits, and what it says they are of.
+/// An amount: its digits and its currency, if it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) digits: String,
@@ -32,8 +33,8 @@ static AMOUNT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// `$20`, `20 USD`, `1,250.50`, `20.00 DAI`, in the en-US form that Resmic writes; nothing else. `1.250,50`, `1e-7`, a
-/// sign, another currency and nothing at all are doubtful.
+/// Parses an amount in the en-US form that Resmic writes: `$20`, `20 USD`, `1,250.50`, `20.00 DAI`. Other forms are
+/// doubtful: `1.250,50`, `1e-7`, a plus or minus, another currency, an empty text.
 pub(super) fn amount(text: &str) -> Doubt<Amount> {
     let doubt = |why: &str| Err(format!("{text:?} is no amount that can be trusted: {why}"));
     let Some(found) = AMOUNT.as_ref().and_then(|r| r.captures(text.trim())) else {
@@ -55,7 +56,7 @@ pub(super) fn amount(text: &str) -> Doubt<Amount> {
     let currency = match (before.is_some() || after.is_some_and(is_dollar), after) {
         (true, Some(other)) if !is_dollar(other) => return doubt("it names two currencies"),
         (true, _) => Some("USD".to_owned()),
-        // One that is not known may be the token's; whether it is, the token's own field says.
+        // An unknown currency can be the token's symbol. `agree` compares it with the token field.
         (false, Some(token)) if is_known_token(token) || is_symbol(token) => Some(token.to_owned()),
         (false, Some(_)) => return doubt("it names a currency that is not known"),
         (false, None) => None,
@@ -63,12 +64,12 @@ pub(super) fn amount(text: &str) -> Doubt<Amount> {
     Ok(Amount { digits, currency })
 }
 
-/// Whether Resmic names a token so: by its symbol, or by the name that its backend writes.
+/// Whether this is a symbol of a Resmic token, or the name that Resmic's backend writes.
 pub(super) fn is_known_token(name: &str) -> bool {
     KNOWN_SYMBOLS.contains(&name) || model::is_token_name(name)
 }
 
-/// Capitals and digits, and no country's money (ISO 4217).
+/// Whether a word has only capitals and digits and is not a national currency (ISO 4217).
 fn is_symbol(word: &str) -> bool {
     const MONEY: [&str; 30] = [
         "EUR", "GBP", "JPY", "CNY", "INR", "CHF", "CAD", "AUD", "NZD", "SEK", "NOK", "DKK", "PLN", "CZK", "HUF", "RON",
@@ -80,7 +81,7 @@ fn is_symbol(word: &str) -> bool {
 static DOLLARS: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?:US\$|\$|\bUSD) ?([0-9][0-9.,]*)|\b([0-9][0-9.,]*) ?(?:USD\b|US\$|\$)").ok());
 
-/// The dollars that a sentence names, as digits; what is no plain amount is left out.
+/// The dollar amounts in a sentence, as digits. Amounts in other forms are left out.
 pub(super) fn dollars(text: &str) -> Vec<String> {
     let Some(pattern) = DOLLARS.as_ref() else { return Vec::new() };
     let said = pattern.captures_iter(text).filter_map(|found| found.get(1).or_else(|| found.get(2)));
@@ -92,7 +93,7 @@ fn is_dollar(word: &str) -> bool {
     matches!(word, "$" | "US$" | "USD")
 }
 
-/// A status field's value: a word, a sign, or both if they agree.
+/// Parses the value of a status field: a word, a sign, or both if they agree.
 pub(super) fn status(text: &str) -> Doubt<Status> {
     let (sign, word) = (sign(text)?, super::labels::fold(text));
     match (sign, status_word(&word)) {
@@ -104,7 +105,7 @@ pub(super) fn status(text: &str) -> Doubt<Status> {
     }
 }
 
-/// The status for which a text has a sign, if it has one; several must be for one status.
+/// The status of the signs in a text, if there are any. Several signs must agree.
 pub(super) fn sign(text: &str) -> Doubt<Option<Status>> {
     let signs = text.chars().filter_map(|c| match c {
         '✅' | '✔' | '✓' | '☑' => Some(Status::Completed),
@@ -138,7 +139,7 @@ fn status_word(word: &str) -> Result<Status, ()> {
     }
 }
 
-/// A session id: a UUID (RFC 9562) in its usual form.
+/// Parses a session id, a UUID (RFC 9562) with hyphens.
 pub(super) fn session_id(text: &str) -> Doubt<String> {
     let text = text.trim();
     match uuid::Uuid::try_parse(text) {
@@ -147,11 +148,11 @@ pub(super) fn session_id(text: &str) -> Doubt<String> {
     }
 }
 
-/// A chain's name, in the webhook's spelling.
+/// Parses a chain's name, and returns the webhook's spelling.
 pub(super) fn blockchain(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
-    // Of the backend's names some are chains', too: `ethereum`, `nibiru`.
+    // Some of the backend's names for tokens are chains, too: `ethereum`, `nibiru`.
     if KNOWN_SYMBOLS.contains(&text) {
         return Err(format!("{text:?} is a token's symbol and no chain's name"));
     }
@@ -162,7 +163,7 @@ pub(super) fn blockchain(text: &str) -> Doubt<String> {
     }
 }
 
-/// A token's name, as written.
+/// Parses a token's name, and keeps its spelling.
 pub(super) fn token(text: &str) -> Doubt<String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+'));
@@ -177,7 +178,7 @@ pub(super) fn token(text: &str) -> Doubt<String> {
     }
 }
 
-/// What a chain's hashes and addresses look like.
+/// The form of a chain's hashes and addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     Evm,
@@ -196,23 +197,23 @@ pub(super) fn family(chain: Option<&str>) -> Family {
     }
 }
 
-/// The digits behind `0x`, if there are only such.
+/// The digits behind `0x`, if there is nothing else.
 fn hex(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Zeros alone stand for no transaction and for nobody.
+/// Whether all digits are zero, which is no transaction and no address.
 fn is_nothing(digits: &str) -> bool {
     digits.bytes().all(|b| b == b'0')
 }
 
-/// How many bytes it stands for in base58.
+/// The number of bytes that a base58 text encodes.
 pub(super) fn base58_bytes(text: &str) -> Option<usize> {
-    // The longest that is looked for, 64 bytes, has 88 characters.
+    // The longest value, 64 bytes, has 88 characters.
     if text.len() > 90 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
 }
 
-/// A transaction hash of this family; hexadecimal in lower case.
+/// Parses a transaction hash of this family. Hexadecimal is returned in lower case.
 pub(super) fn hash(text: &str, family: Family) -> Doubt<String> {
     let text = text.trim();
     let evm = hex(text).is_some_and(|d| d.len() == 64 && !is_nothing(d));
@@ -231,20 +232,20 @@ pub(super) fn hash(text: &str, family: Family) -> Doubt<String> {
     }
 }
 
-/// A hash or a wallet of any chain.
+/// Parses a hash or an address of any chain.
 pub(super) fn any(read: impl Fn(&str, Family) -> Doubt<String>, text: &str) -> Doubt<String> {
     read(text, Family::Unknown).or_else(|_| read(text, Family::Starknet))
 }
 
-/// Whether a word is a transaction's hash on any chain. Starknet's may be a little shorter: without the zeros before them.
+/// Whether a word is a transaction hash of any chain. Starknet's hashes can be a little shorter, without leading zeros.
 pub(super) fn is_transaction(word: &str) -> bool {
     word.len() >= 60 && any(hash, word).is_ok()
 }
 
-/// A wallet of this family, as written; a mixed-case EVM address with its checksum (EIP-55).
+/// Parses an address of this family and keeps its spelling. A mixed-case EVM address must pass EIP-55.
 pub(super) fn wallet(text: &str, family: Family) -> Doubt<String> {
     let text = text.trim();
-    // XDC writes its addresses with a prefix of its own.
+    // XDC writes `xdc` in place of `0x`.
     let plain = match text.strip_prefix("xdc") {
         Some(digits) if matches!(family, Family::Evm | Family::Unknown) => format!("0x{digits}"),
         _ => text.to_owned(),
@@ -278,7 +279,7 @@ fn of_family(family: Family) -> &'static str {
     }
 }
 
-/// EIP-55: where letters of both cases stand, the hash of the address says which is which.
+/// EIP-55: if an address has letters of both cases, the hash of the address determines the case of each letter.
 fn checksum_holds(digits: &str) -> bool {
     let has = |test: fn(&u8) -> bool| digits.as_bytes().iter().any(test);
     if !(has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase)) {

@@ -1,63 +1,63 @@
-//! What a person sees: lines of text, each made of cells, with the links in them.
+//! The visible text of a part: lines of cells, with their links.
 
 use std::borrow::Cow;
 
 use crate::model::ReasonCode;
 
-/// One rendering of a mail: its text/plain part, or its text/html part.
+/// The rendering of one text/plain or text/html part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
     /// `text/plain` or `text/html`.
     pub kind: &'static str,
-    /// From the top.
+    /// The lines, from the top.
     pub lines: Vec<Line>,
-    /// Why it is not known what a person sees: the rest was too much, or cannot be told.
+    /// Why the visible text is not fully known: too much of it, or text that cannot be decided.
     pub lost: Option<(ReasonCode, &'static str)>,
 }
 
-/// The most lines of a view, and cells of HTML: what is beyond is not read, and no payment is read from it.
+/// The most lines of a view, and cells of HTML. Text beyond them is not parsed, and the mail is not an event.
 pub(super) const LINES: usize = 5_000;
 
-/// The most cells of a line; a line of more is no row of a table.
+/// The most cells of a line. A longer line is not a row of a table.
 pub(super) const CELLS: usize = 64;
 
-/// The most links of a line that are looked at.
+/// The most links of a line that are kept.
 pub(super) const LINKS: usize = 32;
 
-/// What is said of a view with more.
+/// The problem of a view with more lines.
 pub(super) const TOO_LONG: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
 
-/// Stands where a person sees something else than the text says: struck out, raised, turned round. No value has it.
+/// Marks text that looks different from its characters: struck out, superscript, reversed. No value contains it.
 pub(super) const ODD: char = '\u{fffd}';
 
-/// A line, or what HTML lays out as one.
+/// A line of text, or a block of HTML.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Line {
-    /// Table cells; elsewhere one.
+    /// The cells of a table row; one cell for other lines.
     pub cells: Vec<String>,
-    /// The targets of its links.
+    /// The targets of the links.
     pub links: Vec<String>,
-    /// Somebody else's words: quoted or forwarded.
+    /// Quoted or forwarded text.
     pub quoted: bool,
-    /// What sort of line.
+    /// The kind of line.
     pub sort: Sort,
-    /// What stands first in it in letters of its own: bold, or in an element.
+    /// The beginning of the line, if it is bold or in a separate element.
     pub lead: Option<String>,
 }
 
-/// What sort of line it is.
+/// The kind of a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sort {
-    /// Any.
+    /// Any other line.
     #[default]
     Text,
     /// A heading.
     Heading,
-    /// A list item: what follows it does not belong to it.
+    /// A list item. The next line does not belong to it.
     Item,
     /// A further line of a list item.
     Inside,
-    /// A term of a definition list: its definitions follow.
+    /// A term of a definition list. Its definitions follow.
     Term,
     /// A definition.
     Definition,
@@ -72,14 +72,14 @@ impl Line {
         self.words().into_owned()
     }
 
-    /// [`Line::text`], copied only where there are several cells.
+    /// [`Line::text`], copied only if there are several cells.
     pub(super) fn words(&self) -> Cow<'_, str> {
         if let [cell] = self.cells.as_slice() { cell.into() } else { self.cells.join(" ").into() }
     }
 }
 
 impl View {
-    /// Adds a line whose texts are tidy, unless there is nothing in it.
+    /// Adds a line of tidy texts, if it is not empty.
     pub(super) fn push(&mut self, line: Line) {
         if self.lines.len() >= LINES {
             self.lost = Some(TOO_LONG);
@@ -89,19 +89,19 @@ impl View {
     }
 }
 
-/// Text as the eye takes it: runs of white space are one space, characters without width are not there.
+/// Makes text tidy as a browser shows it: runs of white space become one space, characters without width are removed.
 pub(super) fn tidy(text: &str) -> String {
-    // Most of what HTML has between its tags is white space.
+    // Most text between tags of HTML is white space.
     let mut rest = text.trim();
     let mut out = String::with_capacity(rest.len());
     while !rest.is_empty() {
-        // Words of ASCII stand as they are.
+        // ASCII words are copied unchanged.
         let (word, behind) = rest.split_at(rest.bytes().position(|b| !b.is_ascii_graphic()).unwrap_or(rest.len()));
         out.push_str(word);
         let mut chars = behind.chars();
         match chars.next() {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
-            // The left-to-right mark stands in dates that JavaScript wrote and turns nothing round.
+            // JavaScript writes the left-to-right mark into dates, where it reverses nothing.
             Some(
                 '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
             ) => {}

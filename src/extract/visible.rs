@@ -1,45 +1,45 @@
-//! What HTML hides: inline styles, the mail's own style sheets, attributes.
+//! Finds the text that HTML hides, by inline styles, the mail's style sheets and attributes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::plain::Attribute;
 
-/// What a declaration block says about being seen.
+/// The effect of a declaration block on visibility.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Look {
-    /// Not there at all, nor anything inside.
+    /// Removed with all its content.
     pub(super) gone: bool,
-    /// Seen, and not as it stands in the text: struck through, turned round, put elsewhere.
+    /// Visible, but different from its text: struck through, reversed, moved.
     pub(super) odd: bool,
-    /// `visibility`, which an inner element may turn back.
+    /// `visibility`, which an inner element can reset.
     pub(super) visibility: Option<bool>,
-    /// Whether the letters have a size, which an inner element may change.
+    /// Whether the font has a size, which an inner element can change.
     pub(super) sized: Option<bool>,
-    /// How it stands among its neighbours, where that is not as its name says.
+    /// The layout, where it is not the default of the element.
     pub(super) display: Option<Display>,
-    /// It has room around it, or stands higher or lower: what it says does not touch what its neighbours say.
+    /// It has space around it, or is higher or lower: its text does not touch its neighbours'.
     pub(super) apart: bool,
-    /// What is directly inside stands in places of its own, side by side.
+    /// Its children are laid out side by side.
     pub(super) spreads: bool,
-    /// The letters' colour and what is behind them.
+    /// The colours of text and background.
     pub(super) colour: Option<Colour>,
     pub(super) background: Option<Colour>,
 }
 
-/// How an element stands among its neighbours.
+/// The layout of an element relative to its neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Display {
-    /// In the line.
+    /// Inline.
     Inline,
-    /// In the line, with an edge of its own.
+    /// Inline, with a visible edge.
     Apart,
-    /// On lines of its own.
+    /// A block.
     Block,
 }
 
 impl Display {
-    /// Nothing, where it is not there at all.
+    /// `None` for an element that is removed.
     fn of(value: &str) -> Option<Display> {
         match value {
             "none" => None,
@@ -50,7 +50,7 @@ impl Display {
     }
 }
 
-/// A colour, 0xRRGGBB; what is not plainly one, an image for instance, is unknown and equal to nothing.
+/// A colour, 0xRRGGBB. Others, such as an image, are unknown and equal to no colour.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Colour {
     Known(u32),
@@ -88,7 +88,7 @@ impl Colour {
         known.map_or(Colour::Unknown, Colour::Known)
     }
 
-    /// Nothing of it is seen: `transparent`, or with nothing as its fourth part.
+    /// Whether it is `transparent`, or has an alpha of zero.
     fn is_clear(text: &str) -> bool {
         let hex = text.strip_prefix('#').unwrap_or_default();
         let part = text.trim_end_matches(')').rsplit([',', '/']).next().unwrap_or_default().trim();
@@ -100,7 +100,7 @@ impl Colour {
     }
 }
 
-/// What several declarations hide only together.
+/// Properties that hide only in combination.
 #[derive(Default)]
 struct Together {
     flat: bool,
@@ -109,11 +109,11 @@ struct Together {
 }
 
 impl Look {
-    /// Reads `name: value; …`. What hides is believed wherever it stands; a browser takes the last, and who says a
-    /// thing twice to hide it from one of us is not to be trusted with a value.
+    /// Parses `name: value; …`. A declaration that hides counts even if a later one overrides it. A mail that uses both
+    /// to mislead a reader should not give values.
     pub(super) fn of(declarations: &str) -> Look {
         let mut look = Look::default();
-        // An escape inside a style is there to be overlooked.
+        // An escape in a style is an attempt to evade this parser.
         if declarations.contains('\\') {
             return Look { gone: true, ..look };
         }
@@ -121,7 +121,7 @@ impl Look {
         let plain = lower(&plain);
         let mut together = Together::default();
         for (name, value) in plain.split(';').filter_map(|d| d.split_once(':')) {
-            // `!important`, and white space may stand within it.
+            // `!important` can contain white space.
             let value = value.split_once('!').map_or(value, |(value, _)| value);
             look.declare(name.trim(), value.trim(), &mut together);
         }
@@ -181,14 +181,14 @@ impl Look {
         }
     }
 
-    /// Of a rule that holds for some of the elements it is remembered for: its colours are not to be relied upon.
+    /// Reduces the effect of a rule that applies to some elements only: its colours are not reliable.
     fn sometimes(self) -> Look {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));
         Look { display: None, apart: false, odd: false, colour, background, ..self }
     }
 
-    /// Both together.
+    /// Combines two effects.
     pub(super) fn and(self, other: Look) -> Look {
         Look {
             gone: self.gone || other.gone,
@@ -204,7 +204,7 @@ impl Look {
     }
 }
 
-/// In lower case; copied only if it is not so already.
+/// Lower case, copied only if necessary.
 fn lower(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
 }
@@ -223,7 +223,7 @@ fn without_comments(text: &str) -> Cow<'_, str> {
     out.into()
 }
 
-/// `0`, `0px`, `0.0em` and the like, and what is too small to be read.
+/// Whether a length is zero (`0`, `0px`, `0.0em`) or too small to read.
 fn is_zero(value: &str) -> bool {
     let end = value.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(value.len());
     let (number, unit) = value.split_at(end);
@@ -239,17 +239,18 @@ fn is_far_negative(value: &str) -> bool {
     number.parse::<u64>().is_ok_and(|n| n >= 200)
 }
 
-/// The rules of the mail's own style sheets that hide, by tag, class and id.
+/// The hiding rules of the mail's style sheets, by tag, class and id.
 ///
-/// Mostly there are a few, and these are found sooner by their order than by a hash.
+/// Most mails have few rules, and a linear search over them is faster than a hash map.
 #[derive(Debug, Default)]
 pub(super) struct Sheet(BTreeMap<String, Look>);
 
-/// The most rules that are read.
+/// The most rules that are kept.
 const RULES: usize = 2_000;
 
 impl Sheet {
-    /// Reads one `<style>` element. Rules inside `@media` and the like do not count, unless they are for every screen.
+    /// Parses one `<style>` element. Rules inside `@media` and similar blocks are ignored, unless they apply to every
+    /// screen.
     pub(super) fn read(&mut self, css: &str) {
         let css = without_comments(css);
         let mut rest = &*css;
@@ -272,7 +273,8 @@ impl Sheet {
 
     fn add(&mut self, selectors: &str, look: Look) {
         for selector in selectors.split(',') {
-            // Of `div .a > p.b` only the last part counts: hiding too much makes a refusal, never a wrong value.
+            // Only the last part of `div .a > p.b` counts. Hiding too much refuses a mail, but never gives a wrong
+            // value.
             let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
             let start = last.rfind(['.', '#']).unwrap_or(0);
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
@@ -285,7 +287,7 @@ impl Sheet {
         }
     }
 
-    /// How an element looks, by its tag, its attributes and these rules.
+    /// The effect of an element's tag, attributes and matching rules.
     pub(super) fn look(&self, tag: &str, attributes: &[Attribute<'_>]) -> Look {
         let mut look = Look::default();
         let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
@@ -314,13 +316,13 @@ impl Sheet {
     }
 }
 
-/// `@media screen` and the like: conditions that every screen meets.
+/// Whether a condition such as `@media screen` applies to every screen.
 pub(super) fn is_for_all(rule: &str) -> bool {
     let words = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
     matches!(words.as_str(), "media" | "media all" | "media screen" | "media only screen")
 }
 
-/// What stands behind a block whose opening brace was just passed.
+/// The text after a block whose opening brace was just consumed.
 fn after_block(text: &str) -> &str {
     let mut depth = 1;
     for (at, c) in text.char_indices() {

@@ -1,4 +1,4 @@
-//! Walks over the tags and texts of HTML in their order and writes down the lines that a person sees.
+//! Walks over the tags and texts of HTML in order, and builds the visible lines.
 
 use std::borrow::Cow;
 
@@ -8,42 +8,42 @@ use super::view::{CELLS, LINES, LINKS, Line, ODD, Sort, TOO_LONG, View, tidy};
 use super::visible::{Look, Sheet};
 use crate::model::ReasonCode;
 
-/// The deepest nesting that is followed; what is deeper is read as if it stood here.
+/// The deepest nesting that is tracked. Deeper elements count as children of this level.
 const DEPTH: usize = 500;
 
-/// The longest text that may be a label for standing first in its line.
+/// The longest beginning of a line that can be a label.
 const LEAD: usize = 80;
 
-/// What has been walked over.
+/// The state of the walk.
 pub(super) struct Walk<'s, 'a> {
     sheet: &'s Sheet,
     open: Vec<Open<'a>>,
-    /// Hidden formatting elements whose parent was closed before them: a browser opens them again.
+    /// Hidden formatting elements whose parent ended before them. A browser opens them again.
     lingering: Vec<Cow<'a, str>>,
-    /// What is being written: the page, and each table cell inside it.
+    /// The output: the page, and each open table cell inside it.
     frames: Vec<Frame>,
     /// The finished cells of each open row.
     rows: Vec<Vec<Vec<Line>>>,
     pre: usize,
-    /// How many lines and cells were written.
+    /// The number of lines and cells so far.
     written: usize,
     lost: Option<(ReasonCode, &'static str)>,
 }
 
-/// A page or a cell: lines, and the one that is being written.
+/// A page or a cell: its finished lines and the current line.
 #[derive(Default)]
 struct Frame {
     view: View,
     line: Line,
     text: String,
-    /// Something is in the text beside white space, of which there may be much: it is not looked through at each tag.
+    /// Whether the text has more than white space. A flag saves a scan of long white space at each tag.
     said: bool,
-    /// What follows has letters of another size than what stands there.
+    /// Whether the next text has another font size.
     seam: bool,
 }
 
 impl Frame {
-    /// Writes down what a line says next. Digits of another size behind digits are a number of their own, as cents may be.
+    /// Appends text to the line. Digits of another font size are a separate number, as superscript cents are.
     fn write(&mut self, part: &str) {
         if part.is_empty() {
             return;
@@ -76,7 +76,8 @@ impl<'a> Reads<'a> for Walk<'_, 'a> {
                 self.end_line();
             }
         }
-        // Each piece is marked, and what is one is html5ever's to say: it has its own behind line ends and entities.
+        // Each piece of odd text gets marks, so the pieces matter. html5ever splits text at line ends and entities;
+        // only it knows the pieces.
         (!odd).then_some(())
     }
 
@@ -119,7 +120,7 @@ impl<'a> Reads<'a> for Walk<'_, 'a> {
         if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
             self.lingering.remove(place);
         }
-        // A cell's content cannot close what is outside of its table.
+        // An end tag inside a cell cannot close elements outside of its table.
         let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
         let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
         let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
@@ -155,7 +156,7 @@ impl<'s, 'a> Walk<'s, 'a> {
         !self.lingering.is_empty() || self.open.last().is_some_and(Open::hides)
     }
 
-    /// A line's end in the source: a line of its own where that is asked for, and else a space.
+    /// A line end in the source: a new line inside `pre`, and else a space.
     fn end_line(&mut self) {
         if self.pre > 0 {
             self.break_line(Sort::Text);
@@ -194,20 +195,20 @@ impl<'s, 'a> Walk<'s, 'a> {
         self.frames.last_mut().into_iter().for_each(|frame| frame.seam |= element.resized && !element.hides());
     }
 
-    /// Whether the innermost table part that is open is a row.
+    /// Whether the innermost open table part is a row.
     fn in_row(&self) -> bool {
         let part = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
         part.is_some_and(|o| o.name == "tr")
     }
 
-    /// End tags that may be left out (HTML, 13.1.2.4), as far as they matter here.
+    /// Implied end tags (HTML, 13.1.2.4), as far as they affect lines.
     fn close_implied(&mut self, name: &str) {
         let (closes, within): (&[&str], &[&str]) = match name {
             "li" => (&["li"], &["ul", "ol", "menu", "table"]),
             "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
             "tr" => (&["tr"], &["table"]),
             "td" | "th" => (&["td", "th"], &["tr", "table"]),
-            // A list item may stand in a paragraph that nobody closed, as in Resmic's own mail: the paragraph ends here.
+            // A block ends an open paragraph. Resmic's mail has list items inside of one.
             _ if is_block(name) && name != "br" => {
                 let edge = self.open.iter().rev().find(|o| o.is_edge);
                 return if edge.is_some_and(|o| o.name == "p") {
@@ -251,13 +252,13 @@ impl<'s, 'a> Walk<'s, 'a> {
         }
     }
 
-    /// A row of plain cells is one line; a row that lays out a page is the lines of its cells.
+    /// A row of simple cells becomes one line. A row that is used for layout becomes the lines of its cells.
     fn leave_row(&mut self) {
         self.break_line(Sort::Text);
         let (Some(cells), Some(frame)) = (self.rows.pop(), self.frames.last_mut()) else { return };
         let plain = cells.len() <= CELLS
             && cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
-        // What stands in the first cell with nothing beside it is a label without a value; room before a cell is lay-out.
+        // A first cell without neighbours is a label without a value. An empty first cell is indentation.
         let alone = cells.iter().filter(|lines| !lines.is_empty()).count() < 2
             && (cells.len() < 2 || cells.first().is_some_and(Vec::is_empty));
         if !plain || alone {
@@ -267,13 +268,13 @@ impl<'s, 'a> Walk<'s, 'a> {
         for line in cells.into_iter().map(|lines| lines.into_iter().next().unwrap_or_default()) {
             row.quoted |= line.quoted;
             row.links.extend(line.links);
-            // A cell with nothing in it is one, too: what stands below it in the next row is its own column's.
+            // Empty cells count: they keep the columns of the next rows in place.
             row.cells.push(line.cells.into_iter().next().unwrap_or_default());
         }
         frame.view.push(row);
     }
 
-    /// What sort of line an element begins.
+    /// The kind of line that an element starts.
     fn sort_of(&self, name: &str) -> Sort {
         match name {
             "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => Sort::Heading,
@@ -291,7 +292,7 @@ impl<'s, 'a> Walk<'s, 'a> {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(frame) = self.frames.last_mut() else { return };
         let mut line = std::mem::replace(&mut frame.line, Line { quoted, sort: next, ..Line::default() });
-        // Between two tags there is mostly nothing but white space.
+        // Between two tags there is mostly only white space.
         if !line.links.is_empty() || frame.said {
             line.cells = vec![tidy(&frame.text)];
             self.written += 1;
