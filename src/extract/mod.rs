@@ -6,7 +6,7 @@
 //! `plain`, `walk`, `element` and `visible`) and `text` render them as views. `quote` marks quoted text. `lines` and
 //! `object` find labels with their values, `cut` finds values that continue on the next line, `annotation` removes
 //! links behind a value. `values`, `times` and `links` parse single values. `agree` compares all values of a field,
-//! `about` classifies subject and headings, `published` searches the HTML for the published list. `note` has the places
+//! `about` classifies subject and headings, `published` searches the HTML for the published list, `status` combines what they state. `note` has the places
 //! for `parse --explain`. This file decides whether the mail is a payment.
 
 mod about;
@@ -26,6 +26,7 @@ mod object;
 mod plain;
 mod published;
 mod quote;
+mod status;
 mod text;
 mod times;
 mod values;
@@ -45,6 +46,7 @@ use agree::{Agreement, Fields};
 use labels::Table;
 use mime::Shown;
 use published::List;
+use status::Statements;
 
 pub use html::view as html_view;
 pub use note::{Note, Place};
@@ -255,8 +257,9 @@ impl Reader {
         let fields = agreement.fields();
         agreement.sessions_are_out_of_place(&self.table, shown.list > List::Absent);
         agreement.items(&shown.items, &fields);
-        let speaking: Vec<&String> = phrases.iter().map(|(_, title)| *title).collect();
-        agreement.titles(&speaking, fields.amount.as_ref());
+        let statements =
+            Statements { fields: &fields, phrases: &phrases, titles: &titles, list: status::list(shown, &found) };
+        agreement.titles(&statements.titles_of_the_payment(), fields.amount.as_ref());
         let trouble = agreement.trouble;
         if !agree::are_of_a_payment(&found)
             && let Some(said) = not_a_payment(shown, &found, &titles, &phrases)
@@ -269,44 +272,10 @@ impl Reader {
         if let Some(reason) = trouble {
             return Said::Doubtful(reason);
         }
-        let list = published_list(shown, &found);
-        let status = status(&fields, &phrases, list).and_then(|status| match list {
-            Some(list) if is_said_by_list_alone(&fields, &phrases) => unopposed(shown, &titles, list).map(|()| status),
-            _ => Ok(status),
-        });
-        match status {
+        match statements.status(&shown.views) {
             Ok(status) => complete(fields, status),
             Err(reason) => Said::Doubtful(reason),
         }
-    }
-}
-
-/// The line of the published list's first item, if the whole list is there and a person sees that item.
-fn published_list(shown: &Shown, found: &[Found]) -> Option<usize> {
-    let is_first = |f: &&Found| f.field == Field::Amount && f.label == "received" && f.how == How::Beside && !f.quoted;
-    let mut lines = found.iter().filter(is_first).filter_map(|f| match f.place {
-        Place::Line { view: html::KIND, line, .. } => Some(line),
-        _ => None,
-    });
-    lines.next().filter(|_| shown.list == List::Whole)
-}
-
-/// Whether neither a field nor a subject nor a heading states the status.
-fn is_said_by_list_alone(fields: &Fields, phrases: &[(Phrase, &String)]) -> bool {
-    fields.status.is_none() && !phrases.iter().any(|(phrase, _)| matches!(phrase, Phrase::Says(_)))
-}
-
-/// Checks that nothing above the published list, and no title, speaks against a completed payment.
-fn unopposed(shown: &Shown, titles: &[String], list: usize) -> Result<(), Reason> {
-    let html = shown.views.iter().filter(|view| view.kind == html::KIND);
-    let mut above = html.flat_map(|view| view.lines.iter().take(list - 1)).filter(|line| !line.quoted).map(Line::text);
-    let title = titles.iter().find(|title| about::title_objects(title)).cloned();
-    match title.or_else(|| above.find(|text| about::objects(text))) {
-        Some(text) => {
-            let words = format!("status: the published list says completed, and {text:?} may say that it is not");
-            Err(Reason::new(ReasonCode::Unreadable, words))
-        }
-        None => Ok(()),
     }
 }
 
@@ -357,42 +326,6 @@ fn names_a_transaction(line: &Line) -> bool {
     // Links contain other long words, but none that begins with `0x`.
     let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
     line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction) || linked.any(values::is_transaction)
-}
-
-/// The status: that of a status field, of the published list, of the subject and of the headings. They must agree.
-fn status(fields: &Fields, phrases: &[(Phrase, &String)], list: Option<usize>) -> Result<Status, Reason> {
-    let differ = |a: Status, place: &str, b: Status, other: &str| {
-        Reason::new(ReasonCode::Conflict, format!("status: {a} by {place} and {b} by {other}"))
-    };
-    let mut agreed = fields.status.map(|status| (status, "the status field".to_owned()));
-    if list.is_some() {
-        // Resmic sends the published mail for completed payments only, and with no status field.
-        let label = "the label \"Received:\"";
-        match &agreed {
-            Some((known, place)) if *known != Status::Completed => {
-                return Err(differ(*known, place, Status::Completed, label));
-            }
-            _ => agreed = Some((Status::Completed, label.to_owned())),
-        }
-    }
-    for (phrase, title) in phrases {
-        let status = match phrase {
-            Phrase::Says(status) => status,
-            Phrase::Unclear => continue,
-            Phrase::Denies => {
-                let words = format!("status: {title:?} says of a payment that it is not what it should be");
-                return Err(Reason::new(ReasonCode::Unreadable, words));
-            }
-        };
-        match &agreed {
-            None => agreed = Some((*status, format!("{title:?}"))),
-            Some((known, _)) if known == status => {}
-            Some((known, place)) => return Err(differ(*known, place, *status, &format!("{title:?}"))),
-        }
-    }
-    agreed.map(|(status, _)| status).ok_or_else(|| {
-        Reason::new(ReasonCode::Unreadable, "it does not say whether the payment is completed, failed or pending")
-    })
 }
 
 /// An event needs a transaction or a session, and a completed one an amount.
