@@ -92,6 +92,12 @@ pub(super) fn split(text: &str) -> Option<(String, Vec<String>)> {
     }
 }
 
+/// Whether a text is only the words of a link: `View on Etherscan`.
+pub(super) fn is_only_words(text: &str) -> bool {
+    let mut words = text.split(|c: char| c.is_whitespace() || is_bracket(c)).filter(|word| !word.is_empty()).peekable();
+    words.peek().is_some() && words.all(is_decoration)
+}
+
 /// The value alone, as [`split`] finds it.
 pub(super) fn without(text: &str) -> String {
     split(text).map_or_else(|| text.to_owned(), |(value, _)| value)

@@ -63,6 +63,11 @@ impl Reader<'_> {
     fn add(&mut self, (field, label): (Field, &str), value: &str, how: How, layout: &'static str) {
         let place = Place::Line { view: self.view.kind, line: self.place, layout };
         let mut value = labels::with_currency(field, label, value);
+        let is_linked = || self.line.links.iter().any(|link| links::explorer(link).is_some());
+        if field == Field::Hash && annotation::is_only_words(&value) && is_linked() {
+            // The link itself is the value, see `links`.
+            return;
+        }
         if let Field::Hash | Field::Wallet = field
             && let Some((bare, links)) = annotation::split(&value)
         {

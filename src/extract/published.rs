@@ -69,16 +69,18 @@ fn starts<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = usize> + 'a
 
 /// Whether the text that starts at `at` is the first of a list item, perhaps in bold letters.
 fn begins_item(html: &str, at: usize) -> bool {
-    let mut before = html.get(..at).unwrap_or_default();
+    let start = html.floor_char_boundary(at.saturating_sub(WRAPPING));
+    let mut before = html.get(start..at).unwrap_or_default();
     for _ in 0..WRAPPERS {
         let Some((outside, tag)) = before.trim_end().strip_suffix('>').and_then(|b| b.rsplit_once('<')) else {
             return false;
         };
-        let name = tag.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        if name.eq_ignore_ascii_case("li") {
-            return true;
+        let name = tag.trim_start_matches('/').split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let name = name.to_ascii_lowercase();
+        if name == "li" {
+            return !tag.starts_with('/');
         }
-        if name.is_empty() || is_block(&name.to_ascii_lowercase()) || matches!(name, "td" | "th") {
+        if is_block(&name) || matches!(name.as_str(), "td" | "th") {
             return false;
         }
         before = outside;
@@ -88,6 +90,9 @@ fn begins_item(html: &str, at: usize) -> bool {
 
 /// The most inline elements that may stand around a label in its list item.
 const WRAPPERS: usize = 8;
+
+/// The most bytes of their tags. Without a limit, a text of labels alone would take quadratic time.
+const WRAPPING: usize = 2_000;
 
 /// The text of an item up to its end. `None` if elements split it: some of them may be hidden, and Resmic's list has
 /// none.
@@ -132,6 +137,8 @@ mod tests {
         assert_eq!(list(&whole), List::Whole);
         assert_eq!(list(&whole.replace("Token:", "Coin:")), List::Begun);
         assert_eq!(list(&format!("<!-- {whole} -->")), List::Whole);
+        assert_eq!(list("<li><!-- x --><i></i><B>Received:"), List::Begun);
+        assert_eq!(list(&">Received:".repeat(200_000)), List::Absent);
         let rows: String = labels.map(|label| format!("<tr><td><b>{label}</b></td><td>x</td></tr>")).concat();
         for html in [
             rows.as_str(),
