@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sign;
 use super::target::Target;
-use crate::http::{self, header_text};
+use crate::http::{self, Head, header_text};
 use crate::model::{NO_ANSWER, printable};
 use crate::store::Claimed;
 
@@ -48,10 +48,10 @@ pub(super) async fn post(target: &Target, claimed: &Claimed) -> Answer {
         Ok(request) => request,
         Err(e) => return Answer::none(format!("cannot make the request: {e}")),
     };
-    let mut heard = None;
-    let ended = timeout_at(deadline, exchange(target, request, deadline, &mut heard)).await;
-    // Once its status is there it has answered, however long the rest takes.
-    heard.unwrap_or_else(|| {
+    let (head, mut heard) = (Head::default(), None);
+    let ended = timeout_at(deadline, exchange(target, request, deadline, &head, &mut heard)).await;
+    // Once its status is there it has answered, however long the rest takes, and however it is framed.
+    heard.or_else(|| salvage(&head)).unwrap_or_else(|| {
         Answer::none(match ended {
             Ok(Err(words)) => words,
             _ => format!("{NO_ANSWER} within {}", crate::units::Duration(target.timeout)),
@@ -87,27 +87,36 @@ async fn exchange(
     target: &Target,
     request: Request<Full<Bytes>>,
     deadline: Instant,
+    head: &Head,
     heard: &mut Option<Answer>,
 ) -> Result<(), String> {
-    let stream = target.place.connect(deadline).await?;
+    let stream = head.watch(target.place.connect(deadline).await?);
     http::exchange(stream, request, async |response| hear(response, heard).await).await
 }
 
 /// Judges an answer by its status; listens to the rest so that the callback can finish, but not for long.
 async fn hear(response: Response<Incoming>, heard: &mut Option<Answer>) {
-    let status = response.status();
-    let retry_after =
-        header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
-    let error = (!status.is_success()).then(|| failure(status, &response));
-    let heard = heard.insert(Answer { status: Some(status.as_u16()), error, retry_after });
+    let heard = heard.insert(judge(response.status(), |name| header_text(&response, name)));
     let mut said = Vec::new();
     let _ = timeout_at(Instant::now() + LISTEN, read_some(response.into_body(), &mut said)).await;
     heard.error = heard.error.take().map(|error| with_words(error, &said));
 }
 
-fn failure(status: StatusCode, response: &Response<Incoming>) -> String {
+/// The status of a response that hyper rejects, or does not see complete.
+fn salvage(head: &Head) -> Option<Answer> {
+    let found = head.status()?;
+    Some(judge(found.status, |name| found.field(&name)))
+}
+
+fn judge(status: StatusCode, field: impl Fn(HeaderName) -> Option<String>) -> Answer {
+    let retry_after = field(header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
+    let error = (!status.is_success()).then(|| failure(status, field));
+    Answer { status: Some(status.as_u16()), error, retry_after }
+}
+
+fn failure(status: StatusCode, field: impl Fn(HeaderName) -> Option<String>) -> String {
     if status.is_redirection() {
-        let to = header_text(response, header::LOCATION).unwrap_or_default();
+        let to = field(header::LOCATION).unwrap_or_default();
         return format!("{status}: a redirect to {:?}, which is not followed", printable(&to, KEPT_WORDS));
     }
     status.to_string()

@@ -1,6 +1,7 @@
 //! A small HTTP client: one request, one answer, a connection of its own. It follows no redirect and keeps nothing.
 
 mod connect;
+mod head;
 mod url;
 
 use std::time::Duration;
@@ -11,10 +12,13 @@ use hyper::client::conn::http1;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use jiff::Timestamp;
-use jiff::fmt::rfc2822;
+use jiff::civil::DateTime;
+use jiff::fmt::{rfc2822, strtime};
+use jiff::tz::Offset;
+use jiff::{Timestamp, ToSpan};
 
 pub use connect::{Place, Stream};
+pub use head::{Head, StatusAndFields};
 pub use url::Url;
 
 use crate::model::{NO_ANSWER, printable};
@@ -86,8 +90,37 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
         // More digits than fit is a very long time.
         return Some(value.parse().map_or(LONGEST_ASKED, Duration::from_secs));
     }
-    let at = rfc2822::DateTimeParser::new().parse_timestamp(value).ok()?;
-    Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
+    Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())
+}
+
+/// An HTTP date in each of its three forms (RFC 9110, 5.6.7). All of them are in UTC.
+fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
+    // Sun, 06 Nov 1994 08:49:37 GMT
+    if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {
+        return Some(at);
+    }
+    // Sunday, 06-Nov-94 08:49:37 GMT (RFC 850). The name of the day is not checked: the century is a guess.
+    if let Some((_, date)) = text.split_once(", ") {
+        let at = strtime::parse("%d-%b-%y %H:%M:%S GMT", date).and_then(|parsed| parsed.to_datetime()).ok()?;
+        return Offset::UTC.to_timestamp(in_nearest_century(at, now)?).ok();
+    }
+    // Sun Nov  6 08:49:37 1994 (asctime)
+    let at = strtime::parse("%a %b %e %H:%M:%S %Y", text).and_then(|parsed| parsed.to_datetime()).ok()?;
+    Offset::UTC.to_timestamp(at).ok()
+}
+
+/// A year of two digits is at most 50 years ahead, and else in the past (RFC 9110, 5.6.7).
+fn in_nearest_century(at: DateTime, now: Timestamp) -> Option<DateTime> {
+    let now = Offset::UTC.to_datetime(now);
+    let latest = now.checked_add(50.years()).ok()?;
+    let next = at.checked_add(100.years()).ok()?;
+    if at > latest {
+        at.checked_sub(100.years()).ok()
+    } else if next <= latest {
+        Some(next)
+    } else {
+        Some(at)
+    }
 }
 
 #[cfg(test)]
@@ -101,8 +134,24 @@ mod tests {
         assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now), Some(Duration::from_secs(60)));
         assert_eq!(retry_after("Wed, 21 Oct 2015 07:26:00 GMT", now), Some(Duration::ZERO));
         assert_eq!(retry_after("99999999999999999999999", now), Some(LONGEST_ASKED));
-        for nothing in ["", "soon", "-1", "1.5"] {
+        for nothing in
+            ["", "soon", "-1", "1.5", "Wed, soon", "Wed Oct 21 07:28:00", "Wednesday, 31-Feb-15 07:28:00 GMT"]
+        {
             assert_eq!(retry_after(nothing, now), None, "{nothing}");
         }
+    }
+
+    #[test]
+    fn retry_after_may_be_an_obsolete_date() {
+        let seconds = |value: &str, now: &str| retry_after(value, now.parse().unwrap()).unwrap().as_secs();
+        let now = "2015-10-21T07:27:00Z";
+        assert_eq!(seconds("Wednesday, 21-Oct-15 07:28:00 GMT", now), 60);
+        assert_eq!(seconds("Wed Oct 21 07:28:00 2015", now), 60);
+        assert_eq!(seconds("Tuesday, 06-Oct-15 07:28:00 GMT", now), 0);
+        assert_eq!(seconds("Fri Nov  6 07:27:00 2015", now), 16 * 86_400);
+        // Two digits of the year: at most 50 years ahead.
+        assert_eq!(seconds("Sunday, 06-Nov-94 08:49:37 GMT", now), 0);
+        assert_eq!(seconds("Thursday, 01-Jan-70 00:01:00 GMT", "2069-12-31T23:59:00Z"), 120);
+        assert_eq!(seconds("Friday, 01-Jan-99 00:00:00 GMT", "2026-01-01T00:00:00Z"), 0);
     }
 }

@@ -37,10 +37,19 @@ async fn failures_are_told_apart() {
         (bytes("HTTP/1.1 304 Not Modified\r\n\r\n"), Some(304), "304"),
         (bytes("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), Some(101), "101"),
         (bytes("220 mail.example ESMTP\r\n"), None, "no answer: "),
-        (bytes(&format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(1 << 20))), None, "no answer: "),
+        // Neither a status before the final one nor a part of a status line is an answer.
+        (bytes("HTTP/1.1 103 Early Hints\r\nX: HTTP/1.1 200 OK\r\n\r\n"), None, "no answer: "),
+        (bytes("HTTP/1.1 200"), None, "no answer: "),
+        (bytes("HTTP/1.1 2000 OK\r\n\r\n"), None, "no answer: "),
+        (Answer::Unended("HTTP/1.1 200 OK"), None, "no answer within 1s"),
+        (bytes("HTTP/1.1 503 Busy\r\nContent-Length: x\r\n\r\n"), Some(503), "503 Service Unavailable"),
+        (
+            bytes("HTTP/1.1 307 There\r\nLocation: http://10.0.0.1/\r\nContent-Length: -1\r\n\r\n"),
+            Some(307),
+            "a redirect to \"http://10.0.0.1/\", which is not",
+        ),
         (Answer::Close, None, "no answer: "),
         (Answer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
-        (Answer::Unended("HTTP/1.1 200 OK\r\n"), None, "no answer within 1s"),
         (Answer::Hang, None, "no answer within 1s"),
     ] {
         let row = first_failure(answer).await;
@@ -60,9 +69,12 @@ async fn an_endless_answer_is_not_listened_to() {
 }
 
 #[tokio::test]
-async fn a_callback_that_said_200_has_it_whatever_follows() {
+async fn a_status_of_2xx_counts_whatever_follows() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
     let with = |fields: &str| Answer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
+    let text = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+    let length =
+        |version, length| text(&format!("HTTP/{version} 200 OK\r\nContent-Length: {length}\r\n\r\n{{\"ok\":1}}"));
     for (answer, timeout) in [
         (Answer::Bytes(CUT.into()), "10s"),
         // Also where its time is up before the rest of it would be waited for.
@@ -70,14 +82,36 @@ async fn a_callback_that_said_200_has_it_whatever_follows() {
         (with(&"X: y\r\n".repeat(500)), "10s"),
         (with("X: y\r\n\tz\r\n"), "10s"),
         (with("X-Größe : 5\r\n"), "10s"),
+        (with("Content-Length: 7\r\n"), "10s"),
+        (with("Transfer-Encoding: chunked\r\n"), "10s"),
+        (with(&format!("X: {}\r\n", "x".repeat(1 << 20))), "10s"),
+        (with(&"X: y\r\n".repeat(3_000)), "10s"),
+        (length("1.1", "1"), "10s"),
+        (length("1.1", "4/5/6"), "10s"),
+        (length("1.1", "4, 5"), "10s"),
+        (length("1.1", "text"), "10s"),
+        (length("1.1", "-1"), "10s"),
+        (length("1.1", ""), "10s"),
+        (length("1.1", "99999999999999999999999"), "10s"),
+        (length("1.0", "99"), "10s"),
+        (text("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), "10s"),
+        (text("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk"), "10s"),
+        (text("HTTP/1.1 200 OK\r\nTransfer-Encoding: odd\r\nContent-Length: 1\r\n\r\nok"), "10s"),
+        (text("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: x\r\n\r\n"), "10s"),
+        (text("HTTP/1.1 204 No Content\r\nContent-Length: x\r\n\r\nok"), "10s"),
+        (text("HTTP/1.1 200 OK\r\nno field\r\n\r\nHTTP/1.1 500 Oh\r\n\r\n"), "10s"),
+        (text("HTTP/1.1 200 OK\r\nContent-"), "10s"),
+        (Answer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
+        (Answer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
     ] {
+        let said = format!("{answer:.200?}");
         let receiver = Receiver::new(move |_, _| answer.clone());
         let mut world = World::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
         world.start();
         world.record(vec![paid(Some(1), 1)]).await;
         world.until_all("delivered").await;
         world.stop().await;
-        assert_eq!(receiver.requests().len(), 1, "it is not told twice");
+        assert_eq!(receiver.requests().len(), 1, "delivered again after {said}");
     }
 }
 
