@@ -2,9 +2,13 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
-# Programs that the tests and the demo start: a mail server, a DNS server, openssl, and the languages of the examples.
+# Programs that the tests and the demo start: a mail server, a DNS server, openssl, the languages of the examples, and kill
+# (package procps) and mount, which a minimal Debian may lack. cc compiles SQLite.
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
-         python3:python3 node:nodejs npm:npm cc:gcc
+         python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount
+# Tests that cc links a program: gcc only recommends libc6-dev, which has the headers and the start files.
+LINKS := program=$$(mktemp) && { echo 'int main(void) { return 0; }' | cc -x c -o "$$program" - 2>/dev/null; \
+         links=$$?; rm -f "$$program"; [ $$links = 0 ]; }
 
 # Tools that only some targets need are installed into target/tools, not into the system. The cargo commands have versions that
 # build with rust-toolchain.toml. They are built once, without optimisation (about a minute each).
@@ -13,7 +17,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
 .PHONY: demo test check words spelling deps servers node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
-        test-datasette deny sbom package cargo-deb cargo-deny cargo-cyclonedx
+        test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
 	cargo build --locked --bin resmic-mailhook --example demo
@@ -66,6 +70,7 @@ deps:
 	    *) PATH="$$PATH:/usr/sbin:/sbin" command -v $$program >/dev/null || missing="$$missing $$package" ;; \
 	  esac; \
 	done; \
+	{ $(LINKS); } || missing="$$missing libc6-dev"; \
 	if [ -n "$$missing" ]; then \
 	  echo "installing:$$missing"; \
 	  $(APT) update -qq && \
@@ -143,6 +148,12 @@ pages:
 # Tests the package under systemd in a booted container. Needs root.
 test-systemd: deb-dev
 	tests/systemd/run.sh
+
+# Runs the README's two commands on fresh machines: minimal roots of these Debian releases, with make, git and Rust. Needs root.
+RELEASES ?= 12 13
+test-fresh:
+	@command -v mmdebstrap >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends mmdebstrap >/dev/null; }
+	for release in $(RELEASES); do tests/fresh-machine.sh $$release || exit 1; done
 
 # Tests the alert rules with promtool. It is unpacked from Debian's prometheus package; installing that would start a server.
 test-alerts: $(if $(shell command -v promtool),,$(TOOLS)/bin/promtool)
