@@ -5,12 +5,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use mail_auth::MessageAuthenticator;
-use mail_auth::hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts};
+use mail_auth::hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ProtocolConfig, ResolverConfig, ResolverOpts,
+};
 use mail_auth::hickory_resolver::system_conf::read_system_conf;
+use mail_auth::{DnsError, MessageAuthenticator};
 
 /// Where the system names its servers.
 const SYSTEM: &str = "/etc/resolv.conf";
@@ -38,12 +41,23 @@ struct Current {
     askers: Askers,
 }
 
-/// The same servers, asked in two ways.
+/// The same servers, asked in three ways.
 #[derive(Clone)]
 struct Askers {
-    usual: Arc<MessageAuthenticator>,
-    /// Without EDNS (RFC 6891), which old servers and some routers take for an error.
-    plain: Arc<MessageAuthenticator>,
+    /// Over UDP with EDNS; over UDP without it; over TCP without it. Old servers and some routers reject or drop
+    /// questions with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
+    ways: [Arc<MessageAuthenticator>; 3],
+    /// The index of the way that was answered last, so that only the first question waits for a timeout.
+    answered: Arc<AtomicUsize>,
+}
+
+impl Askers {
+    /// The way that was answered last, and then the others.
+    fn ways(&self) -> impl Iterator<Item = (usize, &Arc<MessageAuthenticator>)> {
+        let first = self.answered.load(Ordering::Relaxed);
+        let all = self.ways.iter().enumerate();
+        all.clone().filter(move |(way, _)| *way == first).chain(all.filter(move |(way, _)| *way != first))
+    }
 }
 
 /// By what a file that was written again is known.
@@ -82,16 +96,34 @@ impl Asked {
         Ok(Asked { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Who is asked now. A file that names nobody, as between two networks, changes nothing.
+    /// Asks in the way that was answered last, and then in the others. Without any answer, the first failure counts.
+    pub(super) async fn ask<T, F>(&self, question: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
+    where
+        F: Future<Output = mail_auth::Result<T>>,
+    {
+        let askers = self.askers();
+        let mut failure = None;
+        for (way, asker) in askers.ways() {
+            match question(asker.clone()).await {
+                Err(error) if !is_an_answer(&error) => failure = failure.or(Some(error)),
+                answer => {
+                    if askers.answered.swap(way, Ordering::Relaxed) != way {
+                        tracing::debug!(way, "DNS servers answer in another way than the last time");
+                    }
+                    return answer;
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("no way to ask".into()))))
+    }
+
+    /// The servers, asked in the way that was answered last.
     pub(super) fn now(&self) -> Arc<MessageAuthenticator> {
-        self.askers().usual
+        let askers = self.askers();
+        askers.ways().next().map_or_else(|| askers.ways[0].clone(), |(_, asker)| asker.clone())
     }
 
-    /// The same, asked as simply as can be.
-    pub(super) fn plainly(&self) -> Arc<MessageAuthenticator> {
-        self.askers().plain
-    }
-
+    /// A file that names no server, as between two networks, changes nothing.
     fn askers(&self) -> Askers {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.askers.clone() };
@@ -110,12 +142,33 @@ impl Asked {
     }
 }
 
+/// Whether a server has answered: with a record, or that there is none. An error of the server is no answer.
+fn is_an_answer(error: &mail_auth::Error) -> bool {
+    match error {
+        mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_an_answer(*code),
+        mail_auth::Error::Dns(DnsError::Resolver(_)) => false,
+        _ => true,
+    }
+}
+
 fn askers(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Askers> {
     let (config, mut options) = servers;
     set(&mut options);
+    // All at once: one that does not answer must not use up the time of the others.
+    options.num_concurrent_reqs = config.name_servers.len();
     let usual = authenticator(config.clone(), options.clone())?;
     options.edns0 = false;
-    Ok(Askers { usual, plain: authenticator(config, options)? })
+    let plain = authenticator(config.clone(), options.clone())?;
+    let tcp = authenticator(over_tcp(config), options)?;
+    Ok(Askers { ways: [usual, plain, tcp], answered: Arc::default() })
+}
+
+/// hickory asks over TCP only after a truncated answer, so a server of its own has no UDP.
+fn over_tcp(mut config: ResolverConfig) -> ResolverConfig {
+    for server in &mut config.name_servers {
+        server.connections.retain(|connection| !matches!(connection.protocol, ProtocolConfig::Udp));
+    }
+    config
 }
 
 fn authenticator(config: ResolverConfig, options: ResolverOpts) -> anyhow::Result<Arc<MessageAuthenticator>> {

@@ -1,18 +1,19 @@
 //! Who is asked for keys, and what is remembered of the answers.
 
 use std::borrow::Borrow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::dkim::Signature;
 use mail_auth::dmarc::Dmarc;
 use mail_auth::hickory_resolver::config::ResolverOpts;
 use mail_auth::hickory_resolver::proto::op::ResponseCode;
-use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, Parameters, ResolverCache, Txt};
+use mail_auth::{AuthenticatedMessage, DkimOutput, DnsError, Parameters, ResolverCache, Txt};
 use serde::Deserialize;
 
 use super::asked::Asked;
@@ -44,10 +45,10 @@ impl TryFrom<String> for Server {
     }
 }
 
-/// How long one server has for one answer, and how often it is asked.
+/// How long the servers have for an answer in each of three ways: UDP, UDP without EDNS, TCP. Over UDP hickory repeats
+/// the question meanwhile; over TCP, connecting has as much time again.
 const TIMEOUT: Duration = Duration::from_secs(3);
-const ATTEMPTS: usize = 2;
-/// How long all signatures of a mail have together.
+/// How long all signatures of a mail have together, in all ways.
 const WHOLE: Duration = Duration::from_secs(15);
 /// How many keys are remembered.
 const KEYS: usize = 1_000;
@@ -113,10 +114,11 @@ impl Resolver {
     /// Checks all signatures that are left in `message`; in time, or not at all.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
-            let asked = || Parameters::new(message).with_txt_cache(&self.keys);
-            let outputs = self.asked.now().verify_dkim(asked()).await;
-            let misunderstood = |output: &DkimOutput<'_>| matches!(output.result(), DkimResult::TempError(error) if is_misunderstood(error));
-            if outputs.iter().any(misunderstood) { self.asked.plainly().verify_dkim(asked()).await } else { outputs }
+            // Asked at once, so that four keys cost no more timeouts than one. What was found is checked below; what was
+            // not is asked for again there, in the way that was answered.
+            let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
+            join_all(names.into_iter().map(|name| self.key(name))).await;
+            self.asked.now().verify_dkim(Parameters::new(message).with_txt_cache(&self.keys)).await
         };
         match tokio::time::timeout(WHOLE, checking).await {
             Ok(outputs) => outputs,
@@ -124,7 +126,7 @@ impl Resolver {
                 .dkim_headers
                 .iter()
                 .map(|signed| {
-                    let late = mail_auth::Error::Dns(mail_auth::DnsError::Resolver("no answer in time".into()));
+                    let late = mail_auth::Error::Dns(DnsError::Resolver("no answer in time".into()));
                     DkimOutput::temp_err(late).with_signature(&signed.header)
                 })
                 .collect(),
@@ -141,34 +143,18 @@ impl Resolver {
     }
 
     async fn key(&self, name: String) -> mail_auth::Result<Arc<KeyRecord>> {
-        match self.asked.now().txt_lookup(name.as_str(), Some(&self.keys)).await {
-            Err(error) if is_misunderstood(&error) => self.asked.plainly().txt_lookup(name, Some(&self.keys)).await,
-            key => key,
-        }
+        let (name, keys) = (name.as_str(), Some(&self.keys));
+        self.asked.ask(|asker| async move { asker.txt_lookup(name, keys).await }).await
     }
 
     async fn text(&self, name: String) -> Result<Vec<u8>, String> {
-        let lookup = async {
-            match self.asked.now().txt_raw_lookup(name.as_str()).await {
-                Err(error) if is_misunderstood(&error) => self.asked.plainly().txt_raw_lookup(name).await,
-                text => text,
-            }
-        };
+        let name = name.as_str();
+        let lookup = self.asked.ask(|asker| async move { asker.txt_raw_lookup(name).await });
         tokio::time::timeout(WHOLE, lookup)
             .await
             .map_err(|_| "no answer in time".to_owned())?
             .map_err(|e| e.to_string())
     }
-}
-
-/// Whether a server has answered that it cannot: it may not know EDNS (RFC 6891).
-fn is_misunderstood(error: &mail_auth::Error) -> bool {
-    matches!(error, mail_auth::Error::Dns(mail_auth::DnsError::Resolver(words)) if is_an_error_response(words))
-}
-
-/// In hickory's words.
-fn is_an_error_response(words: &str) -> bool {
-    words.contains("error response: ")
 }
 
 /// Where a key stands (RFC 6376, 3.6.2.1), as mail-auth writes it.
@@ -179,12 +165,12 @@ fn key_name(domain: &str, selector: &str) -> String {
 /// How the servers are asked, whoever names them.
 fn how(options: &mut ResolverOpts) {
     options.timeout = TIMEOUT;
-    options.attempts = ATTEMPTS;
+    // The next way to ask takes the place of a retry.
+    options.attempts = 0;
     options.positive_max_ttl = Some(LONGEST);
     options.negative_max_ttl = Some(Duration::from_secs(300));
     // A key of 4096 bits does not fit into one UDP packet everywhere.
     options.edns0 = true;
-    options.try_tcp_on_error = true;
 }
 
 /// For `check --connect`: whether DNS answers for a domain at all, and what it says.
@@ -192,14 +178,9 @@ fn how(options: &mut ResolverOpts) {
 /// # Errors
 /// In words, if it does not answer.
 pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
-    let (name, asked) = (format!("{domain}."), &resolver.asked);
-    let lookup = async {
-        match asked.now().0.mx_lookup(name.as_str()).await {
-            Err(error) if is_an_error_response(&error.to_string()) => asked.plainly().0.mx_lookup(name).await,
-            mx => mx,
-        }
-    };
-    let mx = tokio::time::timeout(WHOLE, lookup)
+    let name = &format!("{domain}.");
+    let mx = resolver.asked.ask(|asker| async move { Ok(asker.0.mx_lookup(name.as_str()).await?) });
+    let mx = tokio::time::timeout(WHOLE, mx)
         .await
         .map_err(|_| "DNS does not answer in time; check [dns] servers".to_owned())?;
     let mut found = Vec::new();
@@ -209,7 +190,7 @@ pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, S
                 answer.answers().iter().map(|record| printable(&record.data.to_string(), 100)).collect();
             found.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
         }
-        Err(error) if error.to_string().contains("no record") => {
+        Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_an_answer(code) => {
             found.push("DNS works; it has no mail server (MX)".into())
         }
         Err(error) => {

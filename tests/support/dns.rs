@@ -1,9 +1,11 @@
-//! A real DNS server on loopback: Debian's nsd with zones of our own.
+//! DNS servers on loopback: Debian's nsd with zones of our own, and one that some questions do not reach.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{self, Read, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::process::{Process, free_port};
@@ -73,4 +75,102 @@ fn answers(server: SocketAddr, zone: &str) -> bool {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
     socket.send_to(&question, server).is_ok() && socket.recv(&mut [0; 512]).is_ok()
+}
+
+/// The questions that a firewall or an old router drops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// Those with EDNS, over UDP.
+    Edns,
+    /// All over UDP.
+    Udp,
+    /// All.
+    Everything,
+}
+
+/// How a question came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    UdpWithEdns,
+    Udp,
+    Tcp,
+}
+
+/// A DNS server behind such a firewall. It has one TXT record, for every name.
+pub struct Firewalled {
+    pub address: SocketAddr,
+    came: Arc<Mutex<Vec<Came>>>,
+}
+
+impl Firewalled {
+    /// `record` is in the syntax of a zone file: `TXT "…" "…"`.
+    pub fn start(dropped: Dropped, record: &str) -> Firewalled {
+        let (tcp, udp) = (0..5).find_map(|_| bind_both().ok()).expect("no port for UDP and TCP is free");
+        let (address, came) = (tcp.local_addr().unwrap(), Arc::<Mutex<Vec<Came>>>::default());
+        let pieces = record.split('"').skip(1).step_by(2);
+        let data: Arc<[u8]> =
+            pieces.flat_map(|piece| [&[u8::try_from(piece.len()).unwrap()], piece.as_bytes()].concat()).collect();
+        let (noted, text) = (came.clone(), data.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((length, from)) = udp.recv_from(&mut buffer) {
+                let has_edns = buffer[11] > 0;
+                noted.lock().unwrap().push(if has_edns { Came::UdpWithEdns } else { Came::Udp });
+                if dropped == Dropped::Edns && !has_edns {
+                    udp.send_to(&answer_txt(&buffer[..length], &text), from).unwrap();
+                }
+            }
+        });
+        let noted = came.clone();
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().map_while(Result::ok) {
+                let (noted, data) = (noted.clone(), data.clone());
+                // The client ends its connection when it likes.
+                std::thread::spawn(move || {
+                    let _ = answer_over_tcp(stream, dropped != Dropped::Everything, &data, &noted);
+                });
+            }
+        });
+        Firewalled { address, came }
+    }
+
+    /// The questions so far, the dropped ones too.
+    pub fn came(&self) -> Vec<Came> {
+        self.came.lock().unwrap().clone()
+    }
+}
+
+fn bind_both() -> io::Result<(TcpListener, UdpSocket)> {
+    let tcp = TcpListener::bind("127.0.0.1:0")?;
+    let udp = UdpSocket::bind(tcp.local_addr()?)?;
+    Ok((tcp, udp))
+}
+
+fn answer_over_tcp(mut stream: TcpStream, answers: bool, data: &[u8], came: &Mutex<Vec<Came>>) -> io::Result<()> {
+    loop {
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut question)?;
+        came.lock().unwrap().push(Came::Tcp);
+        if answers {
+            let answer = answer_txt(&question, data);
+            stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes())?;
+            stream.write_all(&answer)?;
+        }
+    }
+}
+
+/// A response with one TXT record (RFC 1035, 4.1); for another type with none.
+fn answer_txt(question: &[u8], data: &[u8]) -> Vec<u8> {
+    let end = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+    let is_txt = question[end - 4..end - 2] == [0, 16];
+    let mut answer =
+        [&question[..2], &[0x81, 0x80, 0, 1, 0, u8::from(is_txt), 0, 0, 0, 0], &question[12..end]].concat();
+    if is_txt {
+        answer.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
+        answer.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+        answer.extend(data);
+    }
+    answer
 }
