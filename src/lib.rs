@@ -22,6 +22,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod model;
 pub mod pulse;
+pub mod resmic;
 pub mod secret;
 pub mod session;
 pub mod source;

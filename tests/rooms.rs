@@ -20,7 +20,7 @@ const LADDER: &[&[&str]] = &[
     &["source", "examine"],
     &["trust", "extract"],
     &["store"],
-    &["chain"],
+    &["chain", "resmic"],
     &["ledger", "session", "http"],
     &["contain", "telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units", "vigil"],
     &["model"],

@@ -1,0 +1,365 @@
+//! The client: one GET for each question, and an answer that is parsed exactly or refused.
+//!
+//! The key and the user id are in the request's header fields only. They are in no error, no log line and no `Debug`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::rustls::ClientConfig;
+
+use super::answer::{
+    AnswerError, Envelope, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
+};
+use super::settings::{ResmicSettings, check_url};
+use crate::http::{self, Place, Url};
+use crate::model::printable;
+use crate::secret::left_out;
+
+/// How long one request may take, from the look-up of the name to the end of the answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The most of an answer that is read, in bytes.
+const LONGEST_ANSWER: usize = 256 * 1024;
+
+/// A shorter user id is not removed from the server's words.
+const SHORTEST_USER_ID: usize = 4;
+
+const STATUS_PATH: &str = "/api/v1/makepayment/payment-status";
+const DETAILS_PATH: &str = "/api/v1/makepayment/transaction-details";
+
+/// A client of Resmic's API, with the merchant's own key.
+pub struct ResmicClient {
+    place: Place,
+    url: Url,
+    api_key: Credential,
+    user_id: Credential,
+    timeout: Duration,
+}
+
+/// A secret, and the header value that carries it.
+struct Credential {
+    secret: SecretString,
+    header: HeaderValue,
+}
+
+impl Credential {
+    fn new(secret: SecretString) -> Result<Self, String> {
+        let text = secret.expose_secret();
+        let header = Some(text).filter(|t| t.bytes().all(|b| b.is_ascii_graphic())).map(HeaderValue::from_str);
+        let Some(Ok(mut header)) = header else {
+            return Err("expected printable ASCII characters without spaces".into());
+        };
+        header.set_sensitive(true);
+        Ok(Credential { secret, header })
+    }
+}
+
+impl fmt::Debug for ResmicClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResmicClient").field("host", &self.url.host).finish_non_exhaustive()
+    }
+}
+
+/// Why a request has no answer. The words of the server are printable, short, and without the secrets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// HTTP 401 or 403.
+    #[error("Resmic refuses the key: {0}; check api_key and user_id of [resmic]")]
+    Unauthorized(String),
+    /// HTTP 404 with an envelope. The published backend also sends it for failures of its own.
+    #[error("Resmic does not find the session: {0}")]
+    NotFound(String),
+    /// HTTP 429.
+    #[error("Resmic limits the rate of requests: {words}; set a lower rate in [resmic]")]
+    RateLimited {
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+        /// The server's words.
+        words: String,
+    },
+    /// HTTP 5xx.
+    #[error("Resmic's API fails: {words}")]
+    Server {
+        /// `Retry-After`.
+        retry_after: Option<Duration>,
+        /// The server's words.
+        words: String,
+    },
+    /// No connection, or no complete answer in time.
+    #[error("cannot reach Resmic's API: {0}")]
+    Unreachable(String),
+    /// The answer is not as documented: a redirect, HTML, another shape, or an envelope that contradicts HTTP.
+    #[error("Resmic's API sent a malformed answer: {0}")]
+    Malformed(String),
+    /// The answer is about another session.
+    #[error("Resmic's API answered about session {answered}, not about session {requested}")]
+    OtherSession {
+        /// The session of the request.
+        requested: SessionId,
+        /// The session of the answer.
+        answered: SessionId,
+    },
+}
+
+impl ApiError {
+    /// Whether it concerns every session, so that other requests must wait, too.
+    #[must_use]
+    pub fn concerns_all_sessions(&self) -> bool {
+        match self {
+            ApiError::Unauthorized(_)
+            | ApiError::RateLimited { .. }
+            | ApiError::Server { .. }
+            | ApiError::Unreachable(_) => true,
+            ApiError::NotFound(_) | ApiError::Malformed(_) | ApiError::OtherSession { .. } => false,
+        }
+    }
+
+    /// How long the server asks us to wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ApiError::RateLimited { retry_after, .. } | ApiError::Server { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// Whether a person has to do something before it can work.
+    #[must_use]
+    pub fn needs_person(&self) -> bool {
+        matches!(self, ApiError::Unauthorized(_))
+    }
+
+    /// A short name for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ApiError::Unauthorized(_) => "unauthorized",
+            ApiError::NotFound(_) => "not-found",
+            ApiError::RateLimited { .. } => "rate-limited",
+            ApiError::Server { .. } => "server",
+            ApiError::Unreachable(_) => "unreachable",
+            ApiError::Malformed(_) => "malformed",
+            ApiError::OtherSession { .. } => "other-session",
+        }
+    }
+}
+
+impl From<AnswerError> for ApiError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Malformed(words) => ApiError::Malformed(words),
+            AnswerError::OtherSession { requested, answered } => ApiError::OtherSession { requested, answered },
+        }
+    }
+}
+
+/// What came back over HTTP.
+struct HttpAnswer {
+    status: StatusCode,
+    retry_after: Option<Duration>,
+    location: Option<String>,
+    body: Bytes,
+}
+
+impl ResmicClient {
+    /// A client for the settings. `tls` has the system's roots; an https URL needs it.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it. Never a secret.
+    pub fn new(
+        settings: &ResmicSettings,
+        api_key: SecretString,
+        user_id: SecretString,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Self, (String, String)> {
+        let url = settings.url.clone();
+        check_url(&url).map_err(|words| ("url".to_owned(), words))?;
+        if url.tls && tls.is_none() {
+            return Err(("url".into(), "https is not possible without root certificates".into()));
+        }
+        let api_key = Credential::new(api_key).map_err(|words| ("api_key".to_owned(), words))?;
+        let user_id = Credential::new(user_id).map_err(|words| ("user_id".to_owned(), words))?;
+        // Without TLS the connection stays on this machine, whatever DNS answers.
+        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
+        Ok(ResmicClient { place, url, api_key, user_id, timeout: TIMEOUT })
+    }
+
+    /// Allows one request this much time, in place of ten seconds.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The API's host, for messages.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.url.host
+    }
+
+    /// Asks for the status of a session.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn payment_status(&self, session: SessionId) -> Result<StatusAnswer, ApiError> {
+        let answer = self.get(STATUS_PATH, session).await?;
+        self.without_secrets(accept(&answer).and_then(|http| Ok(parse_status(http, &answer.body, session)?)))
+    }
+
+    /// Asks for the transaction of a session.
+    ///
+    /// # Errors
+    /// [`ApiError`].
+    pub async fn transaction_details(&self, session: SessionId) -> Result<TransactionDetails, ApiError> {
+        let answer = self.get(DETAILS_PATH, session).await?;
+        self.without_secrets(accept(&answer).and_then(|http| Ok(parse_details(http, &answer.body, session)?)))
+    }
+
+    /// Whether Resmic accepts the key. It asks about a session that cannot exist.
+    ///
+    /// # Errors
+    /// [`ApiError`], but not for the answer that there is no such session.
+    pub async fn check_key(&self) -> Result<(), ApiError> {
+        match self.payment_status(SessionId::NIL).await {
+            Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn get(&self, path: &str, session: SessionId) -> Result<HttpAnswer, ApiError> {
+        let deadline = Instant::now() + self.timeout;
+        let request = self.request(path, session).map_err(|e| ApiError::Unreachable(e.to_string()))?;
+        let exchange = async {
+            let stream = self.place.connect(deadline).await?;
+            http::exchange(stream, request, receive).await?
+        };
+        let answer = timeout_at(deadline, exchange).await;
+        let answer = answer.map_err(|_| format!("no answer within {}", crate::units::Duration(self.timeout)));
+        let unreachable = |words| ApiError::Unreachable(format!("{}: {words}", self.url.host));
+        self.without_secrets(answer.and_then(|answer| answer).map_err(unreachable))
+    }
+
+    fn request(&self, path: &str, session: SessionId) -> hyper::http::Result<Request<Full<Bytes>>> {
+        let prefix = self.url.path.path().trim_end_matches('/');
+        Request::builder()
+            .uri(format!("{prefix}{path}?session_id={session}"))
+            .header(header::HOST, self.url.authority.as_str())
+            .header(header::CONNECTION, "close")
+            .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
+            .header(header::ACCEPT, "application/json")
+            .header(HeaderName::from_static("x-api-key"), self.api_key.header.clone())
+            .header(HeaderName::from_static("x-user-id"), self.user_id.header.clone())
+            .body(Full::new(Bytes::new()))
+    }
+
+    /// Removes the secrets from an error: the server may have quoted its request.
+    fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
+        let clean = |words: String| {
+            let words = left_out(words, self.api_key.secret.expose_secret());
+            match self.user_id.secret.expose_secret() {
+                // A number such as 7 is no secret, and it is part of many words.
+                short if short.len() < SHORTEST_USER_ID => words,
+                user_id => left_out(words, user_id),
+            }
+        };
+        answer.map_err(|error| match error {
+            ApiError::Unauthorized(words) => ApiError::Unauthorized(clean(words)),
+            ApiError::NotFound(words) => ApiError::NotFound(clean(words)),
+            ApiError::RateLimited { retry_after, words } => ApiError::RateLimited { retry_after, words: clean(words) },
+            ApiError::Server { retry_after, words } => ApiError::Server { retry_after, words: clean(words) },
+            ApiError::Unreachable(words) => ApiError::Unreachable(clean(words)),
+            ApiError::Malformed(words) => ApiError::Malformed(clean(words)),
+            other @ ApiError::OtherSession { .. } => other,
+        })
+    }
+}
+
+async fn receive(response: Response<Incoming>) -> Result<HttpAnswer, String> {
+    let status = response.status();
+    let retry_after =
+        http::header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
+    let location = http::header_text(&response, header::LOCATION);
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let body = body.map_err(|e| format!("{status}: the answer is incomplete or too long: {e}"))?.to_bytes();
+    Ok(HttpAnswer { status, retry_after, location, body })
+}
+
+/// The HTTP status, if the body may be an answer.
+fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
+    let HttpAnswer { status, retry_after, location, body } = answer;
+    let envelope = Envelope::parse(body).ok();
+    let words = match envelope.as_ref().and_then(Envelope::message) {
+        Some(message) => format!("{status}: {message}"),
+        None => status.to_string(),
+    };
+    Err(match *status {
+        StatusCode::OK => return Ok(status.as_u16()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ApiError::Unauthorized(words),
+        StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, words },
+        _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, words },
+        // A proxy's page, or a wrong URL, says nothing about the session.
+        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(Envelope::is_failure) => ApiError::NotFound(words),
+        _ if status.is_redirection() => {
+            let to = printable(location.as_deref().unwrap_or_default(), KEPT_WORDS);
+            ApiError::Malformed(format!("{status}: a redirect to {to:?}, which is not followed"))
+        }
+        _ => ApiError::Malformed(words),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "rk_live_s3cret";
+    const USER: &str = "user-4711";
+
+    fn client(api_key: &str, user_id: &str) -> Result<ResmicClient, (String, String)> {
+        let settings = "api_key = { env = \"K\" }\nuser_id = { env = \"U\" }\nurl = \"http://127.0.0.1:1/base/\"";
+        let settings: ResmicSettings = toml::from_str(settings).unwrap();
+        ResmicClient::new(&settings, api_key.to_owned().into(), user_id.to_owned().into(), None)
+    }
+
+    fn session() -> SessionId {
+        "591abe63-aa61-411d-a419-0b546729bbd0".parse().unwrap()
+    }
+
+    #[test]
+    fn request_has_key_and_session() {
+        let request = client(KEY, USER).unwrap().request(STATUS_PATH, session()).unwrap();
+        let path = "/base/api/v1/makepayment/payment-status?session_id=591abe63-aa61-411d-a419-0b546729bbd0";
+        assert_eq!((request.method().as_str(), request.uri().to_string().as_str()), ("GET", path));
+        assert_eq!([&request.headers()["x-api-key"], &request.headers()["x-user-id"]], [KEY, USER]);
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let client = client(KEY, USER).unwrap();
+        let request = client.request(STATUS_PATH, session()).unwrap();
+        let shown = format!("{client:?} {request:?}");
+        assert!(shown.contains("127.0.0.1") && !shown.contains(KEY) && !shown.contains(USER), "{shown}");
+    }
+
+    #[test]
+    fn secret_that_breaks_a_header_is_refused() {
+        for bad in ["two\r\nlines", "sp ace", "é"] {
+            let (key, words) = client(bad, USER).unwrap_err();
+            assert!(key == "api_key" && !words.contains(bad), "{words}");
+            assert_eq!(client(KEY, bad).unwrap_err().0, "user_id");
+        }
+    }
+
+    #[test]
+    fn https_needs_roots() {
+        let settings: ResmicSettings = toml::from_str("api_key = { env = \"K\" }\nuser_id = { env = \"U\" }").unwrap();
+        let made = ResmicClient::new(&settings, "k".to_owned().into(), "u".to_owned().into(), None);
+        assert_eq!(made.unwrap_err().0, "url");
+    }
+}

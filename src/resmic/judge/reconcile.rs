@@ -1,0 +1,274 @@
+//! What became of a registered session whose mail did not arrive.
+
+use std::time::Duration;
+
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+
+use super::{SameToken, conflict, difference, same_chain, same_decimal, same_transaction, shapes, unreadable};
+use crate::model::{Event, Reading, Reason, Status, spell_chain};
+use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
+use crate::resmic::client::ApiError;
+
+/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more.
+const LIFETIME: Duration = Duration::from_secs(40 * 60);
+/// The time between the first look after the expiry and the second.
+const SECOND_LOOK: Duration = Duration::from_secs(3_600);
+/// How long a mail may take after Resmic reports a session as `Completed`.
+const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
+/// The shortest pause after an error that may pass.
+const PAUSE: Duration = Duration::from_secs(300);
+
+/// A registered session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Its id.
+    pub session_id: SessionId,
+    /// The merchant's name for what is paid.
+    pub order_ref: Option<String>,
+    /// US dollars, decimal text.
+    pub amount: Option<String>,
+    /// The registered chain.
+    pub blockchain: Option<String>,
+    /// The registered token.
+    pub token: Option<String>,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// Until when it can be paid.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// The stored events of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PaymentsOfSession {
+    /// The completed events.
+    pub completed: Vec<Reading>,
+    /// Whether there is a failed event.
+    pub has_failed: bool,
+}
+
+/// Earlier answers about a session. The caller stores them, so that a restart does not lose a look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PreviousLooks {
+    /// When Resmic was first asked after the session's expiry.
+    pub first_after_expiry: Option<Timestamp>,
+    /// When Resmic first reported the session as `Completed`.
+    pub completed_since: Option<Timestamp>,
+}
+
+/// What the answers about a session mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing is certain yet. Ask again at `until`.
+    Wait {
+        /// The time of the next look.
+        until: Timestamp,
+    },
+    /// The stored events agree with Resmic. Nothing is left to ask.
+    Agrees,
+    /// The session will not be paid: a failed event, with the time from `updated_at`.
+    FailedEvent(Box<Event>),
+    /// Resmic reports `Completed`, and the mail may still arrive. Look again at `until`.
+    MailMissing {
+        /// When the mail is overdue.
+        until: Timestamp,
+    },
+    /// The mail is overdue. Ask for the transaction details and judge again.
+    NeedsDetails,
+    /// The mail is overdue, and the details have everything that the webhook has.
+    CompletedEvent(Box<Event>),
+    /// A person must look.
+    NeedsReview {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// When Resmic is asked about a session for the first time.
+#[must_use]
+pub fn expiry(session: &Registration) -> Timestamp {
+    session.expires_at.unwrap_or_else(|| later(session.created_at, LIFETIME))
+}
+
+/// Judges the answers about one session.
+///
+/// `details` is `None` if the daemon has not asked for them. `now` is the time of the answer.
+#[must_use]
+pub fn reconcile(
+    session: &Registration,
+    known: &PaymentsOfSession,
+    looks: PreviousLooks,
+    status: Result<&StatusAnswer, &ApiError>,
+    details: Option<Result<&TransactionDetails, &ApiError>>,
+    now: Timestamp,
+    same_token: SameToken,
+) -> Finding {
+    let status = match status {
+        Ok(status) if status.session_id == session.session_id => status,
+        Ok(other) => {
+            return undecided(session, looks, now, format!("the answer is about session {}", other.session_id));
+        }
+        Err(error) => return after_error(session, looks, error, now),
+    };
+    match &status.payment_status {
+        PaymentStatus::Completed => match details.transpose() {
+            Ok(details) => completed(session, known, looks, status, details, now, same_token),
+            // Without the details, a missing mail is still a missing mail.
+            Err(error) => match completed(session, known, looks, status, None, now, same_token) {
+                Finding::NeedsDetails => after_error(session, looks, error, now),
+                finding => finding,
+            },
+        },
+        word if !known.completed.is_empty() => {
+            let word = word.to_string();
+            review(conflict(format!("Resmic says {word:?} of a session that has a completed payment")))
+        }
+        PaymentStatus::Failed | PaymentStatus::Initiated if known.has_failed => Finding::Agrees,
+        PaymentStatus::Failed => failed(session, status),
+        PaymentStatus::Initiated => match second_look(session, looks, now) {
+            Some(until) => Finding::Wait { until },
+            None => failed(session, status),
+        },
+        PaymentStatus::Other(word) => undecided(session, looks, now, format!("Resmic says {word:?} of the session")),
+    }
+}
+
+/// The time of the look that decides; `None` if this is it.
+fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
+    let expiry = expiry(session);
+    if now < expiry {
+        return Some(expiry);
+    }
+    let second = later(looks.first_after_expiry.unwrap_or(now), SECOND_LOOK);
+    (now < second).then_some(second)
+}
+
+fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
+    let reading = Reading {
+        session_id: Some(session.session_id.to_string()),
+        tx_time: status.updated_at.map(to_minute),
+        ..Reading::of(Status::Failed)
+    };
+    Finding::FailedEvent(Box::new(event(session, reading)))
+}
+
+/// What Resmic does not say clearly waits for the second look, and then for a person.
+fn undecided(session: &Registration, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
+    match second_look(session, looks, now) {
+        Some(until) => Finding::Wait { until },
+        None => review(unreadable(words)),
+    }
+}
+
+fn after_error(session: &Registration, looks: PreviousLooks, error: &ApiError, now: Timestamp) -> Finding {
+    if error.concerns_all_sessions() {
+        let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, crate::http::LONGEST_ASKED);
+        return Finding::Wait { until: later(now, pause) };
+    }
+    undecided(session, looks, now, error.to_string())
+}
+
+fn completed(
+    session: &Registration,
+    known: &PaymentsOfSession,
+    looks: PreviousLooks,
+    status: &StatusAnswer,
+    details: Option<&TransactionDetails>,
+    now: Timestamp,
+    same_token: SameToken,
+) -> Finding {
+    if !known.completed.is_empty() {
+        return beside_known(known, details);
+    }
+    let until = later(looks.completed_since.unwrap_or(now), MAIL_MAY_TAKE);
+    if now < until {
+        return Finding::MailMissing { until };
+    }
+    let Some(details) = details else { return Finding::NeedsDetails };
+    match reading(session, status, details, same_token) {
+        Ok(reading) => Finding::CompletedEvent(Box::new(event(session, reading))),
+        Err(reason) => review(reason),
+    }
+}
+
+/// One of the known payments must be the transaction that Resmic names, if it names one.
+fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>) -> Finding {
+    let named = details.filter(|details| details.transaction_hash.is_some());
+    match named {
+        Some(details) if !known.completed.iter().any(|payment| same_transaction(payment, details)) => {
+            let hash = details.transaction_hash.as_deref().unwrap_or_default();
+            review(conflict(format!("Resmic names another transaction for the session: {hash:?}")))
+        }
+        _ => Finding::Agrees,
+    }
+}
+
+/// Everything that the webhook has, from answers that agree with each other and with the registration.
+fn reading(
+    session: &Registration,
+    status: &StatusAnswer,
+    details: &TransactionDetails,
+    same_token: SameToken,
+) -> Result<Reading, Reason> {
+    if details.session_id != session.session_id {
+        return Err(unreadable(format!("the details are about session {}", details.session_id)));
+    }
+    let amount = status.amount.as_deref();
+    let (chain, token) = (details.blockchain.as_deref(), details.token.as_deref());
+    let difference = difference([
+        ("amount", session.amount.as_deref(), amount, same_decimal as SameToken),
+        ("amount", amount, details.amount.as_deref(), same_decimal),
+        ("blockchain", session.blockchain.as_deref(), chain, same_chain),
+        ("token", session.token.as_deref(), token, same_token),
+    ]);
+    if let Some(words) = difference {
+        return Err(conflict(words));
+    }
+    let need = |field: &str, value: Option<&str>| {
+        value.map(str::to_owned).ok_or_else(|| unreadable(format!("the mail is missing, and Resmic names no {field}")))
+    };
+    let chain = spell_chain(&need("blockchain", chain)?);
+    let hash = need("transaction_hash", details.transaction_hash.as_deref())?;
+    let wallet = need("from_wallet_address", details.from_wallet_address.as_deref())?;
+    for (is_good, field, value) in [
+        (shapes::is_hash(&hash, &chain), "transaction_hash", &hash),
+        (shapes::is_wallet(&wallet, &chain), "from_wallet_address", &wallet),
+    ] {
+        if !is_good {
+            return Err(unreadable(format!("{field} {value:?} does not fit the chain {chain:?}")));
+        }
+    }
+    let tx_time = status.updated_at.ok_or_else(|| unreadable("the mail is missing, and Resmic names no updated_at"))?;
+    Ok(Reading {
+        session_id: Some(session.session_id.to_string()),
+        amount: Some(need("amount", amount)?),
+        currency: Some("USD".into()),
+        token: Some(need("token", token)?),
+        blockchain: Some(chain),
+        from_wallet_address: Some(wallet),
+        // Events have hexadecimal hashes in lower case, with the zeros as written.
+        transaction_hash: Some(if hash.starts_with("0x") { hash.to_ascii_lowercase() } else { hash }),
+        tx_time: Some(to_minute(tx_time)),
+        ..Reading::of(Status::Completed)
+    })
+}
+
+fn event(session: &Registration, reading: Reading) -> Event {
+    Event { reading, header_time: None, order_ref: session.order_ref.clone() }
+}
+
+fn review(reason: Reason) -> Finding {
+    Finding::NeedsReview { reason }
+}
+
+/// The webhook's form knows no seconds. So a mail about the same report has the same time.
+fn to_minute(at: Timestamp) -> Timestamp {
+    at.round(TimestampRound::new().smallest(Unit::Minute).mode(RoundMode::Floor)).unwrap_or(at)
+}
+
+/// `at` and `wait` more; the end of time if that is too much.
+fn later(at: Timestamp, wait: Duration) -> Timestamp {
+    at.checked_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! Limits the requests in a minute. Pure: the time is an argument.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use crate::backoff::Backoff;
+use crate::http::LONGEST_ASKED;
+
+/// The window of the limit.
+const MINUTE: Duration = Duration::from_secs(60);
+/// The pauses after failures that name no time.
+const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(600) };
+
+/// What a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// An event waits for the answer.
+    Event,
+    /// Reconciliation. It leaves a third of the requests to events, so that a thousand sessions cannot delay them.
+    Background,
+}
+
+/// The times of the last requests, and a pause that the server or a failure demands.
+///
+/// A bucket that fills continuously would allow twice the rate in some minutes. The server counts in minutes, so this
+/// bucket has one token for each request, and a token comes back a minute after its request.
+#[derive(Debug)]
+pub struct Pace {
+    rate: usize,
+    sent: VecDeque<Instant>,
+    not_before: Option<Instant>,
+    failures: u32,
+}
+
+impl Pace {
+    /// At most `rate` requests in any minute; at least one.
+    #[must_use]
+    pub fn new(rate: u32) -> Self {
+        let rate = usize::try_from(rate.max(1)).unwrap_or(usize::MAX);
+        Pace { rate, sent: VecDeque::new(), not_before: None, failures: 0 }
+    }
+
+    /// Takes one request out of the limit.
+    ///
+    /// # Errors
+    /// The time of the next attempt, if no request may be sent at `now`.
+    pub fn take(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
+        if let Some(at) = self.not_before.filter(|at| *at > now) {
+            return Err(at);
+        }
+        while self.sent.front().is_some_and(|at| now.saturating_duration_since(*at) >= MINUTE) {
+            self.sent.pop_front();
+        }
+        let limit = match priority {
+            Priority::Event => self.rate,
+            Priority::Background => self.rate - self.rate / 3,
+        };
+        // The request that must leave the window before this one may enter it.
+        let blocking = self.sent.len().checked_sub(limit).and_then(|n| self.sent.get(n));
+        if let Some(at) = blocking {
+            return Err(*at + MINUTE);
+        }
+        self.sent.push_back(now);
+        Ok(())
+    }
+
+    /// The server answered, so the next failure is the first one again. A pause stays: the server may have demanded it
+    /// after it received the request of this answer.
+    pub fn succeeded(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The server refused, failed, or did not answer. `Retry-After` counts for up to a day; without it the pause grows
+    /// from seconds to ten minutes. A shorter pause never replaces a longer one.
+    pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
+        let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(LONGEST_ASKED));
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = self.not_before.max(Some(now + pause));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    #[test]
+    fn background_requests_leave_room_for_events() {
+        let (start, mut pace) = (Instant::now(), Pace::new(10));
+        for _ in 0..7 {
+            pace.take(start, Priority::Background).unwrap();
+        }
+        assert_eq!(pace.take(start, Priority::Background), Err(start + MINUTE));
+        for _ in 0..3 {
+            pace.take(start + seconds(1), Priority::Event).unwrap();
+        }
+        assert_eq!(pace.take(start + seconds(1), Priority::Event), Err(start + MINUTE));
+        assert_eq!(pace.take(start + MINUTE, Priority::Event), Ok(()));
+    }
+
+    #[test]
+    fn one_request_a_minute_is_possible() {
+        let (start, mut pace) = (Instant::now(), Pace::new(1));
+        pace.take(start, Priority::Background).unwrap();
+        assert_eq!(pace.take(start + seconds(59), Priority::Event), Err(start + MINUTE));
+        pace.take(start + MINUTE, Priority::Background).unwrap();
+    }
+
+    #[test]
+    fn retry_after_stops_every_request() {
+        let (start, mut pace) = (Instant::now(), Pace::new(10));
+        pace.failed(start, Some(seconds(90)));
+        pace.failed(start, Some(seconds(5)));
+        assert_eq!(pace.take(start + seconds(89), Priority::Event), Err(start + seconds(90)));
+        pace.take(start + seconds(90), Priority::Event).unwrap();
+        pace.failed(start, Some(Duration::MAX));
+        pace.succeeded();
+        assert_eq!(pace.take(start, Priority::Event), Err(start + LONGEST_ASKED));
+    }
+
+    #[test]
+    fn pauses_grow_while_failures_last() {
+        let (start, mut pace) = (Instant::now(), Pace::new(10));
+        let mut pause = |n: u32| {
+            pace.not_before = None;
+            pace.failed(start, None);
+            let pause = pace.take(start, Priority::Event).unwrap_err() - start;
+            assert!(pause >= BACKOFF.ceiling(n) / 2 && pause <= BACKOFF.ceiling(n), "{n}: {pause:?}");
+        };
+        (0..12).for_each(&mut pause);
+    }
+
+    proptest! {
+        #[test]
+        fn no_minute_has_more_requests(
+            rate in 1..20_u32,
+            steps in prop::collection::vec((0..20_000_u64, any::<bool>()), 0..200),
+        ) {
+            let (mut now, mut pace, mut sent) = (Instant::now(), Pace::new(rate), Vec::new());
+            for (millis, is_event) in steps {
+                now += Duration::from_millis(millis);
+                let priority = if is_event { Priority::Event } else { Priority::Background };
+                match pace.take(now, priority) {
+                    Ok(()) => sent.push(now),
+                    Err(at) => prop_assert!(at > now && at <= now + MINUTE),
+                }
+                let recent = sent.iter().filter(|at| now.duration_since(**at) < MINUTE).count();
+                prop_assert!(recent <= rate as usize);
+            }
+        }
+    }
+}

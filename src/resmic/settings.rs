@@ -1,0 +1,143 @@
+//! `[resmic]`: the access to Resmic's API, as the configuration describes it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::http::Url;
+use crate::secret;
+
+/// The hosted service.
+const HOSTED: &str = "https://api.resmic.com";
+/// The most requests in a minute.
+const MOST_REQUESTS: u32 = 600;
+
+/// The `[resmic]` table. Without it, the daemon sends no request to Resmic.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResmicSettings {
+    /// The merchant's API key.
+    #[serde(deserialize_with = "secret_source")]
+    pub api_key: secret::Source,
+    /// The merchant's user id at Resmic.
+    #[serde(deserialize_with = "secret_source")]
+    pub user_id: secret::Source,
+    /// The API's host: https, or http on this machine. A path is a prefix of every request's path.
+    #[serde(default = "hosted", deserialize_with = "url")]
+    pub url: Url,
+    /// The most requests in a minute.
+    #[serde(default = "default_rate")]
+    pub rate: u32,
+    /// Whether a completed event is delivered only when Resmic reports its session as `Completed`.
+    #[serde(default)]
+    pub require: bool,
+}
+
+/// The library's error for a plain text would quote it, and a key may stand here by mistake.
+fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::Source, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
+                     a secret never stands in the configuration itself"
+    )]
+    enum Written {
+        Secret(secret::Source),
+    }
+    let Written::Secret(source) = Written::deserialize(from)?;
+    Ok(source)
+}
+
+fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Url, D::Error> {
+    String::deserialize(from)?.parse().map_err(|e| serde::de::Error::custom(format!("{e}; the default is {HOSTED:?}")))
+}
+
+fn hosted() -> Url {
+    use hyper::http::uri::{Authority, PathAndQuery};
+    let authority = Authority::from_static("api.resmic.com");
+    Url { tls: true, host: authority.host().to_owned(), port: 443, authority, path: PathAndQuery::from_static("/") }
+}
+
+fn default_rate() -> u32 {
+    10
+}
+
+impl ResmicSettings {
+    /// Whether the values go together.
+    ///
+    /// # Errors
+    /// The key to look at, and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        check_url(&self.url).map_err(|words| ("url".to_owned(), words))?;
+        if self.rate == 0 || self.rate > MOST_REQUESTS {
+            return Err(("rate".into(), format!("expected 1 to {MOST_REQUESTS} requests a minute")));
+        }
+        Ok(())
+    }
+
+    /// Resolves relative paths of the secrets against the folder `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        self.api_key.resolve(base);
+        self.user_id.resolve(base);
+    }
+}
+
+/// The key travels in a header, so plain http stays on this machine.
+pub(super) fn check_url(url: &Url) -> Result<(), String> {
+    if !url.tls && !url.is_here() {
+        return Err(format!("{:?} is another machine, so the URL must begin with https://", url.host));
+    }
+    if url.path.query().is_some() {
+        return Err("expected a URL without a query".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECRETS: &str = "api_key = { credential = \"resmic-api-key\" }\nuser_id = { env = \"ID\" }\n";
+
+    fn read(text: &str) -> Result<ResmicSettings, String> {
+        let settings: ResmicSettings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn secrets_alone_are_enough() {
+        let settings = read(SECRETS).unwrap();
+        assert_eq!((settings.url.clone(), settings.rate, settings.require), (HOSTED.parse().unwrap(), 10, false));
+        assert_eq!(settings.api_key, secret::Source::Credential("resmic-api-key".into()));
+        let all = read(&format!("{SECRETS}url = \"http://127.0.0.1:8080/pay\"\nrate = 50\nrequire = true")).unwrap();
+        assert_eq!((all.url.path.as_str(), all.rate, all.require), ("/pay", 50, true));
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (key, words) in [
+            ("url = \"http://api.resmic.com\"", "url: \"api.resmic.com\" is another machine"),
+            ("url = \"http://10.0.0.1/\"", "url: "),
+            ("url = \"https://api.resmic.com/?a=1\"", "url: expected a URL without a query"),
+            ("url = \"api.resmic.com\"", "https://api.resmic.com"),
+            ("rate = 0", "rate: expected 1 to 600"),
+            ("rate = 601", "rate: expected 1 to 600"),
+            ("rate = \"10\"", "expected u32"),
+            ("require = 1", "expected a boolean"),
+            ("colour = \"red\"", "unknown field `colour`"),
+        ] {
+            let said = read(&format!("{SECRETS}{key}")).unwrap_err();
+            assert!(said.contains(words), "{key}: {said}");
+        }
+        assert!(read("api_key = { env = \"K\" }").unwrap_err().contains("user_id"));
+    }
+
+    #[test]
+    fn inline_key_is_refused_and_not_quoted() {
+        for inline in ["api_key = \"rk_s3cret\"", "api_key = { rk_s3cret = \"x\" }"] {
+            let said = read(&format!("{inline}\nuser_id = {{ env = \"ID\" }}")).unwrap_err();
+            assert!(said.contains("never stands in the configuration") && !said.contains("s3cret"), "{said}");
+        }
+    }
+}
