@@ -73,7 +73,7 @@ pub enum ApiError {
     /// HTTP 401 or 403.
     #[error("Resmic refuses the key: {0}; check api_key and user_id of [resmic]")]
     Unauthorized(String),
-    /// HTTP 404 with an envelope. The published backend also sends it for failures of its own.
+    /// HTTP 404 with an envelope. The published backend also sends 404 when its database fails.
     #[error("Resmic does not find the session: {0}")]
     NotFound(String),
     /// HTTP 429.
@@ -259,7 +259,7 @@ impl ResmicClient {
             .body(Full::new(Bytes::new()))
     }
 
-    /// Removes the secrets from an error: the server may have quoted its request.
+    /// Removes the secrets from an error, because the server may have quoted the request.
     fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         let clean = |words: String| {
             let words = left_out(words, self.api_key.secret.expose_secret());

@@ -70,8 +70,8 @@ impl Pace {
         self.failures = 0;
     }
 
-    /// The server refused, failed, or did not answer. `Retry-After` counts for up to a day; without it the pause grows
-    /// from seconds to ten minutes. A shorter pause never replaces a longer one.
+    /// The server refused, failed, or did not answer. The pause is `Retry-After`, at most a day. If there is none, the pause
+    /// grows with each failure, up to ten minutes. A shorter pause never replaces a longer one.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
         let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(LONGEST_ASKED));
         self.failures = self.failures.saturating_add(1);
@@ -101,6 +101,22 @@ mod tests {
         }
         assert_eq!(pace.take(start + seconds(1), Priority::Event), Err(start + MINUTE));
         assert_eq!(pace.take(start + MINUTE, Priority::Event), Ok(()));
+    }
+
+    #[test]
+    fn thousand_sessions_do_not_delay_an_event() {
+        let (start, mut pace) = (Instant::now(), Pace::new(10));
+        let (mut now, mut sent) = (start, 0);
+        while sent < 1000 {
+            match pace.take(now, Priority::Background) {
+                Ok(()) => sent += 1,
+                Err(at) => {
+                    now = at;
+                    assert_eq!(pace.take(now, Priority::Event), Ok(()), "after {sent} sessions");
+                }
+            }
+        }
+        assert!(now - start < seconds(3 * 3_600), "{:?}", now - start);
     }
 
     #[test]

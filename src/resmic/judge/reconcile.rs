@@ -1,4 +1,4 @@
-//! What became of a registered session whose mail did not arrive.
+//! Judges a registered session whose mail did not arrive.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ pub struct PreviousLooks {
     pub completed_since: Option<Timestamp>,
 }
 
-/// What the answers about a session mean.
+/// The meaning of the answers about a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
     /// Nothing is certain yet. Ask again at `until`.
@@ -83,7 +83,7 @@ pub enum Finding {
     },
 }
 
-/// When Resmic is asked about a session for the first time.
+/// The time of the first question about a session.
 #[must_use]
 pub fn expiry(session: &Registration) -> Timestamp {
     session.expires_at.unwrap_or_else(|| later(session.created_at, LIFETIME))
@@ -91,7 +91,7 @@ pub fn expiry(session: &Registration) -> Timestamp {
 
 /// Judges the answers about one session.
 ///
-/// `details` is `None` if the daemon has not asked for them. `now` is the time of the answer.
+/// `details` is `None` if the daemon has not asked for them. `now` is the time at which the answer arrived.
 #[must_use]
 pub fn reconcile(
     session: &Registration,
@@ -132,7 +132,7 @@ pub fn reconcile(
     }
 }
 
-/// The time of the look that decides; `None` if this is it.
+/// The time of the next look, or `None` if this look decides.
 fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
@@ -151,7 +151,7 @@ fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
     Finding::FailedEvent(Box::new(event(session, reading)))
 }
 
-/// What Resmic does not say clearly waits for the second look, and then for a person.
+/// An unclear answer waits for the second look, and then for a person.
 fn undecided(session: &Registration, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
     match second_look(session, looks, now) {
         Some(until) => Finding::Wait { until },
