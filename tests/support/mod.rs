@@ -27,6 +27,7 @@ pub mod random;
 /// A callback that remembers what it was sent.
 #[path = "../forward/receiver.rs"]
 pub mod receiver;
+pub mod resmic_api;
 pub mod scripted;
 pub mod tokens;
 /// Where the servers are that cannot be installed beside Dovecot.
