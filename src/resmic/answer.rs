@@ -139,7 +139,7 @@ pub struct TransactionDetails {
 
 /// Why a body is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AnswerError {
+pub(super) enum AnswerError {
     /// No JSON, another shape, a wrong type, `success` other than true, or another `status` than HTTP's.
     #[error("{0}")]
     Malformed(String),

@@ -10,7 +10,7 @@ mod judge;
 mod pace;
 mod settings;
 
-pub use answer::{AnswerError, PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
+pub use answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 pub use client::{ApiError, ResmicClient};
 pub use judge::{
     Clearance, Finding, PaymentsOfSession, PreviousLooks, Registration, SameToken, SessionChoice, choose_session,
