@@ -191,7 +191,7 @@ fn other_words_for_completed_clear_nothing() {
     };
     let clear = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
-        clear_delivery(&event, status.as_ref(), details.as_ref(), |a, b| a == b)
+        clear_delivery(&event, status.as_ref(), details.as_ref())
     };
     assert_eq!(clear(&api), Clearance::Clear);
     for word in ["completed", "COMPLETED", "Complete", "Completed ", "paid"] {
@@ -235,7 +235,7 @@ fn no_mood_makes_a_payment_of_an_error() {
     let judge = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
         let (now, known) = ("2025-03-06T00:00:00Z".parse().unwrap(), PaymentsOfSession::default());
-        reconcile(&registered, &known, looks, status.as_ref(), Some(details.as_ref()), now, |a, b| a == b)
+        reconcile(&registered, &known, looks, status.as_ref(), Some(details.as_ref()), now)
     };
     assert!(matches!(judge(&api), Finding::CompletedEvent(_)));
     for mood in [

@@ -13,10 +13,10 @@ pub use reconcile::{Finding, PaymentsOfSession, PreviousLooks, Registration, exp
 pub use require::{Clearance, clear_delivery};
 
 use super::answer::TransactionDetails;
-use crate::model::{Reading, Reason, ReasonCode, fold_chain, fold_hash, same_amount};
+use crate::model::{Reading, Reason, ReasonCode, fold_chain, fold_hash};
 
-/// Whether two names are one token's. The caller passes the table of the tokens' other names.
-pub type SameToken = fn(&str, &str) -> bool;
+/// Whether two values of a field are the same, however they are written.
+type Same = fn(&str, &str) -> bool;
 
 fn conflict(words: impl AsRef<str>) -> Reason {
     Reason::new(ReasonCode::Conflict, words)
@@ -36,7 +36,7 @@ fn same_transaction(reading: &Reading, details: &TransactionDetails) -> bool {
 
 /// The first field in which two statements differ, in words. A field that only one of them names does not differ.
 fn difference<'a>(
-    fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, SameToken)>,
+    fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, Same)>,
 ) -> Option<String> {
     fields.into_iter().find_map(|(field, ours, theirs, same)| {
         let (ours, theirs) = ours.zip(theirs)?;
@@ -46,8 +46,4 @@ fn difference<'a>(
 
 fn same_chain(a: &str, b: &str) -> bool {
     fold_chain(a) == fold_chain(b)
-}
-
-fn same_decimal(a: &str, b: &str) -> bool {
-    same_amount(a, b)
 }

@@ -13,8 +13,8 @@ mod settings;
 pub use answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 pub use client::{ApiError, ResmicClient};
 pub use judge::{
-    Clearance, Finding, PaymentsOfSession, PreviousLooks, Registration, SameToken, SessionChoice, choose_session,
-    clear_delivery, expiry, reconcile,
+    Clearance, Finding, PaymentsOfSession, PreviousLooks, Registration, SessionChoice, choose_session, clear_delivery,
+    expiry, reconcile,
 };
 pub use pace::{Pace, Priority};
 pub use settings::ResmicSettings;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use super::{SameToken, conflict, difference, same_chain, same_decimal, same_transaction, shapes, unreadable};
-use crate::model::{Event, Reading, Reason, Status, spell_chain};
+use super::{Same, conflict, difference, same_chain, same_transaction, shapes, unreadable};
+use crate::model::{Event, Reading, Reason, Status, same_amount, same_token, spell_chain};
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
@@ -100,7 +100,6 @@ pub fn reconcile(
     status: Result<&StatusAnswer, &ApiError>,
     details: Option<Result<&TransactionDetails, &ApiError>>,
     now: Timestamp,
-    same_token: SameToken,
 ) -> Finding {
     let status = match status {
         Ok(status) if status.session_id == session.session_id => status,
@@ -111,9 +110,9 @@ pub fn reconcile(
     };
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
-            Ok(details) => completed(session, known, looks, status, details, now, same_token),
+            Ok(details) => completed(session, known, looks, status, details, now),
             // Without the details, a missing mail is still a missing mail.
-            Err(error) => match completed(session, known, looks, status, None, now, same_token) {
+            Err(error) => match completed(session, known, looks, status, None, now) {
                 Finding::NeedsDetails => after_error(session, looks, error, now),
                 finding => finding,
             },
@@ -174,7 +173,6 @@ fn completed(
     status: &StatusAnswer,
     details: Option<&TransactionDetails>,
     now: Timestamp,
-    same_token: SameToken,
 ) -> Finding {
     if !known.completed.is_empty() {
         return beside_known(known, details);
@@ -184,7 +182,7 @@ fn completed(
         return Finding::MailMissing { until };
     }
     let Some(details) = details else { return Finding::NeedsDetails };
-    match reading(session, status, details, same_token) {
+    match reading(session, status, details) {
         Ok(reading) => Finding::CompletedEvent(Box::new(event(session, reading))),
         Err(reason) => review(reason),
     }
@@ -203,20 +201,15 @@ fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>)
 }
 
 /// Everything that the webhook has, from answers that agree with each other and with the registration.
-fn reading(
-    session: &Registration,
-    status: &StatusAnswer,
-    details: &TransactionDetails,
-    same_token: SameToken,
-) -> Result<Reading, Reason> {
+fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionDetails) -> Result<Reading, Reason> {
     if details.session_id != session.session_id {
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
     let amount = status.amount.as_deref();
     let (chain, token) = (details.blockchain.as_deref(), details.token.as_deref());
     let difference = difference([
-        ("amount", session.amount.as_deref(), amount, same_decimal as SameToken),
-        ("amount", amount, details.amount.as_deref(), same_decimal),
+        ("amount", session.amount.as_deref(), amount, same_amount as Same),
+        ("amount", amount, details.amount.as_deref(), same_amount),
         ("blockchain", session.blockchain.as_deref(), chain, same_chain),
         ("token", session.token.as_deref(), token, same_token),
     ]);

@@ -1,7 +1,7 @@
 //! `require = true`: whether a completed event may be delivered.
 
-use super::{SameToken, conflict, difference, same_chain, same_decimal, same_transaction};
-use crate::model::{Reading, Reason, fold_hash};
+use super::{Same, conflict, difference, same_chain, same_transaction};
+use crate::model::{Reading, Reason, fold_hash, same_amount, same_token};
 use crate::resmic::answer::{PaymentStatus, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
@@ -25,7 +25,6 @@ pub fn clear_delivery(
     event: &Reading,
     status: Result<&StatusAnswer, &ApiError>,
     details: Result<&TransactionDetails, &ApiError>,
-    same_token: SameToken,
 ) -> Clearance {
     let status = match status {
         Ok(status) => status,
@@ -52,15 +51,10 @@ pub fn clear_delivery(
         Err(ApiError::NotFound(_)) => None,
         Err(error) => return Clearance::Wait(error.to_string()),
     };
-    contradiction(event, status, details, same_token).map_or(Clearance::Clear, Clearance::Contradicts)
+    contradiction(event, status, details).map_or(Clearance::Clear, Clearance::Contradicts)
 }
 
-fn contradiction(
-    event: &Reading,
-    status: &StatusAnswer,
-    details: Option<&TransactionDetails>,
-    same_token: SameToken,
-) -> Option<Reason> {
+fn contradiction(event: &Reading, status: &StatusAnswer, details: Option<&TransactionDetails>) -> Option<Reason> {
     if let Some(details) = details.filter(|d| d.transaction_hash.is_some() && !same_transaction(event, d)) {
         return Some(another_transaction(event, details));
     }
@@ -70,7 +64,7 @@ fn contradiction(
     let chain = details.and_then(|d| d.blockchain.as_deref());
     let token = details.and_then(|d| d.token.as_deref());
     let difference = difference([
-        ("amount", dollars, amount, same_decimal as SameToken),
+        ("amount", dollars, amount, same_amount as Same),
         ("blockchain", event.blockchain.as_deref(), chain, same_chain),
         ("token", event.token.as_deref(), token, same_token),
     ]);
@@ -96,7 +90,6 @@ mod tests {
     use crate::model::Status;
 
     const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
-    const SAME: SameToken = |a, b| a.eq_ignore_ascii_case(b);
 
     fn event() -> Reading {
         Reading {
@@ -134,7 +127,7 @@ mod tests {
     }
 
     fn clear(event: &Reading, status: &StatusAnswer, details: &TransactionDetails) -> Clearance {
-        clear_delivery(event, Ok(status), Ok(details), SAME)
+        clear_delivery(event, Ok(status), Ok(details))
     }
 
     fn reason(clearance: Clearance) -> String {
@@ -150,7 +143,7 @@ mod tests {
         assert_eq!(clear(&event(), &completed, &details(Some("0x0AB"))), Clearance::Clear);
         assert_eq!(clear(&event(), &completed, &details(None)), Clearance::Clear);
         let absent = ApiError::NotFound("404".into());
-        assert_eq!(clear_delivery(&event(), Ok(&completed), Err(&absent), SAME), Clearance::Clear);
+        assert_eq!(clear_delivery(&event(), Ok(&completed), Err(&absent)), Clearance::Clear);
     }
 
     #[test]
@@ -178,10 +171,10 @@ mod tests {
             assert!(matches!(clear(&event(), &status(word), &same), Clearance::Wait(_)));
         }
         for error in [ApiError::NotFound("404".into()), ApiError::Malformed("HTML".into())] {
-            assert!(matches!(clear_delivery(&event(), Err(&error), Ok(&same), SAME), Clearance::Wait(_)));
+            assert!(matches!(clear_delivery(&event(), Err(&error), Ok(&same)), Clearance::Wait(_)));
         }
         let error = ApiError::Unreachable("no answer".into());
-        assert!(matches!(clear_delivery(&event(), Ok(&completed), Err(&error), SAME), Clearance::Wait(_)));
+        assert!(matches!(clear_delivery(&event(), Ok(&completed), Err(&error)), Clearance::Wait(_)));
     }
 
     #[test]

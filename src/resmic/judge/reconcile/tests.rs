@@ -5,7 +5,6 @@ use super::*;
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 const TX: &str = "0xA43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 const WALLET: &str = "0x056397760b973BfB921Bc10Be9DA5034B1e921d7";
-const SAME: SameToken = |a, b| a.eq_ignore_ascii_case(b);
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3_600;
 
@@ -63,13 +62,13 @@ fn looked(first_after_expiry: Option<i64>, completed_since: Option<i64>) -> Prev
 }
 
 fn judge(known: &PaymentsOfSession, looks: PreviousLooks, status: &StatusAnswer, now: i64) -> Finding {
-    reconcile(&session(), known, looks, Ok(status), None, at(now), SAME)
+    reconcile(&session(), known, looks, Ok(status), None, at(now))
 }
 
 /// Ten minutes after `Completed`.
 fn overdue(session: &Registration, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
     let looks = looked(Some(0), Some(0));
-    reconcile(session, &unpaid(), looks, Ok(status), Some(Ok(details)), at(10 * MINUTE), SAME)
+    reconcile(session, &unpaid(), looks, Ok(status), Some(Ok(details)), at(10 * MINUTE))
 }
 
 fn reason(finding: Finding) -> String {
@@ -106,7 +105,7 @@ fn registered_expiry_replaces_forty_minutes() {
     let session = Registration { expires_at: Some(at(2 * HOUR)), ..session() };
     assert_eq!(expiry(&session), at(2 * HOUR));
     let initiated = status(PaymentStatus::Initiated);
-    let look = |now| reconcile(&session, &unpaid(), looked(None, None), Ok(&initiated), None, at(now), SAME);
+    let look = |now| reconcile(&session, &unpaid(), looked(None, None), Ok(&initiated), None, at(now));
     assert_eq!(look(HOUR), Finding::Wait { until: at(2 * HOUR) });
     assert_eq!(look(2 * HOUR), Finding::Wait { until: at(3 * HOUR) });
 }
@@ -169,23 +168,20 @@ fn contradictions_need_review() {
 }
 
 #[test]
-fn other_names_of_a_token_come_from_the_caller() {
-    let ether = Registration { token: Some("ETH".into()), ..session() };
-    let details = TransactionDetails { token: Some("ethereum".into()), ..details() };
+fn other_names_of_a_token_agree() {
     let completed = status(PaymentStatus::Completed);
-    let look = |same: SameToken| {
-        let looks = looked(Some(0), Some(0));
-        reconcile(&ether, &unpaid(), looks, Ok(&completed), Some(Ok(&details)), at(HOUR), same)
-    };
-    assert!(matches!(look(SAME), Finding::NeedsReview { .. }));
-    assert!(matches!(look(|_, _| true), Finding::CompletedEvent(_)));
+    for (registered, named, agrees) in [("ETH", "ethereum", true), ("ETH", "USDC", false)] {
+        let session = Registration { token: Some(registered.into()), ..session() };
+        let details = TransactionDetails { token: Some(named.into()), ..details() };
+        assert_eq!(matches!(overdue(&session, &completed, &details), Finding::CompletedEvent(_)), agrees, "{named}");
+    }
 }
 
 #[test]
 fn known_payment_agrees_or_needs_review() {
     let completed = status(PaymentStatus::Completed);
     let look = |known: &PaymentsOfSession, details: Option<&TransactionDetails>| {
-        reconcile(&session(), known, looked(None, None), Ok(&completed), details.map(Ok), at(5), SAME)
+        reconcile(&session(), known, looked(None, None), Ok(&completed), details.map(Ok), at(5))
     };
     assert_eq!(look(&paid(Some(&TX.to_lowercase())), Some(&details())), Finding::Agrees);
     assert_eq!(look(&paid(Some("0xab")), None), Finding::Agrees);
@@ -204,9 +200,8 @@ fn unclear_answers_wait_and_then_need_review() {
     let errors = [ApiError::NotFound("404".into()), ApiError::Malformed("HTML".into())];
     let answers = [Ok(&other), Ok(&elsewhere)].into_iter().chain(errors.iter().map(Err));
     for answer in answers {
-        let look = |first: Option<i64>, now| {
-            reconcile(&session(), &unpaid(), looked(first, None), answer, None, at(now), SAME)
-        };
+        let look =
+            |first: Option<i64>, now| reconcile(&session(), &unpaid(), looked(first, None), answer, None, at(now));
         assert_eq!(look(None, HOUR), Finding::Wait { until: at(2 * HOUR) }, "{answer:?}");
         assert!(reason(look(Some(HOUR), 2 * HOUR)).starts_with("unreadable: "), "{answer:?}");
     }
@@ -218,9 +213,8 @@ fn failures_of_the_server_only_wait() {
         retry_after: retry_after.map(Duration::from_secs),
         words: "429".into(),
     };
-    let look = |error: &ApiError| {
-        reconcile(&session(), &unpaid(), looked(Some(0), None), Err(error), None, at(99 * HOUR), SAME)
-    };
+    let look =
+        |error: &ApiError| reconcile(&session(), &unpaid(), looked(Some(0), None), Err(error), None, at(99 * HOUR));
     assert_eq!(look(&error(None)), Finding::Wait { until: at(99 * HOUR + 300) });
     assert_eq!(look(&error(Some(900))), Finding::Wait { until: at(99 * HOUR + 900) });
     assert_eq!(look(&error(Some(u64::MAX))), Finding::Wait { until: at(123 * HOUR) });
@@ -228,7 +222,7 @@ fn failures_of_the_server_only_wait() {
     let completed = status(PaymentStatus::Completed);
     let details = error(Some(900));
     let looks = looked(Some(0), Some(0));
-    let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&details)), at(HOUR), SAME);
+    let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&details)), at(HOUR));
     assert_eq!(finding, Finding::Wait { until: at(HOUR + 900) });
 }
 
@@ -271,7 +265,7 @@ proptest! {
         hash in prop::option::of(prop::sample::select(vec![TX, "0xab"])), has_failed: bool,
     ) {
         let known = PaymentsOfSession { has_failed, ..paid(hash) };
-        let finding = reconcile(&session(), &known, looks, Ok(&status), details.as_ref().map(Ok), at(now), SAME);
+        let finding = reconcile(&session(), &known, looks, Ok(&status), details.as_ref().map(Ok), at(now));
         prop_assert!(!matches!(finding, Finding::FailedEvent(_) | Finding::CompletedEvent(_)), "{:?}", finding);
     }
 
@@ -279,7 +273,7 @@ proptest! {
     fn events_have_what_the_webhook_has(
         status in any_status(), details in any_details(), looks in any_looks(), now in 0..9 * HOUR,
     ) {
-        let finding = reconcile(&session(), &unpaid(), looks, Ok(&status), Some(Ok(&details)), at(now), SAME);
+        let finding = reconcile(&session(), &unpaid(), looks, Ok(&status), Some(Ok(&details)), at(now));
         match finding {
             Finding::CompletedEvent(event) => {
                 let r = &event.reading;
@@ -312,11 +306,11 @@ proptest! {
             ApiError::Malformed("HTML".into()),
             ApiError::OtherSession { requested: SESSION.parse().unwrap(), answered: SessionId::NIL },
         ][kind].clone();
-        let finding = reconcile(&session(), &unpaid(), looks, Err(&error), None, at(now), SAME);
+        let finding = reconcile(&session(), &unpaid(), looks, Err(&error), None, at(now));
         let undecided = matches!(finding, Finding::Wait { .. } | Finding::NeedsReview { .. });
         prop_assert!(undecided);
         let completed = status(PaymentStatus::Completed);
-        let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&error)), at(now), SAME);
+        let finding = reconcile(&session(), &unpaid(), looks, Ok(&completed), Some(Err(&error)), at(now));
         let undecided =
             matches!(finding, Finding::Wait { .. } | Finding::NeedsReview { .. } | Finding::MailMissing { .. });
         prop_assert!(undecided);
