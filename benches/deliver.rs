@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::session::Matching;
-use resmic_mailhook::store::{self, Entry, Store};
+use resmic_mailhook::payments::Entry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -174,7 +175,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
     let folder = tempfile::tempdir().unwrap();
     let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
     let settings: Settings = toml::from_str(&table).unwrap();
-    let store = Store::open(store::Settings {
+    let store = Store::open(db::Settings {
         path: folder.path().join("m.db"),
         targets: vec![settings.target()],
         matching: Matching { enabled: false, window: Duration::from_secs(60) },

@@ -19,11 +19,11 @@ pub use prepare::{
 };
 
 use crate::config::Config;
+use crate::db::{self, DaemonLock, Landmarks, Store};
 use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap;
-use crate::store::{self, DaemonLock, Landmarks, Store};
 use crate::{forward, metrics, systemd};
 
 /// How many batches may wait between a watcher and its ingest.
@@ -104,7 +104,7 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
 }
 
 /// Opens the database, however long a disk is full or another program has it; `None`: the end came first.
-async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> store::Result<Option<Store>> {
+async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Result<Option<Store>> {
     loop {
         match Store::open(store_settings(config)) {
             Err(error) if error.is_temporary() => {
@@ -179,7 +179,7 @@ fn watch_account(
 /// watcher has something more to say: that may be an hour.
 async fn together(
     watching: impl Future<Output = ()>,
-    ingesting: impl Future<Output = store::Result<()>>,
+    ingesting: impl Future<Output = db::Result<()>>,
 ) -> anyhow::Result<()> {
     let watching = async {
         watching.await;
@@ -197,7 +197,7 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
     })
 }
 
-async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Option<imap::Known>> {
+async fn known(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
     let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
     Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn mails_that_cannot_be_stored_are_an_error_at_once_however_quiet_the_mailbox_is() {
-        let failing = together(std::future::pending(), async { Err(store::Error::Stopped) });
+        let failing = together(std::future::pending(), async { Err(db::Error::Stopped) });
         assert!(failing.now_or_never().unwrap().is_err());
         let ending = together(async {}, std::future::pending());
         assert!(ending.now_or_never().is_none(), "what was said is still to be stored");

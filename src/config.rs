@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::source::imap;
-use crate::{extract, forward, secret, session, telemetry, trust};
+use crate::{extract, forward, payments, secret, telemetry, trust};
 
 /// Where a configuration is looked for if none is named, the first there is.
 const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
@@ -44,7 +44,7 @@ pub struct Config {
     pub extract: extract::Settings,
     /// `[sessions]`
     #[serde(default)]
-    pub sessions: session::Settings,
+    pub sessions: payments::Settings,
     /// `[[forward]]`
     #[serde(default, rename = "forward")]
     pub forwards: Vec<forward::Settings>,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::db::{self, MailboxRow, Reader};
 use crate::model::{MailboxState, Outcome, Status, same_mailbox};
-use crate::store::{self, MailboxRow, Reader};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
 const SLACK: Duration = Duration::from_secs(5 * 60);
@@ -77,7 +77,7 @@ pub struct Mailbox {
 ///
 /// # Errors
 /// What the store says.
-pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp) -> store::Result<Health> {
+pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp) -> db::Result<Health> {
     let mut attention = Vec::new();
     if !running {
         attention.push("the daemon is not running: start it with `systemctl start resmic-mailhook`".to_owned());
@@ -94,7 +94,7 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
     // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
     let locked = running && reader.is_locked();
     attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= store::KEPT_BACK);
+    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= db::KEPT_BACK);
     attention.extend(kept_back.map(|bytes| {
         let mib = bytes >> 20;
         format!("another program reads the database without an end, so that its -wal grows, by {mib} MiB so far: end it (`fuser -v` on the file says which)")
@@ -165,7 +165,7 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
 }
 
 /// What is kept back, and what to do about it.
-fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String>> {
+fn undelivered(reader: &Reader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [

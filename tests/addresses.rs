@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use resmic_mailhook::session::Addresses;
+use resmic_mailhook::payments::Addresses;
 
 const MAILBOX: &str = "payments@shop.example";
 const KEY: &str = "a key, with ümlaut";

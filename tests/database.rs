@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use regex::Regex;
-use resmic_mailhook::store::{Settings, Store};
+use resmic_mailhook::db::{Settings, Store};
 use rusqlite::Connection;
 
 /// A payment of everything that the questions ask for.

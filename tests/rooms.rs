@@ -19,9 +19,10 @@ const LADDER: &[&[&str]] = &[
     &["ingest", "forward", "health"],
     &["source", "examine"],
     &["trust", "extract"],
-    &["store"],
+    &["payments"],
+    &["db"],
     &["chain"],
-    &["ledger", "session", "http"],
+    &["http"],
     &["contain", "telemetry", "systemd", "pulse", "tls", "backoff", "secret", "units", "vigil"],
     &["model"],
 ];

@@ -2,7 +2,7 @@
 
 use super::output::{self, cell, say};
 use crate::config::Config;
-use crate::store::{Reader, Retry};
+use crate::db::{Reader, Retry};
 
 pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;

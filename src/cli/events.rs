@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::args;
 use super::output::{self, cell};
 use crate::config::Config;
+use crate::db::{DeliveryRow, EventFilter, EventRow, MailRow, Reader};
 use crate::model::iso;
-use crate::store::{DeliveryRow, EventFilter, EventRow, MailRow, Reader};
 
 /// How often `--follow` looks whether something was committed; reading one counter, no table.
 const LOOK: Duration = Duration::from_millis(200);

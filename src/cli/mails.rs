@@ -8,8 +8,9 @@ use anyhow::Context;
 use super::output::{self, cell};
 use crate::app;
 use crate::config::Config;
+use crate::db::Reader;
 use crate::model::{Covered, Outcome, Proof, Trust};
-use crate::store::{Change, Reader};
+use crate::payments::Change;
 
 pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
     let reader = Reader::open(&config.database())?;

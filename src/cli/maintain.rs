@@ -7,8 +7,8 @@ use jiff::Timestamp;
 
 use super::output::say;
 use crate::config::Config;
+use crate::db::Reader;
 use crate::model::iso;
-use crate::store::Reader;
 use crate::units::Duration;
 
 pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {

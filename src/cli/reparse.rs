@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::output;
 use crate::app;
 use crate::config::Config;
+use crate::db::{Reader, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Outcome, Reason, ReasonCode, Verdict};
-use crate::store::{Change, Reader, Store, Stored};
+use crate::payments::{Change, Stored};
 
 /// What `--json` prints of a mail that changed. The keys are an interface.
 #[derive(Serialize)]

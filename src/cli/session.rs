@@ -3,14 +3,21 @@
 use super::args::NewSession;
 use super::output::{self, cell};
 use crate::config::Config;
+use crate::db::Reader;
 use crate::model;
-use crate::session::Addresses;
-use crate::store::{self, Reader};
+use crate::payments::Addresses;
+use crate::payments::{self};
 
 pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> {
     let NewSession { session_id, order, amount, blockchain, token } = new;
-    let session =
-        store::NewSession { session_id, order_ref: order, amount, blockchain, token, ..store::NewSession::default() };
+    let session = payments::NewSession {
+        session_id,
+        order_ref: order,
+        amount,
+        blockchain,
+        token,
+        ..payments::NewSession::default()
+    };
     let settled = super::writing(config, async |store| store.session_add(session).await).await?;
     if settled.resolved + settled.released + settled.held > 0 {
         output::say(&format!(

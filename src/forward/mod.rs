@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
-use crate::store::{self, Attempted, Claimed, End, InFlight, Store, Turn};
+use crate::db::{self, Attempted, Claimed, End, InFlight, Store, Turn};
 
 /// How many requests to one callback are under way at once.
 const CONCURRENCY: usize = 16;
@@ -37,8 +37,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 /// Delivers until `shutdown` turns true (or its sender is gone), then lets requests under way end, for a few seconds.
 ///
 /// # Errors
-/// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
-pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
+/// [`db::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
+pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let mut couriers = JoinSet::new();
     couriers.spawn(release(store.clone(), shutdown.clone()));
     let (notice, ending) = (store.clone(), shutdown.clone());
@@ -57,17 +57,17 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
             Ok(result) => result?,
             // A fault of ours must end the process, or its supervisor could not mend it.
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return Err(store::Error::Stopped),
+            Err(_) => return Err(db::Error::Stopped),
         }
     }
     Ok(())
 }
 
 /// Lets go what is held for callbacks that take it by now, however long the database has to be waited for.
-async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     loop {
         match store.release_unresolved().await {
-            Err(store::Error::Stopped) => return Err(store::Error::Stopped),
+            Err(db::Error::Stopped) => return Err(db::Error::Stopped),
             Err(error) => {
                 tracing::warn!(%error, "cannot release what was held for a callback that takes it now; trying again");
             }
@@ -106,14 +106,14 @@ impl Courier {
         Courier { store, target, requests: JoinSet::new(), under_way: HashMap::new(), ended: Vec::new(), clock: None }
     }
 
-    async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut outbox = self.store.watch_outbox();
         while !*shutdown.borrow() {
             outbox.mark_unchanged();
             let wake_at = self.turn().await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.take_ended(ended),
-                changed = outbox.changed() => changed.map_err(|_| store::Error::Stopped)?,
+                changed = outbox.changed() => changed.map_err(|_| db::Error::Stopped)?,
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 changed = shutdown.changed() => if changed.is_err() { break },
             }
@@ -122,14 +122,14 @@ impl Courier {
     }
 
     /// Records what ended, claims what is due and sends it; when to do so again.
-    async fn turn(&mut self) -> store::Result<Option<Instant>> {
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
         let free = CONCURRENCY - self.under_way.len().min(CONCURRENCY);
         match self.record_and_claim(free).await {
             Ok(turn) => {
                 turn.claimed.into_iter().for_each(|claimed| self.send(claimed));
                 Ok(turn.next_due.map(instant))
             }
-            Err(store::Error::Stopped) => Err(store::Error::Stopped),
+            Err(db::Error::Stopped) => Err(db::Error::Stopped),
             Err(error) => {
                 tracing::error!(callback = self.target.name(), %error, "cannot use the outbox; trying again");
                 Ok(Some(Instant::now() + STORE_PAUSE))
@@ -137,7 +137,7 @@ impl Courier {
         }
     }
 
-    async fn record_and_claim(&mut self, free: usize) -> store::Result<Turn> {
+    async fn record_and_claim(&mut self, free: usize) -> db::Result<Turn> {
         let clock = Timestamp::now();
         // When nobody ran it may have been set back as well.
         if self.clock.is_none_or(|before| clock < before) {
@@ -174,7 +174,7 @@ impl Courier {
     }
 
     /// Waits for requests under way, for a while, and records how they ended.
-    async fn stop(mut self) -> store::Result<()> {
+    async fn stop(mut self) -> db::Result<()> {
         let deadline = Instant::now() + GRACE;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
             self.take_ended(ended);

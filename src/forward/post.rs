@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sign;
 use super::target::Target;
+use crate::db::Claimed;
 use crate::http::{self, Head, header_text};
 use crate::model::{NO_ANSWER, printable};
-use crate::store::Claimed;
 
 /// The most of an answer that is read; then the connection is closed.
 const LONGEST_ANSWER: usize = 64 * 1024;

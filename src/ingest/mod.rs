@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
 use crate::contain::{contained, contained_async};
+use crate::db::{self, Cursor, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
+use crate::payments::{Entry, Recorded};
 use crate::pulse::Pulse;
 use crate::source::imap::{self, Batch, Report};
-use crate::store::{self, Cursor, Entry, Recorded, Store};
 use crate::telemetry;
 use crate::trust::dns::Resolver;
 
@@ -84,7 +85,7 @@ impl Ingest {
     ///
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
-    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> store::Result<()> {
+    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> db::Result<()> {
         LazyLock::force(&BEGUN);
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
@@ -173,12 +174,12 @@ impl Ingest {
     ///
     /// # Errors
     /// As [`Ingest::run`].
-    pub async fn record_now(&self, mails: Vec<RawMail>) -> store::Result<Vec<Recorded>> {
+    pub async fn record_now(&self, mails: Vec<RawMail>) -> db::Result<Vec<Recorded>> {
         let entries = self.examine(mails).await.into();
         self.commit(&entries, None, None).await
     }
 
-    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> store::Result<()> {
+    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> db::Result<()> {
         let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
@@ -226,7 +227,7 @@ impl Ingest {
         entries: &Arc<[Entry]>,
         cursor: Option<&Cursor>,
         pulse: Option<&Pulse>,
-    ) -> store::Result<Vec<Recorded>> {
+    ) -> db::Result<Vec<Recorded>> {
         let recorded = patiently(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
@@ -257,10 +258,10 @@ fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
 
 /// Tries again for as long as only the machine's state is in the way. To wait is a sign of life: a watchdog that ends the
 /// program makes no room on a disk.
-async fn patiently<T, F: Future<Output = store::Result<T>>>(
+async fn patiently<T, F: Future<Output = db::Result<T>>>(
     pulse: Option<&Pulse>,
     mut work: impl FnMut() -> F,
-) -> store::Result<T> {
+) -> db::Result<T> {
     let mut failures = 0;
     loop {
         match work().await {
@@ -313,7 +314,7 @@ mod tests {
     async fn whoever_waits_for_room_on_the_disk_is_not_stuck() {
         let pulses = Pulses::default();
         let pulse = pulses.begin("watching", Duration::ZERO);
-        let full = || async { Err::<(), _>(store::Error::Full("m.db".into())) };
+        let full = || async { Err::<(), _>(db::Error::Full("m.db".into())) };
         assert!(patiently(Some(&pulse), full).now_or_never().is_none(), "it tries again");
         assert!(pulses.late().is_empty());
     }

@@ -12,10 +12,11 @@ mod verify;
 use std::sync::Arc;
 use std::time::Duration;
 
+use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::session::Matching;
-use resmic_mailhook::store::{self, DeliveryRow, Entry, Store};
+use resmic_mailhook::payments::Entry;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
@@ -24,7 +25,7 @@ struct World {
     folder: Arc<tempfile::TempDir>,
     store: Store,
     settings: Vec<Settings>,
-    running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<store::Result<()>>)>,
+    running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<db::Result<()>>)>,
 }
 
 fn settings(table: &str) -> Settings {
@@ -37,7 +38,7 @@ fn shop(address: impl std::fmt::Display, more: &str) -> Settings {
 }
 
 fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
-    Store::open(store::Settings {
+    Store::open(db::Settings {
         path: folder.path().join("m.db"),
         targets: settings.iter().map(Settings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
@@ -85,7 +86,7 @@ impl World {
         let mut all = Vec::new();
         let push = |d| {
             all.push(d);
-            Ok::<_, store::Error>(())
+            Ok::<_, db::Error>(())
         };
         self.store.reader().unwrap().deliveries(None, None, push).unwrap();
         all

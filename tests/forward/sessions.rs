@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use resmic_mailhook::store::{Attempted, Claimed, End, NewSession};
+use resmic_mailhook::db::{Attempted, Claimed, End};
+use resmic_mailhook::payments::{self, NewSession};
 
 use super::receiver::{Receiver, status};
 use super::*;
@@ -27,11 +28,11 @@ pub(super) fn states(world: &World) -> Vec<String> {
 /// The session, its source and the hold of each event, as they came.
 pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)> {
     let mut all = Vec::new();
-    let push = |e: store::EventRow| {
+    let push = |e: db::EventRow| {
         all.push((e.session_id, e.session_source, e.hold));
-        Ok::<_, store::Error>(())
+        Ok::<_, db::Error>(())
     };
-    world.store.reader().unwrap().events(&store::EventFilter::default(), push).unwrap();
+    world.store.reader().unwrap().events(&db::EventFilter::default(), push).unwrap();
     all
 }
 
@@ -110,7 +111,7 @@ async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     world.start();
     let waited = world.store.ping().await;
-    assert!(matches!(waited, Err(store::Error::Locked(_))), "{waited:?}");
+    assert!(matches!(waited, Err(db::Error::Locked(_))), "{waited:?}");
     other.execute_batch("ROLLBACK").unwrap();
     world.until_all("delivered").await;
     world.stop().await;
@@ -258,7 +259,7 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
     world.sql().execute(register, [session(1)]).unwrap();
     // Nobody has looked at it yet.
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
-    assert_eq!(world.store.settle().await.unwrap(), store::Settled::default());
+    assert_eq!(world.store.settle().await.unwrap(), payments::Settled::default());
     // Nor is what was registered another time because a shop says it twice.
     world.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
     assert_eq!(states(&world), ["pending"]);
@@ -331,7 +332,7 @@ async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_t
     world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
     let settled = world.store.session_add(new(1, None, Some("2000"))).await.unwrap();
     assert_eq!(settled.held, 1);
-    assert_eq!(world.store.retry(store::Retry::Dead).await.unwrap(), 1);
+    assert_eq!(world.store.retry(db::Retry::Dead).await.unwrap(), 1);
     assert_eq!(states(&world), ["held", "pending"]);
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(states(&world), ["pending", "pending"]);
@@ -358,9 +359,9 @@ async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
     }
     world.record(vec![failed(2, 1)]).await;
     let mut all = Vec::new();
-    let push = |row: store::SessionRow| {
+    let push = |row: payments::SessionRow| {
         all.push(row);
-        Ok::<_, store::Error>(())
+        Ok::<_, db::Error>(())
     };
     world.store.reader().unwrap().sessions(push).unwrap();
     assert_eq!(all.len(), 2);

@@ -2,74 +2,9 @@
 //!
 //! Two sessions that both fit are no answer: nothing is invented here, and a person can always decide.
 
-mod address;
-
 use jiff::Timestamp;
-use serde::Deserialize;
 
-pub use address::{Addresses, Named};
-
-use crate::model::{self, Event, same_amount, same_token};
-use crate::{secret, units};
-
-/// `[sessions]`: how sessions are found for mails that do not name theirs.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Signed addresses, if there are to be any.
-    pub address: Option<AddressSettings>,
-    /// Whether sessions are found by what was paid.
-    #[serde(rename = "match")]
-    pub matching: bool,
-    /// How long after its registration a session may be paid.
-    pub window: units::Duration,
-}
-
-/// `[sessions] address`: the addresses that carry an order reference.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
-pub struct AddressSettings {
-    /// The mailbox behind them: `payments@shop.example`.
-    pub mailbox: String,
-    /// The key that they are signed with.
-    pub key: secret::Source,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let window = units::Duration(std::time::Duration::from_secs(45 * 60));
-        Settings { address: None, matching: false, window }
-    }
-}
-
-impl Settings {
-    /// Whether the values make sense.
-    ///
-    /// # Errors
-    /// The key to look at, and what is wrong with it.
-    pub fn check(&self) -> Result<(), (String, String)> {
-        if self.window.0.is_zero() {
-            return Err(("window".into(), "expected more than nothing".into()));
-        }
-        let mailbox = self.address.as_ref().map(|address| address::check_mailbox(&address.mailbox));
-        mailbox.unwrap_or(Ok(())).map_err(|words| ("address.mailbox".into(), words))
-    }
-
-    /// As the store needs to know it.
-    #[must_use]
-    pub fn matching(&self) -> Matching {
-        Matching { enabled: self.matching, window: self.window.0 }
-    }
-}
-
-/// How sessions are matched by what was paid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Matching {
-    /// Off by default: two customers may owe the same amount.
-    pub enabled: bool,
-    /// How long after its registration a session may still be matched.
-    pub window: std::time::Duration,
-}
+use crate::model::{self, Event, Matching, same_amount, same_token};
 
 /// A session that the merchant registered.
 #[derive(Debug, Clone, PartialEq, Eq)]

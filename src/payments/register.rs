@@ -4,11 +4,11 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
+use super::matching::Registered;
+use super::reconcile::{self, Settled};
 use super::sessions::{by_id, text, uuid};
-use super::settle::{self, Settled};
-use super::{Error, Reader, Result, Store};
+use crate::db::{Error, Reader, Result, Store};
 use crate::model::{self, iso, same_amount};
-use crate::session::Registered;
 
 /// A session to be registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,8 +58,8 @@ impl Store {
                     new.agrees_with(&known)?;
                 }
                 let is_new = insert(tx, &new)?;
-                let sought = if is_new { Settled::default() } else { settle::seek(tx, &settings, &new.session_id)? };
-                Ok(sought.and(settle::all(tx, &settings)?))
+                let sought = if is_new { Settled::default() } else { reconcile::seek(tx, &settings, &new.session_id)? };
+                Ok(sought.and(reconcile::all(tx, &settings)?))
             })
             .await?;
         self.wake_outbox();

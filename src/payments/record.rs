@@ -7,8 +7,7 @@ use ring::digest;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::events::{self, Admitted};
-use super::mailboxes::{self, Cursor};
-use super::{Result, Settings, Store, now};
+use crate::db::{Cursor, Result, Settings, Store, advance, now};
 use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, iso};
 
 /// A mail and what became of it.
@@ -52,7 +51,7 @@ impl Store {
     /// A mail that is there already (the same bytes under the same UID, or from an import) leaves no second row.
     ///
     /// # Errors
-    /// [`super::Error`]; then nothing of it was recorded, and the same call may be made again.
+    /// [`crate::db::Error`]; then nothing of it was recorded, and the same call may be made again.
     pub async fn record(&self, entries: impl Into<Arc<[Entry]>>, cursor: Option<Cursor>) -> Result<Vec<Recorded>> {
         let (settings, entries) = (self.settings.clone(), entries.into());
         let recorded = self.write(move |tx| record_all(tx, &settings, &entries, cursor.as_ref())).await?;
@@ -74,7 +73,7 @@ fn record_all(
 ) -> Result<Vec<Recorded>> {
     let recorded = entries.iter().map(|entry| record_one(tx, settings, entry)).collect::<Result<Vec<_>>>()?;
     if let Some(cursor) = cursor {
-        mailboxes::advance(tx, cursor)?;
+        advance(tx, cursor)?;
     }
     Ok(recorded)
 }

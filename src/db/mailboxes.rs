@@ -128,7 +128,7 @@ fn reached(row: &Row) -> rusqlite::Result<Reached> {
 }
 
 /// Moves the cursor, inside the transaction that stores what it passes.
-pub(super) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
+pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
     let Cursor { account, mailbox, reached } = cursor;
     tx.prepare_cached(
         "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at, begun_at, begun_uid, newest_at,

@@ -13,7 +13,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::{Result, Store, settle};
+use super::reconcile;
+use crate::db::{Error, Result, Store};
 
 /// The shortest time between two looks: others may write as often as they like.
 const REST: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ impl Store {
     /// Takes notice of what other programs commit, until `shutdown`: settles sessions, wakes who waits for deliveries.
     ///
     /// # Errors
-    /// [`super::Error::Stopped`] if the writer has ended.
+    /// [`Error::Stopped`] if the writer has ended.
     pub async fn notice_others(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::of(&self.settings.path);
         loop {
@@ -40,7 +41,7 @@ impl Store {
             changes.ask();
             let looked = self.look().await;
             match &looked {
-                Err(super::Error::Stopped) => return looked,
+                Err(Error::Stopped) => return looked,
                 Err(error) => tracing::warn!(%error, "cannot look for what other programs wrote; trying again"),
                 Ok(()) => {}
             }
@@ -68,8 +69,8 @@ impl Store {
                 // What is not settled is looked at again.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
-            if settled != settle::Settled::default() {
-                let settle::Settled { resolved, released, held, too_late } = settled;
+            if settled != reconcile::Settled::default() {
+                let reconcile::Settled { resolved, released, held, too_late } = settled;
                 tracing::info!(resolved, released, held, too_late = too_late.len(), "sessions were registered");
             }
             self.wake_outbox();

@@ -4,12 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
-use super::known;
-use super::query::{all_of, asked};
+use super::matching::Source;
 use super::record::covers;
-use super::{Error, Reader, Result, Settings, Store, moment, now};
+use super::stored_events;
+use crate::db::{Error, Reader, Result, Settings, Store, all_of, asked, moment, now};
 use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
-use crate::session::Source;
 
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
@@ -119,7 +118,7 @@ fn rejudge(
 fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Examined) -> Result<Change> {
     let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
-        Ok((known::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
+        Ok((stored_events::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
     let new = with_what_the_mail_does_not_say(new, &known);
     if new == known {

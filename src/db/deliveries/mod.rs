@@ -5,12 +5,16 @@
 //! delivery that is `pending` makes the later ones wait; one that is `held` waits for a person and one that is
 //! `dead` was given up, and neither makes a genuine payment wait for it.
 
+pub(crate) mod holds;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Error, Result, Store, moment, now};
+use crate::db::{Error, Result, Store, moment, now};
 use crate::model::iso;
 
 /// What an attempt's row says until its end is recorded.
@@ -331,6 +335,3 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
         Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![now(), id])?),
     }
 }
-
-#[cfg(test)]
-mod tests;

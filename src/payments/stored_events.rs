@@ -2,15 +2,15 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::{Result, moment};
-use crate::ledger::Known;
-use crate::model::{Event, NO_ANSWER, Reading, Status, fold_chain, fold_hash};
+use super::conflicts::Known;
+use crate::db::{Result, moment};
+use crate::model::{Event, NO_ANSWER, Reading, Status, fold_chain, hash_spellings};
 
 /// The stored events that share the new one's id, transaction or session. Of an attempt that is under way, was cut short or
 /// had no answer nobody knows whether the callback has it.
 pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
     let hash = event.reading.transaction_hash.as_deref();
-    let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(spellings(hash)).to_string());
+    let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
     let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
     let mut statement = tx.prepare_cached(&format!(
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
@@ -39,17 +39,6 @@ pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Know
 fn may_lack_zeros(event: &Event) -> bool {
     let chain = event.reading.blockchain.as_deref();
     chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
-}
-
-/// How a transaction's hash may be stored: a hexadecimal one is a number.
-pub(super) fn spellings(hash: &str) -> Vec<String> {
-    let folded = fold_hash(hash);
-    match folded.strip_prefix("0x") {
-        Some(digits) => {
-            (0..=64_usize.saturating_sub(digits.len())).map(|n| format!("0x{}{digits}", "0".repeat(n))).collect()
-        }
-        None => vec![folded],
-    }
 }
 
 /// An event from a row that has the columns of `events`.

@@ -2,12 +2,12 @@
 
 use rusqlite::{Connection, named_params, params};
 
-use super::known::known;
+use super::conflicts::{self, Known, Objection, Standing};
+use super::matching;
 use super::sessions::{self, Found};
-use super::{Result, Settings, now};
-use crate::ledger::{self, Known, Objection, Standing};
+use super::stored_events::known;
+use crate::db::{Result, Settings, holds, now};
 use crate::model::{Event, Outcome, Reason, ReasonCode, iso};
-use crate::session;
 
 /// What became of an event, and so of its mail.
 pub(super) struct Admitted {
@@ -39,7 +39,7 @@ pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Resul
         found => (found, event),
     };
     let session_id = event.reading.session_id.clone();
-    match ledger::stand(&id, &event, &known) {
+    match conflicts::stand(&id, &event, &known) {
         Standing::New { hold, stale } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
             insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
@@ -65,7 +65,7 @@ fn is_of_another(id: &str, said: &Event, found: &Found, known: &[Known]) -> bool
     let has_its_own = |k: &Known| {
         k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
     };
-    found.source != session::Source::Mail && ledger::repeated(id, said, known).is_some_and(has_its_own)
+    found.source != matching::Source::Mail && conflicts::repeated(id, said, known).is_some_and(has_its_own)
 }
 
 /// The event with the session that was found for it.
@@ -79,7 +79,7 @@ pub(super) fn with_session(mut event: Event, found: Option<&Found>) -> Event {
 
 fn contradicts_registration(event: &Event, found: Option<&Found>) -> Option<Reason> {
     let registered = found?.registered.as_ref()?;
-    session::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
+    matching::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
 }
 
 fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&Found>, hold: Option<&Reason>) -> Result<()> {
@@ -133,7 +133,7 @@ pub(super) fn refill(
     settings: &Settings,
     id: &str,
     event: &Event,
-    source: Option<session::Source>,
+    source: Option<matching::Source>,
 ) -> Result<()> {
     let found = sessions::find(tx, settings, event)?;
     let found = found.map(|f| Found { source: source.unwrap_or(f.source), ..f });
@@ -153,20 +153,20 @@ pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&F
     let objection = objection(tx, id, &event, found)?;
     update(tx, id, &event, found.map(|f| f.source))?;
     match objection {
-        Some(Objection::Hold(reason)) => hold(tx, id, &reason).map(Resolved::Held),
-        Some(Objection::Stale) => withdraw(tx, id).map(|()| Resolved::Released(0)),
-        None => release(tx, id).map(Resolved::Released),
+        Some(Objection::Hold(reason)) => holds::hold(tx, id, &reason).map(Resolved::Held),
+        Some(Objection::Stale) => holds::withdraw(tx, id).map(|()| Resolved::Released(0)),
+        None => holds::release(tx, id).map(Resolved::Released),
     }
 }
 
 /// What stands against telling an event with this session. It is asked before that is written.
 pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Objection>> {
     let registered = contradicts_registration(event, found).map(Objection::Hold);
-    Ok(registered.or(ledger::objection(id, event, &known(tx, id, event)?)))
+    Ok(registered.or(conflicts::objection(id, event, &known(tx, id, event)?)))
 }
 
 /// Writes an event's changed values, and with them its body.
-pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<session::Source>) -> Result<()> {
+pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::Source>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
         "UPDATE events SET session_id = :session_id,
@@ -179,7 +179,7 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
     .execute(named_params! {
         ":event_id": id,
         ":session_id": r.session_id,
-        ":source": source.map(session::Source::as_str),
+        ":source": source.map(matching::Source::as_str),
         ":order_ref": event.order_ref,
         ":amount": r.amount,
         ":currency": r.currency,
@@ -194,45 +194,8 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<se
 }
 
 /// Writes the session of an event that was told without it. What was posted stays.
-pub(super) fn name(tx: &Connection, id: &str, event: &Event, source: session::Source) -> Result<()> {
+pub(super) fn name(tx: &Connection, id: &str, event: &Event, source: matching::Source) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
         .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;
     Ok(())
-}
-
-/// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
-/// tried again has not looked at each. What waited for them to be tried again waits no longer.
-pub(super) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
-    tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
-        .execute(params![id, reason.to_string()])?;
-    let held = tx
-        .prepare_cached(
-            "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state IN ('pending', 'dead')",
-        )?
-        .execute(params![id])?;
-    tx.prepare_cached(
-        "UPDATE deliveries SET next_attempt_at = ?2
-         WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
-           AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
-    )?
-    .execute(params![id, now()])?;
-    Ok(held)
-}
-
-/// Nobody need be told of an event any more. Who may have been stays.
-fn withdraw(tx: &Connection, id: &str) -> Result<()> {
-    let sql = "DELETE FROM deliveries WHERE event_id = ?1 AND state IN ('held', 'pending') AND attempts = 0";
-    tx.prepare_cached(sql)?.execute(params![id])?;
-    Ok(())
-}
-
-/// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.
-pub(super) fn release(tx: &Connection, id: &str) -> Result<usize> {
-    Ok(tx
-        .prepare_cached(
-            "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
-             WHERE event_id = ?1 AND state = 'held'
-               AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
-        )?
-        .execute(params![id, now()])?)
 }

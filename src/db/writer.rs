@@ -12,7 +12,8 @@ use rusqlite::Connection;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Error, Result, number, schema};
+use super::store::number;
+use super::{Error, Result, schema};
 
 /// The most that one transaction takes.
 const BATCH: usize = 1_000;

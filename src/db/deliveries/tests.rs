@@ -3,7 +3,7 @@
 use rusqlite::ToSql;
 
 use super::*;
-use crate::store::schema;
+use crate::db::schema;
 
 /// 20,000 sessions with five deliveries each, all due.
 fn large(folder: &tempfile::TempDir) -> Connection {
@@ -191,6 +191,6 @@ fn what_waited_for_a_delivery_that_is_held_goes() {
     record(&connection, "shop", &ended(1, End::Again("x".into(), later))).unwrap();
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
     let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
-    assert_eq!(crate::store::events::hold(&connection, "event-0", &reason).unwrap(), 1);
+    assert_eq!(holds::hold(&connection, "event-0", &reason).unwrap(), 1);
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap().remove(0).delivery_id, 20_001);
 }

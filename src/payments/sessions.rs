@@ -5,10 +5,10 @@ use std::time::Duration;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::known;
-use super::{Error, Result, Settings, moment};
+use super::matching::{self, Registered, Source};
+use super::stored_events;
+use crate::db::{Error, Result, Settings, moment};
 use crate::model::{self, Event, iso};
-use crate::session::{self, Registered, Source};
 
 /// An event's session, and what is registered for it.
 pub(super) struct Found {
@@ -26,14 +26,14 @@ pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Resul
     if let Some(order_ref) = &event.order_ref {
         // The address names the order. Matching by amount must not find another order's session instead.
         let sessions = by_order(tx, order_ref)?;
-        let only = session::of_order(event, &sessions, settings.matching.window);
+        let only = matching::of_order(event, &sessions, settings.matching.window);
         return Ok(only.map(|registered| found(registered.clone(), Source::Address)));
     }
     if !settings.matching.enabled {
         return Ok(None);
     }
     let open = open_sessions(tx, event, settings)?;
-    match session::matching(event, &open, settings.matching) {
+    match matching::matching(event, &open, settings.matching) {
         Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), Source::Match))),
         _ => Ok(None),
     }
@@ -47,7 +47,7 @@ fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Regi
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash IS NOT NULL",
     )?;
-    for rival in statement.query_map(params![session.session_id], known::from_row)? {
+    for rival in statement.query_map(params![session.session_id], stored_events::from_row)? {
         if is_another(&rival?) {
             return Ok(true);
         }
@@ -56,9 +56,9 @@ fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Regi
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2",
     )?;
-    for rival in statement.query_map(params![from, to], known::from_row)? {
+    for rival in statement.query_map(params![from, to], stored_events::from_row)? {
         let rival = rival?;
-        if is_another(&rival) && session::fits(&rival, session, settings.matching) {
+        if is_another(&rival) && matching::fits(&rival, session, settings.matching) {
             return Ok(true);
         }
     }

@@ -5,13 +5,13 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::conflicts::Objection;
 use super::events::{self, Resolved};
-use super::known;
+use super::matching::{Registered, Source};
 use super::sessions::{self, Found};
-use super::{Error, Result, Settings, Store};
-use crate::ledger::Objection;
+use super::stored_events;
+use crate::db::{Error, Result, Settings, Store, holds};
 use crate::model::Event;
-use crate::session::{Registered, Source};
 
 /// How many sessions one transaction looks at.
 const AT_ONCE: usize = 200;
@@ -67,8 +67,9 @@ impl Store {
     pub async fn release_unresolved(&self) -> Result<usize> {
         let senders: Vec<String> =
             self.settings.targets.iter().filter(|t| t.send_unresolved).map(|t| t.name.clone()).collect();
-        let released =
-            self.write(move |tx| senders.iter().map(|target| release_for(tx, target)).sum::<Result<usize>>()).await?;
+        let released = self
+            .write(move |tx| senders.iter().map(|target| holds::release_unresolved(tx, target)).sum::<Result<usize>>())
+            .await?;
         self.wake_outbox();
         Ok(released)
     }
@@ -201,7 +202,7 @@ fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
         ))?
         .query_row(params![event_id], |row| {
             Ok(Kept {
-                event: known::from_row(row)?,
+                event: stored_events::from_row(row)?,
                 source: row.get("session_source")?,
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
                 delivered: row.get("delivered")?,
@@ -228,7 +229,7 @@ fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Se
         if let Some(Objection::Hold(reason)) = events::objection(tx, event_id, &event, Some(&found))? {
             tracing::warn!(event_id, %reason, "delivered before its session was registered");
             settled.too_late.push(format!("{event_id}: {reason}"));
-            settled.held = if kept.open { events::hold(tx, event_id, &reason)? } else { 0 };
+            settled.held = if kept.open { holds::hold(tx, event_id, &reason)? } else { 0 };
         }
         if had_none {
             // All that it was told to hears no more of it, but another payment is that session's second.
@@ -274,7 +275,7 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
         )?;
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
-    Ok(Assigned { before, registered: is_registered, released: events::release(tx, event_id)? })
+    Ok(Assigned { before, registered: is_registered, released: holds::release(tx, event_id)? })
 }
 
 /// Writes the session that a person chose, in place of any that was found.
@@ -283,13 +284,4 @@ fn take(tx: &Connection, event_id: &str, event: Event, found: Found) -> Result<(
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
         .execute(params![event_id])?;
     events::update(tx, event_id, &events::with_session(event, Some(&found)), Some(source))
-}
-
-fn release_for(tx: &Connection, target: &str) -> Result<usize> {
-    Ok(tx.execute(
-        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
-         WHERE state = 'held' AND target = ?1
-           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.session_id IS NULL AND e.hold IS NULL)",
-        params![target, super::now()],
-    )?)
 }

@@ -6,8 +6,8 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
-use super::known::spellings;
 use super::{Error, Result, schema};
+use crate::model::hash_spellings;
 
 /// A connection that only reads.
 pub struct Reader {
@@ -112,7 +112,7 @@ pub struct MailboxRow {
 }
 
 /// Which events are of a transaction: by all that its hash may be written as.
-pub(super) const OF_TRANSACTION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
+pub(crate) const OF_TRANSACTION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
 impl Reader {
     /// Opens the database for reading.
@@ -149,7 +149,7 @@ impl Reader {
         mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let EventFilter { session, transaction, status, since, after } = filter;
-        let hashes = transaction.as_deref().map(|hash| serde_json::json!(spellings(hash)).to_string());
+        let hashes = transaction.as_deref().map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
         let (condition, given) = all_of(&[
             ("session_id = ?", asked(session)),
             (OF_TRANSACTION, asked(&hashes)),
@@ -236,7 +236,7 @@ impl Reader {
     }
 
     /// All rows, for what is few and small.
-    pub(super) fn all<T>(
+    pub(crate) fn all<T>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
@@ -251,7 +251,7 @@ impl Reader {
     }
 
     /// The first row.
-    pub(super) fn one<T>(
+    pub(crate) fn one<T>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
@@ -261,7 +261,7 @@ impl Reader {
         found.map_err(|e| Error::from_sqlite(&self.path, e))
     }
 
-    pub(super) fn each<T, E: From<Error>>(
+    pub(crate) fn each<T, E: From<Error>>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
@@ -289,13 +289,13 @@ impl Reader {
 }
 
 /// A value, if there is to be one.
-pub(super) fn asked<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
+pub(crate) fn asked<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
     value.as_ref().map(|value| value as &dyn ToSql)
 }
 
 /// The condition that all that is asked for holds, and the values in it. Nothing is said of the rest: for `?1 IS NULL OR …`
 /// SQLite uses no index, and what of a mail stands behind its bytes is found through all of them.
-pub(super) fn all_of<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
+pub(crate) fn all_of<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
     let (mut condition, mut given) = (String::new(), Vec::new());
     for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
         condition.push_str(if given.is_empty() { "WHERE " } else { " AND " });

@@ -1,0 +1,53 @@
+//! Which deliveries are held, and which may go.
+
+use rusqlite::{Connection, params};
+
+use crate::db::{Result, now};
+use crate::model::Reason;
+
+/// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
+/// tried again has not looked at each. What waited for them to be tried again waits no longer.
+pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
+    tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
+        .execute(params![id, reason.to_string()])?;
+    let held = tx
+        .prepare_cached(
+            "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state IN ('pending', 'dead')",
+        )?
+        .execute(params![id])?;
+    tx.prepare_cached(
+        "UPDATE deliveries SET next_attempt_at = ?2
+         WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
+           AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
+    )?
+    .execute(params![id, now()])?;
+    Ok(held)
+}
+
+/// Nobody need be told of an event any more. Who may have been stays.
+pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
+    let sql = "DELETE FROM deliveries WHERE event_id = ?1 AND state IN ('held', 'pending') AND attempts = 0";
+    tx.prepare_cached(sql)?.execute(params![id])?;
+    Ok(())
+}
+
+/// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.
+pub(crate) fn release(tx: &Connection, id: &str) -> Result<usize> {
+    Ok(tx
+        .prepare_cached(
+            "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
+             WHERE event_id = ?1 AND state = 'held'
+               AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
+        )?
+        .execute(params![id, now()])?)
+}
+
+/// Lets go what is held for a target that takes events without a session by now; how many.
+pub(crate) fn release_unresolved(tx: &Connection, target: &str) -> Result<usize> {
+    Ok(tx.execute(
+        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
+         WHERE state = 'held' AND target = ?1
+           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.session_id IS NULL AND e.hold IS NULL)",
+        params![target, now()],
+    )?)
+}

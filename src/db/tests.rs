@@ -1,0 +1,234 @@
+//! The database as a whole: its lock, its WAL, its writer and its readers.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::model::Matching;
+
+fn store(folder: &tempfile::TempDir) -> Store {
+    let matching = Matching { enabled: false, window: std::time::Duration::from_secs(2700) };
+    Store::open(Settings { path: folder.path().join("m.db"), targets: Vec::new(), matching }).unwrap()
+}
+
+/// Commits a mail of `size` bytes.
+async fn record(store: &Store, uid: u32, size: usize) -> Result<()> {
+    let sql = "INSERT INTO mails (account, mailbox, uid_validity, uid, size, sha256, raw, outcome, judged_at)
+               VALUES ('shop', 'INBOX', 7, ?1, ?2, ?1, zeroblob(?2), 'ignored', '2025-03-05T03:36:00.000Z')";
+    store.write(move |tx| Ok(tx.execute(sql, (uid, size as i64)).map(drop)?)).await
+}
+
+#[tokio::test]
+async fn what_is_listed_by_an_index_is_found_by_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let reader = store(&folder).reader().unwrap();
+    let (word, words, row) = (Some("x"), Some("[\"x\"]"), Some(1));
+    for (table, asked_for) in [
+        ("mails", ("outcome = ?", reader::asked(&word))),
+        ("mails", ("event_id = ?", reader::asked(&word))),
+        ("deliveries", ("event_id = ?", reader::asked(&word))),
+        ("events", ("session_id = ?", reader::asked(&word))),
+        ("events", (reader::OF_TRANSACTION, reader::asked(&words))),
+        ("events", ("rowid > ?", reader::asked(&row))),
+    ] {
+        let (condition, given) = reader::all_of(&[("nothing = ?", None), asked_for]);
+        let plan = format!("EXPLAIN QUERY PLAN SELECT * FROM {table} {condition} ORDER BY rowid");
+        let steps = reader.all(&plan, &given, |row| row.get::<_, String>(3)).unwrap();
+        let is_slow = |step: &String| step.starts_with("SCAN ") && !step.starts_with("SCAN json_each ");
+        assert!(!steps.iter().any(is_slow), "{plan}: {steps:?}");
+    }
+    let nothing = EventFilter::default();
+    let mut count = 0;
+    for filter in [nothing.clone(), EventFilter { status: Some("failed".into()), after: Some(0), ..nothing }] {
+        let each = |_| {
+            count += 1;
+            Ok::<_, Error>(())
+        };
+        reader.events(&filter, each).unwrap();
+    }
+    assert_eq!(count, 0);
+}
+
+#[tokio::test]
+async fn work_that_fails_takes_nothing_else_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let bad = store.write(|tx| Ok(tx.execute("INSERT INTO mails (id) VALUES (1)", [])?));
+    let good = record(&store, 1, 1);
+    let (bad, good) = tokio::join!(bad, good);
+    assert!(matches!(bad, Err(Error::Sqlite { .. })));
+    good.unwrap();
+    assert_eq!(store.reader().unwrap().count_by("mails", "outcome").unwrap(), [("ignored".into(), 1)]);
+}
+
+#[tokio::test]
+async fn a_second_daemon_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    let first = DaemonLock::take(&path).unwrap();
+    assert!(matches!(DaemonLock::take(&path), Err(Error::Busy(_))));
+    drop(first);
+    DaemonLock::take(&path).unwrap();
+}
+
+#[test]
+fn a_database_has_one_lock_by_whatever_name_it_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let [file, link, chain] = ["data/m.db", "link.db", "chain.db"].map(|name| folder.path().join(name));
+    std::fs::create_dir(folder.path().join("data")).unwrap();
+    std::os::unix::fs::symlink("data/m.db", &link).unwrap();
+    std::os::unix::fs::symlink(&link, &chain).unwrap();
+    // Before there is a file, and after.
+    let first = DaemonLock::take(&chain).unwrap();
+    drop(schema::open(&chain).unwrap());
+    for name in [&file, &link, &chain] {
+        assert!(matches!(DaemonLock::take(name), Err(Error::Busy(_))), "{}", name.display());
+        assert!(DaemonLock::is_held(name).unwrap(), "{}", name.display());
+    }
+    drop(first);
+    assert!(!DaemonLock::is_held(&chain).unwrap());
+}
+
+fn files(folder: &tempfile::TempDir) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn whether_it_is_locked_is_asked_without_a_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    store(&folder).close().await;
+    assert_eq!(files(&folder), ["m.db"], "closed, it is one file");
+    let other = Connection::open(&path).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    assert!(!reader.is_locked());
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert!(reader.is_locked());
+    other.execute_batch("ROLLBACK").unwrap();
+    assert!(!reader.is_locked());
+    drop((reader, other));
+    let wait = std::time::Duration::ZERO;
+    assert!(!schema::is_busy(&path, wait) && !schema::is_busy(&folder.path().join("none"), wait));
+    assert_eq!(files(&folder), ["m.db"]);
+}
+
+#[test]
+fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.db");
+    drop(schema::open(&path).unwrap());
+    let (reader, other) = (Reader::open(&path).unwrap(), schema::open(&path).unwrap());
+    let (end, ending) = std::sync::mpsc::channel::<()>();
+    let writing = std::thread::spawn(move || {
+        // Each holds the lock longer than SQLite waits between two tries.
+        let hold = std::time::Duration::from_millis(150);
+        loop {
+            other.execute_batch("BEGIN IMMEDIATE; DELETE FROM unsettled").unwrap();
+            let ended = ending.recv_timeout(hold) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
+            other.execute_batch("INSERT INTO unsettled VALUES ('another'); COMMIT").unwrap();
+            if ended {
+                return;
+            }
+        }
+    });
+    assert!(!reader.is_locked());
+    drop(end);
+    writing.join().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    record(&store, 1, 8 << 20).await.unwrap();
+    // While somebody else has the database open, closing the store copies nothing: the writing thread did.
+    let looking = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    let look = || {
+        let noop = "PRAGMA wal_checkpoint(NOOP)";
+        looking.query_row(noop, [], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))).unwrap()
+    };
+    assert!(look().0 > 2_000);
+    store.close().await;
+    let (pages, copied) = look();
+    assert!(pages > 2_000 && copied == pages, "{copied} of {pages}");
+}
+
+#[tokio::test]
+async fn whoever_reads_without_an_end_is_noticed_and_what_the_wal_has_grown_to_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, wal) = (store(&folder), folder.path().join("m.db-wal"));
+    let other = Connection::open(folder.path().join("m.db")).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM mails").unwrap();
+    let record = |n| record(&store, n, 16 << 20);
+    let uncopied = || store.reader().unwrap().uncopied().unwrap();
+    for n in 1..=5 {
+        record(n).await.unwrap();
+    }
+    assert!(uncopied() > 80 << 20, "{}", uncopied());
+    other.execute_batch("COMMIT").unwrap();
+    // Each copies, and the second begins the file anew.
+    record(6).await.unwrap();
+    store.ping().await.unwrap();
+    record(7).await.unwrap();
+    assert!(uncopied() < 32 << 20, "{}", uncopied());
+    assert!(std::fs::metadata(wal).unwrap().len() <= 64 << 20);
+}
+
+#[tokio::test]
+async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.write(|tx| Ok(tx.busy_timeout(std::time::Duration::from_millis(500))?)).await.unwrap();
+    let other = Connection::open(folder.path().join("m.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let first = async {
+        let first = store.ping().await;
+        other.execute_batch("ROLLBACK").unwrap();
+        first
+    };
+    // All ask before the first is answered.
+    let (first, second, third) = tokio::join!(first, store.ping(), store.ping());
+    for answer in [first, second, third] {
+        assert!(matches!(answer, Err(Error::Locked(_))), "{answer:?}");
+    }
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("m.db"), folder.path().join("copy.db"));
+    let store = store(&folder);
+    store.reader().unwrap().backup(&copy).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    assert!(matches!(store.reader(), Err(Error::Moved(_))));
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(store.reader(), Err(Error::Moved(_))));
+}
+
+#[tokio::test]
+async fn what_is_in_the_wal_goes_with_the_file_that_was_open_and_not_with_the_one_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, copy, before] = ["m.db", "copy.db", "before.db"].map(|name| folder.path().join(name));
+    let store = store(&folder);
+    let record = |n| record(&store, n, 100);
+    record(1).await.unwrap();
+    store.reader().unwrap().backup(&copy).unwrap();
+    for n in 2..300 {
+        record(n).await.unwrap();
+    }
+    std::fs::rename(&path, &before).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    store.close().await;
+    let mails = |path: &Path| {
+        let database = schema::open(path).unwrap();
+        let sound: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        let count = "SELECT count(*) FROM mails";
+        (sound, database.query_row::<i64, _, _>(count, [], |row| row.get(0)).unwrap())
+    };
+    assert_eq!(mails(&before), ("ok".into(), 299));
+    assert_eq!(mails(&path), ("ok".into(), 1));
+}
