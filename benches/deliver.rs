@@ -15,7 +15,7 @@ use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::payments::Entry;
+use resmic_mailhook::payments::ExaminedMail;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -175,7 +175,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
     let folder = tempfile::tempdir().unwrap();
     let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
     let settings: Settings = toml::from_str(&table).unwrap();
-    let store = Store::open(db::Settings {
+    let store = Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
         targets: vec![settings.target()],
         matching: Matching { enabled: false, window: Duration::from_secs(60) },
@@ -228,10 +228,10 @@ fn paid(n: u32) -> Event {
     Event { reading, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }
 
-fn entry(n: u32) -> Entry {
+fn entry(n: u32) -> ExaminedMail {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, n + 1)) };
     let bytes = vec![b'x'; 6_600];
     let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
     let judgement = Judgement::Event(Box::new(paid(n)));
-    Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }

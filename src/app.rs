@@ -19,7 +19,7 @@ pub use prepare::{
 };
 
 use crate::config::Config;
-use crate::db::{self, DaemonLock, Landmarks, Store};
+use crate::db::{self, DaemonLock, Store, UidFingerprints};
 use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
@@ -45,7 +45,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
     if let Some(folder) = database.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
-    Ok(DaemonLock::take(database)?)
+    Ok(DaemonLock::acquire(database)?)
 }
 
 /// The daemon: runs until `shutdown`. The caller holds the [`lock`].
@@ -199,7 +199,7 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 
 async fn known(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
-    let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
     Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
 }
 

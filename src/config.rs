@@ -29,7 +29,7 @@ const SECRETS: [&str; 5] = ["password", "secret", "key", "client_secret", "refre
 pub struct Config {
     /// `[store]`
     #[serde(default)]
-    pub store: Store,
+    pub store: StoreTable,
     /// `[[account]]`
     #[serde(default, rename = "account")]
     pub accounts: Vec<imap::Settings>,
@@ -44,7 +44,7 @@ pub struct Config {
     pub extract: extract::Settings,
     /// `[sessions]`
     #[serde(default)]
-    pub sessions: payments::Settings,
+    pub sessions: payments::SessionSettings,
     /// `[[forward]]`
     #[serde(default, rename = "forward")]
     pub forwards: Vec<forward::Settings>,
@@ -59,7 +59,7 @@ pub struct Config {
 /// `[store]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Store {
+pub struct StoreTable {
     /// The database file; by default `mailhook.db`, under systemd in `$STATE_DIRECTORY`.
     path: Option<PathBuf>,
 }

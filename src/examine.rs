@@ -35,7 +35,7 @@ pub struct Rules {
     /// The addresses that are ours.
     pub ours: Ours,
     /// The signed addresses, if there are any.
-    pub addresses: Option<payments::Addresses>,
+    pub addresses: Option<payments::SignedAddresses>,
 }
 
 impl Rules {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::db::{self, MailboxRow, Reader};
+use crate::db::{self, MailboxRow, StoreReader};
 use crate::model::{MailboxState, Outcome, Status, same_mailbox};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
@@ -77,7 +77,7 @@ pub struct Mailbox {
 ///
 /// # Errors
 /// What the store says.
-pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp) -> db::Result<Health> {
+pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Timestamp) -> db::Result<Health> {
     let mut attention = Vec::new();
     if !running {
         attention.push("the daemon is not running: start it with `systemctl start resmic-mailhook`".to_owned());
@@ -87,14 +87,14 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
         attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
         mailboxes.extend(row.map(Mailbox::from));
     }
-    let room = reader.room().filter(|room| *room < ROOM);
+    let room = reader.free_disk_space().filter(|room| *room < ROOM);
     attention.extend(room.map(|room| {
         format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
     }));
     // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
     let locked = running && reader.is_locked();
     attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= db::KEPT_BACK);
+    let kept_back = Some(reader.checkpoint_backlog()?).filter(|bytes| *bytes >= db::MAX_WAL_BACKLOG);
     attention.extend(kept_back.map(|bytes| {
         let mib = bytes >> 20;
         format!("another program reads the database without an end, so that its -wal grows, by {mib} MiB so far: end it (`fuser -v` on the file says which)")
@@ -122,20 +122,20 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
 fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =
-        expected.iter().map(|watched| (watched, take(&mut rows, |row| is_it(watched, row)))).collect();
+        expected.iter().map(|watched| (watched, remove_first(&mut rows, |row| is_watched_as(watched, row)))).collect();
     for (watched, row) in &mut named {
         if row.is_none() && watched.wanted.starts_with('\\') {
-            *row = take(&mut rows, |row| row.account == watched.account);
+            *row = remove_first(&mut rows, |row| row.account == watched.account);
         }
     }
     named
 }
 
-fn is_it(watched: &Watched, row: &MailboxRow) -> bool {
+fn is_watched_as(watched: &Watched, row: &MailboxRow) -> bool {
     row.account == watched.account && same_mailbox(&row.mailbox, &watched.wanted)
 }
 
-fn take(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {
+fn remove_first(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {
     rows.iter().position(which).map(|n| rows.remove(n))
 }
 
@@ -165,7 +165,7 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
 }
 
 /// What is kept back, and what to do about it.
-fn undelivered(reader: &Reader, expected: &Expected) -> db::Result<Vec<String>> {
+fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [

@@ -23,8 +23,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::db::{self, Reader, Store};
-use crate::health::{Expected, Health, look};
+use crate::db::{self, Store, StoreReader};
+use crate::health::{Expected, Health, assess};
 use crate::model::MailboxState;
 use crate::pulse::Pulses;
 use crate::telemetry;
@@ -49,11 +49,11 @@ pub struct Endpoint {
 ///
 /// # Errors
 /// What the store says.
-pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> db::Result<(Reader, Health)> {
+pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> db::Result<(StoreReader, Health)> {
     let (store, expected) = (store.clone(), expected.clone());
     let looking = tokio::task::spawn_blocking(move || {
         let reader = store.reader()?;
-        let health = look(&reader, &expected, true, Timestamp::now())?;
+        let health = assess(&reader, &expected, true, Timestamp::now())?;
         Ok((reader, health))
     });
     let (reader, mut health) = looking.await.unwrap_or(Err(db::Error::Stopped))?;
@@ -167,7 +167,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-fn metrics(reader: &Reader, health: &Health) -> db::Result<String> {
+fn metrics(reader: &StoreReader, health: &Health) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
@@ -199,7 +199,7 @@ fn metrics(reader: &Reader, health: &Health) -> db::Result<String> {
     }
 }
 
-fn deliveries(registry: &mut Registry, reader: &Reader, health: &Health) -> db::Result<()> {
+fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
     let (counts, ages) = (Family::<ByState, Gauge>::default(), Family::<ByState, Gauge>::default());
     for (state, n) in &health.deliveries {
         counts.get_or_create(&ByState { state: state.clone() }).set(*n);

@@ -2,10 +2,10 @@
 
 use super::output::{self, cell, say};
 use crate::config::Config;
-use crate::db::{Reader, Retry};
+use crate::db::{RetrySelection, StoreReader};
 
 pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     if json {
         return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
     }
@@ -31,8 +31,8 @@ pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
-    drop(Reader::open(&config.database())?);
-    let which = if dead { Retry::Dead } else { Retry::Ids(ids) };
+    drop(StoreReader::open(&config.database())?);
+    let which = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
     let changed = super::writing(config, async |store| store.retry(which).await).await?;
     say(&format!("{changed} deliveries are due now; the daemon makes them"));
     Ok(())

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::output::{self, cell, line};
 use crate::app;
 use crate::config::Config;
-use crate::db::{self, DaemonLock, Reader};
+use crate::db::{self, DaemonLock, StoreReader};
 use crate::health::{self, Health, Mailbox};
 use crate::model::MailboxState;
 
@@ -22,9 +22,9 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn look(config: &Config) -> db::Result<(Health, Option<String>)> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     let running = DaemonLock::is_held(&config.database())?;
-    let health = health::look(&reader, &app::expected(config), running, Timestamp::now())?;
+    let health = health::assess(&reader, &app::expected(config), running, Timestamp::now())?;
     Ok((health, reader.last_mail()?))
 }
 

@@ -13,7 +13,7 @@ impl DaemonLock {
     ///
     /// # Errors
     /// [`Error::Busy`] if another daemon has it.
-    pub fn take(database: &Path) -> Result<Self> {
+    pub fn acquire(database: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: database.to_owned(), source };
         let options = std::fs::OpenOptions::new().create(true).truncate(false).write(true).to_owned();
         let file = options.open(lock_file(database)).map_err(io)?;
@@ -21,7 +21,7 @@ impl DaemonLock {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(DaemonLock(file)),
-                // `status` holds it for a moment, to see whether it is free.
+                // `status` holds it for a parse_time, to see whether it is free.
                 Err(std::fs::TryLockError::WouldBlock) if tries > 0 => std::thread::sleep(LOCK_PAUSE),
                 Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Busy(database.to_owned())),
                 Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Result, Store, now};
+use super::{Result, Store, current_time};
 use crate::model::{Begun, MailboxState, Reached, iso};
 
 /// A mailbox, and how far it has been read.
@@ -19,7 +19,7 @@ pub struct Cursor {
 
 /// Mails by which it can be seen whether a numbering still means the same mails.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Landmarks {
+pub struct UidFingerprints {
     /// Their UIDs, and when the server took them.
     pub mails: Vec<(u32, Timestamp)>,
     /// The last row of all: what is recorded from now on has another.
@@ -31,7 +31,7 @@ impl Store {
     ///
     /// # Errors
     /// [`super::Error`].
-    pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<Landmarks> {
+    pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
         let Cursor { account, mailbox, reached } = cursor.clone();
         self.write(move |tx| {
             let mut found = tx.prepare_cached(
@@ -47,11 +47,11 @@ impl Store {
                 last,
                 reached.renumbered_after
             ];
-            let rows = found.query_map(given, |row| Ok((row.get(0)?, super::moment(row.get(1)?))))?;
+            let rows = found.query_map(given, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
             let rows = rows.collect::<rusqlite::Result<Vec<(u32, Option<Timestamp>)>>>()?;
             let last_row = tx.query_row("SELECT coalesce(max(id), 0) FROM mails", [], |row| row.get(0))?;
             let mails = rows.into_iter().filter_map(|(uid, at)| Some((uid, at?))).collect();
-            Ok(Landmarks { mails, last_row })
+            Ok(UidFingerprints { mails, last_row })
         })
         .await
     }
@@ -108,7 +108,7 @@ impl Store {
                  ON CONFLICT DO UPDATE SET state = excluded.state, last_error = excluded.last_error,
                    last_seen_at = coalesce(excluded.last_seen_at, last_seen_at)",
             )?
-            .execute(params![account, mailbox, state.as_str(), seen.then(now), error])?;
+            .execute(params![account, mailbox, state.as_str(), seen.then(current_time), error])?;
             Ok(())
         })
         .await
@@ -116,13 +116,13 @@ impl Store {
 }
 
 fn reached(row: &Row) -> rusqlite::Result<Reached> {
-    let begun_at = super::moment(row.get("begun_at")?);
+    let begun_at = super::parse_time(row.get("begun_at")?);
     let begun_uid: Option<u32> = row.get("begun_uid")?;
     Ok(Reached {
         uid_validity: row.get("uid_validity")?,
         last_uid: row.get("last_uid")?,
         begun: begun_at.zip(begun_uid).map(|(at, uid)| Begun { at, uid }),
-        newest_at: super::moment(row.get("newest_at")?),
+        newest_at: super::parse_time(row.get("newest_at")?),
         renumbered_after: row.get("renumbered_after")?,
     })
 }
@@ -143,7 +143,7 @@ pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
         mailbox,
         reached.uid_validity,
         reached.last_uid,
-        now(),
+        current_time(),
         reached.begun.map(|begun| iso(begun.at)),
         reached.begun.map(|begun| begun.uid),
         reached.newest_at.map(iso),

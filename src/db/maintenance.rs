@@ -8,10 +8,10 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, params};
 
-use super::{Error, Reader, Result, Store, schema};
+use super::{Error, Result, Store, StoreReader, schema};
 
 /// How long a transaction of ours may take, and then some.
-const PATIENCE: Duration = Duration::from_secs(2);
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
 
 /// What waits for a person.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct Pruned {
     pub attempts: usize,
 }
 
-impl Reader {
+impl StoreReader {
     /// What waits for a person. `targets`, `accounts`: the callbacks and accounts that are configured.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Reader {
                AND account NOT IN (SELECT value FROM json_each(?2)))";
         let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
         let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
-        let found = self.one(sql, &[&targets, &accounts], |row| {
+        let found = self.query_one(sql, &[&targets, &accounts], |row| {
             Ok(Backlog {
                 quarantined: row.get(0)?,
                 conflicting: row.get(1)?,
@@ -79,7 +79,7 @@ impl Reader {
     /// What SQLite says.
     pub fn oldest_deliveries(&self) -> Result<Vec<(String, String)>> {
         let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
-        self.all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+        self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.
@@ -91,7 +91,7 @@ impl Reader {
                 AND target IN (SELECT value FROM json_each(?2)))
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE at >= ?1)";
         let names = serde_json::to_string(targets).unwrap_or_default();
-        Ok(self.one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
+        Ok(self.query_one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
     }
 
     /// When the newest mail was judged.
@@ -99,7 +99,7 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn last_mail(&self) -> Result<Option<String>> {
-        self.one("SELECT judged_at FROM mails ORDER BY id DESC LIMIT 1", &[], |row| row.get(0))
+        self.query_one("SELECT judged_at FROM mails ORDER BY id DESC LIMIT 1", &[], |row| row.get(0))
     }
 
     /// The bytes of the database file.
@@ -108,12 +108,12 @@ impl Reader {
     /// What SQLite says.
     pub fn size(&self) -> Result<i64> {
         let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
-        Ok(self.one(sql, &[], |row| row.get(0))?.unwrap_or(0))
+        Ok(self.query_one(sql, &[], |row| row.get(0))?.unwrap_or(0))
     }
 
     /// The bytes that are left on the database's disk, for whoever has no privileges; `None` where nobody can say.
     #[must_use]
-    pub fn room(&self) -> Option<u64> {
+    pub fn free_disk_space(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(self.path()).ok()?;
         disk.f_bavail.checked_mul(disk.f_frsize)
     }
@@ -122,9 +122,9 @@ impl Reader {
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn uncopied(&self) -> Result<u64> {
+    pub fn checkpoint_backlog(&self) -> Result<u64> {
         let sqlite = |e| Error::from_sqlite(self.path(), e);
-        let pages = match schema::uncopied(self.connection()) {
+        let pages = match schema::checkpoint_backlog(self.connection()) {
             // Whoever may only read the file cannot ask.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => 0,
             pages => pages.map_err(sqlite)?,
@@ -138,7 +138,7 @@ impl Reader {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let before = self.data_version().ok();
-        schema::is_busy(self.path(), PATIENCE) && before.is_some() && self.data_version().ok() == before
+        schema::is_busy(self.path(), LONGEST_TRANSACTION) && before.is_some() && self.data_version().ok() == before
     }
 
     /// Writes a consistent copy to a new file, while others write; it is checked before it gets its name.
@@ -154,7 +154,7 @@ impl Reader {
         let mut part = to.as_os_str().to_owned();
         part.push(format!(".{}.part", std::process::id()));
         let part = Path::new(&part);
-        let made = create_private(part).map_err(io).and_then(|()| self.copy(part)).and_then(|()| {
+        let made = create_private(part).map_err(io).and_then(|()| self.write_copy(part)).and_then(|()| {
             File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
             give_name(part, to, |part, to| fs::hard_link(part, to)).map_err(io)?;
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
@@ -166,7 +166,7 @@ impl Reader {
         }
     }
 
-    fn copy(&self, to: &Path) -> Result<()> {
+    fn write_copy(&self, to: &Path) -> Result<()> {
         let sqlite = |e| Error::from_sqlite(to, e);
         let mut copy = Connection::open(to).map_err(sqlite)?;
         // In one step: under one snapshot of the WAL, so that a busy writer neither waits nor makes it begin anew.

@@ -10,24 +10,24 @@ use super::{Error, Result, schema};
 use crate::model::hash_spellings;
 
 /// A connection that only reads.
-pub struct Reader {
+pub struct StoreReader {
     connection: Connection,
     path: PathBuf,
     frozen: bool,
 }
 
-/// Which events are asked for; all that is `Some` must hold.
+/// Which events are optional for; all that is `Some` must hold.
 #[derive(Debug, Clone, Default)]
-pub struct EventFilter {
+pub struct EventQuery {
     /// Of this session.
     pub session: Option<String>,
     /// Of this transaction.
     pub transaction: Option<String>,
     /// With this status.
     pub status: Option<String>,
-    /// Stored at or after this moment, in the database's form.
+    /// StoredMail at or after this parse_time, in the database's form.
     pub since: Option<String>,
-    /// Stored after this row.
+    /// StoredMail after this row.
     pub after: Option<i64>,
 }
 
@@ -112,19 +112,19 @@ pub struct MailboxRow {
 }
 
 /// Which events are of a transaction: by all that its hash may be written as.
-pub(crate) const OF_TRANSACTION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
+pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
-impl Reader {
+impl StoreReader {
     /// Opens the database for reading.
     ///
     /// # Errors
     /// [`Error::Absent`], [`Error::Newer`], [`Error::Foreign`], or what SQLite says.
     pub fn open(path: &Path) -> Result<Self> {
         let (connection, frozen) = schema::open_reader(path)?;
-        Ok(Reader { connection, path: path.to_owned(), frozen })
+        Ok(StoreReader { connection, path: path.to_owned(), frozen })
     }
 
-    /// Whether it shows the moment of its opening for ever: for a user who may not take part in the database's locks,
+    /// Whether it shows the parse_time of its opening for ever: for a user who may not take part in the database's locks,
     /// while nobody else has it open.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
@@ -145,20 +145,25 @@ impl Reader {
     /// What SQLite says, or the first error of `each`.
     pub fn events<E: From<Error>>(
         &self,
-        filter: &EventFilter,
+        filter: &EventQuery,
         mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let EventFilter { session, transaction, status, since, after } = filter;
+        let EventQuery { session, transaction, status, since, after } = filter;
         let hashes = transaction.as_deref().map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
-        let (condition, given) = all_of(&[
-            ("session_id = ?", asked(session)),
-            (OF_TRANSACTION, asked(&hashes)),
-            ("status = ?", asked(status)),
+        let (condition, given) = where_clause(&[
+            ("session_id = ?", optional(session)),
+            (TRANSACTION_CONDITION, optional(&hashes)),
+            ("status = ?", optional(status)),
             // Not by its index: they would all be sorted before the first is told of.
-            ("+created_at >= ?", asked(since)),
-            ("rowid > ?", asked(after)),
+            ("+created_at >= ?", optional(since)),
+            ("rowid > ?", optional(after)),
         ]);
-        self.each(&format!("SELECT rowid, * FROM events {condition} ORDER BY rowid"), &given, event_row, &mut each)
+        self.query_each(
+            &format!("SELECT rowid, * FROM events {condition} ORDER BY rowid"),
+            &given,
+            event_row,
+            &mut each,
+        )
     }
 
     /// One event.
@@ -166,7 +171,7 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn event(&self, event_id: &str) -> Result<Option<EventRow>> {
-        self.one("SELECT rowid, * FROM events WHERE event_id = ?1", &[&event_id], event_row)
+        self.query_one("SELECT rowid, * FROM events WHERE event_id = ?1", &[&event_id], event_row)
     }
 
     /// Mails, oldest first: all, those with an outcome, or those of an event.
@@ -179,16 +184,22 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let (condition, given) = all_of(&[("outcome = ?", asked(&outcome)), ("event_id = ?", asked(&event_id))]);
-        self.each(&format!("SELECT {MAIL_COLUMNS} FROM mails {condition} ORDER BY id"), &given, mail_row, &mut each)
+        let (condition, given) =
+            where_clause(&[("outcome = ?", optional(&outcome)), ("event_id = ?", optional(&event_id))]);
+        self.query_each(
+            &format!("SELECT {MAIL_COLUMNS} FROM mails {condition} ORDER BY id"),
+            &given,
+            mail_row,
+            &mut each,
+        )
     }
 
     /// The bytes of a mail; the inner `None`: pruned.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn raw(&self, id: i64) -> Result<Option<Option<Vec<u8>>>> {
-        self.one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
+    pub fn raw_mail(&self, id: i64) -> Result<Option<Option<Vec<u8>>>> {
+        self.query_one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
     }
 
     /// Deliveries, oldest first: all, those in a state, or those of an event.
@@ -201,8 +212,9 @@ impl Reader {
         event_id: Option<&str>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        let (condition, given) = all_of(&[("state = ?", asked(&state)), ("event_id = ?", asked(&event_id))]);
-        self.each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
+        let (condition, given) =
+            where_clause(&[("state = ?", optional(&state)), ("event_id = ?", optional(&event_id))]);
+        self.query_each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
     }
 
     /// The watched mailboxes.
@@ -210,7 +222,7 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn mailboxes(&self) -> Result<Vec<MailboxRow>> {
-        self.all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
+        self.query_all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
     }
 
     /// The keys (domain, selector) by which the last mails were believed, the last one's first.
@@ -222,7 +234,7 @@ impl Reader {
         let sql = "SELECT trust_domain, trust_selector FROM (SELECT * FROM mails ORDER BY id DESC LIMIT 100)
              WHERE trust = 'dkim' AND trust_domain IS NOT NULL AND trust_selector IS NOT NULL
              GROUP BY 1, 2 ORDER BY max(id) DESC";
-        self.all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+        self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     /// How many rows there are with each word in a column: `count_by("mails", "outcome")`.
@@ -230,20 +242,20 @@ impl Reader {
     /// # Errors
     /// What SQLite says.
     pub fn count_by(&self, table: &'static str, column: &'static str) -> Result<Vec<(String, i64)>> {
-        self.all(&format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1"), &[], |row| {
+        self.query_all(&format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1"), &[], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })
     }
 
     /// All rows, for what is few and small.
-    pub(crate) fn all<T>(
+    pub(crate) fn query_all<T>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
         read: fn(&Row) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
         let mut rows = Vec::new();
-        self.each(sql, given, read, &mut |row| {
+        self.query_each(sql, given, read, &mut |row| {
             rows.push(row);
             Ok::<_, Error>(())
         })?;
@@ -251,7 +263,7 @@ impl Reader {
     }
 
     /// The first row.
-    pub(crate) fn one<T>(
+    pub(crate) fn query_one<T>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
@@ -261,7 +273,7 @@ impl Reader {
         found.map_err(|e| Error::from_sqlite(&self.path, e))
     }
 
-    pub(crate) fn each<T, E: From<Error>>(
+    pub(crate) fn query_each<T, E: From<Error>>(
         &self,
         sql: &str,
         given: &[&dyn ToSql],
@@ -289,13 +301,13 @@ impl Reader {
 }
 
 /// A value, if there is to be one.
-pub(crate) fn asked<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
+pub(crate) fn optional<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
     value.as_ref().map(|value| value as &dyn ToSql)
 }
 
-/// The condition that all that is asked for holds, and the values in it. Nothing is said of the rest: for `?1 IS NULL OR …`
+/// The condition that all that is optional for holds, and the values in it. Nothing is said of the rest: for `?1 IS NULL OR …`
 /// SQLite uses no index, and what of a mail stands behind its bytes is found through all of them.
-pub(crate) fn all_of<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
+pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
     let (mut condition, mut given) = (String::new(), Vec::new());
     for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
         condition.push_str(if given.is_empty() { "WHERE " } else { " AND " });

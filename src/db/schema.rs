@@ -26,7 +26,7 @@ const NEWEST: i64 = MIGRATIONS.len() as i64;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How soon a lock is asked for again that SQLite does not wait for.
-const PAUSE: Duration = Duration::from_millis(10);
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Opens for writing; makes and migrates the file if need be.
 pub(super) fn open(path: &Path) -> Result<Connection> {
@@ -53,7 +53,7 @@ fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY_TIMEOUT =>
             {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(BUSY_PAUSE);
             }
             done => return done,
         }
@@ -82,9 +82,9 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let sqlite = |e| Error::from_sqlite(path, e);
     let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
-    let Err(error) = tables(&connection) else { return Ok((connection, false)) };
+    let Err(error) = count_tables(&connection) else { return Ok((connection, false)) };
     let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
-    match as_it_is(path).filter(|_| may_not && !log_of(path).exists()) {
+    match immutable_uri(path).filter(|_| may_not && !wal_path(path).exists()) {
         None => Err(sqlite(error)),
         Some(uri) => Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true)),
     }
@@ -92,7 +92,7 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
 
 /// The name by which SQLite reads a file that nobody has open, with no lock and no file beside it (sqlite.org/uri.html,
 /// `immutable`).
-fn as_it_is(path: &Path) -> Option<String> {
+fn immutable_uri(path: &Path) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     let path = std::path::absolute(path).ok()?;
@@ -100,13 +100,13 @@ fn as_it_is(path: &Path) -> Option<String> {
 }
 
 /// What is newer than the file, while somebody has it open.
-fn log_of(path: &Path) -> PathBuf {
+fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
     name.into()
 }
 
-fn tables(connection: &Connection) -> rusqlite::Result<i64> {
+fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
@@ -122,7 +122,7 @@ pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
 }
 
 /// How many pages of the WAL are not in the database yet.
-pub(super) fn uncopied(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i64> {
     let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
     look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }
@@ -143,10 +143,10 @@ fn inspect(path: &Path) -> Result<i64> {
     }
     let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
-    // All of one moment: another program may be making it.
+    // All of one parse_time: another program may be making it.
     connection.execute_batch("BEGIN").map_err(sqlite)?;
     let (application, version) = identity(&connection).map_err(sqlite)?;
-    let empty = application == 0 && version == 0 && tables(&connection).map_err(sqlite)? == 0;
+    let empty = application == 0 && version == 0 && count_tables(&connection).map_err(sqlite)? == 0;
     if !empty && application != APPLICATION_ID {
         return Err(Error::Foreign(path.to_owned()));
     }
@@ -299,7 +299,7 @@ mod tests {
         let path = folder.path().join("100% of what? #1 ü.db");
         drop(open(&path).unwrap());
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-        let connection = Connection::open_with_flags(as_it_is(&path).unwrap(), flags).unwrap();
+        let connection = Connection::open_with_flags(immutable_uri(&path).unwrap(), flags).unwrap();
         assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing is beside it");
     }

@@ -7,23 +7,23 @@ use std::sync::atomic::AtomicI64;
 use rusqlite::Connection;
 use tokio::sync::watch;
 
-use super::{Error, Reader, Result, schema, writer};
+use super::{Error, Result, StoreReader, schema, writer};
 use crate::model::{Matching, Status};
 
 /// What the store must know of the configuration.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct StoreSettings {
     /// The database file.
     pub path: PathBuf,
     /// The callbacks that events are for.
-    pub targets: Vec<Target>,
+    pub targets: Vec<TargetRules>,
     /// How sessions are found by what was paid.
     pub matching: Matching,
 }
 
 /// A callback, as far as the outbox needs to know it.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct TargetRules {
     /// The `[[forward]]` entry's name.
     pub name: String,
     /// The statuses that it is told.
@@ -36,7 +36,7 @@ pub struct Target {
 #[derive(Clone)]
 pub struct Store {
     writer: writer::Writer,
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings: Arc<StoreSettings>,
     /// Counts the commits after which a delivery may be due.
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
@@ -52,9 +52,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`]: newer, foreign, locked, or what SQLite or the system says.
-    pub fn open(settings: Settings) -> Result<Self> {
+    pub fn open(settings: StoreSettings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
-        let file = number(&settings.path).unwrap_or_default();
+        let file = file_id(&settings.path).unwrap_or_default();
         let writer = writer::Writer::start(connection, &settings.path, file)?;
         let count = || Arc::new(watch::Sender::new(0));
         let seen_version = Arc::new(AtomicI64::new(i64::MIN));
@@ -71,12 +71,12 @@ impl Store {
     /// A connection for reading, of the caller's own.
     ///
     /// # Errors
-    /// As [`Reader::open`]; [`Error::Moved`] if that would not show what is written here.
-    pub fn reader(&self) -> Result<Reader> {
-        if number(&self.settings.path).is_ok_and(|number| number != self.file) {
+    /// As [`StoreReader::open`]; [`Error::Moved`] if that would not show what is written here.
+    pub fn reader(&self) -> Result<StoreReader> {
+        if file_id(&self.settings.path).is_ok_and(|number| number != self.file) {
             return Err(Error::Moved(self.settings.path.clone()));
         }
-        Reader::open(&self.settings.path)
+        StoreReader::open(&self.settings.path)
     }
 
     /// Becomes ready when deliveries may have become due through a commit.
@@ -107,7 +107,7 @@ impl Store {
 
 /// By which numbers the system knows a file. Asked without opening it: to close it would end SQLite's locks on it.
 /// `None`: there is none.
-pub(super) fn number(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
+pub(super) fn file_id(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
     use std::os::unix::fs::MetadataExt;
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -115,12 +115,12 @@ pub(super) fn number(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
     }
 }
 
-/// The current moment in the database's form.
-pub(crate) fn now() -> String {
+/// The current parse_time in the database's form.
+pub(crate) fn current_time() -> String {
     crate::model::iso(jiff::Timestamp::now())
 }
 
-/// A moment that the database tells; `None` for what a person wrote there and is none.
-pub(crate) fn moment(text: Option<String>) -> Option<jiff::Timestamp> {
+/// A parse_time that the database tells; `None` for what a person wrote there and is none.
+pub(crate) fn parse_time(text: Option<String>) -> Option<jiff::Timestamp> {
     text.and_then(|t| t.parse().ok())
 }

@@ -9,7 +9,7 @@ use crate::model::Matching;
 
 fn store(folder: &tempfile::TempDir) -> Store {
     let matching = Matching { enabled: false, window: std::time::Duration::from_secs(2700) };
-    Store::open(Settings { path: folder.path().join("m.db"), targets: Vec::new(), matching }).unwrap()
+    Store::open(StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching }).unwrap()
 }
 
 /// Commits a mail of `size` bytes.
@@ -25,22 +25,22 @@ async fn what_is_listed_by_an_index_is_found_by_it() {
     let reader = store(&folder).reader().unwrap();
     let (word, words, row) = (Some("x"), Some("[\"x\"]"), Some(1));
     for (table, asked_for) in [
-        ("mails", ("outcome = ?", reader::asked(&word))),
-        ("mails", ("event_id = ?", reader::asked(&word))),
-        ("deliveries", ("event_id = ?", reader::asked(&word))),
-        ("events", ("session_id = ?", reader::asked(&word))),
-        ("events", (reader::OF_TRANSACTION, reader::asked(&words))),
-        ("events", ("rowid > ?", reader::asked(&row))),
+        ("mails", ("outcome = ?", reader::optional(&word))),
+        ("mails", ("event_id = ?", reader::optional(&word))),
+        ("deliveries", ("event_id = ?", reader::optional(&word))),
+        ("events", ("session_id = ?", reader::optional(&word))),
+        ("events", (reader::TRANSACTION_CONDITION, reader::optional(&words))),
+        ("events", ("rowid > ?", reader::optional(&row))),
     ] {
-        let (condition, given) = reader::all_of(&[("nothing = ?", None), asked_for]);
+        let (condition, given) = reader::where_clause(&[("nothing = ?", None), asked_for]);
         let plan = format!("EXPLAIN QUERY PLAN SELECT * FROM {table} {condition} ORDER BY rowid");
-        let steps = reader.all(&plan, &given, |row| row.get::<_, String>(3)).unwrap();
+        let steps = reader.query_all(&plan, &given, |row| row.get::<_, String>(3)).unwrap();
         let is_slow = |step: &String| step.starts_with("SCAN ") && !step.starts_with("SCAN json_each ");
         assert!(!steps.iter().any(is_slow), "{plan}: {steps:?}");
     }
-    let nothing = EventFilter::default();
+    let nothing = EventQuery::default();
     let mut count = 0;
-    for filter in [nothing.clone(), EventFilter { status: Some("failed".into()), after: Some(0), ..nothing }] {
+    for filter in [nothing.clone(), EventQuery { status: Some("failed".into()), after: Some(0), ..nothing }] {
         let each = |_| {
             count += 1;
             Ok::<_, Error>(())
@@ -66,10 +66,10 @@ async fn work_that_fails_takes_nothing_else_down() {
 async fn a_second_daemon_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.db");
-    let first = DaemonLock::take(&path).unwrap();
-    assert!(matches!(DaemonLock::take(&path), Err(Error::Busy(_))));
+    let first = DaemonLock::acquire(&path).unwrap();
+    assert!(matches!(DaemonLock::acquire(&path), Err(Error::Busy(_))));
     drop(first);
-    DaemonLock::take(&path).unwrap();
+    DaemonLock::acquire(&path).unwrap();
 }
 
 #[test]
@@ -80,10 +80,10 @@ fn a_database_has_one_lock_by_whatever_name_it_is_called() {
     std::os::unix::fs::symlink("data/m.db", &link).unwrap();
     std::os::unix::fs::symlink(&link, &chain).unwrap();
     // Before there is a file, and after.
-    let first = DaemonLock::take(&chain).unwrap();
+    let first = DaemonLock::acquire(&chain).unwrap();
     drop(schema::open(&chain).unwrap());
     for name in [&file, &link, &chain] {
-        assert!(matches!(DaemonLock::take(name), Err(Error::Busy(_))), "{}", name.display());
+        assert!(matches!(DaemonLock::acquire(name), Err(Error::Busy(_))), "{}", name.display());
         assert!(DaemonLock::is_held(name).unwrap(), "{}", name.display());
     }
     drop(first);
@@ -103,7 +103,7 @@ async fn whether_it_is_locked_is_asked_without_a_trace() {
     store(&folder).close().await;
     assert_eq!(files(&folder), ["m.db"], "closed, it is one file");
     let other = Connection::open(&path).unwrap();
-    let reader = Reader::open(&path).unwrap();
+    let reader = StoreReader::open(&path).unwrap();
     assert!(!reader.is_locked());
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert!(reader.is_locked());
@@ -120,7 +120,7 @@ fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.db");
     drop(schema::open(&path).unwrap());
-    let (reader, other) = (Reader::open(&path).unwrap(), schema::open(&path).unwrap());
+    let (reader, other) = (StoreReader::open(&path).unwrap(), schema::open(&path).unwrap());
     let (end, ending) = std::sync::mpsc::channel::<()>();
     let writing = std::thread::spawn(move || {
         // Each holds the lock longer than SQLite waits between two tries.
@@ -163,17 +163,17 @@ async fn whoever_reads_without_an_end_is_noticed_and_what_the_wal_has_grown_to_i
     let other = Connection::open(folder.path().join("m.db")).unwrap();
     other.execute_batch("BEGIN; SELECT count(*) FROM mails").unwrap();
     let record = |n| record(&store, n, 16 << 20);
-    let uncopied = || store.reader().unwrap().uncopied().unwrap();
+    let backlog = || store.reader().unwrap().checkpoint_backlog().unwrap();
     for n in 1..=5 {
         record(n).await.unwrap();
     }
-    assert!(uncopied() > 80 << 20, "{}", uncopied());
+    assert!(backlog() > 80 << 20, "{}", backlog());
     other.execute_batch("COMMIT").unwrap();
     // Each copies, and the second begins the file anew.
     record(6).await.unwrap();
     store.ping().await.unwrap();
     record(7).await.unwrap();
-    assert!(uncopied() < 32 << 20, "{}", uncopied());
+    assert!(backlog() < 32 << 20, "{}", backlog());
     assert!(std::fs::metadata(wal).unwrap().len() <= 64 << 20);
 }
 

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::store::number;
+use super::store::file_id;
 use super::{Error, Result, schema};
 
 /// The most that one transaction takes.
@@ -25,16 +25,16 @@ const QUEUE: usize = 4_096;
 const CHECKPOINT: i64 = 1_000;
 
 /// With how many it is done although somebody may wait. A page that is written often is copied once.
-const CHECKPOINT_NOW: i64 = 4_000;
+const CHECKPOINT_URGENT: i64 = 4_000;
 
 /// So many bytes of the WAL that cannot be copied are worth a word: nothing of ours keeps so many back. No more than these are
-/// left of the file when they could be: it grows for as long as somebody reads what is older.
-pub const KEPT_BACK: u64 = 64 << 20;
+/// backlog of the file when they could be: it grows for as long as somebody reads what is older.
+pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 
 /// In pages, of the size that SQLite gives to a new file.
-const TOO_MANY: i64 = (KEPT_BACK / 4_096).cast_signed();
+const MAX_BACKLOG_PAGES: i64 = (MAX_WAL_BACKLOG / 4_096).cast_signed();
 
-/// When nobody came for so long, nobody is about to: whoever was told of a commit has come back with what follows from it.
+/// When nobody came for so long, nobody is about to: whoever was warned of a commit has come back with what follows from it.
 /// A mail's deliveries are counted at once, and to copy takes longer than that.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -49,7 +49,7 @@ trait Job: Send {
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>);
 }
 
-struct Piece<F, T> {
+struct Task<F, T> {
     work: Option<F>,
     result: Option<Result<T>>,
     reply: oneshot::Sender<Result<T>>,
@@ -70,19 +70,19 @@ impl Writer {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
         connection.pragma_update(None, "cache_size", CACHE).map_err(sqlite)?;
-        connection.pragma_update(None, "journal_size_limit", KEPT_BACK.cast_signed()).map_err(sqlite)?;
+        connection.pragma_update(None, "journal_size_limit", MAX_WAL_BACKLOG.cast_signed()).map_err(sqlite)?;
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (is_open, open) = watch::channel(());
         let io = |source| Error::Io { path: path.to_owned(), source };
         let clock = Builder::new_current_thread().enable_time().build().map_err(io)?;
         let path: Arc<Path> = path.into();
-        let of = path.clone();
+        let database = path.clone();
         std::thread::Builder::new()
             .name("store".into())
             .spawn(move || {
                 serve(&connection, queue, &clock);
-                if number(&of).is_ok_and(|now| now != file) {
-                    take_along(&connection);
+                if file_id(&database).is_ok_and(|now| now != file) {
+                    checkpoint_replaced_file(&connection);
                 }
                 drop(connection);
                 drop(is_open);
@@ -104,17 +104,17 @@ impl Writer {
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        let piece = Piece { work: Some(work), result: None, reply, path: self.path.clone() };
+        let piece = Task { work: Some(work), result: None, reply, path: self.path.clone() };
         self.jobs.send(Box::new(piece)).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
     }
 }
 
-impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Piece<F, T> {
+impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Task<F, T> {
     fn run(&mut self, connection: &Connection, alone: bool) -> bool {
         let Some(work) = self.work.take() else { return false };
         let result =
-            if alone { plainly(connection, &self.path, work) } else { in_savepoint(connection, &self.path, work) };
+            if alone { run_alone(connection, &self.path, work) } else { in_savepoint(connection, &self.path, work) };
         self.result.insert(result).is_ok()
     }
 
@@ -128,7 +128,7 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Piece<F, T> {
     }
 }
 
-fn plainly<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+fn run_alone<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     work(connection).map_err(|e| match e {
         Error::Sqlite { source, .. } => Error::from_sqlite(path, source),
         other => other,
@@ -138,17 +138,17 @@ fn plainly<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connectio
 /// A piece of work that fails leaves no trace. SQLite keeps a copy of each page that is changed within.
 fn in_savepoint<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     let sqlite = |e| Error::from_sqlite(path, e);
-    kept(connection, "SAVEPOINT work").map_err(sqlite)?;
-    let result = plainly(connection, path, work);
+    execute_cached(connection, "SAVEPOINT work").map_err(sqlite)?;
+    let result = run_alone(connection, path, work);
     if result.is_err() {
-        kept(connection, "ROLLBACK TO work").map_err(sqlite)?;
+        execute_cached(connection, "ROLLBACK TO work").map_err(sqlite)?;
     }
-    kept(connection, "RELEASE work").map_err(sqlite)?;
+    execute_cached(connection, "RELEASE work").map_err(sqlite)?;
     result
 }
 
 /// Runs a statement that each transaction needs. It is compiled one time only.
-fn kept(connection: &Connection, sql: &'static str) -> rusqlite::Result<()> {
+fn execute_cached(connection: &Connection, sql: &'static str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
@@ -157,12 +157,12 @@ struct Transaction<'c>(&'c Connection);
 
 impl<'c> Transaction<'c> {
     fn begin(connection: &'c Connection) -> rusqlite::Result<Self> {
-        kept(connection, "BEGIN IMMEDIATE")?;
+        execute_cached(connection, "BEGIN IMMEDIATE")?;
         Ok(Transaction(connection))
     }
 
     fn commit(self) -> rusqlite::Result<()> {
-        kept(self.0, "COMMIT")
+        execute_cached(self.0, "COMMIT")
     }
 }
 
@@ -170,44 +170,45 @@ impl Drop for Transaction<'_> {
     fn drop(&mut self) {
         // A full disk has ended it already (sqlite.org/lang_transaction.html); what else fails here, fails at the next BEGIN.
         if !self.0.is_autocommit() {
-            let _ = kept(self.0, "ROLLBACK");
+            let _ = execute_cached(self.0, "ROLLBACK");
         }
     }
 }
 
 /// Until everybody has let go. `clock` tells when it is quiet.
 fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock: &Runtime) {
-    let (mut untidy, mut told) = (false, false);
+    let (mut checkpoint_due, mut warned) = (false, false);
     loop {
-        let next = match untidy {
+        let next = match checkpoint_due {
             true => clock.block_on(async { tokio::time::timeout(QUIET, queue.recv()).await }),
             false => Ok(queue.blocking_recv()),
         };
         match next {
             Ok(Some(first)) => {
                 commit(connection, first, &mut queue);
-                let left = schema::uncopied(connection).unwrap_or(0);
-                untidy |= left >= CHECKPOINT;
-                if left >= CHECKPOINT_NOW {
-                    copy(connection);
+                let backlog = schema::checkpoint_backlog(connection).unwrap_or(0);
+                checkpoint_due |= backlog >= CHECKPOINT;
+                if backlog >= CHECKPOINT_URGENT {
+                    checkpoint(connection);
                 }
-                let kept_back = left >= TOO_MANY && schema::uncopied(connection).unwrap_or(0) >= TOO_MANY;
-                if kept_back && !told {
+                let is_blocked = backlog >= MAX_BACKLOG_PAGES
+                    && schema::checkpoint_backlog(connection).unwrap_or(0) >= MAX_BACKLOG_PAGES;
+                if is_blocked && !warned {
                     tracing::warn!(
                         "another program reads the database without an end: the -wal beside it grows until then"
                     );
                 }
-                told = kept_back;
+                warned = is_blocked;
             }
             Err(_) => {
-                tidy(connection);
-                untidy = false;
+                checkpoint_and_shrink(connection);
+                checkpoint_due = false;
             }
             Ok(None) => break,
         }
     }
-    if untidy {
-        tidy(connection);
+    if checkpoint_due {
+        checkpoint_and_shrink(connection);
     }
 }
 
@@ -230,15 +231,15 @@ fn is_locked(error: &rusqlite::Error) -> bool {
 
 /// Copies the WAL, and gives back the memory of all that was read and written meanwhile: in years of single mails it would
 /// grow to the whole of what it may be.
-fn tidy(connection: &Connection) {
-    copy(connection);
-    if let Err(error) = kept(connection, "PRAGMA shrink_memory") {
+fn checkpoint_and_shrink(connection: &Connection) {
+    checkpoint(connection);
+    if let Err(error) = execute_cached(connection, "PRAGMA shrink_memory") {
         tracing::debug!(%error, "the memory of the database was not given back");
     }
 }
 
 /// Copies the WAL into the database, as far as nobody reads what is older.
-fn copy(connection: &Connection) {
+fn checkpoint(connection: &Connection) {
     let copied = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)");
     if let Err(error) = copied.and_then(|mut copied| copied.query_row([], |_| Ok(()))) {
         // The commit that finds no room for the WAL says so; this one is made up for by the next.
@@ -248,7 +249,7 @@ fn copy(connection: &Connection) {
 
 /// Empties the WAL into the file that was opened, as another stands in its place by now: SQLite leaves the WAL where it is then,
 /// and whoever opens that other file would take it for that one's.
-fn take_along(connection: &Connection) {
+fn checkpoint_replaced_file(connection: &Connection) {
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
     if emptied != Ok(0) {
         tracing::error!("what is in the -wal beside the database was of the file that stood there before: remove it");

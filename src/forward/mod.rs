@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
-use crate::db::{self, Attempted, Claimed, End, InFlight, Store, Turn};
+use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
 
 /// How many requests to one callback are under way at once.
 const CONCURRENCY: usize = 16;
@@ -42,7 +42,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
     let mut couriers = JoinSet::new();
     couriers.spawn(release(store.clone(), shutdown.clone()));
     let (notice, ending) = (store.clone(), shutdown.clone());
-    couriers.spawn(async move { notice.notice_others(ending).await });
+    couriers.spawn(async move { notice.watch_changes(ending).await });
     for target in targets {
         if target.place.is_readable_on_the_way() {
             tracing::warn!(
@@ -92,10 +92,10 @@ pub async fn probe(target: &Target) -> Result<Vec<String>, String> {
 struct Courier {
     store: Store,
     target: Arc<Target>,
-    requests: JoinSet<Attempted>,
+    requests: JoinSet<FinishedAttempt>,
     under_way: HashMap<Id, Claimed>,
     /// Attempts that ended and are not recorded yet.
-    ended: Vec<Attempted>,
+    ended: Vec<FinishedAttempt>,
     /// What the clock said last.
     clock: Option<Timestamp>,
 }
@@ -137,17 +137,17 @@ impl Courier {
         }
     }
 
-    async fn record_and_claim(&mut self, free: usize) -> db::Result<Turn> {
+    async fn record_and_claim(&mut self, free: usize) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
         // When nobody ran it may have been set back as well.
         if self.clock.is_none_or(|before| clock < before) {
-            self.store.recall(self.target.name()).await?;
+            self.store.requeue_after_clock_change(self.target.name()).await?;
         }
         self.clock = Some(clock);
         let in_flight = self.under_way.values();
         let in_flight =
             in_flight.map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id.clone() }).collect();
-        let turn = self.store.turn(self.target.name(), self.ended.clone(), in_flight, free).await?;
+        let turn = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, free).await?;
         self.ended.clear();
         Ok(turn)
     }
@@ -159,7 +159,7 @@ impl Courier {
     }
 
     /// Takes an attempt that ended, and all others that have.
-    fn take_ended(&mut self, first: Result<(Id, Attempted), JoinError>) {
+    fn take_ended(&mut self, first: Result<(Id, FinishedAttempt), JoinError>) {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
@@ -193,51 +193,69 @@ fn instant(at: Timestamp) -> Instant {
 }
 
 /// Makes one attempt, and says what follows from it.
-async fn attempt(target: &Target, claimed: &Claimed) -> Attempted {
+async fn attempt(target: &Target, claimed: &Claimed) -> FinishedAttempt {
     let (began, at) = (Instant::now(), Timestamp::now());
     let answer = post::post(target, claimed).await;
     let took = began.elapsed();
     let end = match answer.error {
-        None => End::Accepted,
+        None => NextStep::Delivered,
         Some(error) => {
             let now = schedule::ended(at, took, Timestamp::now());
             after_failure(target, claimed, now, error, answer.retry_after)
         }
     };
     tell(target, claimed, answer.status, took, &end);
-    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: answer.status, took, end }
+    FinishedAttempt {
+        delivery_id: claimed.delivery_id,
+        attempt: claimed.attempt,
+        status: answer.status,
+        took,
+        next_step: end,
+    }
 }
 
-fn after_failure(target: &Target, claimed: &Claimed, now: Timestamp, error: String, asked: Option<Duration>) -> End {
+fn after_failure(
+    target: &Target,
+    claimed: &Claimed,
+    now: Timestamp,
+    error: String,
+    asked: Option<Duration>,
+) -> NextStep {
     let last = schedule::later(claimed.first_attempt_at, target.give_up_after);
     match schedule::next(now, schedule::pause(claimed.attempt), asked, last) {
-        Some(at) => End::Again(error, at),
+        Some(at) => NextStep::RetryAt(error, at),
         None => {
             let after = crate::units::Duration(target.give_up_after);
-            End::GivenUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
+            NextStep::GiveUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
         }
     }
 }
 
 /// The attempt's task broke down: a fault of ours, which must not keep the delivery for ever.
-fn broken(target: &Target, claimed: &Claimed) -> Attempted {
+fn broken(target: &Target, claimed: &Claimed) -> FinishedAttempt {
     let end = after_failure(target, claimed, Timestamp::now(), "internal error during the attempt".into(), None);
-    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: None, took: Duration::ZERO, end }
+    FinishedAttempt {
+        delivery_id: claimed.delivery_id,
+        attempt: claimed.attempt,
+        status: None,
+        took: Duration::ZERO,
+        next_step: end,
+    }
 }
 
-fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &End) {
+fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &NextStep) {
     let (callback, attempt) = (target.name(), claimed.attempt);
     let (event_id, session_id) = (claimed.event_id.as_str(), claimed.session_id.as_deref());
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     match end {
-        End::Accepted => {
+        NextStep::Delivered => {
             tracing::info!(callback, event_id, session_id, attempt, status, millis, "delivered");
         }
-        End::Again(error, at) => {
+        NextStep::RetryAt(error, at) => {
             let again = at.to_string();
             tracing::warn!(callback, event_id, session_id, attempt, status, millis, %error, again, "not delivered yet");
         }
-        End::GivenUp(error) => {
+        NextStep::GiveUp(error) => {
             tracing::error!(callback, event_id, session_id, attempt, status, millis, %error, "delivery is dead");
         }
     }

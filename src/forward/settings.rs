@@ -137,8 +137,8 @@ impl Settings {
 
     /// As the outbox needs to know it.
     #[must_use]
-    pub fn target(&self) -> db::Target {
-        db::Target {
+    pub fn target(&self) -> db::TargetRules {
+        db::TargetRules {
             name: self.name.clone(),
             statuses: self.statuses.clone(),
             send_unresolved: self.unresolved == Unresolved::Send,

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::db::{self, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, Reason, ReasonCode};
-use crate::payments::{Change, Stored};
+use crate::payments::{Reevaluation, StoredMail};
 use crate::trust::dns::Resolver;
 
 /// How long after the first judgement the second follows; each pause is twice the one before, up to an hour.
@@ -54,7 +54,7 @@ impl Deferred {
     async fn look(&self) -> db::Result<Option<Timestamp>> {
         let (reader, now) = (self.store.reader()?, Timestamp::now());
         for id in reader.deferred_mails(now)? {
-            if let Some(stored) = reader.stored(id)? {
+            if let Some(stored) = reader.stored_mail(id)? {
                 self.judge(stored).await?;
             }
         }
@@ -62,7 +62,7 @@ impl Deferred {
         reader.next_deferred(now)
     }
 
-    async fn judge(&self, stored: Stored) -> db::Result<()> {
+    async fn judge(&self, stored: StoredMail) -> db::Result<()> {
         let Some(rules) = self.rules.get(&stored.mail.origin.account) else { return Ok(()) };
         let mut examined = super::examine_one(rules, &self.resolver, &stored.mail).await;
         let next = pause(stored.judgements);
@@ -70,8 +70,8 @@ impl Deferred {
             give_up(&mut examined);
         }
         let at = Timestamp::now() + next;
-        let change = super::patiently(None, || self.store.rejudge(stored.id, examined.clone(), Some(at))).await?;
-        if let Change::Outcome { outcome, reason, event_id } = change {
+        let change = super::patiently(None, || self.store.reevaluate(stored.id, examined.clone(), Some(at))).await?;
+        if let Reevaluation::Outcome { outcome, reason, event_id } = change {
             let reason = reason.map(|r| r.to_string());
             tracing::info!(mail_id = stored.id, event_id, reason, "deferred mail: {outcome}");
         }
@@ -103,7 +103,7 @@ mod tests {
 
     use crate::model::Matching;
     use crate::model::{Envelope, Origin, RawMail};
-    use crate::payments::Entry;
+    use crate::payments::ExaminedMail;
     use crate::trust::dns;
 
     /// A mail that was deferred just now, of an account that is not configured any more.
@@ -111,13 +111,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: FIRST };
-        let settings = db::Settings { path: path.clone(), targets: Vec::new(), matching };
+        let settings = db::StoreSettings { path: path.clone(), targets: Vec::new(), matching };
         let store = Store::open(settings).unwrap();
         let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((7, 1)) };
         let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };
         let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
-        store.record(vec![Entry::new(mail, examined)], None).await.unwrap();
+        store.record(vec![ExaminedMail::new(mail, examined)], None).await.unwrap();
         let resolver = Arc::new(Resolver::new(&dns::Settings::default()).unwrap());
         (folder, Deferred { rules: HashMap::new(), resolver, store })
     }

@@ -15,7 +15,7 @@ use crate::contain::{contained, contained_async};
 use crate::db::{self, Cursor, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
-use crate::payments::{Entry, Recorded};
+use crate::payments::{ExaminedMail, Recorded};
 use crate::pulse::Pulse;
 use crate::source::imap::{self, Batch, Report};
 use crate::telemetry;
@@ -49,7 +49,7 @@ pub struct Ingest {
 
 /// What is recorded in one go.
 enum Step {
-    Examined(Batch, Vec<Entry>),
+    Examined(Batch, Vec<ExaminedMail>),
     Found { attribute: String },
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
@@ -131,7 +131,7 @@ impl Ingest {
     }
 
     /// Examines mails in a task of their own, so that another core can do it.
-    pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<Entry> {
+    pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<ExaminedMail> {
         let mails = match <[RawMail; 1]>::try_from(mails) {
             Ok([mail]) => return vec![self.examine_alone(mail).await],
             Err(mails) => mails,
@@ -141,7 +141,7 @@ impl Ingest {
             let mut entries = Vec::with_capacity(mails.len());
             for mail in mails {
                 let examined = examine_one(&rules, &resolver, &mail).await;
-                entries.push(Entry::new(mail, examined));
+                entries.push(ExaminedMail::new(mail, examined));
             }
             entries
         };
@@ -153,7 +153,7 @@ impl Ingest {
     }
 
     /// Examines the one mail that somebody may be waiting for: one core reads it while another judges it.
-    async fn examine_alone(&self, mail: RawMail) -> Entry {
+    async fn examine_alone(&self, mail: RawMail) -> ExaminedMail {
         let mail = Arc::new(mail);
         let (rules, it) = (self.rules.clone(), mail.clone());
         let reading = tokio::spawn(async move { contained(|| rules.take_in(&it)) });
@@ -167,7 +167,7 @@ impl Ingest {
             // Every panic is contained; this is a task that was cancelled at the end.
             _ => std::future::pending().await,
         };
-        Entry::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
+        ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
     }
 
     /// Examines mails and records them, without a cursor: what `import` hands over.
@@ -195,7 +195,7 @@ impl Ingest {
             }
         }
         if !entries.is_empty() || cursor.is_some() {
-            let entries: Arc<[Entry]> = entries.into();
+            let entries: Arc<[ExaminedMail]> = entries.into();
             let recorded = self.commit(&entries, cursor.as_ref(), Some(pulse)).await?;
             if let (Some(noted), Some(_)) = (noted.as_mut(), &cursor) {
                 noted.seen_at = Some(Instant::now());
@@ -224,7 +224,7 @@ impl Ingest {
     /// Records mails, however long the database has to be waited for.
     async fn commit(
         &self,
-        entries: &Arc<[Entry]>,
+        entries: &Arc<[ExaminedMail]>,
         cursor: Option<&Cursor>,
         pulse: Option<&Pulse>,
     ) -> db::Result<Vec<Recorded>> {
@@ -251,7 +251,7 @@ fn not_taken_apart() -> Examined {
     }
 }
 
-fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
+fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
     // A mail that was recorded before is a duplicate as well, whatever it was then.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid)
 }
@@ -278,7 +278,7 @@ async fn patiently<T, F: Future<Output = db::Result<T>>>(
     }
 }
 
-fn log(entry: &Entry, recorded: &Recorded) {
+fn log(entry: &ExaminedMail, recorded: &Recorded) {
     let origin = &entry.mail.origin;
     let uid = origin.uid.map(|(_, uid)| uid);
     let (event_id, session_id) = (recorded.event_id.as_deref(), recorded.session_id.as_deref());

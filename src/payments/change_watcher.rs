@@ -17,40 +17,40 @@ use super::reconcile;
 use crate::db::{Error, Result, Store};
 
 /// The shortest time between two looks: others may write as often as they like.
-const REST: Duration = Duration::from_millis(100);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a commit may take from its first write: it is told of then, and most of what is told of are our own, which
 /// need neither a look before they are done nor one for each of their writes.
-const COMMIT: Duration = Duration::from_millis(5);
+const COMMIT_TIME: Duration = Duration::from_millis(5);
 
 /// The longest time between two looks, for what the kernel failed to tell: that the folder was replaced, for one.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// How often to look where the kernel tells nothing at all.
-const POLL: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
     /// Takes notice of what other programs commit, until `shutdown`: settles sessions, wakes who waits for deliveries.
     ///
     /// # Errors
     /// [`Error::Stopped`] if the writer has ended.
-    pub async fn notice_others(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
-        let mut changes = Changes::of(&self.settings.path);
+    pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+        let mut changes = Changes::new(&self.settings.path);
         loop {
             // Before the look: what is written after it is told of.
-            changes.ask();
-            let looked = self.look().await;
-            match &looked {
-                Err(Error::Stopped) => return looked,
+            changes.arm();
+            let checked = self.check().await;
+            match &checked {
+                Err(Error::Stopped) => return checked,
                 Err(error) => tracing::warn!(%error, "cannot look for what other programs wrote; trying again"),
                 Ok(()) => {}
             }
             let next = async {
-                sleep(REST).await;
-                // What could not be looked at is not told of a second time.
-                if looked.is_ok() {
+                sleep(SHORTEST_PAUSE).await;
+                // What could not be checked at is not told of a second time.
+                if checked.is_ok() {
                     changes.next().await;
-                    sleep(COMMIT).await;
+                    sleep(COMMIT_TIME).await;
                 }
             };
             tokio::select! {
@@ -61,16 +61,16 @@ impl Store {
     }
 
     /// Looks once. It takes the write lock, and so waits for a commit that is being written while we hear of it.
-    async fn look(&self) -> Result<()> {
+    async fn check(&self) -> Result<()> {
         let version =
             self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
-            let settled = self.settle().await.inspect_err(|_| {
-                // What is not settled is looked at again.
+            let reconciled = self.reconcile().await.inspect_err(|_| {
+                // What is not reconciled is checked at again.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
-            if settled != reconcile::Settled::default() {
-                let reconcile::Settled { resolved, released, held, too_late } = settled;
+            if reconciled != reconcile::Reconciled::default() {
+                let reconcile::Reconciled { resolved, released, held, too_late } = reconciled;
                 tracing::info!(resolved, released, held, too_late = too_late.len(), "sessions were registered");
             }
             self.wake_outbox();
@@ -82,28 +82,28 @@ impl Store {
 /// The kernel's word that somebody wrote.
 enum Changes {
     #[cfg(target_os = "linux")]
-    Told(Box<kernel::Watch>),
-    Asked,
+    Inotify(Box<kernel::FolderWatch>),
+    Polling,
 }
 
 impl Changes {
-    fn of(database: &Path) -> Self {
+    fn new(database: &Path) -> Self {
         #[cfg(target_os = "linux")]
-        match kernel::Watch::of(database) {
-            Ok(watch) => return Changes::Told(Box::new(watch)),
-            Err(error) => tracing::warn!(%error, "no inotify; looking every {} ms instead", POLL.as_millis()),
+        match kernel::FolderWatch::new(database) {
+            Ok(watch) => return Changes::Inotify(Box::new(watch)),
+            Err(error) => tracing::warn!(%error, "no inotify; looking every {} ms instead", POLL_INTERVAL.as_millis()),
         }
-        Changes::Asked
+        Changes::Polling
     }
 
     /// Wants to be told of the next write.
-    fn ask(&mut self) {
+    fn arm(&mut self) {
         #[cfg(target_os = "linux")]
-        if let Changes::Told(watch) = self
-            && let Err(error) = watch.ask()
+        if let Changes::Inotify(watch) = self
+            && let Err(error) = watch.arm()
         {
-            tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL.as_millis());
-            *self = Changes::Asked;
+            tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL_INTERVAL.as_millis());
+            *self = Changes::Polling;
         }
     }
 
@@ -111,13 +111,13 @@ impl Changes {
     async fn next(&mut self) {
         match self {
             #[cfg(target_os = "linux")]
-            Changes::Told(watch) => {
-                if let Ok(Err(error)) = timeout(LONGEST, watch.next()).await {
-                    tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL.as_millis());
-                    *self = Changes::Asked;
+            Changes::Inotify(watch) => {
+                if let Ok(Err(error)) = timeout(LONGEST_PAUSE, watch.next()).await {
+                    tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL_INTERVAL.as_millis());
+                    *self = Changes::Polling;
                 }
             }
-            Changes::Asked => sleep(POLL).await,
+            Changes::Polling => sleep(POLL_INTERVAL).await,
         }
     }
 }
@@ -134,21 +134,21 @@ mod kernel {
     const BUFFER: usize = 4096;
 
     /// Watches the database's folder, not the files: SQLite may remove the `-wal` file and make it anew.
-    pub(super) struct Watch {
+    pub(super) struct FolderWatch {
         events: EventStream<Box<[u8]>>,
         folder: PathBuf,
     }
 
-    impl Watch {
-        pub(super) fn of(database: &Path) -> io::Result<Self> {
+    impl FolderWatch {
+        pub(super) fn new(database: &Path) -> io::Result<Self> {
             let database = std::fs::canonicalize(database)?;
             let folder = database.parent().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
             let events = Inotify::init()?.into_event_stream(vec![0; BUFFER].into_boxed_slice())?;
-            Ok(Watch { events, folder })
+            Ok(FolderWatch { events, folder })
         }
 
         /// Asks to be told of the next write.
-        pub(super) fn ask(&mut self) -> io::Result<()> {
+        pub(super) fn arm(&mut self) -> io::Result<()> {
             self.events.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::ONESHOT)?;
             Ok(())
         }

@@ -7,7 +7,7 @@ use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount
 
 /// An event that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct StoredEvent {
     /// Its id.
     pub event_id: String,
     /// What it says.
@@ -15,23 +15,23 @@ pub struct Known {
     /// Whether some callback has accepted it: from then on it stays as it is.
     pub delivered: bool,
     /// Whether some callback may have, without having said so.
-    pub doubtful: bool,
+    pub maybe_delivered: bool,
 }
 
 /// What a new event is, beside those that are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum Classification {
     /// A payment report that was not known.
     New {
         /// Why a person has to decide before it is delivered.
         hold: Option<Reason>,
         /// Whether it says something older than what is known, so that nobody need be told.
-        stale: bool,
+        superseded: bool,
     },
     /// The same report again.
     Duplicate {
         /// The known event's id.
-        of: String,
+        event_id: String,
         /// The known event with its gaps filled, if there is anything to fill and it may still change.
         filled: Option<Box<Event>>,
     },
@@ -41,52 +41,52 @@ pub enum Standing {
 
 /// Finds the standing of `new` (whose id is `id`) among the events that share its id, its transaction or its session.
 #[must_use]
-pub fn stand(id: &str, new: &Event, known: &[Known]) -> Standing {
-    if let Some(same) = repeated(id, new, known) {
+pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
+    if let Some(same) = find_repeated(id, new, known) {
         return match contradiction(&same.event, new) {
             Some(words) => conflict(&same.event_id, &words),
-            None => Standing::Duplicate { of: same.event_id.clone(), filled: fill(same, new) },
+            None => Classification::Duplicate { event_id: same.event_id.clone(), filled: fill_gaps(same, new) },
         };
     }
-    match against_siblings(new, known) {
-        Some(reason) => Standing::Conflict(reason),
-        None => beside_others(new, known),
+    match conflict_with_siblings(new, known) {
+        Some(reason) => Classification::Conflict(reason),
+        None => classify_beside_others(new, known),
     }
 }
 
 /// Of those that share its id, its transaction or its session: the event that `new` reports once more.
 #[must_use]
-pub fn repeated<'k>(id: &str, new: &Event, known: &'k [Known]) -> Option<&'k Known> {
+pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
     known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
 }
 
 /// Why a stored event is not told after all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Objection {
+pub enum HoldReason {
     /// A person has to decide.
-    Hold(Reason),
+    NeedsReview(Reason),
     /// It says something older than what is known of its session, so that nobody need be told.
-    Stale,
+    Superseded,
 }
 
 /// What stands against telling a stored event (whose id is `id`) that says `event` by now; `known` has it as it was.
 #[must_use]
-pub fn objection(id: &str, event: &Event, known: &[Known]) -> Option<Objection> {
-    let others: Vec<Known> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
+    let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
     let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.reading);
-    if let Some(reason) = against_siblings(event, &others) {
-        return Some(Objection::Hold(reason));
+    if let Some(reason) = conflict_with_siblings(event, &others) {
+        return Some(HoldReason::NeedsReview(reason));
     }
-    match beside_others(&what_is_new(before, event), &others) {
-        Standing::New { stale: true, .. } => Some(Objection::Stale),
-        Standing::New { hold, .. } => hold.map(Objection::Hold),
-        Standing::Duplicate { .. } | Standing::Conflict(_) => None,
+    match classify_beside_others(&without_known_parts(before, event), &others) {
+        Classification::New { superseded: true, .. } => Some(HoldReason::Superseded),
+        Classification::New { hold, .. } => hold.map(HoldReason::NeedsReview),
+        Classification::Duplicate { .. } | Classification::Conflict(_) => None,
     }
 }
 
 /// The event without the session and the transaction that it had before: what came later and has the same was judged beside
 /// it, and is held itself.
-fn what_is_new(before: Option<&Reading>, event: &Event) -> Event {
+fn without_known_parts(before: Option<&Reading>, event: &Event) -> Event {
     let had = |of: fn(&Reading) -> &Option<String>| {
         before.is_some_and(|before| {
             of(before).is_some() == of(&event.reading).is_some() && same_text(of(before), of(&event.reading))
@@ -98,8 +98,8 @@ fn what_is_new(before: Option<&Reading>, event: &Event) -> Event {
     new
 }
 
-fn conflict(with: &str, words: &str) -> Standing {
-    Standing::Conflict(conflict_with(with, words))
+fn conflict(with: &str, words: &str) -> Classification {
+    Classification::Conflict(conflict_with(with, words))
 }
 
 fn conflict_with(event_id: &str, words: &str) -> Reason {
@@ -107,7 +107,7 @@ fn conflict_with(event_id: &str, words: &str) -> Reason {
 }
 
 /// What contradicts the other events of the same transaction.
-fn against_siblings(new: &Event, known: &[Known]) -> Option<Reason> {
+fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
@@ -201,10 +201,10 @@ fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
 }
 
 /// What the events of other transactions mean for a new one.
-fn beside_others(new: &Event, known: &[Known]) -> Standing {
-    match beside_its_session(new, known) {
-        Standing::New { hold: None, stale: false } => {
-            Standing::New { hold: on_another_chain(new, known), stale: false }
+fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
+    match classify_in_session(new, known) {
+        Classification::New { hold: None, superseded: false } => {
+            Classification::New { hold: same_hash_on_another_chain(new, known), superseded: false }
         }
         decided => decided,
     }
@@ -212,14 +212,14 @@ fn beside_others(new: &Event, known: &[Known]) -> Standing {
 
 /// A transaction has its hash on one chain, but for one that was sent on to another with its signature intact. So it may be
 /// a payment of its own, or the same one under another name of its chain.
-fn on_another_chain(new: &Event, known: &[Known]) -> Option<Reason> {
+fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let is_elsewhere = |a: &Reading, b: &Reading| shares_hash(a, b) && !shares_transaction(a, b);
     let other = known.iter().find(|k| is_elsewhere(&k.event.reading, &new.reading))?;
     Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
 /// What a session's other events mean for a new one. Nor need anybody hear that a transaction is pending that is completed.
-fn beside_its_session(new: &Event, known: &[Known]) -> Standing {
+fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     let session = &new.reading.session_id;
     let is_pending = new.reading.status == Status::Pending;
     let completed = known.iter().find(|k| {
@@ -229,26 +229,26 @@ fn beside_its_session(new: &Event, known: &[Known]) -> Standing {
         k.event.reading.status == Status::Completed
             && (is_its_session || is_pending && shares_transaction(&k.event.reading, &new.reading))
     });
-    let Some(completed) = completed else { return Standing::New { hold: None, stale: false } };
+    let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
     let words = match new.reading.status {
-        Status::Pending => return Standing::New { hold: None, stale: true },
+        Status::Pending => return Classification::New { hold: None, superseded: true },
         Status::Completed => "its session already has a completed payment with another transaction",
         Status::Failed => "it says failed of a session that is already completed",
     };
     let hold = Reason::new(ReasonCode::Conflict, format!("{words} (event {})", completed.event_id));
-    Standing::New { hold: Some(hold), stale: false }
+    Classification::New { hold: Some(hold), superseded: false }
 }
 
 /// The known event with what only the new one says; `None` if that is nothing, or it was delivered already.
-fn fill(known: &Known, new: &Event) -> Option<Box<Event>> {
+fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     if known.delivered {
         return None;
     }
     // In other words it might be counted a second time. Of whichever session it is, it is the same payment.
     let session_alone = || Reading { session_id: new.reading.session_id.clone(), ..Reading::of(new.reading.status) };
-    let n = if known.doubtful { session_alone() } else { new.reading.clone() };
+    let n = if known.maybe_delivered { session_alone() } else { new.reading.clone() };
     let k = known.event.reading.clone();
-    let header_time = known.event.header_time.or(new.header_time.filter(|_| !known.doubtful));
+    let header_time = known.event.header_time.or(new.header_time.filter(|_| !known.maybe_delivered));
     let filled = Event {
         // Once a mail says the time, no header does.
         header_time: header_time.filter(|_| k.tx_time.or(n.tx_time).is_none()),
@@ -285,31 +285,37 @@ mod tests {
         Event { reading, header_time: None, order_ref: None }
     }
 
-    fn known(event: Event, delivered: bool) -> Known {
-        Known { event_id: event.id().unwrap().to_string(), event, delivered, doubtful: false }
+    fn known(event: Event, delivered: bool) -> StoredEvent {
+        StoredEvent { event_id: event.id().unwrap().to_string(), event, delivered, maybe_delivered: false }
     }
 
-    fn judge(new: &Event, known: &[Known]) -> Standing {
-        stand(&new.id().unwrap().to_string(), new, known)
+    fn classify_new(new: &Event, known: &[StoredEvent]) -> Classification {
+        classify(&new.id().unwrap().to_string(), new, known)
     }
 
     #[test]
     fn the_same_payment_again_is_a_duplicate_that_fills_gaps_until_it_was_delivered() {
         let mut again = paid();
         again.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
-        let Standing::Duplicate { filled: Some(filled), .. } = judge(&again, &[known(paid(), false)]) else { panic!() };
+        let Classification::Duplicate { filled: Some(filled), .. } = classify_new(&again, &[known(paid(), false)])
+        else {
+            panic!()
+        };
         assert_eq!(filled.reading.session_id, again.reading.session_id);
-        assert!(matches!(judge(&again, &[known(paid(), true)]), Standing::Duplicate { filled: None, .. }));
-        assert!(matches!(judge(&paid(), &[known(again, false)]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(classify_new(&again, &[known(paid(), true)]), Classification::Duplicate { filled: None, .. }));
+        assert!(matches!(
+            classify_new(&paid(), &[known(again, false)]),
+            Classification::Duplicate { filled: None, .. }
+        ));
     }
 
     #[test]
     fn a_changed_value_is_a_conflict_and_a_changed_spelling_is_none() {
         let mut other = paid();
         other.reading.amount = Some("20.00".into());
-        assert!(matches!(judge(&other, &[known(paid(), true)]), Standing::Duplicate { .. }));
+        assert!(matches!(classify_new(&other, &[known(paid(), true)]), Classification::Duplicate { .. }));
         other.reading.amount = Some("21".into());
-        let Standing::Conflict(reason) = judge(&other, &[known(paid(), true)]) else { panic!() };
+        let Classification::Conflict(reason) = classify_new(&other, &[known(paid(), true)]) else { panic!() };
         assert!(reason.to_string().starts_with("conflict: amount is known as \"20\" and this mail says \"21\""));
     }
 
@@ -338,7 +344,7 @@ mod tests {
         first.reading.status = Status::Pending;
         let mut second = paid();
         second.reading.session_id = Some("00000000-aa61-411d-a419-0b546729bbd0".into());
-        assert!(matches!(judge(&second, &[known(first, false)]), Standing::Conflict(_)));
+        assert!(matches!(classify_new(&second, &[known(first, false)]), Classification::Conflict(_)));
     }
 
     #[test]
@@ -346,8 +352,11 @@ mod tests {
         let mut bare = paid();
         bare.reading.blockchain = None;
         assert_ne!(bare.id(), paid().id());
-        assert!(matches!(judge(&bare, &[known(paid(), true)]), Standing::Duplicate { .. }));
-        assert!(matches!(judge(&paid(), &[known(bare, false)]), Standing::Duplicate { filled: Some(_), .. }));
+        assert!(matches!(classify_new(&bare, &[known(paid(), true)]), Classification::Duplicate { .. }));
+        assert!(matches!(
+            classify_new(&paid(), &[known(bare, false)]),
+            Classification::Duplicate { filled: Some(_), .. }
+        ));
     }
 
     #[test]
@@ -356,22 +365,36 @@ mod tests {
         bare.reading.blockchain = None;
         let filled = |first: &Event, second: &Event| {
             let known = known(first.clone(), false);
-            let Standing::Duplicate { filled: Some(filled), .. } = judge(second, std::slice::from_ref(&known)) else {
+            let Classification::Duplicate { filled: Some(filled), .. } =
+                classify_new(second, std::slice::from_ref(&known))
+            else {
                 panic!()
             };
-            Known { event: *filled, ..known }
+            StoredEvent { event: *filled, ..known }
         };
         // Its id is that of the report without a chain, and so another than that of what it says by now.
-        assert!(matches!(judge(&paid(), &[filled(&bare, &paid())]), Standing::Duplicate { filled: None, .. }));
-        assert!(matches!(judge(&bare, &[filled(&bare, &paid())]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(
+            classify_new(&paid(), &[filled(&bare, &paid())]),
+            Classification::Duplicate { filled: None, .. }
+        ));
+        assert!(matches!(
+            classify_new(&bare, &[filled(&bare, &paid())]),
+            Classification::Duplicate { filled: None, .. }
+        ));
         let mut timed = Event { reading: Reading::of(Status::Failed), ..paid() };
         timed.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         let timeless = timed.clone();
         timed.reading.tx_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
-        assert!(matches!(judge(&timed, &[filled(&timeless, &timed)]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(
+            classify_new(&timed, &[filled(&timeless, &timed)]),
+            Classification::Duplicate { filled: None, .. }
+        ));
         let mut later = timed.clone();
         later.reading.tx_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
-        assert!(matches!(judge(&later, &[filled(&timeless, &timed)]), Standing::New { .. }), "it failed a second time");
+        assert!(
+            matches!(classify_new(&later, &[filled(&timeless, &timed)]), Classification::New { .. }),
+            "it failed a second time"
+        );
     }
 
     #[test]
@@ -379,10 +402,10 @@ mod tests {
         let (mut a, mut b) = (paid(), paid());
         a.header_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
         b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
-        assert!(matches!(judge(&b, &[known(a.clone(), false)]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(classify_new(&b, &[known(a.clone(), false)]), Classification::Duplicate { filled: None, .. }));
         // Nor does one tell anything of a payment whose time a mail says.
         (a.reading.tx_time, a.header_time) = (a.header_time, None);
-        assert!(matches!(judge(&b, &[known(a, false)]), Standing::Duplicate { filled: None, .. }));
+        assert!(matches!(classify_new(&b, &[known(a, false)]), Classification::Duplicate { filled: None, .. }));
     }
 
     #[test]
@@ -392,17 +415,23 @@ mod tests {
         first.reading.session_id = session.clone();
         let mut second = first.clone();
         second.reading.transaction_hash = Some(TX.replace("0xa4", "0xb4"));
-        assert!(matches!(judge(&second, &[known(first.clone(), true)]), Standing::New { hold: Some(_), .. }));
+        assert!(matches!(
+            classify_new(&second, &[known(first.clone(), true)]),
+            Classification::New { hold: Some(_), .. }
+        ));
         let late = |status| Event {
             reading: Reading { session_id: session.clone(), ..Reading::of(status) },
             header_time: None,
             order_ref: None,
         };
         let after = [known(first.clone(), true)];
-        assert!(matches!(judge(&late(Status::Failed), &after), Standing::New { hold: Some(_), .. }));
-        assert!(matches!(judge(&late(Status::Pending), &after), Standing::New { hold: None, stale: true }));
+        assert!(matches!(classify_new(&late(Status::Failed), &after), Classification::New { hold: Some(_), .. }));
+        assert!(matches!(
+            classify_new(&late(Status::Pending), &after),
+            Classification::New { hold: None, superseded: true }
+        ));
         let mut failed_tx = first;
         failed_tx.reading.status = Status::Failed;
-        assert!(matches!(judge(&failed_tx, &after), Standing::Conflict(_)));
+        assert!(matches!(classify_new(&failed_tx, &after), Classification::Conflict(_)));
     }
 }

@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, named_params, params};
 
-use super::conflicts::{self, Known, Objection, Standing};
+use super::conflicts::{self, Classification, HoldReason, StoredEvent};
 use super::matching;
-use super::sessions::{self, Found};
-use super::stored_events::known;
-use crate::db::{Result, Settings, holds, now};
+use super::sessions::{self, FoundSession};
+use super::stored_events::related_events;
+use crate::db::{Result, StoreSettings, current_time, holds};
 use crate::model::{Event, Outcome, Reason, ReasonCode, iso};
 
 /// What became of an event, and so of its mail.
@@ -25,51 +25,51 @@ impl Admitted {
 }
 
 /// Takes an event in: as a new one, as a repetition of a known one, or not at all.
-pub(super) fn admit(tx: &Connection, settings: &Settings, said: &Event) -> Result<Admitted> {
+pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> Result<Admitted> {
     let Some(id) = said.id() else {
         let reason = Reason::new(ReasonCode::Unreadable, "it names neither a transaction nor a session");
         return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
     };
     let id = id.to_string();
-    let found = sessions::find(tx, settings, said)?;
+    let found = sessions::find_session(tx, settings, said)?;
     let event = with_session(said.clone(), found.as_ref());
-    let known = known(tx, &id, &event)?;
+    let known = related_events(tx, &id, &event)?;
     let (found, event) = match found {
-        Some(found) if is_of_another(&id, said, &found, &known) => (None, said.clone()),
+        Some(found) if belongs_to_other_session(&id, said, &found, &known) => (None, said.clone()),
         found => (found, event),
     };
     let session_id = event.reading.session_id.clone();
-    match conflicts::stand(&id, &event, &known) {
-        Standing::New { hold, stale } => {
+    match conflicts::classify(&id, &event, &known) {
+        Classification::New { hold, superseded } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
             insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
-            if !stale {
+            if !superseded {
                 enqueue(tx, settings, &id, &event, hold.is_some())?;
             }
             Ok(Admitted { outcome: Outcome::Event, reason: hold, event_id: Some(id), session_id })
         }
-        Standing::Duplicate { of, filled } => {
+        Classification::Duplicate { event_id, filled } => {
             if let Some(filled) = filled {
-                refill(tx, settings, &of, &filled, found.map(|f| f.source))?;
+                refill(tx, settings, &event_id, &filled, found.map(|f| f.source))?;
             }
-            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(of), session_id })
+            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(event_id), session_id })
         }
-        Standing::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
+        Classification::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
     }
 }
 
 /// Whether a session was found for a payment that is known already, and has its own: what is open by now, under the same
 /// order or with the same amount, was not paid by reporting it once more. An address that names an order which was not
 /// known says something new.
-fn is_of_another(id: &str, said: &Event, found: &Found, known: &[Known]) -> bool {
-    let has_its_own = |k: &Known| {
+fn belongs_to_other_session(id: &str, said: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
+    let has_its_own = |k: &StoredEvent| {
         k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
     };
-    found.source != matching::Source::Mail && conflicts::repeated(id, said, known).is_some_and(has_its_own)
+    found.source != matching::SessionSource::Mail && conflicts::find_repeated(id, said, known).is_some_and(has_its_own)
 }
 
 /// The event with the session that was found for it.
-pub(super) fn with_session(mut event: Event, found: Option<&Found>) -> Event {
+pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
     if let Some(found) = found {
         event.reading.session_id = Some(found.session_id.clone());
         event.order_ref = event.order_ref.or_else(|| found.registered.as_ref().and_then(|r| r.order_ref.clone()));
@@ -77,12 +77,12 @@ pub(super) fn with_session(mut event: Event, found: Option<&Found>) -> Event {
     event
 }
 
-fn contradicts_registration(event: &Event, found: Option<&Found>) -> Option<Reason> {
+fn contradicts_registration(event: &Event, found: Option<&FoundSession>) -> Option<Reason> {
     let registered = found?.registered.as_ref()?;
     matching::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
 }
 
-fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&Found>, hold: Option<&Reason>) -> Result<()> {
+fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>, hold: Option<&Reason>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
         "INSERT INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
@@ -106,14 +106,14 @@ fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&Found>, hold:
         ":tx_time_source": event.time_source(),
         ":webhook": event.webhook(),
         ":hold": hold.map(Reason::to_string),
-        ":created_at": now(),
+        ":created_at": current_time(),
     })?;
     Ok(())
 }
 
 /// Writes the deliveries of a new event.
-fn enqueue(tx: &Connection, settings: &Settings, id: &str, event: &Event, hold: bool) -> Result<()> {
-    let at = now();
+fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, hold: bool) -> Result<()> {
+    let at = current_time();
     let resolved = event.reading.session_id.is_some();
     for target in settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status)) {
         let held = hold || !(resolved || target.send_unresolved);
@@ -130,13 +130,13 @@ fn enqueue(tx: &Connection, settings: &Settings, id: &str, event: &Event, hold: 
 /// found the session that it has now, if it had none.
 pub(super) fn refill(
     tx: &Connection,
-    settings: &Settings,
+    settings: &StoreSettings,
     id: &str,
     event: &Event,
-    source: Option<matching::Source>,
+    source: Option<matching::SessionSource>,
 ) -> Result<()> {
-    let found = sessions::find(tx, settings, event)?;
-    let found = found.map(|f| Found { source: source.unwrap_or(f.source), ..f });
+    let found = sessions::find_session(tx, settings, event)?;
+    let found = found.map(|f| FoundSession { source: source.unwrap_or(f.source), ..f });
     resolve(tx, id, event, found.as_ref()).map(drop)
 }
 
@@ -148,25 +148,30 @@ pub(super) enum Resolved {
 }
 
 /// Writes what is now known of an event, and lets its deliveries go, or holds them for a person.
-pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Resolved> {
+pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>) -> Result<Resolved> {
     let event = with_session(event.clone(), found);
-    let objection = objection(tx, id, &event, found)?;
+    let reason_to_hold = hold_reason(tx, id, &event, found)?;
     update(tx, id, &event, found.map(|f| f.source))?;
-    match objection {
-        Some(Objection::Hold(reason)) => holds::hold(tx, id, &reason).map(Resolved::Held),
-        Some(Objection::Stale) => holds::withdraw(tx, id).map(|()| Resolved::Released(0)),
+    match reason_to_hold {
+        Some(HoldReason::NeedsReview(reason)) => holds::hold(tx, id, &reason).map(Resolved::Held),
+        Some(HoldReason::Superseded) => holds::withdraw(tx, id).map(|()| Resolved::Released(0)),
         None => holds::release(tx, id).map(Resolved::Released),
     }
 }
 
 /// What stands against telling an event with this session. It is asked before that is written.
-pub(super) fn objection(tx: &Connection, id: &str, event: &Event, found: Option<&Found>) -> Result<Option<Objection>> {
-    let registered = contradicts_registration(event, found).map(Objection::Hold);
-    Ok(registered.or(conflicts::objection(id, event, &known(tx, id, event)?)))
+pub(super) fn hold_reason(
+    tx: &Connection,
+    id: &str,
+    event: &Event,
+    found: Option<&FoundSession>,
+) -> Result<Option<HoldReason>> {
+    let registered = contradicts_registration(event, found).map(HoldReason::NeedsReview);
+    Ok(registered.or(conflicts::hold_reason(id, event, &related_events(tx, id, event)?)))
 }
 
 /// Writes an event's changed values, and with them its body.
-pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::Source>) -> Result<()> {
+pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::SessionSource>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
         "UPDATE events SET session_id = :session_id,
@@ -179,7 +184,7 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<ma
     .execute(named_params! {
         ":event_id": id,
         ":session_id": r.session_id,
-        ":source": source.map(matching::Source::as_str),
+        ":source": source.map(matching::SessionSource::as_str),
         ":order_ref": event.order_ref,
         ":amount": r.amount,
         ":currency": r.currency,
@@ -194,7 +199,7 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<ma
 }
 
 /// Writes the session of an event that was told without it. What was posted stays.
-pub(super) fn name(tx: &Connection, id: &str, event: &Event, source: matching::Source) -> Result<()> {
+pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
         .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;
     Ok(())

@@ -8,7 +8,7 @@ use crate::model::{self, Event, Matching, same_amount, same_token};
 
 /// A session that the merchant registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct RegisteredSession {
     /// Resmic's name for it.
     pub session_id: String,
     /// The merchant's name for what is paid.
@@ -27,7 +27,7 @@ pub struct Registered {
 
 /// What found an event's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum SessionSource {
     /// The mail names it.
     Mail,
     /// The signed address that the mail was sent to.
@@ -37,11 +37,11 @@ pub enum Source {
     /// A person.
     Operator,
 }
-model::words!(Source, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
+model::words!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
 
 /// The one open session that this event pays; `None` if there is none, or more than one.
 #[must_use]
-pub fn matching<'a>(event: &Event, open: &'a [Registered], how: Matching) -> Option<&'a Registered> {
+pub fn only_match<'a>(event: &Event, open: &'a [RegisteredSession], how: Matching) -> Option<&'a RegisteredSession> {
     let at = event.time()?;
     only(open.iter().filter(|session| is_candidate(event, session, at, how)))
 }
@@ -55,11 +55,11 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
 
 /// Whether an event may have paid a session, by amount, chain, token and time.
 #[must_use]
-pub fn fits(event: &Event, session: &Registered, how: Matching) -> bool {
+pub fn may_pay(event: &Event, session: &RegisteredSession, how: Matching) -> bool {
     event.time().is_some_and(|at| is_candidate(event, session, at, how))
 }
 
-fn is_candidate(event: &Event, session: &Registered, at: Timestamp, how: Matching) -> bool {
+fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: Matching) -> bool {
     let amounts = session.amount.as_deref().zip(event.reading.amount.as_deref());
     amounts.is_some_and(|(owed, paid)| same_amount(owed, paid))
         && contradiction(event, session).is_none()
@@ -67,7 +67,7 @@ fn is_candidate(event: &Event, session: &Registered, at: Timestamp, how: Matchin
 }
 
 /// Whether a session may still be paid at `at`: registered at most `window` before, and not expired.
-fn is_alive(session: &Registered, at: Timestamp, window: std::time::Duration) -> bool {
+fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Duration) -> bool {
     // A payment's time knows no seconds, so it may stand up to a minute before its session.
     let age = at.as_second() - session.created_at.as_second();
     age >= -60
@@ -81,11 +81,11 @@ fn is_alive(session: &Registered, at: Timestamp, window: std::time::Duration) ->
 /// is for the caller to see. Among several, those that are completed already, that the event contradicts, or that
 /// could not be paid any more at its time are none; if more than one is left, there is no answer.
 #[must_use]
-pub fn of_order<'a>(
+pub fn session_of_order<'a>(
     event: &Event,
-    sessions: &'a [(Registered, bool)],
+    sessions: &'a [(RegisteredSession, bool)],
     window: std::time::Duration,
-) -> Option<&'a Registered> {
+) -> Option<&'a RegisteredSession> {
     if let [(single, _)] = sessions {
         return Some(single);
     }
@@ -98,7 +98,7 @@ pub fn of_order<'a>(
 
 /// In words, the first value registered for a session that the event contradicts. Absent is not different.
 #[must_use]
-pub fn contradiction(event: &Event, session: &Registered) -> Option<String> {
+pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<String> {
     let says = |field: &str, registered: &str, said: &str| {
         Some(format!("{field} is registered as {registered:?} for its session and the event says {said:?}"))
     };
@@ -148,8 +148,8 @@ mod tests {
         Event { reading, header_time: None, order_ref: None }
     }
 
-    fn owed(n: usize, amount: &str, age: i64) -> Registered {
-        Registered {
+    fn owed(n: usize, amount: &str, age: i64) -> RegisteredSession {
+        RegisteredSession {
             session_id: format!("591abe63-aa61-411d-a419-{n:012}"),
             order_ref: None,
             amount: Some(amount.into()),
@@ -163,23 +163,23 @@ mod tests {
     #[test]
     fn the_only_session_with_this_amount_inside_the_window_is_the_one() {
         let mut open = vec![owed(1, "20.00", 60), owed(2, "21", 60), owed(3, "20", 2701), owed(4, "20", -61)];
-        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
+        assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
         open[0].blockchain = Some("SEPOLIA".into());
         open[0].token = Some("dai".into());
-        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
-        assert_eq!(matching(&paid("20", "Base"), &open, HOW), None);
+        assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
+        assert_eq!(only_match(&paid("20", "Base"), &open, HOW), None);
         let mut tokens = paid("20", "Sepolia");
         tokens.reading.currency = Some("DOGE".into());
-        assert_eq!(matching(&tokens, &open, HOW), None);
+        assert_eq!(only_match(&tokens, &open, HOW), None);
         open[0].expires_at = Some(at(-1));
-        assert_eq!(matching(&paid("20", "Sepolia"), &open, HOW), None);
+        assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), None);
     }
 
     #[test]
     fn an_order_with_one_session_has_it_and_with_several_only_a_clear_one() {
         let event = paid("20", "Sepolia");
-        let of = |sessions: &[(Registered, bool)]| {
-            of_order(&event, sessions, HOW.window)
+        let of = |sessions: &[(RegisteredSession, bool)]| {
+            session_of_order(&event, sessions, HOW.window)
                 .map(|s| s.session_id.trim_start_matches("591abe63-aa61-411d-a419-").to_owned())
         };
         let is = |n: usize| Some(format!("{n:012}"));
@@ -215,11 +215,11 @@ mod tests {
         assert!(contradiction(&event, &session).unwrap().starts_with("order_ref is registered as \"cheap\""));
     }
 
-    fn any_session() -> impl Strategy<Value = Registered> {
+    fn any_session() -> impl Strategy<Value = RegisteredSession> {
         let amount = prop::sample::select(vec!["20", "20.0", "21", "020"]);
         let chain = prop::option::of(prop::sample::select(vec!["Sepolia", "SEPOLIA", "Base"]));
         (0..1000_usize, amount, chain, -200..4000_i64, prop::option::of(-100..100_i64)).prop_map(
-            |(n, amount, chain, age, expires)| Registered {
+            |(n, amount, chain, age, expires)| RegisteredSession {
                 blockchain: chain.map(str::to_owned),
                 expires_at: expires.map(at),
                 ..owed(n, amount, age)
@@ -232,18 +232,18 @@ mod tests {
         fn an_ambiguous_match_never_resolves(open in prop::collection::vec(any_session(), 0..6)) {
             let event = paid("20", "Sepolia");
             // By the definition of the documentation, written down a second time.
-            let fits = |s: &&Registered| {
+            let fits = |s: &&RegisteredSession| {
                 s.amount.as_deref().unwrap().parse::<f64>().unwrap() == 20.0
                     && s.blockchain.as_deref().is_none_or(|c| c.eq_ignore_ascii_case("sepolia"))
                     && s.created_at >= at(-2700) && s.created_at <= at(60)
                     && s.expires_at.is_none_or(|end| end >= at(0))
             };
             let fitting: Vec<_> = open.iter().filter(fits).collect();
-            let found = matching(&event, &open, HOW);
+            let found = only_match(&event, &open, HOW);
             prop_assert_eq!(found, if fitting.len() == 1 { Some(fitting[0]) } else { None });
             let of_one: Vec<_> = open.iter().cloned().map(|s| (s, false)).collect();
             if fitting.len() > 1 {
-                prop_assert_eq!(of_order(&event, &of_one, HOW.window), None);
+                prop_assert_eq!(session_of_order(&event, &of_one, HOW.window), None);
             }
         }
     }

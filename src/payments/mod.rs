@@ -18,10 +18,10 @@ mod stored_events;
 #[cfg(test)]
 mod tests;
 
-pub use matching::{Registered, Source, contradiction, fits, matching, of_order};
-pub use reconcile::{Assigned, Settled};
-pub use record::{Entry, Recorded};
-pub use reevaluate::{Change, Stored};
-pub use register::{NewSession, SessionRow};
-pub use settings::{AddressSettings, Settings};
-pub use signed_address::{Addresses, Named};
+pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
+pub use reconcile::{Assigned, Reconciled};
+pub use record::{ExaminedMail, Recorded};
+pub use reevaluate::{Reevaluation, StoredMail};
+pub use register::{SessionRegistration, SessionRow};
+pub use settings::{AddressSettings, SessionSettings};
+pub use signed_address::{OrderLookup, SignedAddresses};

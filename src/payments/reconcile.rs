@@ -5,20 +5,20 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::conflicts::Objection;
+use super::conflicts::HoldReason;
 use super::events::{self, Resolved};
-use super::matching::{Registered, Source};
-use super::sessions::{self, Found};
+use super::matching::{RegisteredSession, SessionSource};
+use super::sessions::{self, FoundSession};
 use super::stored_events;
-use crate::db::{Error, Result, Settings, Store, holds};
+use crate::db::{Error, Result, Store, StoreSettings, holds};
 use crate::model::Event;
 
 /// How many sessions one transaction looks at.
-const AT_ONCE: usize = 200;
+const BATCH: usize = 200;
 
 /// What became of events when sessions were looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct Reconciled {
     /// Events that have a session now and had none.
     pub resolved: usize,
     /// Deliveries that may go now.
@@ -45,16 +45,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn settle(&self) -> Result<Settled> {
-        let mut total = Settled::default();
+    pub async fn reconcile(&self) -> Result<Reconciled> {
+        let mut total = Reconciled::default();
         loop {
             let settings = self.settings.clone();
-            let (settled, looked_at) = self.write(move |tx| some(tx, &settings)).await?;
-            if settled.released + settled.held > 0 {
+            let (reconciled, looked_at) = self.write(move |tx| reconcile_some(tx, &settings)).await?;
+            if reconciled.released + reconciled.held > 0 {
                 self.wake_outbox();
             }
-            total.add(settled);
-            if looked_at < AT_ONCE {
+            total.add(reconciled);
+            if looked_at < BATCH {
                 return Ok(total);
             }
         }
@@ -80,12 +80,12 @@ impl Store {
     /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another, or is
     /// being told.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
-        let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::uuid(session_id)?);
+        let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::parse_session_id(session_id)?);
         let settings = self.settings.clone();
         let assigned = self
             .write(move |tx| {
                 // What is registered by now the person may know of; looked at later, it would hold the event again.
-                all(tx, &settings)?;
+                reconcile_all(tx, &settings)?;
                 assign(tx, &event_id, &session_id)
             })
             .await?;
@@ -94,8 +94,8 @@ impl Store {
     }
 }
 
-impl Settled {
-    fn add(&mut self, more: Settled) {
+impl Reconciled {
+    fn add(&mut self, more: Reconciled) {
         self.resolved += more.resolved;
         self.released += more.released;
         self.held += more.held;
@@ -103,45 +103,45 @@ impl Settled {
     }
 
     /// Both together.
-    pub(super) fn and(mut self, more: Settled) -> Settled {
+    pub(super) fn and(mut self, more: Reconciled) -> Reconciled {
         self.add(more);
         self
     }
 }
 
 /// Looks at all unsettled sessions.
-pub(super) fn all(tx: &Connection, settings: &Settings) -> Result<Settled> {
-    let mut total = Settled::default();
+pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result<Reconciled> {
+    let mut total = Reconciled::default();
     loop {
-        let (settled, looked_at) = some(tx, settings)?;
-        total.add(settled);
-        if looked_at < AT_ONCE {
+        let (reconciled, looked_at) = reconcile_some(tx, settings)?;
+        total.add(reconciled);
+        if looked_at < BATCH {
             return Ok(total);
         }
     }
 }
 
 /// Looks at some unsettled sessions; also says how many they were.
-pub(super) fn some(tx: &Connection, settings: &Settings) -> Result<(Settled, usize)> {
+pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
     // As bytes: SQLite takes any for a text.
     let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM unsettled LIMIT ?1")?;
     let ids: Vec<Vec<u8>> =
-        statement.query_map(params![AT_ONCE as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-    let mut settled = Settled::default();
+        statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut reconciled = Reconciled::default();
     for id in &ids {
-        if let Some(session) = sessions::by_id(tx, &String::from_utf8_lossy(id))? {
-            name_order(tx, &session)?;
-            for event_id in concerned(tx, settings, &session)? {
-                settled.add(reconsider(tx, settings, &event_id)?);
+        if let Some(session) = sessions::registered_session(tx, &String::from_utf8_lossy(id))? {
+            copy_order_ref(tx, &session)?;
+            for event_id in affected_events(tx, settings, &session)? {
+                reconciled.add(reconcile_event(tx, settings, &event_id)?);
             }
         }
         tx.prepare_cached("DELETE FROM unsettled WHERE session_id = CAST(?1 AS TEXT)")?.execute(params![id])?;
     }
-    Ok((settled, ids.len()))
+    Ok((reconciled, ids.len()))
 }
 
 /// Tells the events that a person has to decide about of which order their session is: all else of them stays.
-fn name_order(tx: &Connection, session: &Registered) -> Result<()> {
+fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
     tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
     Ok(())
@@ -149,21 +149,21 @@ fn name_order(tx: &Connection, session: &Registered) -> Result<()> {
 
 /// Looks once more for the events that a session is the answer to: another that fitted them as well may be gone by now. What
 /// is its own already stays as it is, and as a person may have decided.
-pub(super) fn seek(tx: &Connection, settings: &Settings, session_id: &str) -> Result<Settled> {
-    let mut settled = Settled::default();
-    let Some(session) = sessions::by_id(tx, session_id)? else { return Ok(settled) };
-    for event_id in concerned(tx, settings, &session)? {
-        if kept(tx, &event_id)?.is_some_and(|kept| kept.event.reading.session_id.is_none()) {
-            settled.add(reconsider(tx, settings, &event_id)?);
+pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
+    let mut reconciled = Reconciled::default();
+    let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
+    for event_id in affected_events(tx, settings, &session)? {
+        if event_state(tx, &event_id)?.is_some_and(|state| state.event.reading.session_id.is_none()) {
+            reconciled.add(reconcile_event(tx, settings, &event_id)?);
         }
     }
-    Ok(settled)
+    Ok(reconciled)
 }
 
 /// The events that a session may mean something for, in the order in which they came.
-fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Result<Vec<String>> {
+fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some();
-    let (from, to) = if matched { sessions::payable(session, settings) } else { (None, None) };
+    let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
     let mut statement = tx.prepare_cached(
         "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
          UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
@@ -175,7 +175,7 @@ fn concerned(tx: &Connection, settings: &Settings, session: &Registered) -> Resu
 }
 
 /// A stored event, as far as its session is concerned.
-struct Kept {
+struct EventState {
     event: Event,
     source: Option<String>,
     on_hold: bool,
@@ -192,7 +192,7 @@ const UNDER_WAY: &str = "EXISTS (
     SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
     WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
 
-fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
+fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
     let found = tx
         .prepare_cached(&format!(
             "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
@@ -201,8 +201,8 @@ fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
              FROM events e WHERE event_id = ?1"
         ))?
         .query_row(params![event_id], |row| {
-            Ok(Kept {
-                event: stored_events::from_row(row)?,
+            Ok(EventState {
+                event: stored_events::event_from_row(row)?,
                 source: row.get("session_source")?,
                 on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
                 delivered: row.get("delivered")?,
@@ -214,64 +214,64 @@ fn kept(tx: &Connection, event_id: &str) -> Result<Option<Kept>> {
 }
 
 /// Looks for an event's session again, and at what is registered for it.
-fn reconsider(tx: &Connection, settings: &Settings, event_id: &str) -> Result<Settled> {
-    let mut settled = Settled::default();
-    let Some(kept) = kept(tx, event_id)? else { return Ok(settled) };
+fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
+    let mut reconciled = Reconciled::default();
+    let Some(state) = event_state(tx, event_id)? else { return Ok(reconciled) };
     // What a person has to decide is theirs.
-    if kept.on_hold {
-        return Ok(settled);
+    if state.on_hold {
+        return Ok(reconciled);
     }
-    let Some(found) = sessions::find(tx, settings, &kept.event)? else { return Ok(settled) };
-    let had_none = kept.event.reading.session_id.is_none();
+    let Some(found) = sessions::find_session(tx, settings, &state.event)? else { return Ok(reconciled) };
+    let had_none = state.event.reading.session_id.is_none();
     // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
-    if kept.delivered && !(kept.open && had_none) {
-        let event = if had_none { events::with_session(kept.event, Some(&found)) } else { kept.event };
-        if let Some(Objection::Hold(reason)) = events::objection(tx, event_id, &event, Some(&found))? {
+    if state.delivered && !(state.open && had_none) {
+        let event = if had_none { events::with_session(state.event, Some(&found)) } else { state.event };
+        if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(&found))? {
             tracing::warn!(event_id, %reason, "delivered before its session was registered");
-            settled.too_late.push(format!("{event_id}: {reason}"));
-            settled.held = if kept.open { holds::hold(tx, event_id, &reason)? } else { 0 };
+            reconciled.too_late.push(format!("{event_id}: {reason}"));
+            reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
         }
         if had_none {
             // All that it was told to hears no more of it, but another payment is that session's second.
-            settled.resolved = 1;
-            events::name(tx, event_id, &event, found.source)?;
+            reconciled.resolved = 1;
+            events::set_session(tx, event_id, &event, found.source)?;
         }
-        return Ok(settled);
+        return Ok(reconciled);
     }
-    settled.resolved = usize::from(had_none);
-    match events::resolve(tx, event_id, &kept.event, Some(&found))? {
-        Resolved::Released(n) => settled.released = n,
-        Resolved::Held(n) => settled.held = n,
+    reconciled.resolved = usize::from(had_none);
+    match events::resolve(tx, event_id, &state.event, Some(&found))? {
+        Resolved::Released(n) => reconciled.released = n,
+        Resolved::Held(n) => reconciled.held = n,
     }
-    Ok(settled)
+    Ok(reconciled)
 }
 
 fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
-    let Some(kept) = kept(tx, event_id)? else {
+    let Some(state) = event_state(tx, event_id)? else {
         return refuse("is not there; `resmic-mailhook events` lists them".into());
     };
-    let before = kept.event.reading.session_id.clone();
+    let before = state.event.reading.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
     match other {
-        Some(known) if kept.source.as_deref() == Some(Source::Mail.as_str()) => {
+        Some(known) if state.source.as_deref() == Some(SessionSource::Mail.as_str()) => {
             return refuse(format!("is of session {known}: its mail says so"));
         }
-        Some(known) if kept.delivered => return refuse(format!("was delivered with session {known}")),
-        Some(known) if kept.under_way => {
+        Some(known) if state.delivered => return refuse(format!("was delivered with session {known}")),
+        Some(known) if state.under_way => {
             let until = "when that attempt has ended, try again";
             return refuse(format!("is being posted with session {known}, and may be accepted with it: {until}"));
         }
         _ => {}
     }
-    let registered = sessions::by_id(tx, session_id)?;
+    let registered = sessions::registered_session(tx, session_id)?;
     let is_registered = registered.is_some();
     if other.is_some() || before.is_none() {
-        take(
+        replace_session(
             tx,
             event_id,
-            kept.event,
-            Found { session_id: session_id.to_owned(), source: Source::Operator, registered },
+            state.event,
+            FoundSession { session_id: session_id.to_owned(), source: SessionSource::Operator, registered },
         )?;
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
@@ -279,7 +279,7 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
 }
 
 /// Writes the session that a person chose, in place of any that was found.
-fn take(tx: &Connection, event_id: &str, event: Event, found: Found) -> Result<()> {
+fn replace_session(tx: &Connection, event_id: &str, event: Event, found: FoundSession) -> Result<()> {
     let source = found.source;
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
         .execute(params![event_id])?;

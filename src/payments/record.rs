@@ -7,12 +7,12 @@ use ring::digest;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::events::{self, Admitted};
-use crate::db::{Cursor, Result, Settings, Store, advance, now};
+use crate::db::{Cursor, Result, Store, StoreSettings, advance, current_time};
 use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, iso};
 
 /// A mail and what became of it.
 #[derive(Debug, Clone)]
-pub struct Entry {
+pub struct ExaminedMail {
     /// The mail.
     pub mail: RawMail,
     /// What became of it.
@@ -21,12 +21,12 @@ pub struct Entry {
     sha256: String,
 }
 
-impl Entry {
+impl ExaminedMail {
     /// To be recorded. Its digest is taken here, where there are many hands, and not by the one that writes.
     #[must_use]
     pub fn new(mail: RawMail, examined: Examined) -> Self {
         let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
-        Entry { mail, examined, sha256 }
+        ExaminedMail { mail, examined, sha256 }
     }
 }
 
@@ -52,7 +52,11 @@ impl Store {
     ///
     /// # Errors
     /// [`crate::db::Error`]; then nothing of it was recorded, and the same call may be made again.
-    pub async fn record(&self, entries: impl Into<Arc<[Entry]>>, cursor: Option<Cursor>) -> Result<Vec<Recorded>> {
+    pub async fn record(
+        &self,
+        entries: impl Into<Arc<[ExaminedMail]>>,
+        cursor: Option<Cursor>,
+    ) -> Result<Vec<Recorded>> {
         let (settings, entries) = (self.settings.clone(), entries.into());
         let recorded = self.write(move |tx| record_all(tx, &settings, &entries, cursor.as_ref())).await?;
         if recorded.iter().any(|r| r.event_id.is_some()) {
@@ -67,8 +71,8 @@ impl Store {
 
 fn record_all(
     tx: &Connection,
-    settings: &Arc<Settings>,
-    entries: &[Entry],
+    settings: &Arc<StoreSettings>,
+    entries: &[ExaminedMail],
     cursor: Option<&Cursor>,
 ) -> Result<Vec<Recorded>> {
     let recorded = entries.iter().map(|entry| record_one(tx, settings, entry)).collect::<Result<Vec<_>>>()?;
@@ -78,7 +82,7 @@ fn record_all(
     Ok(recorded)
 }
 
-fn record_one(tx: &Connection, settings: &Settings, entry: &Entry) -> Result<Recorded> {
+fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -> Result<Recorded> {
     if let Some(recorded) = recorded_before(tx, &entry.mail, &entry.sha256)? {
         return Ok(recorded);
     }
@@ -117,8 +121,8 @@ fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Opti
     Ok(found.optional()?.map(known))
 }
 
-fn insert(tx: &Connection, entry: &Entry, admitted: &Admitted) -> Result<i64> {
-    let Entry { mail, examined, sha256 } = entry;
+fn insert(tx: &Connection, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
+    let ExaminedMail { mail, examined, sha256 } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
     let proof = examined.proof.as_ref();
     tx.prepare_cached(
@@ -151,7 +155,7 @@ fn insert(tx: &Connection, entry: &Entry, admitted: &Admitted) -> Result<i64> {
         ":trust_selector": proof.and_then(|p| p.selector.as_deref()),
         ":trust_covers": proof.map(covers),
         ":trust_to": proof.map(|p| p.to.join(" ")),
-        ":judged_at": now(),
+        ":judged_at": current_time(),
         ":next_judgement_at": (admitted.outcome == Outcome::Deferred).then(soon),
     })?;
     Ok(tx.last_insert_rowid())

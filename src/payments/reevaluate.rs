@@ -1,18 +1,18 @@
-//! Stored mails that are judged or read again: released by a person, re-read by newer rules, or deferred until now.
+//! StoredMail mails that are judged or read again: released by a person, re-read by newer rules, or deferred until now.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
-use super::matching::Source;
+use super::matching::SessionSource;
 use super::record::covers;
 use super::stored_events;
-use crate::db::{Error, Reader, Result, Settings, Store, all_of, asked, moment, now};
+use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
 use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
 
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredMail {
     /// Its row.
     pub id: i64,
     /// The mail.
@@ -29,7 +29,7 @@ pub struct Stored {
 
 /// What judging a mail again has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum Reevaluation {
     /// Nothing.
     Same,
     /// The mail has another outcome, reason or event.
@@ -53,21 +53,21 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Refused`] if there is no such mail.
-    pub async fn rejudge(&self, id: i64, examined: Examined, next: Option<Timestamp>) -> Result<Change> {
+    pub async fn reevaluate(&self, id: i64, examined: Examined, next: Option<Timestamp>) -> Result<Reevaluation> {
         let settings = self.settings.clone();
-        let change = self.write(move |tx| rejudge(tx, &settings, id, &examined, next)).await?;
+        let change = self.write(move |tx| reevaluate(tx, &settings, id, &examined, next)).await?;
         self.wake_outbox();
         Ok(change)
     }
 }
 
-fn rejudge(
+fn reevaluate(
     tx: &Connection,
-    settings: &Settings,
+    settings: &StoreSettings,
     id: i64,
     examined: &Examined,
     next: Option<Timestamp>,
-) -> Result<Change> {
+) -> Result<Reevaluation> {
     let (outcome, reason, made): (String, Option<String>, Option<String>) = tx
         .query_row("SELECT outcome, reason, event_id FROM mails WHERE id = ?1", params![id], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -75,9 +75,11 @@ fn rejudge(
         .optional()?
         .ok_or_else(|| Error::Refused(format!("no mail {id}")))?;
     match made {
-        Some(event_id) if outcome == Outcome::Event.as_str() => return reread(tx, settings, &event_id, examined),
+        Some(event_id) if outcome == Outcome::Event.as_str() => {
+            return reevaluate_event(tx, settings, &event_id, examined);
+        }
         // What repeats an event says no more than it.
-        Some(_) => return Ok(Change::Same),
+        Some(_) => return Ok(Reevaluation::Same),
         None => {}
     }
     let admitted = match &examined.judgement {
@@ -104,43 +106,48 @@ fn rejudge(
             proof.and_then(|p| p.selector.as_deref()),
             proof.map(covers),
             proof.map(|p| p.to.join(" ")),
-            now(),
+            current_time(),
             next.filter(|_| new == Outcome::Deferred).map(iso),
         ],
     )?;
     if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
-        return Ok(Change::Same);
+        return Ok(Reevaluation::Same);
     }
-    Ok(Change::Outcome { outcome: new, reason: why, event_id })
+    Ok(Reevaluation::Outcome { outcome: new, reason: why, event_id })
 }
 
-/// A mail that has an event already: the event may be read better, as long as nobody was told of it.
-fn reread(tx: &Connection, settings: &Settings, event_id: &str, examined: &Examined) -> Result<Change> {
-    let Judgement::Event(new) = &examined.judgement else { return Ok(Change::Kept(event_id.to_owned())) };
+/// A mail that has an event already: the event may be read better, as long as nobody was was_attempted of it.
+fn reevaluate_event(
+    tx: &Connection,
+    settings: &StoreSettings,
+    event_id: &str,
+    examined: &Examined,
+) -> Result<Reevaluation> {
+    let Judgement::Event(new) = &examined.judgement else { return Ok(Reevaluation::Kept(event_id.to_owned())) };
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
-        Ok((stored_events::from_row(row)?, row.get::<_, Option<String>>("session_source")?))
+        Ok((stored_events::event_from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
-    let new = with_what_the_mail_does_not_say(new, &known);
+    let new = fill_from_known(new, &known);
     if new == known {
-        return Ok(Change::Same);
+        return Ok(Reevaluation::Same);
     }
-    let told: bool = tx.query_row(
+    let was_attempted: bool = tx.query_row(
         "SELECT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?1 AND attempts > 0)",
         params![event_id],
         |row| row.get(0),
     )?;
     // Where the mail says something else than a person, that is for a person to see.
-    let is_overruled = source.as_deref() == Some(Source::Operator.as_str())
+    let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
         && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
-    if told || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
-        return Ok(Change::Kept(event_id.to_owned()));
+    if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
+        return Ok(Reevaluation::Kept(event_id.to_owned()));
     }
     events::refill(tx, settings, event_id, &new, None)?;
-    Ok(Change::Event(event_id.to_owned()))
+    Ok(Reevaluation::Event(event_id.to_owned()))
 }
 
 /// The session and the order may have come from elsewhere, and fields from another report of the same payment.
-fn with_what_the_mail_does_not_say(new: &Event, known: &Event) -> Event {
+fn fill_from_known(new: &Event, known: &Event) -> Event {
     let mut event = new.clone();
     let (r, k) = (&mut event.reading, &known.reading);
     r.session_id = r.session_id.take().or_else(|| k.session_id.clone());
@@ -159,16 +166,16 @@ fn with_what_the_mail_does_not_say(new: &Event, known: &Event) -> Event {
 /// A mail is put off by an hour at most; what lies further ahead was written while the clock was.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
-impl Reader {
+impl StoreReader {
     /// The ids of the mails whose bytes are kept: all, or those with an outcome; oldest first.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn kept_mails(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
+    pub fn mails_with_raw(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
         let word = outcome.map(Outcome::as_str);
-        let (condition, given) = all_of(&[("outcome = ?", asked(&word))]);
+        let (condition, given) = where_clause(&[("outcome = ?", optional(&word))]);
         let sql = format!("SELECT id FROM (SELECT id, raw FROM mails {condition}) WHERE raw IS NOT NULL ORDER BY id");
-        self.all(&sql, &given, |r| r.get(0))
+        self.query_all(&sql, &given, |r| r.get(0))
     }
 
     /// The deferred mails that are to be judged again by `at`, and those that a clock that was ahead has put off.
@@ -180,7 +187,7 @@ impl Reader {
         let sql =
             "SELECT id FROM mails WHERE outcome = 'deferred' AND (next_judgement_at <= ?1 OR next_judgement_at > ?2)
              ORDER BY next_judgement_at";
-        self.all(sql, &[&at, &astray], |r| r.get(0))
+        self.query_all(sql, &[&at, &astray], |r| r.get(0))
     }
 
     /// When the next deferred mail is to be judged again, of those that are not by `at`.
@@ -190,19 +197,19 @@ impl Reader {
     pub fn next_deferred(&self, at: Timestamp) -> Result<Option<Timestamp>> {
         let at = iso(at);
         let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred' AND next_judgement_at > ?1";
-        Ok(self.one(sql, &[&at], |r| r.get(0))?.and_then(moment))
+        Ok(self.query_one(sql, &[&at], |r| r.get(0))?.and_then(parse_time))
     }
 
     /// A stored mail; `None` if there is none, or its bytes were pruned.
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn stored(&self, id: i64) -> Result<Option<Stored>> {
-        self.one("SELECT * FROM mails WHERE id = ?1 AND raw IS NOT NULL", &[&id], stored)
+    pub fn stored_mail(&self, id: i64) -> Result<Option<StoredMail>> {
+        self.query_one("SELECT * FROM mails WHERE id = ?1 AND raw IS NOT NULL", &[&id], read_stored_mail)
     }
 }
 
-fn stored(row: &Row) -> rusqlite::Result<Stored> {
+fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
     let uid: (Option<u32>, Option<u32>) = (row.get("uid_validity")?, row.get("uid")?);
     let origin = Origin { account: row.get("account")?, mailbox: row.get("mailbox")?, uid: uid.0.zip(uid.1) };
     let size: i64 = row.get("size")?;
@@ -210,10 +217,10 @@ fn stored(row: &Row) -> rusqlite::Result<Stored> {
         origin,
         bytes: row.get("raw")?,
         size: u64::try_from(size).unwrap_or_default(),
-        received_at: moment(row.get("received_at")?),
+        received_at: parse_time(row.get("received_at")?),
     };
     let outcome: String = row.get("outcome")?;
-    Ok(Stored {
+    Ok(StoredMail {
         id: row.get("id")?,
         mail,
         proof: proof(row)?,

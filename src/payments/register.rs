@@ -4,24 +4,24 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
-use super::matching::Registered;
-use super::reconcile::{self, Settled};
-use super::sessions::{by_id, text, uuid};
-use crate::db::{Error, Reader, Result, Store};
+use super::matching::RegisteredSession;
+use super::reconcile::{self, Reconciled};
+use super::sessions::{parse_session_id, registered_session, text_column};
+use crate::db::{Error, Result, Store, StoreReader};
 use crate::model::{self, iso, same_amount};
 
 /// A session to be registered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NewSession {
+pub struct SessionRegistration {
     /// Resmic's name for it, a UUID.
     pub session_id: String,
     /// The merchant's name for what is paid.
     pub order_ref: Option<String>,
     /// US dollars, decimal text.
     pub amount: Option<String>,
-    /// The chain that was asked for.
+    /// The chain that was optional for.
     pub blockchain: Option<String>,
-    /// The token that was asked for.
+    /// The token that was optional for.
     pub token: Option<String>,
     /// After this it is not matched by amount any more.
     pub expires_at: Option<Timestamp>,
@@ -49,25 +49,26 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Value`] if a value is none, [`Error::Refused`] if it is registered differently already.
-    pub async fn session_add(&self, new: NewSession) -> Result<Settled> {
+    pub async fn session_add(&self, new: SessionRegistration) -> Result<Reconciled> {
         let new = new.checked()?;
         let settings = self.settings.clone();
-        let settled = self
+        let reconciled = self
             .write(move |tx| {
-                if let Some(known) = by_id(tx, &new.session_id)? {
+                if let Some(known) = registered_session(tx, &new.session_id)? {
                     new.agrees_with(&known)?;
                 }
                 let is_new = insert(tx, &new)?;
-                let sought = if is_new { Settled::default() } else { reconcile::seek(tx, &settings, &new.session_id)? };
-                Ok(sought.and(reconcile::all(tx, &settings)?))
+                let rematched =
+                    if is_new { Reconciled::default() } else { reconcile::rematch(tx, &settings, &new.session_id)? };
+                Ok(rematched.and(reconcile::reconcile_all(tx, &settings)?))
             })
             .await?;
         self.wake_outbox();
-        Ok(settled)
+        Ok(reconciled)
     }
 }
 
-impl Reader {
+impl StoreReader {
     /// The registered sessions, oldest first.
     ///
     /// # Errors
@@ -81,25 +82,25 @@ impl Reader {
                ORDER BY n.status = 'completed' DESC, coalesce(n.tx_time, n.created_at) DESC, n.created_at DESC, n.rowid DESC
                LIMIT 1)
              ORDER BY s.created_at, s.rowid";
-        self.each(sql, &[], session_row, &mut each)
+        self.query_each(sql, &[], session_row, &mut each)
     }
 }
 
 fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
     Ok(SessionRow {
-        session_id: text(row, "session_id")?.unwrap_or_default(),
-        order_ref: text(row, "order_ref")?,
-        amount: text(row, "amount")?,
-        blockchain: text(row, "blockchain")?,
-        token: text(row, "token")?,
-        created_at: text(row, "created_at")?.unwrap_or_default(),
-        expires_at: text(row, "expires_at")?,
+        session_id: text_column(row, "session_id")?.unwrap_or_default(),
+        order_ref: text_column(row, "order_ref")?,
+        amount: text_column(row, "amount")?,
+        blockchain: text_column(row, "blockchain")?,
+        token: text_column(row, "token")?,
+        created_at: text_column(row, "created_at")?.unwrap_or_default(),
+        expires_at: text_column(row, "expires_at")?,
         status: row.get("status")?,
         event_id: row.get("event_id")?,
     })
 }
 
-impl NewSession {
+impl SessionRegistration {
     /// Itself, in the database's spelling.
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
@@ -107,8 +108,8 @@ impl NewSession {
             return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
         }
         let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
-        Ok(NewSession {
-            session_id: uuid(&self.session_id)?,
+        Ok(SessionRegistration {
+            session_id: parse_session_id(&self.session_id)?,
             // To the letter: it is the merchant's own.
             order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
             amount,
@@ -118,7 +119,7 @@ impl NewSession {
         })
     }
 
-    fn agrees_with(&self, known: &Registered) -> Result<()> {
+    fn agrees_with(&self, known: &RegisteredSession) -> Result<()> {
         let differs = |a: &Option<String>, b: &Option<String>, same: fn(&str, &str) -> bool| {
             a.as_deref().zip(b.as_deref()).is_some_and(|(a, b)| !same(a, b))
         };
@@ -148,7 +149,7 @@ fn is_decimal(text: &str) -> bool {
 }
 
 /// Whether there is anything new in it: what is said a second time changes nothing.
-fn insert(tx: &Connection, new: &NewSession) -> Result<bool> {
+fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),

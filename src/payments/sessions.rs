@@ -5,60 +5,60 @@ use std::time::Duration;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::matching::{self, Registered, Source};
+use super::matching::{self, RegisteredSession, SessionSource};
 use super::stored_events;
-use crate::db::{Error, Result, Settings, moment};
+use crate::db::{Error, Result, StoreSettings, parse_time};
 use crate::model::{self, Event, iso};
 
 /// An event's session, and what is registered for it.
-pub(super) struct Found {
+pub(super) struct FoundSession {
     pub(super) session_id: String,
-    pub(super) source: Source,
-    pub(super) registered: Option<Registered>,
+    pub(super) source: SessionSource,
+    pub(super) registered: Option<RegisteredSession>,
 }
 
 /// Finds the event's session: the mail's own word, else the signed address, else the only match.
-pub(super) fn find(tx: &Connection, settings: &Settings, event: &Event) -> Result<Option<Found>> {
+pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Option<FoundSession>> {
     if let Some(session_id) = &event.reading.session_id {
-        let registered = by_id(tx, session_id)?;
-        return Ok(Some(Found { session_id: session_id.clone(), source: Source::Mail, registered }));
+        let registered = registered_session(tx, session_id)?;
+        return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
     }
     if let Some(order_ref) = &event.order_ref {
         // The address names the order. Matching by amount must not find another order's session instead.
-        let sessions = by_order(tx, order_ref)?;
-        let only = matching::of_order(event, &sessions, settings.matching.window);
-        return Ok(only.map(|registered| found(registered.clone(), Source::Address)));
+        let sessions = sessions_of_order(tx, order_ref)?;
+        let only = matching::session_of_order(event, &sessions, settings.matching.window);
+        return Ok(only.map(|registered| found(registered.clone(), SessionSource::Address)));
     }
     if !settings.matching.enabled {
         return Ok(None);
     }
     let open = open_sessions(tx, event, settings)?;
-    match matching::matching(event, &open, settings.matching) {
-        Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), Source::Match))),
+    match matching::only_match(event, &open, settings.matching) {
+        Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), SessionSource::Match))),
         _ => Ok(None),
     }
 }
 
 /// Whether another payment without a session fits this one as well, or one is about to pay it by another transaction: then
 /// nobody knows which of the two paid it.
-fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Registered) -> Result<bool> {
+fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
     let hash = event.reading.transaction_hash.as_deref().map(model::fold_hash);
     let is_another = |rival: &Event| rival.reading.transaction_hash.as_deref().map(model::fold_hash) != hash;
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash IS NOT NULL",
     )?;
-    for rival in statement.query_map(params![session.session_id], stored_events::from_row)? {
+    for rival in statement.query_map(params![session.session_id], stored_events::event_from_row)? {
         if is_another(&rival?) {
             return Ok(true);
         }
     }
-    let (from, to) = payable(session, settings);
+    let (from, to) = payment_window(session, settings);
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2",
     )?;
-    for rival in statement.query_map(params![from, to], stored_events::from_row)? {
+    for rival in statement.query_map(params![from, to], stored_events::event_from_row)? {
         let rival = rival?;
-        if is_another(&rival) && matching::fits(&rival, session, settings.matching) {
+        if is_another(&rival) && matching::may_pay(&rival, session, settings.matching) {
             return Ok(true);
         }
     }
@@ -67,7 +67,10 @@ fn has_rival(tx: &Connection, settings: &Settings, event: &Event, session: &Regi
 
 /// From when to when a session may be paid, in the database's form, and a little more: session.rs has the rule, this only
 /// keeps the many others out.
-pub(super) fn payable(session: &Registered, settings: &Settings) -> (Option<String>, Option<String>) {
+pub(super) fn payment_window(
+    session: &RegisteredSession,
+    settings: &StoreSettings,
+) -> (Option<String>, Option<String>) {
     let from = session.created_at.checked_sub(SLACK).ok().map(iso);
     (from, session.created_at.checked_add(settings.matching.window).ok().map(iso))
 }
@@ -75,60 +78,61 @@ pub(super) fn payable(session: &Registered, settings: &Settings) -> (Option<Stri
 /// A payment's time knows no seconds, and clocks differ.
 const SLACK: Duration = Duration::from_secs(120);
 
-fn found(registered: Registered, source: Source) -> Found {
-    Found { session_id: registered.session_id.clone(), source, registered: Some(registered) }
+fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
+    FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 
 /// A trigger has the times of what is inserted in our form, and not of what is changed.
 const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
-pub(super) fn by_id(tx: &Connection, session_id: &str) -> Result<Option<Registered>> {
+pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Option<RegisteredSession>> {
     let sql = format!("SELECT {COLUMNS} FROM sessions WHERE session_id = ?1");
-    Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], registered).optional()?)
+    Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
 }
 
 /// The sessions registered for an order, and whether a completed payment is known for each. Their number is bounded:
 /// with so many there is no answer anyway.
-fn by_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered, bool)>> {
+fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
     let sql = format!(
         "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
     );
     let mut statement = tx.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![order_ref], |row| Ok((registered(row)?, row.get(7)?)))?;
+    let rows = statement.query_map(params![order_ref], |row| Ok((read_session(row)?, row.get(7)?)))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
 /// The sessions that an event may pay by its time, and for which no completed payment is known.
-fn open_sessions(tx: &Connection, event: &Event, settings: &Settings) -> Result<Vec<Registered>> {
+fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some(at) = event.time() else { return Ok(Vec::new()) };
     // As `payable`, from the other side.
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
     let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
     let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
     let mut statement = tx.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![from, to], registered)?;
+    let rows = statement.query_map(params![from, to], read_session)?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-fn registered(row: &Row) -> rusqlite::Result<Registered> {
-    Ok(Registered {
-        session_id: text(row, "session_id")?.unwrap_or_default().to_ascii_lowercase(),
-        order_ref: text(row, "order_ref")?,
-        amount: text(row, "amount")?,
-        blockchain: text(row, "blockchain")?,
-        token: text(row, "token")?,
+fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
+    Ok(RegisteredSession {
+        session_id: text_column(row, "session_id")?.unwrap_or_default().to_ascii_lowercase(),
+        order_ref: text_column(row, "order_ref")?,
+        amount: text_column(row, "amount")?,
+        blockchain: text_column(row, "blockchain")?,
+        token: text_column(row, "token")?,
         // Others may insert here; a time that is none is taken as long ago, so that it matches nothing.
-        created_at: moment(text(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
-        expires_at: text(row, "expires_at")?.map(|end| moment(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
+        created_at: parse_time(text_column(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+        expires_at: text_column(row, "expires_at")?
+            .map(|end| parse_time(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
     })
 }
 
 /// A text that others may have written. SQLite takes any bytes for one, such as a shop's Latin-1: what is no UTF-8 then is
 /// shown as that, equals nothing, and is in nobody else's way.
-pub(super) fn text(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
     let value = row.get_ref(column)?;
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
 }
@@ -137,7 +141,7 @@ pub(super) fn text(row: &Row, column: &str) -> rusqlite::Result<Option<String>> 
 ///
 /// # Errors
 /// [`Error::Value`] if it is none.
-pub(super) fn uuid(text: &str) -> Result<String> {
+pub(super) fn parse_session_id(text: &str) -> Result<String> {
     let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
     hyphenated.map(|id| id.to_string()).ok_or_else(|| {
         let example = "591abe63-aa61-411d-a419-0b546729bbd0";

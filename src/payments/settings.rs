@@ -9,7 +9,7 @@ use crate::{secret, units};
 /// `[sessions]`: how sessions are found for mails that do not name theirs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct SessionSettings {
     /// Signed addresses, if there are to be any.
     pub address: Option<AddressSettings>,
     /// Whether sessions are found by what was paid.
@@ -29,14 +29,14 @@ pub struct AddressSettings {
     pub key: secret::Source,
 }
 
-impl Default for Settings {
+impl Default for SessionSettings {
     fn default() -> Self {
         let window = units::Duration(std::time::Duration::from_secs(45 * 60));
-        Settings { address: None, matching: false, window }
+        SessionSettings { address: None, matching: false, window }
     }
 }
 
-impl Settings {
+impl SessionSettings {
     /// Whether the values make sense.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ const ENCODED: char = '_';
 
 /// The addresses of one mailbox, signed with one key. Shows nothing of the key.
 #[derive(Debug, Clone)]
-pub struct Addresses {
+pub struct SignedAddresses {
     /// In lower case.
     local: String,
     domain: String,
@@ -34,7 +34,7 @@ pub struct Addresses {
 
 /// What the signed To says of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Named {
+pub enum OrderLookup {
     /// It was sent to this order's address.
     Order(String),
     /// It was sent to an address that looks like an order's, but we did not sign it.
@@ -45,7 +45,7 @@ pub enum Named {
     Nothing,
 }
 
-impl Addresses {
+impl SignedAddresses {
     /// The addresses behind `mailbox`.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Addresses {
         check_mailbox(mailbox)?;
         let (local, domain) = mailbox.rsplit_once('@').unwrap_or_default();
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.expose_secret().as_bytes());
-        Ok(Addresses { local: local.to_ascii_lowercase(), domain: domain.to_ascii_lowercase(), key })
+        Ok(SignedAddresses { local: local.to_ascii_lowercase(), domain: domain.to_ascii_lowercase(), key })
     }
 
     /// The address for an order, to be given to Resmic as `webhook_url`.
@@ -84,39 +84,39 @@ impl Addresses {
     /// The order that a mail's *signed* To names. A wrong MAC is no order, and is noted in the log.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
-        match self.named(signed_to) {
-            Named::Order(order_ref) => return Some(order_ref),
-            Named::WrongMac => {
+        match self.lookup(signed_to) {
+            OrderLookup::Order(order_ref) => return Some(order_ref),
+            OrderLookup::WrongMac => {
                 tracing::warn!("a mail was sent to a signed address with a wrong signature; it names no order")
             }
-            Named::Several => tracing::warn!("a mail was sent to the addresses of several orders; it names none"),
-            Named::Nothing => {}
+            OrderLookup::Several => tracing::warn!("a mail was sent to the addresses of several orders; it names none"),
+            OrderLookup::Nothing => {}
         }
         None
     }
 
     /// What a mail's signed To says of an order.
     #[must_use]
-    pub fn named(&self, signed_to: &[String]) -> Named {
-        signed_to.iter().map(|address| self.one(address)).fold(Named::Nothing, |a, b| match (a, b) {
-            (Named::Order(a), Named::Order(b)) if a != b => Named::Several,
-            (Named::Several, _) | (_, Named::Several) => Named::Several,
-            (Named::Order(order), _) | (_, Named::Order(order)) => Named::Order(order),
-            (Named::WrongMac, _) | (_, Named::WrongMac) => Named::WrongMac,
-            (Named::Nothing, Named::Nothing) => Named::Nothing,
+    pub fn lookup(&self, signed_to: &[String]) -> OrderLookup {
+        signed_to.iter().map(|address| self.lookup_one(address)).fold(OrderLookup::Nothing, |a, b| match (a, b) {
+            (OrderLookup::Order(a), OrderLookup::Order(b)) if a != b => OrderLookup::Several,
+            (OrderLookup::Several, _) | (_, OrderLookup::Several) => OrderLookup::Several,
+            (OrderLookup::Order(order), _) | (_, OrderLookup::Order(order)) => OrderLookup::Order(order),
+            (OrderLookup::WrongMac, _) | (_, OrderLookup::WrongMac) => OrderLookup::WrongMac,
+            (OrderLookup::Nothing, OrderLookup::Nothing) => OrderLookup::Nothing,
         })
     }
 
-    fn one(&self, address: &str) -> Named {
+    fn lookup_one(&self, address: &str) -> OrderLookup {
         let address = address.to_ascii_lowercase();
         let tag = address
             .rsplit_once('@')
             .filter(|(_, domain)| *domain == self.domain)
             .and_then(|(local, _)| local.strip_prefix(&self.local)?.strip_prefix('+'));
-        let Some((order, mac)) = tag.and_then(|tag| tag.rsplit_once('.')) else { return Named::Nothing };
+        let Some((order, mac)) = tag.and_then(|tag| tag.rsplit_once('.')) else { return OrderLookup::Nothing };
         match decode(order) {
-            Some(order_ref) if self.is_signed(&order_ref, mac) => Named::Order(order_ref),
-            _ => Named::WrongMac,
+            Some(order_ref) if self.is_signed(&order_ref, mac) => OrderLookup::Order(order_ref),
+            _ => OrderLookup::WrongMac,
         }
     }
 
@@ -183,12 +183,12 @@ mod tests {
 
     use super::*;
 
-    fn ours() -> Addresses {
-        Addresses::new("Payments@Shop.example", &SecretString::from("a key for tests only")).unwrap()
+    fn ours() -> SignedAddresses {
+        SignedAddresses::new("Payments@Shop.example", &SecretString::from("a key for tests only")).unwrap()
     }
 
-    fn order_of(address: &str) -> Named {
-        ours().named(&[address.to_owned()])
+    fn order_of(address: &str) -> OrderLookup {
+        ours().lookup(&[address.to_owned()])
     }
 
     #[test]
@@ -198,11 +198,11 @@ mod tests {
             address, "payments+order-1001.bsvig6htwkncksk4@shop.example",
             "addresses given to Resmic must stay valid"
         );
-        assert_eq!(order_of(&address), Named::Order("order-1001".into()));
-        assert_eq!(order_of(&address.to_uppercase()), Named::Order("order-1001".into()));
+        assert_eq!(order_of(&address), OrderLookup::Order("order-1001".into()));
+        assert_eq!(order_of(&address.to_uppercase()), OrderLookup::Order("order-1001".into()));
         let address = ours().address_for("Größe/5 #7").unwrap();
         assert!(address.starts_with("payments+_"), "{address}");
-        assert_eq!(order_of(&address), Named::Order("Größe/5 #7".into()));
+        assert_eq!(order_of(&address), OrderLookup::Order("Größe/5 #7".into()));
     }
 
     #[test]
@@ -211,27 +211,27 @@ mod tests {
         for forged in
             [cheap.replace("cheap", "dear"), cheap.replacen('.', ".a", 1), "payments+dear.@shop.example".into()]
         {
-            assert_eq!(order_of(&forged), Named::WrongMac, "{forged}");
+            assert_eq!(order_of(&forged), OrderLookup::WrongMac, "{forged}");
         }
-        let other = Addresses::new("payments@shop.example", &SecretString::from("another key")).unwrap();
-        assert_eq!(order_of(&other.address_for("cheap").unwrap()), Named::WrongMac);
+        let other = SignedAddresses::new("payments@shop.example", &SecretString::from("another key")).unwrap();
+        assert_eq!(order_of(&other.address_for("cheap").unwrap()), OrderLookup::WrongMac);
         for nothing in
             ["payments@shop.example", "payments+news@shop.example", "+cheap.x@shop.example", "", "@", "a@b+c.d"]
         {
-            assert_eq!(order_of(nothing), Named::Nothing, "{nothing}");
+            assert_eq!(order_of(nothing), OrderLookup::Nothing, "{nothing}");
         }
-        assert_eq!(order_of(&cheap.replace("shop.example", "shop.example.evil.example")), Named::Nothing);
-        assert_eq!(order_of(&format!("x{cheap}")), Named::Nothing);
+        assert_eq!(order_of(&cheap.replace("shop.example", "shop.example.evil.example")), OrderLookup::Nothing);
+        assert_eq!(order_of(&format!("x{cheap}")), OrderLookup::Nothing);
     }
 
     #[test]
     fn two_orders_are_no_answer_and_a_forged_one_beside_a_signed_one_is_passed_over() {
         let (a, b) = (ours().address_for("a").unwrap(), ours().address_for("b").unwrap());
-        let named = |all: &[&String]| ours().named(&all.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
-        assert_eq!(named(&[&a, &b]), Named::Several);
-        assert_eq!(named(&[&a, &b, &a]), Named::Several);
-        assert_eq!(named(&[&a.replace("+a", "+c"), &a, &a]), Named::Order("a".into()));
-        assert_eq!(named(&[]), Named::Nothing);
+        let named = |all: &[&String]| ours().lookup(&all.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
+        assert_eq!(named(&[&a, &b]), OrderLookup::Several);
+        assert_eq!(named(&[&a, &b, &a]), OrderLookup::Several);
+        assert_eq!(named(&[&a.replace("+a", "+c"), &a, &a]), OrderLookup::Order("a".into()));
+        assert_eq!(named(&[]), OrderLookup::Nothing);
     }
 
     #[test]
@@ -257,19 +257,19 @@ mod tests {
         #[test]
         fn every_order_reference_comes_back(order_ref in "\\PC{1,12}", cut in any::<prop::sample::Index>()) {
             if let Ok(address) = ours().address_for(&order_ref) {
-                prop_assert_eq!(order_of(&address.to_lowercase()), Named::Order(order_ref));
+                prop_assert_eq!(order_of(&address.to_lowercase()), OrderLookup::Order(order_ref));
                 let (local, _) = address.split_once('@').unwrap();
                 prop_assert!(local.len() <= 64 && local.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-' | b'_')));
                 // With any character gone it names nothing.
                 let at = cut.index(address.len());
                 let broken = format!("{}{}", &address[..at], &address[at + 1..]);
-                prop_assert!(!matches!(order_of(&broken), Named::Order(_)));
+                prop_assert!(!matches!(order_of(&broken), OrderLookup::Order(_)));
             }
         }
 
         #[test]
         fn nothing_that_is_written_into_a_to_header_breaks_it(any in ".*") {
-            prop_assert!(!matches!(order_of(&any), Named::Order(_)));
+            prop_assert!(!matches!(order_of(&any), OrderLookup::Order(_)));
         }
     }
 }

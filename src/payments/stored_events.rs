@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::conflicts::Known;
-use crate::db::{Result, moment};
+use super::conflicts::StoredEvent;
+use crate::db::{Result, parse_time};
 use crate::model::{Event, NO_ANSWER, Reading, Status, fold_chain, hash_spellings};
 
 /// The stored events that share the new one's id, transaction or session. Of an attempt that is under way, was cut short or
 /// had no answer nobody knows whether the callback has it.
-pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Known>> {
+pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.reading.transaction_hash.as_deref();
     let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
     let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
@@ -17,18 +17,18 @@ pub(super) fn known(tx: &Connection, id: &str, event: &Event) -> Result<Vec<Know
            EXISTS (
              SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
              WHERE d.event_id = e.event_id AND a.status IS NULL
-               AND (a.millis IS NULL OR a.error LIKE '{NO_ANSWER}%' OR a.error LIKE '%the last: {NO_ANSWER}%')) AS doubtful
+               AND (a.millis IS NULL OR a.error LIKE '{NO_ANSWER}%' OR a.error LIKE '%the last: {NO_ANSWER}%')) AS maybe_delivered
          FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
     ))?;
     let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
-        Ok(Known {
+        Ok(StoredEvent {
             event_id: row.get("event_id")?,
-            event: from_row(row)?,
+            event: event_from_row(row)?,
             delivered: row.get("delivered")?,
-            doubtful: row.get("doubtful")?,
+            maybe_delivered: row.get("maybe_delivered")?,
         })
     })?;
-    let mut known: Vec<Known> = rows.collect::<rusqlite::Result<_>>()?;
+    let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;
     // Which index finds them, and so in what order, is SQLite's affair.
     known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
     Ok(known)
@@ -42,9 +42,9 @@ fn may_lack_zeros(event: &Event) -> bool {
 }
 
 /// An event from a row that has the columns of `events`.
-pub(super) fn from_row(row: &Row) -> rusqlite::Result<Event> {
+pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
     let status: String = row.get("status")?;
-    let time = moment(row.get("tx_time")?);
+    let time = parse_time(row.get("tx_time")?);
     let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
     let reading = Reading {
         session_id: row.get("session_id")?,

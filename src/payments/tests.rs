@@ -1,7 +1,7 @@
 //! The transaction, looked at from outside.
 
 use super::*;
-use crate::db::{Cursor, DeliveryRow, Error, Settings, Store, Target};
+use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, RawMail, Reading, Reason, ReasonCode, Status,
 };
@@ -10,12 +10,12 @@ const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c6638
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 
 fn store(folder: &tempfile::TempDir) -> Store {
-    let target = |name: &str, send_unresolved| Target {
+    let target = |name: &str, send_unresolved| TargetRules {
         name: name.into(),
         statuses: vec![Status::Completed, Status::Failed],
         send_unresolved,
     };
-    Store::open(Settings {
+    Store::open(StoreSettings {
         path: folder.path().join("m.db"),
         targets: vec![target("holds", false), target("sends", true)],
         matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
@@ -34,12 +34,12 @@ fn paid(session: Option<&str>) -> Event {
     Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }
 
-fn entry(uid: u32, event: Event) -> Entry {
+fn entry(uid: u32, event: Event) -> ExaminedMail {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
     let bytes = format!("mail {uid}").into_bytes();
     let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
     let judgement = Judgement::Event(Box::new(event));
-    Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }
 
 fn cursor(last_uid: u32) -> Option<Cursor> {
@@ -127,12 +127,13 @@ async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_pers
         let first = Event { order_ref: order_ref.clone(), ..paid(None) };
         store.record(vec![entry(1, first)], cursor(1)).await.unwrap();
         if of.is_some() {
-            let session = NewSession { session_id: SESSION.into(), order_ref, ..NewSession::default() };
+            let session =
+                SessionRegistration { session_id: SESSION.into(), order_ref, ..SessionRegistration::default() };
             store.session_add(session).await.unwrap();
         } else {
             store.session_assign(&id, SESSION).await.unwrap();
         }
-        store.rejudge(1, entry(1, paid(Some(OTHER))).examined, None).await.unwrap();
+        store.reevaluate(1, entry(1, paid(Some(OTHER))).examined, None).await.unwrap();
         let event = store.reader().unwrap().event(&id).unwrap().unwrap();
         let found = (event.session_id.as_deref().unwrap(), event.session_source.as_deref().unwrap());
         assert_eq!(found, told);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use resmic_mailhook::db::Retry;
+use resmic_mailhook::db::RetrySelection;
 
 use super::receiver::{Answer, Receiver, status};
 use super::*;
@@ -165,10 +165,10 @@ async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
     let error = all[0].last_error.as_deref().unwrap();
     assert!(error.starts_with("given up after 300ms and ") && error.contains("500"), "{error}");
     assert!(all[0].next_attempt_at.is_none() && all[0].attempts >= 2);
-    assert!(matches!(world.store.retry(Retry::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
-    assert!(matches!(world.store.retry(Retry::Ids(vec![99])).await, Err(db::Error::Refused(_))));
+    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
+    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![99])).await, Err(db::Error::Refused(_))));
     let before = receiver.requests().len();
-    assert_eq!(world.store.retry(Retry::Dead).await.unwrap(), 1);
+    assert_eq!(world.store.retry(RetrySelection::Dead).await.unwrap(), 1);
     receiver.wait_for(before + 1).await;
     world.until("dead again", |all| all[0].state == "dead" && all[0].attempts > 2).await;
     world.stop().await;
@@ -249,13 +249,13 @@ async fn what_surely_was_not_accepted_may_be_told_better() {
         let mut bare = paid(None, 1);
         bare.reading.blockchain = None;
         world.record(vec![bare.clone()]).await;
-        let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
-        let end = db::End::Again(words.into(), jiff::Timestamp::now());
+        let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+        let end = db::NextStep::RetryAt(words.into(), jiff::Timestamp::now());
         let (delivery_id, attempt, took) = (claimed.delivery_id, claimed.attempt, Duration::ZERO);
-        let ended = db::Attempted { delivery_id, attempt, status, took, end };
-        world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+        let ended = db::FinishedAttempt { delivery_id, attempt, status, took, next_step: end };
+        world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
         world.record(vec![paid(Some(1), 1)]).await;
-        let told = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
+        let told = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
         // Of whichever session it is, it is the same payment.
         bare.reading.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");

@@ -16,7 +16,7 @@ use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::payments::Entry;
+use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
@@ -38,7 +38,7 @@ fn shop(address: impl std::fmt::Display, more: &str) -> Settings {
 }
 
 fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
-    Store::open(db::Settings {
+    Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
         targets: settings.iter().map(Settings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
@@ -77,7 +77,7 @@ impl World {
             let bytes = format!("mail {uid}").into_bytes();
             let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
             let judgement = Judgement::Event(Box::new(event));
-            Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+            ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
         });
         self.store.record(entries.collect::<Vec<_>>(), None).await.unwrap();
     }

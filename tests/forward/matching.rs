@@ -10,7 +10,7 @@ fn matching() -> World {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
     let targets = any().iter().map(Settings::target).collect();
-    let store = Store::open(db::Settings { path: folder.path().join("m.db"), targets, matching }).unwrap();
+    let store = Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching }).unwrap();
     World { folder: Arc::new(folder), store, settings: any(), running: None }
 }
 
@@ -48,7 +48,7 @@ async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     };
     world.record(vec![dearer(5), dearer(6)]).await;
     let settled = world.store.session_add(new(7, None, Some("44"))).await.unwrap();
-    assert_eq!(settled, payments::Settled::default());
+    assert_eq!(settled, payments::Reconciled::default());
     assert!(events(&world)[3..5].iter().all(|(session, ..)| session.is_none()));
     // An order that an address named is never matched by amount.
     world.record(vec![at(of_order("Z", 4))]).await;
@@ -103,7 +103,7 @@ async fn a_transaction_is_no_rival_of_itself_however_its_hash_is_written() {
     world.record(vec![short(Status::Pending), padded]).await;
     let sessions: Vec<_> = events(&world).into_iter().map(|e| e.0).collect();
     assert_eq!(sessions, [Some(session(1)), Some(session(1))], "it is pending first, and then completed");
-    let filter = |hash: &str| db::EventFilter { transaction: Some(hash.into()), ..db::EventFilter::default() };
+    let filter = |hash: &str| db::EventQuery { transaction: Some(hash.into()), ..db::EventQuery::default() };
     for hash in ["0x1", "0X01", "0x0000000001"] {
         let mut found = 0;
         let count = |_| {
@@ -164,6 +164,6 @@ async fn a_session_that_a_shop_ends_by_sql_is_over_in_whatever_way_it_writes_the
         .sql()
         .execute("UPDATE sessions SET expires_at = datetime('now', '+1 hour') WHERE session_id = ?1", [session(2)])
         .unwrap();
-    world.store.settle().await.unwrap();
+    world.store.reconcile().await.unwrap();
     assert_eq!(events(&world).remove(0).0, Some(session(2)));
 }

@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use resmic_mailhook::db::{Attempted, Claimed, End};
-use resmic_mailhook::payments::{self, NewSession};
+use resmic_mailhook::db::{Claimed, FinishedAttempt, NextStep};
+use resmic_mailhook::payments::{self, SessionRegistration};
 
 use super::receiver::{Receiver, status};
 use super::*;
 
-pub(super) fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> NewSession {
-    NewSession {
+pub(super) fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> SessionRegistration {
+    SessionRegistration {
         session_id: session(n),
         order_ref: order_ref.map(str::to_owned),
         amount: amount.map(str::to_owned),
-        ..NewSession::default()
+        ..SessionRegistration::default()
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Opti
         all.push((e.session_id, e.session_source, e.hold));
         Ok::<_, db::Error>(())
     };
-    world.store.reader().unwrap().events(&db::EventFilter::default(), push).unwrap();
+    world.store.reader().unwrap().events(&db::EventQuery::default(), push).unwrap();
     all
 }
 
@@ -123,7 +123,7 @@ async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_reg
     world.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
     world.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
     assert_eq!(states(&world), ["held", "pending", "held"]);
-    // Registered late: for one that was about to go, and for one that waited.
+    // RegisteredSession late: for one that was about to go, and for one that waited.
     let settled = world.store.session_add(new(2, None, Some("21"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (0, 0, 1));
     world.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
@@ -184,18 +184,18 @@ async fn a_person_waits_for_an_attempt_that_tells_another_session() {
     let id = paid(None, 1).id().unwrap().to_string();
     let assign = async |n: u32| world.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
     assign(1).await.unwrap();
-    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
     let refused = assign(2).await.unwrap_err();
     assert!(refused.contains(&format!("is being posted with session {}", session(1))), "{refused}");
     // What it is told already may be said again.
     assign(1).await.unwrap();
     let Claimed { delivery_id, attempt, .. } = claimed;
-    let end = End::Again("500".into(), jiff::Timestamp::now());
-    let ended = Attempted { delivery_id, attempt, status: Some(500), took: Duration::ZERO, end };
-    world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+    let end = NextStep::RetryAt("500".into(), jiff::Timestamp::now());
+    let ended = FinishedAttempt { delivery_id, attempt, status: Some(500), took: Duration::ZERO, next_step: end };
+    world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
     // One whose end nobody will ever tell is waited for as long as it could have taken.
-    world.store.turn("shop", vec![], vec![], 1).await.unwrap();
+    world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
     world.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
     assign(1).await.unwrap();
 }
@@ -259,7 +259,7 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
     world.sql().execute(register, [session(1)]).unwrap();
     // Nobody has looked at it yet.
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
-    assert_eq!(world.store.settle().await.unwrap(), payments::Settled::default());
+    assert_eq!(world.store.reconcile().await.unwrap(), payments::Reconciled::default());
     // Nor is what was registered another time because a shop says it twice.
     world.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
     assert_eq!(states(&world), ["pending"]);
@@ -291,11 +291,11 @@ async fn what_is_held_is_of_its_session_s_order_too() {
     world.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
     world.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
-    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed;
+    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed;
     let Claimed { delivery_id, attempt, .. } = claimed[0];
     let took = Duration::ZERO;
-    let ended = Attempted { delivery_id, attempt, status: Some(200), took, end: End::Accepted };
-    let second = world.store.turn("shop", vec![ended], vec![], 1).await.unwrap().claimed;
+    let ended = FinishedAttempt { delivery_id, attempt, status: Some(200), took, next_step: NextStep::Delivered };
+    let second = world.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
     let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
     assert_eq!(orders, [Some("A"); 2]);
 }
@@ -332,7 +332,7 @@ async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_t
     world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
     let settled = world.store.session_add(new(1, None, Some("2000"))).await.unwrap();
     assert_eq!(settled.held, 1);
-    assert_eq!(world.store.retry(db::Retry::Dead).await.unwrap(), 1);
+    assert_eq!(world.store.retry(db::RetrySelection::Dead).await.unwrap(), 1);
     assert_eq!(states(&world), ["held", "pending"]);
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(states(&world), ["pending", "pending"]);
@@ -346,13 +346,17 @@ async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
     full.blockchain = Some("BNB-CHAIN".into());
     world.store.session_add(full.clone()).await.unwrap();
     world.store.session_add(full).await.unwrap();
-    world.store.session_add(NewSession { token: Some("DAI".into()), ..new(1, None, Some("20.0")) }).await.unwrap();
+    world
+        .store
+        .session_add(SessionRegistration { token: Some("DAI".into()), ..new(1, None, Some("20.0")) })
+        .await
+        .unwrap();
     world.store.session_add(new(2, None, None)).await.unwrap();
     for (wrong, words) in [
         (new(1, Some("B"), None), "another order reference"),
         (new(1, None, Some("21")), "another amount"),
         (new(3, None, Some("$21")), "expected US dollars"),
-        (NewSession { session_id: "x".into(), ..NewSession::default() }, "is no session id"),
+        (SessionRegistration { session_id: "x".into(), ..SessionRegistration::default() }, "is no session id"),
     ] {
         let said = world.store.session_add(wrong).await.unwrap_err().to_string();
         assert!(said.contains(words), "{said}");
@@ -400,7 +404,7 @@ async fn the_documented_insert_registers_a_session() {
     let world = World::new(any());
     world.record(vec![of_order("order-1001", 1)]).await;
     world.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
-    assert_eq!(world.store.settle().await.unwrap().released, 1);
+    assert_eq!(world.store.reconcile().await.unwrap().released, 1);
     assert_eq!(states(&world), ["pending"]);
 }
 

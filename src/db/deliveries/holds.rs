@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use crate::db::{Result, now};
+use crate::db::{Result, current_time};
 use crate::model::Reason;
 
 /// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
@@ -20,7 +20,7 @@ pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> 
          WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
            AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
     )?
-    .execute(params![id, now()])?;
+    .execute(params![id, current_time()])?;
     Ok(held)
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn release(tx: &Connection, id: &str) -> Result<usize> {
              WHERE event_id = ?1 AND state = 'held'
                AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
         )?
-        .execute(params![id, now()])?)
+        .execute(params![id, current_time()])?)
 }
 
 /// Lets go what is held for a target that takes events without a session by now; how many.
@@ -48,6 +48,6 @@ pub(crate) fn release_unresolved(tx: &Connection, target: &str) -> Result<usize>
         "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
          WHERE state = 'held' AND target = ?1
            AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.session_id IS NULL AND e.hold IS NULL)",
-        params![target, now()],
+        params![target, current_time()],
     )?)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::db::{Error, Result, Store, moment, now};
+use crate::db::{Error, Result, Store, current_time, parse_time};
 use crate::model::iso;
 
 /// What an attempt's row says until its end is recorded.
@@ -41,7 +41,7 @@ pub struct Claimed {
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempted {
+pub struct FinishedAttempt {
     /// The delivery's row.
     pub delivery_id: i64,
     /// The attempt's number.
@@ -51,18 +51,18 @@ pub struct Attempted {
     /// How long it took.
     pub took: Duration,
     /// What follows.
-    pub end: End,
+    pub next_step: NextStep,
 }
 
 /// What follows from an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum End {
+pub enum NextStep {
     /// The callback has it.
-    Accepted,
+    Delivered,
     /// Not yet; in words why, and when it is tried again.
-    Again(String, Timestamp),
+    RetryAt(String, Timestamp),
     /// No more attempts; in words why.
-    GivenUp(String),
+    GiveUp(String),
 }
 
 /// A delivery that is under way, and so not claimed again.
@@ -76,7 +76,7 @@ pub struct InFlight {
 
 /// What a callback's courier does next.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Turn {
+pub struct ClaimedBatch {
     /// The attempts to make, now counted.
     pub claimed: Vec<Claimed>,
     /// When something may be due that is not due yet.
@@ -85,7 +85,7 @@ pub struct Turn {
 
 /// Which deliveries a person wants tried again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Retry {
+pub enum RetrySelection {
     /// These rows.
     Ids(Vec<i64>),
     /// All that are dead.
@@ -97,20 +97,20 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`]; then nothing was recorded or claimed, and the same call may be made again.
-    pub async fn turn(
+    pub async fn record_and_claim(
         &self,
         target: &str,
-        ended: Vec<Attempted>,
+        ended: Vec<FinishedAttempt>,
         in_flight: Vec<InFlight>,
         free: usize,
-    ) -> Result<Turn> {
+    ) -> Result<ClaimedBatch> {
         let target = target.to_owned();
         self.write(move |tx| {
             for attempted in &ended {
-                record(tx, &target, attempted)?;
+                record_attempt(tx, &target, attempted)?;
             }
             let claimed = claim(tx, &target, &in_flight, free)?;
-            Ok(Turn { claimed, next_due: next_due(tx, &target)? })
+            Ok(ClaimedBatch { claimed, next_due: next_due(tx, &target)? })
         })
         .await
     }
@@ -119,20 +119,23 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn recall(&self, target: &str) -> Result<usize> {
+    pub async fn requeue_after_clock_change(&self, target: &str) -> Result<usize> {
         let target = target.to_owned();
-        self.write(move |tx| Ok(tx.prepare_cached(RECALL)?.execute(params![target, now()])?)).await
+        self.write(move |tx| {
+            Ok(tx.prepare_cached(REQUEUE_AFTER_CLOCK_CHANGE)?.execute(params![target, current_time()])?)
+        })
+        .await
     }
 
     /// Makes deliveries due now, with the time until they are given up beginning anew; how many there were.
     ///
     /// # Errors
     /// [`Error::Refused`] if one of the rows is not there, was delivered, or is held; then none is changed.
-    pub async fn retry(&self, which: Retry) -> Result<usize> {
+    pub async fn retry(&self, which: RetrySelection) -> Result<usize> {
         let changed = self
             .write(move |tx| match which {
-                Retry::Dead => retry_dead(tx),
-                Retry::Ids(ids) => ids.iter().map(|id| retry_one(tx, *id)).sum(),
+                RetrySelection::Dead => retry_dead(tx),
+                RetrySelection::Ids(ids) => ids.iter().map(|id| retry_one(tx, *id)).sum(),
             })
             .await?;
         self.wake_outbox();
@@ -150,7 +153,7 @@ const DUE: &str = "
         WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
     ORDER BY d.next_attempt_at, d.id LIMIT ?3";
 
-/// The next moment at which something becomes due. What is due already waits for one that is under way.
+/// The next parse_time at which something becomes due. What is due already waits for one that is under way.
 const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
@@ -167,13 +170,13 @@ const FOLLOWERS_GO: &str = "
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +attempts = 0 AND +next_attempt_at > ?3";
 
 /// How far ahead a delivery is put off at most is a day; what lies further ahead was written while the clock was.
-const FURTHEST: SignedDuration = SignedDuration::from_hours(48);
-const ASTRAY: &str = "
+const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
+const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
 /// What was put off while the clock was, by less than that, is known by what came before: an attempt, or the delivery itself,
 /// that is yet to come. It is looked for only where the clock may have been set back.
-const RECALL: &str = "
+const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
 
@@ -185,28 +188,28 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
     }
     let clock = Timestamp::now();
     let at = iso(clock);
-    tx.prepare_cached(ASTRAY)?.execute(params![target, iso(clock + FURTHEST), at])?;
+    tx.prepare_cached(REQUEUE_TOO_FAR_AHEAD)?.execute(params![target, iso(clock + FURTHEST_RETRY), at])?;
     let mut statement = tx.prepare_cached(DUE)?;
-    let due = statement.query_map(params![target, at, limit], |row| claimed(row, clock))?;
+    let due = statement.query_map(params![target, at, limit], |row| read_claimed(row, clock))?;
     let mut claimed: Vec<Claimed> = Vec::new();
     for delivery in due {
         let delivery = delivery?;
-        if claimed.len() < free && !in_flight.iter().any(|f| is_in_the_way(f, &delivery)) {
+        if claimed.len() < free && !in_flight.iter().any(|f| blocks(f, &delivery)) {
             claimed.push(delivery);
         }
     }
     for delivery in &claimed {
-        count(tx, delivery, &at)?;
+        count_attempt(tx, delivery, &at)?;
     }
     Ok(claimed)
 }
 
-fn claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
-    let (first, due) = (moment(row.get(2)?), moment(row.get(7)?));
+fn read_claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
+    let (first, due) = (parse_time(row.get(2)?), parse_time(row.get(7)?));
     Ok(Claimed {
         delivery_id: row.get(0)?,
         attempt: row.get::<_, i64>(1)? + 1,
-        first_attempt_at: first.map_or(at, |first| begun(first, due.unwrap_or(at), at)),
+        first_attempt_at: first.map_or(at, |first| retry_period_start(first, due.unwrap_or(at), at)),
         event_id: row.get(3)?,
         session_id: row.get(4)?,
         order_ref: row.get(5)?,
@@ -220,19 +223,19 @@ const LATE: SignedDuration = SignedDuration::from_mins(1);
 /// From when the time until it is given up counts. That in which it was due and nobody tried does not: the machine was off, or
 /// its clock was behind and has been set; then it would be given up for the first attempt that fails, of a callback that
 /// is slower to start than we are. A clock that was ahead counts no longer than now.
-fn begun(first: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
+fn retry_period_start(first: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
     let missed = now.duration_since(due);
     let begun = if missed > LATE { first.checked_add(missed).unwrap_or(now) } else { first };
     begun.min(now)
 }
 
 /// An event that got its session late may stand before one of that session that is under way.
-fn is_in_the_way(flight: &InFlight, delivery: &Claimed) -> bool {
+fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight.session_id.as_ref().zip(delivery.session_id.as_ref()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
 }
 
-fn count(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
+fn count_attempt(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
     tx.prepare_cached("UPDATE deliveries SET attempts = ?2, first_attempt_at = ?3 WHERE id = ?1")?.execute(params![
         claimed.delivery_id,
         claimed.attempt,
@@ -244,14 +247,14 @@ fn count(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
 }
 
 fn next_due(tx: &Connection, target: &str) -> Result<Option<Timestamp>> {
-    Ok(moment(tx.prepare_cached(NEXT_DUE)?.query_row(params![target, now()], |row| row.get(0))?))
+    Ok(parse_time(tx.prepare_cached(NEXT_DUE)?.query_row(params![target, current_time()], |row| row.get(0))?))
 }
 
-fn record(tx: &Connection, target: &str, attempted: &Attempted) -> Result<()> {
-    let Attempted { delivery_id: id, status, end, .. } = attempted;
-    let at = now();
-    let (error, followers) = match end {
-        End::Accepted => {
+fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) -> Result<()> {
+    let FinishedAttempt { delivery_id: id, status, next_step, .. } = attempted;
+    let at = current_time();
+    let (error, followers) = match next_step {
+        NextStep::Delivered => {
             // Whatever has become of it meanwhile: the callback has it.
             tx.prepare_cached(
                 "UPDATE deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
@@ -261,15 +264,15 @@ fn record(tx: &Connection, target: &str, attempted: &Attempted) -> Result<()> {
             (None, at)
         }
         // That counts from here.
-        End::Again(error, _) | End::GivenUp(error) if was_made_due(tx, *id)? => {
+        NextStep::RetryAt(error, _) | NextStep::GiveUp(error) if was_made_due(tx, *id)? => {
             set_failed(tx, attempted, error, "pending", Some(&at))?;
             (Some(error), at)
         }
-        End::Again(error, next) => {
+        NextStep::RetryAt(error, next) => {
             set_failed(tx, attempted, error, "pending", Some(&iso(*next)))?;
             (Some(error), iso(*next))
         }
-        End::GivenUp(error) => {
+        NextStep::GiveUp(error) => {
             set_failed(tx, attempted, error, "dead", None)?;
             (Some(error), at)
         }
@@ -294,7 +297,13 @@ fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
 }
 
 /// A failure changes the state of what is still pending; what a person or a contradiction held meanwhile stays held.
-fn set_failed(tx: &Connection, attempted: &Attempted, error: &str, state: &str, next: Option<&str>) -> Result<()> {
+fn set_failed(
+    tx: &Connection,
+    attempted: &FinishedAttempt,
+    error: &str,
+    state: &str,
+    next: Option<&str>,
+) -> Result<()> {
     tx.prepare_cached(
         "UPDATE deliveries SET last_status = ?2, last_error = ?3,
            next_attempt_at = CASE state WHEN 'pending' THEN ?5 END, state = CASE state WHEN 'pending' THEN ?4 ELSE state END
@@ -304,13 +313,13 @@ fn set_failed(tx: &Connection, attempted: &Attempted, error: &str, state: &str, 
     Ok(())
 }
 
-fn move_followers(tx: &Connection, target: &str, attempted: &Attempted, at: &str) -> Result<()> {
+fn move_followers(tx: &Connection, target: &str, attempted: &FinishedAttempt, at: &str) -> Result<()> {
     let session: Option<Option<String>> = tx
         .prepare_cached("SELECT e.session_id FROM deliveries d JOIN events e USING (event_id) WHERE d.id = ?1")?
         .query_row(params![attempted.delivery_id], |row| row.get(0))
         .optional()?;
     let Some(session) = session.flatten() else { return Ok(()) };
-    let sql = if matches!(attempted.end, End::Again(..)) { FOLLOWERS_WAIT } else { FOLLOWERS_GO };
+    let sql = if matches!(attempted.next_step, NextStep::RetryAt(..)) { FOLLOWERS_WAIT } else { FOLLOWERS_GO };
     tx.prepare_cached(sql)?.execute(params![target, attempted.delivery_id, at, session])?;
     Ok(())
 }
@@ -318,7 +327,7 @@ fn move_followers(tx: &Connection, target: &str, attempted: &Attempted, at: &str
 const MAKE_DUE: &str = "UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL";
 
 fn retry_dead(tx: &Connection) -> Result<usize> {
-    Ok(tx.execute(&format!("{MAKE_DUE} WHERE state = 'dead'"), params![now()])?)
+    Ok(tx.execute(&format!("{MAKE_DUE} WHERE state = 'dead'"), params![current_time()])?)
 }
 
 fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
@@ -332,6 +341,6 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
         None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
         Some(("delivered", at)) => refuse(format!("was accepted by its callback at {at}")),
         Some(("held", _)) => refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into()),
-        Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![now(), id])?),
+        Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?),
     }
 }

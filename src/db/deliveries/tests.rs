@@ -26,8 +26,14 @@ fn large(folder: &tempfile::TempDir) -> Connection {
 fn a_large_outbox_is_read_by_its_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
-    for (sql, parameters) in [(DUE, 3), (NEXT_DUE, 2), (FOLLOWERS_WAIT, 4), (FOLLOWERS_GO, 4), (ASTRAY, 3), (RECALL, 2)]
-    {
+    for (sql, parameters) in [
+        (DUE, 3),
+        (NEXT_DUE, 2),
+        (FOLLOWERS_WAIT, 4),
+        (FOLLOWERS_GO, 4),
+        (REQUEUE_TOO_FAR_AHEAD, 3),
+        (REQUEUE_AFTER_CLOCK_CHANGE, 2),
+    ] {
         let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let nothing = vec![&None::<String> as &dyn ToSql; parameters];
         let steps: Vec<String> =
@@ -36,8 +42,8 @@ fn a_large_outbox_is_read_by_its_indexes() {
     }
 }
 
-fn ended(delivery_id: i64, end: End) -> Attempted {
-    Attempted { delivery_id, attempt: 1, status: None, took: Duration::ZERO, end }
+fn ended(delivery_id: i64, next_step: NextStep) -> FinishedAttempt {
+    FinishedAttempt { delivery_id, attempt: 1, status: None, took: Duration::ZERO, next_step }
 }
 
 fn count(connection: &Connection, condition: &str) -> i64 {
@@ -51,7 +57,7 @@ fn what_waits_for_another_is_not_looked_at_in_vain() {
     let later: Timestamp = iso(Timestamp::now() + SignedDuration::from_hours(24)).parse().unwrap();
     connection.execute_batch("BEGIN; UPDATE deliveries SET first_attempt_at = created_at WHERE id <= 20000").unwrap();
     for id in 1..=20_000 {
-        record(&connection, "shop", &ended(id, End::Again("x".into(), later))).unwrap();
+        record_attempt(&connection, "shop", &ended(id, NextStep::RetryAt("x".into(), later))).unwrap();
     }
     assert_eq!(
         count(&connection, &format!("next_attempt_at < '{}'", iso(later))),
@@ -60,7 +66,7 @@ fn what_waits_for_another_is_not_looked_at_in_vain() {
     );
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
     assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
-    record(&connection, "shop", &ended(7, End::Accepted)).unwrap();
+    record_attempt(&connection, "shop", &ended(7, NextStep::Delivered)).unwrap();
     let claimed = claim(&connection, "shop", &[], 16).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
 }
@@ -83,7 +89,7 @@ fn what_was_put_off_while_the_clock_was_ahead_by_hours_is_due_when_it_is_set_bac
     let attempt = "INSERT INTO attempts (delivery_id, attempt, at) VALUES (1, 1, ?1), (1, 2, ?2), (3, 1, ?1)";
     connection.execute(attempt, [iso(clock), iso(ahead)]).unwrap();
     connection.execute("UPDATE deliveries SET created_at = ?1 WHERE id = 2", [iso(ahead)]).unwrap();
-    connection.execute(RECALL, params!["shop", iso(clock)]).unwrap();
+    connection.execute(REQUEUE_AFTER_CLOCK_CHANGE, params!["shop", iso(clock)]).unwrap();
     let claimed = claim(&connection, "shop", &[], 16).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [1, 2]);
 }
@@ -128,9 +134,9 @@ fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stay
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE id <= 3", []).unwrap();
-    record(&connection, "shop", &ended(1, End::Accepted)).unwrap();
-    record(&connection, "shop", &ended(2, End::Again("x".into(), Timestamp::now()))).unwrap();
-    record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
+    record_attempt(&connection, "shop", &ended(1, NextStep::Delivered)).unwrap();
+    record_attempt(&connection, "shop", &ended(2, NextStep::RetryAt("x".into(), Timestamp::now()))).unwrap();
+    record_attempt(&connection, "shop", &ended(3, NextStep::GiveUp("x".into()))).unwrap();
     assert_eq!(count(&connection, "id = 1 AND state = 'delivered'"), 1);
     assert_eq!(count(&connection, "id IN (2, 3) AND state = 'held' AND last_error = 'x'"), 2);
     assert!(matches!(retry_one(&connection, 2), Err(Error::Refused(_))));
@@ -172,9 +178,9 @@ fn what_a_person_made_due_during_its_last_attempt_is_tried_again() {
     retry_one(&connection, 1).unwrap();
     retry_one(&connection, 2).unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(1);
-    record(&connection, "shop", &ended(1, End::GivenUp("x".into()))).unwrap();
-    record(&connection, "shop", &ended(2, End::Again("x".into(), later))).unwrap();
-    record(&connection, "shop", &ended(3, End::GivenUp("x".into()))).unwrap();
+    record_attempt(&connection, "shop", &ended(1, NextStep::GiveUp("x".into()))).unwrap();
+    record_attempt(&connection, "shop", &ended(2, NextStep::RetryAt("x".into(), later))).unwrap();
+    record_attempt(&connection, "shop", &ended(3, NextStep::GiveUp("x".into()))).unwrap();
     assert_eq!(count(&connection, "state = 'pending' AND last_error = 'x'"), 2);
     assert_eq!(count(&connection, "id = 3 AND state = 'dead'"), 1);
     let claimed = claim(&connection, "shop", &[], 16).unwrap();
@@ -188,7 +194,7 @@ fn what_waited_for_a_delivery_that_is_held_goes() {
     connection.execute("DELETE FROM deliveries WHERE id NOT IN (1, 20001)", []).unwrap();
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 1);
     let later = Timestamp::now() + SignedDuration::from_hours(1);
-    record(&connection, "shop", &ended(1, End::Again("x".into(), later))).unwrap();
+    record_attempt(&connection, "shop", &ended(1, NextStep::RetryAt("x".into(), later))).unwrap();
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
     let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
     assert_eq!(holds::hold(&connection, "event-0", &reason).unwrap(), 1);
