@@ -75,6 +75,8 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
+    let (watched, ending) = (store.clone(), shutdown.clone());
+    loops.spawn(async move { watched.watch_changes(ending).await.context("watching the database") });
     loops.spawn(async move {
         vigil.keep().await;
         Ok(())

@@ -41,8 +41,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let mut couriers = JoinSet::new();
     couriers.spawn(release(store.clone(), shutdown.clone()));
-    let (notice, ending) = (store.clone(), shutdown.clone());
-    couriers.spawn(async move { notice.watch_changes(ending).await });
     for target in targets {
         if target.place.is_readable_on_the_way() {
             tracing::warn!(

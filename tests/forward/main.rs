@@ -60,7 +60,12 @@ impl World {
         let secret = SecretString::from(secret);
         let targets = self.settings.iter().map(|s| Target::new(s.clone(), secret.clone()).unwrap()).collect();
         let (stop, stopped) = watch::channel(false);
-        self.running = Some((stop, tokio::spawn(forward::run(self.store.clone(), targets, stopped))));
+        let watching = {
+            let (store, stopped) = (self.store.clone(), stopped.clone());
+            async move { store.watch_changes(stopped).await }
+        };
+        let forwarding = forward::run(self.store.clone(), targets, stopped);
+        self.running = Some((stop, tokio::spawn(async { tokio::try_join!(watching, forwarding).map(drop) })));
     }
 
     async fn stop(&mut self) {
