@@ -3,8 +3,10 @@
 //! One thread owns the writing connection (`writer`). Readers open connections of their own (`reader`). `schema` opens
 //! and migrates the file. The decisions about payments are made above, in `payments`.
 
+mod columns;
 mod deliveries;
 mod error;
+mod file_id;
 mod lock;
 mod mailboxes;
 mod maintenance;
@@ -15,6 +17,7 @@ mod store;
 mod tests;
 mod writer;
 
+pub(crate) use columns::{current_time, parse_time};
 pub(crate) use deliveries::holds;
 pub use deliveries::{Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, RetrySelection};
 pub use error::{Error, Result};
@@ -25,5 +28,4 @@ pub use maintenance::{Backlog, Pruned};
 pub use reader::{DeliveryRow, EventQuery, EventRow, MailRow, MailboxRow, StoreReader};
 pub(crate) use reader::{optional, where_clause};
 pub use store::{Store, StoreSettings, TargetRules};
-pub(crate) use store::{current_time, parse_time};
 pub use writer::MAX_WAL_BACKLOG;

@@ -1,12 +1,13 @@
 //! The handle on the open database, and what it is opened with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
 
+use super::file_id::file_id;
 use super::{Error, Result, StoreReader, schema, writer};
 use crate::model::{Matching, Status};
 
@@ -103,24 +104,4 @@ impl Store {
     ) -> Result<T> {
         self.writer.run(work).await
     }
-}
-
-/// By which numbers the system knows a file. Asked without opening it: to close it would end SQLite's locks on it.
-/// `None`: there is none.
-pub(super) fn file_id(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
-    use std::os::unix::fs::MetadataExt;
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        of => of.map(|of| Some((of.dev(), of.ino()))),
-    }
-}
-
-/// The current parse_time in the database's form.
-pub(crate) fn current_time() -> String {
-    crate::model::iso(jiff::Timestamp::now())
-}
-
-/// A parse_time that the database tells; `None` for what a person wrote there and is none.
-pub(crate) fn parse_time(text: Option<String>) -> Option<jiff::Timestamp> {
-    text.and_then(|t| t.parse().ok())
 }

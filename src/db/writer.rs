@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::store::file_id;
+use super::file_id::file_id;
 use super::{Error, Result, schema};
 
 /// The most that one transaction takes.
