@@ -221,12 +221,8 @@ impl Store {
 }
 
 fn prune(tx: &Connection, before: &str, quarantined: bool) -> Result<Pruned> {
-    // The last row stays: the next mail would get its number, and be what somebody has noted under it.
-    let mails = tx.execute(
-        "DELETE FROM mails WHERE outcome = 'ignored' AND event_id IS NULL AND judged_at < ?1
-           AND id < (SELECT max(id) FROM mails)",
-        [before],
-    )?;
+    let mails =
+        tx.execute("DELETE FROM mails WHERE outcome = 'ignored' AND event_id IS NULL AND judged_at < ?1", [before])?;
     let raw = tx.execute(
         "UPDATE mails SET raw = NULL WHERE raw IS NOT NULL AND judged_at < ?1 AND outcome <> 'deferred'
            AND (?2 OR outcome <> 'quarantined')

@@ -126,9 +126,9 @@ fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
         // Each holds the lock longer than SQLite waits between two tries.
         let hold = std::time::Duration::from_millis(150);
         loop {
-            other.execute_batch("BEGIN IMMEDIATE; DELETE FROM unsettled").unwrap();
+            other.execute_batch("BEGIN IMMEDIATE; DELETE FROM sessions_to_reconcile").unwrap();
             let ended = ending.recv_timeout(hold) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected);
-            other.execute_batch("INSERT INTO unsettled VALUES ('another'); COMMIT").unwrap();
+            other.execute_batch("INSERT INTO sessions_to_reconcile VALUES ('another'); COMMIT").unwrap();
             if ended {
                 return;
             }

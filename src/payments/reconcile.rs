@@ -1,6 +1,6 @@
 //! Sessions that were registered after their events: by whatever program, and then by hand.
 //!
-//! Triggers put each session that is inserted or changed into `unsettled`; here the events that it concerns are looked
+//! Triggers put each session that is inserted or changed into `sessions_to_reconcile`; here the events that it concerns are looked
 //! at again. So nothing depends on who wrote the row, or on who was running when it was written.
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -109,7 +109,7 @@ impl Reconciled {
     }
 }
 
-/// Looks at all unsettled sessions.
+/// Looks at all sessions_to_reconcile sessions.
 pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result<Reconciled> {
     let mut total = Reconciled::default();
     loop {
@@ -121,10 +121,10 @@ pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result
     }
 }
 
-/// Looks at some unsettled sessions; also says how many they were.
+/// Looks at some sessions_to_reconcile sessions; also says how many they were.
 pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
     // As bytes: SQLite takes any for a text.
-    let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM unsettled LIMIT ?1")?;
+    let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM sessions_to_reconcile LIMIT ?1")?;
     let ids: Vec<Vec<u8>> =
         statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     let mut reconciled = Reconciled::default();
@@ -135,7 +135,8 @@ pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Resul
                 reconciled.add(reconcile_event(tx, settings, &event_id)?);
             }
         }
-        tx.prepare_cached("DELETE FROM unsettled WHERE session_id = CAST(?1 AS TEXT)")?.execute(params![id])?;
+        tx.prepare_cached("DELETE FROM sessions_to_reconcile WHERE session_id = CAST(?1 AS TEXT)")?
+            .execute(params![id])?;
     }
     Ok((reconciled, ids.len()))
 }

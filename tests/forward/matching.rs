@@ -122,7 +122,7 @@ async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
     // A shop that speaks Latin-1. SQLite does not look.
     let insert = "INSERT INTO sessions (session_id, order_ref, amount, token) VALUES (?1, CAST(x'47F6DF65' AS TEXT), '20', 'DAI')";
     world.sql().execute(insert, [session(1)]).unwrap();
-    world.sql().execute("INSERT INTO unsettled VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
+    world.sql().execute("INSERT INTO sessions_to_reconcile VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
     assert_eq!(world.store.session_add(new(2, Some("A"), None)).await.unwrap().released, 1);
     world.record(vec![at(paid(None, 2)), at(paid(Some(1), 3))]).await;
     assert_eq!(states(&world), ["pending", "pending", "held"], "it is found by its amount, and is paid once");
@@ -133,7 +133,7 @@ async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
     };
     world.store.reader().unwrap().sessions(push).unwrap();
     assert_eq!(listed, [Some("G\u{fffd}\u{fffd}e".into()), Some("A".into())]);
-    let left: i64 = world.sql().query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
+    let left: i64 = world.sql().query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 

@@ -81,7 +81,7 @@ async fn what_was_registered_while_nobody_ran_is_found_at_the_start() {
     world.start();
     world.until_all("delivered").await;
     world.stop().await;
-    let left: i64 = sql.query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
+    let left: i64 = sql.query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 
