@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::db::{self, MailboxRow, StoreReader};
-use crate::model::{MailboxState, Outcome, Status, same_mailbox};
+use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
 const SLACK: Duration = Duration::from_secs(5 * 60);
@@ -104,13 +104,14 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
+    let states: Vec<_> = DeliveryState::ALL.iter().map(|s| s.as_str()).collect();
     let statuses: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
     Ok(Health {
         ok: attention.is_empty(),
         mailboxes,
         mails: words(&outcomes, reader.count_by("mails", "outcome")?),
         events: words(&statuses, reader.count_by("events", "status")?),
-        deliveries: words(&["held", "pending", "delivered", "dead"], reader.count_by("deliveries", "state")?),
+        deliveries: words(&states, reader.count_by("deliveries", "state")?),
         attention,
         waits: room.is_some() || locked,
     })
@@ -242,7 +243,7 @@ impl Health {
             "mailboxes watched: {}; events: {}; deliveries pending: {}",
             self.mailboxes.len(),
             self.events.values().sum::<i64>(),
-            count(&self.deliveries, "pending")
+            count(&self.deliveries, DeliveryState::Pending.as_str())
         )
     }
 }

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use crate::db::{self, Store, StoreReader};
 use crate::health::{Expected, Health, assess};
-use crate::model::MailboxState;
+use crate::model::{DeliveryState, MailboxState};
 use crate::pulse::Pulses;
 use crate::telemetry;
 
@@ -203,12 +203,12 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
     let (counts, ages) = (Family::<ByState, Gauge>::default(), Family::<ByState, Gauge>::default());
     for (state, n) in &health.deliveries {
         counts.get_or_create(&ByState { state: state.clone() }).set(*n);
-        if state != "delivered" {
+        if state != DeliveryState::Delivered.as_str() {
             ages.get_or_create(&ByState { state: state.clone() }).set(0);
         }
     }
     for (state, since) in reader.oldest_deliveries()? {
-        ages.get_or_create(&ByState { state }).set(age(&since).unwrap_or(0));
+        ages.get_or_create(&ByState { state: state.to_string() }).set(age(&since).unwrap_or(0));
     }
     registry.register("deliveries", "Deliveries, by state", counts);
     registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0: there is none", ages);

@@ -3,8 +3,9 @@
 use super::output::{self, cell, say};
 use crate::config::Config;
 use crate::db::{RetrySelection, StoreReader};
+use crate::model::DeliveryState;
 
-pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
     if json {
         return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
@@ -18,7 +19,7 @@ pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::
             d.id.to_string(),
             d.created_at,
             d.target,
-            d.state,
+            d.state.to_string(),
             d.attempts.to_string(),
             next,
             answer,

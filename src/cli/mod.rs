@@ -112,9 +112,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
         Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
-        Command::Deliveries { state, json, command: None } => {
-            deliveries::list(&config, state.as_deref(), json).map(done)
-        }
+        Command::Deliveries { state, json, command: None } => deliveries::list(&config, state, json).map(done),
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
             deliveries::retry(&config, ids, dead).await.map(done)
         }

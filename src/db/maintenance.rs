@@ -8,7 +8,8 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, params};
 
-use super::{Error, Result, Store, StoreReader, schema};
+use super::{Error, Result, Store, StoreReader, schema, word};
+use crate::model::DeliveryState;
 
 /// How long a transaction of ours may take, and then some.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
@@ -77,9 +78,9 @@ impl StoreReader {
     ///
     /// # Errors
     /// What SQLite says.
-    pub fn oldest_deliveries(&self) -> Result<Vec<(String, String)>> {
+    pub fn oldest_deliveries(&self) -> Result<Vec<(DeliveryState, String)>> {
         let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
-        self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
+        self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
     }
 
     /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.

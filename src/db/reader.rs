@@ -6,8 +6,8 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
-use super::{Error, Result, schema};
-use crate::model::hash_spellings;
+use super::{Error, Result, schema, word};
+use crate::model::{DeliveryState, hash_spellings};
 
 /// A connection that only reads.
 pub struct StoreReader {
@@ -89,7 +89,7 @@ pub struct DeliveryRow {
     pub id: i64,
     pub event_id: String,
     pub target: String,
-    pub state: String,
+    pub state: DeliveryState,
     pub attempts: i64,
     pub next_attempt_at: Option<String>,
     pub last_status: Option<i64>,
@@ -208,10 +208,11 @@ impl StoreReader {
     /// What SQLite says, or the first error of `each`.
     pub fn deliveries<E: From<Error>>(
         &self,
-        state: Option<&str>,
+        state: Option<DeliveryState>,
         event_id: Option<&str>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
+        let state = state.map(DeliveryState::as_str);
         let (condition, given) =
             where_clause(&[("state = ?", optional(&state)), ("event_id = ?", optional(&event_id))]);
         self.query_each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
@@ -381,7 +382,7 @@ fn delivery_row(row: &Row) -> rusqlite::Result<DeliveryRow> {
         id: row.get("id")?,
         event_id: row.get("event_id")?,
         target: row.get("target")?,
-        state: row.get("state")?,
+        state: word(row, "state")?,
         attempts: row.get("attempts")?,
         next_attempt_at: row.get("next_attempt_at")?,
         last_status: row.get("last_status")?,

@@ -11,6 +11,7 @@ mod target;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -22,6 +23,7 @@ pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
 use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
+use crate::model::AttemptResult;
 
 /// How many requests to one callback are under way at once.
 const CONCURRENCY: usize = 16;
@@ -91,11 +93,18 @@ struct Courier {
     store: Store,
     target: Arc<Target>,
     requests: JoinSet<FinishedAttempt>,
-    under_way: HashMap<Id, Claimed>,
+    under_way: HashMap<Id, UnderWay>,
     /// Attempts that ended and are not recorded yet.
     ended: Vec<FinishedAttempt>,
     /// What the clock said last.
     clock: Option<Timestamp>,
+}
+
+/// An attempt whose task runs.
+struct UnderWay {
+    claimed: Claimed,
+    /// The request is being written, or was written.
+    sent: Arc<AtomicBool>,
 }
 
 impl Courier {
@@ -143,17 +152,22 @@ impl Courier {
         }
         self.clock = Some(clock);
         let in_flight = self.under_way.values();
-        let in_flight =
-            in_flight.map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id.clone() }).collect();
+        let in_flight = in_flight
+            .map(|UnderWay { claimed, .. }| InFlight {
+                delivery_id: claimed.delivery_id,
+                session_id: claimed.session_id.clone(),
+            })
+            .collect();
         let turn = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, free).await?;
         self.ended.clear();
         Ok(turn)
     }
 
     fn send(&mut self, claimed: Claimed) {
-        let (target, request) = (self.target.clone(), claimed.clone());
-        let handle = self.requests.spawn(async move { attempt(&target, &request).await });
-        self.under_way.insert(handle.id(), claimed);
+        let (target, request, sent) = (self.target.clone(), claimed.clone(), Arc::<AtomicBool>::default());
+        let is_sent = sent.clone();
+        let handle = self.requests.spawn(async move { attempt(&target, &request, &is_sent).await });
+        self.under_way.insert(handle.id(), UnderWay { claimed, sent });
     }
 
     /// Takes an attempt that ended, and all others that have.
@@ -161,10 +175,9 @@ impl Courier {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            let claimed = self.under_way.remove(&id);
-            match (ended, claimed) {
+            match (ended, self.under_way.remove(&id)) {
                 (Ok((_, attempted)), _) => self.ended.push(attempted),
-                (Err(_), Some(claimed)) => self.ended.push(broken(&self.target, &claimed)),
+                (Err(_), Some(under_way)) => self.ended.push(broken(&self.target, &under_way)),
                 (Err(_), None) => {}
             }
             next = self.requests.try_join_next_with_id();
@@ -191,10 +204,16 @@ fn instant(at: Timestamp) -> Instant {
 }
 
 /// Makes one attempt, and says what follows from it.
-async fn attempt(target: &Target, claimed: &Claimed) -> FinishedAttempt {
+async fn attempt(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> FinishedAttempt {
     let (began, at) = (Instant::now(), Timestamp::now());
-    let answer = post::post(target, claimed).await;
+    let answer = post::post(target, claimed, sent).await;
     let took = began.elapsed();
+    let result = match (answer.status, &answer.error) {
+        (_, None) => AttemptResult::Accepted,
+        (Some(_), Some(_)) => AttemptResult::Rejected,
+        (None, Some(_)) if sent.load(Ordering::Relaxed) => AttemptResult::NoResponse,
+        (None, Some(_)) => AttemptResult::NotSent,
+    };
     let end = match answer.error {
         None => NextStep::Delivered,
         Some(error) => {
@@ -206,6 +225,7 @@ async fn attempt(target: &Target, claimed: &Claimed) -> FinishedAttempt {
     FinishedAttempt {
         delivery_id: claimed.delivery_id,
         attempt: claimed.attempt,
+        result,
         status: answer.status,
         took,
         next_step: end,
@@ -229,12 +249,15 @@ fn after_failure(
     }
 }
 
-/// The attempt's task broke down: a fault of ours, which must not keep the delivery for ever.
-fn broken(target: &Target, claimed: &Claimed) -> FinishedAttempt {
+/// The end of an attempt whose task panicked. The handler may have the event if the request was sent.
+fn broken(target: &Target, under_way: &UnderWay) -> FinishedAttempt {
+    let UnderWay { claimed, sent } = under_way;
+    let result = if sent.load(Ordering::Relaxed) { AttemptResult::Interrupted } else { AttemptResult::NotSent };
     let end = after_failure(target, claimed, Timestamp::now(), "internal error during the attempt".into(), None);
     FinishedAttempt {
         delivery_id: claimed.delivery_id,
         attempt: claimed.attempt,
+        result,
         status: None,
         took: Duration::ZERO,
         next_step: end,
@@ -255,6 +278,40 @@ fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration,
         }
         NextStep::GiveUp(error) => {
             tracing::error!(callback, event_id, session_id, attempt, status, millis, %error, "delivery is dead");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Matching;
+
+    #[tokio::test]
+    async fn a_panic_after_the_request_is_an_interruption() {
+        let folder = tempfile::tempdir().unwrap();
+        let matching = Matching { enabled: false, window: STORE_PAUSE };
+        let settings = db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching };
+        let store = Store::open(settings).unwrap();
+        let claimed = Claimed {
+            delivery_id: 1,
+            attempt: 1,
+            first_attempt_at: Timestamp::now(),
+            event_id: "e".into(),
+            session_id: None,
+            order_ref: None,
+            webhook: "{}".into(),
+        };
+        for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
+            let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";
+            let target = Target::new(toml::from_str(settings).unwrap(), "secret".into()).unwrap();
+            let mut courier = Courier::new(store.clone(), target);
+            let handle = courier.requests.spawn(async { panic!("this test panics on purpose") });
+            let under_way = UnderWay { claimed: claimed.clone(), sent: Arc::new(AtomicBool::new(sent)) };
+            courier.under_way.insert(handle.id(), under_way);
+            let ended = courier.requests.join_next_with_id().await.unwrap();
+            courier.take_ended(ended);
+            assert_eq!(courier.ended[0].result, result);
         }
     }
 }

@@ -17,4 +17,4 @@ pub use spelling::{
     same_mailbox, same_token, spell_chain, webhook_time,
 };
 pub(crate) use words::words;
-pub use words::{MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
+pub use words::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};

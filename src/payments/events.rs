@@ -7,7 +7,7 @@ use super::matching;
 use super::sessions::{self, FoundSession};
 use super::stored_events::related_events;
 use crate::db::{Result, StoreSettings, current_time, holds};
-use crate::model::{Event, Outcome, Reason, ReasonCode, iso};
+use crate::model::{DeliveryState, Event, Outcome, Reason, ReasonCode, iso};
 
 /// What became of an event, and so of its mail.
 pub(super) struct Admitted {
@@ -117,11 +117,11 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     let resolved = event.reading.session_id.is_some();
     for target in settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status)) {
         let held = hold || !(resolved || target.send_unresolved);
-        let (state, due) = if held { ("held", None) } else { ("pending", Some(&at)) };
+        let (state, due) = if held { (DeliveryState::Held, None) } else { (DeliveryState::Pending, Some(&at)) };
         tx.prepare_cached(
             "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
-        .execute(params![id, target.name, state, due, at])?;
+        .execute(params![id, target.name, state.as_str(), due, at])?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::conflicts::StoredEvent;
 use crate::db::{Result, parse_time};
-use crate::model::{Event, NO_ANSWER, Reading, Status, fold_chain, hash_spellings};
+use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
 
 /// The stored events that share the new one's id, transaction or session. Of an attempt that is under way, was cut short or
 /// had no answer nobody knows whether the callback has it.
@@ -16,8 +16,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
            EXISTS (
              SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
-             WHERE d.event_id = e.event_id AND a.status IS NULL
-               AND (a.millis IS NULL OR a.error LIKE '{NO_ANSWER}%' OR a.error LIKE '%the last: {NO_ANSWER}%')) AS maybe_delivered
+             WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered
          FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
     ))?;
     let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {

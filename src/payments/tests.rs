@@ -49,7 +49,7 @@ fn cursor(last_uid: u32) -> Option<Cursor> {
 fn deliveries(store: &Store) -> Vec<(String, String)> {
     let mut all = Vec::new();
     let push = |d: DeliveryRow| {
-        all.push((d.target, d.state));
+        all.push((d.target, d.state.to_string()));
         Ok::<_, Error>(())
     };
     store.reader().unwrap().deliveries(None, None, push).unwrap();

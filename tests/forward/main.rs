@@ -15,7 +15,7 @@ use std::time::Duration;
 use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
 use resmic_mailhook::model::Matching;
-use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
+use resmic_mailhook::model::{AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
 use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -112,7 +112,7 @@ impl World {
 
     /// Waits until all deliveries are in a state.
     async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
-        self.until(state, |all| all.iter().all(|d| d.state == state)).await
+        self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
     }
 
     /// What SQLite says when it is asked directly.

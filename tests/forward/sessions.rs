@@ -22,7 +22,7 @@ pub(super) fn of_order(order_ref: &str, n: u32) -> Event {
 }
 
 pub(super) fn states(world: &World) -> Vec<String> {
-    world.deliveries().into_iter().map(|d| d.state).collect()
+    world.deliveries().into_iter().map(|d| d.state.to_string()).collect()
 }
 
 /// The session, its source and the hold of each event, as they came.
@@ -63,7 +63,7 @@ async fn a_row_from_another_process_lets_held_deliveries_go_within_a_second_and_
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(requests[0].text().contains("\"state\":\"pending\"") && requests[1].text().contains("\"status\":true"));
     assert!(requests.iter().all(|r| r.text().contains(&session(7)) && r.header("x-mailhook-order-ref") == Some("A-1")));
-    world.until("recorded", |all| all[1].state == "delivered" && all[2].state == "held").await;
+    world.until("recorded", |all| all[1].state.as_str() == "delivered" && all[2].state.as_str() == "held").await;
     world.stop().await;
 }
 
@@ -191,7 +191,14 @@ async fn a_person_waits_for_an_attempt_that_tells_another_session() {
     assign(1).await.unwrap();
     let Claimed { delivery_id, attempt, .. } = claimed;
     let end = NextStep::RetryAt("500".into(), jiff::Timestamp::now());
-    let ended = FinishedAttempt { delivery_id, attempt, status: Some(500), took: Duration::ZERO, next_step: end };
+    let ended = FinishedAttempt {
+        delivery_id,
+        attempt,
+        result: AttemptResult::Rejected,
+        status: Some(500),
+        took: Duration::ZERO,
+        next_step: end,
+    };
     world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
     // One whose end nobody will ever tell is waited for as long as it could have taken.
@@ -209,7 +216,7 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
     let mut world = World::new(vec![table("sends", "unresolved = \"send\""), table("holds", "")]);
     world.start();
     world.record(vec![of_order("A", 1)]).await;
-    world.until("sent", |all| all[0].state == "delivered" && all[1].state == "held").await;
+    world.until("sent", |all| all[0].state.as_str() == "delivered" && all[1].state.as_str() == "held").await;
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
     world.until_all("delivered").await;
     world.stop().await;
@@ -294,7 +301,14 @@ async fn what_is_held_is_of_its_session_s_order_too() {
     let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed;
     let Claimed { delivery_id, attempt, .. } = claimed[0];
     let took = Duration::ZERO;
-    let ended = FinishedAttempt { delivery_id, attempt, status: Some(200), took, next_step: NextStep::Delivered };
+    let ended = FinishedAttempt {
+        delivery_id,
+        attempt,
+        result: AttemptResult::Accepted,
+        status: Some(200),
+        took,
+        next_step: NextStep::Delivered,
+    };
     let second = world.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
     let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
     assert_eq!(orders, [Some("A"); 2]);
@@ -315,7 +329,7 @@ async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_regis
         let first = as_pending(of_order("A", 2));
         world.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
         world.store.session_add(register).await.unwrap();
-        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state)).collect();
+        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
         let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
         let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
         assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");

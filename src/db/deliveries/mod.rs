@@ -14,8 +14,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::db::{Error, Result, Store, current_time, parse_time};
-use crate::model::iso;
+use crate::db::{Error, Result, Store, current_time, parse_time, word};
+use crate::model::{AttemptResult, DeliveryState, iso};
 
 /// What an attempt's row says until its end is recorded.
 const NO_END: &str = "no end of this attempt was recorded: the program was stopped during it";
@@ -46,6 +46,8 @@ pub struct FinishedAttempt {
     pub delivery_id: i64,
     /// The attempt's number.
     pub attempt: i64,
+    /// How it ended.
+    pub result: AttemptResult,
     /// The HTTP status, if one came.
     pub status: Option<u16>,
     /// How long it took.
@@ -265,27 +267,28 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
         }
         // That counts from here.
         NextStep::RetryAt(error, _) | NextStep::GiveUp(error) if was_made_due(tx, *id)? => {
-            set_failed(tx, attempted, error, "pending", Some(&at))?;
+            set_failed(tx, attempted, error, DeliveryState::Pending, Some(&at))?;
             (Some(error), at)
         }
         NextStep::RetryAt(error, next) => {
-            set_failed(tx, attempted, error, "pending", Some(&iso(*next)))?;
+            set_failed(tx, attempted, error, DeliveryState::Pending, Some(&iso(*next)))?;
             (Some(error), iso(*next))
         }
         NextStep::GiveUp(error) => {
-            set_failed(tx, attempted, error, "dead", None)?;
+            set_failed(tx, attempted, error, DeliveryState::Dead, None)?;
             (Some(error), at)
         }
     };
     tx.prepare_cached(
-        "UPDATE attempts SET status = ?3, error = ?4, millis = ?5 WHERE delivery_id = ?1 AND attempt = ?2",
+        "UPDATE attempts SET status = ?3, error = ?4, millis = ?5, result = ?6 WHERE delivery_id = ?1 AND attempt = ?2",
     )?
     .execute(params![
         id,
         attempted.attempt,
         status,
         error,
-        i64::try_from(attempted.took.as_millis()).unwrap_or(i64::MAX)
+        i64::try_from(attempted.took.as_millis()).unwrap_or(i64::MAX),
+        attempted.result.as_str()
     ])?;
     move_followers(tx, target, attempted, &followers)
 }
@@ -301,7 +304,7 @@ fn set_failed(
     tx: &Connection,
     attempted: &FinishedAttempt,
     error: &str,
-    state: &str,
+    state: DeliveryState,
     next: Option<&str>,
 ) -> Result<()> {
     tx.prepare_cached(
@@ -309,7 +312,7 @@ fn set_failed(
            next_attempt_at = CASE state WHEN 'pending' THEN ?5 END, state = CASE state WHEN 'pending' THEN ?4 ELSE state END
          WHERE id = ?1 AND state <> 'delivered'",
     )?
-    .execute(params![attempted.delivery_id, attempted.status, error, state, next])?;
+    .execute(params![attempted.delivery_id, attempted.status, error, state.as_str(), next])?;
     Ok(())
 }
 
@@ -331,16 +334,22 @@ fn retry_dead(tx: &Connection) -> Result<usize> {
 }
 
 fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
-    let state: Option<(String, Option<String>)> = tx
-        .query_row("SELECT state, delivered_at FROM deliveries WHERE id = ?1", params![id], |r| {
-            Ok((r.get(0)?, r.get(1)?))
+    let found: Option<(DeliveryState, Option<String>)> = tx
+        .query_row("SELECT state, delivered_at FROM deliveries WHERE id = ?1", params![id], |row| {
+            Ok((word(row, "state")?, row.get("delivered_at")?))
         })
         .optional()?;
     let refuse = |words: String| Err(Error::Refused(format!("delivery {id} {words}")));
-    match state.as_ref().map(|(state, at)| (state.as_str(), at.as_deref().unwrap_or("?"))) {
+    match found {
         None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
-        Some(("delivered", at)) => refuse(format!("was accepted by its callback at {at}")),
-        Some(("held", _)) => refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into()),
-        Some(_) => Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?),
+        Some((DeliveryState::Delivered, at)) => {
+            refuse(format!("was accepted by its callback at {}", at.as_deref().unwrap_or("?")))
+        }
+        Some((DeliveryState::Held, _)) => {
+            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into())
+        }
+        Some((DeliveryState::Pending | DeliveryState::Dead, _)) => {
+            Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?)
+        }
     }
 }

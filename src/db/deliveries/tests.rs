@@ -43,7 +43,8 @@ fn a_large_outbox_is_read_by_its_indexes() {
 }
 
 fn ended(delivery_id: i64, next_step: NextStep) -> FinishedAttempt {
-    FinishedAttempt { delivery_id, attempt: 1, status: None, took: Duration::ZERO, next_step }
+    let result = if next_step == NextStep::Delivered { AttemptResult::Accepted } else { AttemptResult::Rejected };
+    FinishedAttempt { delivery_id, attempt: 1, result, status: None, took: Duration::ZERO, next_step }
 }
 
 fn count(connection: &Connection, condition: &str) -> i64 {
@@ -113,9 +114,10 @@ fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
     drop(connection);
     let connection = schema::open(&folder.path().join("m.db")).unwrap();
     assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
-    let told: String =
-        connection.query_row("SELECT error FROM attempts WHERE delivery_id = 1", [], |row| row.get(0)).unwrap();
-    assert_eq!(told, NO_END);
+    let sql = "SELECT error, result FROM attempts WHERE delivery_id = 1";
+    let (error, result): (String, String) =
+        connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    assert_eq!((error.as_str(), result.as_str()), (NO_END, "interrupted"));
     assert_eq!(claim(&connection, "shop", &[], 1).unwrap().remove(0).attempt, 2);
 }
 
