@@ -11,9 +11,6 @@ use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
 /// How much longer than a renewal of IDLE a mailbox may be silent.
 const SLACK: Duration = Duration::from_secs(5 * 60);
-/// With less than this left on the disk the next commits may fail.
-const ROOM: u64 = 1 << 20;
-
 /// What to do about a lock.
 const LOCKED: &str = "another program has locked the database: end it, or the transaction that it has begun (`fuser -v` \
     on the file says which); mails wait until then";
@@ -87,7 +84,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
         mailboxes.extend(row.map(Mailbox::from));
     }
-    let room = reader.free_disk_space().filter(|room| *room < ROOM);
+    let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
     attention.extend(room.map(|room| {
         format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
     }));

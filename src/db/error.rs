@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::disk::{LOW_SPACE, free_space};
+
 /// What can go wrong with the database. Says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,6 +14,17 @@ pub enum Error {
     /// The file system has no room.
     #[error("database {0}: the disk is full; free some room, nothing is lost meanwhile")]
     Full(PathBuf),
+    /// The disk, or the network share, fails.
+    #[error(
+        "database {path}: I/O error ({source}); check the disk, its quota and its mount (`dmesg` may name the fault). No mail \
+         is lost: mails that could not be stored are fetched again"
+    )]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// SQLite's error with its extended code.
+        source: Arc<rusqlite::Error>,
+    },
     /// A newer program made it.
     #[error(
         "database {path}: made by a newer version (schema {found}, this program knows {known}); install that version or \
@@ -70,10 +83,22 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the same call may succeed later without anybody changing anything but the machine's state.
+    /// Whether the same call may succeed later, once the machine's state has changed.
+    ///
+    /// An I/O error is temporary, too: a share may come back, and a quota may be raised. SQLite has rolled the transaction
+    /// back, the cursor has not moved and the mails are still on the server, so a retry loses nothing. A restart would not
+    /// repair a disk.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Error::Locked(_) | Error::Full(_))
+        matches!(self, Error::Locked(_) | Error::Full(_) | Error::Disk { .. })
+    }
+
+    /// Adds the path to an error of work inside the writer.
+    pub(super) fn with_path(self, path: &Path) -> Self {
+        match self {
+            Error::Sqlite { source, .. } => Error::from_sqlite(path, source),
+            other => other,
+        }
     }
 
     pub(super) fn from_sqlite(path: &Path, source: impl Into<Arc<rusqlite::Error>>) -> Self {
@@ -81,8 +106,11 @@ impl Error {
         let (path, source) = (path.to_owned(), source.into());
         match source.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => Error::Locked(path),
-            // A full disk shows as an I/O error where SQLite grows its WAL index.
-            Some(DiskFull | SystemIoFailure) => Error::Full(path),
+            Some(DiskFull) => Error::Full(path),
+            // On a full disk SQLite reports an I/O error when it cannot grow the WAL index. The errno is not available
+            // here: rusqlite has no safe call for it.
+            Some(SystemIoFailure) if free_space(&path).is_some_and(|bytes| bytes < LOW_SPACE) => Error::Full(path),
+            Some(SystemIoFailure) => Error::Disk { path, source },
             Some(NotADatabase) => Error::Foreign(path),
             _ => Error::Sqlite { path, source },
         }
@@ -98,3 +126,26 @@ impl From<rusqlite::Error> for Error {
 
 /// The result of a store call.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    fn error(code: i32) -> Error {
+        let folder = tempfile::tempdir().unwrap();
+        let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        Error::from_sqlite(&folder.path().join("m.db"), failure)
+    }
+
+    #[test]
+    fn an_io_error_is_no_full_disk() {
+        assert!(matches!(error(ffi::SQLITE_FULL), Error::Full(_)));
+        for code in [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_SHMSIZE] {
+            let error = error(code);
+            assert!(matches!(error, Error::Disk { .. }) && error.is_temporary(), "{error:?}");
+            assert!(!error.to_string().contains("full"), "{error}");
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, params};
 
+use super::disk::free_space;
 use super::{Error, Result, Store, StoreReader, schema, word};
 use crate::model::DeliveryState;
 
@@ -115,8 +116,7 @@ impl StoreReader {
     /// The bytes that are left on the database's disk, for whoever has no privileges; `None` where nobody can say.
     #[must_use]
     pub fn free_disk_space(&self) -> Option<u64> {
-        let disk = rustix::fs::statvfs(self.path()).ok()?;
-        disk.f_bavail.checked_mul(disk.f_frsize)
+        free_space(self.path())
     }
 
     /// The bytes in the WAL that could not be copied into the database so far: whoever reads keeps back what came since.

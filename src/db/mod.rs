@@ -5,6 +5,7 @@
 
 mod columns;
 mod deliveries;
+mod disk;
 mod error;
 mod file_id;
 mod lock;
@@ -20,6 +21,7 @@ mod writer;
 pub(crate) use columns::{current_time, parse_time, word};
 pub(crate) use deliveries::holds;
 pub use deliveries::{Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, RetrySelection};
+pub use disk::LOW_SPACE;
 pub use error::{Error, Result};
 pub use lock::DaemonLock;
 pub(crate) use mailboxes::advance;

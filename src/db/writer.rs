@@ -44,8 +44,8 @@ const CACHE: i64 = -8_000;
 
 /// A piece of work, and who waits for it.
 trait Job: Send {
-    /// Whether it worked.
-    fn run(&mut self, connection: &Connection, alone: bool) -> bool;
+    /// Runs the work. If it fails, the error is SQLite's, if it is one of SQLite.
+    fn run(&mut self, connection: &Connection, alone: bool) -> std::result::Result<(), Option<Arc<rusqlite::Error>>>;
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>);
 }
 
@@ -111,11 +111,16 @@ impl Writer {
 }
 
 impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Task<F, T> {
-    fn run(&mut self, connection: &Connection, alone: bool) -> bool {
-        let Some(work) = self.work.take() else { return false };
-        let result =
-            if alone { run_alone(connection, &self.path, work) } else { in_savepoint(connection, &self.path, work) };
-        self.result.insert(result).is_ok()
+    fn run(&mut self, connection: &Connection, alone: bool) -> std::result::Result<(), Option<Arc<rusqlite::Error>>> {
+        let Some(work) = self.work.take() else { return Err(None) };
+        let result = if alone { work(connection) } else { in_savepoint(connection, work) };
+        let ended = match &result {
+            Ok(_) => Ok(()),
+            Err(Error::Sqlite { source, .. }) => Err(Some(source.clone())),
+            Err(_) => Err(None),
+        };
+        self.result = Some(result.map_err(|error| error.with_path(&self.path)));
+        ended
     }
 
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>) {
@@ -128,22 +133,18 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Task<F, T> {
     }
 }
 
-fn run_alone<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-    work(connection).map_err(|e| match e {
-        Error::Sqlite { source, .. } => Error::from_sqlite(path, source),
-        other => other,
-    })
-}
-
-/// A piece of work that fails leaves no trace. SQLite keeps a copy of each page that is changed within.
-fn in_savepoint<T>(connection: &Connection, path: &Path, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-    let sqlite = |e| Error::from_sqlite(path, e);
-    execute_cached(connection, "SAVEPOINT work").map_err(sqlite)?;
-    let result = run_alone(connection, path, work);
+/// Runs work that leaves no trace if it fails. SQLite keeps a copy of each page that is changed within.
+fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
+    execute_cached(connection, "SAVEPOINT work")?;
+    let result = work(connection);
     if result.is_err() {
-        execute_cached(connection, "ROLLBACK TO work").map_err(sqlite)?;
+        if connection.is_autocommit() {
+            // The failure has rolled back the whole transaction, and with it the savepoint.
+            return result;
+        }
+        execute_cached(connection, "ROLLBACK TO work")?;
     }
-    execute_cached(connection, "RELEASE work").map_err(sqlite)?;
+    execute_cached(connection, "RELEASE work")?;
     result
 }
 
@@ -214,7 +215,7 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
 
 fn commit(connection: &Connection, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
     let mut batch = vec![first];
-    let failed = run_batch(connection, &mut batch, queue).err().map(Arc::new);
+    let failed = run_batch(connection, &mut batch, queue).err();
     if failed.as_deref().is_some_and(is_locked) {
         // They have waited for the lock as well: one after the other they would for minutes, a sign of life among them.
         batch.extend(std::iter::from_fn(|| queue.try_recv().ok()));
@@ -263,17 +264,17 @@ fn run_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn Job>>,
     queue: &mut mpsc::Receiver<Box<dyn Job>>,
-) -> rusqlite::Result<()> {
-    let tx = Transaction::begin(connection)?;
+) -> std::result::Result<(), Arc<rusqlite::Error>> {
+    let tx = Transaction::begin(connection).map_err(Arc::new)?;
     let mut done = 0;
     while let Some(job) = batch.get_mut(done) {
-        let works = job.run(connection, done == 0);
+        let ended = job.run(connection, done == 0);
         if connection.is_autocommit() {
-            // A full disk ends a transaction from within (sqlite.org/lang_transaction.html): nothing of it is kept.
-            let full = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL);
-            return Err(rusqlite::Error::SqliteFailure(full, Some("the transaction was rolled back".into())));
+            // A full disk or an I/O error ends a transaction from within (sqlite.org/lang_transaction.html).
+            let cause = ended.err().flatten();
+            return Err(cause.unwrap_or_else(|| Arc::new(rusqlite::Error::SqliteFailure(rolled_back(), None))));
         }
-        if done == 0 && !works {
+        if done == 0 && ended.is_err() {
             return Ok(());
         }
         done += 1;
@@ -281,5 +282,10 @@ fn run_batch(
             batch.extend(queue.try_recv().ok());
         }
     }
-    tx.commit()
+    tx.commit().map_err(Arc::new)
+}
+
+/// For a transaction that was rolled back by an error that the work did not return.
+fn rolled_back() -> rusqlite::ffi::Error {
+    rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK)
 }
