@@ -14,7 +14,9 @@ use hyper_util::rt::TokioIo;
 use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
 use resmic_mailhook::model::Matching;
-use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
+use resmic_mailhook::model::{
+    Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+};
 use resmic_mailhook::payments::ExaminedMail;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -229,7 +231,7 @@ fn paid(n: u32) -> Event {
 }
 
 fn entry(n: u32) -> ExaminedMail {
-    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, n + 1)) };
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };
     let bytes = vec![b'x'; 6_600];
     let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
     let judgement = Judgement::Event(Box::new(paid(n)));

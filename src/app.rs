@@ -202,7 +202,8 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 async fn known(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
     let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
-    Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
+    let landmarks = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
+    Ok(Some(imap::Known { reached: cursor.reached, landmarks, last_row }))
 }
 
 #[cfg(test)]

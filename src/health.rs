@@ -248,6 +248,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Uid, UidValidity};
 
     fn watched(wanted: &str) -> Watched {
         Watched { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
@@ -257,8 +258,8 @@ mod tests {
         MailboxRow {
             account: "shop".into(),
             mailbox: mailbox.into(),
-            uid_validity: Some(1),
-            last_uid: Some(1),
+            uid_validity: Some(UidValidity(1)),
+            last_uid: Some(Uid(1)),
             state: state.into(),
             last_seen_at: Some(seen.into()),
             last_error: None,

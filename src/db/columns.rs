@@ -4,9 +4,9 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use rusqlite::Row;
-use rusqlite::types::{FromSqlError, Type};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
 
-use crate::model::iso;
+use crate::model::{Uid, UidValidity, iso};
 
 /// The current time in the database's form.
 pub(crate) fn current_time() -> String {
@@ -24,4 +24,28 @@ pub(crate) fn word<T: FromStr<Err = String>>(row: &Row, column: &str) -> rusqlit
     text.parse().map_err(|message: String| {
         rusqlite::Error::FromSqlConversionFailure(0, Type::Text, FromSqlError::Other(message.into()).into())
     })
+}
+
+impl ToSql for Uid {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for Uid {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        u32::column_result(value).map(Uid)
+    }
+}
+
+impl ToSql for UidValidity {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for UidValidity {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        u32::column_result(value).map(UidValidity)
+    }
 }

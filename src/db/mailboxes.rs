@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Result, Store, current_time};
-use crate::model::{Begun, MailboxState, Reached, iso};
+use crate::model::{Begun, MailboxState, Reached, Uid, iso};
 
 /// A mailbox, and how far it has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Cursor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UidFingerprints {
     /// Their UIDs, and when the server took them.
-    pub mails: Vec<(u32, Timestamp)>,
+    pub mails: Vec<(Uid, Timestamp)>,
     /// The last row of all: what is recorded from now on has another.
     pub last_row: i64,
 }
@@ -43,12 +43,12 @@ impl Store {
                 account,
                 mailbox,
                 reached.uid_validity,
-                last.saturating_sub(reach),
+                last.0.saturating_sub(reach),
                 last,
                 reached.renumbered_after
             ];
             let rows = found.query_map(given, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
-            let rows = rows.collect::<rusqlite::Result<Vec<(u32, Option<Timestamp>)>>>()?;
+            let rows = rows.collect::<rusqlite::Result<Vec<(Uid, Option<Timestamp>)>>>()?;
             let last_row = tx.query_row("SELECT coalesce(max(id), 0) FROM mails", [], |row| row.get(0))?;
             let mails = rows.into_iter().filter_map(|(uid, at)| Some((uid, at?))).collect();
             Ok(UidFingerprints { mails, last_row })
@@ -117,7 +117,7 @@ impl Store {
 
 fn reached(row: &Row) -> rusqlite::Result<Reached> {
     let begun_at = super::parse_time(row.get("begun_at")?);
-    let begun_uid: Option<u32> = row.get("begun_uid")?;
+    let begun_uid: Option<Uid> = row.get("begun_uid")?;
     Ok(Reached {
         uid_validity: row.get("uid_validity")?,
         last_uid: row.get("last_uid")?,

@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
 use super::{Error, Result, schema, word};
-use crate::model::{DeliveryState, hash_spellings};
+use crate::model::{DeliveryState, Uid, UidValidity, hash_spellings};
 
 /// A connection that only reads.
 pub struct StoreReader {
@@ -63,8 +63,8 @@ pub struct MailRow {
     pub id: i64,
     pub account: String,
     pub mailbox: String,
-    pub uid_validity: Option<u32>,
-    pub uid: Option<u32>,
+    pub uid_validity: Option<UidValidity>,
+    pub uid: Option<Uid>,
     pub message_id: Option<String>,
     pub sender: Option<String>,
     pub recipient: Option<String>,
@@ -104,8 +104,8 @@ pub struct DeliveryRow {
 pub struct MailboxRow {
     pub account: String,
     pub mailbox: String,
-    pub uid_validity: Option<u32>,
-    pub last_uid: Option<u32>,
+    pub uid_validity: Option<UidValidity>,
+    pub last_uid: Option<Uid>,
     pub state: String,
     pub last_seen_at: Option<String>,
     pub last_error: Option<String>,

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     use crate::model::Matching;
-    use crate::model::{Envelope, Origin, RawMail};
+    use crate::model::{Envelope, Origin, RawMail, Uid, UidValidity};
     use crate::payments::ExaminedMail;
     use crate::trust::dns;
 
@@ -113,7 +113,7 @@ mod tests {
         let matching = Matching { enabled: false, window: FIRST };
         let settings = db::StoreSettings { path: path.clone(), targets: Vec::new(), matching };
         let store = Store::open(settings).unwrap();
-        let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((7, 1)) };
+        let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(1))) };
         let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };
         let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };

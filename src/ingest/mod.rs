@@ -253,7 +253,7 @@ fn not_taken_apart() -> Examined {
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
     // A mail that was recorded before is a duplicate as well, whatever it was then.
-    entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid)
+    entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 
 /// Tries again for as long as only the machine's state is in the way. To wait is a sign of life: a watchdog that ends the
@@ -280,7 +280,7 @@ async fn patiently<T, F: Future<Output = db::Result<T>>>(
 
 fn log(entry: &ExaminedMail, recorded: &Recorded) {
     let origin = &entry.mail.origin;
-    let uid = origin.uid.map(|(_, uid)| uid);
+    let uid = origin.uid.map(|(_, uid)| uid.0);
     let (event_id, session_id) = (recorded.event_id.as_deref(), recorded.session_id.as_deref());
     let reason = recorded.reason.as_ref().map(ToString::to_string);
     let (account, mailbox, outcome) = (&origin.account, &origin.mailbox, recorded.outcome.as_str());

@@ -10,7 +10,9 @@ mod spelling;
 mod words;
 
 pub use event::{Event, Reading};
-pub use mail::{Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Verdict};
+pub use mail::{
+    Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Uid, UidValidity, Verdict,
+};
 pub use matching::Matching;
 pub use spelling::{
     KNOWN_CHAINS, fold_chain, fold_hash, fold_token, hash_spellings, is_token_name, iso, printable, same_amount,

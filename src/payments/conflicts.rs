@@ -239,32 +239,21 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     Classification::New { hold: Some(hold), superseded: false }
 }
 
-/// The known event with what only the new one says; `None` if that is nothing, or it was delivered already.
+/// The stored event with the values that only the new one has; `None` if there are none, or the event was delivered.
+///
+/// If the handler may have the event, only its session may be added: with another body the handler might count the payment
+/// a second time.
 fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     if known.delivered {
         return None;
     }
-    // In other words it might be counted a second time. Of whichever session it is, it is the same payment.
-    let session_alone = || Reading { session_id: new.reading.session_id.clone(), ..Reading::of(new.reading.status) };
-    let n = if known.maybe_delivered { session_alone() } else { new.reading.clone() };
-    let k = known.event.reading.clone();
-    let header_time = known.event.header_time.or(new.header_time.filter(|_| !known.maybe_delivered));
-    let filled = Event {
-        // Once a mail says the time, no header does.
-        header_time: header_time.filter(|_| k.tx_time.or(n.tx_time).is_none()),
-        reading: Reading {
-            status: k.status,
-            session_id: k.session_id.or(n.session_id),
-            amount: k.amount.or(n.amount),
-            currency: k.currency.or(n.currency),
-            blockchain: k.blockchain.or(n.blockchain),
-            token: k.token.or(n.token),
-            from_wallet_address: k.from_wallet_address.or(n.from_wallet_address),
-            transaction_hash: k.transaction_hash,
-            tx_time: k.tx_time.or(n.tx_time),
-        },
-        order_ref: known.event.order_ref.clone().or_else(|| new.order_ref.clone()),
-    };
+    let mut new = new.clone();
+    if known.maybe_delivered {
+        let session_id = new.reading.session_id.take();
+        new.reading = Reading { session_id, ..Reading::of(new.reading.status) };
+        new.header_time = None;
+    }
+    let filled = known.event.clone().or(new);
     (filled != known.event).then(|| Box::new(filled))
 }
 

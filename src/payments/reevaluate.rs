@@ -8,7 +8,9 @@ use super::matching::SessionSource;
 use super::record::covers;
 use super::stored_events;
 use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
-use crate::model::{Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, iso};
+use crate::model::{
+    Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Uid, UidValidity, iso,
+};
 
 /// A mail as it is stored, with what was found out about it.
 #[derive(Debug, Clone)]
@@ -127,7 +129,8 @@ fn reevaluate_event(
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
         Ok((stored_events::event_from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
-    let new = fill_from_known(new, &known);
+    // The session and the order may have been found elsewhere, and values may come from another report of the payment.
+    let new = Event::clone(new).or(known.clone());
     if new == known {
         return Ok(Reevaluation::Same);
     }
@@ -144,23 +147,6 @@ fn reevaluate_event(
     }
     events::refill(tx, settings, event_id, &new, None)?;
     Ok(Reevaluation::Event(event_id.to_owned()))
-}
-
-/// The session and the order may have come from elsewhere, and fields from another report of the same payment.
-fn fill_from_known(new: &Event, known: &Event) -> Event {
-    let mut event = new.clone();
-    let (r, k) = (&mut event.reading, &known.reading);
-    r.session_id = r.session_id.take().or_else(|| k.session_id.clone());
-    r.amount = r.amount.take().or_else(|| k.amount.clone());
-    r.currency = r.currency.take().or_else(|| k.currency.clone());
-    r.blockchain = r.blockchain.take().or_else(|| k.blockchain.clone());
-    r.token = r.token.take().or_else(|| k.token.clone());
-    r.from_wallet_address = r.from_wallet_address.take().or_else(|| k.from_wallet_address.clone());
-    r.transaction_hash = r.transaction_hash.take().or_else(|| k.transaction_hash.clone());
-    r.tx_time = r.tx_time.or(k.tx_time);
-    event.header_time = if r.tx_time.is_some() { None } else { event.header_time.or(known.header_time) };
-    event.order_ref = event.order_ref.or_else(|| known.order_ref.clone());
-    event
 }
 
 /// A mail is put off by an hour at most; what lies further ahead was written while the clock was.
@@ -210,7 +196,7 @@ impl StoreReader {
 }
 
 fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
-    let uid: (Option<u32>, Option<u32>) = (row.get("uid_validity")?, row.get("uid")?);
+    let uid: (Option<UidValidity>, Option<Uid>) = (row.get("uid_validity")?, row.get("uid")?);
     let origin = Origin { account: row.get("account")?, mailbox: row.get("mailbox")?, uid: uid.0.zip(uid.1) };
     let size: i64 = row.get("size")?;
     let mail = RawMail {

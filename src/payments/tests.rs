@@ -3,7 +3,8 @@
 use super::*;
 use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
 use crate::model::{
-    Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, RawMail, Reading, Reason, ReasonCode, Status,
+    Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, RawMail, Reading, Reason, ReasonCode, Status, Uid,
+    UidValidity,
 };
 
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
@@ -35,7 +36,7 @@ fn paid(session: Option<&str>) -> Event {
 }
 
 fn entry(uid: u32, event: Event) -> ExaminedMail {
-    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(uid))) };
     let bytes = format!("mail {uid}").into_bytes();
     let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
     let judgement = Judgement::Event(Box::new(event));

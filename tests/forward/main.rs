@@ -15,7 +15,9 @@ use std::time::Duration;
 use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
 use resmic_mailhook::model::Matching;
-use resmic_mailhook::model::{AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
+use resmic_mailhook::model::{
+    AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+};
 use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
@@ -78,7 +80,8 @@ impl World {
         static UID: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
         let entries = events.into_iter().map(|event| {
             let uid = UID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
+            let origin =
+                Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(uid))) };
             let bytes = format!("mail {uid}").into_bytes();
             let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
             let judgement = Judgement::Event(Box::new(event));
