@@ -43,6 +43,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let mut couriers = JoinSet::new();
     couriers.spawn(release(store.clone(), shutdown.clone()));
+    // Without a target there is no worker. The loop runs until `shutdown` all the same: its end would end the daemon.
+    let mut ending = shutdown.clone();
+    couriers.spawn(async move {
+        let _ = ending.wait_for(|ending| *ending).await;
+        Ok(())
+    });
     for target in targets {
         if target.place.is_readable_on_the_way() {
             tracing::warn!(
