@@ -1,20 +1,20 @@
-//! What can go wrong with the database.
+//! Errors of the database.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{LOW_SPACE, free_space};
 
-/// What can go wrong with the database. Says what to do.
+/// An error of the database. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another program holds the write lock.
     #[error("database {0}: another program has held the write lock for too long; waiting for it")]
     Locked(PathBuf),
-    /// The file system has no room.
-    #[error("database {0}: the disk is full; free some room, nothing is lost meanwhile")]
+    /// The file system is full.
+    #[error("database {0}: the disk is full; free some space. Nothing is lost, mails and deliveries wait")]
     Full(PathBuf),
-    /// The disk, or the network share, fails.
+    /// The disk or the network share fails.
     #[error(
         "database {path}: I/O error ({source}); check the disk, its quota and its mount (`dmesg` may name the fault). No mail \
          is lost: mails that could not be stored are fetched again"
@@ -25,69 +25,69 @@ pub enum Error {
         /// SQLite's error with its extended code.
         source: Arc<rusqlite::Error>,
     },
-    /// A newer program made it.
+    /// A newer version of this program wrote the file.
     #[error(
-        "database {path}: made by a newer version (schema {found}, this program knows {known}); install that version or \
-         newer. The file was not touched"
+        "database {path}: made by another version (schema {found}, this program knows {known}); install that version or a \
+         newer one. The file was not changed"
     )]
     Newer {
-        /// The file.
+        /// The database file.
         path: PathBuf,
         /// Its `user_version`.
         found: i64,
-        /// The newest that this program knows.
+        /// The newest version that this program knows.
         known: i64,
     },
-    /// Not one of ours.
+    /// The file is no database of this program.
     #[error(
-        "database {0}: not a database of resmic-mailhook; [store] path must name another file. The file was not touched"
+        "database {0}: not a database of resmic-mailhook; set [store] path to another file. The file was not changed"
     )]
     Foreign(PathBuf),
-    /// There is none.
-    #[error("database {0}: there is no such file; `resmic-mailhook run` or `import` makes it")]
+    /// The file does not exist.
+    #[error("database {0}: the file does not exist; `resmic-mailhook run` or `import` creates it")]
     Absent(PathBuf),
-    /// Another daemon runs on it.
-    #[error("database {0}: another resmic-mailhook daemon is running on it; stop that one first")]
+    /// Another daemon uses the database.
+    #[error("database {0}: another resmic-mailhook daemon uses it; stop that daemon first")]
     Busy(PathBuf),
-    /// What was given is no session id, or no amount.
+    /// A session id or an amount is not valid.
     #[error("{0}")]
     Value(String),
-    /// Something that was asked for is not there, or may not be done.
+    /// The row does not exist, or the change is not allowed.
     #[error("{0}")]
     Refused(String),
-    /// Anything else that SQLite says.
+    /// Any other error of SQLite.
     #[error("database {path}: {source}")]
     Sqlite {
-        /// The file.
+        /// The database file.
         path: PathBuf,
-        /// SQLite's words.
+        /// The error of SQLite.
         source: Arc<rusqlite::Error>,
     },
-    /// The file, or its folder, cannot be had.
+    /// The file or its folder cannot be opened, created or locked.
     #[error("database {path}: {source}")]
     Io {
-        /// The file.
+        /// The database file.
         path: PathBuf,
-        /// The system's words.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// Another file, or none, stands where the open one did.
+    /// The open file was removed or replaced.
     #[error(
-        "database {0}: the file was removed, or another was put in its place, while it was open; the daemon must be started \
-         anew, and fetches again what was recorded meanwhile"
+        "database {0}: the open file was removed or replaced; restart the daemon. It fetches the mails again that were \
+         recorded in the old file meanwhile"
     )]
     Moved(PathBuf),
-    /// The writing thread has ended.
-    #[error("database: the writer has stopped")]
+    /// The writer thread has ended.
+    #[error("database: the writer thread has stopped; restart the daemon")]
     Stopped,
 }
 
 impl Error {
-    /// Whether the same call may succeed later, once the machine's state has changed.
+    /// Whether a retry may succeed once the machine's state has changed.
     ///
-    /// An I/O error is temporary, too: a share may come back, and a quota may be raised. SQLite has rolled the transaction
-    /// back, the cursor has not moved and the mails are still on the server, so a retry loses nothing. A restart would not
-    /// repair a disk.
+    /// An I/O error is temporary, too: a share may come back, and a quota may be raised. SQLite has rolled back the
+    /// transaction, the cursor has not moved and the mails are still on the server. So a retry loses nothing, and a
+    /// restart would not repair a disk.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         matches!(self, Error::Locked(_) | Error::Full(_) | Error::Disk { .. })
@@ -107,8 +107,8 @@ impl Error {
         match source.sqlite_error_code() {
             Some(DatabaseBusy | DatabaseLocked) => Error::Locked(path),
             Some(DiskFull) => Error::Full(path),
-            // On a full disk SQLite reports an I/O error when it cannot grow the WAL index. The errno is not available
-            // here: rusqlite has no safe call for it.
+            // On a full disk SQLite reports an I/O error when it cannot grow the WAL index. The errno is not
+            // available: rusqlite has no safe call for it.
             Some(SystemIoFailure) if free_space(&path).is_some_and(|bytes| bytes < LOW_SPACE) => Error::Full(path),
             Some(SystemIoFailure) => Error::Disk { path, source },
             Some(NotADatabase) => Error::Foreign(path),

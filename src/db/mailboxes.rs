@@ -1,4 +1,4 @@
-//! How far each mailbox has been read, and how it is.
+//! The cursor and the state of each mailbox.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -6,30 +6,31 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{Result, Store, current_time};
 use crate::model::{Begun, MailboxState, Reached, Uid, iso};
 
-/// A mailbox, and how far it has been read.
+/// A mailbox and how far it has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     /// The account's name.
     pub account: String,
     /// The mailbox's name on the server.
     pub mailbox: String,
-    /// How far.
+    /// How far it has been read.
     pub reached: Reached,
 }
 
-/// Mails by which it can be seen whether a numbering still means the same mails.
+/// Mails that show whether the server's UIDs still mean the same mails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UidFingerprints {
-    /// Their UIDs, and when the server took them.
+    /// Their UIDs and internal dates.
     pub mails: Vec<(Uid, Timestamp)>,
-    /// The last row of all: what is recorded from now on has another.
+    /// The highest id in `mails`. Later mails get higher ids.
     pub last_row: i64,
 }
 
 impl Store {
-    /// What was recorded under this cursor's numbering, of its last `reach` UIDs.
+    /// The stored mails of the last `reach` UIDs below this cursor.
     ///
     /// # Errors
+    ///
     /// [`super::Error`].
     pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
         let Cursor { account, mailbox, reached } = cursor.clone();
@@ -56,7 +57,7 @@ impl Store {
         .await
     }
 
-    /// The cursor of a mailbox; `None` before its first sync.
+    /// The cursor of a mailbox; `None` before the first sync.
     ///
     /// # Errors
     /// [`super::Error`].
@@ -75,7 +76,7 @@ impl Store {
         .await
     }
 
-    /// Forgets what was noted under an attribute, now that the mailbox has a name.
+    /// Deletes the row of a special-use attribute, once the mailbox's real name is known.
     ///
     /// # Errors
     /// [`super::Error`].
@@ -89,7 +90,7 @@ impl Store {
         .await
     }
 
-    /// Notes how a mailbox is. `seen`: a round trip was completed just now.
+    /// Stores a mailbox's state. `seen`: a round trip was completed just now.
     ///
     /// # Errors
     /// [`super::Error`].
@@ -127,7 +128,7 @@ fn reached(row: &Row) -> rusqlite::Result<Reached> {
     })
 }
 
-/// Moves the cursor, inside the transaction that stores what it passes.
+/// Moves the cursor, in the transaction that stores the mails up to it.
 pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
     let Cursor { account, mailbox, reached } = cursor;
     tx.prepare_cached(

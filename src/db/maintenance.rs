@@ -1,4 +1,4 @@
-//! Looking after the file: what is kept back, how large it is, copies of it, and what may go.
+//! Maintenance of the file: backlog, size, backup and pruning.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -12,42 +12,43 @@ use super::disk::free_space;
 use super::{Error, Result, Store, StoreReader, schema, word};
 use crate::model::DeliveryState;
 
-/// How long a transaction of ours may take, and then some.
+/// Longer than any transaction of this program takes.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
 
-/// What waits for a person.
+/// Counts of what needs review.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Mails in quarantine whose bytes are still there, so that they can be released.
+    /// Quarantined mails whose bytes are stored, so that they can be released.
     pub quarantined: i64,
-    /// Events that contradict what is known, and are held for that.
+    /// Events that are held because of a conflict.
     pub conflicting: i64,
-    /// Events that are held for want of a session.
+    /// Events that are held because their session is unknown.
     pub unresolved: i64,
     /// Deliveries that were given up.
     pub dead: i64,
-    /// Deliveries for callbacks that are not configured.
+    /// Deliveries to targets that are not configured.
     pub orphaned: i64,
     /// Deferred mails of accounts that are not configured.
     pub unjudged: i64,
 }
 
-/// What [`Store::prune`] removed.
+/// What [`Store::prune`] deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
-    /// Mails whose bytes were dropped; their rows stay.
+    /// Mails whose bytes were deleted; their rows stay.
     pub raw: usize,
-    /// Ignored mails, dropped whole.
+    /// Ignored mails that were deleted.
     pub mails: usize,
-    /// Attempts of deliveries that succeeded.
+    /// Attempts of successful deliveries that were deleted.
     pub attempts: usize,
 }
 
 impl StoreReader {
-    /// What waits for a person. `targets`, `accounts`: the callbacks and accounts that are configured.
+    /// Counts what needs review. `targets`, `accounts`: the configured names.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
         let sql = "SELECT
             (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
@@ -75,10 +76,11 @@ impl StoreReader {
         Ok(found.unwrap_or_default())
     }
 
-    /// For each state of a delivery, when the oldest was made.
+    /// For each state, the creation time of the oldest delivery.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn oldest_deliveries(&self) -> Result<Vec<(DeliveryState, String)>> {
         let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
         self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
@@ -87,7 +89,8 @@ impl StoreReader {
     /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn outbox_stands_still(&self, targets: &[String], since: &str) -> Result<bool> {
         let sql = "SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'pending' AND next_attempt_at < ?1
                 AND target IN (SELECT value FROM json_each(?2)))
@@ -96,37 +99,40 @@ impl StoreReader {
         Ok(self.query_one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
     }
 
-    /// When the newest mail was judged.
+    /// When the newest mail was examined.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn last_mail(&self) -> Result<Option<String>> {
         self.query_one("SELECT judged_at FROM mails ORDER BY id DESC LIMIT 1", &[], |row| row.get(0))
     }
 
-    /// The bytes of the database file.
+    /// The size of the database file in bytes.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn size(&self) -> Result<i64> {
         let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
         Ok(self.query_one(sql, &[], |row| row.get(0))?.unwrap_or(0))
     }
 
-    /// The bytes that are left on the database's disk, for whoever has no privileges; `None` where nobody can say.
+    /// The free bytes on the database's disk for an unprivileged process; `None` if the system does not say.
     #[must_use]
     pub fn free_disk_space(&self) -> Option<u64> {
         free_space(self.path())
     }
 
-    /// The bytes in the WAL that could not be copied into the database so far: whoever reads keeps back what came since.
+    /// The bytes in the WAL that are not checkpointed yet. A reader blocks the checkpoint of newer pages.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn checkpoint_backlog(&self) -> Result<u64> {
         let sqlite = |e| Error::from_sqlite(self.path(), e);
         let pages = match schema::checkpoint_backlog(self.connection()) {
-            // Whoever may only read the file cannot ask.
+            // A read-only file does not allow this query.
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => 0,
             pages => pages.map_err(sqlite)?,
         };
@@ -134,23 +140,24 @@ impl StoreReader {
         Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
     }
 
-    /// Whether another program has held the write lock for longer than anything of ours does. Many short transactions in
-    /// a row, as in a backfill, may keep us out as long; but they commit.
+    /// Whether another program has held the write lock for longer than any transaction of this program. Many short
+    /// transactions in a row, as in a backfill, may block this connection as long; but they commit.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let before = self.data_version().ok();
         schema::is_busy(self.path(), LONGEST_TRANSACTION) && before.is_some() && self.data_version().ok() == before
     }
 
-    /// Writes a consistent copy to a new file, while others write; it is checked before it gets its name.
+    /// Writes a consistent copy to a new file while the daemon runs. The copy gets its name after an integrity check.
     ///
     /// # Errors
-    /// [`Error::Refused`] if `to` exists or the copy is not sound; else what SQLite or the system says.
+    ///
+    /// [`Error::Refused`] if `to` exists or the copy is damaged; otherwise an error of SQLite or the system.
     pub fn backup(&self, to: &Path) -> Result<()> {
         let io = |source| Error::Io { path: to.to_owned(), source };
         let folder = to.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if to.symlink_metadata().is_ok() {
-            return Err(Error::Refused(format!("{} exists already; a backup overwrites nothing", to.display())));
+            return Err(Error::Refused(format!("{} exists already; a backup never overwrites a file", to.display())));
         }
         let mut part = to.as_os_str().to_owned();
         part.push(format!(".{}.part", std::process::id()));
@@ -161,7 +168,7 @@ impl StoreReader {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
         });
         match fs::remove_file(part) {
-            // It has the name now.
+            // The copy has its final name.
             Err(error) if error.kind() == ErrorKind::NotFound => made,
             removed => made.and(removed.map_err(io)),
         }
@@ -170,20 +177,20 @@ impl StoreReader {
     fn write_copy(&self, to: &Path) -> Result<()> {
         let sqlite = |e| Error::from_sqlite(to, e);
         let mut copy = Connection::open(to).map_err(sqlite)?;
-        // In one step: under one snapshot of the WAL, so that a busy writer neither waits nor makes it begin anew.
+        // In one step, under one snapshot: a busy writer neither waits nor restarts the copy.
         let step = Backup::new(self.connection(), &mut copy).and_then(|backup| backup.step(-1)).map_err(sqlite)?;
         if step != StepResult::Done {
             return Err(Error::Locked(to.to_owned()));
         }
-        // One file, nothing beside it; whoever opens it as a database turns the WAL on again.
+        // The copy is one file. The next program that opens it for writing turns on WAL mode.
         copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
         let sound: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
-        if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is not sound: {sound}"))) }
+        if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {sound}"))) }
     }
 }
 
-/// Gives a file its name. Unlike a rename, a link never replaces what was made in the meantime; where there are no links, as
-/// on vfat and many network shares, the name is taken first, and it is ours that is replaced.
+/// Gives a file its name. Unlike a rename, a link never replaces a file that was created meanwhile. On file systems
+/// without links (vfat, many network shares), this function creates the name first and then replaces its own file.
 fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
     match link(part, to) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -194,27 +201,29 @@ fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Res
     }
 }
 
-/// What a merchant was paid is nobody else's business.
+/// Only the owner may read the payments.
 fn create_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
 impl Store {
-    /// Drops what is older than `before` (in the database's form) and nobody needs any more.
+    /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed.
     ///
-    /// Events, their deliveries and the rows of their mails stay for ever: by them a replay is recognised. What is not
-    /// delivered yet, or is still to be judged, stays whole; so does what is in quarantine, unless `quarantined` is set.
+    /// Events, deliveries and the rows of their mails stay: they recognise a replayed mail. A mail stays whole while
+    /// it is deferred or its event is not delivered. So does a quarantined mail, unless `quarantined` is set.
     ///
     /// # Errors
+    ///
     /// [`Error`].
     pub async fn prune(&self, before: String, quarantined: bool) -> Result<Pruned> {
         self.write(move |tx| prune(tx, &before, quarantined)).await
     }
 
-    /// Returns when the writing thread has answered: a sign of its life.
+    /// Returns when the writer thread has replied.
     ///
     /// # Errors
+    ///
     /// [`Error::Locked`] if another program holds the lock; [`Error::Stopped`].
     pub async fn ping(&self) -> Result<()> {
         self.write(|_| Ok(())).await

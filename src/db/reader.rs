@@ -1,4 +1,4 @@
-//! Looking into the database: what the commands print. Read-only connections, one per caller.
+//! Queries of the commands, on read-only connections.
 
 use std::path::{Path, PathBuf};
 
@@ -9,14 +9,14 @@ use serde::Serialize;
 use super::{Error, Result, schema, word};
 use crate::model::{DeliveryState, Uid, UidValidity, hash_spellings};
 
-/// A connection that only reads.
+/// A read-only connection.
 pub struct StoreReader {
     connection: Connection,
     path: PathBuf,
     frozen: bool,
 }
 
-/// Which events are optional for; all that is `Some` must hold.
+/// Which events to read; all conditions that are `Some` apply.
 #[derive(Debug, Clone, Default)]
 pub struct EventQuery {
     /// Of this session.
@@ -25,13 +25,13 @@ pub struct EventQuery {
     pub transaction: Option<String>,
     /// With this status.
     pub status: Option<String>,
-    /// StoredMail at or after this parse_time, in the database's form.
+    /// Stored at or after this time, in the database's form.
     pub since: Option<String>,
-    /// StoredMail after this row.
+    /// Stored after this row.
     pub after: Option<i64>,
 }
 
-/// A row of `events`, the column names as keys.
+/// A row of `events`; the column names are the JSON keys.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct EventRow {
@@ -56,7 +56,7 @@ pub struct EventRow {
     pub created_at: String,
 }
 
-/// A row of `mails` without its bytes.
+/// A row of `mails` without the bytes.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct MailRow {
@@ -111,21 +111,22 @@ pub struct MailboxRow {
     pub last_error: Option<String>,
 }
 
-/// Which events are of a transaction: by all that its hash may be written as.
+/// Matches a transaction by all spellings of its hash.
 pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
 impl StoreReader {
     /// Opens the database for reading.
     ///
     /// # Errors
-    /// [`Error::Absent`], [`Error::Newer`], [`Error::Foreign`], or what SQLite says.
+    ///
+    /// [`Error::Absent`], [`Error::Newer`], [`Error::Foreign`], or an error of SQLite.
     pub fn open(path: &Path) -> Result<Self> {
         let (connection, frozen) = schema::open_reader(path)?;
         Ok(StoreReader { connection, path: path.to_owned(), frozen })
     }
 
-    /// Whether it shows the parse_time of its opening for ever: for a user who may not take part in the database's locks,
-    /// while nobody else has it open.
+    /// Whether this reader never shows later commits. That is so for a user who may not lock the database, while no
+    /// other program has it open.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.frozen
@@ -139,10 +140,11 @@ impl StoreReader {
         &self.connection
     }
 
-    /// Events, oldest first; each is handed to `each` as it is read.
+    /// Passes events to `each`, oldest first.
     ///
     /// # Errors
-    /// What SQLite says, or the first error of `each`.
+    ///
+    /// An error of SQLite, or the first error of `each`.
     pub fn events<E: From<Error>>(
         &self,
         filter: &EventQuery,
@@ -154,7 +156,7 @@ impl StoreReader {
             ("session_id = ?", optional(session)),
             (TRANSACTION_CONDITION, optional(&hashes)),
             ("status = ?", optional(status)),
-            // Not by its index: they would all be sorted before the first is told of.
+            // `+` keeps SQLite from this index: it would sort all events before it returns the first.
             ("+created_at >= ?", optional(since)),
             ("rowid > ?", optional(after)),
         ]);
@@ -169,15 +171,16 @@ impl StoreReader {
     /// One event.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// An error of SQLite.
     pub fn event(&self, event_id: &str) -> Result<Option<EventRow>> {
         self.query_one("SELECT rowid, * FROM events WHERE event_id = ?1", &[&event_id], event_row)
     }
 
-    /// Mails, oldest first: all, those with an outcome, or those of an event.
+    /// Passes mails to `each`, oldest first: all, those with an outcome, or those of an event.
     ///
     /// # Errors
-    /// What SQLite says, or the first error of `each`.
+    ///
+    /// An error of SQLite, or the first error of `each`.
     pub fn mails<E: From<Error>>(
         &self,
         outcome: Option<&str>,
@@ -194,18 +197,20 @@ impl StoreReader {
         )
     }
 
-    /// The bytes of a mail; the inner `None`: pruned.
+    /// The bytes of a mail. The inner `None`: they were pruned.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn raw_mail(&self, id: i64) -> Result<Option<Option<Vec<u8>>>> {
         self.query_one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
     }
 
-    /// Deliveries, oldest first: all, those in a state, or those of an event.
+    /// Passes deliveries to `each`, oldest first: all, those in a state, or those of an event.
     ///
     /// # Errors
-    /// What SQLite says, or the first error of `each`.
+    ///
+    /// An error of SQLite, or the first error of `each`.
     pub fn deliveries<E: From<Error>>(
         &self,
         state: Option<DeliveryState>,
@@ -221,34 +226,36 @@ impl StoreReader {
     /// The watched mailboxes.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// An error of SQLite.
     pub fn mailboxes(&self) -> Result<Vec<MailboxRow>> {
         self.query_all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
     }
 
-    /// The keys (domain, selector) by which the last mails were believed, the last one's first.
+    /// The DKIM keys (domain, selector) of the last authenticated mails, the newest first.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn last_keys(&self) -> Result<Vec<(String, String)>> {
-        // Among the last mails only: behind their bytes the columns of all would have to be looked for.
+        // Only the last mails: SQLite would read the bytes of each mail to reach the columns behind them.
         let sql = "SELECT trust_domain, trust_selector FROM (SELECT * FROM mails ORDER BY id DESC LIMIT 100)
              WHERE trust = 'dkim' AND trust_domain IS NOT NULL AND trust_selector IS NOT NULL
              GROUP BY 1, 2 ORDER BY max(id) DESC";
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// How many rows there are with each word in a column: `count_by("mails", "outcome")`.
+    /// The number of rows for each value of a column: `count_by("mails", "outcome")`.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn count_by(&self, table: &'static str, column: &'static str) -> Result<Vec<(String, i64)>> {
         self.query_all(&format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1"), &[], |row| {
             Ok((row.get(0)?, row.get(1)?))
         })
     }
 
-    /// All rows, for what is few and small.
+    /// All rows of a small result.
     pub(crate) fn query_all<T>(
         &self,
         sql: &str,
@@ -263,7 +270,7 @@ impl StoreReader {
         Ok(rows)
     }
 
-    /// The first row.
+    /// The first row of a result.
     pub(crate) fn query_one<T>(
         &self,
         sql: &str,
@@ -293,7 +300,8 @@ impl StoreReader {
     /// Changes whenever another connection has committed (sqlite.org/pragma.html#pragma_data_version).
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn data_version(&self) -> Result<i64> {
         self.connection
             .pragma_query_value(None, "data_version", |row| row.get(0))
@@ -301,13 +309,13 @@ impl StoreReader {
     }
 }
 
-/// A value, if there is to be one.
+/// A parameter for [`where_clause`], if there is a value.
 pub(crate) fn optional<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
     value.as_ref().map(|value| value as &dyn ToSql)
 }
 
-/// The condition that all that is optional for holds, and the values in it. Nothing is said of the rest: for `?1 IS NULL OR …`
-/// SQLite uses no index, and what of a mail stands behind its bytes is found through all of them.
+/// A WHERE clause of the conditions that have a value, and the values. Conditions without a value are left out: with
+/// `?1 IS NULL OR …` SQLite uses no index, and it would read through the bytes of each mail.
 pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
     let (mut condition, mut given) = (String::new(), Vec::new());
     for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {
@@ -318,7 +326,7 @@ pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (Stri
     (condition, given)
 }
 
-/// The body is JSON itself; in JSON it stands as what it is, keys in their order.
+/// Writes the body, which is JSON text, as JSON with its keys in their order.
 fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     match serde_json::from_str::<&serde_json::value::RawValue>(body) {
         Ok(raw) => raw.serialize(serializer),
@@ -348,7 +356,7 @@ fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
     })
 }
 
-/// All but the bytes, which may be large.
+/// All columns but `raw`, which may be large.
 const MAIL_COLUMNS: &str = "id, account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at, \
     received_at, size, sha256, outcome, reason, trust, trust_domain, trust_selector, event_id, judged_at";
 

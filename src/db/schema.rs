@@ -1,4 +1,4 @@
-//! Opening and migrating: the file is ours, of a version that we know, and in WAL mode.
+//! Opens and migrates the file. It checks that the file is ours and has a known version, and turns on WAL mode.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Error, Result};
 
-/// `PRAGMA application_id`: "RmMh". Tells file(1) and us whose database it is.
+/// `PRAGMA application_id`: "RmMh". file(1) and this program recognise the database by it.
 const APPLICATION_ID: i64 = 0x526d_4d68;
 
 /// The migrations in their order; the n-th brings a file to `user_version` n. Released ones never change.
@@ -20,10 +20,10 @@ const NEWEST: i64 = MIGRATIONS.len() as i64;
 /// How long a statement waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How soon a lock is asked for again that SQLite does not wait for.
+/// The pause between two tries where SQLite's busy timeout does not apply.
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
 
-/// Opens for writing; makes and migrates the file if need be.
+/// Opens for writing; creates and migrates the file if necessary.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     if path.exists() {
         inspect(path)?;
@@ -40,7 +40,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// A new file, or a copy that was put back, has no WAL yet. While another program turns it on, SQLite does not wait by itself.
+/// A new file or a restored copy is not in WAL mode yet. SQLite's busy timeout does not apply while another program
+/// turns it on.
 fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     let begun = Instant::now();
     loop {
@@ -55,14 +56,14 @@ fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Opens for reading only. True: it shows the file as it is now, for ever.
+/// Opens for reading. `true`: the connection shows the file as it is now and never changes.
 pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     if !path.exists() {
         return Err(Error::Absent(path.to_owned()));
     }
     let found = inspect(path)?;
     if found < NEWEST {
-        // A reader must not migrate; what opens for writing does.
+        // A reader must not migrate; opening for writing does.
         drop(open(path)?);
     }
     let (connection, frozen) = read_only(path)?;
@@ -70,8 +71,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// As [`open_reader`], whatever it is. Whoever reads first makes files beside it, and not everybody may: a file that was
-/// closed in order is whole without them.
+/// As [`open_reader`], without a check of the content. The first reader creates files beside the database, and not
+/// every user may do so. A file that was closed properly can be read without them.
 fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
@@ -85,8 +86,7 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     }
 }
 
-/// The name by which SQLite reads a file that nobody has open, with no lock and no file beside it (sqlite.org/uri.html,
-/// `immutable`).
+/// The URI by which SQLite reads a file without locks and without other files (sqlite.org/uri.html, `immutable`).
 fn immutable_uri(path: &Path) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
@@ -94,7 +94,7 @@ fn immutable_uri(path: &Path) -> Option<String> {
     Some(format!("file:{}?immutable=1", path.to_str()?.bytes().map(encode).collect::<String>()))
 }
 
-/// What is newer than the file, while somebody has it open.
+/// The `-wal` file: it has the newest commits while a program has the database open.
 fn wal_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
@@ -105,7 +105,8 @@ fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
-/// Whether the write lock cannot be had for so long. Whoever may only read cannot ask, and no file is made.
+/// Whether the write lock cannot be taken within `patience`. For a user without write permission it is `false`. It
+/// creates no file.
 pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let asked = Connection::open_with_flags(path, flags).and_then(|connection| {
@@ -116,7 +117,7 @@ pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
     matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
-/// How many pages of the WAL are not in the database yet.
+/// How many pages of the WAL are not checkpointed yet.
 pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i64> {
     let mut look = connection.prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
     look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
@@ -125,20 +126,21 @@ pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i6
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Else a statement that could use a partial index is prepared anew for each new value: half of the writer's time.
+    // Without QPSG, SQLite prepares a statement that may use a partial index again for each new value. That took half
+    // of the writer's time.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", "ON")
 }
 
-/// Whose file is it, and of which version? Read-only, so that a file that is refused stays as it was.
+/// Checks that the file is ours and returns its version. It only reads, so that a refused file does not change.
 fn inspect(path: &Path) -> Result<i64> {
-    // Of a folder SQLite says that reading failed, which sounds like a disk.
+    // For a folder SQLite reports a read error, which sounds like a broken disk.
     if !path.is_file() {
         return Err(Error::Foreign(path.to_owned()));
     }
     let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
-    // All of one parse_time: another program may be making it.
+    // One read transaction: another program may be creating the file.
     connection.execute_batch("BEGIN").map_err(sqlite)?;
     let (application, version) = identity(&connection).map_err(sqlite)?;
     let empty = application == 0 && version == 0 && count_tables(&connection).map_err(sqlite)? == 0;
@@ -156,14 +158,14 @@ fn identity(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
     Ok((pragma("application_id")?, pragma("user_version")?))
 }
 
-/// Brings the file to the newest version, one transaction for all steps: a crash leaves the old version whole.
+/// Migrates the file to the newest version in one transaction. After a crash the old version is intact.
 fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let sqlite = |e| Error::from_sqlite(path, e);
     if identity(connection).map_err(sqlite)?.1 >= NEWEST {
         return Ok(());
     }
     let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sqlite)?;
-    // Asked again under the lock: another process may have been faster.
+    // Read again under the lock: another process may have migrated the file.
     let version = identity(&tx).map_err(sqlite)?.1;
     for step in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(usize::MAX)) {
         tx.execute_batch(step).map_err(sqlite)?;

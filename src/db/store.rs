@@ -1,4 +1,4 @@
-//! The handle on the open database, and what it is opened with.
+//! The handle on the open database, and the settings that it is opened with.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use super::file_id::file_id;
 use super::{Error, Result, StoreReader, schema, writer};
 use crate::model::{Matching, Status};
 
-/// What the store must know of the configuration.
+/// The part of the configuration that the store needs.
 #[derive(Debug, Clone)]
 pub struct StoreSettings {
     /// The database file.
     pub path: PathBuf,
-    /// The callbacks that events are for.
+    /// The targets that get events.
     pub targets: Vec<TargetRules>,
-    /// How sessions are found by what was paid.
+    /// How sessions are matched by amount.
     pub matching: Matching,
 }
 
-/// A callback, as far as the outbox needs to know it.
+/// Which events a target gets.
 #[derive(Debug, Clone)]
 pub struct TargetRules {
     /// The `[[forward]]` entry's name.
     pub name: String,
-    /// The statuses that it is told.
+    /// The statuses that it gets.
     pub statuses: Vec<Status>,
-    /// Whether it is told of an event without a session (`unresolved = "send"`).
+    /// Whether it gets events without a session (`unresolved = "send"`).
     pub send_unresolved: bool,
 }
 
-/// A handle on the open store: cheap to clone, shared by everyone who writes.
+/// A handle on the open database. It is cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     writer: writer::Writer,
@@ -42,17 +42,18 @@ pub struct Store {
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     pub(crate) deferrals: Arc<watch::Sender<u64>>,
-    /// Which file it is, by the system's numbers.
+    /// The device and inode of the open file.
     file: Option<(u64, u64)>,
-    /// The last `PRAGMA data_version` of the writing connection: it counts the commits of others.
+    /// The last `PRAGMA data_version` of the writing connection. It changes when another connection commits.
     pub(crate) seen_version: Arc<AtomicI64>,
 }
 
 impl Store {
-    /// Opens the database, making and migrating it if need be, and starts its writing thread.
+    /// Opens the database, creates or migrates it if necessary, and starts the writer thread.
     ///
     /// # Errors
-    /// [`Error`]: newer, foreign, locked, or what SQLite or the system says.
+    ///
+    /// [`Error`]: newer, foreign, locked, or an error of SQLite or the system.
     pub fn open(settings: StoreSettings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
         let file = file_id(&settings.path).unwrap_or_default();
@@ -62,17 +63,18 @@ impl Store {
         Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), file, seen_version })
     }
 
-    /// Lets go of the database; returns when everybody has, and it is one file again. A process that ends before that
-    /// loses nothing, and leaves to the next what is in the `-wal`.
+    /// Releases this handle. It returns when all handles are released and the connection is closed; then the database
+    /// is one file again. If the process ends earlier, nothing is lost: the next open reads the `-wal` file.
     pub async fn close(self) {
         let Store { writer, .. } = self;
         writer.close().await;
     }
 
-    /// A connection for reading, of the caller's own.
+    /// A new read-only connection.
     ///
     /// # Errors
-    /// As [`StoreReader::open`]; [`Error::Moved`] if that would not show what is written here.
+    ///
+    /// As [`StoreReader::open`]; [`Error::Moved`] if the path names another file than the one that is written.
     pub fn reader(&self) -> Result<StoreReader> {
         if file_id(&self.settings.path).is_ok_and(|number| number != self.file) {
             return Err(Error::Moved(self.settings.path.clone()));
@@ -80,24 +82,24 @@ impl Store {
         StoreReader::open(&self.settings.path)
     }
 
-    /// Becomes ready when deliveries may have become due through a commit.
+    /// Changes after a commit that may have made deliveries due.
     #[must_use]
     pub fn watch_outbox(&self) -> watch::Receiver<u64> {
         self.outbox.subscribe()
     }
 
-    /// Becomes ready when a mail was deferred.
+    /// Changes after a commit that deferred a mail.
     #[must_use]
     pub fn watch_deferrals(&self) -> watch::Receiver<u64> {
         self.deferrals.subscribe()
     }
 
-    /// Says that deliveries may be due.
+    /// Wakes the delivery loops.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Runs `work` in a transaction of the writing thread and returns once it is committed.
+    /// Runs `work` in a transaction of the writer thread. It returns after the commit.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,

@@ -1,8 +1,8 @@
-//! One thread owns the writing connection and takes all that waits in one transaction.
+//! One thread owns the writing connection and commits all waiting work in one transaction.
 //!
-//! So a single mail commits at once, with one fsync, and a backfill commits in hundreds. A piece of work that fails takes
-//! nothing else down. Nobody is answered before the commit, and nobody waits for more: the WAL is copied into the
-//! database when it is quiet, and not, as SQLite would, within the commit that fills it.
+//! A single mail is committed at once, with one fsync; a backfill is committed in hundreds. Work that fails does not
+//! affect other work in the transaction. The writer replies only after the commit. It checkpoints the WAL when it is
+//! idle; SQLite's automatic checkpoint would delay the commit that fills the WAL.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,36 +15,37 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::file_id::file_id;
 use super::{Error, Result, schema};
 
-/// The most that one transaction takes.
+/// The most pieces of work in one transaction.
 const BATCH: usize = 1_000;
 
-/// How many pieces of work may wait; whoever brings more waits too.
+/// The length of the queue. A caller waits while it is full.
 const QUEUE: usize = 4_096;
 
-/// How many pages of the WAL are worth copying into the database when nobody comes: SQLite's own number.
+/// The writer checkpoints this many WAL pages when it is idle. It is SQLite's own default.
 const CHECKPOINT: i64 = 1_000;
 
-/// With how many it is done although somebody may wait. A page that is written often is copied once.
+/// The writer checkpoints this many WAL pages even if work waits. A page that was written several times is copied
+/// once.
 const CHECKPOINT_URGENT: i64 = 4_000;
 
-/// So many bytes of the WAL that cannot be copied are worth a word: nothing of ours keeps so many back. No more than these are
-/// backlog of the file when they could be: it grows for as long as somebody reads what is older.
+/// A WAL of this size that cannot be checkpointed causes a warning: a reader outside this program blocks the
+/// checkpoint. After the checkpoint the `-wal` file is cut to this size.
 pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 
-/// In pages, of the size that SQLite gives to a new file.
+/// The same in pages of SQLite's default size.
 const MAX_BACKLOG_PAGES: i64 = (MAX_WAL_BACKLOG / 4_096).cast_signed();
 
-/// When nobody came for so long, nobody is about to: whoever was warned of a commit has come back with what follows from it.
-/// A mail's deliveries are counted at once, and to copy takes longer than that.
+/// The writer is idle after this time without work. Work that follows from a commit arrives sooner: the deliveries of
+/// a mail are claimed at once, and a checkpoint takes longer than that.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// How much of the database is held, in KiB (negative: SQLite's way to say so). What a transaction of a backfill changes has
-/// room in it, or it would be written twice.
+/// The page cache in KiB; SQLite takes a negative number as KiB. The pages that a backfill transaction changes fit
+/// into it. Otherwise SQLite would write them twice.
 const CACHE: i64 = -8_000;
 
-/// A piece of work, and who waits for it.
+/// A piece of work and its reply channel.
 trait Job: Send {
-    /// Runs the work. If it fails, the error is SQLite's, if it is one of SQLite.
+    /// Runs the work. The error contains SQLite's error, if SQLite caused the failure.
     fn run(&mut self, connection: &Connection, alone: bool) -> std::result::Result<(), Option<Arc<rusqlite::Error>>>;
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>);
 }
@@ -60,12 +61,12 @@ struct Task<F, T> {
 pub(super) struct Writer {
     jobs: mpsc::Sender<Box<dyn Job>>,
     path: Arc<Path>,
-    /// Its other end is dropped when the connection is closed.
+    /// The sender is dropped when the connection is closed.
     open: watch::Receiver<()>,
 }
 
 impl Writer {
-    /// `file`: which one is open, by the system's numbers.
+    /// `file`: device and inode of the open file.
     pub(super) fn start(connection: Connection, path: &Path, file: Option<(u64, u64)>) -> Result<Self> {
         let sqlite = |e| Error::from_sqlite(path, e);
         connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(sqlite)?;
@@ -91,14 +92,14 @@ impl Writer {
         Ok(Writer { jobs, path, open })
     }
 
-    /// Lets go of it; returns when the connection is closed, which is when everybody has.
+    /// Releases this handle; returns when all handles are released and the connection is closed.
     pub(super) async fn close(self) {
         let Writer { jobs, mut open, .. } = self;
         drop(jobs);
         while open.changed().await.is_ok() {}
     }
 
-    /// Runs `work` in a transaction; returns when that is committed.
+    /// Runs `work` in a transaction; returns after the commit.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
@@ -128,18 +129,18 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Task<F, T> {
             Some(error) => Err(Error::from_sqlite(&self.path, error.clone())),
             None => self.result.unwrap_or(Err(Error::Stopped)),
         };
-        // Nobody may be waiting any more; the work is done all the same.
+        // The caller may be gone; the work is committed all the same.
         let _ = self.reply.send(result);
     }
 }
 
-/// Runs work that leaves no trace if it fails. SQLite keeps a copy of each page that is changed within.
+/// Runs work in a savepoint, so that a failure changes nothing. SQLite keeps a copy of each page that changes in it.
 fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     execute_cached(connection, "SAVEPOINT work")?;
     let result = work(connection);
     if result.is_err() {
         if connection.is_autocommit() {
-            // The failure has rolled back the whole transaction, and with it the savepoint.
+            // The failure has rolled back the whole transaction, including the savepoint.
             return result;
         }
         execute_cached(connection, "ROLLBACK TO work")?;
@@ -148,12 +149,12 @@ fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Re
     result
 }
 
-/// Runs a statement that each transaction needs. It is compiled one time only.
+/// Runs a statement that each transaction needs. It is prepared once.
 fn execute_cached(connection: &Connection, sql: &'static str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
-/// A transaction, rolled back unless it is committed.
+/// A transaction that is rolled back unless it is committed.
 struct Transaction<'c>(&'c Connection);
 
 impl<'c> Transaction<'c> {
@@ -169,14 +170,15 @@ impl<'c> Transaction<'c> {
 
 impl Drop for Transaction<'_> {
     fn drop(&mut self) {
-        // A full disk has ended it already (sqlite.org/lang_transaction.html); what else fails here, fails at the next BEGIN.
+        // A full disk has already ended it (sqlite.org/lang_transaction.html). Any other failure shows at the next
+        // BEGIN.
         if !self.0.is_autocommit() {
             let _ = execute_cached(self.0, "ROLLBACK");
         }
     }
 }
 
-/// Until everybody has let go. `clock` tells when it is quiet.
+/// Serves the queue until all handles are released. `clock` measures the idle time.
 fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock: &Runtime) {
     let (mut checkpoint_due, mut warned) = (false, false);
     loop {
@@ -196,7 +198,7 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
                     && schema::checkpoint_backlog(connection).unwrap_or(0) >= MAX_BACKLOG_PAGES;
                 if is_blocked && !warned {
                     tracing::warn!(
-                        "another program reads the database without an end: the -wal beside it grows until then"
+                        "a long-running reader blocks WAL checkpoints, so the -wal file grows; stop it (`fuser -v` names it)"
                     );
                 }
                 warned = is_blocked;
@@ -217,7 +219,8 @@ fn commit(connection: &Connection, first: Box<dyn Job>, queue: &mut mpsc::Receiv
     let mut batch = vec![first];
     let failed = run_batch(connection, &mut batch, queue).err();
     if failed.as_deref().is_some_and(is_locked) {
-        // They have waited for the lock as well: one after the other they would for minutes, a sign of life among them.
+        // The queued callers have waited for the same lock. They get the same error, so that the watchdog does not
+        // wait for one lock timeout per caller.
         batch.extend(std::iter::from_fn(|| queue.try_recv().ok()));
     }
     for job in batch {
@@ -230,36 +233,37 @@ fn is_locked(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
 }
 
-/// Copies the WAL, and gives back the memory of all that was read and written meanwhile: in years of single mails it would
-/// grow to the whole of what it may be.
+/// Checkpoints the WAL and frees SQLite's page cache. Without that, the cache of a quiet daemon would stay at its
+/// limit.
 fn checkpoint_and_shrink(connection: &Connection) {
     checkpoint(connection);
     if let Err(error) = execute_cached(connection, "PRAGMA shrink_memory") {
-        tracing::debug!(%error, "the memory of the database was not given back");
+        tracing::debug!(%error, "cannot shrink the page cache");
     }
 }
 
-/// Copies the WAL into the database, as far as nobody reads what is older.
+/// Copies the WAL into the database, as far as no reader needs the older pages.
 fn checkpoint(connection: &Connection) {
     let copied = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)");
     if let Err(error) = copied.and_then(|mut copied| copied.query_row([], |_| Ok(()))) {
-        // The commit that finds no room for the WAL says so; this one is made up for by the next.
-        tracing::debug!(%error, "the write-ahead log was not copied into the database");
+        // A commit that has no room in the WAL reports it; a later checkpoint makes up for this one.
+        tracing::debug!(%error, "cannot checkpoint the WAL");
     }
 }
 
-/// Empties the WAL into the file that was opened, as another stands in its place by now: SQLite leaves the WAL where it is then,
-/// and whoever opens that other file would take it for that one's.
+/// Copies the whole WAL into the open file after another file has replaced it at its path. SQLite leaves the `-wal`
+/// file in that case, and a program that opens the other file would read the wrong WAL.
 fn checkpoint_replaced_file(connection: &Connection) {
     let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
     if emptied != Ok(0) {
-        tracing::error!("what is in the -wal beside the database was of the file that stood there before: remove it");
+        tracing::error!("the -wal file belongs to the previous database file; delete it before the next start");
     }
 }
 
-/// Runs what is in `batch`, and what comes to `queue` meanwhile, in one transaction.
+/// Runs the work in `batch`, and work that arrives meanwhile, in one transaction.
 ///
-/// The first needs no savepoint: if it fails, the transaction is rolled back, and what comes to `queue` is the next one's.
+/// The first piece needs no savepoint: if it fails, the transaction is rolled back, and the queue waits for the next
+/// one.
 fn run_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn Job>>,
@@ -270,7 +274,7 @@ fn run_batch(
     while let Some(job) = batch.get_mut(done) {
         let ended = job.run(connection, done == 0);
         if connection.is_autocommit() {
-            // A full disk or an I/O error ends a transaction from within (sqlite.org/lang_transaction.html).
+            // A full disk or an I/O error rolls back the transaction by itself (sqlite.org/lang_transaction.html).
             let cause = ended.err().flatten();
             return Err(cause.unwrap_or_else(|| Arc::new(rusqlite::Error::SqliteFailure(rolled_back(), None))));
         }
@@ -285,7 +289,7 @@ fn run_batch(
     tx.commit().map_err(Arc::new)
 }
 
-/// For a transaction that was rolled back by an error that the work did not return.
+/// For a transaction that was rolled back although the work returned no error of SQLite.
 fn rolled_back() -> rusqlite::ffi::Error {
     rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK)
 }

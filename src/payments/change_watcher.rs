@@ -1,10 +1,9 @@
-//! Others write into the database too: a shop its sessions, `import` its mails, a person a retry. Taking notice of it.
+//! Notices what other programs commit: sessions of a shop, mails of `import`, a retry by a person.
 //!
-//! Every commit is a write to the database's `-wal` file, which the kernel tells of; so an idle daemon costs nothing. It
-//! tells of our own commits as well, and `PRAGMA data_version` knows them apart. It is asked to tell one time only, and
-//! asked anew before each look: to be told of each of a backfill's thousands of writes would cost as much as they do.
-//! Where the kernel cannot be asked (or does not know, as for some shared folders), the version is asked for from time
-//! to time.
+//! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon costs nothing. It
+//! reports our own commits as well; `PRAGMA data_version` changes only for those of others. The watch is a one-shot,
+//! armed before each check: a report for each of a backfill's thousands of writes would cost as much as the writes.
+//! Without inotify, and on shared folders where it does not work, the version is polled.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -16,38 +15,39 @@ use tokio::time::{sleep, timeout};
 use super::reconcile;
 use crate::db::{Error, Result, Store};
 
-/// The shortest time between two looks: others may write as often as they like.
+/// The shortest pause between two checks, however often other programs write.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a commit may take from its first write: it is told of then, and most of what is told of are our own, which
-/// need neither a look before they are done nor one for each of their writes.
+/// How long a commit may take from its first write. inotify reports that first write. Most commits are our own; one
+/// check after the commit is enough for them.
 const COMMIT_TIME: Duration = Duration::from_millis(5);
 
-/// The longest time between two looks, for what the kernel failed to tell: that the folder was replaced, for one.
+/// The longest pause between two checks. inotify misses some changes, such as a replaced folder.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// How often to look where the kernel tells nothing at all.
+/// The pause between two checks without inotify.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
-    /// Takes notice of what other programs commit, until `shutdown`: settles sessions, wakes who waits for deliveries.
+    /// Checks for commits of other programs until `shutdown`. It reconciles sessions and wakes the delivery loops.
     ///
     /// # Errors
+    ///
     /// [`Error::Stopped`] if the writer has ended.
     pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::new(&self.settings.path);
         loop {
-            // Before the look: what is written after it is told of.
+            // Before the check, so that no later write is missed.
             changes.arm();
             let checked = self.check().await;
             match &checked {
                 Err(Error::Stopped) => return checked,
-                Err(error) => tracing::warn!(%error, "cannot look for what other programs wrote; trying again"),
+                Err(error) => tracing::warn!(%error, "cannot check for changes by other programs; trying again"),
                 Ok(()) => {}
             }
             let next = async {
                 sleep(SHORTEST_PAUSE).await;
-                // What could not be checked at is not told of a second time.
+                // inotify does not report a failed check again.
                 if checked.is_ok() {
                     changes.next().await;
                     sleep(COMMIT_TIME).await;
@@ -60,18 +60,25 @@ impl Store {
         }
     }
 
-    /// Looks once. It takes the write lock, and so waits for a commit that is being written while we hear of it.
+    /// Checks once. It takes the write lock, so it waits for a commit that inotify has reported and that is not
+    /// complete.
     async fn check(&self) -> Result<()> {
         let version =
             self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let reconciled = self.reconcile().await.inspect_err(|_| {
-                // What is not reconciled is checked at again.
+                // The next check reconciles what this one could not.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
             if reconciled != reconcile::Reconciled::default() {
                 let reconcile::Reconciled { resolved, released, held, too_late } = reconciled;
-                tracing::info!(resolved, released, held, too_late = too_late.len(), "sessions were registered");
+                tracing::info!(
+                    resolved,
+                    released,
+                    held,
+                    too_late = too_late.len(),
+                    "reconciled sessions that another program registered"
+                );
             }
             self.wake_outbox();
         }
@@ -79,7 +86,7 @@ impl Store {
     }
 }
 
-/// The kernel's word that somebody wrote.
+/// How changes of the database are noticed.
 enum Changes {
     #[cfg(target_os = "linux")]
     Inotify(Box<kernel::FolderWatch>),
@@ -91,29 +98,31 @@ impl Changes {
         #[cfg(target_os = "linux")]
         match kernel::FolderWatch::new(database) {
             Ok(watch) => return Changes::Inotify(Box::new(watch)),
-            Err(error) => tracing::warn!(%error, "no inotify; looking every {} ms instead", POLL_INTERVAL.as_millis()),
+            Err(error) => {
+                tracing::warn!(%error, "no inotify; polling the database every {} ms instead", POLL_INTERVAL.as_millis())
+            }
         }
         Changes::Polling
     }
 
-    /// Wants to be told of the next write.
+    /// Arms the watch for the next write.
     fn arm(&mut self) {
         #[cfg(target_os = "linux")]
         if let Changes::Inotify(watch) = self
             && let Err(error) = watch.arm()
         {
-            tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL_INTERVAL.as_millis());
+            tracing::warn!(%error, "inotify failed; polling the database every {} ms instead", POLL_INTERVAL.as_millis());
             *self = Changes::Polling;
         }
     }
 
-    /// Returns when it is time to look.
+    /// Returns when the next check is due.
     async fn next(&mut self) {
         match self {
             #[cfg(target_os = "linux")]
             Changes::Inotify(watch) => {
                 if let Ok(Err(error)) = timeout(LONGEST_PAUSE, watch.next()).await {
-                    tracing::warn!(%error, "inotify has failed; looking every {} ms instead", POLL_INTERVAL.as_millis());
+                    tracing::warn!(%error, "inotify failed; polling the database every {} ms instead", POLL_INTERVAL.as_millis());
                     *self = Changes::Polling;
                 }
             }
@@ -133,7 +142,7 @@ mod kernel {
     /// Room for some dozen events.
     const BUFFER: usize = 4096;
 
-    /// Watches the database's folder, not the files: SQLite may remove the `-wal` file and make it anew.
+    /// Watches the folder, not the files: SQLite may delete the `-wal` file and create it again.
     pub(super) struct FolderWatch {
         events: EventStream<Box<[u8]>>,
         folder: PathBuf,
@@ -147,18 +156,18 @@ mod kernel {
             Ok(FolderWatch { events, folder })
         }
 
-        /// Asks to be told of the next write.
+        /// Arms the one-shot watch.
         pub(super) fn arm(&mut self) -> io::Result<()> {
             self.events.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::ONESHOT)?;
             Ok(())
         }
 
-        /// Returns when something was written since it was last asked: ours, or another file in the same folder, which
-        /// costs a look in vain.
+        /// Returns after a write since the watch was armed. A write to another file in the folder causes a check that
+        /// finds nothing.
         pub(super) async fn next(&mut self) -> io::Result<()> {
             loop {
                 let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-                // That it tells no more, having told once.
+                // IGNORED follows each one-shot report.
                 if event.mask != EventMask::IGNORED {
                     return Ok(());
                 }

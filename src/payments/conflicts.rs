@@ -1,7 +1,7 @@
-//! What does an event mean beside the ones that are known? Pure: events in, a standing out.
+//! Compares a payment report with the stored events. Pure: events in, a classification out.
 //!
-//! The same payment is reported more than once, and a report may contradict another. Promise 3 is
-//! kept here: a payment is one event, and what contradicts it goes to a person.
+//! The same payment is reported more than once, and a report may contradict another. Promise 3 depends on this file:
+//! a payment is one event, and a person decides about contradictions.
 
 use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount, same_token};
 
@@ -10,36 +10,36 @@ use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount
 pub struct StoredEvent {
     /// Its id.
     pub event_id: String,
-    /// What it says.
+    /// Its values.
     pub event: Event,
-    /// Whether some callback has accepted it: from then on it stays as it is.
+    /// A handler has accepted it, so it never changes again.
     pub delivered: bool,
-    /// Whether some callback may have, without having said so.
+    /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
 }
 
-/// What a new event is, beside those that are known.
+/// What a new event is, compared with the stored ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Classification {
-    /// A payment report that was not known.
+    /// A new payment report.
     New {
-        /// Why a person has to decide before it is delivered.
+        /// Why it needs review before it is delivered.
         hold: Option<Reason>,
-        /// Whether it says something older than what is known, so that nobody need be told.
+        /// A stored event already says more, so it is not delivered.
         superseded: bool,
     },
     /// The same report again.
     Duplicate {
-        /// The known event's id.
+        /// The stored event's id.
         event_id: String,
-        /// The known event with its gaps filled, if there is anything to fill and it may still change.
+        /// The stored event with its gaps filled, if there is a gap to fill and the event may still change.
         filled: Option<Box<Event>>,
     },
-    /// It contradicts what is known.
+    /// It contradicts a stored event.
     Conflict(Reason),
 }
 
-/// Finds the standing of `new` (whose id is `id`) among the events that share its id, its transaction or its session.
+/// Classifies `new`, whose id is `id`. `known` are the stored events with its id, transaction or session.
 #[must_use]
 pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
     if let Some(same) = find_repeated(id, new, known) {
@@ -54,22 +54,22 @@ pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification 
     }
 }
 
-/// Of those that share its id, its transaction or its session: the event that `new` reports once more.
+/// The stored event that `new` reports again.
 #[must_use]
 pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
     known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
 }
 
-/// Why a stored event is not told after all.
+/// Why a stored event is not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HoldReason {
     /// A person has to decide.
     NeedsReview(Reason),
-    /// It says something older than what is known of its session, so that nobody need be told.
+    /// Another event of its session already says more.
     Superseded,
 }
 
-/// What stands against telling a stored event (whose id is `id`) that says `event` by now; `known` has it as it was.
+/// Why a stored event with the new values `event` may not be delivered. `known` has its old values, too.
 #[must_use]
 pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -84,8 +84,8 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
     }
 }
 
-/// The event without the session and the transaction that it had before: what came later and has the same was judged beside
-/// it, and is held itself.
+/// The event without the session and the transaction that it already had. Later events with the same ones were
+/// compared with it when they came, and are held themselves.
 fn without_known_parts(before: Option<&Reading>, event: &Event) -> Event {
     let had = |of: fn(&Reading) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -106,14 +106,14 @@ fn conflict_with(event_id: &str, words: &str) -> Reason {
     Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
 }
 
-/// What contradicts the other events of the same transaction.
+/// The first contradiction to another event of the same transaction.
 fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
-/// The same report, though one of the two lacks the chain or the time that would give them one id; or lacked it, until
-/// another report filled the gap.
+/// Whether two readings are the same report. One of them may lack the chain or the time, which would give them one
+/// id, or may have lacked it until another report filled the gap.
 fn is_same_report(a: &Reading, b: &Reading) -> bool {
     if a.status != b.status {
         return false;
@@ -129,7 +129,7 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
     }
 }
 
-/// One transaction: the same hash, on chains that may be the same.
+/// The same hash, on chains that may be the same.
 fn shares_transaction(a: &Reading, b: &Reading) -> bool {
     shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }
@@ -143,7 +143,7 @@ fn same_chain(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| model::fold_chain(x) == model::fold_chain(y))
 }
 
-/// Absent is not different.
+/// A missing value contradicts nothing.
 fn agree<T>(a: &Option<T>, b: &Option<T>, same: impl Fn(&T, &T) -> bool) -> bool {
     a.as_ref().zip(b.as_ref()).is_none_or(|(x, y)| same(x, y))
 }
@@ -152,7 +152,7 @@ fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
 }
 
-/// In words, the first value in which two reports of one payment differ.
+/// The first value in which two reports of one payment differ, as a message.
 fn contradiction(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.reading, &new.reading);
     let differs = |field: &str, a: &Option<String>, b: &Option<String>| {
@@ -177,30 +177,30 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     if !same_wallet(&k.from_wallet_address, &n.from_wallet_address) {
         return differs("from_wallet_address", &k.from_wallet_address, &n.from_wallet_address);
     }
-    // The webhook's form knows no seconds; two spellings of one time may differ in them.
+    // The webhook's time has no seconds, so two spellings of one time may differ in them.
     if !agree(&k.tx_time, &n.tx_time, |a, b| a.as_second().div_euclid(60) == b.as_second().div_euclid(60)) {
         return differs("txTime", &k.tx_time.map(model::iso), &n.tx_time.map(model::iso));
     }
     None
 }
 
-/// Hexadecimal compares as a number, base58 to the letter.
+/// Hexadecimal compares as a number, base58 character by character.
 fn same_wallet(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| model::fold_hash(x) == model::fold_hash(y))
 }
 
-/// One transaction, two statuses: what may not differ between them.
+/// Two statuses of one transaction: the first value that may not differ between them.
 fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
     if known.reading.status == Status::Completed && new.reading.status == Status::Failed {
-        return Some("this mail says failed of a transaction that is known as completed".into());
+        return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
-    // A payment's time may move on between its statuses; whose it is and what it is worth may not.
+    // The time of a payment may change between its statuses; its session and its amount may not.
     let timeless =
         |event: &Event| Event { reading: Reading { tx_time: None, ..event.reading.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))
 }
 
-/// What the events of other transactions mean for a new one.
+/// Compares a new event with the events of other transactions.
 fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
     match classify_in_session(new, known) {
         Classification::New { hold: None, superseded: false } => {
@@ -210,15 +210,16 @@ fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification 
     }
 }
 
-/// A transaction has its hash on one chain, but for one that was sent on to another with its signature intact. So it may be
-/// a payment of its own, or the same one under another name of its chain.
+/// A transaction hash belongs to one chain, unless a signed transaction was sent again on another chain. So this may
+/// be a second payment, or the same payment under another name of the chain.
 fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let is_elsewhere = |a: &Reading, b: &Reading| shares_hash(a, b) && !shares_transaction(a, b);
     let other = known.iter().find(|k| is_elsewhere(&k.event.reading, &new.reading))?;
     Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
-/// What a session's other events mean for a new one. Nor need anybody hear that a transaction is pending that is completed.
+/// Compares a new event with the other events of its session. A pending report is superseded if its transaction or
+/// session is completed.
 fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     let session = &new.reading.session_id;
     let is_pending = new.reading.status == Status::Pending;
@@ -233,7 +234,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     let words = match new.reading.status {
         Status::Pending => return Classification::New { hold: None, superseded: true },
         Status::Completed => "its session already has a completed payment with another transaction",
-        Status::Failed => "it says failed of a session that is already completed",
+        Status::Failed => "it reports a failure of a session that is already completed",
     };
     let hold = Reason::new(ReasonCode::Conflict, format!("{words} (event {})", completed.event_id));
     Classification::New { hold: Some(hold), superseded: false }

@@ -1,4 +1,4 @@
-//! An event enters the database: its session found, its standing known, its deliveries written.
+//! Writes an event: finds its session, classifies it, and writes its deliveries.
 
 use rusqlite::{Connection, named_params, params};
 
@@ -14,7 +14,7 @@ pub(super) struct Admitted {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<Reason>,
     pub(super) event_id: Option<String>,
-    /// The event's session, as far as it is known.
+    /// The event's session, if it is known.
     pub(super) session_id: Option<String>,
 }
 
@@ -24,7 +24,7 @@ impl Admitted {
     }
 }
 
-/// Takes an event in: as a new one, as a repetition of a known one, or not at all.
+/// Stores a new event, adds to a stored one, or rejects it.
 pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> Result<Admitted> {
     let Some(id) = said.id() else {
         let reason = Reason::new(ReasonCode::Unreadable, "it names neither a transaction nor a session");
@@ -58,9 +58,9 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> 
     }
 }
 
-/// Whether a session was found for a payment that is known already, and has its own: what is open by now, under the same
-/// order or with the same amount, was not paid by reporting it once more. An address that names an order which was not
-/// known says something new.
+/// Whether the session was found only because a payment of another session was reported again. A session that is open
+/// under the same order, or with the same amount, is not paid by a second report. An address with an order that was
+/// unknown until now is new information.
 fn belongs_to_other_session(id: &str, said: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
         k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
@@ -126,8 +126,8 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, now that a second report, or a second reading, says more. `source`: what
-/// found the session that it has now, if it had none.
+/// Rewrites an event that was not delivered yet, after a second report or a better reading. `source`: how its session
+/// was found, if it had none.
 pub(super) fn refill(
     tx: &Connection,
     settings: &StoreSettings,
@@ -140,14 +140,14 @@ pub(super) fn refill(
     resolve(tx, id, event, found.as_ref()).map(drop)
 }
 
-/// How many deliveries were let go, or held.
+/// How many deliveries were released or held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resolved {
     Released(usize),
     Held(usize),
 }
 
-/// Writes what is now known of an event, and lets its deliveries go, or holds them for a person.
+/// Writes the event's values, then releases its deliveries or holds them for review.
 pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>) -> Result<Resolved> {
     let event = with_session(event.clone(), found);
     let reason_to_hold = hold_reason(tx, id, &event, found)?;
@@ -159,7 +159,7 @@ pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&F
     }
 }
 
-/// What stands against telling an event with this session. It is asked before that is written.
+/// Why an event with this session may not be delivered. Call it before the session is written.
 pub(super) fn hold_reason(
     tx: &Connection,
     id: &str,
@@ -170,7 +170,7 @@ pub(super) fn hold_reason(
     Ok(registered.or(conflicts::hold_reason(id, event, &related_events(tx, id, event)?)))
 }
 
-/// Writes an event's changed values, and with them its body.
+/// Writes an event's changed values, and its body.
 pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::SessionSource>) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
@@ -198,7 +198,7 @@ pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<ma
     Ok(())
 }
 
-/// Writes the session of an event that was told without it. What was posted stays.
+/// Writes the session of an event that was delivered without it. Its body does not change.
 pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
         .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;

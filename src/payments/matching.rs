@@ -1,6 +1,6 @@
-//! Which session is it? Pure: what is registered and what an event says in, an answer out.
+//! Matches an event with the registered sessions. Pure: sessions and an event in, a session out.
 //!
-//! Two sessions that both fit are no answer: nothing is invented here, and a person can always decide.
+//! Two sessions that both match are no answer: nothing is invented, and a person can decide.
 
 use jiff::Timestamp;
 
@@ -9,37 +9,37 @@ use crate::model::{self, Event, Matching, same_amount, same_token};
 /// A session that the merchant registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredSession {
-    /// Resmic's name for it.
+    /// Resmic's id of the session.
     pub session_id: String,
-    /// The merchant's name for what is paid.
+    /// The merchant's order reference.
     pub order_ref: Option<String>,
     /// US dollars, decimal text.
     pub amount: Option<String>,
-    /// The chain that was asked for.
+    /// The requested chain.
     pub blockchain: Option<String>,
-    /// The token that was asked for.
+    /// The requested token.
     pub token: Option<String>,
     /// When it was registered.
     pub created_at: Timestamp,
-    /// After this it is not matched any more.
+    /// After this time it is no longer matched.
     pub expires_at: Option<Timestamp>,
 }
 
-/// What found an event's session.
+/// How an event's session was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionSource {
     /// The mail names it.
     Mail,
-    /// The signed address that the mail was sent to.
+    /// The mail was sent to a signed address.
     Address,
-    /// The only open session with this amount, chain and token.
+    /// It was the only open session with this amount, chain and token.
     Match,
-    /// A person.
+    /// A person assigned it.
     Operator,
 }
 model::words!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
 
-/// The one open session that this event pays; `None` if there is none, or more than one.
+/// The one open session that this event pays; `None` if none matches, or more than one.
 #[must_use]
 pub fn only_match<'a>(event: &Event, open: &'a [RegisteredSession], how: Matching) -> Option<&'a RegisteredSession> {
     let at = event.time()?;
@@ -53,7 +53,7 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
     }
 }
 
-/// Whether an event may have paid a session, by amount, chain, token and time.
+/// Whether an event may pay a session, by amount, chain, token and time.
 #[must_use]
 pub fn may_pay(event: &Event, session: &RegisteredSession, how: Matching) -> bool {
     event.time().is_some_and(|at| is_candidate(event, session, at, how))
@@ -66,20 +66,20 @@ fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: 
         && is_alive(session, at, how.window)
 }
 
-/// Whether a session may still be paid at `at`: registered at most `window` before, and not expired.
+/// Whether a session may be paid at `at`: registered at most `window` before, and not expired.
 fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Duration) -> bool {
-    // A payment's time knows no seconds, so it may stand up to a minute before its session.
+    // A payment's time has no seconds, so it may be up to a minute before the registration.
     let age = at.as_second() - session.created_at.as_second();
     age >= -60
         && age <= i64::try_from(window.as_secs()).unwrap_or(i64::MAX)
         && session.expires_at.is_none_or(|end| at <= end)
 }
 
-/// Which of the sessions registered for an event's order it pays.
+/// Which of the sessions of its order an event pays.
 ///
-/// The order is certain, so a single session is the one, whatever was registered for it: what the event contradicts
-/// is for the caller to see. Among several, those that are completed already, that the event contradicts, or that
-/// could not be paid any more at its time are none; if more than one is left, there is no answer.
+/// The order is certain, so a single session is the answer, even if the event contradicts it: the caller compares
+/// them. Among several sessions, completed ones, contradicted ones and those that had expired at the event's time do
+/// not count. If more than one is left, there is no answer.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,
@@ -92,11 +92,11 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // Without one that fits, a single open one shows what is wrong.
+    // If no session matches, a single open one shows the contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 
-/// In words, the first value registered for a session that the event contradicts. Absent is not different.
+/// The first registered value that the event contradicts, as a message. A missing value contradicts nothing.
 #[must_use]
 pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<String> {
     let says = |field: &str, registered: &str, said: &str| {
@@ -107,7 +107,7 @@ pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<Strin
     if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
         return says("amount", a, b);
     }
-    // Sessions are registered in US dollars; twenty of some token are not twenty of them.
+    // Sessions are registered in US dollars. An amount in another currency is another amount.
     let other = r.currency.as_deref().filter(|currency| *currency != "USD");
     if let (Some(_), Some(currency)) = (amounts, other) {
         return says("currency", "USD", currency);

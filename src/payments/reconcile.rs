@@ -1,7 +1,7 @@
-//! Sessions that were registered after their events: by whatever program, and then by hand.
+//! Reconciles events with sessions that were registered after them, and with sessions that a person assigns.
 //!
-//! Triggers put each session that is inserted or changed into `sessions_to_reconcile`; here the events that it concerns are looked
-//! at again. So nothing depends on who wrote the row, or on who was running when it was written.
+//! Triggers insert each new or changed session into `sessions_to_reconcile`. So it does not matter which program
+//! wrote the session, or whether the daemon was running.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -13,37 +13,38 @@ use super::stored_events;
 use crate::db::{Error, Result, Store, StoreSettings, holds};
 use crate::model::Event;
 
-/// How many sessions one transaction looks at.
+/// How many sessions one transaction reconciles.
 const BATCH: usize = 200;
 
-/// What became of events when sessions were looked at.
+/// The result of reconciling sessions with events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reconciled {
-    /// Events that have a session now and had none.
+    /// Events that got a session.
     pub resolved: usize,
-    /// Deliveries that may go now.
+    /// Deliveries that were released.
     pub released: usize,
-    /// Deliveries that may not go any more: their event contradicts what is registered.
+    /// Deliveries that were held because their event contradicts the session.
     pub held: usize,
-    /// Events that contradict what is registered, and were delivered before: which, and how.
+    /// Events that contradict the session and were delivered before: their ids and the contradictions.
     pub too_late: Vec<String>,
 }
 
-/// What became of an event that a person gave a session.
+/// The result of assigning a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {
-    /// The session that it had.
+    /// The session that the event had before.
     pub before: Option<String>,
     /// Whether the session is registered.
     pub registered: bool,
-    /// Deliveries that may go now.
+    /// Deliveries that were released.
     pub released: usize,
 }
 
 impl Store {
-    /// Looks at the events of all sessions that were registered or changed since the last time.
+    /// Reconciles all sessions that were registered or changed since the last time.
     ///
     /// # Errors
+    ///
     /// [`Error`].
     pub async fn reconcile(&self) -> Result<Reconciled> {
         let mut total = Reconciled::default();
@@ -60,9 +61,11 @@ impl Store {
         }
     }
 
-    /// Lets go what was held for callbacks that are told of unresolved events by now: a changed configuration.
+    /// Releases deliveries that wait for a session, for targets that now get events without one. The configuration
+    /// may have changed.
     ///
     /// # Errors
+    ///
     /// [`Error`].
     pub async fn release_unresolved(&self) -> Result<usize> {
         let senders: Vec<String> =
@@ -74,17 +77,19 @@ impl Store {
         Ok(released)
     }
 
-    /// Gives an event its session, by a person's decision, and lets its deliveries go whatever held them.
+    /// Assigns a session to an event by a person's decision, and releases its deliveries.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is no such event, its mail names another session, or a callback was told another, or is
-    /// being told.
+    ///
+    /// [`Error::Refused`] if the event does not exist, its mail names another session, or a handler has it with
+    /// another session or may be getting it now.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
         let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::parse_session_id(session_id)?);
         let settings = self.settings.clone();
         let assigned = self
             .write(move |tx| {
-                // What is registered by now the person may know of; looked at later, it would hold the event again.
+                // The person may know the sessions that are registered now. Reconciled later, one of them would hold
+                // the event again.
                 reconcile_all(tx, &settings)?;
                 assign(tx, &event_id, &session_id)
             })
@@ -102,14 +107,14 @@ impl Reconciled {
         self.too_late.extend(more.too_late);
     }
 
-    /// Both together.
+    /// The sum of both.
     pub(super) fn and(mut self, more: Reconciled) -> Reconciled {
         self.add(more);
         self
     }
 }
 
-/// Looks at all sessions_to_reconcile sessions.
+/// Reconciles all sessions in `sessions_to_reconcile`.
 pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result<Reconciled> {
     let mut total = Reconciled::default();
     loop {
@@ -121,9 +126,9 @@ pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result
     }
 }
 
-/// Looks at some sessions_to_reconcile sessions; also says how many they were.
+/// Reconciles one batch, and returns how many sessions it had.
 pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
-    // As bytes: SQLite takes any for a text.
+    // As bytes: SQLite accepts text that is not UTF-8.
     let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM sessions_to_reconcile LIMIT ?1")?;
     let ids: Vec<Vec<u8>> =
         statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -141,15 +146,15 @@ pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Resul
     Ok((reconciled, ids.len()))
 }
 
-/// Tells the events that a person has to decide about of which order their session is: all else of them stays.
+/// Copies the session's order reference to its held events and changes nothing else.
 fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
     tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
     Ok(())
 }
 
-/// Looks once more for the events that a session is the answer to: another that fitted them as well may be gone by now. What
-/// is its own already stays as it is, and as a person may have decided.
+/// Matches again the events without a session that this session may belong to. Another session that matched as well
+/// may be gone. Events that have a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -161,7 +166,7 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     Ok(reconciled)
 }
 
-/// The events that a session may mean something for, in the order in which they came.
+/// The events that a session may concern, in the order in which they came.
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
@@ -175,20 +180,20 @@ fn affected_events(tx: &Connection, settings: &StoreSettings, session: &Register
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// A stored event, as far as its session is concerned.
+/// The parts of a stored event that matter for its session.
 struct EventState {
     event: Event,
     source: Option<String>,
     on_hold: bool,
-    /// Some callback has it.
+    /// A handler has accepted it.
     delivered: bool,
-    /// Some callback does not have it yet.
+    /// A target does not have it yet.
     open: bool,
-    /// Some callback may be told of it right now.
+    /// An attempt to deliver it is being made.
     under_way: bool,
 }
 
-/// An attempt whose end is not recorded. None takes longer than the longest `timeout`; what is older was cut short.
+/// An attempt whose end is not recorded. The longest `timeout` is ten minutes; an older attempt was interrupted.
 const UNDER_WAY: &str = "EXISTS (
     SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
     WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
@@ -214,26 +219,26 @@ fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
     Ok(found.optional()?)
 }
 
-/// Looks for an event's session again, and at what is registered for it.
+/// Finds an event's session again and compares the event with it.
 fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(state) = event_state(tx, event_id)? else { return Ok(reconciled) };
-    // What a person has to decide is theirs.
+    // A person decides about a held event.
     if state.on_hold {
         return Ok(reconciled);
     }
     let Some(found) = sessions::find_session(tx, settings, &state.event)? else { return Ok(reconciled) };
     let had_none = state.event.reading.session_id.is_none();
-    // What a callback was told of a session stays as it is; only those that were not told yet can be spared.
+    // A session that a handler got does not change. Only the targets that do not have the event yet can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(&found)) } else { state.event };
         if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(&found))? {
-            tracing::warn!(event_id, %reason, "delivered before its session was registered");
+            tracing::warn!(event_id, %reason, "the event was delivered before its session was registered, and contradicts it");
             reconciled.too_late.push(format!("{event_id}: {reason}"));
             reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
         }
         if had_none {
-            // All that it was told to hears no more of it, but another payment is that session's second.
+            // The handlers do not get it again. But a second payment of this session is now recognised.
             reconciled.resolved = 1;
             events::set_session(tx, event_id, &event, found.source)?;
         }
@@ -250,18 +255,18 @@ fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) ->
 fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
     let Some(state) = event_state(tx, event_id)? else {
-        return refuse("is not there; `resmic-mailhook events` lists them".into());
+        return refuse("does not exist; `resmic-mailhook events` lists them".into());
     };
     let before = state.event.reading.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
     match other {
         Some(known) if state.source.as_deref() == Some(SessionSource::Mail.as_str()) => {
-            return refuse(format!("is of session {known}: its mail says so"));
+            return refuse(format!("belongs to session {known}: its mail says so"));
         }
         Some(known) if state.delivered => return refuse(format!("was delivered with session {known}")),
         Some(known) if state.under_way => {
-            let until = "when that attempt has ended, try again";
-            return refuse(format!("is being posted with session {known}, and may be accepted with it: {until}"));
+            let until = "try again when that attempt has ended";
+            return refuse(format!("is being posted with session {known}, and its handler may accept it; {until}"));
         }
         _ => {}
     }
@@ -279,7 +284,7 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, event_id)? })
 }
 
-/// Writes the session that a person chose, in place of any that was found.
+/// Writes the session that a person chose, in place of the one that was found.
 fn replace_session(tx: &Connection, event_id: &str, event: Event, found: FoundSession) -> Result<()> {
     let source = found.source;
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?

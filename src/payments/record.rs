@@ -1,4 +1,5 @@
-//! The transaction that promise 1 rests on: mails, their events, their deliveries and the cursor, together or not at all.
+//! The transaction that promise 1 depends on: mails, their events, their deliveries and the cursor are committed
+//! together.
 
 use std::sync::Arc;
 
@@ -10,19 +11,19 @@ use super::events::{self, Admitted};
 use crate::db::{Cursor, Result, Store, StoreSettings, advance, current_time};
 use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, iso};
 
-/// A mail and what became of it.
+/// A mail with the result of its examination.
 #[derive(Debug, Clone)]
 pub struct ExaminedMail {
     /// The mail.
     pub mail: RawMail,
-    /// What became of it.
+    /// The result of its examination.
     pub examined: Examined,
-    /// Of its bytes, in hex.
+    /// SHA-256 of its bytes, in hex.
     sha256: String,
 }
 
 impl ExaminedMail {
-    /// To be recorded. Its digest is taken here, where there are many hands, and not by the one that writes.
+    /// An examined mail. The digest is computed here, on many threads, and not on the one writer thread.
     #[must_use]
     pub fn new(mail: RawMail, examined: Examined) -> Self {
         let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
@@ -33,25 +34,26 @@ impl ExaminedMail {
 /// How a mail was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
-    /// Its row; `None` if the mail was recorded before.
+    /// The id of its row; `None` if the mail was recorded before.
     pub mail_id: Option<i64>,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// Why.
+    /// The reason for the outcome.
     pub reason: Option<Reason>,
     /// The event that it made or repeats.
     pub event_id: Option<String>,
-    /// That event's session, as far as this mail tells it.
+    /// That event's session, if this mail shows it.
     pub session_id: Option<String>,
 }
 
 impl Store {
-    /// Records mails and moves the cursor, in one transaction; returns when it is committed.
+    /// Records mails and moves the cursor, in one transaction; returns after the commit.
     ///
-    /// A mail that is there already (the same bytes under the same UID, or from an import) leaves no second row.
+    /// A mail that is already stored (the same bytes under the same UID, or from an import) gets no second row.
     ///
     /// # Errors
-    /// [`crate::db::Error`]; then nothing of it was recorded, and the same call may be made again.
+    ///
+    /// [`crate::db::Error`]. Then nothing was recorded, and the caller may retry.
     pub async fn record(
         &self,
         entries: impl Into<Arc<[ExaminedMail]>>,
@@ -97,8 +99,8 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// A crash between a commit and its answer, or an import run twice, brings a mail again. The bytes count too: a server
-/// that was restored from its backup gives the same UID to another mail.
+/// Finds the row of a mail that comes again: after a crash between commit and reply, or by a second import. The bytes
+/// are compared, too: a server that was restored from a backup gives a used UID to another mail.
 fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Option<Recorded>> {
     let known = |event_id: Option<String>| Recorded {
         mail_id: None,
@@ -161,12 +163,12 @@ fn insert(tx: &Connection, entry: &ExaminedMail, admitted: &Admitted) -> Result<
     Ok(tx.last_insert_rowid())
 }
 
-/// When a mail that was just deferred is judged again, the first time.
+/// When a mail that was just deferred is examined again for the first time.
 fn soon() -> String {
     iso(jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60))
 }
 
-/// What a proof covers, as it is stored.
+/// The signed header fields, as they are stored.
 pub(super) fn covers(proof: &Proof) -> String {
     match &proof.covers {
         Covered::All => "*".into(),

@@ -1,4 +1,4 @@
-//! StoredMail mails that are judged or read again: released by a person, re-read by newer rules, or deferred until now.
+//! Examines stored mails again: released by a person, read by newer rules, or deferred until now.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -12,49 +12,50 @@ use crate::model::{
     Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Uid, UidValidity, iso,
 };
 
-/// A mail as it is stored, with what was found out about it.
+/// A stored mail with the result of its last examination.
 #[derive(Debug, Clone)]
 pub struct StoredMail {
-    /// Its row.
+    /// The id of its row.
     pub id: i64,
     /// The mail.
     pub mail: RawMail,
-    /// The proof that was found when it was judged.
+    /// The proof that was found at that time.
     pub proof: Option<Proof>,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
-    /// Why, in the stored form.
+    /// The reason, as it is stored.
     pub reason: Option<String>,
-    /// How often it was judged.
+    /// How often it was examined.
     pub judgements: u32,
 }
 
-/// What judging a mail again has changed.
+/// What a reevaluation has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reevaluation {
     /// Nothing.
     Same,
     /// The mail has another outcome, reason or event.
     Outcome {
-        /// What it is now.
+        /// The new outcome.
         outcome: Outcome,
-        /// Why.
+        /// The new reason.
         reason: Option<Reason>,
         /// The event that it made or repeats.
         event_id: Option<String>,
     },
-    /// Its event, not delivered yet, says something else now.
+    /// Its event, which was not delivered yet, has new values.
     Event(String),
-    /// Its event would say something else, but was delivered: it stays as it is.
+    /// Its event would have other values, but was delivered, so it does not change.
     Kept(String),
 }
 
 impl Store {
-    /// Takes a new judgement of a stored mail in, with all that follows from it, in one transaction. `next`: when it is
-    /// judged again, if it is still deferred.
+    /// Stores the result of a new examination with all its consequences, in one transaction. `next`: when a mail that
+    /// stays deferred is examined again.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is no such mail.
+    ///
+    /// [`Error::Refused`] if the mail does not exist.
     pub async fn reevaluate(&self, id: i64, examined: Examined, next: Option<Timestamp>) -> Result<Reevaluation> {
         let settings = self.settings.clone();
         let change = self.write(move |tx| reevaluate(tx, &settings, id, &examined, next)).await?;
@@ -80,7 +81,7 @@ fn reevaluate(
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
-        // What repeats an event says no more than it.
+        // A duplicate says no more than its event.
         Some(_) => return Ok(Reevaluation::Same),
         None => {}
     }
@@ -118,7 +119,7 @@ fn reevaluate(
     Ok(Reevaluation::Outcome { outcome: new, reason: why, event_id })
 }
 
-/// A mail that has an event already: the event may be read better, as long as nobody was was_attempted of it.
+/// Updates the event of a mail with a better reading, if no delivery of it was attempted.
 fn reevaluate_event(
     tx: &Connection,
     settings: &StoreSettings,
@@ -139,7 +140,7 @@ fn reevaluate_event(
         params![event_id],
         |row| row.get(0),
     )?;
-    // Where the mail says something else than a person, that is for a person to see.
+    // A contradiction between the mail and a person is for a person to resolve.
     let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
         && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
     if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
@@ -149,14 +150,15 @@ fn reevaluate_event(
     Ok(Reevaluation::Event(event_id.to_owned()))
 }
 
-/// A mail is put off by an hour at most; what lies further ahead was written while the clock was.
+/// A mail is deferred by at most an hour. A later time was written while the clock was ahead.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {
-    /// The ids of the mails whose bytes are kept: all, or those with an outcome; oldest first.
+    /// The ids of the mails whose bytes are stored: all, or those with an outcome; oldest first.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn mails_with_raw(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
         let word = outcome.map(Outcome::as_str);
         let (condition, given) = where_clause(&[("outcome = ?", optional(&word))]);
@@ -164,10 +166,11 @@ impl StoreReader {
         self.query_all(&sql, &given, |r| r.get(0))
     }
 
-    /// The deferred mails that are to be judged again by `at`, and those that a clock that was ahead has put off.
+    /// The deferred mails that are due at `at`, and those whose time was written while the clock was ahead.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn deferred_mails(&self, at: Timestamp) -> Result<Vec<i64>> {
         let (at, astray) = (iso(at), iso(at + FURTHEST));
         let sql =
@@ -176,20 +179,22 @@ impl StoreReader {
         self.query_all(sql, &[&at, &astray], |r| r.get(0))
     }
 
-    /// When the next deferred mail is to be judged again, of those that are not by `at`.
+    /// When the next deferred mail becomes due after `at`.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn next_deferred(&self, at: Timestamp) -> Result<Option<Timestamp>> {
         let at = iso(at);
         let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred' AND next_judgement_at > ?1";
         Ok(self.query_one(sql, &[&at], |r| r.get(0))?.and_then(parse_time))
     }
 
-    /// A stored mail; `None` if there is none, or its bytes were pruned.
+    /// A stored mail; `None` if it does not exist, or its bytes were pruned.
     ///
     /// # Errors
-    /// What SQLite says.
+    ///
+    /// An error of SQLite.
     pub fn stored_mail(&self, id: i64) -> Result<Option<StoredMail>> {
         self.query_one("SELECT * FROM mails WHERE id = ?1 AND raw IS NOT NULL", &[&id], read_stored_mail)
     }
@@ -210,7 +215,7 @@ fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
         id: row.get("id")?,
         mail,
         proof: proof(row)?,
-        // The column's CHECK allows nothing else.
+        // The column's CHECK allows no other words.
         outcome: outcome.parse().unwrap_or(Outcome::Quarantined),
         reason: row.get("reason")?,
         judgements: row.get("judgements")?,

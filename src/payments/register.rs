@@ -1,4 +1,4 @@
-//! The sessions that a merchant registers, and their list.
+//! Registers sessions and lists them.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
@@ -10,24 +10,24 @@ use super::sessions::{parse_session_id, registered_session, text_column};
 use crate::db::{Error, Result, Store, StoreReader};
 use crate::model::{self, iso, same_amount};
 
-/// A session to be registered.
+/// A session to register.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SessionRegistration {
-    /// Resmic's name for it, a UUID.
+    /// Resmic's id of the session, a UUID.
     pub session_id: String,
-    /// The merchant's name for what is paid.
+    /// The merchant's order reference.
     pub order_ref: Option<String>,
     /// US dollars, decimal text.
     pub amount: Option<String>,
-    /// The chain that was optional for.
+    /// The requested chain.
     pub blockchain: Option<String>,
-    /// The token that was optional for.
+    /// The requested token.
     pub token: Option<String>,
-    /// After this it is not matched by amount any more.
+    /// After this time it is no longer matched by amount.
     pub expires_at: Option<Timestamp>,
 }
 
-/// A row of `sessions`, and the newest that is known of it.
+/// A row of `sessions` with the newest state of its payment.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)]
 pub struct SessionRow {
@@ -38,17 +38,18 @@ pub struct SessionRow {
     pub token: Option<String>,
     pub created_at: String,
     pub expires_at: Option<String>,
-    /// Of its newest truth in `payments`; `None`: nothing was heard of it.
+    /// The status in the view `payments`; `None`: there is no event of this session.
     pub status: Option<String>,
-    /// The event that says so.
+    /// The event with this status.
     pub event_id: Option<String>,
 }
 
 impl Store {
-    /// Registers a session, or adds to one what it lacks, and looks at the events that it concerns.
+    /// Registers a session, or adds missing values to a registered one. Then it reconciles the events.
     ///
     /// # Errors
-    /// [`Error::Value`] if a value is none, [`Error::Refused`] if it is registered differently already.
+    ///
+    /// [`Error::Value`] if a value is not valid, [`Error::Refused`] if the session is registered with other values.
     pub async fn session_add(&self, new: SessionRegistration) -> Result<Reconciled> {
         let new = new.checked()?;
         let settings = self.settings.clone();
@@ -69,10 +70,11 @@ impl Store {
 }
 
 impl StoreReader {
-    /// The registered sessions, oldest first.
+    /// Passes the registered sessions to `each`, oldest first.
     ///
     /// # Errors
-    /// What SQLite says, or the first error of `each`.
+    ///
+    /// An error of SQLite, or the first error of `each`.
     pub fn sessions<E: From<Error>>(
         &self,
         mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
@@ -101,7 +103,7 @@ fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
 }
 
 impl SessionRegistration {
-    /// Itself, in the database's spelling.
+    /// The same session in the database's spelling.
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
@@ -110,7 +112,7 @@ impl SessionRegistration {
         let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(SessionRegistration {
             session_id: parse_session_id(&self.session_id)?,
-            // To the letter: it is the merchant's own.
+            // Unchanged: it is the merchant's own text.
             order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
             amount,
             blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),
@@ -136,7 +138,7 @@ impl SessionRegistration {
             return Ok(());
         };
         Err(Error::Refused(format!(
-            "session {} is registered already, with another {field}; nothing was changed",
+            "session {} is already registered with another {field}; nothing was changed",
             self.session_id
         )))
     }
@@ -148,7 +150,7 @@ fn is_decimal(text: &str) -> bool {
     text.len() <= 80 && digits(whole) && digits(fraction)
 }
 
-/// Whether there is anything new in it: what is said a second time changes nothing.
+/// Returns whether a value is new. Registering the same values again changes nothing.
 fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
     let mut statement = tx.prepare_cached(
         "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)

@@ -1,4 +1,4 @@
-//! Finding an event's session among those that are registered.
+//! Finds an event's session among the registered ones.
 
 use std::time::Duration;
 
@@ -10,21 +10,21 @@ use super::stored_events;
 use crate::db::{Error, Result, StoreSettings, parse_time};
 use crate::model::{self, Event, iso};
 
-/// An event's session, and what is registered for it.
+/// An event's session and its registration.
 pub(super) struct FoundSession {
     pub(super) session_id: String,
     pub(super) source: SessionSource,
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session: the mail's own word, else the signed address, else the only match.
+/// Finds the event's session: named by the mail, else by the signed address, else by the only match.
 pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Option<FoundSession>> {
     if let Some(session_id) = &event.reading.session_id {
         let registered = registered_session(tx, session_id)?;
         return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
     }
     if let Some(order_ref) = &event.order_ref {
-        // The address names the order. Matching by amount must not find another order's session instead.
+        // The address names the order. Matching by amount must not find a session of another order.
         let sessions = sessions_of_order(tx, order_ref)?;
         let only = matching::session_of_order(event, &sessions, settings.matching.window);
         return Ok(only.map(|registered| found(registered.clone(), SessionSource::Address)));
@@ -39,8 +39,8 @@ pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Ev
     }
 }
 
-/// Whether another payment without a session fits this one as well, or one is about to pay it by another transaction: then
-/// nobody knows which of the two paid it.
+/// Whether another payment without a session matches this session as well, or another transaction for it is pending.
+/// Then it is unknown which of the two pays it.
 fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
     let hash = event.reading.transaction_hash.as_deref().map(model::fold_hash);
     let is_another = |rival: &Event| rival.reading.transaction_hash.as_deref().map(model::fold_hash) != hash;
@@ -65,8 +65,8 @@ fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: 
     Ok(false)
 }
 
-/// From when to when a session may be paid, in the database's form, and a little more: session.rs has the rule, this only
-/// keeps the many others out.
+/// The time window in which a session may be paid, in the database's form and a little wider. `matching` has the
+/// exact rule; this window keeps most other rows out.
 pub(super) fn payment_window(
     session: &RegisteredSession,
     settings: &StoreSettings,
@@ -75,14 +75,14 @@ pub(super) fn payment_window(
     (from, session.created_at.checked_add(settings.matching.window).ok().map(iso))
 }
 
-/// A payment's time knows no seconds, and clocks differ.
+/// A payment's time has no seconds, and clocks differ.
 const SLACK: Duration = Duration::from_secs(120);
 
 fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
     FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 
-/// A trigger has the times of what is inserted in our form, and not of what is changed.
+/// The trigger converts the times of inserted rows, but not of updated ones.
 const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
@@ -91,8 +91,8 @@ pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Op
     Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
 }
 
-/// The sessions registered for an order, and whether a completed payment is known for each. Their number is bounded:
-/// with so many there is no answer anyway.
+/// The sessions of an order, and whether a completed payment is known for each. The number is limited: so many
+/// sessions give no answer anyway.
 fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
     let sql = format!(
         "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
@@ -104,10 +104,10 @@ fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered
 
 const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
-/// The sessions that an event may pay by its time, and for which no completed payment is known.
+/// The sessions that may be paid at the event's time and have no completed payment.
 fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some(at) = event.time() else { return Ok(Vec::new()) };
-    // As `payable`, from the other side.
+    // `payment_window` from the event's side.
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
     let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
     let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
@@ -123,15 +123,15 @@ fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
         amount: text_column(row, "amount")?,
         blockchain: text_column(row, "blockchain")?,
         token: text_column(row, "token")?,
-        // Others may insert here; a time that is none is taken as long ago, so that it matches nothing.
+        // Other programs insert here. An invalid time counts as long ago, so it matches nothing.
         created_at: parse_time(text_column(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
         expires_at: text_column(row, "expires_at")?
             .map(|end| parse_time(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
     })
 }
 
-/// A text that others may have written. SQLite takes any bytes for one, such as a shop's Latin-1: what is no UTF-8 then is
-/// shown as that, equals nothing, and is in nobody else's way.
+/// A text that other programs may have written. SQLite accepts text that is not UTF-8, such as Latin-1. Invalid bytes
+/// become replacement characters, so such a text equals nothing.
 pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
     let value = row.get_ref(column)?;
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
@@ -140,7 +140,8 @@ pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<St
 /// A session id in lower case.
 ///
 /// # Errors
-/// [`Error::Value`] if it is none.
+///
+/// [`Error::Value`] if it is not a UUID.
 pub(super) fn parse_session_id(text: &str) -> Result<String> {
     let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
     hyphenated.map(|id| id.to_string()).ok_or_else(|| {

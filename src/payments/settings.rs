@@ -6,13 +6,13 @@ use super::signed_address::check_mailbox;
 use crate::model::Matching;
 use crate::{secret, units};
 
-/// `[sessions]`: how sessions are found for mails that do not name theirs.
+/// `[sessions]`: how the sessions of mails that do not name one are found.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
-    /// Signed addresses, if there are to be any.
+    /// Signed addresses, if they are used.
     pub address: Option<AddressSettings>,
-    /// Whether sessions are found by what was paid.
+    /// Whether sessions are matched by amount.
     #[serde(rename = "match")]
     pub matching: bool,
     /// How long after its registration a session may be paid.
@@ -23,9 +23,9 @@ pub struct SessionSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
 pub struct AddressSettings {
-    /// The mailbox behind them: `payments@shop.example`.
+    /// The mailbox of the addresses: `payments@shop.example`.
     pub mailbox: String,
-    /// The key that they are signed with.
+    /// The key that signs them.
     pub key: secret::Source,
 }
 
@@ -37,19 +37,20 @@ impl Default for SessionSettings {
 }
 
 impl SessionSettings {
-    /// Whether the values make sense.
+    /// Checks the values.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    ///
+    /// The key in the configuration, and a message.
     pub fn check(&self) -> Result<(), (String, String)> {
         if self.window.0.is_zero() {
-            return Err(("window".into(), "expected more than nothing".into()));
+            return Err(("window".into(), "expected a duration longer than zero".into()));
         }
         let mailbox = self.address.as_ref().map(|address| check_mailbox(&address.mailbox));
         mailbox.unwrap_or(Ok(())).map_err(|words| ("address.mailbox".into(), words))
     }
 
-    /// As the store needs to know it.
+    /// The settings that the store needs.
     #[must_use]
     pub fn matching(&self) -> Matching {
         Matching { enabled: self.matching, window: self.window.0 }

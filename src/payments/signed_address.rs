@@ -1,7 +1,7 @@
-//! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and nobody else can make one for another order.
+//! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and only the holder of the key can make one.
 //!
-//! All of it survives a mail system that puts local parts into lower case. docs/sessions.md tells a shop's programmer
-//! how to make such an address; it must say the same as this file.
+//! They survive mail systems that convert local parts to lower case. docs/sessions.md describes the same format for a
+//! shop's programmer.
 
 use data_encoding::{BASE32_NOPAD, BASE32_NOPAD_NOCASE};
 use ring::hmac;
@@ -14,16 +14,16 @@ const LONGEST_LOCAL_PART: usize = 64;
 /// RFC 5321, 4.5.3.1.3, without the angle brackets.
 const LONGEST_ADDRESS: usize = 254;
 
-/// What is signed is this and the order reference, so that the key's other uses can make no address.
+/// The prefix of the signed text, so that no other use of the key can produce an address.
 const DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
-/// 80 bits: too many to try by mail, and 16 characters of the 64.
+/// 80 bits: too many to guess by mail. They take 16 of the 64 characters.
 const MAC_BYTES: usize = 10;
 
-/// Begins an order reference that is not written as it is.
+/// The first character of an order reference that is base32-encoded.
 const ENCODED: char = '_';
 
-/// The addresses of one mailbox, signed with one key. Shows nothing of the key.
+/// The addresses of one mailbox and key. `Debug` does not show the key.
 #[derive(Debug, Clone)]
 pub struct SignedAddresses {
     /// In lower case.
@@ -32,24 +32,25 @@ pub struct SignedAddresses {
     key: hmac::Key,
 }
 
-/// What the signed To says of an order.
+/// What the signed To says about an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderLookup {
     /// It was sent to this order's address.
     Order(String),
-    /// It was sent to an address that looks like an order's, but we did not sign it.
+    /// The address has the form of a signed address, but its MAC is wrong.
     WrongMac,
     /// It was sent to the addresses of several orders.
     Several,
-    /// It was sent to no such address.
+    /// It was sent to no signed address.
     Nothing,
 }
 
 impl SignedAddresses {
-    /// The addresses behind `mailbox`.
+    /// The addresses of `mailbox`.
     ///
     /// # Errors
-    /// In words, if `mailbox` is no address that a tag can be added to.
+    ///
+    /// A message, if no tag can be added to `mailbox`.
     pub fn new(mailbox: &str, key: &SecretString) -> Result<Self, String> {
         check_mailbox(mailbox)?;
         let (local, domain) = mailbox.rsplit_once('@').unwrap_or_default();
@@ -57,20 +58,21 @@ impl SignedAddresses {
         Ok(SignedAddresses { local: local.to_ascii_lowercase(), domain: domain.to_ascii_lowercase(), key })
     }
 
-    /// The address for an order, to be given to Resmic as `webhook_url`.
+    /// The address of an order, for Resmic's `webhook_url`.
     ///
     /// # Errors
-    /// In words, if the order reference is empty or too long to stand in an address.
+    ///
+    /// A message, if the order reference is empty or too long for an address.
     pub fn address_for(&self, order_ref: &str) -> Result<String, String> {
         if order_ref.is_empty() {
-            return Err("an order reference must not be empty".into());
+            return Err("the order reference must not be empty".into());
         }
         let mac = base32(&self.mac(order_ref));
         let local = format!("{}+{}.{mac}", self.local, encode(order_ref));
         if local.len() > LONGEST_LOCAL_PART {
             return Err(format!(
                 "the order reference is too long: the address would have {} characters before the @, and mail allows \
-                 {LONGEST_LOCAL_PART}; take a shorter one (lower-case letters, digits, - and _ need the least room)",
+                 {LONGEST_LOCAL_PART}; choose a shorter one (lower-case letters, digits, - and _ need the least room)",
                 local.len()
             ));
         }
@@ -81,13 +83,13 @@ impl SignedAddresses {
         Ok(address)
     }
 
-    /// The order that a mail's *signed* To names. A wrong MAC is no order, and is noted in the log.
+    /// The order that a mail's *signed* To names. A wrong MAC names no order and is logged.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {
             OrderLookup::Order(order_ref) => return Some(order_ref),
             OrderLookup::WrongMac => {
-                tracing::warn!("a mail was sent to a signed address with a wrong signature; it names no order")
+                tracing::warn!("a mail was sent to a signed address with a wrong MAC; it names no order")
             }
             OrderLookup::Several => tracing::warn!("a mail was sent to the addresses of several orders; it names none"),
             OrderLookup::Nothing => {}
@@ -95,7 +97,7 @@ impl SignedAddresses {
         None
     }
 
-    /// What a mail's signed To says of an order.
+    /// What a mail's signed To says about an order.
     #[must_use]
     pub fn lookup(&self, signed_to: &[String]) -> OrderLookup {
         signed_to.iter().map(|address| self.lookup_one(address)).fold(OrderLookup::Nothing, |a, b| match (a, b) {
@@ -133,7 +135,7 @@ impl SignedAddresses {
     }
 }
 
-/// Lower-case letters, digits, `-` and `_` stay; everything else is base32 of its UTF-8 behind a `_`.
+/// Lower-case letters, digits, `-` and `_` are kept; any other text becomes `_` and the base32 of its UTF-8.
 fn encode(order_ref: &str) -> String {
     if is_plain(order_ref) { order_ref.to_owned() } else { format!("{ENCODED}{}", base32(order_ref.as_bytes())) }
 }
@@ -150,7 +152,7 @@ fn is_plain(order_ref: &str) -> bool {
     !order_ref.is_empty() && !order_ref.starts_with(ENCODED) && order_ref.chars().all(stays)
 }
 
-/// RFC 4648, 6, in lower case and without padding.
+/// RFC 4648, section 6, in lower case and without padding.
 fn base32(bytes: &[u8]) -> String {
     BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
 }
@@ -159,7 +161,7 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
     BASE32_NOPAD_NOCASE.decode(text.as_bytes()).ok()
 }
 
-/// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322, without a tag of its own.
+/// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322 without a tag.
 pub(super) fn check_mailbox(mailbox: &str) -> Result<(), String> {
     const EXPECTED: &str = "expected a plain address such as \"payments@shop.example\", without a + tag";
     let (local, domain) = mailbox.rsplit_once('@').ok_or(EXPECTED)?;
@@ -168,7 +170,7 @@ pub(super) fn check_mailbox(mailbox: &str) -> Result<(), String> {
     };
     let right = local.split('.').all(|part| is_atom(part, "!#$%&'*/=?^_`{|}~-"))
         && domain.split('.').all(|part| is_atom(part, "-"));
-    // The shortest tag, with one character of an order, must still fit.
+    // The shortest tag, with an order of one character, must fit.
     let room = local.len() + "+o.".len() + MAC_BYTES * 8 / 5 <= LONGEST_LOCAL_PART && mailbox.len() <= 190;
     match (right, room) {
         (false, _) => Err(EXPECTED.into()),

@@ -1,4 +1,4 @@
-//! What is stored of events, read back as what was said.
+//! Reads stored events.
 
 use rusqlite::{Connection, Row, params};
 
@@ -6,8 +6,8 @@ use super::conflicts::StoredEvent;
 use crate::db::{Result, parse_time};
 use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
 
-/// The stored events that share the new one's id, transaction or session. Of an attempt that is under way, was cut short or
-/// had no answer nobody knows whether the callback has it.
+/// The stored events with the new event's id, transaction or session. `maybe_delivered` is read from
+/// `attempts.result`.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.reading.transaction_hash.as_deref();
     let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
@@ -28,19 +28,19 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
         })
     })?;
     let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;
-    // Which index finds them, and so in what order, is SQLite's affair.
+    // SQLite may choose any index, and so any order.
     known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
     Ok(known)
 }
 
-/// Whether its transaction may be one of Starknet, whose hashes are written with zeros before them or without; all others
-/// are read in their whole length only.
+/// Whether the transaction may be one of Starknet. Its hashes are written with or without leading zeros; all others
+/// have a fixed length.
 fn may_lack_zeros(event: &Event) -> bool {
     let chain = event.reading.blockchain.as_deref();
     chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
 }
 
-/// An event from a row that has the columns of `events`.
+/// Reads an event from a row with the columns of `events`.
 pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
     let status: String = row.get("status")?;
     let time = parse_time(row.get("tx_time")?);
@@ -54,7 +54,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         from_wallet_address: row.get("from_wallet_address")?,
         transaction_hash: row.get("transaction_hash")?,
         tx_time: time.filter(|_| from_mail),
-        // The column's CHECK allows nothing else; what does not look paid is the safe reading.
+        // The column's CHECK allows no other words; `pending` never looks paid.
         ..Reading::of(status.parse().unwrap_or(Status::Pending))
     };
     Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })

@@ -1,12 +1,13 @@
-//! Which deliveries are held, and which may go.
+//! Holds, releases and withdraws deliveries.
 
 use rusqlite::{Connection, params};
 
 use crate::db::{Result, current_time};
 use crate::model::Reason;
 
-/// Keeps an event's deliveries back until a person decides; how many. Those that were given up, too: who has all of these
-/// tried again has not looked at each. What waited for them to be tried again waits no longer.
+/// Holds the pending and dead deliveries of an event until a person decides; returns their number. Dead ones are
+/// included because `deliveries retry --dead` retries all of them without a review. Later deliveries of the session
+/// no longer wait for them.
 pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
     tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
         .execute(params![id, reason.to_string()])?;
@@ -24,14 +25,14 @@ pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> 
     Ok(held)
 }
 
-/// Nobody need be told of an event any more. Who may have been stays.
+/// Deletes the deliveries of an event that were never attempted.
 pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
     let sql = "DELETE FROM deliveries WHERE event_id = ?1 AND state IN ('held', 'pending') AND attempts = 0";
     tx.prepare_cached(sql)?.execute(params![id])?;
     Ok(())
 }
 
-/// Lets an event's held deliveries go, if its session is known and nothing else is in the way; how many.
+/// Releases the held deliveries of an event, if its session is known and it needs no review; returns their number.
 pub(crate) fn release(tx: &Connection, id: &str) -> Result<usize> {
     Ok(tx
         .prepare_cached(
@@ -42,7 +43,8 @@ pub(crate) fn release(tx: &Connection, id: &str) -> Result<usize> {
         .execute(params![id, current_time()])?)
 }
 
-/// Lets go what is held for a target that takes events without a session by now; how many.
+/// Releases the deliveries that wait for a session, for a target that now gets events without one; returns their
+/// number.
 pub(crate) fn release_unresolved(tx: &Connection, target: &str) -> Result<usize> {
     Ok(tx.execute(
         "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL

@@ -1,9 +1,8 @@
-//! The outbox: which deliveries are due, and what became of each attempt.
+//! The outbox: which deliveries are due, and how each attempt ended.
 //!
-//! An attempt is counted, durably, before it is made: what happens after a crash is at worst the same POST again,
-//! under the same `Idempotency-Key`. Order is kept within a session and a callback, and only there: an earlier
-//! delivery that is `pending` makes the later ones wait; one that is `held` waits for a person and one that is
-//! `dead` was given up, and neither makes a genuine payment wait for it.
+//! An attempt is counted and committed before it is made. After a crash the same request is sent again, with the same
+//! `Idempotency-Key`. Deliveries are ordered only within a session and a target: an earlier `pending` delivery blocks
+//! the later ones. A `held` or `dead` delivery does not block them.
 
 pub(crate) mod holds;
 #[cfg(test)]
@@ -17,88 +16,90 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::db::{Error, Result, Store, current_time, parse_time, word};
 use crate::model::{AttemptResult, DeliveryState, iso};
 
-/// What an attempt's row says until its end is recorded.
-const NO_END: &str = "no end of this attempt was recorded: the program was stopped during it";
+/// The error in an attempt's row until its end is recorded.
+const NO_END: &str = "the program stopped during this attempt, so its result is unknown";
 
 /// A delivery whose next attempt is counted and may be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimed {
-    /// Its row.
+    /// The id of the delivery.
     pub delivery_id: i64,
     /// The attempt's number, from 1.
     pub attempt: i64,
-    /// When the first attempt was made since it last became pending; later by what nobody could try it.
+    /// The first attempt since the delivery last became pending, moved later by the time in which it could not be
+    /// tried.
     pub first_attempt_at: Timestamp,
-    /// The event.
+    /// The event's id.
     pub event_id: String,
     /// The event's session.
     pub session_id: Option<String>,
-    /// The merchant's name for what is paid.
+    /// The merchant's order reference.
     pub order_ref: Option<String>,
     /// The body, byte for byte.
     pub webhook: String,
 }
 
-/// How an attempt ended.
+/// An attempt that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinishedAttempt {
-    /// The delivery's row.
+    /// The id of the delivery.
     pub delivery_id: i64,
     /// The attempt's number.
     pub attempt: i64,
-    /// How it ended.
+    /// The result for the column `result`.
     pub result: AttemptResult,
-    /// The HTTP status, if one came.
+    /// The HTTP status, if there was a response.
     pub status: Option<u16>,
-    /// How long it took.
+    /// The duration.
     pub took: Duration,
-    /// What follows.
+    /// What happens to the delivery next.
     pub next_step: NextStep,
 }
 
-/// What follows from an attempt.
+/// What happens to a delivery after an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NextStep {
-    /// The callback has it.
+    /// The handler accepted it.
     Delivered,
-    /// Not yet; in words why, and when it is tried again.
+    /// It is retried at this time; the text is the error.
     RetryAt(String, Timestamp),
-    /// No more attempts; in words why.
+    /// It becomes `dead`; the text is the error.
     GiveUp(String),
 }
 
-/// A delivery that is under way, and so not claimed again.
+/// A delivery whose attempt is being made, so that it is not claimed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InFlight {
-    /// Its row.
+    /// The id of the delivery.
     pub delivery_id: i64,
-    /// Its event's session: no other delivery of it begins meanwhile.
+    /// The event's session. Other deliveries of this session wait.
     pub session_id: Option<String>,
 }
 
-/// What a callback's courier does next.
+/// The next work of a delivery worker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ClaimedBatch {
-    /// The attempts to make, now counted.
+    /// The attempts to make; they are counted already.
     pub claimed: Vec<Claimed>,
-    /// When something may be due that is not due yet.
+    /// The next time at which a delivery becomes due.
     pub next_due: Option<Timestamp>,
 }
 
-/// Which deliveries a person wants tried again.
+/// Which deliveries to retry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RetrySelection {
-    /// These rows.
+    /// The deliveries with these ids.
     Ids(Vec<i64>),
-    /// All that are dead.
+    /// All dead deliveries.
     Dead,
 }
 
 impl Store {
-    /// Records how attempts ended and claims up to `free` more deliveries for `target`, in one transaction.
+    /// Records finished attempts and claims up to `free` deliveries for `target`, in one transaction.
     ///
     /// # Errors
-    /// [`Error`]; then nothing was recorded or claimed, and the same call may be made again.
+    ///
+    /// [`Error`]. Then nothing was recorded or claimed, and the caller may retry.
     pub async fn record_and_claim(
         &self,
         target: &str,
@@ -117,9 +118,10 @@ impl Store {
         .await
     }
 
-    /// Makes due what was put off while the clock was ahead of what it says now.
+    /// Makes deliveries due that were scheduled while the clock was ahead. Returns their number.
     ///
     /// # Errors
+    ///
     /// [`Error`].
     pub async fn requeue_after_clock_change(&self, target: &str) -> Result<usize> {
         let target = target.to_owned();
@@ -129,10 +131,11 @@ impl Store {
         .await
     }
 
-    /// Makes deliveries due now, with the time until they are given up beginning anew; how many there were.
+    /// Makes deliveries due now and restarts their `give_up_after`. Returns their number.
     ///
     /// # Errors
-    /// [`Error::Refused`] if one of the rows is not there, was delivered, or is held; then none is changed.
+    ///
+    /// [`Error::Refused`] if a delivery does not exist, was delivered, or is held. Then nothing is changed.
     pub async fn retry(&self, which: RetrySelection) -> Result<usize> {
         let changed = self
             .write(move |tx| match which {
@@ -145,7 +148,8 @@ impl Store {
     }
 }
 
-/// The due deliveries of a target, oldest first, that no earlier one of their session makes wait.
+/// The due deliveries of a target, oldest first, without those that an earlier pending delivery of their session
+/// blocks.
 const DUE: &str = "
     SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook, d.next_attempt_at
     FROM deliveries d JOIN events e ON e.event_id = d.event_id
@@ -155,35 +159,36 @@ const DUE: &str = "
         WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
     ORDER BY d.next_attempt_at, d.id LIMIT ?3";
 
-/// The next parse_time at which something becomes due. What is due already waits for one that is under way.
+/// The next time at which a delivery becomes due. Deliveries that are due already wait for an attempt that is being
+/// made.
 const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// A session's later deliveries are looked at no sooner than the earlier one that they wait for …
+/// The later deliveries of a session wait until the earlier one is retried …
 const FOLLOWERS_WAIT: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
 
-/// … and at once when it is through.
+/// … and are due at once after it was delivered or given up.
 const FOLLOWERS_GO: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +attempts = 0 AND +next_attempt_at > ?3";
 
-/// How far ahead a delivery is put off at most is a day; what lies further ahead was written while the clock was.
+/// A retry is at most one day ahead. A later time was written while the clock was ahead.
 const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
 const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// What was put off while the clock was, by less than that, is known by what came before: an attempt, or the delivery itself,
-/// that is yet to come. It is looked for only where the clock may have been set back.
+/// For a clock that was ahead by less: the last attempt, or the creation of the delivery, lies in the future. This
+/// query runs only where the clock may have been set back.
 const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
 
 fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> Result<Vec<Claimed>> {
-    // Those under way are due as well; they are passed over here, so as many more are asked for.
+    // Deliveries that are in flight are due as well. They are skipped below, so the query asks for as many more.
     let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
     if free == 0 {
         return Ok(Vec::new());
@@ -219,19 +224,20 @@ fn read_claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
     })
 }
 
-/// How late an attempt may be before somebody must have been away. A callback that hangs makes others wait, too.
+/// An attempt that is later than this shows that the program or the machine was off. A slow handler delays others by
+/// less.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// From when the time until it is given up counts. That in which it was due and nobody tried does not: the machine was off, or
-/// its clock was behind and has been set; then it would be given up for the first attempt that fails, of a callback that
-/// is slower to start than we are. A clock that was ahead counts no longer than now.
+/// The start of the `give_up_after` period. Time in which the delivery was due and could not be tried is left out:
+/// the machine was off, or its clock was behind. Otherwise one failed attempt after a restart would make the delivery
+/// dead, for a handler that starts more slowly than this program. A start in the future counts as now.
 fn retry_period_start(first: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
     let missed = now.duration_since(due);
     let begun = if missed > LATE { first.checked_add(missed).unwrap_or(now) } else { first };
     begun.min(now)
 }
 
-/// An event that got its session late may stand before one of that session that is under way.
+/// A delivery whose event got its session late may have a lower id than one of that session in flight.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight.session_id.as_ref().zip(delivery.session_id.as_ref()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
@@ -257,7 +263,7 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
     let at = current_time();
     let (error, followers) = match next_step {
         NextStep::Delivered => {
-            // Whatever has become of it meanwhile: the callback has it.
+            // In any state: the handler has the event.
             tx.prepare_cached(
                 "UPDATE deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
@@ -265,7 +271,7 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
             .execute(params![id, at, status])?;
             (None, at)
         }
-        // That counts from here.
+        // A person has retried it meanwhile: the period starts now.
         NextStep::RetryAt(error, _) | NextStep::GiveUp(error) if was_made_due(tx, *id)? => {
             set_failed(tx, attempted, error, DeliveryState::Pending, Some(&at))?;
             (Some(error), at)
@@ -293,13 +299,13 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
     move_followers(tx, target, attempted, &followers)
 }
 
-/// Whether a person made a delivery due while it was under way.
+/// Whether a person retried the delivery while its attempt was being made.
 fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
     let sql = "SELECT 1 FROM deliveries WHERE id = ?1 AND state = 'pending' AND first_attempt_at IS NULL";
     Ok(tx.prepare_cached(sql)?.exists(params![id])?)
 }
 
-/// A failure changes the state of what is still pending; what a person or a contradiction held meanwhile stays held.
+/// A failure changes only a pending delivery. A delivery that was held meanwhile stays held.
 fn set_failed(
     tx: &Connection,
     attempted: &FinishedAttempt,
@@ -341,12 +347,12 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
         .optional()?;
     let refuse = |words: String| Err(Error::Refused(format!("delivery {id} {words}")));
     match found {
-        None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
+        None => refuse("does not exist; `resmic-mailhook deliveries` lists them".into()),
         Some((DeliveryState::Delivered, at)) => {
-            refuse(format!("was accepted by its callback at {}", at.as_deref().unwrap_or("?")))
+            refuse(format!("was accepted by its handler at {}", at.as_deref().unwrap_or("?")))
         }
         Some((DeliveryState::Held, _)) => {
-            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` lets it go".into())
+            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` releases it".into())
         }
         Some((DeliveryState::Pending | DeliveryState::Dead, _)) => {
             Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?)
