@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_of_yesterdays_configuration_is_nobodys_concern() {
+    fn rows_of_unwatched_mailboxes_are_ignored() {
         let expected = [watched("INBOX"), watched("\\Junk")];
         let rows = vec![
             row("Old", "failed", "2025-03-05T03:00:00.000Z"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_a_complaint_once_it_is_too_long() {
+    fn a_long_silence_is_a_problem() {
         let now = "2025-03-05T04:00:00Z".parse().unwrap();
         let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
         assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);

@@ -252,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_gets_its_name_also_without_links_and_replaces_nothing() {
+    fn naming_a_copy_replaces_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let [part, to, taken] = ["part", "to", "taken"].map(|name| folder.path().join(name));
         fs::write(&part, "copy").unwrap();

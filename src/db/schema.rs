@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_file_is_made_and_opened_again() {
+    fn a_new_file_opens_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/m.db");
         drop(open(&path).unwrap());
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_many_open_for_the_first_time_is_opened_by_all() {
+    fn many_processes_create_one_file() {
         let folder = tempfile::tempdir().unwrap();
         for round in 0..20 {
             let path = folder.path().join(format!("{round}.db"));
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_version_is_refused_and_untouched() {
+    fn another_version_is_refused_and_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         drop(open(&path).unwrap());
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_nobody_has_open_is_read_as_it_is_whatever_its_name() {
+    fn a_closed_file_is_readable_under_any_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("100% of what? #1 ü.db");
         drop(open(&path).unwrap());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_elses_file_is_refused() {
+    fn a_foreign_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();

@@ -20,7 +20,7 @@ async fn record(store: &Store, uid: u32, size: usize) -> Result<()> {
 }
 
 #[tokio::test]
-async fn what_is_listed_by_an_index_is_found_by_it() {
+async fn list_queries_use_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let reader = store(&folder).reader().unwrap();
     let (word, words, row) = (Some("x"), Some("[\"x\"]"), Some(1));
@@ -51,7 +51,7 @@ async fn what_is_listed_by_an_index_is_found_by_it() {
 }
 
 #[tokio::test]
-async fn work_that_fails_takes_nothing_else_down() {
+async fn failing_work_does_not_affect_other_work() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let bad = store.write(|tx| Ok(tx.execute("INSERT INTO mails (id) VALUES (1)", [])?));
@@ -73,7 +73,7 @@ async fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn a_database_has_one_lock_by_whatever_name_it_is_called() {
+fn links_to_a_database_share_its_lock() {
     let folder = tempfile::tempdir().unwrap();
     let [file, link, chain] = ["data/m.db", "link.db", "chain.db"].map(|name| folder.path().join(name));
     std::fs::create_dir(folder.path().join("data")).unwrap();
@@ -97,7 +97,7 @@ fn files(folder: &tempfile::TempDir) -> Vec<std::ffi::OsString> {
 }
 
 #[tokio::test]
-async fn whether_it_is_locked_is_asked_without_a_trace() {
+async fn checking_for_a_lock_leaves_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.db");
     store(&folder).close().await;
@@ -116,7 +116,7 @@ async fn whether_it_is_locked_is_asked_without_a_trace() {
 }
 
 #[test]
-fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
+fn many_short_transactions_are_no_lock() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.db");
     drop(schema::open(&path).unwrap());
@@ -140,7 +140,7 @@ fn a_database_that_is_written_to_without_a_pause_is_not_locked() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
+async fn an_idle_writer_checkpoints_the_wal() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     record(&store, 1, 8 << 20).await.unwrap();
@@ -157,7 +157,7 @@ async fn what_is_in_the_wal_is_copied_into_the_database_once_nobody_waits() {
 }
 
 #[tokio::test]
-async fn whoever_reads_without_an_end_is_noticed_and_what_the_wal_has_grown_to_is_given_back() {
+async fn a_blocked_checkpoint_is_reported_and_made_up_for() {
     let folder = tempfile::tempdir().unwrap();
     let (store, wal) = (store(&folder), folder.path().join("m.db-wal"));
     let other = Connection::open(folder.path().join("m.db")).unwrap();
@@ -178,7 +178,7 @@ async fn whoever_reads_without_an_end_is_noticed_and_what_the_wal_has_grown_to_i
 }
 
 #[tokio::test]
-async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
+async fn waiting_callers_get_a_lock_error_together() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     store.write(|tx| Ok(tx.busy_timeout(std::time::Duration::from_millis(500))?)).await.unwrap();
@@ -198,7 +198,7 @@ async fn who_waits_for_the_same_lock_hears_of_it_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() {
+async fn a_replaced_file_gets_no_reader() {
     let folder = tempfile::tempdir().unwrap();
     let (path, copy) = (folder.path().join("m.db"), folder.path().join("copy.db"));
     let store = store(&folder);
@@ -210,7 +210,7 @@ async fn a_file_that_was_put_in_the_place_of_the_open_one_is_not_taken_for_it() 
 }
 
 #[tokio::test]
-async fn what_is_in_the_wal_goes_with_the_file_that_was_open_and_not_with_the_one_in_its_place() {
+async fn the_wal_goes_into_the_replaced_file() {
     let folder = tempfile::tempdir().unwrap();
     let [path, copy, before] = ["m.db", "copy.db", "before.db"].map(|name| folder.path().join(name));
     let store = store(&folder);

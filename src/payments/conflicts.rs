@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_payment_again_is_a_duplicate_that_fills_gaps_until_it_was_delivered() {
+    fn duplicates_fill_gaps_until_delivery() {
         let mut again = paid();
         again.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         let Classification::Duplicate { filled: Some(filled), .. } = classify_new(&again, &[known(paid(), false)])
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_value_is_a_conflict_and_a_changed_spelling_is_none() {
+    fn another_value_conflicts_another_spelling_does_not() {
         let mut other = paid();
         other.reading.amount = Some("20.00".into());
         assert!(matches!(classify_new(&other, &[known(paid(), true)]), Classification::Duplicate { .. }));
@@ -319,16 +319,16 @@ mod tests {
         for (first, second) in [(&page, &backend), (&backend, &page)] {
             for delivered in [false, true] {
                 let stored = known(first.clone(), delivered);
-                assert!(matches!(judge(second, &[stored]), Standing::Duplicate { filled: None, .. }));
+                assert!(matches!(classify_new(second, &[stored]), Classification::Duplicate { filled: None, .. }));
             }
         }
         let in_tokens = [known(of("ETH", "ETH"), true)];
-        assert!(matches!(judge(&of("ethereum", "ethereum"), &in_tokens), Standing::Duplicate { .. }));
-        assert!(matches!(judge(&of("binancecoin", "USD"), &[known(page, true)]), Standing::Conflict(_)));
+        assert!(matches!(classify_new(&of("ethereum", "ethereum"), &in_tokens), Classification::Duplicate { .. }));
+        assert!(matches!(classify_new(&of("binancecoin", "USD"), &[known(page, true)]), Classification::Conflict(_)));
     }
 
     #[test]
-    fn one_transaction_is_not_two_sessions_whatever_its_status() {
+    fn one_transaction_has_one_session() {
         let mut first = paid();
         first.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         first.reading.status = Status::Pending;
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_without_its_chain_is_still_the_same_payment() {
+    fn a_hash_without_chain_is_the_same_payment() {
         let mut bare = paid();
         bare.reading.blockchain = None;
         assert_ne!(bare.id(), paid().id());
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payment_is_one_however_often_it_is_reported_after_its_gap_was_filled() {
+    fn a_filled_gap_keeps_the_payment_one() {
         let mut bare = paid();
         bare.reading.blockchain = None;
         let filled = |first: &Event, second: &Event| {
@@ -362,7 +362,7 @@ mod tests {
             };
             StoredEvent { event: *filled, ..known }
         };
-        // Its id is that of the report without a chain, and so another than that of what it says by now.
+        // Its id belongs to the report without a chain, and differs from the id of its present values.
         assert!(matches!(
             classify_new(&paid(), &[filled(&bare, &paid())]),
             Classification::Duplicate { filled: None, .. }
@@ -388,18 +388,18 @@ mod tests {
     }
 
     #[test]
-    fn two_header_times_are_one_payment() {
+    fn header_times_do_not_split_a_payment() {
         let (mut a, mut b) = (paid(), paid());
         a.header_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
         b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
         assert!(matches!(classify_new(&b, &[known(a.clone(), false)]), Classification::Duplicate { filled: None, .. }));
-        // Nor does one tell anything of a payment whose time a mail says.
+        // A header time adds nothing to a payment with a stated time.
         (a.reading.tx_time, a.header_time) = (a.header_time, None);
         assert!(matches!(classify_new(&b, &[known(a, false)]), Classification::Duplicate { filled: None, .. }));
     }
 
     #[test]
-    fn what_a_completed_session_still_hears() {
+    fn later_reports_of_a_completed_session() {
         let session = Some("591abe63-aa61-411d-a419-0b546729bbd0".to_owned());
         let mut first = paid();
         first.reading.session_id = session.clone();

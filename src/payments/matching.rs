@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_session_with_this_amount_inside_the_window_is_the_one() {
+    fn the_only_session_in_the_window_matches() {
         let mut open = vec![owed(1, "20.00", 60), owed(2, "21", 60), owed(3, "20", 2701), owed(4, "20", -61)];
         assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
         open[0].blockchain = Some("SEPOLIA".into());
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_with_one_session_has_it_and_with_several_only_a_clear_one() {
+    fn several_sessions_of_an_order_need_a_clear_match() {
         let event = paid("20", "Sepolia");
         let of = |sessions: &[(RegisteredSession, bool)]| {
             session_of_order(&event, sessions, HOW.window)
@@ -201,12 +201,12 @@ mod tests {
         event.reading.token = Some("ethereum".into());
         for (asked, fits) in [("SETH", true), ("ETH", true), ("Ethereum", true), ("BNB", false), ("USDC", false)] {
             open[0].token = Some(asked.into());
-            assert_eq!(matching(&event, &open, HOW).is_some(), fits, "{asked}");
+            assert_eq!(only_match(&event, &open, HOW).is_some(), fits, "{asked}");
         }
     }
 
     #[test]
-    fn an_address_for_another_order_contradicts_a_session() {
+    fn another_order_contradicts_a_session() {
         let mut event = paid("20", "Sepolia");
         event.order_ref = Some("dear".into());
         let mut session = owed(1, "20", 0);
@@ -231,7 +231,7 @@ mod tests {
         #[test]
         fn an_ambiguous_match_never_resolves(open in prop::collection::vec(any_session(), 0..6)) {
             let event = paid("20", "Sepolia");
-            // By the definition of the documentation, written down a second time.
+            // The definition in the documentation, implemented a second time.
             let fits = |s: &&RegisteredSession| {
                 s.amount.as_deref().unwrap().parse::<f64>().unwrap() == 20.0
                     && s.blockchain.as_deref().is_none_or(|c| c.eq_ignore_ascii_case("sepolia"))

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_names_its_order_and_never_changes() {
+    fn addresses_name_their_order_and_stay_valid() {
         let address = ours().address_for("order-1001").unwrap();
         assert_eq!(
             address, "payments+order-1001.bsvig6htwkncksk4@shop.example",
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_mac_is_no_order_and_a_plain_tag_is_nothing() {
+    fn a_wrong_mac_names_no_order() {
         let cheap = ours().address_for("cheap").unwrap();
         for forged in
             [cheap.replace("cheap", "dear"), cheap.replacen('.', ".a", 1), "payments+dear.@shop.example".into()]
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn two_orders_are_no_answer_and_a_forged_one_beside_a_signed_one_is_passed_over() {
+    fn two_orders_are_ambiguous_and_forgeries_are_ignored() {
         let (a, b) = (ours().address_for("a").unwrap(), ours().address_for("b").unwrap());
         let named = |all: &[&String]| ours().lookup(&all.iter().map(|s| (*s).clone()).collect::<Vec<_>>());
         assert_eq!(named(&[&a, &b]), OrderLookup::Several);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_the_reason() {
+    fn an_order_that_does_not_fit_is_refused() {
         let words = ours().address_for(&"x".repeat(40)).unwrap_err();
         assert!(words.contains("too long") && words.contains("66 characters"), "{words}");
         ours().address_for(&"x".repeat(38)).unwrap();
@@ -257,12 +257,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_order_reference_comes_back(order_ref in "\\PC{1,12}", cut in any::<prop::sample::Index>()) {
+        fn every_order_reference_round_trips(order_ref in "\\PC{1,12}", cut in any::<prop::sample::Index>()) {
             if let Ok(address) = ours().address_for(&order_ref) {
                 prop_assert_eq!(order_of(&address.to_lowercase()), OrderLookup::Order(order_ref));
                 let (local, _) = address.split_once('@').unwrap();
                 prop_assert!(local.len() <= 64 && local.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-' | b'_')));
-                // With any character gone it names nothing.
+                // Without any one of its characters it names no order.
                 let at = cut.index(address.len());
                 let broken = format!("{}{}", &address[..at], &address[at + 1..]);
                 prop_assert!(!matches!(order_of(&broken), OrderLookup::Order(_)));
@@ -270,7 +270,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_that_is_written_into_a_to_header_breaks_it(any in ".*") {
+        fn any_to_header_is_handled(any in ".*") {
             prop_assert!(!matches!(order_of(&any), OrderLookup::Order(_)));
         }
     }

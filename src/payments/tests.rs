@@ -1,4 +1,4 @@
-//! The transaction, looked at from outside.
+//! The transaction of a mail, by its results in the database.
 
 use super::*;
 use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
@@ -58,7 +58,7 @@ fn deliveries(store: &Store) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_mail_its_event_its_deliveries_and_the_cursor_are_one() {
+async fn mail_event_deliveries_and_cursor_are_one_commit() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let recorded = store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
@@ -68,7 +68,7 @@ async fn a_mail_its_event_its_deliveries_and_the_cursor_are_one() {
 }
 
 #[tokio::test]
-async fn the_same_uid_again_leaves_nothing_new() {
+async fn a_repeated_uid_adds_no_row() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
@@ -78,7 +78,7 @@ async fn the_same_uid_again_leaves_nothing_new() {
 }
 
 #[tokio::test]
-async fn a_hash_is_known_with_zeros_before_it_and_without() {
+async fn leading_zeros_do_not_change_a_hash() {
     let (short, padded) = (format!("0x{}", "4a".repeat(31)), format!("0x00{}", "4a".repeat(31)));
     for (first, second) in [(&short, &padded), (&padded, &short)] {
         let folder = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ async fn a_hash_is_known_with_zeros_before_it_and_without() {
 }
 
 #[tokio::test]
-async fn a_second_report_fills_the_session_and_lets_the_delivery_go() {
+async fn a_second_report_releases_the_delivery() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     store.record(vec![entry(1, paid(None)), entry(2, paid(Some(SESSION)))], cursor(2)).await.unwrap();
@@ -105,7 +105,7 @@ async fn a_second_report_fills_the_session_and_lets_the_delivery_go() {
 }
 
 #[tokio::test]
-async fn a_contradiction_is_quarantined_and_the_event_stays() {
+async fn a_contradiction_leaves_the_event_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let mut dearer = paid(Some(SESSION));
@@ -118,7 +118,7 @@ async fn a_contradiction_is_quarantined_and_the_event_stays() {
 }
 
 #[tokio::test]
-async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_person_gave_theirs() {
+async fn a_better_reading_never_overrules_a_person() {
     const OTHER: &str = "11111111-aa61-411d-a419-0b546729bbd0";
     for (of, told) in [(Some("A"), (OTHER, "mail")), (None, (SESSION, "operator"))] {
         let folder = tempfile::tempdir().unwrap();
@@ -143,7 +143,7 @@ async fn what_a_mail_says_once_it_is_read_better_is_the_mails_word_unless_a_pers
 }
 
 #[tokio::test]
-async fn no_row_has_the_number_of_one_that_was_pruned() {
+async fn ids_of_pruned_mails_are_not_reused() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let ignored = |uid| {
@@ -158,7 +158,7 @@ async fn no_row_has_the_number_of_one_that_was_pruned() {
 }
 
 #[tokio::test]
-async fn a_deferred_mail_that_nobody_judges_any_more_waits_for_a_person() {
+async fn a_deferred_mail_without_account_needs_review() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let mut deferred = entry(1, paid(None));

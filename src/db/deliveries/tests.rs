@@ -1,4 +1,4 @@
-//! The outbox by its statements: what is claimed, what waits, what becomes of an attempt that a person overtook.
+//! The statements of the outbox: claiming, waiting, and a person who retries during an attempt.
 
 use rusqlite::ToSql;
 
@@ -23,7 +23,7 @@ fn large(folder: &tempfile::TempDir) -> Connection {
 }
 
 #[test]
-fn a_large_outbox_is_read_by_its_indexes() {
+fn queries_of_a_large_outbox_use_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     for (sql, parameters) in [
@@ -52,7 +52,7 @@ fn count(connection: &Connection, condition: &str) -> i64 {
 }
 
 #[test]
-fn what_waits_for_another_is_not_looked_at_in_vain() {
+fn blocked_deliveries_wait_as_long_as_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     let later: Timestamp = iso(Timestamp::now() + SignedDuration::from_hours(24)).parse().unwrap();
@@ -63,17 +63,17 @@ fn what_waits_for_another_is_not_looked_at_in_vain() {
     assert_eq!(
         count(&connection, &format!("next_attempt_at < '{}'", iso(later))),
         0,
-        "all wait as long as the one before them"
+        "all wait for the one before them"
     );
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
     assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
     record_attempt(&connection, "shop", &ended(7, NextStep::Delivered)).unwrap();
     let claimed = claim(&connection, "shop", &[], 16).unwrap();
-    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and go on when it is through");
+    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and continue after it");
 }
 
 #[test]
-fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
+fn a_time_far_ahead_is_due() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
@@ -81,12 +81,12 @@ fn what_was_put_off_by_a_clock_that_was_ahead_is_due() {
 }
 
 #[test]
-fn what_was_put_off_while_the_clock_was_ahead_by_hours_is_due_when_it_is_set_back() {
+fn a_clock_set_back_makes_deliveries_due() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     let (clock, ahead) = (Timestamp::now(), Timestamp::now() + SignedDuration::from_hours(5));
     connection.execute("UPDATE deliveries SET next_attempt_at = ?1", [iso(ahead)]).unwrap();
-    // One was tried while the clock was ahead, one made, and one put off by a callback that had asked for that.
+    // One was attempted while the clock was ahead, one was created, and one waits for a Retry-After.
     let attempt = "INSERT INTO attempts (delivery_id, attempt, at) VALUES (1, 1, ?1), (1, 2, ?2), (3, 1, ?1)";
     connection.execute(attempt, [iso(clock), iso(ahead)]).unwrap();
     connection.execute("UPDATE deliveries SET created_at = ?1 WHERE id = 2", [iso(ahead)]).unwrap();
@@ -96,7 +96,7 @@ fn what_was_put_off_while_the_clock_was_ahead_by_hours_is_due_when_it_is_set_bac
 }
 
 #[test]
-fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
+fn attempts_are_counted_and_claimed_once() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     let mut in_flight = Vec::new();
@@ -122,7 +122,7 @@ fn an_attempt_is_counted_before_it_is_made_and_nothing_is_claimed_twice() {
 }
 
 #[test]
-fn an_event_that_got_its_session_late_does_not_overtake_one_that_is_under_way() {
+fn a_late_session_waits_for_its_delivery_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
@@ -132,7 +132,7 @@ fn an_event_that_got_its_session_late_does_not_overtake_one_that_is_under_way() 
 }
 
 #[test]
-fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stays_held() {
+fn a_delivery_held_during_its_attempt_stays_held() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE id <= 3", []).unwrap();
@@ -145,7 +145,7 @@ fn what_was_held_during_an_attempt_is_delivered_if_it_was_accepted_and_else_stay
 }
 
 #[test]
-fn the_time_until_it_is_given_up_is_that_in_which_it_could_be_tried() {
+fn downtime_does_not_count_towards_giving_up() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     let at = Timestamp::now();
@@ -172,7 +172,7 @@ fn the_time_until_it_is_given_up_is_that_in_which_it_could_be_tried() {
 }
 
 #[test]
-fn what_a_person_made_due_during_its_last_attempt_is_tried_again() {
+fn a_retry_during_the_last_attempt_counts() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
@@ -190,7 +190,7 @@ fn what_a_person_made_due_during_its_last_attempt_is_tried_again() {
 }
 
 #[test]
-fn what_waited_for_a_delivery_that_is_held_goes() {
+fn a_held_delivery_blocks_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id NOT IN (1, 20001)", []).unwrap();
