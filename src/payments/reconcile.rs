@@ -255,7 +255,7 @@ fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) ->
 fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
     let Some(state) = event_state(tx, event_id)? else {
-        return refuse("does not exist; `resmic-mailhook events` lists them".into());
+        return refuse("is not there; `resmic-mailhook events` lists them".into());
     };
     let before = state.event.reading.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));

@@ -347,7 +347,7 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
         .optional()?;
     let refuse = |words: String| Err(Error::Refused(format!("delivery {id} {words}")));
     match found {
-        None => refuse("does not exist; `resmic-mailhook deliveries` lists them".into()),
+        None => refuse("is not there; `resmic-mailhook deliveries` lists them".into()),
         Some((DeliveryState::Delivered, at)) => {
             refuse(format!("was accepted by its handler at {}", at.as_deref().unwrap_or("?")))
         }
