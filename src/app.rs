@@ -195,11 +195,11 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {
         let (store, account) = (store.clone(), account.clone());
-        Box::pin(async move { known(&store, &account, &mailbox).await.map_err(|e| e.to_string()) })
+        Box::pin(async move { resume_point(&store, &account, &mailbox).await.map_err(|e| e.to_string()) })
     })
 }
 
-async fn known(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
+async fn resume_point(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
     let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
     let landmarks = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
