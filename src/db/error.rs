@@ -47,7 +47,7 @@ pub enum Error {
     #[error("database {0}: the file does not exist; `resmic-mailhook run` or `import` creates it")]
     Absent(PathBuf),
     /// Another daemon uses the database.
-    #[error("database {0}: another resmic-mailhook daemon uses it; stop that daemon first")]
+    #[error("database {0}: another resmic-mailhook daemon is running on it; stop that daemon first")]
     Busy(PathBuf),
     /// A session id or an amount is not valid.
     #[error("{0}")]
