@@ -11,10 +11,13 @@ use std::time::{Duration, Instant};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
-use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::session::Matching;
-use resmic_mailhook::store::{self, Entry, Store};
+use resmic_mailhook::model::Matching;
+use resmic_mailhook::model::{
+    Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+};
+use resmic_mailhook::payments::ExaminedMail;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -174,7 +177,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
     let folder = tempfile::tempdir().unwrap();
     let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
     let settings: Settings = toml::from_str(&table).unwrap();
-    let store = Store::open(store::Settings {
+    let store = Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
         targets: vec![settings.target()],
         matching: Matching { enabled: false, window: Duration::from_secs(60) },
@@ -227,10 +230,10 @@ fn paid(n: u32) -> Event {
     Event { reading, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }
 
-fn entry(n: u32) -> Entry {
-    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, n + 1)) };
+fn entry(n: u32) -> ExaminedMail {
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };
     let bytes = vec![b'x'; 6_600];
     let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
     let judgement = Judgement::Event(Box::new(paid(n)));
-    Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }

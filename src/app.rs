@@ -19,11 +19,11 @@ pub use prepare::{
 };
 
 use crate::config::Config;
+use crate::db::{self, DaemonLock, Store, UidFingerprints};
 use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap;
-use crate::store::{self, DaemonLock, Landmarks, Store};
 use crate::{forward, metrics, systemd};
 
 /// How many batches may wait between a watcher and its ingest.
@@ -45,7 +45,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
     if let Some(folder) = database.parent() {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     }
-    Ok(DaemonLock::take(database)?)
+    Ok(DaemonLock::acquire(database)?)
 }
 
 /// The daemon: runs until `shutdown`. The caller holds the [`lock`].
@@ -75,6 +75,8 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
+    let (watched, ending) = (store.clone(), shutdown.clone());
+    loops.spawn(async move { watched.watch_changes(ending).await.context("watching the database") });
     loops.spawn(async move {
         vigil.keep().await;
         Ok(())
@@ -104,7 +106,7 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
 }
 
 /// Opens the database, however long a disk is full or another program has it; `None`: the end came first.
-async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> store::Result<Option<Store>> {
+async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Result<Option<Store>> {
     loop {
         match Store::open(store_settings(config)) {
             Err(error) if error.is_temporary() => {
@@ -179,7 +181,7 @@ fn watch_account(
 /// watcher has something more to say: that may be an hour.
 async fn together(
     watching: impl Future<Output = ()>,
-    ingesting: impl Future<Output = store::Result<()>>,
+    ingesting: impl Future<Output = db::Result<()>>,
 ) -> anyhow::Result<()> {
     let watching = async {
         watching.await;
@@ -193,14 +195,15 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {
         let (store, account) = (store.clone(), account.clone());
-        Box::pin(async move { known(&store, &account, &mailbox).await.map_err(|e| e.to_string()) })
+        Box::pin(async move { resume_point(&store, &account, &mailbox).await.map_err(|e| e.to_string()) })
     })
 }
 
-async fn known(store: &Store, account: &str, mailbox: &str) -> store::Result<Option<imap::Known>> {
+async fn resume_point(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
-    let Landmarks { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
-    Ok(Some(imap::Known { reached: cursor.reached, landmarks: mails, last_row }))
+    let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    let landmarks = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
+    Ok(Some(imap::Known { reached: cursor.reached, landmarks, last_row }))
 }
 
 #[cfg(test)]
@@ -227,7 +230,7 @@ mod tests {
 
     #[test]
     fn mails_that_cannot_be_stored_are_an_error_at_once_however_quiet_the_mailbox_is() {
-        let failing = together(std::future::pending(), async { Err(store::Error::Stopped) });
+        let failing = together(std::future::pending(), async { Err(db::Error::Stopped) });
         assert!(failing.now_or_never().unwrap().is_err());
         let ending = together(async {}, std::future::pending());
         assert!(ending.now_or_never().is_none(), "what was said is still to be stored");

@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::source::imap;
-use crate::{extract, forward, secret, session, telemetry, trust};
+use crate::{extract, forward, payments, secret, telemetry, trust};
 
 /// Where a configuration is looked for if none is named, the first there is.
 const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
@@ -29,7 +29,7 @@ const SECRETS: [&str; 5] = ["password", "secret", "key", "client_secret", "refre
 pub struct Config {
     /// `[store]`
     #[serde(default)]
-    pub store: Store,
+    pub store: StoreTable,
     /// `[[account]]`
     #[serde(default, rename = "account")]
     pub accounts: Vec<imap::Settings>,
@@ -44,7 +44,7 @@ pub struct Config {
     pub extract: extract::Settings,
     /// `[sessions]`
     #[serde(default)]
-    pub sessions: session::Settings,
+    pub sessions: payments::SessionSettings,
     /// `[[forward]]`
     #[serde(default, rename = "forward")]
     pub forwards: Vec<forward::Settings>,
@@ -59,7 +59,7 @@ pub struct Config {
 /// `[store]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Store {
+pub struct StoreTable {
     /// The database file; by default `mailhook.db`, under systemd in `$STATE_DIRECTORY`.
     path: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ use crate::extract::{self, NO_TEXT, Said, Vouched};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
 };
-use crate::session;
+use crate::payments;
 use crate::trust::{self, Clock, Ours, dns::Resolver};
 
 /// A notification as Resmic publishes it, which nobody sent.
@@ -35,7 +35,7 @@ pub struct Rules {
     /// The addresses that are ours.
     pub ours: Ours,
     /// The signed addresses, if there are any.
-    pub addresses: Option<session::Addresses>,
+    pub addresses: Option<payments::SignedAddresses>,
 }
 
 impl Rules {

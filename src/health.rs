@@ -1,4 +1,4 @@
-//! Is it working, and what should a person do? One answer, for `status`, `/healthz`, `/metrics` and systemd.
+//! What works and what needs a person. `status`, `/healthz`, `/metrics` and systemd report the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,24 +6,21 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::model::{MailboxState, Outcome, Status, same_mailbox};
-use crate::store::{self, MailboxRow, Reader};
+use crate::db::{self, MailboxRow, StoreReader};
+use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
-/// How much longer than a renewal of IDLE a mailbox may be silent.
+/// How much longer than `idle_renew` a mailbox may go without a round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
-/// With less than this left on the disk the next commits may fail.
-const ROOM: u64 = 1 << 20;
+/// The text about a locked database.
+const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
+    it); mails and deliveries wait until then";
 
-/// What to do about a lock.
-const LOCKED: &str = "another program has locked the database: end it, or the transaction that it has begun (`fuser -v` \
-    on the file says which); mails wait until then";
-
-/// What the configuration expects to be there.
+/// The mailboxes and targets of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
-    /// The mailboxes to be watched.
+    /// The mailboxes to watch.
     pub mailboxes: Vec<Watched>,
-    /// The callbacks' names.
+    /// The targets' names.
     pub targets: Vec<String>,
 }
 
@@ -34,11 +31,11 @@ pub struct Watched {
     pub account: String,
     /// A mailbox's name, or a special-use attribute (`\Junk`).
     pub wanted: String,
-    /// How often it is swept at least.
+    /// `idle_renew`.
     pub renew: Duration,
 }
 
-/// How it goes. As JSON it is what `status --json` prints; the keys are an interface.
+/// The state of the daemon. `status --json` prints it; the keys are an interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
     /// Nothing needs a person.
@@ -51,9 +48,9 @@ pub struct Health {
     pub events: BTreeMap<String, i64>,
     /// How many deliveries are in each state.
     pub deliveries: BTreeMap<String, i64>,
-    /// What needs a person, and what to do; empty if `ok`.
+    /// The problems that a person must solve, each with advice; empty if `ok`.
     pub attention: Vec<String>,
-    /// Nothing can be written: the disk is full, or another program has locked the database.
+    /// The database cannot be written: the disk is full, or another program has locked it.
     #[serde(skip)]
     pub waits: bool,
 }
@@ -65,19 +62,19 @@ pub struct Mailbox {
     pub account: String,
     /// The mailbox's name.
     pub mailbox: String,
-    /// What the watcher does.
+    /// The state of its watcher.
     pub state: String,
     /// The last completed round trip.
     pub last_seen_at: Option<String>,
-    /// What is wrong.
+    /// The last error.
     pub last_error: Option<String>,
 }
 
-/// Looks at the database. `running`: a daemon works on it. Takes seconds if another program has locked it.
+/// Reads the state from the database. `running`: a daemon uses it. It takes seconds if another program has locked it.
 ///
 /// # Errors
-/// What the store says.
-pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp) -> store::Result<Health> {
+/// An error of the database.
+pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Timestamp) -> db::Result<Health> {
     let mut attention = Vec::new();
     if !running {
         attention.push("the daemon is not running: start it with `systemctl start resmic-mailhook`".to_owned());
@@ -87,64 +84,68 @@ pub fn look(reader: &Reader, expected: &Expected, running: bool, now: Timestamp)
         attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
         mailboxes.extend(row.map(Mailbox::from));
     }
-    let room = reader.room().filter(|room| *room < ROOM);
+    let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
     attention.extend(room.map(|room| {
-        format!("the disk is full, the database has {} KiB left: free some room, mails wait until then", room >> 10)
+        format!(
+            "the disk is full, the database has {} KiB left: free some space, mails and deliveries wait until then",
+            room >> 10
+        )
     }));
-    // Only a daemon waits for the lock; and where none runs, asking would be the first to open the file.
+    // Only a daemon waits for the lock. Without one, this check would be the first to open the file.
     let locked = running && reader.is_locked();
     attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.uncopied()?).filter(|bytes| *bytes >= store::KEPT_BACK);
+    let kept_back = Some(reader.checkpoint_backlog()?).filter(|bytes| *bytes >= db::MAX_WAL_BACKLOG);
     attention.extend(kept_back.map(|bytes| {
         let mib = bytes >> 20;
-        format!("another program reads the database without an end, so that its -wal grows, by {mib} MiB so far: end it (`fuser -v` on the file says which)")
+        format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)")
     }));
     attention.extend(undelivered(reader, expected)?);
     let words = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
+    let states: Vec<_> = DeliveryState::ALL.iter().map(|s| s.as_str()).collect();
     let statuses: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
     Ok(Health {
         ok: attention.is_empty(),
         mailboxes,
         mails: words(&outcomes, reader.count_by("mails", "outcome")?),
         events: words(&statuses, reader.count_by("events", "status")?),
-        deliveries: words(&["held", "pending", "delivered", "dead"], reader.count_by("deliveries", "state")?),
+        deliveries: words(&states, reader.count_by("deliveries", "state")?),
         attention,
         waits: room.is_some() || locked,
     })
 }
 
-/// Each expected mailbox with its row. A special-use attribute's row has the mailbox's own name, which the configuration
-/// does not tell: the freshest of the account's other rows is taken for it. Rows beyond those are of mailboxes that
-/// were watched once, and are nobody's concern.
+/// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the
+/// configuration, so it is the newest of the account's other rows. Any other rows belong to mailboxes that were watched
+/// earlier.
 fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =
-        expected.iter().map(|watched| (watched, take(&mut rows, |row| is_it(watched, row)))).collect();
+        expected.iter().map(|watched| (watched, remove_first(&mut rows, |row| is_watched_as(watched, row)))).collect();
     for (watched, row) in &mut named {
         if row.is_none() && watched.wanted.starts_with('\\') {
-            *row = take(&mut rows, |row| row.account == watched.account);
+            *row = remove_first(&mut rows, |row| row.account == watched.account);
         }
     }
     named
 }
 
-fn is_it(watched: &Watched, row: &MailboxRow) -> bool {
+fn is_watched_as(watched: &Watched, row: &MailboxRow) -> bool {
     row.account == watched.account && same_mailbox(&row.mailbox, &watched.wanted)
 }
 
-fn take(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {
+fn remove_first(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool) -> Option<MailboxRow> {
     rows.iter().position(which).map(|n| rows.remove(n))
 }
 
 fn never_seen(watched: &Watched) -> Option<String> {
     let Watched { account, wanted, .. } = watched;
-    Some(format!("mailbox {account}/{wanted} was never reached: see `resmic-mailhook check --connect`"))
+    Some(format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`"))
 }
 
-/// What is wrong with a mailbox; nothing is known to be while no daemon looks.
+/// The problem of a mailbox. Without a running daemon, an old round trip is no problem.
 fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
     let name = format!("mailbox {}/{}", row.account, row.mailbox);
     if row.state == MailboxState::Failed.as_str() {
@@ -152,7 +153,7 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
         return Some(format!("{name}: {error}"));
     }
     let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
-    // A special-use mailbox that the server does not have is looked for once an hour.
+    // The watcher looks once an hour for a special-use mailbox that the server does not have.
     let absent = row.mailbox.starts_with('\\');
     let limit = if absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
     let silent = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
@@ -164,19 +165,19 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
     })
 }
 
-/// What is kept back, and what to do about it.
-fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String>> {
+/// The mails, events and deliveries that wait for a person.
+fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [
         (
             backlog.quarantined,
-            "quarantined: `mails --outcome quarantined` says why, `mails release ID` vouches for one",
+            "quarantined: `mails --outcome quarantined` shows why, `mails release ID` releases one",
             "mail",
         ),
         (
             backlog.conflicting,
-            "held as a conflict with what is known: `show EVENT_ID` says which, `session assign EVENT_ID SESSION_ID` lets it go",
+            "held because of a conflict: `show EVENT_ID` shows the conflict, `session assign EVENT_ID SESSION_ID` releases the event",
             "event",
         ),
         (
@@ -186,13 +187,17 @@ fn undelivered(reader: &Reader, expected: &Expected) -> store::Result<Vec<String
         ),
         (
             backlog.dead,
-            "given up: `deliveries --state dead` says why, `deliveries retry --dead` tries again",
+            "given up: `deliveries --state dead` shows why, `deliveries retry --dead` retries them",
             "delivery",
         ),
-        (backlog.orphaned, "for a callback that the configuration no longer has", "delivery"),
+        (
+            backlog.orphaned,
+            "for a target that the configuration no longer has: put its [[forward]] back under that name",
+            "delivery",
+        ),
         (
             backlog.unjudged,
-            "deferred, of an account that the configuration no longer has: nobody judges it until that is there again, under its name",
+            "deferred, of an account that the configuration no longer has: put the account back under that name",
             "mail",
         ),
     ];
@@ -216,7 +221,7 @@ impl From<MailboxRow> for Mailbox {
 }
 
 impl Health {
-    /// When there is no database yet, or it cannot be read: nothing is known but this.
+    /// For a database that does not exist or cannot be read.
     #[must_use]
     pub fn unknown(why: String) -> Self {
         let none = BTreeMap::new;
@@ -231,7 +236,7 @@ impl Health {
         }
     }
 
-    /// In one line, for `systemctl status`.
+    /// One line for `systemctl status`.
     #[must_use]
     pub fn line(&self) -> String {
         if let Some(first) = self.attention.first() {
@@ -242,7 +247,7 @@ impl Health {
             "mailboxes watched: {}; events: {}; deliveries pending: {}",
             self.mailboxes.len(),
             self.events.values().sum::<i64>(),
-            count(&self.deliveries, "pending")
+            count(&self.deliveries, DeliveryState::Pending.as_str())
         )
     }
 }
@@ -250,6 +255,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Uid, UidValidity};
 
     fn watched(wanted: &str) -> Watched {
         Watched { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
@@ -259,8 +265,8 @@ mod tests {
         MailboxRow {
             account: "shop".into(),
             mailbox: mailbox.into(),
-            uid_validity: Some(1),
-            last_uid: Some(1),
+            uid_validity: Some(UidValidity(1)),
+            last_uid: Some(Uid(1)),
             state: state.into(),
             last_seen_at: Some(seen.into()),
             last_error: None,
@@ -268,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mailbox_of_yesterdays_configuration_is_nobodys_concern() {
+    fn rows_of_unwatched_mailboxes_are_ignored() {
         let expected = [watched("INBOX"), watched("\\Junk")];
         let rows = vec![
             row("Old", "failed", "2025-03-05T03:00:00.000Z"),
@@ -280,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_a_complaint_once_it_is_too_long() {
+    fn a_long_silence_is_a_problem() {
         let now = "2025-03-05T04:00:00Z".parse().unwrap();
         let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
         assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);

@@ -23,10 +23,10 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::health::{Expected, Health, look};
-use crate::model::MailboxState;
+use crate::db::{self, Store, StoreReader};
+use crate::health::{Expected, Health, assess};
+use crate::model::{DeliveryState, MailboxState};
 use crate::pulse::Pulses;
-use crate::store::{self, Reader, Store};
 use crate::telemetry;
 
 /// How many connections are served at once; more wait.
@@ -49,14 +49,14 @@ pub struct Endpoint {
 ///
 /// # Errors
 /// What the store says.
-pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> store::Result<(Reader, Health)> {
+pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> db::Result<(StoreReader, Health)> {
     let (store, expected) = (store.clone(), expected.clone());
     let looking = tokio::task::spawn_blocking(move || {
         let reader = store.reader()?;
-        let health = look(&reader, &expected, true, Timestamp::now())?;
+        let health = assess(&reader, &expected, true, Timestamp::now())?;
         Ok((reader, health))
     });
-    let (reader, mut health) = looking.await.unwrap_or(Err(store::Error::Stopped))?;
+    let (reader, mut health) = looking.await.unwrap_or(Err(db::Error::Stopped))?;
     for name in pulses.late() {
         health.ok = false;
         health.attention.push(format!("{name} makes no progress; restart the daemon"));
@@ -167,7 +167,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-fn metrics(reader: &Reader, health: &Health) -> store::Result<String> {
+fn metrics(reader: &StoreReader, health: &Health) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
@@ -195,20 +195,20 @@ fn metrics(reader: &Reader, health: &Health) -> store::Result<String> {
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => Ok(text),
-        Err(error) => Err(store::Error::Refused(error.to_string())),
+        Err(error) => Err(db::Error::Refused(error.to_string())),
     }
 }
 
-fn deliveries(registry: &mut Registry, reader: &Reader, health: &Health) -> store::Result<()> {
+fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
     let (counts, ages) = (Family::<ByState, Gauge>::default(), Family::<ByState, Gauge>::default());
     for (state, n) in &health.deliveries {
         counts.get_or_create(&ByState { state: state.clone() }).set(*n);
-        if state != "delivered" {
+        if state != DeliveryState::Delivered.as_str() {
             ages.get_or_create(&ByState { state: state.clone() }).set(0);
         }
     }
     for (state, since) in reader.oldest_deliveries()? {
-        ages.get_or_create(&ByState { state }).set(age(&since).unwrap_or(0));
+        ages.get_or_create(&ByState { state: state.to_string() }).set(age(&since).unwrap_or(0));
     }
     registry.register("deliveries", "Deliveries, by state", counts);
     registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0: there is none", ages);

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use resmic_mailhook::session::Addresses;
+use resmic_mailhook::payments::SignedAddresses;
 
 const MAILBOX: &str = "payments@shop.example";
 const KEY: &str = "a key, with ümlaut";
@@ -52,7 +52,7 @@ fn run(command: &str, package: &str, arguments: &[&str]) -> Result<String, Strin
 
 /// Holds a language's program against ours. `ask` makes of the program one that prints a list of addresses as JSON.
 fn agrees(ask: impl Fn(&[&str]) -> Result<String, String>) {
-    let ours = Addresses::new(MAILBOX, &KEY.into()).unwrap();
+    let ours = SignedAddresses::new(MAILBOX, &KEY.into()).unwrap();
     let expected: Vec<String> = ORDERS.iter().map(|order| ours.address_for(order).unwrap()).collect();
     let said: Vec<String> = serde_json::from_str(&ask(&ORDERS).unwrap()).unwrap();
     assert_eq!(said, expected);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use resmic_mailhook::session::Addresses;
+use resmic_mailhook::payments::SignedAddresses;
 use support::daemon::{Home, SECRET, account, binary};
 use support::process::Process;
 use support::resmic_api::{API_KEY, CREATED, Mood, ResmicApi, USER_ID};
@@ -91,7 +91,7 @@ fn completed(session: &str, amount: &str) -> String {
 
 /// A customer pays: from the order to the event.
 fn sells(shop: &Shop) {
-    let ours = Addresses::new(MAILBOX, &SECRET.into()).unwrap();
+    let ours = SignedAddresses::new(MAILBOX, &SECRET.into()).unwrap();
     shop.api.set_mood(Mood::Refuses(403, 403));
     assert_eq!(&shop.ask("POST", "/checkout/1001", "", "")[9..12], "502", "Resmic refuses");
     shop.api.set_mood(Mood::Documented);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use regex::Regex;
-use resmic_mailhook::store::{Settings, Store};
+use resmic_mailhook::db::{Store, StoreSettings};
 use rusqlite::Connection;
 
 /// A payment of everything that the questions ask for.
@@ -35,7 +35,7 @@ fn read(name: &str) -> String {
 fn database(folder: &Path) -> Connection {
     let path = folder.join("mailhook.db");
     let matching = resmic_mailhook::config::Config::default().sessions.matching();
-    drop(Store::open(Settings { path: path.clone(), targets: Vec::new(), matching }).unwrap());
+    drop(Store::open(StoreSettings { path: path.clone(), targets: Vec::new(), matching }).unwrap());
     let connection = Connection::open(path).unwrap();
     connection.execute_batch(ROWS).unwrap();
     connection

@@ -34,6 +34,28 @@ fn config(dovecot: &Dovecot, callback: &Callback) -> String {
     )
 }
 
+/// A write beyond the process's limit fails with EFBIG, which SQLite reports as an I/O error.
+#[test]
+fn an_io_error_is_not_reported_as_a_full_disk() {
+    let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
+    let add = ["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0", "--order", "A-1"];
+    home.data(&["session", "add", "0b1cbe2e-5d0f-4a52-9d0c-3f6f5a0e9c11"]);
+    let plain = home.command(&add);
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    limited.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let output = limited.output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("I/O error") && !words.contains("full"), "{words}");
+    // Nothing of it was written.
+    assert_eq!(home.data(&["session", "list", "--json"]).lines().count(), 1);
+    home.data(&add);
+}
+
 #[test]
 fn a_full_disk_is_waited_for() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());

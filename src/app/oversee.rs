@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use crate::db::{self, Store};
 use crate::health::Expected;
 use crate::model::iso;
 use crate::pulse::{Pulse, Pulses};
-use crate::store::{self, Store};
 use crate::{metrics, systemd};
 
 /// How often it looks where nothing happens: each look wakes half the daemon.
@@ -32,8 +32,8 @@ impl Overseer {
     /// Looks until `shutdown`.
     ///
     /// # Errors
-    /// [`store::Error::Stopped`]: the writer has ended; [`store::Error::Moved`]: nobody will find what it writes.
-    pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    /// [`db::Error::Stopped`]: the writer has ended; [`db::Error::Moved`]: nobody will find what it writes.
+    pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
         let longest = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
         let shortest = REST.min(longest);
@@ -44,7 +44,7 @@ impl Overseer {
             outbox.mark_unchanged();
             self.store_answers(&writing).await?;
             let (line, moves) = match self.look().await {
-                Err(moved @ store::Error::Moved(_)) => return Err(moved),
+                Err(moved @ db::Error::Moved(_)) => return Err(moved),
                 Err(error) => (error.to_string(), error.is_temporary()),
                 Ok(looked) => looked,
             };
@@ -77,9 +77,9 @@ impl Overseer {
         }
     }
 
-    async fn store_answers(&self, pulse: &Pulse) -> store::Result<()> {
+    async fn store_answers(&self, pulse: &Pulse) -> db::Result<()> {
         match timeout(pulse_interval(), self.store.ping()).await {
-            Ok(Err(store::Error::Stopped)) => Err(store::Error::Stopped),
+            Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
             // That another program holds the lock, or the disk is full, no restart would mend.
             Ok(_) => {
                 pulse.beat();
@@ -90,7 +90,7 @@ impl Overseer {
     }
 
     /// How it goes, in a line, and whether the outbox moves, or waits for what no restart would mend.
-    async fn look(&self) -> store::Result<(String, bool)> {
+    async fn look(&self) -> db::Result<(String, bool)> {
         let (reader, health) = metrics::own_health(&self.store, &self.expected, &self.pulses).await?;
         let since = Timestamp::now() - STANDSTILL;
         let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
@@ -106,13 +106,13 @@ fn pulse_interval() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Matching;
+    use crate::model::Matching;
 
     /// Over a database in which something has been due for years.
     fn overseer(folder: &tempfile::TempDir) -> Overseer {
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: LOOK };
-        let store = Store::open(store::Settings { path: path.clone(), targets: Vec::new(), matching }).unwrap();
+        let store = Store::open(db::StoreSettings { path: path.clone(), targets: Vec::new(), matching }).unwrap();
         let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
             INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
               VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
@@ -139,6 +139,6 @@ mod tests {
         std::fs::remove_file(folder.path().join("m.db")).unwrap();
         let (_shutdown, ending) = watch::channel(false);
         let ended = timeout(ANSWER, overseer.run(ending)).await.unwrap();
-        assert!(matches!(ended, Err(store::Error::Moved(_))), "{ended:?}");
+        assert!(matches!(ended, Err(db::Error::Moved(_))), "{ended:?}");
     }
 }

@@ -15,7 +15,7 @@ use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
 use crate::trust::dns::Resolver;
 use crate::vigil::{Sleeps, Vigil};
-use crate::{extract, forward, session, store, tls, trust};
+use crate::{db, extract, forward, payments, tls, trust};
 
 /// How many connections to one mail server are begun at once.
 const CONNECTS: usize = 16;
@@ -32,10 +32,10 @@ pub async fn rules(config: &Config, account: &imap::Settings) -> anyhow::Result<
 ///
 /// # Errors
 /// Their key cannot be had.
-pub async fn addresses(config: &Config) -> anyhow::Result<Option<session::Addresses>> {
+pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::SignedAddresses>> {
     let Some(address) = &config.sessions.address else { return Ok(None) };
     let key = config.secret("sessions.address.key", &address.key).await?;
-    let addresses = session::Addresses::new(&address.mailbox, &key);
+    let addresses = payments::SignedAddresses::new(&address.mailbox, &key);
     Ok(Some(addresses.map_err(|words| config.wrong("sessions.address.key", words))?))
 }
 
@@ -46,7 +46,7 @@ pub async fn addresses(config: &Config) -> anyhow::Result<Option<session::Addres
 pub fn rules_with(
     config: &Config,
     account: &imap::Settings,
-    addresses: Option<session::Addresses>,
+    addresses: Option<payments::SignedAddresses>,
 ) -> anyhow::Result<Rules> {
     let own = if account.recipients.is_empty() { vec![account.user.clone()] } else { account.recipients.clone() };
     let signed = config.sessions.address.as_ref().map(|a| a.mailbox.clone());
@@ -71,8 +71,8 @@ pub fn rules_without_account(config: &Config) -> Rules {
 
 /// What the store needs to know of the configuration.
 #[must_use]
-pub fn store_settings(config: &Config) -> store::Settings {
-    store::Settings {
+pub fn store_settings(config: &Config) -> db::StoreSettings {
+    db::StoreSettings {
         path: config.database(),
         targets: config.forwards.iter().map(forward::Settings::target).collect(),
         matching: config.sessions.matching(),

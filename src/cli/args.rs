@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
-use crate::model::{Outcome, Status};
+use crate::model::{DeliveryState, Outcome, Status};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 it did not work (status: something needs a person), 2 wrong usage or \
     configuration.";
@@ -97,8 +97,8 @@ pub(super) enum Command {
     #[command(args_conflicts_with_subcommands = true)]
     Deliveries {
         /// Only those in this state
-        #[arg(long, value_parser = ["held", "pending", "delivered", "dead"])]
-        state: Option<String>,
+        #[arg(long, value_parser = one_of(DeliveryState::ALL, DeliveryState::as_str))]
+        state: Option<DeliveryState>,
         /// Print JSON Lines
         #[arg(long)]
         json: bool,

@@ -2,10 +2,11 @@
 
 use super::output::{self, cell, say};
 use crate::config::Config;
-use crate::store::{Reader, Retry};
+use crate::db::{RetrySelection, StoreReader};
+use crate::model::DeliveryState;
 
-pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) -> anyhow::Result<()> {
+    let reader = StoreReader::open(&config.database())?;
     if json {
         return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
     }
@@ -18,7 +19,7 @@ pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::
             d.id.to_string(),
             d.created_at,
             d.target,
-            d.state,
+            d.state.to_string(),
             d.attempts.to_string(),
             next,
             answer,
@@ -31,8 +32,8 @@ pub(super) fn list(config: &Config, state: Option<&str>, json: bool) -> anyhow::
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
-    drop(Reader::open(&config.database())?);
-    let which = if dead { Retry::Dead } else { Retry::Ids(ids) };
+    drop(StoreReader::open(&config.database())?);
+    let which = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
     let changed = super::writing(config, async |store| store.retry(which).await).await?;
     say(&format!("{changed} deliveries are due now; the daemon makes them"));
     Ok(())

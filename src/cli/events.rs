@@ -8,15 +8,15 @@ use serde::Serialize;
 use super::args;
 use super::output::{self, cell};
 use crate::config::Config;
+use crate::db::{DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
 use crate::model::iso;
-use crate::store::{DeliveryRow, EventFilter, EventRow, MailRow, Reader};
 
 /// How often `--follow` looks whether something was committed; reading one counter, no table.
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
-    let mut filter = EventFilter {
+    let reader = StoreReader::open(&config.database())?;
+    let mut filter = EventQuery {
         session: asked.session.clone(),
         transaction: asked.tx.clone(),
         status: asked.status.map(|s| s.to_string()),
@@ -45,7 +45,7 @@ pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: boo
     }
 }
 
-fn table(reader: &Reader, filter: &EventFilter) -> anyhow::Result<()> {
+fn table(reader: &StoreReader, filter: &EventQuery) -> anyhow::Result<()> {
     let mut table = output::table(&["stored", "status", "amount", "chain", "token", "session", "order", "event"]);
     reader.events::<anyhow::Error>(filter, |e| {
         table.add_row([
@@ -84,7 +84,7 @@ struct Whole {
 }
 
 pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     // An id is a UUID, which some write in capitals.
     let event_id = event_id.to_ascii_lowercase();
     let event = reader.event(&event_id)?.with_context(|| format!("no event {event_id:?}"))?;

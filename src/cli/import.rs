@@ -12,10 +12,11 @@ use serde::Serialize;
 use super::output;
 use crate::app;
 use crate::config::Config;
+use crate::db::Store;
 use crate::ingest::Ingest;
 use crate::model::{Origin, Outcome, RawMail};
+use crate::payments::Recorded;
 use crate::source::files::Found;
-use crate::store::{Recorded, Store};
 use crate::trust::dns::Resolver;
 
 /// What `--json` prints of a mail. The keys are an interface.

@@ -8,11 +8,12 @@ use anyhow::Context;
 use super::output::{self, cell};
 use crate::app;
 use crate::config::Config;
+use crate::db::StoreReader;
 use crate::model::{Covered, Outcome, Proof, Trust};
-use crate::store::{Change, Reader};
+use crate::payments::Reevaluation;
 
 pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     let outcome = outcome.map(Outcome::as_str);
     if json {
         return reader.mails::<anyhow::Error>(outcome, None, |mail| output::json(&mail));
@@ -28,8 +29,8 @@ pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> any
 
 /// The bytes as they came, for `| less`, `| resmic-mailhook parse -`, or another program.
 pub(super) fn raw(config: &Config, id: i64) -> anyhow::Result<()> {
-    let bytes = Reader::open(&config.database())?
-        .raw(id)?
+    let bytes = StoreReader::open(&config.database())?
+        .raw_mail(id)?
         .with_context(|| format!("no mail {id}"))?
         .with_context(|| format!("the bytes of mail {id} were pruned"))?;
     Ok(std::io::stdout().lock().write_all(&bytes)?)
@@ -39,7 +40,8 @@ pub(super) fn raw(config: &Config, id: i64) -> anyhow::Result<()> {
 /// does not vouch for a guess.
 pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode> {
     let path = config.database();
-    let stored = Reader::open(&path)?.stored(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
+    let stored =
+        StoreReader::open(&path)?.stored_mail(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
     anyhow::ensure!(
         stored.outcome == Outcome::Quarantined,
         "mail {id} is not quarantined but {}; there is nothing to release",
@@ -51,9 +53,9 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
     let proof = Proof { trust: Trust::Operator, domain: None, selector: None, covers: Covered::All, to };
     let (examined, _) = rules.read(&stored.mail, proof);
-    let change = super::writing(config, async |store| store.rejudge(id, examined, None).await).await?;
+    let change = super::writing(config, async |store| store.reevaluate(id, examined, None).await).await?;
     let words = super::reparse::in_words(&change);
     output::unheard(output::line(&format!("mail {id}: {words}")))?;
-    let released = matches!(change, Change::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
+    let released = matches!(change, Reevaluation::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
     Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

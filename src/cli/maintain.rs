@@ -7,12 +7,12 @@ use jiff::Timestamp;
 
 use super::output::say;
 use crate::config::Config;
+use crate::db::StoreReader;
 use crate::model::iso;
-use crate::store::Reader;
 use crate::units::Duration;
 
 pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     reader.backup(to)?;
     say(&format!("wrote {}; its integrity was checked", to.display()));
     Ok(())
@@ -20,7 +20,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
 
 pub(super) async fn prune(config: &Config, age: Duration, quarantined: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
-    drop(Reader::open(&config.database())?);
+    drop(StoreReader::open(&config.database())?);
     let before = Timestamp::now().checked_sub(age.0).context("so long ago there was no mail")?;
     let pruned = super::writing(config, async |store| store.prune(iso(before), quarantined).await).await?;
     say(&format!(

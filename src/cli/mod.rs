@@ -31,9 +31,9 @@ use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 use crate::app;
 use crate::config::{self, Config};
 use crate::contain;
+use crate::db::{self, Store};
 use crate::source::files::{self, Found};
 use crate::source::imap;
-use crate::store::{self, Store};
 
 /// It did not work.
 const FAILED: u8 = 1;
@@ -73,7 +73,7 @@ struct Usage(String);
 
 /// Whether somebody has to type or write something else.
 fn is_wrong(error: &anyhow::Error) -> bool {
-    let value = matches!(error.downcast_ref(), Some(store::Error::Value(_)));
+    let value = matches!(error.downcast_ref(), Some(db::Error::Value(_)));
     value || error.is::<config::Error>() || error.is::<Usage>()
 }
 
@@ -112,9 +112,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
         Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
-        Command::Deliveries { state, json, command: None } => {
-            deliveries::list(&config, state.as_deref(), json).map(done)
-        }
+        Command::Deliveries { state, json, command: None } => deliveries::list(&config, state, json).map(done),
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
             deliveries::retry(&config, ids, dead).await.map(done)
         }
@@ -135,7 +133,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Does something that writes, and waits until the database is closed: what a process leaves open stays in the `-wal`
 /// until the next one comes, and whoever copies the one file has not got it.
-async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> store::Result<T>) -> store::Result<T> {
+async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Result<T>) -> db::Result<T> {
     let store = Store::open(app::store_settings(config))?;
     let done = work(&store).await;
     store.close().await;

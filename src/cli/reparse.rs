@@ -8,9 +8,10 @@ use serde::Serialize;
 use super::output;
 use crate::app;
 use crate::config::Config;
+use crate::db::{Store, StoreReader};
 use crate::examine::Rules;
 use crate::model::{Examined, Outcome, Reason, ReasonCode, Verdict};
-use crate::store::{Change, Reader, Store, Stored};
+use crate::payments::{Reevaluation, StoredMail};
 
 /// What `--json` prints of a mail that changed. The keys are an interface.
 #[derive(Serialize)]
@@ -24,15 +25,15 @@ struct Line {
 }
 
 pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     let store = Store::open(app::store_settings(config))?;
     let mut rules = HashMap::new();
     for account in &config.accounts {
         rules.insert(account.name.as_str(), app::rules(config, account).await?);
     }
     let mut changed = 0_u64;
-    for id in reader.kept_mails(outcome)? {
-        let Some(stored) = reader.stored(id)? else { continue };
+    for id in reader.mails_with_raw(outcome)? {
+        let Some(stored) = reader.stored_mail(id)? else { continue };
         let Some(rules) = rules.get(stored.mail.origin.account.as_str()) else {
             output::say(&format!(
                 "mail {id}: its account {:?} is not in the configuration",
@@ -44,8 +45,8 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
         if stored.outcome == Outcome::Deferred {
             continue;
         }
-        let change = store.rejudge(id, read_again(rules, &stored), None).await?;
-        if change != Change::Same {
+        let change = store.reevaluate(id, read_again(rules, &stored), None).await?;
+        if change != Reevaluation::Same {
             changed += 1;
             output::unheard(print(&stored, &change, json))?;
         }
@@ -57,7 +58,7 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
 }
 
 /// Reads a mail as if it came now, with the verdict of then.
-fn read_again(rules: &Rules, stored: &Stored) -> Examined {
+fn read_again(rules: &Rules, stored: &StoredMail) -> Examined {
     let verdict = match &stored.proof {
         Some(proof) => Verdict::Believed(proof.clone()),
         None => Verdict::Refused(refusal(stored)),
@@ -66,7 +67,7 @@ fn read_again(rules: &Rules, stored: &Stored) -> Examined {
 }
 
 /// Why it was not believed; a mail that was ignored then, and looks like a payment now, has no better reason than this.
-fn refusal(stored: &Stored) -> Reason {
+fn refusal(stored: &StoredMail) -> Reason {
     let (code, words) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
     match code.parse() {
         Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, words),
@@ -75,20 +76,20 @@ fn refusal(stored: &Stored) -> Reason {
 }
 
 /// A change, for a person.
-pub(super) fn in_words(change: &Change) -> String {
+pub(super) fn in_words(change: &Reevaluation) -> String {
     match change {
-        Change::Same => "nothing changed".into(),
-        Change::Outcome { outcome, reason, event_id } => {
+        Reevaluation::Same => "nothing changed".into(),
+        Reevaluation::Outcome { outcome, reason, event_id } => {
             let reason = reason.as_ref().map(|r| format!(" ({r})")).unwrap_or_default();
             let event = event_id.as_ref().map(|id| format!(", event {id}")).unwrap_or_default();
             format!("now {outcome}{reason}{event}")
         }
-        Change::Event(id) => format!("event {id} says something else now"),
-        Change::Kept(id) => format!("event {id} would be read differently, and stays as it is"),
+        Reevaluation::Event(id) => format!("event {id} says something else now"),
+        Reevaluation::Kept(id) => format!("event {id} would be read differently, and stays as it is"),
     }
 }
 
-fn print(stored: &Stored, change: &Change, json: bool) -> anyhow::Result<()> {
+fn print(stored: &StoredMail, change: &Reevaluation, json: bool) -> anyhow::Result<()> {
     if !json {
         return output::line(&format!("mail {}: was {}, {}", stored.id, stored.outcome, in_words(change)));
     }
@@ -101,14 +102,14 @@ fn print(stored: &Stored, change: &Change, json: bool) -> anyhow::Result<()> {
         change: "outcome",
     };
     match change {
-        Change::Same => return Ok(()),
-        Change::Outcome { outcome, reason, event_id } => {
+        Reevaluation::Same => return Ok(()),
+        Reevaluation::Outcome { outcome, reason, event_id } => {
             line.outcome = Some(*outcome);
             line.reason = reason.as_ref().map(ToString::to_string);
             line.event_id.clone_from(event_id);
         }
-        Change::Event(id) => (line.event_id, line.change) = (Some(id.clone()), "event"),
-        Change::Kept(id) => (line.event_id, line.change) = (Some(id.clone()), "kept"),
+        Reevaluation::Event(id) => (line.event_id, line.change) = (Some(id.clone()), "event"),
+        Reevaluation::Kept(id) => (line.event_id, line.change) = (Some(id.clone()), "kept"),
     }
     output::json(&line)
 }

@@ -3,14 +3,21 @@
 use super::args::NewSession;
 use super::output::{self, cell};
 use crate::config::Config;
+use crate::db::StoreReader;
 use crate::model;
-use crate::session::Addresses;
-use crate::store::{self, Reader};
+use crate::payments::SignedAddresses;
+use crate::payments::{self};
 
 pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> {
     let NewSession { session_id, order, amount, blockchain, token } = new;
-    let session =
-        store::NewSession { session_id, order_ref: order, amount, blockchain, token, ..store::NewSession::default() };
+    let session = payments::SessionRegistration {
+        session_id,
+        order_ref: order,
+        amount,
+        blockchain,
+        token,
+        ..payments::SessionRegistration::default()
+    };
     let settled = super::writing(config, async |store| store.session_add(session).await).await?;
     if settled.resolved + settled.released + settled.held > 0 {
         output::say(&format!(
@@ -25,7 +32,7 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
 }
 
 pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
-    let reader = Reader::open(&config.database())?;
+    let reader = StoreReader::open(&config.database())?;
     if json {
         return reader.sessions::<anyhow::Error>(|session| output::json(&session));
     }
@@ -43,7 +50,7 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
 /// A person's word on which session an event belongs to.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
-    drop(Reader::open(&config.database())?);
+    drop(StoreReader::open(&config.database())?);
     let assigned = super::writing(config, async |store| store.session_assign(event_id, session_id).await).await?;
     let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
     output::line(&format!(
@@ -64,7 +71,7 @@ pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<
             .into());
     };
     let key = config.secret("sessions.address.key", &address.key).await?;
-    let addresses =
-        Addresses::new(&address.mailbox, &key).map_err(|words| config.wrong("sessions.address.mailbox", words))?;
+    let addresses = SignedAddresses::new(&address.mailbox, &key)
+        .map_err(|words| config.wrong("sessions.address.mailbox", words))?;
     output::line(&addresses.address_for(order_ref).map_err(super::Usage)?)
 }

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use super::output::{self, cell, line};
 use crate::app;
 use crate::config::Config;
+use crate::db::{self, DaemonLock, StoreReader};
 use crate::health::{self, Health, Mailbox};
 use crate::model::MailboxState;
-use crate::store::{self, DaemonLock, Reader};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // Whatever is wrong with the database is an answer, too: a program that asks gets its JSON in any case.
@@ -21,10 +21,10 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-fn look(config: &Config) -> store::Result<(Health, Option<String>)> {
-    let reader = Reader::open(&config.database())?;
+fn look(config: &Config) -> db::Result<(Health, Option<String>)> {
+    let reader = StoreReader::open(&config.database())?;
     let running = DaemonLock::is_held(&config.database())?;
-    let health = health::look(&reader, &app::expected(config), running, Timestamp::now())?;
+    let health = health::assess(&reader, &app::expected(config), running, Timestamp::now())?;
     Ok((health, reader.last_mail()?))
 }
 

@@ -11,6 +11,7 @@ mod target;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -21,7 +22,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
-use crate::store::{self, Attempted, Claimed, End, InFlight, Store, Turn};
+use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
+use crate::model::AttemptResult;
 
 /// How many requests to one callback are under way at once.
 const CONCURRENCY: usize = 16;
@@ -37,12 +39,16 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 /// Delivers until `shutdown` turns true (or its sender is gone), then lets requests under way end, for a few seconds.
 ///
 /// # Errors
-/// [`store::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
-pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> store::Result<()> {
+/// [`db::Error::Stopped`] if the store's writer has ended: nothing can be recorded any more.
+pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let mut couriers = JoinSet::new();
     couriers.spawn(release(store.clone(), shutdown.clone()));
-    let (notice, ending) = (store.clone(), shutdown.clone());
-    couriers.spawn(async move { notice.notice_others(ending).await });
+    // Without a target there is no worker. The loop runs until `shutdown` all the same: its end would end the daemon.
+    let mut ending = shutdown.clone();
+    couriers.spawn(async move {
+        let _ = ending.wait_for(|ending| *ending).await;
+        Ok(())
+    });
     for target in targets {
         if target.place.is_readable_on_the_way() {
             tracing::warn!(
@@ -57,17 +63,17 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
             Ok(result) => result?,
             // A fault of ours must end the process, or its supervisor could not mend it.
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => return Err(store::Error::Stopped),
+            Err(_) => return Err(db::Error::Stopped),
         }
     }
     Ok(())
 }
 
 /// Lets go what is held for callbacks that take it by now, however long the database has to be waited for.
-async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     loop {
         match store.release_unresolved().await {
-            Err(store::Error::Stopped) => return Err(store::Error::Stopped),
+            Err(db::Error::Stopped) => return Err(db::Error::Stopped),
             Err(error) => {
                 tracing::warn!(%error, "cannot release what was held for a callback that takes it now; trying again");
             }
@@ -92,12 +98,19 @@ pub async fn probe(target: &Target) -> Result<Vec<String>, String> {
 struct Courier {
     store: Store,
     target: Arc<Target>,
-    requests: JoinSet<Attempted>,
-    under_way: HashMap<Id, Claimed>,
+    requests: JoinSet<FinishedAttempt>,
+    under_way: HashMap<Id, UnderWay>,
     /// Attempts that ended and are not recorded yet.
-    ended: Vec<Attempted>,
+    ended: Vec<FinishedAttempt>,
     /// What the clock said last.
     clock: Option<Timestamp>,
+}
+
+/// An attempt whose task runs.
+struct UnderWay {
+    claimed: Claimed,
+    /// The request is being written, or was written.
+    sent: Arc<AtomicBool>,
 }
 
 impl Courier {
@@ -106,14 +119,14 @@ impl Courier {
         Courier { store, target, requests: JoinSet::new(), under_way: HashMap::new(), ended: Vec::new(), clock: None }
     }
 
-    async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut outbox = self.store.watch_outbox();
         while !*shutdown.borrow() {
             outbox.mark_unchanged();
             let wake_at = self.turn().await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.take_ended(ended),
-                changed = outbox.changed() => changed.map_err(|_| store::Error::Stopped)?,
+                changed = outbox.changed() => changed.map_err(|_| db::Error::Stopped)?,
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 changed = shutdown.changed() => if changed.is_err() { break },
             }
@@ -122,14 +135,14 @@ impl Courier {
     }
 
     /// Records what ended, claims what is due and sends it; when to do so again.
-    async fn turn(&mut self) -> store::Result<Option<Instant>> {
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
         let free = CONCURRENCY - self.under_way.len().min(CONCURRENCY);
         match self.record_and_claim(free).await {
             Ok(turn) => {
                 turn.claimed.into_iter().for_each(|claimed| self.send(claimed));
                 Ok(turn.next_due.map(instant))
             }
-            Err(store::Error::Stopped) => Err(store::Error::Stopped),
+            Err(db::Error::Stopped) => Err(db::Error::Stopped),
             Err(error) => {
                 tracing::error!(callback = self.target.name(), %error, "cannot use the outbox; trying again");
                 Ok(Some(Instant::now() + STORE_PAUSE))
@@ -137,36 +150,40 @@ impl Courier {
         }
     }
 
-    async fn record_and_claim(&mut self, free: usize) -> store::Result<Turn> {
+    async fn record_and_claim(&mut self, free: usize) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
         // When nobody ran it may have been set back as well.
         if self.clock.is_none_or(|before| clock < before) {
-            self.store.recall(self.target.name()).await?;
+            self.store.requeue_after_clock_change(self.target.name()).await?;
         }
         self.clock = Some(clock);
         let in_flight = self.under_way.values();
-        let in_flight =
-            in_flight.map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.session_id.clone() }).collect();
-        let turn = self.store.turn(self.target.name(), self.ended.clone(), in_flight, free).await?;
+        let in_flight = in_flight
+            .map(|UnderWay { claimed, .. }| InFlight {
+                delivery_id: claimed.delivery_id,
+                session_id: claimed.session_id.clone(),
+            })
+            .collect();
+        let turn = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, free).await?;
         self.ended.clear();
         Ok(turn)
     }
 
     fn send(&mut self, claimed: Claimed) {
-        let (target, request) = (self.target.clone(), claimed.clone());
-        let handle = self.requests.spawn(async move { attempt(&target, &request).await });
-        self.under_way.insert(handle.id(), claimed);
+        let (target, request, sent) = (self.target.clone(), claimed.clone(), Arc::<AtomicBool>::default());
+        let is_sent = sent.clone();
+        let handle = self.requests.spawn(async move { attempt(&target, &request, &is_sent).await });
+        self.under_way.insert(handle.id(), UnderWay { claimed, sent });
     }
 
     /// Takes an attempt that ended, and all others that have.
-    fn take_ended(&mut self, first: Result<(Id, Attempted), JoinError>) {
+    fn take_ended(&mut self, first: Result<(Id, FinishedAttempt), JoinError>) {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            let claimed = self.under_way.remove(&id);
-            match (ended, claimed) {
+            match (ended, self.under_way.remove(&id)) {
                 (Ok((_, attempted)), _) => self.ended.push(attempted),
-                (Err(_), Some(claimed)) => self.ended.push(broken(&self.target, &claimed)),
+                (Err(_), Some(under_way)) => self.ended.push(broken(&self.target, &under_way)),
                 (Err(_), None) => {}
             }
             next = self.requests.try_join_next_with_id();
@@ -174,7 +191,7 @@ impl Courier {
     }
 
     /// Waits for requests under way, for a while, and records how they ended.
-    async fn stop(mut self) -> store::Result<()> {
+    async fn stop(mut self) -> db::Result<()> {
         let deadline = Instant::now() + GRACE;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
             self.take_ended(ended);
@@ -193,52 +210,114 @@ fn instant(at: Timestamp) -> Instant {
 }
 
 /// Makes one attempt, and says what follows from it.
-async fn attempt(target: &Target, claimed: &Claimed) -> Attempted {
+async fn attempt(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> FinishedAttempt {
     let (began, at) = (Instant::now(), Timestamp::now());
-    let answer = post::post(target, claimed).await;
+    let answer = post::post(target, claimed, sent).await;
     let took = began.elapsed();
+    let result = match (answer.status, &answer.error) {
+        (_, None) => AttemptResult::Accepted,
+        (Some(_), Some(_)) => AttemptResult::Rejected,
+        (None, Some(_)) if sent.load(Ordering::Relaxed) => AttemptResult::NoResponse,
+        (None, Some(_)) => AttemptResult::NotSent,
+    };
     let end = match answer.error {
-        None => End::Accepted,
+        None => NextStep::Delivered,
         Some(error) => {
             let now = schedule::ended(at, took, Timestamp::now());
             after_failure(target, claimed, now, error, answer.retry_after)
         }
     };
     tell(target, claimed, answer.status, took, &end);
-    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: answer.status, took, end }
+    FinishedAttempt {
+        delivery_id: claimed.delivery_id,
+        attempt: claimed.attempt,
+        result,
+        status: answer.status,
+        took,
+        next_step: end,
+    }
 }
 
-fn after_failure(target: &Target, claimed: &Claimed, now: Timestamp, error: String, asked: Option<Duration>) -> End {
+fn after_failure(
+    target: &Target,
+    claimed: &Claimed,
+    now: Timestamp,
+    error: String,
+    asked: Option<Duration>,
+) -> NextStep {
     let last = schedule::later(claimed.first_attempt_at, target.give_up_after);
     match schedule::next(now, schedule::pause(claimed.attempt), asked, last) {
-        Some(at) => End::Again(error, at),
+        Some(at) => NextStep::RetryAt(error, at),
         None => {
             let after = crate::units::Duration(target.give_up_after);
-            End::GivenUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
+            NextStep::GiveUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
         }
     }
 }
 
-/// The attempt's task broke down: a fault of ours, which must not keep the delivery for ever.
-fn broken(target: &Target, claimed: &Claimed) -> Attempted {
+/// The end of an attempt whose task panicked. The handler may have the event if the request was sent.
+fn broken(target: &Target, under_way: &UnderWay) -> FinishedAttempt {
+    let UnderWay { claimed, sent } = under_way;
+    let result = if sent.load(Ordering::Relaxed) { AttemptResult::Interrupted } else { AttemptResult::NotSent };
     let end = after_failure(target, claimed, Timestamp::now(), "internal error during the attempt".into(), None);
-    Attempted { delivery_id: claimed.delivery_id, attempt: claimed.attempt, status: None, took: Duration::ZERO, end }
+    FinishedAttempt {
+        delivery_id: claimed.delivery_id,
+        attempt: claimed.attempt,
+        result,
+        status: None,
+        took: Duration::ZERO,
+        next_step: end,
+    }
 }
 
-fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &End) {
+fn tell(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, end: &NextStep) {
     let (callback, attempt) = (target.name(), claimed.attempt);
     let (event_id, session_id) = (claimed.event_id.as_str(), claimed.session_id.as_deref());
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     match end {
-        End::Accepted => {
+        NextStep::Delivered => {
             tracing::info!(callback, event_id, session_id, attempt, status, millis, "delivered");
         }
-        End::Again(error, at) => {
+        NextStep::RetryAt(error, at) => {
             let again = at.to_string();
             tracing::warn!(callback, event_id, session_id, attempt, status, millis, %error, again, "not delivered yet");
         }
-        End::GivenUp(error) => {
+        NextStep::GiveUp(error) => {
             tracing::error!(callback, event_id, session_id, attempt, status, millis, %error, "delivery is dead");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Matching;
+
+    #[tokio::test]
+    async fn a_panic_after_the_request_is_an_interruption() {
+        let folder = tempfile::tempdir().unwrap();
+        let matching = Matching { enabled: false, window: STORE_PAUSE };
+        let settings = db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching };
+        let store = Store::open(settings).unwrap();
+        let claimed = Claimed {
+            delivery_id: 1,
+            attempt: 1,
+            first_attempt_at: Timestamp::now(),
+            event_id: "e".into(),
+            session_id: None,
+            order_ref: None,
+            webhook: "{}".into(),
+        };
+        for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
+            let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";
+            let target = Target::new(toml::from_str(settings).unwrap(), "secret".into()).unwrap();
+            let mut courier = Courier::new(store.clone(), target);
+            let handle = courier.requests.spawn(async { panic!("this test panics on purpose") });
+            let under_way = UnderWay { claimed: claimed.clone(), sent: Arc::new(AtomicBool::new(sent)) };
+            courier.under_way.insert(handle.id(), under_way);
+            let ended = courier.requests.join_next_with_id().await.unwrap();
+            courier.take_ended(ended);
+            assert_eq!(courier.ended[0].result, result);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One POST: connect, ask, listen; within one deadline, believing nothing of the answer but its status.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -11,9 +12,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::sign;
 use super::target::Target;
+use crate::db::Claimed;
 use crate::http::{self, Head, header_text};
 use crate::model::{NO_ANSWER, printable};
-use crate::store::Claimed;
 
 /// The most of an answer that is read; then the connection is closed.
 const LONGEST_ANSWER: usize = 64 * 1024;
@@ -41,15 +42,15 @@ impl Answer {
     }
 }
 
-/// Posts an event to its callback.
-pub(super) async fn post(target: &Target, claimed: &Claimed) -> Answer {
+/// Posts an event to its target. `sent` is set before the first byte of the request is written.
+pub(super) async fn post(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> Answer {
     let deadline = Instant::now() + target.timeout;
     let request = match request(target, claimed, Timestamp::now()) {
         Ok(request) => request,
         Err(e) => return Answer::none(format!("cannot make the request: {e}")),
     };
     let (head, mut heard) = (Head::default(), None);
-    let ended = timeout_at(deadline, exchange(target, request, deadline, &head, &mut heard)).await;
+    let ended = timeout_at(deadline, exchange(target, request, deadline, sent, &head, &mut heard)).await;
     // Once its status is there it has answered, however long the rest takes, and however it is framed.
     heard.or_else(|| salvage(&head)).unwrap_or_else(|| {
         Answer::none(match ended {
@@ -87,10 +88,12 @@ async fn exchange(
     target: &Target,
     request: Request<Full<Bytes>>,
     deadline: Instant,
+    sent: &AtomicBool,
     head: &Head,
     heard: &mut Option<Answer>,
 ) -> Result<(), String> {
     let stream = head.watch(target.place.connect(deadline).await?);
+    sent.store(true, Ordering::Relaxed);
     http::exchange(stream, request, async |response| hear(response, heard).await).await
 }
 

@@ -7,10 +7,10 @@ use std::time::Duration as StdDuration;
 use hyper::http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
 
+use crate::db;
 use crate::http::Url;
 use crate::model::Status;
 use crate::secret;
-use crate::store;
 use crate::units::Duration;
 
 /// One `[[forward]]` table. Each value is right in itself once it is read; [`Settings::check`] asks whether they go together.
@@ -137,8 +137,8 @@ impl Settings {
 
     /// As the outbox needs to know it.
     #[must_use]
-    pub fn target(&self) -> store::Target {
-        store::Target {
+    pub fn target(&self) -> db::TargetRules {
+        db::TargetRules {
             name: self.name.clone(),
             statuses: self.statuses.clone(),
             send_unresolved: self.unresolved == Unresolved::Send,

@@ -7,9 +7,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
+use crate::db::{self, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, Reason, ReasonCode};
-use crate::store::{self, Change, Store, Stored};
+use crate::payments::{Reevaluation, StoredMail};
 use crate::trust::dns::Resolver;
 
 /// How long after the first judgement the second follows; each pause is twice the one before, up to an hour.
@@ -35,7 +36,7 @@ impl Deferred {
     ///
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
-    pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> store::Result<()> {
+    pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut deferrals = self.store.watch_deferrals();
         while !*shutdown.borrow() {
             let next = super::patiently(None, || self.look()).await?.map_or(LOOK, until);
@@ -50,10 +51,10 @@ impl Deferred {
     }
 
     /// Judges what is due; when the next is.
-    async fn look(&self) -> store::Result<Option<Timestamp>> {
+    async fn look(&self) -> db::Result<Option<Timestamp>> {
         let (reader, now) = (self.store.reader()?, Timestamp::now());
         for id in reader.deferred_mails(now)? {
-            if let Some(stored) = reader.stored(id)? {
+            if let Some(stored) = reader.stored_mail(id)? {
                 self.judge(stored).await?;
             }
         }
@@ -61,7 +62,7 @@ impl Deferred {
         reader.next_deferred(now)
     }
 
-    async fn judge(&self, stored: Stored) -> store::Result<()> {
+    async fn judge(&self, stored: StoredMail) -> db::Result<()> {
         let Some(rules) = self.rules.get(&stored.mail.origin.account) else { return Ok(()) };
         let mut examined = super::examine_one(rules, &self.resolver, &stored.mail).await;
         let next = pause(stored.judgements);
@@ -69,8 +70,8 @@ impl Deferred {
             give_up(&mut examined);
         }
         let at = Timestamp::now() + next;
-        let change = super::patiently(None, || self.store.rejudge(stored.id, examined.clone(), Some(at))).await?;
-        if let Change::Outcome { outcome, reason, event_id } = change {
+        let change = super::patiently(None, || self.store.reevaluate(stored.id, examined.clone(), Some(at))).await?;
+        if let Reevaluation::Outcome { outcome, reason, event_id } = change {
             let reason = reason.map(|r| r.to_string());
             tracing::info!(mail_id = stored.id, event_id, reason, "deferred mail: {outcome}");
         }
@@ -100,9 +101,9 @@ fn until(at: Timestamp) -> Duration {
 mod tests {
     use super::*;
 
-    use crate::model::{Envelope, Origin, RawMail};
-    use crate::session::Matching;
-    use crate::store::Entry;
+    use crate::model::Matching;
+    use crate::model::{Envelope, Origin, RawMail, Uid, UidValidity};
+    use crate::payments::ExaminedMail;
     use crate::trust::dns;
 
     /// A mail that was deferred just now, of an account that is not configured any more.
@@ -110,13 +111,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: FIRST };
-        let settings = store::Settings { path: path.clone(), targets: Vec::new(), matching };
+        let settings = db::StoreSettings { path: path.clone(), targets: Vec::new(), matching };
         let store = Store::open(settings).unwrap();
-        let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((7, 1)) };
+        let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(1))) };
         let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };
         let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
-        store.record(vec![Entry::new(mail, examined)], None).await.unwrap();
+        store.record(vec![ExaminedMail::new(mail, examined)], None).await.unwrap();
         let resolver = Arc::new(Resolver::new(&dns::Settings::default()).unwrap());
         (folder, Deferred { rules: HashMap::new(), resolver, store })
     }

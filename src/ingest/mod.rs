@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
 use crate::contain::{contained, contained_async};
+use crate::db::{self, Cursor, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
+use crate::payments::{ExaminedMail, Recorded};
 use crate::pulse::Pulse;
 use crate::source::imap::{self, Batch, Report};
-use crate::store::{self, Cursor, Entry, Recorded, Store};
 use crate::telemetry;
 use crate::trust::dns::Resolver;
 
@@ -48,7 +49,7 @@ pub struct Ingest {
 
 /// What is recorded in one go.
 enum Step {
-    Examined(Batch, Vec<Entry>),
+    Examined(Batch, Vec<ExaminedMail>),
     Found { attribute: String },
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
@@ -84,7 +85,7 @@ impl Ingest {
     ///
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
-    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> store::Result<()> {
+    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> db::Result<()> {
         LazyLock::force(&BEGUN);
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
@@ -130,7 +131,7 @@ impl Ingest {
     }
 
     /// Examines mails in a task of their own, so that another core can do it.
-    pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<Entry> {
+    pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<ExaminedMail> {
         let mails = match <[RawMail; 1]>::try_from(mails) {
             Ok([mail]) => return vec![self.examine_alone(mail).await],
             Err(mails) => mails,
@@ -140,7 +141,7 @@ impl Ingest {
             let mut entries = Vec::with_capacity(mails.len());
             for mail in mails {
                 let examined = examine_one(&rules, &resolver, &mail).await;
-                entries.push(Entry::new(mail, examined));
+                entries.push(ExaminedMail::new(mail, examined));
             }
             entries
         };
@@ -152,7 +153,7 @@ impl Ingest {
     }
 
     /// Examines the one mail that somebody may be waiting for: one core reads it while another judges it.
-    async fn examine_alone(&self, mail: RawMail) -> Entry {
+    async fn examine_alone(&self, mail: RawMail) -> ExaminedMail {
         let mail = Arc::new(mail);
         let (rules, it) = (self.rules.clone(), mail.clone());
         let reading = tokio::spawn(async move { contained(|| rules.take_in(&it)) });
@@ -166,19 +167,19 @@ impl Ingest {
             // Every panic is contained; this is a task that was cancelled at the end.
             _ => std::future::pending().await,
         };
-        Entry::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
+        ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
     }
 
     /// Examines mails and records them, without a cursor: what `import` hands over.
     ///
     /// # Errors
     /// As [`Ingest::run`].
-    pub async fn record_now(&self, mails: Vec<RawMail>) -> store::Result<Vec<Recorded>> {
+    pub async fn record_now(&self, mails: Vec<RawMail>) -> db::Result<Vec<Recorded>> {
         let entries = self.examine(mails).await.into();
         self.commit(&entries, None, None).await
     }
 
-    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> store::Result<()> {
+    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> db::Result<()> {
         let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
@@ -194,7 +195,7 @@ impl Ingest {
             }
         }
         if !entries.is_empty() || cursor.is_some() {
-            let entries: Arc<[Entry]> = entries.into();
+            let entries: Arc<[ExaminedMail]> = entries.into();
             let recorded = self.commit(&entries, cursor.as_ref(), Some(pulse)).await?;
             if let (Some(noted), Some(_)) = (noted.as_mut(), &cursor) {
                 noted.seen_at = Some(Instant::now());
@@ -223,10 +224,10 @@ impl Ingest {
     /// Records mails, however long the database has to be waited for.
     async fn commit(
         &self,
-        entries: &Arc<[Entry]>,
+        entries: &Arc<[ExaminedMail]>,
         cursor: Option<&Cursor>,
         pulse: Option<&Pulse>,
-    ) -> store::Result<Vec<Recorded>> {
+    ) -> db::Result<Vec<Recorded>> {
         let recorded = patiently(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
@@ -250,17 +251,17 @@ fn not_taken_apart() -> Examined {
     }
 }
 
-fn notification_uid((entry, recorded): (&Entry, &Recorded)) -> Option<u32> {
+fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
     // A mail that was recorded before is a duplicate as well, whatever it was then.
-    entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid)
+    entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 
 /// Tries again for as long as only the machine's state is in the way. To wait is a sign of life: a watchdog that ends the
 /// program makes no room on a disk.
-async fn patiently<T, F: Future<Output = store::Result<T>>>(
+async fn patiently<T, F: Future<Output = db::Result<T>>>(
     pulse: Option<&Pulse>,
     mut work: impl FnMut() -> F,
-) -> store::Result<T> {
+) -> db::Result<T> {
     let mut failures = 0;
     loop {
         match work().await {
@@ -277,9 +278,9 @@ async fn patiently<T, F: Future<Output = store::Result<T>>>(
     }
 }
 
-fn log(entry: &Entry, recorded: &Recorded) {
+fn log(entry: &ExaminedMail, recorded: &Recorded) {
     let origin = &entry.mail.origin;
-    let uid = origin.uid.map(|(_, uid)| uid);
+    let uid = origin.uid.map(|(_, uid)| uid.0);
     let (event_id, session_id) = (recorded.event_id.as_deref(), recorded.session_id.as_deref());
     let reason = recorded.reason.as_ref().map(ToString::to_string);
     let (account, mailbox, outcome) = (&origin.account, &origin.mailbox, recorded.outcome.as_str());
@@ -313,7 +314,7 @@ mod tests {
     async fn whoever_waits_for_room_on_the_disk_is_not_stuck() {
         let pulses = Pulses::default();
         let pulse = pulses.begin("watching", Duration::ZERO);
-        let full = || async { Err::<(), _>(store::Error::Full("m.db".into())) };
+        let full = || async { Err::<(), _>(db::Error::Full("m.db".into())) };
         assert!(patiently(Some(&pulse), full).now_or_never().is_none(), "it tries again");
         assert!(pulses.late().is_empty());
     }

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::db::{self, Store};
 use crate::examine::Rules;
-use crate::store::{self, Store};
 use crate::trust::dns::Resolver;
 
 /// Reads a mail that nobody sent, and asks for the keys by which mails were believed last. What of it fails is done
@@ -23,6 +23,6 @@ pub async fn get_ready(rules: Arc<Rules>, resolver: Arc<Resolver>, store: Store)
     resolver.make_ready().await;
 }
 
-fn keys(store: &Store) -> store::Result<Vec<(String, String)>> {
+fn keys(store: &Store) -> db::Result<Vec<(String, String)>> {
     store.reader()?.last_keys()
 }

@@ -53,6 +53,24 @@ impl Reading {
     }
 }
 
+impl Reading {
+    /// These values, and those of `other` where this reading has none. The status stays.
+    #[must_use]
+    pub fn or(self, other: Reading) -> Reading {
+        Reading {
+            status: self.status,
+            session_id: self.session_id.or(other.session_id),
+            amount: self.amount.or(other.amount),
+            currency: self.currency.or(other.currency),
+            blockchain: self.blockchain.or(other.blockchain),
+            token: self.token.or(other.token),
+            from_wallet_address: self.from_wallet_address.or(other.from_wallet_address),
+            transaction_hash: self.transaction_hash.or(other.transaction_hash),
+            tx_time: self.tx_time.or(other.tx_time),
+        }
+    }
+}
+
 /// A payment in the webhook's event model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
@@ -65,6 +83,14 @@ pub struct Event {
 }
 
 impl Event {
+    /// These values, and those of `other` where this event has none. A time that a mail states replaces a header's.
+    #[must_use]
+    pub fn or(self, other: Event) -> Event {
+        let reading = self.reading.or(other.reading);
+        let header_time = self.header_time.or(other.header_time).filter(|_| reading.tx_time.is_none());
+        Event { reading, header_time, order_ref: self.order_ref.or(other.order_ref) }
+    }
+
     /// The time of the payment: the one in the mail's text, or else that of its Date header.
     #[must_use]
     pub fn time(&self) -> Option<Timestamp> {
@@ -182,6 +208,21 @@ mod tests {
             paid().webhook(),
             r#"{"session_id":"591abe63-aa61-411d-a419-0b546729bbd0","amount":"20","blockchain":"Sepolia","token":"DAI","from_wallet_address":"0x056397760b973BfB921Bc10Be9DA5034B1e921d7","transaction_hash":"0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2","txTime":"Mar 5, 2025, 03:36","status":true}"#
         );
+    }
+
+    #[test]
+    fn merging_fills_gaps_and_changes_nothing_else() {
+        let at = |text: &str| Some(text.parse().unwrap());
+        let mut sparse = Event { reading: Reading::of(Status::Completed), header_time: None, order_ref: None };
+        assert_eq!(sparse.clone().or(paid()), paid());
+        assert_eq!(paid().or(sparse.clone()), paid());
+        sparse.reading.amount = Some("21".into());
+        sparse.header_time = at("2025-03-05T04:00:00Z");
+        let merged = sparse.clone().or(paid());
+        assert_eq!((merged.reading.amount.as_deref(), merged.header_time), (Some("21"), None));
+        let mut untimed = paid();
+        (untimed.reading.tx_time, untimed.header_time) = (None, at("2025-03-05T05:00:00Z"));
+        assert_eq!(sparse.clone().or(untimed).header_time, sparse.header_time);
     }
 
     #[test]

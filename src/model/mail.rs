@@ -3,10 +3,33 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::event::Event;
 use super::spelling::printable;
 use super::words::{ReasonCode, Trust};
+
+/// A mail's UID in its mailbox (RFC 3501, 2.3.1.1). It means a mail only together with a [`UidValidity`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Uid(pub u32);
+
+/// A mailbox's UIDVALIDITY (RFC 3501, 2.3.1.1). When it changes, all UIDs mean other mails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct UidValidity(pub u32);
+
+impl fmt::Display for Uid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for UidValidity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// The place of a mail. All four parts together identify a mail permanently (RFC 3501, 2.3.1.1).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,7 +39,7 @@ pub struct Origin {
     /// The mailbox, or `import`.
     pub mailbox: String,
     /// UIDVALIDITY and UID; `None` for a mail that is not from a mail server.
-    pub uid: Option<(u32, u32)>,
+    pub uid: Option<(UidValidity, Uid)>,
 }
 
 /// One RFC 5322 message, unchanged.
@@ -36,10 +59,10 @@ pub struct RawMail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {
     /// The UIDVALIDITY of `last_uid` (RFC 3501, 2.3.1.1).
-    pub uid_validity: u32,
+    pub uid_validity: UidValidity,
     /// The cursor's UID. Every mail up to it is stored, is known to be gone, or is older than the start of the first
     /// run.
-    pub last_uid: u32,
+    pub last_uid: Uid,
     /// The start of the first run, if that was not the oldest mail.
     pub begun: Option<Begun>,
     /// The newest INTERNALDATE known, by the server's clock. It covers at least the last mails that were read.
@@ -54,11 +77,12 @@ pub struct Begun {
     /// Mails that the server received before this time are skipped …
     pub at: Timestamp,
     /// … up to this UID. Mails above it came later, with any date.
-    pub uid: u32,
+    pub uid: Uid,
 }
 
 impl From<(u32, u32)> for Reached {
     fn from((uid_validity, last_uid): (u32, u32)) -> Self {
+        let (uid_validity, last_uid) = (UidValidity(uid_validity), Uid(last_uid));
         Reached { uid_validity, last_uid, begun: None, newest_at: None, renumbered_after: 0 }
     }
 }

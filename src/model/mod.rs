@@ -5,14 +5,18 @@
 
 mod event;
 mod mail;
+mod matching;
 mod spelling;
 mod words;
 
 pub use event::{Event, Reading};
-pub use mail::{Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Verdict};
+pub use mail::{
+    Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Uid, UidValidity, Verdict,
+};
+pub use matching::Matching;
 pub use spelling::{
-    KNOWN_CHAINS, fold_chain, fold_hash, fold_token, is_token_name, iso, printable, same_amount, same_mailbox,
-    same_token, spell_chain, webhook_time,
+    KNOWN_CHAINS, fold_chain, fold_hash, fold_token, hash_spellings, is_token_name, iso, printable, same_amount,
+    same_mailbox, same_token, spell_chain, webhook_time,
 };
 pub(crate) use words::words;
-pub use words::{MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
+pub use words::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};

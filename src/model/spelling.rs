@@ -71,6 +71,18 @@ pub fn fold_hash(hash: &str) -> String {
     }
 }
 
+/// How a transaction's hash may be stored: a hexadecimal one is a number.
+#[must_use]
+pub fn hash_spellings(hash: &str) -> Vec<String> {
+    let folded = fold_hash(hash);
+    match folded.strip_prefix("0x") {
+        Some(digits) => {
+            (0..=64_usize.saturating_sub(digits.len())).map(|n| format!("0x{}{digits}", "0".repeat(n))).collect()
+        }
+        None => vec![folded],
+    }
+}
+
 /// Whether two decimal texts are the same number, as `20` and `20.00` are.
 #[must_use]
 pub fn same_amount(a: &str, b: &str) -> bool {

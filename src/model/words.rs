@@ -52,6 +52,37 @@ macro_rules! words {
 pub(crate) use words;
 words!(Status, "status", Completed => "completed", Failed => "failed", Pending => "pending");
 
+/// The state of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DeliveryState {
+    /// It waits for a session or for a person's decision.
+    Held,
+    /// It is due now or later.
+    Pending,
+    /// The handler accepted it.
+    Delivered,
+    /// It was given up; a person can retry it.
+    Dead,
+}
+words!(DeliveryState, "delivery state", Held => "held", Pending => "pending", Delivered => "delivered", Dead => "dead");
+
+/// How an attempt to deliver ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttemptResult {
+    /// A 2xx status came.
+    Accepted,
+    /// Another status came.
+    Rejected,
+    /// The request was sent and no response came. The handler may have the event.
+    NoResponse,
+    /// No request was sent.
+    NotSent,
+    /// The program stopped or failed during the attempt. The handler may have the event.
+    Interrupted,
+}
+words!(AttemptResult, "attempt result", Accepted => "accepted", Rejected => "rejected", NoResponse => "no_response",
+    NotSent => "not_sent", Interrupted => "interrupted");
+
 /// The outcome of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Outcome {

@@ -76,8 +76,8 @@ async fn two_callbacks_have_their_own_statuses_and_outages() {
     assert!(requests.iter().any(|r| r.text().starts_with("{\"session_id\":null,")));
     bad.wait_for(2).await;
     let all = world.until("recorded", |all| all.iter().filter(|d| d.last_error.is_some()).count() == 2).await;
-    assert_eq!(all.iter().filter(|d| d.state == "delivered").count(), 2);
-    assert_eq!(all.iter().filter(|d| d.target == "bad" && d.state == "held").count(), 1);
+    assert_eq!(all.iter().filter(|d| d.state.as_str() == "delivered").count(), 2);
+    assert_eq!(all.iter().filter(|d| d.target == "bad" && d.state.as_str() == "held").count(), 1);
     assert!(all.iter().any(|d| d.last_error.as_deref() == Some("no answer within 200ms")));
     world.stop().await;
 }
@@ -111,7 +111,7 @@ async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
     world.record(vec![paid(Some(1), 1)]).await;
     receiver.wait_for(1).await;
     world.stop().await;
-    assert_eq!(world.deliveries()[0].state, "delivered");
+    assert_eq!(world.deliveries()[0].state.as_str(), "delivered");
     world.start();
     world.record(vec![paid(Some(2), 2)]).await;
     world.until_all("delivered").await;
@@ -130,7 +130,7 @@ async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
         next_attempt_at = '2025-03-05T03:36:02.000Z'";
     world.sql().execute(tried, []).unwrap();
     world.start();
-    world.until("tried once more", |all| all[0].state != "pending" || all[0].attempts > 2).await;
+    world.until("tried once more", |all| all[0].state.as_str() != "pending" || all[0].attempts > 2).await;
     world.until_all("delivered").await;
     world.stop().await;
 }

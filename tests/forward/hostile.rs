@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use resmic_mailhook::store::Retry;
+use resmic_mailhook::db::RetrySelection;
 
 use super::receiver::{Answer, Receiver, status};
 use super::*;
@@ -14,7 +14,7 @@ async fn first_failure(answer: Answer) -> DeliveryRow {
     world.start();
     world.record(vec![paid(Some(1), 1)]).await;
     let row = world.until("recorded", |all| all[0].last_error.is_some()).await.remove(0);
-    assert_eq!(row.state, "pending");
+    assert_eq!(row.state.as_str(), "pending");
     world.stop().await;
     row
 }
@@ -57,6 +57,31 @@ async fn failures_are_told_apart() {
         assert_eq!(row.last_status, status, "{error}");
         assert!(error.contains(words), "{error:?} is not {words:?}");
         assert!(error.len() < 1000);
+    }
+}
+
+#[tokio::test]
+async fn attempts_record_their_result() {
+    let (accepts, rejects) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| status(500)));
+    let (hangs, closes) = (Receiver::new(|_, _| Answer::Hang), Receiver::new(|_, _| Answer::Close));
+    let [accepts, rejects, hangs, closes] =
+        [accepts.listen().await, rejects.listen().await, hangs.listen().await, closes.listen().await];
+    let refuses = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (address, result) in [
+        (accepts, "accepted"),
+        (rejects, "rejected"),
+        (hangs, "no_response"),
+        (closes, "no_response"),
+        (refuses, "not_sent"),
+    ] {
+        let mut world = World::new(vec![shop(address, "timeout = \"1s\"")]);
+        world.start();
+        world.record(vec![paid(Some(1), 1)]).await;
+        world.until("recorded", |all| all[0].last_error.is_some() || all[0].delivered_at.is_some()).await;
+        world.stop().await;
+        let sql = "SELECT result FROM attempts WHERE attempt = 1";
+        let found: String = world.sql().query_row(sql, [], |row| row.get(0)).unwrap();
+        assert_eq!(found, result);
     }
 }
 
@@ -161,16 +186,16 @@ async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
     let mut world = World::new(vec![shop(receiver.listen().await, "give_up_after = \"300ms\"")]);
     world.start();
     world.record(vec![failed(1, 1), failed(1, 2)]).await;
-    let all = world.until("ended", |all| all[0].state == "dead" && all[1].state == "delivered").await;
+    let all = world.until("ended", |all| all[0].state.as_str() == "dead" && all[1].state.as_str() == "delivered").await;
     let error = all[0].last_error.as_deref().unwrap();
     assert!(error.starts_with("given up after 300ms and ") && error.contains("500"), "{error}");
     assert!(all[0].next_attempt_at.is_none() && all[0].attempts >= 2);
-    assert!(matches!(world.store.retry(Retry::Ids(vec![all[1].id])).await, Err(store::Error::Refused(_))));
-    assert!(matches!(world.store.retry(Retry::Ids(vec![99])).await, Err(store::Error::Refused(_))));
+    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
+    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![99])).await, Err(db::Error::Refused(_))));
     let before = receiver.requests().len();
-    assert_eq!(world.store.retry(Retry::Dead).await.unwrap(), 1);
+    assert_eq!(world.store.retry(RetrySelection::Dead).await.unwrap(), 1);
     receiver.wait_for(before + 1).await;
-    world.until("dead again", |all| all[0].state == "dead" && all[0].attempts > 2).await;
+    world.until("dead again", |all| all[0].state.as_str() == "dead" && all[0].attempts > 2).await;
     world.stop().await;
 }
 
@@ -235,27 +260,30 @@ async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
 
 #[tokio::test]
 async fn what_surely_was_not_accepted_may_be_told_better() {
-    for (words, status, is_better) in [
-        ("no answer within 10s", None, false),
+    for (words, status, result, is_better) in [
+        ("no answer within 10s", None, AttemptResult::NoResponse, false),
         (
             "given up after 3d and 9 attempts; the last: no answer: connection closed before message completed",
             None,
+            AttemptResult::NoResponse,
             false,
         ),
-        ("cannot connect to 127.0.0.1:1: no answer", None, true),
-        ("500 Internal Server Error", Some(500), true),
+        ("internal error during the attempt", None, AttemptResult::Interrupted, false),
+        ("cannot connect to 127.0.0.1:1: no answer", None, AttemptResult::NotSent, true),
+        ("no answer within 10s: no connection was made", None, AttemptResult::NotSent, true),
+        ("500 Internal Server Error", Some(500), AttemptResult::Rejected, true),
     ] {
         let world = World::new(vec![shop("127.0.0.1:1", "unresolved = \"send\"")]);
         let mut bare = paid(None, 1);
         bare.reading.blockchain = None;
         world.record(vec![bare.clone()]).await;
-        let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
-        let end = store::End::Again(words.into(), jiff::Timestamp::now());
+        let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+        let end = db::NextStep::RetryAt(words.into(), jiff::Timestamp::now());
         let (delivery_id, attempt, took) = (claimed.delivery_id, claimed.attempt, Duration::ZERO);
-        let ended = store::Attempted { delivery_id, attempt, status, took, end };
-        world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+        let ended = db::FinishedAttempt { delivery_id, attempt, result, status, took, next_step: end };
+        world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
         world.record(vec![paid(Some(1), 1)]).await;
-        let told = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
+        let told = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
         // Of whichever session it is, it is the same payment.
         bare.reading.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");

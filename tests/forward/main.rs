@@ -12,10 +12,13 @@ mod verify;
 use std::sync::Arc;
 use std::time::Duration;
 
+use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, Settings, Target};
-use resmic_mailhook::model::{Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status};
-use resmic_mailhook::session::Matching;
-use resmic_mailhook::store::{self, DeliveryRow, Entry, Store};
+use resmic_mailhook::model::Matching;
+use resmic_mailhook::model::{
+    AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+};
+use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
@@ -24,7 +27,7 @@ struct World {
     folder: Arc<tempfile::TempDir>,
     store: Store,
     settings: Vec<Settings>,
-    running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<store::Result<()>>)>,
+    running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<db::Result<()>>)>,
 }
 
 fn settings(table: &str) -> Settings {
@@ -37,7 +40,7 @@ fn shop(address: impl std::fmt::Display, more: &str) -> Settings {
 }
 
 fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
-    Store::open(store::Settings {
+    Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
         targets: settings.iter().map(Settings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
@@ -59,7 +62,12 @@ impl World {
         let secret = SecretString::from(secret);
         let targets = self.settings.iter().map(|s| Target::new(s.clone(), secret.clone()).unwrap()).collect();
         let (stop, stopped) = watch::channel(false);
-        self.running = Some((stop, tokio::spawn(forward::run(self.store.clone(), targets, stopped))));
+        let watching = {
+            let (store, stopped) = (self.store.clone(), stopped.clone());
+            async move { store.watch_changes(stopped).await }
+        };
+        let forwarding = forward::run(self.store.clone(), targets, stopped);
+        self.running = Some((stop, tokio::spawn(async { tokio::try_join!(watching, forwarding).map(drop) })));
     }
 
     async fn stop(&mut self) {
@@ -72,11 +80,12 @@ impl World {
         static UID: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
         let entries = events.into_iter().map(|event| {
             let uid = UID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((7, uid)) };
+            let origin =
+                Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(uid))) };
             let bytes = format!("mail {uid}").into_bytes();
             let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
             let judgement = Judgement::Event(Box::new(event));
-            Entry::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+            ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
         });
         self.store.record(entries.collect::<Vec<_>>(), None).await.unwrap();
     }
@@ -85,7 +94,7 @@ impl World {
         let mut all = Vec::new();
         let push = |d| {
             all.push(d);
-            Ok::<_, store::Error>(())
+            Ok::<_, db::Error>(())
         };
         self.store.reader().unwrap().deliveries(None, None, push).unwrap();
         all
@@ -106,7 +115,7 @@ impl World {
 
     /// Waits until all deliveries are in a state.
     async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
-        self.until(state, |all| all.iter().all(|d| d.state == state)).await
+        self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
     }
 
     /// What SQLite says when it is asked directly.

@@ -1,5 +1,7 @@
 //! Sessions found by what was paid: one alone that fits, or none.
 
+use resmic_mailhook::payments;
+
 use super::sessions::{any, events, new, of_order, states};
 use super::*;
 
@@ -8,7 +10,7 @@ fn matching() -> World {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
     let targets = any().iter().map(Settings::target).collect();
-    let store = Store::open(store::Settings { path: folder.path().join("m.db"), targets, matching }).unwrap();
+    let store = Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching }).unwrap();
     World { folder: Arc::new(folder), store, settings: any(), running: None }
 }
 
@@ -46,7 +48,7 @@ async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
     };
     world.record(vec![dearer(5), dearer(6)]).await;
     let settled = world.store.session_add(new(7, None, Some("44"))).await.unwrap();
-    assert_eq!(settled, store::Settled::default());
+    assert_eq!(settled, payments::Reconciled::default());
     assert!(events(&world)[3..5].iter().all(|(session, ..)| session.is_none()));
     // An order that an address named is never matched by amount.
     world.record(vec![at(of_order("Z", 4))]).await;
@@ -101,12 +103,12 @@ async fn a_transaction_is_no_rival_of_itself_however_its_hash_is_written() {
     world.record(vec![short(Status::Pending), padded]).await;
     let sessions: Vec<_> = events(&world).into_iter().map(|e| e.0).collect();
     assert_eq!(sessions, [Some(session(1)), Some(session(1))], "it is pending first, and then completed");
-    let filter = |hash: &str| store::EventFilter { transaction: Some(hash.into()), ..store::EventFilter::default() };
+    let filter = |hash: &str| db::EventQuery { transaction: Some(hash.into()), ..db::EventQuery::default() };
     for hash in ["0x1", "0X01", "0x0000000001"] {
         let mut found = 0;
         let count = |_| {
             found += 1;
-            Ok::<_, store::Error>(())
+            Ok::<_, db::Error>(())
         };
         world.store.reader().unwrap().events(&filter(hash), count).unwrap();
         assert_eq!(found, 2, "{hash}");
@@ -120,18 +122,18 @@ async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
     // A shop that speaks Latin-1. SQLite does not look.
     let insert = "INSERT INTO sessions (session_id, order_ref, amount, token) VALUES (?1, CAST(x'47F6DF65' AS TEXT), '20', 'DAI')";
     world.sql().execute(insert, [session(1)]).unwrap();
-    world.sql().execute("INSERT INTO unsettled VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
+    world.sql().execute("INSERT INTO sessions_to_reconcile VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
     assert_eq!(world.store.session_add(new(2, Some("A"), None)).await.unwrap().released, 1);
     world.record(vec![at(paid(None, 2)), at(paid(Some(1), 3))]).await;
     assert_eq!(states(&world), ["pending", "pending", "held"], "it is found by its amount, and is paid once");
     let mut listed = Vec::new();
-    let push = |row: store::SessionRow| {
+    let push = |row: payments::SessionRow| {
         listed.push(row.order_ref);
-        Ok::<_, store::Error>(())
+        Ok::<_, db::Error>(())
     };
     world.store.reader().unwrap().sessions(push).unwrap();
     assert_eq!(listed, [Some("G\u{fffd}\u{fffd}e".into()), Some("A".into())]);
-    let left: i64 = world.sql().query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
+    let left: i64 = world.sql().query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 
@@ -162,6 +164,6 @@ async fn a_session_that_a_shop_ends_by_sql_is_over_in_whatever_way_it_writes_the
         .sql()
         .execute("UPDATE sessions SET expires_at = datetime('now', '+1 hour') WHERE session_id = ?1", [session(2)])
         .unwrap();
-    world.store.settle().await.unwrap();
+    world.store.reconcile().await.unwrap();
     assert_eq!(events(&world).remove(0).0, Some(session(2)));
 }

@@ -2,17 +2,18 @@
 
 use std::time::Instant;
 
-use resmic_mailhook::store::{Attempted, Claimed, End, NewSession};
+use resmic_mailhook::db::{Claimed, FinishedAttempt, NextStep};
+use resmic_mailhook::payments::{self, SessionRegistration};
 
 use super::receiver::{Receiver, status};
 use super::*;
 
-pub(super) fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> NewSession {
-    NewSession {
+pub(super) fn new(n: u32, order_ref: Option<&str>, amount: Option<&str>) -> SessionRegistration {
+    SessionRegistration {
         session_id: session(n),
         order_ref: order_ref.map(str::to_owned),
         amount: amount.map(str::to_owned),
-        ..NewSession::default()
+        ..SessionRegistration::default()
     }
 }
 
@@ -21,17 +22,17 @@ pub(super) fn of_order(order_ref: &str, n: u32) -> Event {
 }
 
 pub(super) fn states(world: &World) -> Vec<String> {
-    world.deliveries().into_iter().map(|d| d.state).collect()
+    world.deliveries().into_iter().map(|d| d.state.to_string()).collect()
 }
 
 /// The session, its source and the hold of each event, as they came.
 pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)> {
     let mut all = Vec::new();
-    let push = |e: store::EventRow| {
+    let push = |e: db::EventRow| {
         all.push((e.session_id, e.session_source, e.hold));
-        Ok::<_, store::Error>(())
+        Ok::<_, db::Error>(())
     };
-    world.store.reader().unwrap().events(&store::EventFilter::default(), push).unwrap();
+    world.store.reader().unwrap().events(&db::EventQuery::default(), push).unwrap();
     all
 }
 
@@ -62,7 +63,7 @@ async fn a_row_from_another_process_lets_held_deliveries_go_within_a_second_and_
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(requests[0].text().contains("\"state\":\"pending\"") && requests[1].text().contains("\"status\":true"));
     assert!(requests.iter().all(|r| r.text().contains(&session(7)) && r.header("x-mailhook-order-ref") == Some("A-1")));
-    world.until("recorded", |all| all[1].state == "delivered" && all[2].state == "held").await;
+    world.until("recorded", |all| all[1].state.as_str() == "delivered" && all[2].state.as_str() == "held").await;
     world.stop().await;
 }
 
@@ -80,7 +81,7 @@ async fn what_was_registered_while_nobody_ran_is_found_at_the_start() {
     world.start();
     world.until_all("delivered").await;
     world.stop().await;
-    let left: i64 = sql.query_row("SELECT count(*) FROM unsettled", [], |row| row.get(0)).unwrap();
+    let left: i64 = sql.query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 
@@ -110,7 +111,7 @@ async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     world.start();
     let waited = world.store.ping().await;
-    assert!(matches!(waited, Err(store::Error::Locked(_))), "{waited:?}");
+    assert!(matches!(waited, Err(db::Error::Locked(_))), "{waited:?}");
     other.execute_batch("ROLLBACK").unwrap();
     world.until_all("delivered").await;
     world.stop().await;
@@ -122,7 +123,7 @@ async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_reg
     world.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
     world.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
     assert_eq!(states(&world), ["held", "pending", "held"]);
-    // Registered late: for one that was about to go, and for one that waited.
+    // RegisteredSession late: for one that was about to go, and for one that waited.
     let settled = world.store.session_add(new(2, None, Some("21"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (0, 0, 1));
     world.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
@@ -183,18 +184,25 @@ async fn a_person_waits_for_an_attempt_that_tells_another_session() {
     let id = paid(None, 1).id().unwrap().to_string();
     let assign = async |n: u32| world.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
     assign(1).await.unwrap();
-    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
     let refused = assign(2).await.unwrap_err();
     assert!(refused.contains(&format!("is being posted with session {}", session(1))), "{refused}");
     // What it is told already may be said again.
     assign(1).await.unwrap();
     let Claimed { delivery_id, attempt, .. } = claimed;
-    let end = End::Again("500".into(), jiff::Timestamp::now());
-    let ended = Attempted { delivery_id, attempt, status: Some(500), took: Duration::ZERO, end };
-    world.store.turn("shop", vec![ended], vec![], 0).await.unwrap();
+    let end = NextStep::RetryAt("500".into(), jiff::Timestamp::now());
+    let ended = FinishedAttempt {
+        delivery_id,
+        attempt,
+        result: AttemptResult::Rejected,
+        status: Some(500),
+        took: Duration::ZERO,
+        next_step: end,
+    };
+    world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
     // One whose end nobody will ever tell is waited for as long as it could have taken.
-    world.store.turn("shop", vec![], vec![], 1).await.unwrap();
+    world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
     world.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
     assign(1).await.unwrap();
 }
@@ -208,7 +216,7 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
     let mut world = World::new(vec![table("sends", "unresolved = \"send\""), table("holds", "")]);
     world.start();
     world.record(vec![of_order("A", 1)]).await;
-    world.until("sent", |all| all[0].state == "delivered" && all[1].state == "held").await;
+    world.until("sent", |all| all[0].state.as_str() == "delivered" && all[1].state.as_str() == "held").await;
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
     world.until_all("delivered").await;
     world.stop().await;
@@ -258,7 +266,7 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
     world.sql().execute(register, [session(1)]).unwrap();
     // Nobody has looked at it yet.
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
-    assert_eq!(world.store.settle().await.unwrap(), store::Settled::default());
+    assert_eq!(world.store.reconcile().await.unwrap(), payments::Reconciled::default());
     // Nor is what was registered another time because a shop says it twice.
     world.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
     assert_eq!(states(&world), ["pending"]);
@@ -290,11 +298,18 @@ async fn what_is_held_is_of_its_session_s_order_too() {
     world.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
     world.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
-    let claimed = world.store.turn("shop", vec![], vec![], 1).await.unwrap().claimed;
+    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed;
     let Claimed { delivery_id, attempt, .. } = claimed[0];
     let took = Duration::ZERO;
-    let ended = Attempted { delivery_id, attempt, status: Some(200), took, end: End::Accepted };
-    let second = world.store.turn("shop", vec![ended], vec![], 1).await.unwrap().claimed;
+    let ended = FinishedAttempt {
+        delivery_id,
+        attempt,
+        result: AttemptResult::Accepted,
+        status: Some(200),
+        took,
+        next_step: NextStep::Delivered,
+    };
+    let second = world.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
     let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
     assert_eq!(orders, [Some("A"); 2]);
 }
@@ -314,7 +329,7 @@ async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_regis
         let first = as_pending(of_order("A", 2));
         world.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
         world.store.session_add(register).await.unwrap();
-        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state)).collect();
+        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
         let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
         let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
         assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
@@ -331,7 +346,7 @@ async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_t
     world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
     let settled = world.store.session_add(new(1, None, Some("2000"))).await.unwrap();
     assert_eq!(settled.held, 1);
-    assert_eq!(world.store.retry(store::Retry::Dead).await.unwrap(), 1);
+    assert_eq!(world.store.retry(db::RetrySelection::Dead).await.unwrap(), 1);
     assert_eq!(states(&world), ["held", "pending"]);
     world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(states(&world), ["pending", "pending"]);
@@ -345,22 +360,26 @@ async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
     full.blockchain = Some("BNB-CHAIN".into());
     world.store.session_add(full.clone()).await.unwrap();
     world.store.session_add(full).await.unwrap();
-    world.store.session_add(NewSession { token: Some("DAI".into()), ..new(1, None, Some("20.0")) }).await.unwrap();
+    world
+        .store
+        .session_add(SessionRegistration { token: Some("DAI".into()), ..new(1, None, Some("20.0")) })
+        .await
+        .unwrap();
     world.store.session_add(new(2, None, None)).await.unwrap();
     for (wrong, words) in [
         (new(1, Some("B"), None), "another order reference"),
         (new(1, None, Some("21")), "another amount"),
         (new(3, None, Some("$21")), "expected US dollars"),
-        (NewSession { session_id: "x".into(), ..NewSession::default() }, "is no session id"),
+        (SessionRegistration { session_id: "x".into(), ..SessionRegistration::default() }, "is no session id"),
     ] {
         let said = world.store.session_add(wrong).await.unwrap_err().to_string();
         assert!(said.contains(words), "{said}");
     }
     world.record(vec![failed(2, 1)]).await;
     let mut all = Vec::new();
-    let push = |row: store::SessionRow| {
+    let push = |row: payments::SessionRow| {
         all.push(row);
-        Ok::<_, store::Error>(())
+        Ok::<_, db::Error>(())
     };
     world.store.reader().unwrap().sessions(push).unwrap();
     assert_eq!(all.len(), 2);
@@ -399,7 +418,7 @@ async fn the_documented_insert_registers_a_session() {
     let world = World::new(any());
     world.record(vec![of_order("order-1001", 1)]).await;
     world.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
-    assert_eq!(world.store.settle().await.unwrap().released, 1);
+    assert_eq!(world.store.reconcile().await.unwrap().released, 1);
     assert_eq!(states(&world), ["pending"]);
 }
 

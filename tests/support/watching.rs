@@ -25,7 +25,7 @@ struct Beside {
 impl Beside {
     /// As the store says it.
     fn known(&self, cursor: (u32, u32)) -> Known {
-        let reached = self.reached.filter(|r| (r.uid_validity, r.last_uid) == cursor).unwrap_or(cursor.into());
+        let reached = self.reached.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
         let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;
         let rows =
             self.rows.iter().filter(|(row, (v, uid), _)| *v == cursor.0 && *uid <= cursor.1 && is_landmark(*row, *uid));
@@ -166,7 +166,7 @@ impl Watching {
     fn take(&mut self, batch: Batch) {
         let mut uids = Vec::new();
         for mail in batch.mails {
-            let key = mail.origin.uid.unwrap();
+            let key = mail.origin.uid.map(|(validity, uid)| (validity.0, uid.0)).unwrap();
             uids.push(key.1);
             self.sizes.insert(key, mail.size);
             let entry = self.handed.entry(key).or_insert_with(|| (mail.bytes.clone(), 0));
@@ -178,7 +178,7 @@ impl Watching {
             self.mails.push(mail.bytes);
         }
         if let Some(reached) = batch.cursor {
-            let cursor = (reached.uid_validity, reached.last_uid);
+            let cursor = (reached.uid_validity.0, reached.last_uid.0);
             self.check(cursor);
             if !self.forgetful {
                 self.beside.lock().unwrap().reached = Some(reached);

@@ -187,6 +187,7 @@ pub(super) async fn is_same(
 ) -> Result<bool> {
     let Reached { uid_validity, last_uid, newest_at, .. } = known.reached;
     selected.newest_at = newest_at;
+    let (uid_validity, last_uid) = (uid_validity.0, last_uid.0);
     if uid_validity != selected.uid_validity || last_uid >= selected.uid_next {
         return Ok(false);
     }

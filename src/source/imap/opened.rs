@@ -13,7 +13,7 @@ use super::fetch::Item;
 use super::mailbox::Selected;
 use super::settings::After;
 use super::wire::{Heard, Sent, Wait, Wire};
-use crate::model::{Begun, MailboxState, Origin, RawMail, Reached};
+use crate::model::{Begun, MailboxState, Origin, RawMail, Reached, Uid, UidValidity};
 
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
 const KEPT_BYTES: usize = 8 << 20;
@@ -164,7 +164,7 @@ impl Opened {
         let origin = Origin {
             account: self.account.settings.name.clone(),
             mailbox: self.name.clone(),
-            uid: Some((self.selected.uid_validity, item.uid)),
+            uid: Some((UidValidity(self.selected.uid_validity), Uid(item.uid))),
         };
         let size = item.size.unwrap_or(0).max(bytes.len() as u64);
         Some(RawMail { origin, bytes, size, received_at: item.received_at })
@@ -182,8 +182,8 @@ impl Opened {
             done
         });
         let cursor = cursor.map(|last_uid| Reached {
-            uid_validity: self.selected.uid_validity,
-            last_uid,
+            uid_validity: UidValidity(self.selected.uid_validity),
+            last_uid: Uid(last_uid),
             begun: self.begun,
             newest_at: self.selected.newest_at,
             renumbered_after: self.renumbered_after,

@@ -107,7 +107,7 @@ impl Opened {
         let answered = self.finish(&sent, wait, |item| {
             highest = highest.max(item.uid);
             let is_old =
-                begun.is_some_and(|begun| item.uid <= begun.uid && item.received_at.is_some_and(|at| at < begun.at));
+                begun.is_some_and(|begun| item.uid <= begun.uid.0 && item.received_at.is_some_and(|at| at < begun.at));
             let wanted = !is_old;
             uids.extend((item.uid > cursor && wanted).then_some(item.uid));
         });

@@ -15,7 +15,7 @@ use super::opened::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
 use super::timing::Timing;
 use super::wire::Wire;
-use crate::model::{Begun, MailboxState, Reached, same_mailbox};
+use crate::model::{Begun, MailboxState, Reached, Uid, same_mailbox};
 
 /// How many short-lived connections in a row are each replaced at once.
 const BRIEF: u32 = 5;
@@ -200,8 +200,8 @@ impl Watcher {
             name,
             wire_name: named.wire,
             selected,
-            cursor: reached.last_uid,
-            handed: is_known.then_some(reached.last_uid),
+            cursor: reached.last_uid.0,
+            handed: is_known.then_some(reached.last_uid.0),
             begun: reached.begun,
             renumbered_after: reached.renumbered_after,
             tells_numbering: self.untold != Some(uid_validity),
@@ -231,7 +231,7 @@ impl Watcher {
     /// What "now" was first stays so: until it is written down a connection may end, mails may come, and the server may
     /// begin another numbering.
     fn beginning(&mut self, selected: &Selected, now: Timestamp) -> Reached {
-        let uid = selected.uid_next.saturating_sub(1);
+        let uid = Uid(selected.uid_next.saturating_sub(1));
         let (last_uid, begun) = match self.account.settings.start {
             Start::All => (0, None),
             Start::Since(at) => (0, Some(Begun { at, uid })),
@@ -239,7 +239,7 @@ impl Watcher {
                 let (validity, first) =
                     *self.began.get_or_insert((selected.uid_validity, Begun { at: a_little_before(now), uid }));
                 let same = validity == selected.uid_validity && first.uid <= uid;
-                if same { (first.uid, Some(first)) } else { (0, Some(Begun { uid, ..first })) }
+                if same { (first.uid.0, Some(first)) } else { (0, Some(Begun { uid, ..first })) }
             }
         };
         Reached { begun, ..(selected.uid_validity, last_uid).into() }
@@ -254,7 +254,7 @@ impl Watcher {
             Start::Since(at) => Some(at),
             Start::All | Start::Now => known.reached.begun.map(|begun| begun.at),
         };
-        let begun = at.map(|at| Begun { at, uid: selected.uid_next.saturating_sub(1) });
+        let begun = at.map(|at| Begun { at, uid: Uid(selected.uid_next.saturating_sub(1)) });
         Reached { begun, renumbered_after: known.last_row, ..(selected.uid_validity, 0).into() }
     }
 

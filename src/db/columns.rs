@@ -1,0 +1,51 @@
+//! How values are written into columns and read from them.
+
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use rusqlite::Row;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
+
+use crate::model::{Uid, UidValidity, iso};
+
+/// The current time in the database's form.
+pub(crate) fn current_time() -> String {
+    iso(Timestamp::now())
+}
+
+/// A time from a column; `None` if it is NULL or not a time.
+pub(crate) fn parse_time(text: Option<String>) -> Option<Timestamp> {
+    text.and_then(|text| text.parse().ok())
+}
+
+/// A value of a word-valued enum, such as an outcome or a state. The columns' CHECKs allow no other words.
+pub(crate) fn word<T: FromStr<Err = String>>(row: &Row, column: &str) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|message: String| {
+        rusqlite::Error::FromSqlConversionFailure(0, Type::Text, FromSqlError::Other(message.into()).into())
+    })
+}
+
+impl ToSql for Uid {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for Uid {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        u32::column_result(value).map(Uid)
+    }
+}
+
+impl ToSql for UidValidity {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        self.0.to_sql()
+    }
+}
+
+impl FromSql for UidValidity {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        u32::column_result(value).map(UidValidity)
+    }
+}

@@ -1,0 +1,77 @@
+//! The lock that keeps a second daemon off the same database.
+
+use std::path::{Path, PathBuf};
+
+use super::{Error, Result};
+
+/// Keeps a second daemon off the same database until it is dropped.
+#[derive(Debug)]
+pub struct DaemonLock(#[allow(dead_code)] std::fs::File);
+
+impl DaemonLock {
+    /// Locks a file beside the database. The kernel releases the lock when this process ends.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] if another daemon has the lock.
+    pub fn acquire(database: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: database.to_owned(), source };
+        let options = std::fs::OpenOptions::new().create(true).truncate(false).write(true).to_owned();
+        let file = options.open(lock_file(database)).map_err(io)?;
+        let mut tries = LOCK_TRIES;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(DaemonLock(file)),
+                // `status` takes the lock for a moment to see whether it is free.
+                Err(std::fs::TryLockError::WouldBlock) if tries > 0 => std::thread::sleep(LOCK_PAUSE),
+                Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Busy(database.to_owned())),
+                Err(std::fs::TryLockError::Error(source)) => return Err(io(source)),
+            }
+            tries -= 1;
+        }
+    }
+
+    /// Whether a daemon runs on the database.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the lock file cannot be opened.
+    pub fn is_held(database: &Path) -> Result<bool> {
+        let io = |source| Error::Io { path: database.to_owned(), source };
+        let file = match std::fs::File::open(lock_file(database)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(io)?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+            Err(std::fs::TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+}
+
+/// How often the daemon retries the lock, and the pause between two tries.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// The lock file stands beside the real file, so that all links to one database share one lock.
+fn lock_file(database: &Path) -> PathBuf {
+    let mut name = behind_links(database).into_os_string();
+    name.push(".lock");
+    name.into()
+}
+
+/// Follows symbolic links, as SQLite does for its `-wal` file.
+fn behind_links(path: &Path) -> PathBuf {
+    let folder = |path: &Path| path.parent().filter(|f| !f.as_os_str().is_empty()).map_or(".".into(), Path::to_owned);
+    let mut path = path.to_owned();
+    // The kernel follows 40 links as well. The last link may lead to a file that does not exist yet.
+    for _ in 0..40 {
+        let Ok(next) = std::fs::read_link(&path) else { break };
+        path = folder(&path).join(next);
+    }
+    match (std::fs::canonicalize(folder(&path)), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
+}

@@ -1,0 +1,154 @@
+//! The cursor and the state of each mailbox.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{Result, Store, current_time};
+use crate::model::{Begun, MailboxState, Reached, Uid, iso};
+
+/// A mailbox and how far it has been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// The account's name.
+    pub account: String,
+    /// The mailbox's name on the server.
+    pub mailbox: String,
+    /// How far it has been read.
+    pub reached: Reached,
+}
+
+/// Mails that show whether the server's UIDs still mean the same mails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UidFingerprints {
+    /// Their UIDs and internal dates.
+    pub mails: Vec<(Uid, Timestamp)>,
+    /// The highest id in `mails`. Later mails get higher ids.
+    pub last_row: i64,
+}
+
+impl Store {
+    /// The stored mails of the last `reach` UIDs below this cursor.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
+        let Cursor { account, mailbox, reached } = cursor.clone();
+        self.write(move |tx| {
+            let mut found = tx.prepare_cached(
+                "SELECT uid, received_at FROM mails
+                 WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid > ?4 AND uid <= ?5 AND id > ?6",
+            )?;
+            let last = reached.last_uid;
+            let given = params![
+                account,
+                mailbox,
+                reached.uid_validity,
+                last.0.saturating_sub(reach),
+                last,
+                reached.renumbered_after
+            ];
+            let rows = found.query_map(given, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
+            let rows = rows.collect::<rusqlite::Result<Vec<(Uid, Option<Timestamp>)>>>()?;
+            let last_row = tx.query_row("SELECT coalesce(max(id), 0) FROM mails", [], |row| row.get(0))?;
+            let mails = rows.into_iter().filter_map(|(uid, at)| Some((uid, at?))).collect();
+            Ok(UidFingerprints { mails, last_row })
+        })
+        .await
+    }
+
+    /// The cursor of a mailbox; `None` before the first sync.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn cursor(&self, account: &str, mailbox: &str) -> Result<Option<Cursor>> {
+        let (account, mailbox) = (account.to_owned(), mailbox.to_owned());
+        self.write(move |tx| {
+            let found = tx
+                .prepare_cached(
+                    "SELECT uid_validity, last_uid, begun_at, begun_uid, newest_at, renumbered_after FROM mailboxes
+                     WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
+                )?
+                .query_row(params![account, mailbox], reached)
+                .optional()?;
+            Ok(found.map(|reached| Cursor { account, mailbox, reached }))
+        })
+        .await
+    }
+
+    /// Deletes the row of a special-use attribute, once the mailbox's real name is known.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn forget_mailbox(&self, account: &str, attribute: &str) -> Result<()> {
+        let (account, attribute) = (account.to_owned(), attribute.to_owned());
+        self.write(move |tx| {
+            tx.prepare_cached("DELETE FROM mailboxes WHERE account = ?1 AND mailbox = ?2 AND last_uid IS NULL")?
+                .execute(params![account, attribute])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Stores a mailbox's state. `seen`: a round trip was completed just now.
+    ///
+    /// # Errors
+    /// [`super::Error`].
+    pub async fn note_mailbox(
+        &self,
+        account: &str,
+        mailbox: &str,
+        state: MailboxState,
+        seen: bool,
+        error: Option<String>,
+    ) -> Result<()> {
+        let (account, mailbox) = (account.to_owned(), mailbox.to_owned());
+        self.write(move |tx| {
+            tx.prepare_cached(
+                "INSERT INTO mailboxes (account, mailbox, state, last_seen_at, last_error) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT DO UPDATE SET state = excluded.state, last_error = excluded.last_error,
+                   last_seen_at = coalesce(excluded.last_seen_at, last_seen_at)",
+            )?
+            .execute(params![account, mailbox, state.as_str(), seen.then(current_time), error])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn reached(row: &Row) -> rusqlite::Result<Reached> {
+    let begun_at = super::parse_time(row.get("begun_at")?);
+    let begun_uid: Option<Uid> = row.get("begun_uid")?;
+    Ok(Reached {
+        uid_validity: row.get("uid_validity")?,
+        last_uid: row.get("last_uid")?,
+        begun: begun_at.zip(begun_uid).map(|(at, uid)| Begun { at, uid }),
+        newest_at: super::parse_time(row.get("newest_at")?),
+        renumbered_after: row.get("renumbered_after")?,
+    })
+}
+
+/// Moves the cursor, in the transaction that stores the mails up to it.
+pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
+    let Cursor { account, mailbox, reached } = cursor;
+    tx.prepare_cached(
+        "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at, begun_at, begun_uid, newest_at,
+           renumbered_after)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+         ON CONFLICT DO UPDATE SET uid_validity = excluded.uid_validity, last_uid = excluded.last_uid,
+           last_seen_at = excluded.last_seen_at, begun_at = excluded.begun_at, begun_uid = excluded.begun_uid,
+           newest_at = excluded.newest_at, renumbered_after = excluded.renumbered_after",
+    )?
+    .execute(params![
+        account,
+        mailbox,
+        reached.uid_validity,
+        reached.last_uid,
+        current_time(),
+        reached.begun.map(|begun| iso(begun.at)),
+        reached.begun.map(|begun| begun.uid),
+        reached.newest_at.map(iso),
+        reached.renumbered_after
+    ])?;
+    Ok(())
+}

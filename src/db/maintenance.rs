@@ -1,0 +1,266 @@
+//! Maintenance of the file: backlog, size, backup and pruning.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, ErrorCode, params};
+
+use super::disk::free_space;
+use super::{Error, Result, Store, StoreReader, schema, word};
+use crate::model::DeliveryState;
+
+/// Longer than any transaction of this program takes.
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
+
+/// Counts of what needs review.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Quarantined mails whose bytes are stored, so that they can be released.
+    pub quarantined: i64,
+    /// Events that are held because of a conflict.
+    pub conflicting: i64,
+    /// Events that are held because their session is unknown.
+    pub unresolved: i64,
+    /// Deliveries that were given up.
+    pub dead: i64,
+    /// Deliveries to targets that are not configured.
+    pub orphaned: i64,
+    /// Deferred mails of accounts that are not configured.
+    pub unjudged: i64,
+}
+
+/// What [`Store::prune`] deleted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Mails whose bytes were deleted; their rows stay.
+    pub raw: usize,
+    /// Ignored mails that were deleted.
+    pub mails: usize,
+    /// Attempts of successful deliveries that were deleted.
+    pub attempts: usize,
+}
+
+impl StoreReader {
+    /// Counts what needs review. `targets`, `accounts`: the configured names.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
+        let sql = "SELECT
+            (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
+            (SELECT count(*) FROM events e WHERE hold IS NOT NULL
+               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held')),
+            (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
+               WHERE d.state = 'held' AND e.hold IS NULL),
+            (SELECT count(*) FROM deliveries WHERE state = 'dead'),
+            (SELECT count(*) FROM deliveries WHERE state = 'pending'
+               AND target NOT IN (SELECT value FROM json_each(?1))),
+            (SELECT count(*) FROM mails WHERE outcome = 'deferred'
+               AND account NOT IN (SELECT value FROM json_each(?2)))";
+        let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
+        let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
+        let found = self.query_one(sql, &[&targets, &accounts], |row| {
+            Ok(Backlog {
+                quarantined: row.get(0)?,
+                conflicting: row.get(1)?,
+                unresolved: row.get(2)?,
+                dead: row.get(3)?,
+                orphaned: row.get(4)?,
+                unjudged: row.get(5)?,
+            })
+        })?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// For each state, the creation time of the oldest delivery.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn oldest_deliveries(&self) -> Result<Vec<(DeliveryState, String)>> {
+        let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
+        self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
+    }
+
+    /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn outbox_stands_still(&self, targets: &[String], since: &str) -> Result<bool> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'pending' AND next_attempt_at < ?1
+                AND target IN (SELECT value FROM json_each(?2)))
+            AND NOT EXISTS (SELECT 1 FROM attempts WHERE at >= ?1)";
+        let names = serde_json::to_string(targets).unwrap_or_default();
+        Ok(self.query_one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
+    }
+
+    /// When the newest mail was examined.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn last_mail(&self) -> Result<Option<String>> {
+        self.query_one("SELECT judged_at FROM mails ORDER BY id DESC LIMIT 1", &[], |row| row.get(0))
+    }
+
+    /// The size of the database file in bytes.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn size(&self) -> Result<i64> {
+        let sql = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()";
+        Ok(self.query_one(sql, &[], |row| row.get(0))?.unwrap_or(0))
+    }
+
+    /// The free bytes on the database's disk for an unprivileged process; `None` if the system does not say.
+    #[must_use]
+    pub fn free_disk_space(&self) -> Option<u64> {
+        free_space(self.path())
+    }
+
+    /// The bytes in the WAL that are not checkpointed yet. A reader blocks the checkpoint of newer pages.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn checkpoint_backlog(&self) -> Result<u64> {
+        let sqlite = |e| Error::from_sqlite(self.path(), e);
+        let pages = match schema::checkpoint_backlog(self.connection()) {
+            // A read-only file does not allow this query.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ReadOnly) => 0,
+            pages => pages.map_err(sqlite)?,
+        };
+        let size: i64 = self.connection().pragma_query_value(None, "page_size", |row| row.get(0)).map_err(sqlite)?;
+        Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
+    }
+
+    /// Whether another program has held the write lock for longer than any transaction of this program. Many short
+    /// transactions in a row, as in a backfill, may block this connection as long; but they commit.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        let before = self.data_version().ok();
+        schema::is_busy(self.path(), LONGEST_TRANSACTION) && before.is_some() && self.data_version().ok() == before
+    }
+
+    /// Writes a consistent copy to a new file while the daemon runs. The copy gets its name after an integrity check.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if `to` exists or the copy is damaged; otherwise an error of SQLite or the system.
+    pub fn backup(&self, to: &Path) -> Result<()> {
+        let io = |source| Error::Io { path: to.to_owned(), source };
+        let folder = to.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if to.symlink_metadata().is_ok() {
+            return Err(Error::Refused(format!("{} exists already; a backup never overwrites a file", to.display())));
+        }
+        let mut part = to.as_os_str().to_owned();
+        part.push(format!(".{}.part", std::process::id()));
+        let part = Path::new(&part);
+        let made = create_private(part).map_err(io).and_then(|()| self.write_copy(part)).and_then(|()| {
+            File::open(part).and_then(|file| file.sync_all()).map_err(io)?;
+            give_name(part, to, |part, to| fs::hard_link(part, to)).map_err(io)?;
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+        });
+        match fs::remove_file(part) {
+            // The copy has its final name.
+            Err(error) if error.kind() == ErrorKind::NotFound => made,
+            removed => made.and(removed.map_err(io)),
+        }
+    }
+
+    fn write_copy(&self, to: &Path) -> Result<()> {
+        let sqlite = |e| Error::from_sqlite(to, e);
+        let mut copy = Connection::open(to).map_err(sqlite)?;
+        // In one step, under one snapshot: a busy writer neither waits nor restarts the copy.
+        let step = Backup::new(self.connection(), &mut copy).and_then(|backup| backup.step(-1)).map_err(sqlite)?;
+        if step != StepResult::Done {
+            return Err(Error::Locked(to.to_owned()));
+        }
+        // The copy is one file. The next program that opens it for writing turns on WAL mode.
+        copy.pragma_update(None, "journal_mode", "DELETE").map_err(sqlite)?;
+        let sound: String = copy.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(sqlite)?;
+        if sound == "ok" { Ok(()) } else { Err(Error::Refused(format!("the copy is damaged: {sound}"))) }
+    }
+}
+
+/// Gives a file its name. Unlike a rename, a link never replaces a file that was created meanwhile. On file systems
+/// without links (vfat, many network shares), this function creates the name first and then replaces its own file.
+fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
+    match link(part, to) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            create_private(to)?;
+            fs::rename(part, to).inspect_err(|_| drop(fs::remove_file(to)))
+        }
+        linked => linked,
+    }
+}
+
+/// Only the owner may read the payments.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
+}
+
+impl Store {
+    /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed.
+    ///
+    /// Events, deliveries and the rows of their mails stay: they recognise a replayed mail. A mail stays whole while
+    /// it is deferred or its event is not delivered. So does a quarantined mail, unless `quarantined` is set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn prune(&self, before: String, quarantined: bool) -> Result<Pruned> {
+        self.write(move |tx| prune(tx, &before, quarantined)).await
+    }
+
+    /// Returns when the writer thread has replied.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] if another program holds the lock; [`Error::Stopped`].
+    pub async fn ping(&self) -> Result<()> {
+        self.write(|_| Ok(())).await
+    }
+}
+
+fn prune(tx: &Connection, before: &str, quarantined: bool) -> Result<Pruned> {
+    let mails =
+        tx.execute("DELETE FROM mails WHERE outcome = 'ignored' AND event_id IS NULL AND judged_at < ?1", [before])?;
+    let raw = tx.execute(
+        "UPDATE mails SET raw = NULL WHERE raw IS NOT NULL AND judged_at < ?1 AND outcome <> 'deferred'
+           AND (?2 OR outcome <> 'quarantined')
+           AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')",
+        params![before, quarantined],
+    )?;
+    let attempts = tx.execute(
+        "DELETE FROM attempts WHERE at < ?1
+           AND delivery_id IN (SELECT id FROM deliveries WHERE state = 'delivered' AND delivered_at < ?1)",
+        params![before],
+    )?;
+    Ok(Pruned { raw, mails, attempts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn naming_a_copy_replaces_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let [part, to, taken] = ["part", "to", "taken"].map(|name| folder.path().join(name));
+        fs::write(&part, "copy").unwrap();
+        fs::write(&taken, "before").unwrap();
+        let no_links = |_: &Path, _: &Path| Err(ErrorKind::PermissionDenied.into());
+        let error = give_name(&part, &taken, no_links).unwrap_err();
+        assert_eq!((error.kind(), fs::read(&taken).unwrap().as_slice()), (ErrorKind::AlreadyExists, &b"before"[..]));
+        give_name(&part, &to, no_links).unwrap();
+        assert_eq!((fs::read(&to).unwrap().as_slice(), part.exists()), (&b"copy"[..], false));
+    }
+}

@@ -1,0 +1,177 @@
+-- The database is an interface: names and meanings are public (docs/database.md). Times are ISO 8601 in UTC with
+-- milliseconds. Amounts are decimal text. Later migrations only add.
+--
+-- Conditions on words are written `x = 'a' OR x = 'b'`. For `x IN (…)` with three or more values SQLite builds a table at
+-- each INSERT, which was a tenth of the time that storing a mail takes.
+
+-- One row for each examined mail, with its bytes. AUTOINCREMENT: the id of a pruned mail is never given to another mail.
+CREATE TABLE mails (
+  id                INTEGER PRIMARY KEY AUTOINCREMENT,
+  account           TEXT NOT NULL,             -- the account's name in config.toml
+  mailbox           TEXT NOT NULL,             -- the mailbox on the server, or 'import'
+  uid_validity      INTEGER,                   -- with uid: identifies the mail on the server (RFC 3501); NULL for an import
+  uid               INTEGER,
+  message_id        TEXT,                      -- the Message-ID header; chosen by the sender, so neither unique nor a proof
+  sender            TEXT,                      -- the From header
+  recipient         TEXT,                      -- the To header
+  subject           TEXT,
+  sent_at           TEXT,                      -- the Date header
+  received_at       TEXT,                      -- when the mail server received it (INTERNALDATE)
+  size              INTEGER NOT NULL,          -- bytes of the whole mail; more than length(raw) if it was cut
+  sha256            TEXT NOT NULL,             -- of raw, in hex
+  raw               BLOB,                      -- the mail, byte for byte; NULL once pruned
+  outcome           TEXT NOT NULL
+                    CHECK (outcome = 'event' OR outcome = 'duplicate' OR outcome = 'ignored'
+                           OR outcome = 'quarantined' OR outcome = 'deferred'),
+  reason            TEXT,                      -- 'code: message'; NULL for an event
+  trust             TEXT
+                    CHECK (trust = 'dkim' OR trust = 'authentication-results' OR trust = 'operator' OR trust = 'none'),
+  event_id          TEXT REFERENCES events (event_id),   -- the event that the mail made or repeats
+  trust_domain      TEXT,                      -- the signing domain (d=)
+  trust_selector    TEXT,                      -- the selector of its key (s=)
+  trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
+  trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
+  judged_at         TEXT NOT NULL,             -- when it was last examined
+  judgements        INTEGER NOT NULL DEFAULT 1,-- how often it was examined
+  next_judgement_at TEXT                       -- deferred: when it is examined again
+) STRICT;
+-- A mail server that was restored from a backup gives a used UID to another mail; sha256 tells them apart.
+CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid, sha256) WHERE uid IS NOT NULL;
+CREATE UNIQUE INDEX mails_imported ON mails (account, sha256) WHERE uid IS NULL;
+CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX mails_by_outcome ON mails (outcome, id);
+CREATE INDEX mails_deferred ON mails (next_judgement_at) WHERE outcome = 'deferred';
+
+-- One row for each payment report, in the webhook's model.
+CREATE TABLE events (
+  event_id            TEXT PRIMARY KEY,        -- computed from the content: the same payment has the same id in every database
+  status              TEXT NOT NULL CHECK (status = 'completed' OR status = 'failed' OR status = 'pending'),
+  session_id          TEXT COLLATE NOCASE,     -- the payment session; NULL while it is unknown
+  session_source      TEXT                     -- how the session was found
+                      CHECK (session_source = 'mail' OR session_source = 'address' OR session_source = 'match'
+                             OR session_source = 'operator'),
+  order_ref           TEXT,                    -- the merchant's reference for what is paid
+  amount              TEXT,                    -- plain decimal digits, as written
+  currency            TEXT,                    -- 'USD', or the token that the amount names
+  blockchain          TEXT,
+  token               TEXT,
+  from_wallet_address TEXT,
+  transaction_hash    TEXT COLLATE NOCASE,     -- COLLATE is for lookups only; the case is kept
+  tx_time             TEXT,
+  tx_time_source      TEXT CHECK (tx_time_source IN ('mail', 'header')),
+  webhook             TEXT NOT NULL,           -- the body that is posted
+  hold                TEXT,                    -- why the event needs review before it is delivered; NULL: it does not
+  created_at          TEXT NOT NULL,
+  CHECK ((session_id IS NULL) = (session_source IS NULL)),
+  CHECK ((tx_time IS NULL) = (tx_time_source IS NULL))
+) STRICT;
+CREATE INDEX events_by_session ON events (session_id) WHERE session_id IS NOT NULL;
+CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash IS NOT NULL;
+CREATE INDEX events_unresolved ON events (tx_time) WHERE session_id IS NULL;
+CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
+CREATE INDEX events_by_time ON events (created_at);
+
+-- One row for each event and target.
+CREATE TABLE deliveries (
+  id              INTEGER PRIMARY KEY,
+  event_id        TEXT NOT NULL REFERENCES events (event_id),
+  target          TEXT NOT NULL,               -- the [[forward]] entry's name
+  state           TEXT NOT NULL CHECK (state = 'held' OR state = 'pending' OR state = 'delivered' OR state = 'dead'),
+  attempts        INTEGER NOT NULL DEFAULT 0,  -- counted before each attempt
+  next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: not before this time
+  last_status     INTEGER,                     -- the last HTTP status
+  last_error      TEXT,                        -- why the last attempt failed
+  delivered_at    TEXT,
+  created_at      TEXT NOT NULL,
+  first_attempt_at TEXT,                       -- the first attempt since it last became pending; give_up_after counts from here
+  UNIQUE (event_id, target)
+) STRICT;
+CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
+CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
+
+-- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
+CREATE TABLE attempts (
+  delivery_id INTEGER NOT NULL REFERENCES deliveries (id) ON DELETE CASCADE,
+  attempt     INTEGER NOT NULL,                -- 1, 2, 3 …
+  at          TEXT NOT NULL,
+  status      INTEGER,                         -- the HTTP status, if there was a response
+  error       TEXT,                            -- NULL: it was accepted
+  millis      INTEGER,                         -- the duration; NULL until the end is recorded
+  -- After 'no_response' and 'interrupted' the handler may have the event, although no response says so.
+  result      TEXT NOT NULL DEFAULT 'interrupted'
+              CHECK (result = 'accepted' OR result = 'rejected' OR result = 'no_response' OR result = 'not_sent'
+                     OR result = 'interrupted'),
+  PRIMARY KEY (delivery_id, attempt)
+) STRICT, WITHOUT ROWID;
+
+-- The payment sessions that the merchant opened at Resmic. The one table that other programs may insert into.
+CREATE TABLE sessions (
+  session_id TEXT PRIMARY KEY COLLATE NOCASE CHECK (length(session_id) = 36),
+  order_ref  TEXT CHECK (order_ref <> ''),
+  amount     TEXT                              -- US dollars, decimal text
+             CHECK (amount GLOB '[0-9]*' AND amount NOT GLOB '*[^0-9.]*' AND amount NOT GLOB '*.*.*'),
+  blockchain TEXT,
+  token      TEXT,
+  created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+  expires_at TEXT                              -- after this time it is no longer matched by amount
+) STRICT;
+CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
+CREATE INDEX sessions_by_time ON sessions (created_at);
+
+-- Sessions that any program inserted or changed. The daemon compares their events with them and deletes the row.
+CREATE TABLE sessions_to_reconcile (
+  session_id TEXT PRIMARY KEY COLLATE NOCASE
+) STRICT, WITHOUT ROWID;
+-- Other programs write times in other forms (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00); the trigger converts them.
+-- There is no OR IGNORE here: the conflict clause of the statement that fires a trigger replaces the trigger's clause.
+CREATE TRIGGER sessions_registered AFTER INSERT ON sessions BEGIN
+  SELECT RAISE(ABORT, 'created_at and expires_at must be times, such as 2025-03-05T03:36:00Z')
+  WHERE julianday(NEW.created_at) IS NULL OR (julianday(NEW.expires_at) IS NULL AND NEW.expires_at IS NOT NULL);
+  UPDATE sessions SET created_at = strftime('%Y-%m-%dT%H:%M:%fZ', NEW.created_at),
+    expires_at = strftime('%Y-%m-%dT%H:%M:%fZ', NEW.expires_at)
+  WHERE session_id = NEW.session_id;
+  INSERT INTO sessions_to_reconcile SELECT NEW.session_id
+  WHERE NOT EXISTS (SELECT 1 FROM sessions_to_reconcile WHERE session_id = NEW.session_id);
+END;
+CREATE TRIGGER sessions_changed AFTER UPDATE ON sessions BEGIN
+  INSERT INTO sessions_to_reconcile SELECT NEW.session_id
+  WHERE NOT EXISTS (SELECT 1 FROM sessions_to_reconcile WHERE session_id = NEW.session_id);
+END;
+
+-- The cursor and the state of each mailbox.
+CREATE TABLE mailboxes (
+  account      TEXT NOT NULL,
+  mailbox      TEXT NOT NULL,
+  uid_validity INTEGER,                        -- with last_uid: the cursor. Every mail up to it is stored, or no longer exists
+  last_uid     INTEGER,
+  state        TEXT NOT NULL DEFAULT 'connecting'
+               CHECK (state = 'connecting' OR state = 'syncing' OR state = 'idle' OR state = 'polling'
+                      OR state = 'failed'),
+  last_seen_at TEXT,                           -- the last completed round trip
+  last_error   TEXT,
+  -- Set if the first run did not begin with the oldest mail. It applies again whenever the mailbox is read from the start.
+  begun_at     TEXT,                           -- mails that the server received earlier are skipped …
+  begun_uid    INTEGER,                        -- … up to this UID; mails above it came later
+  -- These two show that the server was restored from a backup and gave used UIDs to other mails.
+  newest_at    TEXT,                           -- when the server received the newest mail that was read
+  renumbered_after INTEGER NOT NULL DEFAULT 0, -- rows of mails up to this id: their UIDs may belong to other mails now
+  PRIMARY KEY (account, mailbox)
+) STRICT, WITHOUT ROWID;
+
+-- The newest state of each session. A completed payment is never hidden by a later report that it is pending or by a
+-- failed attempt. An event without a session has a row of its own.
+CREATE VIEW payments AS
+WITH ranked AS (
+  SELECT *, row_number() OVER (
+    PARTITION BY coalesce(lower(session_id), event_id)
+    ORDER BY status = 'completed' DESC, coalesce(tx_time, created_at) DESC, created_at DESC, rowid DESC) AS place
+  FROM events)
+SELECT r.session_id, r.order_ref, r.status, r.amount, r.currency, r.blockchain, r.token, r.from_wallet_address,
+       r.transaction_hash, r.tx_time, r.event_id, r.session_source, r.hold, r.created_at,
+       (SELECT CASE WHEN count(*) = 0 THEN NULL
+                    WHEN sum(d.state = 'dead') > 0 THEN 'dead'
+                    WHEN sum(d.state = 'held') > 0 THEN 'held'
+                    WHEN sum(d.state = 'pending') > 0 THEN 'pending'
+                    ELSE 'delivered' END
+        FROM deliveries d WHERE d.event_id = r.event_id) AS delivery
+FROM ranked r WHERE r.place = 1;

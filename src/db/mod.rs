@@ -1,0 +1,33 @@
+//! The database: one SQLite file, an interface that merchants look into.
+//!
+//! One thread owns the writing connection (`writer`). Readers open connections of their own (`reader`). `schema` opens
+//! and migrates the file. The decisions about payments are made above, in `payments`.
+
+mod columns;
+mod deliveries;
+mod disk;
+mod error;
+mod file_id;
+mod lock;
+mod mailboxes;
+mod maintenance;
+mod reader;
+mod schema;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub(crate) use columns::{current_time, parse_time, word};
+pub(crate) use deliveries::holds;
+pub use deliveries::{Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, RetrySelection};
+pub use disk::LOW_SPACE;
+pub use error::{Error, Result};
+pub use lock::DaemonLock;
+pub(crate) use mailboxes::advance;
+pub use mailboxes::{Cursor, UidFingerprints};
+pub use maintenance::{Backlog, Pruned};
+pub use reader::{DeliveryRow, EventQuery, EventRow, MailRow, MailboxRow, StoreReader};
+pub(crate) use reader::{optional, where_clause};
+pub use store::{Store, StoreSettings, TargetRules};
+pub use writer::MAX_WAL_BACKLOG;

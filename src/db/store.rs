@@ -1,0 +1,109 @@
+//! The handle on the open database, and the settings that it is opened with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use super::file_id::file_id;
+use super::{Error, Result, StoreReader, schema, writer};
+use crate::model::{Matching, Status};
+
+/// The part of the configuration that the store needs.
+#[derive(Debug, Clone)]
+pub struct StoreSettings {
+    /// The database file.
+    pub path: PathBuf,
+    /// The targets that get events.
+    pub targets: Vec<TargetRules>,
+    /// How sessions are matched by amount.
+    pub matching: Matching,
+}
+
+/// Which events a target gets.
+#[derive(Debug, Clone)]
+pub struct TargetRules {
+    /// The `[[forward]]` entry's name.
+    pub name: String,
+    /// The statuses that it gets.
+    pub statuses: Vec<Status>,
+    /// Whether it gets events without a session (`unresolved = "send"`).
+    pub send_unresolved: bool,
+}
+
+/// A handle on the open database. It is cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    writer: writer::Writer,
+    pub(crate) settings: Arc<StoreSettings>,
+    /// Counts the commits after which a delivery may be due.
+    outbox: Arc<watch::Sender<u64>>,
+    /// Counts the commits that deferred a mail.
+    pub(crate) deferrals: Arc<watch::Sender<u64>>,
+    /// The device and inode of the open file.
+    file: Option<(u64, u64)>,
+    /// The last `PRAGMA data_version` of the writing connection. It changes when another connection commits.
+    pub(crate) seen_version: Arc<AtomicI64>,
+}
+
+impl Store {
+    /// Opens the database, creates or migrates it if necessary, and starts the writer thread.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`]: newer, foreign, locked, or an error of SQLite or the system.
+    pub fn open(settings: StoreSettings) -> Result<Self> {
+        let connection = schema::open(&settings.path)?;
+        let file = file_id(&settings.path).unwrap_or_default();
+        let writer = writer::Writer::start(connection, &settings.path, file)?;
+        let count = || Arc::new(watch::Sender::new(0));
+        let seen_version = Arc::new(AtomicI64::new(i64::MIN));
+        Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), file, seen_version })
+    }
+
+    /// Releases this handle. It returns when all handles are released and the connection is closed; then the database
+    /// is one file again. If the process ends earlier, nothing is lost: the next open reads the `-wal` file.
+    pub async fn close(self) {
+        let Store { writer, .. } = self;
+        writer.close().await;
+    }
+
+    /// A new read-only connection.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoreReader::open`]; [`Error::Moved`] if the path names another file than the one that is written.
+    pub fn reader(&self) -> Result<StoreReader> {
+        if file_id(&self.settings.path).is_ok_and(|number| number != self.file) {
+            return Err(Error::Moved(self.settings.path.clone()));
+        }
+        StoreReader::open(&self.settings.path)
+    }
+
+    /// Changes after a commit that may have made deliveries due.
+    #[must_use]
+    pub fn watch_outbox(&self) -> watch::Receiver<u64> {
+        self.outbox.subscribe()
+    }
+
+    /// Changes after a commit that deferred a mail.
+    #[must_use]
+    pub fn watch_deferrals(&self) -> watch::Receiver<u64> {
+        self.deferrals.subscribe()
+    }
+
+    /// Wakes the delivery loops.
+    pub(crate) fn wake_outbox(&self) {
+        self.outbox.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Runs `work` in a transaction of the writer thread. It returns after the commit.
+    pub(crate) async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.writer.run(work).await
+    }
+}

@@ -1,0 +1,177 @@
+//! Notices what other programs commit: sessions of a shop, mails of `import`, a retry by a person.
+//!
+//! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon costs nothing. It
+//! reports our own commits as well; `PRAGMA data_version` changes only for those of others. The watch is a one-shot,
+//! armed before each check: a report for each of a backfill's thousands of writes would cost as much as the writes.
+//! Without inotify, and on shared folders where it does not work, the version is polled.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use super::reconcile;
+use crate::db::{Error, Result, Store};
+
+/// The shortest pause between two checks, however often other programs write.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a commit may take from its first write. inotify reports that first write. Most commits are our own; one
+/// check after the commit is enough for them.
+const COMMIT_TIME: Duration = Duration::from_millis(5);
+
+/// The longest pause between two checks. inotify misses some changes, such as a replaced folder.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// The pause between two checks without inotify.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+impl Store {
+    /// Checks for commits of other programs until `shutdown`. It reconciles sessions and wakes the delivery loops.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`] if the writer has ended.
+    pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
+        let mut changes = Changes::new(&self.settings.path);
+        loop {
+            // Before the check, so that no later write is missed.
+            changes.arm();
+            let checked = self.check().await;
+            match &checked {
+                Err(Error::Stopped) => return checked,
+                Err(error) => tracing::warn!(%error, "cannot check for changes by other programs; trying again"),
+                Ok(()) => {}
+            }
+            let next = async {
+                sleep(SHORTEST_PAUSE).await;
+                // inotify does not report a failed check again.
+                if checked.is_ok() {
+                    changes.next().await;
+                    sleep(COMMIT_TIME).await;
+                }
+            };
+            tokio::select! {
+                _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+                () = next => {}
+            }
+        }
+    }
+
+    /// Checks once. It takes the write lock, so it waits for a commit that inotify has reported and that is not
+    /// complete.
+    async fn check(&self) -> Result<()> {
+        let version =
+            self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
+        if self.seen_version.swap(version, Ordering::Relaxed) != version {
+            let reconciled = self.reconcile().await.inspect_err(|_| {
+                // The next check reconciles what this one could not.
+                self.seen_version.store(i64::MIN, Ordering::Relaxed);
+            })?;
+            if reconciled != reconcile::Reconciled::default() {
+                let reconcile::Reconciled { resolved, released, held, too_late } = reconciled;
+                tracing::info!(
+                    resolved,
+                    released,
+                    held,
+                    too_late = too_late.len(),
+                    "reconciled sessions that another program registered"
+                );
+            }
+            self.wake_outbox();
+        }
+        Ok(())
+    }
+}
+
+/// How changes of the database are noticed.
+enum Changes {
+    #[cfg(target_os = "linux")]
+    Inotify(Box<kernel::FolderWatch>),
+    Polling,
+}
+
+impl Changes {
+    fn new(database: &Path) -> Self {
+        #[cfg(target_os = "linux")]
+        match kernel::FolderWatch::new(database) {
+            Ok(watch) => return Changes::Inotify(Box::new(watch)),
+            Err(error) => {
+                tracing::warn!(%error, "no inotify; polling the database every {} ms instead", POLL_INTERVAL.as_millis())
+            }
+        }
+        Changes::Polling
+    }
+
+    /// Arms the watch for the next write.
+    fn arm(&mut self) {
+        #[cfg(target_os = "linux")]
+        if let Changes::Inotify(watch) = self
+            && let Err(error) = watch.arm()
+        {
+            tracing::warn!(%error, "inotify failed; polling the database every {} ms instead", POLL_INTERVAL.as_millis());
+            *self = Changes::Polling;
+        }
+    }
+
+    /// Returns when the next check is due.
+    async fn next(&mut self) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Changes::Inotify(watch) => {
+                if let Ok(Err(error)) = timeout(LONGEST_PAUSE, watch.next()).await {
+                    tracing::warn!(%error, "inotify failed; polling the database every {} ms instead", POLL_INTERVAL.as_millis());
+                    *self = Changes::Polling;
+                }
+            }
+            Changes::Polling => sleep(POLL_INTERVAL).await,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod kernel {
+    use std::io;
+    use std::path::{Path, PathBuf};
+
+    use futures_util::StreamExt;
+    use inotify::{EventMask, EventStream, Inotify, WatchMask};
+
+    /// Room for some dozen events.
+    const BUFFER: usize = 4096;
+
+    /// Watches the folder, not the files: SQLite may delete the `-wal` file and create it again.
+    pub(super) struct FolderWatch {
+        events: EventStream<Box<[u8]>>,
+        folder: PathBuf,
+    }
+
+    impl FolderWatch {
+        pub(super) fn new(database: &Path) -> io::Result<Self> {
+            let database = std::fs::canonicalize(database)?;
+            let folder = database.parent().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+            let events = Inotify::init()?.into_event_stream(vec![0; BUFFER].into_boxed_slice())?;
+            Ok(FolderWatch { events, folder })
+        }
+
+        /// Arms the one-shot watch.
+        pub(super) fn arm(&mut self) -> io::Result<()> {
+            self.events.watches().add(&self.folder, WatchMask::MODIFY | WatchMask::ONESHOT)?;
+            Ok(())
+        }
+
+        /// Returns after a write since the watch was armed. A write to another file in the folder causes a check that
+        /// finds nothing.
+        pub(super) async fn next(&mut self) -> io::Result<()> {
+            loop {
+                let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+                // IGNORED follows each one-shot report.
+                if event.mask != EventMask::IGNORED {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Writes an event: finds its session, classifies it, and writes its deliveries.
+
+use rusqlite::{Connection, named_params, params};
+
+use super::conflicts::{self, Classification, HoldReason, StoredEvent};
+use super::matching;
+use super::sessions::{self, FoundSession};
+use super::stored_events::related_events;
+use crate::db::{Result, StoreSettings, current_time, holds};
+use crate::model::{DeliveryState, Event, Outcome, Reason, ReasonCode, iso};
+
+/// What became of an event, and so of its mail.
+pub(super) struct Admitted {
+    pub(super) outcome: Outcome,
+    pub(super) reason: Option<Reason>,
+    pub(super) event_id: Option<String>,
+    /// The event's session, if it is known.
+    pub(super) session_id: Option<String>,
+}
+
+impl Admitted {
+    pub(super) fn without_event(outcome: Outcome, reason: &Reason) -> Self {
+        Admitted { outcome, reason: Some(reason.clone()), event_id: None, session_id: None }
+    }
+}
+
+/// Stores a new event, adds to a stored one, or rejects it.
+pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> Result<Admitted> {
+    let Some(id) = said.id() else {
+        let reason = Reason::new(ReasonCode::Unreadable, "it names neither a transaction nor a session");
+        return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
+    };
+    let id = id.to_string();
+    let found = sessions::find_session(tx, settings, said)?;
+    let event = with_session(said.clone(), found.as_ref());
+    let known = related_events(tx, &id, &event)?;
+    let (found, event) = match found {
+        Some(found) if belongs_to_other_session(&id, said, &found, &known) => (None, said.clone()),
+        found => (found, event),
+    };
+    let session_id = event.reading.session_id.clone();
+    match conflicts::classify(&id, &event, &known) {
+        Classification::New { hold, superseded } => {
+            let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
+            insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
+            if !superseded {
+                enqueue(tx, settings, &id, &event, hold.is_some())?;
+            }
+            Ok(Admitted { outcome: Outcome::Event, reason: hold, event_id: Some(id), session_id })
+        }
+        Classification::Duplicate { event_id, filled } => {
+            if let Some(filled) = filled {
+                refill(tx, settings, &event_id, &filled, found.map(|f| f.source))?;
+            }
+            Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(event_id), session_id })
+        }
+        Classification::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
+    }
+}
+
+/// Whether the session was found only because a payment of another session was reported again. A session that is open
+/// under the same order, or with the same amount, is not paid by a second report. An address with an order that was
+/// unknown until now is new information.
+fn belongs_to_other_session(id: &str, said: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
+    let has_its_own = |k: &StoredEvent| {
+        k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
+    };
+    found.source != matching::SessionSource::Mail && conflicts::find_repeated(id, said, known).is_some_and(has_its_own)
+}
+
+/// The event with the session that was found for it.
+pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
+    if let Some(found) = found {
+        event.reading.session_id = Some(found.session_id.clone());
+        event.order_ref = event.order_ref.or_else(|| found.registered.as_ref().and_then(|r| r.order_ref.clone()));
+    }
+    event
+}
+
+fn contradicts_registration(event: &Event, found: Option<&FoundSession>) -> Option<Reason> {
+    let registered = found?.registered.as_ref()?;
+    matching::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
+}
+
+fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>, hold: Option<&Reason>) -> Result<()> {
+    let r = &event.reading;
+    tx.prepare_cached(
+        "INSERT INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
+           from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at)
+         VALUES (:event_id, :status, :session_id, :session_source, :order_ref, :amount, :currency, :blockchain, :token,
+           :from_wallet_address, :transaction_hash, :tx_time, :tx_time_source, :webhook, :hold, :created_at)",
+    )?
+    .execute(named_params! {
+        ":event_id": id,
+        ":status": r.status.as_str(),
+        ":session_id": r.session_id,
+        ":session_source": found.map(|f| f.source.as_str()),
+        ":order_ref": event.order_ref,
+        ":amount": r.amount,
+        ":currency": r.currency,
+        ":blockchain": r.blockchain,
+        ":token": r.token,
+        ":from_wallet_address": r.from_wallet_address,
+        ":transaction_hash": r.transaction_hash,
+        ":tx_time": event.time().map(iso),
+        ":tx_time_source": event.time_source(),
+        ":webhook": event.webhook(),
+        ":hold": hold.map(Reason::to_string),
+        ":created_at": current_time(),
+    })?;
+    Ok(())
+}
+
+/// Writes the deliveries of a new event.
+fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, hold: bool) -> Result<()> {
+    let at = current_time();
+    let resolved = event.reading.session_id.is_some();
+    for target in settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status)) {
+        let held = hold || !(resolved || target.send_unresolved);
+        let (state, due) = if held { (DeliveryState::Held, None) } else { (DeliveryState::Pending, Some(&at)) };
+        tx.prepare_cached(
+            "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![id, target.name, state.as_str(), due, at])?;
+    }
+    Ok(())
+}
+
+/// Rewrites an event that was not delivered yet, after a second report or a better reading. `source`: how its session
+/// was found, if it had none.
+pub(super) fn refill(
+    tx: &Connection,
+    settings: &StoreSettings,
+    id: &str,
+    event: &Event,
+    source: Option<matching::SessionSource>,
+) -> Result<()> {
+    let found = sessions::find_session(tx, settings, event)?;
+    let found = found.map(|f| FoundSession { source: source.unwrap_or(f.source), ..f });
+    resolve(tx, id, event, found.as_ref()).map(drop)
+}
+
+/// How many deliveries were released or held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resolved {
+    Released(usize),
+    Held(usize),
+}
+
+/// Writes the event's values, then releases its deliveries or holds them for review.
+pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>) -> Result<Resolved> {
+    let event = with_session(event.clone(), found);
+    let reason_to_hold = hold_reason(tx, id, &event, found)?;
+    update(tx, id, &event, found.map(|f| f.source))?;
+    match reason_to_hold {
+        Some(HoldReason::NeedsReview(reason)) => holds::hold(tx, id, &reason).map(Resolved::Held),
+        Some(HoldReason::Superseded) => holds::withdraw(tx, id).map(|()| Resolved::Released(0)),
+        None => holds::release(tx, id).map(Resolved::Released),
+    }
+}
+
+/// Why an event with this session may not be delivered. Call it before the session is written.
+pub(super) fn hold_reason(
+    tx: &Connection,
+    id: &str,
+    event: &Event,
+    found: Option<&FoundSession>,
+) -> Result<Option<HoldReason>> {
+    let registered = contradicts_registration(event, found).map(HoldReason::NeedsReview);
+    Ok(registered.or(conflicts::hold_reason(id, event, &related_events(tx, id, event)?)))
+}
+
+/// Writes an event's changed values, and its body.
+pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::SessionSource>) -> Result<()> {
+    let r = &event.reading;
+    tx.prepare_cached(
+        "UPDATE events SET session_id = :session_id,
+           session_source = CASE WHEN session_id = :session_id THEN session_source ELSE :source END,
+           order_ref = :order_ref, amount = :amount, currency = :currency, blockchain = :blockchain, token = :token,
+           from_wallet_address = :from_wallet_address, tx_time = :tx_time, tx_time_source = :tx_time_source,
+           webhook = :webhook
+         WHERE event_id = :event_id",
+    )?
+    .execute(named_params! {
+        ":event_id": id,
+        ":session_id": r.session_id,
+        ":source": source.map(matching::SessionSource::as_str),
+        ":order_ref": event.order_ref,
+        ":amount": r.amount,
+        ":currency": r.currency,
+        ":blockchain": r.blockchain,
+        ":token": r.token,
+        ":from_wallet_address": r.from_wallet_address,
+        ":tx_time": event.time().map(iso),
+        ":tx_time_source": event.time_source(),
+        ":webhook": event.webhook(),
+    })?;
+    Ok(())
+}
+
+/// Writes the session of an event that was delivered without it. Its body does not change.
+pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
+    tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
+        .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! The payment logic: which event a mail makes, which session it belongs to, and whether it may be delivered.
+//!
+//! `conflicts`, `matching` and `signed_address` are pure: they know no SQL, no clock and no network. The other files apply
+//! them inside a transaction of `db`.
+
+mod change_watcher;
+pub mod conflicts;
+mod events;
+mod matching;
+mod reconcile;
+mod record;
+mod reevaluate;
+mod register;
+mod sessions;
+mod settings;
+mod signed_address;
+mod stored_events;
+#[cfg(test)]
+mod tests;
+
+pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
+pub use reconcile::{Assigned, Reconciled};
+pub use record::{ExaminedMail, Recorded};
+pub use reevaluate::{Reevaluation, StoredMail};
+pub use register::{SessionRegistration, SessionRow};
+pub use settings::{AddressSettings, SessionSettings};
+pub use signed_address::{OrderLookup, SignedAddresses};

@@ -1,0 +1,293 @@
+//! Reconciles events with sessions that were registered after them, and with sessions that a person assigns.
+//!
+//! Triggers insert each new or changed session into `sessions_to_reconcile`. So it does not matter which program
+//! wrote the session, or whether the daemon was running.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::conflicts::HoldReason;
+use super::events::{self, Resolved};
+use super::matching::{RegisteredSession, SessionSource};
+use super::sessions::{self, FoundSession};
+use super::stored_events;
+use crate::db::{Error, Result, Store, StoreSettings, holds};
+use crate::model::Event;
+
+/// How many sessions one transaction reconciles.
+const BATCH: usize = 200;
+
+/// The result of reconciling sessions with events.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    /// Events that got a session.
+    pub resolved: usize,
+    /// Deliveries that were released.
+    pub released: usize,
+    /// Deliveries that were held because their event contradicts the session.
+    pub held: usize,
+    /// Events that contradict the session and were delivered before: their ids and the contradictions.
+    pub too_late: Vec<String>,
+}
+
+/// The result of assigning a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    /// The session that the event had before.
+    pub before: Option<String>,
+    /// Whether the session is registered.
+    pub registered: bool,
+    /// Deliveries that were released.
+    pub released: usize,
+}
+
+impl Store {
+    /// Reconciles all sessions that were registered or changed since the last time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn reconcile(&self) -> Result<Reconciled> {
+        let mut total = Reconciled::default();
+        loop {
+            let settings = self.settings.clone();
+            let (reconciled, looked_at) = self.write(move |tx| reconcile_some(tx, &settings)).await?;
+            if reconciled.released + reconciled.held > 0 {
+                self.wake_outbox();
+            }
+            total.add(reconciled);
+            if looked_at < BATCH {
+                return Ok(total);
+            }
+        }
+    }
+
+    /// Releases deliveries that wait for a session, for targets that now get events without one. The configuration
+    /// may have changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`].
+    pub async fn release_unresolved(&self) -> Result<usize> {
+        let senders: Vec<String> =
+            self.settings.targets.iter().filter(|t| t.send_unresolved).map(|t| t.name.clone()).collect();
+        let released = self
+            .write(move |tx| senders.iter().map(|target| holds::release_unresolved(tx, target)).sum::<Result<usize>>())
+            .await?;
+        self.wake_outbox();
+        Ok(released)
+    }
+
+    /// Assigns a session to an event by a person's decision, and releases its deliveries.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if the event does not exist, its mail names another session, or a handler has it with
+    /// another session or may be getting it now.
+    pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
+        let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::parse_session_id(session_id)?);
+        let settings = self.settings.clone();
+        let assigned = self
+            .write(move |tx| {
+                // The person may know the sessions that are registered now. Reconciled later, one of them would hold
+                // the event again.
+                reconcile_all(tx, &settings)?;
+                assign(tx, &event_id, &session_id)
+            })
+            .await?;
+        self.wake_outbox();
+        Ok(assigned)
+    }
+}
+
+impl Reconciled {
+    fn add(&mut self, more: Reconciled) {
+        self.resolved += more.resolved;
+        self.released += more.released;
+        self.held += more.held;
+        self.too_late.extend(more.too_late);
+    }
+
+    /// The sum of both.
+    pub(super) fn and(mut self, more: Reconciled) -> Reconciled {
+        self.add(more);
+        self
+    }
+}
+
+/// Reconciles all sessions in `sessions_to_reconcile`.
+pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result<Reconciled> {
+    let mut total = Reconciled::default();
+    loop {
+        let (reconciled, looked_at) = reconcile_some(tx, settings)?;
+        total.add(reconciled);
+        if looked_at < BATCH {
+            return Ok(total);
+        }
+    }
+}
+
+/// Reconciles one batch, and returns how many sessions it had.
+pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
+    // As bytes: SQLite accepts text that is not UTF-8.
+    let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM sessions_to_reconcile LIMIT ?1")?;
+    let ids: Vec<Vec<u8>> =
+        statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let mut reconciled = Reconciled::default();
+    for id in &ids {
+        if let Some(session) = sessions::registered_session(tx, &String::from_utf8_lossy(id))? {
+            copy_order_ref(tx, &session)?;
+            for event_id in affected_events(tx, settings, &session)? {
+                reconciled.add(reconcile_event(tx, settings, &event_id)?);
+            }
+        }
+        tx.prepare_cached("DELETE FROM sessions_to_reconcile WHERE session_id = CAST(?1 AS TEXT)")?
+            .execute(params![id])?;
+    }
+    Ok((reconciled, ids.len()))
+}
+
+/// Copies the session's order reference to its held events and changes nothing else.
+fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
+    let sql = "UPDATE events SET order_ref = ?2 WHERE session_id = ?1 AND order_ref IS NULL AND hold IS NOT NULL";
+    tx.prepare_cached(sql)?.execute(params![session.session_id, session.order_ref])?;
+    Ok(())
+}
+
+/// Matches again the events without a session that this session may belong to. Another session that matched as well
+/// may be gone. Events that have a session do not change.
+pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
+    let mut reconciled = Reconciled::default();
+    let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
+    for event_id in affected_events(tx, settings, &session)? {
+        if event_state(tx, &event_id)?.is_some_and(|state| state.event.reading.session_id.is_none()) {
+            reconciled.add(reconcile_event(tx, settings, &event_id)?);
+        }
+    }
+    Ok(reconciled)
+}
+
+/// The events that a session may concern, in the order in which they came.
+fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
+    let matched = settings.matching.enabled && session.amount.is_some();
+    let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
+    let mut statement = tx.prepare_cached(
+        "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
+         UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
+         UNION SELECT rowid, event_id FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?3 AND ?4
+         ORDER BY n",
+    )?;
+    let rows = statement.query_map(params![session.session_id, session.order_ref, from, to], |row| row.get(1))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The parts of a stored event that matter for its session.
+struct EventState {
+    event: Event,
+    source: Option<String>,
+    on_hold: bool,
+    /// A handler has accepted it.
+    delivered: bool,
+    /// A target does not have it yet.
+    open: bool,
+    /// An attempt to deliver it is being made.
+    under_way: bool,
+}
+
+/// An attempt whose end is not recorded. The longest `timeout` is ten minutes; an older attempt was interrupted.
+const UNDER_WAY: &str = "EXISTS (
+    SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
+    WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
+
+fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
+    let found = tx
+        .prepare_cached(&format!(
+            "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
+               EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state <> 'delivered') AS open,
+               {UNDER_WAY} AS under_way
+             FROM events e WHERE event_id = ?1"
+        ))?
+        .query_row(params![event_id], |row| {
+            Ok(EventState {
+                event: stored_events::event_from_row(row)?,
+                source: row.get("session_source")?,
+                on_hold: row.get::<_, Option<String>>("hold")?.is_some(),
+                delivered: row.get("delivered")?,
+                open: row.get("open")?,
+                under_way: row.get("under_way")?,
+            })
+        });
+    Ok(found.optional()?)
+}
+
+/// Finds an event's session again and compares the event with it.
+fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
+    let mut reconciled = Reconciled::default();
+    let Some(state) = event_state(tx, event_id)? else { return Ok(reconciled) };
+    // A person decides about a held event.
+    if state.on_hold {
+        return Ok(reconciled);
+    }
+    let Some(found) = sessions::find_session(tx, settings, &state.event)? else { return Ok(reconciled) };
+    let had_none = state.event.reading.session_id.is_none();
+    // A session that a handler got does not change. Only the targets that do not have the event yet can be held.
+    if state.delivered && !(state.open && had_none) {
+        let event = if had_none { events::with_session(state.event, Some(&found)) } else { state.event };
+        if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(&found))? {
+            tracing::warn!(event_id, %reason, "the event was delivered before its session was registered, and contradicts it");
+            reconciled.too_late.push(format!("{event_id}: {reason}"));
+            reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
+        }
+        if had_none {
+            // The handlers do not get it again. But a second payment of this session is now recognised.
+            reconciled.resolved = 1;
+            events::set_session(tx, event_id, &event, found.source)?;
+        }
+        return Ok(reconciled);
+    }
+    reconciled.resolved = usize::from(had_none);
+    match events::resolve(tx, event_id, &state.event, Some(&found))? {
+        Resolved::Released(n) => reconciled.released = n,
+        Resolved::Held(n) => reconciled.held = n,
+    }
+    Ok(reconciled)
+}
+
+fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
+    let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
+    let Some(state) = event_state(tx, event_id)? else {
+        return refuse("is not there; `resmic-mailhook events` lists them".into());
+    };
+    let before = state.event.reading.session_id.clone();
+    let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
+    match other {
+        Some(known) if state.source.as_deref() == Some(SessionSource::Mail.as_str()) => {
+            return refuse(format!("belongs to session {known}: its mail says so"));
+        }
+        Some(known) if state.delivered => return refuse(format!("was delivered with session {known}")),
+        Some(known) if state.under_way => {
+            let until = "try again when that attempt has ended";
+            return refuse(format!("is being posted with session {known}, and its handler may accept it; {until}"));
+        }
+        _ => {}
+    }
+    let registered = sessions::registered_session(tx, session_id)?;
+    let is_registered = registered.is_some();
+    if other.is_some() || before.is_none() {
+        replace_session(
+            tx,
+            event_id,
+            state.event,
+            FoundSession { session_id: session_id.to_owned(), source: SessionSource::Operator, registered },
+        )?;
+    }
+    tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
+    Ok(Assigned { before, registered: is_registered, released: holds::release(tx, event_id)? })
+}
+
+/// Writes the session that a person chose, in place of the one that was found.
+fn replace_session(tx: &Connection, event_id: &str, event: Event, found: FoundSession) -> Result<()> {
+    let source = found.source;
+    tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
+        .execute(params![event_id])?;
+    events::update(tx, event_id, &events::with_session(event, Some(&found)), Some(source))
+}

@@ -1,0 +1,238 @@
+//! Examines stored mails again: released by a person, read by newer rules, or deferred until now.
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::events::{self, Admitted};
+use super::matching::SessionSource;
+use super::record::covers;
+use super::stored_events;
+use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
+use crate::model::{
+    Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Uid, UidValidity, iso,
+};
+
+/// A stored mail with the result of its last examination.
+#[derive(Debug, Clone)]
+pub struct StoredMail {
+    /// The id of its row.
+    pub id: i64,
+    /// The mail.
+    pub mail: RawMail,
+    /// The proof that was found at that time.
+    pub proof: Option<Proof>,
+    /// Its outcome.
+    pub outcome: Outcome,
+    /// The reason, as it is stored.
+    pub reason: Option<String>,
+    /// How often it was examined.
+    pub judgements: u32,
+}
+
+/// What a reevaluation has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reevaluation {
+    /// Nothing.
+    Same,
+    /// The mail has another outcome, reason or event.
+    Outcome {
+        /// The new outcome.
+        outcome: Outcome,
+        /// The new reason.
+        reason: Option<Reason>,
+        /// The event that it made or repeats.
+        event_id: Option<String>,
+    },
+    /// Its event, which was not delivered yet, has new values.
+    Event(String),
+    /// Its event would have other values, but was delivered, so it does not change.
+    Kept(String),
+}
+
+impl Store {
+    /// Stores the result of a new examination with all its consequences, in one transaction. `next`: when a mail that
+    /// stays deferred is examined again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if the mail does not exist.
+    pub async fn reevaluate(&self, id: i64, examined: Examined, next: Option<Timestamp>) -> Result<Reevaluation> {
+        let settings = self.settings.clone();
+        let change = self.write(move |tx| reevaluate(tx, &settings, id, &examined, next)).await?;
+        self.wake_outbox();
+        Ok(change)
+    }
+}
+
+fn reevaluate(
+    tx: &Connection,
+    settings: &StoreSettings,
+    id: i64,
+    examined: &Examined,
+    next: Option<Timestamp>,
+) -> Result<Reevaluation> {
+    let (outcome, reason, made): (String, Option<String>, Option<String>) = tx
+        .query_row("SELECT outcome, reason, event_id FROM mails WHERE id = ?1", params![id], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()?
+        .ok_or_else(|| Error::Refused(format!("no mail {id}")))?;
+    match made {
+        Some(event_id) if outcome == Outcome::Event.as_str() => {
+            return reevaluate_event(tx, settings, &event_id, examined);
+        }
+        // A duplicate says no more than its event.
+        Some(_) => return Ok(Reevaluation::Same),
+        None => {}
+    }
+    let admitted = match &examined.judgement {
+        Judgement::Event(event) => events::admit(tx, settings, event)?,
+        Judgement::Ignored(reason) => Admitted::without_event(Outcome::Ignored, reason),
+        Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
+        Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
+    };
+    let Admitted { outcome: new, reason: why, event_id, .. } = admitted;
+    let proof = examined.proof.as_ref();
+    tx.execute(
+        "UPDATE mails SET outcome = ?2, reason = ?3, event_id = ?4, trust = coalesce(?5, trust),
+           trust_domain = coalesce(?6, trust_domain), trust_selector = coalesce(?7, trust_selector),
+           trust_covers = coalesce(?8, trust_covers), trust_to = coalesce(?9, trust_to), judged_at = ?10,
+           judgements = judgements + 1, next_judgement_at = ?11
+         WHERE id = ?1",
+        params![
+            id,
+            new.as_str(),
+            why.as_ref().map(Reason::to_string),
+            event_id,
+            proof.map(|p| p.trust.as_str()),
+            proof.and_then(|p| p.domain.as_deref()),
+            proof.and_then(|p| p.selector.as_deref()),
+            proof.map(covers),
+            proof.map(|p| p.to.join(" ")),
+            current_time(),
+            next.filter(|_| new == Outcome::Deferred).map(iso),
+        ],
+    )?;
+    if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
+        return Ok(Reevaluation::Same);
+    }
+    Ok(Reevaluation::Outcome { outcome: new, reason: why, event_id })
+}
+
+/// Updates the event of a mail with a better reading, if no delivery of it was attempted.
+fn reevaluate_event(
+    tx: &Connection,
+    settings: &StoreSettings,
+    event_id: &str,
+    examined: &Examined,
+) -> Result<Reevaluation> {
+    let Judgement::Event(new) = &examined.judgement else { return Ok(Reevaluation::Kept(event_id.to_owned())) };
+    let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
+        Ok((stored_events::event_from_row(row)?, row.get::<_, Option<String>>("session_source")?))
+    })?;
+    // The session and the order may have been found elsewhere, and values may come from another report of the payment.
+    let new = Event::clone(new).or(known.clone());
+    if new == known {
+        return Ok(Reevaluation::Same);
+    }
+    let was_attempted: bool = tx.query_row(
+        "SELECT EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?1 AND attempts > 0)",
+        params![event_id],
+        |row| row.get(0),
+    )?;
+    // A contradiction between the mail and a person is for a person to resolve.
+    let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
+        && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
+    if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
+        return Ok(Reevaluation::Kept(event_id.to_owned()));
+    }
+    events::refill(tx, settings, event_id, &new, None)?;
+    Ok(Reevaluation::Event(event_id.to_owned()))
+}
+
+/// A mail is deferred by at most an hour. A later time was written while the clock was ahead.
+const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
+
+impl StoreReader {
+    /// The ids of the mails whose bytes are stored: all, or those with an outcome; oldest first.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn mails_with_raw(&self, outcome: Option<Outcome>) -> Result<Vec<i64>> {
+        let word = outcome.map(Outcome::as_str);
+        let (condition, given) = where_clause(&[("outcome = ?", optional(&word))]);
+        let sql = format!("SELECT id FROM (SELECT id, raw FROM mails {condition}) WHERE raw IS NOT NULL ORDER BY id");
+        self.query_all(&sql, &given, |r| r.get(0))
+    }
+
+    /// The deferred mails that are due at `at`, and those whose time was written while the clock was ahead.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn deferred_mails(&self, at: Timestamp) -> Result<Vec<i64>> {
+        let (at, astray) = (iso(at), iso(at + FURTHEST));
+        let sql =
+            "SELECT id FROM mails WHERE outcome = 'deferred' AND (next_judgement_at <= ?1 OR next_judgement_at > ?2)
+             ORDER BY next_judgement_at";
+        self.query_all(sql, &[&at, &astray], |r| r.get(0))
+    }
+
+    /// When the next deferred mail becomes due after `at`.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn next_deferred(&self, at: Timestamp) -> Result<Option<Timestamp>> {
+        let at = iso(at);
+        let sql = "SELECT min(next_judgement_at) FROM mails WHERE outcome = 'deferred' AND next_judgement_at > ?1";
+        Ok(self.query_one(sql, &[&at], |r| r.get(0))?.and_then(parse_time))
+    }
+
+    /// A stored mail; `None` if it does not exist, or its bytes were pruned.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn stored_mail(&self, id: i64) -> Result<Option<StoredMail>> {
+        self.query_one("SELECT * FROM mails WHERE id = ?1 AND raw IS NOT NULL", &[&id], read_stored_mail)
+    }
+}
+
+fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
+    let uid: (Option<UidValidity>, Option<Uid>) = (row.get("uid_validity")?, row.get("uid")?);
+    let origin = Origin { account: row.get("account")?, mailbox: row.get("mailbox")?, uid: uid.0.zip(uid.1) };
+    let size: i64 = row.get("size")?;
+    let mail = RawMail {
+        origin,
+        bytes: row.get("raw")?,
+        size: u64::try_from(size).unwrap_or_default(),
+        received_at: parse_time(row.get("received_at")?),
+    };
+    let outcome: String = row.get("outcome")?;
+    Ok(StoredMail {
+        id: row.get("id")?,
+        mail,
+        proof: proof(row)?,
+        // The column's CHECK allows no other words.
+        outcome: outcome.parse().unwrap_or(Outcome::Quarantined),
+        reason: row.get("reason")?,
+        judgements: row.get("judgements")?,
+    })
+}
+
+fn proof(row: &Row) -> rusqlite::Result<Option<Proof>> {
+    let words = |text: Option<String>| {
+        text.unwrap_or_default().split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
+    };
+    let Some(trust) = row.get::<_, Option<String>>("trust")?.and_then(|t| t.parse().ok()) else { return Ok(None) };
+    let covers: Option<String> = row.get("trust_covers")?;
+    Ok(Some(Proof {
+        trust,
+        domain: row.get("trust_domain")?,
+        selector: row.get("trust_selector")?,
+        covers: if covers.as_deref() == Some("*") { Covered::All } else { Covered::Only(words(covers)) },
+        to: words(row.get("trust_to")?),
+    }))
+}

@@ -1,0 +1,167 @@
+//! Registers sessions and lists them.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, Row, params};
+use serde::Serialize;
+
+use super::matching::RegisteredSession;
+use super::reconcile::{self, Reconciled};
+use super::sessions::{parse_session_id, registered_session, text_column};
+use crate::db::{Error, Result, Store, StoreReader};
+use crate::model::{self, iso, same_amount};
+
+/// A session to register.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionRegistration {
+    /// Resmic's id of the session, a UUID.
+    pub session_id: String,
+    /// The merchant's order reference.
+    pub order_ref: Option<String>,
+    /// US dollars, decimal text.
+    pub amount: Option<String>,
+    /// The requested chain.
+    pub blockchain: Option<String>,
+    /// The requested token.
+    pub token: Option<String>,
+    /// After this time it is no longer matched by amount.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// A row of `sessions` with the newest state of its payment.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)]
+pub struct SessionRow {
+    pub session_id: String,
+    pub order_ref: Option<String>,
+    pub amount: Option<String>,
+    pub blockchain: Option<String>,
+    pub token: Option<String>,
+    pub created_at: String,
+    pub expires_at: Option<String>,
+    /// The status in the view `payments`; `None`: there is no event of this session.
+    pub status: Option<String>,
+    /// The event with this status.
+    pub event_id: Option<String>,
+}
+
+impl Store {
+    /// Registers a session, or adds missing values to a registered one. Then it reconciles the events.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Value`] if a value is not valid, [`Error::Refused`] if the session is registered with other values.
+    pub async fn session_add(&self, new: SessionRegistration) -> Result<Reconciled> {
+        let new = new.checked()?;
+        let settings = self.settings.clone();
+        let reconciled = self
+            .write(move |tx| {
+                if let Some(known) = registered_session(tx, &new.session_id)? {
+                    new.agrees_with(&known)?;
+                }
+                let is_new = insert(tx, &new)?;
+                let rematched =
+                    if is_new { Reconciled::default() } else { reconcile::rematch(tx, &settings, &new.session_id)? };
+                Ok(rematched.and(reconcile::reconcile_all(tx, &settings)?))
+            })
+            .await?;
+        self.wake_outbox();
+        Ok(reconciled)
+    }
+}
+
+impl StoreReader {
+    /// Passes the registered sessions to `each`, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite, or the first error of `each`.
+    pub fn sessions<E: From<Error>>(
+        &self,
+        mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let sql = "SELECT s.*, e.status, e.event_id FROM sessions s LEFT JOIN events e ON e.rowid = (
+               SELECT n.rowid FROM events n WHERE n.session_id = s.session_id
+               ORDER BY n.status = 'completed' DESC, coalesce(n.tx_time, n.created_at) DESC, n.created_at DESC, n.rowid DESC
+               LIMIT 1)
+             ORDER BY s.created_at, s.rowid";
+        self.query_each(sql, &[], session_row, &mut each)
+    }
+}
+
+fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
+    Ok(SessionRow {
+        session_id: text_column(row, "session_id")?.unwrap_or_default(),
+        order_ref: text_column(row, "order_ref")?,
+        amount: text_column(row, "amount")?,
+        blockchain: text_column(row, "blockchain")?,
+        token: text_column(row, "token")?,
+        created_at: text_column(row, "created_at")?.unwrap_or_default(),
+        expires_at: text_column(row, "expires_at")?,
+        status: row.get("status")?,
+        event_id: row.get("event_id")?,
+    })
+}
+
+impl SessionRegistration {
+    /// The same session in the database's spelling.
+    fn checked(self) -> Result<Self> {
+        let amount = self.amount.map(|text| text.trim().to_owned());
+        if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {
+            return Err(Error::Value(format!("amount {text:?}: expected US dollars in decimal digits, such as 19.99")));
+        }
+        let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
+        Ok(SessionRegistration {
+            session_id: parse_session_id(&self.session_id)?,
+            // Unchanged: it is the merchant's own text.
+            order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
+            amount,
+            blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),
+            token: some(self.token),
+            expires_at: self.expires_at,
+        })
+    }
+
+    fn agrees_with(&self, known: &RegisteredSession) -> Result<()> {
+        let differs = |a: &Option<String>, b: &Option<String>, same: fn(&str, &str) -> bool| {
+            a.as_deref().zip(b.as_deref()).is_some_and(|(a, b)| !same(a, b))
+        };
+        let exactly = |a: &str, b: &str| a == b;
+        let field = if differs(&self.order_ref, &known.order_ref, exactly) {
+            "order reference"
+        } else if differs(&self.amount, &known.amount, same_amount) {
+            "amount"
+        } else if differs(&self.blockchain, &known.blockchain, |a, b| model::fold_chain(a) == model::fold_chain(b)) {
+            "blockchain"
+        } else if differs(&self.token, &known.token, model::same_token) {
+            "token"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Refused(format!(
+            "session {} is already registered with another {field}; nothing was changed",
+            self.session_id
+        )))
+    }
+}
+
+fn is_decimal(text: &str) -> bool {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    text.len() <= 80 && digits(whole) && digits(fraction)
+}
+
+/// Returns whether a value is new. Registering the same values again changes nothing.
+fn insert(tx: &Connection, new: &SessionRegistration) -> Result<bool> {
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO sessions (session_id, order_ref, amount, blockchain, token, expires_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET order_ref = coalesce(order_ref, excluded.order_ref),
+           amount = coalesce(amount, excluded.amount), blockchain = coalesce(blockchain, excluded.blockchain),
+           token = coalesce(token, excluded.token), expires_at = coalesce(excluded.expires_at, expires_at)
+         WHERE coalesce(order_ref, excluded.order_ref) IS NOT order_ref OR coalesce(amount, excluded.amount) IS NOT amount
+           OR coalesce(blockchain, excluded.blockchain) IS NOT blockchain OR coalesce(token, excluded.token) IS NOT token
+           OR coalesce(excluded.expires_at, expires_at) IS NOT expires_at",
+    )?;
+    let end = new.expires_at.map(iso);
+    let given = params![new.session_id, new.order_ref, new.amount, new.blockchain, new.token, end];
+    Ok(statement.execute(given)? > 0)
+}

@@ -1,0 +1,151 @@
+//! Finds an event's session among the registered ones.
+
+use std::time::Duration;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::matching::{self, RegisteredSession, SessionSource};
+use super::stored_events;
+use crate::db::{Error, Result, StoreSettings, parse_time};
+use crate::model::{self, Event, iso};
+
+/// An event's session and its registration.
+pub(super) struct FoundSession {
+    pub(super) session_id: String,
+    pub(super) source: SessionSource,
+    pub(super) registered: Option<RegisteredSession>,
+}
+
+/// Finds the event's session: named by the mail, else by the signed address, else by the only match.
+pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Option<FoundSession>> {
+    if let Some(session_id) = &event.reading.session_id {
+        let registered = registered_session(tx, session_id)?;
+        return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
+    }
+    if let Some(order_ref) = &event.order_ref {
+        // The address names the order. Matching by amount must not find a session of another order.
+        let sessions = sessions_of_order(tx, order_ref)?;
+        let only = matching::session_of_order(event, &sessions, settings.matching.window);
+        return Ok(only.map(|registered| found(registered.clone(), SessionSource::Address)));
+    }
+    if !settings.matching.enabled {
+        return Ok(None);
+    }
+    let open = open_sessions(tx, event, settings)?;
+    match matching::only_match(event, &open, settings.matching) {
+        Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), SessionSource::Match))),
+        _ => Ok(None),
+    }
+}
+
+/// Whether another payment without a session matches this session as well, or another transaction for it is pending.
+/// Then it is unknown which of the two pays it.
+fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
+    let hash = event.reading.transaction_hash.as_deref().map(model::fold_hash);
+    let is_another = |rival: &Event| rival.reading.transaction_hash.as_deref().map(model::fold_hash) != hash;
+    let mut statement = tx.prepare_cached(
+        "SELECT * FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash IS NOT NULL",
+    )?;
+    for rival in statement.query_map(params![session.session_id], stored_events::event_from_row)? {
+        if is_another(&rival?) {
+            return Ok(true);
+        }
+    }
+    let (from, to) = payment_window(session, settings);
+    let mut statement = tx.prepare_cached(
+        "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2",
+    )?;
+    for rival in statement.query_map(params![from, to], stored_events::event_from_row)? {
+        let rival = rival?;
+        if is_another(&rival) && matching::may_pay(&rival, session, settings.matching) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The time window in which a session may be paid, in the database's form and a little wider. `matching` has the
+/// exact rule; this window keeps most other rows out.
+pub(super) fn payment_window(
+    session: &RegisteredSession,
+    settings: &StoreSettings,
+) -> (Option<String>, Option<String>) {
+    let from = session.created_at.checked_sub(SLACK).ok().map(iso);
+    (from, session.created_at.checked_add(settings.matching.window).ok().map(iso))
+}
+
+/// A payment's time has no seconds, and clocks differ.
+const SLACK: Duration = Duration::from_secs(120);
+
+fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
+    FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
+}
+
+/// The trigger converts the times of inserted rows, but not of updated ones.
+const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
+    coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
+
+pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Option<RegisteredSession>> {
+    let sql = format!("SELECT {COLUMNS} FROM sessions WHERE session_id = ?1");
+    Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
+}
+
+/// The sessions of an order, and whether a completed payment is known for each. The number is limited: so many
+/// sessions give no answer anyway.
+fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
+    let sql = format!(
+        "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
+    );
+    let mut statement = tx.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![order_ref], |row| Ok((read_session(row)?, row.get(7)?)))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
+
+/// The sessions that may be paid at the event's time and have no completed payment.
+fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    let Some(at) = event.time() else { return Ok(Vec::new()) };
+    // `payment_window` from the event's side.
+    let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
+    let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
+    let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
+    let mut statement = tx.prepare_cached(&sql)?;
+    let rows = statement.query_map(params![from, to], read_session)?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
+    Ok(RegisteredSession {
+        session_id: text_column(row, "session_id")?.unwrap_or_default().to_ascii_lowercase(),
+        order_ref: text_column(row, "order_ref")?,
+        amount: text_column(row, "amount")?,
+        blockchain: text_column(row, "blockchain")?,
+        token: text_column(row, "token")?,
+        // Other programs insert here. An invalid time counts as long ago, so it matches nothing.
+        created_at: parse_time(text_column(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
+        expires_at: text_column(row, "expires_at")?
+            .map(|end| parse_time(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
+    })
+}
+
+/// A text that other programs may have written. SQLite accepts text that is not UTF-8, such as Latin-1. Invalid bytes
+/// become replacement characters, so such a text equals nothing.
+pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<String>> {
+    let value = row.get_ref(column)?;
+    Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
+}
+
+/// A session id in lower case.
+///
+/// # Errors
+///
+/// [`Error::Value`] if it is not a UUID.
+pub(super) fn parse_session_id(text: &str) -> Result<String> {
+    let hyphenated = Some(text.trim()).filter(|t| t.len() == 36).and_then(|t| uuid::Uuid::try_parse(t).ok());
+    hyphenated.map(|id| id.to_string()).ok_or_else(|| {
+        let example = "591abe63-aa61-411d-a419-0b546729bbd0";
+        Error::Value(format!("{:?} is no session id; expected a UUID such as {example}", model::printable(text, 60)))
+    })
+}

@@ -1,0 +1,58 @@
+//! `[sessions]` of the configuration.
+
+use serde::Deserialize;
+
+use super::signed_address::check_mailbox;
+use crate::model::Matching;
+use crate::{secret, units};
+
+/// `[sessions]`: how the sessions of mails that do not name one are found.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionSettings {
+    /// Signed addresses, if they are used.
+    pub address: Option<AddressSettings>,
+    /// Whether sessions are matched by amount.
+    #[serde(rename = "match")]
+    pub matching: bool,
+    /// How long after its registration a session may be paid.
+    pub window: units::Duration,
+}
+
+/// `[sessions] address`: the addresses that carry an order reference.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table: { mailbox = …, key = … }")]
+pub struct AddressSettings {
+    /// The mailbox of the addresses: `payments@shop.example`.
+    pub mailbox: String,
+    /// The key that signs them.
+    pub key: secret::Source,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        let window = units::Duration(std::time::Duration::from_secs(45 * 60));
+        SessionSettings { address: None, matching: false, window }
+    }
+}
+
+impl SessionSettings {
+    /// Checks the values.
+    ///
+    /// # Errors
+    ///
+    /// The key in the configuration, and a message.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        if self.window.0.is_zero() {
+            return Err(("window".into(), "expected a duration longer than zero".into()));
+        }
+        let mailbox = self.address.as_ref().map(|address| check_mailbox(&address.mailbox));
+        mailbox.unwrap_or(Ok(())).map_err(|words| ("address.mailbox".into(), words))
+    }
+
+    /// The settings that the store needs.
+    #[must_use]
+    pub fn matching(&self) -> Matching {
+        Matching { enabled: self.matching, window: self.window.0 }
+    }
+}

@@ -1,0 +1,61 @@
+//! Reads stored events.
+
+use rusqlite::{Connection, Row, params};
+
+use super::conflicts::StoredEvent;
+use crate::db::{Result, parse_time};
+use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
+
+/// The stored events with the new event's id, transaction or session. `maybe_delivered` is read from
+/// `attempts.result`.
+pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
+    let hash = event.reading.transaction_hash.as_deref();
+    let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
+    let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
+    let mut statement = tx.prepare_cached(&format!(
+        "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
+           EXISTS (
+             SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
+             WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered
+         FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
+    ))?;
+    let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
+        Ok(StoredEvent {
+            event_id: row.get("event_id")?,
+            event: event_from_row(row)?,
+            delivered: row.get("delivered")?,
+            maybe_delivered: row.get("maybe_delivered")?,
+        })
+    })?;
+    let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;
+    // SQLite may choose any index, and so any order.
+    known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
+    Ok(known)
+}
+
+/// Whether the transaction may be one of Starknet. Its hashes are written with or without leading zeros; all others
+/// have a fixed length.
+fn may_lack_zeros(event: &Event) -> bool {
+    let chain = event.reading.blockchain.as_deref();
+    chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
+}
+
+/// Reads an event from a row with the columns of `events`.
+pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
+    let status: String = row.get("status")?;
+    let time = parse_time(row.get("tx_time")?);
+    let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
+    let reading = Reading {
+        session_id: row.get("session_id")?,
+        amount: row.get("amount")?,
+        currency: row.get("currency")?,
+        blockchain: row.get("blockchain")?,
+        token: row.get("token")?,
+        from_wallet_address: row.get("from_wallet_address")?,
+        transaction_hash: row.get("transaction_hash")?,
+        tx_time: time.filter(|_| from_mail),
+        // The column's CHECK allows no other words; `pending` never looks paid.
+        ..Reading::of(status.parse().unwrap_or(Status::Pending))
+    };
+    Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
+}

@@ -1,0 +1,169 @@
+//! The transaction of a mail, by its results in the database.
+
+use super::*;
+use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
+use crate::model::{
+    Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, RawMail, Reading, Reason, ReasonCode, Status, Uid,
+    UidValidity,
+};
+
+const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+
+fn store(folder: &tempfile::TempDir) -> Store {
+    let target = |name: &str, send_unresolved| TargetRules {
+        name: name.into(),
+        statuses: vec![Status::Completed, Status::Failed],
+        send_unresolved,
+    };
+    Store::open(StoreSettings {
+        path: folder.path().join("m.db"),
+        targets: vec![target("holds", false), target("sends", true)],
+        matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
+    })
+    .unwrap()
+}
+
+fn paid(session: Option<&str>) -> Event {
+    let reading = Reading {
+        session_id: session.map(str::to_owned),
+        amount: Some("20".into()),
+        blockchain: Some("Sepolia".into()),
+        transaction_hash: Some(TX.into()),
+        ..Reading::of(Status::Completed)
+    };
+    Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
+}
+
+fn entry(uid: u32, event: Event) -> ExaminedMail {
+    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(uid))) };
+    let bytes = format!("mail {uid}").into_bytes();
+    let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+    let judgement = Judgement::Event(Box::new(event));
+    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+}
+
+fn cursor(last_uid: u32) -> Option<Cursor> {
+    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), reached: (7, last_uid).into() })
+}
+
+fn deliveries(store: &Store) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    let push = |d: DeliveryRow| {
+        all.push((d.target, d.state.to_string()));
+        Ok::<_, Error>(())
+    };
+    store.reader().unwrap().deliveries(None, None, push).unwrap();
+    all
+}
+
+#[tokio::test]
+async fn mail_event_deliveries_and_cursor_are_one_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let recorded = store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    assert_eq!(recorded[0].outcome, Outcome::Event);
+    assert_eq!(store.cursor("shop", "INBOX").await.unwrap(), cursor(1));
+    assert_eq!(deliveries(&store), [("holds".into(), "held".into()), ("sends".into(), "pending".into())]);
+}
+
+#[tokio::test]
+async fn a_repeated_uid_adds_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    let again = store.record(vec![entry(1, paid(None))], cursor(1)).await.unwrap();
+    assert_eq!((again[0].mail_id, again[0].outcome), (None, Outcome::Duplicate));
+    assert_eq!(store.reader().unwrap().count_by("mails", "outcome").unwrap(), [("event".into(), 1)]);
+}
+
+#[tokio::test]
+async fn leading_zeros_do_not_change_a_hash() {
+    let (short, padded) = (format!("0x{}", "4a".repeat(31)), format!("0x00{}", "4a".repeat(31)));
+    for (first, second) in [(&short, &padded), (&padded, &short)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let (mut paid, mut failed) = (paid(Some(SESSION)), paid(None));
+        (paid.reading.transaction_hash, paid.reading.blockchain) = (Some(first.clone()), Some("Starknet".into()));
+        (failed.reading.transaction_hash, failed.reading.blockchain) = (Some(second.clone()), Some("Starknet".into()));
+        failed.reading.status = Status::Failed;
+        let recorded = store.record(vec![entry(1, paid), entry(2, failed)], cursor(2)).await.unwrap();
+        assert_eq!(recorded[1].reason.as_ref().map(|r| r.code), Some(ReasonCode::Conflict), "{:?}", recorded[1]);
+    }
+}
+
+#[tokio::test]
+async fn a_second_report_releases_the_delivery() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    store.record(vec![entry(1, paid(None)), entry(2, paid(Some(SESSION)))], cursor(2)).await.unwrap();
+    assert_eq!(deliveries(&store), [("holds".into(), "pending".into()), ("sends".into(), "pending".into())]);
+    let id = paid(None).id().unwrap().to_string();
+    let event = store.reader().unwrap().event(&id).unwrap().unwrap();
+    assert_eq!((event.session_id.as_deref(), event.session_source.as_deref()), (Some(SESSION), Some("mail")));
+    assert!(event.webhook.contains(SESSION));
+}
+
+#[tokio::test]
+async fn a_contradiction_leaves_the_event_unchanged() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut dearer = paid(Some(SESSION));
+    dearer.reading.amount = Some("2000".into());
+    let recorded = store.record(vec![entry(1, paid(None)), entry(2, dearer)], cursor(2)).await.unwrap();
+    assert_eq!(recorded[1].outcome, Outcome::Quarantined);
+    assert!(recorded[1].reason.as_ref().unwrap().to_string().starts_with("conflict: amount"));
+    let id = paid(None).id().unwrap().to_string();
+    assert_eq!(store.reader().unwrap().event(&id).unwrap().unwrap().amount.as_deref(), Some("20"));
+}
+
+#[tokio::test]
+async fn a_better_reading_never_overrules_a_person() {
+    const OTHER: &str = "11111111-aa61-411d-a419-0b546729bbd0";
+    for (of, told) in [(Some("A"), (OTHER, "mail")), (None, (SESSION, "operator"))] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(&folder);
+        let id = paid(None).id().unwrap().to_string();
+        let order_ref = of.map(str::to_owned);
+        let first = Event { order_ref: order_ref.clone(), ..paid(None) };
+        store.record(vec![entry(1, first)], cursor(1)).await.unwrap();
+        if of.is_some() {
+            let session =
+                SessionRegistration { session_id: SESSION.into(), order_ref, ..SessionRegistration::default() };
+            store.session_add(session).await.unwrap();
+        } else {
+            store.session_assign(&id, SESSION).await.unwrap();
+        }
+        store.reevaluate(1, entry(1, paid(Some(OTHER))).examined, None).await.unwrap();
+        let event = store.reader().unwrap().event(&id).unwrap().unwrap();
+        let found = (event.session_id.as_deref().unwrap(), event.session_source.as_deref().unwrap());
+        assert_eq!(found, told);
+        assert!(event.webhook.contains(told.0));
+    }
+}
+
+#[tokio::test]
+async fn ids_of_pruned_mails_are_not_reused() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let ignored = |uid| {
+        let mut entry = entry(uid, paid(None));
+        entry.examined.judgement = Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, "no"));
+        entry
+    };
+    store.record(vec![ignored(1), ignored(2), ignored(3)], cursor(3)).await.unwrap();
+    store.prune("2999-01-01T00:00:00.000Z".into(), false).await.unwrap();
+    let recorded = store.record(vec![ignored(4)], cursor(4)).await.unwrap();
+    assert_eq!(recorded[0].mail_id, Some(4));
+}
+
+#[tokio::test]
+async fn a_deferred_mail_without_account_needs_review() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let mut deferred = entry(1, paid(None));
+    deferred.examined.judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
+    store.record(vec![deferred], cursor(1)).await.unwrap();
+    let unjudged = |accounts: &[&str]| store.reader().unwrap().backlog(&[], accounts).unwrap().unjudged;
+    assert_eq!((unjudged(&["other", "shop"]), unjudged(&["other"]), unjudged(&[])), (0, 1, 1));
+}
