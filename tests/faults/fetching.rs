@@ -91,7 +91,7 @@ async fn no_more_than_max_size_is_fetched_of_a_mail_and_its_size_is_told() {
     watching.mail("long").await;
     assert_eq!(watching.handed[&(7, 1)].0, long[..2048]);
     assert_eq!(watching.sizes[&(7, 1)], long.len() as u64);
-    assert!(server.asked("BODY.PEEK[]<0.2048>") > 0);
+    assert!(server.asked("BODY.PEEK[]<0.2049>") > 0);
     server.deliver("next");
     watching.mail("next").await;
     watching.end().await;

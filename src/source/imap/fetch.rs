@@ -37,7 +37,11 @@ impl Want {
             Want::Dates => "UID INTERNALDATE".into(),
             Want::Senders => SENDERS.into(),
             Want::Headers => HEADERS.into(),
-            Want::Body => format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{}>", settings.max_size.0).into(),
+            // One byte more than is kept: a body that does not fill this is complete, whatever RFC822.SIZE says.
+            Want::Body => {
+                let bytes = settings.max_size.0.saturating_add(1);
+                format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
+            }
         }
     }
 }
@@ -92,8 +96,8 @@ impl Item {
                 _ => {}
             }
         }
-        // What other servers send for such a mail (RFC 2180, 4.1). Of a header the empty line at least
-        // would be sent (RFC 3501, 6.4.5).
+        // Other servers send an empty string for such a mail (RFC 2180, 4.1), and iCloud for one that is there. Of a header the
+        // server would send the empty line at least (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }

@@ -160,13 +160,17 @@ impl Opened {
 
     /// The mail that an item with a body is.
     pub(super) fn mail(&self, item: Item) -> Option<RawMail> {
-        let bytes = item.body?;
+        let mut bytes = item.body?;
         let origin = Origin {
             account: self.account.settings.name.clone(),
             mailbox: self.name.clone(),
             uid: Some((UidValidity(self.selected.uid_validity), Uid(item.uid))),
         };
-        let size = item.size.unwrap_or(0).max(bytes.len() as u64);
+        // Exchange and servers that store bare LF report an RFC822.SIZE that is not the number of bytes they send.
+        let most = usize::try_from(self.account.settings.max_size.0).unwrap_or(usize::MAX);
+        let length = bytes.len() as u64;
+        let size = if bytes.len() > most { length.max(item.size.unwrap_or(0)) } else { length };
+        bytes.truncate(most);
         Some(RawMail { origin, bytes, size, received_at: item.received_at })
     }
 
