@@ -202,8 +202,9 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
 async fn resume_point(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
     let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    let undelivered = store.undelivered(&cursor).await?;
     let landmarks = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
-    Ok(Some(imap::Known { reached: cursor.reached, landmarks, last_row }))
+    Ok(Some(imap::Known { reached: cursor.reached, landmarks, last_row, undelivered }))
 }
 
 #[cfg(test)]

@@ -176,6 +176,11 @@ fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<Stri
             "mail",
         ),
         (
+            backlog.undelivered,
+            "listed by the mail server and not delivered: `mails --outcome quarantined` says which UID, look at it with another mail program; it is fetched again at each renewal",
+            "mail",
+        ),
+        (
             backlog.conflicting,
             "held because of a conflict: `show EVENT_ID` shows the conflict, `session assign EVENT_ID SESSION_ID` releases the event",
             "event",

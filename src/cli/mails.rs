@@ -29,19 +29,30 @@ pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> any
 
 /// The bytes as they came, for `| less`, `| resmic-mailhook parse -`, or another program.
 pub(super) fn raw(config: &Config, id: i64) -> anyhow::Result<()> {
-    let bytes = StoreReader::open(&config.database())?
-        .raw_mail(id)?
-        .with_context(|| format!("no mail {id}"))?
-        .with_context(|| format!("the bytes of mail {id} were pruned"))?;
+    let reader = StoreReader::open(&config.database())?;
+    let bytes = reader.raw_mail(id)?.with_context(|| format!("no mail {id}"))?;
+    ensure_delivered(&reader, id)?;
+    let bytes = bytes.with_context(|| format!("the bytes of mail {id} were pruned"))?;
     Ok(std::io::stdout().lock().write_all(&bytes)?)
+}
+
+fn ensure_delivered(reader: &StoreReader, id: i64) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        !reader.is_undelivered(id)?,
+        "the mail server has not delivered mail {id}; the daemon fetches it again for as long as the server lists it \
+         (`mails` says which UID)"
+    );
+    Ok(())
 }
 
 /// A person's word takes the place of the proof. What the mail says is still read as any other: who vouches for a mail
 /// does not vouch for a guess.
 pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode> {
     let path = config.database();
-    let stored =
-        StoreReader::open(&path)?.stored_mail(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
+    let reader = StoreReader::open(&path)?;
+    ensure_delivered(&reader, id)?;
+    let stored = reader.stored_mail(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
+    drop(reader);
     anyhow::ensure!(
         stored.outcome == Outcome::Quarantined,
         "mail {id} is not quarantined but {}; there is nothing to release",

@@ -8,6 +8,9 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 
 use crate::model::{Uid, UidValidity, iso};
 
+/// The SHA-256 of no bytes, in hex: `mails.sha256` of a mail that the server has not delivered.
+pub(crate) const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 /// The current time in the database's form.
 pub(crate) fn current_time() -> String {
     iso(Timestamp::now())

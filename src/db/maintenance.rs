@@ -9,7 +9,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, params};
 
 use super::disk::free_space;
-use super::{Error, Result, Store, StoreReader, schema, word};
+use super::{EMPTY_SHA256, Error, Result, Store, StoreReader, schema, word};
 use crate::model::DeliveryState;
 
 /// Longer than any transaction of this program takes.
@@ -20,6 +20,8 @@ const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
 pub struct Backlog {
     /// Quarantined mails whose bytes are stored, so that they can be released.
     pub quarantined: i64,
+    /// Mails that the server lists and does not deliver.
+    pub undelivered: i64,
     /// Events that are held because of a conflict.
     pub conflicting: i64,
     /// Events that are held because their session is unknown.
@@ -52,6 +54,7 @@ impl StoreReader {
     pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
         let sql = "SELECT
             (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
+            (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NULL AND sha256 = ?3),
             (SELECT count(*) FROM events e WHERE hold IS NOT NULL
                AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held')),
             (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
@@ -63,14 +66,15 @@ impl StoreReader {
                AND account NOT IN (SELECT value FROM json_each(?2)))";
         let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
         let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
-        let found = self.query_one(sql, &[&targets, &accounts], |row| {
+        let found = self.query_one(sql, &[&targets, &accounts, &EMPTY_SHA256], |row| {
             Ok(Backlog {
                 quarantined: row.get(0)?,
-                conflicting: row.get(1)?,
-                unresolved: row.get(2)?,
-                dead: row.get(3)?,
-                orphaned: row.get(4)?,
-                unjudged: row.get(5)?,
+                undelivered: row.get(1)?,
+                conflicting: row.get(2)?,
+                unresolved: row.get(3)?,
+                dead: row.get(4)?,
+                orphaned: row.get(5)?,
+                unjudged: row.get(6)?,
             })
         })?;
         Ok(found.unwrap_or_default())

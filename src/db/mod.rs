@@ -18,7 +18,7 @@ mod store;
 mod tests;
 mod writer;
 
-pub(crate) use columns::{current_time, parse_time, word};
+pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub(crate) use deliveries::holds;
 pub use deliveries::{Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, RetrySelection};
 pub use disk::LOW_SPACE;

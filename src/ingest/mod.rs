@@ -117,7 +117,10 @@ impl Ingest {
             Report::Found { attribute } => Step::Found { attribute },
             Report::Mails(mut batch) => {
                 let mails = std::mem::take(&mut batch.mails);
-                Step::Examined(batch, self.examine(mails).await)
+                let undelivered = std::mem::take(&mut batch.undelivered);
+                let mut entries = if mails.is_empty() { Vec::new() } else { self.examine(mails).await };
+                entries.extend(undelivered.into_iter().map(ExaminedMail::undelivered));
+                Step::Examined(batch, entries)
             }
         }
     }
@@ -231,7 +234,9 @@ impl Ingest {
         let recorded = patiently(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
-            measure(&entry.mail);
+            if entry.is_delivered() {
+                measure(&entry.mail);
+            }
         }
         Ok(recorded)
     }

@@ -55,6 +55,48 @@ pub struct RawMail {
     pub received_at: Option<Timestamp>,
 }
 
+/// A mail of which the server has delivered no bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undelivered {
+    /// Where it was found; with UIDVALIDITY and UID.
+    pub origin: Origin,
+    /// RFC822.SIZE; 0 if the server did not say.
+    pub size: u64,
+    /// INTERNALDATE, if the server said.
+    pub received_at: Option<Timestamp>,
+    /// What is known of it.
+    pub state: Availability,
+}
+
+/// What is known of a mail of which the server has delivered no bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// The server lists it. It is fetched again.
+    Listed,
+    /// The server no longer lists it, or has begun another UIDVALIDITY. It is not fetched again.
+    Gone,
+    /// Its header has arrived, and its sender is not an allowed one: in a shared mailbox it leaves no row.
+    Foreign,
+}
+
+impl Undelivered {
+    /// Why its row has no bytes.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        let uid = self.origin.uid.map_or(0, |(_, uid)| uid.0);
+        match self.state {
+            Availability::Listed => {
+                Reason::new(ReasonCode::Unavailable, format!("the server lists UID {uid} and does not deliver it"))
+            }
+            Availability::Gone => Reason::new(
+                ReasonCode::Unavailable,
+                format!("the server did not deliver UID {uid} and no longer lists it"),
+            ),
+            Availability::Foreign => Reason::new(ReasonCode::NotAPayment, "its sender is not one of `[trust] from`"),
+        }
+    }
+}
+
 /// The cursor of a mailbox, with the data that shows whether its UIDs still mean the same mails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reached {

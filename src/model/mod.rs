@@ -11,7 +11,8 @@ mod words;
 
 pub use event::{Event, Reading};
 pub use mail::{
-    Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Uid, UidValidity, Verdict,
+    Availability, Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Uid,
+    UidValidity, Undelivered, Verdict,
 };
 pub use matching::Matching;
 pub use spelling::{

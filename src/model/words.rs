@@ -134,10 +134,12 @@ pub enum ReasonCode {
     NotAPayment,
     /// DNS did not answer.
     Dns,
+    /// The mail server lists the mail and does not deliver it.
+    Unavailable,
 }
 words!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Conflict => "conflict",
     Unreadable => "unreadable", Malformed => "malformed", TooLarge => "too-large",
-    NotAPayment => "not-a-payment", Dns => "dns");
+    NotAPayment => "not-a-payment", Dns => "dns", Unavailable => "unavailable");
 
 /// The state of a mailbox's watcher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ mod signed_address;
 mod stored_events;
 #[cfg(test)]
 mod tests;
+mod undelivered;
 
 pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
 pub use reconcile::{Assigned, Reconciled};

@@ -8,8 +8,9 @@ use ring::digest;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::events::{self, Admitted};
-use crate::db::{Cursor, Result, Store, StoreSettings, advance, current_time};
-use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, iso};
+use super::undelivered::{self, RowsOfUid};
+use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time};
+use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, Undelivered, iso};
 
 /// A mail with the result of its examination.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct ExaminedMail {
     pub examined: Examined,
     /// SHA-256 of its bytes, in hex.
     sha256: String,
+    /// The server has delivered no bytes of it.
+    undelivered: Option<Undelivered>,
 }
 
 impl ExaminedMail {
@@ -27,7 +30,26 @@ impl ExaminedMail {
     #[must_use]
     pub fn new(mail: RawMail, examined: Examined) -> Self {
         let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
-        ExaminedMail { mail, examined, sha256 }
+        ExaminedMail { mail, examined, sha256, undelivered: None }
+    }
+
+    /// A mail that the server did not deliver.
+    #[must_use]
+    pub fn undelivered(undelivered: Undelivered) -> Self {
+        let Undelivered { origin, size, received_at, .. } = undelivered.clone();
+        let judgement = Judgement::Quarantined(undelivered.reason());
+        ExaminedMail {
+            mail: RawMail { origin, bytes: Vec::new(), size, received_at },
+            examined: Examined { judgement, proof: None, envelope: Envelope::default() },
+            sha256: EMPTY_SHA256.to_owned(),
+            undelivered: Some(undelivered),
+        }
+    }
+
+    /// Whether the server has delivered its bytes.
+    #[must_use]
+    pub fn is_delivered(&self) -> bool {
+        self.undelivered.is_none()
     }
 }
 
@@ -85,8 +107,18 @@ fn record_all(
 }
 
 fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -> Result<Recorded> {
-    if let Some(recorded) = recorded_before(tx, &entry.mail, &entry.sha256)? {
-        return Ok(recorded);
+    let RowsOfUid { same, without_bytes } = undelivered::of_uid(tx, &entry.mail, &entry.sha256)?;
+    if let (Some(mail), None) = (&entry.undelivered, &same) {
+        return undelivered::record(tx, mail, without_bytes);
+    }
+    if let Some(event_id) = recorded_before(tx, entry, same)? {
+        if let Some(id) = without_bytes {
+            undelivered::close(tx, id, event_id.as_deref())?;
+        }
+        return Ok(Recorded { mail_id: None, outcome: Outcome::Duplicate, reason: None, event_id, session_id: None });
+    }
+    if let Some(id) = without_bytes {
+        undelivered::remove(tx, id)?;
     }
     let admitted = match &entry.examined.judgement {
         Judgement::Event(event) => events::admit(tx, settings, event)?,
@@ -94,48 +126,42 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
         Judgement::Quarantined(reason) => Admitted::without_event(Outcome::Quarantined, reason),
         Judgement::Deferred(reason) => Admitted::without_event(Outcome::Deferred, reason),
     };
-    let mail_id = insert(tx, entry, &admitted)?;
+    let mail_id = insert(tx, without_bytes, entry, &admitted)?;
     let Admitted { outcome, reason, event_id, session_id } = admitted;
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// Finds the row of a mail that comes again: after a crash between commit and reply, or by a second import. The bytes
-/// are compared, too: a server that was restored from a backup gives a used UID to another mail.
-fn recorded_before(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Option<Recorded>> {
-    let known = |event_id: Option<String>| Recorded {
-        mail_id: None,
-        outcome: Outcome::Duplicate,
-        reason: None,
-        event_id,
-        session_id: None,
-    };
-    let found = match mail.origin.uid {
-        Some((validity, uid)) => tx
-            .prepare_cached(
-                "SELECT event_id FROM mails
-                 WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid = ?4 AND sha256 = ?5",
-            )?
-            .query_row(params![mail.origin.account, mail.origin.mailbox, validity, uid, sha256], |row| row.get(0)),
-        None => tx
-            .prepare_cached("SELECT event_id FROM mails WHERE account = ?1 AND sha256 = ?2 AND uid IS NULL")?
-            .query_row(params![mail.origin.account, sha256], |row| row.get(0)),
-    };
-    Ok(found.optional()?.map(known))
+/// A crash between a commit and its answer, or an import run twice, brings a mail again. The bytes count too: a server
+/// that was restored from its backup gives the same UID to another mail.
+fn recorded_before(
+    tx: &Connection,
+    entry: &ExaminedMail,
+    same_uid: Option<Option<String>>,
+) -> Result<Option<Option<String>>> {
+    if entry.mail.origin.uid.is_some() {
+        return Ok(same_uid);
+    }
+    let imported = tx
+        .prepare_cached("SELECT event_id FROM mails WHERE account = ?1 AND sha256 = ?2 AND uid IS NULL")?
+        .query_row(params![entry.mail.origin.account, entry.sha256], |row| row.get(0));
+    Ok(imported.optional()?)
 }
 
-fn insert(tx: &Connection, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
-    let ExaminedMail { mail, examined, sha256 } = entry;
+/// `id`: of the row that it had without its bytes.
+fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
+    let ExaminedMail { mail, examined, sha256, .. } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
     let proof = examined.proof.as_ref();
     tx.prepare_cached(
-        "INSERT INTO mails (account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at,
+        "INSERT INTO mails (id, account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at,
            received_at, size, sha256, raw, outcome, reason, trust, event_id, trust_domain, trust_selector, trust_covers,
            trust_to, judged_at, next_judgement_at)
-         VALUES (:account, :mailbox, :uid_validity, :uid, :message_id, :sender, :recipient, :subject, :sent_at,
+         VALUES (:id, :account, :mailbox, :uid_validity, :uid, :message_id, :sender, :recipient, :subject, :sent_at,
            :received_at, :size, :sha256, :raw, :outcome, :reason, :trust, :event_id, :trust_domain, :trust_selector,
            :trust_covers, :trust_to, :judged_at, :next_judgement_at)",
     )?
     .execute(named_params! {
+        ":id": id,
         ":account": mail.origin.account,
         ":mailbox": mail.origin.mailbox,
         ":uid_validity": mail.origin.uid.map(|(validity, _)| validity),

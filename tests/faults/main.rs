@@ -23,6 +23,7 @@ mod progress;
 mod renewal;
 mod sifting;
 mod start;
+mod undelivered;
 
 use std::time::Duration;
 

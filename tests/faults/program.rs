@@ -4,9 +4,9 @@ use super::*;
 use crate::support::daemon::{Home, account};
 use crate::support::dns::Dns;
 
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-fn payment(n: usize) -> Vec<u8> {
+pub(crate) fn payment(n: usize) -> Vec<u8> {
     format!(
         "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
          Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
@@ -15,7 +15,7 @@ fn payment(n: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-fn home(server: &Scripted, more: &str) -> Home {
+pub(crate) fn home(server: &Scripted, more: &str) -> Home {
     let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");
     Home::new(&account(server.port, &more))
 }

@@ -249,3 +249,66 @@ async fn a_numbering_that_begins_before_anything_is_written_down_hides_nothing_t
         watching.end().await;
     }
 }
+
+/// A server that reports UIDNEXT 0 in these answers, with three mails of long ago and one of an hour ago.
+async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        world.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
+        (0..3).for_each(|_| deliver_at(world, "old", &date(-40 * 86_400)));
+        deliver_at(world, "an hour old", &date(-3600));
+    });
+    server
+}
+
+#[tokio::test]
+async fn uidnext_0_is_asked_by_status() {
+    for more in [DEDICATED, SHARED] {
+        let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
+        let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
+        watching.old.extend(1..=4);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        server.deliver("new");
+        watching.mail("new").await;
+        assert_eq!(watching.handed.len(), 1);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn without_uidnext_start_now_goes_by_internaldate() {
+    for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
+        let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
+        server.change(|world| world.capabilities = capabilities.into());
+        let timing = Timing { poll: ms(50), ..quick() };
+        let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
+        watching.old.extend(1..=4);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        server.change(|world| deliver_at(world, "new", &date(0)));
+        watching.mail("new").await;
+        // Moved here after the start, with the date that it had.
+        server.change(|world| deliver_at(world, "moved", &date(-86_400)));
+        watching.mail("moved").await;
+        once(&server, "news", server.count("news") + 1, &[Step::Close]);
+        server.change(|world| deliver_at(world, "moved while we were away", &date(-86_400)));
+        watching.mail("moved while we were away").await;
+        assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{more}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn without_uidnext_a_refused_status_is_no_end() {
+    let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
+    server.script(|seen| match seen.line.contains("(UIDNEXT)") {
+        true => vec![say("{tag} NO not of the mailbox that is selected\r\n")],
+        false => vec![Step::Usual],
+    });
+    let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+    watching.old.extend(1..=4);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    server.change(|world| deliver_at(world, "new", &date(0)));
+    watching.mail("new").await;
+    assert_eq!(watching.handed.len(), 1);
+    watching.end().await;
+}

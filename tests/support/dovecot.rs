@@ -148,6 +148,15 @@ impl Dovecot {
         self.folder.path().join("mail").join(user).join("Maildir")
     }
 
+    /// Puts a mail into a user's Maildir, under this name.
+    pub fn put(&self, user: &str, name: &str, mail: &[u8]) {
+        let path = self.maildir(user).join("new").join(name);
+        fs::write(&path, mail).unwrap();
+        let (user_name, group) = owner();
+        let _ = Command::new("chown").arg(format!("{user_name}:{group}")).arg(&path).status();
+        self.doveadm(&["mailbox", "status", "-u", user, "messages", "INBOX"]);
+    }
+
     /// Ends the server, does something to its files, and starts it again where it was.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
         self.process.end_with_children(Duration::from_secs(20));

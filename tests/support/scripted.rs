@@ -60,6 +60,29 @@ pub enum Step {
     Overhear,
 }
 
+/// How the server does not deliver a mail that it lists, in answer to a FETCH of its body or header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoilt {
+    /// `BODY[] NIL`
+    Nil,
+    /// `BODY[] ""`
+    Empty,
+    /// An answer without that item.
+    NoItem,
+    /// No answer for this mail.
+    Nothing,
+    /// A literal that ends before its announced length; then the server goes on.
+    Short,
+    /// `* BYE FETCH failed`, as Dovecot.
+    Bye,
+    /// The end of the stream.
+    Close,
+    /// Not another word.
+    Mute,
+    /// `NO` to the command.
+    No,
+}
+
 /// An occasion for the script.
 pub struct Seen<'a> {
     /// `greeting`, `LOGIN`, `UID FETCH`, `IDLE`, `DONE` …, `word`: a line of one word, or `news`: the mailbox changed
@@ -84,6 +107,8 @@ pub struct World {
     pub uid_next: u32,
     pub tells_uid_next: bool,
     pub tells_uid_validity: bool,
+    /// What SELECT, EXAMINE or STATUS report as UIDNEXT, if not that.
+    pub false_uid_next: BTreeMap<&'static str, u32>,
     pub mails: Vec<(u32, Vec<u8>)>,
     /// When each came, if it matters.
     pub dates: BTreeMap<u32, String>,
@@ -91,6 +116,12 @@ pub struct World {
     pub mailbox: Option<String>,
     /// What LIST says.
     pub list: Vec<String>,
+    /// Mails that are listed and not delivered.
+    pub spoilt: BTreeMap<u32, Spoilt>,
+    /// A connection ends after so many bodies.
+    pub bodies: Option<usize>,
+    /// RFC822.SIZE is this much more than the mail has bytes.
+    pub oversize: usize,
     hidden: BTreeSet<u32>,
     script: Script,
     seen: Vec<(String, usize)>,
@@ -163,10 +194,14 @@ impl Scripted {
             uid_next: 1,
             tells_uid_next: true,
             tells_uid_validity: true,
+            false_uid_next: BTreeMap::new(),
             mails: Vec::new(),
             dates: BTreeMap::new(),
             mailbox: Some("INBOX".into()),
             list: Vec::new(),
+            spoilt: BTreeMap::new(),
+            bodies: None,
+            oversize: 0,
             hidden: BTreeSet::new(),
             script: Box::new(|_| vec![Step::Usual]),
             seen: Vec::new(),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use resmic_mailhook::model::{MailboxState, Reached};
+use resmic_mailhook::model::{Availability, MailboxState, Reached};
 use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Known, Login, Report, Settings, Timing};
 use resmic_mailhook::vigil::Sleeps;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -20,6 +20,7 @@ type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 struct Beside {
     reached: Option<Reached>,
     rows: Vec<(i64, (u32, u32), Timestamp)>,
+    undelivered: BTreeSet<(u32, u32)>,
 }
 
 impl Beside {
@@ -30,7 +31,9 @@ impl Beside {
         let rows =
             self.rows.iter().filter(|(row, (v, uid), _)| *v == cursor.0 && *uid <= cursor.1 && is_landmark(*row, *uid));
         let landmarks = rows.map(|(_, (_, uid), at)| (*uid, *at)).collect();
-        Known { reached, landmarks, last_row: self.rows.len() as i64 }
+        let undelivered =
+            self.undelivered.iter().filter(|(v, _)| *v == cursor.0).map(|(_, uid)| (*uid, None)).collect();
+        Known { reached, landmarks, last_row: self.rows.len() as i64, undelivered }
     }
 }
 
@@ -51,6 +54,10 @@ pub struct Watching {
     waiting: Vec<(tokio::sync::oneshot::Sender<Vec<u32>>, Vec<u32>)>,
     /// Whoever takes the mails does not get round to writing the cursor down.
     pub forgetful: bool,
+    /// Mails that have a row without bytes.
+    pub undelivered: BTreeSet<(u32, u32)>,
+    /// What became known of such mails, in order.
+    pub availability: Vec<(u32, Availability)>,
     /// UIDs that are not to be read.
     pub old: BTreeSet<u32>,
     /// Each state that was told, with its words.
@@ -142,6 +149,8 @@ impl Watching {
             busy: false,
             waiting: Vec::new(),
             forgetful: false,
+            undelivered: BTreeSet::new(),
+            availability: Vec::new(),
             old: BTreeSet::new(),
             states: Vec::new(),
             seen: 0,
@@ -175,8 +184,19 @@ impl Watching {
                 rows.extend(mail.received_at.map(|at| (rows.len() as i64 + 1, key, at)));
             }
             entry.1 += 1;
+            self.undelivered.remove(&key);
             self.mails.push(mail.bytes);
         }
+        for mail in batch.undelivered {
+            let (validity, uid) = mail.origin.uid.unwrap();
+            let key = (validity.0, uid.0);
+            self.availability.push((key.1, mail.state));
+            match mail.state {
+                Availability::Listed => self.undelivered.insert(key),
+                Availability::Gone | Availability::Foreign => self.undelivered.remove(&key),
+            };
+        }
+        self.beside.lock().unwrap().undelivered.clone_from(&self.undelivered);
         if let Some(reached) = batch.cursor {
             let cursor = (reached.uid_validity.0, reached.last_uid.0);
             self.check(cursor);
@@ -207,7 +227,7 @@ impl Watching {
         }
         for (uid, bytes) in world.mails.iter().filter(|(uid, _)| *uid <= last && !self.old.contains(uid)) {
             let ours = bytes.windows(10).any(|w| w == b"resmic.com");
-            let known = self.handed.contains_key(&(validity, *uid));
+            let known = self.handed.contains_key(&(validity, *uid)) || self.undelivered.contains(&(validity, *uid));
             assert!(known || !ours, "the cursor passed {uid} on its way to {last}\n{}", world.lines.join("\n"));
         }
     }

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::connect::Login;
 use super::settings::Settings;
 use super::timing::Timing;
-use crate::model::{MailboxState, RawMail, Reached};
+use crate::model::{MailboxState, RawMail, Reached, Undelivered};
 use crate::vigil::Sleeps;
 
 /// Whether a mail may be Resmic's, by its From field.
@@ -79,6 +79,8 @@ pub struct Batch {
     pub mailbox: String,
     /// The mails.
     pub mails: Vec<RawMail>,
+    /// Mails that the server did not deliver, and what has become known of such mails.
+    pub undelivered: Vec<Undelivered>,
     /// How far the mailbox is read, once these mails are committed; `None`: leave it.
     pub cursor: Option<Reached>,
     /// Wants the UIDs of those that turned out to be notifications, once they are committed.
@@ -94,11 +96,13 @@ pub struct Known {
     pub landmarks: Vec<(u32, Timestamp)>,
     /// The last row that is recorded; see [`Reached::renumbered_after`].
     pub last_row: i64,
+    /// The UIDs of the mails that the server did not deliver, and when it took each.
+    pub undelivered: Vec<(u32, Option<Timestamp>)>,
 }
 
 impl From<(u32, u32)> for Known {
     fn from(reached: (u32, u32)) -> Self {
-        Known { reached: reached.into(), landmarks: Vec::new(), last_row: 0 }
+        Known { reached: reached.into(), landmarks: Vec::new(), last_row: 0, undelivered: Vec::new() }
     }
 }
 

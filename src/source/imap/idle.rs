@@ -17,7 +17,7 @@ use crate::backoff::Backoff;
 use crate::model::MailboxState;
 use crate::vigil::Sleeps;
 
-/// How often it is asked for before it counts as gone.
+/// How often a mail that was announced is asked for before a sync decides.
 const TRIES: u32 = 3;
 /// How many IDLEs in a row a server may end at once before it is asked instead.
 const CUT_SHORT: u32 = 5;
@@ -147,6 +147,11 @@ impl Opened {
                 Settled::Uncounted => 1,
             };
             self.put_away_between(&mut idle).await?;
+            if self.history.is_due(woken == Woken::Renew) {
+                self.end_idle(&idle).await?;
+                self.fetch_again().await?;
+                idle = self.wire.idle().await?;
+            }
             self.report(MailboxState::Idle).await?;
             began = Instant::now();
         }
@@ -233,9 +238,14 @@ impl Opened {
         if held == Held::NotAll || self.complete_bodies(&mut items, idle).await? == Held::NotAll {
             return self.read_through(idle).await;
         }
+        if patience == Patience::None && items.iter().any(|item| self.is_lacking(item)) {
+            // A sync asks whether they are still listed. It does not fetch those again that came.
+            self.take(items, 0).await?;
+            return self.read_through(idle).await;
+        }
         let missing = self.outstanding.owed > 0 || self.outstanding.top;
         let short = missing && patience == Patience::Some;
-        let settled = self.take(items, if short { 0 } else { listed }, patience).await?;
+        let settled = self.take(items, if short { 0 } else { listed }).await?;
         if short || (settled == Settled::No && patience == Patience::Some) {
             return Ok(Settled::No);
         }
@@ -262,7 +272,7 @@ impl Opened {
         if self.complete_bodies(&mut items, idle).await? == Held::NotAll {
             return self.read_through(idle).await;
         }
-        self.take(items, 0, Patience::Some).await
+        self.take(items, 0).await
     }
 
     /// By UID, each once, and only what is above the cursor.
@@ -276,22 +286,19 @@ impl Opened {
     fn settle_debt(&mut self, items: &[Item]) {
         let new = items.iter().filter(|item| !self.outstanding.ahead.contains(&item.uid)).count();
         self.outstanding.owed = self.outstanding.owed.saturating_sub(new);
-        let top = items.last().is_some_and(|item| item.uid >= self.selected.uid_next.saturating_sub(1));
+        let top = self.selected.uid_next.map_or(0, |next| next.saturating_sub(1));
+        let top = items.last().is_some_and(|item| item.uid >= top);
         self.outstanding.top &= !top;
     }
 
     /// Hands over mails and moves the cursor behind them, as far as it may go: up to `listed`, where a tagged OK said that
     /// there are no others, and from there on where one UID follows the other.
-    async fn take(&mut self, items: Vec<Item>, listed: u32, patience: Patience) -> Result<Settled> {
+    async fn take(&mut self, items: Vec<Item>, listed: u32) -> Result<Settled> {
         let mut settled = Settled::Yes;
         for item in items {
             let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
             let lacking = self.is_lacking(&item);
-            if lacking && patience == Patience::None {
-                let (account, mailbox) = (&self.account.settings.name, &self.name);
-                tracing::warn!(account, mailbox, uid, "listed by the server and never sent: taken as gone");
-            }
-            if (uid > listed && !follows) || (lacking && patience == Patience::Some) {
+            if (uid > listed && !follows) || lacking {
                 settled = Settled::No;
             }
             let passes = settled == Settled::Yes;
@@ -378,6 +385,9 @@ impl Opened {
             // All of it will be fetched.
             self.pushed.clear();
             self.sync().await?;
+            if self.history.is_due(false) {
+                self.fetch_again().await?;
+            }
         }
     }
 }

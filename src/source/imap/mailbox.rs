@@ -24,8 +24,8 @@ const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 pub(super) struct Selected {
     /// Its numbering (RFC 3501, 2.3.1.1).
     pub(super) uid_validity: u32,
-    /// The UID of the next mail, at least.
-    pub(super) uid_next: u32,
+    /// The UID of the next mail, at least; `None` if the server does not say.
+    pub(super) uid_next: Option<u32>,
     /// How many mails are in it.
     pub(super) exists: u32,
     /// How many of them were announced, and not looked for yet.
@@ -57,7 +57,7 @@ impl Selected {
                 self.unreadable += 1;
             }
             (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
-            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(*n),
+            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(uid_next(*n)),
             (Response::MailboxData(MailboxDatum::Status { status, .. }), _) => {
                 let other = |s: &_| matches!(s, StatusAttribute::UidValidity(n) if *n != self.uid_validity);
                 self.renumbered |= status.iter().any(other);
@@ -139,7 +139,7 @@ pub(super) async fn select(wire: &mut Wire, named: &Named, writable: bool) -> Re
     let command = if writable { "SELECT" } else { "EXAMINE" };
     wire.command(command, &format!("{command} {quoted_name}"), |response| match (response, code(response)) {
         (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
-        (_, Some(ResponseCode::UidNext(n))) => next = Some(*n),
+        (_, Some(ResponseCode::UidNext(n))) => next = uid_next(*n),
         (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
         _ => {}
     })
@@ -156,10 +156,9 @@ pub(super) async fn select(wire: &mut Wire, named: &Named, writable: bool) -> Re
         let status = status(wire, &quoted_name, items).await?;
         (validity, next) = (validity.or(status.0), next.or(status.1));
     }
-    let lacks = |what| Error::Protocol(format!("no {what}, neither in SELECT nor in STATUS"));
-    let uid_validity = validity.ok_or_else(|| lacks("UIDVALIDITY"))?;
-    let uid_next = next.ok_or_else(|| lacks("UIDNEXT"))?;
-    Ok(Selected { uid_validity, uid_next, exists, fresh: 0, renumbered: false, unreadable: 0, newest_at: None })
+    let lacks = || Error::Protocol("no UIDVALIDITY, neither in SELECT nor in STATUS".into());
+    let uid_validity = validity.ok_or_else(lacks)?;
+    Ok(Selected { uid_validity, uid_next: next, exists, fresh: 0, renumbered: false, unreadable: 0, newest_at: None })
 }
 
 /// When the server took a mail; `None` for a date that no clock can be wrong by. (An APPEND may bring any: one from the
@@ -188,7 +187,7 @@ pub(super) async fn is_same(
     let Reached { uid_validity, last_uid, newest_at, .. } = known.reached;
     selected.newest_at = newest_at;
     let (uid_validity, last_uid) = (uid_validity.0, last_uid.0);
-    if uid_validity != selected.uid_validity || last_uid >= selected.uid_next {
+    if uid_validity != selected.uid_validity || selected.uid_next.is_some_and(|next| last_uid >= next) {
         return Ok(false);
     }
     if last_uid == 0 {
@@ -212,6 +211,10 @@ pub(super) async fn is_same(
 /// says 1970 of one that is removed while we ask), and two may have been recorded under one number: the server has pushed
 /// one of them under a wrong one.
 fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
+    // The date of a mail that was not delivered may never have been seen.
+    if known.undelivered.iter().any(|(uid, _)| *uid == item.uid) {
+        return false;
+    }
     let Some(at) = item.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
     let mut recorded = known.landmarks.iter().filter(|(uid, _)| *uid == item.uid).peekable();
     if recorded.peek().is_some() {
@@ -220,19 +223,28 @@ fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
     known.reached.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
 }
 
+/// A UIDNEXT. Some servers report 0, which no mail can have (RFC 3501, 2.3.1.1): they do not know it.
+fn uid_next(reported: u32) -> Option<u32> {
+    Some(reported).filter(|next| *next > 0)
+}
+
 /// The UIDVALIDITY and the UIDNEXT that STATUS says.
 async fn status(wire: &mut Wire, quoted_name: &str, items: &str) -> Result<(Option<u32>, Option<u32>)> {
     let (mut validity, mut next) = (None, None);
-    wire.command("STATUS", &format!("STATUS {quoted_name} ({items})"), |response| {
+    let command = format!("STATUS {quoted_name} ({items})");
+    let asked = wire.command("STATUS", &command, |response| {
         let Response::MailboxData(MailboxDatum::Status { status, .. }) = response else { return };
         for attribute in status {
             match attribute {
                 StatusAttribute::UidValidity(n) => validity = Some(*n),
-                StatusAttribute::UidNext(n) => next = Some(*n),
+                StatusAttribute::UidNext(n) => next = uid_next(*n),
                 _ => {}
             }
         }
-    })
-    .await?;
-    Ok((validity, next))
+    });
+    match asked.await {
+        // RFC 3501 (6.3.10) lets a server refuse this for the mailbox that is selected.
+        Ok(()) | Err(Error::Refused { .. }) => Ok((validity, next)),
+        Err(error) => Err(error),
+    }
 }

@@ -3,17 +3,19 @@
 //! `net` is bytes, `answers` are those that came, until they are whole (`usual`: as most of them are written; `lenient`: as
 //! some servers write them and imap-proto rejects them), `wire` is commands and answers under deadlines, `connect` and
 //! `login` let us in (`oauth`: with a token; `refusal`: why not), `account` is what a watcher is told and says, `mailbox`
-//! finds and opens one, `opened` is an open one, `fetch` knows how mails are asked for, `sync` holds the cursor rule,
-//! `after` puts away what is stored, `idle` waits (`interrupt`: and asks for what is new meanwhile), `watch` begins anew
+//! finds and opens one, `fetch` knows how mails are asked for (`history`: and remembers FETCHes that failed), `opened` is an
+//! open mailbox, `sync` holds the cursor rule, `again` fetches mails again that were not delivered, `after` puts away what is stored, `idle` waits (`interrupt`: and asks for what is new meanwhile), `watch` begins anew
 //! whenever something ends; `timing` says how long each of them waits. A file imports only from those before it.
 
 mod account;
 mod after;
+mod again;
 mod answers;
 mod connect;
 mod error;
 mod fetch;
 mod framing;
+mod history;
 mod idle;
 mod interrupt;
 mod lenient;

@@ -4,16 +4,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_imap::imap_proto::{MailboxDatum, Response};
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::account::{Account, Batch, Report};
 use super::connect::Offers;
 use super::error::{Error, Result};
 use super::fetch::Item;
+use super::history::FetchHistory;
 use super::mailbox::Selected;
 use super::settings::After;
 use super::wire::{Heard, Sent, Wait, Wire};
-use crate::model::{Begun, MailboxState, Origin, RawMail, Reached, Uid, UidValidity};
+use crate::model::{Availability, Begun, MailboxState, Origin, RawMail, Reached, Uid, UidValidity, Undelivered};
 
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
 const KEPT_BYTES: usize = 8 << 20;
@@ -46,6 +48,8 @@ pub(super) struct Opened {
     pub(super) outstanding: Outstanding,
     /// What is to be put away.
     pub(super) finished: Finished,
+    /// What is remembered of FETCHes that failed.
+    pub(super) history: FetchHistory,
 }
 
 /// What is known to be there, or likely to be, and was not sent.
@@ -133,7 +137,7 @@ impl Opened {
     /// in place of an empty answer. Only while no other command is under way.
     pub(super) async fn is_read_to_the_end(&mut self) -> Result<bool> {
         let is_announced = self.outstanding.owed > 0 || self.selected.fresh > 0;
-        let is_named = self.selected.uid_next > self.cursor.saturating_add(1);
+        let is_named = self.selected.uid_next.is_none_or(|next| next > self.cursor.saturating_add(1));
         if self.selected.exists == 0 || !(is_announced || is_named) {
             return Ok(true);
         }
@@ -174,9 +178,29 @@ impl Opened {
         Some(RawMail { origin, bytes, size, received_at: item.received_at })
     }
 
+    /// A mail that the server did not deliver.
+    pub(super) fn undelivered(&self, uid: u32, size: u64, at: Option<Timestamp>, state: Availability) -> Undelivered {
+        let origin = Origin {
+            account: self.account.settings.name.clone(),
+            mailbox: self.name.clone(),
+            uid: Some((UidValidity(self.selected.uid_validity), Uid(uid))),
+        };
+        Undelivered { origin, size, received_at: at, state }
+    }
+
     /// Hands mails on, and how far the mailbox is read once they are committed.
     pub(super) async fn hand_over(&mut self, mails: Vec<RawMail>, cursor: Option<u32>) -> Result<()> {
-        if mails.is_empty() && (cursor.is_none() || cursor == self.handed) {
+        self.hand_over_all(mails, Vec::new(), cursor).await
+    }
+
+    /// Hands on mails, and mails that were not delivered.
+    pub(super) async fn hand_over_all(
+        &mut self,
+        mails: Vec<RawMail>,
+        undelivered: Vec<Undelivered>,
+        cursor: Option<u32>,
+    ) -> Result<()> {
+        if mails.is_empty() && undelivered.is_empty() && (cursor.is_none() || cursor == self.handed) {
             return Ok(());
         }
         self.handed = cursor.or(self.handed);
@@ -192,7 +216,7 @@ impl Opened {
             newest_at: self.selected.newest_at,
             renumbered_after: self.renumbered_after,
         });
-        let batch = Batch { mailbox: self.name.clone(), mails, cursor, done };
+        let batch = Batch { mailbox: self.name.clone(), mails, undelivered, cursor, done };
         self.out.send(Report::Mails(batch)).await.map_err(|_| Error::Closing)
     }
 

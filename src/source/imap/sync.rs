@@ -1,11 +1,12 @@
-//! Reading everything above the cursor, and the rule that the cursor keeps.
+//! SyncFetches everything above the cursor, and the rule that the cursor keeps.
 //!
 //! The rule: the cursor passes a UID only when its mail was handed over before it in the same stream (whoever takes
 //! the stream commits in its order), or when a tagged OK proved that no such mail is there. An end of the stream, a
 //! NO and a mail that was listed but not sent prove nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::after;
@@ -15,7 +16,7 @@ use super::mailbox::REACH;
 use super::opened::{Opened, Outstanding, uid_set};
 use super::settings::Start;
 use super::wire::{Heard, Sent};
-use crate::model::Begun;
+use crate::model::{Availability, Begun, RawMail, Uid};
 
 /// How many mails one FETCH asks for, and how many numbers it is written with: servers bound the length of a line.
 const WINDOW: usize = 500;
@@ -28,12 +29,19 @@ const CHUNK: usize = 64;
 const CHUNK_BYTES: usize = 1 << 20;
 /// How many mails are believed to be in a mailbox: each takes four bytes here.
 const LISTED: usize = 10_000_000;
-/// How often a mail that was listed and not sent is asked for before it counts as gone.
+/// How often a listed mail is asked for before it gets a row without bytes.
 const TRIES: u8 = 3;
+/// A server that withholds more mails than this, and delivers none, is at fault itself: they get no rows.
+const MOST_WITHHELD: usize = 50;
+/// In [`Begun::uid`]: the server does not say which UIDs it has given, so the first listing has to.
+pub(super) const UNKNOWN: u32 = u32::MAX;
 
-/// A range of UIDs on its way; the cursor may pass it when nothing of it is open any more.
+/// A range of UIDs on its way.
 struct Window {
+    /// The mails that are neither handed over nor known to be gone, in order.
+    left: VecDeque<u32>,
     last: u32,
+    /// How many of its FETCHes are under way.
     open: usize,
 }
 
@@ -44,7 +52,7 @@ struct Job {
     want: Want,
     /// What was not sent yet.
     missing: VecDeque<u32>,
-    /// Those that may be Resmic's, by their header.
+    /// Those that may be Resmic's, by their header; of a listing, those that are listed.
     candidates: Vec<u32>,
     tries: u8,
     asked_at: Instant,
@@ -54,13 +62,16 @@ impl Job {
     /// Whether this is what it waits for; then it waits for it no longer.
     fn takes(&mut self, item: &Item) -> bool {
         let has = match self.want {
-            Want::Listing | Want::Dates => false,
+            Want::Listing | Want::Dates => item.is_listing(),
             Want::Senders | Want::Headers => item.header.is_some(),
             Want::Body => item.body.is_some(),
         };
-        let place = self.missing.binary_search(&item.uid).ok().filter(|_| has);
-        place.and_then(|place| self.missing.remove(place)).is_some()
+        has && remove(&mut self.missing, item.uid)
     }
+}
+
+fn remove(uids: &mut VecDeque<u32>, uid: u32) -> bool {
+    uids.binary_search(&uid).ok().and_then(|place| uids.remove(place)).is_some()
 }
 
 /// What the mailbox has above the cursor.
@@ -69,6 +80,71 @@ struct Listed {
     uids: Vec<u32>,
     /// The highest UID of all.
     highest: u32,
+}
+
+/// The FETCHes of one sync.
+#[derive(Default)]
+struct SyncFetches<'a> {
+    waiting: &'a [u32],
+    windows: VecDeque<Window>,
+    /// How many windows have left the front of the queue: a window's number does not change.
+    gone: usize,
+    jobs: VecDeque<Job>,
+    /// RFC822.SIZE and INTERNALDATE of mails whose bytes did not come with them.
+    reported: BTreeMap<u32, (Option<u64>, Option<Timestamp>)>,
+    /// The mails that the server has refused one by one.
+    refused: Vec<u32>,
+    refusal: Option<Error>,
+    /// The server has delivered a mail.
+    delivered: bool,
+    /// The server has delivered a mail or a header.
+    answered: bool,
+}
+
+impl SyncFetches<'_> {
+    fn window(&mut self, number: usize) -> Option<&mut Window> {
+        self.windows.get_mut(number.checked_sub(self.gone)?)
+    }
+
+    /// A mail is handed over, or its row is, or it is known to be gone or somebody else's.
+    fn settle(&mut self, window: usize, uid: u32) {
+        if let Some(window) = self.window(window) {
+            remove(&mut window.left, uid);
+        }
+    }
+
+    fn settle_anywhere(&mut self, uid: u32) {
+        self.windows.iter_mut().for_each(|window| _ = remove(&mut window.left, uid));
+    }
+
+    /// How far the cursor may move: up to the first mail that is not settled.
+    fn proven(&self, cursor: u32) -> u32 {
+        let mut proven = cursor;
+        for window in &self.windows {
+            match window.left.front() {
+                Some(uid) => return proven.max(uid.saturating_sub(1)),
+                None => proven = proven.max(window.last),
+            }
+        }
+        proven
+    }
+
+    /// Takes note of what the server says of a mail that it does not send.
+    fn note(&mut self, item: &Item) {
+        let is_awaited = |job: &Job| job.missing.binary_search(&item.uid).is_ok();
+        if item.is_listing() && (item.size.is_some() || item.received_at.is_some()) && self.jobs.iter().any(is_awaited)
+        {
+            // Dovecot says 1970 of a mail that was removed while we asked.
+            let received_at = item.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH);
+            self.reported.insert(item.uid, (item.size, received_at));
+        }
+    }
+
+    /// The mails that are asked for at this moment: the first one, and how many there are.
+    fn asked(&self) -> (Option<u32>, usize) {
+        let missing = || self.jobs.iter().flat_map(|job| job.missing.iter().copied());
+        (missing().min(), missing().count())
+    }
 }
 
 impl Opened {
@@ -81,14 +157,24 @@ impl Opened {
         }
         // Whoever changes `start` to "all" wants all of it, from the next time on that the mailbox is read anew.
         let begun = self.begun.filter(|_| self.account.settings.start != Start::All);
-        let listed = self.list(begun).await?;
+        let mut listed = self.list(begun).await?;
+        self.bound_start(listed.highest).await?;
+        listed.uids.retain(|uid| !self.outstanding.ahead.contains(uid));
         self.fetch_all(&listed.uids).await?;
         self.put_away().await?;
         // What was listed and is not wanted is passed too. Not what lies between the last one listed and UIDNEXT: a
         // mail that was announced may be listed a moment later.
         self.cursor = self.cursor.max(listed.highest);
-        self.outstanding =
-            Outstanding { top: self.selected.uid_next.saturating_sub(1) > self.cursor, ..Default::default() };
+        let top = self.selected.uid_next.is_some_and(|next| next.saturating_sub(1) > self.cursor);
+        self.outstanding = Outstanding { top, ..Default::default() };
+        self.hand_over(Vec::new(), Some(self.cursor)).await
+    }
+
+    /// The first listing says which UIDs were given before we began, where UIDNEXT did not.
+    async fn bound_start(&mut self, highest: u32) -> Result<()> {
+        let Some(begun) = self.begun.filter(|begun| begun.uid.0 == UNKNOWN) else { return Ok(()) };
+        self.begun = Some(Begun { uid: Uid(highest), ..begun });
+        self.handed = None;
         self.hand_over(Vec::new(), Some(self.cursor)).await
     }
 
@@ -113,7 +199,7 @@ impl Opened {
         });
         match answered.await {
             Err(Error::Refused { .. }) if self.is_read_to_the_end().await? => {
-                self.selected.uid_next = cursor.saturating_add(1);
+                self.selected.uid_next = Some(cursor.saturating_add(1));
             }
             answered => answered?,
         }
@@ -123,53 +209,77 @@ impl Opened {
         Ok(Listed { uids, highest })
     }
 
-    /// Fetches these mails, window by window, and moves the cursor behind them.
+    /// Fetches these mails, window by window, and moves the cursor behind them mail by mail.
     async fn fetch_all(&mut self, uids: &[u32]) -> Result<()> {
-        let dedicated = self.account.settings.dedicated;
-        let mut waiting = uids;
-        let mut windows: VecDeque<Window> = VecDeque::new();
-        // How many windows have left the front of the queue: a window's number does not change.
-        let mut gone = 0;
-        let mut jobs: VecDeque<Job> = VecDeque::new();
-        let mut refused = None;
-        loop {
-            while jobs.len() < AHEAD && !waiting.is_empty() {
-                let (window, rest) = waiting.split_at(window(waiting, if dedicated { WINDOW } else { SIFTED }));
-                waiting = rest;
-                let parts = if dedicated { vec![(Want::Body, window)] } else { sifted(window) };
-                windows.push_back(Window { last: window.last().copied().unwrap_or(0), open: parts.len() });
-                self.wire.cork();
-                for (want, uids) in parts {
-                    jobs.push_back(self.ask(gone + windows.len() - 1, want, uids.to_vec(), 1).await?);
-                }
-                self.wire.uncork().await?;
-            }
-            let Some(follow_ups) = self.receive(&mut jobs).await? else { break };
-            for (window, want, missing, tries) in follow_ups.new {
-                if let Some(w) = windows.get_mut(window - gone) {
-                    w.open += 1;
-                }
-                // What was not sent may be there a moment later.
-                sleep_until(follow_ups.since + self.account.timing.again * u32::from(tries - 1)).await;
-                jobs.push_back(self.ask(window, want, missing, tries).await?);
-            }
-            match (follow_ups.refused, windows.get_mut(follow_ups.done - gone)) {
-                // Its window stays open: the cursor never passes it, but the mails behind it are handed over.
-                (Some(error), _) => refused = Some(error),
-                (None, Some(w)) => w.open -= 1,
-                (None, None) => {}
-            }
-            while let Some(window) = windows.pop_front_if(|w| w.open == 0) {
-                gone += 1;
-                self.cursor = self.cursor.max(window.last);
-                self.hand_over(Vec::new(), Some(self.cursor)).await?;
+        let began = self.cursor;
+        let mut reading = SyncFetches { waiting: uids, ..SyncFetches::default() };
+        match self.read(&mut reading).await {
+            Ok(()) => self.judge_refusals(reading).await,
+            Err(error) => {
+                self.judge_break(&mut reading, &error, began).await?;
+                Err(error)
             }
         }
-        refused.map_or(Ok(()), Err)
+    }
+
+    async fn read(&mut self, reading: &mut SyncFetches<'_>) -> Result<()> {
+        loop {
+            self.ask_for_more(reading).await?;
+            let Some(FollowUps { window, since, new, withheld }) = self.receive(reading).await? else { return Ok(()) };
+            for (want, missing, tries) in new {
+                if let Some(window) = reading.window(window) {
+                    window.open += 1;
+                }
+                // What was not sent may be there a moment later.
+                sleep_until(since + self.account.timing.again * u32::from(tries - 1)).await;
+                let job = self.ask(window, want, missing, tries).await?;
+                reading.jobs.push_back(job);
+            }
+            if let Some(window) = reading.window(window) {
+                window.open -= 1;
+            }
+            if withheld.len() > MOST_WITHHELD && !reading.answered {
+                let words = format!("the server lists {} mails and delivers none of them", withheld.len());
+                return Err(Error::Refused { command: "UID FETCH", words });
+            }
+            self.give_up(reading, &withheld, false).await?;
+            while reading.windows.pop_front_if(|window| window.open == 0 && window.left.is_empty()).is_some() {
+                reading.gone += 1;
+                reading.reported = reading.reported.split_off(&self.cursor);
+                self.history.grow(WINDOW);
+            }
+        }
+    }
+
+    /// Asks for the next windows. After a break there is one at a time, so that it is known which mail breaks the next.
+    async fn ask_for_more(&mut self, reading: &mut SyncFetches<'_>) -> Result<()> {
+        let dedicated = self.account.settings.dedicated;
+        let (most, ahead) = match self.history.limit() {
+            Some(limit) => (limit, 1),
+            None => (if dedicated { WINDOW } else { SIFTED }, AHEAD),
+        };
+        while reading.jobs.len() < ahead && !reading.waiting.is_empty() {
+            let (uids, rest) = reading.waiting.split_at(window(reading.waiting, most));
+            reading.waiting = rest;
+            let parts = if dedicated { vec![(Want::Body, uids)] } else { sifted(uids) };
+            let last = uids.last().copied().unwrap_or(0);
+            let left = uids.iter().copied().collect();
+            reading.windows.push_back(Window { left, last, open: parts.len() });
+            self.wire.cork();
+            for (want, uids) in parts {
+                let job = self.ask(reading.gone + reading.windows.len() - 1, want, uids.to_vec(), 1).await?;
+                reading.jobs.push_back(job);
+            }
+            self.wire.uncork().await?;
+        }
+        Ok(())
     }
 
     async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
         let command = format!("UID FETCH {} ({})", uid_set(&uids), want.items(&self.account.settings));
+        if want == Want::Listing {
+            self.selected.unreadable = 0;
+        }
         let sent = self.wire.send("UID FETCH", &command).await?;
         Ok(Job { sent, window, want, missing: uids.into(), candidates: Vec::new(), tries, asked_at: Instant::now() })
     }
@@ -177,73 +287,119 @@ impl Opened {
     /// Hears the first of these FETCHes to its end, hands over what came, and says what has to be asked for next.
     ///
     /// Dovecot answers the next one meanwhile when the first has filled its buffer: what is for a later FETCH counts.
-    async fn receive(&mut self, jobs: &mut VecDeque<Job>) -> Result<Option<FollowUps>> {
-        let Some(sent) = jobs.front().map(|job| job.sent.clone()) else { return Ok(None) };
-        let (mut chunk, mut bytes) = (Vec::new(), 0);
-        let mut wait = self.flowing();
-        let mut refused = None;
+    async fn receive(&mut self, reading: &mut SyncFetches<'_>) -> Result<Option<FollowUps>> {
+        let Some(sent) = reading.jobs.front().map(|job| job.sent.clone()) else { return Ok(None) };
+        let mut chunk = Vec::new();
+        let heard = self.read_response(&sent, reading, &mut chunk).await;
+        // Also what came before the connection broke.
+        self.hand_over_proven(chunk, reading).await?;
+        let refused = match heard {
+            Ok(()) => None,
+            Err(error @ Error::Refused { .. }) => Some(error),
+            Err(error) => return Err(error),
+        };
+        if reading.jobs.front().is_some_and(|job| job.want == Want::Listing) {
+            self.check_listing()?;
+        }
+        let Some(job) = reading.jobs.pop_front() else { return Ok(None) };
+        let follow_ups = follow_ups(job, refused, reading);
+        self.hand_over_proven(Vec::new(), reading).await?;
+        Ok(Some(follow_ups))
+    }
+
+    async fn read_response(
+        &mut self,
+        sent: &Sent,
+        reading: &mut SyncFetches<'_>,
+        chunk: &mut Vec<RawMail>,
+    ) -> Result<()> {
+        let (mut wait, mut bytes) = (self.flowing(), 0);
         loop {
-            let item = match self.hear(&sent, wait).await {
-                Ok(Heard::Done) => break,
-                Ok(Heard::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
-                Ok(Heard::Data(None)) => continue,
-                Ok(Heard::Data(Some(item))) => item,
-                Err(error @ Error::Refused { .. }) => {
-                    refused = Some(error);
-                    break;
-                }
-                Err(error) => return Err(error),
+            let item = match self.hear(sent, wait).await? {
+                Heard::Done => return Ok(()),
+                Heard::Continue => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
+                Heard::Data(None) => continue,
+                Heard::Data(Some(item)) => item,
             };
-            let Some(job) = jobs.iter_mut().find_map(|job| job.takes(&item).then_some(job)) else {
+            let Some(job) = reading.jobs.iter_mut().find_map(|job| job.takes(&item).then_some(job)) else {
+                reading.note(&item);
                 self.keep(item);
                 continue;
             };
-            if job.want != Want::Body {
-                job.candidates.extend(self.is_candidate(&item).then_some(item.uid));
-            } else {
-                bytes += item.body.as_ref().map_or(0, Vec::len);
-                chunk.extend(self.mail(item));
+            let (uid, window) = (item.uid, job.window);
+            reading.answered |= !item.is_listing();
+            match job.want {
+                Want::Body => {
+                    bytes += item.body.as_ref().map_or(0, Vec::len);
+                    chunk.extend(self.mail(item));
+                    reading.delivered = true;
+                    reading.settle(window, uid);
+                }
+                Want::Listing | Want::Dates => job.candidates.push(uid),
+                Want::Senders | Want::Headers if self.is_candidate(&item) => job.candidates.push(uid),
+                Want::Senders | Want::Headers => reading.settle(window, uid),
             }
             if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
                 bytes = 0;
-                self.hand_over(std::mem::take(&mut chunk), None).await?;
+                self.hand_over_proven(std::mem::take(chunk), reading).await?;
             }
             // Each mail that comes buys time for the next: a slow line with large mails gets through all the same.
             wait = self.flowing();
         }
-        self.hand_over(chunk, None).await?;
-        Ok(jobs.pop_front().map(|job| self.follow_ups(job, refused)))
     }
 
-    fn follow_ups(&self, job: Job, refused: Option<Error>) -> FollowUps {
-        let mut new = Vec::new();
-        let Job { window, want, missing, mut candidates, tries, asked_at, .. } = job;
-        // Of a thousand that are refused one by one none is to wait for the others.
-        let since = if refused.is_some() { asked_at } else { Instant::now() };
-        let missing = Vec::from(missing);
-        // A server may send them in any order.
-        candidates.sort_unstable();
-        new.extend(candidates.chunks(WINDOW).map(|part| (window, Want::Body, part.to_vec(), 1)));
-        match (missing.len(), refused) {
-            (0, _) => {}
-            // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
-            (count @ 2.., Some(_)) => {
-                let (a, b) = missing.split_at(count / 2);
-                new.extend([(window, want, a.to_vec(), 1), (window, want, b.to_vec(), 1)]);
-            }
-            (_, refused) if tries < TRIES => {
-                drop(refused);
-                new.extend(missing.chunks(WINDOW).map(|part| (window, want, part.to_vec(), tries + 1)));
-            }
-            (_, Some(error)) => return FollowUps { done: window, since, new, refused: Some(error) },
-            (_, None) => tracing::warn!(
-                account = self.account.settings.name,
-                mailbox = self.name,
-                uids = uid_set(&missing),
-                "listed by the server and never sent: taken as gone"
-            ),
+    /// Hands these mails over, and with them the cursor, as far as it may move.
+    async fn hand_over_proven(&mut self, mails: Vec<RawMail>, reading: &SyncFetches<'_>) -> Result<()> {
+        let proven = reading.proven(self.cursor);
+        if proven > self.cursor {
+            self.cursor = proven;
+            self.history.passed(proven);
         }
-        FollowUps { done: window, since, new, refused: None }
+        self.hand_over(mails, Some(self.cursor)).await
+    }
+
+    /// These mails get a row without bytes, and the cursor passes them. `harmful`: they have ended connections.
+    async fn give_up(&mut self, reading: &mut SyncFetches<'_>, uids: &[u32], harmful: bool) -> Result<()> {
+        let mut undelivered = Vec::new();
+        for &uid in uids {
+            let (size, received_at) = reading.reported.get(&uid).copied().unwrap_or_default();
+            undelivered.push(self.undelivered(uid, size.unwrap_or(0), received_at, Availability::Listed));
+            reading.settle_anywhere(uid);
+            self.history.add(uid, received_at, harmful, self.account.settings.idle_renew.0);
+        }
+        self.cursor = reading.proven(self.cursor);
+        self.hand_over_all(Vec::new(), undelivered, Some(self.cursor)).await
+    }
+
+    /// The connection has ended, and the first mail that was asked for may be the cause. One that was asked for alone, and
+    /// has ended several connections, is given up.
+    async fn judge_break(&mut self, reading: &mut SyncFetches<'_>, error: &Error, began: u32) -> Result<()> {
+        let is_break = matches!(error, Error::Bye(_) | Error::Lost(_) | Error::Silent { .. } | Error::Protocol(_));
+        let (Some(first), asked) = reading.asked() else { return Ok(()) };
+        if !is_break || self.selected.renumbered {
+            return Ok(());
+        }
+        if self.history.strike(first, error) && asked == 1 {
+            return self.give_up(reading, &[first], true).await;
+        }
+        if self.cursor == began {
+            self.history.shrink();
+        }
+        Ok(())
+    }
+
+    /// Some mails were refused one by one. A server that refuses all it is asked for is at fault itself; else the mails
+    /// are, and those that several connections could not get are given up.
+    async fn judge_refusals(&mut self, mut reading: SyncFetches<'_>) -> Result<()> {
+        let Some(error) = reading.refusal.take() else { return Ok(()) };
+        let refused = std::mem::take(&mut reading.refused);
+        if !reading.delivered && refused.len() > 1 {
+            return Err(error);
+        }
+        let (given_up, others): (Vec<u32>, Vec<u32>) =
+            refused.into_iter().partition(|uid| self.history.strike(*uid, &error));
+        self.give_up(&mut reading, &given_up, false).await?;
+        if others.is_empty() { Ok(()) } else { Err(error) }
     }
 
     /// Does to the notifications that are committed what `after` says. Only while no other command is under way.
@@ -285,14 +441,48 @@ fn sifted(uids: &[u32]) -> Vec<(Want, &[u32])> {
     parts.into_iter().filter(|(_, uids)| !uids.is_empty()).collect()
 }
 
+/// What has to be asked for after this job.
+fn follow_ups(job: Job, refused: Option<Error>, reading: &mut SyncFetches<'_>) -> FollowUps {
+    let mut new = Vec::new();
+    let Job { window, want, missing, mut candidates, tries, asked_at, .. } = job;
+    // Of a thousand that are refused one by one none is to wait for the others.
+    let since = if refused.is_some() { asked_at } else { Instant::now() };
+    let missing = Vec::from(missing);
+    // A server may send them in any order.
+    candidates.sort_unstable();
+    let is_listing = want == Want::Listing;
+    let withheld = if is_listing { std::mem::take(&mut candidates) } else { Vec::new() };
+    new.extend(candidates.chunks(WINDOW).map(|part| (Want::Body, part.to_vec(), 1)));
+    match (missing.len(), refused) {
+        (0, _) => {}
+        // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
+        (count @ 2.., Some(_)) => {
+            let (a, b) = missing.split_at(count / 2);
+            new.extend([(want, a.to_vec(), 1), (want, b.to_vec(), 1)]);
+        }
+        (_, None) if is_listing => missing.iter().for_each(|uid| reading.settle(window, *uid)),
+        (_, refused) if tries < TRIES => {
+            drop(refused);
+            new.extend(missing.chunks(WINDOW).map(|part| (want, part.to_vec(), tries + 1)));
+        }
+        (_, Some(error)) => {
+            reading.refused.extend(missing);
+            reading.refusal = Some(error);
+        }
+        // A tagged OK says which of them are gone.
+        (_, None) => new.extend(missing.chunks(WINDOW).map(|part| (Want::Listing, part.to_vec(), 1))),
+    }
+    FollowUps { window, since, new, withheld }
+}
+
 /// What a finished job leads to.
 struct FollowUps {
-    done: usize,
+    window: usize,
     /// From when on it is waited before a mail is asked for again.
     since: Instant,
-    new: Vec<(usize, Want, Vec<u32>, u8)>,
-    /// The server does not give out one mail, whatever was tried.
-    refused: Option<Error>,
+    new: Vec<(Want, Vec<u32>, u8)>,
+    /// Mails that the server lists and has not sent, whatever was tried.
+    withheld: Vec<u32>,
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use tokio::time::Instant;
 use super::account::{Account, Cursors, Known, Report};
 use super::connect::connect;
 use super::error::{Error, Result};
+use super::history::FetchHistory;
 use super::mailbox::{self, Selected};
 use super::opened::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
+use super::sync::UNKNOWN;
 use super::timing::Timing;
 use super::wire::Wire;
-use crate::model::{Begun, MailboxState, Reached, Uid, same_mailbox};
+use crate::model::{Availability, Begun, MailboxState, Origin, Reached, Uid, Undelivered, same_mailbox};
 
 /// How many short-lived connections in a row are each replaced at once.
 const BRIEF: u32 = 5;
@@ -34,8 +36,9 @@ pub async fn watch(
 ) {
     let name = wanted.clone();
     let (failures, finished) = (Failures::default(), Finished::default());
-    let (began, untold, opened) = (None, None, None);
-    let mut watcher = Watcher { account, name, wanted, cursors, out, failures, began, untold, finished, opened };
+    let (began, untold, opened, history) = (None, None, None, FetchHistory::default());
+    let mut watcher =
+        Watcher { account, name, wanted, cursors, out, failures, began, untold, finished, history, opened };
     tokio::select! {
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
@@ -64,6 +67,8 @@ struct Watcher {
     untold: Option<u32>,
     /// What the last connection did not get round to putting away.
     finished: Finished,
+    /// What is remembered of FETCHes that failed.
+    history: FetchHistory,
     /// The connection, here so that it can be closed politely whatever was going on.
     opened: Option<Opened>,
 }
@@ -75,6 +80,8 @@ struct Whence {
     is_known: bool,
     /// The numbers mean other mails than they did.
     anew: bool,
+    /// Mails that were not delivered, and that another UIDVALIDITY has put out of reach.
+    lost: Vec<Undelivered>,
 }
 
 /// What went wrong of late, in a row.
@@ -88,16 +95,19 @@ struct Failures {
     brief: u32,
     /// When the connection's first sync was complete.
     synced: Option<Instant>,
+    /// No sync was completed since the last failure.
+    unsynced: bool,
 }
 
 impl Failures {
     /// A sync is complete: all that went wrong before is over.
     fn synced(&mut self) {
-        (self.attempts, self.logins, self.synced) = (0, 0, Some(Instant::now()));
+        (self.attempts, self.logins, self.synced, self.unsynced) = (0, 0, Some(Instant::now()), false);
     }
 
     /// A connection ended, or did not come about: how long to wait before the next.
     fn pause(&mut self, error: &Error, timing: &Timing) -> Duration {
+        self.unsynced = true;
         if error.needs_a_person() {
             self.logins = self.logins.saturating_add(1);
             return timing.retry_login.pause(self.logins - 1);
@@ -112,8 +122,9 @@ impl Failures {
         timing.retry.pause(failures).max(error.retry_after().unwrap_or_default().min(LONGEST_PAUSE))
     }
 
-    fn are_any(&self) -> bool {
-        self.attempts > 0 || self.logins > 0
+    /// The cursor has moved, though the connection ended before its sync was complete.
+    fn progressed(&mut self) {
+        self.attempts = 0;
     }
 }
 
@@ -126,10 +137,24 @@ impl Watcher {
                     self.untold = Some(opened.selected.uid_validity);
                 }
                 self.finished = opened.finished;
+                self.history = opened.history;
+            }
+            if self.history.take_progress() {
+                self.failures.progressed();
             }
             let pause = match ended {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
+                // A mail that has a row has ended the connection once more. The mailbox itself is well.
+                Err(error) if self.history.take_asking() => {
+                    let (account, mailbox) = (&self.account.settings.name, &self.name);
+                    tracing::info!(
+                        account,
+                        mailbox,
+                        "fetching an undelivered mail again ended the connection: {error}"
+                    );
+                    self.account.timing.retry.pause(0)
+                }
                 Err(error) => {
                     let pause = self.failures.pause(&error, &self.account.timing);
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
@@ -146,8 +171,8 @@ impl Watcher {
 
     /// One connection's life. Ok: there is no such mailbox, for now.
     async fn connection(&mut self) -> Result<()> {
-        // What is wrong is still wrong until a connection has got somewhere.
-        if !self.failures.are_any() {
+        // What is wrong is still wrong until a sync is complete.
+        if !self.failures.unsynced {
             self.say(MailboxState::Connecting, false, None).await?;
         }
         if let Some(words) = self.open().await? {
@@ -155,10 +180,15 @@ impl Watcher {
             return self.say(MailboxState::Polling, true, Some(words)).await;
         }
         let Some(opened) = &mut self.opened else { return Ok(()) };
-        opened.report(MailboxState::Syncing).await?;
+        if !self.failures.unsynced {
+            opened.report(MailboxState::Syncing).await?;
+        }
         let way = opened.ask_for_pushes().await?;
         opened.sync().await?;
         self.failures.synced();
+        if opened.history.is_due(false) {
+            opened.fetch_again().await?;
+        }
         opened.watch(way).await
     }
 
@@ -181,12 +211,13 @@ impl Watcher {
         if self.name != name {
             self.name.clone_from(&name);
             (self.finished, self.began, self.untold) = (Finished::default(), None, None);
+            self.history = FetchHistory::default();
             let found = Report::Found { attribute: self.wanted.clone() };
             self.out.send(found).await.map_err(|_| Error::Closing)?;
         }
         let now = self.account.timing.now();
         let mut selected = mailbox::select(&mut wire, &named, settings.after != After::Leave).await?;
-        let Whence { reached, is_known, anew } = self.whence(&mut wire, &mut selected, now).await?;
+        let Whence { reached, is_known, anew, lost } = self.whence(&mut wire, &mut selected, now).await?;
         let uid_validity = selected.uid_validity;
         let finished = match std::mem::take(&mut self.finished) {
             // The numbers would mean other mails.
@@ -209,21 +240,43 @@ impl Watcher {
             pushed: Vec::new(),
             outstanding: Outstanding::default(),
             finished,
+            history: std::mem::take(&mut self.history),
         });
+        if let Some(opened) = &mut self.opened {
+            opened.hand_over_all(Vec::new(), lost, None).await?;
+        }
         Ok(None)
     }
 
     /// Where to go on reading, or to begin. `now`: before the mailbox was opened.
     async fn whence(&mut self, wire: &mut Wire, selected: &mut Selected, now: Timestamp) -> Result<Whence> {
         let Some(known) = (self.cursors)(self.name.clone()).await.map_err(Error::Cursor)? else {
-            return Ok(Whence { reached: self.beginning(selected, now), is_known: false, anew: false });
+            self.history.begin(selected.uid_validity, Vec::new());
+            let reached = self.beginning(selected, now);
+            return Ok(Whence { reached, is_known: false, anew: false, lost: Vec::new() });
         };
+        let lost = self.remember(selected.uid_validity, &known);
         if !mailbox::is_same(wire, selected, &known, &self.account.timing, now).await? {
-            return Ok(Whence { reached: self.anew(selected, &known), is_known: false, anew: true });
+            return Ok(Whence { reached: self.anew(selected, &known), is_known: false, anew: true, lost });
         }
         // What a database did not know, and was only learned now, is to be written down.
         let is_known = known.reached.newest_at == selected.newest_at;
-        Ok(Whence { reached: known.reached, is_known, anew: false })
+        Ok(Whence { reached: known.reached, is_known, anew: false, lost })
+    }
+
+    /// Takes over which mails were not delivered, from the database; those of another UIDVALIDITY are lost.
+    fn remember(&mut self, uid_validity: u32, known: &Known) -> Vec<Undelivered> {
+        if known.reached.uid_validity.0 == uid_validity {
+            self.history.begin(uid_validity, known.undelivered.clone());
+            return Vec::new();
+        }
+        self.history.begin(uid_validity, Vec::new());
+        let lost = |&(uid, received_at): &(u32, Option<Timestamp>)| {
+            let uid = Some((known.reached.uid_validity, Uid(uid)));
+            let origin = Origin { account: self.account.settings.name.clone(), mailbox: self.name.clone(), uid };
+            Undelivered { origin, size: 0, received_at, state: Availability::Gone }
+        };
+        known.undelivered.iter().map(lost).collect()
     }
 
     /// Where to begin in a mailbox that never was read.
@@ -231,14 +284,14 @@ impl Watcher {
     /// What "now" was first stays so: until it is written down a connection may end, mails may come, and the server may
     /// begin another numbering.
     fn beginning(&mut self, selected: &Selected, now: Timestamp) -> Reached {
-        let uid = Uid(selected.uid_next.saturating_sub(1));
+        let uid = Uid(last_number(selected));
         let (last_uid, begun) = match self.account.settings.start {
             Start::All => (0, None),
             Start::Since(at) => (0, Some(Begun { at, uid })),
             Start::Now => {
                 let (validity, first) =
                     *self.began.get_or_insert((selected.uid_validity, Begun { at: a_little_before(now), uid }));
-                let same = validity == selected.uid_validity && first.uid <= uid;
+                let same = validity == selected.uid_validity && first.uid <= uid && first.uid != Uid(UNKNOWN);
                 if same { (first.uid.0, Some(first)) } else { (0, Some(Begun { uid, ..first })) }
             }
         };
@@ -254,7 +307,7 @@ impl Watcher {
             Start::Since(at) => Some(at),
             Start::All | Start::Now => known.reached.begun.map(|begun| begun.at),
         };
-        let begun = at.map(|at| Begun { at, uid: Uid(selected.uid_next.saturating_sub(1)) });
+        let begun = at.map(|at| Begun { at, uid: Uid(last_number(selected)) });
         Reached { begun, renumbered_after: known.last_row, ..(selected.uid_validity, 0).into() }
     }
 
@@ -262,6 +315,11 @@ impl Watcher {
         let report = Report::State { mailbox: self.name.clone(), state, seen, error };
         self.out.send(report).await.map_err(|_| Error::Closing)
     }
+}
+
+/// The last UID that is given to a mail. Where the server does not say, the first listing does.
+fn last_number(selected: &Selected) -> u32 {
+    selected.uid_next.map_or(UNKNOWN, |next| next.saturating_sub(1))
 }
 
 /// By how much a server's clock may be behind ours.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Scripted, Seen, Step};
+use super::{Scripted, Seen, Spoilt, Step};
 
 /// When a mail came, if nothing else is said.
 const DATE: &str = "05-Mar-2025 03:36:00 +0000";
@@ -23,6 +23,10 @@ pub struct Connection {
     idle: Option<String>,
     /// The items that NOTIFY asked for.
     notify: Option<String>,
+    /// How many bodies were sent.
+    bodies: usize,
+    /// The mail whose FETCH is refused.
+    refused: bool,
     /// What it says all the time.
     chatter: Option<(&'static str, tokio::time::Interval)>,
 }
@@ -36,7 +40,19 @@ impl Connection {
         stream.set_nodelay(true).unwrap();
         let buffer = Vec::new();
         let view = Vec::new();
-        Connection { server, stream, number, buffer, view, selected: false, idle: None, notify: None, chatter: None }
+        Connection {
+            server,
+            stream,
+            number,
+            buffer,
+            view,
+            selected: false,
+            idle: None,
+            notify: None,
+            bodies: 0,
+            refused: false,
+            chatter: None,
+        }
     }
 
     pub async fn serve(&mut self) {
@@ -185,10 +201,11 @@ impl Connection {
         let text = match name {
             "greeting" => "* OK ready\r\n".to_owned(),
             "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.world().capabilities),
-            "EXAMINE" | "SELECT" => self.select(),
+            "EXAMINE" | "SELECT" => self.select(name),
             "STATUS" => {
                 let world = self.server.world();
-                format!("* STATUS INBOX (UIDNEXT {} UIDVALIDITY {})\r\n", world.uid_next, world.uid_validity)
+                let next = world.false_uid_next.get("STATUS").copied().unwrap_or(world.uid_next);
+                format!("* STATUS INBOX (UIDNEXT {next} UIDVALIDITY {})\r\n", world.uid_validity)
             }
             "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
             "UID FETCH" => return self.fetch(line).await,
@@ -231,18 +248,22 @@ impl Connection {
             }
             _ => {}
         }
+        if std::mem::take(&mut self.refused) {
+            return self.write(&format!("{tag} NO [SERVERBUG] cannot read a mail\r\n")).await;
+        }
         self.write(&format!("{tag} OK done\r\n")).await?;
         if name == "LOGOUT" { Err(Ended) } else { Ok(()) }
     }
 
-    fn select(&mut self) -> String {
+    fn select(&mut self, name: &str) -> String {
         let world = self.server.world();
         if world.mailbox.is_none() {
             return String::new();
         }
         self.selected = true;
         self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
-        let next = if world.tells_uid_next { format!("* OK [UIDNEXT {}] next\r\n", world.uid_next) } else { "".into() };
+        let next = world.false_uid_next.get(name).copied().unwrap_or(world.uid_next);
+        let next = if world.tells_uid_next { format!("* OK [UIDNEXT {next}] next\r\n") } else { "".into() };
         let validity = match world.tells_uid_validity {
             true => format!("* OK [UIDVALIDITY {}] ok\r\n", world.uid_validity),
             false => String::new(),
@@ -295,22 +316,62 @@ impl Connection {
     }
 
     async fn send_mails(&mut self, uids: &[u32], items: &str) -> Result<()> {
+        let is_body = items.contains("BODY.PEEK[]");
         for uid in uids {
+            let spoilt = self.server.world().spoilt.get(uid).copied().filter(|_| items.contains("BODY.PEEK["));
+            if let Some(spoilt) = spoilt {
+                self.spoil(*uid, items, spoilt).await?;
+                continue;
+            }
             let text = {
                 let world = self.server.world();
                 let mail = world.mails.iter().find(|(u, _)| u == uid);
-                let place = self.view.iter().position(|u| u == uid).unwrap_or(0) + 1;
                 match mail {
                     Some((uid, bytes)) if !world.hidden.contains(uid) => {
                         let date = world.dates.get(uid).map_or(DATE, String::as_str);
-                        data_of(place, *uid, bytes, items, date)
+                        data_of(self.place(*uid), *uid, bytes, items, date, world.oversize)
                     }
                     _ => Vec::new(),
                 }
             };
+            let limit = self.server.world().bodies;
+            if is_body && limit.is_some_and(|limit| self.bodies >= limit) {
+                self.stream.shutdown().await.map_err(|_| Ended)?;
+                return self.swallow().await;
+            }
+            self.bodies += usize::from(is_body);
             self.stream.write_all(&text).await.map_err(|_| Ended)?;
         }
         Ok(())
+    }
+
+    fn place(&self, uid: u32) -> usize {
+        self.view.iter().position(|other| *other == uid).unwrap_or(0) + 1
+    }
+
+    /// Answers for a mail that is listed and not delivered.
+    async fn spoil(&mut self, uid: u32, items: &str, spoilt: Spoilt) -> Result<()> {
+        let section = if items.contains("BODY.PEEK[]") { "BODY[]" } else { "BODY[HEADER.FIELDS (FROM)]" };
+        let begin = format!("* {} FETCH (UID {uid} INTERNALDATE \"{DATE}\"", self.place(uid));
+        match spoilt {
+            Spoilt::Nil => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> NIL)\r\n")).await,
+            Spoilt::Empty => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> \"\")\r\n")).await,
+            Spoilt::NoItem => self.write(&format!("{begin} RFC822.SIZE 900)\r\n")).await,
+            Spoilt::Nothing => Ok(()),
+            Spoilt::Short => {
+                self.write(&format!("{begin} {section}<0> {{900}}\r\nFrom: Resmic <x@resmic.com>\r\n)\r\n")).await
+            }
+            Spoilt::Bye => {
+                self.write("* BYE FETCH failed\r\n").await?;
+                Err(Ended)
+            }
+            Spoilt::Close => Err(Ended),
+            Spoilt::Mute => self.swallow().await,
+            Spoilt::No => {
+                self.refused = true;
+                Ok(())
+            }
+        }
     }
 
     /// MOVE, or EXPUNGE of just these.
@@ -324,13 +385,13 @@ impl Connection {
 
 /// An untagged FETCH with what `items` asks for.
 pub fn data(place: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
-    data_of(place, uid, bytes, items, DATE)
+    data_of(place, uid, bytes, items, DATE, 0)
 }
 
-fn data_of(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str) -> Vec<u8> {
+fn data_of(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str, oversize: usize) -> Vec<u8> {
     let mut text = format!("* {place} FETCH (UID {uid} INTERNALDATE \"{date}\"").into_bytes();
     if items.contains("RFC822.SIZE") {
-        text.extend(format!(" RFC822.SIZE {}", bytes.len()).bytes());
+        text.extend(format!(" RFC822.SIZE {}", bytes.len() + oversize).bytes());
     }
     let partial = |name: &str| {
         let (_, rest) = items.split_once(&format!("{name}<0."))?;
