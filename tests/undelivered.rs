@@ -148,22 +148,6 @@ fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
     }
 }
 
-#[test]
-fn a_mail_that_was_taken_for_cut_is_released() {
-    let (_runtime, server, callback) = start();
-    server.change(|world| world.deliver(&payment(1)));
-    let home = home(server.port, &callback, "dedicated = true");
-    let daemon = home.start();
-    home.until("SELECT count(*) FROM events", "1", SOON);
-    assert_eq!(daemon.end(), Some(0));
-    // As a version left it that believed an RFC822.SIZE that is too large.
-    let sql = "UPDATE mails SET outcome = 'quarantined', reason = 'too-large: x', size = size + 40, event_id = NULL;
-        DELETE FROM attempts; DELETE FROM deliveries; DELETE FROM events;";
-    rusqlite::Connection::open(home.database()).unwrap().execute_batch(sql).unwrap();
-    assert!(home.data(&["mails", "release", "1"]).contains("event"));
-    assert_eq!(home.ask("SELECT count(*) FROM events"), "1");
-}
-
 /// Dovecot believes the size in the name, and ends each connection that fetches such a mail.
 #[test]
 fn a_maildir_file_with_a_wrong_size_in_its_name_holds_nothing_back() {
