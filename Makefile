@@ -20,18 +20,18 @@ INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
         test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
-	cargo build --locked --bin resmic-mailhook --example demo
-	cargo run --locked --quiet --example demo
+	cargo build --locked --bin resmic-mailhook
+	cargo run --locked --quiet --package tools --bin demo
 
 test: deps servers node ## every test
 	cargo test --locked
 
 check: deps words spelling ## before a commit: words, spelling, format, lints, rustdoc
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
-# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests examples benches build.rs
+# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests testkit tools/src benches build.rs
 PROSE = $(filter-out $(UNCHECKED),$(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci/run .github contrib \
         $(wildcard packaging/debian/*) systemd Makefile)
 # Documents that are still to be rewritten.
@@ -53,11 +53,11 @@ bench: ## latency and throughput, as ratios to a floor of the same run
 bench-many: deps ## memory and CPU of a thousand mailboxes: make bench-many [MAILBOXES=1000] [SECONDS=60]
 	cargo build --release --locked --bin resmic-mailhook
 	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
-	  cargo run --locked --quiet --example many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)
+	  cargo run --locked --quiet --package tools --bin many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)
 
 soak: deps ## mails under random faults: make soak [MINUTES=10]
-	cargo build --locked --bin resmic-mailhook --example soak
-	cargo run --locked --quiet --example soak -- $(or $(MINUTES),10)
+	cargo build --locked --bin resmic-mailhook
+	cargo run --locked --quiet --package tools --bin soak -- $(or $(MINUTES),10)
 
 # Installs missing packages. policy-rc.d keeps Debian from starting the servers.
 deps:

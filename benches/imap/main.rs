@@ -8,15 +8,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
 
 mod raw;
-#[path = "../../tests/support/mod.rs"]
-mod support;
 mod world;
 
 use std::time::{Duration, Instant};
 
 use raw::Raw;
-use support::dovecot::Dovecot;
-use support::proxy::{Proxy, Way};
+use testkit::dovecot::Dovecot;
+use testkit::proxy::{Proxy, Way};
 use world::{Disk, Eyes, PATIENCE, World, callback, memory, runs_until, watched};
 
 /// How many mails arrive one by one.

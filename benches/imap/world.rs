@@ -9,10 +9,10 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use crate::support::daemon::{Daemon, Home, samples};
-use crate::support::dkim::{How, Key, sign};
-use crate::support::dns::Dns;
-use crate::support::dovecot::Dovecot;
+use testkit::daemon::{Daemon, Home, samples};
+use testkit::dkim::{How, Key, sign};
+use testkit::dns::Dns;
+use testkit::dovecot::Dovecot;
 
 /// How long anything may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);

@@ -1,0 +1,179 @@
+//! The program itself, with a folder of its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::process::Process;
+
+/// The binary under test: `MAILHOOK_BINARY`, or else the one that cargo built in the same folder.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("MAILHOOK_BINARY") {
+        return path.into();
+    }
+    let own = std::env::current_exe().unwrap();
+    // Cargo puts a test program into deps/, and a program that is run beside the others.
+    let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).unwrap();
+    folder.join("resmic-mailhook")
+}
+
+/// A folder with a configuration and a database.
+pub struct Home {
+    pub folder: tempfile::TempDir,
+}
+
+impl Home {
+    /// With this configuration.
+    pub fn new(config: &str) -> Home {
+        let folder = tempfile::Builder::new().prefix("mailhook").tempdir().unwrap();
+        fs::write(folder.path().join("config.toml"), config).unwrap();
+        Home { folder }
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.folder.path().join("mailhook.db")
+    }
+
+    pub fn sqlite(&self) -> rusqlite::Connection {
+        self.try_sqlite().unwrap()
+    }
+
+    fn try_sqlite(&self) -> rusqlite::Result<rusqlite::Connection> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let connection = rusqlite::Connection::open_with_flags(self.database(), flags)?;
+        connection.busy_timeout(Duration::from_secs(5))?;
+        Ok(connection)
+    }
+
+    /// The first column of the first row, as text.
+    pub fn ask(&self, sql: &str) -> String {
+        self.try_ask(sql).unwrap()
+    }
+
+    /// The same, or why there is no answer: perhaps there is no database yet.
+    pub fn try_ask(&self, sql: &str) -> rusqlite::Result<String> {
+        let value: rusqlite::types::Value = self.try_sqlite()?.query_row(sql, [], |row| row.get(0))?;
+        Ok(match value {
+            rusqlite::types::Value::Null => "NULL".into(),
+            rusqlite::types::Value::Integer(n) => n.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            other => format!("{other:?}"),
+        })
+    }
+
+    /// The first column of every row.
+    pub fn column(&self, sql: &str) -> Vec<String> {
+        let sqlite = self.sqlite();
+        let mut statement = sqlite.prepare(sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// Waits until a question has this answer: another process's database tells nobody when it changes.
+    pub fn until(&self, sql: &str, want: &str, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let has = self.try_ask(sql).unwrap_or_default();
+            if has == want {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{sql}: {has:?} and not {want:?} after {limit:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(self.folder.path().join("config.toml")).args(arguments);
+        command.env("MAILHOOK_PASSWORD", super::dovecot::PASSWORD).env("MAILHOOK_SECRET", SECRET);
+        command.env_remove("RESMIC_MAILHOOK_CONFIG").env_remove("STATE_DIRECTORY").current_dir(self.folder.path());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs a command that must work; what it prints.
+    pub fn data(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the daemon.
+    pub fn start(&self) -> Daemon {
+        let mut command = self.command(&["run"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let log = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let (lines, keep) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                keep.0.lock().unwrap().push_str(&format!("{line}\n"));
+                keep.1.notify_all();
+            }
+        });
+        Daemon { process: Process::of(child, "resmic-mailhook"), log }
+    }
+}
+
+/// The secret that callbacks are signed with.
+pub const SECRET: &str = "a-webhook-secret";
+
+pub struct Daemon {
+    pub process: Process,
+    log: Arc<(Mutex<String>, Condvar)>,
+}
+
+impl Daemon {
+    pub fn log(&self) -> String {
+        self.log.0.lock().unwrap().clone()
+    }
+
+    /// Waits for words in what it says.
+    pub fn says(&self, words: &str, limit: Duration) {
+        self.says_often(words, 1, limit);
+    }
+
+    /// Waits for words that it says so many times. What it has said before it wrote to the database may be heard later.
+    pub fn says_often(&self, words: &str, times: usize, limit: Duration) {
+        let log = self.log.0.lock().unwrap();
+        let fewer = |log: &mut String| log.matches(words).count() < times;
+        let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
+        assert!(!waited.timed_out(), "{words:?} was not said {times} times:\n{log}");
+    }
+
+    /// Asks it to end; its exit code.
+    pub fn end(mut self) -> Option<i32> {
+        self.process.signal("-TERM");
+        self.process.wait(Duration::from_secs(6))
+    }
+
+    /// Kills it in the middle of whatever it does.
+    pub fn kill(mut self) {
+        self.process.signal("-KILL");
+        self.process.wait(Duration::from_secs(5));
+    }
+}
+
+/// An account on a private Dovecot, in the clear on loopback.
+pub fn account(imap: u16, more: &str) -> String {
+    format!(
+        "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {imap}\ntls = \"none\"\nuser = \"payments@shop.example\"\n\
+         password = {{ env = \"MAILHOOK_PASSWORD\" }}\n{more}\n"
+    )
+}
+
+/// A callback on loopback.
+pub fn forward(url: &str, more: &str) -> String {
+    format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{more}\n")
+}
+
+/// The sample mails' folder.
+pub fn samples() -> PathBuf {
+    crate::project().join("sample-mails")
+}

@@ -1,0 +1,192 @@
+//! Payments, looked up at a real EVM node and at nodes that misbehave.
+
+mod attacks;
+mod honest;
+mod misbehaving;
+mod nodes;
+
+use std::sync::LazyLock;
+
+use jiff::{SignedDuration, Timestamp};
+use resmic_mailhook::chain::{
+    Chain, ChainSettings, Claim, Confirmation, ConfirmationState, Hash, Node, Observation, Question, judge, look,
+};
+use secrecy::SecretString;
+use testkit::anvil::{Anvil, calldata};
+
+/// The mail's amount, in a token with six decimals.
+const UNITS: u128 = 20_000_000;
+
+/// A node with a token, a factory of temporary wallets, and the accounts of a merchant and a payer.
+struct World {
+    anvil: Anvil,
+    token: String,
+    wallets: String,
+}
+
+impl World {
+    fn new() -> World {
+        World::with(Anvil::start(), "6")
+    }
+
+    fn with(anvil: Anvil, decimals: &str) -> World {
+        let (token, wallets) = (anvil.deploy("Token", &[decimals]), anvil.deploy("Wallets", &[]));
+        let world = World { anvil, token, wallets };
+        for account in [world.payer(), world.stranger()] {
+            world.send(account, &world.token, "mint(address,uint256)", &[account, "1000000000000000000000000"]);
+        }
+        world
+    }
+
+    fn shop(&self) -> &str {
+        &self.anvil.accounts[0]
+    }
+
+    fn payer(&self) -> &str {
+        &self.anvil.accounts[1]
+    }
+
+    fn stranger(&self) -> &str {
+        &self.anvil.accounts[2]
+    }
+
+    /// Calls a function of a contract; the transaction.
+    fn send(&self, from: &str, to: &str, signature: &str, arguments: &[&str]) -> String {
+        self.anvil.send(from, Some(to), 0, &calldata(signature, arguments))
+    }
+
+    /// Pays in the token; the transaction.
+    fn pay(&self, from: &str, to: &str, units: u128) -> String {
+        self.send(from, &self.token, "transfer(address,uint256)", &[to, &units.to_string()])
+    }
+
+    /// Pays in the native coin; the transaction.
+    fn pay_native(&self, from: &str, to: &str, units: u128) -> String {
+        self.anvil.send(from, Some(to), units, "0x")
+    }
+
+    /// Makes the temporary wallet that belongs to `salt`, whose money goes to `client`.
+    fn create_wallet(&self, salt: &str, client: &str) {
+        self.send(self.stranger(), &self.wallets, "create(bytes32,address)", &[salt, client]);
+    }
+
+    /// The address of a temporary wallet, before or after it is made.
+    fn wallet(&self, salt: &str) -> String {
+        let data = calldata("addressOf(bytes32)", &[salt]);
+        let word = self.anvil.call("eth_call", serde_json::json!([{"to": self.wallets, "data": data}, "latest"]));
+        format!("0x{}", &word.as_str().unwrap()[26..])
+    }
+
+    /// A temporary wallet that will pay the shop; its address.
+    fn wallet_of_shop(&self, salt: &str) -> String {
+        self.create_wallet(salt, self.shop());
+        self.wallet(salt)
+    }
+
+    /// Has a temporary wallet pass a token on, as anyone may.
+    fn withdraw(&self, wallet: &str) -> String {
+        self.send(self.stranger(), wallet, "withdrawToken(address)", &[&self.token])
+    }
+
+    /// Has a temporary wallet pass the native coin on.
+    fn withdraw_native(&self, wallet: &str) -> String {
+        self.send(self.stranger(), wallet, "withdrawNative()", &[])
+    }
+
+    /// The chain of this world, with more lines of configuration.
+    fn chain(&self, more: &str) -> Chain {
+        self.chain_with(more, 6)
+    }
+
+    fn chain_with(&self, more: &str, decimals: u8) -> Chain {
+        let text = format!(
+            "name = \"Sepolia\"\nnodes = [{{ env = \"UNUSED\" }}]\nwallets = [\"{}\"]\n{more}\n\
+             [tokens]\nUSDC = {{ contract = \"{}\", decimals = {decimals} }}\n",
+            self.shop(),
+            self.token
+        );
+        toml::from_str::<ChainSettings>(&text).unwrap().chain().unwrap()
+    }
+
+    /// The claim of a genuine mail about a transaction of the payer.
+    fn claim(&self, token: &str, hash: &str) -> Claim {
+        Claim {
+            blockchain: Some("SEPOLIA".into()),
+            token: Some(token.into()),
+            transaction_hash: Some(hash.into()),
+            from_wallet_address: Some(self.payer().into()),
+            amount: Some("20".into()),
+            currency: Some("USD".into()),
+            sent_at: Timestamp::now(),
+            registered_at: None,
+            waits_since: Timestamp::now(),
+        }
+    }
+
+    /// Makes everything final that has happened.
+    fn finalise(&self) {
+        self.anvil.mine(5);
+    }
+
+    fn node(&self) -> Node {
+        node_at(&self.anvil.url())
+    }
+
+    /// Looks at the node of this world.
+    async fn ask(&self, chain: &Chain, claim: &Claim) -> Confirmation {
+        ask(chain, claim, &[self.node()]).await
+    }
+
+    /// The code of the reason after everything is final, or `confirmed`.
+    async fn code(&self, chain: &Chain, claim: &Claim) -> String {
+        self.finalise();
+        code(&self.ask(chain, claim).await)
+    }
+}
+
+fn node_at(url: &str) -> Node {
+    Node::new(&SecretString::from(url), None).unwrap()
+}
+
+async fn look_at(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Vec<Observation> {
+    let chains = [chain.clone()];
+    let question = Question::new(claim, &chains).unwrap();
+    let mut seen = Vec::new();
+    for node in nodes {
+        seen.push(look(node, &question).await);
+    }
+    seen
+}
+
+async fn ask(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Confirmation {
+    ask_with_claimed(chain, claim, nodes, &|_, _| false).await
+}
+
+/// With the arrivals that pay other events.
+async fn ask_with_claimed(
+    chain: &Chain,
+    claim: &Claim,
+    nodes: &[Node],
+    is_claimed: &dyn Fn(Hash, i64) -> bool,
+) -> Confirmation {
+    let mut chain = chain.clone();
+    chain.nodes = nodes.len();
+    let chains = [chain];
+    let seen = look_at(&chains[0], claim, nodes).await;
+    judge(&Question::new(claim, &chains).unwrap(), &seen, Timestamp::now(), is_claimed)
+}
+
+fn code(confirmation: &Confirmation) -> String {
+    match &confirmation.outcome {
+        Ok(_) => "confirmed".into(),
+        Err(reason) => reason.code.to_string(),
+    }
+}
+
+static AN_HOUR: LazyLock<SignedDuration> = LazyLock::new(|| SignedDuration::from_hours(1));
+
+const NATIVE: u128 = 7_000_000_000_000_000;
+
+fn is_confirmed(confirmation: &Confirmation) -> bool {
+    confirmation.state() == ConfirmationState::Confirmed
+}

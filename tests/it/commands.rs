@@ -1,0 +1,268 @@
+//! What is typed, and what comes of it, where no server is needed: exit codes, files, and a reader who goes away.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use testkit::daemon::{Home, account, binary};
+use testkit::dns::Dns;
+use testkit::process::Process;
+
+/// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
+fn home() -> Home {
+    Home::new(&account(1, "[trust]\naccept = [\"none\"]\n"))
+}
+
+fn payment(n: usize) -> String {
+    format!(
+        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
+         Message-ID: <{n}@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\n\r\nReceived: $20\r\nBlockchain: BASE\r\n\
+         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\n"
+    )
+}
+
+/// A folder of that many payments.
+fn payments(home: &Home, count: usize) -> String {
+    let folder = home.folder.path().join("mails");
+    fs::create_dir(&folder).unwrap();
+    for n in 1..=count {
+        fs::write(folder.join(format!("{n:04}.eml")), payment(n)).unwrap();
+    }
+    folder.to_str().unwrap().to_owned()
+}
+
+/// Runs a command whose output nobody takes.
+fn unheard(home: &Home, arguments: &[&str]) -> Output {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    home.command(arguments).stdout(writer).output().unwrap()
+}
+
+#[test]
+fn what_is_begun_is_done_though_nobody_listens() {
+    let home = home();
+    let folder = payments(&home, 200);
+    // As `import --json … | head -1`.
+    assert_eq!(unheard(&home, &["import", "--json", &folder]).status.code(), Some(0));
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
+    // Under other rules all of them are something else.
+    home.data(&["import", &folder]);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
+    assert_eq!(unheard(&home, &["reparse"]).status.code(), Some(0));
+    assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'ignored'"), "0");
+}
+
+#[test]
+fn how_it_went_is_told_though_nobody_listens() {
+    let home = home();
+    let folder = payments(&home, 1);
+    let gone = home.folder.path().join("gone.eml");
+    assert_eq!(unheard(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
+    let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
+    let config = account(1, &format!("[dns]\nservers = [\"{}\"]\n", dns.address));
+    fs::write(home.folder.path().join("config.toml"), config).unwrap();
+    for command in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
+        assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
+    }
+    assert_eq!(unheard(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
+}
+
+#[test]
+fn who_follows_ends_when_nobody_listens_also_if_nothing_happens() {
+    let home = home();
+    home.data(&["import", &payments(&home, 1)]);
+    let mut child = home.command(&["events", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut events = BufReader::new(child.stdout.take().unwrap());
+    let mut follow = Process::of(child, "events --follow");
+    let mut line = String::new();
+    events.read_line(&mut line).unwrap();
+    assert!(line.contains("\"event_id\"") && !follow.has_ended(), "{line}");
+    // As `events --follow --json | head -1`.
+    drop(events);
+    assert_eq!(follow.wait(Duration::from_secs(20)), Some(0));
+}
+
+#[test]
+fn one_file_that_cannot_be_read_keeps_none_back() {
+    let home = home();
+    let folder = payments(&home, 3);
+    std::os::unix::fs::symlink("nowhere", format!("{folder}/0002b.eml")).unwrap();
+    for command in [&["import", &folder][..], &["parse", "--json", &folder]] {
+        let output = home.run(command);
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(err.contains("0002b.eml: No such file"), "{err}");
+        assert!(out.contains("0003.eml") || out.contains("event        3"), "{out}");
+    }
+}
+
+#[test]
+fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
+    let home = home();
+    let folder = payments(&home, 200);
+    let line = home.command(&["import", "--json", &folder]);
+    let words = line.get_args().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &format!("{} {words}", binary().display()), "/dev/null"]);
+    terminal.envs(line.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let shown = String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
+    let data: Vec<_> = shown.split("{\"file\"").collect();
+    assert_eq!(data.len(), 201, "{shown}");
+    // Where each object begins, a line does: the terminal's, or one that was cleared.
+    for before in &data[..200] {
+        assert!(
+            ["", "\n", "\u{1b}[2K"].iter().any(|end| before == end || !end.is_empty() && before.ends_with(end)),
+            "{shown}"
+        );
+    }
+}
+
+#[test]
+fn what_others_inserted_is_printed_fit_for_a_terminal() {
+    let home = home();
+    home.data(&["import", &payments(&home, 1)]);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    let strange = format!("{:<36}", "\u{1b}]0;title\u{7}\u{1b}[2J");
+    sqlite.execute("INSERT INTO sessions (session_id, order_ref, token) VALUES (?1, ?1, ?1)", [&strange]).unwrap();
+    let printed = home.data(&["session", "list"]);
+    assert!(printed.contains("]0;title") && !printed.contains('\u{1b}'), "{printed:?}");
+    let json: serde_json::Value = serde_json::from_str(&home.data(&["session", "list", "--json"])).unwrap();
+    assert_eq!(json["session_id"], strange.as_str());
+}
+
+#[test]
+fn what_max_size_cut_off_is_not_taken_for_nothing() {
+    let home = Home::new(&account(1, "max_size = \"4 KiB\"\n[trust]\naccept = [\"none\"]\n"));
+    let mail = |from: &str, lines: usize| {
+        let (text, payment) = ("Dear customer,\r\n".repeat(lines), "Status: completed\r\nAmount: $20\r\n");
+        let path = home.folder.path().join(format!("{from}-{lines}.eml"));
+        fs::write(&path, format!("From: {from}\r\nTo: payments@shop.example\r\nSubject: News\r\n\r\n{text}{payment}"))
+            .unwrap();
+        let line = home.data(&["parse", "--json", path.to_str().unwrap()]);
+        let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+        format!("{} {}", said["outcome"], said["reason"].as_str().and_then(|r| r.split(':').next()).unwrap_or_default())
+    };
+    assert_eq!(mail("no-reply@resmic.com", 1_000), "\"quarantined\" too-large");
+    assert_eq!(mail("friend@else.example", 1_000), "\"ignored\" not-a-payment");
+    let whole = home.folder.path().join("whole.eml");
+    fs::write(
+        &whole,
+        "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: News\r\n\r\nDear customer,\r\n",
+    )
+    .unwrap();
+    assert!(home.data(&["parse", whole.to_str().unwrap()]).contains(": ignored (not-a-payment"));
+}
+
+#[test]
+fn parse_tells_the_order_to_whoever_has_the_key() {
+    let sessions = "[sessions]\naddress = { mailbox = \"payments@shop.example\", key = { env = \"MAILHOOK_KEY\" } }\n";
+    let home = Home::new(&account(1, sessions));
+    let with_key = |arguments: &[&str]| {
+        let output = home.command(arguments).env("MAILHOOK_KEY", "a key of some length").output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let address = with_key(&["address", "order-1"]);
+    let path = home.folder.path().join("mail.eml");
+    fs::write(&path, payment(1).replace("payments@shop.example", address.trim())).unwrap();
+    let parse = ["parse", "--json", path.to_str().unwrap()];
+    let order = |line: String| serde_json::from_str::<serde_json::Value>(&line).unwrap()["event"]["order_ref"].clone();
+    assert_eq!(order(with_key(&parse)), "order-1");
+    assert!(order(home.data(&parse)).is_null(), "and nobody has to");
+}
+
+#[test]
+fn who_decides_about_nothing_makes_no_database() {
+    let home = home();
+    let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");
+    for command in [
+        &["session", "assign", event, session][..],
+        &["prune", "--older-than", "1d"],
+        &["deliveries", "retry", "--dead"],
+        &["mails", "release", "1"],
+        &["reparse"],
+        &["status"],
+    ] {
+        assert_eq!(home.run(command).status.code(), Some(1), "{command:?}");
+        assert_eq!(fs::read_dir(home.folder.path()).unwrap().count(), 1, "{command:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_and_what_does_not_work_is_1() {
+    let home = home();
+    let folder = payments(&home, 1);
+    let folder = folder.as_str();
+    home.data(&["import", folder]);
+    let (id, event) = ("591abe63-aa61-411d-a419-0b546729bbd0", home.ask("SELECT event_id FROM events"));
+    let cases: &[(&[&str], i32)] = &[
+        (&["import", "--account", "nobody", folder], 2),
+        (&["parse", "--account", "nobody", folder], 2),
+        (&["session", "add", "591abe63"], 2),
+        (&["session", "add", id, "--amount", "$20"], 2),
+        (&["session", "assign", &event, "591abe63"], 2),
+        (&["events", "--since", "yesterday"], 2),
+        (&["mails", "--outcome", "lost"], 2),
+        (&["address", "A-1001"], 2),
+        (&["session", "assign", "fd50a56e-6359-5deb-bbb1-c18babd155ef", id], 1),
+        (&["show", &event.to_uppercase()], 0),
+        (&["show", "fd50a56e-6359-5deb-bbb1-c18babd155ef"], 1),
+        (&["mails", "raw", "99"], 1),
+        (&["deliveries", "retry", "99"], 1),
+        (&["backup", folder], 1),
+        (&["session", "add", id, "--amount", "20"], 0),
+        (&["session", "add", id, "--amount", "21"], 1),
+    ];
+    for (arguments, code) in cases {
+        let output = home.run(arguments);
+        assert_eq!(output.status.code(), Some(*code), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let nobody = Home::new("");
+    for command in [&["import", folder][..], &["check"], &["run"]] {
+        assert_eq!(nobody.run(command).status.code(), Some(2), "{command:?}");
+    }
+}
+
+#[test]
+fn an_empty_variable_names_no_configuration() {
+    let home = home();
+    let check = |variable: &str| {
+        let mut command = Command::new(binary());
+        command.env("MAILHOOK_PASSWORD", "x").current_dir(home.folder.path());
+        command.env("RESMIC_MAILHOOK_CONFIG", variable).arg("check").output().unwrap().status.code()
+    };
+    assert_eq!([check(""), check("config.toml"), check("other.toml")], [Some(0), Some(0), Some(2)]);
+}
+
+#[test]
+fn a_port_that_somebody_has_is_no_wrong_configuration() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
+    let home = Home::new(&account(1, &metrics));
+    let output = home.run(&["run"]);
+    // The unit does not start again after 2.
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");
+}
+
+#[test]
+fn the_manual_names_no_page_that_there_is_not_and_the_help_each_word() {
+    let home = home();
+    home.data(&["man", "--out", home.folder.path().to_str().unwrap()]);
+    let text = home.data(&["man"]).replace('\\', "");
+    let named = regex::Regex::new(r"resmic-mailhook-[a-z]+\(1\)").unwrap();
+    assert!(named.is_match(&text), "{text}");
+    for page in named.find_iter(&text).map(|found| found.as_str().replace("(1)", ".1")) {
+        assert!(home.folder.path().join(&page).exists(), "{page}");
+    }
+    for (command, words) in [
+        (&["mails", "--help"][..], "event, duplicate, ignored, quarantined, deferred"),
+        (&["reparse", "--help"], "event, duplicate, ignored, quarantined, deferred"),
+        (&["events", "--help"], "completed, failed, pending"),
+    ] {
+        let help = home.data(command).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains(&format!("[possible values: {words}]")), "{help}");
+    }
+}

@@ -1,0 +1,255 @@
+//! `config.toml` and docs/configuration.md, held against what the program accepts.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use resmic_mailhook::config::Config;
+
+/// Each table, as its name in the documents, and a file that asks for an unknown key in it.
+const TABLES: &[(&str, &str)] = &[
+    ("", "zz = 1"),
+    ("store", "[store]\nzz = 1"),
+    ("account", "[[account]]\nzz = 1"),
+    ("account.oauth2", "[[account]]\n[account.oauth2]\nzz = 1"),
+    ("trust", "[trust]\nzz = 1"),
+    ("dns", "[dns]\nzz = 1"),
+    ("extract", "[extract]\nzz = 1"),
+    ("extract.labels", "[extract.labels]\nzz = 1"),
+    ("sessions", "[sessions]\nzz = 1"),
+    ("forward", "[[forward]]\nzz = 1"),
+    ("telemetry", "[telemetry]\nzz = 1"),
+];
+
+fn root(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(text: &str) -> Result<Config, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    fs::write(&path, text).unwrap();
+    Config::read(&path).map_err(|e| e.to_string())
+}
+
+/// The keys that the program knows in a table: it lists them when it meets one that it does not know.
+fn keys(file: &str) -> BTreeSet<String> {
+    let error = read(file).unwrap_err();
+    let expected = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
+    let keys: BTreeSet<_> =
+        Regex::new("`([A-Za-z0-9_]+)`").unwrap().captures_iter(expected).map(|c| c[1].to_owned()).collect();
+    assert!(!keys.is_empty(), "{error}");
+    keys
+}
+
+#[test]
+fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let config = read(&text).unwrap();
+    assert_eq!((config.accounts.len(), config.forwards.len()), (1, 1));
+    let optional = Regex::new(r"(?m)^# ([a-z_]+ = )").unwrap();
+    assert!(optional.find_iter(&text).count() >= 4);
+    let config = read(&optional.replace_all(&text, "$1")).unwrap();
+    assert!(config.telemetry.metrics.is_some() && config.sessions.address.is_some());
+}
+
+#[test]
+fn the_example_s_access_tokens_stand_in_place_of_its_password() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let indented = Regex::new(r"(?m)^#   (\[account\.oauth2\]|[a-z_]+ = .*(?:credential|https:|00000).*)$").unwrap();
+    assert_eq!(indented.find_iter(&text).count(), 6);
+    let both = indented.replace_all(&text, "$1");
+    assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
+    let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
+    let config = read(&without_password).unwrap();
+    assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
+}
+
+#[test]
+fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n";
+    for (line, words) in [
+        (
+            "mailboxes = [\"INBOX\", \"Orders\", \"inbox\"]",
+            "config.toml:6: account[0].mailboxes: \"inbox\" is named twice",
+        ),
+        ("mailboxes = [\"\\\\Junk\", \"\\\\junk\"]", "is named twice"),
+        ("after = { move = \"\" }", "config.toml:6: account[0].after: expected a mailbox's name"),
+        ("after = { move = \"\\\\Trash\" }", "expected a mailbox's name"),
+        ("after = { move = \"a\\nb\" }", "expected a mailbox's name"),
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+    let case_matters = "mailboxes = [\"Orders\", \"orders\"]\nafter = { move = \"Done\" }";
+    assert!(read(&format!("{account}{case_matters}\n")).is_ok());
+}
+
+#[test]
+fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n";
+    for (line, words) in [
+        ("port = abc", "config.toml:6: account[0].port: "),
+        ("dedicated = yes", "config.toml:6: account[0].dedicated: "),
+        ("tls = none", "config.toml:6: account[0].tls: "),
+        ("max_size = \"1 MiB", "config.toml:6: max_size: "),
+        ("user = \"payments@shop.example\"", "config.toml:6: user: duplicate key"),
+        ("port = 0", "config.toml:6: account[0].port: expected a port, from 1 to 65535"),
+        ("port = \"993\"", "config.toml:6: account[0].port: expected a port, from 1 to 65535, without quotes"),
+        ("mailboxes = \"INBOX\"", "config.toml:6: account[0].mailboxes: expected a list, in brackets"),
+        ("[telemetry]\nmetrics = 9464", "config.toml:7: telemetry.metrics: expected an address and a port"),
+        (
+            "[telemetry]\nmetrics = \"localhost:9464\"",
+            "config.toml:7: telemetry.metrics: expected an address, no name,",
+        ),
+        ("dedicated = \"true\"", "config.toml:6: account[0].dedicated: expected a boolean"),
+        ("recipients = [\"shop\"]", "config.toml:6: account[0].recipients: \"shop\" is no address"),
+        ("recipients = [\"@shop.example\"]", "config.toml:6: account[0].recipients: "),
+        (
+            "recipients = [\"a@shop.example\", \"Shop <b@shop.example>\"]",
+            "config.toml:6: account[0].recipients: \"Shop",
+        ),
+        ("[store]\npath = \"\"", "config.toml:7: store.path: expected a file's name"),
+        ("start = 5", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
+        ("start = \"2025-03-05T03:36:00\"", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
+        ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains(words), "{line}: {error}");
+    }
+}
+
+#[test]
+fn what_is_no_utf_8_is_named_where_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    for (text, words) in [
+        (&b"[[account]]\nname = \"B\xf6rse\"\n"[..], "config.toml:2: name: expected UTF-8"),
+        (b"# f\xfcr den Laden\n[[account]]\n", "config.toml:1: configuration: expected UTF-8"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let error = Config::read(&path).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_host_is_a_name_or_an_address_and_nothing_else() {
+    let with = |host: &str| {
+        read(&format!(
+            "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
+        ))
+    };
+    for host in ["", " ", "imap.example.com:993", "imaps://imap.example.com", "imap.example.com ", "[::1]", "a@b"] {
+        let error = with(host).unwrap_err();
+        assert!(error.contains("config.toml:3: account[0].host: expected a host name"), "{host:?}: {error}");
+    }
+    for host in ["imap.example.com", "localhost", "mail", "127.0.0.1", "::1", "imap_1.example.com."] {
+        assert!(with(host).is_ok(), "{host}");
+    }
+}
+
+#[test]
+fn a_date_may_be_written_as_toml_has_it() {
+    let start = |value: &str| {
+        let config = read(&format!(
+            "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+             password = {{ credential = \"imap-password\" }}\nstart = {value}\n"
+        ));
+        format!("{:?}", config.unwrap().accounts[0].start)
+    };
+    assert_eq!(start("2025-03-05"), start("\"2025-03-05\""));
+    assert_ne!(start("2025-03-05"), start("\"all\""));
+}
+
+#[test]
+fn no_value_is_repeated_that_stands_where_a_secret_may() {
+    let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n";
+    for line in [
+        "password = \"hunter2\"",
+        "password = hunter2",
+        "password = \"hunter2",
+        "password = { credential = hunter2 }",
+        "password = { env = [\"hunter2\"] }",
+        "oauth2 = \"hunter2\"",
+        "oauth2 = { token_url = \"https://u:hunter2@login.example/\", client_id = \"a\", refresh_token = { env = \"A\" } }",
+        "password = { env = \"A\" }\n[sessions]\naddress = \"hunter2\"",
+        "password = { env = \"A\" }\npassword = \"hunter2\"",
+        "password = { \"hunter2\" }",
+        "password = { hunter2 = 1 }",
+    ] {
+        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        assert!(error.contains("config.toml:") && !error.contains("hunter2"), "{line}: {error}");
+    }
+}
+
+/// Each piece of TOML in a page, with the line before it.
+fn snippets(page: &str) -> Vec<(String, String)> {
+    let text = fs::read_to_string(root(page)).unwrap();
+    let block = Regex::new(r"(?ms)^([^\n]*)\n\n?```toml\n(.*?)^```").unwrap();
+    block.captures_iter(&text).map(|c| (c[1].to_owned(), c[2].to_owned())).collect()
+}
+
+#[test]
+fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
+    let snippets = snippets("docs/mail-providers.md");
+    assert!(snippets.len() >= 6, "{snippets:?}");
+    let (mut passwords, mut tokens) = (0, 0);
+    for (before, snippet) in snippets {
+        let config = read(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
+        for account in &config.accounts {
+            passwords += usize::from(account.password.is_some());
+            tokens += usize::from(account.oauth2.is_some());
+        }
+    }
+    assert!(passwords >= 4 && tokens >= 2, "{passwords} {tokens}");
+}
+
+#[test]
+fn the_example_says_the_defaults() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let said = read(&text).unwrap();
+    let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
+        password = { credential = \"imap-password\" }\n[[forward]]\nname = \"shop\"\n\
+        url = \"http://127.0.0.1:3000/payment-webhook\"\nsecret = { credential = \"webhook-secret\" }\n";
+    let default = read(minimal).unwrap();
+    let account = |config: &Config| format!("{:?} {}", config.accounts[0], config.accounts[0].port());
+    let without_port = |text: String| text.replace("port: Some(993)", "port: None");
+    assert_eq!(without_port(account(&said)), without_port(account(&default)));
+    assert_eq!(format!("{:?}", said.forwards), format!("{:?}", default.forwards));
+    for (said, default) in [
+        (format!("{:?}", said.trust), format!("{:?}", default.trust)),
+        (format!("{:?}", said.dns), format!("{:?}", default.dns)),
+        (format!("{:?}", said.extract), format!("{:?}", default.extract)),
+        (format!("{:?}", said.sessions), format!("{:?}", default.sessions)),
+        (format!("{:?}", said.telemetry), format!("{:?}", default.telemetry)),
+    ] {
+        assert_eq!(said, default);
+    }
+}
+
+#[test]
+fn every_key_is_in_the_example_and_in_the_documentation_and_no_other() {
+    let example = fs::read_to_string(root("config.toml")).unwrap();
+    let docs = fs::read_to_string(root("docs/configuration.md")).unwrap();
+    let row = Regex::new(r"(?m)^\| `([A-Za-z0-9_]+)` \|").unwrap();
+    for (table, file) in TABLES {
+        let known = keys(file);
+        if !table.is_empty() {
+            let section =
+                docs.split("\n## ").find(|s| s.lines().next().is_some_and(|l| l.contains(&format!("[{table}]"))));
+            let section = section.unwrap_or_else(|| panic!("docs/configuration.md has no section [{table}]"));
+            let said: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
+            // A table inside a table has a section of its own.
+            let own = |key: &&String| !TABLES.iter().any(|(t, _)| **t == format!("{table}.{key}"));
+            assert_eq!(said, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
+        }
+        for key in known {
+            let written = Regex::new(&format!(r"(?m)^(# +)?(\[+([a-z]+\.)?{key}[.\]]|{key} = )")).unwrap();
+            assert!(written.is_match(&example), "config.toml does not have {key} of [{table}]");
+        }
+    }
+}

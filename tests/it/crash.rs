@@ -1,0 +1,84 @@
+//! Killed again and again, at moments that nobody chose, while mails arrive and are delivered: nothing is lost, nothing
+//! is there twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use testkit::books::{self, payment};
+use testkit::callback::{Callback, Reply};
+use testkit::daemon::{Home, account, forward};
+use testkit::dovecot::Dovecot;
+use testkit::random::Random;
+
+const KILLS: u64 = 200;
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
+const ADDRESS: &str = "payments@shop.example";
+
+/// Delivers mails in small bursts until it is told to stop; how many there were.
+fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &AtomicUsize) {
+    while !stop.load(Ordering::SeqCst) {
+        let first = sent.load(Ordering::SeqCst) + 1;
+        let count = 1 + random.below(8) as usize;
+        let mails: Vec<_> = (first..first + count).map(payment).collect();
+        dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+        sent.fetch_add(count, Ordering::SeqCst);
+        // The pauses of real life, in which the program is at rest or catches up.
+        std::thread::sleep(random.moment(Duration::from_millis(150)));
+    }
+}
+
+/// Kills it at a random moment of its life: in its start, while it catches up, while it is at work.
+fn live_and_die(home: &Home, random: &Random) {
+    let daemon = home.start();
+    let longest = [20, 60, 200, 600][random.below(4) as usize];
+    std::thread::sleep(random.moment(Duration::from_millis(longest)));
+    daemon.kill();
+}
+
+#[test]
+fn two_hundred_kills_at_random_moments_lose_nothing_and_double_nothing() {
+    let (dovecot, random) = (Dovecot::start(), Arc::new(Random::new()));
+    let chance = random.clone();
+    let callback = Callback::that(move |_, before| match chance.below(10) {
+        0 if before == 0 => Reply::Refuse,
+        1 if before == 0 => Reply::HangUp,
+        2..5 => Reply::AcceptLate(chance.moment(Duration::from_millis(100))),
+        _ => Reply::Accept,
+    });
+    let home = Home::new(&format!(
+        "{}{NO_PROOF}{}",
+        account(dovecot.imap, "dedicated = true\nidle_renew = \"1s\""),
+        forward(&callback.url(), "")
+    ));
+    let (stop, sent, began) = (AtomicBool::new(false), AtomicUsize::new(0), Instant::now());
+    let mut at_work = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| deliver_until(&stop, &dovecot, &random, &sent));
+        let _stop = Stop(&stop);
+        for _ in 0..KILLS {
+            let before = callback.came().len();
+            live_and_die(&home, &random);
+            at_work += usize::from(callback.came().len() > before);
+        }
+    });
+    let (sent, repeated) = (sent.into_inner(), callback.repeated().len());
+    println!(
+        "{KILLS} kills in {:?}; {at_work} while it delivered; {sent} mails; {repeated} posted again",
+        began.elapsed()
+    );
+    assert!(at_work > 20, "it was killed before it did anything");
+    let daemon = home.start();
+    books::balance(&home, &callback, sent, Duration::from_secs(60));
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), sent.to_string(), "no mail was recorded twice");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// Also when an assertion fails, so that the scope can end.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,167 @@
+//! The documents: their links lead somewhere, here and where the package puts them, and what they say of the output is so.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use serde_json::{Map, Value};
+use testkit::daemon::{Home, account, forward};
+
+/// Where the package puts them.
+const INSTALLED: &str = "usr/share/doc/resmic-mailhook/";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn documents() -> Vec<PathBuf> {
+    let of = |folder: &str| fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let found: Vec<_> = of(".")
+        .chain(of("docs"))
+        .chain(of("docs/decisions"))
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+        .collect();
+    assert!(found.len() > 10, "{found:?}");
+    found
+}
+
+/// As GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().replace(|c: char| !c.is_alphanumeric() && !" -_".contains(c), "");
+    kept.trim().replace(' ', "-")
+}
+
+/// What a document points to: the file, and the place in it.
+fn links(document: &Path) -> Vec<(PathBuf, String)> {
+    let text = fs::read_to_string(document).unwrap();
+    let link = Regex::new(r"\]\(([^)#]*)#?([^)]*)\)").unwrap();
+    let ours = link.captures_iter(&text).filter(|c| !c[1].starts_with("http"));
+    let of = |c: regex::Captures<'_>| {
+        let file = if c[1].is_empty() { document.to_owned() } else { document.parent().unwrap().join(&c[1]) };
+        (file.canonicalize().unwrap_or_else(|e| panic!("{}: {}: {e}", document.display(), &c[0])), c[2].to_owned())
+    };
+    ours.map(of).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for document in documents() {
+        for (file, place) in links(&document) {
+            let headings = if place.is_empty() { String::new() } else { fs::read_to_string(&file).unwrap() };
+            let mut headings =
+                headings.lines().filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#')));
+            assert!(place.is_empty() || headings.any(|h| h == place), "{}: #{place}", document.display());
+        }
+    }
+}
+
+#[test]
+fn the_package_has_what_they_point_to_where_they_look_for_it() {
+    let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+    // The folders of the project whose files lie in the package as they do here.
+    let same: Vec<String> = assets
+        .iter()
+        .filter_map(|asset| Some((asset[0].as_str()?, asset[1].as_str()?.strip_prefix(INSTALLED)?)))
+        .filter(|(from, to)| folder(from.trim_end_matches("**/*")) == folder(to))
+        .map(|(from, _)| from.replace("**/*", "*"))
+        .collect();
+    let is_there = |file: &Path| {
+        let path = file.strip_prefix(root().canonicalize().unwrap()).unwrap().to_str().unwrap().to_owned();
+        let lies = |from: &String| match from.split_once('*') {
+            Some((before, after)) => path.starts_with(before) && path.ends_with(after.trim_end_matches('*')),
+            None => *from == path,
+        };
+        same.iter().any(|from| lies(from) || file.is_dir() && from.starts_with(&format!("{path}/")))
+    };
+    for document in documents() {
+        assert!(is_there(&document.canonicalize().unwrap()), "{}", document.display());
+        for (file, _) in links(&document) {
+            assert!(is_there(&file), "{}: {} is not in the package", document.display(), file.display());
+        }
+    }
+}
+
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+const PAYMENT: &str = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\r\n\
+    Status: completed\r\nSession ID: 591abe63-aa61-411d-a419-0b546729bbd0\r\nAmount: $20\r\n\
+    Transaction Hash: 0x1111111111111111111111111111111111111111111111111111111111111111\r\n";
+
+/// The tables of a document by their headings: each key with its type.
+fn keys(document: &str) -> BTreeMap<String, BTreeMap<String, String>> {
+    let row = Regex::new(r"^\| `(\w+)` \| ([a-z ]+) \|").unwrap();
+    let (mut tables, mut heading) = (BTreeMap::<_, BTreeMap<_, _>>::new(), String::new());
+    for line in fs::read_to_string(root().join(document)).unwrap().lines() {
+        if let Some(words) = line.strip_prefix('#') {
+            heading = words.trim_start_matches('#').trim().replace('`', "");
+        } else if let Some(c) = row.captures(line) {
+            tables.entry(heading.clone()).or_default().insert(c[1].to_owned(), c[2].to_owned());
+        }
+    }
+    tables
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "text",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
+    }
+}
+
+#[test]
+fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
+    let labels = "[trust]\naccept = [\"none\"]\n[extract.labels]\nsession_id = [\"Session ID\"]\n";
+    let home = Home::new(&account(1, &format!("{labels}{}", forward("http://127.0.0.1:1/", ""))));
+    let mail = home.folder.path().join("mail.eml");
+    fs::write(&mail, PAYMENT).unwrap();
+    let mail = mail.to_str().unwrap();
+    let mut tables = keys("docs/json.md");
+    let mut compare = |heading: &str, object: &Map<String, Value>| {
+        let documented = tables.remove(heading).unwrap_or_else(|| panic!("{heading} is not in docs/json.md"));
+        let real: Vec<_> = object.keys().collect();
+        assert_eq!(documented.keys().collect::<Vec<_>>(), real, "{heading}");
+        for (key, kind) in documented {
+            let real = type_of(&object[&key]);
+            assert!(
+                kind.split(" or ").any(|kind| kind == real),
+                "{heading}: {key} is {real}, and documented as {kind}"
+            );
+        }
+    };
+    // With the code that a red `status` ends with.
+    let printed = |arguments: &[&str]| -> Map<String, Value> {
+        let output = home.run(arguments);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {output:?}"))
+    };
+    let parsed = printed(&["parse", "--json", mail]);
+    compare("parse --json", &parsed);
+    compare("The event of parse --json", parsed["event"].as_object().unwrap());
+    let imported = printed(&["import", "--json", mail]);
+    compare("import --json", &imported);
+    home.data(&["session", "add", SESSION, "--amount", "20"]);
+    compare("session list --json", &printed(&["session", "list", "--json"]));
+    let event = printed(&["events", "--json"]);
+    compare("events --json", &event);
+    let deliveries = printed(&["deliveries", "--json"]);
+    compare("deliveries --json", &deliveries);
+    let mails = printed(&["mails", "--json"]);
+    compare("mails --json", &mails);
+    let mut whole = printed(&["show", "--json", imported["event_id"].as_str().unwrap()]);
+    assert_eq!([&whole["mails"], &whole["deliveries"]], [&Value::from(vec![mails]), &Value::from(vec![deliveries])]);
+    whole.retain(|key, value| event.get(key) != Some(value));
+    compare("show --json", &whole);
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    sqlite.execute("INSERT INTO mailboxes (account, mailbox) VALUES ('shop', 'INBOX')", []).unwrap();
+    let status = printed(&["status", "--json"]);
+    compare("status --json", &status);
+    compare("The mailboxes of status --json", status["mailboxes"][0].as_object().unwrap());
+    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL", []).unwrap();
+    compare("reparse --json", &printed(&["reparse", "--json"]));
+    assert!(tables.is_empty(), "nothing is printed with these: {tables:?}");
+}

@@ -1,0 +1,363 @@
+//! Servers with odd responses, and servers that refuse what they offer. The watcher reads their mailboxes, too.
+
+use super::*;
+use resmic_mailhook::model::MailboxState;
+use testkit::scripted::connection::data;
+use testkit::scripted::{notification, other};
+use testkit::watching::dedicated;
+
+/// The server answers each FETCH of a body with what `change` makes of the usual response.
+fn speaks(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
+    server.script(move |seen| {
+        if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
+            return vec![Step::Usual];
+        }
+        let usual = String::from_utf8(data(1, 1, &notification("odd"), seen.line)).unwrap();
+        vec![Step::Say(change(&usual)), Step::Ok]
+    });
+}
+
+#[tokio::test]
+async fn odd_fetch_responses_are_read() {
+    let date = "INTERNALDATE \"05-Mar-2025 03:36:00 +0000\"";
+    for (from, to) in [
+        ("BODY[]<0>", "BODY[]<0.1048576>"),
+        ("odd\r\n)", "odd\r\n\r\n)"),
+        ("odd\r\n)", "odd\r\n\r\n FLAGS (\\Seen))"),
+        ("odd\r\n)", "odd\r\n))"),
+        ("(UID 1", "((UID 1)"),
+        ("BODY[]<0> {", "BODY[]<0> ~{"),
+        ("BODY[]<0> {", "BODY[]<0>  {"),
+        (date, "INTERNALDATE NIL"),
+        ("* 1 FETCH (UID 1", "*  1  FETCH  (UID  1"),
+        ("FETCH (UID", "FETCH ( UID"),
+        ("* 1 FETCH", "* NOOP\r\n* 1 FETCH"),
+    ] {
+        let server = Scripted::start().await;
+        speaks(&server, move |usual| {
+            assert!(usual.contains(from), "{from:?} in {usual:?}");
+            usual.replace(from, to)
+        });
+        server.deliver("odd");
+        let mut watching = dedicated(&server);
+        watching.mail("odd").await;
+        watching.idle().await;
+        assert_eq!(watching.handed[&(7, 1)].0, notification("odd"), "{to:?}");
+        assert_eq!(server.connections(), 1, "{to:?}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_response_without_sense_costs_only_its_mail() {
+    for nonsense in
+        ["* 1 FETCH (UID 1 BODY[] what?)\r\n", "* 1 FETCH (UID 1 UID 2 BODY[]<0.9> {1}\r\nx)\r\n", "* 1 FETCH (((\r\n"]
+    {
+        let server = Scripted::start().await;
+        server.deliver("odd");
+        server.deliver("after it");
+        server.script(move |seen| {
+            if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
+                return vec![Step::Usual];
+            }
+            let after_it = String::from_utf8(data(2, 2, &notification("after it"), seen.line)).unwrap();
+            vec![say(nonsense), Step::Say(after_it), Step::Ok]
+        });
+        let mut watching = dedicated(&server);
+        watching.old.insert(1);
+        watching.mail("after it").await;
+        watching.idle().await;
+        assert_eq!(server.connections(), 1, "{nonsense:?}");
+        assert!(!watching.handed.contains_key(&(7, 1)), "{nonsense:?}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn the_cursor_passes_no_unnamed_mail() {
+    for more in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
+        let server = Scripted::start().await;
+        server.deliver("not named");
+        server.deliver("named");
+        once(&server, "UID FETCH", 1, &[say("* 1 FETCH (UID ?)\r\n* 2 FETCH (UID 2)\r\n"), Step::Ok]);
+        let mut watching = watch(&server, more);
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("names no mail"), "{words}");
+        watching.mail("not named").await;
+        watching.mail("named").await;
+        // The same of a listing during an IDLE.
+        watching.idle().await;
+        let next = server.count("UID FETCH") + 1;
+        once(&server, "UID FETCH", next, &[say("* 3 FETCH (UID ?)\r\n* 4 FETCH (UID 4)\r\n"), Step::Ok]);
+        server.change(|world| {
+            world.deliver(&notification("not named either"));
+            world.deliver(&notification("the fourth"));
+        });
+        watching.mail("not named either").await;
+        watching.mail("the fourth").await;
+        assert_eq!(server.connections(), 3);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn unknown_responses_are_skipped() {
+    for name in ["LOGIN", "CAPABILITY", "EXAMINE", "UID FETCH", "IDLE", "DONE"] {
+        let server = Scripted::start().await;
+        always(&server, name, &[say("* NOOP\r\n* XYZ (\r\n\r\n"), Step::Usual]);
+        let mut watching = dedicated(&server);
+        watching.idle().await;
+        server.deliver("news");
+        watching.mail("news").await;
+        assert_eq!(server.connections(), 1, "{name}");
+        watching.end().await;
+    }
+}
+
+const JUNK: &str = "dedicated = true\nidle_renew = \"1m\"\nmailboxes = [\"\\\\Junk\"]";
+
+#[tokio::test]
+async fn a_refused_list_extension_becomes_a_plain_list() {
+    for status in ["BAD", "NO"] {
+        let server = Scripted::start().await;
+        server.change(|world| world.list = vec!["(\\Junk) \"/\" Spam".into()]);
+        let answer = say(&format!("{{tag}} {status} unknown option\r\n"));
+        server.script(move |seen| match seen.name {
+            "LIST" if seen.line.contains("RETURN") => vec![answer.clone()],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch(&server, JUNK);
+        watching.idle().await;
+        assert_eq!((server.connections(), server.asked("EXAMINE \"Spam\"")), (1, 1));
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_odd_list_line_hides_no_other_mailbox() {
+    for odd in [
+        r#"() "/" "a "quoted" name""#,
+        r#"() "\" "INBOX\Sent""#,
+        r#"() "/" 50% off"#,
+        r#"()  "/"  Two"#,
+        r#"() "/" "New" ("OLDNAME" ("Old"))"#,
+        r#"() "/""#,
+        r"(\HasNoChildren",
+    ] {
+        for first in [true, false] {
+            let server = Scripted::start().await;
+            let mut list = vec![odd.to_owned(), "(\\Junk) \"/\" Spam".into()];
+            if !first {
+                list.reverse();
+            }
+            server.change(|world| world.list = list);
+            let mut watching = watch(&server, JUNK);
+            watching.idle().await;
+            assert_eq!((server.connections(), server.asked("EXAMINE \"Spam\"")), (1, 1), "{odd}");
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_odd_list_line_names_its_own_mailbox() {
+    for (line, asked) in [
+        (r#"(\Junk) "\" "INBOX\Spam""#, r#""INBOX\\Spam""#),
+        (r#"(\Junk) "/" 50% off"#, r#""50% off""#),
+        (r#"(\Junk)  "/"  Spam"#, r#""Spam""#),
+        (r#"(\Junk) "/" "Spam" ("OLDNAME" ("Junk"))"#, r#""Spam""#),
+    ] {
+        let server = Scripted::start().await;
+        server.change(|world| world.list = vec![line.into()]);
+        let mut watching = watch(&server, JUNK);
+        watching.idle().await;
+        assert_eq!(server.asked(&format!("EXAMINE {asked}")), 1, "{line}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn uidvalidity_is_looked_for_in_all_places() {
+    let without = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK done\r\n";
+    let tagged = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK [UIDVALIDITY 7] done\r\n";
+    for (examine, select, commands) in [
+        (tagged, without, ["EXAMINE"].as_slice()),
+        (without, tagged, &["EXAMINE", "SELECT"]),
+        (without, without, &["EXAMINE", "SELECT", "STATUS"]),
+    ] {
+        let server = Scripted::start().await;
+        server.deliver("read");
+        server.change(|world| (world.tells_uid_validity, world.tells_uid_next) = (false, false));
+        server.script(move |seen| match seen.name {
+            "EXAMINE" => vec![Step::Untagged, say(examine)],
+            "SELECT" => vec![Step::Untagged, say(select)],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = dedicated(&server);
+        watching.mail("read").await;
+        watching.idle().await;
+        assert!(watching.handed.contains_key(&(7, 1)));
+        for command in ["EXAMINE", "SELECT", "STATUS"] {
+            assert_eq!(server.count(command), usize::from(commands.contains(&command)), "{command} {commands:?}");
+        }
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn without_any_uidvalidity_the_mailbox_fails() {
+    let server = Scripted::start().await;
+    server.change(|world| world.tells_uid_validity = false);
+    always(&server, "STATUS", &[say("* STATUS INBOX (UIDNEXT 1)\r\n"), Step::Ok]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("no UIDVALIDITY"), "{words}");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn id_is_sent_before_select() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE ID".into());
+    server.deliver("read");
+    let mut is_known = false;
+    server.script(move |seen| match seen.name {
+        "ID" => {
+            is_known = true;
+            vec![say("* ID (\"name\" \"Coremail Imap\" \"TransID\" NIL)\r\n"), Step::Ok]
+        }
+        "EXAMINE" if !is_known => vec![say("{tag} NO EXAMINE Unsafe Login. Please contact kefu@188.com for help\r\n")],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    watching.mail("read").await;
+    assert_eq!((server.connections(), server.count("ID")), (1, 1));
+    let lines = server.lines();
+    let id = lines.iter().find(|line| line.contains(" ID ")).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(id.ends_with(&format!(" ID (\"name\" \"resmic-mailhook\" \"version\" \"{version}\")")), "{id}");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_id_costs_no_round_trip() {
+    for answer in ["{tag} BAD unknown command\r\n", "{tag} NO\r\n", "* ID odd\r\n{tag} OK\r\n"] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = "IDLE ID".into());
+        always(&server, "ID", &[say(answer)]);
+        let mut watching = dedicated(&server);
+        watching.idle().await;
+        assert_eq!(server.connections(), 1);
+        let together = |read: &String| read.contains(" ID (") && read.contains(" EXAMINE ");
+        assert!(server.world().reads.iter().any(together), "{:?}", server.world().reads);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_offers_no_id_gets_none() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    assert_eq!(server.count("ID"), 0);
+    watching.end().await;
+}
+
+/// The server refuses a FETCH of `n:*` when nothing is above n.
+fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
+    let answer = say(&format!("{{tag}} {status} No matching messages\r\n"));
+    server.script(move |seen| {
+        let first = seen.line.split_once(" UID FETCH ").and_then(|(_, rest)| rest.split_once(":*"));
+        let first = first.and_then(|(first, _)| first.parse::<u32>().ok());
+        if first.is_some_and(|first| first > seen.last_uid) { vec![answer.clone()] } else { vec![Step::Usual] }
+    });
+}
+
+#[tokio::test]
+async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
+    for status in ["BAD", "NO"] {
+        for more in [DEDICATED, "idle_renew = \"1s\""] {
+            for removed in [false, true] {
+                let server = Scripted::start().await;
+                server.deliver("old");
+                refuses_the_empty_fetch(&server, status);
+                if removed {
+                    // UIDNEXT says that there could be something above.
+                    server.change(|world| world.uid_next = 10);
+                }
+                let more = format!("{more}\nstart = \"all\"");
+                let mut watching = watch(&server, &more);
+                watching.mail("old").await;
+                watching.idle().await;
+                let looks = if more.contains("1s") || removed { 2 } else { 0 };
+                let renewals = server.count("DONE").max(looks);
+                watching.while_server("renewals", |world| world.count("DONE") >= renewals).await;
+                server.deliver("new");
+                watching.mail("new").await;
+                watching.idle().await;
+                assert_eq!(server.connections(), 1, "{status} {more} {removed}");
+                watching.end().await;
+            }
+        }
+    }
+    let server = Scripted::start().await;
+    refuses_the_empty_fetch(&server, "NO");
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    server.deliver("the first");
+    watching.mail("the first").await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_fetch_of_something_is_an_error() {
+    let server = Scripted::start().await;
+    server.deliver("there");
+    server.script(move |seen| match (seen.name, seen.nth) {
+        ("UID FETCH", 1) => vec![say("{tag} NO later\r\n")],
+        ("UID SEARCH", _) => vec![say("* SEARCH 1\r\n"), Step::Ok],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    watching.mail("there").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn odd_headers_in_a_shared_mailbox_are_read() {
+    for (from, to) in
+        [("]<0>", "]<0.16384>"), ("HEADER.FIELDS (FROM)", "HEADER.FIELDS (\"FROM\")"), ("\r\n)", "\r\n\r\n)")]
+    {
+        let server = Scripted::start().await;
+        server.change(|world| {
+            world.deliver(&other("not ours"));
+            world.deliver(&notification("ours"));
+        });
+        server.script(move |seen| {
+            if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
+                return vec![Step::Usual];
+            }
+            let mails = [other("not ours"), notification("ours")];
+            let texts = mails.iter().zip(1..).map(|(mail, uid)| data(uid as usize, uid, mail, seen.line));
+            let text = texts.map(|text| String::from_utf8(text).unwrap().replace(from, to)).collect();
+            vec![Step::Say(text), Step::Ok]
+        });
+        let mut watching = watch(&server, SHARED);
+        watching.mail("ours").await;
+        watching.idle().await;
+        assert_eq!((server.connections(), watching.times("not ours")), (1, 0), "{to:?}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn capabilities_without_imap4rev1_count() {
+    let server = Scripted::start().await;
+    always(&server, "CAPABILITY", &[say("* CAPABILITY IMAP4rev2 IDLE\r\n"), Step::Ok]);
+    let mut watching = dedicated(&server);
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.end().await;
+}

@@ -1,0 +1,287 @@
+//! Mails that were announced and are not there, or not yet, or not to be had.
+
+use super::*;
+use resmic_mailhook::model::MailboxState;
+use testkit::scripted::connection::data;
+use testkit::watching::dedicated;
+
+#[tokio::test]
+async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    // The first FETCH was the sync's; two more find nothing.
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", _) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.deliver("late");
+    watching.mail("late").await;
+    assert!(server.count("UID FETCH") >= 4);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
+    let server = Scripted::start().await;
+    server.deliver("late");
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("EXAMINE", 1) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 3) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    watching.mail("late").await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        server.deliver("late");
+        server.deliver("prompt");
+        server.script(|seen| match (seen.name, seen.nth) {
+            ("UID FETCH", 2) => vec![Step::Hide(vec![1]), Step::Usual],
+            ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch(&server, more);
+        watching.mail("prompt").await;
+        watching.mail("late").await;
+        assert_eq!((watching.times("late"), watching.times("prompt")), (1, 1));
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
+    for nothing in ["NIL", "\"\"", "{0}\r\n"] {
+        let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
+        // The first FETCH is the sync's list.
+        let untold = [say(&answer), Step::Ok];
+        let server = Scripted::start().await;
+        server.deliver("there before");
+        once(&server, "UID FETCH", 2, &untold);
+        let mut watching = watch(&server, SHARED);
+        watching.mail("there before").await;
+        watching.end().await;
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, SHARED);
+        watching.idle().await;
+        once(&server, "UID FETCH", 2, &untold);
+        server.deliver("new");
+        watching.mail("new").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.idle().await;
+        always(&server, "UID FETCH", &[Step::Untagged, say("* 1 FETCH (UID 1 FLAGS (\\Seen))\r\n"), Step::Ok]);
+        server.deliver("seen at once");
+        watching.mail("seen at once").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
+    let server = Scripted::start().await;
+    for subject in ["one", "two", "three"] {
+        server.deliver(subject);
+    }
+    let mails = server.world().mails.clone();
+    server.script(move |seen| {
+        if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
+            return vec![Step::Usual];
+        }
+        let told = mails.iter().rev().flat_map(|(uid, bytes)| data(*uid as usize, *uid, bytes, seen.line)).collect();
+        vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
+    });
+    let mut watching = watch(&server, SHARED);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    assert_eq!(watching.handed.len(), 3);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_back() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    once(&server, "news", 1, &[Step::Hide(vec![1]), Step::Usual]);
+    // An OK that lists nothing has proved it gone.
+    watching.old.insert(1);
+    server.deliver("announced by mistake");
+    watching.while_server("four questions", |world| world.asked("UID FETCH 1:* ") >= 5).await;
+    server.deliver("real");
+    watching.mail("real").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    let asked = server.asked("UID FETCH");
+    watching.listen(ms(300)).await;
+    assert_eq!(server.asked("UID FETCH"), asked, "and then there is peace");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_missing_from_a_burst_is_asked_for_again() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", 1) => vec![Step::Hide(vec![100]), Step::Usual],
+        // The list of the burst is the second, and its mails are the third.
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.change(|world| {
+        for n in 1..=100 {
+            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+        }
+    });
+    watching.mail("number 99").await;
+    watching.mail("number 100").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
+    let server = Scripted::start().await;
+    let mut watching = dedicated(&server);
+    watching.idle().await;
+    server.script(|seen| match (seen.name, seen.nth) {
+        ("news", 1) => vec![Step::Hide(vec![1]), Step::Usual],
+        ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
+        _ => vec![Step::Usual],
+    });
+    server.change(|world| {
+        world.deliver(&testkit::scripted::notification("missing"));
+        world.deliver(&testkit::scripted::notification("came"));
+    });
+    watching.mail("came").await;
+    assert_eq!(watching.times("missing"), 0);
+    assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 0)));
+    watching.mail("missing").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    assert_eq!(watching.times("came"), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
+    let server = Scripted::start().await;
+    for subject in ["one", "spoilt", "three", "four"] {
+        server.deliver(subject);
+    }
+    server.script(|seen| {
+        let holds_it =
+            ["1:4 ", "1:2 ", "2 ", "2:4 "].iter().any(|set| seen.line.contains(&format!("UID FETCH {set}(")));
+        match holds_it && seen.line.contains("BODY.PEEK[]") {
+            true => vec![say("{tag} NO [SERVERBUG] cannot read a mail\r\n")],
+            false => vec![Step::Usual],
+        }
+    });
+    let mut watching = dedicated(&server);
+    watching.mail("four").await;
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    assert_eq!((watching.times("one"), watching.times("three")), (1, 1));
+    assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
+    server.script(|_| vec![Step::Usual]);
+    watching.mail("spoilt").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_every_mail_says_so_soon() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        for n in 1..=300 {
+            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+        }
+    });
+    server.script(|seen| match seen.line.contains("BODY.PEEK[]") {
+        true => vec![say("{tag} NO [LIMIT] too much of everything\r\n")],
+        false => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("UID FETCH refused"), "{words}");
+    server.script(|_| vec![Step::Usual]);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+    assert_eq!(watching.handed.len(), 300);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed() {
+    let server = Scripted::start().await;
+    server.deliver("stays");
+    let mut watching = dedicated(&server);
+    watching.mail("stays").await;
+    watching.idle().await;
+    once(&server, "news", 1, &[Step::Usual, Step::Remove(2)]);
+    server.deliver("moved away by a filter");
+    server.until("the announcement", |world| world.count("news") > 0).await;
+    watching.until("quiet", |w| w.states.iter().filter(|(s, _)| *s == MailboxState::Idle).count() > 4).await;
+    server.deliver("next");
+    watching.mail("next").await;
+    assert_eq!((watching.times("stays"), watching.times("moved away by a filter")), (1, 0));
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
+    // As Dovecot answers for it, in a first sync and later.
+    let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
+    for is_there in [true, false] {
+        let server = Scripted::start().await;
+        // The first one is the sync's list.
+        once(&server, "UID FETCH", 2, &[say(nothing), Step::Remove(1), Step::Ok]);
+        if is_there {
+            server.deliver("moved away by a person");
+        }
+        let mut watching = dedicated(&server);
+        if !is_there {
+            watching.idle().await;
+            server.deliver("moved away by a person");
+        }
+        watching.while_server("the FETCH", |world| world.count("UID FETCH") >= 2).await;
+        server.deliver("next");
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+        assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 2)]);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mail_that_is_removed_while_the_numbers_are_looked_at_does_not_look_like_another() {
+    let server = Scripted::start().await;
+    server.deliver("first");
+    let mut watching = dedicated(&server);
+    watching.mail("first").await;
+    watching.idle().await;
+    let (news, fetches) = (server.count("news"), server.count("UID FETCH"));
+    let nothing = [say("* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\")\r\n"), Step::Remove(1), Step::Ok];
+    server.script(move |seen| match (seen.name, seen.nth) {
+        ("news", n) if n == news + 1 => vec![Step::Close],
+        ("UID FETCH", n) if n == fetches + 1 => nothing.to_vec(),
+        _ => vec![Step::Usual],
+    });
+    server.deliver("second");
+    watching.mail("second").await;
+    assert_eq!((server.asked("UID FETCH 1:1 "), server.asked("UID FETCH 1:* ")), (1, 1), "{:?}", server.lines());
+    watching.end().await;
+}

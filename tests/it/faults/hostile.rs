@@ -1,0 +1,190 @@
+//! A server that means harm gets no memory, no processor and no word into the log.
+
+use super::*;
+use crate::faults::alone::{block_on, cpu, is_alone, memory_at_most};
+use resmic_mailhook::model::MailboxState;
+use testkit::watching::dedicated;
+
+/// Everywhere that a server can speak.
+const PLACES: [&str; 7] = ["greeting", "LOGIN", "CAPABILITY", "EXAMINE", "UID FETCH", "IDLE", "DONE"];
+
+/// The server answers so, once at each place; the watcher has to come back from it. Returns the processor seconds and
+/// the KiB that each took.
+async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
+    let mut costs = Vec::new();
+    for name in PLACES {
+        let server = Scripted::start().await;
+        once(&server, name, 1, steps);
+        let before = (cpu(), memory_at_most());
+        let mut watching = watch(&server, more);
+        watching.while_server("another connection", |world| world.connections() >= 2).await;
+        server.deliver("after all that");
+        watching.mail("after all that").await;
+        watching.end().await;
+        costs.push((name, cpu() - before.0, memory_at_most() - before.1));
+    }
+    costs
+}
+
+/// What one such attack may cost at most, the server's own work included.
+fn assert_cheap(costs: &[(&str, f64, u64)]) {
+    assert!(costs.iter().all(|(_, seconds, kib)| *seconds < 6.0 && *kib < 24 * 1024), "{costs:?}");
+}
+
+#[test]
+fn a_huge_literal_that_is_announced_takes_no_memory() {
+    if !is_alone("faults::hostile::a_huge_literal_that_is_announced_takes_no_memory") {
+        return;
+    }
+    block_on(async {
+        let huge = &*vec![say("* 1 FETCH (UID 1 BODY[] {536000000}\r\nFrom: "), Step::Mute].leak();
+        assert_cheap(&endured(huge, EACH_SECOND).await);
+    });
+}
+
+#[test]
+fn a_line_without_an_end_takes_little_time_and_memory() {
+    if !is_alone("faults::hostile::a_line_without_an_end_takes_little_time_and_memory") {
+        return;
+    }
+    let chunk: &'static str = "* OK and so on and so on and so on".repeat(100).leak();
+    let steps = &*vec![Step::Flood(chunk)].leak();
+    // What a person allows for a mail is not allowed for a line.
+    let more = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
+    block_on(async { assert_cheap(&endured(steps, more).await) });
+}
+
+#[test]
+fn a_flood_of_unsolicited_answers_takes_little_time_and_memory() {
+    if !is_alone("faults::hostile::a_flood_of_unsolicited_answers_takes_little_time_and_memory") {
+        return;
+    }
+    for chunk in ["* OK still here\r\n", "* 3 FETCH (UID 3 FLAGS (\\Seen))\r\n", "* 5 EXISTS\r\n* 5 EXPUNGE\r\n"] {
+        let steps = &*vec![Step::Flood(chunk.repeat(100).leak())].leak();
+        block_on(async { assert_cheap(&endured(steps, EACH_SECOND).await) });
+    }
+}
+
+#[test]
+fn headers_that_nobody_asked_for_take_little_memory() {
+    if !is_alone("faults::hostile::headers_that_nobody_asked_for_take_little_memory") {
+        return;
+    }
+    let header = format!("From: {}\r\n\r\n", "x".repeat(1_000_000));
+    let pushed = format!("* 9 FETCH (UID 9 BODY[HEADER.FIELDS (FROM)]<0> {{{}}}\r\n{header})\r\n", header.len());
+    let flood = Step::Flood(pushed.leak());
+    block_on(async {
+        for name in ["IDLE", "UID FETCH"] {
+            let server = Scripted::start().await;
+            once(&server, name, 2, std::slice::from_ref(&flood));
+            let timing = Timing { mail: Duration::from_secs(1), ..quick() };
+            let before = memory_at_most();
+            let mut watching = watch_in(&server, "idle_renew = \"1s\"", timing);
+            watching.while_server("another connection", |world| world.connections() >= 2).await;
+            watching.end().await;
+            let taken = memory_at_most() - before;
+            assert!(taken < 48 * 1024, "{name}: {taken} KiB");
+        }
+    });
+}
+
+const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
+
+#[tokio::test]
+async fn a_list_of_far_more_mails_than_there_are_is_not_believed() {
+    let server = Scripted::start().await;
+    server.deliver("real");
+    let list: String = (1..=110_000).map(|n| format!("* {n} FETCH (UID {n})\r\n")).collect();
+    once(&server, "UID FETCH", 1, &[Step::Say(list), Step::Ok]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("far more"), "{words}");
+    watching.mail("real").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn numbers_at_their_limits_do_no_harm() {
+    for lie in
+        ["* 4294967295 EXISTS\r\n", "* 0 EXISTS\r\n", "* 4294967295 EXPUNGE\r\n", "* OK [UIDNEXT 4294967295] x\r\n"]
+    {
+        let server = Scripted::start().await;
+        let mut watching = dedicated(&server);
+        watching.idle().await;
+        once(&server, "news", 1, &[say(lie), Step::Usual]);
+        for subject in ["first", "second"] {
+            server.deliver(subject);
+            watching.mail(subject).await;
+        }
+        watching.end().await;
+    }
+    let server = Scripted::start().await;
+    server.change(|world| world.uid_next = u32::MAX - 1);
+    server.deliver("the last number of all");
+    let mut watching = dedicated(&server);
+    watching.mail("the last number of all").await;
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_response_that_makes_the_parser_panic_is_skipped() {
+    let server = Scripted::start().await;
+    server.deliver("real");
+    once(&server, "UID FETCH", 1, &[say("* OK [ALERT]\u{e9}\r\n"), Step::Usual]);
+    let mut watching = dedicated(&server);
+    watching.mail("real").await;
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
+    for deep in
+        [format!("BODYSTRUCTURE {}", "(".repeat(60_000)), format!("BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000))]
+    {
+        let server = Scripted::start().await;
+        server.deliver("real");
+        once(&server, "UID FETCH", 1, &[Step::Say(format!("* 1 FETCH ({deep}")), Step::Mute]);
+        let mut watching = dedicated(&server);
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("without end"), "{words}");
+        watching.mail("real").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_error() {
+    let server = Scripted::start().await;
+    let bell = "{tag} NO \u{1b}[31mred\u{7} and {tag}\u{202e} reversed\r\n";
+    once(&server, "EXAMINE", 1, &[say(bell)]);
+    once(&server, "EXAMINE", 1, &[say(bell)]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("red") && !words.contains(['\u{1b}', '\u{7}', '\u{202e}']), "{words:?}");
+    watching.idle().await;
+    once(&server, "UID FETCH", 2, &[say("1 FETCH (UID 1 BODY[] confidential words ?\r\n"), Step::Ok]);
+    server.deliver("with confidential words");
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("cannot be parsed") && !words.contains("confidential"), "{words}");
+    watching.mail("with confidential words").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_mail_of_nothing_and_a_mail_of_garbage_are_handed_over_like_any_other() {
+    let server = Scripted::start().await;
+    let garbage: Vec<u8> = (0..=255).cycle().take(5_000).collect();
+    server.change(|world| {
+        world.deliver(b"");
+        world.deliver(&garbage);
+        world.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
+    });
+    let mut watching = dedicated(&server);
+    watching.until("all three", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    assert_eq!(watching.handed[&(7, 1)].0, b"");
+    assert_eq!(watching.handed[&(7, 2)].0, garbage);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}

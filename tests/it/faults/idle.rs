@@ -1,0 +1,273 @@
+//! A change is seen within moments, whenever it is announced; and IDLE may end in every way but the agreed one.
+
+use super::*;
+use testkit::watching::dedicated;
+
+/// How soon "at once" is, on a machine that is busy.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// A watcher of an empty mailbox, renewed once a minute, at rest.
+async fn at_rest(server: &Scripted) -> Watching {
+    let mut watching = dedicated(server);
+    watching.idle().await;
+    watching
+}
+
+#[tokio::test]
+async fn an_exists_before_the_ok_of_a_fetch_is_not_dropped() {
+    for nth in 1..=2 {
+        let server = Scripted::start().await;
+        server.deliver("first");
+        // It arrives after the answer was put together: the OK alone tells of it.
+        once(&server, "UID FETCH", nth, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
+        let mut watching = dedicated(&server);
+        assert!(watching.mail("second").await < AT_ONCE);
+        watching.end().await;
+    }
+    let server = Scripted::start().await;
+    let mut watching = at_rest(&server).await;
+    once(&server, "UID FETCH", 2, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
+    server.deliver("first");
+    assert!(watching.mail("second").await < AT_ONCE);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
+    let server = Scripted::start().await;
+    once(&server, "IDLE", 1, &[say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Usual]);
+    let mut watching = dedicated(&server);
+    assert!(watching.mail("early").await < AT_ONCE);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_idle_is_not_ended_before_its_plus() {
+    // The first one, the one that is pipelined behind a FETCH, and the one behind a MOVE.
+    for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
+        let steps = [say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Pause(ms(100)), Step::Overhear, Step::Usual];
+        once(&server, "IDLE", nth, &steps);
+        if nth > 1 {
+            watching.idle().await;
+            server.deliver("before");
+        }
+        assert!(watching.mail("early").await < AT_ONCE);
+        assert_eq!(server.connections(), 1, "{nth}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
+    let server = Scripted::start().await;
+    once(&server, "IDLE", 1, &[Step::Pause(ms(100)), Step::Overhear, Step::Usual]);
+    let mut watching = dedicated(&server);
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    let began = std::time::Instant::now();
+    watching.end().await;
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    assert_eq!(server.count("LOGOUT"), 1);
+}
+
+#[tokio::test]
+async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
+    for name in ["UID FETCH", "EXAMINE", "CAPABILITY"] {
+        let server = Scripted::start().await;
+        once(&server, name, 1, &[Step::Usual, Step::Deliver("between")]);
+        let mut watching = dedicated(&server);
+        assert!(watching.mail("between").await < AT_ONCE, "{name}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn an_exists_with_the_end_of_an_idle_is_not_dropped() {
+    let server = Scripted::start().await;
+    let mut watching = watch(&server, "dedicated = true\nidle_renew = \"1s\"");
+    watching.idle().await;
+    once(&server, "DONE", 1, &[Step::Deliver("with the end"), Step::Ok]);
+    assert!(watching.mail("with the end").await < AT_ONCE);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_end_of_the_stream_in_idle_is_a_disconnect() {
+    for way in [Step::Close, Step::Reset] {
+        let server = Scripted::start().await;
+        once(&server, "IDLE", 1, &[Step::Usual, way]);
+        let mut watching = dedicated(&server);
+        watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+        server.deliver("after");
+        assert!(watching.mail("after").await < AT_ONCE);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_bye_in_idle_is_no_new_mail_but_a_new_connection_and_a_new_login() {
+    let server = Scripted::start().await;
+    let bye = "* BYE Session invalidated - AccessTokenExpired\r\n";
+    once(&server, "IDLE", 1, &[Step::Usual, say(bye), Step::Mute]);
+    let mut watching = dedicated(&server);
+    watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+    let said =
+        watching.states.iter().any(|(_, words)| words.as_ref().is_some_and(|w| w.contains("AccessTokenExpired")));
+    assert!(said, "{:?}", watching.states);
+    assert_eq!(server.count("LOGIN"), 2);
+    server.deliver("after");
+    assert!(watching.mail("after").await < AT_ONCE);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_idle_that_is_refused_does_not_hang_and_the_mailbox_is_polled() {
+    for answer in ["{tag} NO not today\r\n", "{tag} BAD what is that\r\n"] {
+        let server = Scripted::start().await;
+        always(&server, "IDLE", &[say(answer)]);
+        let timing = Timing { poll: ms(50), ..quick() };
+        let mut watching = watch_in(&server, DEDICATED, timing);
+        watching.state(resmic_mailhook::model::MailboxState::Polling).await;
+        server.deliver("polled");
+        assert!(watching.mail("polled").await < AT_ONCE);
+        assert_eq!((server.count("IDLE"), server.connections()), (1, 1), "it is not asked again");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_idle_is_polled() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "NOTIFY".into());
+    let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), ..quick() });
+    watching.state(resmic_mailhook::model::MailboxState::Polling).await;
+    server.deliver("polled");
+    assert!(watching.mail("polled").await < AT_ONCE);
+    assert_eq!((server.count("IDLE"), server.count("NOTIFY")), (0, 0));
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_idle_that_the_server_ends_by_itself_is_begun_again_without_a_done() {
+    let server = Scripted::start().await;
+    let mut watching = at_rest(&server).await;
+    once(&server, "news", 1, &[Step::EndIdle, Step::Usual]);
+    server.deliver("with its end");
+    assert!(watching.mail("with its end").await < AT_ONCE);
+    server.deliver("after");
+    assert!(watching.mail("after").await < AT_ONCE);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_drops_each_idle_early_is_idled_with_all_the_same() {
+    let server = Scripted::start().await;
+    // Later than `again`, so not at once; far earlier than the renewal.
+    always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
+    let mut watching = dedicated(&server);
+    watching.while_server("eight IDLEs", |world| world.count("IDLE") >= 8).await;
+    server.deliver("all the same");
+    assert!(watching.mail("all the same").await < AT_ONCE);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_closes_each_idle_early_is_reconnected_to_at_once() {
+    let server = Scripted::start().await;
+    always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(100)), Step::Close]);
+    let timing = Timing { steady: ms(80), ..quick() };
+    let mut watching = watch_in(&server, DEDICATED, timing);
+    for n in 0..8 {
+        server.deliver(&format!("number {n}"));
+        assert!(watching.mail(&format!("number {n}")).await < AT_ONCE);
+        let before = server.connections();
+        watching.while_server("a new connection", |world| world.connections() > before).await;
+    }
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_each_idle_at_once_is_polled_instead() {
+    let server = Scripted::start().await;
+    always(&server, "IDLE", &[Step::Usual, Step::EndIdle]);
+    let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), again: ms(500), ..quick() });
+    watching.state(resmic_mailhook::model::MailboxState::Polling).await;
+    let idles = server.count("IDLE");
+    assert!(idles < 10, "{idles}");
+    server.deliver("polled");
+    assert!(watching.mail("polled").await < AT_ONCE);
+    assert_eq!(server.count("IDLE"), idles);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_done_that_crosses_the_end_of_its_idle_is_no_failure() {
+    let server = Scripted::start().await;
+    let mut watching = at_rest(&server).await;
+    // The server has ended the IDLE, and reads the DONE as a command of its own.
+    once(&server, "DONE", 1, &[Step::Ok, say("DONE BAD unknown command\r\n")]);
+    server.deliver("at the crossing");
+    assert!(watching.mail("at the crossing").await < AT_ONCE);
+    once(&server, "DONE", 2, &[Step::Ok, say("* BAD unknown command\r\n")]);
+    server.deliver("after");
+    assert!(watching.mail("after").await < AT_ONCE);
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+// The server reads on another thread: what left in several writes it would see in several pieces, sooner or later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn done_fetch_and_the_next_idle_leave_in_one_write() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.idle().await;
+        for n in 1..=50 {
+            server.deliver(&format!("number {n}"));
+            watching.mail(&format!("number {n}")).await;
+            watching.idle().await;
+        }
+        let reads = server.world().reads.clone();
+        let mut begun = reads.iter().filter(|read| read.starts_with("DONE\r\n"));
+        assert!(begun.clone().count() >= 50);
+        assert!(begun.all(|read| read.contains(" UID FETCH ") && read.ends_with(" IDLE\r\n")), "{reads:?}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn commands_dropped_after_done_cost_one_timeout() {
+    let server = Scripted::start().await;
+    let mut watching = at_rest(&server).await;
+    // Stalwart before 0.10: it answers the DONE, and what came with it is gone.
+    server.script(|seen| match seen.name {
+        "DONE" => vec![Step::Usual, Step::Overhear],
+        _ => vec![Step::Usual],
+    });
+    server.deliver("late");
+    watching.mail("late").await;
+    watching.idle().await;
+    assert_eq!(server.connections(), 2);
+    for n in 0..5 {
+        server.deliver(&format!("number {n}"));
+        assert!(watching.mail(&format!("number {n}")).await < AT_ONCE);
+        watching.idle().await;
+    }
+    assert_eq!(server.connections(), 2);
+    // Also over a new connection.
+    once(&server, "news", server.count("news") + 1, &[Step::Close]);
+    server.deliver("on a new connection");
+    watching.mail("on a new connection").await;
+    server.script(|seen| match seen.name {
+        "DONE" => vec![Step::Usual, Step::Overhear],
+        _ => vec![Step::Usual],
+    });
+    watching.idle().await;
+    server.deliver("at last");
+    assert!(watching.mail("at last").await < AT_ONCE);
+    assert_eq!(server.connections(), 3);
+    watching.end().await;
+}

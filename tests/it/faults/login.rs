@@ -1,0 +1,322 @@
+//! From the greeting to the login: what is tried again soon, what only a person can mend, and what is not said to whom.
+
+use super::*;
+use resmic_mailhook::backoff::Backoff;
+use resmic_mailhook::model::MailboxState;
+use resmic_mailhook::source::imap::{Account, Credentials, Login, Tls};
+use testkit::watching::dedicated;
+
+/// Refusals of a login are waited out far longer than a test runs.
+fn strict() -> Timing {
+    Timing { retry_login: Backoff { base: Duration::from_secs(600), cap: Duration::from_secs(600) }, ..quick() }
+}
+
+#[tokio::test]
+async fn a_bye_for_a_greeting_is_said_and_tried_again() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("* BYE overloaded\r\n"), Step::Close]);
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("overloaded"), "{words}");
+    watching.idle().await;
+    assert_eq!(server.connections(), 2);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[Step::Mute]);
+    let mut watching = watch_in(&server, DEDICATED, Timing { login: ms(200), ..quick() });
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("no answer"), "{words}");
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_greeting_of_something_else_is_no_imap() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("220 mail.example ESMTP\r\n")]);
+    let mut watching = dedicated(&server);
+    watching.state(MailboxState::Failed).await.unwrap();
+    assert_eq!(server.count("LOGIN"), 0, "no password is sent to it");
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn preauth_is_somebody_elses_login_and_gets_no_password() {
+    let server = Scripted::start().await;
+    once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
+    let mut watching = watch_in(&server, DEDICATED, strict());
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.contains("PREAUTH"), "{words}");
+    assert_eq!(server.count("LOGIN"), 0);
+    watching.idle().await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
+    for (answer, said) in [
+        ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
+        ("* BYE overloaded", "the server said goodbye: overloaded"),
+        ("* OK wait", "no answer to "),
+    ] {
+        let server = Scripted::start().await;
+        always(&server, "STARTTLS", &[say(&format!("{answer}\r\n"))]);
+        let mut account = with_password(&server, "secret", DEDICATED);
+        account.settings.tls = Tls::Starttls;
+        account.login.tls = Some(resmic_mailhook::tls::client(None).unwrap());
+        account.timing.login = ms(300);
+        let mut watching = Watching::with(account, "INBOX".into(), Default::default());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.starts_with(said), "{words}");
+        assert_eq!(server.count("LOGIN"), 0);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_retried_seldom() {
+    for answer in [
+        "{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n",
+        "{tag} NO [EXPIRED] renew it\r\n",
+        "{tag} NO LOGIN failed.\r\n",
+        "{tag} NO Login incorrect\r\n",
+        "{tag} NO [ALERT] Invalid credentials (Failure)\r\n",
+        "{tag} BAD Invalid credentials\r\n",
+    ] {
+        let server = Scripted::start().await;
+        always(&server, "LOGIN", &[say(answer)]);
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
+        assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
+        // An ordinary failure would have been tried again ten times by now.
+        watching.listen(ms(400)).await;
+        assert_eq!(server.count("LOGIN"), 1, "{answer}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_a_server_quotes_is_not_told_on() {
+    for answer in [r#"{tag} NO "hunt\"er2" is not the password of "shop@example""#, r#"* BYE hunt"er2 is wrong"#] {
+        let server = Scripted::start().await;
+        once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
+        let mut watching =
+            Watching::with(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("(secret) is") && !words.contains("er2"), "{words}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn temporary_refusals_are_retried_soon() {
+    for answer in [
+        "[UNAVAILABLE] Temporary authentication failure.",
+        "[LIMIT] Maximum number of connections exceeded",
+        "[INUSE] in use",
+        "[OVERQUOTA] Account exceeded command or bandwidth limits",
+        "[THROTTLED] LOGIN failed.",
+        "[CONTACTADMIN] Authentication failed",
+        "Request is throttled. Suggested Backoff Time: 297499 milliseconds",
+        "User is authenticated but not connected.",
+        "Rate limit exceeded",
+        "Temporary authentication failure. [mx:2025-03-05 03:36:00]",
+        "system busy",
+        // A lock after failed logins says nothing about this one.
+        "[ALERT] Too many failed attempts",
+        // To the sixteenth connection (Gmail).
+        "[ALERT] Too many simultaneous connections. (Failure)",
+    ] {
+        for status in ["NO", "BAD"] {
+            let server = Scripted::start().await;
+            once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
+            let mut watching = watch_in(&server, DEDICATED, strict());
+            let words = watching.state(MailboxState::Failed).await.unwrap();
+            assert!(words.contains("LOGIN refused") && words.contains("retries soon"), "{words}");
+            assert!(!words.contains("password"), "{words}");
+            watching.idle().await;
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_with_another_tag_is_no_wrong_password() {
+    for tag in ["A9999", "a", "LOGIN"] {
+        let server = Scripted::start().await;
+        once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        assert!(words.contains("an answer to another command"), "{words}");
+        watching.idle().await;
+        watching.end().await;
+    }
+}
+
+/// What the client wrote for its login, without tags.
+fn login_lines(server: &Scripted) -> Vec<String> {
+    let lines = server.lines();
+    let before: Vec<_> = lines.iter().take_while(|line| !line.contains(" EXAMINE ")).collect();
+    let command = |line: &&String| {
+        let (_, line) = line.split_once(' ').unwrap();
+        let tagged = line.split_once(' ').filter(|(tag, _)| tag.starts_with("A0"));
+        tagged.map_or(line, |(_, command)| command).to_owned()
+    };
+    before.iter().map(command).collect()
+}
+
+const BASE64_SECRET: &str = "AHNob3BAZXhhbXBsZQBzZWNyZXQ=";
+
+#[tokio::test]
+async fn without_login_a_password_goes_by_sasl_plain() {
+    for (offered, lines) in [
+        ("LOGINDISABLED AUTH=PLAIN SASL-IR", vec![format!("AUTHENTICATE PLAIN {BASE64_SECRET}"), "CAPABILITY".into()]),
+        ("AUTH=PLAIN LOGINDISABLED", vec!["AUTHENTICATE PLAIN".into(), BASE64_SECRET.into(), "CAPABILITY".into()]),
+    ] {
+        let server = Scripted::start().await;
+        let greeting = say(&format!("* OK [CAPABILITY IMAP4rev1 {offered}] ready\r\n"));
+        let asks = !offered.contains("SASL-IR");
+        server.script(move |seen| match seen.name {
+            "greeting" => vec![greeting.clone()],
+            "AUTHENTICATE" if asks => vec![say("+ \r\n")],
+            _ if seen.line == BASE64_SECRET => vec![say("A0001 OK in\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        watching.idle().await;
+        assert_eq!(login_lines(&server), lines, "{offered}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_disabled_login_is_found_out_after_a_refusal() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
+    always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
+    let mut watching = watch_in(&server, DEDICATED, strict());
+    watching.idle().await;
+    assert_eq!((server.connections(), server.count("AUTHENTICATE")), (1, 1));
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_impossible_login_says_what_to_do() {
+    for in_greeting in [true, false] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
+        server.script(move |seen| match seen.name {
+            "greeting" if in_greeting => {
+                vec![say("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=GSSAPI] ready\r\n")]
+            }
+            "LOGIN" => vec![say("{tag} BAD disabled\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching = watch_in(&server, DEDICATED, strict());
+        let words = watching.state(MailboxState::Failed).await.unwrap();
+        for part in ["LOGINDISABLED", "`tls`", "oauth2"] {
+            assert!(words.contains(part), "{words}");
+        }
+        assert_eq!(server.count("LOGIN"), usize::from(!in_greeting));
+        assert_eq!(server.count("AUTHENTICATE"), 0);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_password_beyond_ascii_is_never_quoted() {
+    // "\u{e4}" is two bytes.
+    let password = "p\u{e4}ss\"w\u{f6}rd";
+    let sasl = "AHNob3BAZXhhbXBsZQBww6RzcyJ3w7ZyZA==";
+    for (offered, lines) in [
+        ("IDLE AUTH=PLAIN SASL-IR", vec![format!("AUTHENTICATE PLAIN {sasl}")]),
+        ("IDLE", vec!["LOGIN \"shop@example\" {11}".into(), password.into()]),
+        ("IDLE LITERAL+", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
+        ("IDLE LITERAL-", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
+    ] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = offered.into());
+        server.script(move |seen| match seen.name {
+            "LOGIN" if seen.line.ends_with("{11}") => vec![say("+ go on\r\n")],
+            "LOGIN" => vec![],
+            _ if seen.line == password => vec![say("A0002 OK in\r\n")],
+            _ => vec![Step::Usual],
+        });
+        let mut watching =
+            Watching::with(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
+        watching.idle().await;
+        let expected: Vec<String> =
+            ["CAPABILITY".to_owned()].into_iter().chain(lines).chain(["CAPABILITY".to_owned()]).collect();
+        assert_eq!(login_lines(&server), expected, "{offered}");
+        watching.end().await;
+    }
+}
+
+#[test]
+fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_further() {
+    let retry = Timing::default().retry_login;
+    let range = |failures| (retry.ceiling(failures) / 2, retry.ceiling(failures));
+    assert_eq!(range(0), (Duration::from_secs(60), Duration::from_secs(120)));
+    assert_eq!(range(1), (Duration::from_secs(120), Duration::from_secs(240)));
+    assert_eq!(range(20).1, Duration::from_secs(3600));
+}
+
+#[tokio::test]
+async fn refused_logins_are_tried_ever_more_seldom() {
+    let server = Scripted::start().await;
+    always(&server, "LOGIN", &[say("{tag} NO wrong password\r\n")]);
+    let retry_login = Backoff { base: ms(40), cap: ms(100_000) };
+    let mut watching = watch_in(&server, DEDICATED, Timing { retry_login, ..quick() });
+    let mut pauses = Vec::new();
+    for nth in 1..=5 {
+        let began = std::time::Instant::now();
+        watching.while_server("a login", |world| world.count("LOGIN") >= nth).await;
+        pauses.push(began.elapsed());
+    }
+    // Drawn from the upper half of 40, 80, 160, 320.
+    for (pause, least) in pauses[1..].iter().zip([20, 40, 80, 160]) {
+        assert!(*pause >= ms(least), "{pauses:?}");
+    }
+    watching.end().await;
+}
+
+fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
+    Account {
+        settings: testkit::watching::settings(server.port, more),
+        login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
+        is_candidate: Box::new(|_| true),
+        pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
+        timing: strict(),
+        sleeps: resmic_mailhook::vigil::Sleeps::none(),
+        quirks: resmic_mailhook::source::imap::Quirks::default(),
+    }
+}
+
+#[tokio::test]
+async fn line_breaks_in_names_and_passwords_are_never_written() {
+    let crlf = "x\r\nA666 LOGOUT";
+    for (password, more, wanted) in [
+        (crlf, DEDICATED, "INBOX"),
+        ("secret", DEDICATED, crlf),
+        ("secret", "dedicated = true\nafter = { move = \"x\\r\\nA666 LOGOUT\" }", "INBOX"),
+    ] {
+        let server = Scripted::start().await;
+        server.deliver("moved nowhere");
+        let mut watching = Watching::with(with_password(&server, password, more), wanted.into(), Default::default());
+        if password == crlf {
+            watching.state(MailboxState::Failed).await.unwrap();
+        } else {
+            watching.mail("moved nowhere").await;
+            watching.idle().await;
+        }
+        watching.end().await;
+        let smuggled = |line: &String| line.split_once(' ').is_some_and(|(_, line)| line.starts_with("A666"));
+        assert!(!server.lines().iter().any(smuggled), "{:?}", server.lines());
+    }
+}

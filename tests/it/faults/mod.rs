@@ -1,0 +1,58 @@
+//! What a mail server, a network and a restart may do to the watcher: each line a test, against a server that lies,
+//! stalls and hangs up on cue.
+
+mod after;
+mod alone;
+mod cursor;
+mod dialects;
+mod endurance;
+mod fetching;
+mod gaps;
+mod hostile;
+mod idle;
+mod login;
+mod notify;
+mod numbering;
+mod program;
+mod progress;
+mod renewal;
+mod sifting;
+mod start;
+mod undelivered;
+
+use std::time::Duration;
+
+use resmic_mailhook::source::imap::Timing;
+use testkit::scripted::{Scripted, Step};
+use testkit::watching::{Watching, quick, settings};
+
+const DEDICATED: &str = "dedicated = true\nidle_renew = \"1m\"";
+const SHARED: &str = "idle_renew = \"1m\"";
+
+/// The server does this once, and is its usual self otherwise.
+fn once(server: &Scripted, name: &'static str, nth: usize, steps: &[Step]) {
+    let steps = steps.to_vec();
+    server.script(move |seen| if seen.name == name && seen.nth == nth { steps.clone() } else { vec![Step::Usual] });
+}
+
+/// The server always does this.
+fn always(server: &Scripted, name: &'static str, steps: &[Step]) {
+    let steps = steps.to_vec();
+    server.script(move |seen| if seen.name == name { steps.clone() } else { vec![Step::Usual] });
+}
+
+fn say(text: &str) -> Step {
+    Step::Say(text.to_owned())
+}
+
+fn watch(server: &Scripted, more: &str) -> Watching {
+    watch_in(server, more, quick())
+}
+
+fn watch_in(server: &Scripted, more: &str, timing: Timing) -> Watching {
+    Watching::start(server, settings(server.port, more), timing)
+}
+
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}

@@ -1,0 +1,158 @@
+//! NOTIFY (RFC 5465): what is pushed is believed for speed, and for nothing else.
+
+use super::*;
+use resmic_mailhook::model::MailboxState;
+use testkit::scripted::connection::data;
+use testkit::scripted::{notification, other};
+
+const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
+
+async fn at_rest(more: &str) -> (Scripted, Watching) {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    let mut watching = watch(&server, more);
+    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    (server, watching)
+}
+
+fn pushed(place: usize, uid: u32, subject: &str) -> Step {
+    Step::Say(String::from_utf8(data(place, uid, &notification(subject), ITEMS)).unwrap())
+}
+
+#[tokio::test]
+async fn a_pushed_mail_costs_not_one_command() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    let before = server.lines().len();
+    server.deliver("pushed");
+    watching.mail("pushed").await;
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1))).await;
+    assert_eq!(server.lines().len(), before, "{:?}", server.lines());
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn in_a_shared_mailbox_only_a_header_is_pushed_and_only_a_candidate_is_fetched() {
+    let (server, mut watching) = at_rest(SHARED).await;
+    assert_eq!((server.asked("NOTIFY SET"), server.asked("BODY.PEEK[]")), (1, 0));
+    server.change(|world| world.deliver(&other("a letter")));
+    server.deliver("ours");
+    watching.mail("ours").await;
+    assert_eq!((watching.times("a letter"), server.asked("UID FETCH 2 ("), server.asked("BODY.PEEK[]")), (0, 1, 1));
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_notify_that_is_refused_is_done_without() {
+    for answer in ["{tag} NO [BADEVENT] (FlagChange)\r\n", "{tag} BAD unknown\r\n"] {
+        let server = Scripted::start().await;
+        server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+        always(&server, "NOTIFY", &[say(answer)]);
+        let mut watching = watch(&server, DEDICATED);
+        watching.idle().await;
+        server.deliver("announced");
+        watching.mail("announced").await;
+        assert_eq!(server.connections(), 1);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn where_nothing_is_pushed_after_all_the_mail_is_fetched_and_soon_without_waiting() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    let grace = quick().push_grace;
+    // The server announces, and does no more.
+    always(&server, "news", &[Step::Announce]);
+    for n in 0..2 {
+        server.deliver(&format!("slow {n}"));
+        assert!(watching.mail(&format!("slow {n}")).await >= grace);
+        watching.until("the cursor", |w| w.cursor.lock().unwrap().is_some_and(|(_, last)| last == n + 1)).await;
+    }
+    server.deliver("prompt");
+    assert!(watching.mail("prompt").await < grace, "what was promised and not kept twice is not waited for again");
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn where_only_a_part_is_pushed_the_rest_is_fetched() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    // Three mails, the second is pushed; then one without its body.
+    once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
+    server.change(|world| {
+        for subject in ["first", "second", "third"] {
+            world.deliver(&notification(subject));
+        }
+    });
+    for subject in ["second", "first", "third"] {
+        watching.mail(subject).await;
+    }
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    once(
+        &server,
+        "news",
+        2,
+        &[Step::Announce, say("* 4 FETCH (UID 4 INTERNALDATE \"05-Mar-2025 03:36:00 +0000\")\r\n")],
+    );
+    server.deliver("fourth");
+    watching.mail("fourth").await;
+    assert!(["first", "second", "third", "fourth"].iter().all(|subject| watching.times(subject) == 1));
+    assert_eq!(server.connections(), 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    once(&server, "news", 1, &[Step::Announce, pushed(1, 9, "under a wrong number")]);
+    server.deliver("unread");
+    watching.mail("under a wrong number").await;
+    assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last == 0));
+    watching.mail("unread").await;
+    for n in 2..=4 {
+        server.deliver(&format!("number {n}"));
+        watching.mail(&format!("number {n}")).await;
+    }
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn what_comes_unasked_beside_a_fetch_moves_no_cursor_past_an_unread_mail() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        let mut watching = watch(&server, more);
+        watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+        once(&server, "DONE", 1, &[pushed(1, 9, "under a wrong number"), Step::Usual]);
+        for n in 1..=3 {
+            server.deliver(&format!("number {n}"));
+            watching.mail(&format!("number {n}")).await;
+        }
+        assert_eq!(watching.times("under a wrong number"), 1);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_push_of_an_old_uid_is_dropped() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    server.deliver("first");
+    watching.mail("first").await;
+    once(&server, "news", 2, &[pushed(1, 1, "first again"), Step::Usual]);
+    server.deliver("second");
+    watching.mail("second").await;
+    assert_eq!(watching.times("first again"), 0);
+    assert_eq!(watching.handed[&(7, 1)].1, 1);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn an_overflow_that_ends_the_pushing_ends_nothing_else() {
+    let (server, mut watching) = at_rest(DEDICATED).await;
+    always(&server, "news", &[say("* OK [NOTIFICATIONOVERFLOW] too much to tell\r\n"), Step::Announce]);
+    for n in 0..4 {
+        server.deliver(&format!("number {n}"));
+        watching.mail(&format!("number {n}")).await;
+    }
+    assert_eq!(server.connections(), 1);
+    assert!(watching.states.iter().all(|(state, _)| *state != MailboxState::Failed));
+    watching.end().await;
+}

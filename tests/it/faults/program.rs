@@ -1,0 +1,298 @@
+//! The program itself against the scripted server: what is committed, what is doubled, and what a person is told.
+
+use super::*;
+use testkit::daemon::{Home, account};
+use testkit::dns::Dns;
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) fn payment(n: usize) -> Vec<u8> {
+    format!(
+        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
+         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
+         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
+    )
+    .into_bytes()
+}
+
+pub(crate) fn home(server: &Scripted, more: &str) -> Home {
+    let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");
+    Home::new(&account(server.port, &more))
+}
+
+const EVENTS: &str = "SELECT count(*) FROM events";
+const MAILS: &str = "SELECT count(*) FROM mails";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_payment_under_a_new_uid_is_no_new_event() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        world.deliver(&payment(1));
+        world.deliver(&payment(2));
+    });
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until(EVENTS, "2", SOON);
+    // Under new numbers, as after a migration; and once more, copied within the mailbox.
+    once(&server, "news", 1, &[Step::Close]);
+    server.change(|world| {
+        world.uid_validity = 8;
+        world.deliver(&payment(1));
+    });
+    home.until("SELECT count(*) FROM mails WHERE outcome = 'duplicate'", "3", SOON);
+    assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "5".into()));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_under_a_number_that_was_used_before_is_an_event_of_its_own() {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        for n in 1..=3 {
+            world.deliver(&payment(n));
+        }
+    });
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until(EVENTS, "3", SOON);
+    // Restored from a backup of when there was one mail; then two others come.
+    once(&server, "news", 1, &[Step::Close]);
+    server.change(|world| {
+        world.mails.truncate(1);
+        world.uid_next = 2;
+        world.deliver(&payment(4));
+    });
+    home.until(EVENTS, "4", SOON);
+    server.change(|world| world.deliver(&payment(5)));
+    home.until(EVENTS, "5", SOON);
+    assert_eq!(home.ask(MAILS), "5", "and what was there all the time leaves no second row");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// A mail arrives at this time by the server's clock.
+fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
+    server.change(|world| {
+        let uid = world.deliver(mail);
+        world.dates.insert(uid, date.into());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_however_often_we_start() {
+    let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
+    let friend = testkit::scripted::other("not ours");
+    // In the place of a payment that is known there is another mail, or one that cannot be told from it by its date.
+    for (more, third) in [
+        ("dedicated = false", later),
+        ("dedicated = true", later),
+        ("dedicated = false", before),
+        ("dedicated = true", before),
+    ] {
+        let server = Scripted::start().await;
+        (1..=3).for_each(|n| deliver_at(&server, &payment(n), before));
+        (0..2).for_each(|_| deliver_at(&server, &friend, before));
+        let home = home(&server, more);
+        let daemon = home.start();
+        home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+        home.until("SELECT state FROM mailboxes", "idle", SOON);
+        assert_eq!(daemon.end(), Some(0));
+        assert_eq!(home.ask("SELECT newest_at FROM mailboxes"), "2025-03-05T03:00:00.000Z");
+        // Restored from when there was one mail. Payments have mails of others in their place, and the other way round;
+        // the last that was read is gone.
+        server.change(|world| {
+            world.mails.truncate(1);
+            world.uid_next = 2;
+        });
+        deliver_at(&server, &friend, before);
+        deliver_at(&server, &friend, third);
+        deliver_at(&server, &payment(4), later);
+        deliver_at(&server, &friend, later);
+        deliver_at(&server, &payment(5), later);
+        server.change(|world| world.mails.retain(|(uid, _)| *uid != 5));
+        let idles = server.count("IDLE");
+        let daemon = home.start();
+        home.until(EVENTS, "5", SOON);
+        server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+        assert_eq!(daemon.end(), Some(0));
+        assert_eq!(server.asked("UID FETCH 1:* "), 2, "all was read anew");
+        for n in 6..=7 {
+            let idles = server.count("IDLE");
+            deliver_at(&server, &payment(n), later);
+            let daemon = home.start();
+            home.until(EVENTS, &n.to_string(), SOON);
+            server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+            assert_eq!(daemon.end(), Some(0));
+        }
+        assert_eq!(server.asked("UID FETCH 1:* "), 2, "{more}: once");
+    }
+}
+
+/// The server begins a new numbering while nobody looks; then all that is there is read, as far as `start` has it so.
+async fn renumbered(server: &Scripted, home: &Home, start: &str) {
+    let config = home.folder.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (before, rest) = text.split_once("start = ").unwrap();
+    let (_, after) = rest.split_once('\n').unwrap();
+    std::fs::write(&config, format!("{before}start = {start:?}\n{after}")).unwrap();
+    let idles = server.count("IDLE");
+    server.change(|world| world.uid_validity += 1);
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_start_is_changed_to_all() {
+    let server = Scripted::start().await;
+    (1..=3).for_each(|n| deliver_at(&server, &payment(n), "05-Mar-2025 03:00:00 +0000"));
+    let home = home(&server, "dedicated = true\nstart = \"now\"");
+    let daemon = home.start();
+    home.until("SELECT last_uid FROM mailboxes", "3", SOON);
+    let begun = home.ask("SELECT begun_at FROM mailboxes");
+    deliver_at(&server, &payment(4), &crate::faults::start::date(0));
+    home.until(EVENTS, "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    for _ in 0..2 {
+        renumbered(&server, &home, "now").await;
+        assert_eq!((home.ask(EVENTS), home.ask("SELECT begun_at FROM mailboxes")), ("1".into(), begun.clone()));
+    }
+    renumbered(&server, &home, "all").await;
+    assert_eq!(home.ask(EVENTS), "4");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_whole() {
+    let server = Scripted::start().await;
+    deliver_at(&server, &payment(1), "05-Mar-2025 03:00:00 +0000");
+    let home = home(&server, "dedicated = true\nstart = \"now\"");
+    let daemon = home.start();
+    home.until("SELECT last_uid FROM mailboxes", "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    let database = rusqlite::Connection::open(home.database()).unwrap();
+    database.execute_batch("UPDATE mailboxes SET begun_at = NULL, begun_uid = NULL, newest_at = NULL").unwrap();
+    drop(database);
+    renumbered(&server, &home, "now").await;
+    assert_eq!(home.ask(EVENTS), "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_push_under_a_wrong_uid_hides_no_payment() {
+    let server = Scripted::start().await;
+    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    // The first is pushed under the second's number.
+    let items = "RFC822.SIZE BODY.PEEK[]";
+    let wrong = String::from_utf8(testkit::scripted::connection::data(1, 2, &payment(1), items)).unwrap();
+    once(&server, "news", 1, &[Step::Announce, Step::Say(wrong)]);
+    server.change(|world| world.deliver(&payment(1)));
+    home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "1", SOON);
+    server.change(|world| world.deliver(&payment(2)));
+    home.until(EVENTS, "2", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
+    let server = Scripted::start().await;
+    server.change(|world| world.deliver(&payment(1)));
+    let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
+    let daemon = home.start();
+    home.until(EVENTS, "1", SOON);
+    once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n"), Step::Usual]);
+    server.change(|world| world.deliver(&payment(2)));
+    home.until(EVENTS, "2", SOON);
+    daemon.says("cannot be parsed", SOON);
+    let log = daemon.log();
+    for word in [testkit::dovecot::PASSWORD, "confidential", "Transaction Hash", "LOGIN"] {
+        assert!(!log.contains(word), "{word}\n{log}");
+    }
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
+    let steps = [
+        ("LOGIN", 1),
+        ("SELECT", 1),
+        ("UID FETCH", 1),
+        ("UID FETCH", 2),
+        ("UID STORE", 1),
+        ("IDLE", 1),
+        ("news", 1),
+        ("DONE", 1),
+        ("UID STORE", 2),
+    ];
+    for way in [&[Step::Mute][..], &[Step::Untagged, Step::Mute]] {
+        let each = steps.map(|(name, nth)| {
+            tokio::spawn(async move {
+                let server = Scripted::start().await;
+                server.change(|world| world.deliver(&payment(1)));
+                once(&server, name, nth, way);
+                let home = home(&server, "dedicated = true\nafter = \"seen\"");
+                let daemon = home.start();
+                if ["news", "DONE"].contains(&name) || (name, nth) == ("UID STORE", 2) {
+                    server.until("an IDLE", |world| world.count("IDLE") > 0).await;
+                }
+                server.change(|world| world.deliver(&payment(2)));
+                server.until("the step", |world| world.count(name) >= nth).await;
+                tokio::task::block_in_place(|| daemon.kill());
+                server.script(|_| vec![Step::Usual]);
+                let idles = server.count("IDLE");
+                let daemon = home.start();
+                server.until("an IDLE after the kill", |world| world.count("IDLE") > idles).await;
+                tokio::task::block_in_place(|| {
+                    home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "2", SOON);
+                    assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "2".into()), "{name} {nth}");
+                    assert_eq!(daemon.end(), Some(0));
+                });
+            })
+        });
+        for one in each {
+            one.await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection() {
+    let server = Scripted::start().await;
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    let second = home.run(&["run"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert_eq!((server.connections(), server.most_open()), (1, 1));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green() {
+    let server = Scripted::start().await;
+    always(&server, "EXAMINE", &[say("{tag} NO [NONEXISTENT] gone\r\n")]);
+    let home = home(&server, "dedicated = true");
+    let daemon = home.start();
+    home.until("SELECT coalesce(max(state), '') FROM mailboxes", "failed", SOON);
+    let red = home.run(&["status"]);
+    assert_eq!(red.status.code(), Some(1));
+    server.script(|_| vec![Step::Usual]);
+    home.until("SELECT coalesce(max(state), '') FROM mailboxes", "idle", SOON);
+    assert_eq!(home.run(&["status"]).status.code(), Some(0));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_cannot_be_opened_is_named_and_the_others_are_looked_at() {
+    let server = Scripted::start().await;
+    once(&server, "EXAMINE", 1, &[say("{tag} NO [NONEXISTENT] there is none\r\n")]);
+    let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
+    let more = format!("mailboxes = [\"Ordres\", \"INBOX\"]\n[dns]\nservers = [\"{}\"]\n", dns.address);
+    let home = Home::new(&account(server.port, &more));
+    let checked = home.run(&["check", "--connect"]);
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    for words in ["shop: logged in", "shop: FAILED: mailbox Ordres: EXAMINE refused", "shop: mailbox INBOX: 0 mails"] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+}

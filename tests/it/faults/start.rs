@@ -1,0 +1,314 @@
+//! Where the first run begins: `start`.
+
+use super::*;
+use resmic_mailhook::model::MailboxState;
+
+use testkit::scripted::{World, notification};
+
+/// So many seconds from now, as a server writes it.
+pub(crate) fn date(seconds: i64) -> String {
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
+}
+
+/// A mail arrives that the server took then; one that is moved here keeps that.
+fn deliver_at(world: &mut World, subject: &str, date: &str) {
+    let uid = world.deliver(&notification(subject));
+    world.dates.insert(uid, date.to_owned());
+}
+
+#[tokio::test]
+async fn start_all_reads_what_is_there() {
+    let server = Scripted::start().await;
+    server.deliver("old");
+    let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"all\""));
+    watching.mail("old").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn start_now_reads_nothing_old_and_everything_new() {
+    for more in [DEDICATED, SHARED] {
+        for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
+            let server = Scripted::start().await;
+            server.change(|world| world.capabilities = capabilities.into());
+            for n in 0..3 {
+                server.deliver(&format!("old {n}"));
+            }
+            let timing = Timing { poll: ms(50), ..quick() };
+            let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
+            watching.old.extend(1..=3);
+            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+            for n in 0..3 {
+                server.deliver(&format!("new {n}"));
+                watching.mail(&format!("new {n}")).await;
+            }
+            assert!(watching.handed.keys().all(|(_, uid)| *uid > 3));
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
+    let at = [
+        ("EXAMINE", &[Step::Untagged, Step::Deliver("meanwhile"), Step::Ok][..]),
+        ("EXAMINE", &[Step::Usual, Step::Deliver("meanwhile")]),
+        ("NOTIFY", &[Step::Deliver("meanwhile"), Step::Usual]),
+        ("UID FETCH", &[Step::Untagged, Step::Deliver("meanwhile"), Step::Ok]),
+        ("IDLE", &[Step::Deliver("meanwhile"), Step::Usual]),
+    ];
+    for (name, steps) in at {
+        for capabilities in ["IDLE", "IDLE NOTIFY"] {
+            if name == "NOTIFY" && capabilities == "IDLE" {
+                continue;
+            }
+            let server = Scripted::start().await;
+            server.change(|world| world.capabilities = capabilities.into());
+            server.deliver("old");
+            once(&server, name, 1, steps);
+            let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+            watching.old.insert(1);
+            let took = watching.mail("meanwhile").await;
+            assert!(took < Duration::from_secs(5), "{name} {steps:?} {took:?}");
+            assert_eq!(watching.times("old"), 0);
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn start_now_is_the_first_now_however_often_the_connection_ends() {
+    let server = Scripted::start().await;
+    server.deliver("old");
+    // The first connection learns where "now" is, and ends before anybody could have written that down.
+    once(&server, "UID FETCH", 1, &[Step::Deliver("after the first now"), Step::Close]);
+    let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+    watching.forgetful = true;
+    watching.old.insert(1);
+    watching.mail("after the first now").await;
+    assert_eq!(watching.times("old"), 0);
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn start_with_a_date_reads_from_that_day_and_passes_what_is_older() {
+    for more in [DEDICATED, SHARED] {
+        let server = Scripted::start().await;
+        server.change(|world| {
+            for (subject, date) in [
+                ("the day before", "04-Mar-2025 23:59:59 +0000"),
+                // Filed later than it was received: the order of UIDs is not that of the dates.
+                ("that day", "05-Mar-2025 00:00:00 +0000"),
+                ("long before", " 1-Jan-2024 12:00:00 +0000"),
+                ("in another zone", "04-Mar-2025 20:00:00 -0800"),
+                ("in another zone, and too old", "05-Mar-2025 01:00:00 +0200"),
+            ] {
+                let uid = world.deliver(&notification(subject));
+                world.dates.insert(uid, date.into());
+            }
+        });
+        let mut watching = watch(&server, &format!("{more}\nstart = \"2025-03-05\""));
+        watching.old.extend([1, 3, 5]);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        let uids: Vec<_> = watching.handed.keys().map(|(_, uid)| *uid).collect();
+        assert_eq!(uids, [2, 4]);
+        assert_eq!(
+            server.asked("UID FETCH 2,4 ("),
+            1 + usize::from(more == SHARED),
+            "no older mail's bytes are fetched"
+        );
+        server.deliver("new");
+        watching.mail("new").await;
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_known_is_gone_by_whatever_start_says() {
+    for start in ["all", "now", "2030-01-01"] {
+        let server = Scripted::start().await;
+        for subject in ["read before", "came while we were down"] {
+            server.deliver(subject);
+        }
+        let settings = testkit::watching::settings(server.port, &format!("{DEDICATED}\nstart = {start:?}"));
+        let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 1))));
+        let mut watching = Watching::of(settings, quick(), cursor);
+        watching.mail("came while we were down").await;
+        assert_eq!(watching.times("read before"), 0, "{start}");
+        watching.end().await;
+    }
+}
+
+/// The server begins a new numbering, in another order: the last come first.
+fn renumber(world: &mut World) {
+    let mails: Vec<_> = std::mem::take(&mut world.mails).into_iter().rev().collect();
+    let dates = std::mem::take(&mut world.dates);
+    (world.uid_validity, world.uid_next) = (world.uid_validity + 1, 1);
+    for (uid, bytes) in mails {
+        let new = world.deliver(&bytes);
+        world.dates.extend(dates.get(&uid).map(|date| (new, date.clone())));
+    }
+}
+
+#[tokio::test]
+async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
+    for more in [DEDICATED, SHARED] {
+        // With `after` there is a command, and a chance to end, between what is read and what is passed.
+        for (after, ends_in) in
+            [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
+        {
+            let server = Scripted::start().await;
+            server.change(|world| {
+                deliver_at(world, "older", "05-Mar-2025 03:00:00 +0000");
+                deliver_at(world, "old", &date(-3600));
+            });
+            let mut watching = watch(&server, &format!("{more}\nstart = \"now\"\nafter = {after:?}"));
+            watching.old.extend([1, 2]);
+            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+            server.change(|world| deliver_at(world, "new", &date(0)));
+            watching.mail("new").await;
+            watching.idle().await;
+            // The second FETCH is the first that brings a mail.
+            let next = ends_in.map(|name| (name, server.count(name) + if name == "UID FETCH" { 2 } else { 1 }));
+            let news = server.count("news") + 1;
+            server.script(move |seen| match (seen.name, seen.nth) {
+                ("news", nth) if nth == news => vec![Step::Close],
+                (name, nth) if next == Some((name, nth)) => vec![Step::Close],
+                _ => vec![Step::Usual],
+            });
+            watching.old = [3, 4].into();
+            server.change(|world| {
+                deliver_at(world, "while we were away", &date(0));
+                renumber(world);
+            });
+            watching.mail("while we were away").await;
+            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 4))).await;
+            server.change(|world| deliver_at(world, "at last", &date(0)));
+            watching.mail("at last").await;
+            assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{more} {after} {ends_in:?}");
+            watching.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_comes_after_now_is_read_whatever_its_date() {
+    for old in [0, 2] {
+        let server = Scripted::start().await;
+        server.change(|world| (0..old).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+        watching.old.extend(1..=old);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, old))).await;
+        watching.idle().await;
+        // Moved here, with the date that it had, while there was no connection.
+        once(&server, "news", 1, &[Step::Close]);
+        server.change(|world| deliver_at(world, "moved", "04-Mar-2025 03:00:00 +0000"));
+        watching.mail("moved").await;
+        assert_eq!(watching.times("old"), 0);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn where_now_was_is_written_down_before_anything_is_read_also_in_an_empty_mailbox() {
+    let server = Scripted::start().await;
+    once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
+    let more = format!("{DEDICATED}\nstart = \"now\"");
+    let mut watching = watch(&server, &more);
+    watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
+    let cursor = watching.cursor.clone();
+    // Whatever it said until then is committed; then it is killed.
+    watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
+    watching.task.abort();
+    let settings = testkit::watching::settings(server.port, &more);
+    let mut watching = Watching::of(settings, quick(), cursor);
+    watching.mail("meanwhile").await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_numbering_that_begins_before_anything_is_written_down_hides_nothing_that_came_after_now() {
+    for restored in [false, true] {
+        let server = Scripted::start().await;
+        server.change(|world| (0..3).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        once(&server, "UID FETCH", 1, &[Step::Mute]);
+        let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+        watching.forgetful = true;
+        watching.old.extend(1..=3);
+        watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
+        server.change(|world| {
+            world.uid_validity += u32::from(!restored);
+            world.mails.truncate(1);
+            world.uid_next = 2;
+            deliver_at(world, "new", &date(0));
+        });
+        watching.old = [1].into();
+        watching.mail("new").await;
+        assert_eq!(watching.times("old"), 0);
+        watching.end().await;
+    }
+}
+
+/// A server that reports UIDNEXT 0 in these answers, with three mails of long ago and one of an hour ago.
+async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
+    let server = Scripted::start().await;
+    server.change(|world| {
+        world.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
+        (0..3).for_each(|_| deliver_at(world, "old", &date(-40 * 86_400)));
+        deliver_at(world, "an hour old", &date(-3600));
+    });
+    server
+}
+
+#[tokio::test]
+async fn uidnext_0_is_asked_by_status() {
+    for more in [DEDICATED, SHARED] {
+        let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
+        let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
+        watching.old.extend(1..=4);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        server.deliver("new");
+        watching.mail("new").await;
+        assert_eq!(watching.handed.len(), 1);
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn without_uidnext_start_now_goes_by_internaldate() {
+    for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
+        let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
+        server.change(|world| world.capabilities = capabilities.into());
+        let timing = Timing { poll: ms(50), ..quick() };
+        let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
+        watching.old.extend(1..=4);
+        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        server.change(|world| deliver_at(world, "new", &date(0)));
+        watching.mail("new").await;
+        // Moved here after the start, with the date that it had.
+        server.change(|world| deliver_at(world, "moved", &date(-86_400)));
+        watching.mail("moved").await;
+        once(&server, "news", server.count("news") + 1, &[Step::Close]);
+        server.change(|world| deliver_at(world, "moved while we were away", &date(-86_400)));
+        watching.mail("moved while we were away").await;
+        assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{more}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn without_uidnext_a_refused_status_is_no_end() {
+    let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
+    server.script(|seen| match seen.line.contains("(UIDNEXT)") {
+        true => vec![say("{tag} NO not of the mailbox that is selected\r\n")],
+        false => vec![Step::Usual],
+    });
+    let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
+    watching.old.extend(1..=4);
+    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    server.change(|world| deliver_at(world, "new", &date(0)));
+    watching.mail("new").await;
+    assert_eq!(watching.handed.len(), 1);
+    watching.end().await;
+}

@@ -1,0 +1,146 @@
+//! The forwarder against callbacks of every kind.
+
+mod deliver;
+mod hostile;
+mod matching;
+mod sessions;
+mod verify;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use resmic_mailhook::db::{self, DeliveryRow, Store};
+use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::model::Matching;
+use resmic_mailhook::model::{
+    AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+};
+use resmic_mailhook::payments::ExaminedMail;
+use secrecy::SecretString;
+use tokio::sync::watch;
+
+/// A store in a folder of its own, and a forwarder that runs until it is told to stop.
+struct World {
+    folder: Arc<tempfile::TempDir>,
+    store: Store,
+    settings: Vec<Settings>,
+    running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<db::Result<()>>)>,
+}
+
+fn settings(table: &str) -> Settings {
+    toml::from_str(&format!("secret = {{ env = \"S\" }}\n{table}")).unwrap()
+}
+
+/// A callback named `shop` at an address.
+fn shop(address: impl std::fmt::Display, more: &str) -> Settings {
+    settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{more}"))
+}
+
+fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
+    Store::open(db::StoreSettings {
+        path: folder.path().join("m.db"),
+        targets: settings.iter().map(Settings::target).collect(),
+        matching: Matching { enabled: false, window: Duration::from_secs(2700) },
+    })
+    .unwrap()
+}
+
+impl World {
+    fn new(settings: Vec<Settings>) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        World { store: open(&folder, &settings), folder, settings, running: None }
+    }
+
+    fn start(&mut self) {
+        self.start_with("secret");
+    }
+
+    fn start_with(&mut self, secret: &str) {
+        let secret = SecretString::from(secret);
+        let targets = self.settings.iter().map(|s| Target::new(s.clone(), secret.clone()).unwrap()).collect();
+        let (stop, stopped) = watch::channel(false);
+        let watching = {
+            let (store, stopped) = (self.store.clone(), stopped.clone());
+            async move { store.watch_changes(stopped).await }
+        };
+        let forwarding = forward::run(self.store.clone(), targets, stopped);
+        self.running = Some((stop, tokio::spawn(async { tokio::try_join!(watching, forwarding).map(drop) })));
+    }
+
+    async fn stop(&mut self) {
+        let (stop, task) = self.running.take().unwrap();
+        stop.send(true).unwrap();
+        task.await.unwrap().unwrap();
+    }
+
+    async fn record(&self, events: Vec<Event>) {
+        static UID: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(1);
+        let entries = events.into_iter().map(|event| {
+            let uid = UID.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let origin =
+                Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(uid))) };
+            let bytes = format!("mail {uid}").into_bytes();
+            let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
+            let judgement = Judgement::Event(Box::new(event));
+            ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
+        });
+        self.store.record(entries.collect::<Vec<_>>(), None).await.unwrap();
+    }
+
+    fn deliveries(&self) -> Vec<DeliveryRow> {
+        let mut all = Vec::new();
+        let push = |d| {
+            all.push(d);
+            Ok::<_, db::Error>(())
+        };
+        self.store.reader().unwrap().deliveries(None, None, push).unwrap();
+        all
+    }
+
+    /// Waits until the deliveries are as they should be.
+    async fn until(&self, what: &str, holds: impl Fn(&[DeliveryRow]) -> bool) -> Vec<DeliveryRow> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        loop {
+            let now = self.deliveries();
+            if holds(&now) {
+                return now;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "not {what}: {now:#?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Waits until all deliveries are in a state.
+    async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
+        self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
+    }
+
+    /// What SQLite says when it is asked directly.
+    fn sql(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.folder.path().join("m.db")).unwrap()
+    }
+}
+
+fn session(n: u32) -> String {
+    format!("591abe63-aa61-411d-a419-{n:012}")
+}
+
+/// A completed payment of session `of`, with transaction `n`.
+fn paid(of: Option<u32>, n: u32) -> Event {
+    let reading = Reading {
+        session_id: of.map(session),
+        amount: Some("20".into()),
+        blockchain: Some("Sepolia".into()),
+        token: Some("DAI".into()),
+        transaction_hash: Some(format!("0x{n:064x}")),
+        ..Reading::of(Status::Completed)
+    };
+    Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
+}
+
+/// A failed payment of session `of`, at minute `n`.
+fn failed(of: u32, n: i64) -> Event {
+    let at = jiff::Timestamp::from_second(1_741_000_000 / 60 * 60 + 60 * n).unwrap();
+    let reading = Reading { session_id: Some(session(of)), tx_time: Some(at), ..Reading::of(Status::Failed) };
+    Event { reading, header_time: None, order_ref: None }
+}

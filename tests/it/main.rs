@@ -1,0 +1,35 @@
+//! Every integration test, in one program: it links once, and all tests share its threads.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
+
+mod addresses;
+mod chain;
+mod checkout;
+mod commands;
+mod configuration;
+mod contradictions;
+mod crash;
+mod database;
+mod dns;
+mod documents;
+mod end_to_end;
+mod faults;
+mod forward;
+mod metrics;
+mod oauth;
+mod onlooker;
+mod proxied;
+mod quarantine;
+mod reading;
+mod reload;
+mod renumbered;
+mod replaced;
+mod resmic_api;
+mod rooms;
+mod sample_mails;
+mod servers;
+mod sessions;
+mod signals;
+mod trust;
+mod undelivered;
+mod waiting;

@@ -1,0 +1,150 @@
+//! What an operator's tools ask for is there: `/metrics` has what the dashboard, the alerts and the documentation name,
+//! each alert is provoked once, and `/healthz` is red when `status` is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use regex::Regex;
+use serde_json::Value;
+use testkit::daemon::{Daemon, Home, account};
+use testkit::dovecot::Dovecot;
+use testkit::process::free_port;
+
+const SOON: Duration = Duration::from_secs(20);
+const IDLE: &str = "SELECT count(*) FROM mailboxes WHERE state = 'idle'";
+
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+fn found(pattern: &str, text: &str) -> BTreeSet<String> {
+    let found: BTreeSet<_> = Regex::new(pattern).unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect();
+    assert!(found.len() > 5, "{pattern}: {found:?}");
+    found
+}
+
+/// The status and the body of what the daemon serves.
+fn get(port: u16, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head[9..12].parse().unwrap(), body.to_owned())
+}
+
+/// A daemon that watches an empty INBOX, and the port that it answers at.
+fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
+    let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
+    let start = |_| {
+        let port = free_port();
+        let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
+        let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}"));
+        let mut daemon = home.start();
+        // Another program may have taken the port meanwhile; then it ends before it makes a database.
+        daemon.process.until(SOON, || home.database().exists().then_some(()))?;
+        home.until(IDLE, "1", SOON);
+        Some((home, daemon, port))
+    };
+    (0..5).find_map(start).unwrap()
+}
+
+#[test]
+fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
+    let dovecot = Dovecot::start();
+    let (_home, daemon, port) = watching(&dovecot);
+    let (status, served) = get(port, "/metrics");
+    assert_eq!(daemon.end(), Some(0));
+    assert_eq!(status, 200, "{served}");
+    let real = found(r"(?m)^# TYPE (resmic_mailhook_[a-z_]+) ", &served);
+    assert_eq!(found(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md")), real);
+    // What is chosen by a label's value has a line with that value, also while it is zero.
+    let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status)=~?"([a-z|]+)""#).unwrap();
+    for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
+        let text = file(name).replace("\\\"", "\"");
+        for series in found(r"(resmic_mailhook_[a-z_]+)", &text) {
+            assert!(real.contains(series.trim_end_matches("_bucket")), "{name}: {series}");
+        }
+        assert!(chosen.is_match(&text), "{name}");
+        for c in chosen.captures_iter(&text) {
+            for value in c[3].split('|') {
+                let line = format!("{}{{{}=\"{value}\"}} ", &c[1], &c[2]);
+                assert!(served.contains(&line), "{name}: nothing is served as {line}:\n{served}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_alert_is_provoked_once_in_its_tests() {
+    let alerts = found(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
+    let provoked = found(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
+    assert_eq!(alerts, provoked);
+}
+
+#[test]
+fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
+    let dovecot = Dovecot::start();
+    let (home, daemon, port) = watching(&dovecot);
+    assert_eq!((get(port, "/healthz"), home.run(&["status"]).status.code()), ((200, "ok\n".into()), Some(0)));
+    dovecot.deliver(
+        "payments@shop.example",
+        b"From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\r\nAmount: $20\r\n",
+    );
+    home.until("SELECT count(*) FROM mails WHERE outcome = 'quarantined'", "1", SOON);
+    both_are_red(&home, port, "1 mail quarantined");
+    drop(dovecot);
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'failed'", "1", SOON);
+    both_are_red(&home, port, "mailbox shop/INBOX: ");
+    assert_eq!(daemon.end(), Some(0));
+    let status: Value = serde_json::from_slice(&home.run(&["status", "--json"]).stdout).unwrap();
+    assert!(status["attention"][0].as_str().unwrap().contains("not running"), "{status}");
+    // A database that cannot be read is an answer, too.
+    fs::write(home.database(), "not a database, and long enough for one to be looked for in it: not a database")
+        .unwrap();
+    let output = home.run(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &status["ok"]), (Some(1), &Value::Bool(false)), "{status}");
+}
+
+#[test]
+fn clients_that_ask_nothing_do_not_keep_the_daemon_from_ending_in_order() {
+    let dovecot = Dovecot::start();
+    let (home, daemon, port) = watching(&dovecot);
+    let connect = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let silent: Vec<_> = (0..7).map(connect).collect();
+    assert_eq!(get(port, "/healthz").0, 200, "there is a place for one more");
+    let last = connect(0);
+    let waits = connect(0);
+    assert_eq!(daemon.end(), Some(0));
+    drop((silent, last, waits));
+    // What is not ended in order leaves its journal behind.
+    let beside = |end: &str| home.folder.path().join(format!("mailhook.db-{end}")).exists();
+    assert!(!beside("wal") && !beside("shm"));
+}
+
+fn both_are_red(home: &Home, port: u16, words: &str) {
+    // The daemon goes on meanwhile, and may learn another reason: what is compared is of one moment.
+    let (mut before, mut served, mut after) = (attention(home), get(port, "/healthz"), attention(home));
+    for _ in 0..50 {
+        if before == after {
+            break;
+        }
+        (before, served, after) = (after, get(port, "/healthz"), attention(home));
+    }
+    assert_eq!((served.0, served.1.lines().map(str::to_owned).collect::<Vec<_>>()), (503, before));
+    assert!(served.1.contains(words), "{words:?}: {}", served.1);
+}
+
+/// What a red `status` says.
+fn attention(home: &Home) -> Vec<String> {
+    let output = home.run(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &status["ok"]), (Some(1), &Value::Bool(false)), "{status}");
+    status["attention"].as_array().unwrap().iter().map(|w| w.as_str().unwrap().to_owned()).collect()
+}

@@ -1,0 +1,559 @@
+//! Logging in with access tokens, through the program: a token endpoint, and Dovecot that asks it whose token it is.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use regex::Regex;
+use serde_json::Value;
+use testkit::daemon::{Daemon, Home};
+use testkit::dovecot::Dovecot;
+use testkit::tokens::{CLIENT_SECRET, Endpoint, REFRESH_TOKEN, USER};
+
+const SOON: Duration = Duration::from_secs(20);
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
+
+/// A folder whose account shows tokens of this endpoint's.
+fn home(connection: &str, token_url: &str, mailboxes: &str) -> Home {
+    let home = Home::new(&format!(
+        "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [{mailboxes}]\n\
+         dedicated = true\n[account.oauth2]\ntoken_url = \"{token_url}\"\nclient_id = \"shop\"\n\
+         client_secret = {{ file = \"client-secret\" }}\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{NO_PROOF}"
+    ));
+    std::fs::write(home.folder.path().join("client-secret"), format!("{CLIENT_SECRET}\n")).unwrap();
+    std::fs::write(home.folder.path().join("refresh-token"), REFRESH_TOKEN).unwrap();
+    home
+}
+
+fn plain(dovecot: &Dovecot, endpoint: &Endpoint, mailboxes: &str) -> Home {
+    home(&format!("port = {}\ntls = \"none\"", dovecot.imap), &url(endpoint), mailboxes)
+}
+
+fn url(endpoint: &Endpoint) -> String {
+    format!("http://127.0.0.1:{}/token", endpoint.port)
+}
+
+fn start() -> (Endpoint, Dovecot) {
+    let endpoint = Endpoint::start();
+    let dovecot = Dovecot::start_with_tokens("xoauth2 oauthbearer", &endpoint.introspection_url());
+    (endpoint, dovecot)
+}
+
+fn payment(n: usize) -> Vec<u8> {
+    format!(
+        "From: Resmic <no-reply@resmic.com>\r\nTo: {USER}\r\nSubject: Payment received\r\n\
+         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
+         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
+    )
+    .into_bytes()
+}
+
+fn until_idle(home: &Home, count: usize) {
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", &count.to_string(), SOON);
+}
+
+/// How long each failure made a watcher wait.
+fn pauses(log: &str) -> Vec<u64> {
+    Regex::new(r"retry_in_s=(\d+)").unwrap().captures_iter(log).map(|c| c[1].parse().unwrap()).collect()
+}
+
+/// Nothing that was said, printed or stored shows a secret.
+fn keeps_its_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
+    let mut all = daemon.log();
+    for arguments in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
+        let output = home.run(arguments);
+        all += &String::from_utf8_lossy(&[output.stdout, output.stderr].concat());
+    }
+    assert!(all.contains("mailbox"), "{all}");
+    for secret in endpoint.secrets() {
+        assert!(!all.contains(&secret), "{secret} was shown:\n{all}");
+        let encoded = STANDARD.encode(&secret);
+        assert!(!all.contains(encoded.trim_end_matches('=')), "{secret} was shown in base64:\n{all}");
+        for file in ["mailhook.db", "mailhook.db-wal"] {
+            let bytes = std::fs::read(home.folder.path().join(file)).unwrap_or_default();
+            assert!(!bytes.windows(secret.len()).any(|w| w == secret.as_bytes()), "{secret} is in {file}");
+        }
+    }
+}
+
+#[test]
+fn an_event_arrives_over_either_mechanism() {
+    for (mechanisms, used) in
+        [("xoauth2", "XOAUTH2"), ("oauthbearer", "OAUTHBEARER"), ("xoauth2 oauthbearer", "OAUTHBEARER")]
+    {
+        let endpoint = Endpoint::start();
+        let dovecot = Dovecot::start_with_tokens(mechanisms, &endpoint.introspection_url());
+        let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+        let daemon = home.start();
+        until_idle(&home, 1);
+        dovecot.deliver(USER, &payment(1));
+        home.until("SELECT count(*) FROM events", "1", SOON);
+        assert!(dovecot.log().contains(&format!("method={used}")), "{}", dovecot.log());
+        let asked = endpoint.change(|world| world.asked.remove(0));
+        assert_eq!((asked["scope"].as_str(), asked["grant_type"].as_str()), ("imap offline", "refresh_token"));
+        keeps_its_secrets(&home, &daemon, &endpoint);
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+#[test]
+fn all_of_it_goes_through_tls() {
+    let (endpoint, dovecot) = start();
+    let at = dovecot.folder.path();
+    let port = endpoint.start_tls(&at.join("server.pem"), &at.join("server.key"));
+    let connection = format!("port = {}\nca_file = \"{}\"", dovecot.imaps, dovecot.ca().display());
+    let trusted = home(&connection, &format!("https://127.0.0.1:{port}/token"), "\"INBOX\"");
+    let checked = trusted.data(&["check", "--connect"]);
+    assert!(checked.contains("logged in at 127.0.0.1") && checked.contains("mailbox INBOX"), "{checked}");
+    let connection = format!("port = {}\ntls = \"none\"", dovecot.imap);
+    let unknown = home(&connection, &format!("https://127.0.0.1:{port}/token"), "\"INBOX\"");
+    let output = unknown.run(&["check", "--connect"]);
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("FAILED: no access token for now") && words.contains("certificate"), "{words}");
+}
+
+#[test]
+fn mailboxes_share_a_token_for_as_long_as_it_is_good() {
+    let (endpoint, dovecot) = start();
+    let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\", \"Resmic\"");
+    let daemon = home.start();
+    until_idle(&home, 3);
+    assert_eq!(endpoint.asked(), 1);
+    dovecot.kick(USER);
+    endpoint.until(SOON, |world| world.shown.len() == 6);
+    until_idle(&home, 3);
+    assert_eq!(endpoint.asked(), 1, "the token that is there is still good");
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_token_at_its_end_is_not_shown_again() {
+    let (endpoint, dovecot) = start();
+    // Good for no longer than the minute that is kept clear.
+    endpoint.change(|world| world.lifetime = 60);
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    until_idle(&home, 1);
+    endpoint.change(|world| world.good.clear());
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(1));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
+    assert_eq!((given.len(), shown), (2, given), "each is shown once, the new one after the old");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_token_that_was_withdrawn_is_replaced_at_once() {
+    let (endpoint, dovecot) = start();
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    until_idle(&home, 1);
+    endpoint.change(|world| world.good.clear());
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(1));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
+    assert_eq!(shown, [&given[0], &given[0], &given[1]].map(String::clone));
+    assert!(!daemon.log().contains("login refused"), "a person had nothing to do:\n{}", daemon.log());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_login_that_no_token_opens_is_left_to_a_person() {
+    let (endpoint, dovecot) = start();
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    // The endpoint gives tokens, and the mail server takes none.
+    let config = std::fs::read_to_string(home.folder.path().join("config.toml")).unwrap();
+    std::fs::write(home.folder.path().join("config.toml"), config.replace(USER, "other@shop.example")).unwrap();
+    let daemon = home.start();
+    daemon.says("login refused", SOON);
+    assert_eq!(endpoint.asked(), 1, "a new token was refused; the next would be too");
+    assert!(pauses(&daemon.log())[0] >= 60, "{}", daemon.log());
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_grant_that_has_ended_needs_a_person() {
+    let (endpoint, dovecot) = start();
+    let words = format!("Token {REFRESH_TOKEN} has been expired or revoked.");
+    endpoint.answer_instead(400, &[], &format!("{{\"error\": \"invalid_grant\", \"error_description\": \"{words}\"}}"));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
+    let daemon = home.start();
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'failed'", "2", SOON);
+    daemon.says_often("retry_in_s=", 2, SOON);
+    let log = daemon.log();
+    assert_eq!(pauses(&log).len(), 2, "{log}");
+    assert!(pauses(&log).iter().all(|pause| *pause >= 60), "{log}");
+    assert!(endpoint.asked() <= 2);
+    let output = home.run(&["status", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let attention = status["attention"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect::<String>();
+    assert!(attention.contains("invalid_grant: Token (secret) has been expired"), "{attention}");
+    assert!(attention.contains("authorize anew"), "{attention}");
+    let checked = home.run(&["check", "--connect"]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("invalid_grant"));
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn an_endpoint_that_is_down_is_asked_again_soon() {
+    let (endpoint, dovecot) = start();
+    endpoint.answer_instead(503, &[], "<html>maintenance</html>");
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    daemon.says("no access token for now", SOON);
+    home.until("SELECT last_error LIKE '%503 Service Unavailable%' FROM mailboxes", "1", SOON);
+    endpoint.answer_with_tokens();
+    until_idle(&home, 1);
+    let log = daemon.log();
+    assert!(pauses(&log)[0] <= 1, "{log}");
+    assert!(!log.contains("login refused") && !log.contains("password"), "{log}");
+    assert_eq!(home.ask("SELECT last_error FROM mailboxes"), "NULL");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn an_endpoint_that_asks_for_patience_gets_it() {
+    let (endpoint, dovecot) = start();
+    endpoint.answer_instead(429, &[("Retry-After", "300")], "{\"error\": \"slow_down\"}");
+    let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
+    let daemon = home.start();
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'failed'", "2", SOON);
+    daemon.says_often("retry_in_s=", 2, SOON);
+    let log = daemon.log();
+    assert!(pauses(&log).len() == 2 && pauses(&log).iter().all(|pause| *pause >= 299), "{log}");
+    assert_eq!(endpoint.asked(), 1, "what it said to one mailbox holds for the other");
+    assert!(!log.contains("login refused"), "{log}");
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    let (endpoint, dovecot) = start();
+    let to = format!("{}?again", url(&endpoint));
+    endpoint.answer_instead(307, &[("Location", &to)], "");
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let output = home.run(&["check", "--connect"]);
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("a redirect to") && words.contains("not followed"), "{words}");
+    assert_eq!(endpoint.asked(), 1);
+}
+
+#[test]
+fn a_refresh_token_that_was_replaced_is_used_from_then_on() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    for n in 1..=2 {
+        until_idle(&home, 1);
+        dovecot.kick(USER);
+        dovecot.deliver(USER, &payment(n));
+        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+    }
+    let used: Vec<_> = endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect());
+    assert_eq!(used, [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1"), format!("{REFRESH_TOKEN}-2")]);
+    let log = daemon.log();
+    assert_eq!(log.matches("has replaced the refresh token").count(), 1, "{log}");
+    assert_eq!(std::fs::read_to_string(home.folder.path().join("refresh-token")).unwrap(), REFRESH_TOKEN);
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// The refresh tokens that were shown to the endpoint.
+fn shown(endpoint: &Endpoint) -> Vec<String> {
+    endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect())
+}
+
+/// Files of refresh tokens that were replaced, unfinished ones too.
+fn kept(home: &Home) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(home.folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("oauth-")).collect()
+}
+
+/// Logs in once, in a process of its own.
+fn run_once(home: &Home, endpoint: &Endpoint) {
+    let before = endpoint.change(|world| world.shown.len());
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.shown.len() > before);
+    until_idle(home, 1);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn nothing_is_written_while_the_endpoint_replaces_nothing() {
+    let (endpoint, dovecot) = start();
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    home.data(&["check", "--connect"]);
+    let names = || {
+        let entries = std::fs::read_dir(home.folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names().len(), 3, "the configuration and two secrets: {:?}", names());
+    run_once(&home, &endpoint);
+    assert_eq!(kept(&home), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_newest_refresh_token_outlasts_a_restart() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.shown.len() == 2);
+    until_idle(&home, 1);
+    // A command beside it and the daemon go on from what the other was given.
+    home.data(&["check", "--connect"]);
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(1));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    home.data(&["check", "--connect"]);
+    let nth = |n: usize| if n == 0 { REFRESH_TOKEN.to_owned() } else { format!("{REFRESH_TOKEN}-{n}") };
+    assert_eq!(shown(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
+    let files = kept(&home);
+    assert_eq!(files.len(), 1, "{files:?}");
+    assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), format!("{}\n", nth(5)));
+    assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o7777, 0o600);
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.holds) = (true, true));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.given.len() == 1);
+    daemon.process.signal("-TERM");
+    daemon.says("a new refresh token may be on its way", SOON);
+    endpoint.release();
+    assert_eq!(daemon.end(), Some(0));
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
+}
+
+#[test]
+fn a_person_who_configures_a_new_refresh_token_is_believed() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| world.rotates = true);
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    let old = kept(&home);
+    endpoint.change(|world| world.refresh_token = "given-anew".into());
+    std::fs::write(home.folder.path().join("refresh-token"), "given-anew\n").unwrap();
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN, "given-anew"]);
+    let files = kept(&home);
+    assert!(files.len() == 2 && files.contains(&old[0]), "{files:?}");
+    // The old one is still the old one's.
+    assert_eq!(std::fs::read_to_string(&old[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
+}
+
+#[test]
+fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| world.rotates = true);
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    // As at Microsoft, where the older ones go on being good for a while.
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let daemon = home.start();
+    endpoint.until(SOON, |world| world.asked.len() == 3);
+    until_idle(&home, 1);
+    assert!(!daemon.log().contains("no access token"), "{}", daemon.log());
+    assert_eq!(daemon.end(), Some(0));
+    let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
+    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
+    run_once(&home, &endpoint);
+    assert_eq!(shown(&endpoint)[3..], [nth(2)]);
+    // Both have ended: each is tried once, and a person is told.
+    endpoint.change(|world| world.refresh_token = "given-anew".into());
+    let checked = home.run(&["check", "--connect"]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("authorize anew"), "{checked:?}");
+    assert_eq!(shown(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
+}
+
+#[test]
+fn a_refresh_token_that_cannot_be_kept_is_used_until_the_end() {
+    let (endpoint, dovecot) = start();
+    endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
+    let home = plain(&dovecot, &endpoint, "\"INBOX\"");
+    run_once(&home, &endpoint);
+    // Whoever may do anything, as in a container, is not kept off by a mode.
+    let file = kept(&home).remove(0);
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let daemon = home.start();
+    for n in 1..=2 {
+        endpoint.until(SOON, |world| world.shown.len() > n);
+        until_idle(&home, 1);
+        dovecot.kick(USER);
+        dovecot.deliver(USER, &payment(n));
+        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+    }
+    let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
+    assert_eq!(shown(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
+    let log = daemon.log();
+    let told = format!("cannot be kept in {}", file.display());
+    assert_eq!(log.lines().filter(|line| line.contains(&told) && line.contains("WARN")).count(), 3, "{log}");
+    assert!(log.contains("See that there is room"), "{log}");
+    assert_eq!(kept(&home), [file], "nothing unfinished is left");
+    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(daemon.end(), Some(0));
+    // Who types a command is told as well.
+    endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
+    let checked = home.run(&["check", "--connect"]);
+    let words = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && words.contains(&told), "{checked:?}");
+}
+
+/// A server that says these lines, each after it has read one; `{line}` is that line and `{tag}` its tag. What it read.
+fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let talk = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        let (mut heard, mut tag) = (Vec::new(), String::new());
+        stream.write_all(b"* OK ready\r\n").unwrap();
+        for words in says {
+            let Some(Ok(line)) = lines.next() else { break };
+            if let Some((first, _)) = line.split_once(' ') {
+                tag = first.to_owned();
+            }
+            stream.write_all(words.replace("{tag}", &tag).replace("{line}", &line).as_bytes()).unwrap();
+            heard.push(line);
+        }
+        heard
+    });
+    (port, talk)
+}
+
+/// What `check --connect` says to such a server, and what it prints.
+fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
+    let endpoint = Endpoint::start();
+    let (port, talk) = conversation(says);
+    let home = home(&format!("port = {port}\ntls = \"none\""), &url(&endpoint), "\"INBOX\"");
+    let output = home.run(&["check", "--connect"]);
+    (talk.join().unwrap(), String::from_utf8_lossy(&output.stdout).into_owned(), endpoint)
+}
+
+#[test]
+fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged() {
+    const XOAUTH2: &[&str] = &[
+        "* CAPABILITY IMAP4rev1 AUTH=PLAIN AUTH=XOAUTH2\r\n{tag} OK done\r\n",
+        "+ \r\n",
+        "+ eyJzdGF0dXMiOiI0MDAiLCJzY2hlbWVzIjoiQmVhcmVyIn0=\r\n",
+        "{tag} NO [AUTHENTICATIONFAILED] Invalid credentials (Failure)\r\n",
+    ];
+    const OAUTHBEARER: &[&str] = &[
+        "* CAPABILITY IMAP4rev1 AUTH=XOAUTH2 AUTH=OAUTHBEARER\r\n{tag} OK done\r\n",
+        "+\r\n",
+        "+ eyJzdGF0dXMiOiJpbnZhbGlkX3Rva2VuIn0=\r\n",
+        "{tag} NO SASL authentication failed\r\n",
+    ];
+    let port = Regex::new("port=[0-9]+").unwrap();
+    for (says, name, response, acknowledgement) in [
+        (XOAUTH2, "XOAUTH2", format!("user={USER}\x01auth=Bearer TOKEN\x01\x01"), ""),
+        (
+            OAUTHBEARER,
+            "OAUTHBEARER",
+            format!("n,a={USER},\x01host=127.0.0.1\x01port=PORT\x01auth=Bearer TOKEN\x01\x01"),
+            "AQ==",
+        ),
+    ] {
+        let (heard, printed, endpoint) = talk(says);
+        assert!(heard[1].ends_with(&format!(" AUTHENTICATE {name}")), "{heard:?}");
+        let said = String::from_utf8(STANDARD.decode(&heard[2]).unwrap()).unwrap();
+        let token = endpoint.change(|world| world.given[0].clone());
+        assert_eq!(port.replace(&said, "port=PORT"), response.replace("TOKEN", &token));
+        assert_eq!(heard[3], acknowledgement);
+        assert!(printed.contains("login refused"), "{printed}");
+        assert_eq!(endpoint.asked(), 1);
+    }
+}
+
+#[test]
+fn what_a_server_says_of_a_token_is_told_without_it() {
+    let (heard, printed, _) = talk(&[
+        "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
+        "{tag} NO this does not look good: {line}\r\n",
+    ]);
+    let response = heard[1].rsplit(' ').next().unwrap();
+    assert!(printed.contains("AUTHENTICATE refused: No this does not look good: "), "{printed}");
+    assert!(printed.contains("(secret)") && !printed.contains(response), "{printed}");
+    let (heard, printed, endpoint) = talk(&[
+        "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
+        "{tag} NO [UNAVAILABLE] Temporary authentication failure\r\n",
+    ]);
+    assert!(heard[1].contains(" AUTHENTICATE XOAUTH2 "), "{heard:?}");
+    assert!(
+        printed.contains("AUTHENTICATE refused: No [UNAVAILABLE]") && !printed.contains("login refused"),
+        "{printed}"
+    );
+    drop(endpoint);
+    let (_, printed, _) = talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
+    assert!(printed.contains("offers neither OAUTHBEARER nor XOAUTH2"), "{printed}");
+    let (_, printed, _) =
+        talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n", "+ e30=\r\n", "+ e30=\r\n"]);
+    assert!(printed.contains("breaks the protocol"), "{printed}");
+}
+
+#[test]
+fn a_wrong_table_is_named_and_nothing_of_its_secrets() {
+    let endpoint = Endpoint::start();
+    let with = |table: &str| {
+        let home = Home::new(&format!(
+            "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nuser = \"{USER}\"\n{table}\n[trust]\naccept = [\"none\"]\n"
+        ));
+        let output = home.run(&["check"]);
+        assert_eq!(output.status.code(), Some(2), "{table}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let good = format!("token_url = \"{}\", client_id = \"c\"", url(&endpoint));
+    for (table, words) in [
+        (
+            format!("oauth2 = {{ {good}, refresh_token = \"s3cret\" }}"),
+            "account[0].oauth2.refresh_token: expected { credential",
+        ),
+        (
+            format!("oauth2 = {{ {good}, client_secret = \"s3cret\", refresh_token = {{ env = \"R\" }} }}"),
+            "client_secret: expected {",
+        ),
+        (format!("oauth2 = {{ {good} }}"), "refresh_token"),
+        (
+            format!("oauth2 = {{ {good}, refresh_token = {{ env = \"NO_SUCH\" }} }}"),
+            "oauth2.refresh_token: environment variable NO_SUCH",
+        ),
+        (
+            format!(
+                "password = {{ env = \"MAILHOOK_PASSWORD\" }}\noauth2 = {{ {good}, refresh_token = {{ env = \"R\" }} }}"
+            ),
+            "account[0].oauth2: stands in place of `password`",
+        ),
+        (
+            "oauth2 = { token_url = \"http://login.example/\", client_id = \"c\", refresh_token = { env = \"R\" } }"
+                .into(),
+            "oauth2.token_url: expected https",
+        ),
+        (String::new(), "account[0].password: expected { credential"),
+    ] {
+        let said = with(&table);
+        assert!(said.contains(words), "{table}: {said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}

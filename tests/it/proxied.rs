@@ -1,0 +1,240 @@
+//! A line that misbehaves between the program and a real Dovecot. Whatever it does, each mail is one event, delivered
+//! once, and the program finds its way back by itself.
+
+use std::time::{Duration, Instant};
+
+use testkit::books::{self, payment};
+use testkit::callback::Callback;
+use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::dovecot::Dovecot;
+use testkit::proxy::{Line, Proxy, Way};
+
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
+const SOON: Duration = Duration::from_secs(20);
+/// A program that has found its line dead may be in a pause, and tries again at the end of it.
+const RECOVERY: Duration = Duration::from_secs(60);
+/// How long an ordinary answer may take; src/source/imap/timing.rs has it.
+const ANSWER: Duration = Duration::from_secs(30);
+const ADDRESS: &str = "payments@shop.example";
+
+/// Whether the line is encrypted: then a byte that is lost spoils it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    Plain,
+    Implicit,
+}
+
+/// A Dovecot, a line to it, and who listens at the other end.
+struct World {
+    dovecot: Dovecot,
+    proxy: Proxy,
+    callback: Callback,
+    home: Home,
+    daemon: Daemon,
+    sent: usize,
+}
+
+impl World {
+    fn start(tls: Tls, renew: &str) -> World {
+        let (dovecot, callback) = (Dovecot::start(), Callback::start());
+        let proxy = Proxy::before(if tls == Tls::Plain { dovecot.imap } else { dovecot.imaps });
+        let more = format!("dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"{renew}\"");
+        let mut config = account(proxy.port, &more);
+        if tls == Tls::Implicit {
+            let ca = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
+            config = config.replace("tls = \"none\"", &ca);
+        }
+        let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let daemon = home.start();
+        home.until("SELECT state FROM mailboxes", "idle", SOON);
+        World { dovecot, proxy, callback, home, daemon, sent: 0 }
+    }
+
+    fn deliver(&mut self, count: usize) {
+        let mails: Vec<_> = (self.sent + 1..=self.sent + count).map(payment).collect();
+        self.dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+        self.sent += count;
+    }
+
+    fn recorded(&self, limit: Duration) {
+        self.home.until("SELECT count(*) FROM events", &self.sent.to_string(), limit);
+    }
+
+    /// Everything is there, once, and the program is at rest again.
+    fn end(self) {
+        books::balance(&self.home, &self.callback, self.sent, RECOVERY);
+        assert!(self.callback.repeated().is_empty(), "no delivery was repeated: {:?}", self.callback.repeated());
+        assert_eq!(self.home.ask("SELECT count(*) FROM mails"), self.sent.to_string(), "no mail was recorded twice");
+        self.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
+        assert_eq!(self.home.ask("SELECT last_error FROM mailboxes"), "NULL");
+        assert_eq!(self.daemon.end(), Some(0));
+    }
+}
+
+/// Mails before, during and after a fault of these directions; it goes on until it has done something.
+fn holds_through(tls: Tls, ways: &[Way], fault: fn(&mut Line)) {
+    let mut world = World::start(tls, "1s");
+    world.deliver(10);
+    world.recorded(SOON);
+    for way in ways {
+        world.proxy.set(*way, fault);
+    }
+    world.deliver(10);
+    world.proxy.until_hit(SOON);
+    world.deliver(1);
+    world.proxy.heal();
+    world.deliver(10);
+    world.recorded(RECOVERY);
+    world.deliver(1);
+    world.end();
+}
+
+/// The same for a fault that is over in a moment, in the middle of a stream of mails.
+fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
+    let mut world = World::start(tls, "1s");
+    for _ in 0..4 {
+        let before = world.proxy.accepted();
+        world.deliver(5);
+        fault(&world.proxy);
+        world.deliver(5);
+        let deadline = Instant::now() + RECOVERY;
+        while world.proxy.accepted() == before {
+            assert!(Instant::now() < deadline, "the program did not come back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    world.recorded(RECOVERY);
+    world.end();
+}
+
+/// At the same time: most of this is waiting.
+fn at_once(works: &[&(dyn Fn() + Sync)]) {
+    std::thread::scope(|scope| {
+        for work in works {
+            scope.spawn(work);
+        }
+    });
+}
+
+#[test]
+fn a_line_that_is_cut() {
+    at_once(&[&|| holds_through_each(Tls::Plain, Proxy::cut), &|| holds_through_each(Tls::Implicit, Proxy::cut)]);
+}
+
+#[test]
+fn a_line_that_is_reset() {
+    at_once(&[&|| holds_through_each(Tls::Plain, Proxy::reset), &|| holds_through_each(Tls::Implicit, Proxy::reset)]);
+}
+
+#[test]
+fn a_line_that_refuses_whoever_comes() {
+    let mut world = World::start(Tls::Plain, "1s");
+    world.deliver(10);
+    world.recorded(SOON);
+    world.proxy.refuse(true);
+    world.proxy.cut();
+    world.deliver(10);
+    world.daemon.says("connection lost", SOON);
+    let before = world.proxy.accepted();
+    while world.proxy.accepted() < before + 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(world.home.ask("SELECT state FROM mailboxes"), "failed");
+    world.proxy.heal();
+    world.deliver(10);
+    world.end();
+}
+
+#[test]
+fn a_line_that_stalls() {
+    let stall = |line: &mut Line| line.stalled = true;
+    at_once(&[
+        &|| holds_through(Tls::Plain, &[Way::ToServer], stall),
+        &|| holds_through(Tls::Plain, &[Way::ToClient], stall),
+        &|| holds_through(Tls::Implicit, &[Way::ToServer, Way::ToClient], stall),
+    ]);
+}
+
+#[test]
+fn a_line_that_loses_what_is_said() {
+    let swallow = |line: &mut Line| line.swallows = true;
+    at_once(&[
+        &|| holds_through(Tls::Plain, &[Way::ToServer], swallow),
+        &|| holds_through(Tls::Plain, &[Way::ToClient], swallow),
+        &|| holds_through(Tls::Plain, &[Way::ToServer, Way::ToClient], swallow),
+        // Here what comes after the gap cannot be read either.
+        &|| holds_through(Tls::Implicit, &[Way::ToServer], swallow),
+        &|| holds_through(Tls::Implicit, &[Way::ToClient], swallow),
+    ]);
+}
+
+#[test]
+fn a_line_that_sends_single_bytes() {
+    for tls in [Tls::Plain, Tls::Implicit] {
+        let mut world = World::start(tls, "1s");
+        world.proxy.set_both(|line| line.single_bytes = true);
+        world.deliver(10);
+        world.recorded(SOON);
+        world.proxy.cut();
+        world.deliver(10);
+        world.recorded(RECOVERY);
+        world.end();
+    }
+}
+
+#[test]
+fn a_line_that_is_slow_costs_time_and_no_throughput() {
+    let mut world = World::start(Tls::Plain, "9m");
+    world.proxy.set(Way::ToServer, |line| line.delay = Duration::from_millis(150));
+    world.proxy.set(Way::ToClient, |line| line.delay = Duration::from_millis(100));
+    for _ in 0..5 {
+        let began = Instant::now();
+        world.deliver(1);
+        world.recorded(SOON);
+        // What is pushed takes one way; a dialogue would take a round trip of 250 ms for each question.
+        assert!(began.elapsed() >= Duration::from_millis(100), "there is no delay");
+    }
+    world.proxy.cut();
+    let began = Instant::now();
+    world.deliver(400);
+    world.recorded(RECOVERY);
+    assert!(began.elapsed() < SOON, "400 mails took {:?}", began.elapsed());
+    world.end();
+}
+
+#[test]
+fn a_connection_that_nobody_holds_any_more_is_found_out() {
+    let renew = Duration::from_secs(2);
+    let mut world = World::start(Tls::Plain, "2s");
+    world.deliver(5);
+    world.recorded(SOON);
+    // New connections are as good as ever; the one there is never hears a word again, nor of its end.
+    world.proxy.forget();
+    let began = Instant::now();
+    world.deliver(5);
+    world.recorded(renew + Duration::from_secs(60));
+    // At the next renewal the program asks, and waits for as long as an answer may take; then it comes back.
+    assert!(began.elapsed() < renew + ANSWER + Duration::from_secs(10), "it took {:?}", began.elapsed());
+    world.daemon.says("no answer to", SOON);
+    world.end();
+}
+
+#[test]
+fn accounts_whose_server_says_nothing_disturb_no_other() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let silent = Proxy::before(dovecot.imap);
+    silent.set_both(|line| line.stalled = true);
+    let mut config = String::new();
+    for n in 0..20 {
+        config += &account(silent.port, "").replace("name = \"shop\"", &format!("name = \"silent{n}\""));
+    }
+    config += &account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
+    let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+    let daemon = home.start();
+    let mails: Vec<_> = (1..=20).map(payment).collect();
+    dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+    books::balance(&home, &callback, mails.len(), SOON);
+    assert!(silent.accepted() > 0, "nobody asked the silent server");
+    assert_eq!(home.ask("SELECT count(*) FROM mailboxes WHERE state = 'idle'"), "1");
+    assert_eq!(daemon.end(), Some(0));
+}

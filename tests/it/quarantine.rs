@@ -1,0 +1,209 @@
+//! What DNS decides, and what a person does with what it left: deferred, quarantined, released, read again.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::client::Client;
+use testkit::daemon::{Home, account};
+use testkit::dkim::{How, Key, sign};
+use testkit::dns::Dns;
+use testkit::dovecot::Dovecot;
+
+const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
+    Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\n\r\nReceived: $20\r\nBlockchain: BASE\r\nToken: USDC\r\n\
+    Transaction Hash: 0x1111111111111111111111111111111111111111111111111111111111111111\r\n";
+const SOON: Duration = Duration::from_secs(20);
+
+/// A configuration that asks this DNS server. Nobody answers at the account's port: the mails are handed over.
+fn config(dns: &str, trust: &str) -> String {
+    format!("{}[trust]\n{trust}\n[dns]\nservers = [\"{dns}\"]\n", account(1, ""))
+}
+
+fn import(home: &Home, mail: &[u8]) -> (String, String) {
+    let path = home.folder.path().join("mail.eml");
+    std::fs::write(&path, mail).unwrap();
+    let printed = home.data(&["import", "--json", path.to_str().unwrap()]);
+    let one: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
+    (one["outcome"].as_str().unwrap().to_owned(), one["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+fn key() -> (Key, Vec<u8>) {
+    let key = Key::rsa(2048);
+    let mail = sign(MAIL.as_bytes(), &key, &How::default());
+    (key, mail)
+}
+
+fn serve(key: &Key) -> Dns {
+    Dns::start(&[
+        ("s1._domainkey.resmic.com".into(), key.record("")),
+        ("resmic.com".into(), "MX 10 mail.resmic.com.".into()),
+        ("_dmarc.resmic.com".into(), "TXT \"v=DMARC1; p=reject\"".into()),
+    ])
+}
+
+/// A server that takes questions and never answers.
+fn deaf() -> (UdpSocket, String) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    (socket, address)
+}
+
+/// As if that much time had gone by.
+fn due(home: &Home, judgements: u32) {
+    let sqlite = rusqlite::Connection::open(home.database()).unwrap();
+    let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z', judgements = ?1";
+    assert_eq!(sqlite.execute(sql, [judgements]).unwrap(), 1);
+}
+
+#[test]
+fn a_mail_that_dns_cannot_decide_waits_and_is_an_event_once_it_can() {
+    let (key, mail) = key();
+    let (_socket, silent) = deaf();
+    let home = Home::new(&config(&silent, ""));
+    let (outcome, reason) = import(&home, &mail);
+    assert_eq!((outcome.as_str(), reason.split(':').next()), ("deferred", Some("dns")), "{reason}");
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "0");
+    let dns = serve(&key);
+    std::fs::write(home.folder.path().join("config.toml"), config(&dns.address.to_string(), "")).unwrap();
+    due(&home, 1);
+    let daemon = home.start();
+    home.until("SELECT outcome FROM mails", "event", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    let stored =
+        "SELECT trust || ' ' || trust_domain || ' ' || trust_selector || ' ' || (judged_at > '2026') FROM mails";
+    assert_eq!(home.ask(stored), "dkim resmic.com s1 1");
+}
+
+#[test]
+fn after_a_day_without_an_answer_a_person_has_to_look() {
+    let (_, mail) = key();
+    let (_socket, silent) = deaf();
+    let home = Home::new(&config(&silent, ""));
+    assert_eq!(import(&home, &mail).0, "deferred");
+    // The last of the judgements that a day has.
+    due(&home, 29);
+    let daemon = home.start();
+    home.until("SELECT outcome FROM mails", "quarantined", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    assert!(home.ask("SELECT reason FROM mails").starts_with("dns: "), "{}", home.ask("SELECT reason FROM mails"));
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "0");
+}
+
+#[test]
+fn a_signature_from_the_future_is_deferred() {
+    let (key, _) = key();
+    let dns = serve(&key);
+    let home = Home::new(&config(&dns.address.to_string(), ""));
+    let mail = sign(MAIL.as_bytes(), &key, &How { ahead: 10 * 86_400, ..How::default() });
+    let (outcome, reason) = import(&home, &mail);
+    assert_eq!((outcome.as_str(), reason.split(':').next()), ("deferred", Some("dns")), "{reason}");
+    let path = home.folder.path().join("mail.eml");
+    let parsed = home.data(&["parse", "--json", "--trust", path.to_str().unwrap()]);
+    let parsed: Value = serde_json::from_str(parsed.trim()).unwrap();
+    assert_eq!(parsed["outcome"], "deferred", "{parsed}");
+    due(&home, 29);
+    let daemon = home.start();
+    home.until("SELECT outcome FROM mails", "quarantined", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    let reason = home.ask("SELECT reason FROM mails");
+    assert!(reason.starts_with("dns: ") && reason.contains("this machine's clock"), "{reason}");
+}
+
+#[test]
+fn expiry_during_downtime_does_not_count() {
+    let (key, _) = key();
+    let (dns, dovecot) = (serve(&key), Dovecot::start());
+    let trust = format!("[trust]\n[dns]\nservers = [\"{}\"]\n", dns.address);
+    let home = Home::new(&(account(dovecot.imap, "mailboxes = [\"INBOX\"]") + &trust));
+    let day = 86_400;
+    let mut client = Client::login(dovecot.imap, "payments@shop.example");
+    let append = |received: i64, n: u32| {
+        let mail = MAIL.replace("<1@", &format!("<{n}@")).replace("0x1", &format!("0x{n}"));
+        let mail = sign(mail.as_bytes(), &key, &How { expires_in: Some(3600), ahead: -2 * day, ..How::default() });
+        let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(received);
+        let at = at.strftime("%d-%b-%Y %H:%M:%S +0000");
+        (format!("INBOX \"{at}\""), mail)
+    };
+    for (received, n) in [(-2 * day, 1), (-day, 2)] {
+        let (mailbox, mail) = append(received, n);
+        client.append(&mailbox, &mail);
+    }
+    let daemon = home.start();
+    home.until("SELECT group_concat(outcome) FROM (SELECT outcome FROM mails ORDER BY uid)", "event,quarantined", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    assert!(home.ask("SELECT reason FROM mails WHERE uid = 2").contains("has expired"));
+}
+
+#[test]
+fn a_verdict_is_kept_when_the_key_is_gone() {
+    let (key, mail) = key();
+    let dns = serve(&key);
+    let home = Home::new(&config(&dns.address.to_string(), ""));
+    assert_eq!(import(&home, &mail).0, "event");
+    let judged = home.ask("SELECT judged_at FROM mails");
+    drop(dns);
+    home.data(&["reparse"]);
+    home.data(&["reparse", "--outcome", "event"]);
+    assert_eq!(home.ask("SELECT outcome || ' ' || trust FROM mails"), "event dkim");
+    assert_eq!(home.ask("SELECT judged_at FROM mails"), judged, "what was found then is what counts");
+}
+
+#[test]
+fn a_person_may_vouch_for_the_sender_and_not_for_a_guess() {
+    let (key, mail) = key();
+    let dns = serve(&key);
+    let home = Home::new(&config(&dns.address.to_string(), ""));
+    assert_eq!(import(&home, MAIL.as_bytes()).0, "quarantined", "it is not signed");
+    let status: Value = serde_json::from_slice(&home.run(&["status", "--json"]).stdout).unwrap();
+    assert_eq!(status["mails"]["quarantined"], 1);
+    assert_eq!(home.run(&["mails", "raw", "1"]).stdout, MAIL.as_bytes(), "byte for byte");
+    home.data(&["mails", "release", "1"]);
+    assert_eq!(home.ask("SELECT outcome || ' ' || trust FROM mails WHERE id = 1"), "event operator");
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "1");
+    // The signed one comes too: it says the same.
+    assert_eq!(import(&home, &mail).0, "duplicate");
+    // What contradicts itself is nobody's word, whoever vouches.
+    let doubtful = MAIL.replace("Received: $20", "Received: $20\r\nAmount: $21").replace("<1@", "<2@");
+    assert_eq!(import(&home, doubtful.as_bytes()).0, "quarantined");
+    let refused = home.run(&["mails", "release", "3"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(home.ask("SELECT outcome FROM mails WHERE id = 3"), "quarantined");
+    // There is nothing to release in an event, and no mail 99.
+    for id in ["1", "99"] {
+        assert_eq!(home.run(&["mails", "release", id]).status.code(), Some(1));
+    }
+}
+
+#[test]
+fn the_receiving_server_may_vouch_when_its_name_is_configured() {
+    let (_socket, silent) = deaf();
+    let trust =
+        "accept = [\"authentication-results\"]\nauthserv_ids = [\"mx.shop.example\"]\nsignatures_removed = true";
+    let home = Home::new(&config(&silent, trust));
+    // Nobody signed the Subject, as far as can be seen: the text itself has to say what became of the payment.
+    let mail = MAIL.replace("Received: $20", "Status: completed\r\nAmount: $20");
+    let with = |field: &str, n: u32| format!("{field}\r\n{}", mail.replace("<1@", &format!("<{n}@")));
+    let pass = |id: &str| format!("Authentication-Results: {id};\r\n dkim=pass (2048-bit) header.d=resmic.com");
+    assert_eq!(import(&home, with(&pass("mx.evil.tld"), 1).as_bytes()).0, "quarantined");
+    let copied = format!(
+        "Authentication-Results: mx.shop.example; dkim=fail header.d=resmic.com\r\n{}",
+        pass("mx.shop.example")
+    );
+    assert_eq!(import(&home, with(&copied, 2).as_bytes()).0, "quarantined", "the topmost counts");
+    assert_eq!(import(&home, with(&pass("mx.shop.example"), 3).as_bytes()).0, "event");
+    assert_eq!(home.ask("SELECT trust FROM mails WHERE outcome = 'event'"), "authentication-results");
+}
+
+#[test]
+fn check_says_what_dns_knows_of_the_allowed_domains() {
+    let (key, _) = key();
+    let dns = serve(&key);
+    let home = Home::new(&config(&dns.address.to_string(), ""));
+    let checked = home.run(&["check", "--connect"]);
+    let said = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    assert_eq!(checked.status.code(), Some(1), "nobody answers at the account's port: {said}");
+    for word in ["resmic.com", "mail.resmic.com", "policy is reject"] {
+        assert!(said.contains(word), "{word} in {said}");
+    }
+}

@@ -1,0 +1,296 @@
+//! What holds of every mail, not only of the samples: any bytes are read without a panic, in bounded time; and what a
+//! notification says, in whatever layout and encoding, is what is read from it.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use proptest::prelude::*;
+use resmic_mailhook::extract::{Reader, Said, Settings, Vouched, html_view};
+use resmic_mailhook::model::{Reading, Status};
+
+fn read(mail: &[u8]) -> Said {
+    let report = Reader::new(&Settings::default()).read(mail, Vouched { subject: true });
+    if let Said::Doubtful(reason) = &report.said {
+        assert_ne!(reason.to_string(), "malformed: it could not be taken apart", "a parser panicked");
+    }
+    report.said
+}
+
+/// What a notification says, as it stands there.
+#[derive(Debug, Clone)]
+struct Payment {
+    session: Option<String>,
+    amount: String,
+    currency: Option<&'static str>,
+    chain: &'static str,
+    token: &'static str,
+    wallet: String,
+    hash: String,
+    time: (u8, u8, u8, u8),
+    status: Status,
+}
+
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+impl Payment {
+    fn fields(&self, human: bool) -> Vec<(&'static str, String)> {
+        let amount = match self.currency {
+            Some("USD") => format!("${}", self.amount),
+            Some(token) => format!("{} {token}", self.amount),
+            None => self.amount.clone(),
+        };
+        let (month, day, hour, minute) = self.time;
+        let time = format!("{} {day}, 2025, {hour:02}:{minute:02}", MONTHS[usize::from(month)]);
+        let status = match self.status {
+            Status::Completed => "completed",
+            Status::Failed => "failed",
+            Status::Pending => "pending",
+        };
+        let values = [
+            ("session_id", "Session ID", self.session.clone()),
+            ("amount", "Amount", Some(amount)),
+            ("blockchain", "Network", Some(self.chain.to_owned())),
+            ("token", "Token", Some(self.token.to_owned())),
+            ("from_wallet_address", "Payer's wallet", Some(self.wallet.clone())),
+            ("transaction_hash", "Transaction hash", Some(self.hash.clone())),
+            ("txTime", "Date & time", Some(time)),
+            ("status", "Payment status", Some(status.to_owned())),
+        ];
+        let named = values.into_iter().map(|(key, label, value)| (if human { label } else { key }, value));
+        named.filter_map(|(label, value)| Some((label, value?))).collect()
+    }
+
+    fn agrees(&self, read: &Reading) -> bool {
+        let (month, day, hour, minute) = self.time;
+        let time = format!("2025-{:02}-{day:02}T{:02}:{minute:02}:00Z", month + 1, hour % 24);
+        read.status == self.status
+            && read.session_id == self.session
+            && read.amount.as_deref() == Some(&self.amount)
+            && read.currency.as_deref() == self.currency
+            && read.blockchain.as_deref() == Some(self.chain)
+            && read.token.as_deref() == Some(self.token)
+            && read.from_wallet_address.as_deref() == Some(&self.wallet)
+            && read.transaction_hash.as_deref() == Some(&self.hash)
+            && read.tx_time.is_some_and(|t| t.to_string() == time)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+prop_compose! {
+    fn payment()(
+        session in proptest::option::of(any::<u128>()),
+        amount in "[1-9][0-9]{0,6}(\\.[0-9]{1,8})?",
+        currency in prop_oneof![Just(None), Just(Some("USD")), Just(Some("USDT"))],
+        evm in prop_oneof![Just("Ethereum"), Just("Polygon"), Just("BNB-Chain"), Just("XDC-Network"), Just("Base")],
+        solana in any::<bool>(),
+        wallet in any::<[u8; 32]>(),
+        hash in any::<[u8; 64]>(),
+        time in (0..12_u8, 1..29_u8, 0..25_u8, 0..60_u8),
+        status in prop_oneof![Just(Status::Completed), Just(Status::Failed), Just(Status::Pending)],
+    ) -> Payment {
+        let (wallet, hash) = ([&wallet[1..], &[7]].concat(), [&hash[1..], &[7]].concat());
+        let (chain, wallet, hash) = if solana {
+            let first_is_one = |bytes: &[u8]| { let mut b = bytes.to_vec(); b[0] |= 1; bs58::encode(b).into_string() };
+            ("Solana", first_is_one(&wallet), first_is_one(&hash))
+        } else {
+            (evm, hex(&wallet[12..]), hex(&hash[32..]))
+        };
+        let session = session.map(|n| uuid::Builder::from_random_bytes(n.to_be_bytes()).into_uuid().to_string());
+        Payment { session, amount, currency, chain, token: "USDT", wallet, hash, time, status }
+    }
+}
+
+/// The body, as plain text or HTML.
+fn body(payment: &Payment, layout: u8) -> (bool, String) {
+    // An object has the webhook's keys.
+    let fields = payment.fields(layout.is_multiple_of(2) && !matches!(layout / 2, 4 | 5));
+    let each = |write: &dyn Fn(&str, &str) -> String| fields.iter().map(|(l, v)| write(l, v)).collect::<String>();
+    let quoted = |mark: char| each(&|label, value| format!("  {mark}{label}{mark}: {mark}{value}{mark},\n"));
+    let greeting = "Hello,\n\nthis is about a payment.\n\n";
+    match layout / 2 {
+        0 => (false, greeting.to_owned() + &each(&|l, v| format!("{l}: {v}\n"))),
+        1 => (false, greeting.to_owned() + &each(&|l, v| format!("- **{l}:** {v}\n"))),
+        2 => (false, greeting.to_owned() + &each(&|l, v| format!("| {l} | {v} |\n"))),
+        3 => (false, greeting.to_owned() + &each(&|l, v| format!("{l}\n{v}\n\n"))),
+        4 => (false, format!("{{\n{}\n}}", quoted('"').trim_end().trim_end_matches(','))),
+        5 => (false, format!("{{\n{}}}", quoted('\''))),
+        6 => (true, format!("<ul>{}</ul>", each(&|l, v| format!("<li><b>{l}:</b> {v}</li>")))),
+        7 => (true, format!("<table>{}</table>", each(&|l, v| format!("<tr><td>{l}</td><td>{v}</td></tr>")))),
+        8 => (true, format!("<dl>{}</dl>", each(&|l, v| format!("<dt>{l}<dd>{v}")))),
+        9 => (true, format!("<p>{}</p>", each(&|l, v| format!("<span>{l}:</span> <i>{v}</i><br>")))),
+        10 => {
+            let (labels, values): (String, String) =
+                fields.iter().map(|(l, v)| (format!("<th>{l}</th>"), format!("<td>{v}</td>"))).unzip();
+            (true, format!("<table><tr>{labels}</tr><tr>{values}</tr></table>"))
+        }
+        _ => (true, format!("<p>{}", each(&|l, v| format!("<li><strong>{l}:</strong> <a href=>{v}</li></a>")))),
+    }
+}
+
+const LAYOUTS: u8 = 24;
+
+/// Quoted-printable, broken at `width` wherever that falls (RFC 2045, 6.7).
+fn quoted_printable(text: &str, width: usize) -> String {
+    let (mut out, mut column) = (String::new(), 0);
+    for byte in text.replace('\n', "\r\n").bytes() {
+        let piece = match byte {
+            b'\r' => continue,
+            b'\n' => {
+                out.push_str("\r\n");
+                column = 0;
+                continue;
+            }
+            b'=' | 128.. | 0..32 => format!("={byte:02X}"),
+            b' ' => "=20".into(),
+            byte => char::from(byte).to_string(),
+        };
+        if column + piece.len() > width {
+            out.push_str("=\r\n");
+            column = 0;
+        }
+        column += piece.len();
+        out.push_str(&piece);
+    }
+    out
+}
+
+fn mail(html: bool, text: &str, encoding: u8, width: usize) -> Vec<u8> {
+    let kind = if html { "html" } else { "plain" };
+    let (how, body) = match encoding {
+        0 => ("8bit", text.replace('\n', "\r\n")),
+        1 => ("quoted-printable", quoted_printable(text, width)),
+        _ => ("base64", {
+            let code = STANDARD.encode(text.replace('\n', "\r\n"));
+            code.as_bytes().chunks(width).map(|c| String::from_utf8_lossy(c) + "\r\n").collect()
+        }),
+    };
+    let head =
+        "From: Resmic <a@resmic.com>\r\nTo: b@shop.example\r\nSubject: About your order\r\nMIME-Version: 1.0\r\n";
+    format!("{head}Content-Type: text/{kind}; charset=utf-8\r\nContent-Transfer-Encoding: {how}\r\n\r\n{body}\r\n")
+        .into()
+}
+
+#[test]
+fn a_session_in_the_published_layout_is_read_when_the_merchant_knows_of_it() {
+    let session = "591abe63-aa61-411d-a419-0b546729bbd0";
+    let items = ["Received:</b> $20", "Blockchain:</b> BASE", "Token:</b> DAI", &format!("Session ID:</b> {session}")];
+    let hash = format!("Transaction Hash:</b> {}", hex(&[7; 32]));
+    let items: String = items.into_iter().chain([hash.as_str()]).map(|item| format!("<li><b>{item}</li>")).collect();
+    let mail = mail(true, &format!("<h2>Payment received</h2><p>{items}</p>"), 0, 70);
+    assert!(matches!(read(&mail), Said::Doubtful(reason) if reason.to_string().starts_with("conflict: session_id")));
+    let mut settings = Settings::default();
+    settings.labels.session_id = vec!["Session ID".into()];
+    let report = Reader::new(&settings).read(&mail, Vouched { subject: true });
+    assert!(matches!(report.said, Said::Payment(read) if read.session_id.as_deref() == Some(session)));
+}
+
+#[test]
+fn the_published_list_needs_no_signed_subject() {
+    let mail = include_bytes!("../../sample-mails/published/another-heading.eml");
+    let wrong = String::from_utf8_lossy(mail).replace("Subject: Money has arrived", "Subject: Payment failed");
+    for (bytes, subject, completed) in [
+        (mail.as_slice(), true, true),
+        (mail, false, true),
+        (wrong.as_bytes(), false, true),
+        (wrong.as_bytes(), true, false),
+    ] {
+        let report = Reader::new(&Settings::default()).read(bytes, Vouched { subject });
+        let is_completed = matches!(&report.said, Said::Payment(read) if read.status == Status::Completed);
+        assert_eq!(is_completed, completed, "{:?}", report.said);
+    }
+}
+
+#[test]
+fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
+    let reader = Reader::new(&Settings::default());
+    let vouched = Vouched { subject: true };
+    let mail = "From: a@b\r\nSubject: Payment received\r\n\r\nx";
+    let (report, subject) = reader.read_and(mail.as_bytes(), vouched, |message| message.subject().map(str::to_owned));
+    assert_eq!(report.said, read(mail.as_bytes()));
+    assert_eq!(subject, Some(Some("Payment received".to_owned())));
+    let much = format!("From: a@b\r\n{}\r\nx", "X-A: b\r\n".repeat(1_001));
+    assert_eq!(reader.read_and(much.as_bytes(), vouched, |_| ()).1, None);
+}
+
+#[test]
+fn what_was_not_read_to_its_end_is_not_taken_for_something_else() {
+    let mail = |kind: &str, start: &str, filler: String, end: &str| {
+        format!("From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/{kind}\r\n\r\n{start}{filler}{end}")
+            .into_bytes()
+    };
+    let paid = "Amount: $20 Transaction Hash: 0xab";
+    for (kind, start, filler, words) in [
+        ("plain", "Hello\r\n", "x\r\n".repeat(6_000), "too-large: it has more than 5000 lines"),
+        ("html", "<p <>Hello", "<p>x".repeat(6_000), "too-large: it has more than 5000 lines"),
+        ("html", "<p <>Hello", " ".repeat(300 << 10), "too-large: it has more than 256 KiB of HTML that is not plain"),
+    ] {
+        let Said::Doubtful(reason) = read(&mail(kind, start, filler, paid)) else { panic!("{words}") };
+        assert_eq!(reason.to_string(), words);
+        assert!(matches!(read(&mail(kind, start, String::new(), "")), Said::Nothing(_)), "{kind}");
+    }
+}
+
+proptest! {
+    // A failure is printed whole; no file of old ones is kept.
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_in_any_layout_and_encoding_is_read_back(
+        payment in payment(), layout in 0..LAYOUTS, encoding in 0..3_u8, width in 20..76_usize,
+    ) {
+        let (html, text) = body(&payment, layout);
+        let mail = mail(html, &text, encoding, width);
+        match read(&mail) {
+            Said::Payment(read) => prop_assert!(payment.agrees(&read), "{read:?}\n{text}"),
+            other => prop_assert!(false, "{other:?}\n{}", String::from_utf8_lossy(&mail)),
+        }
+    }
+
+    /// A character more or less, anywhere: then another value is one that the mail now says, or there is none.
+    #[test]
+    fn a_spoilt_mail_never_gives_a_value_that_does_not_stand_in_it(
+        payment in payment(), layout in 0..LAYOUTS, at in any::<prop::sample::Index>(), put in "[ -~]{0,3}", gone in 0..3_usize,
+    ) {
+        let (html, text) = body(&payment, layout);
+        let at = at.index(text.len());
+        let rest = text.get(at + gone..).unwrap_or_default();
+        let spoilt = format!("{}{put}{rest}", &text[..at]);
+        if let Said::Payment(read) = read(&mail(html, &spoilt, 0, 70)) {
+            let shown = if html {
+                html_view(&spoilt).lines.iter().map(|l| l.text()).collect::<Vec<_>>().join("\n")
+            } else {
+                spoilt.clone()
+            };
+            let stands = |value: &Option<String>| value.as_ref().is_none_or(|v| {
+                let (value, shown) = (v.to_lowercase(), shown.to_lowercase());
+                shown.contains(&value) || shown.replace(',', "").contains(&value)
+            });
+            for value in [&read.amount, &read.token, &read.from_wallet_address, &read.transaction_hash, &read.session_id] {
+                prop_assert!(stands(value), "{value:?} is not in\n{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+        let _ = read(&bytes);
+    }
+
+    #[test]
+    fn any_mail_is_read_without_a_panic(
+        kind in "(text/(plain|html)|multipart/(mixed|alternative)|message/rfc822)",
+        more in "(; charset=(utf-8|utf-16|utf-7|iso-2022-jp|x)|; boundary=b|; format=flowed)?",
+        encoding in "(7bit|base64|quoted-printable|x-uuencode)",
+        body in "([ -~\u{a0}-\u{ff}]{0,40}|--b|<[a-z]{1,9}( style=\"[a-z:;0-9-]{0,20}\")?>|</[a-z]{1,9}>|\\{|\\}|Amount:|\n|&#?[a-z0-9]{0,6};?){0,80}",
+    ) {
+        let head = format!("From: a@resmic.com\r\nContent-Type: {kind}{more}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n");
+        let _ = read((head + &body).as_bytes());
+    }
+
+    #[test]
+    fn any_html_is_rendered_without_a_panic(html in "(<[!/]?[a-zA-Z]{0,9}[^<>]{0,30}>?|[^<]{0,20}|<style>[^<]{0,40}</style>|<!--|-->){0,60}") {
+        let _ = html_view(&html);
+    }
+}

@@ -1,0 +1,53 @@
+//! The configuration is read again in the middle of everything: nothing is lost, nothing comes twice, and what is not
+//! configured any more does not go on.
+
+use std::time::Duration;
+
+use testkit::books::{self, payment};
+use testkit::callback::Callback;
+use testkit::daemon::{Home, account, forward};
+use testkit::dovecot::Dovecot;
+
+const SOON: Duration = Duration::from_secs(60);
+const PAYMENTS: usize = 600;
+
+#[test]
+fn accounts_come_and_go_while_mails_are_read_and_delivered() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let mails: Vec<_> = (1..=PAYMENTS).map(payment).collect();
+    dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));
+    let rest = format!("[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), ""));
+    let first = |more: &str| account(dovecot.imap, &format!("{more}\nidle_renew = \"1s\""));
+    let second = first("mailboxes = [\"INBOX\"]").replace("\"shop\"", "\"second\"").replace("payments@", "second@");
+    let last = format!("{}{rest}", first("dedicated = true\nmailboxes = [\"INBOX\"]"));
+    let broken = format!("{last}broken = 1\n");
+    let configs = [
+        last.clone(),
+        format!("{second}{}{rest}", first("dedicated = true")),
+        format!("{}{rest}", first("mailboxes = [\"INBOX\"]")),
+        broken.clone(),
+        format!("{}{second}{rest}", first("mailboxes = [\"INBOX\", \"Resmic\"]")),
+    ];
+    let home = Home::new(&configs[0]);
+    let write = |config: &str| std::fs::write(home.folder.path().join("config.toml"), config).unwrap();
+    let daemon = home.start();
+    daemon.says("running", SOON);
+    for (n, config) in configs.iter().cycle().take(20).enumerate() {
+        write(config);
+        daemon.process.signal("-HUP");
+        // At another moment of its work each time; the next may come before this one is done.
+        let some = (n * PAYMENTS / 20).to_string();
+        home.until(&format!("SELECT count(*) >= {some} FROM mails"), "1", SOON);
+    }
+    write(&broken);
+    daemon.process.signal("-HUP");
+    daemon.says("forward[0].broken", SOON);
+    write(&last);
+    daemon.process.signal("-HUP");
+    books::balance(&home, &callback, PAYMENTS, SOON);
+    assert!(callback.repeated().is_empty(), "{:?}", callback.repeated());
+    dovecot.until_logged_in(&["payments@shop.example"], SOON);
+    let status = home.run(&["status"]);
+    assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stdout));
+    assert_eq!(daemon.end(), Some(0));
+}

@@ -1,0 +1,474 @@
+//! Signed, forged, stretched, expired and replayed mails, against a real DNS server.
+
+mod verdicts;
+
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use jiff::Timestamp;
+use mail_auth::dkim::Canonicalization;
+use resmic_mailhook::model::{Covered, ReasonCode, Trust, Verdict};
+use resmic_mailhook::trust::{Accept, Clock, Ours, Settings, dns, judge};
+use testkit::dkim::{How, Key, sign};
+use testkit::dns::Dns;
+
+const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
+    Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n\
+    Received: $20\r\nToken: DAI\r\n";
+
+/// The keys, for all tests of this file.
+struct Keys {
+    rsa: Key,
+    short: Key,
+    weak: Key,
+    ed25519: Key,
+}
+
+static KEYS: LazyLock<Keys> = LazyLock::new(|| {
+    let (rsa, short, weak, ed25519) = (Key::rsa(2048), Key::rsa(1024), Key::rsa(512), Key::ed25519());
+    Keys { rsa, short, weak, ed25519 }
+});
+
+/// The server that has them. Each test runs in a thread of its own, and the last that ends takes the server with it; a
+/// static would never be dropped, and the server would outlive the tests.
+static SHARED: Mutex<Weak<Dns>> = Mutex::new(Weak::new());
+thread_local!(static DNS: Arc<Dns> = server());
+
+fn server() -> Arc<Dns> {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.upgrade().unwrap_or_else(|| {
+        let dns = Arc::new(start());
+        *shared = Arc::downgrade(&dns);
+        dns
+    })
+}
+
+fn address() -> String {
+    DNS.with(|dns| dns.address.to_string())
+}
+
+fn start() -> Dns {
+    let Keys { rsa, short, weak, ed25519 } = &*KEYS;
+    let key = |name: &str, record: String| (format!("{name}._domainkey.resmic.com"), record);
+    Dns::start(&[
+        key("s1", rsa.record("")),
+        key("ed", ed25519.record("")),
+        key("short", short.record("")),
+        key("weak", weak.record("")),
+        key("testing", rsa.record("t=y; ")),
+        key("strict", rsa.record("t=s; ")),
+        key("tlsrpt", rsa.record("s=tlsrpt; ")),
+        key("sha1", rsa.record("h=sha1; ")),
+        key("several", rsa.record("s=tlsrpt : email; h=sha1:sha256; ")),
+        key("revoked", "TXT \"v=DKIM1; k=rsa; p=\"".into()),
+        key("other", Key::rsa(1024).record("")),
+        key("alias", "CNAME s1._domainkey.provider.example.".into()),
+        ("s1._domainkey.provider.example".into(), rsa.record("")),
+        ("s1._domainkey.mail.resmic.com".into(), rsa.record("")),
+        ("s1._domainkey.evil.tld".into(), rsa.record("")),
+    ])
+}
+
+async fn judged(mail: &[u8]) -> Verdict {
+    judged_at(mail, Timestamp::now(), &[address()]).await
+}
+
+async fn judged_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Verdict {
+    judged_by(mail, &Settings::default(), clock, servers).await
+}
+
+async fn judged_by(mail: &[u8], trust: &Settings, clock: impl Into<Clock>, servers: &[String]) -> Verdict {
+    let resolver = resolver(servers);
+    judge(mail, &Ours::new(["payments@shop.example".to_owned()]), trust, &resolver, clock).await
+}
+
+fn resolver(servers: &[String]) -> dns::Resolver {
+    let servers: Vec<String> = servers.iter().map(|s| format!("{s:?}")).collect();
+    let settings: dns::Settings = toml::from_str(&format!("servers = [{}]", servers.join(", "))).unwrap();
+    dns::Resolver::new(&settings).unwrap()
+}
+
+/// Believes this receiving server.
+fn believing(id: &str) -> Settings {
+    Settings { accept: vec![Accept::AuthenticationResults], authserv_ids: vec![id.into()], ..Settings::default() }
+}
+
+/// As OpenDKIM writes it.
+const PASS: &str = "Authentication-Results: mx.shop.example;\r\n\tdkim=pass (2048-bit key; unprotected) header.d=resmic.com header.i=@resmic.com header.a=rsa-sha256;\r\n\tdkim-atps=neutral\r\n";
+
+#[track_caller]
+fn assert_untrusted(verdict: &Verdict, what: &str) {
+    assert!(matches!(verdict, Verdict::Refused(reason) if reason.code == ReasonCode::Untrusted), "{what}: {verdict:?}");
+}
+
+fn signed(how: How<'_>) -> Vec<u8> {
+    sign(MAIL.as_bytes(), &KEYS.rsa, &how)
+}
+
+fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let text = String::from_utf8(mail.to_vec()).unwrap();
+    assert!(text.contains(from), "{from:?} is not in the mail");
+    text.replacen(from, to, 1).into_bytes()
+}
+
+#[tokio::test]
+async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
+    let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), KEYS.rsa.record(""))]);
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    assert!(resolver.is_ready(), "there is nothing to be ready for");
+    resolver.remember("resmic.com", "s1");
+    assert!(!resolver.is_ready());
+    resolver.make_ready().await;
+    assert!(resolver.is_ready());
+    drop(dns);
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let trust = Settings::default();
+    let (known, other) = (signed(How::default()), signed(How { selector: "strict", ..How::default() }));
+    let verdict = judge(&known, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+    let verdict = judge(&other, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Undecided(_)), "nobody is there to ask any more: {verdict:?}");
+}
+
+#[tokio::test]
+async fn good_mails_are_believed() {
+    let good = signed(How::default());
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("RSA", good.clone()),
+        ("Ed25519", sign(MAIL.as_bytes(), &KEYS.ed25519, &How { selector: "ed", ..How::default() })),
+        ("RSA of 1024 bits", sign(MAIL.as_bytes(), &KEYS.short, &How { selector: "short", ..How::default() })),
+        ("a selector that is an alias", signed(How { selector: "alias", ..How::default() })),
+        ("simple canonicalization", signed(How { canonicalization: Canonicalization::Simple, ..How::default() })),
+        ("a subdomain's signature", signed(How { domain: "mail.resmic.com", ..How::default() })),
+        ("not yet expired", signed(How { expires_in: Some(3600), ..How::default() })),
+        ("a strict key, used strictly", signed(How { selector: "strict", ..How::default() })),
+        (
+            "what a relay adds on top",
+            [b"Received: from a by b\r\nDelivered-To: x@y.example\r\n".as_slice(), &good].concat(),
+        ),
+        ("a second signature, of somebody else", sign(&good, &KEYS.rsa, &How { domain: "evil.tld", ..How::default() })),
+        (
+            "a second signature that is broken",
+            [
+                b"DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=none; h=from:to; bh=YQ==; b=YQ==\r\n".as_slice(),
+                &good,
+            ]
+            .concat(),
+        ),
+        ("line ends of a file", String::from_utf8(good).unwrap().replace("\r\n", "\n").into_bytes()),
+    ];
+    for (what, mail) in cases {
+        let verdict = judged(&mail).await;
+        let Verdict::Believed(proof) = &verdict else { panic!("{what}: {verdict:?}") };
+        assert_eq!(proof.trust, Trust::Dkim, "{what}");
+        assert!(proof.covers.has("date") && proof.covers.has("subject"), "{what}: {proof:?}");
+        assert_eq!(proof.to, ["payments@shop.example"], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_mail_in_a_file_is_as_it_was_signed() {
+    for canonicalization in [Canonicalization::Relaxed, Canonicalization::Simple] {
+        let mail = signed(How { canonicalization, ..How::default() });
+        let text = String::from_utf8(mail).unwrap();
+        for mail in [text.replace("\r\n", "\n"), text.replacen("\r\n", "\n", 4)] {
+            let verdict = judged(mail.as_bytes()).await;
+            assert!(matches!(verdict, Verdict::Believed(_)), "{mail:?}: {verdict:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn lines_of_white_space_at_the_end_of_a_relaxed_body_count_for_nothing() {
+    let (relaxed, simple) = (How::default(), How { canonicalization: Canonicalization::Simple, ..How::default() });
+    for end in [" \r\n", "\r\n\t\r\n \r\n", " ", "\r\n \r\n\r\n"] {
+        let verdict = judged(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(verdict, Verdict::Believed(_)), "{end:?}: {verdict:?}");
+        let verdict = judged(&[signed(simple.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+    let empty = MAIL.split_inclusive("\r\n\r\n").next().unwrap();
+    let mail = [sign(empty.as_bytes(), &KEYS.rsa, &relaxed).as_slice(), b" \r\n"].concat();
+    let verdict = judged(&mail).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn no_forged_or_stretched_mail_is() {
+    let good = signed(How::default());
+    let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("unsigned", MAIL.as_bytes().to_vec()),
+        ("the amount was changed", replaced(&good, "Received: $20", "Received: $2000")),
+        ("something was added", [good.as_slice(), b"Received: $2000\r\n"].concat()),
+        ("the To was changed", replaced(&good, "To: payments@shop", "To: Payments+x@shop")),
+        ("the subject was changed", replaced(&good, "Paymet received", "Payment received")),
+        ("of another organisation", signed(How { domain: "evil.tld", ..How::default() })),
+        ("by another key", signed(How { selector: "other", ..How::default() })),
+        ("a key that is not there", signed(How { selector: "none", ..How::default() })),
+        ("a revoked key", signed(How { selector: "revoked", ..How::default() })),
+        ("a key in test mode", signed(How { selector: "testing", ..How::default() })),
+        ("a part of the body only", signed(How { body_length: true, ..How::default() })),
+        ("To is not signed", headers(&["From", "Subject", "Date"])),
+        ("a second From on top", [b"From: x@evil.tld\r\n".as_slice(), &good].concat()),
+        ("a second From of the same domain", [b"From: a@resmic.com\r\n".as_slice(), &good].concat()),
+        ("a second To on top", [b"To: payments@shop.example\r\n".as_slice(), &good].concat()),
+        ("no body hash", replaced(&good, "bh=", "xh=")),
+    ];
+    for (what, mail) in cases {
+        let verdict = judged(&mail).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{what}: {verdict:?}") };
+        assert_eq!(reason.code, ReasonCode::Untrusted, "{what}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_signature_names_without_end_is_not_counted() {
+    let named = |names: &str| {
+        let signature =
+            format!("DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=s1; h=from:to{names}; bh=YQ==; b=YQ==\r\n");
+        format!("{signature}{MAIL}").into_bytes()
+    };
+    let signatures = [named("").strip_suffix(MAIL.as_bytes()).unwrap().repeat(51), MAIL.as_bytes().to_vec()].concat();
+    for (mail, words) in
+        [(named(&":a".repeat(500_000)), "more fields than a mail has"), (signatures, "more than 50 DKIM")]
+    {
+        let verdict = judged(&mail).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+        assert!(reason.words.contains(words), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_512_bits_proves_nothing() {
+    let mail = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
+    assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
+    assert!(matches!(judged(&mail).await, Verdict::Refused(_)));
+    // The same way of signing, with a key of good length, is believed: it is the length that is refused.
+    let Key::Rsa(pkcs8, public) = &KEYS.rsa else { panic!() };
+    let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
+    assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Verdict::Believed(_)));
+}
+
+#[tokio::test]
+async fn an_expired_signature_proves_nothing_any_more() {
+    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
+    let verdict = judged_at(&mail, later, &[address()]).await;
+    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    assert!(reason.words.contains("has expired"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_header_that_was_added_under_a_signed_name_is_not_covered() {
+    let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(How::default())].concat();
+    let verdict = judged(&mail).await;
+    let Verdict::Believed(proof) = &verdict else { panic!("{verdict:?}") };
+    assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{proof:?}");
+    let Covered::Only(names) = &proof.covers else { panic!() };
+    assert!(!names.contains(&"content-type".to_owned()));
+}
+
+#[tokio::test]
+async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
+    // Careful senders name fields once more than they are there, so that none can be added.
+    let once_more = ["From", "To", "Subject", "Date", "From", "To", "Subject", "Date"];
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How { headers: &once_more, ..How::default() });
+    for name in ["To ", "to\t", "T o", "To\0"] {
+        let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
+        let verdict = judged(&mail).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{name:?}: {verdict:?}");
+    }
+    for (how, name) in [(How::default(), "Sub ject"), (How { headers: &once_more, ..How::default() }, "Subject ")] {
+        let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
+        let verdict = judged(&mail).await;
+        let Verdict::Believed(proof) = &verdict else { panic!("{name:?}: {verdict:?}") };
+        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{name:?}: {proof:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
+    let good = signed(How::default());
+    let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
+    for mail in [
+        replaced(&good, "$20\r\nT", "$2\r0\r\nT"),
+        replaced(&good, "$20\r\nT", "$2 \r0\r\nT"),
+        replaced(&simple, "DAI", "D\rAI"),
+    ] {
+        let verdict = judged(&mail).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
+    }
+    let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
+        let verdict = judged(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
+        let Verdict::Refused(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
+        assert_eq!(reason.code, ReasonCode::Untrusted, "{inside:?}: {reason}");
+        let subject = judged(&replaced(&good, "received $20", &format!("received $2{inside}0"))).await;
+        let Verdict::Believed(proof) = &subject else { panic!("{inside:?}: {subject:?}") };
+        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{inside:?}: {proof:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_genuine_mail_to_somebody_else_is_not_ours() {
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let mail = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
+    let verdict = judged(&delivered).await;
+    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(reason.code, ReasonCode::NotOurs);
+}
+
+#[tokio::test]
+async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() {
+    let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
+        let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
+        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_genuine_mail_with_a_line_that_is_no_field_in_its_header_proves_nothing() {
+    let genuine = signed(How::default());
+    // The signature holds, and the reader takes what stands below such a line for the text.
+    for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
+        let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
+        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+    }
+    // The signature's body begins behind it, and the reader's at the first empty line below.
+    let verdict = judged(&replaced(&genuine, "\r\n\r\n", "\r\nx\r\n")).await;
+    assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn without_an_answer_there_is_no_verdict() {
+    // A socket that nobody reads from: the questions come in, and no answer goes out.
+    let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let server = deaf.local_addr().unwrap().to_string();
+    let verdict = judged_at(&signed(How::default()), Timestamp::now(), &[server]).await;
+    let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(reason.code, ReasonCode::Dns);
+    // nsd refuses to speak for zones that it does not have.
+    let mail = MAIL.replace("resmic.com", "resmic.example");
+    let mail = sign(mail.as_bytes(), &KEYS.rsa, &How { domain: "resmic.example", ..How::default() });
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    let trust = Settings { from: vec!["resmic.example".into()], ..Settings::default() };
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Verdict::Undecided(_)), "{verdict:?}");
+}
+
+#[tokio::test]
+async fn dns_is_explored_for_the_operator() {
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    let found = dns::explore(&resolver, "resmic.com").await.unwrap();
+    assert!(found[0].starts_with("DNS works"), "{found:?}");
+    assert!(dns::explore(&resolver, "elsewhere.example").await.is_err());
+}
+
+/// A server that takes a question with EDNS for an error, and answers any other with this TXT record.
+fn without_edns(record: &str) -> std::net::SocketAddr {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let pieces = record.split('"').skip(1).step_by(2);
+    let data: Vec<u8> =
+        pieces.flat_map(|piece| [&[u8::try_from(piece.len()).unwrap()], piece.as_bytes()].concat()).collect();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1500];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let name = buffer[12..].iter().position(|byte| *byte == 0).unwrap();
+            let question = &buffer[12..12 + name + 5];
+            let has_edns = buffer[11] > 0;
+            let (code, answers) = if has_edns { (1, 0) } else { (0, 1) };
+            let mut answer = [&buffer[..2], &[0x81, 0x80 | code, 0, 1, 0, answers, 0, 0, 0, 0], question].concat();
+            if !has_edns {
+                answer.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
+                answer.extend(u16::try_from(data.len()).unwrap().to_be_bytes());
+                answer.extend(&data);
+            }
+            socket.send_to(&answer, from).unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_edns_is_asked_without_it() {
+    let server = without_edns(&KEYS.short.record("")).to_string();
+    let mail = sign(MAIL.as_bytes(), &KEYS.short, &How::default());
+    let verdict = judged_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
+    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
+    let resolver = dns::Resolver::new(&settings).unwrap();
+    resolver.remember("resmic.com", "s1");
+    resolver.make_ready().await;
+    assert!(resolver.is_ready());
+    dns::explore(&resolver, "resmic.com").await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_for_another_use_prove_nothing() {
+    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
+        let mail = [PASS.as_bytes(), &signed(How { selector, ..How::default() })].concat();
+        for trust in [Settings::default(), believing("mx.shop.example")] {
+            let resolver = resolver(&[address()]);
+            // The second time the key is known.
+            for _ in 0..2 {
+                let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
+                match (&verdict, words) {
+                    (Verdict::Refused(reason), Some(words)) => assert!(reason.words.contains(words), "{reason}"),
+                    (Verdict::Believed(_), None) => {}
+                    _ => panic!("{selector}: {verdict:?}"),
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn expiry_is_compared_with_the_receipt() {
+    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let vouched = [PASS.as_bytes(), &mail].concat();
+    let signed_at = Timestamp::now();
+    let hours = |n: i64| signed_at + jiff::SignedDuration::from_hours(n);
+    for (received, believed) in [
+        (Some(hours(0)), true),
+        (Some(hours(2)), false),
+        (Some(hours(49)), false),
+        (Some(hours(-48)), false),
+        (Some(Timestamp::UNIX_EPOCH), false),
+        (None, false),
+    ] {
+        let clock = Clock { now: hours(48), received };
+        for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+            let verdict = judged_by(mail, &trust, clock, &[address()]).await;
+            assert_eq!(matches!(verdict, Verdict::Believed(_)), believed, "{received:?}: {verdict:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_signature_from_the_future_waits() {
+    let now = Timestamp::now();
+    let mail = signed(How { ahead: 2 * 86_400, ..How::default() });
+    let vouched = [PASS.as_bytes(), &mail].concat();
+    for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+        let verdict = judged_by(mail, &trust, now, &[address()]).await;
+        let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+        assert!(reason.words.contains("this machine's clock"), "{reason}");
+        let later = now + jiff::SignedDuration::from_hours(25);
+        assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Verdict::Believed(_)));
+    }
+    let forged = replaced(&mail, "Paymet received", "Payment received");
+    assert_untrusted(&judged_at(&forged, now, &[address()]).await, "it is forged all the same");
+}

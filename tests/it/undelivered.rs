@@ -1,0 +1,170 @@
+//! Mails that a mail server lists and does not deliver, on the whole road: the row, what the commands say, and the event
+//! once the mail arrives.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use testkit::books::{self, payment};
+use testkit::callback::Callback;
+use testkit::daemon::{Home, account, forward};
+use testkit::dovecot::Dovecot;
+use testkit::scripted::{Scripted, Spoilt, other};
+use tokio::runtime::Runtime;
+
+const SOON: Duration = Duration::from_secs(30);
+const USER: &str = "payments@shop.example";
+const ROWS: &str =
+    "SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NULL AND reason LIKE 'unavailable: %'";
+
+fn home(port: u16, callback: &Callback, more: &str) -> Home {
+    let account = account(port, &format!("mailboxes = [\"INBOX\"]\n{more}"));
+    Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), "")))
+}
+
+/// A scripted server with what drives it, and a callback.
+fn start() -> (Runtime, Scripted, Callback) {
+    let runtime = Runtime::new().unwrap();
+    let server = runtime.block_on(Scripted::start());
+    (runtime, server, Callback::start())
+}
+
+/// What a command says that fails.
+fn refusal(home: &Home, arguments: &[&str]) -> String {
+    let output = home.run(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn attention(home: &Home) -> Vec<String> {
+    let output = home.run(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+    status["attention"].as_array().unwrap().iter().map(|words| words.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_row_without_bytes_is_completed_after_a_restart() {
+    for (more, form) in [("dedicated = true", Spoilt::Nil), ("dedicated = false", Spoilt::NoItem)] {
+        let (_runtime, server, callback) = start();
+        server.change(|world| {
+            (1..=3).for_each(|n| _ = world.deliver(&payment(n)));
+            world.spoilt.insert(2, form);
+        });
+        let home = home(server.port, &callback, more);
+        let daemon = home.start();
+        home.until(ROWS, "1", SOON);
+        home.until("SELECT last_uid || state FROM mailboxes", "3idle", SOON);
+        let reason = "unavailable: the server lists UID 2 and does not deliver it";
+        let row = format!("SELECT id FROM mails WHERE uid = 2 AND reason = '{reason}' AND subject IS NULL");
+        let id = home.ask(&row);
+        assert!(attention(&home).iter().any(|words| words.starts_with("1 mail listed")), "{:?}", attention(&home));
+        for command in [["mails", "release", &id], ["mails", "raw", &id]] {
+            assert!(refusal(&home, &command).contains("has not delivered"), "{command:?}");
+        }
+        assert_eq!(daemon.end(), Some(0));
+        home.data(&["reparse"]);
+        home.data(&["prune", "--older-than", "0s", "--quarantined"]);
+        assert_eq!(home.ask(&row), id);
+        server.change(|world| world.spoilt.clear());
+        let daemon = home.start();
+        books::balance(&home, &callback, 3, SOON);
+        assert_eq!(home.ask("SELECT id FROM mails WHERE uid = 2 AND length(raw) = size AND outcome = 'event'"), id);
+        assert_eq!(home.ask("SELECT count(*) FROM mails"), "3");
+        assert!(attention(&home).is_empty(), "{:?}", attention(&home));
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+#[test]
+fn a_row_without_bytes_is_closed_when_the_mail_is_gone() {
+    let (_runtime, server, callback) = start();
+    server.change(|world| {
+        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
+        world.spoilt.insert(2, Spoilt::Empty);
+    });
+    let home = home(server.port, &callback, "dedicated = true\nidle_renew = \"2s\"");
+    let daemon = home.start();
+    home.until(ROWS, "1", SOON);
+    server.change(|world| world.mails.retain(|(uid, _)| *uid != 2));
+    home.until("SELECT outcome FROM mails WHERE uid = 2", "ignored", SOON);
+    assert!(home.ask("SELECT reason FROM mails WHERE uid = 2").contains("no longer lists"));
+    assert!(attention(&home).is_empty(), "{:?}", attention(&home));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_row_without_bytes_is_closed_when_uidvalidity_changes() {
+    let (_runtime, server, callback) = start();
+    server.change(|world| {
+        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
+        world.spoilt.insert(2, Spoilt::Empty);
+    });
+    let home = home(server.port, &callback, "dedicated = true");
+    let daemon = home.start();
+    home.until(ROWS, "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    server.change(|world| {
+        world.uid_validity += 1;
+        world.spoilt.clear();
+    });
+    let daemon = home.start();
+    home.until("SELECT count(*) FROM events", "2", SOON);
+    home.until("SELECT outcome FROM mails WHERE uid = 2 AND uid_validity = 7", "ignored", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_foreign_mail_with_a_late_header_leaves_no_row() {
+    let (_runtime, server, callback) = start();
+    server.change(|world| {
+        world.deliver(&other("a letter"));
+        world.spoilt.insert(1, Spoilt::Nil);
+    });
+    let home = home(server.port, &callback, "idle_renew = \"2s\"");
+    let daemon = home.start();
+    home.until(ROWS, "1", SOON);
+    server.change(|world| world.deliver(&payment(1)));
+    home.until("SELECT count(*) FROM events", "1", SOON);
+    server.change(|world| world.spoilt.clear());
+    home.until("SELECT count(*) FROM mails", "1", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
+    let (_runtime, server, callback) = start();
+    server.change(|world| {
+        world.oversize = 40;
+        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
+    });
+    for (n, more) in ["dedicated = true", "dedicated = false"].into_iter().enumerate() {
+        let home = home(server.port, &callback, more);
+        let daemon = home.start();
+        home.until("SELECT count(*) FROM mails WHERE outcome = 'event' AND size = length(raw)", "2", SOON);
+        assert_eq!(daemon.end(), Some(0), "{n}");
+    }
+}
+
+/// Dovecot believes the size in the name, and ends each connection that fetches such a mail.
+#[test]
+fn a_maildir_file_with_a_wrong_size_in_its_name_holds_nothing_back() {
+    for more in ["dedicated = true", "dedicated = false"] {
+        let (dovecot, callback) = (Dovecot::start(), Callback::start());
+        for n in [1, 2, 4, 5] {
+            if n == 4 {
+                dovecot.put(USER, "1700000000.M1P1.shop,S=99999", &payment(3));
+            }
+            dovecot.deliver(USER, &payment(n));
+        }
+        let home = home(dovecot.imap, &callback, &format!("{more}\nidle_renew = \"5s\""));
+        let daemon = home.start();
+        home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "4", Duration::from_secs(60));
+        home.until(ROWS, "1", SOON);
+        home.until("SELECT last_uid || state FROM mailboxes", "5idle", SOON);
+        assert!(dovecot.log().contains("99999"), "{}", dovecot.log());
+        dovecot.deliver(USER, &payment(6));
+        home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "5", SOON);
+        assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome <> 'event'"), "1");
+        assert_eq!(callback.came().len(), 5);
+        assert_eq!(daemon.end(), Some(0));
+    }
+}

@@ -1,0 +1,198 @@
+//! What only the machine's state is in the way of is waited for, with words: a full disk, a database that another
+//! program has locked.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use testkit::books::{self, payment};
+use testkit::callback::Callback;
+use testkit::daemon::{Home, account, forward};
+use testkit::disk::SmallDisk;
+use testkit::dovecot::Dovecot;
+use testkit::process::Process;
+
+const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
+const SOON: Duration = Duration::from_secs(20);
+/// The program tries again ever more seldom, at the most every 30 s.
+const LATER: Duration = Duration::from_secs(60);
+const ADDRESS: &str = "payments@shop.example";
+
+fn deliver(dovecot: &Dovecot, numbers: std::ops::RangeInclusive<usize>) {
+    let mails: Vec<_> = numbers.map(payment).collect();
+    dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
+}
+
+fn config(dovecot: &Dovecot, callback: &Callback) -> String {
+    format!(
+        "{}{NO_PROOF}{}",
+        account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"1s\""),
+        forward(&callback.url(), "")
+    )
+}
+
+/// A write beyond the process's limit fails with EFBIG, which SQLite reports as an I/O error.
+#[test]
+fn an_io_error_is_not_reported_as_a_full_disk() {
+    let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
+    let add = ["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0", "--order", "A-1"];
+    home.data(&["session", "add", "0b1cbe2e-5d0f-4a52-9d0c-3f6f5a0e9c11"]);
+    let plain = home.command(&add);
+    let mut limited = std::process::Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\""])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    limited.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    let output = limited.output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains("I/O error") && !words.contains("full"), "{words}");
+    // Nothing of it was written.
+    assert_eq!(home.data(&["session", "list", "--json"]).lines().count(), 1);
+    home.data(&add);
+}
+
+#[test]
+fn a_full_disk_is_waited_for() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let config = config(&dovecot, &callback);
+    let home = Home::new(&config);
+    let disk = SmallDisk::over(home.folder.path(), 16);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    let mut daemon = home.start();
+    deliver(&dovecot, 1..=10);
+    books::balance(&home, &callback, 10, SOON);
+    disk.fill();
+    deliver(&dovecot, 11..=60);
+    daemon.says("the disk is full", LATER);
+    let status = home.run(&["status"]);
+    let words = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && words.contains("the disk is full"), "{words}");
+    assert!(!daemon.process.has_ended());
+    // Killed and started while there is no room at all, it waits as well.
+    daemon.kill();
+    let mut daemon = home.start();
+    daemon.says("the disk is full", LATER);
+    assert!(!daemon.process.has_ended());
+    disk.free();
+    deliver(&dovecot, 61..=70);
+    books::balance(&home, &callback, 70, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
+    assert!(home.run(&["status"]).status.success());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let config = config(&dovecot, &callback);
+    let home = Home::new(&config);
+    let disk = SmallDisk::over(home.folder.path(), 16);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    // Once there is no database yet, and once there is one that was closed in order.
+    for known in [0, 10] {
+        disk.fill();
+        deliver(&dovecot, known + 1..=known + 10);
+        let daemon = home.start();
+        daemon.says("the disk is full", SOON);
+        disk.free();
+        books::balance(&home, &callback, known + 10, LATER);
+        assert_eq!(daemon.end(), Some(0));
+        // Else the next would have no need of room to open it, and its end would wait for what cannot be stored.
+        assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was not closed");
+    }
+    // It ends while it waits, too.
+    disk.fill();
+    let daemon = home.start();
+    daemon.says("the disk is full", SOON);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
+    let config = account(1, "mailboxes = [\"INBOX\"]");
+    let (home, outside) = (Home::new(&config), tempfile::tempdir().unwrap());
+    let disk = SmallDisk::over(home.folder.path(), 1);
+    std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
+    disk.fill();
+    let socket = outside.path().join("notify");
+    let supervisor = UnixDatagram::bind(&socket).unwrap();
+    supervisor.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = home.command(&["run"]);
+    command.env("NOTIFY_SOCKET", &socket).stderr(std::process::Stdio::null());
+    let mut daemon = Process::start("resmic-mailhook", "", &mut command);
+    let mut told = String::new();
+    while !(told.contains("STATUS=") && told.contains("WATCHDOG=1")) {
+        let mut message = [0; 1024];
+        let length = supervisor.recv(&mut message).unwrap();
+        told += std::str::from_utf8(&message[..length]).unwrap();
+    }
+    assert!(told.contains("the disk is full") && !told.contains("READY=1"), "{told}");
+    daemon.signal("-TERM");
+    assert_eq!(daemon.wait(SOON), Some(0));
+}
+
+#[test]
+fn a_locked_database_is_waited_for() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let home = Home::new(&config(&dovecot, &callback));
+    let mut daemon = home.start();
+    deliver(&dovecot, 1..=10);
+    books::balance(&home, &callback, 10, SOON);
+    let other = rusqlite::Connection::open(home.database()).unwrap();
+    other.busy_timeout(SOON).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    deliver(&dovecot, 11..=60);
+    daemon.says("another program has held the write lock", SOON);
+    assert_eq!(home.ask("SELECT count(*) FROM events"), "10");
+    assert!(!daemon.process.has_ended());
+    let status = home.run(&["status"]);
+    let words = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && words.contains("another program has locked the database"), "{words}");
+    // Nor is it in the way of a start.
+    daemon.kill();
+    let daemon = home.start();
+    daemon.says("another program has held the write lock", SOON);
+    other.execute_batch("ROLLBACK").unwrap();
+    deliver(&dovecot, 61..=70);
+    books::balance(&home, &callback, 70, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
+    assert!(home.run(&["status"]).status.success());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_locked_database() {
+    let (dovecot, callback) = (Dovecot::start(), Callback::start());
+    let home = Home::new(&config(&dovecot, &callback));
+    let daemon = home.start();
+    home.until("SELECT state FROM mailboxes", "idle", SOON);
+    let other = rusqlite::Connection::open(home.database()).unwrap();
+    other.busy_timeout(SOON).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    deliver(&dovecot, 1..=10);
+    daemon.says("another program has held the write lock", SOON);
+    assert_eq!(daemon.end(), Some(0));
+    other.execute_batch("ROLLBACK").unwrap();
+    let daemon = home.start();
+    books::balance(&home, &callback, 10, LATER);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn dns_that_does_not_answer_does_not_keep_the_database_open_when_the_daemon_ends() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    silent.set_read_timeout(Some(SOON)).unwrap();
+    let dns = format!("[dns]\nservers = [\"{}\"]\n", silent.local_addr().unwrap());
+    let home = Home::new(&format!("{}{dns}", account(1, "mailboxes = [\"INBOX\"]")));
+    home.data(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
+    // By the key that this mail was believed by it asks as soon as it runs.
+    let mail =
+        "INSERT INTO mails (account, mailbox, size, sha256, outcome, trust, trust_domain, trust_selector, judged_at)
+        VALUES ('shop', 'import', 0, 'x', 'ignored', 'dkim', 'resmic.com', 's1', '2025-03-05T03:36:00.000Z')";
+    rusqlite::Connection::open(home.database()).unwrap().execute(mail, []).unwrap();
+    let daemon = home.start();
+    silent.recv(&mut [0; 512]).unwrap();
+    assert_eq!(daemon.end(), Some(0));
+    assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was closed");
+}

@@ -1,0 +1,159 @@
+//! `make bench-many`: one process and a thousand mailboxes over TLS. What does each cost, in memory, descriptors and
+//! processor, and how fast are they connected?
+//!
+//! `cargo run --example many -- [MAILBOXES] [IDLE SECONDS]`, with the binary to be measured in `MAILHOOK_BINARY`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use testkit::books::payment;
+use testkit::callback::Callback;
+use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::dovecot::Dovecot;
+
+/// What one mailbox may cost at most, and each further one over TLS.
+const ONE_KIB: u64 = 15 * 1024;
+const FURTHER_KIB: u64 = 100;
+/// Logins of a thousand users, each with a home to be made, on a small machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Both ends of a thousand sockets, and a process for each at the server's. To each who idles Dovecot says every two minutes
+/// that it is still there, which is not to count among what the program is woken by.
+const LIMITS: &str = "default_client_limit = 8192\ndefault_process_limit = 4096\nservice imap-login {\n  service_count = 0\n  \
+                      client_limit = 8192\n}\nservice anvil {\n  client_limit = 8192\n}\nservice auth {\n  client_limit = 8192\n}\n\
+                      imap_idle_notify_interval = 25 mins\n";
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).map(|n| n.parse::<usize>().expect("a number"));
+    let (many, seconds) = (arguments.next().unwrap_or(1_000), arguments.next().unwrap_or(60));
+    let one = measure(1, 5);
+    let all = measure(many, seconds as u64);
+    let further = all.saturating_sub(one) / (many as u64 - 1).max(1);
+    println!("one mailbox {one} KiB (at most {ONE_KIB}); each further one {further} KiB (at most {FURTHER_KIB})");
+    if one > ONE_KIB || further > FURTHER_KIB {
+        println!("that is too much");
+        std::process::exit(1);
+    }
+}
+
+/// Runs so many mailboxes; the resident memory in KiB once each has had a mail, and rests.
+fn measure(mailboxes: usize, seconds: u64) -> u64 {
+    let (dovecot, callback) = (Dovecot::start_with(LIMITS), Callback::start());
+    let home = Home::new(&config(&dovecot, &callback, mailboxes));
+    let began = Instant::now();
+    let daemon = home.start();
+    let idle = "SELECT count(*) FROM mailboxes WHERE state = 'idle'";
+    home.until(idle, &mailboxes.to_string(), PATIENCE);
+    let took = began.elapsed();
+    println!("{mailboxes} mailboxes");
+    println!(
+        "  at rest after {:.1} s, {:.0} a second; logins in the busiest second: {}",
+        took.as_secs_f64(),
+        mailboxes as f64 / took.as_secs_f64(),
+        busiest_second(&dovecot)
+    );
+    tell("at rest", &daemon);
+    for n in 1..=mailboxes {
+        dovecot.deliver(&user(n), &mail(n));
+    }
+    let events = mailboxes.to_string();
+    home.until("SELECT count(*) FROM events", &events, PATIENCE);
+    home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", &events, PATIENCE);
+    println!("  mail to recorded, in ms: {}", latencies(&home));
+    let deaf = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
+    if deaf > 0 {
+        println!(
+            "  (the kernel tells {deaf} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
+        );
+    }
+    let before = processor(&daemon);
+    std::thread::sleep(Duration::from_secs(seconds));
+    let (mut nanos, mut woken) = (0, 0);
+    // A thread that has ended meanwhile takes its numbers with it.
+    for (task, (ran, slept)) in processor(&daemon) {
+        let (ran_before, slept_before) = before.get(&task).copied().unwrap_or_default();
+        (nanos, woken) = (nanos + ran - ran_before, woken + slept - slept_before);
+    }
+    println!("  idle for {seconds} s: {} ms of processor, woken {woken} times", nanos / 1_000_000);
+    tell("after a mail to each", &daemon);
+    let resident = status(&daemon, "VmRSS:");
+    assert_eq!(daemon.end(), Some(0));
+    resident
+}
+
+fn user(n: usize) -> String {
+    format!("shop{n}@shop.example")
+}
+
+/// A payment of its own, addressed to that user.
+fn mail(n: usize) -> Vec<u8> {
+    String::from_utf8(payment(n)).unwrap().replace("payments@shop.example", &user(n)).into_bytes()
+}
+
+fn config(dovecot: &Dovecot, callback: &Callback, mailboxes: usize) -> String {
+    let mut config = forward(&callback.url(), "");
+    config += "[trust]\naccept = [\"none\"]\n";
+    for n in 1..=mailboxes {
+        let tls = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
+        config += &account(dovecot.imaps, "dedicated = true\nmailboxes = [\"INBOX\"]")
+            .replace("tls = \"none\"", &tls)
+            .replace("name = \"shop\"", &format!("name = \"shop{n}\""))
+            .replace("payments@shop.example", &user(n));
+    }
+    config
+}
+
+/// The most logins that Dovecot counted in a second.
+fn busiest_second(dovecot: &Dovecot) -> usize {
+    let log = dovecot.log();
+    let mut most = (0, "", 0);
+    for second in log.lines().filter(|line| line.contains("Login: ")).filter_map(|line| line.get(..15)) {
+        most = if second == most.1 { (most.0, second, most.2 + 1) } else { (most.0, second, 1) };
+        most.0 = most.0.max(most.2);
+    }
+    most.0
+}
+
+/// From the server's word that it has the mail (in whole seconds, so this is coarse) to the row.
+fn latencies(home: &Home) -> String {
+    let sql = "SELECT CAST(max(0, 1000 * (julianday(judged_at) - julianday(received_at)) * 86400) AS INTEGER)
+               FROM mails ORDER BY 1";
+    let sqlite = home.sqlite();
+    let mut statement = sqlite.prepare(sql).unwrap();
+    let all: Vec<i64> = statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+    format!("median {}, slowest {} (of these up to 1000 are rounding)", all[all.len() / 2], all[all.len() - 1])
+}
+
+fn tell(when: &str, daemon: &Daemon) {
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process.id())).unwrap().count();
+    let (resident, peak, threads) = (status(daemon, "VmRSS:"), status(daemon, "VmHWM:"), status(daemon, "Threads:"));
+    let own = status(daemon, "RssAnon:");
+    println!(
+        "  {when}: resident {resident} KiB (peak {peak}; {own} of it its own, the rest are pages of files), {descriptors} \
+         descriptors, {threads} threads"
+    );
+}
+
+/// A number in proc(5)'s status.
+fn status(daemon: &Daemon, key: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Of each thread: the nanoseconds that it ran, and the times that it went to sleep.
+fn processor(daemon: &Daemon) -> BTreeMap<PathBuf, (u64, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap().map(|task| task.unwrap().path());
+    let of = |task: &Path| {
+        let schedstat = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        let nanos = schedstat.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+        let status = fs::read_to_string(task.join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        (nanos, line.and_then(|n| n.trim().parse().ok()).unwrap_or(0))
+    };
+    tasks.map(|task| (task.clone(), of(&task))).collect()
+}

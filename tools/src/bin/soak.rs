@@ -1,0 +1,246 @@
+//! `make soak MINUTES=n`: signed mails arrive, and on their way goes wrong what can: the line, the callback, the database,
+//! the program itself. At the end the books are held against what was sent.
+//!
+//! `MAILHOOK_SEED` in the environment repeats the choices of an earlier run, if not its moments.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use testkit::books::{self, payment};
+use testkit::callback::{Callback, Reply};
+use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::dkim::{How, Key, sign};
+use testkit::dns::Dns;
+use testkit::dovecot::Dovecot;
+use testkit::proxy::{Line, Proxy, Way};
+use testkit::random::Random;
+
+/// One mailbox that is Resmic's alone, and one that is shared.
+const ADDRESSES: [&str; 2] = ["payments@shop.example", "everything@shop.example"];
+/// How long the last deliveries may take: a callback that refuses one is asked ever more seldom.
+const BALANCE: Duration = Duration::from_secs(180);
+
+struct World {
+    dovecot: Dovecot,
+    lines: [Proxy; 2],
+    callback: Callback,
+    home: Home,
+    key: Key,
+    random: Arc<Random>,
+    sent: AtomicUsize,
+    /// What was done to it, and how often.
+    done: Mutex<BTreeMap<&'static str, usize>>,
+    /// The most resident memory that was seen, in KiB.
+    resident: AtomicUsize,
+    over: AtomicBool,
+    _dns: Dns,
+}
+
+fn main() {
+    let minutes: u64 = std::env::args().nth(1).map_or(10, |n| n.parse().expect("minutes"));
+    let world = World::new();
+    let until = Instant::now() + Duration::from_secs(60 * minutes);
+    std::thread::scope(|scope| {
+        let over = Over(&world.over);
+        scope.spawn(|| world.deliver());
+        scope.spawn(|| world.trouble(0));
+        scope.spawn(|| world.trouble(1));
+        scope.spawn(|| world.lock());
+        world.live(until);
+        drop(over);
+    });
+    world.lines.iter().for_each(Proxy::heal);
+    let daemon = world.home.start();
+    let sent = world.sent.load(Ordering::SeqCst);
+    books::balance(&world.home, &world.callback, sent, BALANCE);
+    world.look(&daemon);
+    let (repeated, resident) = (world.callback.repeated().len(), world.resident.load(Ordering::SeqCst));
+    println!("{:?}", world.done.lock().unwrap());
+    println!(
+        "{sent} payments, {sent} events, {sent} deliveries acknowledged, {repeated} of them posted more than once"
+    );
+    println!("resident memory: {} KiB now, {resident} KiB at most", memory(&daemon));
+    assert_eq!(daemon.end(), Some(0));
+}
+
+impl World {
+    fn new() -> World {
+        let (random, key) = (Arc::new(Random::new()), Key::ed25519());
+        let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
+        let dovecot = Dovecot::start();
+        let lines = [Proxy::before(dovecot.imaps), Proxy::before(dovecot.imap)];
+        let chance = random.clone();
+        // Whatever is refused is accepted in the end, so that the end comes soon.
+        let callback = Callback::that(move |_, before| match chance.below(20) {
+            0..2 if before < 2 => Reply::Refuse,
+            2 if before < 2 => Reply::HangUp,
+            3..6 => Reply::AcceptLate(chance.moment(Duration::from_millis(500))),
+            _ => Reply::Accept,
+        });
+        let tls = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
+        let ours = account(lines[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+            .replace("tls = \"none\"", &tls);
+        let shared = account(lines[1].port, "mailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+            .replace("name = \"shop\"", "name = \"shared\"")
+            .replace(ADDRESSES[0], ADDRESSES[1]);
+        let home = Home::new(&format!(
+            "{ours}{shared}[dns]\nservers = [\"{}\"]\n{}",
+            dns.address,
+            forward(&callback.url(), "")
+        ));
+        let (sent, resident, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        World { dovecot, lines, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::SeqCst)
+    }
+
+    fn did(&self, what: &'static str) {
+        *self.done.lock().unwrap().entry(what).or_default() += 1;
+    }
+
+    /// Waits for some time, at most so long.
+    fn rest(&self, limit: u64) {
+        let until = Instant::now() + self.random.moment(Duration::from_millis(limit));
+        while !self.is_over() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Payments in bursts, for one mailbox or the other; among those for the shared one is what is nobody's business.
+    fn deliver(&self) {
+        while !self.is_over() {
+            let to = self.random.below(2) as usize;
+            let first = self.sent.load(Ordering::SeqCst) + 1;
+            let count = 1 + self.random.below(10) as usize;
+            let mails: Vec<_> = (first..first + count).map(|n| self.mail(n, ADDRESSES[to])).collect();
+            self.dovecot.deliver_all(ADDRESSES[to], mails.iter().map(Vec::as_slice));
+            self.sent.fetch_add(count, Ordering::SeqCst);
+            if to == 1 && self.random.one_in(3) {
+                let private = b"From: Aunt <aunt@family.example>\r\nTo: you\r\nSubject: Hi\r\n\r\nAmount: $20\r\n";
+                self.dovecot.deliver(ADDRESSES[1], private);
+                self.did("private mail");
+            }
+            self.rest(1_000);
+        }
+    }
+
+    fn mail(&self, n: usize, to: &str) -> Vec<u8> {
+        let mail = String::from_utf8(payment(n)).unwrap().replace(ADDRESSES[0], to);
+        sign(mail.as_bytes(), &self.key, &How::default())
+    }
+
+    /// One fault after the other on this line, with some peace between them.
+    fn trouble(&self, line: usize) {
+        let line = &self.lines[line];
+        while !self.is_over() {
+            self.rest(8_000);
+            let way = if self.random.one_in(2) { Way::ToServer } else { Way::ToClient };
+            let lasting: (_, fn(&mut Line)) = match self.random.below(8) {
+                0 => {
+                    line.cut();
+                    self.did("cut");
+                    continue;
+                }
+                1 => {
+                    line.reset();
+                    self.did("reset");
+                    continue;
+                }
+                2 => {
+                    line.forget();
+                    self.did("forgotten");
+                    continue;
+                }
+                3 => {
+                    line.refuse(true);
+                    line.cut();
+                    ("refused", |_| ())
+                }
+                4 => ("stalled", |line| line.stalled = true),
+                5 => ("swallowed", |line| line.swallows = true),
+                6 => ("single bytes", |line| line.single_bytes = true),
+                _ => ("delayed", |line| line.delay = Duration::from_millis(200)),
+            };
+            line.set(way, lasting.1);
+            self.did(lasting.0);
+            self.rest(4_000);
+            line.heal();
+        }
+    }
+
+    /// Another program writes into the database, and takes its time.
+    fn lock(&self) {
+        while !self.is_over() {
+            self.rest(20_000);
+            let Ok(other) = rusqlite::Connection::open_with_flags(
+                self.home.database(),
+                rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE,
+            ) else {
+                continue;
+            };
+            if other.execute_batch("BEGIN IMMEDIATE").is_ok() {
+                self.rest(7_000);
+                other.execute_batch("ROLLBACK").unwrap();
+                self.did("database locked");
+            }
+        }
+    }
+
+    /// The program is started, and killed, or asked to end, again and again.
+    fn live(&self, until: Instant) {
+        let mut told = Instant::now();
+        while Instant::now() < until {
+            let daemon = self.home.start();
+            let death = Instant::now() + self.random.moment(Duration::from_secs(45));
+            while Instant::now() < death.min(until) {
+                std::thread::sleep(Duration::from_millis(100));
+                self.resident.fetch_max(memory(&daemon), Ordering::SeqCst);
+                if told.elapsed() > Duration::from_secs(30) {
+                    told = Instant::now();
+                    self.look(&daemon);
+                }
+            }
+            if self.random.one_in(4) {
+                assert_eq!(daemon.end(), Some(0), "asked to end");
+                self.did("ended");
+            } else {
+                daemon.kill();
+                self.did("killed");
+            }
+        }
+    }
+
+    fn look(&self, daemon: &Daemon) {
+        let count = |sql: &str| self.home.try_ask(sql).unwrap_or_default();
+        println!(
+            "sent {}, events {}, delivered {}, resident {} KiB",
+            self.sent.load(Ordering::SeqCst),
+            count("SELECT count(*) FROM events"),
+            count("SELECT count(*) FROM deliveries WHERE state = 'delivered'"),
+            memory(daemon)
+        );
+    }
+}
+
+/// Resident memory in KiB (proc(5)).
+fn memory(daemon: &Daemon) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
+}
+
+/// Also when an assertion fails, so that the scope can end.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
