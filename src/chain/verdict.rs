@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::hex::Hash;
-use crate::model::{printable, words};
+use crate::model::{printable, string_enum};
 
 /// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,7 +19,7 @@ pub enum ConfirmationState {
     /// A person vouched for it.
     Operator,
 }
-words!(ConfirmationState, "confirmation state", Waiting => "waiting", Confirmed => "confirmed",
+string_enum!(ConfirmationState, "confirmation state", Waiting => "waiting", Confirmed => "confirmed",
     Doubtful => "doubtful", Unproven => "unproven", Operator => "operator");
 
 /// Why an event is not confirmed. These words are an interface.
@@ -60,7 +60,7 @@ pub enum ConfirmationCode {
     /// It has waited too long.
     GaveUp,
 }
-words!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh => "fresh", Unarrived => "unarrived",
+string_enum!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh => "fresh", Unarrived => "unarrived",
     Disagree => "disagree", Node => "node", Reverted => "reverted", Payer => "payer", Token => "token", Short => "short",
     Old => "old", Claimed => "claimed", Lost => "lost", NoNode => "no-node", NoToken => "no-token",
     NoTrace => "no-trace", NoHash => "no-hash", GaveUp => "gave-up");

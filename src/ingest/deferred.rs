@@ -82,7 +82,7 @@ impl Deferred {
 /// A day without a verdict: a person has to look.
 fn give_up(examined: &mut Examined) {
     if let Judgement::Deferred(reason) = &examined.judgement {
-        let words = format!("could not be decided for a day: {}", reason.words);
+        let words = format!("could not be decided for a day: {}", reason.message);
         examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Dns, words));
     }
 }

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::event::Event;
-use super::spelling::printable;
-use super::words::{ReasonCode, Trust};
+use super::normalize::printable;
+use super::enums::{ReasonCode, Trust};
 
 /// A mail's UID in its mailbox (RFC 3501, 2.3.1.1). It means a mail only together with a [`UidValidity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -135,20 +135,20 @@ pub struct Reason {
     /// The code, which is an interface.
     pub code: ReasonCode,
     /// One line, made of fixed text and of [`printable`] pieces of the mail.
-    pub words: String,
+    pub message: String,
 }
 
 impl Reason {
-    /// A reason. The words are made fit for a log line.
+    /// Creates a reason from text that may contain pieces of the mail. It keeps 500 characters, made [`printable`].
     #[must_use]
-    pub fn new(code: ReasonCode, words: impl AsRef<str>) -> Self {
-        Reason { code, words: printable(words.as_ref(), 500) }
+    pub fn new(code: ReasonCode, message: impl AsRef<str>) -> Self {
+        Reason { code, message: printable(message.as_ref(), 500) }
     }
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.words)
+        write!(f, "{}: {}", self.code, self.message)
     }
 }
 

@@ -37,7 +37,7 @@ pub enum SessionSource {
     /// A person assigned it.
     Operator,
 }
-model::words!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
+model::string_enum!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
 
 /// The one open session that this event pays; `None` if none matches, or more than one.
 #[must_use]

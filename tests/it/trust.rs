@@ -235,7 +235,7 @@ async fn what_a_signature_names_without_end_is_not_counted() {
     {
         let verdict = judged(&mail).await;
         let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
-        assert!(reason.words.contains(words), "{reason}");
+        assert!(reason.message.contains(words), "{reason}");
     }
 }
 
@@ -256,7 +256,7 @@ async fn an_expired_signature_proves_nothing_any_more() {
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
     let verdict = judged_at(&mail, later, &[address()]).await;
     let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
-    assert!(reason.words.contains("has expired"), "{reason}");
+    assert!(reason.message.contains("has expired"), "{reason}");
 }
 
 #[tokio::test]
@@ -426,7 +426,7 @@ async fn keys_for_another_use_prove_nothing() {
             for _ in 0..2 {
                 let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
                 match (&verdict, words) {
-                    (Verdict::Refused(reason), Some(words)) => assert!(reason.words.contains(words), "{reason}"),
+                    (Verdict::Refused(reason), Some(words)) => assert!(reason.message.contains(words), "{reason}"),
                     (Verdict::Believed(_), None) => {}
                     _ => panic!("{selector}: {verdict:?}"),
                 }
@@ -465,7 +465,7 @@ async fn a_signature_from_the_future_waits() {
     for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
         let verdict = judged_by(mail, &trust, now, &[address()]).await;
         let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
-        assert!(reason.words.contains("this machine's clock"), "{reason}");
+        assert!(reason.message.contains("this machine's clock"), "{reason}");
         let later = now + jiff::SignedDuration::from_hours(25);
         assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Verdict::Believed(_)));
     }

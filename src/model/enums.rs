@@ -15,16 +15,16 @@ pub enum Status {
 }
 
 /// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum from one table.
-macro_rules! words {
-    ($type:ident, $what:literal, $($variant:ident => $word:literal),+ $(,)?) => {
+macro_rules! string_enum {
+    ($type:ident, $what:literal, $($variant:ident => $text:literal),+ $(,)?) => {
         impl $type {
             /// Every value, in the order of the documentation.
             pub const ALL: &[$type] = &[$($type::$variant),+];
 
-            /// The word in the database, in JSON and in the log.
+            /// The value in the database, in JSON and in the log.
             #[must_use]
             pub const fn as_str(self) -> &'static str {
-                match self { $($type::$variant => $word),+ }
+                match self { $($type::$variant => $text),+ }
             }
         }
         impl std::fmt::Display for $type {
@@ -34,8 +34,8 @@ macro_rules! words {
         }
         impl std::str::FromStr for $type {
             type Err = String;
-            fn from_str(word: &str) -> std::result::Result<Self, String> {
-                Self::ALL.iter().copied().find(|v| v.as_str() == word).ok_or_else(|| {
+            fn from_str(text: &str) -> std::result::Result<Self, String> {
+                Self::ALL.iter().copied().find(|v| v.as_str() == text).ok_or_else(|| {
                     let all: Vec<_> = Self::ALL.iter().map(|v| v.as_str()).collect();
                     format!(concat!("no ", $what, "; one of: {}"), all.join(", "))
                 })
@@ -49,8 +49,8 @@ macro_rules! words {
     };
 }
 
-pub(crate) use words;
-words!(Status, "status", Completed => "completed", Failed => "failed", Pending => "pending");
+pub(crate) use string_enum;
+string_enum!(Status, "status", Completed => "completed", Failed => "failed", Pending => "pending");
 
 /// The state of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,7 +64,7 @@ pub enum DeliveryState {
     /// It was given up; a person can retry it.
     Dead,
 }
-words!(DeliveryState, "delivery state", Held => "held", Pending => "pending", Delivered => "delivered", Dead => "dead");
+string_enum!(DeliveryState, "delivery state", Held => "held", Pending => "pending", Delivered => "delivered", Dead => "dead");
 
 /// How an attempt to deliver ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -80,7 +80,7 @@ pub enum AttemptResult {
     /// The program stopped or failed during the attempt. The handler may have the event.
     Interrupted,
 }
-words!(AttemptResult, "attempt result", Accepted => "accepted", Rejected => "rejected", NoResponse => "no_response",
+string_enum!(AttemptResult, "attempt result", Accepted => "accepted", Rejected => "rejected", NoResponse => "no_response",
     NotSent => "not_sent", Interrupted => "interrupted");
 
 /// The outcome of a mail.
@@ -97,7 +97,7 @@ pub enum Outcome {
     /// DNS did not answer; the mail is authenticated again later.
     Deferred,
 }
-words!(Outcome, "outcome", Event => "event", Duplicate => "duplicate", Ignored => "ignored",
+string_enum!(Outcome, "outcome", Event => "event", Duplicate => "duplicate", Ignored => "ignored",
     Quarantined => "quarantined", Deferred => "deferred");
 
 /// The proof that authenticated a mail.
@@ -112,7 +112,7 @@ pub enum Trust {
     /// No proof is required (`accept = ["none"]`).
     None,
 }
-words!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentication-results",
+string_enum!(Trust, "trust", Dkim => "dkim", AuthenticationResults => "authentication-results",
     Operator => "operator", None => "none");
 
 /// The code of a reason. The codes are an interface.
@@ -137,7 +137,7 @@ pub enum ReasonCode {
     /// The mail server lists the mail and does not deliver it.
     Unavailable,
 }
-words!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Conflict => "conflict",
+string_enum!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Conflict => "conflict",
     Unreadable => "unreadable", Malformed => "malformed", TooLarge => "too-large",
     NotAPayment => "not-a-payment", Dns => "dns", Unavailable => "unavailable");
 
@@ -155,5 +155,5 @@ pub enum MailboxState {
     /// The last connection failed, see `last_error`. The watcher retries.
     Failed,
 }
-words!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
+string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
     Polling => "polling", Failed => "failed");
