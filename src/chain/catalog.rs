@@ -22,34 +22,12 @@ pub(super) struct BuiltIn {
 /// Tokens whose amount is compared with the dollars of a mail: one unit is worth one dollar by design.
 const DOLLARS: [&str; 5] = ["USDT", "USDC", "DAI", "BUSD", "USDe"];
 
-/// Names that mean one coin. Resmic's page writes the symbol, its backend the name by which the price is looked up.
-const SAME_COIN: [&[&str]; 12] = [
-    &["ETH", "SETH", "WETH", "ethereum"],
-    &["MATIC", "matic-network"],
-    &["BNB", "TBNB", "binancecoin"],
-    &["XDC", "xdce-crowd-sale"],
-    &["BTC", "WBTC", "Bitcoin"],
-    &["BUSD", "BUSDT"],
-    &["DOGE", "doge"],
-    &["SOL", "solana"],
-    &["STARK", "starknet"],
-    &["NIBI", "nibiru"],
-    &["TRUMP", "official-trump"],
-    &["PUSH", "push", "ethereum-push-notification-service"],
-];
-
 /// Chains that Resmic names and that have no EVM JSON-RPC.
 pub(super) const NOT_EVM: [&str; 2] = ["Solana", "Starknet"];
 
 /// Whether one unit of the token is one dollar by design.
 pub(super) fn is_dollar(symbol: &str) -> bool {
     DOLLARS.iter().any(|dollar| dollar.eq_ignore_ascii_case(symbol))
-}
-
-/// Whether two names mean one coin.
-pub(super) fn same_coin(a: &str, b: &str) -> bool {
-    let has = |names: &[&str], name: &str| names.iter().any(|n| n.eq_ignore_ascii_case(name));
-    a.eq_ignore_ascii_case(b) || SAME_COIN.iter().any(|names| has(names, a) && has(names, b))
 }
 
 pub(super) const BUILT_IN: [BuiltIn; 7] = [
@@ -149,9 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_coin_has_several_names() {
-        assert!(same_coin("ETH", "ethereum") && same_coin("weth", "SETH") && same_coin("USDe", "USDE"));
-        assert!(!same_coin("USDT", "BUSDT") && !same_coin("ETH", "MATIC") && !same_coin("", "ETH"));
+    fn dollar_tokens_are_known_in_any_case() {
         assert!(is_dollar("USDe") && is_dollar("usdc") && !is_dollar("ETH"));
     }
 }

@@ -3,11 +3,10 @@
 use jiff::Timestamp;
 
 use super::amount;
-use super::catalog::same_coin;
 use super::configured::{Chain, Coin};
 use super::hex::{Address, Hash};
 use super::verdict::{ConfirmationCode, ConfirmationReason};
-use crate::model::{Event, fold_chain, printable};
+use crate::model::{Event, fold_chain, printable, same_token};
 
 /// The most of a mail's value that a reason quotes.
 const KEPT_VALUE: usize = 40;
@@ -125,7 +124,7 @@ fn least(claim: &Claim, chain: &Chain, coin: &Coin) -> Result<Option<u128>, Conf
     let fail = |words| unproven(ConfirmationCode::NoToken, words);
     match claim.currency.as_deref().filter(|currency| !currency.eq_ignore_ascii_case("USD")) {
         None if !coin.dollar => return Ok(None),
-        Some(currency) if !same_coin(currency, &coin.symbol) => {
+        Some(currency) if !same_token(currency, &coin.symbol) => {
             let words = format!("the amount is in {}, the payment in {}", quoted(currency), coin.symbol);
             return Err(fail(words));
         }

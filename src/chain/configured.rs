@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::amount::{Discount, MOST_DECIMALS};
-use super::catalog::{BUILT_IN, BuiltIn, NOT_EVM, is_dollar, same_coin};
+use super::catalog::{BUILT_IN, BuiltIn, NOT_EVM, is_dollar};
 use super::hex::Address;
 use super::settings::{ChainSettings, Finality, MOST_BLOCKS, Problem, wrong};
-use crate::model::fold_chain;
+use crate::model::{fold_chain, same_token};
 
 /// The decimals of every native coin.
 const NATIVE_DECIMALS: u8 = 18;
@@ -67,10 +67,10 @@ impl Chain {
         let by_symbol = self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(name));
         let native = || {
             let symbol = self.native.first()?;
-            let is_named = self.native.iter().any(|native| same_coin(native, name));
+            let is_named = self.native.iter().any(|native| same_token(native, name));
             is_named.then(|| Coin { symbol: symbol.clone(), contract: None, decimals: NATIVE_DECIMALS, dollar: false })
         };
-        let by_other_name = || self.tokens.iter().find(|token| same_coin(&token.symbol, name)).cloned();
+        let by_other_name = || self.tokens.iter().find(|token| same_token(&token.symbol, name)).cloned();
         by_symbol.cloned().or_else(native).or_else(by_other_name)
     }
 

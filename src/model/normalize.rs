@@ -142,12 +142,22 @@ mod tests {
             ("WBTC", "Bitcoin"),
             ("BUSD", "BUSDT"),
             ("push", "ethereum-push-notification-service"),
+            ("weth", "SETH"),
             ("usdc", "USDC"),
+            ("USDe", "USDE"),
             ("Pepe", "PEPE"),
         ] {
             assert!(same_token(a, b), "{a} {b}");
         }
-        for (a, b) in [("ETH", "BNB"), ("USDT", "BUSDT"), ("USDC", "USDT"), ("DAI", ""), ("ethereum", "Polygon")] {
+        for (a, b) in [
+            ("ETH", "BNB"),
+            ("ETH", "MATIC"),
+            ("USDT", "BUSDT"),
+            ("USDC", "USDT"),
+            ("DAI", ""),
+            ("", "ETH"),
+            ("ethereum", "Polygon"),
+        ] {
             assert!(!same_token(a, b), "{a} {b}");
         }
         assert!(is_token_name("solana") && !is_token_name("Solana") && !is_token_name("DAI"));
