@@ -11,7 +11,7 @@ use std::path::Path;
 
 use divan::counter::ItemsCount;
 use mail_parser::MessageParser;
-use resmic_mailhook::extract::{Reader, Said, Settings, Vouched};
+use resmic_mailhook::extract::{ExtractSettings, MailParser, Parsed, SignedFields};
 
 fn main() {
     worst_cases();
@@ -32,10 +32,10 @@ fn floor_taking_it_apart(bencher: divan::Bencher<'_, '_>) {
 /// The reading: taken apart, rendered, labelled, agreed, judged.
 #[divan::bench]
 fn reading_it(bencher: divan::Bencher<'_, '_>) {
-    let (mail, reader) = (published(), Reader::new(&Settings::default()));
+    let (mail, parser) = (published(), MailParser::new(&ExtractSettings::default()));
     bencher.counter(ItemsCount::new(1_u32)).bench(|| {
-        let report = reader.read(&mail, Vouched { subject: true });
-        assert!(matches!(report.said, Said::Payment(_)));
+        let report = parser.parse(&mail, SignedFields { subject: true });
+        assert!(matches!(report.parsed, Parsed::Payment(_)));
         report
     });
 }
@@ -107,19 +107,21 @@ fn worst() -> Vec<(&'static str, String)> {
 }
 
 fn worst_cases() {
-    let reader = Reader::new(&Settings::default());
+    let parser = MailParser::new(&ExtractSettings::default());
     let mut measured: Vec<(f64, f64, &str, String)> = worst()
         .into_iter()
         .map(|(name, mail)| {
             fs::write("/proc/self/clear_refs", "5").unwrap();
             let (before, began) = (status("VmRSS"), cpu());
-            let report = reader.read(mail.as_bytes(), Vouched { subject: true });
+            let report = parser.parse(mail.as_bytes(), SignedFields { subject: true });
             let spent = (cpu() - began) * 1e3 / (mail.len() as f64 / 1e5);
             let memory = (status("VmHWM") - before).max(0.0) * 1024.0 / mail.len() as f64;
-            let said = match report.said {
-                Said::Payment(_) => "a payment".to_owned(),
-                Said::Blank => "nothing to read".to_owned(),
-                Said::Nothing(reason) | Said::Doubtful(reason) => reason.to_string().chars().take(60).collect(),
+            let said = match report.parsed {
+                Parsed::Payment(_) => "a payment".to_owned(),
+                Parsed::Empty => "nothing to read".to_owned(),
+                Parsed::NotAPayment(reason) | Parsed::Unreadable(reason) => {
+                    reason.to_string().chars().take(60).collect()
+                }
             };
             (spent, memory, name, said)
         })

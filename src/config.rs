@@ -41,7 +41,7 @@ pub struct Config {
     pub dns: trust::dns::Settings,
     /// `[extract]`
     #[serde(default)]
-    pub extract: extract::Settings,
+    pub extract: extract::ExtractSettings,
     /// `[sessions]`
     #[serde(default)]
     pub sessions: payments::SessionSettings,

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use mail_parser::{Message, MessageParser};
 
 use crate::contain::contained;
-use crate::extract::{self, NO_TEXT, Said, Vouched};
+use crate::extract::{self, NO_TEXT, Parsed, SignedFields};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
 };
@@ -19,8 +19,8 @@ const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml")
 
 /// What a mail says, whether or not it is believed.
 pub struct TakenIn {
-    vouched: Vouched,
-    report: extract::Report,
+    signed: SignedFields,
+    report: extract::ParseReport,
     envelope: Envelope,
     /// Its Date.
     date: Option<Timestamp>,
@@ -31,7 +31,7 @@ pub struct Rules {
     /// Whose mail may be believed.
     pub trust: trust::Settings,
     /// How it is read.
-    pub reader: extract::Reader,
+    pub parser: extract::MailParser,
     /// The addresses that are ours.
     pub ours: Ours,
     /// The signed addresses, if there are any.
@@ -54,59 +54,61 @@ impl Rules {
     /// The other half, which need not wait for the first: what does it say, if all of its header may be read?
     #[must_use]
     pub fn take_in(&self, mail: &RawMail) -> TakenIn {
-        self.take_in_as(mail, Vouched { subject: true })
+        self.take_in_as(mail, SignedFields { subject: true })
     }
 
-    fn take_in_as(&self, mail: &RawMail, vouched: Vouched) -> TakenIn {
-        let (report, seen) = self.reader.read_and(&mail.bytes, vouched, envelope);
+    fn take_in_as(&self, mail: &RawMail, signed: SignedFields) -> TakenIn {
+        let (report, seen) = self.parser.parse_and_inspect(&mail.bytes, signed, envelope);
         let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
-        TakenIn { vouched, report, envelope, date }
+        TakenIn { signed, report, envelope, date }
     }
 
     /// Reads a mail that a person vouches for, or that was judged before; nobody is asked whether to believe it.
     #[must_use]
-    pub fn read(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::Report) {
+    pub fn read(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::ParseReport) {
         self.conclude(mail, Verdict::Believed(proof))
     }
 
     /// Reads a mail that comes from nobody and goes nowhere, so that what is made at the first use is there.
     pub fn rehearse(&self) {
-        let vouched = Vouched { subject: true };
-        drop(self.reader.read_and(REHEARSAL, vouched, envelope));
+        let signed = SignedFields { subject: true };
+        drop(self.parser.parse_and_inspect(REHEARSAL, signed, envelope));
     }
 
     /// Puts together what was judged and what is read.
     #[must_use]
-    pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::Report) {
-        let read = self.take_in_as(mail, vouched(&verdict));
+    pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::ParseReport) {
+        let read = self.take_in_as(mail, signed_fields(&verdict));
         self.put_together(mail, verdict, read)
     }
 
     /// Puts together what was judged and what was read.
     #[must_use]
-    pub fn put_together(&self, mail: &RawMail, verdict: Verdict, read: TakenIn) -> (Examined, extract::Report) {
-        let vouched = vouched(&verdict);
+    pub fn put_together(&self, mail: &RawMail, verdict: Verdict, read: TakenIn) -> (Examined, extract::ParseReport) {
+        let signed = signed_fields(&verdict);
         // Read before it was known that nobody vouches for its Subject.
-        let read = if read.vouched == vouched { read } else { self.take_in_as(mail, vouched) };
+        let read = if read.signed == signed { read } else { self.take_in_as(mail, signed) };
         let TakenIn { report, envelope, date, .. } = read;
         let cut = mail.size > mail.bytes.len() as u64;
-        let judgement = match (&report.said, &verdict) {
+        let judgement = match (&report.parsed, &verdict) {
             // What is not there may be the payment.
-            (Said::Nothing(_) | Said::Blank, _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
+            (Parsed::NotAPayment(_) | Parsed::Empty, _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
                 Judgement::Quarantined(too_large(mail))
             }
             // Whoever sent it: it is not about a payment.
-            (Said::Nothing(reason), _) => Judgement::Ignored(reason.clone()),
+            (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
             // Anybody's may be a picture. A payment's may be one, too, or locked: only of Resmic's it is asked.
-            (Said::Blank, Verdict::Refused(_)) => Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT)),
-            (Said::Blank, Verdict::Undecided(reason)) => Judgement::Deferred(reason.clone()),
-            (Said::Blank, Verdict::Believed(_)) => Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT)),
+            (Parsed::Empty, Verdict::Refused(_)) => Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT)),
+            (Parsed::Empty, Verdict::Undecided(reason)) => Judgement::Deferred(reason.clone()),
+            (Parsed::Empty, Verdict::Believed(_)) => {
+                Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT))
+            }
             (_, Verdict::Refused(reason)) if !cut => Judgement::Quarantined(reason.clone()),
             (_, Verdict::Undecided(reason)) if !cut => Judgement::Deferred(reason.clone()),
             _ if cut => Judgement::Quarantined(too_large(mail)),
-            (Said::Payment(reading), Verdict::Believed(proof)) => self.event(reading, proof, date),
-            (Said::Doubtful(reason), _) => Judgement::Quarantined(reason.clone()),
-            (Said::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
+            (Parsed::Payment(reading), Verdict::Believed(proof)) => self.event(reading, proof, date),
+            (Parsed::Unreadable(reason), _) => Judgement::Quarantined(reason.clone()),
+            (Parsed::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
         };
         let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
         (Examined { judgement, proof, envelope }, report)
@@ -120,9 +122,9 @@ impl Rules {
 }
 
 /// What of the header may be read, after this verdict.
-fn vouched(verdict: &Verdict) -> Vouched {
+fn signed_fields(verdict: &Verdict) -> SignedFields {
     let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
-    Vouched { subject: proof.is_none_or(|p| p.covers.has("subject")) }
+    SignedFields { subject: proof.is_none_or(|p| p.covers.has("subject")) }
 }
 
 fn too_large(mail: &RawMail) -> Reason {
@@ -171,8 +173,8 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_asked_about_if_it_is_resmics_and_only_then() {
         let trust = trust::Settings { from: vec!["resmic.com".into()], ..trust::Settings::default() };
-        let reader = extract::Reader::new(&extract::Settings::default());
-        let rules = Rules { trust, reader, ours: Ours::default(), addresses: None };
+        let parser = extract::MailParser::new(&extract::ExtractSettings::default());
+        let rules = Rules { trust, parser, ours: Ours::default(), addresses: None };
         let bytes = b"From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/html\r\n\r\n<img src='x'>".to_vec();
         let origin = crate::model::Origin { account: "a".into(), mailbox: "INBOX".into(), uid: None };
         let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };

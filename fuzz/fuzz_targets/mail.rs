@@ -6,14 +6,14 @@ use std::sync::LazyLock;
 use futures_util::FutureExt;
 use libfuzzer_sys::fuzz_target;
 use resmic_mailhook::examine::Rules;
-use resmic_mailhook::extract::Reader;
+use resmic_mailhook::extract::MailParser;
 use resmic_mailhook::model::{Judgement, Origin, RawMail, Status};
 use resmic_mailhook::trust::{self, Accept, Ours, dns};
 
 static RULES: LazyLock<(Rules, dns::Resolver)> = LazyLock::new(|| {
     let trust = trust::Settings { accept: vec![Accept::None], ..trust::Settings::default() };
     let ours = Ours::new(["payments@shop.example".to_owned()]);
-    let rules = Rules { trust, reader: Reader::new(&Default::default()), ours, addresses: None };
+    let rules = Rules { trust, parser: MailParser::new(&Default::default()), ours, addresses: None };
     let nobody = dns::Settings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };
     (rules, dns::Resolver::new(&nobody).unwrap())
 });

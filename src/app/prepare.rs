@@ -52,7 +52,7 @@ pub fn rules_with(
     let signed = config.sessions.address.as_ref().map(|a| a.mailbox.clone());
     Ok(Rules {
         trust: config.trust.clone(),
-        reader: extract::Reader::new(&config.extract),
+        parser: extract::MailParser::new(&config.extract),
         ours: trust::Ours::new(own.into_iter().chain(signed)),
         addresses,
     })
@@ -63,7 +63,7 @@ pub fn rules_with(
 pub fn rules_without_account(config: &Config) -> Rules {
     Rules {
         trust: config.trust.clone(),
-        reader: extract::Reader::new(&config.extract),
+        parser: extract::MailParser::new(&config.extract),
         ours: trust::Ours::default(),
         addresses: None,
     }

@@ -11,7 +11,7 @@ use super::output;
 use crate::app;
 use crate::config::Config;
 use crate::examine::Rules;
-use crate::extract::Report;
+use crate::extract::ParseReport;
 use crate::model::{self, Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Trust};
 use crate::source::files::Found;
 use crate::trust::{self, dns::Resolver};
@@ -110,7 +110,7 @@ impl Reading {
         if self.how.explain { explain(&report, self.how.json) } else { Ok(()) }
     }
 
-    async fn examine(&self, mail: &RawMail) -> (Examined, Report) {
+    async fn examine(&self, mail: &RawMail) -> (Examined, ParseReport) {
         match &self.resolver {
             Some(resolver) => {
                 let Rules { ours, trust, .. } = &self.rules;
@@ -197,10 +197,10 @@ fn print_plain(file: &str, examined: &Examined) -> anyhow::Result<()> {
 }
 
 /// Where each value came from. With `--json` it is talk beside the data.
-fn explain(report: &Report, json: bool) -> anyhow::Result<()> {
+fn explain(report: &ParseReport, json: bool) -> anyhow::Result<()> {
     for note in &report.notes {
         let value = model::printable(&note.value, 120);
-        let text = format!("  {:<20} {value:?} at {}: {}", note.field, note.place, note.fate);
+        let text = format!("  {:<20} {value:?} at {}: {}", note.field, note.place, note.usage);
         if json { output::say(&text) } else { output::line(&text)? }
     }
     Ok(())

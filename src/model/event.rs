@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::normalize::{fold_chain, fold_hash, iso, webhook_time};
 use super::enums::Status;
+use super::normalize::{fold_chain, fold_hash, iso, webhook_time};
 
 /// The namespace of every event id: a UUIDv5 (RFC 9562, 5.5) of `resmic-mailhook.event` under the DNS namespace.
 ///

@@ -5,9 +5,9 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::enums::{ReasonCode, Trust};
 use super::event::Event;
 use super::normalize::printable;
-use super::enums::{ReasonCode, Trust};
 
 /// A mail's UID in its mailbox (RFC 3501, 2.3.1.1). It means a mail only together with a [`UidValidity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

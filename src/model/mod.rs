@@ -19,6 +19,6 @@ pub use mail::{
 };
 pub use matching::Matching;
 pub use normalize::{
-    KNOWN_CHAINS, fold_chain, fold_hash, fold_token, hash_spellings, is_token_name, iso, printable, same_amount,
-    same_mailbox, same_token, spell_chain, webhook_time,
+    KNOWN_CHAINS, fold_chain, fold_hash, fold_name, fold_token, hash_spellings, is_token_name, iso, printable,
+    same_amount, same_mailbox, same_token, spell_chain, webhook_time,
 };

@@ -9,6 +9,12 @@ pub const KNOWN_CHAINS: [&str; 9] =
 /// A chain's name for comparing: `BNB-CHAIN`, `bnb chain` and `BNB-Chain` are equal.
 #[must_use]
 pub fn fold_chain(name: &str) -> String {
+    fold_name(name)
+}
+
+/// A name or a word for comparing: its letters and digits in lower case.
+#[must_use]
+pub fn fold_name(name: &str) -> String {
     folded(name).collect()
 }
 

@@ -4,15 +4,15 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
-use resmic_mailhook::extract::{Reader, Said, Settings, Vouched, html_view};
+use resmic_mailhook::extract::{ExtractSettings, MailParser, Parsed, SignedFields, html_view};
 use resmic_mailhook::model::{Reading, Status};
 
-fn read(mail: &[u8]) -> Said {
-    let report = Reader::new(&Settings::default()).read(mail, Vouched { subject: true });
-    if let Said::Doubtful(reason) = &report.said {
+fn read(mail: &[u8]) -> Parsed {
+    let report = MailParser::new(&ExtractSettings::default()).parse(mail, SignedFields { subject: true });
+    if let Parsed::Unreadable(reason) = &report.parsed {
         assert_ne!(reason.to_string(), "malformed: it could not be taken apart", "a parser panicked");
     }
-    report.said
+    report.parsed
 }
 
 /// What a notification says, as it stands there.
@@ -179,11 +179,13 @@ fn a_session_in_the_published_layout_is_read_when_the_merchant_knows_of_it() {
     let hash = format!("Transaction Hash:</b> {}", hex(&[7; 32]));
     let items: String = items.into_iter().chain([hash.as_str()]).map(|item| format!("<li><b>{item}</li>")).collect();
     let mail = mail(true, &format!("<h2>Payment received</h2><p>{items}</p>"), 0, 70);
-    assert!(matches!(read(&mail), Said::Doubtful(reason) if reason.to_string().starts_with("conflict: session_id")));
-    let mut settings = Settings::default();
+    assert!(
+        matches!(read(&mail), Parsed::Unreadable(reason) if reason.to_string().starts_with("conflict: session_id"))
+    );
+    let mut settings = ExtractSettings::default();
     settings.labels.session_id = vec!["Session ID".into()];
-    let report = Reader::new(&settings).read(&mail, Vouched { subject: true });
-    assert!(matches!(report.said, Said::Payment(read) if read.session_id.as_deref() == Some(session)));
+    let report = MailParser::new(&settings).parse(&mail, SignedFields { subject: true });
+    assert!(matches!(report.parsed, Parsed::Payment(read) if read.session_id.as_deref() == Some(session)));
 }
 
 #[test]
@@ -196,22 +198,23 @@ fn the_published_list_needs_no_signed_subject() {
         (wrong.as_bytes(), false, true),
         (wrong.as_bytes(), true, false),
     ] {
-        let report = Reader::new(&Settings::default()).read(bytes, Vouched { subject });
-        let is_completed = matches!(&report.said, Said::Payment(read) if read.status == Status::Completed);
-        assert_eq!(is_completed, completed, "{:?}", report.said);
+        let report = MailParser::new(&ExtractSettings::default()).parse(bytes, SignedFields { subject });
+        let is_completed = matches!(&report.parsed, Parsed::Payment(read) if read.status == Status::Completed);
+        assert_eq!(is_completed, completed, "{:?}", report.parsed);
     }
 }
 
 #[test]
 fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
-    let reader = Reader::new(&Settings::default());
-    let vouched = Vouched { subject: true };
+    let parser = MailParser::new(&ExtractSettings::default());
+    let signed = SignedFields { subject: true };
     let mail = "From: a@b\r\nSubject: Payment received\r\n\r\nx";
-    let (report, subject) = reader.read_and(mail.as_bytes(), vouched, |message| message.subject().map(str::to_owned));
-    assert_eq!(report.said, read(mail.as_bytes()));
+    let (report, subject) =
+        parser.parse_and_inspect(mail.as_bytes(), signed, |message| message.subject().map(str::to_owned));
+    assert_eq!(report.parsed, read(mail.as_bytes()));
     assert_eq!(subject, Some(Some("Payment received".to_owned())));
     let much = format!("From: a@b\r\n{}\r\nx", "X-A: b\r\n".repeat(1_001));
-    assert_eq!(reader.read_and(much.as_bytes(), vouched, |_| ()).1, None);
+    assert_eq!(parser.parse_and_inspect(much.as_bytes(), signed, |_| ()).1, None);
 }
 
 #[test]
@@ -226,9 +229,9 @@ fn what_was_not_read_to_its_end_is_not_taken_for_something_else() {
         ("html", "<p <>Hello", "<p>x".repeat(6_000), "too-large: it has more than 5000 lines"),
         ("html", "<p <>Hello", " ".repeat(300 << 10), "too-large: it has more than 256 KiB of HTML that is not plain"),
     ] {
-        let Said::Doubtful(reason) = read(&mail(kind, start, filler, paid)) else { panic!("{words}") };
+        let Parsed::Unreadable(reason) = read(&mail(kind, start, filler, paid)) else { panic!("{words}") };
         assert_eq!(reason.to_string(), words);
-        assert!(matches!(read(&mail(kind, start, String::new(), "")), Said::Nothing(_)), "{kind}");
+        assert!(matches!(read(&mail(kind, start, String::new(), "")), Parsed::NotAPayment(_)), "{kind}");
     }
 }
 
@@ -243,7 +246,7 @@ proptest! {
         let (html, text) = body(&payment, layout);
         let mail = mail(html, &text, encoding, width);
         match read(&mail) {
-            Said::Payment(read) => prop_assert!(payment.agrees(&read), "{read:?}\n{text}"),
+            Parsed::Payment(read) => prop_assert!(payment.agrees(&read), "{read:?}\n{text}"),
             other => prop_assert!(false, "{other:?}\n{}", String::from_utf8_lossy(&mail)),
         }
     }
@@ -257,9 +260,9 @@ proptest! {
         let at = at.index(text.len());
         let rest = text.get(at + gone..).unwrap_or_default();
         let spoilt = format!("{}{put}{rest}", &text[..at]);
-        if let Said::Payment(read) = read(&mail(html, &spoilt, 0, 70)) {
+        if let Parsed::Payment(read) = read(&mail(html, &spoilt, 0, 70)) {
             let shown = if html {
-                html_view(&spoilt).lines.iter().map(|l| l.text()).collect::<Vec<_>>().join("\n")
+                html_view(&spoilt).lines.iter().map(|l| l.to_text()).collect::<Vec<_>>().join("\n")
             } else {
                 spoilt.clone()
             };

@@ -1,0 +1,347 @@
+//! Compares all values that were found for a field. If they agree, they are the field's value; if two differ, the mail
+//! is quarantined.
+
+use jiff::Timestamp;
+
+use crate::extract::explain::ValueNote;
+use crate::extract::field::{FoundValue, PaymentField, ValuePosition};
+use crate::extract::labels::LabelTable;
+use crate::extract::values::{self, Amount};
+use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
+
+/// The fields whose values agree. The status is that of the status field alone.
+#[derive(Debug, Default)]
+pub(crate) struct AgreedFields {
+    pub(crate) status: Option<Status>,
+    pub(crate) session_id: Option<String>,
+    pub(crate) amount: Option<Amount>,
+    pub(crate) blockchain: Option<String>,
+    pub(crate) token: Option<String>,
+    pub(crate) wallet: Option<String>,
+    pub(crate) hash: Option<String>,
+    pub(crate) time: Option<Timestamp>,
+}
+
+/// Whether these values occur only in a payment report, even if they cannot be parsed.
+pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
+    let counts = |f: &&FoundValue| {
+        !f.quoted
+            && f.position != ValuePosition::Empty
+            && !is_mail_header(f)
+            && (f.position != ValuePosition::Below || looks_like_value(&f.value))
+    };
+    let has = |field: PaymentField| found.iter().filter(counts).any(|f| f.field == field);
+    let all = [
+        PaymentField::Amount,
+        PaymentField::Blockchain,
+        PaymentField::Token,
+        PaymentField::Wallet,
+        PaymentField::Status,
+    ];
+    has(PaymentField::Hash)
+        || has(PaymentField::SessionId)
+        || (has(PaymentField::Amount) && (has(PaymentField::Blockchain) || has(PaymentField::Token)))
+        || all.iter().filter(|field| has(**field)).count() >= 3
+}
+
+/// Compares the values of each field and keeps the first problem.
+pub(crate) struct ConsistencyCheck<'a> {
+    found: &'a [FoundValue],
+    notes: &'a mut Vec<ValueNote>,
+    /// The first problem.
+    pub(crate) problem: Option<Reason>,
+}
+
+impl<'a> ConsistencyCheck<'a> {
+    pub(crate) fn new(found: &'a [FoundValue], notes: &'a mut Vec<ValueNote>) -> Self {
+        ConsistencyCheck { found, notes, problem: None }
+    }
+
+    /// Returns the fields with agreeing values. A disagreement becomes the problem.
+    pub(crate) fn agreed_fields(&mut self) -> AgreedFields {
+        let blockchain = self.agreed_value(PaymentField::Blockchain, values::parse_blockchain, |a, b| a == b);
+        let family = values::chain_family(blockchain.as_deref());
+        let fields = AgreedFields {
+            status: self.agreed_value(PaymentField::Status, values::parse_status, |a, b| a == b),
+            session_id: self.agreed_value(PaymentField::SessionId, values::parse_session_id, |a, b| a == b),
+            amount: self.agreed_value(PaymentField::Amount, values::parse_amount, is_same_amount),
+            token: self.agreed_value(PaymentField::Token, values::parse_token, |a, b| same_token(a, b)),
+            hash: self.agreed_value(
+                PaymentField::Hash,
+                |text| values::parse_hash(&unwrap_explorer_link(text), family),
+                |a, b| is_same_identifier(a, b),
+            ),
+            wallet: self.agreed_value(
+                PaymentField::Wallet,
+                |text| values::parse_wallet(text, family),
+                |a, b| is_same_identifier(a, b),
+            ),
+            time: self.agreed_value(PaymentField::Time, values::parse_time, |a, b| minute_of(*a) == minute_of(*b)),
+            blockchain,
+        };
+        self.check_shortened(PaymentField::Hash, fields.hash.as_deref());
+        self.check_shortened(PaymentField::Wallet, fields.wallet.as_deref());
+        self.check_amount_and_token(&fields);
+        fields
+    }
+
+    /// Returns the value of a field, if all its values agree. `parse` parses a value, `same` compares two.
+    fn agreed_value<T>(
+        &mut self,
+        field: PaymentField,
+        parse: impl Fn(&str) -> Result<T, String>,
+        same: impl Fn(&T, &T) -> bool,
+    ) -> Option<T> {
+        let mut agreed: Option<(T, &FoundValue)> = None;
+        for found in self.found.iter().filter(|f| f.field == field) {
+            if found.quoted {
+                self.note(found, "quoted or forwarded text");
+                continue;
+            }
+            if found.position == ValuePosition::Empty || is_shortened(field, &found.value) || is_mail_header(found) {
+                continue;
+            }
+            let value = match parse(&found.value) {
+                Ok(_) if found.position == ValuePosition::Below && !is_plausible_name(found) => {
+                    self.note(found, "not a value: it may be anything");
+                    continue;
+                }
+                Ok(value) => value,
+                // Any text for the status may contradict the heading, even a sentence.
+                Err(_)
+                    if found.position == ValuePosition::Below
+                        && field != PaymentField::Status
+                        && !looks_like_value(&found.value) =>
+                {
+                    self.note(found, "not a value: text below a heading");
+                    continue;
+                }
+                Err(message) => {
+                    self.note(found, "doubtful");
+                    self.report(ReasonCode::Unreadable, format!("{}: {message}, at {}", field.key(), found.place));
+                    continue;
+                }
+            };
+            match &agreed {
+                None => {
+                    self.note(found, "read");
+                    agreed = Some((value, found));
+                }
+                Some((known, _)) if same(known, &value) => self.note(found, "agrees"),
+                Some((_, first)) => {
+                    let message = format!(
+                        "{}: {:?} at {} and {:?} at {}",
+                        field.key(),
+                        first.value,
+                        first.place,
+                        found.value,
+                        found.place
+                    );
+                    self.note(found, "contradicts");
+                    self.report(ReasonCode::Conflict, message);
+                }
+            }
+        }
+        if let Some((_, full)) = &agreed {
+            self.check_not_empty(full);
+        }
+        agreed.map(|(value, _)| value)
+    }
+
+    /// A field that is empty in one place and filled in another is a conflict. Resmic does not escape values in its
+    /// HTML, so a payer can add list items through the token's name.
+    fn check_not_empty(&mut self, filled: &FoundValue) {
+        let empty =
+            self.found.iter().find(|f| f.field == filled.field && f.position == ValuePosition::Empty && !f.quoted);
+        if let Some(empty) = empty {
+            self.note(empty, "contradicts");
+            let key = filled.field.key();
+            let message = format!("{key}: nothing at {} and {:?} at {}", empty.place, filled.value, filled.place);
+            self.report(ReasonCode::Conflict, message);
+        }
+    }
+
+    /// The published list has no session. A session in it may be an added list item, to settle an expensive order with
+    /// a cheap payment. A merchant can allow it for a new layout with `[extract.labels]`.
+    pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
+        if !published {
+            return;
+        }
+        let is_unexpected =
+            |f: &&FoundValue| !f.quoted && f.field == PaymentField::SessionId && !table.is_configured(&f.label);
+        if let Some(session) = self.found.iter().find(is_unexpected) {
+            let message = format!("session_id: the published layout has none, and there is one at {}", session.place);
+            self.report(ReasonCode::Conflict, message);
+        }
+    }
+
+    /// The items of the published list, visible or hidden, must equal the parsed fields.
+    pub(crate) fn check_template_items(&mut self, items: &[(PaymentField, String)], fields: &AgreedFields) {
+        for (field, item) in items {
+            let differs = match field {
+                PaymentField::Amount => differs(values::parse_amount(item), fields.amount.as_ref(), is_same_amount),
+                PaymentField::Blockchain => {
+                    differs(values::parse_blockchain(item), fields.blockchain.as_ref(), |a, b| a == b)
+                }
+                PaymentField::Token => {
+                    differs(values::parse_token(item), fields.token.as_ref(), |a, b| same_token(a, b))
+                }
+                PaymentField::Wallet => {
+                    differs(values::parse_of_any_chain(values::parse_wallet, item), fields.wallet.as_ref(), |a, b| {
+                        is_same_identifier(a, b)
+                    })
+                }
+                PaymentField::Hash => {
+                    differs(values::parse_of_any_chain(values::parse_hash, item), fields.hash.as_ref(), |a, b| {
+                        is_same_identifier(a, b)
+                    })
+                }
+                // The published code leaves the date empty. A date in it was not written by Resmic.
+                PaymentField::Time if item.is_empty() => fields.time.is_some(),
+                PaymentField::Time => {
+                    differs(values::parse_time(item), fields.time.as_ref(), |a, b| minute_of(*a) == minute_of(*b))
+                }
+                _ => false,
+            };
+            if differs {
+                let message = format!("{}: {item:?} in the published layout, and another is shown", field.key());
+                self.report(ReasonCode::Conflict, message);
+            }
+        }
+    }
+
+    /// A dollar amount in the subject or a heading must equal the amount.
+    pub(crate) fn check_titles(&mut self, titles: &[&String], amount: Option<&Amount>) {
+        let dollars = amount.filter(|a| a.currency.as_deref().is_none_or(|c| c == "USD"));
+        for title in titles {
+            for dollars_in_title in values::dollar_amounts(title) {
+                if let Some(amount) = dollars.filter(|amount| !same_amount(&amount.digits, &dollars_in_title)) {
+                    let message =
+                        format!("amount: {:?} in the mail and {dollars_in_title:?} in {title:?}", amount.digits);
+                    self.report(ReasonCode::Conflict, message);
+                }
+            }
+        }
+    }
+
+    /// A shortened value such as `0xa43d…8db2` must fit the full value. Alone it is a problem.
+    fn check_shortened(&mut self, field: PaymentField, whole: Option<&str>) {
+        for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
+            let fits = shortened_ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {
+                let whole = whole.to_ascii_lowercase();
+                whole.starts_with(&start.to_ascii_lowercase()) && whole.ends_with(&end.to_ascii_lowercase())
+            });
+            if fits {
+                self.note(found, "agrees, shortened");
+                continue;
+            }
+            let code = if whole.is_some() { ReasonCode::Conflict } else { ReasonCode::Unreadable };
+            self.note(found, "shortened");
+            self.report(code, format!("{}: only shortened, {:?} at {}", field.key(), found.value, found.place));
+        }
+    }
+
+    /// The currency of the amount must be the token or the dollar.
+    fn check_amount_and_token(&mut self, fields: &AgreedFields) {
+        let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
+        match (named, fields.token.as_deref()) {
+            (Some(named), Some(token)) if !same_token(named, token) => {
+                self.report(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
+            }
+            (Some(named), None) if !values::is_known_token(named) => {
+                self.report(ReasonCode::Unreadable, format!("amount: {named:?} is no currency that is known"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Keeps a problem, unless a more important one is known.
+    fn report(&mut self, code: ReasonCode, message: String) {
+        // A conflict is more important than an unreadable value.
+        let outweighs = |known: &Reason| known.code != ReasonCode::Conflict && code == ReasonCode::Conflict;
+        if self.problem.as_ref().is_none_or(outweighs) {
+            self.problem = Some(Reason::new(code, message));
+        }
+    }
+
+    fn note(&mut self, found: &FoundValue, usage: &'static str) {
+        self.notes.push(ValueNote {
+            field: found.field.key(),
+            value: found.value.clone(),
+            place: found.place.clone(),
+            usage,
+        });
+    }
+}
+
+fn differs<T>(item: Result<T, String>, read: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
+    item.ok().zip(read).is_some_and(|(item, read)| !same(&item, read))
+}
+
+fn is_same_amount(a: &Amount, b: &Amount) -> bool {
+    let currencies = a.currency.as_ref().zip(b.currency.as_ref());
+    same_amount(&a.digits, &b.digits) && currencies.is_none_or(|(a, b)| same_token(a, b))
+}
+
+fn is_same_identifier(a: &str, b: &str) -> bool {
+    model::fold_hash(a) == model::fold_hash(b)
+}
+
+fn minute_of(at: Timestamp) -> i64 {
+    at.as_second().div_euclid(60)
+}
+
+/// The transaction of an explorer link that is the field's value.
+fn unwrap_explorer_link(text: &str) -> String {
+    values::parse_explorer_link(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
+}
+
+/// Whether it is a header line of a quoted mail. These share labels with a payment: `From: a@b`, `Received: from x by
+/// y`.
+fn is_mail_header(found: &FoundValue) -> bool {
+    let value = found.value.as_str();
+    match found.field {
+        PaymentField::Wallet => value.contains('@'),
+        PaymentField::Amount => value.starts_with("from ") || value.starts_with("by "),
+        _ => false,
+    }
+}
+
+/// Whether a text below a label is meant as its value: one word, a number, or a text with a part of a hash. A sentence
+/// is not.
+fn looks_like_value(value: &str) -> bool {
+    let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
+    !value.contains(' ')
+        || value.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '$' | '€' | '£'))
+        || value.split(' ').any(is_piece)
+}
+
+/// Whether a text looks like the name of a chain or token. This matters where only its position makes it a value.
+fn is_plausible_name(found: &FoundValue) -> bool {
+    let text = found.value.trim();
+    match found.field {
+        PaymentField::Token => {
+            values::is_known_token(text)
+                || (2..=12).contains(&text.len())
+                    && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'.')
+        }
+        PaymentField::Blockchain => {
+            let mut words = text.split(' ');
+            let is_capitalised = words.all(|w| w.starts_with(|c: char| c.is_ascii_uppercase() || c.is_ascii_digit()));
+            model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str())
+                || is_capitalised && text.split(' ').count() <= 3
+        }
+        _ => true,
+    }
+}
+
+fn is_shortened(field: PaymentField, value: &str) -> bool {
+    matches!(field, PaymentField::Hash | PaymentField::Wallet) && shortened_ends(value).is_some()
+}
+
+/// The parts before and after the dots.
+fn shortened_ends(value: &str) -> Option<(&str, &str)> {
+    let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
+    let plain = |t: &str| t.len() >= 3 && t.chars().all(|c| c.is_ascii_alphanumeric());
+    (plain(start) && plain(end)).then_some((start, end))
+}

@@ -1,0 +1,102 @@
+//! Combines everything that states the status: a status field, the published list, the subject and the headings.
+
+use super::consistency::AgreedFields;
+use super::topic::{TitleMeaning, contradicts_payment, title_contradicts_payment};
+use crate::extract::explain::ValuePlace;
+use crate::extract::field::{FoundValue, PaymentField, ValuePosition};
+use crate::extract::labels::TemplateList;
+use crate::extract::views::{HTML, View, ViewLine};
+use crate::model::{Reason, ReasonCode, Status};
+
+/// The statements of a mail about the status.
+pub(crate) struct StatusStatements<'a> {
+    pub(crate) fields: &'a AgreedFields,
+    /// The titles that mention a payment, with their meaning.
+    pub(crate) meanings: &'a [(TitleMeaning, &'a String)],
+    /// The subject, if it is signed, and the headings.
+    pub(crate) titles: &'a [String],
+    /// The line of the published list's first item.
+    pub(crate) list_line: Option<usize>,
+}
+
+/// The line of the published list's first item, if the list is complete and that item is visible.
+pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) -> Option<usize> {
+    let is_first = |f: &&FoundValue| {
+        f.field == PaymentField::Amount && f.label == "received" && f.position == ValuePosition::Beside && !f.quoted
+    };
+    let mut lines = found.iter().filter(is_first).filter_map(|f| match f.place {
+        ValuePlace::Line { view: HTML, line, .. } => Some(line),
+        _ => None,
+    });
+    if template == TemplateList::Complete { lines.next() } else { None }
+}
+
+impl StatusStatements<'_> {
+    /// The titles that may name the payment's amount. Where only the list states the status, every title may.
+    pub(crate) fn payment_titles(&self) -> Vec<&String> {
+        if self.list_line.is_some() && self.only_list_states_status() {
+            return self.titles.iter().collect();
+        }
+        self.meanings.iter().map(|(_, title)| *title).collect()
+    }
+
+    /// The status. All statements must agree.
+    pub(crate) fn agreed_status(&self, views: &[View]) -> Result<Status, Reason> {
+        let status = self.stated_status()?;
+        match self.list_line {
+            Some(line) if self.only_list_states_status() => self.check_no_objection(views, line).map(|()| status),
+            _ => Ok(status),
+        }
+    }
+
+    /// The status that all statements agree on, before objections.
+    fn stated_status(&self) -> Result<Status, Reason> {
+        let field = self.fields.status.map(|status| (status, "the status field".to_owned()));
+        // Resmic sends the published layout for completed payments only.
+        let list = self.list_line.map(|_| (Status::Completed, "the label \"Received:\"".to_owned()));
+        let mut agreed: Option<(Status, String)> = None;
+        let titles = self.meanings.iter().map(|(meaning, title)| match meaning {
+            TitleMeaning::States(status) => Ok(Some((*status, format!("{title:?}")))),
+            TitleMeaning::Unclear => Ok(None),
+            TitleMeaning::Contradicts => {
+                let message = format!("status: {title:?} says of a payment that it is not what it should be");
+                Err(Reason::new(ReasonCode::Unreadable, message))
+            }
+        });
+        for statement in [Ok(field), Ok(list)].into_iter().chain(titles) {
+            let Some((status, place)) = statement? else { continue };
+            match &agreed {
+                None => agreed = Some((status, place)),
+                Some((known, _)) if *known == status => {}
+                Some((known, first)) => {
+                    let message = format!("status: {known} by {first} and {status} by {place}");
+                    return Err(Reason::new(ReasonCode::Conflict, message));
+                }
+            }
+        }
+        agreed.map(|(status, _)| status).ok_or_else(|| {
+            Reason::new(ReasonCode::Unreadable, "it does not say whether the payment is completed, failed or pending")
+        })
+    }
+
+    /// Whether neither a field nor a title states the status.
+    fn only_list_states_status(&self) -> bool {
+        self.fields.status.is_none()
+            && !self.meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
+    }
+
+    /// Checks that no title, and no text above the published list, contradicts a completed payment.
+    fn check_no_objection(&self, views: &[View], list_line: usize) -> Result<(), Reason> {
+        let html = views.iter().filter(|view| view.content_type == HTML);
+        let above = html.flat_map(|view| view.lines.iter().take(list_line.saturating_sub(1)));
+        let mut above = above.filter(|line| !line.quoted).map(ViewLine::to_text);
+        let title = self.titles.iter().find(|title| title_contradicts_payment(title)).cloned();
+        match title.or_else(|| above.find(|text| contradicts_payment(text))) {
+            Some(text) => {
+                let message = format!("status: the published list says completed, and {text:?} may say that it is not");
+                Err(Reason::new(ReasonCode::Unreadable, message))
+            }
+            None => Ok(()),
+        }
+    }
+}

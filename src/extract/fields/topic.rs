@@ -1,0 +1,202 @@
+//! Classifies a mail by its subject and headings.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use crate::extract::values;
+use crate::extract::views::{LineKind, View, ViewLine};
+use crate::model::Status;
+
+/// The meaning of a phrase about a payment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TitleMeaning {
+    /// It states the status.
+    States(Status),
+    /// It mentions a payment without a clear status.
+    Unclear,
+    /// It mentions a payment that is not a plain one: refunded, partial, or forwarded.
+    Contradicts,
+}
+
+static PAYMENT: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
+/// Words that rule out a plain payment, with any other words.
+static NOT_PLAIN: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(not|never|cannot|can't|couldn't|hasn't|isn't|wasn't|didn't|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
+});
+/// Words of payments that have not happened: future, conditions, questions, examples.
+static NOT_HAPPENED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(without|will|could|would|if|when|how|why|what|test|example|sample|demo|preview)\b|\bno (pay?ment?|transaction)").ok()
+});
+static DONE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(received|completed?|successful(ly)?|succeeded|confirmed|paid)\b").ok());
+static FAILED: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(failed|failure|expired|cancell?ed|declined|rejected|timed out)\b").ok());
+static PENDING: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(pending|processing|awaiting|in progress|unconfirmed)\b").ok());
+
+fn matches(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
+    pattern.as_ref().is_some_and(|p| p.is_match(text))
+}
+
+/// The meaning of a subject or a heading; `None` if it does not mention a payment.
+pub(crate) fn title_meaning(text: &str) -> Option<TitleMeaning> {
+    if text.len() > 200 || !matches(&PAYMENT, text) {
+        return None;
+    }
+    if is_relayed(text) || matches(&NOT_PLAIN, text) {
+        return Some(TitleMeaning::Contradicts);
+    }
+    let patterns = [(&DONE, Status::Completed), (&FAILED, Status::Failed), (&PENDING, Status::Pending)];
+    let mut stated = patterns.iter().filter(|(pattern, _)| matches(pattern, text)).map(|(_, status)| *status);
+    match (stated.next(), stated.next()) {
+        (Some(status), None) if !matches(&NOT_HAPPENED, text) && has_no_other_sign(status, text) => {
+            Some(TitleMeaning::States(status))
+        }
+        _ => Some(TitleMeaning::Unclear),
+    }
+}
+
+/// Whether it is the subject of a reply or a forward, which repeats another mail.
+fn is_relayed(text: &str) -> bool {
+    let start = text.trim_start().as_bytes();
+    let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
+    ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins)
+}
+
+/// Whether a text has no sign for another status: `❌ Payment received`.
+fn has_no_other_sign(status: Status, text: &str) -> bool {
+    values::status_of_signs(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
+}
+
+/// Words of open payments. Headings of completed payments do not have them.
+static UNFINISHED: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?i)\b(on hold|held|review|blocked|frozen|suspended|delayed|waiting|due|requested|reminder|initiated|expected|problem|error|issue|required|missing|returned)\b").ok()
+});
+/// Words of mails that only show an example.
+static EXAMPLE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)\b(test|example|sample|demo|preview)\b").ok());
+
+/// Whether a text contradicts a completed payment. It need not mention a payment: `Failed`, `An example`.
+pub(crate) fn contradicts_payment(text: &str) -> bool {
+    is_relayed(text)
+        || !has_no_other_sign(Status::Completed, text)
+        || [&NOT_PLAIN, &FAILED, &PENDING, &EXAMPLE].into_iter().any(|pattern| matches(pattern, text))
+}
+
+/// Whether a subject or heading contradicts a completed payment or leaves it open: `When will it arrive?`
+pub(crate) fn title_contradicts_payment(title: &str) -> bool {
+    contradicts_payment(title) || matches(&NOT_HAPPENED, title) || matches(&UNFINISHED, title)
+}
+
+/// The headings of a view. A view without marked headings has its first lines as such.
+pub(crate) fn headings(view: &View) -> Vec<String> {
+    let own_lines = || view.lines.iter().filter(|l| !l.quoted);
+    let marked: Vec<String> = own_lines().filter(|l| l.kind == LineKind::Heading).map(ViewLine::to_text).collect();
+    if marked.is_empty() {
+        own_lines().take(3).map(ViewLine::to_text).filter(|t| t.len() <= 80).collect()
+    } else {
+        marked
+    }
+}
+
+/// Words in subjects or headings of Resmic's other mails and of similar mails.
+const OTHER_MAILS: [(&str, &[&str]); 5] = [
+    (
+        "a login code",
+        &[
+            "login",
+            "log in",
+            "sign in",
+            "sign-in",
+            "verification",
+            "verify",
+            "one-time",
+            "otp",
+            "your code",
+            "security code",
+            "password",
+        ],
+    ),
+    ("a welcome", &["welcome", "getting started", "get started", "thanks for signing up", "account created"]),
+    ("about a trial or a plan", &["trial", "subscription", "your plan", "upgrade"]),
+    (
+        "a newsletter",
+        &[
+            "newsletter",
+            "what's new",
+            "whats new",
+            "product update",
+            "this month",
+            "weekly",
+            "digest",
+            "webinar",
+            "announcing",
+            "introducing",
+        ],
+    ),
+    ("about a payout or an invoice of the provider", &["invoice", "payout"]),
+];
+
+/// The kind of a mail that is not a notification, by its subject or headings.
+pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
+    let low: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
+    let named = OTHER_MAILS.iter().find(|(_, words)| words.iter().any(|w| low.iter().any(|t| t.contains(w))));
+    if let Some((what, _)) = named {
+        return Some(what);
+    }
+    let unsubscribe = views.iter().flat_map(|v| &v.lines).any(|l| l.to_text().to_lowercase().contains("unsubscribe"));
+    unsubscribe.then_some("a newsletter")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_titles_object_to_a_completed_payment() {
+        for title in [
+            "Failed",
+            "Money has not arrived",
+            "Pending",
+            "Fwd: Money has arrived",
+            "An example",
+            "When will it arrive?",
+            "Payment on hold",
+            "❌ Money",
+            "Payment received or failed",
+        ] {
+            assert!(title_contradicts_payment(title), "{title}");
+        }
+        for title in ["Money has arrived", "Payment update", "You got $20", "Cha-ching!", "New payment"] {
+            assert!(!title_contradicts_payment(title), "{title}");
+        }
+    }
+
+    #[test]
+    fn a_phrase_says_a_status_or_nothing_certain() {
+        use TitleMeaning::{Contradicts, States, Unclear};
+        let cases = [
+            ("Paymet received $20 (via Resmic)", Some(States(Status::Completed))),
+            ("Payment received", Some(States(Status::Completed))),
+            ("Your payment was successful", Some(States(Status::Completed))),
+            ("Payment failed", Some(States(Status::Failed))),
+            ("Payment pending", Some(States(Status::Pending))),
+            ("Payment not received", Some(Contradicts)),
+            ("Partial payment received", Some(Contradicts)),
+            ("Payment refunded", Some(Contradicts)),
+            ("How your payment is processed", Some(Unclear)),
+            ("Payment No. 7 received", Some(States(Status::Completed))),
+            ("Payment received or failed", Some(Unclear)),
+            ("Re: Payment received", Some(Contradicts)),
+            ("Payment update", Some(Unclear)),
+            ("✅ Payment received", Some(States(Status::Completed))),
+            ("❌ Payment received", Some(Unclear)),
+            ("Your login code", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(title_meaning(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Finds values that a line break cuts in two. The first part could look like a whole value.
+
+use std::borrow::Cow;
+
+use super::link_text::strip_link_text;
+use crate::extract::field::PaymentField;
+use crate::extract::values;
+use crate::extract::views::ViewLine;
+
+/// Returns the value, or the value joined with the next line if it continues there. The joined text is unreadable on
+/// purpose: the end of the value is unknown.
+pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
+    let next = next.map(ViewLine::joined).unwrap_or_default();
+    // Ignore the bar at the end of a table row and a mail program's quote mark.
+    let next = next.trim_matches([' ', '|', '>']);
+    let next = match field {
+        PaymentField::Hash | PaymentField::Wallet => strip_link_text(next).into(),
+        _ => Cow::Borrowed(next),
+    };
+    let next = &*next;
+    let continues = match field {
+        PaymentField::Amount => looks_like_amount(next) && next != value,
+        PaymentField::Hash => {
+            identifier_continues(value, next)
+                || (values::is_transaction_hash(next) && !value.eq_ignore_ascii_case(next))
+        }
+        PaymentField::Wallet => identifier_continues(value, next),
+        _ => false,
+    };
+    if continues && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
+}
+
+/// The next line, if it has only one text; quoted lines count, too.
+pub(crate) fn only_text_line(below: Option<&ViewLine>) -> Option<&ViewLine> {
+    below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
+}
+
+/// Whether a line begins like a number: `.50`, `250.50 USD`, `$30`.
+fn looks_like_amount(next: &str) -> bool {
+    next.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '$'))
+        && next.len() <= 40
+        && next.contains(|c: char| c.is_ascii_digit())
+        && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'))
+}
+
+/// Whether a hash or an address continues. Starknet's have any length; Solana's can lack the last letter.
+fn identifier_continues(value: &str, next: &str) -> bool {
+    match value.strip_prefix("0x") {
+        Some(digits) => is_hex(digits) && digits.len() < 64 && digits_continue(digits, next),
+        None => values::base58_length(value).is_some_and(|bytes| {
+            matches!(bytes, 32 | 64) && values::base58_length(&format!("{value}{next}")) == Some(bytes)
+        }),
+    }
+}
+
+/// Whether the next line is hexadecimal, or begins with hexadecimal that is neither a word nor a number.
+fn digits_continue(digits: &str, next: &str) -> bool {
+    let first = next.split_whitespace().next().unwrap_or_default();
+    let first = first.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+    let has = |test: fn(&u8) -> bool| first.bytes().any(|b| test(&b));
+    let is_mixed = first.len() >= 4 && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
+    let continuation = if is_hex(next) { next } else { first };
+    // An EVM address is complete, so a few digits below it can be something else.
+    is_hex(continuation) && (continuation == next || is_mixed) && (digits.len() != 40 || continuation.len() > 8)
+}
+
+fn is_hex(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_with_what_goes_on_is_none_and_one_that_is_whole_stays() {
+        let is_cut = |field, value: &str, next: &str| {
+            let next = ViewLine { cells: vec![String::new(), next.to_owned()], ..ViewLine::default() };
+            join_continuation(field, value, Some(&next)) != value
+        };
+        let solana = bs58::encode([200_u8; 64]).into_string();
+        let (most, last) = solana.split_at(solana.len() - 1);
+        let evm = format!("0x{}", "ab12".repeat(16));
+        for (field, value, next) in [
+            (PaymentField::Hash, "0x05f3a1b2", "c3d4"),
+            (PaymentField::Hash, "0x05f3a1b2", "7"),
+            (PaymentField::Hash, "0x05f3a1b2", "c3d4e5f6, see above"),
+            (PaymentField::Wallet, "0x05f3a1b2", "c3d4e5f6"),
+            (PaymentField::Hash, most, last),
+            (PaymentField::Hash, &solana, &evm),
+            (PaymentField::Amount, "$1", "250.50"),
+            (PaymentField::Amount, "$20", ".50"),
+            (PaymentField::Amount, "$20", "$30"),
+            (PaymentField::Amount, "$19", "99.99 |"),
+        ] {
+            assert!(is_cut(field, value, next), "{value} {next}");
+        }
+        for (field, value, next) in [
+            (PaymentField::Hash, "0x05f3a1b2", "Date: Mar 5"),
+            (PaymentField::Hash, "0x05f3a1b2", "Dec 5, 2025"),
+            (PaymentField::Hash, "0x05f3a1b2", "2025 Resmic"),
+            (PaymentField::Hash, &evm, "7"),
+            (PaymentField::Hash, &evm, &evm),
+            (PaymentField::Hash, &solana, "A"),
+            (PaymentField::Wallet, "0x056397760b973BfB921Bc10Be9DA5034B1e921d7", "1234"),
+            (PaymentField::Amount, "$20", "$20"),
+            (PaymentField::Amount, "$20", "Token: DAI"),
+            (PaymentField::Token, "DAI", "20"),
+            (PaymentField::Amount, "", "$20"),
+            (PaymentField::Hash, "", &evm),
+        ] {
+            assert!(!is_cut(field, value, next), "{value} {next}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Text behind a hash or an address that is not part of it: `(view)`, `[View on Etherscan]`, or its link, as programs print
+//! one that make plain text from HTML.
+
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use crate::extract::field::PaymentField;
+use crate::extract::values;
+
+/// Words of a link's text. None of them is made of hexadecimal digits only, so that no piece of a hash is taken for one.
+/// Words that doubt a transaction (`pending`, `failed`, `check`) are not among them.
+const LINK_WORDS: [&str; 50] = [
+    "view",
+    "see",
+    "open",
+    "show",
+    "track",
+    "inspect",
+    "copy",
+    "click",
+    "tap",
+    "here",
+    "it",
+    "this",
+    "the",
+    "on",
+    "in",
+    "at",
+    "with",
+    "via",
+    "to",
+    "your",
+    "more",
+    "transaction",
+    "tx",
+    "txn",
+    "hash",
+    "address",
+    "wallet",
+    "link",
+    "details",
+    "block",
+    "blockchain",
+    "chain",
+    "explorer",
+    "blockexplorer",
+    "browser",
+    "external",
+    "online",
+    "etherscan",
+    "polygonscan",
+    "bscscan",
+    "basescan",
+    "xdcscan",
+    "starkscan",
+    "voyager",
+    "solscan",
+    "blockscout",
+    "etherscan.io",
+    "polygonscan.com",
+    "bscscan.com",
+    "basescan.org",
+];
+
+/// Signs of a link or of a button that copies.
+const LINK_SIGNS: [char; 14] = ['↗', '→', '➜', '➚', '⤴', '⧉', '🔗', '🔍', '🔎', '📋', '👉', '»', '›', '\u{fe0f}'];
+
+/// A reference to a link at the end of the text: `0xab[1]`.
+static FOOTNOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[[0-9]{1,2}\]").ok());
+
+/// The value without what is printed around it, and the links that were printed there. `None` if there is nothing around
+/// it, or something else than that.
+pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
+    // A hash of 66 characters, a link to it, and a few words.
+    if text.len() > 500 || !text.contains(|c: char| c.is_whitespace() || is_bracket(c)) {
+        return None;
+    }
+    let text = FOOTNOTE.as_ref()?.replace_all(text, " ");
+    let (mut values, mut links) = (Vec::new(), Vec::new());
+    for word in text.split(|c: char| c.is_whitespace() || is_bracket(c)).filter(|word| !word.is_empty()) {
+        if word.starts_with("https://") || word.starts_with("http://") {
+            links.push(word.to_owned());
+        } else if !is_link_word(word) {
+            values.push(word);
+        }
+    }
+    match (values.as_slice(), links.as_slice()) {
+        ([value], _) => Some(((*value).to_owned(), links)),
+        // `View <https://etherscan.io/tx/0xab>`: the link is the value.
+        ([], [link]) => Some((link.clone(), Vec::new())),
+        _ => None,
+    }
+}
+
+/// Whether a text is only the words of a link: `View on Etherscan`.
+pub(crate) fn is_only_link_text(text: &str) -> bool {
+    let mut words = text.split(|c: char| c.is_whitespace() || is_bracket(c)).filter(|word| !word.is_empty()).peekable();
+    words.peek().is_some() && words.all(is_link_word)
+}
+
+/// The value alone, as [`split_link_text`] finds it.
+pub(crate) fn strip_link_text(text: &str) -> String {
+    split_link_text(text).map_or_else(|| text.to_owned(), |(value, _)| value)
+}
+
+/// What a link that stands at a hash or an address says itself: its fields.
+pub(crate) fn fields_of_link(link: &str, field: PaymentField) -> Vec<(PaymentField, String)> {
+    if let Some((chain, hash)) = values::parse_explorer_link(link) {
+        return vec![(PaymentField::Blockchain, chain.to_owned()), (PaymentField::Hash, hash)];
+    }
+    let named: Vec<_> = match field {
+        PaymentField::Wallet => values::hex_numbers_in_link(link, 40),
+        _ => values::hex_numbers_in_link(link, 64).into_iter().chain(values::transaction_in_link(link)).collect(),
+    };
+    named.into_iter().map(|value| (field, value)).collect()
+}
+
+fn is_bracket(c: char) -> bool {
+    matches!(c, '<' | '>' | '(' | ')' | '[' | ']')
+}
+
+fn is_link_word(word: &str) -> bool {
+    let plain = word.trim_matches(|c: char| LINK_SIGNS.contains(&c) || matches!(c, ':' | '.' | ','));
+    LINK_WORDS.iter().any(|known| plain.eq_ignore_ascii_case(known)) || word.chars().all(|c| LINK_SIGNS.contains(&c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_links_and_their_words_are_set_aside() {
+        let (hash, other) = (format!("0x{}", "ab12".repeat(16)), format!("0x{}", "cd34".repeat(16)));
+        for behind in [
+            " (view)",
+            " [view]",
+            " (View on Etherscan)",
+            " [Open in block explorer ↗]",
+            " View on Polygonscan",
+            " 🔗",
+            "<https://etherscan.io/tx/0xab>",
+            " <https://etherscan.io/tx/0xab>",
+            " [https://etherscan.io/tx/0xab]",
+            " (https://etherscan.io/tx/0xab)",
+            " (View on Etherscan: https://etherscan.io/tx/0xab)",
+            " https://etherscan.io/tx/0xab",
+            "[1]",
+            " [12]",
+        ] {
+            assert_eq!(strip_link_text(&format!("{hash}{behind}")), hash, "{behind}");
+        }
+        assert_eq!(strip_link_text(&format!("[{hash}](https://x.example/tx/{hash})")), hash);
+        assert_eq!(strip_link_text("View <https://etherscan.io/tx/0xab>"), "https://etherscan.io/tx/0xab");
+        for behind in [
+            " (failed)",
+            " (pending)",
+            " (not final)",
+            " (example)",
+            " (check)",
+            " …",
+            " ab",
+            " [123]",
+            &format!(" {other}"),
+            &format!(" ({other})"),
+            " (view) ab",
+            "\u{fffd}(view)\u{fffd}",
+        ] {
+            assert_ne!(strip_link_text(&format!("{hash}{behind}")), hash, "{behind}");
+        }
+        assert_eq!(split_link_text(&hash), None);
+        assert!(LINK_WORDS.iter().all(|word| word.chars().any(|c| !c.is_ascii_hexdigit())));
+    }
+
+    #[test]
+    fn a_link_names_its_transaction_on_any_host() {
+        let hash = format!("0x{}", "ab12".repeat(16));
+        let solana = bs58::encode([7_u8; 64]).into_string();
+        let hashes = |link: &str| fields_of_link(link, PaymentField::Hash);
+        let is = |hash: &str| (PaymentField::Hash, hash.to_owned());
+        assert_eq!(
+            hashes(&format!("https://basescan.org/tx/{hash}")),
+            [(PaymentField::Blockchain, "Base".to_owned()), is(&hash)]
+        );
+        let redirect = format!("https://t.example/c?u=https%3A%2F%2Fetherscan.io%2Ftx%2F{hash}%3Fa");
+        assert_eq!(hashes(&redirect), [is(&hash)]);
+        assert_eq!(hashes(&format!("https://scan.example/tx/{solana}")), [is(&solana)]);
+        assert_eq!(hashes("https://t.example/ls/click?upn=u001.Ab12"), []);
+        let wallet = &hash[..42];
+        let address = format!("https://etherscan.io/address/{wallet}");
+        assert_eq!(fields_of_link(&address, PaymentField::Wallet), [(PaymentField::Wallet, wallet.to_owned())]);
+    }
+}

@@ -1,0 +1,156 @@
+//! Finds the list of the published layout in HTML, visible or not.
+//!
+//! Resmic does not escape names and tokens in that HTML. Their creator can hide the list and show another one, but
+//! cannot remove the original from the HTML.
+
+use memchr::memmem;
+
+use crate::extract::field::PaymentField;
+use crate::extract::views::{is_block, normalize_space};
+
+/// The labels of the list. No other mail of Resmic has the first one.
+const LABELS: [(&str, PaymentField); 6] = [
+    ("Received:", PaymentField::Amount),
+    ("Date:", PaymentField::Time),
+    ("Blockchain:", PaymentField::Blockchain),
+    ("Token:", PaymentField::Token),
+    ("From:", PaymentField::Wallet),
+    ("Transaction Hash:", PaymentField::Hash),
+];
+
+/// The most bytes of an item.
+const MAX_ITEM: usize = 400;
+
+/// How much of the published layout's list is in a mail's HTML.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum TemplateList {
+    /// No list item has its first label.
+    #[default]
+    Absent,
+    /// A list item begins with its first label.
+    Partial,
+    /// List items begin with each of its labels. `Date:` may be missing: the published code leaves it empty.
+    Complete,
+}
+
+/// Searches HTML for the list, hidden, quoted and commented-out text included.
+pub(crate) fn find_template_list(html: &str) -> TemplateList {
+    let has = |label: &str| label_positions(html, label).any(|at| starts_list_item(html, at));
+    let [(received, _), rest @ ..] = LABELS;
+    if !has(received) {
+        TemplateList::Absent
+    } else if rest.iter().all(|(label, field)| *field == PaymentField::Time || has(label)) {
+        TemplateList::Complete
+    } else {
+        TemplateList::Partial
+    }
+}
+
+/// The items of the list, and of a table with the same first label.
+pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
+    let [(received, _), ..] = LABELS;
+    if label_positions(html, received).next().is_none() {
+        return Vec::new();
+    }
+    LABELS.iter().flat_map(|(label, field)| label_values(html, label).map(|value| (*field, value))).collect()
+}
+
+/// The values behind a label, where the label begins an element's text.
+fn label_values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = String> + 'a {
+    label_positions(html, label).filter_map(|at| item_text(html.get(at + label.len()..).unwrap_or_default()))
+}
+
+/// The positions at which a label begins an element's text.
+fn label_positions<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let begins_text = |at: &usize| html.get(..*at).is_some_and(|before| before.trim_end().ends_with('>'));
+    memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins_text)
+}
+
+/// Whether the text that starts at `at` is the first of a list item, perhaps in bold letters.
+fn starts_list_item(html: &str, at: usize) -> bool {
+    let start = html.floor_char_boundary(at.saturating_sub(MAX_WRAPPER_BYTES));
+    let mut before = html.get(start..at).unwrap_or_default();
+    for _ in 0..MAX_WRAPPERS {
+        let Some((outside, tag)) = before.trim_end().strip_suffix('>').and_then(|b| b.rsplit_once('<')) else {
+            return false;
+        };
+        let name = tag.trim_start_matches('/').split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        let name = name.to_ascii_lowercase();
+        if name == "li" {
+            return !tag.starts_with('/');
+        }
+        if is_block(&name) || matches!(name.as_str(), "td" | "th") {
+            return false;
+        }
+        before = outside;
+    }
+    false
+}
+
+/// The most inline elements that may stand around a label in its list item.
+const MAX_WRAPPERS: usize = 8;
+
+/// The most bytes of their tags. Without a limit, a text of labels alone would take quadratic time.
+const MAX_WRAPPER_BYTES: usize = 2_000;
+
+/// The text of an item up to its end. `None` if elements split it: some of them may be hidden, and Resmic's list has
+/// none.
+fn item_text(html: &str) -> Option<String> {
+    let mut rest = html.get(..html.floor_char_boundary(MAX_ITEM)).unwrap_or(html);
+    let mut out = String::new();
+    while let Some((before, tag)) = rest.split_once('<') {
+        if !out.is_empty() && !before.trim().is_empty() {
+            return None;
+        }
+        out.push_str(before.trim());
+        let name = tag.trim_start_matches('/').split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        if is_block(&name.to_ascii_lowercase()) {
+            return Some(normalize_space(&out));
+        }
+        rest = tag.split_once('>').map_or("", |(_, rest)| rest);
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_items_are_found_wherever_they_hide() {
+        let html = "Hi <!-- <li><b>Received:</b> <i>$20</i></li><li><b>Token:</b> DAI<LI><b>Transaction Hash:</b> <a href=>0xab</li></a>";
+        let found = template_items(html);
+        let want = [(PaymentField::Amount, "$20"), (PaymentField::Token, "DAI"), (PaymentField::Hash, "0xab")];
+        assert_eq!(found, want.map(|(field, value)| (field, value.to_owned())));
+        let in_pieces = "<li>Received: $2<i>0</i></li><li>Token: D<!-- -->AI</li><li>From: <li>Blockchain: B<b>ase";
+        assert!(
+            find_template_list(in_pieces) == TemplateList::Partial
+                && template_items(in_pieces) == [(PaymentField::Wallet, String::new())]
+        );
+        assert_eq!(template_items("<li>Amount: $20</li><li>Token: DAI</li>"), []);
+        assert_eq!(template_items("<p>We Received: nothing"), []);
+    }
+
+    #[test]
+    fn a_table_is_not_the_published_list() {
+        let item = |label: &str| format!("<li style='margin:0'> <strong><span>{label}</span></strong> x</li>");
+        let labels = ["Received:", "Blockchain:", "Token:", "From:", "Transaction Hash:"];
+        let whole: String = labels.map(item).concat();
+        assert_eq!(find_template_list(&whole), TemplateList::Complete);
+        assert_eq!(find_template_list(&whole.replace("Token:", "Coin:")), TemplateList::Partial);
+        assert_eq!(find_template_list(&format!("<!-- {whole} -->")), TemplateList::Complete);
+        assert_eq!(find_template_list("<li><!-- x --><i></i><B>Received:"), TemplateList::Partial);
+        assert_eq!(find_template_list(&">Received:".repeat(200_000)), TemplateList::Absent);
+        let rows: String = labels.map(|label| format!("<tr><td><b>{label}</b></td><td>x</td></tr>")).concat();
+        for html in [
+            rows.as_str(),
+            "<li><p>Received: $20",
+            "<li>Amount<b>Received: $20",
+            "</li><b>Received:",
+            "Received:",
+            ">Received:",
+        ] {
+            assert_eq!(find_template_list(html), TemplateList::Absent, "{html}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Decides whether a mail is a payment, and parses its fields.
+
+use mail_parser::Message;
+
+use super::content::MailContent;
+use super::explain::ValueNote;
+use super::field::{FoundValue, PaymentField};
+use super::fields::{
+    AgreedFields, ConsistencyCheck, StatusStatements, TitleMeaning, headings, indicate_payment, other_mail_kind,
+    title_meaning, visible_list_line,
+};
+use super::labels::{LabelTable, TemplateList, find_values};
+use super::settings::ExtractSettings;
+use super::views::ViewLine;
+use super::{mime, values};
+use crate::contain::contained;
+use crate::model::{Reading, Reason, ReasonCode, Status};
+
+/// Which header fields are signed. Others are ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignedFields {
+    /// The Subject is signed.
+    pub subject: bool,
+}
+
+/// The result of parsing a mail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parsed {
+    /// A payment.
+    Payment(Reading),
+    /// Something else than a payment, with the reason.
+    NotAPayment(Reason),
+    /// The mail has no readable text, and its subject does not mention a payment.
+    Empty,
+    /// A payment with a problem: `unreadable`, `conflict`, `malformed`, `too-large`.
+    Unreadable(Reason),
+}
+
+/// The result of parsing a mail, with the places of the values.
+#[derive(Debug, Clone)]
+pub struct ParseReport {
+    /// The result.
+    pub parsed: Parsed,
+    /// Every value that was found, used or not, for `parse --explain`.
+    pub notes: Vec<ValueNote>,
+}
+
+/// The parser. One instance parses many mails.
+pub struct MailParser {
+    table: LabelTable,
+}
+
+impl MailParser {
+    /// Creates a parser with these settings.
+    #[must_use]
+    pub fn new(settings: &ExtractSettings) -> Self {
+        MailParser { table: LabelTable::new(&settings.labels) }
+    }
+
+    /// Parses a mail, the bytes of an RFC 5322 message. If a parser panics, only this mail is affected.
+    #[must_use]
+    pub fn parse(&self, mail: &[u8], signed: SignedFields) -> ParseReport {
+        self.parse_and_inspect(mail, signed, |_| ()).0
+    }
+
+    /// Parses a mail, and calls `inspect` with the parsed message, so that the caller need not parse the header again.
+    /// The second value is `None` if the message could not be parsed or is too large.
+    #[must_use]
+    pub fn parse_and_inspect<T>(
+        &self,
+        mail: &[u8],
+        signed: SignedFields,
+        inspect: impl FnOnce(&Message<'_>) -> T,
+    ) -> (ParseReport, Option<T>) {
+        let mut inspected = None;
+        let report = contained(|| {
+            let mut notes = Vec::new();
+            let content = mime::parse_message(mail).and_then(|message| {
+                inspected = Some(inspect(&message));
+                MailContent::new(&message)
+            });
+            let parsed = match content {
+                Ok(content) => self.parse_content(&content, signed, &mut notes),
+                Err(reason) => Parsed::Unreadable(reason),
+            };
+            ParseReport { parsed, notes }
+        });
+        let report = report.unwrap_or_else(|| ParseReport {
+            parsed: Parsed::Unreadable(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+            notes: Vec::new(),
+        });
+        (report, inspected)
+    }
+
+    /// Decides whether the content is a complete payment.
+    fn parse_content(&self, content: &MailContent, signed: SignedFields, notes: &mut Vec<ValueNote>) -> Parsed {
+        let found: Vec<FoundValue> = content.views.iter().flat_map(|view| find_values(view, &self.table)).collect();
+        let titles = titles(content, signed);
+        let meanings: Vec<(TitleMeaning, &String)> =
+            titles.iter().filter_map(|title| Some((title_meaning(title)?, title))).collect();
+        let mut check = ConsistencyCheck::new(&found, notes);
+        let fields = check.agreed_fields();
+        check.check_session_in_template(&self.table, content.template > TemplateList::Absent);
+        check.check_template_items(&content.template_items, &fields);
+        let statements = StatusStatements {
+            fields: &fields,
+            meanings: &meanings,
+            titles: &titles,
+            list_line: visible_list_line(content.template, &found),
+        };
+        check.check_titles(&statements.payment_titles(), fields.amount.as_ref());
+        let problem = check.problem;
+        if !indicate_payment(&found)
+            && let Some(parsed) = classify_other_mail(content, &found, &titles, &meanings)
+        {
+            return parsed;
+        }
+        if let Some((code, message)) = content.views.iter().find_map(|view| view.problem) {
+            return Parsed::Unreadable(Reason::new(code, message));
+        }
+        if let Some(reason) = problem {
+            return Parsed::Unreadable(reason);
+        }
+        match statements.agreed_status(&content.views) {
+            Ok(status) => complete_payment(fields, status),
+            Err(reason) => Parsed::Unreadable(reason),
+        }
+    }
+}
+
+/// The subject, if it is signed, and the headings of all views.
+fn titles(content: &MailContent, signed: SignedFields) -> Vec<String> {
+    let subject = if signed.subject { content.subject.clone() } else { None };
+    subject.into_iter().chain(content.views.iter().flat_map(headings)).collect()
+}
+
+/// The reason for a mail without readable text.
+pub const NO_TEXT: &str = "it has no text that can be read";
+
+fn unreadable(message: impl AsRef<str>) -> Parsed {
+    Parsed::Unreadable(Reason::new(ReasonCode::Unreadable, message))
+}
+
+/// Decides what a mail without a payment's values is: `None` if it may be a payment.
+fn classify_other_mail(
+    content: &MailContent,
+    found: &[FoundValue],
+    titles: &[String],
+    meanings: &[(TitleMeaning, &String)],
+) -> Option<Parsed> {
+    let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
+    // A hidden or commented-out list is a sign of a payment, too.
+    if content.template == TemplateList::Complete
+        || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
+    {
+        return None;
+    }
+    // Only payment mails contain a transaction hash. This one has labels in words or a language that the table lacks.
+    if content.views.iter().flat_map(|view| &view.lines).any(has_transaction_hash) {
+        return Some(unreadable("it names a transaction, and no label that is known says so"));
+    }
+    if let Some(kind) = other_mail_kind(titles, &content.views) {
+        return not_a_payment(format!("recognised as {kind}"));
+    }
+    let is_quoted = |f: &FoundValue| f.quoted && matches!(f.field, PaymentField::Hash | PaymentField::SessionId);
+    if found.iter().any(is_quoted) {
+        return Some(unreadable("what it says of a payment stands in quoted or forwarded text only"));
+    }
+    if let Some((_, title)) = meanings.first() {
+        return Some(unreadable(format!("{title:?} speaks of a payment, and no transaction or session can be read")));
+    }
+    let is_empty = content.views.iter().all(|view| view.lines.is_empty());
+    if is_empty && titles.is_empty() {
+        return Some(unreadable(NO_TEXT));
+    }
+    // The text beyond the limit may contain the payment.
+    if content.views.iter().filter_map(|view| view.problem).any(|(code, _)| code == ReasonCode::TooLarge) {
+        return None;
+    }
+    if is_empty { Some(Parsed::Empty) } else { not_a_payment("nothing in it speaks of a payment".to_owned()) }
+}
+
+/// Whether a transaction hash is in a line or in one of its links, with or without a label.
+fn has_transaction_hash(line: &ViewLine) -> bool {
+    fn words(text: &str) -> impl Iterator<Item = &str> {
+        text.split(|c: char| !c.is_ascii_alphanumeric())
+    }
+    // Links contain other long words, but none that begins with `0x`.
+    let mut linked = line.links.iter().flat_map(|link| words(link)).filter(|word| word.starts_with("0x"));
+    line.cells.iter().flat_map(|cell| words(cell)).any(values::is_transaction_hash)
+        || linked.any(values::is_transaction_hash)
+}
+
+/// An event needs a transaction or a session, and a completed one an amount.
+fn complete_payment(fields: AgreedFields, status: Status) -> Parsed {
+    if fields.hash.is_none() && fields.session_id.is_none() {
+        return unreadable("it names neither a transaction nor a session");
+    }
+    if status == Status::Completed && fields.amount.is_none() {
+        return unreadable("it says that a payment is completed, and no amount");
+    }
+    let (amount, currency) = fields.amount.map(|a| (a.digits, a.currency)).unzip();
+    Parsed::Payment(Reading {
+        status,
+        session_id: fields.session_id,
+        amount,
+        currency: currency.flatten(),
+        blockchain: fields.blockchain,
+        token: fields.token,
+        from_wallet_address: fields.wallet,
+        transaction_hash: fields.hash,
+        tx_time: fields.time,
+    })
+}

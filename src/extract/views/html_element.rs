@@ -1,0 +1,195 @@
+//! Properties of HTML elements, and the state of an open one: visible, odd, quoted.
+
+use std::borrow::Cow;
+
+use super::css_visibility::{Appearance, Colour, Display};
+use super::html_fast::Attribute;
+
+/// An open element, with the properties that its content inherits.
+pub(crate) struct OpenElement<'a> {
+    pub(crate) name: Cow<'a, str>,
+    removed: bool,
+    invisible: bool,
+    without_font_size: bool,
+    /// Visible, but different from its text.
+    pub(crate) odd: bool,
+    pub(crate) quoted: bool,
+    colour: Colour,
+    background: Colour,
+    pub(crate) flow: Flow,
+    /// Its children are laid out side by side.
+    is_row: bool,
+    /// It starts its line.
+    pub(crate) starts_line: bool,
+    /// It changes the font size.
+    pub(crate) resized: bool,
+    /// Whether a search for an open paragraph ends here, at each block.
+    pub(crate) is_edge: bool,
+}
+
+/// The position of an element.
+#[derive(Clone, Copy)]
+pub(crate) struct ElementPosition {
+    /// A mail program's element for quoted text.
+    pub(crate) is_quote: bool,
+    /// No text precedes it in its line.
+    pub(crate) at_start: bool,
+}
+
+impl<'a> OpenElement<'a> {
+    /// Opens an element inside another. It inherits hidden, odd and quoted.
+    pub(crate) fn new(
+        outer: Option<&OpenElement<'a>>,
+        name: Cow<'a, str>,
+        appearance: Appearance,
+        flow: Flow,
+        position: ElementPosition,
+    ) -> OpenElement<'a> {
+        // A link is blue unless a style changes it.
+        let text_colour = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
+        OpenElement {
+            removed: outer.is_some_and(|o| o.removed) || appearance.removed || HIDDEN.contains(&&*name),
+            invisible: appearance.visibility.map_or(outer.is_some_and(|o| o.invisible), |seen| !seen),
+            without_font_size: appearance
+                .has_font_size
+                .map_or(outer.is_some_and(|o| o.without_font_size), |has_font_size| !has_font_size),
+            odd: outer.is_some_and(|o| o.odd) || appearance.odd || ALTERED.contains(&&*name),
+            quoted: outer.is_some_and(|o| o.quoted) || position.is_quote,
+            colour: appearance.colour.unwrap_or(text_colour),
+            background: appearance.background.unwrap_or(outer.map_or(Colour::WHITE, |o| o.background)),
+            flow,
+            is_row: appearance.is_row,
+            starts_line: flow != Flow::Block && position.at_start,
+            is_edge: matches!(&*name, "p" | "table" | "td" | "th" | "li" | "div" | "button"),
+            resized: appearance.has_font_size.is_some() || RESIZING.contains(&&*name),
+            name,
+        }
+    }
+
+    /// Whether its text is invisible.
+    pub(crate) fn hides(&self) -> bool {
+        self.removed || self.invisible || self.without_font_size || self.colour == self.background
+    }
+}
+
+/// The layout of an element relative to its neighbours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Inline,
+    Apart,
+    Block,
+}
+
+impl Flow {
+    /// The layout of a child of `outer`.
+    pub(crate) fn of_child(outer: Option<&OpenElement<'_>>, name: &str, appearance: Appearance) -> Flow {
+        let table = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
+        match appearance.display.filter(|_| !table) {
+            Some(Display::Block) => Flow::Block,
+            Some(Display::Apart) => Flow::Apart,
+            None if is_block(name) => Flow::Block,
+            None if appearance.apart || EDGED.contains(&name) => Flow::Apart,
+            // Every child of a flex or grid box has an edge.
+            Some(Display::Inline) | None if outer.is_some_and(|o| o.is_row) => Flow::Apart,
+            Some(Display::Inline) | None => Flow::Inline,
+        }
+    }
+}
+
+/// Inline elements with a visible edge.
+const EDGED: [&str; 6] = ["img", "input", "button", "meter", "progress", "q"];
+
+/// Elements whose content is not visible as text.
+const HIDDEN: [&str; 11] =
+    ["style", "script", "title", "template", "iframe", "audio", "video", "canvas", "noembed", "noframes", "datalist"];
+
+/// Elements whose content is visible to some readers only, or is struck out, raised, lowered, reversed or drawn.
+const ALTERED: [&str; 14] = [
+    "noscript", "textarea", "select", "svg", "math", "object", "applet", "s", "strike", "del", "sup", "sub", "rt",
+    "bdo",
+];
+
+/// Elements that change the font size.
+const RESIZING: [&str; 2] = ["big", "small"];
+
+/// Formatting elements, which HTML opens again after a misnested end tag (the "adoption agency").
+pub(crate) const FORMATTING: [&str; 13] =
+    ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "u"];
+
+/// Elements without content.
+pub(crate) const VOID_ELEMENTS: [&str; 11] =
+    ["area", "base", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"];
+
+/// Elements that start a new line, unless a style changes that.
+pub(crate) fn is_block(name: &str) -> bool {
+    matches!(
+        name,
+        "address"
+            | "article"
+            | "aside"
+            | "blockquote"
+            | "body"
+            | "center"
+            | "dd"
+            | "details"
+            | "dialog"
+            | "dir"
+            | "div"
+            | "dl"
+            | "dt"
+            | "fieldset"
+            | "figcaption"
+            | "figure"
+            | "footer"
+            | "form"
+            | "h1"
+            | "h2"
+            | "h3"
+            | "h4"
+            | "h5"
+            | "h6"
+            | "header"
+            | "hr"
+            | "html"
+            | "legend"
+            | "li"
+            | "main"
+            | "menu"
+            | "nav"
+            | "ol"
+            | "p"
+            | "pre"
+            | "section"
+            | "summary"
+            | "table"
+            | "tbody"
+            | "tfoot"
+            | "thead"
+            | "tr"
+            | "ul"
+            | "caption"
+            | "br"
+            | "optgroup"
+    )
+}
+
+/// The value of an attribute.
+pub(crate) fn attribute<'a>(attributes: &'a [Attribute<'_>], name: &str) -> Option<&'a str> {
+    attributes.iter().find(|a| a.name == name).map(|a| &*a.value)
+}
+
+/// Whether mail programs put quoted text into this element.
+pub(crate) fn is_quote(name: &str, attributes: &[Attribute<'_>]) -> bool {
+    let has = |value: &str, words: &[&str]| {
+        value.split_ascii_whitespace().any(|w| words.iter().any(|word| w.eq_ignore_ascii_case(word)))
+    };
+    name == "blockquote"
+        || attributes.iter().any(|a| match &*a.name {
+            "class" => {
+                has(&a.value, &["gmail_quote", "gmail_attr", "yahoo_quoted", "moz-cite-prefix", "OutlookMessageHeader"])
+            }
+            "id" => has(&a.value, &["divRplyFwdMsg", "appendonsend", "mail-editor-reference-message-container"]),
+            "type" => has(&a.value, &["cite"]),
+            _ => false,
+        })
+}

@@ -1,0 +1,341 @@
+//! Builds the visible lines from the tags and texts of HTML, in their order.
+
+use std::borrow::Cow;
+
+use super::css_visibility::Appearance;
+use super::html_element::{
+    ElementPosition, FORMATTING, Flow, OpenElement, VOID_ELEMENTS, attribute, is_block, is_quote,
+};
+use super::html_fast::{Attribute, HtmlSink};
+use super::style_sheet::StyleSheet;
+use super::view::{
+    HTML, LineKind, MAX_CELLS, MAX_LINES, MAX_LINKS, ODD_MARK, TOO_MANY_LINES, View, ViewLine, normalize_space,
+};
+use crate::model::ReasonCode;
+
+/// The deepest nesting that is tracked. Deeper elements count as children of this level.
+const MAX_DEPTH: usize = 500;
+
+/// The longest beginning of a line that can be a label.
+const MAX_LEAD: usize = 80;
+
+/// Builds the lines of a view from the tags and texts of HTML.
+pub(crate) struct HtmlLines<'s, 'a> {
+    sheet: &'s StyleSheet,
+    open: Vec<OpenElement<'a>>,
+    /// Hidden formatting elements whose parent ended before them. A browser opens them again.
+    lingering: Vec<Cow<'a, str>>,
+    /// The output: the page, and each open table cell inside it.
+    buffers: Vec<LineBuffer>,
+    /// The finished cells of each open row.
+    rows: Vec<Vec<Vec<ViewLine>>>,
+    /// The number of open `pre` elements, which keep line breaks.
+    open_pre: usize,
+    /// The number of lines and cells so far.
+    line_count: usize,
+    problem: Option<(ReasonCode, &'static str)>,
+}
+
+/// A page or a cell: its finished lines and the current line.
+#[derive(Default)]
+struct LineBuffer {
+    view: View,
+    line: ViewLine,
+    text: String,
+    /// Whether the text has more than white space. A flag saves a scan of long white space at each tag.
+    has_text: bool,
+    /// Whether the next text has another font size.
+    size_changed: bool,
+}
+
+impl LineBuffer {
+    /// Appends text to the line. Digits of another font size are a separate number, as superscript cents are.
+    fn append(&mut self, part: &str) {
+        if part.is_empty() {
+            return;
+        }
+        let digit = |c: char| c.is_ascii_digit();
+        if std::mem::take(&mut self.size_changed) && self.text.ends_with(digit) && part.starts_with(digit) {
+            self.text.push(' ');
+        }
+        self.text.push_str(part);
+    }
+}
+
+impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
+    fn on_text(&mut self, text: &str) -> Option<()> {
+        if self.is_hidden() {
+            return Some(());
+        }
+        let odd = self.open.last().is_some_and(|o| o.odd);
+        for line in text.split_inclusive('\n') {
+            let buffer = self.buffers.last_mut()?;
+            let ended = line.strip_suffix('\n');
+            let part = ended.map_or(line, |part| part.strip_suffix('\r').unwrap_or(part));
+            let has_text = !part.trim_start().is_empty();
+            buffer.has_text |= has_text;
+            if odd && has_text {
+                buffer.text.push(ODD_MARK);
+                buffer.append(part);
+                buffer.text.push(ODD_MARK);
+            } else {
+                buffer.append(part);
+            }
+            if ended.is_some() {
+                self.end_line();
+            }
+        }
+        // Each piece of odd text gets marks, so the pieces matter. html5ever splits text at line ends and entities;
+        // only it knows the pieces.
+        (!odd).then_some(())
+    }
+
+    fn on_start_tag(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
+        let name = &*tag;
+        let appearance = self.sheet.appearance(name, attributes);
+        self.close_implied(name);
+        let flow = Flow::of_child(self.open.last(), name, appearance);
+        match flow {
+            Flow::Block => self.break_line(self.kind_of_line(name)),
+            Flow::Apart => self.push_space(),
+            Flow::Inline => {}
+        }
+        if name == "br" || VOID_ELEMENTS.contains(&name) {
+            return;
+        }
+        let is_cell = matches!(name, "td" | "th");
+        if is_cell && !self.in_row() {
+            self.open_element("tr".into(), Appearance::default(), Flow::Block, false);
+        }
+        let is_closed = name == "details" && attribute(attributes, "open").is_none();
+        let is_link = name == "a";
+        let is_quoted_text = is_quote(name, attributes);
+        self.open_element(tag, appearance, flow, is_quoted_text);
+        if is_closed && let Some(details) = self.open.last_mut() {
+            details.odd = true;
+        }
+        if is_link && !self.is_hidden() {
+            let buffer = self.buffers.last_mut().filter(|buffer| buffer.line.links.len() < MAX_LINKS);
+            if let (Some(buffer), Some(target)) = (buffer, attribute(attributes, "href")) {
+                buffer.line.links.push(target.to_owned());
+            }
+        }
+    }
+
+    fn on_end_tag(&mut self, name: &str) {
+        if name == "br" || name == "p" && !self.open.iter().any(|o| o.name == "p") {
+            return self.break_line(LineKind::Text);
+        }
+        if let Some(place) = self.lingering.iter().rposition(|l| l == name) {
+            self.lingering.remove(place);
+        }
+        // An end tag inside a cell cannot close elements outside of its table.
+        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
+        let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
+        let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
+        let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
+        while self.open.len() > place {
+            let innermost = self.open.len() - 1 > place;
+            let Some(closed) = self.open.pop() else { return };
+            let lingers =
+                innermost && (closed.hides() || closed.odd) && !hidden_outside && FORMATTING.contains(&&*closed.name);
+            self.close_element(&closed);
+            if lingers && self.lingering.len() < MAX_DEPTH {
+                self.lingering.push(closed.name);
+            }
+        }
+    }
+}
+
+impl<'s, 'a> HtmlLines<'s, 'a> {
+    pub(crate) fn new(sheet: &'s StyleSheet) -> Self {
+        HtmlLines {
+            sheet,
+            open: Vec::new(),
+            lingering: Vec::new(),
+            buffers: vec![LineBuffer::default()],
+            rows: Vec::new(),
+            open_pre: 0,
+            line_count: 0,
+            problem: None,
+        }
+    }
+
+    fn is_hidden(&self) -> bool {
+        !self.lingering.is_empty() || self.open.last().is_some_and(OpenElement::hides)
+    }
+
+    /// A line end in the source: a new line inside `pre`, and else a space.
+    fn end_line(&mut self) {
+        if self.open_pre > 0 {
+            self.break_line(LineKind::Text);
+        }
+        self.push_space();
+    }
+
+    fn push_space(&mut self) {
+        if let Some(buffer) = self.buffers.last_mut() {
+            buffer.text.push(' ');
+        }
+    }
+
+    fn open_element(&mut self, name: Cow<'a, str>, appearance: Appearance, flow: Flow, is_quote: bool) {
+        let at_start = self.buffers.last().is_some_and(|f| !f.has_text);
+        let open = OpenElement::new(self.open.last(), name, appearance, flow, ElementPosition { is_quote, at_start });
+        if self.open.len() >= MAX_DEPTH {
+            if open.hides() || open.odd || open.quoted {
+                let message = "it is nested too deeply to know what of it can be seen";
+                self.problem = Some((ReasonCode::Unreadable, message));
+            }
+            return;
+        }
+        self.open_pre += usize::from(open.name == "pre");
+        match &*open.name {
+            "tr" => self.rows.push(Vec::new()),
+            "td" | "th" => self.buffers.push(LineBuffer::default()),
+            _ => {}
+        }
+        if let Some(buffer) = self.buffers.last_mut() {
+            buffer.line.quoted |= open.quoted;
+        }
+        self.note_font_size(&open);
+        self.open.push(open);
+    }
+
+    /// Remembers a change of the font size for the next text.
+    fn note_font_size(&mut self, element: &OpenElement<'a>) {
+        if let Some(buffer) = self.buffers.last_mut() {
+            buffer.size_changed |= element.resized && !element.hides();
+        }
+    }
+
+    /// Whether the innermost open table part is a row.
+    fn in_row(&self) -> bool {
+        let part = self.open.iter().rev().find(|o| matches!(&*o.name, "tr" | "td" | "th" | "table"));
+        part.is_some_and(|o| o.name == "tr")
+    }
+
+    /// Implied end tags (HTML, 13.1.2.4), as far as they affect lines.
+    fn close_implied(&mut self, name: &str) {
+        let (closes, within): (&[&str], &[&str]) = match name {
+            "li" => (&["li"], &["ul", "ol", "menu", "table"]),
+            "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
+            "tr" => (&["tr"], &["table"]),
+            "td" | "th" => (&["td", "th"], &["tr", "table"]),
+            // A block ends an open paragraph. Resmic's mail has list items inside of one.
+            _ if is_block(name) && name != "br" => {
+                let edge = self.open.iter().rev().find(|o| o.is_edge);
+                if edge.is_some_and(|o| o.name == "p") {
+                    self.on_end_tag("p");
+                }
+                return;
+            }
+            _ => return,
+        };
+        let place = self.open.iter().rposition(|o| closes.contains(&&*o.name) || within.contains(&&*o.name));
+        let found = place.and_then(|p| self.open.get(p)).filter(|o| closes.contains(&&*o.name));
+        if let Some(name) = found.map(|o| o.name.clone()) {
+            self.on_end_tag(&name);
+        }
+    }
+
+    fn close_element(&mut self, closed: &OpenElement<'a>) {
+        self.open_pre = self.open_pre.saturating_sub(usize::from(closed.name == "pre"));
+        self.note_font_size(closed);
+        match (&*closed.name, closed.flow) {
+            ("td" | "th", _) => self.finish_cell(),
+            ("tr", _) => self.finish_row(),
+            (_, Flow::Block) => self.break_line(LineKind::Text),
+            (_, flow) => {
+                let buffer = self.buffers.last_mut().filter(|f| closed.starts_line && f.line.lead.is_none());
+                if let Some(buffer) = buffer.filter(|f| f.text.len() <= MAX_LEAD && f.has_text) {
+                    buffer.line.lead = Some(normalize_space(&buffer.text));
+                }
+                if flow == Flow::Apart {
+                    self.push_space();
+                }
+            }
+        }
+    }
+
+    fn finish_cell(&mut self) {
+        self.break_line(LineKind::Text);
+        self.line_count += 1;
+        let cell = if self.buffers.len() > 1 { self.buffers.pop() } else { None };
+        if let (Some(cell), Some(row)) = (cell, self.rows.last_mut()) {
+            if self.line_count <= MAX_LINES {
+                row.push(cell.view.lines);
+            }
+        }
+    }
+
+    /// A row of simple cells becomes one line. A row that is used for layout becomes the lines of its cells.
+    fn finish_row(&mut self) {
+        self.break_line(LineKind::Text);
+        let (Some(cells), Some(buffer)) = (self.rows.pop(), self.buffers.last_mut()) else { return };
+        let is_simple = cells.len() <= MAX_CELLS
+            && cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
+        // A first cell without neighbours is a label without a value. An empty first cell is indentation.
+        let is_alone = cells.iter().filter(|lines| !lines.is_empty()).count() < 2
+            && (cells.len() < 2 || cells.first().is_some_and(Vec::is_empty));
+        if !is_simple || is_alone {
+            for line in cells.into_iter().flatten() {
+                buffer.view.push_line(line);
+            }
+            return;
+        }
+        let mut row = ViewLine { kind: LineKind::Row, ..ViewLine::default() };
+        for line in cells.into_iter().map(|lines| lines.into_iter().next().unwrap_or_default()) {
+            row.quoted |= line.quoted;
+            row.links.extend(line.links);
+            // Empty cells count: they keep the columns of the next rows in place.
+            row.cells.push(line.cells.into_iter().next().unwrap_or_default());
+        }
+        buffer.view.push_line(row);
+    }
+
+    /// The kind of line that an element starts.
+    fn kind_of_line(&self, name: &str) -> LineKind {
+        match name {
+            "h1" | "h2" | "h3" | "h4" | "h5" | "h6" => LineKind::Heading,
+            "li" => LineKind::Item,
+            "dt" => LineKind::Term,
+            "dd" => LineKind::Definition,
+            "br" if self.open.iter().rev().find(|o| o.flow == Flow::Block).is_some_and(|o| o.name == "li") => {
+                LineKind::Inside
+            }
+            _ => LineKind::Text,
+        }
+    }
+
+    /// Ends the current line. The next one has the kind `next`.
+    fn break_line(&mut self, next: LineKind) {
+        let quoted = self.open.last().is_some_and(|o| o.quoted);
+        let Some(buffer) = self.buffers.last_mut() else { return };
+        let mut line = std::mem::replace(&mut buffer.line, ViewLine { quoted, kind: next, ..ViewLine::default() });
+        // Between two tags there is mostly only white space.
+        if !line.links.is_empty() || buffer.has_text {
+            line.cells = vec![normalize_space(&buffer.text)];
+            self.line_count += 1;
+        }
+        buffer.text.clear();
+        buffer.has_text = false;
+        if self.line_count > MAX_LINES {
+            self.problem = Some(TOO_MANY_LINES);
+        } else {
+            buffer.view.push_line(line);
+        }
+    }
+
+    /// Closes all open elements, and returns the view.
+    pub(crate) fn finish(mut self) -> View {
+        while let Some(closed) = self.open.pop() {
+            self.close_element(&closed);
+        }
+        self.break_line(LineKind::Text);
+        let mut view = self.buffers.into_iter().next().unwrap_or_default().view;
+        view.content_type = HTML;
+        view.problem = view.problem.or(self.problem);
+        view
+    }
+}

@@ -1,0 +1,55 @@
+//! Parses any HTML through html5ever's tokenizer. It is slower than `html_fast` and accepts any text.
+
+use std::cell::RefCell;
+
+use html5ever::tendril::StrTendril;
+use html5ever::tokenizer::states::{Rawtext, Rcdata, ScriptData};
+use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSinkResult, Tokenizer, TokenizerOpts};
+
+use super::html_fast::{Attribute, HtmlSink};
+
+/// Feeds any HTML to a sink, through html5ever.
+pub(crate) fn tokenize<'a, S: HtmlSink<'a>>(html: &str, sink: S) -> S {
+    let tokenizer = Tokenizer::new(TokenizerSink(RefCell::new(sink)), TokenizerOpts::default());
+    let input = BufferQueue::default();
+    input.push_back(StrTendril::from(html));
+    let _ = tokenizer.feed(&input);
+    tokenizer.end();
+    tokenizer.sink.0.into_inner()
+}
+
+struct TokenizerSink<S>(RefCell<S>);
+
+impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
+    type Handle = ();
+
+    fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
+        let mut sink = self.0.borrow_mut();
+        match token {
+            // The pieces of text matter to `HtmlLines`.
+            Token::CharacterTokens(text) => sink.on_text(&text).unwrap_or(()),
+            Token::TagToken(tag) if tag.kind == TagKind::EndTag => sink.on_end_tag(&tag.name),
+            Token::TagToken(tag) => {
+                let attribute = |a: &html5ever::Attribute| Attribute {
+                    name: a.name.local.to_string().into(),
+                    value: a.value.to_string().into(),
+                };
+                let attributes: Vec<_> = tag.attrs.iter().map(attribute).collect();
+                sink.on_start_tag(tag.name.to_string().into(), &attributes);
+                return raw_text_state(&tag).unwrap_or(TokenSinkResult::Continue);
+            }
+            _ => {}
+        }
+        TokenSinkResult::Continue
+    }
+}
+
+/// Elements with raw text. The tokenizer does not know them itself.
+fn raw_text_state<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
+    match &*tag.name {
+        "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),
+        "script" => Some(TokenSinkResult::RawData(ScriptData)),
+        "title" | "textarea" => Some(TokenSinkResult::RawData(Rcdata)),
+        _ => None,
+    }
+}

@@ -1,0 +1,24 @@
+//! Renders the text parts of a mail as views: lines of the visible text.
+//!
+//! `view` has the types. `plain_text` renders text/plain, and `html` text/html: `html_fast` parses most HTML,
+//! `html_tokenizer` the rest, `html_lines` builds the lines, and `html_element`, `css_visibility` and `style_sheet` know
+//! which text is hidden. `quote` marks quoted and forwarded text.
+
+mod css_visibility;
+mod html;
+mod html_element;
+mod html_fast;
+mod html_lines;
+mod html_tokenizer;
+mod plain_text;
+mod quote;
+mod style_sheet;
+mod view;
+
+pub use html::html_view;
+pub(crate) use html_element::is_block;
+pub(crate) use plain_text::plain_text_view;
+#[cfg(test)]
+pub(crate) use view::TOO_MANY_LINES;
+pub(crate) use view::{HTML, PLAIN_TEXT, normalize_space};
+pub use view::{LineKind, View, ViewLine};

@@ -1,0 +1,123 @@
+//! The rules of a mail's style sheets that hide or change text, and their effect on an element.
+
+use std::collections::BTreeMap;
+
+use super::css_visibility::{Appearance, Colour, lower, without_comments};
+use super::html_fast::Attribute;
+
+/// The hiding rules of the mail's style sheets, by tag, class and id.
+///
+/// Most mails have few rules, and a linear search over them is faster than a hash map.
+#[derive(Debug, Default)]
+pub(crate) struct StyleSheet(BTreeMap<String, Appearance>);
+
+/// The most rules that are kept.
+const MAX_RULES: usize = 2_000;
+
+impl StyleSheet {
+    /// Parses one `<style>` element. Rules inside `@media` and similar blocks are ignored, unless they apply to every
+    /// screen.
+    pub(crate) fn add_rules(&mut self, css: &str) {
+        let css = without_comments(css);
+        let mut rest = &*css;
+        while let Some(open) = rest.find('{') {
+            let (selectors, body) = rest.split_at(open);
+            let body = body.get(1..).unwrap_or_default();
+            let selectors = selectors.rsplit(['}', ';']).next().unwrap_or(selectors);
+            if let Some(at) = selectors.trim_start().strip_prefix('@') {
+                rest = if is_for_every_screen(at) { body } else { after_block(body) };
+                continue;
+            }
+            let (declarations, after) = body.split_once('}').unwrap_or((body, ""));
+            let appearance = Appearance::parse(declarations);
+            if appearance != Appearance::default() {
+                self.add_rule(selectors, appearance);
+            }
+            rest = after;
+        }
+    }
+
+    fn add_rule(&mut self, selectors: &str, appearance: Appearance) {
+        for selector in selectors.split(',') {
+            // Only the last part of `div .a > p.b` counts. Hiding too much refuses a mail, but never gives a wrong
+            // value.
+            let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
+            let start = last.rfind(['.', '#']).unwrap_or(0);
+            let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();
+            let is_simple = selector.trim() == last && !last.contains([':', '[']);
+            let appearance = if is_simple { appearance } else { appearance.for_some_elements() };
+            if !name.is_empty() && self.0.len() < MAX_RULES {
+                let known = self.0.entry(name.to_ascii_lowercase()).or_default();
+                *known = known.combine(appearance);
+            }
+        }
+    }
+
+    /// The effect of an element's tag, attributes and matching rules.
+    pub(crate) fn appearance(&self, tag: &str, attributes: &[Attribute<'_>]) -> Appearance {
+        let mut appearance = Appearance::default();
+        let rule = |name: &str| self.0.get(&*lower(name)).copied().unwrap_or_default();
+        if !self.0.is_empty() {
+            appearance = appearance.combine(rule("*")).combine(rule(tag));
+        }
+        let mut inline = Appearance::default();
+        for attribute in attributes {
+            match &*attribute.name {
+                "class" if !self.0.is_empty() => {
+                    for class in attribute.value.split_ascii_whitespace() {
+                        appearance = appearance.combine(rule(&format!(".{class}")));
+                    }
+                }
+                "id" if !self.0.is_empty() => appearance = appearance.combine(rule(&format!("#{}", attribute.value))),
+                "style" => inline = Appearance::parse(&attribute.value),
+                "hidden" => appearance.removed = true,
+                "bgcolor" => appearance.background = Some(Colour::parse(&attribute.value.to_ascii_lowercase())),
+                "background" => appearance.background = Some(Colour::Unknown),
+                "size" if tag == "font" => appearance.has_font_size = Some(true),
+                "color" if tag == "font" => {
+                    appearance.colour = Some(Colour::parse(&attribute.value.to_ascii_lowercase()))
+                }
+                _ => {}
+            }
+        }
+        appearance.combine(inline)
+    }
+}
+
+/// Whether a condition such as `@media screen` applies to every screen.
+pub(crate) fn is_for_every_screen(rule: &str) -> bool {
+    let words = rule.split_whitespace().collect::<Vec<_>>().join(" ").to_ascii_lowercase();
+    matches!(words.as_str(), "media" | "media all" | "media screen" | "media only screen")
+}
+
+/// The text after a block whose opening brace was just consumed.
+fn after_block(text: &str) -> &str {
+    let mut depth = 1;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return text.get(at + 1..).unwrap_or_default();
+        }
+    }
+    ""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sheet_hides_by_tag_class_and_id_but_not_for_some_screens_only() {
+        let mut sheet = StyleSheet::default();
+        sheet.add_rules(
+            "/* x */ .pre, #top{display:none} @media (max-width:9px){ .wide{display:none} } td .x{visibility:hidden}",
+        );
+        assert!(sheet.0.get(".pre").unwrap().removed && sheet.0.get("#top").unwrap().removed);
+        assert!(!sheet.0.contains_key(".wide"));
+        assert_eq!(sheet.0.get(".x").unwrap().visibility, Some(false));
+    }
+}

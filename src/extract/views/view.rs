@@ -1,0 +1,131 @@
+//! The visible text of a part: lines of cells, with their links.
+
+use std::borrow::Cow;
+
+use crate::model::ReasonCode;
+
+/// The rendering of one text/plain or text/html part.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// `text/plain` or `text/html`.
+    pub content_type: &'static str,
+    /// The lines, from the top.
+    pub lines: Vec<ViewLine>,
+    /// Why the visible text is not fully known: too much of it, or text that cannot be decided.
+    pub problem: Option<(ReasonCode, &'static str)>,
+}
+
+/// The content types of views.
+pub(crate) const PLAIN_TEXT: &str = "text/plain";
+pub(crate) const HTML: &str = "text/html";
+
+/// The most lines of a view, and cells of HTML. Text beyond them is not parsed, and the mail is not an event.
+pub(crate) const MAX_LINES: usize = 5_000;
+
+/// The most cells of a line. A longer line is not a row of a table.
+pub(crate) const MAX_CELLS: usize = 64;
+
+/// The most links of a line that are kept.
+pub(crate) const MAX_LINKS: usize = 32;
+
+/// The problem of a view with more lines.
+pub(crate) const TOO_MANY_LINES: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
+
+/// Marks text that looks different from its characters: struck out, superscript, reversed. No value contains it.
+pub(crate) const ODD_MARK: char = '\u{fffd}';
+
+/// A line of text, or a block of HTML.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ViewLine {
+    /// The cells of a table row; one cell for other lines.
+    pub cells: Vec<String>,
+    /// The targets of the links.
+    pub links: Vec<String>,
+    /// Quoted or forwarded text.
+    pub quoted: bool,
+    /// The kind of line.
+    pub kind: LineKind,
+    /// The beginning of the line, if it is bold or in a separate element.
+    pub lead: Option<String>,
+}
+
+/// The kind of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LineKind {
+    /// Any other line.
+    #[default]
+    Text,
+    /// A heading.
+    Heading,
+    /// A list item. The next line does not belong to it.
+    Item,
+    /// A further line of a list item.
+    Inside,
+    /// A term of a definition list. Its definitions follow.
+    Term,
+    /// A definition.
+    Definition,
+    /// A row of a table.
+    Row,
+}
+
+impl ViewLine {
+    /// The cells as one text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.joined().into_owned()
+    }
+
+    /// [`ViewLine::to_text`], copied only if there are several cells.
+    pub(crate) fn joined(&self) -> Cow<'_, str> {
+        if let [cell] = self.cells.as_slice() { cell.into() } else { self.cells.join(" ").into() }
+    }
+}
+
+impl View {
+    /// Adds a line of tidy texts, if it is not empty.
+    pub(crate) fn push_line(&mut self, line: ViewLine) {
+        if self.lines.len() >= MAX_LINES {
+            self.problem = Some(TOO_MANY_LINES);
+        } else if line.cells.iter().any(|c| !c.is_empty()) || !line.links.is_empty() {
+            self.lines.push(line);
+        }
+    }
+}
+
+/// Makes text tidy as a browser shows it: runs of white space become one space, characters without width are removed.
+pub(crate) fn normalize_space(text: &str) -> String {
+    // Most text between tags of HTML is white space.
+    let mut rest = text.trim();
+    let mut out = String::with_capacity(rest.len());
+    while !rest.is_empty() {
+        // ASCII words are copied unchanged.
+        let (word, behind) = rest.split_at(rest.bytes().position(|b| !b.is_ascii_graphic()).unwrap_or(rest.len()));
+        out.push_str(word);
+        let mut chars = behind.chars();
+        match chars.next() {
+            // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
+            // JavaScript writes the left-to-right mark into dates, where it reverses nothing.
+            Some(
+                '\u{200b}'..='\u{200e}' | '\u{2060}'..='\u{2064}' | '\u{feff}' | '\u{ad}' | '\u{34f}' | '\u{180e}',
+            ) => {}
+            Some(c) if !(c.is_whitespace() || c == '\u{2800}') => out.push(c),
+            Some(_) if !out.is_empty() && !out.ends_with(' ') => out.push(' '),
+            Some(_) => {}
+            None => {}
+        }
+        rest = chars.as_str();
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_no_width_is_not_there_and_white_space_is_one_space() {
+        assert_eq!(normalize_space(" a\u{200b}b\u{ad}c \u{a0}\r\n\t d\u{2003}"), "abc d");
+    }
+}
