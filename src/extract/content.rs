@@ -35,7 +35,7 @@ impl MailContent {
     }
 }
 
-const UTF_7: (ReasonCode, &str) = (ReasonCode::Unreadable, "it is written in UTF-7, which is not read without a doubt");
+const UTF_7: (ReasonCode, &str) = (ReasonCode::Unreadable, "it is in UTF-7, which cannot be decoded reliably");
 
 fn render(part: &TextPart<'_>) -> View {
     let mut view = match part.format {

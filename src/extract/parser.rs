@@ -86,7 +86,7 @@ impl MailParser {
             ParseReport { parsed, notes }
         });
         let report = report.unwrap_or_else(|| ParseReport {
-            parsed: Parsed::Unreadable(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
+            parsed: Parsed::Unreadable(Reason::new(ReasonCode::Malformed, "the parser failed")),
             notes: Vec::new(),
         });
         (report, inspected)
@@ -135,7 +135,7 @@ fn titles(content: &MailContent, signed: SignedFields) -> Vec<String> {
 }
 
 /// The reason for a mail without readable text.
-pub const NO_TEXT: &str = "it has no text that can be read";
+pub const NO_TEXT: &str = "it has no readable text";
 
 fn unreadable(message: impl AsRef<str>) -> Parsed {
     Parsed::Unreadable(Reason::new(ReasonCode::Unreadable, message))
@@ -157,17 +157,17 @@ fn classify_other_mail(
     }
     // Only payment mails contain a transaction hash. This one has labels in words or a language that the table lacks.
     if content.views.iter().flat_map(|view| &view.lines).any(has_transaction_hash) {
-        return Some(unreadable("it names a transaction, and no label that is known says so"));
+        return Some(unreadable("it contains a transaction hash without a known label"));
     }
     if let Some(kind) = other_mail_kind(titles, &content.views) {
         return not_a_payment(format!("recognised as {kind}"));
     }
     let is_quoted = |f: &FoundValue| f.quoted && matches!(f.field, PaymentField::Hash | PaymentField::SessionId);
     if found.iter().any(is_quoted) {
-        return Some(unreadable("what it says of a payment stands in quoted or forwarded text only"));
+        return Some(unreadable("its transaction or session is only in quoted or forwarded text"));
     }
     if let Some((_, title)) = meanings.first() {
-        return Some(unreadable(format!("{title:?} speaks of a payment, and no transaction or session can be read")));
+        return Some(unreadable(format!("{title:?} mentions a payment, but no transaction or session was found")));
     }
     let is_empty = content.views.iter().all(|view| view.lines.is_empty());
     if is_empty && titles.is_empty() {
@@ -177,7 +177,7 @@ fn classify_other_mail(
     if content.views.iter().filter_map(|view| view.problem).any(|(code, _)| code == ReasonCode::TooLarge) {
         return None;
     }
-    if is_empty { Some(Parsed::Empty) } else { not_a_payment("nothing in it speaks of a payment".to_owned()) }
+    if is_empty { Some(Parsed::Empty) } else { not_a_payment("it does not mention a payment".to_owned()) }
 }
 
 /// Whether a transaction hash is in a line or in one of its links, with or without a label.
@@ -194,10 +194,10 @@ fn has_transaction_hash(line: &ViewLine) -> bool {
 /// An event needs a transaction or a session, and a completed one an amount.
 fn complete_payment(fields: AgreedFields, status: Status) -> Parsed {
     if fields.hash.is_none() && fields.session_id.is_none() {
-        return unreadable("it names neither a transaction nor a session");
+        return unreadable("it has neither a transaction nor a session");
     }
     if status == Status::Completed && fields.amount.is_none() {
-        return unreadable("it says that a payment is completed, and no amount");
+        return unreadable("it reports a completed payment without an amount");
     }
     let (amount, currency) = fields.amount.map(|a| (a.digits, a.currency)).unzip();
     Parsed::Payment(Reading {

@@ -27,7 +27,7 @@ impl Admitted {
 /// Stores a new event, adds to a stored one, or rejects it.
 pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> Result<Admitted> {
     let Some(id) = said.id() else {
-        let reason = Reason::new(ReasonCode::Unreadable, "it names neither a transaction nor a session");
+        let reason = Reason::new(ReasonCode::Unreadable, "it has neither a transaction nor a session");
         return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
     };
     let id = id.to_string();

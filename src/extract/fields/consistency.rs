@@ -103,7 +103,7 @@ impl<'a> ConsistencyCheck<'a> {
             }
             let value = match parse(&found.value) {
                 Ok(_) if found.position == ValuePosition::Below && !is_plausible_name(found) => {
-                    self.note(found, "not a value: it may be anything");
+                    self.note(found, "not a value: not the form of a name");
                     continue;
                 }
                 Ok(value) => value,
@@ -156,7 +156,7 @@ impl<'a> ConsistencyCheck<'a> {
         if let Some(empty) = empty {
             self.note(empty, "contradicts");
             let key = filled.field.key();
-            let message = format!("{key}: nothing at {} and {:?} at {}", empty.place, filled.value, filled.place);
+            let message = format!("{key}: empty at {} and {:?} at {}", empty.place, filled.value, filled.place);
             self.report(ReasonCode::Conflict, message);
         }
     }
@@ -170,7 +170,7 @@ impl<'a> ConsistencyCheck<'a> {
         let is_unexpected =
             |f: &&FoundValue| !f.quoted && f.field == PaymentField::SessionId && !table.is_configured(&f.label);
         if let Some(session) = self.found.iter().find(is_unexpected) {
-            let message = format!("session_id: the published layout has none, and there is one at {}", session.place);
+            let message = format!("session_id: found at {}, but the published layout has none", session.place);
             self.report(ReasonCode::Conflict, message);
         }
     }
@@ -204,7 +204,7 @@ impl<'a> ConsistencyCheck<'a> {
                 _ => false,
             };
             if differs {
-                let message = format!("{}: {item:?} in the published layout, and another is shown", field.key());
+                let message = format!("{}: the published list has {item:?}, but another value is visible", field.key());
                 self.report(ReasonCode::Conflict, message);
             }
         }
@@ -237,7 +237,7 @@ impl<'a> ConsistencyCheck<'a> {
             }
             let code = if whole.is_some() { ReasonCode::Conflict } else { ReasonCode::Unreadable };
             self.note(found, "shortened");
-            self.report(code, format!("{}: only shortened, {:?} at {}", field.key(), found.value, found.place));
+            self.report(code, format!("{}: only a shortened value, {:?} at {}", field.key(), found.value, found.place));
         }
     }
 
@@ -246,10 +246,10 @@ impl<'a> ConsistencyCheck<'a> {
         let named = fields.amount.as_ref().and_then(|a| a.currency.as_deref()).filter(|c| *c != "USD");
         match (named, fields.token.as_deref()) {
             (Some(named), Some(token)) if !same_token(named, token) => {
-                self.report(ReasonCode::Conflict, format!("the amount is of {named:?} and the token is {token:?}"));
+                self.report(ReasonCode::Conflict, format!("the amount is in {named:?}, but the token is {token:?}"));
             }
             (Some(named), None) if !values::is_known_token(named) => {
-                self.report(ReasonCode::Unreadable, format!("amount: {named:?} is no currency that is known"));
+                self.report(ReasonCode::Unreadable, format!("amount: {named:?} is an unknown currency"));
             }
             _ => {}
         }

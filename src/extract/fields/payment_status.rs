@@ -59,7 +59,7 @@ impl StatusStatements<'_> {
             TitleMeaning::States(status) => Ok(Some((*status, format!("{title:?}")))),
             TitleMeaning::Unclear => Ok(None),
             TitleMeaning::Contradicts => {
-                let message = format!("status: {title:?} says of a payment that it is not what it should be");
+                let message = format!("status: {title:?} does not describe a plain payment");
                 Err(Reason::new(ReasonCode::Unreadable, message))
             }
         });
@@ -69,13 +69,13 @@ impl StatusStatements<'_> {
                 None => agreed = Some((status, place)),
                 Some((known, _)) if *known == status => {}
                 Some((known, first)) => {
-                    let message = format!("status: {known} by {first} and {status} by {place}");
+                    let message = format!("status: {known} according to {first}, {status} according to {place}");
                     return Err(Reason::new(ReasonCode::Conflict, message));
                 }
             }
         }
         agreed.map(|(status, _)| status).ok_or_else(|| {
-            Reason::new(ReasonCode::Unreadable, "it does not say whether the payment is completed, failed or pending")
+            Reason::new(ReasonCode::Unreadable, "it does not state whether the payment is completed, failed or pending")
         })
     }
 
@@ -93,7 +93,7 @@ impl StatusStatements<'_> {
         let title = self.titles.iter().find(|title| title_contradicts_payment(title)).cloned();
         match title.or_else(|| above.find(|text| contradicts_payment(text))) {
             Some(text) => {
-                let message = format!("status: the published list says completed, and {text:?} may say that it is not");
+                let message = format!("status: the published list means completed, but {text:?} may contradict it");
                 Err(Reason::new(ReasonCode::Unreadable, message))
             }
             None => Ok(()),

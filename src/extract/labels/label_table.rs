@@ -189,13 +189,13 @@ impl LabelSettings {
             for spelling in spellings {
                 let label = fold_label(spelling);
                 if label.is_empty() {
-                    return wrong(format!("{spelling:?} has no letter or digit in it"));
+                    return wrong(format!("{spelling:?} has no letter or digit"));
                 }
                 if let Some(other) = built_in.field_of(spelling).filter(|other| *other != field) {
-                    return wrong(format!("{spelling:?} is a label of {} already", other.key()));
+                    return wrong(format!("{spelling:?} is already a label of {}", other.key()));
                 }
                 if let Some(other) = configured.insert(label, field).filter(|other| *other != field) {
-                    return wrong(format!("{spelling:?} is given to {}, too", other.key()));
+                    return wrong(format!("{spelling:?} is also configured for {}", other.key()));
                 }
             }
         }

@@ -27,7 +27,7 @@ pub(crate) fn check_bytes(mail: &[u8]) -> Result<(), Reason> {
     }
     let boundaries = memchr::memchr2_iter(b'b', b'B', mail).filter(|at| begins_with(rest(*at), b"boundary="));
     if boundaries.count() > 4 * MAX_DEPTH {
-        return Err(too_large(format!("its parts stand more than {MAX_DEPTH} deep in one another")));
+        return Err(too_large(format!("its parts are nested more than {MAX_DEPTH} deep")));
     }
     let (mut boundary_lines, mut type_fields) = (0, 0);
     for line in lines() {
@@ -58,7 +58,7 @@ pub(crate) fn check_message(message: &Message<'_>) -> Result<(), Reason> {
         }
     }
     if !level.is_empty() {
-        return Err(too_large(format!("its parts stand more than {MAX_DEPTH} deep in one another")));
+        return Err(too_large(format!("its parts are nested more than {MAX_DEPTH} deep")));
     }
     let text: usize = message.parts.iter().filter_map(|part| part.text_contents()).map(str::len).sum();
     if text > MAX_TEXT {
@@ -100,8 +100,8 @@ mod tests {
         assert_eq!(refused(&mail), "too-large: it has more than 200 parts");
         let mail = format!("{head}{}", "--b\r\n\r\nx\r\n".repeat(1_000));
         assert_eq!(refused(&mail), "too-large: it has more than 200 parts");
-        assert_eq!(refused(&nested(25)), "too-large: its parts stand more than 20 deep in one another");
-        assert_eq!(refused(&nested(5_000)), "too-large: its parts stand more than 20 deep in one another");
+        assert_eq!(refused(&nested(25)), "too-large: its parts are nested more than 20 deep");
+        assert_eq!(refused(&nested(5_000)), "too-large: its parts are nested more than 20 deep");
         assert_eq!(refused(&nested(10)), "");
         let mail = format!("From: a@b\r\n\r\n{}", "text ".repeat(1 << 20));
         assert_eq!(refused(&mail), "too-large: its parts have more than 4194304 bytes of text");

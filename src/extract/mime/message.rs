@@ -40,28 +40,28 @@ pub(crate) fn parse_message(mail: &[u8]) -> Result<Message<'_>, Reason> {
         Cow::Borrowed(bytes) => parser.parse(bytes),
         Cow::Owned(bytes) => parser.parse(&bytes).map(Message::into_owned),
     };
-    message.ok_or_else(|| malformed("there is no mail in it"))
+    message.ok_or_else(|| malformed("it is empty"))
 }
 
 /// Checks that a parsed mail is within the limits, and that mail programs agree about its structure.
 pub(crate) fn check_structure(message: &Message<'_>) -> Result<(), Reason> {
     // The parser accepts any bytes. A mail has at least one of these fields (RFC 5322, 3.6).
     if !["From", "Date", "Subject", "To", "Message-ID"].iter().any(|name| message.header_raw(*name).is_some()) {
-        return Err(malformed("it has no header of a mail"));
+        return Err(malformed("it has no From, Date, Subject, To or Message-ID"));
     }
     limits::check_message(message)?;
     // Programs disagree about which of two fields counts (RFC 2045, 3).
     for name in ["Content-Type", "Content-Transfer-Encoding"] {
         let count = |part: &MessagePart<'_>| part.headers.iter().filter(|h| h.name() == name).count();
         if message.parts.iter().any(|part| count(part) > 1) {
-            return Err(malformed("it says twice what kind of text it is"));
+            return Err(malformed("a part has two Content-Type or two Content-Transfer-Encoding fields"));
         }
     }
     let root = message.parts.first();
     let is_announced =
         root.and_then(MimeHeaders::content_type).is_some_and(|t| t.ctype().eq_ignore_ascii_case("multipart"));
     if is_announced && !root.is_some_and(|part| matches!(part.body, PartType::Multipart(_))) {
-        return Err(malformed("it announces parts, and they cannot be told apart"));
+        return Err(malformed("its Content-Type is multipart, but its parts cannot be separated"));
     }
     Ok(())
 }

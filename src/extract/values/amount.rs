@@ -25,7 +25,7 @@ static AMOUNT: LazyLock<Option<Regex>> = LazyLock::new(|| {
 /// Parses an amount in the en-US form that Resmic writes: `$20`, `20 USD`, `1,250.50`, `20.00 DAI`. Other forms are
 /// doubtful: `1.250,50`, `1e-7`, a plus or minus, another currency, an empty text.
 pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
-    let refuse = |why: &str| Err(format!("{text:?} is no amount that can be trusted: {why}"));
+    let refuse = |why: &str| Err(format!("{text:?} is not a clear amount: {why}"));
     let Some(found) = AMOUNT.as_ref().and_then(|r| r.captures(text.trim())) else {
         return refuse("expected digits like 1250.50, with $ or USD or a token's symbol");
     };
@@ -40,14 +40,14 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     }
     let digits = whole.replace(',', "") + &fraction.map(|f| format!(".{f}")).unwrap_or_default();
     if digits.bytes().all(|b| matches!(b, b'0' | b'.')) {
-        return refuse("it is nothing");
+        return refuse("it is zero");
     }
     let currency = match (before.is_some() || after.is_some_and(is_dollar), after) {
-        (true, Some(other)) if !is_dollar(other) => return refuse("it names two currencies"),
+        (true, Some(other)) if !is_dollar(other) => return refuse("it has two currencies"),
         (true, _) => Some("USD".to_owned()),
         // An unknown currency can be the token's symbol. `consistency` compares it with the token field.
         (false, Some(token)) if is_known_token(token) || is_symbol_not_currency(token) => Some(token.to_owned()),
-        (false, Some(_)) => return refuse("it names a currency that is not known"),
+        (false, Some(_)) => return refuse("it has an unknown currency"),
         (false, None) => None,
     };
     Ok(Amount { digits, currency })

@@ -19,12 +19,12 @@ pub(crate) fn parse_blockchain(text: &str) -> Result<String, String> {
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
     // Some of the backend's names for tokens are chains, too: `ethereum`, `nibiru`.
     if TOKEN_SYMBOLS.contains(&text) {
-        return Err(format!("{text:?} is a token's symbol and no chain's name"));
+        return Err(format!("{text:?} is a token's symbol, not a chain's name"));
     }
     if fits && text.len() <= 40 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Ok(model::spell_chain(text))
     } else {
-        Err(format!("{text:?} is no chain's name"))
+        Err(format!("{text:?} is not a chain's name"))
     }
 }
 
@@ -33,13 +33,13 @@ pub(crate) fn parse_token(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '+'));
     if !is_known_token(text) && model::KNOWN_CHAINS.contains(&model::spell_chain(text).as_str()) {
-        return Err(format!("{text:?} is a chain's name and no token's symbol"));
+        return Err(format!("{text:?} is a chain's name, not a token's symbol"));
     }
     let is_short = text.len() <= 20 || model::is_token_name(text);
     if fits && is_short && text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         Ok(text.to_owned())
     } else {
-        Err(format!("{text:?} is no token's symbol"))
+        Err(format!("{text:?} is not a token's symbol"))
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) fn parse_session_id(text: &str) -> Result<String, String> {
     let text = text.trim();
     match uuid::Uuid::try_parse(text) {
         Ok(id) if text.len() == 36 && !id.is_nil() && !id.is_max() => Ok(id.to_string()),
-        _ => Err(format!("{text:?} is no session id (a UUID)")),
+        _ => Err(format!("{text:?} is not a session id (UUID)")),
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn parse_hash(text: &str, family: ChainFamily) -> Result<String, Stri
     match fits {
         true if hex_digits(text).is_some() => Ok(text.to_ascii_lowercase()),
         true => Ok(text.to_owned()),
-        false => Err(format!("{text:?} is no transaction hash{}", family_suffix(family))),
+        false => Err(format!("{text:?} is not a transaction hash{}", family_suffix(family))),
     }
 }
 
@@ -79,11 +79,11 @@ pub(crate) fn parse_wallet(text: &str, family: ChainFamily) -> Result<String, St
         ChainFamily::Unknown => evm.is_some() || solana(),
     };
     if !fits {
-        return Err(format!("{text:?} is no wallet address{}", family_suffix(family)));
+        return Err(format!("{text:?} is not a wallet address{}", family_suffix(family)));
     }
     match evm {
         Some(digits) if family != ChainFamily::Starknet && !is_eip55_or_one_case(digits) => {
-            Err(format!("{text:?} does not have the checksum of its letters (EIP-55)"))
+            Err(format!("{text:?} fails the EIP-55 checksum"))
         }
         _ => Ok(text.to_owned()),
     }

@@ -7,10 +7,10 @@ pub(crate) fn parse_status(text: &str) -> Result<Status, String> {
     let (sign, word) = (status_of_signs(text)?, fold_name(text));
     match (sign, status_of_word(&word)) {
         (Some(sign), Ok(word)) if sign == word => Ok(word),
-        (Some(_), Ok(_)) => Err(format!("{text:?} has a sign for another status than its words")),
+        (Some(_), Ok(_)) => Err(format!("{text:?} has a sign that contradicts its words")),
         (Some(sign), Err(_)) if word.is_empty() => Ok(sign),
         (None, Ok(word)) => Ok(word),
-        (_, Err(())) => Err(format!("{text:?} is no status")),
+        (_, Err(())) => Err(format!("{text:?} is not a status")),
     }
 }
 

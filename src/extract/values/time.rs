@@ -35,7 +35,7 @@ pub(crate) fn parse_time(text: &str) -> Result<Timestamp, String> {
         let found = form.as_ref()?.captures(&text)?;
         Some(to_timestamp(&found, *accepts_hour_24))
     });
-    time.flatten().ok_or_else(|| format!("{text:?} is no time that can be read without a guess"))
+    time.flatten().ok_or_else(|| format!("{text:?} is not an unambiguous time"))
 }
 
 fn to_timestamp(found: &Captures<'_>, accepts_hour_24: bool) -> Option<Timestamp> {

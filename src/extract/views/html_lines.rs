@@ -184,7 +184,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         let open = OpenElement::new(self.open.last(), name, appearance, flow, ElementPosition { is_quote, at_start });
         if self.open.len() >= MAX_DEPTH {
             if open.hides() || open.odd || open.quoted {
-                let message = "it is nested too deeply to know what of it can be seen";
+                let message = "its HTML is nested too deeply to determine the visible text";
                 self.problem = Some((ReasonCode::Unreadable, message));
             }
             return;
