@@ -16,7 +16,7 @@ use crate::db::Store;
 use crate::ingest::Ingest;
 use crate::model::{Origin, Outcome, RawMail};
 use crate::payments::Recorded;
-use crate::source::files::Found;
+use crate::source::files::FileMail;
 use crate::trust::dns::Resolver;
 
 /// What `--json` prints of a mail. The keys are an interface.
@@ -74,7 +74,7 @@ pub(super) async fn run(
     Ok(if all_read { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-fn mail(account: &str, found: Found) -> (String, RawMail) {
+fn mail(account: &str, found: FileMail) -> (String, RawMail) {
     let origin = Origin { account: account.to_owned(), mailbox: "import".into(), uid: None };
     (found.name, RawMail { origin, bytes: found.bytes, size: found.size, received_at: None })
 }

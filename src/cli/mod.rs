@@ -32,7 +32,7 @@ use crate::app;
 use crate::config::{self, Config};
 use crate::contain;
 use crate::db::{self, Store};
-use crate::source::files::{self, Found};
+use crate::source::files::{self, FileMail};
 use crate::source::imap;
 
 /// It did not work.
@@ -141,7 +141,7 @@ async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Resul
 }
 
 /// Reads files beside the work on their mails, of which no more than `BATCH` wait; the task ends when all are read.
-fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<Found, files::Error>>, JoinHandle<()>) {
+fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMail, files::Error>>, JoinHandle<()>) {
     let (paths, (found, mails)) = (paths.to_vec(), mpsc::channel(BATCH));
     let reading = tokio::task::spawn_blocking(move || {
         // If nobody takes it, the other side has failed and says so.
@@ -149,7 +149,7 @@ fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<Found,
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let _ = paths.iter().try_for_each(|path| files::read(path, max_size, &mut hand_over));
+        let _ = paths.iter().try_for_each(|path| files::read_mails(path, max_size, &mut hand_over));
     });
     (mails, reading)
 }

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::examine::Rules;
 use crate::extract::ParseReport;
 use crate::model::{self, Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Trust};
-use crate::source::files::Found;
+use crate::source::files::FileMail;
 use crate::trust::{self, dns::Resolver};
 
 /// What is asked for.
@@ -97,7 +97,7 @@ impl Reading {
         Ok(Reading { how, rules, resolver, max_size: account.map_or(1 << 20, |a| a.max_size.0) })
     }
 
-    async fn print(&self, mail: Found) -> anyhow::Result<()> {
+    async fn print(&self, mail: FileMail) -> anyhow::Result<()> {
         let name = mail.name;
         let origin = Origin { account: String::new(), mailbox: String::new(), uid: None };
         let mail = RawMail { origin, bytes: mail.bytes, size: mail.size, received_at: None };

@@ -1,4 +1,4 @@
-//! Mails from files: .eml, .emlx, mbox, Maildir, standard input. One at a time, however many there are.
+//! Mails from files: .eml, .emlx, mbox, Maildir, standard input. Only one mail at a time is in memory.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use super::mbox;
 use crate::model::printable;
 
-/// A mail that was found.
-pub struct Found {
-    /// Where: the file, with a number behind it for a mail in an mbox.
+/// A mail in a file.
+pub struct FileMail {
+    /// The file. For a mail in an mbox also its number: `box.mbox:2`.
     pub name: String,
-    /// The message, cut at the size asked for.
+    /// The message, cut at the caller's limit.
     pub bytes: Vec<u8>,
-    /// Its whole size.
+    /// Its full size in bytes; more than `bytes.len()` if it was cut.
     pub size: u64,
 }
 
-/// What cannot be read, and why. A file's name is whose who made it, and may be made for a terminal.
+/// A file or folder that cannot be read, and why. Its name is made printable: it may contain terminal sequences.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", printable(&path.to_string_lossy(), 500))]
 pub struct Error {
@@ -27,38 +27,44 @@ pub struct Error {
     source: io::Error,
 }
 
-/// Who takes what is found, and what could not be read; and says whether to go on.
-pub type Each<'a> = &'a mut dyn FnMut(Result<Found, Error>) -> ControlFlow<()>;
+/// The callback for each mail and each error. Its result says whether to continue.
+pub type OnMail<'a> = &'a mut dyn FnMut(Result<FileMail, Error>) -> ControlFlow<()>;
 
-/// Hands each mail in `path` to `each`: a mail in a file (also Apple Mail's `.emlx`), the mails of an mbox (a file that begins with
-/// `From `), of a Maildir (a folder with `cur` and `new`), of the `.eml`, `.emlx` and `.mbox` files in a folder and below
-/// it, or of `-`, standard input. At most `max_size` bytes are kept of each. What cannot be read keeps nothing else back.
-pub fn read(path: &Path, max_size: u64, each: Each<'_>) -> ControlFlow<()> {
+/// Calls `on_mail` with each mail in `path`, which may be:
+///
+/// - a file with one mail, also Apple Mail's `.emlx`
+/// - an mbox, a file that begins with `From `
+/// - a Maildir, a folder with `cur` and `new`
+/// - another folder: all `.eml`, `.emlx` and `.mbox` files in it and below it
+/// - `-`, standard input
+///
+/// At most `max_size` bytes of each mail are kept. An error does not stop the rest.
+pub fn read_mails(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()> {
     if path == Path::new("-") {
-        let read = read_stream(BufReader::new(io::stdin().lock()), path, max_size, each);
-        return read.unwrap_or_else(|source| each(Err(Error { path: path.to_owned(), source })));
+        let read = read_stream(BufReader::new(io::stdin().lock()), path, max_size, on_mail);
+        return read.unwrap_or_else(|source| on_mail(Err(Error { path: path.to_owned(), source })));
     }
     match fs::metadata(path) {
-        Ok(of) if of.is_dir() => read_folder(path, max_size, &mut Vec::new(), each),
-        _ => read_file(path, max_size, each),
+        Ok(metadata) if metadata.is_dir() => read_folder(path, max_size, &mut Vec::new(), on_mail),
+        _ => read_file(path, max_size, on_mail),
     }
 }
 
-fn read_file(path: &Path, max_size: u64, each: Each<'_>) -> ControlFlow<()> {
-    let read = File::open(path).and_then(|file| read_stream(BufReader::new(file), path, max_size, each));
-    read.unwrap_or_else(|source| each(Err(Error { path: path.to_owned(), source })))
+fn read_file(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()> {
+    let read = File::open(path).and_then(|file| read_stream(BufReader::new(file), path, max_size, on_mail));
+    read.unwrap_or_else(|source| on_mail(Err(Error { path: path.to_owned(), source })))
 }
 
-/// `within`: the folders that this one is in, by device and inode. A link may lead back to one of them.
-fn read_folder(folder: &Path, max_size: u64, within: &mut Vec<(u64, u64)>, each: Each<'_>) -> ControlFlow<()> {
-    let (itself, paths) = match content(folder) {
-        Ok(content) => content,
-        Err(source) => return each(Err(Error { path: folder.to_owned(), source })),
+/// Reads a folder. `outer` has the device and inode of each folder around it, because a link can lead back to one.
+fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mail: OnMail<'_>) -> ControlFlow<()> {
+    let (id, paths) = match list_folder(folder) {
+        Ok(listed) => listed,
+        Err(source) => return on_mail(Err(Error { path: folder.to_owned(), source })),
     };
-    if within.contains(&itself) {
+    if outer.contains(&id) {
         return Continue(());
     }
-    within.push(itself);
+    outer.push(id);
     let is_maildir = folder.join("cur").is_dir() && folder.join("new").is_dir();
     let in_maildir = folder.file_name().is_some_and(|n| n == "cur" || n == "new")
         && folder.parent().is_some_and(|f| f.join("cur").is_dir() && f.join("new").is_dir());
@@ -66,63 +72,68 @@ fn read_folder(folder: &Path, max_size: u64, within: &mut Vec<(u64, u64)>, each:
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let is_mail = in_maildir && !name.starts_with('.') || has_extension(&path, &["eml", "emlx", "mbox"]);
         match fs::metadata(&path) {
-            // What is being delivered is not there yet (maildir(5)).
-            Ok(of) if of.is_dir() && is_maildir && name == "tmp" => {}
-            Ok(of) if of.is_dir() => read_folder(&path, max_size, within, each)?,
-            // A pipe that nobody writes into would never end.
-            Ok(of) if is_mail && of.is_file() => read_file(&path, max_size, each)?,
-            Err(source) if is_mail => each(Err(Error { path, source }))?,
+            // Mails in `tmp` are incomplete (maildir(5)).
+            Ok(metadata) if metadata.is_dir() && is_maildir && name == "tmp" => {}
+            Ok(metadata) if metadata.is_dir() => read_folder(&path, max_size, outer, on_mail)?,
+            // Reading a pipe without a writer would block for ever.
+            Ok(metadata) if is_mail && metadata.is_file() => read_file(&path, max_size, on_mail)?,
+            Err(source) if is_mail => on_mail(Err(Error { path, source }))?,
             _ => {}
         }
     }
-    within.pop();
+    outer.pop();
     Continue(())
 }
 
-/// Which folder it is, and what is in it, in the order of their names: a Maildir's begin with the time of delivery.
-fn content(folder: &Path) -> io::Result<((u64, u64), Vec<PathBuf>)> {
-    let of = fs::metadata(folder)?;
+/// The device and inode of a folder, and the paths in it, sorted: names in a Maildir begin with the time of delivery.
+fn list_folder(folder: &Path) -> io::Result<((u64, u64), Vec<PathBuf>)> {
+    let metadata = fs::metadata(folder)?;
     let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     paths.sort();
-    Ok(((of.dev(), of.ino()), paths))
+    Ok(((metadata.dev(), metadata.ino()), paths))
 }
 
-fn has_extension(path: &Path, any: &[&str]) -> bool {
-    path.extension().is_some_and(|has| any.iter().any(|extension| has.eq_ignore_ascii_case(extension)))
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension().is_some_and(|own| extensions.iter().any(|extension| own.eq_ignore_ascii_case(extension)))
 }
 
-fn read_stream(mut input: impl BufRead, path: &Path, max_size: u64, each: Each<'_>) -> io::Result<ControlFlow<()>> {
+fn read_stream(
+    mut input: impl BufRead,
+    path: &Path,
+    max_size: u64,
+    on_mail: OnMail<'_>,
+) -> io::Result<ControlFlow<()>> {
     let mut start = Vec::new();
-    input.by_ref().take(START).read_to_end(&mut start)?;
+    input.by_ref().take(PREFIX).read_to_end(&mut start)?;
     let start = start.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&start);
-    let (announced, start) = emlx_size(start).map_or((None, start), |(size, behind)| (Some(size), behind));
+    let (emlx_size, start) = parse_emlx_size(start).map_or((None, start), |(size, rest)| (Some(size), rest));
     let mut input = start.chain(input);
     if start.starts_with(b"From ") {
-        return mbox::read(input, path, max_size, each);
+        return mbox::read_mbox(input, path, max_size, on_mail);
     }
-    // An mbox may have no mail in it.
-    if start.is_empty() && announced.is_none() && has_extension(path, &["mbox"]) {
+    // An mbox may be empty.
+    if start.is_empty() && emlx_size.is_none() && has_extension(path, &["mbox"]) {
         return Ok(Continue(()));
     }
     let mut bytes = Vec::new();
-    let size = announced.unwrap_or(u64::MAX);
+    let size = emlx_size.unwrap_or(u64::MAX);
     let kept = input.by_ref().take(size.min(max_size)).read_to_end(&mut bytes)? as u64;
     let rest = io::copy(&mut input.by_ref().take(size.saturating_sub(kept)), &mut io::sink())?;
-    if announced.is_some() {
+    if emlx_size.is_some() {
         check_emlx_end(input, kept + rest, size)?;
     }
-    Ok(each(Ok(Found { name: path.display().to_string(), bytes, size: kept + rest })))
+    Ok(on_mail(Ok(FileMail { name: path.display().to_string(), bytes, size: kept + rest })))
 }
 
-/// How much of a file says what kind it is.
-const START: u64 = 64;
+/// The number of bytes that determine the kind of a file.
+const PREFIX: u64 = 64;
 
 /// U+FEFF in UTF-8, which some editors write at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The size of the mail in an `.emlx` file, and what stands behind the line that states it. Apple Mail writes the number of
+/// The size of the mail in an `.emlx` file, and the bytes after the line with the size. Apple Mail writes the number of
 /// bytes, padded with spaces, then the mail, then a property list.
-fn emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
+fn parse_emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
     let end = start.iter().position(|b| *b == b'\n')?;
     let line = std::str::from_utf8(start.get(..end)?).ok()?.trim_end();
     let is_number = !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit());
@@ -130,46 +141,46 @@ fn emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
     Some((size, start.get(end + 1..)?))
 }
 
-/// Checks that an `.emlx` file has the mail whole and that the mail ends where the first line says: a part of a mail must not
-/// pass for the mail.
+/// Checks that the mail in an `.emlx` file has the size of its first line, and that only a property list follows. An
+/// incomplete mail must not be parsed.
 fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
-    let mut behind = Vec::new();
-    input.take(START).read_to_end(&mut behind)?;
-    let behind = behind.trim_ascii_start();
-    let is_list = [&b"<?xml"[..], b"<!DOCTYPE", b"<plist"].iter().any(|mark| behind.starts_with(mark));
-    if read == size && (behind.is_empty() || is_list) {
+    let mut rest = Vec::new();
+    input.take(PREFIX).read_to_end(&mut rest)?;
+    let rest = rest.trim_ascii_start();
+    let is_list = [&b"<?xml"[..], b"<!DOCTYPE", b"<plist"].iter().any(|mark| rest.starts_with(mark));
+    if read == size && (rest.is_empty() || is_list) {
         return Ok(());
     }
-    let words = format!("the mail in it has not the {size} bytes that its first line states");
-    Err(io::Error::new(io::ErrorKind::InvalidData, words))
+    let message = format!("the mail does not have the {size} bytes that the first line states");
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The mails, and the names of what could not be read.
-    fn found(path: &Path, max_size: u64) -> (Vec<(String, u64)>, Vec<String>) {
+    /// The mails with their sizes, and the errors.
+    fn mails_and_errors(path: &Path, max_size: u64) -> (Vec<(String, u64)>, Vec<String>) {
         let (mut mails, mut errors) = (Vec::new(), Vec::new());
-        let all = read(path, max_size, &mut |found| {
-            match found {
+        let flow = read_mails(path, max_size, &mut |result| {
+            match result {
                 Ok(mail) => mails.push((String::from_utf8(mail.bytes).unwrap(), mail.size)),
                 Err(error) => errors.push(error.to_string()),
             }
             Continue(())
         });
-        assert!(all.is_continue());
+        assert!(flow.is_continue());
         (mails, errors)
     }
 
-    fn all(path: &Path, max_size: u64) -> Vec<(String, u64)> {
-        let (mails, errors) = found(path, max_size);
+    fn read_all(path: &Path, max_size: u64) -> Vec<(String, u64)> {
+        let (mails, errors) = mails_and_errors(path, max_size);
         assert!(errors.is_empty(), "{errors:?}");
         mails
     }
 
     #[test]
-    fn a_maildir_is_its_cur_and_new_and_a_folder_its_eml_files() {
+    fn folders_and_maildirs_are_read() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["cur", "new", "tmp"] {
             fs::create_dir(folder.path().join(name)).unwrap();
@@ -177,21 +188,21 @@ mod tests {
         }
         fs::write(folder.path().join("a.eml"), "eml").unwrap();
         fs::write(folder.path().join("notes.txt"), "no mail").unwrap();
-        let mut mails: Vec<_> = all(folder.path(), 1000).into_iter().map(|(text, _)| text).collect();
+        let mut mails: Vec<_> = read_all(folder.path(), 1000).into_iter().map(|(text, _)| text).collect();
         mails.sort();
         assert_eq!(mails, ["cur", "eml", "new"]);
     }
 
     #[test]
-    fn what_is_too_large_is_cut_and_says_its_size() {
+    fn large_files_are_cut_at_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.eml");
         fs::write(&path, "0123456789").unwrap();
-        assert_eq!(all(&path, 4), [("0123".to_owned(), 10)]);
+        assert_eq!(read_all(&path, 4), [("0123".to_owned(), 10)]);
     }
 
     #[test]
-    fn a_folder_is_read_once_whatever_leads_back_to_it_and_nothing_is_waited_for() {
+    fn symlink_loops_and_pipes_are_skipped() {
         use std::os::unix::fs::symlink;
         let folder = tempfile::tempdir().unwrap();
         let (path, below) = (folder.path(), folder.path().join("below"));
@@ -203,31 +214,31 @@ mod tests {
         }
         let pipe = std::process::Command::new("mkfifo").arg(path.join("pipe.eml")).status().unwrap();
         assert!(pipe.success());
-        assert_eq!(all(path, 1000), [("shouted".into(), 7), ("below".into(), 5)]);
+        assert_eq!(read_all(path, 1000), [("shouted".into(), 7), ("below".into(), 5)]);
     }
 
     #[test]
-    fn what_cannot_be_read_is_told_and_keeps_nothing_else_back() {
+    fn an_unreadable_file_does_not_stop_others() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a.eml", "z.eml"] {
             fs::write(folder.path().join(name), name).unwrap();
         }
         std::os::unix::fs::symlink("nowhere", folder.path().join("gone\u{1b}[31m.eml")).unwrap();
-        let (mails, errors) = found(folder.path(), 1000);
+        let (mails, errors) = mails_and_errors(folder.path(), 1000);
         assert_eq!(mails, [("a.eml".into(), 5), ("z.eml".into(), 5)]);
         assert!(errors.len() == 1 && errors[0].contains("gone [31m.eml: No such file"), "{errors:?}");
-        assert!(read(folder.path(), 1000, &mut |_| ControlFlow::Break(())).is_break());
+        assert!(read_mails(folder.path(), 1000, &mut |_| ControlFlow::Break(())).is_break());
     }
 
-    /// As Apple Mail writes it.
-    fn emlx(size: usize, mail: &str, behind: &str) -> String {
-        format!("{size:<10}\n{mail}{behind}")
+    /// An .emlx file as Apple Mail writes it.
+    fn emlx(size: usize, mail: &str, rest: &str) -> String {
+        format!("{size:<10}\n{mail}{rest}")
     }
 
     const LIST: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"></plist>\n";
 
     #[test]
-    fn an_emlx_file_has_one_mail_and_a_list() {
+    fn an_emlx_file_has_one_mail() {
         let folder = tempfile::tempdir().unwrap();
         let mail = "Subject: 1\n\nFrom me\n1234\n";
         for (name, text) in [
@@ -239,12 +250,12 @@ mod tests {
         ] {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        assert_eq!(all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 5]);
-        assert_eq!(all(&folder.path().join("a.emlx"), 9), [(mail[..9].to_owned(), mail.len() as u64)]);
+        assert_eq!(read_all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 5]);
+        assert_eq!(read_all(&folder.path().join("a.emlx"), 9), [(mail[..9].to_owned(), mail.len() as u64)]);
     }
 
     #[test]
-    fn an_emlx_file_with_a_wrong_size_is_refused() {
+    fn an_emlx_file_with_wrong_size_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let mail = "Subject: 1\n\nAmount: $20.50\n";
         for (name, text) in [
@@ -254,9 +265,9 @@ mod tests {
         ] {
             fs::write(folder.path().join(name), text).unwrap();
         }
-        let (mails, errors) = found(folder.path(), 1000);
+        let (mails, errors) = mails_and_errors(folder.path(), 1000);
         assert_eq!((mails.len(), errors.len()), (0, 3), "{errors:?}");
-        assert!(errors[0].contains("a.emlx: the mail in it has not the 23 bytes"), "{errors:?}");
+        assert!(errors[0].contains("a.emlx: the mail does not have the 23 bytes"), "{errors:?}");
     }
 
     #[test]
@@ -270,7 +281,7 @@ mod tests {
         ] {
             fs::write(folder.path().join(name), format!("\u{feff}{text}")).unwrap();
         }
-        assert_eq!(all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 3]);
+        assert_eq!(read_all(folder.path(), 1000), vec![(mail.to_owned(), mail.len() as u64); 3]);
     }
 
     #[test]
@@ -278,7 +289,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (name, mails) in [("drafts.mbox", 0), ("empty.eml", 1)] {
             fs::write(folder.path().join(name), "").unwrap();
-            assert_eq!(all(&folder.path().join(name), 1000).len(), mails, "{name}");
+            assert_eq!(read_all(&folder.path().join(name), 1000).len(), mails, "{name}");
         }
     }
 }

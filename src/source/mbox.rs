@@ -1,4 +1,4 @@
-//! Mails from an mbox: one file, with a line that begins with `From ` above each mail.
+//! Mails from an mbox: one file, in which a line that begins with `From ` precedes each mail.
 
 use std::io::{self, BufRead, Read as _};
 use std::ops::ControlFlow::{self, Continue};
@@ -7,36 +7,41 @@ use std::sync::LazyLock;
 
 use regex::bytes::Regex;
 
-use super::files::{Each, Found};
+use super::files::{FileMail, OnMail};
 
-/// Hands each mail of an mbox to `each`. A mail begins below a line that begins with `From ` and stands behind an empty
-/// line. Some programs leave out the empty line: then the line must have an address and a date, and a header field must
+/// Calls `on_mail` with each mail of an mbox. A line that begins with `From ` and follows an empty line separates mails.
+/// Some programs leave out the empty line: then the line must have an address and a date, and a header field must
 /// follow. A quoted `>From ` loses one `>` ("mboxrd").
-pub(super) fn read(mut input: impl BufRead, path: &Path, max_size: u64, each: Each<'_>) -> io::Result<ControlFlow<()>> {
-    let mut mail = Gathering { bytes: Vec::new(), size: 0, max_size };
-    // Whether the last line was empty, and whether the last piece ended its line.
+pub(super) fn read_mbox(
+    mut input: impl BufRead,
+    path: &Path,
+    max_size: u64,
+    on_mail: OnMail<'_>,
+) -> io::Result<ControlFlow<()>> {
+    let mut mail = PartialMail { bytes: Vec::new(), size: 0, max_size };
+    // `after_empty`: the last line was empty. `after_line`: the last piece ended its line.
     let (mut number, mut after_empty, mut after_line) = (0, true, true);
     let (mut line, mut postmark) = (Vec::new(), Vec::new());
     loop {
         line.clear();
-        // A line without an end must not fill the memory: only its first piece may be a separator.
-        let read = input.by_ref().take(LINE).read_until(b'\n', &mut line)?;
+        // A line without an end must not fill the memory, so long lines come in pieces.
+        let read = input.by_ref().take(MAX_PIECE).read_until(b'\n', &mut line)?;
         let is_separator = after_empty && line.starts_with(b"From ");
-        let is_first = !postmark.is_empty() && is_field(&line);
-        if !is_first {
-            mail.add(&postmark);
+        let is_first_field = !postmark.is_empty() && is_field(&line);
+        if !is_first_field {
+            mail.push_line(&postmark);
         }
         postmark.clear();
-        if (is_separator || is_first || read == 0)
+        if (is_separator || is_first_field || read == 0)
             && number > 0
-            && each(Ok(mail.finish(format!("{}:{number}", path.display())))).is_break()
+            && on_mail(Ok(mail.finish(format!("{}:{number}", path.display())))).is_break()
         {
             return Ok(ControlFlow::Break(()));
         }
         if read == 0 {
             return Ok(Continue(()));
         }
-        number += u64::from(is_separator || is_first);
+        number += u64::from(is_separator || is_first_field);
         if is_separator {
             after_empty = false;
         } else if after_line && is_postmark(&line) {
@@ -44,13 +49,13 @@ pub(super) fn read(mut input: impl BufRead, path: &Path, max_size: u64, each: Ea
             postmark.extend_from_slice(&line);
         } else {
             after_empty = after_line && matches!(line.as_slice(), b"\n" | b"\r\n");
-            mail.add(line.get(usize::from(after_line && is_quoted(&line))..).unwrap_or_default());
+            mail.push_line(line.get(usize::from(after_line && is_quoted(&line))..).unwrap_or_default());
         }
         after_line = line.ends_with(b"\n");
     }
 }
 
-/// The line above a mail in its full form: `From no-reply@resmic.com Wed Mar  5 03:36:41 2025`, perhaps with a time zone.
+/// The full form of the separator: `From no-reply@resmic.com Wed Mar  5 03:36:41 2025`, perhaps with a time zone.
 static POSTMARK: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"(?x-u)^From\ (\S+|\x22[^\x22]*\x22@\S+)\ +(Mon|Tue|Wed|Thu|Fri|Sat|Sun)\ +
@@ -75,25 +80,25 @@ fn is_quoted(line: &[u8]) -> bool {
     quotes > 0 && line.get(quotes..).is_some_and(|rest| rest.starts_with(b"From "))
 }
 
-/// The longest piece of a line that is looked at at once.
-const LINE: u64 = 64 * 1024;
+/// The most bytes of a line that are in memory.
+const MAX_PIECE: u64 = 64 * 1024;
 
-/// A mail that is being put together.
-struct Gathering {
+/// A mail of which more lines may follow.
+struct PartialMail {
     bytes: Vec<u8>,
     size: u64,
     max_size: u64,
 }
 
-impl Gathering {
-    fn add(&mut self, line: &[u8]) {
-        let room = usize::try_from(self.max_size).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
-        self.bytes.extend_from_slice(line.get(..room.min(line.len())).unwrap_or_default());
+impl PartialMail {
+    fn push_line(&mut self, line: &[u8]) {
+        let space = usize::try_from(self.max_size).unwrap_or(usize::MAX).saturating_sub(self.bytes.len());
+        self.bytes.extend_from_slice(line.get(..space.min(line.len())).unwrap_or_default());
         self.size += line.len() as u64;
     }
 
-    /// The mail, without the empty line that an mbox puts behind it.
-    fn finish(&mut self, name: String) -> Found {
+    /// Returns the mail, without the empty line that an mbox adds to it.
+    fn finish(&mut self, name: String) -> FileMail {
         let mut bytes = std::mem::take(&mut self.bytes);
         let mut size = std::mem::take(&mut self.size);
         if size == bytes.len() as u64 {
@@ -102,7 +107,7 @@ impl Gathering {
             bytes.truncate(bytes.len() - end);
             size -= end as u64;
         }
-        Found { name, bytes, size }
+        FileMail { name, bytes, size }
     }
 }
 
@@ -113,37 +118,37 @@ mod tests {
     use super::super::files;
     use super::*;
 
-    fn all(path: &Path, max_size: u64) -> Vec<(String, u64)> {
+    fn read_all(path: &Path, max_size: u64) -> Vec<(String, u64)> {
         let mut mails = Vec::new();
-        let all = files::read(path, max_size, &mut |found| {
-            let mail = found.map_err(|error| error.to_string()).unwrap();
+        let flow = files::read_mails(path, max_size, &mut |result| {
+            let mail = result.map_err(|error| error.to_string()).unwrap();
             mails.push((String::from_utf8(mail.bytes).unwrap(), mail.size));
             Continue(())
         });
-        assert!(all.is_continue());
+        assert!(flow.is_continue());
         mails
     }
 
     #[test]
-    fn an_mbox_is_split_where_a_mail_begins_and_nowhere_else() {
+    fn an_mbox_is_split_at_separators_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.mbox");
         let text =
             "From a@b Wed\nSubject: 1\n\n>From me\n>>From you\nFrom here on\n\nFrom c@d Thu\nSubject: 2\n\nbody\n\n";
         fs::write(&path, text).unwrap();
-        let mails = all(&path, 1000);
+        let mails = read_all(&path, 1000);
         assert_eq!(mails[0].0, "Subject: 1\n\nFrom me\n>From you\nFrom here on\n");
         assert_eq!(mails[1].0, "Subject: 2\n\nbody\n");
     }
 
     #[test]
-    fn a_line_that_is_taken_in_pieces_is_one_line() {
+    fn long_lines_stay_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.mbox");
-        let long = "x".repeat(LINE as usize);
+        let long = "x".repeat(MAX_PIECE as usize);
         let body = format!("Subject: 1\n\n{long}>From me\n{long}\nFrom here on\n");
         fs::write(&path, format!("From a@b Wed\n{body}\n")).unwrap();
-        assert_eq!(all(&path, 1 << 20), [(body.clone(), body.len() as u64)]);
+        assert_eq!(read_all(&path, 1 << 20), [(body.clone(), body.len() as u64)]);
     }
 
     #[test]
@@ -159,7 +164,7 @@ mod tests {
         ] {
             let two = format!("{postmark}\nSubject: 1\n\nbody\n{postmark}\nSubject: 2\n\nbody");
             fs::write(&path, &two).unwrap();
-            let mails: Vec<String> = all(&path, 1000).into_iter().map(|(mail, _)| mail).collect();
+            let mails: Vec<String> = read_all(&path, 1000).into_iter().map(|(mail, _)| mail).collect();
             assert_eq!(mails, ["Subject: 1\n\nbody\n", "Subject: 2\n\nbody"], "{postmark}");
             for inside in [
                 format!("text\n{postmark}\nSubject 2\n"),
@@ -170,7 +175,7 @@ mod tests {
             ] {
                 let body = format!("Subject: 1\n\n{inside}");
                 fs::write(&path, format!("{postmark}\n{body}")).unwrap();
-                assert_eq!(all(&path, 1000), [(body.clone(), body.len() as u64)], "{inside}");
+                assert_eq!(read_all(&path, 1000), [(body.clone(), body.len() as u64)], "{inside}");
             }
         }
     }
