@@ -1,4 +1,4 @@
-//! The values that were found and their places, for `parse --explain`. They become text only there.
+//! The values that were found and their places, for `parse --explain`. They are formatted only there.
 
 use std::fmt;
 
@@ -13,16 +13,16 @@ pub struct ValueNote {
     pub value: String,
     /// Its place.
     pub place: ValuePlace,
-    /// The use of the value: `read`, `agrees`, or the reason why it is not used.
+    /// The use of the value: `used`, `agrees`, or the reason why it is not used.
     pub usage: &'static str,
 }
 
-/// The place of a value: view, layout, line.
+/// The place of a value in a mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ValuePlace {
     /// On the label's line, in the next cell, or below.
     Line {
-        /// The view's kind.
+        /// The view's content type.
         view: &'static str,
         /// Its line in the view, from 1.
         line: usize,
@@ -31,7 +31,7 @@ pub enum ValuePlace {
     },
     /// Under a key of an object.
     Key {
-        /// The view's kind.
+        /// The view's content type.
         view: &'static str,
         /// The number of the object in the view, from 1.
         object: usize,

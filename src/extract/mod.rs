@@ -2,9 +2,9 @@
 //!
 //! Pure: bytes in, a report out. Whether the mail is Resmic's is decided in `trust`, not here.
 //!
-//! `mime` finds the text parts that a mail program shows. `views` renders them as lines of visible text; `content` collects
-//! these with the subject. `labels` finds labels with their values, and `values` parses single values. `fields` compares all
-//! values of a field and everything that states the status. `parser` decides whether the mail is a payment.
+//! `mime` finds the text parts that a mail program shows, and `views` renders them as lines of visible text. `content`
+//! collects these with the subject. `labels` finds labels with their values, and `values` parses single values. `fields`
+//! compares all values of a field and everything that states the status. `parser` decides whether the mail is a payment.
 
 mod content;
 mod explain;

@@ -28,7 +28,7 @@ pub struct SignedFields {
 pub enum Parsed {
     /// A payment.
     Payment(Reading),
-    /// Something else than a payment, with the reason.
+    /// The mail is not about a payment, with the reason.
     NotAPayment(Reason),
     /// The mail has no readable text, and its subject does not mention a payment.
     Empty,

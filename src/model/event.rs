@@ -36,9 +36,9 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// A reading with a status and no other field.
+    /// Creates a reading that has a status and no other field.
     #[must_use]
-    pub fn of(status: Status) -> Self {
+    pub fn new(status: Status) -> Self {
         Reading {
             status,
             session_id: None,
@@ -195,7 +195,7 @@ mod tests {
                 from_wallet_address: Some("0x056397760b973BfB921Bc10Be9DA5034B1e921d7".into()),
                 transaction_hash: Some("0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2".into()),
                 tx_time: Some("2025-03-05T03:36:00Z".parse().unwrap()),
-                ..Reading::of(Status::Completed)
+                ..Reading::new(Status::Completed)
             },
             header_time: None,
             order_ref: None,
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_body_of_a_completed_payment_is_the_documented_one() {
+    fn completed_payments_have_the_documented_body() {
         assert_eq!(
             paid().webhook(),
             r#"{"session_id":"591abe63-aa61-411d-a419-0b546729bbd0","amount":"20","blockchain":"Sepolia","token":"DAI","from_wallet_address":"0x056397760b973BfB921Bc10Be9DA5034B1e921d7","transaction_hash":"0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2","txTime":"Mar 5, 2025, 03:36","status":true}"#
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn merging_fills_gaps_and_changes_nothing_else() {
         let at = |text: &str| Some(text.parse().unwrap());
-        let mut sparse = Event { reading: Reading::of(Status::Completed), header_time: None, order_ref: None };
+        let mut sparse = Event { reading: Reading::new(Status::Completed), header_time: None, order_ref: None };
         assert_eq!(sparse.clone().or(paid()), paid());
         assert_eq!(paid().or(sparse.clone()), paid());
         sparse.reading.amount = Some("21".into());
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_paid_never_looks_paid() {
+    fn unpaid_bodies_have_status_false() {
         let mut event = paid();
         event.reading.status = Status::Failed;
         assert!(event.webhook().ends_with(r#""txTime":"Mar 5, 2025, 03:36","status":false}"#));
@@ -235,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn the_body_escapes_as_json_stringify_does() {
+    fn the_body_is_escaped_like_json_stringify() {
         let mut event = paid();
         event.reading.token = Some("a/\"\\\u{1}\u{8}\u{7f}\u{2028}é".into());
         assert!(event.webhook().contains("\"token\":\"a/\\\"\\\\\\u0001\\b\u{7f}\u{2028}é\""));
     }
 
     #[test]
-    fn an_id_follows_from_the_payment_not_from_its_spelling() {
+    fn the_id_is_independent_of_the_spelling() {
         let id = paid().id();
         let mut other = paid();
         other.reading.blockchain = Some("SEPOLIA".into());
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_hash_the_session_status_and_said_time_are_the_payment() {
+    fn without_a_hash_the_session_determines_the_id() {
         let mut event = paid();
         event.reading.transaction_hash = None;
         let id = event.id();

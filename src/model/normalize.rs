@@ -77,7 +77,7 @@ pub fn fold_hash(hash: &str) -> String {
     }
 }
 
-/// How a transaction's hash may be stored: a hexadecimal one is a number.
+/// Every spelling in which the database may have this hash. A hexadecimal hash is a number, with or without leading zeros.
 #[must_use]
 pub fn hash_spellings(hash: &str) -> Vec<String> {
     let folded = fold_hash(hash);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_has_milliseconds_and_they_are_cut_not_rounded() {
+    fn times_are_cut_to_milliseconds() {
         let written = |text: &str| iso(text.parse().unwrap());
         assert_eq!(written("2025-03-05T03:36:00Z"), "2025-03-05T03:36:00.000Z");
         assert_eq!(written("2025-03-05T05:36:59.999999999+02:00"), "2025-03-05T03:36:59.999Z");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_unprintable_leaves() {
+    fn unprintable_characters_are_replaced() {
         assert_eq!(printable("a\r\nb\u{1b}[31m\u{202e}c", 99), "a  b [31m c");
         assert_eq!(printable("abcdef", 3), "abc…");
     }

@@ -251,7 +251,7 @@ fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     let mut new = new.clone();
     if known.maybe_delivered {
         let session_id = new.reading.session_id.take();
-        new.reading = Reading { session_id, ..Reading::of(new.reading.status) };
+        new.reading = Reading { session_id, ..Reading::new(new.reading.status) };
         new.header_time = None;
     }
     let filled = known.event.clone().or(new);
@@ -270,7 +270,7 @@ mod tests {
             currency: Some("USD".into()),
             blockchain: Some("Sepolia".into()),
             transaction_hash: Some(TX.into()),
-            ..Reading::of(Status::Completed)
+            ..Reading::new(Status::Completed)
         };
         Event { reading, header_time: None, order_ref: None }
     }
@@ -371,7 +371,7 @@ mod tests {
             classify_new(&bare, &[filled(&bare, &paid())]),
             Classification::Duplicate { filled: None, .. }
         ));
-        let mut timed = Event { reading: Reading::of(Status::Failed), ..paid() };
+        let mut timed = Event { reading: Reading::new(Status::Failed), ..paid() };
         timed.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         let timeless = timed.clone();
         timed.reading.tx_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
@@ -410,7 +410,7 @@ mod tests {
             Classification::New { hold: Some(_), .. }
         ));
         let late = |status| Event {
-            reading: Reading { session_id: session.clone(), ..Reading::of(status) },
+            reading: Reading { session_id: session.clone(), ..Reading::new(status) },
             header_time: None,
             order_ref: None,
         };

@@ -143,7 +143,7 @@ mod tests {
             blockchain: Some(chain.into()),
             token: Some("DAI".into()),
             tx_time: Some(at(0)),
-            ..Reading::of(Status::Completed)
+            ..Reading::new(Status::Completed)
         };
         Event { reading, header_time: None, order_ref: None }
     }

@@ -55,7 +55,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         transaction_hash: row.get("transaction_hash")?,
         tx_time: time.filter(|_| from_mail),
         // The column's CHECK allows no other words; `pending` never looks paid.
-        ..Reading::of(status.parse().unwrap_or(Status::Pending))
+        ..Reading::new(status.parse().unwrap_or(Status::Pending))
     };
     Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
 }

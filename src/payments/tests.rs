@@ -30,7 +30,7 @@ fn paid(session: Option<&str>) -> Event {
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         transaction_hash: Some(TX.into()),
-        ..Reading::of(Status::Completed)
+        ..Reading::new(Status::Completed)
     };
     Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }

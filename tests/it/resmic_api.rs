@@ -183,7 +183,7 @@ fn other_words_for_completed_clear_nothing() {
     let event = Reading {
         session_id: Some(SESSION.into()),
         transaction_hash: Some(TX.into()),
-        ..Reading::of(Status::Completed)
+        ..Reading::new(Status::Completed)
     };
     let clear = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
@@ -210,7 +210,7 @@ fn session_is_found_by_its_transaction() {
     let client = client(&api, API_KEY);
     let answers: Vec<_> =
         [other, SESSION].map(|id| wait(client.transaction_details(id.parse().unwrap())).unwrap()).into();
-    let event = Reading { transaction_hash: Some(TX.into()), ..Reading::of(Status::Completed) };
+    let event = Reading { transaction_hash: Some(TX.into()), ..Reading::new(Status::Completed) };
     assert_eq!(choose_session(&event, &answers), SessionChoice::Exact(session()));
 }
 

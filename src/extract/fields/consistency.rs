@@ -22,7 +22,7 @@ pub(crate) struct AgreedFields {
     pub(crate) time: Option<Timestamp>,
 }
 
-/// Whether these values occur only in a payment report, even if they cannot be parsed.
+/// Whether these values show that the mail reports a payment, even if they cannot be parsed.
 pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
     let counts = |f: &&FoundValue| {
         !f.quoted
@@ -57,7 +57,7 @@ impl<'a> ConsistencyCheck<'a> {
         ConsistencyCheck { found, notes, problem: None }
     }
 
-    /// Returns the fields with agreeing values. A disagreement becomes the problem.
+    /// Returns the fields whose values agree. A disagreement becomes the problem.
     pub(crate) fn agreed_fields(&mut self) -> AgreedFields {
         let blockchain = self.agreed_value(PaymentField::Blockchain, values::parse_blockchain, |a, b| a == b);
         let family = values::chain_family(blockchain.as_deref());
@@ -124,7 +124,7 @@ impl<'a> ConsistencyCheck<'a> {
             };
             match &agreed {
                 None => {
-                    self.note(found, "read");
+                    self.note(found, "used");
                     agreed = Some((value, found));
                 }
                 Some((known, _)) if same(known, &value) => self.note(found, "agrees"),
@@ -291,13 +291,13 @@ fn minute_of(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }
 
-/// The transaction of an explorer link that is the field's value.
+/// The transaction, if the value of the field is an explorer link; other values unchanged.
 fn unwrap_explorer_link(text: &str) -> String {
     values::parse_explorer_link(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
 }
 
-/// Whether it is a header line of a quoted mail. These share labels with a payment: `From: a@b`, `Received: from x by
-/// y`.
+/// Whether it is a header line of a quoted mail. Such lines share labels with a payment: `From: a@b`,
+/// `Received: from x by y`.
 fn is_mail_header(found: &FoundValue) -> bool {
     let value = found.value.as_str();
     match found.field {
@@ -308,7 +308,7 @@ fn is_mail_header(found: &FoundValue) -> bool {
 }
 
 /// Whether a text below a label is meant as its value: one word, a number, or a text with a part of a hash. A sentence
-/// is not.
+/// is not a value.
 fn looks_like_value(value: &str) -> bool {
     let is_piece = |word: &str| word.len() >= 20 && word.bytes().all(|b| b.is_ascii_alphanumeric());
     !value.contains(' ')

@@ -8,20 +8,21 @@ use crate::extract::values;
 use crate::extract::views::{LineKind, View, ViewLine};
 use crate::model::Status;
 
-/// The meaning of a phrase about a payment.
+/// The meaning of a subject or heading that mentions a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TitleMeaning {
     /// It states the status.
     States(Status),
     /// It mentions a payment without a clear status.
     Unclear,
-    /// It mentions a payment that is not a plain one: refunded, partial, or forwarded.
+    /// It mentions a payment that is not a plain one: refunded, partial, or in a forwarded mail.
     Contradicts,
 }
 
+/// Words for a payment.
 static PAYMENT: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(pay?ment?s?|paymets?|transactions?|deposit|transfer|paid)\b").ok());
-/// Words that rule out a plain payment, with any other words.
+/// Words that rule out a plain payment, whatever the other words are.
 static NOT_PLAIN: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)\b(not|never|cannot|can't|couldn't|hasn't|isn't|wasn't|didn't|unpaid|underpaid|overpaid|incomplete|unsuccessful|refund(s|ed)?|revers(ed|al)|charge-?back|dispute[sd]?|partial(ly)?|duplicate)\b").ok()
 });
@@ -90,7 +91,7 @@ pub(crate) fn title_contradicts_payment(title: &str) -> bool {
     contradicts_payment(title) || matches(&NOT_HAPPENED, title) || matches(&UNFINISHED, title)
 }
 
-/// The headings of a view. A view without marked headings has its first lines as such.
+/// The headings of a view. In a view without marked headings, the first lines count as headings.
 pub(crate) fn headings(view: &View) -> Vec<String> {
     let own_lines = || view.lines.iter().filter(|l| !l.quoted);
     let marked: Vec<String> = own_lines().filter(|l| l.kind == LineKind::Heading).map(ViewLine::to_text).collect();
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_titles_object_to_a_completed_payment() {
+    fn some_titles_contradict_a_completed_payment() {
         for title in [
             "Failed",
             "Money has not arrived",
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phrase_says_a_status_or_nothing_certain() {
+    fn a_title_states_one_status_or_none() {
         use TitleMeaning::{Contradicts, States, Unclear};
         let cases = [
             ("Paymet received $20 (via Resmic)", Some(States(Status::Completed))),

@@ -206,6 +206,7 @@ impl LabelSettings {
 /// All labels, by their folded spelling.
 pub(crate) struct LabelTable {
     fields: HashMap<String, PaymentField>,
+    /// The folded labels of the configuration.
     configured: HashSet<String>,
     /// The length of the longest label in bytes.
     longest: usize,
@@ -231,9 +232,9 @@ impl LabelTable {
         self.configured.contains(label)
     }
 
-    /// The field of this label. The text must contain nothing else.
+    /// The field of this label. `None` if the text contains anything else.
     pub(crate) fn field_of(&self, text: &str) -> Option<PaymentField> {
-        // LabelSettings are short. Folding prose would cost time.
+        // Labels are short. Folding prose would cost time.
         if text.len() > 120 {
             return None;
         }
@@ -274,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_known_in_any_dress_and_prose_is_none() {
+    fn labels_match_without_case_and_punctuation() {
         let table = LabelTable::new(&LabelSettings { amount: vec!["Betrag (USD)".into()], ..LabelSettings::default() });
         for text in ["Transaction Hash", "transaction_hash", "💸 TRANSACTION-HASH:", "*Transaction hash*"] {
             assert_eq!(table.field_of(text), Some(PaymentField::Hash), "{text}");

@@ -16,7 +16,7 @@ pub(crate) fn find_values(view: &View, table: &LabelTable) -> Vec<FoundValue> {
     let mut found = Vec::new();
     let object_lines = find_object_values(view, table, &mut found);
     let lines = without_mark_cells(&view.lines);
-    // Lines before this one are values below a row of labels.
+    // The first line that is not a value below a row of labels.
     let mut first_unused = 0;
     for (n, line) in lines.iter().enumerate() {
         let below = lines.get(n + 1..).unwrap_or_default();
@@ -48,7 +48,7 @@ fn without_mark_cells(lines: &[ViewLine]) -> Cow<'_, [ViewLine]> {
     lines.into()
 }
 
-/// Whether a text is nothing but the mark between a label and its value.
+/// Whether a text is only the mark between a label and its value.
 fn is_mark(text: &str) -> bool {
     matches!(text, ":" | "：" | "=" | "=>" | "→" | "->")
 }
@@ -296,7 +296,7 @@ fn without_trailing_colon(text: &str) -> &str {
 /// Removes the marks that mail programs write for bold text and code.
 fn without_markup(text: &str) -> &str {
     let mut text = text.trim();
-    // Of `*Amount:* $20`, the value keeps the star that closes the label.
+    // The split of `*Amount:* $20` at the colon leaves the label's closing star in the value.
     text = text.trim_start_matches("** ").trim_start_matches("* ").trim();
     for (open, close) in [("**", "**"), ("*", "*"), ("`", "`"), ("_", "_"), ("\"", "\""), ("'", "'"), ("“", "”")] {
         if let Some(inner) = text.strip_prefix(open).and_then(|t| t.strip_suffix(close)) {

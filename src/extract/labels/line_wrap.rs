@@ -1,4 +1,4 @@
-//! Finds values that a line break cuts in two. The first part could look like a whole value.
+//! Finds values that a line break cuts in two. The first part could look like a complete value.
 
 use std::borrow::Cow;
 
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_with_what_goes_on_is_none_and_one_that_is_whole_stays() {
+    fn a_value_continues_on_the_next_line() {
         let is_cut = |field, value: &str, next: &str| {
             let next = ViewLine { cells: vec![String::new(), next.to_owned()], ..ViewLine::default() };
             join_continuation(field, value, Some(&next)) != value

@@ -1,5 +1,5 @@
-//! Text behind a hash or an address that is not part of it: `(view)`, `[View on Etherscan]`, or its link, as programs print
-//! one that make plain text from HTML.
+//! Removes link text behind a hash or an address: `(view)`, `[View on Etherscan]`, or the link itself. Programs that
+//! convert HTML to plain text print it there.
 
 use std::sync::LazyLock;
 
@@ -8,8 +8,8 @@ use regex::Regex;
 use crate::extract::field::PaymentField;
 use crate::extract::values;
 
-/// Words of a link's text. None of them is made of hexadecimal digits only, so that no piece of a hash is taken for one.
-/// Words that doubt a transaction (`pending`, `failed`, `check`) are not among them.
+/// Words of link text. Each has a letter that is not a hexadecimal digit, so that no piece of a hash is removed. Words
+/// that put a transaction in doubt (`pending`, `failed`, `check`) are left out.
 const LINK_WORDS: [&str; 50] = [
     "view",
     "see",
@@ -63,14 +63,14 @@ const LINK_WORDS: [&str; 50] = [
     "basescan.org",
 ];
 
-/// Signs of a link or of a button that copies.
+/// Signs of a link, or of a button that copies.
 const LINK_SIGNS: [char; 14] = ['↗', '→', '➜', '➚', '⤴', '⧉', '🔗', '🔍', '🔎', '📋', '👉', '»', '›', '\u{fe0f}'];
 
 /// A reference to a link at the end of the text: `0xab[1]`.
 static FOOTNOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[[0-9]{1,2}\]").ok());
 
-/// The value without what is printed around it, and the links that were printed there. `None` if there is nothing around
-/// it, or something else than that.
+/// Separates a value from link text and links around it, and returns the value and the links. `None` if the text is only
+/// a value, or has other words.
 pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
     // A hash of 66 characters, a link to it, and a few words.
     if text.len() > 500 || !text.contains(|c: char| c.is_whitespace() || is_bracket(c)) {
@@ -99,12 +99,12 @@ pub(crate) fn is_only_link_text(text: &str) -> bool {
     words.peek().is_some() && words.all(is_link_word)
 }
 
-/// The value alone, as [`split_link_text`] finds it.
+/// The value of [`split_link_text`], or the whole text.
 pub(crate) fn strip_link_text(text: &str) -> String {
     split_link_text(text).map_or_else(|| text.to_owned(), |(value, _)| value)
 }
 
-/// What a link that stands at a hash or an address says itself: its fields.
+/// The values of fields in a link that is printed behind a hash or an address.
 pub(crate) fn fields_of_link(link: &str, field: PaymentField) -> Vec<(PaymentField, String)> {
     if let Some((chain, hash)) = values::parse_explorer_link(link) {
         return vec![(PaymentField::Blockchain, chain.to_owned()), (PaymentField::Hash, hash)];
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_links_and_their_words_are_set_aside() {
+    fn only_links_and_their_words_are_removed() {
         let (hash, other) = (format!("0x{}", "ab12".repeat(16)), format!("0x{}", "cd34".repeat(16)));
         for behind in [
             " (view)",
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_names_its_transaction_on_any_host() {
+    fn a_link_gives_its_transaction() {
         let hash = format!("0x{}", "ab12".repeat(16));
         let solana = bs58::encode([7_u8; 64]).into_string();
         let hashes = |link: &str| fields_of_link(link, PaymentField::Hash);

@@ -66,7 +66,7 @@ fn label_positions<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = us
     memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins_text)
 }
 
-/// Whether the text that starts at `at` is the first of a list item, perhaps in bold letters.
+/// Whether the text at this position is the first of a list item, perhaps in bold letters.
 fn starts_list_item(html: &str, at: usize) -> bool {
     let start = html.floor_char_boundary(at.saturating_sub(MAX_WRAPPER_BYTES));
     let mut before = html.get(start..at).unwrap_or_default();
@@ -87,10 +87,10 @@ fn starts_list_item(html: &str, at: usize) -> bool {
     false
 }
 
-/// The most inline elements that may stand around a label in its list item.
+/// The most inline elements around a label in its list item.
 const MAX_WRAPPERS: usize = 8;
 
-/// The most bytes of their tags. Without a limit, a text of labels alone would take quadratic time.
+/// The most bytes of the tags of these elements. Without a limit, a text of labels alone would take quadratic time.
 const MAX_WRAPPER_BYTES: usize = 2_000;
 
 /// The text of an item up to its end. `None` if elements split it: some of them may be hidden, and Resmic's list has
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_items_are_found_wherever_they_hide() {
+    fn hidden_list_items_are_found() {
         let html = "Hi <!-- <li><b>Received:</b> <i>$20</i></li><li><b>Token:</b> DAI<LI><b>Transaction Hash:</b> <a href=>0xab</li></a>";
         let found = template_items(html);
         let want = [(PaymentField::Amount, "$20"), (PaymentField::Token, "DAI"), (PaymentField::Hash, "0xab")];

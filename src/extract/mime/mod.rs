@@ -1,7 +1,7 @@
 //! From the bytes of a mail to its text parts.
 //!
-//! `limits` refuses mails that are too large, `prepare` repairs bytes that the MIME parser does not accept, and `message`
-//! parses the structure.
+//! `limits` refuses mails that are too large, `prepare` repairs bytes that the MIME parser does not accept, and
+//! `message` parses the structure.
 
 mod limits;
 mod message;

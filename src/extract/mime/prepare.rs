@@ -42,8 +42,8 @@ fn begins_body(mail: &[u8], at: usize) -> bool {
     mail.get(..at).is_some_and(|before| before.ends_with(b"\n\n") || before.ends_with(b"\n\r\n"))
 }
 
-/// The positions of the comments in the field that starts here. Empty if it is not a `Content-Transfer-Encoding` that has
-/// one of the [`ENCODINGS`] besides its comments.
+/// The positions of the comments in the field that starts here. Empty unless the field is a `Content-Transfer-Encoding`
+/// with one of the [`ENCODINGS`].
 fn encoding_comments(mail: &[u8], start: usize) -> Vec<Range<usize>> {
     let is_field = |text: &&[u8]| text.get(..FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
     let Some(field) = mail.get(start..).filter(is_field) else { return Vec::new() };

@@ -45,7 +45,7 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     let currency = match (before.is_some() || after.is_some_and(is_dollar), after) {
         (true, Some(other)) if !is_dollar(other) => return refuse("it has two currencies"),
         (true, _) => Some("USD".to_owned()),
-        // An unknown currency can be the token's symbol. `consistency` compares it with the token field.
+        // An unknown currency can be the token's symbol. `fields` compares it with the token field.
         (false, Some(token)) if is_known_token(token) || is_symbol_not_currency(token) => Some(token.to_owned()),
         (false, Some(_)) => return refuse("it has an unknown currency"),
         (false, None) => None,
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn amounts_are_read_as_written_or_refused() {
+    fn amounts_stay_as_written_or_are_refused() {
         let usd = Some("USD".to_owned());
         assert_eq!(parsed("$20"), Some(("20".into(), usd.clone())));
         assert_eq!(parsed("20 USD"), Some(("20".into(), usd.clone())));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_names_its_dollars() {
+    fn dollar_amounts_are_found_in_sentences() {
         assert_eq!(dollar_amounts("Paymet received $1,250.50 (via Resmic)"), ["1250.50"]);
         assert_eq!(dollar_amounts("Payment of 20 USD received. $20."), ["20", "20"]);
         assert_eq!(dollar_amounts("Payment received"), Vec::<String>::new());

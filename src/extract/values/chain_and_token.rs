@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chains_and_tokens_are_not_taken_for_one_another() {
+    fn chain_names_are_not_tokens() {
         assert!(parse_blockchain("ETH").is_err() && parse_blockchain("Avalanche").is_ok());
         assert!(parse_token("Ethereum").is_err() && parse_token("usdc").is_ok() && parse_token("BNB").is_ok());
         for name in ["Polygon", "SEPOLIA", "Solana", "STARKNET", "bnb-chain", "xdc network", "base"] {

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_explorer_names_chain_and_transaction_and_nobody_else_does() {
+    fn only_known_explorers_give_a_transaction() {
         assert_eq!(parse_explorer_link("https://sepolia.etherscan.io/tx/0xab?x"), Some(("Sepolia", "0xab".into())));
         assert_eq!(parse_explorer_link("https://www.bscscan.com/tx/0xab"), Some(("BNB-Chain", "0xab".into())));
         assert_eq!(parse_explorer_link("https://etherscan.io.evil.example/tx/0xab"), None);

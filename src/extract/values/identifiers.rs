@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mixed_case_address_carries_its_checksum() {
+    fn a_mixed_case_address_must_pass_eip_55() {
         let good = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
         assert!(parse_wallet(good, ChainFamily::Evm).is_ok());
         assert!(parse_wallet(&good.to_lowercase(), ChainFamily::Evm).is_ok());
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_have_the_shape_of_their_chain() {
+    fn hashes_have_the_form_of_their_chain() {
         let evm = format!("0x{}", "aB".repeat(32));
         assert_eq!(parse_hash(&evm, ChainFamily::Evm).unwrap(), evm.to_lowercase());
         assert!(parse_hash(&evm, ChainFamily::Solana).is_err());
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_a_uuid_and_nothing_like_one() {
+    fn a_session_id_is_a_hyphenated_uuid() {
         assert_eq!(
             parse_session_id("591ABE63-aa61-411d-a419-0b546729bbd0").unwrap(),
             "591abe63-aa61-411d-a419-0b546729bbd0"

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn the_three_forms_are_read() {
+    fn three_forms_of_time_are_parsed() {
         let at = Some("2025-03-05T03:36:00Z".to_owned());
         assert_eq!(utc("Mar 5, 2025, 03:36"), at);
         assert_eq!(utc("2025-03-05T03:36:00.000Z"), at);
@@ -92,12 +92,12 @@ mod tests {
     }
 
     #[test]
-    fn the_24th_hour_is_the_first_of_its_own_day() {
+    fn hour_24_is_midnight_of_that_day() {
         assert_eq!(utc("Mar 5, 2025, 24:05").as_deref(), Some("2025-03-05T00:05:00Z"));
     }
 
     #[test]
-    fn what_would_be_a_guess_is_refused() {
+    fn ambiguous_times_are_refused() {
         for text in [
             "",
             "05/03/2025",

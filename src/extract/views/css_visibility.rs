@@ -1,4 +1,4 @@
-//! Finds the text that HTML hides, by inline styles, the mail's style sheets and attributes.
+//! Parses CSS declarations, and computes their effect on visibility and layout.
 
 use std::borrow::Cow;
 
@@ -36,7 +36,7 @@ pub(crate) enum Display {
 }
 
 impl Display {
-    /// `None` for an element that is removed.
+    /// Parses a value of `display`. `None` for an element that is removed.
     fn parse(value: &str) -> Option<Display> {
         match value {
             "none" => None,
@@ -66,7 +66,7 @@ impl Colour {
     pub(crate) const BLACK: Colour = Colour::Known(0);
     pub(crate) const WHITE: Colour = Colour::Known(0x00ff_ffff);
 
-    /// `#fff`, `#ffffff`, `white`, `black`, `rgb(1, 2, 3)`.
+    /// Parses `#fff`, `#ffffff`, `white`, `black`, `rgb(1, 2, 3)`.
     pub(crate) fn parse(text: &str) -> Colour {
         let text = text.trim();
         let number = |digits: &str| u32::from_str_radix(digits, 16).ok();
@@ -106,8 +106,8 @@ struct CombinedHiding {
 }
 
 impl Appearance {
-    /// Parses `name: value; …`. A declaration that hides counts even if a later one overrides it. A mail that uses both
-    /// to mislead a reader should not give values.
+    /// Parses `name: value; …`. A declaration that hides text counts even if a later one overrides it: a
+    /// mail that uses both may mislead its reader.
     pub(crate) fn parse(declarations: &str) -> Appearance {
         let mut appearance = Appearance::default();
         // An escape in a style is an attempt to evade this parser.
@@ -180,7 +180,7 @@ impl Appearance {
         }
     }
 
-    /// Reduces the effect of a rule that applies to some elements only: its colours are not reliable.
+    /// The effect of a rule that applies to some elements only: its colours and layout are unknown.
     pub(crate) fn for_some_elements(self) -> Appearance {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));
@@ -203,7 +203,7 @@ impl Appearance {
     }
 }
 
-/// Lower case, copied only if necessary.
+/// The text in lower case, without a copy if it has no capitals.
 pub(crate) fn lower(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|b| b.is_ascii_uppercase()) { text.to_ascii_lowercase().into() } else { text.into() }
 }
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_hides_is_recognised_however_it_is_written() {
+    fn hiding_styles_are_recognised() {
         for style in [
             "display:none",
             "DISPLAY : None !important",
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_otherwise_than_it_stands_is_odd() {
+    fn altered_text_is_odd() {
         for style in ["text-decoration:line-through", "transform:rotate(180deg)", "position:absolute;top:3px"] {
             assert!(Appearance::parse(style).odd && !Appearance::parse(style).removed, "{style}");
         }
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_compared_and_unknown_ones_are_equal_to_nothing() {
+    fn unknown_colours_are_equal_to_no_colour() {
         assert_eq!(Colour::parse("#fff"), Colour::WHITE);
         assert_eq!(Colour::parse("rgb(255, 255, 255)"), Colour::WHITE);
         assert_eq!(Colour::parse("white"), Colour::parse("#ffffff"));

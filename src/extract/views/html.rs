@@ -1,7 +1,7 @@
 //! Renders text/html as a view of the visible text.
 //!
-//! `html_fast` or `html_tokenizer` finds tags and texts; `html_lines` determines line breaks, hidden text and quotes. A full tree would cost quadratic time
-//! on nested elements, and would add nothing that is needed here.
+//! `html_fast` or `html_tokenizer` finds tags and texts. `html_lines` determines line breaks, hidden text and quotes.
+//! No tree is built: that would take quadratic time on nested elements, and no other property of the tree is needed.
 
 use std::borrow::Cow;
 
@@ -13,11 +13,11 @@ use super::style_sheet::{StyleSheet, is_for_every_screen};
 use super::view::View;
 use crate::model::ReasonCode;
 
-/// The most bytes of HTML that is not plain. html5ever compares each attribute of a tag with all others of that tag:
+/// The most bytes of HTML that `html_fast` refuses. html5ever compares each attribute of a tag with all others of that tag:
 /// one tag of a megabyte would take seconds.
 const MAX_TOKENIZED: usize = 256 << 10;
 
-/// The problem of a view that was cut there.
+/// The problem of a view that was cut at [`MAX_TOKENIZED`].
 const TOO_MUCH_RARE_HTML: (ReasonCode, &str) =
     (ReasonCode::TooLarge, "it has more than 256 KiB of HTML that is not plain");
 
@@ -43,7 +43,7 @@ pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     let mut collector = StyleCollector::default();
     match parse_fast(beginning, &mut collector) {
         Some(()) => collector.sheets,
-        // The cut may be inside a comment or a tag. The whole text determines how much of it is parsed.
+        // The cut may be inside a comment or a tag, so the whole text is parsed.
         None => feed(html, StyleCollector::default).0.sheets,
     }
 }
@@ -60,7 +60,7 @@ fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-/// Feeds HTML to a new sink, through the fast parser if the HTML is plain. Also returns whether all of it was parsed.
+/// Feeds HTML to a new sink, through `html_fast` if it accepts the HTML. Also returns whether all of it was parsed.
 fn feed<'a, S: HtmlSink<'a>>(html: &'a str, new_sink: impl Fn() -> S) -> (S, bool) {
     let mut sink = new_sink();
     if parse_fast(html, &mut sink).is_some() {
@@ -70,7 +70,7 @@ fn feed<'a, S: HtmlSink<'a>>(html: &'a str, new_sink: impl Fn() -> S) -> (S, boo
     (tokenize(part, new_sink()), part.len() == html.len())
 }
 
-/// Collects the style sheets.
+/// A sink that collects the style sheets.
 #[derive(Default)]
 pub(crate) struct StyleCollector {
     inside: bool,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_not_plain_a_part_is_read_and_of_what_is_plain_all() {
+    fn rare_html_is_cut_at_the_limit() {
         let text = "<p>Amount: $20</p>".repeat(MAX_TOKENIZED / 100);
         let (plain, odd) =
             (format!("{text}{}", " ".repeat(MAX_TOKENIZED)), format!("<p <>{text}{}", "\u{e9}".repeat(MAX_TOKENIZED)));
@@ -125,13 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn tags_that_overlap_are_read_as_a_browser_shows_them() {
+    fn overlapping_tags_are_closed_like_in_browsers() {
         let html = "<p><li>Hash: <a href=>0xab</li></a><li>Token: DAI</li></p>";
         assert_eq!(lines(html), ["Hash: 0xab", "Token: DAI"]);
     }
 
     #[test]
-    fn what_is_hidden_is_not_there() {
+    fn hidden_text_is_left_out() {
         for html in [
             "<div style='display:none'>no</div>",
             "<!-- no -->",
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_otherwise_than_it_stands_is_marked() {
+    fn altered_text_is_marked() {
         for html in ["<s>$50</s>", "$20<sup>50</sup>", "<bdo dir=rtl>02</bdo>", "<svg><text>x</text></svg>"] {
             assert!(lines(html)[0].contains(ODD_MARK), "{html}");
         }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_first_in_a_line_is_known() {
+    fn a_bold_beginning_is_the_lead() {
         let lead = |html: &str| html_view(html).lines[0].lead.clone();
         assert_eq!(lead("<li><strong>Amount</strong> $20</li>").as_deref(), Some("Amount"));
         assert_eq!(lead("<p><span><b>Amount</b></span><span>$20</span></p>").as_deref(), Some("Amount"));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sheet_counts_wherever_it_stands_and_however_it_ends() {
+    fn style_sheets_apply_wherever_they_are() {
         for html in [
             "<p class=h>no</p><style>.h{display:none}</style>",
             "<p class=h>no</p><style>.h{display:none}",
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_between_tags_costs_no_more_than_its_length() {
+    fn white_space_between_tags_takes_linear_time() {
         for text in ["", "x"] {
             let html = format!("{text}{}{}", " \n".repeat(200_000), "<b></b>".repeat(60_000));
             assert_eq!(lines(&html), Vec::from_iter(Some(text).filter(|t| !t.is_empty())));
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_costs_no_more_than_its_length() {
+    fn deep_nesting_takes_linear_time() {
         let html = format!("{}x{}", "<div>".repeat(40_000), "</div>".repeat(40_000));
         assert_eq!(lines(&html), ["x"]);
     }

@@ -1,4 +1,4 @@
-//! Properties of HTML elements, and the state of an open one: visible, odd, quoted.
+//! Properties of HTML elements, and the state of an open element: visible, odd, quoted.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,7 @@ pub(crate) struct OpenElement<'a> {
     pub(crate) starts_line: bool,
     /// It changes the font size.
     pub(crate) resized: bool,
-    /// Whether a search for an open paragraph ends here, at each block.
+    /// The search for an open paragraph ends at this element.
     pub(crate) is_edge: bool,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct ElementPosition {
 }
 
 impl<'a> OpenElement<'a> {
-    /// Opens an element inside another. It inherits hidden, odd and quoted.
+    /// Opens an element inside `outer`. It inherits whether it is hidden, odd and quoted.
     pub(crate) fn new(
         outer: Option<&OpenElement<'a>>,
         name: Cow<'a, str>,

@@ -23,7 +23,7 @@ const MAX_LEAD: usize = 80;
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
     open: Vec<OpenElement<'a>>,
-    /// Hidden formatting elements whose parent ended before them. A browser opens them again.
+    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again.
     lingering: Vec<Cow<'a, str>>,
     /// The output: the page, and each open table cell inside it.
     buffers: Vec<LineBuffer>,
@@ -85,8 +85,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
                 self.end_line();
             }
         }
-        // Each piece of odd text gets marks, so the pieces matter. html5ever splits text at line ends and entities;
-        // only it knows the pieces.
+        // Each piece of odd text gets marks, so the result depends on the pieces. html5ever splits text at line ends and
+        // entities, and html_fast does not.
         (!odd).then_some(())
     }
 
@@ -165,7 +165,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         !self.lingering.is_empty() || self.open.last().is_some_and(OpenElement::hides)
     }
 
-    /// A line end in the source: a new line inside `pre`, and else a space.
+    /// Handles a line end of the source: a new line inside `pre`, a space elsewhere.
     fn end_line(&mut self) {
         if self.open_pre > 0 {
             self.break_line(LineKind::Text);
@@ -215,7 +215,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         part.is_some_and(|o| o.name == "tr")
     }
 
-    /// Implied end tags (HTML, 13.1.2.4), as far as they affect lines.
+    /// Closes elements whose end tag this start tag implies (HTML, 13.1.2.4), as far as they affect lines.
     fn close_implied(&mut self, name: &str) {
         let (closes, within): (&[&str], &[&str]) = match name {
             "li" => (&["li"], &["ul", "ol", "menu", "table"]),

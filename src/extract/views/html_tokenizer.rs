@@ -8,7 +8,7 @@ use html5ever::tokenizer::{BufferQueue, Tag, TagKind, Token, TokenSink, TokenSin
 
 use super::html_fast::{Attribute, HtmlSink};
 
-/// Feeds any HTML to a sink, through html5ever.
+/// Feeds HTML to a sink, and returns the sink.
 pub(crate) fn tokenize<'a, S: HtmlSink<'a>>(html: &str, sink: S) -> S {
     let tokenizer = Tokenizer::new(TokenizerSink(RefCell::new(sink)), TokenizerOpts::default());
     let input = BufferQueue::default();
@@ -26,7 +26,7 @@ impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
     fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
         let mut sink = self.0.borrow_mut();
         match token {
-            // The pieces of text matter to `HtmlLines`.
+            // `HtmlLines` depends on the pieces in which text comes.
             Token::CharacterTokens(text) => sink.on_text(&text).unwrap_or(()),
             Token::TagToken(tag) if tag.kind == TagKind::EndTag => sink.on_end_tag(&tag.name),
             Token::TagToken(tag) => {
@@ -44,7 +44,7 @@ impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
     }
 }
 
-/// Elements with raw text. The tokenizer does not know them itself.
+/// The tokenizer's state for the content of an element with raw text. The tokenizer does not set it itself.
 fn raw_text_state<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
     match &*tag.name {
         "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_wrote_is_marked() {
+    fn quoted_text_is_marked() {
         let text = "mine\n> theirs\nmine too\nOn Monday, A wrote:\ntheirs\n";
         let quoted: Vec<_> = lines(text, None).into_iter().map(|(_, q)| q).collect();
         assert_eq!(quoted, [false, true, false, true, true]);

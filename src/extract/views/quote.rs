@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_below_such_a_line_is_somebody_elses() {
+    fn text_below_a_reply_line_is_quoted() {
         for above in [
             "-----Original Message-----",
             "---------- Forwarded message ---------",
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_a_little_like_it_is_not() {
+    fn similar_lines_begin_no_quote() {
         let mail =
             "Payment received\nFrom: 0xab\nDate: today\nSee the original message.\nWe wrote: nothing\nToken: DAI";
         assert_eq!(own(mail).len(), 6);

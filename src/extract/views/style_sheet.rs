@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sheet_hides_by_tag_class_and_id_but_not_for_some_screens_only() {
+    fn style_sheets_hide_by_tag_class_and_id() {
         let mut sheet = StyleSheet::default();
         sheet.add_rules(
             "/* x */ .pre, #top{display:none} @media (max-width:9px){ .wide{display:none} } td .x{visibility:hidden}",

@@ -11,7 +11,7 @@ pub struct View {
     pub content_type: &'static str,
     /// The lines, from the top.
     pub lines: Vec<ViewLine>,
-    /// Why the visible text is not fully known: too much of it, or text that cannot be decided.
+    /// Why the visible text is not fully known: there is too much of it, or its visibility is unclear.
     pub problem: Option<(ReasonCode, &'static str)>,
 }
 
@@ -19,7 +19,7 @@ pub struct View {
 pub(crate) const PLAIN_TEXT: &str = "text/plain";
 pub(crate) const HTML: &str = "text/html";
 
-/// The most lines of a view, and cells of HTML. Text beyond them is not parsed, and the mail is not an event.
+/// The most lines of a view; in HTML, the most lines and cells together. Text beyond them is not parsed, and the mail is not an event.
 pub(crate) const MAX_LINES: usize = 5_000;
 
 /// The most cells of a line. A longer line is not a row of a table.
@@ -76,14 +76,14 @@ impl ViewLine {
         self.joined().into_owned()
     }
 
-    /// [`ViewLine::to_text`], copied only if there are several cells.
+    /// The same as [`ViewLine::to_text`], without a copy if there is only one cell.
     pub(crate) fn joined(&self) -> Cow<'_, str> {
         if let [cell] = self.cells.as_slice() { cell.into() } else { self.cells.join(" ").into() }
     }
 }
 
 impl View {
-    /// Adds a line of tidy texts, if it is not empty.
+    /// Adds a line, if it is not empty.
     pub(crate) fn push_line(&mut self, line: ViewLine) {
         if self.lines.len() >= MAX_LINES {
             self.problem = Some(TOO_MANY_LINES);
@@ -93,7 +93,7 @@ impl View {
     }
 }
 
-/// Makes text tidy as a browser shows it: runs of white space become one space, characters without width are removed.
+/// Normalizes white space as a browser does: a run of it becomes one space. Characters without width are removed.
 pub(crate) fn normalize_space(text: &str) -> String {
     // Most text between tags of HTML is white space.
     let mut rest = text.trim();
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_width_is_not_there_and_white_space_is_one_space() {
+    fn white_space_and_zero_width_are_normalized() {
         assert_eq!(normalize_space(" a\u{200b}b\u{ad}c \u{a0}\r\n\t d\u{2003}"), "abc d");
     }
 }

@@ -61,7 +61,7 @@ mod tests {
         Reading {
             transaction_hash: hash.map(str::to_owned),
             blockchain: Some("Sepolia".into()),
-            ..Reading::of(Status::Completed)
+            ..Reading::new(Status::Completed)
         }
     }
 

@@ -145,7 +145,7 @@ fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
     let reading = Reading {
         session_id: Some(session.session_id.to_string()),
         tx_time: status.updated_at.map(to_minute),
-        ..Reading::of(Status::Failed)
+        ..Reading::new(Status::Failed)
     };
     Finding::FailedEvent(Box::new(event(session, reading)))
 }
@@ -241,7 +241,7 @@ fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionD
         // Events have hexadecimal hashes in lower case, with the zeros as written.
         transaction_hash: Some(if hash.starts_with("0x") { hash.to_ascii_lowercase() } else { hash }),
         tx_time: Some(to_minute(tx_time)),
-        ..Reading::of(Status::Completed)
+        ..Reading::new(Status::Completed)
     })
 }
 

@@ -99,7 +99,7 @@ mod tests {
             blockchain: Some("Sepolia".into()),
             token: Some("DAI".into()),
             transaction_hash: Some("0xab".into()),
-            ..Reading::of(Status::Completed)
+            ..Reading::new(Status::Completed)
         }
     }
 

@@ -133,7 +133,7 @@ fn paid(of: Option<u32>, n: u32) -> Event {
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
         transaction_hash: Some(format!("0x{n:064x}")),
-        ..Reading::of(Status::Completed)
+        ..Reading::new(Status::Completed)
     };
     Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }
@@ -141,6 +141,6 @@ fn paid(of: Option<u32>, n: u32) -> Event {
 /// A failed payment of session `of`, at minute `n`.
 fn failed(of: u32, n: i64) -> Event {
     let at = jiff::Timestamp::from_second(1_741_000_000 / 60 * 60 + 60 * n).unwrap();
-    let reading = Reading { session_id: Some(session(of)), tx_time: Some(at), ..Reading::of(Status::Failed) };
+    let reading = Reading { session_id: Some(session(of)), tx_time: Some(at), ..Reading::new(Status::Failed) };
     Event { reading, header_time: None, order_ref: None }
 }

@@ -49,7 +49,7 @@ fn details() -> TransactionDetails {
 }
 
 fn paid(hash: Option<&str>) -> PaymentsOfSession {
-    let reading = Reading { transaction_hash: hash.map(str::to_owned), ..Reading::of(Status::Completed) };
+    let reading = Reading { transaction_hash: hash.map(str::to_owned), ..Reading::new(Status::Completed) };
     PaymentsOfSession { completed: vec![reading], has_failed: false }
 }
 
