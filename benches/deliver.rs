@@ -225,7 +225,7 @@ fn paid(n: u32) -> Event {
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
         transaction_hash: Some(format!("0x{n:064x}")),
-        ..Reading::of(Status::Completed)
+        ..Reading::new(Status::Completed)
     };
     Event { reading, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }

@@ -1,4 +1,4 @@
-//! Any bytes → an outcome, and what an event may never be.
+//! Examines any bytes, and checks the invariants of an event.
 #![no_main]
 
 use std::sync::LazyLock;
@@ -14,39 +14,39 @@ static RULES: LazyLock<(Rules, dns::Resolver)> = LazyLock::new(|| {
     let trust = trust::Settings { accept: vec![Accept::None], ..trust::Settings::default() };
     let ours = Ours::new(["payments@shop.example".to_owned()]);
     let rules = Rules { trust, parser: MailParser::new(&Default::default()), ours, addresses: None };
-    let nobody = dns::Settings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };
-    (rules, dns::Resolver::new(&nobody).unwrap())
+    let unreachable = dns::Settings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };
+    (rules, dns::Resolver::new(&unreachable).unwrap())
 });
 
-/// What panics in a library is contained and costs its mail; in code of ours it is a find.
-fn tell_of_our_own() {
+/// Aborts on a panic in this crate. A panic in a library is caught, and only affects its mail.
+fn abort_on_own_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let ours = panic.location().is_none_or(|place| !place.file().contains("/registry/src/"));
-        if ours {
+        let is_own = panic.location().is_none_or(|place| !place.file().contains("/registry/src/"));
+        if is_own {
             eprintln!("{panic}");
             std::process::abort();
         }
     }));
 }
 
-fuzz_target!(init: tell_of_our_own(), |bytes: &[u8]| {
+fuzz_target!(init: abort_on_own_panics(), |bytes: &[u8]| {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: None };
     let mail = RawMail { origin, bytes: bytes.to_vec(), size: bytes.len() as u64, received_at: None };
     let (rules, resolver) = &*RULES;
-    // Without a proof to look up nothing is waited for.
+    // No proof is required, so no DNS lookup delays the result.
     let examined = rules.examine(&mail, resolver, jiff::Timestamp::UNIX_EPOCH).now_or_never().unwrap();
     if let Judgement::Event(event) = examined.judgement {
-        let read = &event.reading;
-        assert!(read.transaction_hash.is_some() || read.session_id.is_some());
-        assert!(read.status != Status::Completed || read.amount.is_some());
-        for amount in &read.amount {
+        let reading = &event.reading;
+        assert!(reading.transaction_hash.is_some() || reading.session_id.is_some());
+        assert!(reading.status != Status::Completed || reading.amount.is_some());
+        for amount in &reading.amount {
             assert!(amount.starts_with(|c: char| c.is_ascii_digit()) && amount.ends_with(|c: char| c.is_ascii_digit()));
             assert!(amount.bytes().all(|b| b.is_ascii_digit() || b == b'.'));
         }
-        for id in &read.session_id {
+        for id in &reading.session_id {
             uuid::Uuid::try_parse(id).unwrap();
         }
-        for hash in &read.transaction_hash {
+        for hash in &reading.transaction_hash {
             assert!(hash.bytes().all(|b| b.is_ascii_alphanumeric()) && (3..=88).contains(&hash.len()));
         }
         assert!(event.id().is_some());

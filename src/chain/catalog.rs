@@ -108,7 +108,7 @@ mod tests {
     use crate::model::KNOWN_CHAINS;
 
     #[test]
-    fn every_built_in_contract_is_an_address_with_its_checksum() {
+    fn built_in_contracts_are_valid_addresses() {
         for chain in &BUILT_IN {
             for (symbol, contract, decimals) in chain.tokens {
                 let address = Address::parse(contract).unwrap_or_else(|e| panic!("{} {symbol}: {e}", chain.name));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn every_chain_that_resmic_names_is_built_in_or_not_evm() {
+    fn known_chains_are_built_in_or_not_evm() {
         for name in KNOWN_CHAINS {
             let built_in = BUILT_IN.iter().any(|chain| chain.name == name);
             assert!(built_in != NOT_EVM.contains(&name), "{name}");

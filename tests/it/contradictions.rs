@@ -1,4 +1,4 @@
-//! What becomes of a mail that comes again, or contradicts what is known: the table of docs/trust.md, row by row.
+//! The outcome of a mail that repeats or contradicts a stored event: the table of docs/trust.md, row by row.
 
 use std::path::PathBuf;
 
@@ -8,9 +8,9 @@ use testkit::daemon::{Home, account, forward};
 const ONE: &str = "11111111-aa61-411d-a419-0b546729bbd0";
 const TWO: &str = "22222222-aa61-411d-a419-0b546729bbd0";
 
-/// What one mail says; `mail` numbers the mail, which makes it another one with the same words.
+/// The content of a mail. Two mails with the same content differ in `mail`, the number in their Message-ID.
 #[derive(Clone, Copy)]
-struct Says {
+struct MailContent {
     mail: u32,
     session: &'static str,
     status: &'static str,
@@ -20,10 +20,10 @@ struct Says {
     hash: u32,
 }
 
-const PAID: Says =
-    Says { mail: 1, session: ONE, status: "completed", amount: "20.00", chain: "Base", token: "USDC", hash: 1 };
+const PAID: MailContent =
+    MailContent { mail: 1, session: ONE, status: "completed", amount: "20.00", chain: "Base", token: "USDC", hash: 1 };
 
-impl Says {
+impl MailContent {
     fn eml(&self) -> String {
         let session = if self.session.is_empty() { String::new() } else { format!("Session ID: {}\r\n", self.session) };
         format!(
@@ -41,7 +41,7 @@ impl Says {
     }
 }
 
-/// A database, and a folder with the mails that are handed to it one after the other.
+/// A database, and a folder for the mails that are imported one after the other.
 struct Shop {
     home: Home,
     mails: tempfile::TempDir,
@@ -56,18 +56,18 @@ impl Shop {
         }
     }
 
-    /// Outcome, and the code of its reason.
-    fn gets(&self, says: Says) -> (String, String) {
+    /// Imports a mail. Returns its outcome and the code of its reason.
+    fn import(&self, content: MailContent) -> (String, String) {
         let path: PathBuf = self.mails.path().join("mail.eml");
-        std::fs::write(&path, says.eml()).unwrap();
+        std::fs::write(&path, content.eml()).unwrap();
         let printed = self.home.data(&["import", "--json", path.to_str().unwrap()]);
         let one: Value = serde_json::from_str(printed.lines().next().unwrap()).unwrap();
         let reason = one["reason"].as_str().unwrap_or("").split(':').next().unwrap_or("").to_owned();
         (one["outcome"].as_str().unwrap().to_owned(), reason)
     }
 
-    /// As if the callback had acknowledged all that was sent.
-    fn delivers(&self) {
+    /// Marks all deliveries as delivered.
+    fn mark_delivered(&self) {
         let sqlite = rusqlite::Connection::open(self.home.database()).unwrap();
         sqlite
             .execute("UPDATE deliveries SET state = 'delivered', delivered_at = '2025-03-05T04:00:00.000Z'", [])
@@ -92,47 +92,47 @@ fn outcome(outcome: &str, reason: &str) -> (String, String) {
 }
 
 #[test]
-fn the_same_mail_and_the_same_words_in_another_mail_are_one_event() {
+fn a_repeated_mail_is_a_duplicate() {
     let shop = Shop::open();
-    assert_eq!(shop.gets(PAID), outcome("event", ""));
-    assert_eq!(shop.gets(PAID), outcome("duplicate", ""));
-    assert_eq!(shop.gets(Says { mail: 2, ..PAID }), outcome("duplicate", ""));
+    assert_eq!(shop.import(PAID), outcome("event", ""));
+    assert_eq!(shop.import(PAID), outcome("duplicate", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, ..PAID }), outcome("duplicate", ""));
     assert_eq!((shop.events(), shop.deliveries()), (format!("completed {ONE} 20.00"), "pending".into()));
 }
 
 #[test]
-fn a_session_that_only_the_second_mail_has_fills_the_gap_until_it_was_delivered() {
+fn a_second_mail_adds_a_session_until_delivery() {
     let shop = Shop::open();
-    assert_eq!(shop.gets(Says { session: "", ..PAID }), outcome("event", ""));
+    assert_eq!(shop.import(MailContent { session: "", ..PAID }), outcome("event", ""));
     assert_eq!(shop.deliveries(), "held");
-    assert_eq!(shop.gets(Says { mail: 2, ..PAID }), outcome("duplicate", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, ..PAID }), outcome("duplicate", ""));
     assert_eq!((shop.events(), shop.deliveries()), (format!("completed {ONE} 20.00"), "pending".into()));
 
     let shop = Shop::open();
-    assert_eq!(shop.gets(Says { session: "", ..PAID }), outcome("event", ""));
-    shop.delivers();
-    assert_eq!(shop.gets(Says { mail: 2, ..PAID }), outcome("duplicate", ""));
+    assert_eq!(shop.import(MailContent { session: "", ..PAID }), outcome("event", ""));
+    shop.mark_delivered();
+    assert_eq!(shop.import(MailContent { mail: 2, ..PAID }), outcome("duplicate", ""));
     assert_eq!((shop.events(), shop.deliveries()), ("completed - 20.00".into(), "delivered".into()));
 }
 
 #[test]
-fn another_value_or_another_session_for_one_transaction_is_a_conflict_and_the_event_stays() {
+fn a_contradicting_mail_leaves_the_event_unchanged() {
     for delivered in [false, true] {
         for contradiction in [
-            Says { amount: "2000.00", ..PAID },
-            Says { amount: "20.01", ..PAID },
-            Says { token: "DAI", ..PAID },
-            Says { session: TWO, ..PAID },
-            Says { status: "failed", ..PAID },
-            Says { status: "failed", session: TWO, ..PAID },
+            MailContent { amount: "2000.00", ..PAID },
+            MailContent { amount: "20.01", ..PAID },
+            MailContent { token: "DAI", ..PAID },
+            MailContent { session: TWO, ..PAID },
+            MailContent { status: "failed", ..PAID },
+            MailContent { status: "failed", session: TWO, ..PAID },
         ] {
             let shop = Shop::open();
-            assert_eq!(shop.gets(PAID), outcome("event", ""));
+            assert_eq!(shop.import(PAID), outcome("event", ""));
             if delivered {
-                shop.delivers();
+                shop.mark_delivered();
             }
             let before = shop.deliveries();
-            assert_eq!(shop.gets(Says { mail: 2, ..contradiction }), outcome("quarantined", "conflict"));
+            assert_eq!(shop.import(MailContent { mail: 2, ..contradiction }), outcome("quarantined", "conflict"));
             assert_eq!((shop.events(), shop.deliveries()), (format!("completed {ONE} 20.00"), before));
             assert_eq!(shop.home.ask("SELECT count(*) FROM mails WHERE raw IS NOT NULL"), "2", "both are kept");
         }
@@ -140,25 +140,25 @@ fn another_value_or_another_session_for_one_transaction_is_a_conflict_and_the_ev
 }
 
 #[test]
-fn the_same_amount_spelt_otherwise_contradicts_nothing() {
+fn another_spelling_of_an_amount_is_a_duplicate() {
     let shop = Shop::open();
-    assert_eq!(shop.gets(PAID), outcome("event", ""));
-    assert_eq!(shop.gets(Says { mail: 2, amount: "20", ..PAID }), outcome("duplicate", ""));
+    assert_eq!(shop.import(PAID), outcome("event", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, amount: "20", ..PAID }), outcome("duplicate", ""));
     assert_eq!(shop.events(), format!("completed {ONE} 20.00"));
 }
 
 #[test]
 fn page_and_backend_report_one_payment() {
-    let (page, backend) = (Says { token: "ETH", ..PAID }, Says { token: "ethereum", ..PAID });
+    let (page, backend) = (MailContent { token: "ETH", ..PAID }, MailContent { token: "ethereum", ..PAID });
     for (first, second) in [(page, backend), (backend, page)] {
         for session in [ONE, ""] {
             let shop = Shop::open();
-            assert_eq!(shop.gets(Says { session, ..first }), outcome("event", ""));
-            assert_eq!(shop.gets(Says { session, mail: 2, ..second }), outcome("duplicate", ""));
+            assert_eq!(shop.import(MailContent { session, ..first }), outcome("event", ""));
+            assert_eq!(shop.import(MailContent { session, mail: 2, ..second }), outcome("duplicate", ""));
             assert_eq!(shop.home.ask("SELECT group_concat(token) FROM events"), first.token);
             assert_eq!(shop.deliveries(), if session.is_empty() { "held" } else { "pending" });
-            let other = Says { session, mail: 3, token: "binancecoin", ..PAID };
-            assert_eq!(shop.gets(other), outcome("quarantined", "conflict"));
+            let other = MailContent { session, mail: 3, token: "binancecoin", ..PAID };
+            assert_eq!(shop.import(other), outcome("quarantined", "conflict"));
         }
     }
 }
@@ -170,7 +170,7 @@ fn a_registered_token_matches_its_other_name() {
     {
         let shop = Shop::open();
         shop.home.data(&["session", "add", ONE, "--amount", "20", "--token", registered]);
-        assert_eq!(shop.gets(Says { token: paid, ..PAID }), outcome("event", reason));
+        assert_eq!(shop.import(MailContent { token: paid, ..PAID }), outcome("event", reason));
         assert_eq!(shop.deliveries(), if reason.is_empty() { "pending" } else { "held" }, "{registered} {paid}");
     }
     let shop = Shop::open();
@@ -181,24 +181,27 @@ fn a_registered_token_matches_its_other_name() {
 }
 
 #[test]
-fn the_hash_of_a_transaction_on_another_chain_is_another_event_and_held() {
+fn the_same_hash_on_another_chain_is_held() {
     for session in [ONE, TWO, ""] {
         let shop = Shop::open();
-        assert_eq!(shop.gets(PAID), outcome("event", ""));
-        shop.delivers();
-        assert_eq!(shop.gets(Says { mail: 2, chain: "Polygon", session, ..PAID }), outcome("event", "conflict"));
+        assert_eq!(shop.import(PAID), outcome("event", ""));
+        shop.mark_delivered();
+        assert_eq!(
+            shop.import(MailContent { mail: 2, chain: "Polygon", session, ..PAID }),
+            outcome("event", "conflict")
+        );
         assert_eq!(shop.deliveries(), "delivered held");
-        assert_eq!(shop.gets(Says { mail: 3, ..PAID }), outcome("duplicate", ""));
-        assert_eq!(shop.gets(Says { mail: 4, chain: "Polygon", session, ..PAID }), outcome("duplicate", ""));
+        assert_eq!(shop.import(MailContent { mail: 3, ..PAID }), outcome("duplicate", ""));
+        assert_eq!(shop.import(MailContent { mail: 4, chain: "Polygon", session, ..PAID }), outcome("duplicate", ""));
     }
 }
 
 #[test]
-fn a_second_completed_payment_for_a_session_is_stored_and_held() {
+fn a_second_payment_of_a_session_is_held() {
     let shop = Shop::open();
-    assert_eq!(shop.gets(PAID), outcome("event", ""));
-    shop.delivers();
-    assert_eq!(shop.gets(Says { mail: 2, hash: 2, ..PAID }), outcome("event", "conflict"));
+    assert_eq!(shop.import(PAID), outcome("event", ""));
+    shop.mark_delivered();
+    assert_eq!(shop.import(MailContent { mail: 2, hash: 2, ..PAID }), outcome("event", "conflict"));
     assert_eq!(shop.deliveries(), "delivered held");
     assert!(shop.holds().starts_with("conflict"), "{}", shop.holds());
     let status: Value = serde_json::from_slice(&shop.home.run(&["status", "--json"]).stdout).unwrap();
@@ -206,25 +209,25 @@ fn a_second_completed_payment_for_a_session_is_stored_and_held() {
 }
 
 #[test]
-fn a_failure_by_another_transaction_is_held_once_the_session_was_paid_and_told_before() {
+fn a_failure_after_a_completed_payment_is_held() {
     let shop = Shop::open();
-    let failure = Says { status: "failed", hash: 2, ..PAID };
-    assert_eq!(shop.gets(PAID), outcome("event", ""));
-    assert_eq!(shop.gets(Says { mail: 2, ..failure }), outcome("event", "conflict"));
+    let failure = MailContent { status: "failed", hash: 2, ..PAID };
+    assert_eq!(shop.import(PAID), outcome("event", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, ..failure }), outcome("event", "conflict"));
     assert_eq!(shop.deliveries(), "pending held");
 
     let shop = Shop::open();
-    assert_eq!(shop.gets(failure), outcome("event", ""));
-    assert_eq!(shop.gets(Says { mail: 2, ..PAID }), outcome("event", ""));
+    assert_eq!(shop.import(failure), outcome("event", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, ..PAID }), outcome("event", ""));
     assert_eq!(shop.deliveries(), "pending pending", "an attempt failed, the next one paid");
     assert_eq!(shop.home.ask("SELECT status FROM payments"), "completed");
 }
 
 #[test]
-fn a_late_pending_hides_nothing_and_is_told_to_nobody() {
+fn a_late_pending_mail_changes_nothing() {
     let shop = Shop::open();
-    assert_eq!(shop.gets(PAID), outcome("event", ""));
-    assert_eq!(shop.gets(Says { mail: 2, status: "pending", ..PAID }), outcome("event", ""));
+    assert_eq!(shop.import(PAID), outcome("event", ""));
+    assert_eq!(shop.import(MailContent { mail: 2, status: "pending", ..PAID }), outcome("event", ""));
     assert_eq!(shop.deliveries(), "pending");
     assert_eq!(shop.home.ask("SELECT status FROM payments"), "completed");
 }

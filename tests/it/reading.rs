@@ -1,5 +1,5 @@
-//! What holds of every mail, not only of the samples: any bytes are read without a panic, in bounded time; and what a
-//! notification says, in whatever layout and encoding, is what is read from it.
+//! Properties of the parser for any input, not only for the samples. It parses any bytes without a panic. From a
+//! notification in any layout and encoding it parses exactly the values in it.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use resmic_mailhook::extract::{ExtractSettings, MailParser, Parsed, SignedFields, html_view};
 use resmic_mailhook::model::{Reading, Status};
 
-fn read(mail: &[u8]) -> Parsed {
+fn parse(mail: &[u8]) -> Parsed {
     let report = MailParser::new(&ExtractSettings::default()).parse(mail, SignedFields { subject: true });
     if let Parsed::Unreadable(reason) = &report.parsed {
         assert_ne!(reason.to_string(), "malformed: the parser failed", "a parser panicked");
@@ -15,7 +15,7 @@ fn read(mail: &[u8]) -> Parsed {
     report.parsed
 }
 
-/// What a notification says, as it stands there.
+/// The values of a notification, as written.
 #[derive(Debug, Clone)]
 struct Payment {
     session: Option<String>,
@@ -59,18 +59,18 @@ impl Payment {
         named.filter_map(|(label, value)| Some((label, value?))).collect()
     }
 
-    fn agrees(&self, read: &Reading) -> bool {
+    fn equals(&self, parsed: &Reading) -> bool {
         let (month, day, hour, minute) = self.time;
         let time = format!("2025-{:02}-{day:02}T{:02}:{minute:02}:00Z", month + 1, hour % 24);
-        read.status == self.status
-            && read.session_id == self.session
-            && read.amount.as_deref() == Some(&self.amount)
-            && read.currency.as_deref() == self.currency
-            && read.blockchain.as_deref() == Some(self.chain)
-            && read.token.as_deref() == Some(self.token)
-            && read.from_wallet_address.as_deref() == Some(&self.wallet)
-            && read.transaction_hash.as_deref() == Some(&self.hash)
-            && read.tx_time.is_some_and(|t| t.to_string() == time)
+        parsed.status == self.status
+            && parsed.session_id == self.session
+            && parsed.amount.as_deref() == Some(&self.amount)
+            && parsed.currency.as_deref() == self.currency
+            && parsed.blockchain.as_deref() == Some(self.chain)
+            && parsed.token.as_deref() == Some(self.token)
+            && parsed.from_wallet_address.as_deref() == Some(&self.wallet)
+            && parsed.transaction_hash.as_deref() == Some(&self.hash)
+            && parsed.tx_time.is_some_and(|t| t.to_string() == time)
     }
 }
 
@@ -102,7 +102,7 @@ prop_compose! {
     }
 }
 
-/// The body, as plain text or HTML.
+/// Writes the payment in one of the layouts. Returns whether the body is HTML, and the body.
 fn body(payment: &Payment, layout: u8) -> (bool, String) {
     // An object has the webhook's keys.
     let fields = payment.fields(layout.is_multiple_of(2) && !matches!(layout / 2, 4 | 5));
@@ -131,7 +131,7 @@ fn body(payment: &Payment, layout: u8) -> (bool, String) {
 
 const LAYOUTS: u8 = 24;
 
-/// Quoted-printable, broken at `width` wherever that falls (RFC 2045, 6.7).
+/// Encodes as quoted-printable, with soft line breaks at `width` (RFC 2045, 6.7).
 fn quoted_printable(text: &str, width: usize) -> String {
     let (mut out, mut column) = (String::new(), 0);
     for byte in text.replace('\n', "\r\n").bytes() {
@@ -173,19 +173,19 @@ fn mail(html: bool, text: &str, encoding: u8, width: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_session_in_the_published_layout_is_read_when_the_merchant_knows_of_it() {
+fn a_configured_label_permits_sessions_in_the_list() {
     let session = "591abe63-aa61-411d-a419-0b546729bbd0";
     let items = ["Received:</b> $20", "Blockchain:</b> BASE", "Token:</b> DAI", &format!("Session ID:</b> {session}")];
     let hash = format!("Transaction Hash:</b> {}", hex(&[7; 32]));
     let items: String = items.into_iter().chain([hash.as_str()]).map(|item| format!("<li><b>{item}</li>")).collect();
     let mail = mail(true, &format!("<h2>Payment received</h2><p>{items}</p>"), 0, 70);
     assert!(
-        matches!(read(&mail), Parsed::Unreadable(reason) if reason.to_string().starts_with("conflict: session_id"))
+        matches!(parse(&mail), Parsed::Unreadable(reason) if reason.to_string().starts_with("conflict: session_id"))
     );
     let mut settings = ExtractSettings::default();
     settings.labels.session_id = vec!["Session ID".into()];
     let report = MailParser::new(&settings).parse(&mail, SignedFields { subject: true });
-    assert!(matches!(report.parsed, Parsed::Payment(read) if read.session_id.as_deref() == Some(session)));
+    assert!(matches!(report.parsed, Parsed::Payment(reading) if reading.session_id.as_deref() == Some(session)));
 }
 
 #[test]
@@ -199,97 +199,97 @@ fn the_published_list_needs_no_signed_subject() {
         (wrong.as_bytes(), true, false),
     ] {
         let report = MailParser::new(&ExtractSettings::default()).parse(bytes, SignedFields { subject });
-        let is_completed = matches!(&report.parsed, Parsed::Payment(read) if read.status == Status::Completed);
+        let is_completed = matches!(&report.parsed, Parsed::Payment(reading) if reading.status == Status::Completed);
         assert_eq!(is_completed, completed, "{:?}", report.parsed);
     }
 }
 
 #[test]
-fn who_looks_on_sees_the_header_of_a_mail_that_is_taken_apart() {
+fn the_inspector_gets_the_parsed_message() {
     let parser = MailParser::new(&ExtractSettings::default());
     let signed = SignedFields { subject: true };
     let mail = "From: a@b\r\nSubject: Payment received\r\n\r\nx";
     let (report, subject) =
         parser.parse_and_inspect(mail.as_bytes(), signed, |message| message.subject().map(str::to_owned));
-    assert_eq!(report.parsed, read(mail.as_bytes()));
+    assert_eq!(report.parsed, parse(mail.as_bytes()));
     assert_eq!(subject, Some(Some("Payment received".to_owned())));
     let much = format!("From: a@b\r\n{}\r\nx", "X-A: b\r\n".repeat(1_001));
     assert_eq!(parser.parse_and_inspect(much.as_bytes(), signed, |_| ()).1, None);
 }
 
 #[test]
-fn what_was_not_read_to_its_end_is_not_taken_for_something_else() {
+fn a_mail_cut_at_a_limit_is_unreadable() {
     let mail = |kind: &str, start: &str, filler: String, end: &str| {
         format!("From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/{kind}\r\n\r\n{start}{filler}{end}")
             .into_bytes()
     };
     let paid = "Amount: $20 Transaction Hash: 0xab";
-    for (kind, start, filler, words) in [
+    for (kind, start, filler, message) in [
         ("plain", "Hello\r\n", "x\r\n".repeat(6_000), "too-large: it has more than 5000 lines"),
         ("html", "<p <>Hello", "<p>x".repeat(6_000), "too-large: it has more than 5000 lines"),
         ("html", "<p <>Hello", " ".repeat(300 << 10), "too-large: it has more than 256 KiB of HTML that is not plain"),
     ] {
-        let Parsed::Unreadable(reason) = read(&mail(kind, start, filler, paid)) else { panic!("{words}") };
-        assert_eq!(reason.to_string(), words);
-        assert!(matches!(read(&mail(kind, start, String::new(), "")), Parsed::NotAPayment(_)), "{kind}");
+        let Parsed::Unreadable(reason) = parse(&mail(kind, start, filler, paid)) else { panic!("{message}") };
+        assert_eq!(reason.to_string(), message);
+        assert!(matches!(parse(&mail(kind, start, String::new(), "")), Parsed::NotAPayment(_)), "{kind}");
     }
 }
 
 proptest! {
-    // A failure is printed whole; no file of old ones is kept.
+    // A failure is printed in full, so no file of failures is kept.
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_written_in_any_layout_and_encoding_is_read_back(
+    fn every_layout_and_encoding_is_parsed(
         payment in payment(), layout in 0..LAYOUTS, encoding in 0..3_u8, width in 20..76_usize,
     ) {
         let (html, text) = body(&payment, layout);
         let mail = mail(html, &text, encoding, width);
-        match read(&mail) {
-            Parsed::Payment(read) => prop_assert!(payment.agrees(&read), "{read:?}\n{text}"),
+        match parse(&mail) {
+            Parsed::Payment(reading) => prop_assert!(payment.equals(&reading), "{reading:?}\n{text}"),
             other => prop_assert!(false, "{other:?}\n{}", String::from_utf8_lossy(&mail)),
         }
     }
 
-    /// A character more or less, anywhere: then another value is one that the mail now says, or there is none.
+    /// Characters are inserted or removed anywhere. The parsed values must then still be in the visible text.
     #[test]
-    fn a_spoilt_mail_never_gives_a_value_that_does_not_stand_in_it(
-        payment in payment(), layout in 0..LAYOUTS, at in any::<prop::sample::Index>(), put in "[ -~]{0,3}", gone in 0..3_usize,
+    fn damaged_mails_give_no_invented_values(
+        payment in payment(), layout in 0..LAYOUTS, at in any::<prop::sample::Index>(), inserted in "[ -~]{0,3}", removed in 0..3_usize,
     ) {
         let (html, text) = body(&payment, layout);
         let at = at.index(text.len());
-        let rest = text.get(at + gone..).unwrap_or_default();
-        let spoilt = format!("{}{put}{rest}", &text[..at]);
-        if let Parsed::Payment(read) = read(&mail(html, &spoilt, 0, 70)) {
+        let rest = text.get(at + removed..).unwrap_or_default();
+        let damaged = format!("{}{inserted}{rest}", &text[..at]);
+        if let Parsed::Payment(reading) = parse(&mail(html, &damaged, 0, 70)) {
             let shown = if html {
-                html_view(&spoilt).lines.iter().map(|l| l.to_text()).collect::<Vec<_>>().join("\n")
+                html_view(&damaged).lines.iter().map(|l| l.to_text()).collect::<Vec<_>>().join("\n")
             } else {
-                spoilt.clone()
+                damaged.clone()
             };
-            let stands = |value: &Option<String>| value.as_ref().is_none_or(|v| {
+            let is_shown = |value: &Option<String>| value.as_ref().is_none_or(|v| {
                 let (value, shown) = (v.to_lowercase(), shown.to_lowercase());
                 shown.contains(&value) || shown.replace(',', "").contains(&value)
             });
-            for value in [&read.amount, &read.token, &read.from_wallet_address, &read.transaction_hash, &read.session_id] {
-                prop_assert!(stands(value), "{value:?} is not in\n{shown}");
+            for value in [&reading.amount, &reading.token, &reading.from_wallet_address, &reading.transaction_hash, &reading.session_id] {
+                prop_assert!(is_shown(value), "{value:?} is not in\n{shown}");
             }
         }
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
-        let _ = read(&bytes);
+    fn any_bytes_are_parsed_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2_000)) {
+        let _ = parse(&bytes);
     }
 
     #[test]
-    fn any_mail_is_read_without_a_panic(
+    fn any_mail_is_parsed_without_a_panic(
         kind in "(text/(plain|html)|multipart/(mixed|alternative)|message/rfc822)",
         more in "(; charset=(utf-8|utf-16|utf-7|iso-2022-jp|x)|; boundary=b|; format=flowed)?",
         encoding in "(7bit|base64|quoted-printable|x-uuencode)",
         body in "([ -~\u{a0}-\u{ff}]{0,40}|--b|<[a-z]{1,9}( style=\"[a-z:;0-9-]{0,20}\")?>|</[a-z]{1,9}>|\\{|\\}|Amount:|\n|&#?[a-z0-9]{0,6};?){0,80}",
     ) {
         let head = format!("From: a@resmic.com\r\nContent-Type: {kind}{more}\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n");
-        let _ = read((head + &body).as_bytes());
+        let _ = parse((head + &body).as_bytes());
     }
 
     #[test]
