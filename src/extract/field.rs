@@ -48,7 +48,7 @@ pub(crate) struct FoundValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValuePosition {
     /// On the label's line, or in the next cell.
-    Beside,
+    Adjacent,
     /// On the line below, or on the same line after a label that only its font sets apart.
     Below,
     /// Under a key of an object.

@@ -1,16 +1,16 @@
 //! Enums, with their values in the database, in JSON and on the command line.
 
-/// The beginning of the error of an attempt that got no answer.
+/// The beginning of the error text of an attempt without a response.
 pub const NO_ANSWER: &str = "no answer";
 
 /// The status of a payment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
-    /// Paid.
+    /// The payment succeeded.
     Completed,
-    /// Will not be paid.
+    /// The payment failed and will not succeed later.
     Failed,
-    /// Seen on the chain, but not final. It must never look paid.
+    /// The payment is on the chain, but not final. It must never look paid.
     Pending,
 }
 
@@ -55,27 +55,27 @@ string_enum!(Status, "status", Completed => "completed", Failed => "failed", Pen
 /// The state of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeliveryState {
-    /// It waits for a session or for a person's decision.
+    /// It waits for a session or for an operator.
     Held,
     /// It is due now or later.
     Pending,
     /// The handler accepted it.
     Delivered,
-    /// It was given up; a person can retry it.
+    /// It was given up after `give_up_after`. An operator can retry it.
     Dead,
 }
 string_enum!(DeliveryState, "delivery state", Held => "held", Pending => "pending", Delivered => "delivered", Dead => "dead");
 
-/// How an attempt to deliver ended.
+/// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptResult {
-    /// A 2xx status came.
+    /// The handler answered with a status from 200 to 299.
     Accepted,
-    /// Another status came.
+    /// The handler answered with another status.
     Rejected,
-    /// The request was sent and no response came. The handler may have the event.
+    /// The request was written, and no response was received. The handler may have the event.
     NoResponse,
-    /// No request was sent.
+    /// No request was written.
     NotSent,
     /// The program stopped or failed during the attempt. The handler may have the event.
     Interrupted,

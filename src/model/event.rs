@@ -54,7 +54,7 @@ impl Reading {
 }
 
 impl Reading {
-    /// These values, and those of `other` where this reading has none. The status stays.
+    /// Fills absent values with those of `other`. The status stays.
     #[must_use]
     pub fn or(self, other: Reading) -> Reading {
         Reading {
@@ -83,7 +83,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// These values, and those of `other` where this event has none. A time that a mail states replaces a header's.
+    /// Fills absent values with those of `other`. A time in a mail's text replaces that of a Date header.
     #[must_use]
     pub fn or(self, other: Event) -> Event {
         let reading = self.reading.or(other.reading);

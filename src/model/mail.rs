@@ -62,13 +62,13 @@ pub struct Undelivered {
     pub origin: Origin,
     /// RFC822.SIZE; 0 if the server did not say.
     pub size: u64,
-    /// INTERNALDATE, if the server said.
+    /// INTERNALDATE, if the server reported it.
     pub received_at: Option<Timestamp>,
-    /// What is known of it.
+    /// Whether the server still has it.
     pub state: Availability,
 }
 
-/// What is known of a mail of which the server has delivered no bytes.
+/// The state of a mail whose bytes the server has not delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Availability {
     /// The server lists it. It is fetched again.

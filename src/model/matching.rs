@@ -1,10 +1,10 @@
-//! How sessions are matched.
+//! Settings of session matching.
 
-/// How sessions are matched by what was paid.
+/// Whether and how an event without a session is matched with a registered one, by amount, chain and token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Matching {
-    /// Off by default: two customers may owe the same amount.
+    /// Off by default, because two customers can owe the same amount.
     pub enabled: bool,
-    /// How long after its registration a session may still be matched.
+    /// The time after its registration in which a session can be matched.
     pub window: std::time::Duration,
 }

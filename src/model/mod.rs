@@ -1,8 +1,8 @@
 //! Types that several rooms share: mail, notification, event, outcome, trust.
 //!
-//! `enums` has the enums with their words, `mail` a mail and its outcome, `event` the content of a notification,
-//! `normalize` the forms in which values are compared and written. This room imports no other room, does no I/O and
-//! reads no clock.
+//! `enums` has the enums with their texts, `mail` a mail and its outcome, `event` the content of a notification,
+//! `matching` the settings of session matching, and `normalize` the forms in which values are compared and written. This
+//! room imports no other room, does no I/O and reads no clock.
 
 mod enums;
 mod event;

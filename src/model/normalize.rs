@@ -12,7 +12,7 @@ pub fn fold_chain(name: &str) -> String {
     fold_name(name)
 }
 
-/// A name or a word for comparing: its letters and digits in lower case.
+/// A name for comparing: its letters and digits, in lower case.
 #[must_use]
 pub fn fold_name(name: &str) -> String {
     folded(name).collect()

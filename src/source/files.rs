@@ -136,9 +136,10 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 fn parse_emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
     let end = start.iter().position(|b| *b == b'\n')?;
     let line = std::str::from_utf8(start.get(..end)?).ok()?.trim_end();
-    let is_number = !line.is_empty() && line.bytes().all(|b| b.is_ascii_digit());
-    let size = line.parse().ok().filter(|_| is_number)?;
-    Some((size, start.get(end + 1..)?))
+    if line.is_empty() || !line.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    Some((line.parse().ok()?, start.get(end + 1..)?))
 }
 
 /// Checks that the mail in an `.emlx` file has the size of its first line, and that only a property list follows. An

@@ -264,6 +264,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
+    /// Records how a value was used.
     fn note(&mut self, found: &FoundValue, usage: &'static str) {
         self.notes.push(ValueNote {
             field: found.field.key(),
@@ -274,8 +275,9 @@ impl<'a> ConsistencyCheck<'a> {
     }
 }
 
-fn differs<T>(item: Result<T, String>, read: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
-    item.ok().zip(read).is_some_and(|(item, read)| !same(&item, read))
+/// Whether an item of the list can be parsed and is not the field's value.
+fn differs<T>(item: Result<T, String>, value: Option<&T>, same: impl Fn(&T, &T) -> bool) -> bool {
+    item.ok().zip(value).is_some_and(|(item, value)| !same(&item, value))
 }
 
 fn is_same_amount(a: &Amount, b: &Amount) -> bool {
@@ -287,6 +289,7 @@ fn is_same_identifier(a: &str, b: &str) -> bool {
     model::fold_hash(a) == model::fold_hash(b)
 }
 
+/// The minute of a time: the webhook's form has no seconds.
 fn minute_of(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }
@@ -342,6 +345,6 @@ fn is_shortened(field: PaymentField, value: &str) -> bool {
 /// The parts before and after the dots.
 fn shortened_ends(value: &str) -> Option<(&str, &str)> {
     let (start, end) = value.split_once('…').or_else(|| value.split_once("..."))?;
-    let plain = |t: &str| t.len() >= 3 && t.chars().all(|c| c.is_ascii_alphanumeric());
-    (plain(start) && plain(end)).then_some((start, end))
+    let is_part = |text: &str| text.len() >= 3 && text.chars().all(|c| c.is_ascii_alphanumeric());
+    if is_part(start) && is_part(end) { Some((start, end)) } else { None }
 }

@@ -22,7 +22,7 @@ pub(crate) struct StatusStatements<'a> {
 /// The line of the published list's first item, if the list is complete and that item is visible.
 pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) -> Option<usize> {
     let is_first = |f: &&FoundValue| {
-        f.field == PaymentField::Amount && f.label == "received" && f.position == ValuePosition::Beside && !f.quoted
+        f.field == PaymentField::Amount && f.label == "received" && f.position == ValuePosition::Adjacent && !f.quoted
     };
     let mut lines = found.iter().filter(is_first).filter_map(|f| match f.place {
         ValuePlace::Line { view: HTML, line, .. } => Some(line),

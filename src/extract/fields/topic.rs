@@ -148,7 +148,7 @@ pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'stat
         return Some(what);
     }
     let unsubscribe = views.iter().flat_map(|v| &v.lines).any(|l| l.to_text().to_lowercase().contains("unsubscribe"));
-    unsubscribe.then_some("a newsletter")
+    if unsubscribe { Some("a newsletter") } else { None }
 }
 
 #[cfg(test)]

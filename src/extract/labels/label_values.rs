@@ -85,7 +85,7 @@ impl LineScanner<'_> {
         {
             value = identifier;
             for (field, value) in links.iter().flat_map(|link| fields_of_link(link, field)) {
-                self.add_value((field, ""), &value, ValuePosition::Link, "the link behind it");
+                self.add_value((field, ""), &value, ValuePosition::Link, "the link after it");
             }
         }
         self.found.push(FoundValue {
@@ -127,7 +127,7 @@ impl LineScanner<'_> {
                 (line.cells.as_slice(), labels.as_slice(), rows)
                 && values::parse_status(value).is_ok()
             {
-                self.add_value((PaymentField::Status, label), value, ValuePosition::Beside, "in the next cell");
+                self.add_value((PaymentField::Status, label), value, ValuePosition::Adjacent, "in the next cell");
             }
             return rows;
         }
@@ -144,7 +144,7 @@ impl LineScanner<'_> {
             let value = value.join(" ");
             let value = self.with_continuation(*field, without_leading_colon(&value), 0);
             if !value.is_empty() {
-                self.add_value((*field, cell), &value, ValuePosition::Beside, "in the next cell");
+                self.add_value((*field, cell), &value, ValuePosition::Adjacent, "in the next cell");
             }
         }
         0
@@ -161,9 +161,11 @@ impl LineScanner<'_> {
         let rows: Vec<&ViewLine> = self.below.iter().take_while(is_values).collect();
         for (n, row) in rows.iter().enumerate() {
             for ((field, label), value) in labels.iter().zip(&line.cells).zip(&row.cells) {
-                if let Some(field) = field.filter(|_| !value.is_empty()) {
+                if let Some(field) = *field
+                    && !value.is_empty()
+                {
                     let value = self.with_continuation(field, value, n + 1);
-                    self.add_value((field, label), &value, ValuePosition::Beside, "below its label");
+                    self.add_value((field, label), &value, ValuePosition::Adjacent, "below its label");
                 }
             }
         }
@@ -187,7 +189,7 @@ impl LineScanner<'_> {
         }
         let values = self.values_below();
         if values.is_empty() && line.kind == LineKind::Item && text.ends_with([':', '：']) {
-            return self.add_value((field, text), "", ValuePosition::Empty, "behind its label");
+            return self.add_value((field, text), "", ValuePosition::Empty, "after its label");
         }
         let last = values.len();
         for (n, value) in values.into_iter().enumerate() {
@@ -204,7 +206,7 @@ impl LineScanner<'_> {
         let may_be = |below: &&ViewLine| below.quoted == self.line.quoted && below.cells.len() == 1;
         let next = self.below.first().filter(may_be);
         let below: Vec<&ViewLine> = match self.line.kind {
-            // A list item ends at the next item: without text behind its label, the field is absent.
+            // A list item ends at the next item: without text after its label, the field is absent.
             LineKind::Item | LineKind::Inside => next.filter(|b| b.kind == LineKind::Inside).into_iter().collect(),
             // A term can have several definitions.
             LineKind::Term if next.is_some_and(|b| b.kind == LineKind::Definition) => {
@@ -223,7 +225,7 @@ impl LineScanner<'_> {
             return false;
         }
         let value = self.with_continuation(field, value, 0);
-        self.add_value((field, label), &value, ValuePosition::Beside, "behind its label");
+        self.add_value((field, label), &value, ValuePosition::Adjacent, "after its label");
         true
     }
 
@@ -246,7 +248,7 @@ impl LineScanner<'_> {
             return false;
         };
         let value = self.with_continuation(field, value, 0);
-        self.add_value((field, lead), &value, ValuePosition::Below, "behind its label");
+        self.add_value((field, lead), &value, ValuePosition::Below, "after its label");
         true
     }
 

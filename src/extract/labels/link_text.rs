@@ -1,4 +1,4 @@
-//! Removes link text behind a hash or an address: `(view)`, `[View on Etherscan]`, or the link itself. Programs that
+//! Removes link text after a hash or an address: `(view)`, `[View on Etherscan]`, or the link itself. Programs that
 //! convert HTML to plain text print it there.
 
 use std::sync::LazyLock;
@@ -104,7 +104,7 @@ pub(crate) fn strip_link_text(text: &str) -> String {
     split_link_text(text).map_or_else(|| text.to_owned(), |(value, _)| value)
 }
 
-/// The values of fields in a link that is printed behind a hash or an address.
+/// The values of fields in a link that is printed after a hash or an address.
 pub(crate) fn fields_of_link(link: &str, field: PaymentField) -> Vec<(PaymentField, String)> {
     if let Some((chain, hash)) = values::parse_explorer_link(link) {
         return vec![(PaymentField::Blockchain, chain.to_owned()), (PaymentField::Hash, hash)];
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn only_links_and_their_words_are_removed() {
         let (hash, other) = (format!("0x{}", "ab12".repeat(16)), format!("0x{}", "cd34".repeat(16)));
-        for behind in [
+        for suffix in [
             " (view)",
             " [view]",
             " (View on Etherscan)",
@@ -148,11 +148,11 @@ mod tests {
             "[1]",
             " [12]",
         ] {
-            assert_eq!(strip_link_text(&format!("{hash}{behind}")), hash, "{behind}");
+            assert_eq!(strip_link_text(&format!("{hash}{suffix}")), hash, "{suffix}");
         }
         assert_eq!(strip_link_text(&format!("[{hash}](https://x.example/tx/{hash})")), hash);
         assert_eq!(strip_link_text("View <https://etherscan.io/tx/0xab>"), "https://etherscan.io/tx/0xab");
-        for behind in [
+        for suffix in [
             " (failed)",
             " (pending)",
             " (not final)",
@@ -166,7 +166,7 @@ mod tests {
             " (view) ab",
             "\u{fffd}(view)\u{fffd}",
         ] {
-            assert_ne!(strip_link_text(&format!("{hash}{behind}")), hash, "{behind}");
+            assert_ne!(strip_link_text(&format!("{hash}{suffix}")), hash, "{suffix}");
         }
         assert_eq!(split_link_text(&hash), None);
         assert!(LINK_WORDS.iter().all(|word| word.chars().any(|c| !c.is_ascii_hexdigit())));

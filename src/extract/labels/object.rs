@@ -20,8 +20,9 @@ pub(crate) enum ObjectValue {
     Absent,
 }
 
-/// The most objects in one text, and their deepest nesting.
+/// The most objects in one text.
 const MAX_OBJECTS: usize = 64;
+/// The deepest nesting of an object.
 const MAX_DEPTH: usize = 16;
 
 /// An object: its place in the text, and its pairs with those of inner objects.
@@ -49,6 +50,7 @@ pub(crate) fn parse_objects(text: &str) -> Vec<ParsedObject> {
     found
 }
 
+/// Parses one object. `None` from a method means that the text is not an object.
 struct ObjectParser<'a> {
     text: &'a str,
     at: usize,
@@ -64,13 +66,21 @@ impl<'a> ObjectParser<'a> {
         self.at += self.rest().len() - self.rest().trim_start().len();
     }
 
+    /// Skips white space and this character, or returns `None`.
     fn accept(&mut self, c: char) -> Option<()> {
         self.skip_space();
-        self.rest().starts_with(c).then(|| self.at += c.len_utf8())
+        if !self.rest().starts_with(c) {
+            return None;
+        }
+        self.at += c.len_utf8();
+        Some(())
     }
 
     fn parse_object(&mut self, depth: usize) -> Option<()> {
-        self.accept('{').filter(|()| depth < MAX_DEPTH)?;
+        if depth >= MAX_DEPTH {
+            return None;
+        }
+        self.accept('{')?;
         loop {
             if self.accept('}').is_some() {
                 return Some(());
@@ -85,7 +95,10 @@ impl<'a> ObjectParser<'a> {
     }
 
     fn parse_array(&mut self, key: Option<&str>, depth: usize) -> Option<()> {
-        self.accept('[').filter(|()| depth < MAX_DEPTH)?;
+        if depth >= MAX_DEPTH {
+            return None;
+        }
+        self.accept('[')?;
         loop {
             if self.accept(']').is_some() {
                 return Some(());
@@ -123,7 +136,9 @@ impl<'a> ObjectParser<'a> {
     }
 
     fn push_pair(&mut self, key: Option<&str>, value: ObjectValue) {
-        self.pairs.extend(key.map(|key| ObjectPair { key: key.to_owned(), value }));
+        if let Some(key) = key {
+            self.pairs.push(ObjectPair { key: key.to_owned(), value });
+        }
     }
 
     fn parse_key(&mut self) -> Option<String> {
@@ -180,7 +195,9 @@ fn parse_unicode_escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
     if !(0xd800..0xdc00).contains(&first) {
         return char::from_u32(first);
     }
-    (chars.next()?.1 == '\\' && chars.next()?.1 == 'u').then_some(())?;
+    if chars.next()?.1 != '\\' || chars.next()?.1 != 'u' {
+        return None;
+    }
     let second = parse_utf_16_unit(chars).filter(|second| (0xdc00..0xe000).contains(second))?;
     char::from_u32(0x1_0000 + ((first - 0xd800) << 10) + (second - 0xdc00))
 }

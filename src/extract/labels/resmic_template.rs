@@ -55,7 +55,7 @@ pub(crate) fn template_items(html: &str) -> Vec<(PaymentField, String)> {
     LABELS.iter().flat_map(|(label, field)| label_values(html, label).map(|value| (*field, value))).collect()
 }
 
-/// The values behind a label, where the label begins an element's text.
+/// The values after a label, where the label begins an element's text.
 fn label_values<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = String> + 'a {
     label_positions(html, label).filter_map(|at| item_text(html.get(at + label.len()..).unwrap_or_default()))
 }

@@ -33,7 +33,7 @@ pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     let whole = part("whole").unwrap_or_default();
     let (before, after, fraction) = (part("before"), part("after"), part("fraction"));
     if whole.contains(',') && fraction.is_none() && before.is_none() && !after.is_some_and(is_dollar) {
-        return refuse("the comma may stand for thousands or for decimals");
+        return refuse("the comma may separate thousands or decimals");
     }
     if whole.len() > 1 && whole.starts_with('0') {
         return refuse("it begins with a zero");

@@ -13,7 +13,7 @@ pub(crate) fn parse_session_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// The digits behind `0x`, if there is nothing else.
+/// The digits after `0x`, if there is nothing else.
 fn hex_digits(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }

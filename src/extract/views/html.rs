@@ -79,7 +79,9 @@ pub(crate) struct StyleCollector {
 
 impl<'a> HtmlSink<'a> for StyleCollector {
     fn on_text(&mut self, text: &str) -> Option<()> {
-        if let Some(sheet) = self.sheets.last_mut().filter(|_| self.inside) {
+        if self.inside
+            && let Some(sheet) = self.sheets.last_mut()
+        {
             sheet.push_str(&text.replace("\r\n", "\n"));
         }
         Some(())

@@ -83,8 +83,10 @@ pub(crate) enum Flow {
 impl Flow {
     /// The layout of a child of `outer`.
     pub(crate) fn of_child(outer: Option<&OpenElement<'_>>, name: &str, appearance: Appearance) -> Flow {
-        let table = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
-        match appearance.display.filter(|_| !table) {
+        let is_table_part = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
+        // A style does not change the layout of a table.
+        let display = if is_table_part { None } else { appearance.display };
+        match display {
             Some(Display::Block) => Flow::Block,
             Some(Display::Apart) => Flow::Apart,
             None if is_block(name) => Flow::Block,

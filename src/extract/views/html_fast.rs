@@ -164,7 +164,7 @@ impl<'a> FastParser<'a> {
         self.skip_space();
         self.skip(">")?;
         sink.on_end_tag(&ended);
-        (ended == name).then_some(())
+        if ended == name { Some(()) } else { None }
     }
 
     fn parse_attribute(&mut self) -> Option<Attribute<'a>> {
@@ -199,14 +199,14 @@ impl<'a> FastParser<'a> {
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
             // HTML maps other numbers to other characters, or to none.
             let is_plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
-            return char::from_u32(number).filter(|_| is_plain).map(|c| (c, None));
+            return if is_plain { char::from_u32(number).map(|c| (c, None)) } else { None };
         }
-        let mut behind = FastParser::new(self.rest);
-        let name = behind.advance_while(u8::is_ascii_alphanumeric);
-        if name.is_empty() || (in_value && behind.rest.starts_with('=')) {
+        let mut ahead = FastParser::new(self.rest);
+        let name = ahead.advance_while(u8::is_ascii_alphanumeric);
+        if name.is_empty() || (in_value && ahead.rest.starts_with('=')) {
             return Some(('&', None));
         }
-        behind.skip(";")?;
+        ahead.skip(";")?;
         let (first, second) = *NAMED_ENTITIES.get(self.advance(name.len() + 1))?;
         // The map has an empty entry for the beginning of a name.
         let first = char::from_u32(first).filter(|c| *c != '\0')?;

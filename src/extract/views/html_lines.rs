@@ -87,7 +87,7 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
         }
         // Each piece of odd text gets marks, so the result depends on the pieces. html5ever splits text at line ends and
         // entities, and html_fast does not.
-        (!odd).then_some(())
+        if odd { None } else { Some(()) }
     }
 
     fn on_start_tag(&mut self, tag: Cow<'a, str>, attributes: &[Attribute<'a>]) {
@@ -130,7 +130,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
             self.lingering.remove(place);
         }
         // An end tag inside a cell cannot close elements outside of its table.
-        let barrier = self.open.iter().rposition(|o| o.name == "table").filter(|_| name != "table").unwrap_or(0);
+        let innermost_table = self.open.iter().rposition(|o| o.name == "table").unwrap_or(0);
+        let barrier = if name == "table" { 0 } else { innermost_table };
         let Some(place) = self.open.iter().rposition(|o| o.name == name).filter(|p| *p >= barrier) else { return };
         let outside = place.checked_sub(1).and_then(|p| self.open.get(p));
         let hidden_outside = outside.is_some_and(|o| o.hides() || o.odd);
@@ -262,10 +263,10 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         self.break_line(LineKind::Text);
         self.line_count += 1;
         let cell = if self.buffers.len() > 1 { self.buffers.pop() } else { None };
-        if let (Some(cell), Some(row)) = (cell, self.rows.last_mut()) {
-            if self.line_count <= MAX_LINES {
-                row.push(cell.view.lines);
-            }
+        if self.line_count <= MAX_LINES
+            && let (Some(cell), Some(row)) = (cell, self.rows.last_mut())
+        {
+            row.push(cell.view.lines);
         }
     }
 

@@ -100,9 +100,9 @@ pub(crate) fn normalize_space(text: &str) -> String {
     let mut out = String::with_capacity(rest.len());
     while !rest.is_empty() {
         // ASCII words are copied unchanged.
-        let (word, behind) = rest.split_at(rest.bytes().position(|b| !b.is_ascii_graphic()).unwrap_or(rest.len()));
+        let (word, after) = rest.split_at(rest.bytes().position(|b| !b.is_ascii_graphic()).unwrap_or(rest.len()));
         out.push_str(word);
-        let mut chars = behind.chars();
+        let mut chars = after.chars();
         match chars.next() {
             // Zero-width space and joiners, word joiner, byte order mark, soft hyphen, combining grapheme joiner.
             // JavaScript writes the left-to-right mark into dates, where it reverses nothing.
