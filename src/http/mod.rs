@@ -1,6 +1,7 @@
 //! A small HTTP client: one request, one answer, a connection of its own. It follows no redirect and keeps nothing.
 
 mod connect;
+mod form;
 mod head;
 mod url;
 
@@ -18,6 +19,7 @@ use jiff::tz::Offset;
 use jiff::{Timestamp, ToSpan};
 
 pub use connect::{Place, Stream};
+pub use form::{FormAnswer, encode_form, encode_value, post_form, query_value};
 pub use head::{Head, StatusAndFields};
 pub use url::Url;
 

@@ -3,24 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::{Method, Request, Response, StatusCode, header};
-use jiff::Timestamp;
+use hyper::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{Failure, Settings};
-use crate::http::{self, Place, Url};
+use crate::http::{self, FormAnswer, Place, Url};
 use crate::model::printable;
 use crate::secret;
 
-/// How long the whole call may take.
-const TIMEOUT: Duration = Duration::from_secs(20);
-/// The most of an answer that is read.
-const LONGEST_ANSWER: usize = 64 * 1024;
 /// The most of an endpoint's words that is kept for people.
 const KEPT_WORDS: usize = 200;
 /// The error code of a refresh token that is not good, or not any more.
@@ -44,14 +36,6 @@ pub(super) struct Granted {
     pub(super) expires_in: Option<Duration>,
     /// To be used from now on.
     pub(super) refresh_token: Option<SecretString>,
-}
-
-/// What came back.
-struct Answer {
-    status: StatusCode,
-    retry_after: Option<Duration>,
-    location: Option<String>,
-    body: Bytes,
 }
 
 /// Both of RFC 6749's answers; which one it is, is seen by what is there.
@@ -82,21 +66,6 @@ impl Endpoint {
 
     /// Asks for an access token.
     pub(super) async fn ask(&self, refresh_token: &SecretString) -> Result<Granted, Failure> {
-        let deadline = Instant::now() + TIMEOUT;
-        let passing = |words: String| Failure::Passing(format!("{}: {words}", self.url), None);
-        let request = self.request(refresh_token).map_err(|e| passing(format!("cannot make the request: {e}")))?;
-        let exchange = async {
-            let stream = self.place.connect(deadline).await?;
-            http::exchange(stream, request, hear).await?
-        };
-        let answer = timeout_at(deadline, exchange).await;
-        let answer = answer.map_err(|_| passing(format!("no answer within {} s", TIMEOUT.as_secs())))?;
-        let secrets = [Some(refresh_token), self.client_secret.as_ref()];
-        let judged = judge(answer.map_err(passing)?);
-        judged.map_err(|failure| failure.at(&self.url).without(secrets.into_iter().flatten()))
-    }
-
-    fn request(&self, refresh_token: &SecretString) -> hyper::http::Result<Request<Full<Bytes>>> {
         let mut form = vec![
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose_secret()),
@@ -104,45 +73,16 @@ impl Endpoint {
         ];
         form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
         form.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
-        let form: Vec<_> = form.into_iter().map(|(key, value)| format!("{key}={}", encoded(value))).collect();
-        Request::builder()
-            .method(Method::POST)
-            .uri(self.url.path.as_str())
-            .header(header::HOST, self.url.authority.as_str())
-            .header(header::CONNECTION, "close")
-            .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
-            .header(header::ACCEPT, "application/json")
-            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::new(Bytes::from(form.join("&"))))
+        let answer = http::post_form(&self.place, &self.url, &form).await;
+        let answer = answer.map_err(|words| Failure::Passing(format!("{}: {words}", self.url), None))?;
+        let secrets = [Some(refresh_token), self.client_secret.as_ref()];
+        judge(answer).map_err(|failure| failure.at(&self.url).without(secrets.into_iter().flatten()))
     }
-}
-
-/// A value in a form (RFC 6749, appendix B).
-fn encoded(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            b' ' => out.push('+'),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
-async fn hear(response: Response<Incoming>) -> Result<Answer, String> {
-    let status = response.status();
-    let retry_after =
-        http::header_text(&response, header::RETRY_AFTER).and_then(|value| http::retry_after(&value, Timestamp::now()));
-    let location = http::header_text(&response, header::LOCATION);
-    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
-    let body = body.map_err(|e| format!("{status}: its answer is not complete, or too long: {e}"))?.to_bytes();
-    Ok(Answer { status, retry_after, location, body })
 }
 
 /// What an answer means.
-fn judge(answer: Answer) -> Result<Granted, Failure> {
-    let Answer { status, retry_after, location, body } = answer;
+fn judge(answer: FormAnswer) -> Result<Granted, Failure> {
+    let FormAnswer { status, retry_after, location, body } = answer;
     let fields: Option<Fields> = serde_json::from_slice(&body).ok();
     let is_json = fields.is_some();
     let fields = fields.unwrap_or_default();
@@ -208,7 +148,7 @@ impl Failure {
     /// Takes out secrets that an endpoint may have quoted, as they are or as they were sent to it.
     fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
-            for written in [secret, &encoded(secret)] {
+            for written in [secret, &http::encode_value(secret)] {
                 *self.words() = secret::left_out(std::mem::take(self.words()), written);
             }
         }
@@ -218,16 +158,13 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
+    use hyper::body::Bytes;
+
     use super::*;
 
-    fn answer(status: u16, body: &str) -> Answer {
+    fn answer(status: u16, body: &str) -> FormAnswer {
         let status = StatusCode::from_u16(status).unwrap();
-        Answer { status, retry_after: None, location: None, body: Bytes::from(body.to_owned()) }
-    }
-
-    #[test]
-    fn a_form_is_encoded() {
-        assert_eq!(encoded("1//0g-._~ a+b&c=%é"), "1%2F%2F0g-._~+a%2Bb%26c%3D%25%C3%A9");
+        FormAnswer { status, retry_after: None, location: None, body: Bytes::from(body.to_owned()) }
     }
 
     #[test]
@@ -287,7 +224,7 @@ mod tests {
         assert_eq!(failure, Failure::Ended(words.into()));
         let slashed: SecretString = "1//0g s3cret".to_owned().into();
         let redirect =
-            Answer { location: Some("https://x/?refresh_token=1%2F%2F0g+s3cret&x=1".into()), ..answer(302, "") };
+            FormAnswer { location: Some("https://x/?refresh_token=1%2F%2F0g+s3cret&x=1".into()), ..answer(302, "") };
         let mut failure = judge(redirect).unwrap_err().without([&slashed].into_iter());
         let words = "302 Found: a redirect to \"https://x/?refresh_token=(secret)&x=1\", which is not followed";
         assert_eq!(failure.words(), words);

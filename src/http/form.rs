@@ -1,0 +1,135 @@
+//! A form in a POST, as OAuth endpoints take it (RFC 6749, appendix B), and the fields of a query.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Place, Url};
+
+/// Time limit of the whole call.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Maximum size of an answer's body.
+const LONGEST_ANSWER: usize = 64 * 1024;
+
+/// The answer to a form.
+pub struct FormAnswer {
+    /// Its status.
+    pub status: StatusCode,
+    /// The pause that the server asked for.
+    pub retry_after: Option<Duration>,
+    /// The target of a redirect. It is not followed.
+    pub location: Option<String>,
+    /// Its body, at most 64 KiB.
+    pub body: Bytes,
+}
+
+/// Posts a form to `url` at `place`.
+///
+/// # Errors
+/// In words, for the operator: no connection, no complete answer within 20 seconds, or a body that is too long.
+pub async fn post_form(place: &Place, url: &Url, fields: &[(&str, &str)]) -> Result<FormAnswer, String> {
+    let deadline = Instant::now() + TIMEOUT;
+    let request = request(url, fields).map_err(|e| format!("cannot make the request: {e}"))?;
+    let exchange = async {
+        let stream = place.connect(deadline).await?;
+        super::exchange(stream, request, read_answer).await?
+    };
+    let answer = timeout_at(deadline, exchange).await;
+    answer.map_err(|_| format!("no answer within {} s", TIMEOUT.as_secs()))?
+}
+
+fn request(url: &Url, fields: &[(&str, &str)]) -> hyper::http::Result<Request<Full<Bytes>>> {
+    Request::builder()
+        .method(Method::POST)
+        .uri(url.path.as_str())
+        .header(header::HOST, url.authority.as_str())
+        .header(header::CONNECTION, "close")
+        .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
+        .header(header::ACCEPT, "application/json")
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+        .body(Full::new(Bytes::from(encode_form(fields))))
+}
+
+async fn read_answer(response: Response<Incoming>) -> Result<FormAnswer, String> {
+    let status = response.status();
+    let retry_after = super::header_text(&response, header::RETRY_AFTER)
+        .and_then(|value| super::retry_after(&value, Timestamp::now()));
+    let location = super::header_text(&response, header::LOCATION);
+    let body = Limited::new(response.into_body(), LONGEST_ANSWER).collect().await;
+    let body = body.map_err(|e| format!("{status}: its answer is not complete, or too long: {e}"))?.to_bytes();
+    Ok(FormAnswer { status, retry_after, location, body })
+}
+
+/// Fields as the body of a form, or as a query.
+#[must_use]
+pub fn encode_form(fields: &[(&str, &str)]) -> String {
+    let pairs: Vec<_> = fields.iter().map(|(key, value)| format!("{key}={}", encode_value(value))).collect();
+    pairs.join("&")
+}
+
+/// One value of a form.
+#[must_use]
+pub fn encode_value(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            b' ' => out.push('+'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+/// The first value of a field in a query. A `%` without two hexadecimal digits stays as it is; bytes that are not UTF-8
+/// become replacement characters.
+#[must_use]
+pub fn query_value(query: &str, key: &str) -> Option<String> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(name, _)| *name == key).map(|(_, value)| decode_value(value))
+}
+
+fn decode_value(value: &str) -> String {
+    let mut out = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let escaped = after.get(..2).filter(|_| *first == b'%').and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = escaped.filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        match escaped.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                out.push(if *first == b'+' { b' ' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_is_encoded() {
+        assert_eq!(encode_value("1//0g-._~ a+b&c=%é"), "1%2F%2F0g-._~+a%2Bb%26c%3D%25%C3%A9");
+        assert_eq!(encode_form(&[("a", "1 2"), ("b", "&")]), "a=1+2&b=%26");
+    }
+
+    #[test]
+    fn a_query_value_is_decoded() {
+        let query = "state=s&code=4%2F0Ab%2Bc+d&code=second&bad=%zz%e9%4";
+        assert_eq!(query_value(query, "code").as_deref(), Some("4/0Ab+c d"));
+        assert_eq!(query_value(query, "bad").as_deref(), Some("%zz\u{fffd}%4"));
+        assert_eq!(query_value(query, "tate"), None);
+        let value = "1//0g-._~ a+b&c=%é";
+        assert_eq!(query_value(&format!("x={}", encode_value(value)), "x").as_deref(), Some(value));
+    }
+}
