@@ -10,6 +10,9 @@ use serde::Deserialize;
 /// Where the packaged unit loads its credentials from: in the clear, and encrypted (systemd-creds(1)).
 const KEPT: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
 const ENCRYPTED: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
+/// The unit loads the whole folder `/etc/resmic-mailhook` under this id. systemd then puts the id and `_` before the name
+/// of each file (systemd.exec(5), `LoadCredential=`).
+const FOLDER_ID: &str = "resmic-mailhook";
 /// How long a command that prints a secret may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -69,6 +72,20 @@ impl Source {
         Ok(SecretString::from(value))
     }
 
+    /// The file to which a new secret can be written: the one that is read, or that the unit will load.
+    ///
+    /// # Errors
+    /// [`Missing`], with advice, for a secret that is encrypted, in a variable, or printed by a program.
+    pub fn file(&self) -> Result<PathBuf, Missing> {
+        match self {
+            Source::File(path) => Ok(path.clone()),
+            Source::Credential(name) => plain_file(Path::new("/"), name),
+            Source::Env(_) | Source::Command(_) => {
+                Err(Missing(format!("{self}: a new secret can only be written to a file; use {{ file = \"…\" }}")))
+            }
+        }
+    }
+
     /// A relative path taken from the folder `base`; a program without a slash is looked for in `$PATH`.
     pub fn resolve(&mut self, base: &Path) {
         match self {
@@ -102,21 +119,49 @@ enum Kept {
     Encrypted(PathBuf),
 }
 
-fn credential(name: &str) -> Result<Kept, Missing> {
+fn check_name(name: &str) -> Result<(), Missing> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
         return Err(Missing(format!("credential {name:?}: a credential's name is a file name, without slashes")));
     }
+    Ok(())
+}
+
+/// The file of a credential that is not encrypted, under a root. It may be absent.
+fn plain_file(root: &Path, name: &str) -> Result<PathBuf, Missing> {
+    check_name(name)?;
+    match kept(root, name) {
+        Some(Kept::Plain(path)) => Ok(path),
+        Some(Kept::Encrypted(path)) => Err(Missing(format!(
+            "credential {name:?}: {} is encrypted, and the unit would prefer it to a new file; remove it and its drop-in first",
+            path.display()
+        ))),
+        None => Ok(root.join(KEPT[0].trim_start_matches('/')).join(name)),
+    }
+}
+
+fn credential(name: &str) -> Result<Kept, Missing> {
+    check_name(name)?;
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-        return Ok(Kept::Plain(Path::new(&folder).join(name)));
+        return loaded(Path::new(&folder), name).map(Kept::Plain).ok_or_else(|| {
+            Missing(format!(
+                "credential {name:?}: the unit did not load it; put it into {}/{name} and restart the unit",
+                KEPT[0]
+            ))
+        });
     }
     // What an operator types as root is not started by systemd, and finds what the unit would be given.
     kept(Path::new("/"), name).ok_or_else(|| {
         Missing(format!(
-            "credential {name:?}: $CREDENTIALS_DIRECTORY is not set (systemd sets it for a unit with \
-             LoadCredential={name}:PATH), and there is no {}/{name}; outside of systemd use {{ file = \"…\" }}",
+            "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
+             set; outside of systemd use {{ file = \"…\" }}",
             KEPT[0]
         ))
     })
+}
+
+/// The credential in the folder that systemd made: loaded by its name in a drop-in, or with the whole folder.
+fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
+    [folder.join(name), folder.join(format!("{FOLDER_ID}_{name}"))].into_iter().find(|path| path.exists())
 }
 
 /// The first there is, under a root.
@@ -203,6 +248,37 @@ mod tests {
         assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(plain)));
         let first = put("etc/resmic-mailhook/k");
         assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(first)));
+    }
+
+    #[test]
+    fn a_credential_has_its_name_or_the_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(loaded(folder.path(), "k"), None);
+        let whole = folder.path().join("resmic-mailhook_k");
+        std::fs::write(&whole, "x").unwrap();
+        assert_eq!(loaded(folder.path(), "k"), Some(whole));
+        // An operator's drop-in names a credential on purpose.
+        let single = folder.path().join("k");
+        std::fs::write(&single, "x").unwrap();
+        assert_eq!(loaded(folder.path(), "k"), Some(single));
+    }
+
+    #[test]
+    fn a_new_secret_goes_where_it_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let etc = root.path().join("etc/resmic-mailhook");
+        assert_eq!(plain_file(root.path(), "k").unwrap(), etc.join("k"));
+        let store = root.path().join("etc/credstore");
+        std::fs::create_dir_all(&store).unwrap();
+        std::fs::write(store.join("k"), "x").unwrap();
+        assert_eq!(plain_file(root.path(), "k").unwrap(), store.join("k"));
+        std::fs::create_dir_all(&etc).unwrap();
+        std::fs::write(etc.join("e.cred"), "x").unwrap();
+        let words = plain_file(root.path(), "e").unwrap_err().to_string();
+        assert!(words.contains("e.cred is encrypted"), "{words}");
+        assert!(plain_file(root.path(), "../k").is_err());
+        assert_eq!(Source::File("/srv/k".into()).file().unwrap(), Path::new("/srv/k"));
+        assert!(Source::Env("K".into()).file().is_err());
     }
 
     #[tokio::test]
