@@ -43,6 +43,10 @@ pub struct Settings {
     pub refresh_token: secret::Source,
     /// What the token is to be good for; by default what was agreed to.
     pub scope: Option<String>,
+    /// The device authorization endpoint (RFC 8628), for `authorize`.
+    pub device_url: Option<Url>,
+    /// The authorization endpoint (RFC 6749, 3.1), for `authorize`.
+    pub auth_url: Option<Url>,
 }
 
 impl Settings {
@@ -52,8 +56,14 @@ impl Settings {
     /// The key to look at, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: &str| Err((format!("oauth2.{key}"), words.to_owned()));
-        if !self.token_url.tls && !self.token_url.is_here() {
+        let is_open = |url: &Url| !url.tls && !url.is_here();
+        if is_open(&self.token_url) {
             return wrong("token_url", "expected https://: a refresh token must not be read on the way");
+        }
+        for (key, url) in [("device_url", &self.device_url), ("auth_url", &self.auth_url)] {
+            if url.as_ref().is_some_and(is_open) {
+                return wrong(key, "expected https://: an authorization must not be read on the way");
+            }
         }
         if self.client_id.is_empty() {
             return wrong("client_id", "expected the identifier that the provider gave to this application");
@@ -233,6 +243,11 @@ mod tests {
         for url in ["http://login.example/token", "http://10.0.0.1/token", "http://localhost.example/token"] {
             let words = read(&format!("token_url = \"{url}\"\n{rest}")).unwrap_err();
             assert!(words.contains("oauth2.token_url: expected https"), "{words}");
+        }
+        for key in ["device_url", "auth_url"] {
+            let with = |url: &str| read(&format!("token_url = \"https://x/\"\n{key} = \"{url}\"\n{rest}"));
+            with("https://login.example/authorize?tenant=1").unwrap();
+            assert!(with("http://login.example/").unwrap_err().contains(&format!("oauth2.{key}: expected https")));
         }
         assert!(read(&format!("token_url = \"https://x/\"\nrefresh = 1\n{rest}")).unwrap_err().contains("refresh"));
         assert!(read("token_url = \"https://x/\"\nclient_id = \"\"\nrefresh_token = { env = \"R\" }").is_err());
