@@ -126,7 +126,11 @@ impl Config {
         Config::parse(path, content)
     }
 
-    fn parse(path: &Path, content: String) -> Result<Self, Error> {
+    /// Reads the content of a file that need not exist yet.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn parse(path: &Path, content: String) -> Result<Self, Error> {
         let text = Text { path: path.to_owned(), content };
         let mut config: Config = toml::from_str(&text.content).map_err(|e| text.explain(&e))?;
         config.text = text;
@@ -185,7 +189,7 @@ impl Config {
         let base = match (std::env::var_os("STATE_DIRECTORY"), self.text.path.parent()) {
             // systemd separates several by colons; ours is the first.
             (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
-            (None, _) if is_packaged(&self.text.path, &std::env::current_dir().unwrap_or_default()) => STATE.into(),
+            (None, _) if is_packaged(&self.text.path) => STATE.into(),
             (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),
         };
         base.join(path)
@@ -206,8 +210,14 @@ impl Config {
     }
 }
 
+/// Whether a file is the configuration of the packaged unit, whose secrets are credentials.
+#[must_use]
+pub fn is_packaged(file: &Path) -> bool {
+    is_packaged_from(file, &std::env::current_dir().unwrap_or_default())
+}
+
 /// Whether it is a package's configuration, seen from the folder `here`: an operator may stand right beside it.
-fn is_packaged(file: &Path, here: &Path) -> bool {
+fn is_packaged_from(file: &Path, here: &Path) -> bool {
     here.join(file).parent() == Some(Path::new(ETC))
 }
 
@@ -365,10 +375,10 @@ mod tests {
             ("./config.toml", "/etc/resmic-mailhook/"),
             ("resmic-mailhook/other.toml", "/etc"),
         ] {
-            assert!(is_packaged(Path::new(file), Path::new(here)), "{file} {here}");
+            assert!(is_packaged_from(Path::new(file), Path::new(here)), "{file} {here}");
         }
         for (file, here) in [("config.toml", "/root"), ("/srv/config.toml", "/etc/resmic-mailhook"), ("", "")] {
-            assert!(!is_packaged(Path::new(file), Path::new(here)), "{file} {here}");
+            assert!(!is_packaged_from(Path::new(file), Path::new(here)), "{file} {here}");
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod payments;
 pub mod pulse;
 pub mod resmic;
 pub mod secret;
+pub mod setup;
 pub mod source;
 pub mod systemd;
 pub mod telemetry;

@@ -6,6 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 
 use crate::model::{DeliveryState, Outcome, Status};
+use crate::source::imap::Tls;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 it did not work (status: something needs a person), 2 wrong usage or \
     configuration.";
@@ -26,6 +27,13 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Watch the mailboxes, in the foreground, until SIGTERM or SIGINT
     Run,
+    /// Write a first configuration and its secrets: asks on a terminal, or takes flags; overwrites nothing
+    Init(Box<InitArguments>),
+    /// Get a refresh token for an account with OAuth, in a browser on any machine
+    Authorize {
+        /// The account's name in the configuration
+        account: String,
+    },
     /// Validate the configuration
     Check {
         /// Also log in to each account, open each mailbox, resolve DNS and reach each callback; no event is sent
@@ -155,6 +163,82 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitArguments {
+    /// The mail address that Resmic sends to
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) email: Option<String>,
+    /// The IMAP server [default: found by the address's domain, MX, SRV, or a usual name]
+    #[arg(long, value_name = "H")]
+    pub(super) host: Option<String>,
+    /// Its port [default: 993, or 143 without implicit TLS]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(super) port: Option<u16>,
+    /// How the connection is protected [default: implicit]
+    #[arg(long, value_name = "HOW", value_parser = PossibleValuesParser::new(["implicit", "starttls", "none"]).map(tls))]
+    pub(super) tls: Option<Tls>,
+    /// Certificates to trust in addition to the system's, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(super) ca_file: Option<PathBuf>,
+    /// The login name [default: the address]
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: Option<String>,
+    /// A file with the password; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) password_file: Option<PathBuf>,
+    /// Log in with OAuth at Google; at Microsoft there is no other way
+    #[arg(long)]
+    pub(super) oauth: bool,
+    /// With OAuth: the id of your application
+    #[arg(long, value_name = "ID")]
+    pub(super) client_id: Option<String>,
+    /// With OAuth at Google: a file with the secret of your application; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) client_secret_file: Option<PathBuf>,
+    /// With OAuth at Microsoft: the directory (tenant) [default: the address's domain]
+    #[arg(long, value_name = "ID")]
+    pub(super) tenant: Option<String>,
+    /// The account's name in the configuration
+    #[arg(long, value_name = "NAME", default_value = "shop")]
+    pub(super) account: String,
+    /// The mailbox receives only Resmic's mails
+    #[arg(long)]
+    pub(super) dedicated: bool,
+    /// The URL of your handler, to which events are posted
+    #[arg(long, value_name = "URL", conflicts_with = "no_forward")]
+    pub(super) forward: Option<String>,
+    /// There is no handler; events stay in the database
+    #[arg(long)]
+    pub(super) no_forward: bool,
+    /// A file with the handler's key for X-Signature; - for standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "generate_webhook_secret")]
+    pub(super) webhook_secret_file: Option<PathBuf>,
+    /// Generate the handler's key for X-Signature
+    #[arg(long)]
+    pub(super) generate_webhook_secret: bool,
+    /// How payments find their orders: by signed address, by a registered session with the same amount, or in your handler
+    #[arg(long, value_name = "WAY", value_parser = ["address", "match", "send"])]
+    pub(super) orders: Option<String>,
+    /// A DNS server to ask, as in [dns] servers; may be repeated [default: the system's]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) dns: Vec<String>,
+    /// Do not try the login
+    #[arg(long)]
+    pub(super) no_login: bool,
+    /// Ask nothing; a missing answer is an error that names its flag
+    #[arg(long)]
+    pub(super) yes: bool,
+}
+
+/// One of the words that the parser lets through.
+fn tls(word: String) -> Tls {
+    match word.as_str() {
+        "starttls" => Tls::Starttls,
+        "none" => Tls::None,
+        _ => Tls::Implicit,
+    }
 }
 
 #[derive(Debug, Args)]

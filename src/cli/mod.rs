@@ -4,10 +4,12 @@
 //! configuration.
 
 mod args;
+mod authorize;
 mod check;
 mod deliveries;
 mod events;
 mod import;
+mod init;
 mod mails;
 mod maintain;
 mod output;
@@ -17,6 +19,7 @@ mod reparse;
 mod run;
 mod session;
 mod status;
+mod terminal;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -95,6 +98,9 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     // Reading a mail needs no configuration: without one the defaults hold.
     let path = path.or_else(|| std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
+    if let Command::Init(arguments) = &command {
+        return init::run(path.as_deref(), arguments).await.map(|()| ExitCode::SUCCESS);
+    }
     let config = match Config::find(path.as_deref()) {
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
@@ -126,7 +132,8 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
         // Answered above.
-        Command::Completions { .. } | Command::Man { .. } => Ok(ExitCode::SUCCESS),
+        Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
+        Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
     }
 }

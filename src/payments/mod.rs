@@ -25,4 +25,4 @@ pub use record::{ExaminedMail, Recorded};
 pub use reevaluate::{Reevaluation, StoredMail};
 pub use register::{SessionRegistration, SessionRow};
 pub use settings::{AddressSettings, SessionSettings};
-pub use signed_address::{OrderLookup, SignedAddresses};
+pub use signed_address::{OrderLookup, SignedAddresses, check_mailbox};

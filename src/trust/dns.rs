@@ -49,7 +49,7 @@ impl TryFrom<String> for Server {
 /// the question meanwhile; over TCP, connecting has as much time again.
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all signatures of a mail have together, in all ways.
-const WHOLE: Duration = Duration::from_secs(15);
+pub(super) const WHOLE: Duration = Duration::from_secs(15);
 /// How many keys are remembered.
 const KEYS: usize = 1_000;
 /// How long an answer is remembered at the most: a key that was revoked must not count for long.
@@ -82,6 +82,11 @@ impl Resolver {
         let servers: Vec<SocketAddr> = settings.servers.iter().map(|server| server.0).collect();
         let asked = Asked::new(&servers, how)?;
         Ok(Resolver { asked, keys: Keys::default(), proven: Mutex::default(), asking: Default::default() })
+    }
+
+    /// The servers to ask.
+    pub(super) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.

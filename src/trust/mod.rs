@@ -15,6 +15,7 @@ pub mod dns;
 mod field;
 mod header;
 mod key;
+pub mod mail_servers;
 mod results;
 
 pub use clock::Clock;

@@ -1,11 +1,14 @@
 //! A token endpoint (RFC 6749) that also tells a mail server whose token it is (RFC 7662). It counts what it is asked.
+//! It authorizes by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -46,6 +49,18 @@ pub struct World {
     pub good: Vec<String>,
     /// Those that a mail server has asked about.
     pub shown: Vec<String>,
+    /// The client has no secret.
+    pub is_public: bool,
+    /// An authorization gives no refresh token.
+    pub is_online: bool,
+    /// Errors for the next questions about a device code; after them it is granted.
+    pub device_errors: Vec<&'static str>,
+    /// When a device code was asked about.
+    pub polled: Vec<Instant>,
+    /// The query of the last visit to `/authorize`.
+    pub visited: HashMap<String, String>,
+    /// The person refuses there.
+    pub refuses: bool,
     /// Tokens are given, and the answers are not sent yet.
     pub holds: bool,
     released: Arc<Notify>,
@@ -169,8 +184,9 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, world: Shared) {
 
 async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    let form = form(&String::from_utf8_lossy(&body));
+    let form = if method == "GET" { form(&query) } else { form(&String::from_utf8_lossy(&body)) };
     let (status, fields, body) = respond(&world, &method, &path, form).await;
     let mut response = Response::builder().status(status).header("Content-Type", "application/json");
     for (name, value) in fields {
@@ -185,7 +201,10 @@ async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String,
         // Before anybody can be told to release it.
         let held = world.holds.then(|| world.released.clone().notified_owned());
         let answer = match (method, path) {
-            ("POST", "/token") => world.grant(form),
+            ("POST", "/token") if form["grant_type"] == "refresh_token" => world.grant(form),
+            ("POST", "/token") => world.grant_first(&form),
+            ("POST", "/device") => world.device_code(&form),
+            ("GET", "/authorize") => world.visit(form),
             ("POST", "/introspect") => (200, Vec::new(), world.introspect(&form)),
             _ => (404, Vec::new(), String::new()),
         };
@@ -198,13 +217,78 @@ async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String,
     answer
 }
 
+/// Shown to the person, and kept by the program.
+pub const USER_CODE: &str = "WDJB-MJHT";
+pub const DEVICE_CODE: &str = "device code/%";
+/// In a redirect.
+pub const CODE: &str = "4/code+&%";
+
+fn refused(error: &str) -> Answer {
+    (400, Vec::new(), serde_json::json!({"error": error, "error_description": "as the test wants it"}).to_string())
+}
+
 impl World {
+    fn device_code(&mut self, form: &HashMap<String, String>) -> Answer {
+        if form.get("client_id").is_none_or(|id| id != "shop") {
+            return refused("invalid_client");
+        }
+        let answer = serde_json::json!({
+            "device_code": DEVICE_CODE, "user_code": USER_CODE, "verification_uri": "https://login.example/device",
+            "expires_in": 900, "interval": 1,
+        });
+        (200, Vec::new(), answer.to_string())
+    }
+
+    /// A browser comes; it is sent back at once.
+    fn visit(&mut self, query: HashMap<String, String>) -> Answer {
+        let outcome = if self.refuses {
+            "error=access_denied&error_description=not+today".to_owned()
+        } else {
+            format!("code={}", CODE.replace('%', "%25").replace('+', "%2B").replace('&', "%26"))
+        };
+        let target = format!("{}?{outcome}&state={}", query["redirect_uri"], query["state"]);
+        self.visited = query;
+        (302, vec![("Location", target)], String::new())
+    }
+
+    /// The first refresh token of an authorization.
+    fn grant_first(&mut self, form: &HashMap<String, String>) -> Answer {
+        let value = |key: &str| form.get(key).map(String::as_str).unwrap_or_default();
+        let secret =
+            if self.is_public { !form.contains_key("client_secret") } else { value("client_secret") == CLIENT_SECRET };
+        if value("client_id") != "shop" || !secret {
+            return refused("invalid_client");
+        }
+        if value("grant_type") == "urn:ietf:params:oauth:grant-type:device_code" {
+            self.polled.push(Instant::now());
+            if !self.device_errors.is_empty() {
+                return refused(self.device_errors.remove(0));
+            }
+            if value("device_code") != DEVICE_CODE {
+                return refused("invalid_grant");
+            }
+        } else {
+            let sum = ::ring::digest::digest(&::ring::digest::SHA256, value("code_verifier").as_bytes());
+            let is_proven = self.visited["code_challenge"] == URL_SAFE_NO_PAD.encode(sum)
+                && self.visited["code_challenge_method"] == "S256"
+                && self.visited["redirect_uri"] == value("redirect_uri");
+            if value("grant_type") != "authorization_code" || value("code") != CODE || !is_proven {
+                return refused("invalid_grant");
+            }
+        }
+        let mut answer = serde_json::json!({"access_token": "access-of-authorization", "token_type": "Bearer"});
+        if !self.is_online {
+            answer["refresh_token"] = self.refresh_token.clone().into();
+        }
+        (200, Vec::new(), answer.to_string())
+    }
+
     fn grant(&mut self, form: HashMap<String, String>) -> Answer {
         let is = |key: &str, value: &str| form.get(key).is_some_and(|v| v == value);
         let known = is("grant_type", "refresh_token")
             && is("refresh_token", &self.refresh_token)
             && is("client_id", "shop")
-            && is("client_secret", CLIENT_SECRET);
+            && (self.is_public || is("client_secret", CLIENT_SECRET));
         self.asked.push(form);
         if let Some(instead) = &self.instead {
             return instead.clone();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod addresses;
+mod authorize;
 mod chain;
 mod checkout;
 mod commands;
@@ -15,6 +16,7 @@ mod documents;
 mod end_to_end;
 mod faults;
 mod forward;
+mod init;
 mod metrics;
 mod oauth;
 mod onlooker;

@@ -40,6 +40,6 @@ pub use error::Error;
 pub use mailbox::REACH;
 pub use oauth::{Settings as OAuth2, Tokens};
 pub use probe::probe;
-pub use settings::{After, Settings, Start, Tls};
+pub use settings::{After, Settings, Start, Tls, is_address, is_host};
 pub use timing::Timing;
 pub use watch::{LONGEST_PAUSE, watch};

@@ -144,14 +144,16 @@ fn is_name(text: &str) -> bool {
 }
 
 /// What may be looked up or connected to: no URL, no port, no brackets.
-fn is_host(text: &str) -> bool {
+#[must_use]
+pub fn is_host(text: &str) -> bool {
     let is_name =
         !text.is_empty() && !text.contains(|c: char| c.is_control() || c.is_whitespace() || "/:@[]".contains(c));
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
 /// An address as a mail's To is compared with: without a name or brackets, which would make every mail somebody else's.
-fn is_address(text: &str) -> bool {
+#[must_use]
+pub fn is_address(text: &str) -> bool {
     let whole = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
     let strange = |c: char| c.is_control() || c.is_whitespace() || "<>,;".contains(c);
     text.rsplit_once('@').is_some_and(whole) && !text.contains(strange)

@@ -1,0 +1,301 @@
+//! `init`: from a few answers to a configuration that `check` accepts. Until the last answer, it writes nothing.
+
+mod answers;
+mod mail;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::fs::{Access, access};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::InitArguments;
+use super::output::{line, say, unheard};
+use super::{Usage, terminal};
+use crate::app;
+use crate::config::{self, Config};
+use crate::http::Url;
+use crate::secret::Source;
+use crate::payments;
+use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
+use answers::{Answers, Question};
+
+/// The configuration of the packaged unit.
+const PACKAGED: &str = "/etc/resmic-mailhook/config.toml";
+
+const ORDERS: &str = "\nHow do payments find their orders? Resmic's mails do not name their payment session.
+  1 address  Each order has its own signed address, which you give to Resmic as webhook_url.
+             The program finds the order in the mail, and the order's registered session; this is exact.
+  2 match    You register each payment session when Resmic creates it (`session add`, or SQL).
+             The program looks for the one open session with the same amount; equal amounts are held.
+  3 send     Your handler identifies payments itself, for example by their transaction.
+             Events without a session are delivered at once, with \"session_id\": null.";
+
+/// Runs the command. A signal ends it with nothing written.
+pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyhow::Result<()> {
+    let (mut interrupt, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let setup = Setup::new(path.unwrap_or(Path::new(PACKAGED)), arguments)?;
+    let why = tokio::select! {
+        done = setup.run() => match done {
+            Err(error) if error.is::<terminal::InputEnded>() => "the input has ended",
+            done => return done,
+        },
+        _ = interrupt.recv() => "interrupted",
+        _ = hangup.recv() => "the terminal is gone",
+        _ = terminate.recv() => "ended by a signal",
+    };
+    // The cursor is still behind a question.
+    say("");
+    bail!("{why}; nothing was written")
+}
+
+/// One run of the command.
+struct Setup<'a> {
+    arguments: &'a InitArguments,
+    answers: Answers,
+    path: PathBuf,
+    place: SecretPlace,
+}
+
+/// A secret, and whether its file has to be written.
+struct Obtained {
+    secret: SecretString,
+    file: Option<PathBuf>,
+}
+
+impl<'a> Setup<'a> {
+    fn new(path: &Path, arguments: &'a InitArguments) -> anyhow::Result<Self> {
+        if path.symlink_metadata().is_ok() {
+            return Err(Usage(format!(
+                "{} exists, and init overwrites nothing; move it away, or name another file with --config",
+                path.display()
+            ))
+            .into());
+        }
+        let path = std::path::absolute(path)?;
+        let existing = path.ancestors().skip(1).find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+        access(existing, Access::WRITE_OK).with_context(|| {
+            format!("cannot write into {}; run init with sudo, or name another file with --config", existing.display())
+        })?;
+        let place = if config::is_packaged(&path) { SecretPlace::Credential } else { SecretPlace::File };
+        Ok(Setup { arguments, answers: Answers { asks: !arguments.yes && terminal::is_here() }, path, place })
+    }
+
+    async fn run(&self) -> anyhow::Result<()> {
+        if self.answers.asks {
+            say(
+                "This writes a first configuration. Enter takes the answer in [brackets]; Ctrl-C ends without a trace.\n",
+            );
+        }
+        let (mut draft, login_secret) = self.mail_account().await?;
+        let mut obtained = vec![login_secret];
+        draft.forward = self.handler().await?;
+        if draft.forward.is_some() {
+            obtained.push(Some(self.webhook_secret().await?));
+        }
+        draft.orders = self.order_method(&draft).await?;
+        if draft.orders == OrderMethod::Address {
+            obtained.push(Some(self.secret(Draft::ADDRESS_KEY, async { generated() }).await?));
+        }
+        let new: Vec<_> = obtained.into_iter().flatten().filter_map(|o| Some((o.file?, o.secret))).collect();
+        say("\nThese files will be written:");
+        for file in new.iter().map(|(file, _)| file).chain([&self.path]) {
+            say(&format!("  {}", file.display()));
+        }
+        if !self.answers.confirm("Write them?", true).await? {
+            bail!("nothing was written");
+        }
+        self.write(&draft, &new).await?;
+        self.print_next_commands(&draft)
+    }
+
+    /// Writes the secrets, has them and the configuration checked, and writes the configuration last.
+    async fn write(&self, draft: &Draft, new: &[(PathBuf, SecretString)]) -> anyhow::Result<()> {
+        let text = draft.text(self.place);
+        let config = Config::parse(&self.path, text.clone())?;
+        let mut files = NewFiles::default();
+        let folder = self.path.parent().unwrap_or(Path::new("/"));
+        files.create_folder(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        for (file, secret) in new {
+            let created = files.create_file(file, 0o600, &format!("{}\n", secret.expose_secret()));
+            created.with_context(|| format!("cannot write {}; nothing was written", file.display()))?;
+        }
+        check(&config).await?;
+        let created = files.create_file(&self.path, 0o644, &text);
+        created.with_context(|| format!("cannot write {}; nothing was written", self.path.display()))?;
+        files.keep().context("cannot write; nothing was written")
+    }
+
+    /// A secret of this name: the one that exists, or a new one.
+    async fn secret(
+        &self,
+        name: &str,
+        obtain: impl Future<Output = anyhow::Result<SecretString>>,
+    ) -> anyhow::Result<Obtained> {
+        let source = match self.place {
+            SecretPlace::Credential => Source::Credential(name.to_owned()),
+            SecretPlace::File => Source::File(self.path.with_file_name(name)),
+        };
+        if let Ok(secret) = source.read().await {
+            say(&format!("{source} exists already and is used"));
+            return Ok(Obtained { secret, file: None });
+        }
+        let file = source.file().map_err(|missing| Usage(missing.to_string()))?;
+        if file.symlink_metadata().is_ok() {
+            let words = "exists, but is empty or cannot be read; write the secret into it, or remove it";
+            return Err(Usage(format!("{} {words}", file.display())).into());
+        }
+        let secret = obtain.await?;
+        if secret.expose_secret().chars().any(char::is_control) {
+            return Err(Usage(format!("{name}: a secret must not contain control characters")).into());
+        }
+        Ok(Obtained { secret, file: Some(file) })
+    }
+
+    /// The handler's address, if there is one.
+    async fn handler(&self) -> anyhow::Result<Option<Url>> {
+        if self.arguments.no_forward {
+            return Ok(None);
+        }
+        if self.answers.asks && self.arguments.forward.is_none() {
+            say(
+                "\nEvents can be posted to your handler, signed like Resmic's webhook. Without one they stay in the database.",
+            );
+        }
+        let question = Question {
+            flag: "--forward (or --no-forward)",
+            given: self.arguments.forward.as_deref(),
+            words: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
+            default: None,
+        };
+        let url = self.answers.text(question, |text| if text == "-" { Ok(()) } else { handler_url(text).map(drop) });
+        let url = url.await?;
+        if url == "-" { Ok(None) } else { Ok(Some(handler_url(&url).map_err(Usage)?)) }
+    }
+
+    async fn webhook_secret(&self) -> anyhow::Result<Obtained> {
+        let given = self.arguments.webhook_secret_file.as_deref();
+        let obtain = async {
+            let generate = self.arguments.generate_webhook_secret;
+            if generate
+                || given.is_none() && self.answers.asks && {
+                    say("The handler verifies X-Signature with a secret key.");
+                    self.answers.confirm("Generate a new key? (n: type the handler's key)", true).await?
+                }
+            {
+                return generated();
+            }
+            let flag = "--webhook-secret-file (or --generate-webhook-secret)";
+            self.answers.secret(flag, given, "Webhook secret").await
+        };
+        self.secret(Draft::WEBHOOK_SECRET, obtain).await
+    }
+
+    async fn order_method(&self, draft: &Draft) -> anyhow::Result<OrderMethod> {
+        if self.answers.asks && self.arguments.orders.is_none() {
+            say(ORDERS);
+        }
+        let check = |text: &str| match order_method(text) {
+            Some(OrderMethod::Address) => payments::check_mailbox(&draft.email)
+                .map_err(|words| format!("signed addresses need another mailbox address: {words}")),
+            Some(OrderMethod::Send) if draft.forward.is_none() => Err("there is no handler to send to".to_owned()),
+            Some(_) => Ok(()),
+            None => Err("expected address, match or send".to_owned()),
+        };
+        let given = self.arguments.orders.as_deref();
+        let question = Question { flag: "--orders", given, words: "1, 2 or 3", default: None };
+        let answer = self.answers.text(question, check).await?;
+        let method = order_method(&answer).ok_or_else(|| answers::missing("--orders"))?;
+        if method == OrderMethod::Address && mail::lacks_tags(draft) {
+            say("warning: this provider may not deliver addresses with a + tag; send yourself a mail to one first");
+        }
+        Ok(method)
+    }
+
+    fn print_next_commands(&self, draft: &Draft) -> anyhow::Result<()> {
+        let is_packaged = self.place == SecretPlace::Credential;
+        let program = if is_packaged {
+            "sudo resmic-mailhook".to_owned()
+        } else {
+            format!("resmic-mailhook --config {}", shell_word(&self.path.to_string_lossy()))
+        };
+        let mut next = Vec::new();
+        if draft.login != LoginDraft::Password {
+            next.push(format!("{program} authorize {}", shell_word(&draft.account)));
+        }
+        next.push(format!("{program} check --connect"));
+        next.push(if is_packaged {
+            "sudo systemctl enable --now resmic-mailhook".to_owned()
+        } else {
+            format!("{program} run")
+        });
+        match draft.orders {
+            OrderMethod::Address => {
+                next.push(format!("{program} address ORDER_REF     # the webhook_url of an order"));
+                next.push(format!("{program} session add SESSION_ID --order ORDER_REF --amount USD"));
+            }
+            OrderMethod::Match => next.push(format!("{program} session add SESSION_ID --amount USD")),
+            OrderMethod::Send => {}
+        }
+        next.push(format!("{program} events --follow"));
+        say("\nDone. Next:");
+        for command in next {
+            unheard(line(&format!("  {command}")))?;
+        }
+        if draft.orders != OrderMethod::Address {
+            say(&format!("Give Resmic {} as webhook_url when you create a payment session.", draft.email));
+        }
+        if draft.forward.is_some() {
+            say(&format!("The handler's key is in {}.", self.path.with_file_name(Draft::WEBHOOK_SECRET).display()));
+        }
+        Ok(())
+    }
+}
+
+/// What `check` checks; a refresh token may still be missing.
+async fn check(config: &Config) -> anyhow::Result<()> {
+    let mut clients = crate::tls::Clients::default();
+    for (n, account) in config.accounts.iter().enumerate() {
+        if account.oauth2.is_none() {
+            app::login(config, n, account, &mut clients).await?;
+        }
+        app::rules(config, account).await?;
+    }
+    app::forward_targets(config).await?;
+    Ok(())
+}
+
+fn generated() -> anyhow::Result<SecretString> {
+    Ok(random_hex().map_err(anyhow::Error::msg)?.into())
+}
+
+fn order_method(text: &str) -> Option<OrderMethod> {
+    match text {
+        "1" | "address" => Some(OrderMethod::Address),
+        "2" | "match" => Some(OrderMethod::Match),
+        "3" | "send" => Some(OrderMethod::Send),
+        _ => None,
+    }
+}
+
+/// A URL that events may be posted to.
+fn handler_url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse()?;
+    if !url.tls && !url.is_here() {
+        return Err("a handler on another machine needs https://".to_owned());
+    }
+    Ok(url)
+}
+
+/// A word as a shell reads it.
+fn shell_word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}

@@ -1,0 +1,111 @@
+//! One answer at a time: from a flag, from the person, or from a default.
+
+use std::path::Path;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::super::output::say;
+use super::super::{Usage, terminal};
+use crate::secret::Source;
+
+/// Maximum length of a secret on standard input.
+const LONGEST_SECRET: u64 = 64 * 1024;
+
+/// Gets answers.
+pub(super) struct Answers {
+    /// Whether a person is asked.
+    pub(super) asks: bool,
+}
+
+/// A question.
+pub(super) struct Question<'a> {
+    /// The flag that has the answer.
+    pub(super) flag: &'a str,
+    /// Its value.
+    pub(super) given: Option<&'a str>,
+    /// The words for the person.
+    pub(super) words: &'a str,
+    /// The answer if the person only presses Enter, and without a person.
+    pub(super) default: Option<&'a str>,
+}
+
+impl Answers {
+    /// A text that `check` accepts.
+    pub(super) async fn text(
+        &self,
+        question: Question<'_>,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> anyhow::Result<String> {
+        let Question { flag, given, words, default } = question;
+        if let Some(given) = given {
+            check(given).map_err(|wrong| Usage(format!("{flag} {given:?}: {wrong}")))?;
+            return Ok(given.to_owned());
+        }
+        if !self.asks {
+            return default.map(str::to_owned).ok_or_else(|| missing(flag).into());
+        }
+        let prompt = match default {
+            Some(default) => format!("{words} [{default}]: "),
+            None => format!("{words}: "),
+        };
+        loop {
+            let typed = terminal::ask(&prompt).await?;
+            let answer = if typed.is_empty() { default.unwrap_or_default() } else { &typed };
+            match check(answer) {
+                Ok(()) => return Ok(answer.to_owned()),
+                Err(wrong) => say(&format!("  {wrong}")),
+            }
+        }
+    }
+
+    /// Yes or no; without a person, and for Enter, `default`.
+    pub(super) async fn confirm(&self, words: &str, default: bool) -> anyhow::Result<bool> {
+        if !self.asks {
+            return Ok(default);
+        }
+        loop {
+            let answer = terminal::ask(&format!("{words} [{}]: ", if default { "Y/n" } else { "y/N" })).await?;
+            match answer.to_ascii_lowercase().as_str() {
+                "" => return Ok(default),
+                "y" | "yes" => return Ok(true),
+                "n" | "no" => return Ok(false),
+                _ => say("  expected y or n"),
+            }
+        }
+    }
+
+    /// A secret: from the file of a flag, or typed.
+    pub(super) async fn secret(&self, flag: &str, file: Option<&Path>, words: &str) -> anyhow::Result<SecretString> {
+        if let Some(file) = file {
+            return secret_from(flag, file).await;
+        }
+        if !self.asks {
+            return Err(missing(flag).into());
+        }
+        loop {
+            let secret = terminal::ask_secret(&format!("{words} (not shown): ")).await?;
+            if !secret.expose_secret().is_empty() {
+                return Ok(secret);
+            }
+            say("  expected a secret");
+        }
+    }
+}
+
+/// The content of a file, or of standard input, without its last line break.
+pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<SecretString> {
+    if file != Path::new("-") {
+        let read = Source::File(file.to_owned()).read().await;
+        return Ok(read.map_err(|missing| Usage(format!("{flag}: {missing}")))?);
+    }
+    let read = || std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), LONGEST_SECRET));
+    let text = tokio::task::spawn_blocking(read).await??;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    if text.is_empty() { Err(Usage(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
+}
+
+/// The error for a question that is not asked.
+pub(super) fn missing(flag: &str) -> Usage {
+    Usage(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
+}

@@ -1,0 +1,237 @@
+//! The mail account: its server, its login, and a first try.
+
+use anyhow::bail;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::super::output::say;
+use super::super::{Usage, terminal};
+use super::answers::Question;
+use super::{Obtained, Setup};
+use crate::config::Config;
+use crate::model::printable;
+use crate::setup::{Discovered, Draft, LoginDraft, MailServer, OrderMethod, Provider, ProviderApp, SignIn, discover};
+use crate::source::imap::{self, Tls, is_address, is_host};
+use crate::tls;
+use crate::trust::dns::{self, Resolver};
+
+/// Domains of private mailboxes at Microsoft, whose tenant is not a domain.
+const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
+
+impl Setup<'_> {
+    /// The account, tried out, and the secret that has to be written.
+    pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
+        let given = self.arguments.email.as_deref();
+        let question = Question { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
+        let is_email = |text: &str| {
+            if is_address(text) { Ok(()) } else { Err("expected an address, like payments@shop.example".into()) }
+        };
+        let email = self.answers.text(question, is_email).await?;
+        let (provider, server) = self.mail_server(&email).await?;
+        let local = email.split('@').next().unwrap_or_default();
+        let user = if provider.is_some_and(|p| p.local_user) { local } else { &email };
+        let user = self.login_name(user).await?;
+        let login = self.login_kind(provider, &email).await?;
+        let mut draft = Draft {
+            account: self.arguments.account.clone(),
+            server,
+            ca_file: self.arguments.ca_file.as_ref().map(std::path::absolute).transpose()?,
+            user,
+            login,
+            dedicated: false,
+            dns: self.arguments.dns.clone(),
+            orders: OrderMethod::Send,
+            forward: None,
+            email,
+        };
+        let secret = match draft.login {
+            LoginDraft::Password => Some(self.password(&mut draft, provider).await?),
+            LoginDraft::OAuth(_) => self.client_secret(provider).await?,
+        };
+        draft.dedicated = self.arguments.dedicated
+            || self.answers.confirm("\nDoes this mailbox receive only Resmic's mails?", false).await?;
+        Ok((draft, secret))
+    }
+
+    async fn mail_server(&self, email: &str) -> anyhow::Result<(Option<&'static Provider>, MailServer)> {
+        let arguments = self.arguments;
+        if let Some(host) = &arguments.host {
+            return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None).await?));
+        }
+        let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::Server::try_from).collect();
+        let servers = servers.map_err(|words| Usage(format!("--dns: {words}")))?;
+        let resolver = Resolver::new(&dns::Settings { servers })?;
+        let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
+        match discover(&resolver, &domain).await {
+            Ok(Discovered::Provider(provider, reason)) => {
+                say(&format!("{}, because {}", provider.name, printable(&reason, 300)));
+                let server = MailServer { host: provider.host.to_owned(), port: None, tls: Tls::Implicit };
+                Ok((Some(provider), self.with_flags(server)))
+            }
+            Ok(Discovered::Server(server, reason)) => {
+                say(&format!("IMAP server {} ({})", server.host, printable(&reason, 300)));
+                let server = self.with_flags(server);
+                if self.answers.asks && !self.answers.confirm("Use this server?", true).await? {
+                    return Ok((None, self.server_by_hand(None, Some(&server)).await?));
+                }
+                Ok((None, server))
+            }
+            Ok(Discovered::Nothing) => {
+                say(&format!("no IMAP server of {domain} is known by MX, SRV, or the names imap. and mail."));
+                Ok((None, self.server_by_hand(None, None).await?))
+            }
+            Err(words) => {
+                say(&format!("DNS did not help: {words}"));
+                Ok((None, self.server_by_hand(None, None).await?))
+            }
+        }
+    }
+
+    /// The server with --port and --tls.
+    fn with_flags(&self, server: MailServer) -> MailServer {
+        let arguments = self.arguments;
+        MailServer { port: arguments.port.or(server.port), tls: arguments.tls.unwrap_or(server.tls), ..server }
+    }
+
+    /// The server that the person names.
+    async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
+        let default = known.map(|server| server.host.as_str());
+        let question = Question { flag: "--host", given, words: "IMAP server", default };
+        let check =
+            |text: &str| if is_host(text) { Ok(()) } else { Err("expected a host name, without a port".to_owned()) };
+        let host = self.answers.text(question, check).await?;
+        if given.is_some() || !self.answers.asks {
+            return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
+        }
+        let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
+        let question = Question { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
+        let number =
+            |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
+        let port = self.answers.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
+        let port = number(&port).map_err(|words| Usage(words.to_owned()))?;
+        // Port 143 begins without TLS; a server on this machine may have none.
+        let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
+        let usual = if tls == Tls::Implicit { 993 } else { 143 };
+        Ok(MailServer { host, port: Some(port).filter(|port| *port != usual), tls })
+    }
+
+    async fn login_name(&self, default: &str) -> anyhow::Result<String> {
+        let given = self.arguments.user.as_deref();
+        let question = Question { flag: "--user", given, words: "Login name", default: Some(default) };
+        let check = |text: &str| {
+            let is_right = !text.is_empty() && !text.chars().any(char::is_control);
+            if is_right { Ok(()) } else { Err("expected a login name".to_owned()) }
+        };
+        self.answers.text(question, check).await
+    }
+
+    async fn login_kind(&self, provider: Option<&Provider>, email: &str) -> anyhow::Result<LoginDraft> {
+        let arguments = self.arguments;
+        match provider.map(|provider| provider.sign_in) {
+            Some(SignIn::Microsoft) => {
+                say("Microsoft requires OAuth. Register an application first: docs/mail-providers.md, Microsoft 365");
+                let client_id = self.client_id().await?;
+                let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
+                let is_private = PRIVATE_AT_MICROSOFT.contains(&domain.as_str());
+                let default = if is_private { "consumers" } else { &domain };
+                let given = arguments.tenant.as_deref();
+                let question =
+                    Question { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
+                let tenant = self.answers.text(question, is_id).await?;
+                Ok(LoginDraft::OAuth(ProviderApp::microsoft(&client_id, &tenant)))
+            }
+            Some(SignIn::Google) => {
+                let words = "Google accepts an app password (https://myaccount.google.com/apppasswords). Use OAuth instead?";
+                if !arguments.oauth && !self.answers.confirm(words, false).await? {
+                    return Ok(LoginDraft::Password);
+                }
+                say("Register an application first: docs/mail-providers.md, Gmail, With OAuth");
+                Ok(LoginDraft::OAuth(ProviderApp::google(&self.client_id().await?)))
+            }
+            _ if arguments.oauth => Err(Usage(
+                "--oauth: init knows OAuth of Google and Microsoft only; docs/mail-providers.md shows [account.oauth2] for others"
+                    .to_owned(),
+            )
+            .into()),
+            Some(SignIn::AppPassword(advice)) => {
+                say(advice);
+                Ok(LoginDraft::Password)
+            }
+            None => Ok(LoginDraft::Password),
+        }
+    }
+
+    async fn client_id(&self) -> anyhow::Result<String> {
+        let given = self.arguments.client_id.as_deref();
+        let question = Question { flag: "--client-id", given, words: "Application (client) id", default: None };
+        self.answers.text(question, is_id).await
+    }
+
+    /// Google's desktop applications have a client secret.
+    async fn client_secret(&self, provider: Option<&Provider>) -> anyhow::Result<Option<Obtained>> {
+        if provider.map(|provider| provider.sign_in) != Some(SignIn::Google) {
+            return Ok(None);
+        }
+        let file = self.arguments.client_secret_file.as_deref();
+        let obtain = self.answers.secret("--client-secret-file", file, "Client secret");
+        Ok(Some(self.secret(Draft::CLIENT_SECRET, obtain).await?))
+    }
+
+    /// The password, with which a login was possible.
+    async fn password(&self, draft: &mut Draft, provider: Option<&Provider>) -> anyhow::Result<Obtained> {
+        loop {
+            let file = self.arguments.password_file.as_deref();
+            let obtain = async {
+                let password = self.answers.secret("--password-file", file, "Password").await?;
+                // Google shows its app passwords in four groups.
+                let is_google = provider.is_some_and(|provider| provider.sign_in == SignIn::Google);
+                Ok(if is_google { password.expose_secret().replace(' ', "").into() } else { password })
+            };
+            let obtained = self.secret(Draft::PASSWORD, obtain).await?;
+            if self.arguments.no_login {
+                return Ok(obtained);
+            }
+            say(&format!("logging in at {} …", draft.server.host));
+            let Err(words) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
+            if !self.answers.asks {
+                bail!("{words}; nothing was written");
+            }
+            say(&format!("FAILED: {words}"));
+            let again = "Enter: try again; s: change server and login name; k: keep these values";
+            match terminal::ask(&format!("{again}: ")).await?.as_str() {
+                "k" => return Ok(obtained),
+                "s" => {
+                    draft.server = self.server_by_hand(None, Some(&draft.server)).await?;
+                    draft.user = self.login_name(&draft.user).await?;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Logs in and opens the mailboxes.
+    async fn try_login(&self, draft: &Draft, password: &SecretString) -> anyhow::Result<()> {
+        let config = Config::parse(&self.path, draft.text(self.place))?;
+        let Some(account) = config.accounts.first() else { bail!("the draft has no account") };
+        let tls = if account.tls == Tls::None { None } else { Some(tls::client(account.ca_file.as_deref())?) };
+        let credentials = imap::Credentials::Password(password.clone());
+        for found in imap::probe(account, &imap::Login { tls, credentials }).await? {
+            say(&format!("  {}", found.unwrap_or_else(|words| format!("warning: {words}"))));
+        }
+        Ok(())
+    }
+}
+
+/// Whether signed addresses may not be delivered by this provider.
+pub(super) fn lacks_tags(draft: &Draft) -> bool {
+    Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
+}
+
+/// An identifier at a provider, which becomes part of a URL.
+fn is_id(text: &str) -> Result<(), String> {
+    let is_right = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if is_right {
+        Ok(())
+    } else {
+        Err(format!("{:?} is no id of letters, digits, dots and hyphens", printable(text, 80)))
+    }
+}

@@ -1,0 +1,73 @@
+//! Questions to a person on a terminal. They go to standard error, like all talk.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use anyhow::Context;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use secrecy::SecretString;
+
+/// Maximum length of an answer.
+const LONGEST_ANSWER: u64 = 16 * 1024;
+
+/// The input ended in place of an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the input has ended")]
+pub(super) struct InputEnded;
+
+/// Whether there is a person to ask.
+pub(super) fn is_here() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// Asks; the answer without spaces around it.
+pub(super) async fn ask(prompt: &str) -> anyhow::Result<String> {
+    show(prompt)?;
+    Ok(read_line().await?.trim().to_owned())
+}
+
+/// Asks for a secret, which is not shown.
+pub(super) async fn ask_secret(prompt: &str) -> anyhow::Result<SecretString> {
+    let hidden = Hidden::begin().context("the terminal cannot hide a secret")?;
+    show(prompt)?;
+    let answer = read_line().await;
+    drop(hidden);
+    // The person's own line break was not shown either.
+    show("\n")?;
+    Ok(answer?.trim().into())
+}
+
+fn show(text: &str) -> io::Result<()> {
+    let mut out = io::stderr().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Reads in another thread, so that a signal is noticed meanwhile.
+async fn read_line() -> anyhow::Result<String> {
+    let read = || {
+        let mut line = String::new();
+        io::Read::take(io::stdin().lock(), LONGEST_ANSWER).read_line(&mut line).map(|_| line)
+    };
+    let line = tokio::task::spawn_blocking(read).await??;
+    if line.is_empty() { Err(InputEnded.into()) } else { Ok(line) }
+}
+
+/// No echo, until it is dropped.
+struct Hidden(Termios);
+
+impl Hidden {
+    fn begin() -> io::Result<Self> {
+        let before = tcgetattr(io::stdin())?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(io::stdin(), OptionalActions::Now, &silent)?;
+        Ok(Hidden(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that is gone.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
+}

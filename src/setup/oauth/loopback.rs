@@ -1,0 +1,260 @@
+//! The authorization code grant with a redirect to this machine (RFC 8252, 7.3), PKCE (RFC 7636) and `state`.
+//!
+//! A browser on another machine cannot reach the redirect. The person then pastes its URL.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use ring::digest;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+
+use super::{Denial, GOOGLE, KEPT_WORDS, OAuthClient, advice};
+use crate::http::{self, Url};
+use crate::model::printable;
+use crate::setup::random_hex;
+
+/// Time that the person has.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// Time limit of one connection of a browser, and how many there may be at once.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECTIONS: usize = 16;
+
+/// One authorization that waits for its redirect.
+pub struct Loopback {
+    listener: TcpListener,
+    redirect_uri: String,
+    state: String,
+    verifier: SecretString,
+}
+
+/// A redirect of this authorization.
+#[derive(Debug, PartialEq, Eq)]
+enum Redirect {
+    Code(String),
+    /// The provider refused; words for the operator.
+    Refused(String),
+}
+
+impl Loopback {
+    /// Listens on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// In words, for the operator.
+    pub async fn listen() -> Result<Self, String> {
+        let listener =
+            TcpListener::bind("127.0.0.1:0").await.map_err(|e| format!("cannot listen on 127.0.0.1: {e}"))?;
+        let address = listener.local_addr().map_err(|e| format!("cannot listen on 127.0.0.1: {e}"))?;
+        let redirect_uri = format!("http://{address}/");
+        Ok(Loopback { listener, redirect_uri, state: random_hex()?, verifier: random_hex()?.into() })
+    }
+
+    /// The port of the redirect.
+    #[must_use]
+    pub fn redirect_uri(&self) -> &str {
+        &self.redirect_uri
+    }
+
+    /// The page to open. `user` is the mailbox that has to be signed in.
+    #[must_use]
+    pub fn page(&self, client: &OAuthClient, auth_url: &Url, user: &str) -> String {
+        let sum = digest::digest(&digest::SHA256, self.verifier.expose_secret().as_bytes());
+        let challenge = URL_SAFE_NO_PAD.encode(sum);
+        let mut query = vec![
+            ("response_type", "code"),
+            ("client_id", client.client_id.as_str()),
+            ("redirect_uri", self.redirect_uri.as_str()),
+            ("state", self.state.as_str()),
+            ("code_challenge", challenge.as_str()),
+            ("code_challenge_method", "S256"),
+        ];
+        query.extend(client.scope.as_deref().map(|scope| ("scope", scope)));
+        if client.token_url.host.eq_ignore_ascii_case(GOOGLE.0) {
+            // Google gives a refresh token only with these two.
+            query.extend([("access_type", "offline"), ("prompt", "consent"), ("login_hint", user)]);
+        }
+        let separator = if auth_url.path.query().is_some() { '&' } else { '?' };
+        format!("{auth_url}{separator}{}", http::encode_form(&query))
+    }
+
+    /// Waits for the redirect, or for its URL in `pasted`; the refresh token. `notice` gets words for the person about a
+    /// pasted text that is no redirect.
+    ///
+    /// # Errors
+    /// In words, for the operator.
+    pub async fn wait(
+        self,
+        client: &OAuthClient,
+        mut pasted: mpsc::Receiver<String>,
+        notice: impl Fn(&str),
+    ) -> Result<SecretString, String> {
+        let Loopback { listener, redirect_uri, state, verifier } = self;
+        let (found, mut redirects) = mpsc::channel(1);
+        let serving = tokio::spawn(serve(listener, state.clone().into(), found));
+        let paste = async {
+            while let Some(text) = pasted.recv().await {
+                match pasted_redirect(&text, &state) {
+                    Some(redirect) => return redirect,
+                    None => notice("this is not the URL of the redirect; paste the whole address of the browser"),
+                }
+            }
+            // Standard input has ended; a browser may still come.
+            std::future::pending().await
+        };
+        let redirect = tokio::select! {
+            Some(redirect) = redirects.recv() => redirect,
+            redirect = paste => redirect,
+            () = sleep(PATIENCE) => Redirect::Refused(format!("no redirect within {} minutes", PATIENCE.as_secs() / 60)),
+        };
+        let tokens = match redirect {
+            Redirect::Refused(words) => Err(words),
+            Redirect::Code(code) => {
+                let grant = [
+                    ("grant_type", "authorization_code"),
+                    ("code", code.as_str()),
+                    ("redirect_uri", redirect_uri.as_str()),
+                    ("code_verifier", verifier.expose_secret()),
+                ];
+                client.ask_for_tokens(&grant).await.map_err(Denial::words)
+            }
+        };
+        serving.abort();
+        tokens
+    }
+}
+
+/// The redirect in a query. `None` for a query of another authorization, or of none.
+fn redirect(query: &str, state: &str) -> Option<Redirect> {
+    if http::query_value(query, "state").as_deref() != Some(state) {
+        return None;
+    }
+    if let Some(code) = http::query_value(query, "code").filter(|code| !code.is_empty()) {
+        return Some(Redirect::Code(code));
+    }
+    let error = http::query_value(query, "error")?;
+    let description = http::query_value(query, "error_description").map(|text| format!(": {text}")).unwrap_or_default();
+    let words = printable(&format!("{error}{description}"), KEPT_WORDS);
+    Some(Redirect::Refused(format!("the provider refused ({words}); {}", advice(&error))))
+}
+
+/// The redirect in a text that a person pasted.
+fn pasted_redirect(text: &str, state: &str) -> Option<Redirect> {
+    let (_, query) = text.trim().split_once('?')?;
+    redirect(query.split('#').next().unwrap_or_default(), state)
+}
+
+async fn serve(listener: TcpListener, state: Arc<str>, found: mpsc::Sender<Redirect>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (state, found) = (state.clone(), found.clone());
+                tokio::spawn(async move {
+                    let _ = timeout(CONNECTION_TIMEOUT, serve_one(stream, state, found)).await;
+                    drop(place);
+                });
+            }
+            // For example no free file descriptor.
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redirect>) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let redirect = request.uri().query().and_then(|query| redirect(query, &state));
+        let found = found.clone();
+        async move {
+            let (status, text) = match &redirect {
+                Some(Redirect::Code(_)) => (StatusCode::OK, "Done. You can close this page.\n"),
+                Some(Redirect::Refused(_)) => (StatusCode::OK, "Refused. The terminal says more.\n"),
+                None => (StatusCode::NOT_FOUND, "This is not the expected redirect.\n"),
+            };
+            if let Some(redirect) = redirect {
+                // The first one counts.
+                let _ = found.try_send(redirect);
+            }
+            Ok::<_, Infallible>(response(status, text))
+        }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+fn response(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    // The address of this page contains the code.
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        response.headers_mut().insert(name, header::HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_with_another_state_is_ignored() {
+        assert_eq!(redirect("code=c&state=mine", "mine"), Some(Redirect::Code("c".into())));
+        for query in ["code=c", "code=c&state=other", "state=mine", "code=&state=mine", "code=c&state=mine2", ""] {
+            assert_eq!(redirect(query, "mine"), None, "{query}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_fit_for_a_terminal() {
+        let query = "error=access_denied&error_description=no%1b%5b31m+way&state=s";
+        let Some(Redirect::Refused(words)) = redirect(query, "s") else { panic!("no refusal") };
+        assert!(words.contains("access_denied: no") && !words.contains('\u{1b}'), "{words:?}");
+        assert!(words.ends_with("run authorize again"), "{words}");
+    }
+
+    #[test]
+    fn a_pasted_url_is_a_redirect() {
+        let url = " http://127.0.0.1:4711/?state=s&code=4%2F0A&scope=https://mail.google.com/#\r\n";
+        assert_eq!(pasted_redirect(url, "s"), Some(Redirect::Code("4/0A".into())));
+        assert_eq!(pasted_redirect("4/0A", "s"), None);
+    }
+
+    #[tokio::test]
+    async fn the_page_has_the_challenge_of_the_verifier() {
+        let settings = "token_url = \"https://oauth2.googleapis.com/token\"\nclient_id = \"c d\"\nscope = \"x y\"\n\
+            refresh_token = { env = \"R\" }";
+        let client = OAuthClient::new(&toml::from_str(settings).unwrap(), None, None);
+        let mut authorization = Loopback::listen().await.unwrap();
+        // RFC 7636, appendix B.
+        authorization.verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk".to_owned().into();
+        let page =
+            authorization.page(&client, &"https://login.example/auth?tenant=1".parse().unwrap(), "p@shop.example");
+        let query = page.strip_prefix("https://login.example/auth?tenant=1&").unwrap();
+        let value = |key: &str| http::query_value(query, key).unwrap();
+        assert_eq!(value("code_challenge"), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+        assert_eq!(
+            (value("client_id"), value("scope"), value("login_hint")),
+            ("c d".into(), "x y".into(), "p@shop.example".into())
+        );
+        assert_eq!(value("redirect_uri"), authorization.redirect_uri());
+        assert_eq!(value("state").len(), 64);
+        assert!(!page.contains("dBjftJeZ4CVP"));
+    }
+}

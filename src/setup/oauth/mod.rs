@@ -1,0 +1,232 @@
+//! Gets a refresh token: by device code (RFC 8628), or by a redirect to this machine with PKCE (RFC 8252, RFC 7636).
+
+mod device;
+mod loopback;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use tokio_rustls::rustls::ClientConfig;
+
+pub use device::DeviceCode;
+pub use loopback::Loopback;
+
+use crate::http::{self, Place, Url};
+use crate::model::printable;
+use crate::secret;
+use crate::source::imap::OAuth2;
+
+/// Maximum length of an endpoint's words in an error.
+const KEPT_WORDS: usize = 200;
+/// Maximum length of a refresh token.
+const LONGEST_TOKEN: usize = 16 * 1024;
+/// Google's token endpoint and authorization endpoint.
+const GOOGLE: (&str, &str) = ("oauth2.googleapis.com", "https://accounts.google.com/o/oauth2/v2/auth");
+/// Hosts of Microsoft's token endpoints. The device endpoint has the same folder.
+const MICROSOFT: [&str; 3] =
+    ["login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"];
+
+/// The way to a refresh token, with its endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AuthorizationWay {
+    /// The person enters a code on any device.
+    Device(Url),
+    /// The person's browser is redirected to this machine.
+    Browser(Url),
+}
+
+impl AuthorizationWay {
+    /// The way that is configured, or the provider's own.
+    ///
+    /// # Errors
+    /// In words, if neither is known.
+    pub fn of(settings: &OAuth2) -> Result<Self, String> {
+        let token_url = &settings.token_url;
+        if let Some(url) = &settings.device_url {
+            return Ok(AuthorizationWay::Device(url.clone()));
+        }
+        if let Some(url) = &settings.auth_url {
+            return Ok(AuthorizationWay::Browser(url.clone()));
+        }
+        if token_url.host.eq_ignore_ascii_case(GOOGLE.0) {
+            return GOOGLE.1.parse().map(AuthorizationWay::Browser);
+        }
+        if MICROSOFT.iter().any(|host| token_url.host.eq_ignore_ascii_case(host))
+            && let Some(folder) = token_url.to_string().strip_suffix("/token")
+        {
+            return format!("{folder}/devicecode").parse().map(AuthorizationWay::Device);
+        }
+        Err(format!(
+            "the way to a refresh token at {} is not known; set device_url or auth_url, from the provider's documentation",
+            token_url.host
+        ))
+    }
+}
+
+/// This application at the provider.
+pub struct OAuthClient {
+    token_url: Url,
+    client_id: String,
+    client_secret: Option<SecretString>,
+    scope: Option<String>,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// An answer of the device or token endpoint (RFC 6749, 5; RFC 8628, 3.2).
+#[derive(Default, Deserialize)]
+struct Reply {
+    device_code: Option<String>,
+    user_code: Option<String>,
+    #[serde(alias = "verification_url")]
+    verification_uri: Option<String>,
+    /// Seconds: a number, or a text.
+    expires_in: Option<serde_json::Value>,
+    interval: Option<serde_json::Value>,
+    refresh_token: Option<String>,
+    error: Option<String>,
+    error_description: Option<String>,
+}
+
+/// No token.
+#[derive(Debug, PartialEq, Eq)]
+enum Denial {
+    /// No usable answer; the next one may be better.
+    Passing(String),
+    /// An error code, and words for the operator.
+    Code(String, String),
+}
+
+impl OAuthClient {
+    /// A client with the account's settings and its client secret. `tls` is required for https.
+    #[must_use]
+    pub fn new(settings: &OAuth2, client_secret: Option<SecretString>, tls: Option<Arc<ClientConfig>>) -> Self {
+        let (token_url, client_id) = (settings.token_url.clone(), settings.client_id.clone());
+        OAuthClient { token_url, client_id, client_secret, scope: settings.scope.clone(), tls }
+    }
+
+    /// Posts a form to an endpoint of the provider. Errors leave out the secrets of the form.
+    async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<Reply, Denial> {
+        let tls = self.tls.clone().filter(|_| url.tls);
+        // Without TLS, the request stays on this machine, whatever DNS says.
+        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
+        let answer = http::post_form(&place, url, form).await;
+        let answer = answer.map_err(|words| Denial::Passing(format!("{url}: {words}")))?;
+        let reply: Option<Reply> = serde_json::from_slice(&answer.body).ok();
+        let status = answer.status;
+        match reply {
+            Some(reply) if status.is_success() && reply.error.is_none() => Ok(reply),
+            Some(Reply { error: Some(code), error_description, .. }) => {
+                let description = error_description.map(|text| format!(": {}", text.trim())).unwrap_or_default();
+                let words = without_secrets(printable(&format!("{code}{description}"), KEPT_WORDS), form);
+                Err(Denial::Code(code.clone(), format!("{url} answered {status} ({words}); {}", advice(&code))))
+            }
+            _ if status.is_server_error() || status.is_success() => {
+                Err(Denial::Passing(format!("{url} answered {status} without a JSON object")))
+            }
+            _ => Err(Denial::Code(String::new(), format!("{url} answered {status}; check the URL"))),
+        }
+    }
+
+    /// Posts a grant to the token endpoint.
+    async fn ask_for_tokens(&self, grant: &[(&str, &str)]) -> Result<SecretString, Denial> {
+        let mut form = grant.to_vec();
+        form.push(("client_id", &self.client_id));
+        form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
+        let reply = self.post(&self.token_url, &form).await?;
+        let missing = || {
+            let words = "it gave no refresh token; the scope may need offline_access, or the application may have to ask for \
+                         offline access";
+            Denial::Code(String::new(), format!("{}: {words}", self.token_url))
+        };
+        let token = reply.refresh_token.filter(|token| !token.is_empty()).ok_or_else(missing)?;
+        // RFC 6749, A.17.
+        if token.len() > LONGEST_TOKEN || !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+            let words =
+                format!("{}: its refresh token is too long, or has characters that none can have", self.token_url);
+            return Err(Denial::Code(String::new(), words));
+        }
+        Ok(token.into())
+    }
+}
+
+impl Denial {
+    fn words(self) -> String {
+        match self {
+            Denial::Passing(words) | Denial::Code(_, words) => words,
+        }
+    }
+}
+
+/// Leaves out the values of a form that are secrets.
+fn without_secrets(words: String, form: &[(&str, &str)]) -> String {
+    const SECRETS: [&str; 4] = ["client_secret", "code", "code_verifier", "device_code"];
+    let secrets = form.iter().filter(|(key, value)| SECRETS.contains(key) && !value.is_empty());
+    secrets
+        .fold(words, |words, (_, value)| secret::left_out(secret::left_out(words, value), &http::encode_value(value)))
+}
+
+/// What to do about an error code (RFC 6749, 4.1.2.1 and 5.2; RFC 8628, 3.5).
+fn advice(code: &str) -> &'static str {
+    match code {
+        "invalid_client" => "check client_id and client_secret",
+        "invalid_grant" | "bad_verification_code" => "the code is wrong or has expired; run authorize again",
+        "unauthorized_client" | "unsupported_grant_type" => {
+            "the application may not use this way; at Microsoft, allow public client flows"
+        }
+        "invalid_scope" => "check scope, and the permissions of the application",
+        "access_denied" | "authorization_declined" => "the person or an administrator refused; run authorize again",
+        "expired_token" | "code_expired" => "the code has expired; run authorize again",
+        "server_error" | "temporarily_unavailable" => "run authorize again in a few minutes",
+        _ => "check [account.oauth2], and the application at the provider",
+    }
+}
+
+/// Seconds in an answer, as a number or as a text.
+fn seconds(value: Option<&serde_json::Value>) -> Option<Duration> {
+    let value = value?;
+    value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(table: &str) -> Result<AuthorizationWay, String> {
+        let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
+        AuthorizationWay::of(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
+    }
+
+    #[test]
+    fn the_way_follows_the_token_endpoint() {
+        let microsoft =
+            way("token_url = \"https://login.microsoftonline.com/shop.example/oauth2/v2.0/token\"").unwrap();
+        let url = "https://login.microsoftonline.com/shop.example/oauth2/v2.0/devicecode";
+        assert_eq!(microsoft, AuthorizationWay::Device(url.parse().unwrap()));
+        let google = way("token_url = \"https://oauth2.googleapis.com/token\"").unwrap();
+        let url = "https://accounts.google.com/o/oauth2/v2/auth";
+        assert_eq!(google, AuthorizationWay::Browser(url.parse().unwrap()));
+        let own = "token_url = \"https://login.example/token\"";
+        assert!(way(own).unwrap_err().contains("set device_url or auth_url"));
+        let auth = way(&format!("{own}\nauth_url = \"https://login.example/auth\"")).unwrap();
+        assert_eq!(auth, AuthorizationWay::Browser("https://login.example/auth".parse().unwrap()));
+        let both = "device_url = \"https://login.example/device\"\nauth_url = \"https://login.example/auth\"";
+        assert!(matches!(way(&format!("{own}\n{both}")).unwrap(), AuthorizationWay::Device(_)));
+    }
+
+    #[test]
+    fn a_secret_of_the_form_is_left_out() {
+        let form = [("grant_type", "code"), ("code", "4/0A b"), ("client_secret", "")];
+        let words = without_secrets("no grant for 4/0A b, 4%2F0A+b".to_owned(), &form);
+        assert_eq!(words, "no grant for (secret), (secret)");
+    }
+
+    #[test]
+    fn seconds_are_a_number_or_a_text() {
+        for (json, expected) in [("5", Some(5)), ("\"900\"", Some(900)), ("-1", None), ("null", None), ("1.5", None)] {
+            let value = serde_json::from_str(json).unwrap();
+            assert_eq!(seconds(Some(&value)).map(|d| d.as_secs()), expected, "{json}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Random secrets.
+
+use data_encoding::HEXLOWER;
+use ring::rand::{SecureRandom, SystemRandom};
+
+/// 256 bits from the system's random source, as 64 hexadecimal digits.
+///
+/// # Errors
+/// In words, if the system gives none.
+pub fn random_hex() -> Result<String, String> {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| "the system's random source does not work".to_owned())?;
+    Ok(HEXLOWER.encode(&bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_differ_and_have_256_bits() {
+        let (one, other) = (random_hex().unwrap(), random_hex().unwrap());
+        assert_eq!(one.len(), 64);
+        assert_ne!(one, other);
+    }
+}

@@ -1,0 +1,257 @@
+//! `authorize`: by device code and by redirect, at an authorization server of our own, and a login with the result.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Output, Stdio};
+use std::time::Duration;
+
+use testkit::daemon::Home;
+use testkit::dovecot::Dovecot;
+use testkit::tokens::{CLIENT_SECRET, CODE, DEVICE_CODE, Endpoint, REFRESH_TOKEN, USER, USER_CODE};
+
+/// An account at this Dovecot, whose refresh token has ended.
+fn home(connection: &str, oauth2: &str) -> Home {
+    let home = Home::new(&format!(
+        "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [\"INBOX\"]\n\
+         [account.oauth2]\nclient_id = \"shop\"\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{oauth2}\n"
+    ));
+    fs::write(home.folder.path().join("refresh-token"), "ended\n").unwrap();
+    fs::write(home.folder.path().join("client-secret"), CLIENT_SECRET).unwrap();
+    home
+}
+
+/// An account with a redirect at this endpoint.
+fn with_redirect(endpoint: &Endpoint, dovecot: &Dovecot) -> Home {
+    let at = format!("http://127.0.0.1:{}", endpoint.port);
+    home(
+        &format!("port = {}\ntls = \"none\"", dovecot.imap),
+        &format!(
+            "token_url = \"{at}/token\"\nauth_url = \"{at}/authorize?prompt=login\"\nclient_secret = {{ file = \"client-secret\" }}"
+        ),
+    )
+}
+
+fn start() -> (Endpoint, Dovecot) {
+    let endpoint = Endpoint::start();
+    let dovecot = Dovecot::start_with_tokens("xoauth2 oauthbearer", &endpoint.introspection_url());
+    (endpoint, dovecot)
+}
+
+fn token(home: &Home) -> String {
+    fs::read_to_string(home.folder.path().join("refresh-token")).unwrap()
+}
+
+/// The token is stored, nobody else can read it, and it opens the mailbox.
+fn is_authorized(home: &Home) {
+    let path = home.folder.path().join("refresh-token");
+    assert_eq!(token(home), format!("{REFRESH_TOKEN}\n"));
+    assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o600);
+    let left: Vec<_> = fs::read_dir(home.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+    // The names of resmic.com are not asked for here.
+    let checked = home.run(&["check", "--connect"]);
+    let words = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(words.contains("logged in at 127.0.0.1") && words.contains("mailbox INBOX"), "{words}");
+}
+
+fn shows_no_secret(words: &str) {
+    for secret in [REFRESH_TOKEN, CLIENT_SECRET, DEVICE_CODE, CODE, "access-of-authorization"] {
+        assert!(!words.contains(secret), "{secret} was shown:\n{words}");
+    }
+}
+
+fn words(output: &Output) -> String {
+    let words = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    shows_no_secret(&words);
+    words
+}
+
+/// `authorize` while it waits for a redirect.
+struct Waiting {
+    child: Child,
+    page: String,
+    redirect_uri: String,
+    lines: BufReader<std::process::ChildStderr>,
+}
+
+impl Waiting {
+    fn start(home: &Home) -> Waiting {
+        let mut command = home.command(&["authorize", "shop"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap());
+        let (mut page, mut redirect_uri) = (String::new(), String::new());
+        while redirect_uri.is_empty() {
+            let mut line = String::new();
+            assert!(lines.read_line(&mut line).unwrap() > 0, "it has ended");
+            if let Some(url) = line.trim().strip_prefix("http://127.0.0.1:").filter(|url| url.contains("/authorize?")) {
+                page = format!("http://127.0.0.1:{url}");
+            }
+            if let Some(uri) = line.strip_prefix("The browser then opens ") {
+                redirect_uri = uri.split(' ').next().unwrap().to_owned();
+            }
+        }
+        Waiting { child, page, redirect_uri, lines }
+    }
+
+    /// The rest of its words, and its exit code.
+    fn end(mut self) -> (String, Option<i32>) {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        shows_no_secret(&rest);
+        (rest, self.child.wait().unwrap().code())
+    }
+}
+
+/// What a browser gets: the head and the body.
+fn visit(url: &str) -> String {
+    let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// The redirect of the provider's page.
+fn location(page: &str) -> String {
+    let answer = visit(page);
+    let line = answer.lines().find(|line| line.to_ascii_lowercase().starts_with("location: "));
+    line.unwrap_or_else(|| panic!("no redirect: {answer}"))["location: ".len()..].to_owned()
+}
+
+#[test]
+fn a_device_code_becomes_a_refresh_token() {
+    let (endpoint, dovecot) = start();
+    let at = dovecot.folder.path();
+    let port = endpoint.start_tls(&at.join("server.pem"), &at.join("server.key"));
+    endpoint.change(|world| {
+        world.is_public = true;
+        world.device_errors = vec!["authorization_pending", "slow_down"];
+    });
+    let home = home(
+        &format!("port = {}\nca_file = \"{}\"", dovecot.imaps, dovecot.ca().display()),
+        &format!("token_url = \"https://127.0.0.1:{port}/token\"\ndevice_url = \"https://127.0.0.1:{port}/device\""),
+    );
+    let output = home.run(&["authorize", "shop"]);
+    let said = words(&output);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.contains(USER_CODE) && said.contains("https://login.example/device"), "{said}");
+    let polled = endpoint.change(|world| world.polled.clone());
+    assert_eq!(polled.len(), 3);
+    assert!(polled[1] - polled[0] >= Duration::from_secs(1), "{polled:?}");
+    assert!(polled[2] - polled[1] >= Duration::from_secs(6), "slow_down adds five seconds: {polled:?}");
+    is_authorized(&home);
+}
+
+#[test]
+fn a_redirect_becomes_a_refresh_token() {
+    let (endpoint, dovecot) = start();
+    let home = with_redirect(&endpoint, &dovecot);
+    let waiting = Waiting::start(&home);
+    // Another page of the browser, or another program, does not know the state.
+    for strange in ["", "favicon.ico", "?code=stolen", "?code=stolen&state=guessed"] {
+        assert!(visit(&format!("{}{strange}", waiting.redirect_uri)).starts_with("HTTP/1.1 404"), "{strange}");
+    }
+    let page = visit(&location(&waiting.page));
+    assert!(page.starts_with("HTTP/1.1 200") && page.contains("You can close this page"), "{page}");
+    let (said, code) = waiting.end();
+    assert_eq!(code, Some(0), "{said}");
+    let visited = endpoint.change(|world| world.visited.clone());
+    assert_eq!((visited["prompt"].as_str(), visited["scope"].as_str()), ("login", "imap offline"));
+    is_authorized(&home);
+}
+
+#[test]
+fn a_pasted_redirect_becomes_a_refresh_token() {
+    let (endpoint, dovecot) = start();
+    let home = with_redirect(&endpoint, &dovecot);
+    let mut waiting = Waiting::start(&home);
+    let url = location(&waiting.page);
+    let mut terminal = waiting.child.stdin.take().unwrap();
+    writeln!(terminal, "http://127.0.0.1:1/?code=stolen&state=guessed\n{url}").unwrap();
+    let (said, code) = waiting.end();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("this is not the URL of the redirect"), "{said}");
+    is_authorized(&home);
+}
+
+#[test]
+fn a_refusal_changes_nothing() {
+    let (endpoint, dovecot) = start();
+    let home = with_redirect(&endpoint, &dovecot);
+    endpoint.change(|world| world.refuses = true);
+    let waiting = Waiting::start(&home);
+    visit(&location(&waiting.page));
+    let (said, code) = waiting.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("access_denied: not today") && said.contains("run authorize again"), "{said}");
+    endpoint.change(|world| (world.refuses, world.is_online) = (false, true));
+    let waiting = Waiting::start(&home);
+    visit(&location(&waiting.page));
+    let (said, code) = waiting.end();
+    assert!(code == Some(1) && said.contains("it gave no refresh token"), "{said}");
+    assert_eq!(token(&home), "ended\n");
+}
+
+#[test]
+fn each_error_of_a_device_code_has_advice() {
+    let endpoint = Endpoint::start();
+    let at = format!("http://127.0.0.1:{}", endpoint.port);
+    let urls = format!("token_url = \"{at}/token\"\ndevice_url = \"{at}/device\"");
+    let home = home("port = 1\ntls = \"none\"", &urls);
+    // This client must have a secret, and has none.
+    for (error, advice) in [
+        (None, "check client_id and client_secret"),
+        (Some("access_denied"), "an administrator refused"),
+        (Some("expired_token"), "the code has expired"),
+        (Some("unauthorized_client"), "allow public client flows"),
+    ] {
+        endpoint.change(|world| {
+            world.is_public = error.is_some();
+            world.device_errors = error.into_iter().collect();
+        });
+        let output = home.run(&["authorize", "shop"]);
+        let said = words(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(advice), "{said}");
+        assert_eq!(token(&home), "ended\n");
+    }
+}
+
+#[test]
+fn a_configuration_that_cannot_be_authorized_is_refused() {
+    let token_url = "token_url = \"https://login.example/token\"";
+    let no_way = home("port = 1\ntls = \"none\"", token_url);
+    let run = |home: &Home, account: &str| {
+        let output = home.run(&["authorize", account]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        words(&output)
+    };
+    assert!(run(&no_way, "shop").contains("account[0].oauth2.token_url: the way to a refresh token at login.example"));
+    assert!(run(&no_way, "other").contains("no account is named \"other\""));
+    let config = no_way.folder.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let variable = text.replace("{ file = \"refresh-token\" }", "{ env = \"TOKEN\" }");
+    fs::write(&config, format!("{variable}\ndevice_url = \"https://login.example/device\"\n")).unwrap();
+    let said = run(&no_way, "shop");
+    assert!(said.contains("oauth2.refresh_token: environment variable TOKEN: a new secret can only be"), "{said}");
+    let password = text.split("[account.oauth2]").next().unwrap().to_owned() + "password = { env = \"P\" }\n";
+    fs::write(&config, password).unwrap();
+    assert!(run(&no_way, "shop").contains("authorize needs [account.oauth2]"));
+}
+
+#[test]
+fn a_token_that_cannot_be_stored_is_not_asked_for() {
+    let endpoint = Endpoint::start();
+    let at = format!("http://127.0.0.1:{}", endpoint.port);
+    let home = home("port = 1\ntls = \"none\"", &format!("token_url = \"{at}/token\"\ndevice_url = \"{at}/device\""));
+    let config = home.folder.path().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"refresh-token\"", "\"no-folder/refresh-token\"")).unwrap();
+    let output = home.run(&["authorize", "shop"]);
+    assert!(output.status.code() == Some(1) && words(&output).contains("cannot write"), "{output:?}");
+    assert!(!words(&output).contains(USER_CODE));
+}

@@ -1,0 +1,445 @@
+//! `init`: on a pseudo-terminal as a person uses it, and with flags, against a real Dovecot and a real DNS server.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use testkit::daemon::{Home, binary};
+use testkit::dns::Dns;
+use testkit::dovecot::{Dovecot, PASSWORD};
+
+const SOON: Duration = Duration::from_secs(60);
+const EMAIL: &str = "payments@shop.example";
+
+/// An empty folder.
+fn empty() -> Home {
+    Home { folder: tempfile::Builder::new().prefix("init").tempdir().unwrap() }
+}
+
+/// DNS with this record of shop.example, and Resmic's domain for `check --connect`.
+fn dns(record: (&str, &str)) -> Dns {
+    Dns::start(&[(record.0.into(), record.1.into()), ("resmic.com".into(), "MX 10 mail.resmic.com.".into())])
+}
+
+/// A handler that can be reached.
+fn handler() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/payment-webhook", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn mode(home: &Home, name: &str) -> u32 {
+    fs::metadata(home.folder.path().join(name)).unwrap().permissions().mode() & 0o7777
+}
+
+fn content(home: &Home, name: &str) -> String {
+    fs::read_to_string(home.folder.path().join(name)).unwrap()
+}
+
+/// Runs `init` without a terminal, with this on standard input.
+fn init(home: &Home, arguments: &[&str], input: &str) -> Output {
+    let mut command = home.command(&[&["init"], arguments].concat());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It may end without reading.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A pseudo-terminal, of util-linux, with a command in it.
+struct Terminal {
+    child: Child,
+    screen: Arc<(Mutex<String>, Condvar)>,
+    /// How much of the screen was read.
+    seen: usize,
+}
+
+impl Terminal {
+    fn start(command: &str) -> Terminal {
+        let mut script = Command::new("script");
+        script.args(["-E", "always", "-qec", command, "/dev/null"]);
+        let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let screen = Arc::new((Mutex::new(String::new()), Condvar::new()));
+        let keep = screen.clone();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buffer) {
+                keep.0.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..n]));
+                keep.1.notify_all();
+            }
+        });
+        Terminal { child, screen, seen: 0 }
+    }
+
+    /// `init` with these arguments.
+    fn init(home: &Home, arguments: &str) -> Terminal {
+        let config = home.folder.path().join("config.toml");
+        Terminal::start(&format!("{} --config {} init {arguments}", binary().display(), config.display()))
+    }
+
+    /// Waits for words that were not seen yet.
+    fn expect(&mut self, words: &str) {
+        let screen = self.screen.0.lock().unwrap();
+        let absent = |screen: &mut String| !screen[self.seen..].contains(words);
+        let (screen, waited) = self.screen.1.wait_timeout_while(screen, SOON, absent).unwrap();
+        assert!(!waited.timed_out(), "{words:?} is not on the screen:\n{screen}");
+        self.seen += screen[self.seen..].find(words).unwrap() + words.len();
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Waits for a question and answers it.
+    fn answer(&mut self, question: &str, answer: &str) {
+        self.expect(question);
+        self.press(&format!("{answer}\n"));
+    }
+
+    /// Waits for the end; the screen and the exit code.
+    fn end(mut self) -> (String, Option<i32>) {
+        let code = self.child.wait().unwrap().code();
+        (self.screen.0.lock().unwrap().clone(), code)
+    }
+}
+
+#[test]
+fn a_person_sets_it_up_on_a_terminal() {
+    let dovecot = Dovecot::start();
+    let dns = dns(("_imaps._tcp.shop.example", &format!("SRV 0 1 {} localhost.", dovecot.imaps)));
+    let (_listener, url) = handler();
+    let home = empty();
+    let mut terminal = Terminal::init(&home, &format!("--dns {} --ca-file {}", dns.address, dovecot.ca().display()));
+    terminal.answer("Mail address that Resmic sends to: ", "payments");
+    terminal.answer("expected an address", EMAIL);
+    terminal.expect("IMAP server localhost (the SRV record _imaps._tcp.shop.example)");
+    terminal.answer("Use this server? [Y/n]: ", "");
+    terminal.answer(&format!("Login name [{EMAIL}]: "), "");
+    terminal.answer("Password (not shown): ", "wr0ng-password");
+    terminal.expect("FAILED: login refused");
+    terminal.answer("try again", "");
+    terminal.answer("Password (not shown): ", PASSWORD);
+    terminal.expect("logged in at localhost");
+    terminal.answer("only Resmic's mails? [y/N]: ", "y");
+    terminal.answer("- for none: ", "http://handler.example/");
+    terminal.answer("a handler on another machine needs https://", &url);
+    terminal.answer("Generate a new key?", "");
+    terminal.expect("How do payments find their orders?");
+    terminal.answer("1, 2 or 3: ", "1");
+    terminal.answer("Write them? [Y/n]: ", "");
+    let (screen, code) = terminal.end();
+    assert_eq!(code, Some(0), "{screen}");
+    assert!(!screen.contains(PASSWORD) && !screen.contains("wr0ng-password"), "{screen}");
+    assert_eq!(names(home.folder.path()), ["address-key", "config.toml", "imap-password", "webhook-secret"]);
+    for secret in ["address-key", "imap-password", "webhook-secret"] {
+        assert_eq!(mode(&home, secret), 0o600, "{secret}");
+        assert!(!screen.contains(content(&home, secret).trim()), "{secret} is on the screen");
+    }
+    assert_eq!(mode(&home, "config.toml"), 0o644);
+    assert_eq!(content(&home, "imap-password"), format!("{PASSWORD}\n"));
+    assert!(content(&home, "webhook-secret").len() == 65 && content(&home, "address-key").len() == 65);
+    assert_ne!(content(&home, "webhook-secret"), content(&home, "address-key"));
+    let checked = home.data(&["check", "--connect"]);
+    assert!(checked.contains("logged in at localhost") && checked.contains("callback shop"), "{checked}");
+    // The next commands are on the screen as a shell takes them.
+    let config = home.folder.path().join("config.toml");
+    for next in ["check --connect", "run", "events --follow"] {
+        assert!(
+            screen.contains(&format!("  resmic-mailhook --config {} {next}", config.display())),
+            "{next}: {screen}"
+        );
+    }
+    assert!(home.data(&["address", "order-1"]).starts_with("payments+order-1."));
+}
+
+#[test]
+fn a_person_names_another_server() {
+    let dovecot = Dovecot::start();
+    let home = empty();
+    // DNS knows a server that is not there.
+    let dns = dns(("imap.shop.example", "A 127.0.0.1"));
+    let mut terminal =
+        Terminal::init(&home, &format!("--dns {} --no-forward --ca-file {}", dns.address, dovecot.ca().display()));
+    terminal.answer("Mail address", EMAIL);
+    terminal.expect("IMAP server imap.shop.example (a usual name");
+    terminal.answer("Use this server?", "n");
+    terminal.answer("IMAP server [imap.shop.example]: ", "127.0.0.1");
+    terminal.answer("Port [993]: ", "1");
+    terminal.answer("Login name", "");
+    terminal.answer("Password", PASSWORD);
+    terminal.expect("FAILED: cannot connect to 127.0.0.1");
+    terminal.answer("s: change server", "s");
+    terminal.answer("IMAP server [127.0.0.1]: ", "");
+    terminal.answer("Port [1]: ", &dovecot.imaps.to_string());
+    terminal.answer("Login name", "");
+    terminal.answer("Password", PASSWORD);
+    terminal.answer("only Resmic's mails?", "");
+    terminal.answer("1, 2 or 3: ", "3");
+    terminal.answer("there is no handler to send to", "2");
+    terminal.answer("Write them?", "n");
+    let (screen, code) = terminal.end();
+    assert!(code == Some(1) && screen.contains("nothing was written"), "{screen}");
+    assert_eq!(names(home.folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn an_interrupted_person_leaves_no_trace() {
+    let home = empty();
+    let config = home.folder.path().join("new/config.toml");
+    let command = format!(
+        "{} --config {} init --host 127.0.0.1 --tls none --user u --email {EMAIL}; echo code $?; stty -a",
+        binary().display(),
+        config.display()
+    );
+    // Ctrl-C at a secret, the end of the input, and Ctrl-C at a question.
+    for (question, keys, words) in [
+        ("Password (not shown): ", "\u{3}", "interrupted; nothing was written"),
+        ("Password (not shown): ", "\u{4}", "the input has ended; nothing was written"),
+    ] {
+        let mut terminal = Terminal::start(&format!("sh -c 'trap : INT; {command}'"));
+        terminal.expect(question);
+        terminal.press(keys);
+        terminal.expect(words);
+        terminal.expect("code 1");
+        // The terminal shows again what is typed.
+        terminal.expect(" echo ");
+        terminal.end();
+        assert_eq!(names(home.folder.path()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn flags_take_the_place_of_answers() {
+    let dovecot = Dovecot::start();
+    let dns = dns(("shop.example", "MX 10 mx.shop.example."));
+    let (_listener, url) = handler();
+    let home = empty();
+    let (port, address) = (dovecot.imaps.to_string(), dns.address.to_string());
+    let ca = dovecot.ca();
+    let arguments = [
+        "--yes",
+        "--email",
+        EMAIL,
+        "--host",
+        "localhost",
+        "--port",
+        &port,
+        "--ca-file",
+        ca.to_str().unwrap(),
+        "--dns",
+        &address,
+        "--password-file",
+        "-",
+        "--dedicated",
+        "--forward",
+        &url,
+        "--generate-webhook-secret",
+        "--orders",
+        "match",
+    ];
+    let output = init(&home, &arguments, &format!("{PASSWORD}\n"));
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(names(home.folder.path()), ["config.toml", "imap-password", "webhook-secret"]);
+    assert!(!said(&output).contains(PASSWORD));
+    let checked = home.data(&["check", "--connect"]);
+    assert!(checked.contains("logged in at localhost"), "{checked}");
+    let text = content(&home, "config.toml");
+    assert!(text.contains("match = true") && text.contains("dedicated = true"), "{text}");
+    // A second time, everything is there already.
+    let output = init(&home, &arguments, &format!("{PASSWORD}\n"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("exists, and init overwrites nothing"), "{}", said(&output));
+    assert_eq!(content(&home, "config.toml"), text);
+}
+
+#[test]
+fn a_missing_answer_names_its_flag() {
+    let secret = ["--password-file", "-"];
+    let all = [
+        ("--email", &["--email", EMAIL][..]),
+        ("--host", &["--host", "127.0.0.1", "--port", "1", "--tls", "none"]),
+        ("--password-file", &secret),
+        ("--forward", &["--forward", "http://127.0.0.1:1/"]),
+        ("--webhook-secret-file", &["--generate-webhook-secret"]),
+        ("--orders", &["--orders", "send"]),
+    ];
+    let dns = dns(("other.example", "MX 0 mx.other.example."));
+    let address = dns.address.to_string();
+    // Without --yes too: standard input is no terminal.
+    for first in ["--yes", "--no-login"] {
+        for (flag, _) in &all {
+            let home = empty();
+            let mut arguments = vec![first, "--no-login", "--dns", &address];
+            arguments.dedup();
+            arguments.extend(all.iter().filter(|(other, _)| other != flag).flat_map(|(_, given)| given.iter()));
+            let output = init(&home, &arguments, "secret\n");
+            assert_eq!(output.status.code(), Some(2), "{flag}: {}", said(&output));
+            assert!(said(&output).contains(&format!("error: {flag}")), "{flag}: {}", said(&output));
+            assert_eq!(names(home.folder.path()), Vec::<String>::new());
+        }
+    }
+}
+
+#[test]
+fn a_wrong_password_writes_nothing() {
+    let dovecot = Dovecot::start();
+    let home = empty();
+    let port = dovecot.imap.to_string();
+    let config = home.folder.path().join("deep/folder/config.toml");
+    let arguments = [
+        "--config",
+        config.to_str().unwrap(),
+        "init",
+        "--yes",
+        "--email",
+        EMAIL,
+        "--host",
+        "127.0.0.1",
+        "--tls",
+        "none",
+        "--port",
+        &port,
+        "--password-file",
+        "wrong",
+        "--no-forward",
+        "--orders",
+        "match",
+    ];
+    fs::write(home.folder.path().join("wrong"), "wr0ng\n").unwrap();
+    let run = || {
+        let mut command = Command::new(binary());
+        command.args(arguments).current_dir(home.folder.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    let output = run();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("login refused") && said(&output).contains("nothing was written"),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(names(home.folder.path()), ["wrong"]);
+    fs::write(home.folder.path().join("wrong"), PASSWORD).unwrap();
+    let output = run();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert_eq!(names(config.parent().unwrap()), ["config.toml", "imap-password"]);
+}
+
+#[test]
+fn a_secret_that_exists_is_used() {
+    let home = empty();
+    let flags = [
+        "--yes",
+        "--email",
+        EMAIL,
+        "--host",
+        "imap.shop.example",
+        "--no-login",
+        "--forward",
+        "http://[::1]:1/",
+        "--orders",
+        "address",
+    ];
+    for name in ["imap-password", "webhook-secret", "address-key"] {
+        fs::write(home.folder.path().join(name), format!("older {name}\n")).unwrap();
+    }
+    let output = init(&home, &flags, "");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    for name in ["imap-password", "webhook-secret", "address-key"] {
+        assert_eq!(content(&home, name), format!("older {name}\n"));
+    }
+    home.data(&["check"]);
+    // An empty one is neither used nor filled.
+    fs::remove_file(home.folder.path().join("config.toml")).unwrap();
+    fs::write(home.folder.path().join("address-key"), "").unwrap();
+    let output = init(&home, &flags, "");
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("address-key exists, but is empty"), "{}", said(&output));
+    assert_eq!(names(home.folder.path()), ["address-key", "imap-password", "webhook-secret"]);
+}
+
+#[test]
+fn a_provider_with_oauth_needs_authorize_next() {
+    for (exchanger, client_secret, expected) in [
+        (
+            "shop-example.mail.protection.outlook.com.",
+            false,
+            "https://login.microsoftonline.com/shop.example/oauth2/v2.0/token",
+        ),
+        ("aspmx.l.google.com.", true, "https://oauth2.googleapis.com/token"),
+    ] {
+        let dns = dns(("shop.example", &format!("MX 0 {exchanger}")));
+        let (home, address) = (empty(), dns.address.to_string());
+        let mut flags = vec!["--yes", "--oauth", "--email", EMAIL, "--dns", &address, "--client-id", "0000-1111"];
+        flags.extend(["--no-forward", "--orders", "match"]);
+        if client_secret {
+            flags.extend(["--client-secret-file", "-"]);
+        }
+        let output = init(&home, &flags, "s3cret\n");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert!(said(&output).contains("authorize shop"), "{}", said(&output));
+        assert!(content(&home, "config.toml").contains(expected), "{}", content(&home, "config.toml"));
+        let checked = home.run(&["check"]);
+        assert!(said(&checked).contains("account[0].oauth2.refresh_token"), "{}", said(&checked));
+        fs::write(home.folder.path().join("oauth-refresh-token"), "token\n").unwrap();
+        home.data(&["check"]);
+    }
+}
+
+#[test]
+fn the_server_is_found_in_dns() {
+    for (name, record, expected) in [
+        ("shop.example", "MX 0 in1-smtp.messagingengine.com.", "host = \"imap.fastmail.com\"\nuser"),
+        (
+            "_imaps._tcp.shop.example",
+            "SRV 0 0 10993 mx.shop.example.",
+            "host = \"mx.shop.example\"\nport = 10993\nuser",
+        ),
+        (
+            "_imap._tcp.shop.example",
+            "SRV 0 0 143 mx.shop.example.",
+            "host = \"mx.shop.example\"\ntls = \"starttls\"\nuser",
+        ),
+        ("imap.shop.example", "AAAA ::1", "host = \"imap.shop.example\"\nuser"),
+        ("mail.shop.example", "A 127.0.0.1", "host = \"mail.shop.example\"\nuser"),
+    ] {
+        let dns = dns((name, record));
+        let (home, address) = (empty(), dns.address.to_string());
+        let flags = [
+            "--yes",
+            "--email",
+            EMAIL,
+            "--dns",
+            &address,
+            "--no-login",
+            "--password-file",
+            "-",
+            "--no-forward",
+            "--orders",
+            "match",
+        ];
+        let output = init(&home, &flags, "secret\n");
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
+        assert!(content(&home, "config.toml").contains(expected), "{name}: {}", content(&home, "config.toml"));
+    }
+    // The domain says that it has no such service.
+    let dns = dns(("_imaps._tcp.shop.example", "SRV 0 0 0 ."));
+    let (home, address) = (empty(), dns.address.to_string());
+    let output = init(&home, &["--yes", "--email", EMAIL, "--dns", &address], "");
+    assert!(said(&output).contains("error: --host is missing"), "{}", said(&output));
+}
