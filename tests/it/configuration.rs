@@ -58,7 +58,7 @@ fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
 fn the_example_s_access_tokens_stand_in_place_of_its_password() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
     let indented = Regex::new(r"(?m)^#   (\[account\.oauth2\]|[a-z_]+ = .*(?:credential|https:|00000).*)$").unwrap();
-    assert_eq!(indented.find_iter(&text).count(), 6);
+    assert_eq!(indented.find_iter(&text).count(), 8);
     let both = indented.replace_all(&text, "$1");
     assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();

@@ -207,7 +207,7 @@ fn an_interrupted_person_leaves_no_trace() {
         binary().display(),
         config.display()
     );
-    // Ctrl-C at a secret, the end of the input, and Ctrl-C at a question.
+    // Ctrl-C, and Ctrl-D.
     for (question, keys, words) in [
         ("Password (not shown): ", "\u{3}", "interrupted; nothing was written"),
         ("Password (not shown): ", "\u{4}", "the input has ended; nothing was written"),

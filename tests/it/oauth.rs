@@ -197,7 +197,7 @@ fn a_grant_that_has_ended_needs_a_person() {
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     let attention = status["attention"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect::<String>();
     assert!(attention.contains("invalid_grant: Token (secret) has been expired"), "{attention}");
-    assert!(attention.contains("authorize anew"), "{attention}");
+    assert!(attention.contains("run `resmic-mailhook authorize`"), "{attention}");
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("invalid_grant"));
@@ -382,7 +382,7 @@ fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&checked.stdout).contains("authorize anew"), "{checked:?}");
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("run `resmic-mailhook authorize`"), "{checked:?}");
     assert_eq!(shown(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
 }
 

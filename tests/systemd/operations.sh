@@ -34,6 +34,9 @@ step "servers, and mails that came before"
 servers
 pay 1 3
 mkdir /box/typed
+# init needs a mail server that the system trusts.
+cp ca.pem /usr/local/share/ca-certificates/box.crt
+update-ca-certificates >/dev/null 2>&1
 cat > /box/typed/config.toml <<'CONF'
 [[account]]
 name = "shop"
@@ -61,20 +64,28 @@ mkdir -p /box/target/debian
 cp /box/first.deb /box/target/debian/resmic-mailhook_0.1.0-1_amd64.deb
 cd /box
 documented 'sudo dpkg -i target/debian/resmic-mailhook_*.deb'
-cp /box/ca.pem /etc/resmic-mailhook/
-mkdir -p -m 0700 /etc/credstore
-openssl rand -hex 32 > /etc/credstore/address-key
-documented 'sudoedit /etc/resmic-mailhook/config.toml'
-documented 'sudo install -m 0600 /dev/null /etc/resmic-mailhook/imap-password'
-documented 'sudo install -m 0600 /dev/null /etc/resmic-mailhook/webhook-secret'
-documented 'sudoedit /etc/resmic-mailhook/imap-password'
-documented 'sudoedit /etc/resmic-mailhook/webhook-secret'
+[ "$(property ConditionResult)" = no ] || fail "started without a configuration"
+cp typed/imap-password imap-password.txt
+# The command with flags has two lines on the page.
+command=$(sed -n '/^sudo resmic-mailhook init --yes/,/[^\\]$/p' $page)
+[ "$(wc -l <<< "$command")" = 2 ] || fail "not two lines: $command"
+eval "$command" || fail "init"
+rm imap-password.txt
+[ "$(stat -c %a /etc/resmic-mailhook/config.toml /etc/resmic-mailhook/imap-password | xargs)" = "644 600" ] || fail "the modes of init"
 documented 'sudo resmic-mailhook check --connect'
 documented 'sudo systemctl start resmic-mailhook'
 await "the first mails" delivered 3
 await "idle" idle
 documented 'sudo resmic-mailhook status'
 systemctl status $unit | grep Status
+
+step "Install: a change by hand"
+cp /box/ca.pem /etc/resmic-mailhook/
+documented 'sudoedit /etc/resmic-mailhook/config.toml'
+documented 'sudo resmic-mailhook check'
+moment
+systemctl restart $unit || fail "does not start after a change"
+await "idle after a change" idle
 
 step "a payment for an order: session add, address, events --follow"
 documented 'resmic-mailhook events --follow' > /box/followed &
@@ -95,31 +106,37 @@ step "Alerts: cron is silent while all is well"
 job=$(grep -o '\*/5 \* \* \* \* root .* status`' $page | sed 's/^.* root //; s/`$//')
 [ -z "$(sh -c "$job")" ] || fail "cron would mail"
 
-step "Credentials: a second account, no callback, an encrypted password, OAuth, each by its drop-in"
+step "Credentials: a second account, no callback, and OAuth without a drop-in; another place and encryption with one"
 cp /etc/resmic-mailhook/config.toml /box/one.toml
 sed 's/"shop"/"second"/; s/imap-password/second-password/; /^$/,$d' /box/one.toml >> /etc/resmic-mailhook/config.toml
 install -m 0600 /box/typed/imap-password /etc/resmic-mailhook/second-password
-drop_in 1
 systemctl restart $unit || fail "does not start with two accounts"
 await "the second account" says "SELECT count(*) FROM mailboxes WHERE account = 'second' AND mailbox = 'INBOX' AND state = 'idle'" 1
 rm /etc/resmic-mailhook/second-password
 sed '/^\[\[forward/,/^$/d' /box/one.toml > /etc/resmic-mailhook/config.toml
 rm /etc/resmic-mailhook/webhook-secret
-drop_in 2
 moment
 systemctl restart $unit || fail "does not start without a callback"
 await "idle without a callback" idle
+mkdir -p /run/secrets
+mv /etc/resmic-mailhook/imap-password /run/secrets/shop-imap
+drop_in 1
+moment
+systemctl restart $unit || fail "does not start with a password in another place"
+await "idle with a password in another place" idle
 cp /box/one.toml /etc/resmic-mailhook/config.toml
 install -m 0600 /box/typed/webhook-secret /etc/resmic-mailhook/webhook-secret
 cp /box/typed/imap-password imap-password.txt
 documented 'sudo systemd-creds encrypt --name=imap-password imap-password.txt /etc/resmic-mailhook/imap-password.cred'
-rm imap-password.txt /etc/resmic-mailhook/imap-password
-drop_in 3
+rm imap-password.txt /run/secrets/shop-imap
+drop_in 2
 moment
 systemctl restart $unit || fail "does not start with an encrypted password"
 await "idle with an encrypted password" idle
 documented 'sudo resmic-mailhook check --connect' >/dev/null
 rm /etc/resmic-mailhook/imap-password.cred
+rm -r /etc/systemd/system/$unit.d
+systemctl daemon-reload
 cat > /box/oauth.toml <<'CONF'
 [account.oauth2]
 token_url = "http://127.0.0.1:9/token"
@@ -129,14 +146,12 @@ refresh_token = { credential = "oauth-refresh-token" }
 CONF
 sed -e '/^password = /r /box/oauth.toml' -e '/^password = /d' /box/one.toml > /etc/resmic-mailhook/config.toml
 echo s3cret | tee /etc/resmic-mailhook/oauth-client-secret > /etc/resmic-mailhook/oauth-refresh-token
-drop_in 4
 systemctl restart $unit || fail "does not start with OAuth"
 await "both secrets are there, and nobody answers" \
     says "SELECT last_error LIKE '%token%' FROM mailboxes WHERE account = 'shop' AND mailbox = 'INBOX'" 1
-rm -r /etc/systemd/system/$unit.d /etc/resmic-mailhook/oauth-*
+rm /etc/resmic-mailhook/oauth-*
 cp /box/one.toml /etc/resmic-mailhook/config.toml
 cp /box/typed/imap-password /etc/resmic-mailhook/
-systemctl daemon-reload
 moment
 documented 'systemctl restart resmic-mailhook'
 await "idle again" idle
@@ -261,12 +276,11 @@ dpkg-deb -x first.deb tree
 mkdir -p target/release systemd
 mv tree/usr/bin/resmic-mailhook target/release/
 mv tree/lib/systemd/system/$unit systemd/ 2>/dev/null || mv tree/usr/lib/systemd/system/$unit systemd/
-mv tree/etc/resmic-mailhook/config.toml .
 documented 'sudo install target/release/resmic-mailhook /usr/bin/'
 documented 'sudo install -m 0644 systemd/resmic-mailhook.service /etc/systemd/system/'
-documented 'sudo install -D -m 0644 config.toml /etc/resmic-mailhook/config.toml'
 documented 'sudo systemctl daemon-reload'
 documented 'sudo systemctl enable resmic-mailhook'
+mkdir -p /etc/resmic-mailhook
 cp /root/etc/* /etc/resmic-mailhook/
 moment
 documented 'sudo systemctl start resmic-mailhook'

@@ -111,7 +111,7 @@ impl fmt::Display for Error {
             Error::TokenRefused(words) => write!(
                 f,
                 "no access token, and asking again will not help: {words}; check `oauth2`; if the refresh token has \
-                 ended, authorize anew and restart (docs/mail-providers.md)"
+                 ended, run `resmic-mailhook authorize` for this account, and restart the daemon"
             ),
             Error::Token { words, .. } => write!(f, "no access token for now: {words}"),
             Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
