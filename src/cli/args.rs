@@ -27,7 +27,8 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     /// Watch the mailboxes, in the foreground, until SIGTERM or SIGINT
     Run,
-    /// Write a first configuration and its secrets: asks on a terminal, or takes flags; overwrites nothing
+    /// Write a first configuration and its secrets, in /etc/resmic-mailhook unless --config names a file elsewhere: asks on
+    /// a terminal, or takes flags; overwrites nothing
     Init(Box<InitArguments>),
     /// Get a refresh token for an account with OAuth, in a browser on any machine
     Authorize {

@@ -77,7 +77,7 @@ async fn by_browser(client: &OAuthClient, url: &Url, user: &str) -> Result<Secre
     say(&format!("  {}", authorization.page(client, url, user)));
     say(&format!("The browser then opens {} on this machine.", authorization.redirect_uri()));
     say("If the browser runs on another machine, it shows an error. Paste the address of that error page here:");
-    authorization.wait(client, pasted_lines(), |words| say(words)).await
+    authorization.wait(client, pasted_lines(), say).await
 }
 
 /// The lines of standard input.

@@ -1,6 +1,6 @@
 //! `init`: from a few answers to a configuration that `check` accepts. Until the last answer, it writes nothing.
 
-mod answers;
+mod dialogue;
 mod mail;
 
 use std::future::Future;
@@ -17,10 +17,10 @@ use super::{Usage, terminal};
 use crate::app;
 use crate::config::{self, Config};
 use crate::http::Url;
-use crate::secret::Source;
 use crate::payments;
+use crate::secret::Source;
 use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
-use answers::{Answers, Question};
+use dialogue::{Dialogue, Question};
 
 /// The configuration of the packaged unit.
 const PACKAGED: &str = "/etc/resmic-mailhook/config.toml";
@@ -55,7 +55,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
 /// One run of the command.
 struct Setup<'a> {
     arguments: &'a InitArguments,
-    answers: Answers,
+    dialogue: Dialogue,
     path: PathBuf,
     place: SecretPlace,
 }
@@ -81,11 +81,11 @@ impl<'a> Setup<'a> {
             format!("cannot write into {}; run init with sudo, or name another file with --config", existing.display())
         })?;
         let place = if config::is_packaged(&path) { SecretPlace::Credential } else { SecretPlace::File };
-        Ok(Setup { arguments, answers: Answers { asks: !arguments.yes && terminal::is_here() }, path, place })
+        Ok(Setup { arguments, dialogue: Dialogue { asks: !arguments.yes && terminal::is_here() }, path, place })
     }
 
     async fn run(&self) -> anyhow::Result<()> {
-        if self.answers.asks {
+        if self.dialogue.asks {
             say(
                 "This writes a first configuration. Enter takes the answer in [brackets]; Ctrl-C ends without a trace.\n",
             );
@@ -105,7 +105,7 @@ impl<'a> Setup<'a> {
         for file in new.iter().map(|(file, _)| file).chain([&self.path]) {
             say(&format!("  {}", file.display()));
         }
-        if !self.answers.confirm("Write them?", true).await? {
+        if !self.dialogue.confirm("Write them?", true).await? {
             bail!("nothing was written");
         }
         self.write(&draft, &new).await?;
@@ -160,7 +160,7 @@ impl<'a> Setup<'a> {
         if self.arguments.no_forward {
             return Ok(None);
         }
-        if self.answers.asks && self.arguments.forward.is_none() {
+        if self.dialogue.asks && self.arguments.forward.is_none() {
             say(
                 "\nEvents can be posted to your handler, signed like Resmic's webhook. Without one they stay in the database.",
             );
@@ -171,7 +171,7 @@ impl<'a> Setup<'a> {
             words: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
             default: None,
         };
-        let url = self.answers.text(question, |text| if text == "-" { Ok(()) } else { handler_url(text).map(drop) });
+        let url = self.dialogue.text(question, |text| if text == "-" { Ok(()) } else { handler_url(text).map(drop) });
         let url = url.await?;
         if url == "-" { Ok(None) } else { Ok(Some(handler_url(&url).map_err(Usage)?)) }
     }
@@ -181,21 +181,21 @@ impl<'a> Setup<'a> {
         let obtain = async {
             let generate = self.arguments.generate_webhook_secret;
             if generate
-                || given.is_none() && self.answers.asks && {
+                || given.is_none() && self.dialogue.asks && {
                     say("The handler verifies X-Signature with a secret key.");
-                    self.answers.confirm("Generate a new key? (n: type the handler's key)", true).await?
+                    self.dialogue.confirm("Generate a new key? (n: type the handler's key)", true).await?
                 }
             {
                 return generated();
             }
             let flag = "--webhook-secret-file (or --generate-webhook-secret)";
-            self.answers.secret(flag, given, "Webhook secret").await
+            self.dialogue.secret(flag, given, "Webhook secret").await
         };
         self.secret(Draft::WEBHOOK_SECRET, obtain).await
     }
 
     async fn order_method(&self, draft: &Draft) -> anyhow::Result<OrderMethod> {
-        if self.answers.asks && self.arguments.orders.is_none() {
+        if self.dialogue.asks && self.arguments.orders.is_none() {
             say(ORDERS);
         }
         let check = |text: &str| match order_method(text) {
@@ -207,8 +207,8 @@ impl<'a> Setup<'a> {
         };
         let given = self.arguments.orders.as_deref();
         let question = Question { flag: "--orders", given, words: "1, 2 or 3", default: None };
-        let answer = self.answers.text(question, check).await?;
-        let method = order_method(&answer).ok_or_else(|| answers::missing("--orders"))?;
+        let answer = self.dialogue.text(question, check).await?;
+        let method = order_method(&answer).ok_or_else(|| dialogue::missing("--orders"))?;
         if method == OrderMethod::Address && mail::lacks_tags(draft) {
             say("warning: this provider may not deliver addresses with a + tag; send yourself a mail to one first");
         }

@@ -33,7 +33,7 @@ pub(super) async fn ask_secret(prompt: &str) -> anyhow::Result<SecretString> {
     drop(hidden);
     // The person's own line break was not shown either.
     show("\n")?;
-    Ok(answer?.trim().into())
+    Ok(answer?.trim_end_matches(['\n', '\r']).into())
 }
 
 fn show(text: &str) -> io::Result<()> {

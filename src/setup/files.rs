@@ -22,6 +22,8 @@ impl NewFiles {
         for path in absent.into_iter().rev() {
             DirBuilder::new().mode(0o755).create(path)?;
             self.folders.push(path.to_owned());
+            // The daemon, another user, reads the configuration there. The umask may have removed bits.
+            fs::set_permissions(path, Permissions::from_mode(0o755))?;
         }
         Ok(())
     }

@@ -323,8 +323,10 @@ fn a_wrong_password_writes_nothing() {
     ];
     fs::write(home.folder.path().join("wrong"), "wr0ng\n").unwrap();
     let run = || {
-        let mut command = Command::new(binary());
-        command.args(arguments).current_dir(home.folder.path()).stdin(Stdio::null()).output().unwrap()
+        // With the umask of a careful root.
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(binary()).args(arguments);
+        command.current_dir(home.folder.path()).stdin(Stdio::null()).output().unwrap()
     };
     let output = run();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -338,6 +340,10 @@ fn a_wrong_password_writes_nothing() {
     let output = run();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(names(config.parent().unwrap()), ["config.toml", "imap-password"]);
+    // The daemon is another user, and reads the configuration.
+    for (name, expected) in [("deep", 0o755), ("deep/folder", 0o755), ("deep/folder/config.toml", 0o644)] {
+        assert_eq!(mode(&home, name), expected, "{name}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::super::output::say;
 use super::super::{Usage, terminal};
-use super::answers::Question;
+use super::dialogue::Question;
 use super::{Obtained, Setup};
 use crate::config::Config;
 use crate::model::printable;
@@ -25,7 +25,7 @@ impl Setup<'_> {
         let is_email = |text: &str| {
             if is_address(text) { Ok(()) } else { Err("expected an address, like payments@shop.example".into()) }
         };
-        let email = self.answers.text(question, is_email).await?;
+        let email = self.dialogue.text(question, is_email).await?;
         let (provider, server) = self.mail_server(&email).await?;
         let local = email.split('@').next().unwrap_or_default();
         let user = if provider.is_some_and(|p| p.local_user) { local } else { &email };
@@ -48,7 +48,7 @@ impl Setup<'_> {
             LoginDraft::OAuth(_) => self.client_secret(provider).await?,
         };
         draft.dedicated = self.arguments.dedicated
-            || self.answers.confirm("\nDoes this mailbox receive only Resmic's mails?", false).await?;
+            || self.dialogue.confirm("\nDoes this mailbox receive only Resmic's mails?", false).await?;
         Ok((draft, secret))
     }
 
@@ -70,7 +70,7 @@ impl Setup<'_> {
             Ok(Discovered::Server(server, reason)) => {
                 say(&format!("IMAP server {} ({})", server.host, printable(&reason, 300)));
                 let server = self.with_flags(server);
-                if self.answers.asks && !self.answers.confirm("Use this server?", true).await? {
+                if self.dialogue.asks && !self.dialogue.confirm("Use this server?", true).await? {
                     return Ok((None, self.server_by_hand(None, Some(&server)).await?));
                 }
                 Ok((None, server))
@@ -98,15 +98,15 @@ impl Setup<'_> {
         let question = Question { flag: "--host", given, words: "IMAP server", default };
         let check =
             |text: &str| if is_host(text) { Ok(()) } else { Err("expected a host name, without a port".to_owned()) };
-        let host = self.answers.text(question, check).await?;
-        if given.is_some() || !self.answers.asks {
+        let host = self.dialogue.text(question, check).await?;
+        if given.is_some() || !self.dialogue.asks {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
         let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
         let question = Question { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
-        let port = self.answers.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
+        let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
         let port = number(&port).map_err(|words| Usage(words.to_owned()))?;
         // Port 143 begins without TLS; a server on this machine may have none.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
@@ -121,7 +121,7 @@ impl Setup<'_> {
             let is_right = !text.is_empty() && !text.chars().any(char::is_control);
             if is_right { Ok(()) } else { Err("expected a login name".to_owned()) }
         };
-        self.answers.text(question, check).await
+        self.dialogue.text(question, check).await
     }
 
     async fn login_kind(&self, provider: Option<&Provider>, email: &str) -> anyhow::Result<LoginDraft> {
@@ -136,12 +136,12 @@ impl Setup<'_> {
                 let given = arguments.tenant.as_deref();
                 let question =
                     Question { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
-                let tenant = self.answers.text(question, is_id).await?;
+                let tenant = self.dialogue.text(question, is_id).await?;
                 Ok(LoginDraft::OAuth(ProviderApp::microsoft(&client_id, &tenant)))
             }
             Some(SignIn::Google) => {
                 let words = "Google accepts an app password (https://myaccount.google.com/apppasswords). Use OAuth instead?";
-                if !arguments.oauth && !self.answers.confirm(words, false).await? {
+                if !arguments.oauth && !self.dialogue.confirm(words, false).await? {
                     return Ok(LoginDraft::Password);
                 }
                 say("Register an application first: docs/mail-providers.md, Gmail, With OAuth");
@@ -163,7 +163,7 @@ impl Setup<'_> {
     async fn client_id(&self) -> anyhow::Result<String> {
         let given = self.arguments.client_id.as_deref();
         let question = Question { flag: "--client-id", given, words: "Application (client) id", default: None };
-        self.answers.text(question, is_id).await
+        self.dialogue.text(question, is_id).await
     }
 
     /// Google's desktop applications have a client secret.
@@ -172,7 +172,7 @@ impl Setup<'_> {
             return Ok(None);
         }
         let file = self.arguments.client_secret_file.as_deref();
-        let obtain = self.answers.secret("--client-secret-file", file, "Client secret");
+        let obtain = self.dialogue.secret("--client-secret-file", file, "Client secret");
         Ok(Some(self.secret(Draft::CLIENT_SECRET, obtain).await?))
     }
 
@@ -181,7 +181,7 @@ impl Setup<'_> {
         loop {
             let file = self.arguments.password_file.as_deref();
             let obtain = async {
-                let password = self.answers.secret("--password-file", file, "Password").await?;
+                let password = self.dialogue.secret("--password-file", file, "Password").await?;
                 // Google shows its app passwords in four groups.
                 let is_google = provider.is_some_and(|provider| provider.sign_in == SignIn::Google);
                 Ok(if is_google { password.expose_secret().replace(' ', "").into() } else { password })
@@ -192,7 +192,7 @@ impl Setup<'_> {
             }
             say(&format!("logging in at {} …", draft.server.host));
             let Err(words) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
-            if !self.answers.asks {
+            if !self.dialogue.asks {
                 bail!("{words}; nothing was written");
             }
             say(&format!("FAILED: {words}"));

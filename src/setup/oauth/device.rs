@@ -16,6 +16,8 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// Added to the pause after `slow_down` (RFC 8628, 3.5).
 const SLOWER: Duration = Duration::from_secs(5);
+/// The number of questions in a row without a usable answer, after which it gives up.
+const PATIENCE: u32 = 5;
 /// The lifetime of a code if the endpoint names none, and its limit.
 const USUAL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(60 * 60);
@@ -32,11 +34,11 @@ pub struct DeviceCode {
     interval: Duration,
 }
 
-/// What an answer of the token endpoint means for the next question.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    Ask(Duration),
-    Stop,
+/// When the next question may be asked.
+struct Pace {
+    interval: Duration,
+    /// Questions in a row without a usable answer.
+    unanswered: u32,
 }
 
 impl DeviceCode {
@@ -68,31 +70,35 @@ impl DeviceCode {
     /// In words, for the operator.
     pub async fn wait(&self, client: &OAuthClient) -> Result<SecretString, String> {
         let deadline = Instant::now() + self.expires_in;
-        let mut interval = self.interval;
+        let mut pace = Pace { interval: self.interval, unanswered: 0 };
         loop {
-            if Instant::now() + interval >= deadline {
+            if Instant::now() + pace.interval >= deadline {
                 return Err("the code has expired; run authorize again".to_owned());
             }
-            sleep(interval).await;
+            sleep(pace.interval).await;
             let grant = [("grant_type", GRANT_TYPE), ("device_code", self.device_code.expose_secret())];
             match client.ask_for_tokens(&grant).await {
                 Ok(token) => return Ok(token),
-                Err(denial) => match next(&denial, interval) {
-                    Next::Ask(pause) => interval = pause,
-                    Next::Stop => return Err(denial.words()),
-                },
+                Err(denial) if pace.goes_on(&denial) => {}
+                Err(denial) => return Err(denial.words()),
             }
         }
     }
 }
 
-fn next(denial: &Denial, interval: Duration) -> Next {
-    match denial {
-        Denial::Code(code, _) if code == "authorization_pending" => Next::Ask(interval),
-        Denial::Code(code, _) if code == "slow_down" => Next::Ask((interval + SLOWER).min(LONGEST_INTERVAL)),
-        Denial::Code(..) => Next::Stop,
-        // RFC 8628, 3.5: after a timeout, ask less often.
-        Denial::Passing(_) => Next::Ask((interval * 2).min(LONGEST_INTERVAL)),
+impl Pace {
+    /// Adjusts the pace to an answer; false if another question is of no use.
+    fn goes_on(&mut self, denial: &Denial) -> bool {
+        self.unanswered = if matches!(denial, Denial::Passing(_)) { self.unanswered + 1 } else { 0 };
+        self.interval = match denial {
+            Denial::Code(code, _) if code == "authorization_pending" => self.interval,
+            Denial::Code(code, _) if code == "slow_down" => self.interval + SLOWER,
+            Denial::Code(..) => return false,
+            // RFC 8628, 3.5: after a timeout, ask less often.
+            Denial::Passing(_) => self.interval * 2,
+        }
+        .min(LONGEST_INTERVAL);
+        self.unanswered < PATIENCE
     }
 }
 
@@ -100,17 +106,32 @@ fn next(denial: &Denial, interval: Duration) -> Next {
 mod tests {
     use super::*;
 
+    fn code(code: &str) -> Denial {
+        Denial::Code(code.into(), String::new())
+    }
+
     #[test]
     fn an_answer_decides_about_the_next_question() {
-        let after =
-            |code: &str, interval| next(&Denial::Code(code.into(), String::new()), Duration::from_secs(interval));
-        let ask = |pause| Next::Ask(Duration::from_secs(pause));
-        assert_eq!(after("authorization_pending", 5), ask(5));
-        assert_eq!(after("slow_down", 5), ask(10));
-        assert_eq!(after("slow_down", 58), ask(60));
-        for code in ["access_denied", "expired_token", "invalid_client", ""] {
-            assert_eq!(after(code, 5), Next::Stop, "{code}");
+        for (interval, answer, then) in [(5, "authorization_pending", 5), (5, "slow_down", 10), (58, "slow_down", 60)] {
+            let mut pace = Pace { interval: Duration::from_secs(interval), unanswered: 0 };
+            assert!(pace.goes_on(&code(answer)), "{answer}");
+            assert_eq!(pace.interval.as_secs(), then, "{answer}");
         }
-        assert_eq!(next(&Denial::Passing("timeout".into()), Duration::from_secs(5)), ask(10));
+        for answer in ["access_denied", "expired_token", "invalid_client", ""] {
+            assert!(!Pace { interval: USUAL_INTERVAL, unanswered: 0 }.goes_on(&code(answer)), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_silent_endpoint_is_asked_less_often_and_given_up() {
+        let mut pace = Pace { interval: Duration::from_secs(5), unanswered: 0 };
+        let silent = Denial::Passing("timeout".into());
+        let mut pauses = Vec::new();
+        while pace.goes_on(&silent) {
+            pauses.push(pace.interval.as_secs());
+        }
+        assert_eq!(pauses, [10, 20, 40, 60]);
+        // An answer begins the count again.
+        assert!(pace.goes_on(&code("authorization_pending")) && pace.goes_on(&silent));
     }
 }

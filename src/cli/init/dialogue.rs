@@ -11,8 +11,8 @@ use crate::secret::Source;
 /// Maximum length of a secret on standard input.
 const LONGEST_SECRET: u64 = 64 * 1024;
 
-/// Gets answers.
-pub(super) struct Answers {
+/// Gets answers from flags, or from a person.
+pub(super) struct Dialogue {
     /// Whether a person is asked.
     pub(super) asks: bool,
 }
@@ -29,7 +29,7 @@ pub(super) struct Question<'a> {
     pub(super) default: Option<&'a str>,
 }
 
-impl Answers {
+impl Dialogue {
     /// A text that `check` accepts.
     pub(super) async fn text(
         &self,
