@@ -54,7 +54,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// What makes it impossible to start, or to go on.
 pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Prepared { config, accounts, targets, resolver, metrics, vigil } = prepared;
-    if config.trust.asks_no_proof() {
+    if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
     let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };

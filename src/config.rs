@@ -35,10 +35,10 @@ pub struct Config {
     pub accounts: Vec<imap::Settings>,
     /// `[trust]`
     #[serde(default)]
-    pub trust: trust::Settings,
+    pub trust: trust::TrustSettings,
     /// `[dns]`
     #[serde(default)]
-    pub dns: trust::dns::Settings,
+    pub dns: trust::dns::DnsSettings,
     /// `[extract]`
     #[serde(default)]
     pub extract: extract::ExtractSettings,
@@ -50,7 +50,7 @@ pub struct Config {
     pub forwards: Vec<forward::Settings>,
     /// `[telemetry]`
     #[serde(default)]
-    pub telemetry: telemetry::Settings,
+    pub telemetry: telemetry::TelemetrySettings,
     /// The file it was read from, for telling where something is wrong.
     #[serde(skip)]
     pub text: Text,
@@ -199,7 +199,7 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Wrong`], with the key's place.
-    pub async fn secret(&self, key: &str, source: &secret::Source) -> Result<secrecy::SecretString, Error> {
+    pub async fn secret(&self, key: &str, source: &secret::SecretSource) -> Result<secrecy::SecretString, Error> {
         source.read().await.map_err(|missing| self.text.wrong(key, missing.to_string()))
     }
 

@@ -6,19 +6,19 @@
 use jiff::Timestamp;
 use mail_parser::{Message, MessageParser};
 
-use crate::contain::contained;
+use crate::catch_panic::catch_panic;
 use crate::extract::{self, NO_TEXT, Parsed, SignedFields};
 use crate::model::{
-    Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, Verdict, printable,
+    Authenticity, Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, printable,
 };
 use crate::payments;
-use crate::trust::{self, Clock, Ours, dns::Resolver};
+use crate::trust::{self, Clock, Recipients, dns::Resolver};
 
 /// A notification as Resmic publishes it, which nobody sent.
 const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
 
 /// What a mail says, whether or not it is believed.
-pub struct TakenIn {
+pub struct ParsedMail {
     signed: SignedFields,
     report: extract::ParseReport,
     envelope: Envelope,
@@ -29,11 +29,11 @@ pub struct TakenIn {
 /// The rules by which an account's mails are examined.
 pub struct Rules {
     /// Whose mail may be believed.
-    pub trust: trust::Settings,
+    pub trust: trust::TrustSettings,
     /// How it is read.
     pub parser: extract::MailParser,
-    /// The addresses that are ours.
-    pub ours: Ours,
+    /// The account's own addresses.
+    pub recipients: Recipients,
     /// The signed addresses, if there are any.
     pub addresses: Option<payments::SignedAddresses>,
 }
@@ -41,54 +41,54 @@ pub struct Rules {
 impl Rules {
     /// Examines a mail.
     pub async fn examine(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Examined {
-        let verdict = self.judge(mail, resolver, now).await;
-        self.conclude(mail, verdict).0
+        let verdict = self.authenticate(mail, resolver, now).await;
+        self.examine_with(mail, verdict).0
     }
 
     /// The one half of it: is it to be believed?
-    pub async fn judge(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Verdict {
+    pub async fn authenticate(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Authenticity {
         let clock = Clock { now, received: mail.received_at };
-        trust::judge(&mail.bytes, &self.ours, &self.trust, resolver, clock).await
+        trust::authenticate(&mail.bytes, &self.recipients, &self.trust, resolver, clock).await
     }
 
     /// The other half, which need not wait for the first: what does it say, if all of its header may be read?
     #[must_use]
-    pub fn take_in(&self, mail: &RawMail) -> TakenIn {
-        self.take_in_as(mail, SignedFields { subject: true })
+    pub fn parse(&self, mail: &RawMail) -> ParsedMail {
+        self.parse_with(mail, SignedFields { subject: true })
     }
 
-    fn take_in_as(&self, mail: &RawMail, signed: SignedFields) -> TakenIn {
+    fn parse_with(&self, mail: &RawMail, signed: SignedFields) -> ParsedMail {
         let (report, seen) = self.parser.parse_and_inspect(&mail.bytes, signed, envelope);
         let (envelope, date) = seen.unwrap_or_else(|| envelope_alone(&mail.bytes));
-        TakenIn { signed, report, envelope, date }
+        ParsedMail { signed, report, envelope, date }
     }
 
     /// Reads a mail that a person vouches for, or that was judged before; nobody is asked whether to believe it.
     #[must_use]
-    pub fn read(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::ParseReport) {
-        self.conclude(mail, Verdict::Believed(proof))
+    pub fn examine_trusted(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::ParseReport) {
+        self.examine_with(mail, Authenticity::Trusted(proof))
     }
 
     /// Reads a mail that comes from nobody and goes nowhere, so that what is made at the first use is there.
-    pub fn rehearse(&self) {
+    pub fn warm_up(&self) {
         let signed = SignedFields { subject: true };
         drop(self.parser.parse_and_inspect(REHEARSAL, signed, envelope));
     }
 
     /// Puts together what was judged and what is read.
     #[must_use]
-    pub fn conclude(&self, mail: &RawMail, verdict: Verdict) -> (Examined, extract::ParseReport) {
-        let read = self.take_in_as(mail, signed_fields(&verdict));
-        self.put_together(mail, verdict, read)
+    pub fn examine_with(&self, mail: &RawMail, verdict: Authenticity) -> (Examined, extract::ParseReport) {
+        let read = self.parse_with(mail, signed_fields(&verdict));
+        self.combine(mail, verdict, read)
     }
 
     /// Puts together what was judged and what was read.
     #[must_use]
-    pub fn put_together(&self, mail: &RawMail, verdict: Verdict, read: TakenIn) -> (Examined, extract::ParseReport) {
+    pub fn combine(&self, mail: &RawMail, verdict: Authenticity, read: ParsedMail) -> (Examined, extract::ParseReport) {
         let signed = signed_fields(&verdict);
         // Read before it was known that nobody vouches for its Subject.
-        let read = if read.signed == signed { read } else { self.take_in_as(mail, signed) };
-        let TakenIn { report, envelope, date, .. } = read;
+        let read = if read.signed == signed { read } else { self.parse_with(mail, signed) };
+        let ParsedMail { report, envelope, date, .. } = read;
         let cut = mail.size > mail.bytes.len() as u64;
         let judgement = match (&report.parsed, &verdict) {
             // What is not there may be the payment.
@@ -98,33 +98,35 @@ impl Rules {
             // Whoever sent it: it is not about a payment.
             (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
             // Anybody's may be a picture. A payment's may be one, too, or locked: only of Resmic's it is asked.
-            (Parsed::Empty, Verdict::Refused(_)) => Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT)),
-            (Parsed::Empty, Verdict::Undecided(reason)) => Judgement::Deferred(reason.clone()),
-            (Parsed::Empty, Verdict::Believed(_)) => {
+            (Parsed::Empty, Authenticity::Rejected(_)) => {
+                Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT))
+            }
+            (Parsed::Empty, Authenticity::TempError(reason)) => Judgement::Deferred(reason.clone()),
+            (Parsed::Empty, Authenticity::Trusted(_)) => {
                 Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT))
             }
-            (_, Verdict::Refused(reason)) if !cut => Judgement::Quarantined(reason.clone()),
-            (_, Verdict::Undecided(reason)) if !cut => Judgement::Deferred(reason.clone()),
+            (_, Authenticity::Rejected(reason)) if !cut => Judgement::Quarantined(reason.clone()),
+            (_, Authenticity::TempError(reason)) if !cut => Judgement::Deferred(reason.clone()),
             _ if cut => Judgement::Quarantined(too_large(mail)),
-            (Parsed::Payment(reading), Verdict::Believed(proof)) => self.event(reading, proof, date),
+            (Parsed::Payment(reading), Authenticity::Trusted(proof)) => self.event(reading, proof, date),
             (Parsed::Unreadable(reason), _) => Judgement::Quarantined(reason.clone()),
             (Parsed::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
         };
-        let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
+        let proof = if let Authenticity::Trusted(proof) = verdict { Some(proof) } else { None };
         (Examined { judgement, proof, envelope }, report)
     }
 
     fn event(&self, reading: &Reading, proof: &Proof, date: Option<Timestamp>) -> Judgement {
         let order_ref = self.addresses.as_ref().and_then(|addresses| addresses.order_of(&proof.to));
-        let header_time = date.filter(|_| reading.tx_time.is_none() && proof.covers.has("date"));
+        let header_time = date.filter(|_| reading.tx_time.is_none() && proof.signed_headers.contains("date"));
         Judgement::Event(Box::new(Event { reading: reading.clone(), header_time, order_ref }))
     }
 }
 
 /// What of the header may be read, after this verdict.
-fn signed_fields(verdict: &Verdict) -> SignedFields {
-    let proof = if let Verdict::Believed(proof) = verdict { Some(proof) } else { None };
-    SignedFields { subject: proof.is_none_or(|p| p.covers.has("subject")) }
+fn signed_fields(verdict: &Authenticity) -> SignedFields {
+    let proof = if let Authenticity::Trusted(proof) = verdict { Some(proof) } else { None };
+    SignedFields { subject: proof.is_none_or(|p| p.signed_headers.contains("subject")) }
 }
 
 fn too_large(mail: &RawMail) -> Reason {
@@ -153,7 +155,7 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
 
 /// The same of a mail that was not taken apart. A panic in the parser costs what the parser would have said, no more.
 fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
-    contained(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
+    catch_panic(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
 }
 
 /// A Date header (RFC 5322, 3.3). One whose zone is not known is none: the parsers would take it for UTC.
@@ -168,24 +170,30 @@ fn header_date(raw: &str) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Covered, Trust};
+    use crate::model::{SignedHeaders, Trust};
 
     #[test]
     fn what_cannot_be_read_is_asked_about_if_it_is_resmics_and_only_then() {
-        let trust = trust::Settings { from: vec!["resmic.com".into()], ..trust::Settings::default() };
+        let trust = trust::TrustSettings { from: vec!["resmic.com".into()], ..trust::TrustSettings::default() };
         let parser = extract::MailParser::new(&extract::ExtractSettings::default());
-        let rules = Rules { trust, parser, ours: Ours::default(), addresses: None };
+        let rules = Rules { trust, parser, recipients: Recipients::default(), addresses: None };
         let bytes = b"From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/html\r\n\r\n<img src='x'>".to_vec();
         let origin = crate::model::Origin { account: "a".into(), mailbox: "INBOX".into(), uid: None };
         let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
-        let becomes = |verdict| rules.conclude(&mail, verdict).0.judgement;
-        let proof = Proof { trust: Trust::Dkim, domain: None, selector: None, covers: Covered::All, to: Vec::new() };
+        let becomes = |verdict| rules.examine_with(&mail, verdict).0.judgement;
+        let proof = Proof {
+            trust: Trust::Dkim,
+            domain: None,
+            selector: None,
+            signed_headers: SignedHeaders::All,
+            to: Vec::new(),
+        };
         assert!(
-            matches!(becomes(Verdict::Believed(proof)), Judgement::Quarantined(r) if r.code == ReasonCode::Unreadable)
+            matches!(becomes(Authenticity::Trusted(proof)), Judgement::Quarantined(r) if r.code == ReasonCode::Unreadable)
         );
-        let refused = Verdict::Refused(Reason::new(ReasonCode::Untrusted, "forged"));
+        let refused = Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, "forged"));
         assert!(matches!(becomes(refused), Judgement::Ignored(r) if r.code == ReasonCode::NotAPayment));
-        let undecided = Verdict::Undecided(Reason::new(ReasonCode::Dns, "no answer"));
+        let undecided = Authenticity::TempError(Reason::new(ReasonCode::Dns, "no answer"));
         assert!(matches!(becomes(undecided), Judgement::Deferred(_)));
     }
 

@@ -8,10 +8,10 @@
 
 pub mod app;
 pub mod backoff;
+pub mod catch_panic;
 pub mod chain;
 pub mod cli;
 pub mod config;
-pub mod contain;
 pub mod db;
 pub mod examine;
 pub mod extract;

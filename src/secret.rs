@@ -20,7 +20,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 /// `{ command = ["program", "argument"] }`. The value is the whole content without its last line break.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum SecretSource {
     /// A systemd credential, in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), `LoadCredential=`).
     Credential(String),
     /// A file.
@@ -34,11 +34,11 @@ pub enum Source {
 /// Why a secret cannot be had. Names the place, never the value.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Missing(String);
+pub struct SecretError(String);
 
 /// Words of somebody who was shown a secret, without it. Long words were cut off, in the midst of a token at times; what is
 /// left of one then goes, too, but for the few letters that any words may end in.
-pub(crate) fn left_out(words: String, secret: &str) -> String {
+pub(crate) fn redact(words: String, secret: &str) -> String {
     let words = words.replace(secret, "(secret)");
     let Some(whole) = words.strip_suffix('…') else { return words };
     let mut begun = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
@@ -48,26 +48,26 @@ pub(crate) fn left_out(words: String, secret: &str) -> String {
     }
 }
 
-impl Source {
+impl SecretSource {
     /// Fetches the secret.
     ///
     /// # Errors
-    /// [`Missing`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
-    pub async fn read(&self) -> Result<SecretString, Missing> {
+    /// [`SecretError`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
+    pub async fn read(&self) -> Result<SecretString, SecretError> {
         let text = match self {
-            Source::Credential(name) => match credential(name)? {
+            SecretSource::Credential(name) => match credential(name)? {
                 Kept::Plain(path) => read_file(&path, &format!("credential {name:?}"))?,
                 Kept::Encrypted(path) => run(&decrypt(name, &path)).await?,
             },
-            Source::File(path) => read_file(path, "secret file")?,
-            Source::Env(name) => std::env::var(name)
-                .map_err(|_| Missing(format!("environment variable {name} is not set, or not UTF-8")))?,
-            Source::Command(words) => run(words).await?,
+            SecretSource::File(path) => read_file(path, "secret file")?,
+            SecretSource::Env(name) => std::env::var(name)
+                .map_err(|_| SecretError(format!("environment variable {name} is not set, or not UTF-8")))?,
+            SecretSource::Command(words) => run(words).await?,
         };
         let value = text.strip_suffix('\n').unwrap_or(&text);
         let value = value.strip_suffix('\r').unwrap_or(value);
         if value.is_empty() {
-            return Err(Missing(format!("{self} is empty")));
+            return Err(SecretError(format!("{self} is empty")));
         }
         Ok(SecretString::from(value))
     }
@@ -75,13 +75,13 @@ impl Source {
     /// The file to which a new secret can be written: the one that is read, or that the unit will load.
     ///
     /// # Errors
-    /// [`Missing`], with advice, for a secret that is encrypted, in a variable, or printed by a program.
-    pub fn file(&self) -> Result<PathBuf, Missing> {
+    /// [`SecretError`], with advice, for a secret that is encrypted, in a variable, or printed by a program.
+    pub fn file(&self) -> Result<PathBuf, SecretError> {
         match self {
-            Source::File(path) => Ok(path.clone()),
-            Source::Credential(name) => plain_file(Path::new("/"), name),
-            Source::Env(_) | Source::Command(_) => {
-                Err(Missing(format!("{self}: a new secret can only be written to a file; use {{ file = \"…\" }}")))
+            SecretSource::File(path) => Ok(path.clone()),
+            SecretSource::Credential(name) => plain_file(Path::new("/"), name),
+            SecretSource::Env(_) | SecretSource::Command(_) => {
+                Err(SecretError(format!("{self}: a new secret can only be written to a file; use {{ file = \"…\" }}")))
             }
         }
     }
@@ -89,25 +89,25 @@ impl Source {
     /// A relative path taken from the folder `base`; a program without a slash is looked for in `$PATH`.
     pub fn resolve(&mut self, base: &Path) {
         match self {
-            Source::File(path) => *path = base.join(&*path),
-            Source::Command(words) => {
+            SecretSource::File(path) => *path = base.join(&*path),
+            SecretSource::Command(words) => {
                 for program in words.iter_mut().take(1).filter(|program| program.contains('/')) {
                     *program = base.join(&*program).to_string_lossy().into_owned();
                 }
             }
-            Source::Credential(_) | Source::Env(_) => {}
+            SecretSource::Credential(_) | SecretSource::Env(_) => {}
         }
     }
 }
 
-impl std::fmt::Display for Source {
+impl std::fmt::Display for SecretSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Source::Credential(name) => write!(f, "credential {name:?}"),
-            Source::File(path) => write!(f, "file {}", path.display()),
-            Source::Env(name) => write!(f, "environment variable {name}"),
+            SecretSource::Credential(name) => write!(f, "credential {name:?}"),
+            SecretSource::File(path) => write!(f, "file {}", path.display()),
+            SecretSource::Env(name) => write!(f, "environment variable {name}"),
             // Its arguments may be secrets themselves.
-            Source::Command(words) => write!(f, "command {:?}", words.first().map_or("", String::as_str)),
+            SecretSource::Command(words) => write!(f, "command {:?}", words.first().map_or("", String::as_str)),
         }
     }
 }
@@ -119,19 +119,19 @@ enum Kept {
     Encrypted(PathBuf),
 }
 
-fn check_name(name: &str) -> Result<(), Missing> {
+fn check_name(name: &str) -> Result<(), SecretError> {
     if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-        return Err(Missing(format!("credential {name:?}: a credential's name is a file name, without slashes")));
+        return Err(SecretError(format!("credential {name:?}: a credential's name is a file name, without slashes")));
     }
     Ok(())
 }
 
 /// The file of a credential that is not encrypted, under a root. It may be absent.
-fn plain_file(root: &Path, name: &str) -> Result<PathBuf, Missing> {
+fn plain_file(root: &Path, name: &str) -> Result<PathBuf, SecretError> {
     check_name(name)?;
     match kept(root, name) {
         Some(Kept::Plain(path)) => Ok(path),
-        Some(Kept::Encrypted(path)) => Err(Missing(format!(
+        Some(Kept::Encrypted(path)) => Err(SecretError(format!(
             "credential {name:?}: {} is encrypted, and the unit would prefer it to a new file; remove it and its drop-in first",
             path.display()
         ))),
@@ -139,11 +139,11 @@ fn plain_file(root: &Path, name: &str) -> Result<PathBuf, Missing> {
     }
 }
 
-fn credential(name: &str) -> Result<Kept, Missing> {
+fn credential(name: &str) -> Result<Kept, SecretError> {
     check_name(name)?;
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
         return loaded(Path::new(&folder), name).map(Kept::Plain).ok_or_else(|| {
-            Missing(format!(
+            SecretError(format!(
                 "credential {name:?}: the unit did not load it; put it into {}/{name} and restart the unit",
                 KEPT[0]
             ))
@@ -151,7 +151,7 @@ fn credential(name: &str) -> Result<Kept, Missing> {
     }
     // What an operator types as root is not started by systemd, and finds what the unit would be given.
     kept(Path::new("/"), name).ok_or_else(|| {
-        Missing(format!(
+        SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
              set; outside of systemd use {{ file = \"…\" }}",
             KEPT[0]
@@ -177,12 +177,12 @@ fn decrypt(name: &str, file: &Path) -> [String; 5] {
     words.map(str::to_owned)
 }
 
-fn read_file(path: &Path, what: &str) -> Result<String, Missing> {
-    std::fs::read_to_string(path).map_err(|e| Missing(format!("{what}: cannot read {}: {e}", path.display())))
+fn read_file(path: &Path, what: &str) -> Result<String, SecretError> {
+    std::fs::read_to_string(path).map_err(|e| SecretError(format!("{what}: cannot read {}: {e}", path.display())))
 }
 
-async fn run(words: &[String]) -> Result<String, Missing> {
-    let (program, arguments) = words.split_first().ok_or_else(|| Missing("command: names no program".into()))?;
+async fn run(words: &[String]) -> Result<String, SecretError> {
+    let (program, arguments) = words.split_first().ok_or_else(|| SecretError("command: names no program".into()))?;
     let child = tokio::process::Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -191,12 +191,12 @@ async fn run(words: &[String]) -> Result<String, Missing> {
         .output();
     let output = tokio::time::timeout(COMMAND_TIMEOUT, child)
         .await
-        .map_err(|_| Missing(format!("command {program:?}: no answer within {} s", COMMAND_TIMEOUT.as_secs())))?
-        .map_err(|e| Missing(format!("command {program:?}: cannot run it: {e}")))?;
+        .map_err(|_| SecretError(format!("command {program:?}: no answer within {} s", COMMAND_TIMEOUT.as_secs())))?
+        .map_err(|e| SecretError(format!("command {program:?}: cannot run it: {e}")))?;
     if !output.status.success() {
-        return Err(Missing(format!("command {program:?}: {}", output.status)));
+        return Err(SecretError(format!("command {program:?}: {}", output.status)));
     }
-    String::from_utf8(output.stdout).map_err(|_| Missing(format!("command {program:?}: printed no UTF-8")))
+    String::from_utf8(output.stdout).map_err(|_| SecretError(format!("command {program:?}: printed no UTF-8")))
 }
 
 #[cfg(test)]
@@ -210,20 +210,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         std::fs::write(&path, "two\nlines\n").unwrap();
-        assert_eq!(Source::File(path).read().await.unwrap().expose_secret(), "two\nlines");
-        let echo = Source::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
+        assert_eq!(SecretSource::File(path).read().await.unwrap().expose_secret(), "two\nlines");
+        let echo = SecretSource::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
         assert_eq!(echo.read().await.unwrap().expose_secret(), "x y");
     }
 
     #[test]
     fn a_path_is_beside_the_configuration_and_a_bare_name_is_in_the_path() {
-        let program = |name: &str| Source::Command(vec![name.into(), "a/b".into()]);
+        let program = |name: &str| SecretSource::Command(vec![name.into(), "a/b".into()]);
         for (mut source, resolved) in [
-            (Source::File("s".into()), Source::File("/srv/s".into())),
+            (SecretSource::File("s".into()), SecretSource::File("/srv/s".into())),
             (program("bin/s"), program("/srv/bin/s")),
             (program("/bin/s"), program("/bin/s")),
             (program("pass"), program("pass")),
-            (Source::Command(Vec::new()), Source::Command(Vec::new())),
+            (SecretSource::Command(Vec::new()), SecretSource::Command(Vec::new())),
         ] {
             source.resolve(Path::new("/srv"));
             assert_eq!(source, resolved);
@@ -277,17 +277,17 @@ mod tests {
         let words = plain_file(root.path(), "e").unwrap_err().to_string();
         assert!(words.contains("e.cred is encrypted"), "{words}");
         assert!(plain_file(root.path(), "../k").is_err());
-        assert_eq!(Source::File("/srv/k".into()).file().unwrap(), Path::new("/srv/k"));
-        assert!(Source::Env("K".into()).file().is_err());
+        assert_eq!(SecretSource::File("/srv/k".into()).file().unwrap(), Path::new("/srv/k"));
+        assert!(SecretSource::Env("K".into()).file().is_err());
     }
 
     #[tokio::test]
     async fn what_is_missing_is_named_and_nothing_else() {
-        let words = Source::File("/nowhere/s".into()).read().await.unwrap_err().to_string();
+        let words = SecretSource::File("/nowhere/s".into()).read().await.unwrap_err().to_string();
         assert!(words.contains("/nowhere/s"), "{words}");
-        let words = Source::Command(vec!["false".into(), "s3cret".into()]).read().await.unwrap_err().to_string();
+        let words = SecretSource::Command(vec!["false".into(), "s3cret".into()]).read().await.unwrap_err().to_string();
         assert!(words.contains("false") && !words.contains("s3cret"), "{words}");
-        let words = Source::Credential("../x".into()).read().await.unwrap_err().to_string();
+        let words = SecretSource::Credential("../x".into()).read().await.unwrap_err().to_string();
         assert!(words.contains("without slashes"), "{words}");
     }
 }

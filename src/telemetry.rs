@@ -15,16 +15,16 @@ use tracing_subscriber::{Layer, Registry, reload};
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct TelemetrySettings {
     /// How much is logged.
-    pub log: Log,
+    pub log: LogLevel,
     /// How it is written; by default for the journal under systemd, else plain.
-    pub format: Option<Format>,
+    pub format: Option<LogFormat>,
     /// Where metrics are served: `http://ADDRESS/metrics` and `/healthz`. A loopback address.
     pub metrics: Option<SocketAddr>,
 }
 
-impl Settings {
+impl TelemetrySettings {
     /// Whether the values make sense.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
-pub enum Log {
+pub enum LogLevel {
     Off,
     Error,
     Warn,
@@ -56,7 +56,7 @@ pub enum Log {
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Format {
+pub enum LogFormat {
     /// For people; colours on a terminal only.
     Plain,
     /// An object on each line.
@@ -71,7 +71,7 @@ pub struct Logging(reload::Handle<Targets, Registry>);
 
 impl Logging {
     /// From now on this much.
-    pub fn set(&self, log: Log) {
+    pub fn set(&self, log: LogLevel) {
         // It fails only when there is no subscriber any more, and then nothing is logged at all.
         let _ = self.0.reload(filter(log));
     }
@@ -79,7 +79,7 @@ impl Logging {
 
 /// Begins to log: to the journal, or to standard error.
 #[must_use]
-pub fn start(settings: &Settings) -> Logging {
+pub fn start(settings: &TelemetrySettings) -> Logging {
     let (filter, handle) = reload::Layer::new(filter(settings.log));
     let lines = lines(settings).with_filter(filter);
     // A second call, in a test, leaves the first in force.
@@ -89,28 +89,28 @@ pub fn start(settings: &Settings) -> Logging {
 
 /// Libraries are heard from `warn` on, and never below `debug`: async-imap's trace has the LOGIN line in it, password
 /// and all.
-fn filter(log: Log) -> Targets {
+fn filter(log: LogLevel) -> Targets {
     let level = match log {
-        Log::Off => LevelFilter::OFF,
-        Log::Error => LevelFilter::ERROR,
-        Log::Warn => LevelFilter::WARN,
-        Log::Info => LevelFilter::INFO,
-        Log::Debug => LevelFilter::DEBUG,
-        Log::Trace => LevelFilter::TRACE,
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
     };
-    let others = level.min(if log == Log::Trace { LevelFilter::DEBUG } else { LevelFilter::WARN });
+    let others = level.min(if log == LogLevel::Trace { LevelFilter::DEBUG } else { LevelFilter::WARN });
     Targets::new().with_default(others).with_target("resmic_mailhook", level)
 }
 
-fn lines(settings: &Settings) -> Box<dyn Layer<Registry> + Send + Sync> {
-    let format = settings.format.unwrap_or(if is_journal() { Format::Journald } else { Format::Plain });
+fn lines(settings: &TelemetrySettings) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let format = settings.format.unwrap_or(if is_journal() { LogFormat::Journald } else { LogFormat::Plain });
     let plain = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(matches!(settings.log, Log::Debug | Log::Trace));
+        .with_target(matches!(settings.log, LogLevel::Debug | LogLevel::Trace));
     match (format, tracing_journald::layer()) {
-        (Format::Journald, Ok(journal)) => journal.with_field_prefix(Some("MAILHOOK".into())).boxed(),
-        (Format::Json, _) => plain.json().flatten_event(true).with_ansi(false).boxed(),
+        (LogFormat::Journald, Ok(journal)) => journal.with_field_prefix(Some("MAILHOOK".into())).boxed(),
+        (LogFormat::Json, _) => plain.json().flatten_event(true).with_ansi(false).boxed(),
         _ => plain.boxed(),
     }
 }

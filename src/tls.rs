@@ -40,12 +40,12 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// Clients by the file that is trusted beside the system's roots: a thousand accounts share what is read once.
+/// TlsClients by the file that is trusted beside the system's roots: a thousand accounts share what is read once.
 #[derive(Debug, Default)]
-pub struct Clients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
+pub struct TlsClients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
 
-impl Clients {
-    /// As [`client`].
+impl TlsClients {
+    /// As [`client_config`].
     ///
     /// # Errors
     /// [`Error`].
@@ -54,7 +54,7 @@ impl Clients {
         if let Some(known) = self.0.get(&key) {
             return Ok(known.clone());
         }
-        let made = client(extra)?;
+        let made = client_config(extra)?;
         self.0.insert(key, made.clone());
         Ok(made)
     }
@@ -64,7 +64,7 @@ impl Clients {
 ///
 /// # Errors
 /// [`Error`].
-pub fn client(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
     // Single roots that do not parse are the system's affair; having none at all is ours.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -8,12 +8,12 @@ use serde::Deserialize;
 /// A length of time: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Duration(pub std::time::Duration);
+pub struct HumanDuration(pub std::time::Duration);
 
 /// A number of bytes: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, or `kB`, `MB`, `GB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Size(pub u64);
+pub struct ByteSize(pub u64);
 
 /// Splits `9m` or `1 MiB` into its number and its unit.
 fn number_and_unit(text: &str) -> Option<(u64, &str)> {
@@ -23,7 +23,7 @@ fn number_and_unit(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit.trim()))
 }
 
-impl FromStr for Duration {
+impl FromStr for HumanDuration {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -39,13 +39,13 @@ impl FromStr for Duration {
             // A century is longer than any duration that means something here, and adds to any clock without overflow.
             number.checked_mul(millis).filter(|ms| *ms <= 36_500 * 86_400_000)
         });
-        parsed.map(|ms| Duration(std::time::Duration::from_millis(ms))).ok_or_else(|| {
+        parsed.map(|ms| HumanDuration(std::time::Duration::from_millis(ms))).ok_or_else(|| {
             "expected a duration: a whole number and a unit, of ms, s, m, h and d, for example \"9m\"".into()
         })
     }
 }
 
-impl FromStr for Size {
+impl FromStr for ByteSize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -62,27 +62,27 @@ impl FromStr for Size {
             };
             number.checked_mul(factor)
         });
-        parsed.map(Size).ok_or_else(|| {
+        parsed.map(ByteSize).ok_or_else(|| {
             "expected a size: a whole number and a unit, of B, KiB, MiB and GiB, for example \"1 MiB\"".into()
         })
     }
 }
 
-impl TryFrom<String> for Duration {
+impl TryFrom<String> for HumanDuration {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
     }
 }
 
-impl TryFrom<String> for Size {
+impl TryFrom<String> for ByteSize {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         text.parse()
     }
 }
 
-impl fmt::Display for Duration {
+impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         match [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
@@ -101,20 +101,20 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_are_read_as_written() {
-        assert_eq!("9m".parse::<Duration>().unwrap().0.as_secs(), 540);
-        assert_eq!("3 d".parse::<Duration>().unwrap().0.as_secs(), 259_200);
-        assert_eq!("1 MiB".parse::<Size>().unwrap().0, 1_048_576);
-        assert_eq!("512".parse::<Size>().unwrap().0, 512);
+        assert_eq!("9m".parse::<HumanDuration>().unwrap().0.as_secs(), 540);
+        assert_eq!("3 d".parse::<HumanDuration>().unwrap().0.as_secs(), 259_200);
+        assert_eq!("1 MiB".parse::<ByteSize>().unwrap().0, 1_048_576);
+        assert_eq!("512".parse::<ByteSize>().unwrap().0, 512);
         for bad in ["", "9", "9 minutes", "-1s", "1.5h", "99999999999999999999s", "1000000d"] {
-            assert!(bad.parse::<Duration>().is_err(), "{bad}");
+            assert!(bad.parse::<HumanDuration>().is_err(), "{bad}");
         }
-        assert!("1 TB".parse::<Size>().is_err());
+        assert!("1 TB".parse::<ByteSize>().is_err());
     }
 
     #[test]
     fn a_duration_prints_as_it_would_be_written() {
         for text in ["9m", "3d", "10s", "250ms", "90m"] {
-            assert_eq!(text.parse::<Duration>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<HumanDuration>().unwrap().to_string(), text);
         }
     }
 }

@@ -27,7 +27,7 @@ impl Raw {
     }
 
     pub(crate) fn tls(port: u16, ca: &Path, user: &str) -> Raw {
-        let config = resmic_mailhook::tls::client(Some(ca)).unwrap();
+        let config = resmic_mailhook::tls::client_config(Some(ca)).unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let session = ClientConnection::new(Arc::clone(&config), name).unwrap();
         Raw::open(Box::new(StreamOwned::new(session, socket(port))), user)

@@ -8,13 +8,13 @@ use libfuzzer_sys::fuzz_target;
 use resmic_mailhook::examine::Rules;
 use resmic_mailhook::extract::MailParser;
 use resmic_mailhook::model::{Judgement, Origin, RawMail, Status};
-use resmic_mailhook::trust::{self, Accept, Ours, dns};
+use resmic_mailhook::trust::{self, Accept, Recipients, dns};
 
 static RULES: LazyLock<(Rules, dns::Resolver)> = LazyLock::new(|| {
-    let trust = trust::Settings { accept: vec![Accept::None], ..trust::Settings::default() };
-    let ours = Ours::new(["payments@shop.example".to_owned()]);
-    let rules = Rules { trust, parser: MailParser::new(&Default::default()), ours, addresses: None };
-    let unreachable = dns::Settings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };
+    let trust = trust::TrustSettings { accept: vec![Accept::None], ..trust::TrustSettings::default() };
+    let recipients = Recipients::new(["payments@shop.example".to_owned()]);
+    let rules = Rules { trust, parser: MailParser::new(&Default::default()), recipients, addresses: None };
+    let unreachable = dns::DnsSettings { servers: vec!["127.0.0.1:9".to_owned().try_into().unwrap()] };
     (rules, dns::Resolver::new(&unreachable).unwrap())
 });
 

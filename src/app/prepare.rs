@@ -53,7 +53,7 @@ pub fn rules_with(
     Ok(Rules {
         trust: config.trust.clone(),
         parser: extract::MailParser::new(&config.extract),
-        ours: trust::Ours::new(own.into_iter().chain(signed)),
+        recipients: trust::Recipients::new(own.into_iter().chain(signed)),
         addresses,
     })
 }
@@ -64,7 +64,7 @@ pub fn rules_without_account(config: &Config) -> Rules {
     Rules {
         trust: config.trust.clone(),
         parser: extract::MailParser::new(&config.extract),
-        ours: trust::Ours::default(),
+        recipients: trust::Recipients::default(),
         addresses: None,
     }
 }
@@ -138,7 +138,7 @@ impl Prepared {
 /// The accounts with their secrets.
 async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
     // Each server has a pace of its own: one that says nothing must not take the places of the others.
-    let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::Clients::default());
+    let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
         let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
@@ -164,7 +164,7 @@ pub async fn login(
     config: &Config,
     n: usize,
     settings: &imap::Settings,
-    clients: &mut tls::Clients,
+    clients: &mut tls::TlsClients,
 ) -> anyhow::Result<imap::Login> {
     let key = format!("account[{n}]");
     let mut roots = || {

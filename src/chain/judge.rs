@@ -132,7 +132,7 @@ fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
 fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     let limit = question.chain.give_up_after;
     let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
-    let limit = crate::units::Duration(limit);
+    let limit = crate::units::HumanDuration(limit);
     match reason.code.state() {
         State::Waiting if is_over(question.waits_since) => {
             Reason::new(Code::GaveUp, format!("not confirmed within {limit}; the last reason was {reason}"))
@@ -230,7 +230,7 @@ impl Judge<'_> {
         let paid_at = i128::from(block.timestamp);
         let oldest = i128::from(sent_at.as_second()) - i128::from(chain.window.as_secs());
         if paid_at < oldest {
-            let window = crate::units::Duration(chain.window);
+            let window = crate::units::HumanDuration(chain.window);
             return doubt(Code::Old, format!("the transaction is more than {window} older than the mail"));
         }
         // A block's time has no fractions of a second.

@@ -22,9 +22,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::node_error::{NodeError, NodeErrorKind};
-use crate::http::{self, Place, Url};
+use crate::http::{self, Destination, Url};
 use crate::model::printable;
-use crate::secret::left_out;
+use crate::secret::redact;
 
 /// How long one call may take, from the look-up of the name to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,7 +48,7 @@ const PRUNED: i64 = 4444;
 pub struct Node {
     host: String,
     url: Url,
-    place: Place,
+    destination: Destination,
     /// Parts of the URL that a node may quote.
     keys: Vec<SecretString>,
     timeout: Duration,
@@ -101,17 +101,17 @@ impl Node {
             "expected the URL of a JSON-RPC node, such as \"https://node.example/v2/KEY\", without a user and a password"
                 .to_owned()
         })?;
-        if !url.tls && !url.is_here() {
+        if !url.tls && !url.is_loopback() {
             return Err(format!("the node {:?} is on another machine: its URL must begin with https://", url.host));
         }
         if url.tls && tls.is_none() {
             return Err("TLS is not available for an https URL".into());
         }
         let tls = tls.filter(|_| url.tls);
-        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
+        let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let keys = keys(url.path.as_str());
         let (host, next_id, pace) = (url.host.clone(), AtomicU64::new(1), Mutex::new(VecDeque::new()));
-        Ok(Node { host, url, place, keys, timeout: TIMEOUT, next_id, pace })
+        Ok(Node { host, url, destination, keys, timeout: TIMEOUT, next_id, pace })
     }
 
     /// Allows one call this much time, in place of ten seconds.
@@ -157,10 +157,10 @@ impl Node {
         let body = serde_json::json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string();
         let request = self.request(body).map_err(|e| format!("cannot make the request: {e}"))?;
         let exchange = async {
-            let stream = self.place.connect(deadline).await?;
+            let stream = self.destination.connect(deadline).await?;
             http::exchange(stream, request, read_body).await?
         };
-        let timed_out = |_| format!("no answer within {}", crate::units::Duration(self.timeout));
+        let timed_out = |_| format!("no answer within {}", crate::units::HumanDuration(self.timeout));
         timeout_at(deadline, exchange).await.map_err(timed_out)?
     }
 
@@ -187,7 +187,7 @@ impl Node {
     fn without_keys(&self, mut kind: NodeErrorKind) -> NodeErrorKind {
         let words = kind.words_mut();
         for key in &self.keys {
-            *words = left_out(std::mem::take(words), key.expose_secret());
+            *words = redact(std::mem::take(words), key.expose_secret());
         }
         kind
     }

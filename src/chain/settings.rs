@@ -14,7 +14,7 @@ use super::hex::Address;
 use super::rpc::Node;
 use crate::model::fold_chain;
 use crate::secret;
-use crate::units::Duration;
+use crate::units::HumanDuration;
 
 /// The most blocks that one look searches for a log.
 pub(super) const MOST_BLOCKS: u64 = 500;
@@ -39,10 +39,10 @@ pub struct ChainSettings {
     pub discount: Discount,
     /// How old a transaction may be when its mail was sent.
     #[serde(default = "default_window")]
-    pub window: Duration,
+    pub window: HumanDuration,
     /// How long a confirmed event waits for a mail that contradicts it.
     #[serde(default = "default_settle")]
-    pub settle: Duration,
+    pub settle: HumanDuration,
     /// Whether the nodes answer `debug_traceTransaction`.
     #[serde(default)]
     pub trace: bool,
@@ -51,7 +51,7 @@ pub struct ChainSettings {
     pub log_range: u64,
     /// How long an event waits for the chain.
     #[serde(default = "default_give_up_after")]
-    pub give_up_after: Duration,
+    pub give_up_after: HumanDuration,
     /// The chain's id (EIP-155), for a chain that is not built in.
     pub id: Option<u64>,
     /// The names of the native coin, for a chain that is not built in.
@@ -85,13 +85,13 @@ pub struct TokenSettings {
 )]
 pub enum NodeSource {
     /// As any other secret.
-    Secret(secret::Source),
+    Secret(secret::SecretSource),
 }
 
 impl NodeSource {
     /// The secret's place.
     #[must_use]
-    pub fn source(&self) -> &secret::Source {
+    pub fn source(&self) -> &secret::SecretSource {
         let NodeSource::Secret(source) = self;
         source
     }
@@ -162,20 +162,20 @@ fn wallets<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Address>, D::Error>
     texts.iter().map(|text| Address::parse(text).map_err(de::Error::custom)).collect()
 }
 
-fn default_window() -> Duration {
-    Duration(StdDuration::from_secs(2 * 3600))
+fn default_window() -> HumanDuration {
+    HumanDuration(StdDuration::from_secs(2 * 3600))
 }
 
-fn default_settle() -> Duration {
-    Duration(StdDuration::from_secs(120))
+fn default_settle() -> HumanDuration {
+    HumanDuration(StdDuration::from_secs(120))
 }
 
 fn default_log_range() -> u64 {
     10
 }
 
-fn default_give_up_after() -> Duration {
-    Duration(StdDuration::from_secs(86_400))
+fn default_give_up_after() -> HumanDuration {
+    HumanDuration(StdDuration::from_secs(86_400))
 }
 
 /// A key of the table, and its error.

@@ -139,7 +139,7 @@ pub(super) enum Command {
     Prune {
         /// How old: 90d, 48h
         #[arg(long, value_name = "D")]
-        older_than: crate::units::Duration,
+        older_than: crate::units::HumanDuration,
         /// Also the bytes of mails in quarantine, which can then not be released any more
         #[arg(long)]
         quarantined: bool,
@@ -340,7 +340,7 @@ fn since(text: &str) -> Result<jiff::Timestamp, String> {
         return format!("{at}Z").parse().map_err(|e| format!("{e}"));
     }
     let ago = text
-        .parse::<crate::units::Duration>()
+        .parse::<crate::units::HumanDuration>()
         .map_err(|_| "expected a date (2025-03-05), a moment (2025-03-05T03:36:00Z) or a duration (2h)".to_owned())?;
     jiff::Timestamp::now().checked_sub(ago.0).map_err(|e| format!("{e}"))
 }

@@ -58,7 +58,7 @@ fn roots(
     if !url.tls && !account.oauth2.as_ref().is_some_and(|settings| settings.token_url.tls) {
         return Ok(None);
     }
-    let client = tls::client(account.ca_file.as_deref());
+    let client = tls::client_config(account.ca_file.as_deref());
     Ok(Some(client.map_err(|e| config.wrong(&format!("account[{n}].ca_file"), e.to_string()))?))
 }
 

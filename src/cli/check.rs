@@ -11,13 +11,13 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
-    let (mut logins, mut clients) = (Vec::new(), tls::Clients::default());
+    let (mut logins, mut clients) = (Vec::new(), tls::TlsClients::default());
     for (n, account) in config.accounts.iter().enumerate() {
         logins.push(app::login(config, n, account, &mut clients).await?);
         app::rules(config, account).await?;
     }
     let targets = app::forward_targets(config).await?;
-    if config.trust.asks_no_proof() {
+    if config.trust.accepts_unproven() {
         say("warning: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
     line("the configuration is right")?;
@@ -26,8 +26,8 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
         // That a refresh token was replaced and cannot be kept would go unheard.
-        let (log, format) = (telemetry::Log::Warn, Some(telemetry::Format::Plain));
-        let _logging = telemetry::start(&telemetry::Settings { log, format, metrics: None });
+        let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
+        let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }
     let mut all_well = true;
     for (account, login) in config.accounts.iter().zip(&logins) {
@@ -36,7 +36,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     let resolver = trust::dns::Resolver::new(&config.dns)?;
     for domain in &config.trust.from {
-        all_well &= tell(&format!("domain {domain}"), each(trust::dns::explore(&resolver, domain).await))?;
+        all_well &= tell(&format!("domain {domain}"), each(trust::dns::check_domain(&resolver, domain).await))?;
     }
     for target in &targets {
         all_well &= tell(&format!("callback {}", target.name()), each(forward::probe(target).await))?;

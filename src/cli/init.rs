@@ -18,7 +18,7 @@ use crate::app;
 use crate::config::{self, Config};
 use crate::http::Url;
 use crate::payments;
-use crate::secret::Source;
+use crate::secret::SecretSource;
 use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
 use dialogue::{Dialogue, Question};
 
@@ -81,7 +81,7 @@ impl<'a> Setup<'a> {
             format!("cannot write into {}; run init with sudo, or name another file with --config", existing.display())
         })?;
         let place = if config::is_packaged(&path) { SecretPlace::Credential } else { SecretPlace::File };
-        Ok(Setup { arguments, dialogue: Dialogue { asks: !arguments.yes && terminal::is_here() }, path, place })
+        Ok(Setup { arguments, dialogue: Dialogue { asks: !arguments.yes && terminal::is_loopback() }, path, place })
     }
 
     async fn run(&self) -> anyhow::Result<()> {
@@ -257,7 +257,7 @@ impl<'a> Setup<'a> {
 
 /// What `check` checks; a refresh token may still be missing.
 async fn check(config: &Config) -> anyhow::Result<()> {
-    let mut clients = crate::tls::Clients::default();
+    let mut clients = crate::tls::TlsClients::default();
     for (n, account) in config.accounts.iter().enumerate() {
         if account.oauth2.is_none() {
             app::login(config, n, account, &mut clients).await?;
@@ -284,7 +284,7 @@ fn order_method(text: &str) -> Option<OrderMethod> {
 /// A URL that events may be posted to.
 fn handler_url(text: &str) -> Result<Url, String> {
     let url: Url = text.parse()?;
-    if !url.tls && !url.is_here() {
+    if !url.tls && !url.is_loopback() {
         return Err("a handler on another machine needs https://".to_owned());
     }
     Ok(url)

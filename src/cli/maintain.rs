@@ -9,7 +9,7 @@ use super::output::say;
 use crate::config::Config;
 use crate::db::StoreReader;
 use crate::model::iso;
-use crate::units::Duration;
+use crate::units::HumanDuration;
 
 pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
@@ -18,7 +18,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(super) async fn prune(config: &Config, age: Duration, quarantined: bool) -> anyhow::Result<()> {
+pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool) -> anyhow::Result<()> {
     // Nothing is made where nothing is.
     drop(StoreReader::open(&config.database())?);
     let before = Timestamp::now().checked_sub(age.0).context("so long ago there was no mail")?;

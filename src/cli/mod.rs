@@ -32,8 +32,8 @@ use tokio::task::JoinHandle;
 use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
 
 use crate::app;
+use crate::catch_panic;
 use crate::config::{self, Config};
-use crate::contain;
 use crate::db::{self, Store};
 use crate::source::files::{self, FileMail};
 use crate::source::imap;
@@ -52,7 +52,9 @@ const BATCH: usize = 64;
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    contain::tell_places_only(|place| output::say(&format!("a fault of the program at {place}: please report it")));
+    catch_panic::report_location_only(|place| {
+        output::say(&format!("a fault of the program at {place}: please report it"))
+    });
     let ended = runtime(&arguments.command).and_then(|runtime| {
         let ended = runtime.block_on(dispatch(arguments));
         // The system's resolver may be in the midst of a question that nobody answers: the end does not wait for it.

@@ -12,7 +12,7 @@ use crate::app;
 use crate::config::Config;
 use crate::examine::Rules;
 use crate::extract::ParseReport;
-use crate::model::{self, Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Trust};
+use crate::model::{self, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, SignedHeaders, Trust};
 use crate::source::files::FileMail;
 use crate::trust::{self, dns::Resolver};
 
@@ -113,15 +113,16 @@ impl Reading {
     async fn examine(&self, mail: &RawMail) -> (Examined, ParseReport) {
         match &self.resolver {
             Some(resolver) => {
-                let Rules { ours, trust, .. } = &self.rules;
-                let verdict = trust::judge(&mail.bytes, ours, trust, resolver, Timestamp::now()).await;
-                self.rules.conclude(mail, verdict)
+                let Rules { recipients, trust, .. } = &self.rules;
+                let verdict = trust::authenticate(&mail.bytes, recipients, trust, resolver, Timestamp::now()).await;
+                self.rules.examine_with(mail, verdict)
             }
             None => {
                 // What the mail would be if it were believed: that it is not asked for leaves no trust behind.
-                let to = trust::named_in_to(&mail.bytes);
-                let asked = Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to };
-                let (mut examined, report) = self.rules.read(mail, asked);
+                let to = trust::to_addresses(&mail.bytes);
+                let asked =
+                    Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
+                let (mut examined, report) = self.rules.examine_trusted(mail, asked);
                 examined.proof = None;
                 (examined, report)
             }

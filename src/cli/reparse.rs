@@ -10,7 +10,7 @@ use crate::app;
 use crate::config::Config;
 use crate::db::{Store, StoreReader};
 use crate::examine::Rules;
-use crate::model::{Examined, Outcome, Reason, ReasonCode, Verdict};
+use crate::model::{Authenticity, Examined, Outcome, Reason, ReasonCode};
 use crate::payments::{Reevaluation, StoredMail};
 
 /// What `--json` prints of a mail that changed. The keys are an interface.
@@ -60,10 +60,10 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
 /// Reads a mail as if it came now, with the verdict of then.
 fn read_again(rules: &Rules, stored: &StoredMail) -> Examined {
     let verdict = match &stored.proof {
-        Some(proof) => Verdict::Believed(proof.clone()),
-        None => Verdict::Refused(refusal(stored)),
+        Some(proof) => Authenticity::Trusted(proof.clone()),
+        None => Authenticity::Rejected(refusal(stored)),
     };
-    rules.conclude(&stored.mail, verdict).0
+    rules.examine_with(&stored.mail, verdict).0
 }
 
 /// Why it was not believed; a mail that was ignored then, and looks like a payment now, has no better reason than this.

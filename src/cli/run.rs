@@ -109,7 +109,7 @@ async fn reload(
     file: &std::path::Path,
     database: &std::path::Path,
     listener: Option<&Listener>,
-) -> anyhow::Result<(telemetry::Log, Prepared)> {
+) -> anyhow::Result<(telemetry::LogLevel, Prepared)> {
     systemd::reloading();
     let config = Config::read(file)?;
     let log = config.telemetry.log;

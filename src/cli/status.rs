@@ -45,7 +45,7 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line(&format!("{name:<11} {}", if counts.is_empty() { "-".into() } else { counts.join(", ") }))?;
     }
     line(&format!("{:<11} {}", "last mail", cell(last_mail)))?;
-    if config.trust.asks_no_proof() {
+    if config.trust.accepts_unproven() {
         line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
     }
     Ok(())

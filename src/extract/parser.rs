@@ -13,7 +13,7 @@ use super::labels::{LabelTable, TemplateList, find_values};
 use super::settings::ExtractSettings;
 use super::views::ViewLine;
 use super::{mime, values};
-use crate::contain::contained;
+use crate::catch_panic::catch_panic;
 use crate::model::{Reading, Reason, ReasonCode, Status};
 
 /// Which header fields are signed. Others are ignored.
@@ -73,7 +73,7 @@ impl MailParser {
         inspect: impl FnOnce(&Message<'_>) -> T,
     ) -> (ParseReport, Option<T>) {
         let mut inspected = None;
-        let report = contained(|| {
+        let report = catch_panic(|| {
             let mut notes = Vec::new();
             let content = mime::parse_message(mail).and_then(|message| {
                 inspected = Some(inspect(&message));

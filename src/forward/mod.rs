@@ -50,7 +50,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
         Ok(())
     });
     for target in targets {
-        if target.place.is_readable_on_the_way() {
+        if target.destination.is_cleartext_remote() {
             tracing::warn!(
                 callback = target.name(),
                 "http to another machine: events can be read on the way; use https"
@@ -91,7 +91,7 @@ async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Resul
 /// # Errors
 /// In words, for the operator.
 pub async fn probe(target: &Target) -> Result<Vec<String>, String> {
-    post::reach(target).await.map(|()| vec![format!("{} can be reached; no event was sent", target.place)])
+    post::reach(target).await.map(|()| vec![format!("{} can be reached; no event was sent", target.destination)])
 }
 
 /// What brings deliveries to one callback.
@@ -249,7 +249,7 @@ fn after_failure(
     match schedule::next(now, schedule::pause(claimed.attempt), asked, last) {
         Some(at) => NextStep::RetryAt(error, at),
         None => {
-            let after = crate::units::Duration(target.give_up_after);
+            let after = crate::units::HumanDuration(target.give_up_after);
             NextStep::GiveUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::sign;
 use super::target::Target;
 use crate::db::Claimed;
-use crate::http::{self, Head, header_text};
+use crate::http::{self, ResponseHead, header_text};
 use crate::model::{NO_ANSWER, printable};
 
 /// The most of an answer that is read; then the connection is closed.
@@ -49,13 +49,13 @@ pub(super) async fn post(target: &Target, claimed: &Claimed, sent: &AtomicBool) 
         Ok(request) => request,
         Err(e) => return Answer::none(format!("cannot make the request: {e}")),
     };
-    let (head, mut heard) = (Head::default(), None);
+    let (head, mut heard) = (ResponseHead::default(), None);
     let ended = timeout_at(deadline, exchange(target, request, deadline, sent, &head, &mut heard)).await;
     // Once its status is there it has answered, however long the rest takes, and however it is framed.
     heard.or_else(|| salvage(&head)).unwrap_or_else(|| {
         Answer::none(match ended {
             Ok(Err(words)) => words,
-            _ => format!("{NO_ANSWER} within {}", crate::units::Duration(target.timeout)),
+            _ => format!("{NO_ANSWER} within {}", crate::units::HumanDuration(target.timeout)),
         })
     })
 }
@@ -89,10 +89,10 @@ async fn exchange(
     request: Request<Full<Bytes>>,
     deadline: Instant,
     sent: &AtomicBool,
-    head: &Head,
+    head: &ResponseHead,
     heard: &mut Option<Answer>,
 ) -> Result<(), String> {
-    let stream = head.watch(target.place.connect(deadline).await?);
+    let stream = head.record(target.destination.connect(deadline).await?);
     sent.store(true, Ordering::Relaxed);
     http::exchange(stream, request, async |response| hear(response, heard).await).await
 }
@@ -106,7 +106,7 @@ async fn hear(response: Response<Incoming>, heard: &mut Option<Answer>) {
 }
 
 /// The status of a response that hyper rejects, or does not see complete.
-fn salvage(head: &Head) -> Option<Answer> {
+fn salvage(head: &ResponseHead) -> Option<Answer> {
     let found = head.status()?;
     Some(judge(found.status, |name| found.field(&name)))
 }
@@ -150,8 +150,8 @@ async fn read_some(mut body: Incoming, said: &mut Vec<u8>) {
 /// Whether the callback can be reached: connects, and asks for nothing.
 pub(super) async fn reach(target: &Target) -> Result<(), String> {
     let deadline = Instant::now() + target.timeout;
-    match timeout_at(deadline, target.place.connect(deadline)).await {
+    match timeout_at(deadline, target.destination.connect(deadline)).await {
         Ok(connected) => connected.map(drop),
-        Err(_) => Err(format!("no connection within {}", crate::units::Duration(target.timeout))),
+        Err(_) => Err(format!("no connection within {}", crate::units::HumanDuration(target.timeout))),
     }
 }

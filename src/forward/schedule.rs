@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::backoff::Backoff;
-use crate::http::LONGEST_ASKED;
+use crate::http::MAX_RETRY_AFTER;
 
 /// From seconds to an hour.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(3_600) };
@@ -19,7 +19,7 @@ pub(super) fn pause(attempt: i64) -> Duration {
 ///
 /// `pause` from now, but not sooner than the callback asked for, nor later than `last`: that moment sees the last attempt.
 pub(super) fn next(now: Timestamp, pause: Duration, asked: Option<Duration>, last: Timestamp) -> Option<Timestamp> {
-    let wait = pause.max(asked.unwrap_or_default().min(LONGEST_ASKED));
+    let wait = pause.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
     (now < last).then(|| later(now, wait).min(last))
 }
 

@@ -11,7 +11,7 @@ use crate::db;
 use crate::http::Url;
 use crate::model::Status;
 use crate::secret;
-use crate::units::Duration;
+use crate::units::HumanDuration;
 
 /// One `[[forward]]` table. Each value is right in itself once it is read; [`Settings::check`] asks whether they go together.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,16 +26,16 @@ pub struct Settings {
     /// With `unix`: the path to ask for.
     pub path: Option<HttpPath>,
     /// The key of `X-Signature`.
-    pub secret: secret::Source,
+    pub secret: secret::SecretSource,
     /// Whether it may be on another machine.
     #[serde(default)]
     pub allow_remote: bool,
     /// How long one attempt may take, from looking up the name to the answer.
     #[serde(default = "default_timeout")]
-    pub timeout: Duration,
+    pub timeout: HumanDuration,
     /// How long after the first attempt the last one is made.
     #[serde(default = "default_give_up_after")]
-    pub give_up_after: Duration,
+    pub give_up_after: HumanDuration,
     /// The statuses that it is told.
     #[serde(default = "default_statuses", deserialize_with = "statuses")]
     pub statuses: Vec<Status>,
@@ -79,12 +79,12 @@ impl TryFrom<String> for HttpPath {
     }
 }
 
-fn default_timeout() -> Duration {
-    Duration(StdDuration::from_secs(10))
+fn default_timeout() -> HumanDuration {
+    HumanDuration(StdDuration::from_secs(10))
 }
 
-fn default_give_up_after() -> Duration {
-    Duration(StdDuration::from_secs(3 * 86_400))
+fn default_give_up_after() -> HumanDuration {
+    HumanDuration(StdDuration::from_secs(3 * 86_400))
 }
 
 fn default_statuses() -> Vec<Status> {

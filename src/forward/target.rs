@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use super::settings::Settings;
 use super::sign::Signer;
-use crate::http::Place;
+use crate::http::Destination;
 use crate::tls;
 
 /// What turned out wrong about a callback: the key to look at in its table, and what to do.
@@ -25,7 +25,7 @@ pub struct Wrong {
 #[derive(Debug)]
 pub struct Target {
     pub(super) name: String,
-    pub(super) place: Place,
+    pub(super) destination: Destination,
     pub(super) host: HeaderValue,
     pub(super) path: PathAndQuery,
     pub(super) signer: Signer,
@@ -42,24 +42,24 @@ impl Target {
         let wrong = |key: &str, words: String| Wrong { key: key.to_owned(), words };
         settings.check().map_err(|(key, words)| wrong(&key, words))?;
         let signer = Signer::new(&secret).map_err(|words| wrong("secret", words))?;
-        let (place, host, path) = match (settings.url, settings.unix) {
+        let (destination, host, path) = match (settings.url, settings.unix) {
             (Some(url), _) => {
-                let roots = url.tls.then(|| tls::client(None)).transpose();
+                let roots = url.tls.then(|| tls::client_config(None)).transpose();
                 let tls = roots.map_err(|e| wrong("url", e.to_string()))?;
                 let host = url.authority.as_str().to_owned();
                 let path = url.path.clone();
-                (Place::Net { url, allow_remote: settings.allow_remote, tls }, host, path)
+                (Destination::Net { url, allow_remote: settings.allow_remote, tls }, host, path)
             }
             (None, socket) => {
                 let path = settings.path.map_or_else(|| PathAndQuery::from_static("/"), |path| path.0);
-                (Place::Unix(socket.unwrap_or_default()), "localhost".into(), path)
+                (Destination::Unix(socket.unwrap_or_default()), "localhost".into(), path)
             }
         };
         let host = HeaderValue::try_from(host).map_err(|e| wrong("url", e.to_string()))?;
         let name = settings.name;
         Ok(Target {
             name,
-            place,
+            destination,
             host,
             path,
             signer,

@@ -8,7 +8,7 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Place, Url};
+use super::{Destination, Url};
 
 /// Time limit of the whole call.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -31,11 +31,11 @@ pub struct FormAnswer {
 ///
 /// # Errors
 /// In words, for the operator: no connection, no complete answer within 20 seconds, or a body that is too long.
-pub async fn post_form(place: &Place, url: &Url, fields: &[(&str, &str)]) -> Result<FormAnswer, String> {
+pub async fn post_form(place: &Destination, url: &Url, fields: &[(&str, &str)]) -> Result<FormAnswer, String> {
     let deadline = Instant::now() + TIMEOUT;
     let request = request(url, fields).map_err(|e| format!("cannot make the request: {e}"))?;
     let exchange = async {
-        let stream = place.connect(deadline).await?;
+        let stream = destination.connect(deadline).await?;
         super::exchange(stream, request, read_answer).await?
     };
     let answer = timeout_at(deadline, exchange).await;

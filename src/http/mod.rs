@@ -1,8 +1,8 @@
 //! A small HTTP client: one request, one answer, a connection of its own. It follows no redirect and keeps nothing.
 
-mod connect;
+mod destination;
 mod form;
-mod head;
+mod response_head;
 mod url;
 
 use std::time::Duration;
@@ -18,9 +18,9 @@ use jiff::fmt::{rfc2822, strtime};
 use jiff::tz::Offset;
 use jiff::{Timestamp, ToSpan};
 
-pub use connect::{Place, Stream};
+pub use destination::{Destination, HttpStream};
 pub use form::{FormAnswer, encode_form, encode_value, post_form, query_value};
-pub use head::{Head, StatusAndFields};
+pub use response_head::{ResponseHead, StatusAndFields};
 pub use url::Url;
 
 use crate::model::{NO_ANSWER, printable};
@@ -33,14 +33,14 @@ const MOST_FIELDS: usize = 2_000;
 const KEPT_WORDS: usize = 200;
 
 /// The longest that a `Retry-After` is believed.
-pub const LONGEST_ASKED: Duration = Duration::from_secs(86_400);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 
 /// Sends a request; `hear` reads the answer, while the connection is kept going.
 ///
 /// # Errors
 /// In words, for the operator.
 pub async fn exchange<T>(
-    stream: Box<dyn Stream>,
+    stream: Box<dyn HttpStream>,
     request: Request<Full<Bytes>>,
     hear: impl AsyncFnOnce(Response<Incoming>) -> T,
 ) -> Result<T, String> {
@@ -90,7 +90,7 @@ pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
         // More digits than fit is a very long time.
-        return Some(value.parse().map_or(LONGEST_ASKED, Duration::from_secs));
+        return Some(value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
     }
     Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())
 }
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
         assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT", now), Some(Duration::from_secs(60)));
         assert_eq!(retry_after("Wed, 21 Oct 2015 07:26:00 GMT", now), Some(Duration::ZERO));
-        assert_eq!(retry_after("99999999999999999999999", now), Some(LONGEST_ASKED));
+        assert_eq!(retry_after("99999999999999999999999", now), Some(MAX_RETRY_AFTER));
         for nothing in
             ["", "soon", "-1", "1.5", "Wed, soon", "Wed Oct 21 07:28:00", "Wednesday, 31-Feb-15 07:28:00 GMT"]
         {

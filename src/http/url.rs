@@ -77,7 +77,7 @@ impl std::fmt::Display for Url {
 impl Url {
     /// Whether it names this machine, whatever DNS says.
     #[must_use]
-    pub fn is_here(&self) -> bool {
+    pub fn is_loopback(&self) -> bool {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
     }
 }

@@ -118,7 +118,7 @@ mod tests {
         let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
         store.record(vec![ExaminedMail::new(mail, examined)], None).await.unwrap();
-        let resolver = Arc::new(Resolver::new(&dns::Settings::default()).unwrap());
+        let resolver = Arc::new(Resolver::new(&dns::DnsSettings::default()).unwrap());
         (folder, Deferred { rules: HashMap::new(), resolver, store })
     }
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::backoff::Backoff;
-use crate::contain::{contained, contained_async};
+use crate::catch_panic::{catch_panic, catch_panic_async};
 use crate::db::{self, Cursor, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
@@ -127,9 +127,9 @@ impl Ingest {
 
     /// Asks again for the keys that have expired, so that the next mail need not wait for it.
     fn keep_keys_ready(&self) {
-        if !self.resolver.is_ready() {
+        if !self.resolver.has_cached_keys() {
             let resolver = self.resolver.clone();
-            tokio::spawn(async move { resolver.make_ready().await });
+            tokio::spawn(async move { resolver.prefetch_keys().await });
         }
     }
 
@@ -159,14 +159,15 @@ impl Ingest {
     async fn examine_alone(&self, mail: RawMail) -> ExaminedMail {
         let mail = Arc::new(mail);
         let (rules, it) = (self.rules.clone(), mail.clone());
-        let reading = tokio::spawn(async move { contained(|| rules.take_in(&it)) });
+        let reading = tokio::spawn(async move { catch_panic(|| rules.parse(&it)) });
         let (rules, resolver, it) = (self.rules.clone(), self.resolver.clone(), mail.clone());
         // In a task, too: what a task spawns last no other core takes from it.
-        let judging = tokio::spawn(async move { contained_async(rules.judge(&it, &resolver, Timestamp::now())).await });
+        let judging =
+            tokio::spawn(async move { catch_panic_async(rules.authenticate(&it, &resolver, Timestamp::now())).await });
         let examined = match (judging.await, reading.await) {
-            (Ok(verdict), Ok(read)) => verdict
-                .zip(read)
-                .and_then(|(verdict, read)| contained(|| self.rules.put_together(&mail, verdict, read).0)),
+            (Ok(verdict), Ok(read)) => {
+                verdict.zip(read).and_then(|(verdict, read)| catch_panic(|| self.rules.combine(&mail, verdict, read).0))
+            }
             // Every panic is contained; this is a task that was cancelled at the end.
             _ => std::future::pending().await,
         };
@@ -245,7 +246,7 @@ impl Ingest {
 /// A panic in a parser costs the mail that caused it, not the daemon.
 async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
     let examining = rules.examine(mail, resolver, Timestamp::now());
-    contained_async(examining).await.unwrap_or_else(not_taken_apart)
+    catch_panic_async(examining).await.unwrap_or_else(not_taken_apart)
 }
 
 fn not_taken_apart() -> Examined {

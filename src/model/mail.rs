@@ -154,13 +154,13 @@ impl fmt::Display for Reason {
 
 /// The result of authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Authenticity {
     /// Trusted.
-    Believed(Proof),
+    Trusted(Proof),
     /// Rejected: `untrusted` or `not-ours`.
-    Refused(Reason),
+    Rejected(Reason),
     /// Temporary error: DNS did not answer. The mail is authenticated again later.
-    Undecided(Reason),
+    TempError(Reason),
 }
 
 /// The proof that authenticated a mail, and the header fields that it includes.
@@ -173,27 +173,27 @@ pub struct Proof {
     /// The signature's selector (`s=`).
     pub selector: Option<String>,
     /// The signed header fields.
-    pub covers: Covered,
+    pub signed_headers: SignedHeaders,
     /// The addresses of the signed To, as written.
     pub to: Vec<String>,
 }
 
 /// The signed header fields of a proof. Other fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Covered {
+pub enum SignedHeaders {
     /// All fields: no proof is required, or an operator released the mail.
     All,
     /// These fields, in lower case (a signature's `h=`).
     Only(Vec<String>),
 }
 
-impl Covered {
+impl SignedHeaders {
     /// Whether the field `name` (in lower case) is signed.
     #[must_use]
-    pub fn has(&self, name: &str) -> bool {
+    pub fn contains(&self, name: &str) -> bool {
         match self {
-            Covered::All => true,
-            Covered::Only(names) => names.iter().any(|n| n == name),
+            SignedHeaders::All => true,
+            SignedHeaders::Only(names) => names.iter().any(|n| n == name),
         }
     }
 }

@@ -14,8 +14,8 @@ pub(crate) use enums::string_enum;
 pub use enums::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
 pub use event::{Event, Reading};
 pub use mail::{
-    Availability, Begun, Covered, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason, Uid,
-    UidValidity, Undelivered, Verdict,
+    Authenticity, Availability, Begun, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reached, Reason,
+    SignedHeaders, Uid, UidValidity, Undelivered,
 };
 pub use matching::Matching;
 pub use normalize::{

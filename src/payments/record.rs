@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::events::{self, Admitted};
 use super::undelivered::{self, RowsOfUid};
 use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time};
-use crate::model::{Covered, Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, Undelivered, iso};
+use crate::model::{Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, SignedHeaders, Undelivered, iso};
 
 /// A mail with the result of its examination.
 #[derive(Debug, Clone)]
@@ -196,8 +196,8 @@ fn soon() -> String {
 
 /// The signed header fields, as they are stored.
 pub(super) fn covers(proof: &Proof) -> String {
-    match &proof.covers {
-        Covered::All => "*".into(),
-        Covered::Only(names) => names.join(" "),
+    match &proof.signed_headers {
+        SignedHeaders::All => "*".into(),
+        SignedHeaders::Only(names) => names.join(" "),
     }
 }

@@ -9,7 +9,7 @@ use super::record::covers;
 use super::stored_events;
 use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
 use crate::model::{
-    Covered, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, Uid, UidValidity, iso,
+    Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, SignedHeaders, Uid, UidValidity, iso,
 };
 
 /// A stored mail with the result of its last examination.
@@ -232,7 +232,11 @@ fn proof(row: &Row) -> rusqlite::Result<Option<Proof>> {
         trust,
         domain: row.get("trust_domain")?,
         selector: row.get("trust_selector")?,
-        covers: if covers.as_deref() == Some("*") { Covered::All } else { Covered::Only(words(covers)) },
+        signed_headers: if covers.as_deref() == Some("*") {
+            SignedHeaders::All
+        } else {
+            SignedHeaders::Only(words(covers))
+        },
         to: words(row.get("trust_to")?),
     }))
 }

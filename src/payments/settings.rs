@@ -16,7 +16,7 @@ pub struct SessionSettings {
     #[serde(rename = "match")]
     pub matching: bool,
     /// How long after its registration a session may be paid.
-    pub window: units::Duration,
+    pub window: units::HumanDuration,
 }
 
 /// `[sessions] address`: the addresses that carry an order reference.
@@ -26,12 +26,12 @@ pub struct AddressSettings {
     /// The mailbox of the addresses: `payments@shop.example`.
     pub mailbox: String,
     /// The key that signs them.
-    pub key: secret::Source,
+    pub key: secret::SecretSource,
 }
 
 impl Default for SessionSettings {
     fn default() -> Self {
-        let window = units::Duration(std::time::Duration::from_secs(45 * 60));
+        let window = units::HumanDuration(std::time::Duration::from_secs(45 * 60));
         SessionSettings { address: None, matching: false, window }
     }
 }

@@ -19,9 +19,9 @@ use super::answer::{
     AnswerError, Envelope, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
 };
 use super::settings::{ResmicSettings, check_url};
-use crate::http::{self, Place, Url};
+use crate::http::{self, Destination, Url};
 use crate::model::printable;
-use crate::secret::left_out;
+use crate::secret::redact;
 
 /// How long one request may take, from the look-up of the name to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +36,7 @@ const DETAILS_PATH: &str = "/api/v1/makepayment/transaction-details";
 
 /// A client of Resmic's API, with the merchant's own key.
 pub struct ResmicClient {
-    place: Place,
+    destination: Destination,
     url: Url,
     api_key: Credential,
     user_id: Credential,
@@ -187,8 +187,8 @@ impl ResmicClient {
         let api_key = Credential::new(api_key).map_err(|words| ("api_key".to_owned(), words))?;
         let user_id = Credential::new(user_id).map_err(|words| ("user_id".to_owned(), words))?;
         // Without TLS the connection stays on this machine, whatever DNS answers.
-        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
-        Ok(ResmicClient { place, url, api_key, user_id, timeout: TIMEOUT })
+        let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
+        Ok(ResmicClient { destination, url, api_key, user_id, timeout: TIMEOUT })
     }
 
     /// Allows one request this much time, in place of ten seconds.
@@ -237,11 +237,11 @@ impl ResmicClient {
         let deadline = Instant::now() + self.timeout;
         let request = self.request(path, session).map_err(|e| ApiError::Unreachable(e.to_string()))?;
         let exchange = async {
-            let stream = self.place.connect(deadline).await?;
+            let stream = self.destination.connect(deadline).await?;
             http::exchange(stream, request, receive).await?
         };
         let answer = timeout_at(deadline, exchange).await;
-        let answer = answer.map_err(|_| format!("no answer within {}", crate::units::Duration(self.timeout)));
+        let answer = answer.map_err(|_| format!("no answer within {}", crate::units::HumanDuration(self.timeout)));
         let unreachable = |words| ApiError::Unreachable(format!("{}: {words}", self.url.host));
         self.without_secrets(answer.and_then(|answer| answer).map_err(unreachable))
     }
@@ -262,11 +262,11 @@ impl ResmicClient {
     /// Removes the secrets from an error, because the server may have quoted the request.
     fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         let clean = |words: String| {
-            let words = left_out(words, self.api_key.secret.expose_secret());
+            let words = redact(words, self.api_key.secret.expose_secret());
             match self.user_id.secret.expose_secret() {
                 // A number such as 7 is no secret, and it is part of many words.
                 short if short.len() < SHORTEST_USER_ID => words,
-                user_id => left_out(words, user_id),
+                user_id => redact(words, user_id),
             }
         };
         answer.map_err(|error| match error {

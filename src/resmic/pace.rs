@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
-use crate::http::LONGEST_ASKED;
+use crate::http::MAX_RETRY_AFTER;
 
 /// The window of the limit.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -73,7 +73,7 @@ impl Pace {
     /// The server refused, failed, or did not answer. The pause is `Retry-After`, at most a day. If there is none, the pause
     /// grows with each failure, up to ten minutes. A shorter pause never replaces a longer one.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
-        let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(LONGEST_ASKED));
+        let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(MAX_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
         self.not_before = self.not_before.max(Some(now + pause));
     }
@@ -136,7 +136,7 @@ mod tests {
         pace.take(start + seconds(90), Priority::Event).unwrap();
         pace.failed(start, Some(Duration::MAX));
         pace.succeeded();
-        assert_eq!(pace.take(start, Priority::Event), Err(start + LONGEST_ASKED));
+        assert_eq!(pace.take(start, Priority::Event), Err(start + MAX_RETRY_AFTER));
     }
 
     #[test]

@@ -18,10 +18,10 @@ const MOST_REQUESTS: u32 = 600;
 pub struct ResmicSettings {
     /// The merchant's API key.
     #[serde(deserialize_with = "secret_source")]
-    pub api_key: secret::Source,
+    pub api_key: secret::SecretSource,
     /// The merchant's user id at Resmic.
     #[serde(deserialize_with = "secret_source")]
-    pub user_id: secret::Source,
+    pub user_id: secret::SecretSource,
     /// The API's host: https, or http on this machine. A path is a prefix of every request's path.
     #[serde(default = "hosted", deserialize_with = "url")]
     pub url: Url,
@@ -34,7 +34,7 @@ pub struct ResmicSettings {
 }
 
 /// The library's error for a plain text would quote it, and a key may stand here by mistake.
-fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::Source, D::Error> {
+fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::SecretSource, D::Error> {
     #[derive(Deserialize)]
     #[serde(
         untagged,
@@ -42,7 +42,7 @@ fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::Source, D
                      a secret never stands in the configuration itself"
     )]
     enum Written {
-        Secret(secret::Source),
+        Secret(secret::SecretSource),
     }
     let Written::Secret(source) = Written::deserialize(from)?;
     Ok(source)
@@ -84,7 +84,7 @@ impl ResmicSettings {
 
 /// The key travels in a header, so plain http stays on this machine.
 pub(super) fn check_url(url: &Url) -> Result<(), String> {
-    if !url.tls && !url.is_here() {
+    if !url.tls && !url.is_loopback() {
         return Err(format!("{:?} is another machine, so the URL must begin with https://", url.host));
     }
     if url.path.query().is_some() {
@@ -109,7 +109,7 @@ mod tests {
     fn secrets_alone_are_enough() {
         let settings = read(SECRETS).unwrap();
         assert_eq!((settings.url.clone(), settings.rate, settings.require), (HOSTED.parse().unwrap(), 10, false));
-        assert_eq!(settings.api_key, secret::Source::Credential("resmic-api-key".into()));
+        assert_eq!(settings.api_key, secret::SecretSource::Credential("resmic-api-key".into()));
         let all = read(&format!("{SECRETS}url = \"http://127.0.0.1:8080/pay\"\nrate = 50\nrequire = true")).unwrap();
         assert_eq!((all.url.path.as_str(), all.rate, all.require), ("/pay", 50, true));
     }

@@ -169,7 +169,7 @@ impl Draft {
         let (name, url_text, secret) =
             (quoted(&self.account), quoted(&url.to_string()), place.secret(Self::WEBHOOK_SECRET));
         let _ = write!(out, "\n[[forward]]\nname = {name}\nurl = {url_text}\nsecret = {secret}\n");
-        if !url.is_here() {
+        if !url.is_loopback() {
             out.push_str("allow_remote = true\n");
         }
         if self.orders == OrderMethod::Send {

@@ -3,7 +3,7 @@
 //! A server puts its fields on top, and removes incoming ones with its name (RFC 8601, 5). The sender may have written the
 //! others.
 
-use super::field::Field;
+use super::auth_results_field::Field;
 use super::header::{Header, shape};
 
 /// Stands in `authserv_ids` for a server that does not name itself.

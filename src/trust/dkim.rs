@@ -11,7 +11,7 @@ use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError, Error};
 use super::dns::Resolver;
 use super::header::{Header, has_lone_cr};
 use super::{Subject, is_aligned, untrusted};
-use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict, printable};
+use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust, printable};
 
 /// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
 const SIGNATURES: usize = 4;
@@ -25,11 +25,11 @@ pub(super) enum Check<'a> {
     /// Any signature, all of it.
     Whole,
     /// Those that the server found valid, without the body: `b=` must match the signed fields and the stated `bh=`.
-    Header(&'a [super::results::Passed]),
+    Header(&'a [super::auth_results::Passed]),
 }
 
 /// Looks for a signature that proves the mail to be from its From's organisation.
-pub(super) async fn prove(mail: &Subject<'_>, check: &Check<'_>, resolver: &Resolver) -> Verdict {
+pub(super) async fn prove(mail: &Subject<'_>, check: &Check<'_>, resolver: &Resolver) -> Authenticity {
     let bytes = with_crlf(mail.bytes);
     let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be taken apart") };
     hash_without_blank_end(&mut message);
@@ -60,7 +60,7 @@ pub(super) async fn prove(mail: &Subject<'_>, check: &Check<'_>, resolver: &Reso
         }
     }
     match undecided {
-        Some(words) => Verdict::Undecided(Reason::new(ReasonCode::Dns, printable(&words, 300))),
+        Some(words) => Authenticity::TempError(Reason::new(ReasonCode::Dns, printable(&words, 300))),
         None => untrusted(refusals.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
     }
 }
@@ -217,12 +217,12 @@ fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
     names.iter().filter(of_all).cloned().collect()
 }
 
-fn believed(signature: &Signature, header: &Header<'_>) -> Verdict {
-    Verdict::Believed(Proof {
+fn believed(signature: &Signature, header: &Header<'_>) -> Authenticity {
+    Authenticity::Trusted(Proof {
         trust: Trust::Dkim,
         domain: Some(printable(&signature.d, 253)),
         selector: Some(printable(&signature.s, 253)),
-        covers: Covered::Only(covered(&signature.h, header)),
+        signed_headers: SignedHeaders::Only(covered(&signature.h, header)),
         to: Vec::new(),
     })
 }

@@ -16,31 +16,31 @@ use mail_auth::hickory_resolver::proto::op::ResponseCode;
 use mail_auth::{AuthenticatedMessage, DkimOutput, DnsError, Parameters, ResolverCache, Txt};
 use serde::Deserialize;
 
-use super::asked::Asked;
-use super::key::{self, KeyRecord};
+use super::key_record::{self, KeyRecord};
+use super::name_servers::NameServers;
 use crate::model::printable;
 
 /// `[dns]`: who is asked.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct DnsSettings {
     /// Servers, as `127.0.0.1:5353` or `127.0.0.1`; empty: the system's.
-    pub servers: Vec<Server>,
+    pub servers: Vec<DnsServer>,
 }
 
 /// A DNS server's address; port 53 if none is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Server(SocketAddr);
+pub struct DnsServer(SocketAddr);
 
-impl TryFrom<String> for Server {
+impl TryFrom<String> for DnsServer {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         let bare = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
         text.parse()
             .or_else(|_| bare())
-            .map(Server)
+            .map(DnsServer)
             .map_err(|_| "expected an IP address, like \"127.0.0.1:5353\"".into())
     }
 }
@@ -60,7 +60,7 @@ const READY: usize = 4;
 
 /// Asks for keys, and remembers the answers for as long as they may be.
 pub struct Resolver {
-    asked: Asked,
+    asked: NameServers,
     keys: Keys,
     /// The names of the keys by which mails were believed, the last first.
     proven: Mutex<VecDeque<String>>,
@@ -78,19 +78,19 @@ impl Resolver {
     ///
     /// # Errors
     /// What keeps it from starting: an unreadable /etc/resolv.conf.
-    pub fn new(settings: &Settings) -> anyhow::Result<Self> {
+    pub fn new(settings: &DnsSettings) -> anyhow::Result<Self> {
         let servers: Vec<SocketAddr> = settings.servers.iter().map(|server| server.0).collect();
-        let asked = Asked::new(&servers, how)?;
+        let asked = NameServers::new(&servers, how)?;
         Ok(Resolver { asked, keys: Keys::default(), proven: Mutex::default(), asking: Default::default() })
     }
 
     /// The servers to ask.
-    pub(super) fn asked(&self) -> &Asked {
+    pub(super) fn asked(&self) -> &NameServers {
         &self.asked
     }
 
     /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.
-    pub fn remember(&self, domain: &str, selector: &str) {
+    pub fn remember_key(&self, domain: &str, selector: &str) {
         let name = key_name(domain, selector);
         let Ok(mut proven) = self.proven.lock() else { return };
         if proven.front() != Some(&name) {
@@ -102,13 +102,13 @@ impl Resolver {
 
     /// Whether a mail that is signed with a key that is remembered could be judged without a question.
     #[must_use]
-    pub fn is_ready(&self) -> bool {
+    pub fn has_cached_keys(&self) -> bool {
         self.proven.lock().is_ok_and(|proven| proven.iter().all(|name| self.keys.get(name.as_str()).is_some()))
     }
 
     /// Asks for the keys that are remembered, and are not known or have expired. What cannot be had is asked for again
     /// when a mail needs it.
-    pub async fn make_ready(&self) {
+    pub async fn prefetch_keys(&self) {
         let Ok(_asking) = self.asking.try_lock() else { return };
         let names: Vec<String> = self.proven.lock().map(|proven| proven.iter().cloned().collect()).unwrap_or_default();
         for name in names {
@@ -119,7 +119,7 @@ impl Resolver {
     /// Checks all signatures that are left in `message`; in time, or not at all.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
-            // Asked at once, so that four keys cost no more timeouts than one. What was found is checked below; what was
+            // NameServers at once, so that four keys cost no more timeouts than one. What was found is checked below; what was
             // not is asked for again there, in the way that was answered.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.key(name))).await;
@@ -182,7 +182,7 @@ fn how(options: &mut ResolverOpts) {
 ///
 /// # Errors
 /// In words, if it does not answer.
-pub async fn explore(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
+pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
     let name = &format!("{domain}.");
     let mx = resolver.asked.ask(|asker| async move { Ok(asker.0.mx_lookup(name.as_str()).await?) });
     let mx = tokio::time::timeout(WHOLE, mx)
@@ -235,7 +235,7 @@ impl ResolverCache<Box<str>, Txt> for Keys {
     }
 
     fn insert(&self, name: Box<str>, key: Txt, until: Instant) {
-        if !key::is_checked(&key) {
+        if !key_record::is_checked(&key) {
             return;
         }
         let Ok(mut keys) = self.0.lock() else { return };

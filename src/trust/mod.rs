@@ -7,29 +7,29 @@
 //! `results` decides by what the merchant's own server found: `authserv` knows that server's fields, `field` parses them.
 //! `dns` looks up keys at the name servers that `asked` knows, and `key` parses the records.
 
-mod asked;
+mod auth_results;
+mod auth_results_field;
 mod authserv;
 mod clock;
 mod dkim;
 pub mod dns;
-mod field;
 mod header;
-mod key;
+mod key_record;
 pub mod mail_servers;
-mod results;
+mod name_servers;
 
 pub use clock::Clock;
 use serde::Deserialize;
 
-use crate::contain::{contained, contained_async};
-use crate::model::{Covered, Proof, Reason, ReasonCode, Trust, Verdict};
+use crate::catch_panic::{catch_panic, catch_panic_async};
+use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust};
 use dns::Resolver;
 use header::Header;
 
 /// `[trust]`: whose mail may be believed, and on what proof.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct TrustSettings {
     /// Domains that Resmic sends from; a mail's From domain must be one of them, to the letter.
     pub from: Vec<String>,
     /// The proofs that are accepted; any one of them is enough.
@@ -40,9 +40,9 @@ pub struct Settings {
     pub signatures_removed: bool,
 }
 
-impl Default for Settings {
+impl Default for TrustSettings {
     fn default() -> Self {
-        Settings {
+        TrustSettings {
             from: vec!["resmic.com".into()],
             accept: vec![Accept::Dkim],
             authserv_ids: Vec::new(),
@@ -63,7 +63,7 @@ pub enum Accept {
     None,
 }
 
-impl Settings {
+impl TrustSettings {
     /// What a type cannot say.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Settings {
 
     /// Whether mails are believed without proof.
     #[must_use]
-    pub fn asks_no_proof(&self) -> bool {
+    pub fn accepts_unproven(&self) -> bool {
         self.accept.contains(&Accept::None)
     }
 
@@ -116,16 +116,16 @@ fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.contains('.') && text.split('.').all(label)
 }
 
-/// The addresses that are ours: a mail to somebody else is not for us, however genuine.
+/// The addresses that are recipients: a mail to somebody else is not for us, however genuine.
 #[derive(Debug, Clone, Default)]
-pub struct Ours {
+pub struct Recipients {
     addresses: Vec<String>,
 }
 
-impl Ours {
+impl Recipients {
     /// These addresses; case and `+` tags do not matter.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
-        Ours { addresses: addresses.into_iter().map(|a| without_tag(&a)).collect() }
+        Recipients { addresses: addresses.into_iter().map(|a| without_tag(&a)).collect() }
     }
 
     fn has(&self, address: &str) -> bool {
@@ -145,7 +145,7 @@ fn without_tag(address: &str) -> String {
 /// Whether a mail may be Resmic's, by its header's From fields: one of them has an allowed domain. For sifting a
 /// shared mailbox; nothing is believed by it.
 #[must_use]
-pub fn is_candidate(header: &[u8], settings: &Settings) -> bool {
+pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     // Nearly all of a shared mailbox is somebody else's: what does not so much as hold the letters is not taken apart.
     if !settings.from.iter().any(|domain| holds(header, domain)) {
         return false;
@@ -170,18 +170,24 @@ fn is_apart(header: &[u8]) -> bool {
 /// Judges a mail: may it be believed, and how much of it?
 ///
 /// `clock` has the times for a signature's own times. Bounded in time by the resolver's limits.
-pub async fn judge(
+pub async fn authenticate(
     mail: &[u8],
-    ours: &Ours,
-    settings: &Settings,
+    recipients: &Recipients,
+    settings: &TrustSettings,
     resolver: &Resolver,
     clock: impl Into<Clock>,
-) -> Verdict {
-    let judging = contained_async(judge_carefully(mail, ours, settings, resolver, clock.into()));
+) -> Authenticity {
+    let judging = catch_panic_async(authenticate_inner(mail, recipients, settings, resolver, clock.into()));
     judging.await.unwrap_or_else(|| untrusted("it could not be taken apart"))
 }
 
-async fn judge_carefully(mail: &[u8], ours: &Ours, settings: &Settings, resolver: &Resolver, clock: Clock) -> Verdict {
+async fn authenticate_inner(
+    mail: &[u8],
+    recipients: &Recipients,
+    settings: &TrustSettings,
+    resolver: &Resolver,
+    clock: Clock,
+) -> Authenticity {
     let header = Header::read(mail);
     let from = match header.from() {
         Ok(from) => from,
@@ -196,14 +202,14 @@ async fn judge_carefully(mail: &[u8], ours: &Ours, settings: &Settings, resolver
     for accept in &settings.accept {
         let verdict = match accept {
             Accept::Dkim => dkim::prove(&subject, &dkim::Check::Whole, resolver).await,
-            Accept::AuthenticationResults => results::prove(&subject, settings, resolver).await,
-            Accept::None => Verdict::Believed(unproven()),
+            Accept::AuthenticationResults => auth_results::prove(&subject, settings, resolver).await,
+            Accept::None => Authenticity::Trusted(unproven()),
         };
         match verdict {
-            Verdict::Believed(proof) => return addressed_to(ours, &header, proof),
+            Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
             // Another proof may hold; a temporary error outweighs a refusal.
-            Verdict::Undecided(reason) => refusal = Some(Verdict::Undecided(reason)),
-            Verdict::Refused(reason) => refusal = refusal.or(Some(Verdict::Refused(reason))),
+            Authenticity::TempError(reason) => refusal = Some(Authenticity::TempError(reason)),
+            Authenticity::Rejected(reason) => refusal = refusal.or(Some(Authenticity::Rejected(reason))),
         }
     }
     refusal.unwrap_or_else(|| untrusted("no proof is accepted"))
@@ -220,27 +226,27 @@ struct Subject<'a> {
 
 /// Without a proof everything is taken as it stands.
 fn unproven() -> Proof {
-    Proof { trust: Trust::None, domain: None, selector: None, covers: Covered::All, to: Vec::new() }
+    Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }
 
 /// A proven mail is for us, if the To that the proof covers says so.
-fn addressed_to(ours: &Ours, header: &Header<'_>, mut proof: Proof) -> Verdict {
-    if !proof.covers.has("to") {
+fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: Proof) -> Authenticity {
+    if !proof.signed_headers.contains("to") {
         return untrusted("the proof does not cover its To");
     }
     proof.to = header.all("to").flat_map(header::plain_addresses).collect();
-    if proof.to.iter().any(|address| ours.has(address)) {
-        return Verdict::Believed(proof);
+    if proof.to.iter().any(|address| recipients.has(address)) {
+        return Authenticity::Trusted(proof);
     }
     let named: Vec<_> = header.all("to").flat_map(header::addresses).collect();
     let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&named));
-    Verdict::Refused(Reason::new(ReasonCode::NotOurs, words))
+    Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, words))
 }
 
 /// The addresses of a mail's To, whoever put them there.
 #[must_use]
-pub fn named_in_to(mail: &[u8]) -> Vec<String> {
-    contained(|| Header::read(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
+pub fn to_addresses(mail: &[u8]) -> Vec<String> {
+    catch_panic(|| Header::read(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
 }
 
 fn listed(addresses: &[String]) -> String {
@@ -251,8 +257,8 @@ fn listed(addresses: &[String]) -> String {
     }
 }
 
-fn untrusted(words: impl AsRef<str>) -> Verdict {
-    Verdict::Refused(Reason::new(ReasonCode::Untrusted, words))
+fn untrusted(words: impl AsRef<str>) -> Authenticity {
+    Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, words))
 }
 
 /// Whether two domains belong to one organisation (RFC 7489, 3.1.1: relaxed alignment), by the public suffix list.
@@ -267,15 +273,15 @@ mod tests {
     use super::*;
     use jiff::Timestamp;
 
-    fn laboratory() -> Settings {
-        Settings { accept: vec![Accept::None], ..Settings::default() }
+    fn laboratory() -> TrustSettings {
+        TrustSettings { accept: vec![Accept::None], ..TrustSettings::default() }
     }
 
-    async fn verdict(header: &str) -> Verdict {
+    async fn verdict(header: &str) -> Authenticity {
         let mail = format!("{header}\r\n\r\nbody\r\n");
-        let ours = Ours::new(["Payments@shop.example".to_owned()]);
-        let resolver = Resolver::new(&dns::Settings::default()).unwrap();
-        judge(mail.as_bytes(), &ours, &laboratory(), &resolver, Timestamp::now()).await
+        let recipients = Recipients::new(["Payments@shop.example".to_owned()]);
+        let resolver = Resolver::new(&dns::DnsSettings::default()).unwrap();
+        authenticate(mail.as_bytes(), &recipients, &laboratory(), &resolver, Timestamp::now()).await
     }
 
     #[tokio::test]
@@ -288,7 +294,7 @@ mod tests {
             "From: no-reply@resmic.com\r\nTo: Shops: <a@b.example>,\r\n\tShop, Inc. < payments@shop.example >;",
             "From: no-reply@resmic.com\r\nTo: \"a\\\" (, <b\" <a@b.example>,payments@shop.example\r\n (the \\) shop)",
         ] {
-            assert!(matches!(verdict(header).await, Verdict::Believed(_)), "{header}");
+            assert!(matches!(verdict(header).await, Authenticity::Trusted(_)), "{header}");
         }
     }
 
@@ -318,7 +324,7 @@ mod tests {
         ] {
             let header = format!("{from}\r\nTo: payments@shop.example");
             let verdict = verdict(&header).await;
-            let Verdict::Refused(reason) = &verdict else { panic!("{from}: {verdict:?}") };
+            let Authenticity::Rejected(reason) = &verdict else { panic!("{from}: {verdict:?}") };
             assert_eq!(reason.code, ReasonCode::Untrusted, "{from}: {reason}");
         }
     }
@@ -342,7 +348,7 @@ mod tests {
             "To: (x, payments@shop.example",
         ] {
             let header = format!("From: no-reply@resmic.com\r\n{to}");
-            let Verdict::Refused(reason) = verdict(&header).await else { panic!("{to}") };
+            let Authenticity::Rejected(reason) = verdict(&header).await else { panic!("{to}") };
             assert_eq!(reason.code, ReasonCode::NotOurs, "{to}");
         }
     }
@@ -356,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_candidate_has_an_allowed_domain_in_its_from() {
-        let settings = Settings::default();
+        let settings = TrustSettings::default();
         assert!(is_candidate(b"From: Resmic <a@resmic.com>\r\n\r\n", &settings));
         assert!(is_candidate(b"From: x@y.example\r\nFrom: a@resmic.com\r\n\r\n", &settings));
         assert!(!is_candidate(b"From: \"resmic.com\" <a@resmic.com.evil.tld>\r\n\r\n", &settings));
@@ -370,21 +376,21 @@ mod tests {
 
     #[test]
     fn settings_that_prove_nothing_are_refused() {
-        let key = |settings: Settings| settings.check().unwrap_err().0;
-        assert_eq!(key(Settings { from: vec![], ..Settings::default() }), "from");
-        assert_eq!(key(Settings { from: vec!["a@b.c".into()], ..Settings::default() }), "from");
-        assert_eq!(key(Settings { accept: vec![], ..Settings::default() }), "accept");
+        let key = |settings: TrustSettings| settings.check().unwrap_err().0;
+        assert_eq!(key(TrustSettings { from: vec![], ..TrustSettings::default() }), "from");
+        assert_eq!(key(TrustSettings { from: vec!["a@b.c".into()], ..TrustSettings::default() }), "from");
+        assert_eq!(key(TrustSettings { accept: vec![], ..TrustSettings::default() }), "accept");
         assert_eq!(
-            key(Settings { accept: vec![Accept::AuthenticationResults], ..Settings::default() }),
+            key(TrustSettings { accept: vec![Accept::AuthenticationResults], ..TrustSettings::default() }),
             "authserv_ids"
         );
-        let server = |id: &str| Settings { authserv_ids: vec![id.into()], ..Settings::default() };
+        let server = |id: &str| TrustSettings { authserv_ids: vec![id.into()], ..TrustSettings::default() };
         for id in ["", "mx shop", "*", "*.com", "*.co.uk", "mx.*.example", "*mx.shop.example", "*.*.shop.example"] {
             assert_eq!(key(server(id)), "authserv_ids", "{id:?}");
         }
         for id in ["mx.shop.example", "mailin", "*.fastmail.com", "*.mx.fastmail.com", "microsoft-365"] {
             assert!(server(id).check().is_ok(), "{id}");
         }
-        assert!(Settings::default().check().is_ok());
+        assert!(TrustSettings::default().check().is_ok());
     }
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use resmic_mailhook::model::{ReasonCode, Verdict};
-use resmic_mailhook::trust::{Ours, Settings, dns, judge};
+use resmic_mailhook::model::{Authenticity, ReasonCode};
+use resmic_mailhook::trust::{Recipients, TrustSettings, authenticate, dns};
 use testkit::dkim::{How, Key, sign};
 use testkit::dns::{Came, Dropped, Firewalled};
 
@@ -25,24 +25,25 @@ impl World {
     fn new(dropped: Dropped) -> World {
         let key = Key::rsa(2048);
         let server = Firewalled::start(dropped, &key.record(""));
-        let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", server.address)).unwrap();
+        let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", server.address)).unwrap();
         World { key, server, resolver: dns::Resolver::new(&settings).unwrap() }
     }
 
     /// The verdict on a mail with a signature for each selector.
-    async fn judged(&self, selectors: &[&str]) -> Verdict {
+    async fn judged(&self, selectors: &[&str]) -> Authenticity {
         let signed = |mail: Vec<u8>, selector: &&str| sign(&mail, &self.key, &How { selector, ..How::default() });
         let mail = selectors.iter().fold(MAIL.as_bytes().to_vec(), signed);
-        let ours = Ours::new(["payments@shop.example".to_owned()]);
+        let recipients = Recipients::new(["payments@shop.example".to_owned()]);
         let began = Instant::now();
-        let verdict = judge(&mail, &ours, &Settings::default(), &self.resolver, Timestamp::now()).await;
+        let verdict =
+            authenticate(&mail, &recipients, &TrustSettings::default(), &self.resolver, Timestamp::now()).await;
         assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
         verdict
     }
 
     async fn assert_trusted(&self, selectors: &[&str]) {
         let verdict = self.judged(selectors).await;
-        assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}; the server saw {:?}", self.server.came());
+        assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}; the server saw {:?}", self.server.came());
     }
 
     fn count(&self, way: Came) -> usize {
@@ -69,7 +70,7 @@ async fn dropped_udp_is_replaced_by_tcp() {
     assert!(asked_over_udp > 0, "it is asked over UDP first");
     world.assert_trusted(&["s2"]).await;
     assert_eq!(world.count(Came::UdpWithEdns) + world.count(Came::Udp), asked_over_udp);
-    let found = dns::explore(&world.resolver, "resmic.com").await.unwrap();
+    let found = dns::check_domain(&world.resolver, "resmic.com").await.unwrap();
     assert_eq!(found[0], "DNS works; it has no mail server (MX)");
 }
 
@@ -83,7 +84,7 @@ async fn four_signatures_cost_no_more_timeouts_than_one() {
 async fn a_mail_waits_while_all_dns_is_dropped() {
     let world = World::new(Dropped::Everything);
     let verdict = world.judged(&["s1", "s2"]).await;
-    let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+    let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
     assert!(world.count(Came::Tcp) > 0, "it is asked over TCP too");
 }

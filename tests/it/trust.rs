@@ -6,8 +6,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use jiff::Timestamp;
 use mail_auth::dkim::Canonicalization;
-use resmic_mailhook::model::{Covered, ReasonCode, Trust, Verdict};
-use resmic_mailhook::trust::{Accept, Clock, Ours, Settings, dns, judge};
+use resmic_mailhook::model::{Authenticity, ReasonCode, SignedHeaders, Trust};
+use resmic_mailhook::trust::{Accept, Clock, Recipients, TrustSettings, authenticate, dns};
 use testkit::dkim::{How, Key, sign};
 use testkit::dns::Dns;
 
@@ -68,36 +68,43 @@ fn start() -> Dns {
     ])
 }
 
-async fn judged(mail: &[u8]) -> Verdict {
+async fn judged(mail: &[u8]) -> Authenticity {
     judged_at(mail, Timestamp::now(), &[address()]).await
 }
 
-async fn judged_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Verdict {
-    judged_by(mail, &Settings::default(), clock, servers).await
+async fn judged_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Authenticity {
+    judged_by(mail, &TrustSettings::default(), clock, servers).await
 }
 
-async fn judged_by(mail: &[u8], trust: &Settings, clock: impl Into<Clock>, servers: &[String]) -> Verdict {
+async fn judged_by(mail: &[u8], trust: &TrustSettings, clock: impl Into<Clock>, servers: &[String]) -> Authenticity {
     let resolver = resolver(servers);
-    judge(mail, &Ours::new(["payments@shop.example".to_owned()]), trust, &resolver, clock).await
+    authenticate(mail, &Recipients::new(["payments@shop.example".to_owned()]), trust, &resolver, clock).await
 }
 
 fn resolver(servers: &[String]) -> dns::Resolver {
     let servers: Vec<String> = servers.iter().map(|s| format!("{s:?}")).collect();
-    let settings: dns::Settings = toml::from_str(&format!("servers = [{}]", servers.join(", "))).unwrap();
+    let settings: dns::DnsSettings = toml::from_str(&format!("servers = [{}]", servers.join(", "))).unwrap();
     dns::Resolver::new(&settings).unwrap()
 }
 
 /// Believes this receiving server.
-fn believing(id: &str) -> Settings {
-    Settings { accept: vec![Accept::AuthenticationResults], authserv_ids: vec![id.into()], ..Settings::default() }
+fn believing(id: &str) -> TrustSettings {
+    TrustSettings {
+        accept: vec![Accept::AuthenticationResults],
+        authserv_ids: vec![id.into()],
+        ..TrustSettings::default()
+    }
 }
 
 /// As OpenDKIM writes it.
 const PASS: &str = "Authentication-Results: mx.shop.example;\r\n\tdkim=pass (2048-bit key; unprotected) header.d=resmic.com header.i=@resmic.com header.a=rsa-sha256;\r\n\tdkim-atps=neutral\r\n";
 
 #[track_caller]
-fn assert_untrusted(verdict: &Verdict, what: &str) {
-    assert!(matches!(verdict, Verdict::Refused(reason) if reason.code == ReasonCode::Untrusted), "{what}: {verdict:?}");
+fn assert_untrusted(verdict: &Authenticity, what: &str) {
+    assert!(
+        matches!(verdict, Authenticity::Rejected(reason) if reason.code == ReasonCode::Untrusted),
+        "{what}: {verdict:?}"
+    );
 }
 
 fn signed(how: How<'_>) -> Vec<u8> {
@@ -113,21 +120,21 @@ fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
 #[tokio::test]
 async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
     let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), KEYS.rsa.record(""))]);
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
+    let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
-    assert!(resolver.is_ready(), "there is nothing to be ready for");
-    resolver.remember("resmic.com", "s1");
-    assert!(!resolver.is_ready());
-    resolver.make_ready().await;
-    assert!(resolver.is_ready());
+    assert!(resolver.has_cached_keys(), "there is nothing to be ready for");
+    resolver.remember_key("resmic.com", "s1");
+    assert!(!resolver.has_cached_keys());
+    resolver.prefetch_keys().await;
+    assert!(resolver.has_cached_keys());
     drop(dns);
-    let ours = Ours::new(["payments@shop.example".to_owned()]);
-    let trust = Settings::default();
+    let recipients = Recipients::new(["payments@shop.example".to_owned()]);
+    let trust = TrustSettings::default();
     let (known, other) = (signed(How::default()), signed(How { selector: "strict", ..How::default() }));
-    let verdict = judge(&known, &ours, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
-    let verdict = judge(&other, &ours, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Verdict::Undecided(_)), "nobody is there to ask any more: {verdict:?}");
+    let verdict = authenticate(&known, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
+    let verdict = authenticate(&other, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Authenticity::TempError(_)), "nobody is there to ask any more: {verdict:?}");
 }
 
 #[tokio::test]
@@ -159,9 +166,9 @@ async fn good_mails_are_believed() {
     ];
     for (what, mail) in cases {
         let verdict = judged(&mail).await;
-        let Verdict::Believed(proof) = &verdict else { panic!("{what}: {verdict:?}") };
+        let Authenticity::Trusted(proof) = &verdict else { panic!("{what}: {verdict:?}") };
         assert_eq!(proof.trust, Trust::Dkim, "{what}");
-        assert!(proof.covers.has("date") && proof.covers.has("subject"), "{what}: {proof:?}");
+        assert!(proof.signed_headers.contains("date") && proof.signed_headers.contains("subject"), "{what}: {proof:?}");
         assert_eq!(proof.to, ["payments@shop.example"], "{what}");
     }
 }
@@ -173,7 +180,7 @@ async fn a_mail_in_a_file_is_as_it_was_signed() {
         let text = String::from_utf8(mail).unwrap();
         for mail in [text.replace("\r\n", "\n"), text.replacen("\r\n", "\n", 4)] {
             let verdict = judged(mail.as_bytes()).await;
-            assert!(matches!(verdict, Verdict::Believed(_)), "{mail:?}: {verdict:?}");
+            assert!(matches!(verdict, Authenticity::Trusted(_)), "{mail:?}: {verdict:?}");
         }
     }
 }
@@ -183,14 +190,14 @@ async fn lines_of_white_space_at_the_end_of_a_relaxed_body_count_for_nothing() {
     let (relaxed, simple) = (How::default(), How { canonicalization: Canonicalization::Simple, ..How::default() });
     for end in [" \r\n", "\r\n\t\r\n \r\n", " ", "\r\n \r\n\r\n"] {
         let verdict = judged(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
-        assert!(matches!(verdict, Verdict::Believed(_)), "{end:?}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Trusted(_)), "{end:?}: {verdict:?}");
         let verdict = judged(&[signed(simple.clone()).as_slice(), end.as_bytes()].concat()).await;
-        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
     }
     let empty = MAIL.split_inclusive("\r\n\r\n").next().unwrap();
     let mail = [sign(empty.as_bytes(), &KEYS.rsa, &relaxed).as_slice(), b" \r\n"].concat();
     let verdict = judged(&mail).await;
-    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
+    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -217,7 +224,7 @@ async fn no_forged_or_stretched_mail_is() {
     ];
     for (what, mail) in cases {
         let verdict = judged(&mail).await;
-        let Verdict::Refused(reason) = &verdict else { panic!("{what}: {verdict:?}") };
+        let Authenticity::Rejected(reason) = &verdict else { panic!("{what}: {verdict:?}") };
         assert_eq!(reason.code, ReasonCode::Untrusted, "{what}: {reason}");
     }
 }
@@ -234,7 +241,7 @@ async fn what_a_signature_names_without_end_is_not_counted() {
         [(named(&":a".repeat(500_000)), "more fields than a mail has"), (signatures, "more than 50 DKIM")]
     {
         let verdict = judged(&mail).await;
-        let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+        let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
         assert!(reason.message.contains(words), "{reason}");
     }
 }
@@ -243,11 +250,11 @@ async fn what_a_signature_names_without_end_is_not_counted() {
 async fn a_key_of_512_bits_proves_nothing() {
     let mail = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
     assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
-    assert!(matches!(judged(&mail).await, Verdict::Refused(_)));
+    assert!(matches!(judged(&mail).await, Authenticity::Rejected(_)));
     // The same way of signing, with a key of good length, is believed: it is the length that is refused.
     let Key::Rsa(pkcs8, public) = &KEYS.rsa else { panic!() };
     let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
-    assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Verdict::Believed(_)));
+    assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Authenticity::Trusted(_)));
 }
 
 #[tokio::test]
@@ -255,7 +262,7 @@ async fn an_expired_signature_proves_nothing_any_more() {
     let mail = signed(How { expires_in: Some(3600), ..How::default() });
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
     let verdict = judged_at(&mail, later, &[address()]).await;
-    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
     assert!(reason.message.contains("has expired"), "{reason}");
 }
 
@@ -263,9 +270,9 @@ async fn an_expired_signature_proves_nothing_any_more() {
 async fn a_header_that_was_added_under_a_signed_name_is_not_covered() {
     let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(How::default())].concat();
     let verdict = judged(&mail).await;
-    let Verdict::Believed(proof) = &verdict else { panic!("{verdict:?}") };
-    assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{proof:?}");
-    let Covered::Only(names) = &proof.covers else { panic!() };
+    let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
+    assert!(!proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"), "{proof:?}");
+    let SignedHeaders::Only(names) = &proof.signed_headers else { panic!() };
     assert!(!names.contains(&"content-type".to_owned()));
 }
 
@@ -278,13 +285,16 @@ async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
     for name in ["To ", "to\t", "T o", "To\0"] {
         let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
         let verdict = judged(&mail).await;
-        assert!(matches!(verdict, Verdict::Refused(_)), "{name:?}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Rejected(_)), "{name:?}: {verdict:?}");
     }
     for (how, name) in [(How::default(), "Sub ject"), (How { headers: &once_more, ..How::default() }, "Subject ")] {
         let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
         let verdict = judged(&mail).await;
-        let Verdict::Believed(proof) = &verdict else { panic!("{name:?}: {verdict:?}") };
-        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{name:?}: {proof:?}");
+        let Authenticity::Trusted(proof) = &verdict else { panic!("{name:?}: {verdict:?}") };
+        assert!(
+            !proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"),
+            "{name:?}: {proof:?}"
+        );
     }
 }
 
@@ -298,17 +308,20 @@ async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
         replaced(&simple, "DAI", "D\rAI"),
     ] {
         let verdict = judged(&mail).await;
-        assert!(matches!(verdict, Verdict::Refused(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
+        assert!(matches!(verdict, Authenticity::Rejected(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
     }
     let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
     let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
         let verdict = judged(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
-        let Verdict::Refused(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
+        let Authenticity::Rejected(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
         assert_eq!(reason.code, ReasonCode::Untrusted, "{inside:?}: {reason}");
         let subject = judged(&replaced(&good, "received $20", &format!("received $2{inside}0"))).await;
-        let Verdict::Believed(proof) = &subject else { panic!("{inside:?}: {subject:?}") };
-        assert!(!proof.covers.has("subject") && proof.covers.has("date"), "{inside:?}: {proof:?}");
+        let Authenticity::Trusted(proof) = &subject else { panic!("{inside:?}: {subject:?}") };
+        assert!(
+            !proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"),
+            "{inside:?}: {proof:?}"
+        );
     }
 }
 
@@ -318,7 +331,7 @@ async fn a_genuine_mail_to_somebody_else_is_not_ours() {
     let mail = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
     let verdict = judged(&delivered).await;
-    let Verdict::Refused(reason) = &verdict else { panic!("{verdict:?}") };
+    let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
     assert_eq!(reason.code, ReasonCode::NotOurs);
 }
 
@@ -329,7 +342,7 @@ async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() 
     for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
         let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
         let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
-        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
     }
 }
 
@@ -340,11 +353,11 @@ async fn a_genuine_mail_with_a_line_that_is_no_field_in_its_header_proves_nothin
     for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
         let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
         let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
-        assert!(matches!(verdict, Verdict::Refused(_)), "{end:?}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
     }
     // The signature's body begins behind it, and the reader's at the first empty line below.
     let verdict = judged(&replaced(&genuine, "\r\n\r\n", "\r\nx\r\n")).await;
-    assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
+    assert!(matches!(verdict, Authenticity::Rejected(_)), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -353,26 +366,26 @@ async fn without_an_answer_there_is_no_verdict() {
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let server = deaf.local_addr().unwrap().to_string();
     let verdict = judged_at(&signed(How::default()), Timestamp::now(), &[server]).await;
-    let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+    let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
     // nsd refuses to speak for zones that it does not have.
     let mail = MAIL.replace("resmic.com", "resmic.example");
     let mail = sign(mail.as_bytes(), &KEYS.rsa, &How { domain: "resmic.example", ..How::default() });
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
+    let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
-    let trust = Settings { from: vec!["resmic.example".into()], ..Settings::default() };
-    let ours = Ours::new(["payments@shop.example".to_owned()]);
-    let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Verdict::Undecided(_)), "{verdict:?}");
+    let trust = TrustSettings { from: vec!["resmic.example".into()], ..TrustSettings::default() };
+    let recipients = Recipients::new(["payments@shop.example".to_owned()]);
+    let verdict = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(verdict, Authenticity::TempError(_)), "{verdict:?}");
 }
 
 #[tokio::test]
 async fn dns_is_explored_for_the_operator() {
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
+    let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
-    let found = dns::explore(&resolver, "resmic.com").await.unwrap();
+    let found = dns::check_domain(&resolver, "resmic.com").await.unwrap();
     assert!(found[0].starts_with("DNS works"), "{found:?}");
-    assert!(dns::explore(&resolver, "elsewhere.example").await.is_err());
+    assert!(dns::check_domain(&resolver, "elsewhere.example").await.is_err());
 }
 
 /// A server that takes a question with EDNS for an error, and answers any other with this TXT record.
@@ -406,28 +419,30 @@ async fn a_server_that_does_not_know_edns_is_asked_without_it() {
     let server = without_edns(&KEYS.short.record("")).to_string();
     let mail = sign(MAIL.as_bytes(), &KEYS.short, &How::default());
     let verdict = judged_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
-    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
-    let settings: dns::Settings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
+    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
+    let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
-    resolver.remember("resmic.com", "s1");
-    resolver.make_ready().await;
-    assert!(resolver.is_ready());
-    dns::explore(&resolver, "resmic.com").await.unwrap();
+    resolver.remember_key("resmic.com", "s1");
+    resolver.prefetch_keys().await;
+    assert!(resolver.has_cached_keys());
+    dns::check_domain(&resolver, "resmic.com").await.unwrap();
 }
 
 #[tokio::test]
 async fn keys_for_another_use_prove_nothing() {
-    let ours = Ours::new(["payments@shop.example".to_owned()]);
+    let recipients = Recipients::new(["payments@shop.example".to_owned()]);
     for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
         let mail = [PASS.as_bytes(), &signed(How { selector, ..How::default() })].concat();
-        for trust in [Settings::default(), believing("mx.shop.example")] {
+        for trust in [TrustSettings::default(), believing("mx.shop.example")] {
             let resolver = resolver(&[address()]);
             // The second time the key is known.
             for _ in 0..2 {
-                let verdict = judge(&mail, &ours, &trust, &resolver, Timestamp::now()).await;
+                let verdict = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
                 match (&verdict, words) {
-                    (Verdict::Refused(reason), Some(words)) => assert!(reason.message.contains(words), "{reason}"),
-                    (Verdict::Believed(_), None) => {}
+                    (Authenticity::Rejected(reason), Some(words)) => {
+                        assert!(reason.message.contains(words), "{reason}")
+                    }
+                    (Authenticity::Trusted(_), None) => {}
                     _ => panic!("{selector}: {verdict:?}"),
                 }
             }
@@ -450,9 +465,9 @@ async fn expiry_is_compared_with_the_receipt() {
         (None, false),
     ] {
         let clock = Clock { now: hours(48), received };
-        for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+        for (mail, trust) in [(&mail, TrustSettings::default()), (&vouched, believing("mx.shop.example"))] {
             let verdict = judged_by(mail, &trust, clock, &[address()]).await;
-            assert_eq!(matches!(verdict, Verdict::Believed(_)), believed, "{received:?}: {verdict:?}");
+            assert_eq!(matches!(verdict, Authenticity::Trusted(_)), believed, "{received:?}: {verdict:?}");
         }
     }
 }
@@ -462,12 +477,12 @@ async fn a_signature_from_the_future_waits() {
     let now = Timestamp::now();
     let mail = signed(How { ahead: 2 * 86_400, ..How::default() });
     let vouched = [PASS.as_bytes(), &mail].concat();
-    for (mail, trust) in [(&mail, Settings::default()), (&vouched, believing("mx.shop.example"))] {
+    for (mail, trust) in [(&mail, TrustSettings::default()), (&vouched, believing("mx.shop.example"))] {
         let verdict = judged_by(mail, &trust, now, &[address()]).await;
-        let Verdict::Undecided(reason) = &verdict else { panic!("{verdict:?}") };
+        let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
         assert!(reason.message.contains("this machine's clock"), "{reason}");
         let later = now + jiff::SignedDuration::from_hours(25);
-        assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Verdict::Believed(_)));
+        assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Authenticity::Trusted(_)));
     }
     let forged = replaced(&mail, "Paymet received", "Payment received");
     assert_untrusted(&judged_at(&forged, now, &[address()]).await, "it is forged all the same");

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::super::output::say;
 use super::super::{Usage, terminal};
-use crate::secret::Source;
+use crate::secret::SecretSource;
 
 /// Maximum length of a secret on standard input.
 const LONGEST_SECRET: u64 = 64 * 1024;

@@ -212,7 +212,7 @@ impl Setup<'_> {
     async fn try_login(&self, draft: &Draft, password: &SecretString) -> anyhow::Result<()> {
         let config = Config::parse(&self.path, draft.text(self.place))?;
         let Some(account) = config.accounts.first() else { bail!("the draft has no account") };
-        let tls = if account.tls == Tls::None { None } else { Some(tls::client(account.ca_file.as_deref())?) };
+        let tls = if account.tls == Tls::None { None } else { Some(tls::client_config(account.ca_file.as_deref())?) };
         let credentials = imap::Credentials::Password(password.clone());
         for found in imap::probe(account, &imap::Login { tls, credentials }).await? {
             say(&format!("  {}", found.unwrap_or_else(|words| format!("warning: {words}"))));

@@ -160,7 +160,7 @@ fn undecided(session: &Registration, looks: PreviousLooks, now: Timestamp, words
 
 fn after_error(session: &Registration, looks: PreviousLooks, error: &ApiError, now: Timestamp) -> Finding {
     if error.concerns_all_sessions() {
-        let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, crate::http::LONGEST_ASKED);
+        let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, crate::http::MAX_RETRY_AFTER);
         return Finding::Wait { until: later(now, pause) };
     }
     undecided(session, looks, now, error.to_string())

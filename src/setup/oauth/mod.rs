@@ -13,7 +13,7 @@ use tokio_rustls::rustls::ClientConfig;
 pub use device::DeviceCode;
 pub use loopback::Loopback;
 
-use crate::http::{self, Place, Url};
+use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret;
 use crate::source::imap::OAuth2;
@@ -163,8 +163,7 @@ impl Denial {
 fn without_secrets(words: String, form: &[(&str, &str)]) -> String {
     const SECRETS: [&str; 4] = ["client_secret", "code", "code_verifier", "device_code"];
     let secrets = form.iter().filter(|(key, value)| SECRETS.contains(key) && !value.is_empty());
-    secrets
-        .fold(words, |words, (_, value)| secret::left_out(secret::left_out(words, value), &http::encode_value(value)))
+    secrets.fold(words, |words, (_, value)| secret::redact(secret::redact(words, value), &http::encode_value(value)))
 }
 
 /// What to do about an error code (RFC 6749, 4.1.2.1 and 5.2; RFC 8628, 3.5).

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::error::Result;
 use super::{lenient, usual};
-use crate::contain::contained;
+use crate::catch_panic::catch_panic;
 
 /// How much is read at once: what fits into a record of TLS.
 const BLOCK: usize = 16 * 1024;
@@ -45,7 +45,7 @@ impl Answers {
             return lenient::response(bytes);
         }
         // Of its error nothing is kept: it embeds what was parsed, mail text and all.
-        match contained(|| Response::parse(bytes)) {
+        match catch_panic(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
             _ => lenient::response(bytes),
         }

@@ -14,7 +14,7 @@ use memchr::memchr_iter;
 
 use super::error::{Error, Result};
 use super::framing;
-use crate::contain::contained;
+use crate::catch_panic::catch_panic;
 
 /// The FETCH items that may stand at the beginning of a line, behind a literal and a line break.
 const ITEMS: [&[u8]; 6] = [b"UID ", b"FLAGS ", b"INTERNALDATE ", b"RFC822", b"BODY", b"MODSEQ "];
@@ -90,7 +90,7 @@ fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
         line.push(byte);
     }
     line.extend(b"\r\n");
-    contained(|| match Response::parse(&line) {
+    catch_panic(|| match Response::parse(&line) {
         Ok(([], response)) => Some(response.into_owned()),
         _ => None,
     })?

@@ -237,7 +237,7 @@ impl Mechanism {
 /// What a refused login means. Servers have quoted what they were sent.
 fn judged(error: Error, secrets: &[&str]) -> Error {
     let secrets = secrets.iter().filter(|secret| !secret.is_empty());
-    let without = |words| secrets.fold(words, |words, secret| secret::left_out(words, secret));
+    let without = |words| secrets.fold(words, |words, secret| secret::redact(words, secret));
     match error {
         Error::Refused { words, .. } if refusal::is_about_credentials(&words) => Error::Login(without(words)),
         Error::Refused { command, words } => Error::LoginDeferred { command, words: without(words) },

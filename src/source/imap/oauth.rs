@@ -38,9 +38,9 @@ pub struct Settings {
     /// Who we are there.
     pub client_id: String,
     /// And how we prove it, if we must.
-    pub client_secret: Option<secret::Source>,
+    pub client_secret: Option<secret::SecretSource>,
     /// What we were given when a person agreed.
-    pub refresh_token: secret::Source,
+    pub refresh_token: secret::SecretSource,
     /// What the token is to be good for; by default what was agreed to.
     pub scope: Option<String>,
     /// The device authorization endpoint (RFC 8628), for `authorize`.
@@ -56,7 +56,7 @@ impl Settings {
     /// The key to look at, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: &str| Err((format!("oauth2.{key}"), words.to_owned()));
-        let is_open = |url: &Url| !url.tls && !url.is_here();
+        let is_open = |url: &Url| !url.tls && !url.is_loopback();
         if is_open(&self.token_url) {
             return wrong("token_url", "expected https://: a refresh token must not be read on the way");
         }
@@ -72,7 +72,7 @@ impl Settings {
     }
 
     /// Its secrets.
-    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut secret::Source> {
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut secret::SecretSource> {
         self.client_secret.iter_mut().chain([&mut self.refresh_token])
     }
 }

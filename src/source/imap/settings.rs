@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::oauth;
 use crate::model::same_mailbox;
 use crate::secret;
-use crate::units::{Duration, Size};
+use crate::units::{ByteSize, HumanDuration};
 
 /// One account of the configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,7 +31,7 @@ pub struct Settings {
     #[serde(default)]
     pub recipients: Vec<String>,
     /// The password.
-    pub password: Option<secret::Source>,
+    pub password: Option<secret::SecretSource>,
     /// Access tokens in place of it.
     pub oauth2: Option<oauth::Settings>,
     /// Names or special-use attributes (RFC 6154).
@@ -45,13 +45,13 @@ pub struct Settings {
     pub start: Start,
     /// How often IDLE is renewed and the mailbox swept.
     #[serde(default = "default_idle_renew")]
-    pub idle_renew: Duration,
+    pub idle_renew: HumanDuration,
     /// What is done to a notification on the server once it is stored.
     #[serde(default)]
     pub after: After,
     /// The most that is fetched of one mail.
     #[serde(default = "default_max_size")]
-    pub max_size: Size,
+    pub max_size: ByteSize,
 }
 
 impl Settings {
@@ -240,10 +240,10 @@ fn default_mailboxes() -> Vec<String> {
     vec!["INBOX".into(), "\\Junk".into()]
 }
 
-fn default_idle_renew() -> Duration {
-    Duration(std::time::Duration::from_secs(540))
+fn default_idle_renew() -> HumanDuration {
+    HumanDuration(std::time::Duration::from_secs(540))
 }
 
-fn default_max_size() -> Size {
-    Size(1 << 20)
+fn default_max_size() -> ByteSize {
+    ByteSize(1 << 20)
 }

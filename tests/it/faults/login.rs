@@ -68,7 +68,7 @@ async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
         always(&server, "STARTTLS", &[say(&format!("{answer}\r\n"))]);
         let mut account = with_password(&server, "secret", DEDICATED);
         account.settings.tls = Tls::Starttls;
-        account.login.tls = Some(resmic_mailhook::tls::client(None).unwrap());
+        account.login.tls = Some(resmic_mailhook::tls::client_config(None).unwrap());
         account.timing.login = ms(300);
         let mut watching = Watching::with(account, "INBOX".into(), Default::default());
         let words = watching.state(MailboxState::Failed).await.unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A mail below these header fields, judged by its receiving server's verdict.
-async fn vouched(id: &str, fields: &str, mail: &[u8]) -> Verdict {
+async fn vouched(id: &str, fields: &str, mail: &[u8]) -> Authenticity {
     let mail = [fields.as_bytes(), mail].concat();
     judged_by(&mail, &believing(id), Timestamp::now(), &[address()]).await
 }
@@ -18,9 +18,9 @@ async fn forged_verdicts_prove_nothing() {
         assert_untrusted(&vouched("mx.shop.example", "", &unsigned).await, by);
         assert_untrusted(&vouched("mx.shop.example", "", &made_up).await, by);
         // Without a signature, a forged verdict looks like the server's.
-        let removed = Settings { signatures_removed: true, ..believing("mx.shop.example") };
+        let removed = TrustSettings { signatures_removed: true, ..believing("mx.shop.example") };
         let verdict = judged_by(&unsigned, &removed, Timestamp::now(), &[address()]).await;
-        assert!(matches!(verdict, Verdict::Believed(_)), "{by}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Trusted(_)), "{by}: {verdict:?}");
         assert_untrusted(&judged_by(&made_up, &removed, Timestamp::now(), &[address()]).await, by);
     }
 }
@@ -30,10 +30,14 @@ async fn the_servers_word_counts_for_the_body() {
     let genuine = signed(How::default());
     for mail in [genuine.clone(), replaced(&genuine, "Token: DAI", "Token: <https://safelinks.example/?url=DAI>")] {
         let verdict = vouched("mx.shop.example", PASS, &mail).await;
-        let Verdict::Believed(proof) = &verdict else { panic!("{verdict:?}") };
+        let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
         assert_eq!(proof.trust, Trust::AuthenticationResults);
         assert_eq!((proof.domain.as_deref(), proof.selector.as_deref()), (Some("resmic.com"), Some("s1")));
-        assert!(proof.covers.has("subject") && proof.covers.has("date") && !proof.covers.has("content-type"));
+        assert!(
+            proof.signed_headers.contains("subject")
+                && proof.signed_headers.contains("date")
+                && !proof.signed_headers.contains("content-type")
+        );
     }
     let failed = PASS.replace("dkim=pass", "dkim=fail");
     assert_untrusted(&vouched("mx.shop.example", &failed, &genuine).await, "the server's word is fail");
@@ -50,8 +54,8 @@ async fn two_signatures_may_have_different_bodies() {
     let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
     let mail = [signature.as_bytes(), &simple].concat();
     let verdict = vouched("mx.shop.example", PASS, &mail).await;
-    assert!(matches!(verdict, Verdict::Believed(_)), "{verdict:?}");
-    assert!(matches!(judged(&mail).await, Verdict::Believed(_)));
+    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
+    assert!(matches!(judged(&mail).await, Authenticity::Trusted(_)));
 }
 
 #[tokio::test]
@@ -83,11 +87,11 @@ async fn the_servers_word_needs_a_verified_header() {
 
 #[tokio::test]
 async fn removed_signatures_are_believed_only_on_request() {
-    let removed = Settings { signatures_removed: true, ..believing("mx.shop.example") };
+    let removed = TrustSettings { signatures_removed: true, ..believing("mx.shop.example") };
     let judged = async |mail: &[u8]| judged_by(mail, &removed, Timestamp::now(), &[address()]).await;
     let verdict = judged(format!("{PASS}{MAIL}").as_bytes()).await;
-    let Verdict::Believed(proof) = &verdict else { panic!("{verdict:?}") };
-    assert_eq!(proof.covers, Covered::Only(vec!["from".into(), "to".into()]));
+    let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
+    assert_eq!(proof.signed_headers, SignedHeaders::Only(vec!["from".into(), "to".into()]));
     for name in ["DKIM-Signature", "dkim-signature ", "DKIM-Sig nature"] {
         for value in ["v=1; a=rsa-sha256; d=esp.example; s=s1; h=from; bh=YQ==; b=YQ==", "broken", ""] {
             assert_untrusted(&judged(format!("{PASS}{name}: {value}\r\n{MAIL}").as_bytes()).await, name);
@@ -104,7 +108,7 @@ async fn the_servers_word_waits_for_dns() {
     let servers = [deaf.local_addr().unwrap().to_string()];
     let mail = [PASS.as_bytes(), &signed(How::default())].concat();
     let verdict = judged_by(&mail, &believing("mx.shop.example"), Timestamp::now(), &servers).await;
-    assert!(matches!(&verdict, Verdict::Undecided(reason) if reason.code == ReasonCode::Dns), "{verdict:?}");
+    assert!(matches!(&verdict, Authenticity::TempError(reason) if reason.code == ReasonCode::Dns), "{verdict:?}");
 }
 
 #[tokio::test]
@@ -116,7 +120,7 @@ async fn several_fields_of_one_server_count_as_one() {
         "Received: from a.resmic.com by mx.shop.example (Postfix) with ESMTPS id 0C5B13F980\r\nX-Spam: no\r\n";
     for fields in [format!("{dmarc}{spf}{PASS}"), format!("{spf}{received}{dmarc}{received}{PASS}{received}")] {
         let verdict = vouched("mx.shop.example", &fields, &genuine).await;
-        assert!(matches!(verdict, Verdict::Believed(_)), "{fields}: {verdict:?}");
+        assert!(matches!(verdict, Authenticity::Trusted(_)), "{fields}: {verdict:?}");
     }
     let other = "Authentication-Results: mx.evil.tld; spf=pass\r\n";
     assert_untrusted(&vouched("mx.shop.example", &format!("{dmarc}{other}{PASS}"), &genuine).await, "the run ends");
@@ -138,7 +142,7 @@ async fn servers_are_known_by_pattern_and_job() {
         ("mx.shop.example", "mx.shop.example.evil.tld/0C5B13F980", false),
     ] {
         let verdict = vouched(id, &PASS.replace("mx.shop.example", server), &genuine).await;
-        assert_eq!(matches!(verdict, Verdict::Believed(_)), known, "{id} {server}: {verdict:?}");
+        assert_eq!(matches!(verdict, Authenticity::Trusted(_)), known, "{id} {server}: {verdict:?}");
     }
 }
 
@@ -157,7 +161,7 @@ async fn microsofts_field_counts_with_a_verified_header() {
     for fields in [format!("{last}{field}{first}"), format!("{field}{first}")] {
         for mail in [&genuine, &rewritten] {
             let verdict = vouched("microsoft-365", &fields, mail).await;
-            let Verdict::Believed(proof) = &verdict else { panic!("{fields}: {verdict:?}") };
+            let Authenticity::Trusted(proof) = &verdict else { panic!("{fields}: {verdict:?}") };
             assert_eq!(proof.trust, Trust::AuthenticationResults);
         }
         assert_untrusted(&vouched("microsoft-365", &fields, MAIL.as_bytes()).await, "unsigned");

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio_rustls::rustls::ClientConfig;
 
 use super::{Failure, Settings};
-use crate::http::{self, FormAnswer, Place, Url};
+use crate::http::{self, Destination, FormAnswer, Url};
 use crate::model::printable;
 use crate::secret;
 
@@ -22,7 +22,7 @@ const PASSING: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_dow
 
 /// Where tokens are to be had, and as whom.
 pub(super) struct Endpoint {
-    place: Place,
+    destination: Destination,
     url: Url,
     client_id: String,
     client_secret: Option<SecretString>,
@@ -60,8 +60,8 @@ impl Endpoint {
         let (client_id, scope) = (settings.client_id.clone(), settings.scope.clone());
         let tls = tls.filter(|_| url.tls);
         // In the clear it stays on this machine, whatever DNS says.
-        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
-        Endpoint { place, url, client_id, client_secret, scope }
+        let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
+        Endpoint { destination, url, client_id, client_secret, scope }
     }
 
     /// Asks for an access token.
@@ -73,7 +73,7 @@ impl Endpoint {
         ];
         form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
         form.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
-        let answer = http::post_form(&self.place, &self.url, &form).await;
+        let answer = http::post_form(&self.destination, &self.url, &form).await;
         let answer = answer.map_err(|words| Failure::Passing(format!("{}: {words}", self.url), None))?;
         let secrets = [Some(refresh_token), self.client_secret.as_ref()];
         judge(answer).map_err(|failure| failure.at(&self.url).without(secrets.into_iter().flatten()))
@@ -149,7 +149,7 @@ impl Failure {
     fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
             for written in [secret, &http::encode_value(secret)] {
-                *self.words() = secret::left_out(std::mem::take(self.words()), written);
+                *self.words() = secret::redact(std::mem::take(self.words()), written);
             }
         }
         self

@@ -21,7 +21,7 @@ const SYSTEM: &str = "/etc/resolv.conf";
 type Servers = (ResolverConfig, ResolverOpts);
 
 /// Who is asked, and how.
-pub(super) struct Asked {
+pub(super) struct NameServers {
     /// Nothing, where the configuration names them.
     system: Option<System>,
     /// What is set for all of them.
@@ -70,7 +70,7 @@ impl System {
     }
 }
 
-impl Asked {
+impl NameServers {
     /// These servers; none: the system's. `options` has the last word on how they are asked.
     ///
     /// # Errors
@@ -86,14 +86,14 @@ impl Asked {
         let servers = servers.iter().copied().map(name_server).collect();
         let servers = (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default());
         let current = Current { stamp: None, askers: askers(servers, options)? };
-        Ok(Asked { system: None, options, current: Mutex::new(current) })
+        Ok(NameServers { system: None, options, current: Mutex::new(current) })
     }
 
     fn of_system(system: System, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
         // First, so that what is written meanwhile is read again.
         let stamp = system.stamp();
         let current = Current { stamp, askers: askers((system.read)()?, options)? };
-        Ok(Asked { system: Some(system), options, current: Mutex::new(current) })
+        Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
     /// Asks in the way that was answered last, and then in the others. Without any answer, the first failure counts.
@@ -206,7 +206,7 @@ mod tests {
     }
 
     /// Whether this server hears a question.
-    async fn is_asked(asked: &Asked, server: &UdpSocket) -> bool {
+    async fn is_asked(asked: &NameServers, server: &UdpSocket) -> bool {
         let authenticator = asked.now();
         let lookup = tokio::spawn(async move { authenticator.txt_raw_lookup("resmic.com.").await.map(drop) });
         let server = server.try_clone().unwrap();
@@ -224,7 +224,7 @@ mod tests {
         };
         let (first, second) = (server(), server());
         fs::write(&*FILE, first.local_addr().unwrap().to_string()).unwrap();
-        let asked = Asked::of_system(System { file: FILE.clone(), read }, |_| {}).unwrap();
+        let asked = NameServers::of_system(System { file: FILE.clone(), read }, |_| {}).unwrap();
         assert!(is_asked(&asked, &first).await);
         let before = asked.now();
         fs::write(&*FILE, "").unwrap();

@@ -13,11 +13,11 @@ use hyper::header::HeaderName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::LONGEST_HEAD;
-use super::connect::Stream;
+use super::destination::HttpStream;
 
 /// The first bytes that a server sent after the request.
 #[derive(Debug, Clone, Default)]
-pub struct Head(Arc<Mutex<Received>>);
+pub struct ResponseHead(Arc<Mutex<Received>>);
 
 #[derive(Debug, Default)]
 struct Received {
@@ -51,10 +51,10 @@ impl StatusAndFields {
     }
 }
 
-impl Head {
+impl ResponseHead {
     /// Records what is read from `stream`.
-    pub fn watch(&self, stream: Box<dyn Stream>) -> Box<dyn Stream> {
-        Box::new(Watched { stream, head: self.clone() })
+    pub fn record(&self, stream: Box<dyn HttpStream>) -> Box<dyn HttpStream> {
+        Box::new(RecordingStream { stream, head: self.clone() })
     }
 
     /// The final response's status, once its whole line has been read.
@@ -117,12 +117,12 @@ fn split_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 /// A stream whose first bytes are recorded.
-struct Watched {
-    stream: Box<dyn Stream>,
-    head: Head,
+struct RecordingStream {
+    stream: Box<dyn HttpStream>,
+    head: ResponseHead,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for RecordingStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -131,7 +131,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for RecordingStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.head.note_written(&written);
@@ -202,8 +202,8 @@ mod tests {
     #[tokio::test]
     async fn a_status_before_the_request_does_not_count() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
-        let head = Head::default();
-        let mut stream = head.watch(Box::new(ours));
+        let head = ResponseHead::default();
+        let mut stream = head.record(Box::new(ours));
         theirs.write_all(b"HTTP/1.1 200 OK\r\n").await.unwrap();
         stream.read_exact(&mut [0; 17]).await.unwrap();
         assert_eq!(head.status(), None);
@@ -215,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_endless_head_is_recorded_up_to_a_limit() {
-        let head = Head::default();
+        let head = ResponseHead::default();
         head.with(|received| received.requested = true);
         for _ in 0..100 {
             head.add(&[b'x'; 4096]);

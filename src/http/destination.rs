@@ -16,7 +16,7 @@ use super::url::Url;
 
 /// Where a server listens.
 #[derive(Debug, Clone)]
-pub enum Place {
+pub enum Destination {
     /// Behind a host and a port.
     Net {
         /// What names it.
@@ -30,34 +30,34 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Place::Net { url, .. } => url.fmt(f),
-            Place::Unix(path) => path.display().fmt(f),
+            Destination::Net { url, .. } => url.fmt(f),
+            Destination::Unix(path) => path.display().fmt(f),
         }
     }
 }
 
 /// A connection, whatever it is made of.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+pub trait HttpStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> HttpStream for T {}
 
-impl Place {
+impl Destination {
     /// Whether what is posted there can be read on the way.
     #[must_use]
-    pub fn is_readable_on_the_way(&self) -> bool {
-        matches!(self, Place::Net { url, allow_remote: true, tls: None } if !url.is_here())
+    pub fn is_cleartext_remote(&self) -> bool {
+        matches!(self, Destination::Net { url, allow_remote: true, tls: None } if !url.is_loopback())
     }
 
     /// Connects, before `deadline`.
     ///
     /// # Errors
     /// In words, for the operator.
-    pub async fn connect(&self, deadline: Instant) -> Result<Box<dyn Stream>, String> {
+    pub async fn connect(&self, deadline: Instant) -> Result<Box<dyn HttpStream>, String> {
         match self {
-            Place::Unix(path) => Ok(Box::new(connect_unix(path).await?)),
-            Place::Net { url, allow_remote, tls } => {
+            Destination::Unix(path) => Ok(Box::new(connect_unix(path).await?)),
+            Destination::Net { url, allow_remote, tls } => {
                 let stream = connect_tcp(url, *allow_remote, deadline).await?;
                 match tls {
                     None => Ok(Box::new(stream)),
@@ -166,12 +166,12 @@ mod tests {
         let connect = async |host: &str, tls: Arc<ClientConfig>| {
             let url = format!("https://{host}:{port}/").parse().unwrap();
             let deadline = Instant::now() + std::time::Duration::from_secs(5);
-            Place::Net { url, allow_remote: false, tls: Some(tls) }.connect(deadline).await.map(drop)
+            Destination::Net { url, allow_remote: false, tls: Some(tls) }.connect(deadline).await.map(drop)
         };
-        connect("localhost", crate::tls::client(Some(&ca)).unwrap()).await.unwrap();
-        let unknown = connect("localhost", crate::tls::client(None).unwrap()).await.unwrap_err();
+        connect("localhost", crate::tls::client_config(Some(&ca)).unwrap()).await.unwrap();
+        let unknown = connect("localhost", crate::tls::client_config(None).unwrap()).await.unwrap_err();
         assert!(unknown.contains("TLS with \"localhost\"") && unknown.contains("certificate"), "{unknown}");
-        let misnamed = connect("127.0.0.1", crate::tls::client(Some(&ca)).unwrap()).await.unwrap_err();
+        let misnamed = connect("127.0.0.1", crate::tls::client_config(Some(&ca)).unwrap()).await.unwrap_err();
         assert!(misnamed.contains("certificate"), "{misnamed}");
     }
 }

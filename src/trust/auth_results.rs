@@ -6,12 +6,12 @@
 
 use mail_auth::dkim::Signature;
 
+use super::auth_results_field::{Field, Outcome};
 use super::dkim::{self, Check, LOOKED_AT};
 use super::dns::Resolver;
-use super::field::{Field, Outcome};
 use super::header::Header;
-use super::{Settings, Subject, authserv, is_aligned, untrusted};
-use crate::model::{Covered, Proof, Trust, Verdict, printable};
+use super::{Subject, TrustSettings, authserv, is_aligned, untrusted};
+use crate::model::{Authenticity, Proof, SignedHeaders, Trust, printable};
 
 /// A signature that the server found valid.
 pub(super) struct Passed {
@@ -24,7 +24,7 @@ pub(super) struct Passed {
 }
 
 /// Looks for a signature of the From's organisation that the server found valid, and verifies its header part.
-pub(super) async fn prove(mail: &Subject<'_>, settings: &Settings, resolver: &Resolver) -> Verdict {
+pub(super) async fn prove(mail: &Subject<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {
         Ok(passed) => passed,
@@ -34,7 +34,7 @@ pub(super) async fn prove(mail: &Subject<'_>, settings: &Settings, resolver: &Re
         return without_signature(mail.header, &passed, settings);
     }
     match dkim::prove(mail, &Check::Header(&passed), resolver).await {
-        Verdict::Believed(proof) => Verdict::Believed(Proof { trust: Trust::AuthenticationResults, ..proof }),
+        Authenticity::Trusted(proof) => Authenticity::Trusted(Proof { trust: Trust::AuthenticationResults, ..proof }),
         verdict => verdict,
     }
 }
@@ -90,7 +90,7 @@ impl Passed {
 
 /// A mail whose server removes signatures: nothing but that server's word is left, and it says nothing of the fields. From and
 /// To are taken from the mail as they stand.
-fn without_signature(header: &Header<'_>, passed: &[Passed], settings: &Settings) -> Verdict {
+fn without_signature(header: &Header<'_>, passed: &[Passed], settings: &TrustSettings) -> Authenticity {
     if !settings.signatures_removed {
         return untrusted(
             "its server found a valid DKIM signature, but the mail carries none to verify \
@@ -101,11 +101,11 @@ fn without_signature(header: &Header<'_>, passed: &[Passed], settings: &Settings
         return untrusted("it has more than one To, or an odd one");
     }
     let first = passed.first();
-    Verdict::Believed(Proof {
+    Authenticity::Trusted(Proof {
         trust: Trust::AuthenticationResults,
         domain: first.and_then(|p| p.domain.as_ref().or(p.identity.as_ref())).map(|domain| printable(domain, 253)),
         selector: first.and_then(|p| p.selector.as_ref()).map(|selector| printable(selector, 253)),
-        covers: Covered::Only(vec!["from".into(), "to".into()]),
+        signed_headers: SignedHeaders::Only(vec!["from".into(), "to".into()]),
         to: Vec::new(),
     })
 }
