@@ -163,14 +163,14 @@ impl Config {
         let base = self.text.path.parent().map(Path::to_owned).unwrap_or_default();
         for account in &mut self.accounts {
             account.ca_file = account.ca_file.take().map(|path| base.join(path));
-            account.password.iter_mut().for_each(|source| source.resolve(&base));
-            account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut).for_each(|source| source.resolve(&base));
+            account.password.iter_mut().for_each(|source| source.resolve_path(&base));
+            account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut).for_each(|source| source.resolve_path(&base));
         }
         for forward in &mut self.forwards {
-            forward.secret.resolve(&base);
+            forward.secret.resolve_path(&base);
         }
         if let Some(address) = &mut self.sessions.address {
-            address.key.resolve(&base);
+            address.key.resolve_path(&base);
         }
     }
 
@@ -200,7 +200,7 @@ impl Config {
     /// # Errors
     /// [`Error::Wrong`], with the key's place.
     pub async fn secret(&self, key: &str, source: &secret::SecretSource) -> Result<secrecy::SecretString, Error> {
-        source.read().await.map_err(|missing| self.text.wrong(key, missing.to_string()))
+        source.load().await.map_err(|missing| self.text.wrong(key, missing.to_string()))
     }
 
     /// Something that turned out wrong about a key.

@@ -8,8 +8,8 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 /// Where the packaged unit loads its credentials from: in the clear, and encrypted (systemd-creds(1)).
-const KEPT: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
-const ENCRYPTED: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
+const PLAIN_FOLDERS: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
+const ENCRYPTED_FOLDERS: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
 /// The unit loads the whole folder `/etc/resmic-mailhook` under this id. systemd then puts the id and `_` before the name
 /// of each file (systemd.exec(5), `LoadCredential=`).
 const FOLDER_ID: &str = "resmic-mailhook";
@@ -53,16 +53,16 @@ impl SecretSource {
     ///
     /// # Errors
     /// [`SecretError`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
-    pub async fn read(&self) -> Result<SecretString, SecretError> {
+    pub async fn load(&self) -> Result<SecretString, SecretError> {
         let text = match self {
-            SecretSource::Credential(name) => match credential(name)? {
-                Kept::Plain(path) => read_file(&path, &format!("credential {name:?}"))?,
-                Kept::Encrypted(path) => run(&decrypt(name, &path)).await?,
+            SecretSource::Credential(name) => match locate_credential(name)? {
+                CredentialFile::Plain(path) => read_file(&path, &format!("credential {name:?}"))?,
+                CredentialFile::Encrypted(path) => run_command(&decrypt_command(name, &path)).await?,
             },
             SecretSource::File(path) => read_file(path, "secret file")?,
             SecretSource::Env(name) => std::env::var(name)
                 .map_err(|_| SecretError(format!("environment variable {name} is not set, or not UTF-8")))?,
-            SecretSource::Command(words) => run(words).await?,
+            SecretSource::Command(words) => run_command(words).await?,
         };
         let value = text.strip_suffix('\n').unwrap_or(&text);
         let value = value.strip_suffix('\r').unwrap_or(value);
@@ -87,7 +87,7 @@ impl SecretSource {
     }
 
     /// A relative path taken from the folder `base`; a program without a slash is looked for in `$PATH`.
-    pub fn resolve(&mut self, base: &Path) {
+    pub fn resolve_path(&mut self, base: &Path) {
         match self {
             SecretSource::File(path) => *path = base.join(&*path),
             SecretSource::Command(words) => {
@@ -114,7 +114,7 @@ impl std::fmt::Display for SecretSource {
 
 /// How a credential lies there.
 #[derive(Debug, PartialEq, Eq)]
-enum Kept {
+enum CredentialFile {
     Plain(PathBuf),
     Encrypted(PathBuf),
 }
@@ -129,32 +129,32 @@ fn check_name(name: &str) -> Result<(), SecretError> {
 /// The file of a credential that is not encrypted, under a root. It may be absent.
 fn plain_file(root: &Path, name: &str) -> Result<PathBuf, SecretError> {
     check_name(name)?;
-    match kept(root, name) {
-        Some(Kept::Plain(path)) => Ok(path),
-        Some(Kept::Encrypted(path)) => Err(SecretError(format!(
+    match find_credential(root, name) {
+        Some(CredentialFile::Plain(path)) => Ok(path),
+        Some(CredentialFile::Encrypted(path)) => Err(SecretError(format!(
             "credential {name:?}: {} is encrypted, and the unit would prefer it to a new file; remove it and its drop-in first",
             path.display()
         ))),
-        None => Ok(root.join(KEPT[0].trim_start_matches('/')).join(name)),
+        None => Ok(root.join(PLAIN_FOLDERS[0].trim_start_matches('/')).join(name)),
     }
 }
 
-fn credential(name: &str) -> Result<Kept, SecretError> {
+fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
     check_name(name)?;
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-        return loaded(Path::new(&folder), name).map(Kept::Plain).ok_or_else(|| {
+        return loaded(Path::new(&folder), name).map(CredentialFile::Plain).ok_or_else(|| {
             SecretError(format!(
                 "credential {name:?}: the unit did not load it; put it into {}/{name} and restart the unit",
-                KEPT[0]
+                PLAIN_FOLDERS[0]
             ))
         });
     }
     // What an operator types as root is not started by systemd, and finds what the unit would be given.
-    kept(Path::new("/"), name).ok_or_else(|| {
+    find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
              set; outside of systemd use {{ file = \"…\" }}",
-            KEPT[0]
+            PLAIN_FOLDERS[0]
         ))
     })
 }
@@ -165,14 +165,18 @@ fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
 }
 
 /// The first there is, under a root.
-fn kept(root: &Path, name: &str) -> Option<Kept> {
+fn find_credential(root: &Path, name: &str) -> Option<CredentialFile> {
     let at =
         |folder: &str, file: String| Some(root.join(folder.trim_start_matches('/')).join(file)).filter(|p| p.exists());
-    let plain = KEPT.iter().find_map(|folder| at(folder, name.to_owned()).map(Kept::Plain));
-    plain.or_else(|| ENCRYPTED.iter().find_map(|(folder, end)| at(folder, format!("{name}{end}")).map(Kept::Encrypted)))
+    let plain = PLAIN_FOLDERS.iter().find_map(|folder| at(folder, name.to_owned()).map(CredentialFile::Plain));
+    plain.or_else(|| {
+        ENCRYPTED_FOLDERS
+            .iter()
+            .find_map(|(folder, end)| at(folder, format!("{name}{end}")).map(CredentialFile::Encrypted))
+    })
 }
 
-fn decrypt(name: &str, file: &Path) -> [String; 5] {
+fn decrypt_command(name: &str, file: &Path) -> [String; 5] {
     let words = ["systemd-creds", "decrypt", &format!("--name={name}"), &file.to_string_lossy(), "-"];
     words.map(str::to_owned)
 }
@@ -181,7 +185,7 @@ fn read_file(path: &Path, what: &str) -> Result<String, SecretError> {
     std::fs::read_to_string(path).map_err(|e| SecretError(format!("{what}: cannot read {}: {e}", path.display())))
 }
 
-async fn run(words: &[String]) -> Result<String, SecretError> {
+async fn run_command(words: &[String]) -> Result<String, SecretError> {
     let (program, arguments) = words.split_first().ok_or_else(|| SecretError("command: names no program".into()))?;
     let child = tokio::process::Command::new(program)
         .args(arguments)
@@ -210,9 +214,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         std::fs::write(&path, "two\nlines\n").unwrap();
-        assert_eq!(SecretSource::File(path).read().await.unwrap().expose_secret(), "two\nlines");
+        assert_eq!(SecretSource::File(path).load().await.unwrap().expose_secret(), "two\nlines");
         let echo = SecretSource::Command(vec!["printf".into(), "%s".into(), "x y".into()]);
-        assert_eq!(echo.read().await.unwrap().expose_secret(), "x y");
+        assert_eq!(echo.load().await.unwrap().expose_secret(), "x y");
     }
 
     #[test]
@@ -225,7 +229,7 @@ mod tests {
             (program("pass"), program("pass")),
             (SecretSource::Command(Vec::new()), SecretSource::Command(Vec::new())),
         ] {
-            source.resolve(Path::new("/srv"));
+            source.resolve_path(Path::new("/srv"));
             assert_eq!(source, resolved);
         }
     }
@@ -239,15 +243,15 @@ mod tests {
             std::fs::write(&path, "x").unwrap();
             path
         };
-        assert_eq!(kept(root.path(), "k"), None);
+        assert_eq!(find_credential(root.path(), "k"), None);
         let encrypted = put("etc/credstore.encrypted/k");
-        assert_eq!(kept(root.path(), "k"), Some(Kept::Encrypted(encrypted)));
+        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Encrypted(encrypted)));
         let beside = put("etc/resmic-mailhook/k.cred");
-        assert_eq!(kept(root.path(), "k"), Some(Kept::Encrypted(beside)));
+        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Encrypted(beside)));
         let plain = put("etc/credstore/k");
-        assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(plain)));
+        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Plain(plain)));
         let first = put("etc/resmic-mailhook/k");
-        assert_eq!(kept(root.path(), "k"), Some(Kept::Plain(first)));
+        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Plain(first)));
     }
 
     #[test]
@@ -283,11 +287,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_missing_is_named_and_nothing_else() {
-        let words = SecretSource::File("/nowhere/s".into()).read().await.unwrap_err().to_string();
+        let words = SecretSource::File("/nowhere/s".into()).load().await.unwrap_err().to_string();
         assert!(words.contains("/nowhere/s"), "{words}");
-        let words = SecretSource::Command(vec!["false".into(), "s3cret".into()]).read().await.unwrap_err().to_string();
+        let words = SecretSource::Command(vec!["false".into(), "s3cret".into()]).load().await.unwrap_err().to_string();
         assert!(words.contains("false") && !words.contains("s3cret"), "{words}");
-        let words = SecretSource::Credential("../x".into()).read().await.unwrap_err().to_string();
+        let words = SecretSource::Credential("../x".into()).load().await.unwrap_err().to_string();
         assert!(words.contains("without slashes"), "{words}");
     }
 }

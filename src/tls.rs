@@ -18,14 +18,14 @@ use tokio_rustls::rustls::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of certificates cannot be used.
-    #[error("certificates in {path}: {words}")]
+    #[error("certificates in {path}: {detail}")]
     CaFile {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        words: String,
+        detail: String,
     },
-    /// The system has no roots, and none were given.
+    /// The system has no roots, and none were configured.
     #[error("the system has no root certificates; install ca-certificates, or set ca_file")]
     NoRoots,
     /// The library refuses its own defaults.
@@ -68,40 +68,40 @@ pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
     // Single roots that do not parse are the system's affair; having none at all is ours.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let given = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
+    let configured = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
     if roots.is_empty() {
         return Err(Error::NoRoots);
     }
-    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    let standard = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier { usual, given }))
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier { standard, configured }))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let error = |words: String| Error::CaFile { path: path.to_owned(), words };
+    let error = |detail: String| Error::CaFile { path: path.to_owned(), detail };
     let certificates = CertificateDer::pem_file_iter(path).map_err(|e| error(e.to_string()))?;
-    let mut given = Vec::new();
+    let mut configured = Vec::new();
     for certificate in certificates {
         let certificate = certificate.map_err(|e| error(e.to_string()))?;
         roots.add(certificate.clone()).map_err(|e| error(e.to_string()))?;
-        given.push(certificate);
+        configured.push(certificate);
     }
-    if given.is_empty() { Err(error("no certificate in it; PEM is expected".into())) } else { Ok(given) }
+    if configured.is_empty() { Err(error("no certificate in it; PEM is expected".into())) } else { Ok(configured) }
 }
 
-/// The usual rules, and one exception: a server may show a certificate that was given itself, though it says that it is
+/// The standard rules, and one exception: a server may show a certificate that was configured itself, though it says that it is
 /// a CA's. `openssl req -x509` makes such ones, and whoever has one in a `ca_file` means just that server.
 #[derive(Debug)]
-struct Verifier {
-    usual: Arc<WebPkiServerVerifier>,
-    given: Vec<CertificateDer<'static>>,
+struct ServerVerifier {
+    standard: Arc<WebPkiServerVerifier>,
+    configured: Vec<CertificateDer<'static>>,
 }
 
-impl ServerCertVerifier for Verifier {
+impl ServerCertVerifier for ServerVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -110,9 +110,9 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match self.standard.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // Its times are looked at before that.
-            Err(error) if is_a_ca(&error) && self.given.contains(end_entity) => {
+            Err(error) if is_ca_certificate(&error) && self.configured.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -126,7 +126,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls12_signature(message, certificate, signed)
+        self.standard.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -135,16 +135,16 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.usual.verify_tls13_signature(message, certificate, signed)
+        self.standard.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
+        self.standard.supported_verify_schemes()
     }
 }
 
 /// Whether this alone is wrong with a server's certificate: that it is a CA's. rustls has no name for it.
-fn is_a_ca(error: &rustls::Error) -> bool {
+fn is_ca_certificate(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.to_string() == "CaUsedAsEndEntity")
 }
@@ -154,17 +154,17 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// What is said of a server `mail.example` that shows `shown`, where `given` is trusted, so long after now.
-    fn verdict(given: &rcgen::Certificate, shown: &rcgen::Certificate, name: &str, later: Duration) -> String {
+    /// What is said of a server `mail.example` that shows `shown`, where `configured` is trusted, so long after now.
+    fn verdict(configured: &rcgen::Certificate, shown: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
-        std::fs::write(&path, given.pem()).unwrap();
+        std::fs::write(&path, configured.pem()).unwrap();
         let mut roots = RootCertStore::empty();
-        let given = add_file(&mut roots, &path).unwrap();
-        let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
+        let configured = add_file(&mut roots, &path).unwrap();
+        let standard = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + later);
         let name = ServerName::try_from(name).unwrap();
-        match (Verifier { usual, given }).verify_server_cert(shown.der(), &[], &name, &[], now) {
+        match (ServerVerifier { standard, configured }).verify_server_cert(shown.der(), &[], &name, &[], now) {
             Ok(_) => "trusted".into(),
             Err(error) => error.to_string(),
         }

@@ -99,7 +99,7 @@ impl NodeSource {
     /// Takes a relative path from the folder `base`.
     pub fn resolve(&mut self, base: &Path) {
         let NodeSource::Secret(source) = self;
-        source.resolve(base);
+        source.resolve_path(base);
     }
 }
 
@@ -221,7 +221,7 @@ impl ChainSettings {
         let mut nodes = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
-            let url = node.source().read().await.map_err(|missing| (key(), missing.to_string()))?;
+            let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
             nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?);
         }
         Ok(nodes)

@@ -81,7 +81,7 @@ impl<'a> Setup<'a> {
             format!("cannot write into {}; run init with sudo, or name another file with --config", existing.display())
         })?;
         let place = if config::is_packaged(&path) { SecretPlace::Credential } else { SecretPlace::File };
-        Ok(Setup { arguments, dialogue: Dialogue { asks: !arguments.yes && terminal::is_loopback() }, path, place })
+        Ok(Setup { arguments, dialogue: Dialogue { asks: !arguments.yes && terminal::is_here() }, path, place })
     }
 
     async fn run(&self) -> anyhow::Result<()> {
@@ -136,10 +136,10 @@ impl<'a> Setup<'a> {
         obtain: impl Future<Output = anyhow::Result<SecretString>>,
     ) -> anyhow::Result<Obtained> {
         let source = match self.place {
-            SecretPlace::Credential => Source::Credential(name.to_owned()),
-            SecretPlace::File => Source::File(self.path.with_file_name(name)),
+            SecretPlace::Credential => SecretSource::Credential(name.to_owned()),
+            SecretPlace::File => SecretSource::File(self.path.with_file_name(name)),
         };
-        if let Ok(secret) = source.read().await {
+        if let Ok(secret) = source.load().await {
             say(&format!("{source} exists already and is used"));
             return Ok(Obtained { secret, file: None });
         }

@@ -15,7 +15,7 @@ const LONGEST_ANSWER: u64 = 16 * 1024;
 pub(super) struct InputEnded;
 
 /// Whether there is a person to ask.
-pub(super) fn is_loopback() -> bool {
+pub(super) fn is_here() -> bool {
     io::stdin().is_terminal()
 }
 

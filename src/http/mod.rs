@@ -26,37 +26,37 @@ pub use url::Url;
 use crate::model::{NO_ANSWER, printable};
 
 /// The largest head of an answer, and the most fields in it; hyper's own limit is a hundred.
-const LONGEST_HEAD: usize = 64 * 1024;
-const MOST_FIELDS: usize = 2_000;
+const MAX_HEAD_SIZE: usize = 64 * 1024;
+const MAX_HEADER_FIELDS: usize = 2_000;
 
 /// The most of a failure's words that is kept.
-const KEPT_WORDS: usize = 200;
+const MAX_ERROR_LENGTH: usize = 200;
 
 /// The longest that a `Retry-After` is believed.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 
-/// Sends a request; `hear` reads the answer, while the connection is kept going.
+/// Sends a request; `read_response` reads the answer, while the connection is kept going.
 ///
 /// # Errors
 /// In words, for the operator.
 pub async fn exchange<T>(
     stream: Box<dyn HttpStream>,
     request: Request<Full<Bytes>>,
-    hear: impl AsyncFnOnce(Response<Incoming>) -> T,
+    read_response: impl AsyncFnOnce(Response<Incoming>) -> T,
 ) -> Result<T, String> {
     let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(LONGEST_HEAD)
+        .max_buf_size(MAX_HEAD_SIZE)
         // Its status is what matters: one that was accepted and answered in an old or a careless hand must not go again. A
         // folded field is to be read (RFC 9112, 5.2).
-        .max_headers(MOST_FIELDS)
+        .max_headers(MAX_HEADER_FIELDS)
         .allow_obsolete_multiline_headers_in_responses(true)
         .ignore_invalid_headers_in_responses(true)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(|e| words(&e))?;
+        .map_err(|e| describe(&e))?;
     let call = async {
-        let response = sender.send_request(request).await.map_err(|e| words(&e))?;
-        Ok(hear(response).await)
+        let response = sender.send_request(request).await.map_err(|e| describe(&e))?;
+        Ok(read_response(response).await)
     };
     tokio::pin!(call, connection);
     // The connection is driven by this future and ends with it: a fresh one for each request.
@@ -68,14 +68,14 @@ pub async fn exchange<T>(
 }
 
 /// Hyper's words with their causes: its first line alone says "connection error".
-fn words(error: &hyper::Error) -> String {
+fn describe(error: &hyper::Error) -> String {
     let mut all = format!("{NO_ANSWER}: {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(e) = cause {
         all.push_str(&format!(": {e}"));
         cause = e.source();
     }
-    printable(&all, KEPT_WORDS)
+    printable(&all, MAX_ERROR_LENGTH)
 }
 
 /// A header field's text, if there is one.

@@ -12,15 +12,15 @@ use hyper::StatusCode;
 use hyper::header::HeaderName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::LONGEST_HEAD;
+use super::MAX_HEAD_SIZE;
 use super::destination::HttpStream;
 
 /// The first bytes that a server sent after the request.
 #[derive(Debug, Clone, Default)]
-pub struct ResponseHead(Arc<Mutex<Received>>);
+pub struct ResponseHead(Arc<Mutex<ReceivedBytes>>);
 
 #[derive(Debug, Default)]
-struct Received {
+struct ReceivedBytes {
     /// A status that came before the request answers another question.
     requested: bool,
     bytes: Vec<u8>,
@@ -63,13 +63,13 @@ impl ResponseHead {
         self.with(|received| find_final(&received.bytes))
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Received) -> T) -> T {
+    fn with<T>(&self, f: impl FnOnce(&mut ReceivedBytes) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn add(&self, bytes: &[u8]) {
         self.with(|received| {
-            let room = if received.requested { LONGEST_HEAD.saturating_sub(received.bytes.len()) } else { 0 };
+            let room = if received.requested { MAX_HEAD_SIZE.saturating_sub(received.bytes.len()) } else { 0 };
             received.bytes.extend(bytes.iter().take(room));
         });
     }
@@ -220,6 +220,6 @@ mod tests {
         for _ in 0..100 {
             head.add(&[b'x'; 4096]);
         }
-        assert_eq!(head.with(|received| received.bytes.len()), LONGEST_HEAD);
+        assert_eq!(head.with(|received| received.bytes.len()), MAX_HEAD_SIZE);
     }
 }

@@ -77,8 +77,8 @@ impl ResmicSettings {
 
     /// Resolves relative paths of the secrets against the folder `base`.
     pub fn resolve(&mut self, base: &Path) {
-        self.api_key.resolve(base);
-        self.user_id.resolve(base);
+        self.api_key.resolve_path(base);
+        self.user_id.resolve_path(base);
     }
 }
 

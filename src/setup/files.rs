@@ -18,7 +18,7 @@ impl NewFiles {
     /// # Errors
     /// The system's.
     pub fn create_folder(&mut self, folder: &Path) -> io::Result<()> {
-        let absent: Vec<_> = folder.ancestors().take_while(|path| !is_loopback(path)).collect();
+        let absent: Vec<_> = folder.ancestors().take_while(|path| !is_here(path)).collect();
         for path in absent.into_iter().rev() {
             DirBuilder::new().mode(0o755).create(path)?;
             self.folders.push(path.to_owned());
@@ -134,7 +134,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Whether a folder exists; the empty path is the current one.
-fn is_loopback(path: &Path) -> bool {
+fn is_here(path: &Path) -> bool {
     path.as_os_str().is_empty() || path.exists()
 }
 

@@ -6,15 +6,15 @@
 
 use mail_auth::dkim::Signature;
 
-use super::auth_results_field::{Field, Outcome};
-use super::dkim::{self, Check, LOOKED_AT};
+use super::auth_results_field::{AuthResultsField, MethodResult};
+use super::dkim::{self, MAX_SIGNATURES, VerifiedPart};
 use super::dns::Resolver;
 use super::header::Header;
-use super::{Subject, TrustSettings, authserv, is_aligned, untrusted};
+use super::{Candidate, TrustSettings, authserv, is_aligned, untrusted};
 use crate::model::{Authenticity, Proof, SignedHeaders, Trust, printable};
 
 /// A signature that the server found valid.
-pub(super) struct Passed {
+pub(super) struct PassedSignature {
     /// `header.d`.
     domain: Option<String>,
     /// The domain of `header.i`, which is in `d=` or below it.
@@ -24,16 +24,16 @@ pub(super) struct Passed {
 }
 
 /// Looks for a signature of the From's organisation that the server found valid, and verifies its header part.
-pub(super) async fn prove(mail: &Subject<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
+pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {
         Ok(passed) => passed,
         Err(words) => return untrusted(words),
     };
-    if !mail.header.has_like("dkim-signature") {
+    if !mail.header.has_lookalike("dkim-signature") {
         return without_signature(mail.header, &passed, settings);
     }
-    match dkim::prove(mail, &Check::Header(&passed), resolver).await {
+    match dkim::authenticate(mail, &VerifiedPart::Header(&passed), resolver).await {
         Authenticity::Trusted(proof) => Authenticity::Trusted(Proof { trust: Trust::AuthenticationResults, ..proof }),
         verdict => verdict,
     }
@@ -43,41 +43,41 @@ pub(super) async fn prove(mail: &Subject<'_>, settings: &TrustSettings, resolver
 ///
 /// # Errors
 /// In words, if there is none, or if one field has none and says something else about that organisation's.
-fn passed(fields: &[Field], from: &str) -> Result<Vec<Passed>, String> {
+fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature>, String> {
     let mut passed = Vec::new();
     for field in fields {
-        let about: Vec<_> = field.results.iter().filter(|outcome| is_about(outcome, from)).collect();
-        let valid: Vec<_> = about.iter().filter_map(|outcome| Passed::of(outcome)).collect();
+        let about: Vec<_> = field.results.iter().filter(|result| is_about(result, from)).collect();
+        let valid: Vec<_> = about.iter().filter_map(|result| PassedSignature::from_result(result)).collect();
         if valid.is_empty() && !about.is_empty() {
             passed.clear();
             break;
         }
         passed.extend(valid);
     }
-    passed.truncate(LOOKED_AT);
+    passed.truncate(MAX_SIGNATURES);
     let server = fields.first().and_then(|field| field.server.as_deref()).unwrap_or("its server");
     let none = || format!("{} found no valid DKIM signature of {from}", printable(server, 100));
     if passed.is_empty() { Err(none()) } else { Ok(passed) }
 }
 
 /// Whether this is a verdict on a signature of `from`'s organisation, or on one of no named domain.
-fn is_about(outcome: &Outcome, from: &str) -> bool {
-    let aligned = outcome.domain().map_or(outcome.result != "none", |domain| is_aligned(domain, from));
-    outcome.method == "dkim" && aligned
+fn is_about(result: &MethodResult, from: &str) -> bool {
+    let aligned = result.domain().map_or(result.value != "none", |domain| is_aligned(domain, from));
+    result.method == "dkim" && aligned
 }
 
-impl Passed {
-    fn of(outcome: &Outcome) -> Option<Passed> {
-        outcome.domain().filter(|_| outcome.result == "pass")?;
-        Some(Passed {
-            domain: outcome.property("header.d").map(str::to_ascii_lowercase),
-            identity: outcome.identity().map(str::to_ascii_lowercase),
-            selector: outcome.property("header.s").map(str::to_owned),
+impl PassedSignature {
+    fn from_result(result: &MethodResult) -> Option<PassedSignature> {
+        result.domain().filter(|_| result.value == "pass")?;
+        Some(PassedSignature {
+            domain: result.property("header.d").map(str::to_ascii_lowercase),
+            identity: result.identity().map(str::to_ascii_lowercase),
+            selector: result.property("header.s").map(str::to_owned),
         })
     }
 
     /// Whether the server may mean this signature.
-    pub(super) fn is_of(&self, signature: &Signature) -> bool {
+    pub(super) fn matches(&self, signature: &Signature) -> bool {
         let signer = signature.d.to_ascii_lowercase();
         let of_domain = match (&self.domain, &self.identity) {
             (Some(domain), _) => *domain == signer,
@@ -90,14 +90,14 @@ impl Passed {
 
 /// A mail whose server removes signatures: nothing but that server's word is left, and it says nothing of the fields. From and
 /// To are taken from the mail as they stand.
-fn without_signature(header: &Header<'_>, passed: &[Passed], settings: &TrustSettings) -> Authenticity {
+fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: &TrustSettings) -> Authenticity {
     if !settings.signatures_removed {
         return untrusted(
             "its server found a valid DKIM signature, but the mail carries none to verify \
              ([trust] signatures_removed is for servers that remove them)",
         );
     }
-    if header.count("to") > 1 || header.signable("to") != header.count("to") {
+    if header.count("to") > 1 || header.count_signable("to") != header.count("to") {
         return untrusted("it has more than one To, or an odd one");
     }
     let first = passed.first();
@@ -115,10 +115,10 @@ mod tests {
     use super::*;
 
     /// How many signatures of resmic.com the server with this header's fields found valid.
-    fn found(fields: &str) -> Result<usize, String> {
+    fn count_passed(fields: &str) -> Result<usize, String> {
         let ids = ["mx.shop.example".to_owned()];
         let header = format!("{fields}\r\nFrom: no-reply@resmic.com\r\n\r\n");
-        authserv::own_fields(&Header::read(header.as_bytes()), &ids)
+        authserv::own_fields(&Header::parse(header.as_bytes()), &ids)
             .and_then(|fields| passed(&fields, "resmic.com"))
             .map(|passed| passed.len())
     }
@@ -132,7 +132,7 @@ mod tests {
             "Authentication-Results: other.example; dkim=fail\r\nAuthentication-Results: mx.shop.example; dkim=pass header.d=resmic.com",
             "Authentication-Results: mx.shop.example; dmarc=pass header.from=resmic.com\r\nAuthentication-Results: mx.shop.example; spf=pass smtp.mailfrom=resmic.com; dkim=none\r\nAuthentication-Results: mx.shop.example; dkim=fail header.d=other.example; dkim=pass header.d=resmic.com",
         ] {
-            assert_eq!(found(field), Ok(1), "{field}");
+            assert_eq!(count_passed(field), Ok(1), "{field}");
         }
     }
 
@@ -155,7 +155,7 @@ mod tests {
             "Authentication-Results: mx.shop.example; dkim=pass",
             "X: y",
         ] {
-            assert!(found(field).is_err(), "{field}");
+            assert!(count_passed(field).is_err(), "{field}");
         }
     }
 
@@ -166,15 +166,15 @@ mod tests {
             Signature::parse(text.as_bytes()).unwrap()
         };
         let passed = |properties: &str| {
-            let field = Field::parse(&format!("mx; dkim=pass {properties}")).unwrap();
-            Passed::of(field.results.first().unwrap()).unwrap()
+            let field = AuthResultsField::parse(&format!("mx; dkim=pass {properties}")).unwrap();
+            PassedSignature::from_result(field.results.first().unwrap()).unwrap()
         };
-        assert!(passed("header.d=Resmic.com header.s=S1").is_of(&signature("resmic.com")));
-        assert!(passed("header.i=@mail.resmic.com").is_of(&signature("resmic.com")));
-        assert!(passed("header.i=a@resmic.com").is_of(&signature("resmic.com")));
-        assert!(!passed("header.i=@resmic.com").is_of(&signature("mail.resmic.com")));
-        assert!(!passed("header.i=@evilresmic.com").is_of(&signature("resmic.com")));
-        assert!(!passed("header.d=mail.resmic.com header.i=@resmic.com").is_of(&signature("resmic.com")));
-        assert!(!passed("header.d=resmic.com header.s=s2").is_of(&signature("resmic.com")));
+        assert!(passed("header.d=Resmic.com header.s=S1").matches(&signature("resmic.com")));
+        assert!(passed("header.i=@mail.resmic.com").matches(&signature("resmic.com")));
+        assert!(passed("header.i=a@resmic.com").matches(&signature("resmic.com")));
+        assert!(!passed("header.i=@resmic.com").matches(&signature("mail.resmic.com")));
+        assert!(!passed("header.i=@evilresmic.com").matches(&signature("resmic.com")));
+        assert!(!passed("header.d=mail.resmic.com header.i=@resmic.com").matches(&signature("resmic.com")));
+        assert!(!passed("header.d=resmic.com header.s=s2").matches(&signature("resmic.com")));
     }
 }

@@ -2,22 +2,22 @@
 
 /// One Authentication-Results field.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Field {
+pub(super) struct AuthResultsField {
     /// The name of the server that wrote it. Microsoft's name none.
     pub(super) server: Option<String>,
     /// Its statements, without those that cannot be parsed.
-    pub(super) results: Vec<Outcome>,
+    pub(super) results: Vec<MethodResult>,
 }
 
 /// One `method=result` with its properties.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct MethodResult {
     pub(super) method: String,
-    pub(super) result: String,
+    pub(super) value: String,
     properties: Vec<(String, String)>,
 }
 
-impl Outcome {
+impl MethodResult {
     pub(super) fn property(&self, name: &str) -> Option<&str> {
         self.properties.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
@@ -33,86 +33,88 @@ impl Outcome {
     }
 }
 
-impl Field {
+impl AuthResultsField {
     /// Parses a field's value (RFC 8601, 2.2); `None` if it does not follow the grammar.
-    pub(super) fn parse(value: &str) -> Option<Field> {
-        let tokens = tokens(value)?;
-        let statements = || tokens.split(|t| *t == Token::Mark(';'));
-        let results = |skipped: usize| statements().skip(skipped).filter_map(Outcome::parse).collect();
+    pub(super) fn parse(value: &str) -> Option<AuthResultsField> {
+        let tokens = tokenize(value)?;
+        let statements = || tokens.split(|t| *t == FieldToken::Mark(';'));
+        let results = |skipped: usize| statements().skip(skipped).filter_map(MethodResult::parse).collect();
         match statements().next()? {
-            [Token::Word(server)] => Some(Field { server: Some(server.clone()), results: results(1) }),
+            [FieldToken::Word(server)] => Some(AuthResultsField { server: Some(server.clone()), results: results(1) }),
             // A version of the field's format; only 1 is known.
-            [Token::Word(server), Token::Word(version)] if version == "1" => {
-                Some(Field { server: Some(server.clone()), results: results(1) })
+            [FieldToken::Word(server), FieldToken::Word(version)] if version == "1" => {
+                Some(AuthResultsField { server: Some(server.clone()), results: results(1) })
             }
-            first => Outcome::parse(first).map(|_| Field { server: None, results: results(0) }),
+            first => MethodResult::parse(first).map(|_| AuthResultsField { server: None, results: results(0) }),
         }
     }
 }
 
-impl Outcome {
-    fn parse(statement: &[Token]) -> Option<Outcome> {
+impl MethodResult {
+    fn parse(statement: &[FieldToken]) -> Option<MethodResult> {
         let (method, rest) = match statement {
-            [Token::Word(method), Token::Mark('='), rest @ ..] => (method, rest),
+            [FieldToken::Word(method), FieldToken::Mark('='), rest @ ..] => (method, rest),
             // A method's version; only 1 is known.
-            [Token::Word(method), Token::Mark('/'), Token::Word(version), Token::Mark('='), rest @ ..]
-                if version == "1" =>
-            {
-                (method, rest)
-            }
+            [
+                FieldToken::Word(method),
+                FieldToken::Mark('/'),
+                FieldToken::Word(version),
+                FieldToken::Mark('='),
+                rest @ ..,
+            ] if version == "1" => (method, rest),
             _ => return None,
         };
-        let (Token::Word(result), mut rest) = rest.split_first()? else { return None };
+        let (FieldToken::Word(result), mut rest) = rest.split_first()? else { return None };
         let mut properties = Vec::new();
-        while let [Token::Word(name), Token::Mark('='), Token::Word(value), after @ ..] = rest {
+        while let [FieldToken::Word(name), FieldToken::Mark('='), FieldToken::Word(value), after @ ..] = rest {
             properties.push((name.to_ascii_lowercase(), value.clone()));
             rest = after;
         }
         // The rest does not follow the grammar, so the whole statement is skipped.
-        rest.is_empty().then(|| Outcome {
+        rest.is_empty().then(|| MethodResult {
             method: method.to_ascii_lowercase(),
-            result: result.to_ascii_lowercase(),
+            value: result.to_ascii_lowercase(),
             properties,
         })
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Token {
+enum FieldToken {
     Word(String),
     Mark(char),
 }
 
 /// Words and marks, without comments; a quoted string is a word. `None` if a quote or a comment does not end.
-fn tokens(value: &str) -> Option<Vec<Token>> {
+fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
     let mut tokens = Vec::new();
     let mut chars = value.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             c if c.is_whitespace() => {}
             '(' => skip_comment(&mut chars)?,
-            '"' => tokens.push(Token::Word(quoted(&mut chars)?)),
-            ';' | '=' | '/' => tokens.push(Token::Mark(c)),
+            '"' => tokens.push(FieldToken::Word(quoted_string(&mut chars)?)),
+            ';' | '=' | '/' => tokens.push(FieldToken::Mark(c)),
             c => {
                 let mut word = String::from(c);
                 // Servers write a signature's base64 as it is, its padding too.
-                if tokens.last() == Some(&Token::Mark('=')) {
+                if tokens.last() == Some(&FieldToken::Mark('=')) {
                     while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';')) {
                         word.push(c);
                     }
-                    tokens.push(Token::Word(word));
+                    tokens.push(FieldToken::Word(word));
                     continue;
                 }
                 while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';' | '=')) {
                     // A slash ends a method's name, and is a part of anything else.
                     if c == '/' && is_method(&word) {
-                        tokens.push(Token::Word(std::mem::take(&mut word)));
-                        tokens.push(Token::Mark('/'));
+                        tokens.push(FieldToken::Word(std::mem::take(&mut word)));
+                        tokens.push(FieldToken::Mark('/'));
                         continue;
                     }
                     word.push(c);
                 }
-                tokens.extend((!word.is_empty()).then_some(Token::Word(word)));
+                tokens.extend((!word.is_empty()).then_some(FieldToken::Word(word)));
             }
         }
     }
@@ -138,7 +140,7 @@ fn skip_comment(chars: &mut impl Iterator<Item = char>) -> Option<()> {
     Some(())
 }
 
-fn quoted(chars: &mut impl Iterator<Item = char>) -> Option<String> {
+fn quoted_string(chars: &mut impl Iterator<Item = char>) -> Option<String> {
     let mut text = String::new();
     loop {
         match chars.next()? {
@@ -154,8 +156,8 @@ mod tests {
     use super::*;
 
     fn dkim(value: &str) -> Vec<(String, Option<String>)> {
-        let results = Field::parse(value).unwrap().results.into_iter().filter(|r| r.method == "dkim");
-        results.map(|r| (r.result.clone(), r.domain().map(str::to_owned))).collect()
+        let results = AuthResultsField::parse(value).unwrap().results.into_iter().filter(|r| r.method == "dkim");
+        results.map(|r| (r.value.clone(), r.domain().map(str::to_owned))).collect()
     }
 
     #[test]
@@ -172,7 +174,7 @@ mod tests {
         ] {
             assert_eq!(dkim(field), github, "{field}");
         }
-        let server = |value: &str| Field::parse(value).unwrap().server;
+        let server = |value: &str| AuthResultsField::parse(value).unwrap().server;
         assert_eq!(server("mx.shop.example/0C5B13F980; none").as_deref(), Some("mx.shop.example/0C5B13F980"));
         assert_eq!(server("spf=pass smtp.mailfrom=a.example; dkim=none"), None);
     }
@@ -182,7 +184,7 @@ mod tests {
         for field in
             ["", ";", "mx.shop.example 2; dkim=pass", "mx (", "mx; spf=\"a", "a b c; dkim=pass", "spf=; dkim=pass"]
         {
-            assert_eq!(Field::parse(field), None, "{field}");
+            assert_eq!(AuthResultsField::parse(field), None, "{field}");
         }
     }
 }

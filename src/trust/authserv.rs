@@ -3,8 +3,8 @@
 //! A server puts its fields on top, and removes incoming ones with its name (RFC 8601, 5). The sender may have written the
 //! others.
 
-use super::auth_results_field::Field;
-use super::header::{Header, shape};
+use super::auth_results_field::AuthResultsField;
+use super::header::{Header, mask_quoted};
 
 /// Stands in `authserv_ids` for a server that does not name itself.
 const MICROSOFT: &str = "microsoft-365";
@@ -27,17 +27,18 @@ pub(super) fn is_valid(id: &str) -> bool {
 ///
 /// # Errors
 /// In words, if there is no such field or one of them cannot be parsed.
-pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Field>, String> {
+pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<AuthResultsField>, String> {
     let values: Vec<_> = header.all("authentication-results").map(String::from_utf8_lossy).collect();
     if ids.iter().any(|id| id == MICROSOFT)
         && was_received_by_microsoft(header)
-        && let Some(field) = values.first().and_then(|top| Field::parse(top)).filter(|top| top.server.is_none())
+        && let Some(field) =
+            values.first().and_then(|top| AuthResultsField::parse(top)).filter(|top| top.server.is_none())
     {
         return Ok(vec![field]);
     }
     let is_own = |value: &str| server(value).is_some_and(|server| ids.iter().any(|id| matches(id, &server)));
     let run = values.iter().skip_while(|value| !is_own(value)).take_while(|value| is_own(value));
-    let fields: Option<Vec<_>> = run.map(|value| Field::parse(value)).collect();
+    let fields: Option<Vec<_>> = run.map(|value| AuthResultsField::parse(value)).collect();
     // A sender may have managed to break one field. Then the others do not count either.
     let fields = fields.ok_or("an Authentication-Results field of its server cannot be parsed")?;
     if fields.is_empty() {
@@ -49,7 +50,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Fiel
 
 /// The name of the server that wrote a field, also if the rest of it cannot be parsed.
 fn server(value: &str) -> Option<String> {
-    if let Some(field) = Field::parse(value) {
+    if let Some(field) = AuthResultsField::parse(value) {
         return field.server;
     }
     let first = value.split([';', '(']).next().and_then(|start| start.split_whitespace().next());
@@ -85,7 +86,7 @@ fn was_received_by_microsoft(header: &Header<'_>) -> bool {
 
 /// The host in a Received field that received the mail: the word behind the only `by`, outside of comments.
 fn receiver(received: &str) -> Option<String> {
-    let plain = shape(received);
+    let plain = mask_quoted(received);
     let mut words = plain.split([' ', '\t', '\r', '\n']).filter(|word| !word.is_empty());
     words.find(|word| word.eq_ignore_ascii_case("by"))?;
     let host = words.next()?.to_owned();
@@ -96,9 +97,9 @@ fn receiver(received: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn own(header: &str, ids: &[&str]) -> Result<usize, String> {
+    fn count_own_fields(header: &str, ids: &[&str]) -> Result<usize, String> {
         let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
-        own_fields(&Header::read(header.as_bytes()), &ids).map(|fields| fields.len())
+        own_fields(&Header::parse(header.as_bytes()), &ids).map(|fields| fields.len())
     }
 
     #[test]
@@ -129,14 +130,14 @@ mod tests {
             (format!("{ours}{}{ours}", field("mx.shop2.example")), 3),
             (format!("{ours}Authentication-Results: spf=none\r\n{ours}"), 1),
         ] {
-            assert_eq!(own(&header, &ids), Ok(count), "{header}");
+            assert_eq!(count_own_fields(&header, &ids), Ok(count), "{header}");
         }
-        assert!(own(&other, &ids).is_err() && own("", &ids).is_err());
+        assert!(count_own_fields(&other, &ids).is_err() && count_own_fields("", &ids).is_err());
         for broken in ["mx.shop.example; spf=\"a", "mx.shop.example 2; dkim=pass", "mx.shop.example (a"] {
             let header = format!("{ours}Authentication-Results: {broken}\r\n{ours}");
-            assert!(own(&header, &ids).unwrap_err().contains("cannot be parsed"), "{broken}");
+            assert!(count_own_fields(&header, &ids).unwrap_err().contains("cannot be parsed"), "{broken}");
             let header = format!("{ours}{other}Authentication-Results: {broken}\r\n");
-            assert_eq!(own(&header, &ids), Ok(1), "{broken}");
+            assert_eq!(count_own_fields(&header, &ids), Ok(1), "{broken}");
         }
     }
 
@@ -157,8 +158,8 @@ mod tests {
             format!("{field}{smtp}{postfix}"),
             format!("{upper}{field}{postfix}"),
         ] {
-            assert_eq!(own(&header, &[MICROSOFT]), Ok(1), "{header}");
-            assert!(own(&header, &["mx.shop.example"]).is_err(), "{header}");
+            assert_eq!(count_own_fields(&header, &[MICROSOFT]), Ok(1), "{header}");
+            assert!(count_own_fields(&header, &["mx.shop.example"]).is_err(), "{header}");
         }
         let named = "Authentication-Results: mx.evil.tld; spf=none\r\n";
         for header in [
@@ -173,7 +174,7 @@ mod tests {
             format!("{}{field}", received("mx.evil.tld (by a.prod.outlook.com) with ESMTP")),
             format!("{}{field}", received("a.prod.outlook.com by mx.evil.tld with ESMTP")),
         ] {
-            assert!(own(&header, &[MICROSOFT]).is_err(), "{header}");
+            assert!(count_own_fields(&header, &[MICROSOFT]).is_err(), "{header}");
         }
     }
 }

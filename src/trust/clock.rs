@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use mail_auth::dkim::Signature;
 
 /// How far a sender's clock may be ahead, in seconds.
-const AHEAD: i64 = 86_400;
+const CLOCK_TOLERANCE: i64 = 86_400;
 /// The longest lifetime, in seconds, that a signature without `t=` is given credit for.
-const LIFETIME: i64 = 30 * 86_400;
+const MAX_LIFETIME: i64 = 30 * 86_400;
 
 /// When a mail is judged, and when its server received it.
 #[derive(Debug, Clone, Copy)]
@@ -28,20 +28,21 @@ impl Clock {
     pub(super) fn has_expired(&self, signature: &Signature) -> bool {
         let (made, expires) = (seconds(signature.t), seconds(signature.x));
         // x= must be later than t=.
-        expires > 0 && (expires <= self.receipt(made, expires) || expires <= made)
+        expires > 0 && (expires <= self.receipt_time(made, expires) || expires <= made)
     }
 
     /// Whether a signature was made later than this machine's clock allows (`t=`).
     pub(super) fn is_behind(&self, signature: &Signature) -> bool {
-        seconds(signature.t) > self.now.as_second().saturating_add(AHEAD)
+        seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
     /// The time of receipt, in seconds; a daemon may see a mail days later.
     ///
     /// An INTERNALDATE in the future means that the two clocks disagree. One from before the signature was made is no time
     /// of receipt: a client may append a mail with any date, and some servers say 1970. `now` takes the place of both.
-    fn receipt(&self, made: i64, expires: i64) -> i64 {
-        let earliest = if made > 0 { made.saturating_sub(AHEAD) } else { expires.saturating_sub(LIFETIME) };
+    fn receipt_time(&self, made: i64, expires: i64) -> i64 {
+        let earliest =
+            if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };
         let now = self.now.as_second();
         let received = self.received.map(Timestamp::as_second);
         received.filter(|at| (earliest..=now).contains(at)).unwrap_or(now)

@@ -10,115 +10,124 @@ use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError, Error};
 
 use super::dns::Resolver;
 use super::header::{Header, has_lone_cr};
-use super::{Subject, is_aligned, untrusted};
+use super::{Candidate, is_aligned, untrusted};
 use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust, printable};
 
 /// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
-const SIGNATURES: usize = 4;
+const MAX_VERIFIED: usize = 4;
 /// The most signatures that are looked at, and the most fields that one may name: each name is held against each field.
 /// Anybody can write some that are of the right domain; careful senders name forty.
-pub(super) const LOOKED_AT: usize = 50;
-const NAMES: usize = 500;
+pub(super) const MAX_SIGNATURES: usize = 50;
+const MAX_SIGNED_NAMES: usize = 500;
 
 /// Which signatures may prove a mail, and how much of each is verified.
-pub(super) enum Check<'a> {
+pub(super) enum VerifiedPart<'a> {
     /// Any signature, all of it.
-    Whole,
+    Everything,
     /// Those that the server found valid, without the body: `b=` must match the signed fields and the stated `bh=`.
-    Header(&'a [super::auth_results::Passed]),
+    Header(&'a [super::auth_results::PassedSignature]),
 }
 
 /// Looks for a signature that proves the mail to be from its From's organisation.
-pub(super) async fn prove(mail: &Subject<'_>, check: &Check<'_>, resolver: &Resolver) -> Authenticity {
+pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, resolver: &Resolver) -> Authenticity {
     let bytes = with_crlf(mail.bytes);
     let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be taken apart") };
-    hash_without_blank_end(&mut message);
-    if message.dkim_headers.len() > LOOKED_AT {
-        return untrusted(format!("it has more than {LOOKED_AT} DKIM signatures"));
+    rehash_without_blank_end(&mut message);
+    if message.dkim_headers.len() > MAX_SIGNATURES {
+        return untrusted(format!("it has more than {MAX_SIGNATURES} DKIM signatures"));
     }
     // mail-auth leaves it out of the body that it checks, and the white space before it; who reads the mail sees it.
     if has_lone_cr(message.raw_body()) {
         return untrusted("its body has a CR without an LF, which no signature covers");
     }
-    let mut refusals = keep_fitting(&mut message, mail, check);
+    let mut rejections = drop_unusable(&mut message, mail, part);
     if message.dkim_headers.is_empty() {
-        return untrusted(match (refusals.into_iter().next(), message.errors.len()) {
+        return untrusted(match (rejections.into_iter().next(), message.errors.len()) {
             (Some(words), _) => words,
             (None, 0) => "it has no DKIM signature".into(),
             (None, _) => "its DKIM signature cannot be read, or signs a part of the body only (l=)".into(),
         });
     }
-    set_aside(&mut message, check);
+    disable_library_checks(&mut message, part);
     // Each signature's own verdict; one that holds is enough.
-    let mut undecided = None;
+    let mut temp_error = None;
     for output in resolver.verify(&message).await {
         let Some(signature) = output.signature() else { continue };
-        match judged(&output, signature, mail, resolver).await {
-            Found::Valid => return believed(signature, mail.header),
-            Found::Invalid(words) => refusals.push(words),
-            Found::Unknown(words) => undecided = Some(words),
+        match check_key_and_time(&output, signature, mail, resolver).await {
+            SignatureResult::Valid => return trusted(signature, mail.header),
+            SignatureResult::Invalid(words) => rejections.push(words),
+            SignatureResult::TempError(words) => temp_error = Some(words),
         }
     }
-    match undecided {
+    match temp_error {
         Some(words) => Authenticity::TempError(Reason::new(ReasonCode::Dns, printable(&words, 300))),
-        None => untrusted(refusals.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
+        None => untrusted(rejections.into_iter().next_back().unwrap_or_else(|| "no DKIM signature verifies".into())),
     }
 }
 
 /// Drops the signatures that prove nothing whatever their keys are. In words, why.
-fn keep_fitting(message: &mut AuthenticatedMessage<'_>, mail: &Subject<'_>, check: &Check<'_>) -> Vec<String> {
-    let mut refusals = Vec::new();
-    let mut left = SIGNATURES;
+fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, part: &VerifiedPart<'_>) -> Vec<String> {
+    let mut rejections = Vec::new();
+    let mut left = MAX_VERIFIED;
     message.dkim_headers.retain(|signed| {
-        let refusal = fits(signed, mail, check).err();
-        let tried = refusal.is_none() && left > 0;
+        let rejection = check_without_key(signed, mail, part).err();
+        let tried = rejection.is_none() && left > 0;
         left -= usize::from(tried);
-        refusals.extend(refusal);
+        rejections.extend(rejection);
         tried
     });
-    refusals
+    rejections
 }
 
 /// Disables two checks of mail-auth. It verifies `b=` over the raw field, so changes of the parsed signature do not matter.
-fn set_aside(message: &mut AuthenticatedMessage<'_>, check: &Check<'_>) {
+fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &VerifiedPart<'_>) {
     let hashes = &message.body_hashes;
     for signed in &mut message.dkim_headers {
         let signature = &mut signed.header;
-        // mail-auth compares x= with this machine's clock. `fits` has compared it with the time of receipt.
+        // mail-auth compares x= with this machine's clock. `check_without_key` has compared it with the time of receipt.
         signature.x = 0;
         let algorithm = HashAlgorithm::from(signature.a);
         let its = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
             (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
         };
         // mail-auth compares bh= with the hash of the present body.
-        if let (Check::Header(_), Some((.., hash))) = (check, hashes.iter().find(its)) {
+        if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(its)) {
             signature.bh.clone_from(hash);
         }
     }
 }
 
 /// What became of one signature.
-enum Found {
+enum SignatureResult {
     Valid,
     Invalid(String),
     /// To be checked again later.
-    Unknown(String),
+    TempError(String),
 }
 
-async fn judged(output: &DkimOutput<'_>, signature: &Signature, mail: &Subject<'_>, resolver: &Resolver) -> Found {
-    match (output.result(), temporary(output.result())) {
+async fn check_key_and_time(
+    output: &DkimOutput<'_>,
+    signature: &Signature,
+    mail: &Candidate<'_>,
+    resolver: &Resolver,
+) -> SignatureResult {
+    match (output.result(), dns_failure(output.result())) {
         (DkimResult::Pass, _) => {}
-        (_, Some(words)) => return Found::Unknown(format!("asking for {}: {words}", key_of(signature))),
-        (result, None) => return Found::Invalid(format!("{} does not verify: {}", of(signature), in_words(result))),
+        (_, Some(words)) => {
+            return SignatureResult::TempError(format!("asking for {}: {words}", describe_key(signature)));
+        }
+        (result, None) => {
+            return SignatureResult::Invalid(format!("{} does not verify: {}", describe(signature), explain(result)));
+        }
     }
-    match resolver.key_record(signature).await.map(|key| key.objection()) {
-        Err(words) => Found::Unknown(words),
-        Ok(Some(words)) => Found::Invalid(format!("{} {words}", key_of(signature))),
+    match resolver.key_record(signature).await.map(|key| key.rejection()) {
+        Err(words) => SignatureResult::TempError(words),
+        Ok(Some(words)) => SignatureResult::Invalid(format!("{} {words}", describe_key(signature))),
         // Either clock may be wrong, so nothing is decided.
         Ok(None) if mail.clock.is_behind(signature) => {
-            Found::Unknown(format!("{} was made later than this machine's clock says", of(signature)))
+            SignatureResult::TempError(format!("{} was made later than this machine's clock says", describe(signature)))
         }
-        Ok(None) => Found::Valid,
+        Ok(None) => SignatureResult::Valid,
     }
 }
 
@@ -140,7 +149,7 @@ fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Lines of white space at a body's end count for nothing where it is relaxed (RFC 6376, 3.4.4); mail-auth counts them.
-fn hash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
+fn rehash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     let body = message.raw_message.get(message.body_offset()..).unwrap_or_default();
     let end = body.iter().rposition(|byte| !b" \t\r\n".contains(byte)).map_or(0, |last| last + 1);
     let (text, blank) = body.split_at(end);
@@ -155,14 +164,18 @@ fn hash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
 }
 
 /// Checks all that needs no key. The error says in words why the signature proves nothing.
-fn fits(signed: &Parsed<'_, Signature>, mail: &Subject<'_>, check: &Check<'_>) -> Result<(), String> {
-    let (signature, header) = (&signed.header, mail.header);
-    let no = |why: &str| Err(format!("{} {why}", of(signature)));
+fn check_without_key(
+    field: &Parsed<'_, Signature>,
+    mail: &Candidate<'_>,
+    part: &VerifiedPart<'_>,
+) -> Result<(), String> {
+    let (signature, header) = (&field.header, mail.header);
+    let no = |why: &str| Err(format!("{} {why}", describe(signature)));
     if !is_aligned(&signature.d, mail.from) {
         return no(&format!("is of another organisation than its From, {}", mail.from));
     }
-    if let Check::Header(passed) = check
-        && !passed.iter().any(|passed| passed.is_of(signature))
+    if let VerifiedPart::Header(passed) = part
+        && !passed.iter().any(|passed| passed.matches(signature))
     {
         return no("is not the one that its server found valid");
     }
@@ -170,15 +183,15 @@ fn fits(signed: &Parsed<'_, Signature>, mail: &Subject<'_>, check: &Check<'_>) -
         return no("is by SHA-1, which proves nothing any more (RFC 8301)");
     }
     // mail-auth takes l=0, which signs nothing of the body, for no l= at all.
-    if has_tag(signed.value, "l") {
+    if has_tag(field.value, "l") {
         return no("signs a part of the body only (l=)");
     }
-    if signature.h.len() > NAMES {
+    if signature.h.len() > MAX_SIGNED_NAMES {
         return no("names more fields than a mail has");
     }
-    let covered = covered(&signature.h, header);
+    let signed = fully_signed_names(&signature.h, header);
     for name in ["from", "to"] {
-        if !covered.iter().any(|c| c == name) {
+        if !signed.iter().any(|signed| signed == name) {
             return no(&format!("does not sign every {name} field"));
         }
     }
@@ -204,50 +217,51 @@ fn has_tag(signature: &[u8], name: &str) -> bool {
 /// signed one, is what most programs show; so a name that is there more often than it is signed is not covered.
 ///
 /// One that names more fields than anybody would speaks for none.
-fn covered(signed: &[String], header: &Header<'_>) -> Vec<String> {
-    if signed.len() > NAMES {
+fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
+    if signed.len() > MAX_SIGNED_NAMES {
         return Vec::new();
     }
     let names: Vec<String> = signed.iter().map(|name| name.to_ascii_lowercase()).collect();
     let mut times: HashMap<&str, usize> = HashMap::new();
     names.iter().for_each(|name| *times.entry(name).or_default() += 1);
     // In their order, and each once.
-    let of_all =
-        |name: &&String| times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.signable(name)));
+    let of_all = |name: &&String| {
+        times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count_signable(name)))
+    };
     names.iter().filter(of_all).cloned().collect()
 }
 
-fn believed(signature: &Signature, header: &Header<'_>) -> Authenticity {
+fn trusted(signature: &Signature, header: &Header<'_>) -> Authenticity {
     Authenticity::Trusted(Proof {
         trust: Trust::Dkim,
         domain: Some(printable(&signature.d, 253)),
         selector: Some(printable(&signature.s, 253)),
-        signed_headers: SignedHeaders::Only(covered(&signature.h, header)),
+        signed_headers: SignedHeaders::Only(fully_signed_names(&signature.h, header)),
         to: Vec::new(),
     })
 }
 
-fn of(signature: &Signature) -> String {
+fn describe(signature: &Signature) -> String {
     format!("the DKIM signature of {} (selector {})", printable(&signature.d, 100), printable(&signature.s, 100))
 }
 
-fn key_of(signature: &Signature) -> String {
+fn describe_key(signature: &Signature) -> String {
     format!("the key {}._domainkey.{}", printable(&signature.s, 100), printable(&signature.d, 100))
 }
 
 /// In words, what kept DNS from answering; `None` if it did answer.
-fn temporary(result: &DkimResult) -> Option<String> {
+fn dns_failure(result: &DkimResult) -> Option<String> {
     match result {
         DkimResult::TempError(error) => Some(error.to_string()),
         // "Not found" has to be said by the domain's own servers; a server that failed or refuses says nothing.
-        DkimResult::PermError(Error::Dns(DnsError::RecordNotFound(code))) if !super::dns::is_an_answer(*code) => {
+        DkimResult::PermError(Error::Dns(DnsError::RecordNotFound(code))) if !super::dns::is_answer(*code) => {
             Some(format!("the server answered {code}"))
         }
         _ => None,
     }
 }
 
-fn in_words(result: &DkimResult) -> String {
+fn explain(result: &DkimResult) -> String {
     use mail_auth::dkim::DkimError;
     match result {
         DkimResult::Neutral(Error::Dkim(DkimError::FailedBodyHashMatch)) => "the body was changed".into(),
@@ -265,10 +279,10 @@ mod tests {
 
     #[test]
     fn a_name_is_covered_if_all_fields_of_it_are_signed() {
-        let header = Header::read(b"From: a\r\nTo: b\r\nX: 1\r\nX: 2\r\nY: 1\r\nY: 2\r\n\r\n");
+        let header = Header::parse(b"From: a\r\nTo: b\r\nX: 1\r\nX: 2\r\nY: 1\r\nY: 2\r\n\r\n");
         let signed = |names: &str| names.split(':').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(covered(&signed("TO:from:x:y:Y:to:z"), &header), ["to", "from", "y"]);
-        let many = format!("from:to{}", ":x".repeat(NAMES));
-        assert_eq!(covered(&signed(&many), &header), Vec::<String>::new());
+        assert_eq!(fully_signed_names(&signed("TO:from:x:y:Y:to:z"), &header), ["to", "from", "y"]);
+        let many = format!("from:to{}", ":x".repeat(MAX_SIGNED_NAMES));
+        assert_eq!(fully_signed_names(&signed(&many), &header), Vec::<String>::new());
     }
 }

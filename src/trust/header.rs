@@ -7,14 +7,14 @@ use mail_parser::{Address, MessageParser};
 
 /// A mail's header fields, in their order.
 pub(super) struct Header<'a> {
-    fields: Vec<Field<'a>>,
+    fields: Vec<HeaderField<'a>>,
     /// There are more than are looked at.
-    goes_on: bool,
+    is_truncated: bool,
     /// A line of it is no field's and not the empty one: some programs see its end there, or behind it.
-    torn: bool,
+    is_malformed: bool,
 }
 
-struct Field<'a> {
+struct HeaderField<'a> {
     /// As it stands before the colon.
     name: &'a [u8],
     /// What stands behind it, folds and all.
@@ -22,15 +22,15 @@ struct Field<'a> {
 }
 
 /// The most fields that are looked at.
-const FIELDS: usize = 2_000;
+const MAX_FIELDS: usize = 2_000;
 
 impl<'a> Header<'a> {
     /// Reads up to the first empty line (RFC 5322, 2.1), and not to one that only looks empty: who checks the signature reads
     /// on there, as far as the To that is signed.
-    pub(super) fn read(mail: &'a [u8]) -> Self {
-        let mut fields: Vec<Field<'a>> = Vec::new();
+    pub(super) fn parse(mail: &'a [u8]) -> Self {
+        let mut fields: Vec<HeaderField<'a>> = Vec::new();
         let mut rest = mail;
-        let (mut goes_on, mut torn) = (false, false);
+        let (mut is_truncated, mut is_malformed) = (false, false);
         while !rest.is_empty() {
             let end = rest.iter().position(|b| *b == b'\n').map_or(rest.len(), |n| n + 1);
             let (line, after) = rest.split_at(end);
@@ -41,20 +41,20 @@ impl<'a> Header<'a> {
             if line.starts_with(b" ") || line.starts_with(b"\t") {
                 match fields.last_mut() {
                     Some(field) => field.value = between(mail, field.value, line),
-                    None => torn = true,
+                    None => is_malformed = true,
                 }
                 continue;
             }
-            if fields.len() == FIELDS {
-                goes_on = true;
+            if fields.len() == MAX_FIELDS {
+                is_truncated = true;
                 break;
             }
             let colon = line.iter().position(|b| *b == b':');
             let (name, value) = line.split_at(colon.unwrap_or(line.len()));
-            torn |= colon.is_none() || name.trim_ascii().is_empty();
-            fields.push(Field { name, value: value.strip_prefix(b":").unwrap_or_default() });
+            is_malformed |= colon.is_none() || name.trim_ascii().is_empty();
+            fields.push(HeaderField { name, value: value.strip_prefix(b":").unwrap_or_default() });
         }
-        Header { fields, goes_on, torn }
+        Header { fields, is_truncated, is_malformed }
     }
 
     /// How many fields have this name (in lower case).
@@ -64,15 +64,16 @@ impl<'a> Header<'a> {
 
     /// How many fields have this name (in lower case) for who checks a signature. None, if there is one that readers see
     /// otherwise: `To :` is found by no name that is signed, and what is written with a lone CR is signed without it.
-    pub(super) fn signable(&self, name: &str) -> usize {
-        let like = self.fields.iter().filter(|f| f.is_like(name));
-        let is_as_signed = |f: &Field<'_>| f.name.eq_ignore_ascii_case(name.as_bytes()) && !is_stuffed(f.value);
+    pub(super) fn count_signable(&self, name: &str) -> usize {
+        let like = self.fields.iter().filter(|f| f.looks_like(name));
+        let is_as_signed =
+            |f: &HeaderField<'_>| f.name.eq_ignore_ascii_case(name.as_bytes()) && !hides_characters(f.value);
         if like.clone().all(is_as_signed) { like.count() } else { 0 }
     }
 
     /// Whether there is a field that some program takes for one of this name (in lower case).
-    pub(super) fn has_like(&self, name: &str) -> bool {
-        self.fields.iter().any(|f| f.is_like(name))
+    pub(super) fn has_lookalike(&self, name: &str) -> bool {
+        self.fields.iter().any(|f| f.looks_like(name))
     }
 
     /// The values of the fields with this name that stand above the first field named `mark`.
@@ -92,14 +93,14 @@ impl<'a> Header<'a> {
     pub(super) fn from(&self) -> Result<String, String> {
         // DKIM signs from the bottom: below the last that is looked at there may be the To that is signed, and above
         // it one that a forger wrote.
-        if self.goes_on {
-            return Err(format!("its header has more than {FIELDS} fields"));
+        if self.is_truncated {
+            return Err(format!("its header has more than {MAX_FIELDS} fields"));
         }
-        if self.torn {
+        if self.is_malformed {
             return Err("it cannot be told where its header ends".into());
         }
         // Also what some parser might take for a From.
-        let like_from = self.fields.iter().filter(|f| f.is_like("from")).count();
+        let like_from = self.fields.iter().filter(|f| f.looks_like("from")).count();
         match (self.count("from"), like_from) {
             (0, _) => return Err("it has no From".into()),
             (1, 1) => {}
@@ -107,24 +108,24 @@ impl<'a> Header<'a> {
         }
         let value = self.all("from").next().unwrap_or_default();
         let text = String::from_utf8_lossy(value);
-        if at_signs(&text) != 1 || text.chars().filter(|c| *c == '<').count() > 1 {
+        if count_at_signs(&text) != 1 || text.chars().filter(|c| *c == '<').count() > 1 {
             return Err("its From does not name one plain address".into());
         }
         match addresses_or_group(value) {
-            Some((only, false)) if only.len() == 1 => only.into_iter().next().filter(|a| is_plain(a)),
+            Some((only, false)) if only.len() == 1 => only.into_iter().next().filter(|a| is_unambiguous(a)),
             _ => None,
         }
         .ok_or_else(|| "its From does not name one plain address".to_owned())
     }
 }
 
-impl Field<'_> {
+impl HeaderField<'_> {
     fn is(&self, name: &str) -> bool {
         self.name.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())
     }
 
     /// With white space and what cannot be seen left out.
-    fn is_like(&self, name: &str) -> bool {
+    fn looks_like(&self, name: &str) -> bool {
         let seen = self.name.iter().filter(|byte| byte.is_ascii_graphic()).map(u8::to_ascii_lowercase);
         seen.eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
     }
@@ -132,7 +133,7 @@ impl Field<'_> {
 
 /// Whether there is what mail-auth leaves out of a signed field, with the white space before it, and a reader takes for white
 /// space or a line's end: a form feed, a CR that no LF follows.
-fn is_stuffed(value: &[u8]) -> bool {
+fn hides_characters(value: &[u8]) -> bool {
     value.contains(&b'\x0c') || has_lone_cr(value)
 }
 
@@ -148,7 +149,7 @@ fn between<'a>(whole: &'a [u8], first: &'a [u8], last: &'a [u8]) -> &'a [u8] {
 }
 
 /// How many `@` stand outside of quoted strings and comments.
-fn at_signs(text: &str) -> usize {
+fn count_at_signs(text: &str) -> usize {
     let (mut count, mut quoted, mut depth, mut escaped) = (0, false, 0_usize, false);
     for c in text.chars() {
         match c {
@@ -172,7 +173,7 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
 /// The plain addresses in a field's value, to the letter of RFC 5322 and no further: a mail is for us by them. What parsers
 /// make of `<"x>, payments@shop.example, <y"@evil.tld>`, which is one address at evil.tld, is not what its sender has signed.
 pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
-    let text = shape(&String::from_utf8_lossy(value));
+    let text = mask_quoted(&String::from_utf8_lossy(value));
     let listed = text.split([',', ';']).filter_map(|one| {
         // What stands before a colon is a group's name.
         let one = one.rsplit(':').next().unwrap_or_default().trim();
@@ -191,8 +192,8 @@ pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
 }
 
 /// A field's value with a `"` for each quoted string, a `[` for each literal, and a space for each comment.
-pub(super) fn shape(text: &str) -> String {
-    let (mut shape, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
+pub(super) fn mask_quoted(text: &str) -> String {
+    let (mut mask_quoted, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
     for c in text.chars() {
         match c {
             _ if escaped => escaped = false,
@@ -201,17 +202,17 @@ pub(super) fn shape(text: &str) -> String {
             '(' => depth += 1,
             ')' if depth > 0 => {
                 depth -= 1;
-                shape.push(' ');
+                mask_quoted.push(' ');
             }
             _ if depth > 0 => {}
             '"' | '[' => {
                 end = Some(if c == '[' { ']' } else { c });
-                shape.push(c);
+                mask_quoted.push(c);
             }
-            c => shape.push(c),
+            c => mask_quoted.push(c),
         }
     }
-    shape
+    mask_quoted
 }
 
 /// The addresses, and whether they are in a group (RFC 5322, 3.4).
@@ -223,7 +224,7 @@ fn addresses_or_group(value: &[u8]) -> Option<(Vec<String>, bool)> {
 }
 
 /// Nothing in it that could be read in two ways.
-fn is_plain(address: &str) -> bool {
+fn is_unambiguous(address: &str) -> bool {
     let Some((local, domain)) = address.rsplit_once('@') else { return false };
     let fits = |c: char| c.is_ascii_graphic() && !"\"(),:;<>@[\\]".contains(c);
     !local.is_empty() && local.chars().all(fits) && !local.contains("=?") && super::is_domain(domain)
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn fields_are_unfolded_and_counted_as_they_stand() {
-        let header = Header::read(b"A: 1\r\n 2\r\nB:3\r\na : 4\r\n\r\nA: 5\r\n");
+        let header = Header::parse(b"A: 1\r\n 2\r\nB:3\r\na : 4\r\n\r\nA: 5\r\n");
         assert_eq!(header.count("a"), 2);
         let values: Vec<_> = header.all("a").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
         assert_eq!(values, [" 1\r\n 2\r\n", " 4\r\n"]);
@@ -249,11 +250,11 @@ mod tests {
     #[test]
     fn a_line_of_white_space_ends_no_header() {
         // Exim puts SpamAssassin's report into the header so.
-        let header = Header::read(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
+        let header = Header::parse(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
         assert_eq!(header.from().unwrap(), "a@resmic.com");
         let two = |line: &str| {
             let mail = format!("From: a@resmic.com\r\n{line}From: a@resmic.com\n\n");
-            Header::read(mail.as_bytes()).from().unwrap_err()
+            Header::parse(mail.as_bytes()).from().unwrap_err()
         };
         for line in [" \r\n", "\t\n", " \x0b\r\n"] {
             assert_eq!(two(line), "it has more than one From", "{line:?}");
@@ -274,7 +275,7 @@ mod tests {
         for (first, second) in lines.iter().flat_map(|first| lines.iter().map(move |second| (first, second))) {
             for top in ["", "To: payments@shop.example\r\n"] {
                 let mail = format!("{top}{first}{second}From: a@resmic.com\r\nDate: 1\r\n\r\nX: 1\r\n\r\nX: 2\r\n");
-                let header = Header::read(mail.as_bytes());
+                let header = Header::parse(mail.as_bytes());
                 if header.from().is_err() {
                     continue;
                 }
@@ -293,9 +294,12 @@ mod tests {
         let top = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\n";
         let signed = "From: no-reply@resmic.com\r\nTo: other@shop.example\r\n\r\n";
         let mail = |fields: usize| format!("{top}{}{signed}", "X: 1\r\n".repeat(fields));
-        assert_eq!(Header::read(mail(1).as_bytes()).from().unwrap_err(), "it has more than one From");
-        assert_eq!(Header::read(mail(FIELDS).as_bytes()).from().unwrap_err(), "its header has more than 2000 fields");
-        let plain = format!("{top}{}\r\n", "X: 1\r\n 2\r\n".repeat(FIELDS - 2));
-        assert_eq!(Header::read(plain.as_bytes()).from().unwrap(), "no-reply@resmic.com");
+        assert_eq!(Header::parse(mail(1).as_bytes()).from().unwrap_err(), "it has more than one From");
+        assert_eq!(
+            Header::parse(mail(MAX_FIELDS).as_bytes()).from().unwrap_err(),
+            "its header has more than 2000 fields"
+        );
+        let plain = format!("{top}{}\r\n", "X: 1\r\n 2\r\n".repeat(MAX_FIELDS - 2));
+        assert_eq!(Header::parse(plain.as_bytes()).from().unwrap(), "no-reply@resmic.com");
     }
 }

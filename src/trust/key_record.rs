@@ -12,7 +12,7 @@ const TESTING: u64 = 0x10;
 
 /// Our own bits in the same flags. mail-auth's cannot tell a list without `email` or `sha256` from no list at all.
 const CHECKED: u64 = 1 << 63;
-const NOT_FOR_MAIL: u64 = 1 << 62;
+const NOT_FOR_EMAIL: u64 = 1 << 62;
 const NOT_FOR_SHA256: u64 = 1 << 61;
 
 /// A key whose `s=` and `h=` were looked at.
@@ -20,10 +20,10 @@ pub(super) struct KeyRecord(Arc<DomainKey>);
 
 impl KeyRecord {
     /// Why its signatures prove nothing, in words.
-    pub(super) fn objection(&self) -> Option<&'static str> {
+    pub(super) fn rejection(&self) -> Option<&'static str> {
         [
             (TESTING, "is in test mode (t=y)"),
-            (NOT_FOR_MAIL, "is for another use than mail (s=)"),
+            (NOT_FOR_EMAIL, "is for another use than mail (s=)"),
             (NOT_FOR_SHA256, "is not for SHA-256 (h=)"),
         ]
         .into_iter()
@@ -42,7 +42,7 @@ impl TxtRecordParser for KeyRecord {
         key.f |= CHECKED;
         let text = String::from_utf8_lossy(record);
         if !allows(&text, "s", &["*", "email"]) {
-            key.f |= NOT_FOR_MAIL;
+            key.f |= NOT_FOR_EMAIL;
         }
         if !allows(&text, "h", &["sha256"]) {
             key.f |= NOT_FOR_SHA256;

@@ -3,7 +3,7 @@
 use mail_auth::DnsError;
 use mail_auth::hickory_resolver::proto::rr::{RData, RecordType};
 
-use super::dns::{Resolver, WHOLE, is_an_answer};
+use super::dns::{LOOKUP_LIMIT, Resolver, is_answer};
 use crate::model::printable;
 
 /// The hosts that receive the domain's mails, the preferred one first; empty if there is no MX record.
@@ -66,11 +66,11 @@ fn host(name: &str) -> String {
 
 async fn records(resolver: &Resolver, name: &str, kind: RecordType) -> Result<Vec<RData>, String> {
     let name = &format!("{}.", name.trim_end_matches('.'));
-    let lookup = resolver.asked().ask(|asker| async move { Ok(asker.0.lookup(name.as_str(), kind).await?) });
+    let lookup = resolver.name_servers().query(|dns| async move { Ok(dns.0.lookup(name.as_str(), kind).await?) });
     let silent = |_| format!("{kind} {}: no answer from DNS in time", printable(name, 100));
-    match tokio::time::timeout(WHOLE, lookup).await.map_err(silent)? {
+    match tokio::time::timeout(LOOKUP_LIMIT, lookup).await.map_err(silent)? {
         Ok(found) => Ok(found.answers().iter().map(|record| record.data.clone()).collect()),
-        Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_an_answer(code) => Ok(Vec::new()),
+        Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_answer(code) => Ok(Vec::new()),
         Err(error) => Err(format!("{kind} {}: {}", printable(name, 100), printable(&error.to_string(), 200))),
     }
 }

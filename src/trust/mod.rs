@@ -1,6 +1,6 @@
 //! Is this Resmic's? From, proof, addressed to us.
 //!
-//! A verdict is data, not an error: it is a function of the mail's untouched bytes, of DNS answers and of the rules.
+//! A result is data, not an error: it is a function of the mail's untouched bytes, of DNS answers and of the rules.
 //! Nothing here reads what the mail *says*; that is `extract`'s.
 //!
 //! `header` knows the raw header and who a mail is from and to. `dkim` verifies signatures, `clock` compares their times.
@@ -59,7 +59,7 @@ pub enum Accept {
     Dkim,
     /// The merchant's receiving server checked one (RFC 8601).
     AuthenticationResults,
-    /// None is asked for: a laboratory.
+    /// None is asked for: a without_proof.
     None,
 }
 
@@ -125,16 +125,16 @@ pub struct Recipients {
 impl Recipients {
     /// These addresses; case and `+` tags do not matter.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
-        Recipients { addresses: addresses.into_iter().map(|a| without_tag(&a)).collect() }
+        Recipients { addresses: addresses.into_iter().map(|a| normalize_address(&a)).collect() }
     }
 
-    fn has(&self, address: &str) -> bool {
-        self.addresses.contains(&without_tag(address))
+    fn contain(&self, address: &str) -> bool {
+        self.addresses.contains(&normalize_address(address))
     }
 }
 
 /// An address for comparing: lower case, and without what stands behind a `+`.
-fn without_tag(address: &str) -> String {
+fn normalize_address(address: &str) -> String {
     let low = address.to_lowercase();
     match low.rsplit_once('@') {
         Some((local, domain)) => format!("{}@{domain}", local.split('+').next().unwrap_or_default()),
@@ -147,21 +147,22 @@ fn without_tag(address: &str) -> String {
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     // Nearly all of a shared mailbox is somebody else's: what does not so much as hold the letters is not taken apart.
-    if !settings.from.iter().any(|domain| holds(header, domain)) {
+    if !settings.from.iter().any(|domain| contains_ignoring_case(header, domain)) {
         return false;
     }
-    let header = Header::read(header);
+    let header = Header::parse(header);
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
 /// Whether these letters may stand there, in whatever case.
-fn holds(header: &[u8], letters: &str) -> bool {
-    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes())) || is_apart(header)
+fn contains_ignoring_case(header: &[u8], letters: &str) -> bool {
+    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes()))
+        || may_split_address(header)
 }
 
 /// Whether there is what an address may be broken by, and is read without: a comment, a backslash, a line's end within `<>`
 /// (RFC 5322, 4.4).
-fn is_apart(header: &[u8]) -> bool {
+fn may_split_address(header: &[u8]) -> bool {
     let addresses =
         || header.split(|byte| *byte == b'<').skip(1).filter_map(|rest| rest.split(|byte| *byte == b'>').next());
     memchr::memchr2(b'(', b'\\', header).is_some() || addresses().any(|address| address.contains(&b'\n'))
@@ -188,7 +189,7 @@ async fn authenticate_inner(
     resolver: &Resolver,
     clock: Clock,
 ) -> Authenticity {
-    let header = Header::read(mail);
+    let header = Header::parse(mail);
     let from = match header.from() {
         Ok(from) => from,
         Err(words) => return untrusted(words),
@@ -197,26 +198,26 @@ async fn authenticate_inner(
     if !settings.allows(domain) {
         return untrusted(format!("its From is {from}, and {domain} is not an allowed domain"));
     }
-    let subject = Subject { bytes: mail, header: &header, from: domain, clock };
-    let mut refusal = None;
+    let candidate = Candidate { bytes: mail, header: &header, from: domain, clock };
+    let mut rejection = None;
     for accept in &settings.accept {
-        let verdict = match accept {
-            Accept::Dkim => dkim::prove(&subject, &dkim::Check::Whole, resolver).await,
-            Accept::AuthenticationResults => auth_results::prove(&subject, settings, resolver).await,
+        let result = match accept {
+            Accept::Dkim => dkim::authenticate(&candidate, &dkim::VerifiedPart::Everything, resolver).await,
+            Accept::AuthenticationResults => auth_results::authenticate(&candidate, settings, resolver).await,
             Accept::None => Authenticity::Trusted(unproven()),
         };
-        match verdict {
+        match result {
             Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
-            // Another proof may hold; a temporary error outweighs a refusal.
-            Authenticity::TempError(reason) => refusal = Some(Authenticity::TempError(reason)),
-            Authenticity::Rejected(reason) => refusal = refusal.or(Some(Authenticity::Rejected(reason))),
+            // Another proof may hold; a temporary error outweighs a rejection.
+            Authenticity::TempError(reason) => rejection = Some(Authenticity::TempError(reason)),
+            Authenticity::Rejected(reason) => rejection = rejection.or(Some(Authenticity::Rejected(reason))),
         }
     }
-    refusal.unwrap_or_else(|| untrusted("no proof is accepted"))
+    rejection.unwrap_or_else(|| untrusted("no proof is accepted"))
 }
 
 /// A mail whose proof is looked for.
-struct Subject<'a> {
+struct Candidate<'a> {
     bytes: &'a [u8],
     header: &'a Header<'a>,
     /// Its From's domain.
@@ -235,21 +236,21 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: Proof) 
         return untrusted("the proof does not cover its To");
     }
     proof.to = header.all("to").flat_map(header::plain_addresses).collect();
-    if proof.to.iter().any(|address| recipients.has(address)) {
+    if proof.to.iter().any(|address| recipients.contain(address)) {
         return Authenticity::Trusted(proof);
     }
     let named: Vec<_> = header.all("to").flat_map(header::addresses).collect();
-    let words = format!("it is addressed to {}, which is none of the account's addresses", listed(&named));
+    let words = format!("it is addressed to {}, which is none of the account's addresses", list(&named));
     Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, words))
 }
 
 /// The addresses of a mail's To, whoever put them there.
 #[must_use]
 pub fn to_addresses(mail: &[u8]) -> Vec<String> {
-    catch_panic(|| Header::read(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
+    catch_panic(|| Header::parse(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
 }
 
-fn listed(addresses: &[String]) -> String {
+fn list(addresses: &[String]) -> String {
     if addresses.is_empty() {
         "nobody".into()
     } else {
@@ -273,15 +274,15 @@ mod tests {
     use super::*;
     use jiff::Timestamp;
 
-    fn laboratory() -> TrustSettings {
+    fn without_proof() -> TrustSettings {
         TrustSettings { accept: vec![Accept::None], ..TrustSettings::default() }
     }
 
-    async fn verdict(header: &str) -> Authenticity {
+    async fn authenticity(header: &str) -> Authenticity {
         let mail = format!("{header}\r\n\r\nbody\r\n");
         let recipients = Recipients::new(["Payments@shop.example".to_owned()]);
         let resolver = Resolver::new(&dns::DnsSettings::default()).unwrap();
-        authenticate(mail.as_bytes(), &recipients, &laboratory(), &resolver, Timestamp::now()).await
+        authenticate(mail.as_bytes(), &recipients, &without_proof(), &resolver, Timestamp::now()).await
     }
 
     #[tokio::test]
@@ -294,7 +295,7 @@ mod tests {
             "From: no-reply@resmic.com\r\nTo: Shops: <a@b.example>,\r\n\tShop, Inc. < payments@shop.example >;",
             "From: no-reply@resmic.com\r\nTo: \"a\\\" (, <b\" <a@b.example>,payments@shop.example\r\n (the \\) shop)",
         ] {
-            assert!(matches!(verdict(header).await, Authenticity::Trusted(_)), "{header}");
+            assert!(matches!(authenticity(header).await, Authenticity::Trusted(_)), "{header}");
         }
     }
 
@@ -323,8 +324,8 @@ mod tests {
             "Sender: no-reply@resmic.com",
         ] {
             let header = format!("{from}\r\nTo: payments@shop.example");
-            let verdict = verdict(&header).await;
-            let Authenticity::Rejected(reason) = &verdict else { panic!("{from}: {verdict:?}") };
+            let result = authenticity(&header).await;
+            let Authenticity::Rejected(reason) = &result else { panic!("{from}: {result:?}") };
             assert_eq!(reason.code, ReasonCode::Untrusted, "{from}: {reason}");
         }
     }
@@ -348,7 +349,7 @@ mod tests {
             "To: (x, payments@shop.example",
         ] {
             let header = format!("From: no-reply@resmic.com\r\n{to}");
-            let Authenticity::Rejected(reason) = verdict(&header).await else { panic!("{to}") };
+            let Authenticity::Rejected(reason) = authenticity(&header).await else { panic!("{to}") };
             assert_eq!(reason.code, ReasonCode::NotOurs, "{to}");
         }
     }

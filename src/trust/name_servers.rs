@@ -16,55 +16,55 @@ use mail_auth::hickory_resolver::system_conf::read_system_conf;
 use mail_auth::{DnsError, MessageAuthenticator};
 
 /// Where the system names its servers.
-const SYSTEM: &str = "/etc/resolv.conf";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 type Servers = (ResolverConfig, ResolverOpts);
 
 /// Who is asked, and how.
 pub(super) struct NameServers {
     /// Nothing, where the configuration names them.
-    system: Option<System>,
+    system: Option<SystemConfig>,
     /// What is set for all of them.
     options: fn(&mut ResolverOpts),
-    current: Mutex<Current>,
+    current: Mutex<LoadedConfig>,
 }
 
 /// A file that names servers, and how it is read.
-struct System {
+struct SystemConfig {
     file: PathBuf,
     read: fn() -> anyhow::Result<Servers>,
 }
 
-struct Current {
+struct LoadedConfig {
     /// Of the file when it was read.
-    stamp: Option<Stamp>,
-    askers: Askers,
+    version: Option<FileVersion>,
+    query_ways: QueryWays,
 }
 
 /// The same servers, asked in three ways.
 #[derive(Clone)]
-struct Askers {
+struct QueryWays {
     /// Over UDP with EDNS; over UDP without it; over TCP without it. Old servers and some routers reject or drop
     /// questions with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
     ways: [Arc<MessageAuthenticator>; 3],
-    /// The index of the way that was answered last, so that only the first question waits for a timeout.
-    answered: Arc<AtomicUsize>,
+    /// The index of the way that was last_working last, so that only the first lookup waits for a timeout.
+    last_working: Arc<AtomicUsize>,
 }
 
-impl Askers {
-    /// The way that was answered last, and then the others.
+impl QueryWays {
+    /// The way that was last_working last, and then the others.
     fn ways(&self) -> impl Iterator<Item = (usize, &Arc<MessageAuthenticator>)> {
-        let first = self.answered.load(Ordering::Relaxed);
+        let first = self.last_working.load(Ordering::Relaxed);
         let all = self.ways.iter().enumerate();
         all.clone().filter(move |(way, _)| *way == first).chain(all.filter(move |(way, _)| *way != first))
     }
 }
 
 /// By what a file that was written again is known.
-type Stamp = (Option<SystemTime>, u64);
+type FileVersion = (Option<SystemTime>, u64);
 
-impl System {
-    fn stamp(&self) -> Option<Stamp> {
+impl SystemConfig {
+    fn version(&self) -> Option<FileVersion> {
         let about = std::fs::metadata(&self.file).ok()?;
         Some((about.modified().ok(), about.len()))
     }
@@ -81,33 +81,33 @@ impl NameServers {
                 read_system_conf()
                     .map_err(|e| anyhow::anyhow!("cannot read the system's DNS servers: {e}; set [dns] servers"))
             };
-            return Self::of_system(System { file: SYSTEM.into(), read }, options);
+            return Self::from_system(SystemConfig { file: RESOLV_CONF.into(), read }, options);
         }
         let servers = servers.iter().copied().map(name_server).collect();
         let servers = (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default());
-        let current = Current { stamp: None, askers: askers(servers, options)? };
+        let current = LoadedConfig { version: None, query_ways: query_ways(servers, options)? };
         Ok(NameServers { system: None, options, current: Mutex::new(current) })
     }
 
-    fn of_system(system: System, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
+    fn from_system(system: SystemConfig, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
         // First, so that what is written meanwhile is read again.
-        let stamp = system.stamp();
-        let current = Current { stamp, askers: askers((system.read)()?, options)? };
+        let version = system.version();
+        let current = LoadedConfig { version, query_ways: query_ways((system.read)()?, options)? };
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Asks in the way that was answered last, and then in the others. Without any answer, the first failure counts.
-    pub(super) async fn ask<T, F>(&self, question: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
+    /// Asks in the way that was last_working last, and then in the others. Without any answer, the first failure counts.
+    pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
     {
-        let askers = self.askers();
+        let query_ways = self.query_ways();
         let mut failure = None;
-        for (way, asker) in askers.ways() {
-            match question(asker.clone()).await {
-                Err(error) if !is_an_answer(&error) => failure = failure.or(Some(error)),
+        for (way, dns) in query_ways.ways() {
+            match lookup(dns.clone()).await {
+                Err(error) if !is_answer(&error) => failure = failure.or(Some(error)),
                 answer => {
-                    if askers.answered.swap(way, Ordering::Relaxed) != way {
+                    if query_ways.last_working.swap(way, Ordering::Relaxed) != way {
                         tracing::debug!(way, "DNS servers answer in another way than the last time");
                     }
                     return answer;
@@ -117,41 +117,41 @@ impl NameServers {
         Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("no way to ask".into()))))
     }
 
-    /// The servers, asked in the way that was answered last.
-    pub(super) fn now(&self) -> Arc<MessageAuthenticator> {
-        let askers = self.askers();
-        askers.ways().next().map_or_else(|| askers.ways[0].clone(), |(_, asker)| asker.clone())
+    /// The servers, asked in the way that was last_working last.
+    pub(super) fn preferred(&self) -> Arc<MessageAuthenticator> {
+        let query_ways = self.query_ways();
+        query_ways.ways().next().map_or_else(|| query_ways.ways[0].clone(), |(_, dns)| dns.clone())
     }
 
     /// A file that names no server, as between two networks, changes nothing.
-    fn askers(&self) -> Askers {
+    fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(system) = &self.system else { return current.askers.clone() };
-        let stamp = system.stamp();
-        if stamp != current.stamp {
-            current.stamp = stamp;
-            match (system.read)().and_then(|servers| askers(servers, self.options)) {
-                Ok(askers) => {
+        let Some(system) = &self.system else { return current.query_ways.clone() };
+        let version = system.version();
+        if version != current.version {
+            current.version = version;
+            match (system.read)().and_then(|servers| query_ways(servers, self.options)) {
+                Ok(query_ways) => {
                     tracing::info!("{} was written again: the servers that it names are asked", system.file.display());
-                    current.askers = askers;
+                    current.query_ways = query_ways;
                 }
                 Err(error) => tracing::warn!(%error, "the DNS servers that were known are asked on"),
             }
         }
-        current.askers.clone()
+        current.query_ways.clone()
     }
 }
 
-/// Whether a server has answered: with a record, or that there is none. An error of the server is no answer.
-fn is_an_answer(error: &mail_auth::Error) -> bool {
+/// Whether a server has last_working: with a record, or that there is none. An error of the server is no answer.
+fn is_answer(error: &mail_auth::Error) -> bool {
     match error {
-        mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_an_answer(*code),
+        mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_answer(*code),
         mail_auth::Error::Dns(DnsError::Resolver(_)) => false,
         _ => true,
     }
 }
 
-fn askers(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Askers> {
+fn query_ways(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<QueryWays> {
     let (config, mut options) = servers;
     set(&mut options);
     // All at once: one that does not answer must not use up the time of the others.
@@ -160,7 +160,7 @@ fn askers(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Askers
     options.edns0 = false;
     let plain = authenticator(config.clone(), options.clone())?;
     let tcp = authenticator(over_tcp(config), options)?;
-    Ok(Askers { ways: [usual, plain, tcp], answered: Arc::default() })
+    Ok(QueryWays { ways: [usual, plain, tcp], last_working: Arc::default() })
 }
 
 /// hickory asks over TCP only after a truncated answer, so a server of its own has no UDP.
@@ -205,9 +205,9 @@ mod tests {
         Ok((ResolverConfig::from_parts(None, Vec::new(), vec![name_server(server)]), ResolverOpts::default()))
     }
 
-    /// Whether this server hears a question.
+    /// Whether this server hears a lookup.
     async fn is_asked(asked: &NameServers, server: &UdpSocket) -> bool {
-        let authenticator = asked.now();
+        let authenticator = asked.preferred();
         let lookup = tokio::spawn(async move { authenticator.txt_raw_lookup("resmic.com.").await.map(drop) });
         let server = server.try_clone().unwrap();
         let heard = tokio::task::spawn_blocking(move || server.recv(&mut [0; 512]).is_ok()).await.unwrap();
@@ -224,15 +224,15 @@ mod tests {
         };
         let (first, second) = (server(), server());
         fs::write(&*FILE, first.local_addr().unwrap().to_string()).unwrap();
-        let asked = NameServers::of_system(System { file: FILE.clone(), read }, |_| {}).unwrap();
+        let asked = NameServers::from_system(SystemConfig { file: FILE.clone(), read }, |_| {}).unwrap();
         assert!(is_asked(&asked, &first).await);
-        let before = asked.now();
+        let before = asked.preferred();
         fs::write(&*FILE, "").unwrap();
-        assert!(Arc::ptr_eq(&before, &asked.now()));
+        assert!(Arc::ptr_eq(&before, &asked.preferred()));
         fs::write(&*FILE, format!("{}\n", second.local_addr().unwrap())).unwrap();
         assert!(is_asked(&asked, &second).await);
-        let before = asked.now();
+        let before = asked.preferred();
         fs::remove_file(&*FILE).unwrap();
-        assert!(Arc::ptr_eq(&before, &asked.now()));
+        assert!(Arc::ptr_eq(&before, &asked.preferred()));
     }
 }

@@ -95,7 +95,7 @@ impl Dialogue {
 /// The content of a file, or of standard input, without its last line break.
 pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<SecretString> {
     if file != Path::new("-") {
-        let read = Source::File(file.to_owned()).read().await;
+        let read = SecretSource::File(file.to_owned()).load().await;
         return Ok(read.map_err(|missing| Usage(format!("{flag}: {missing}")))?);
     }
     let read = || std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), LONGEST_SECRET));

@@ -57,9 +57,9 @@ impl Setup<'_> {
         if let Some(host) = &arguments.host {
             return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None).await?));
         }
-        let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::Server::try_from).collect();
+        let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::DnsServer::try_from).collect();
         let servers = servers.map_err(|words| Usage(format!("--dns: {words}")))?;
-        let resolver = Resolver::new(&dns::Settings { servers })?;
+        let resolver = Resolver::new(&dns::DnsSettings { servers })?;
         let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
         match discover(&resolver, &domain).await {
             Ok(Discovered::Provider(provider, reason)) => {

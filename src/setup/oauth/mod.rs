@@ -110,7 +110,7 @@ impl OAuthClient {
     async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<Reply, Denial> {
         let tls = self.tls.clone().filter(|_| url.tls);
         // Without TLS, the request stays on this machine, whatever DNS says.
-        let place = Place::Net { url: url.clone(), allow_remote: url.tls, tls };
+        let place = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let answer = http::post_form(&place, url, form).await;
         let answer = answer.map_err(|words| Denial::Passing(format!("{url}: {words}")))?;
         let reply: Option<Reply> = serde_json::from_slice(&answer.body).ok();
