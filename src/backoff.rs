@@ -1,4 +1,4 @@
-//! How long to wait before trying again: longer each time, and never together with everybody else.
+//! Pauses between retries. Each is longer than the one before, and random, so that clients do not retry together.
 
 use std::time::Duration;
 
@@ -7,38 +7,38 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// Exponential backoff with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
-    /// The most that the first pause takes.
+    /// The longest first pause.
     pub base: Duration,
-    /// The most that any pause takes.
+    /// The longest pause.
     pub cap: Duration,
 }
 
 impl Backoff {
-    /// The most that the pause after `failures` earlier failures takes.
+    /// The longest pause after so many earlier failures: `base`, doubled for each, and at most `cap`.
     #[must_use]
     pub fn ceiling(&self, failures: u32) -> Duration {
         self.base.saturating_mul(2_u32.saturating_pow(failures)).min(self.cap)
     }
 
-    /// A pause drawn from the upper half of that: so nobody hurries, and a thousand who failed together do not come
-    /// back together.
+    /// A random pause between half of [`Backoff::ceiling`] and all of it. A thousand clients that failed together return at
+    /// different times, and none returns early.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
         let ceiling = self.ceiling(failures);
         ceiling / 2 + (ceiling / 2).mul_f64(fraction())
     }
 
-    /// A pause drawn from all of that ("full jitter").
+    /// A random pause between zero and [`Backoff::ceiling`] ("full jitter").
     #[must_use]
     pub fn full_jitter(&self, failures: u32) -> Duration {
         self.ceiling(failures).mul_f64(fraction())
     }
 }
 
-/// A random number from 0 up to 1.
+/// A random number from 0 to 1, without 1.
 fn fraction() -> f64 {
     let mut bytes = [0; 4];
-    // Without randomness the longest pause is the safe one.
+    // Without random numbers, the longest pause is the safe one.
     if SystemRandom::new().fill(&mut bytes).is_err() {
         return 1.0;
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_the_cap_and_stay_in_their_range() {
+    fn pauses_grow_up_to_the_cap() {
         let backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(300) };
         assert_eq!(backoff.ceiling(0), Duration::from_secs(1));
         assert_eq!(backoff.ceiling(3), Duration::from_secs(8));

@@ -1,28 +1,28 @@
-//! A panic costs the mail that caused it, never the daemon.
+//! Catches panics in parsers, so that a panic affects one mail and not the daemon.
 //!
-//! Parsers have panicked on odd input; what is wrapped here ends without an answer instead. The words of a panic may hold
-//! what the mail said, so only the place is told.
+//! Parsers have panicked on unusual input. The message of a panic may contain text of the mail, so only its location in the
+//! source is reported.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use futures_util::FutureExt;
 
-/// Does the work; `None` if it panicked.
+/// Calls `work`; `None` if it panics.
 pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-/// Awaits the work; `None` if it panicked.
+/// Awaits `work`; `None` if it panics.
 pub async fn catch_panic_async<T>(work: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(work).catch_unwind().await.ok()
 }
 
-/// From now on a panic is told by its place in the program alone.
-pub fn report_location_only(tell: impl Fn(&str) + Send + Sync + 'static) {
+/// Installs a panic hook that passes only the location in the source to `report`.
+pub fn report_location_only(report: impl Fn(&str) + Send + Sync + 'static) {
     std::panic::set_hook(Box::new(move |panic| {
-        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        tell(&place);
+        let location = panic.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
+        report(&location);
     }));
 }
 
@@ -32,7 +32,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::panic)]
-    fn a_panic_is_no_answer_and_not_the_end() {
+    fn panics_are_caught() {
         assert_eq!(catch_panic(|| 1), Some(1));
         assert_eq!(catch_panic(|| -> u8 { panic!("odd input") }), None);
         let work = catch_panic_async(async { if true { panic!("odd input") } else { 1 } });

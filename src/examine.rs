@@ -1,7 +1,7 @@
-//! What becomes of a mail? Bytes, DNS answers and `now` in, an outcome out.
+//! Decides the outcome of a mail from its bytes, DNS and the time.
 //!
-//! Trust judges the untouched bytes and extract reads them; here the two are put together. Only a mail that is
-//! proven *and* read becomes an event.
+//! `trust` authenticates the unchanged bytes, and `extract` parses them. This module combines the two results: a mail becomes an
+//! event only if it is trusted and its payment was parsed.
 
 use jiff::Timestamp;
 use mail_parser::{Message, MessageParser};
@@ -14,44 +14,44 @@ use crate::model::{
 use crate::payments;
 use crate::trust::{self, Clock, Recipients, dns::Resolver};
 
-/// A notification as Resmic publishes it, which nobody sent.
-const REHEARSAL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
+/// A notification that Resmic publishes as an example.
+const WARM_UP_MAIL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
 
-/// What a mail says, whether or not it is believed.
+/// The content of a mail that may not be trusted.
 pub struct ParsedMail {
     signed: SignedFields,
     report: extract::ParseReport,
     envelope: Envelope,
-    /// Its Date.
+    /// The time in the Date header.
     date: Option<Timestamp>,
 }
 
-/// The rules by which an account's mails are examined.
+/// The rules for the mails of one account.
 pub struct Rules {
-    /// Whose mail may be believed.
+    /// The accepted senders and proofs.
     pub trust: trust::TrustSettings,
-    /// How it is read.
+    /// The parser.
     pub parser: extract::MailParser,
     /// The account's own addresses.
     pub recipients: Recipients,
-    /// The signed addresses, if there are any.
+    /// The signed addresses, if they are configured.
     pub addresses: Option<payments::SignedAddresses>,
 }
 
 impl Rules {
-    /// Examines a mail.
+    /// Authenticates and parses a mail, and decides its outcome.
     pub async fn examine(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Examined {
-        let verdict = self.authenticate(mail, resolver, now).await;
-        self.examine_with(mail, verdict).0
+        let authenticity = self.authenticate(mail, resolver, now).await;
+        self.examine_with(mail, authenticity).0
     }
 
-    /// The one half of it: is it to be believed?
+    /// The first half: authenticates a mail. It needs DNS.
     pub async fn authenticate(&self, mail: &RawMail, resolver: &Resolver, now: Timestamp) -> Authenticity {
         let clock = Clock { now, received: mail.received_at };
         trust::authenticate(&mail.bytes, &self.recipients, &self.trust, resolver, clock).await
     }
 
-    /// The other half, which need not wait for the first: what does it say, if all of its header may be read?
+    /// The second half: parses a mail as if all of its header were signed. It does not depend on the first half.
     #[must_use]
     pub fn parse(&self, mail: &RawMail) -> ParsedMail {
         self.parse_with(mail, SignedFields { subject: true })
@@ -63,41 +63,50 @@ impl Rules {
         ParsedMail { signed, report, envelope, date }
     }
 
-    /// Reads a mail that a person vouches for, or that was judged before; nobody is asked whether to believe it.
+    /// Parses a mail with a given proof: an operator released it, or it was authenticated before.
     #[must_use]
     pub fn examine_trusted(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::ParseReport) {
         self.examine_with(mail, Authenticity::Trusted(proof))
     }
 
-    /// Reads a mail that comes from nobody and goes nowhere, so that what is made at the first use is there.
+    /// Parses an example mail, so that the regular expressions are compiled before the first real mail.
     pub fn warm_up(&self) {
         let signed = SignedFields { subject: true };
-        drop(self.parser.parse_and_inspect(REHEARSAL, signed, envelope));
+        drop(self.parser.parse_and_inspect(WARM_UP_MAIL, signed, envelope));
     }
 
-    /// Puts together what was judged and what is read.
+    /// Parses a mail with regard to its authenticity, and combines the two results.
     #[must_use]
-    pub fn examine_with(&self, mail: &RawMail, verdict: Authenticity) -> (Examined, extract::ParseReport) {
-        let read = self.parse_with(mail, signed_fields(&verdict));
-        self.combine(mail, verdict, read)
+    pub fn examine_with(&self, mail: &RawMail, authenticity: Authenticity) -> (Examined, extract::ParseReport) {
+        let parsed = self.parse_with(mail, signed_fields(&authenticity));
+        self.combine(mail, authenticity, parsed)
     }
 
-    /// Puts together what was judged and what was read.
+    /// Decides the outcome from the authenticity and the parsed content.
+    ///
+    /// The mail is parsed again if its Subject turned out not to be signed.
     #[must_use]
-    pub fn combine(&self, mail: &RawMail, verdict: Authenticity, read: ParsedMail) -> (Examined, extract::ParseReport) {
-        let signed = signed_fields(&verdict);
-        // Read before it was known that nobody vouches for its Subject.
-        let read = if read.signed == signed { read } else { self.parse_with(mail, signed) };
-        let ParsedMail { report, envelope, date, .. } = read;
-        let cut = mail.size > mail.bytes.len() as u64;
-        let judgement = match (&report.parsed, &verdict) {
-            // What is not there may be the payment.
-            (Parsed::NotAPayment(_) | Parsed::Empty, _) if cut && trust::is_candidate(&mail.bytes, &self.trust) => {
+    pub fn combine(
+        &self,
+        mail: &RawMail,
+        authenticity: Authenticity,
+        parsed: ParsedMail,
+    ) -> (Examined, extract::ParseReport) {
+        let signed = signed_fields(&authenticity);
+        // It was parsed with its Subject, which is not signed.
+        let parsed = if parsed.signed == signed { parsed } else { self.parse_with(mail, signed) };
+        let ParsedMail { report, envelope, date, .. } = parsed;
+        let is_truncated = mail.size > mail.bytes.len() as u64;
+        let judgement = match (&report.parsed, &authenticity) {
+            // The missing part of a truncated mail may contain the payment.
+            (Parsed::NotAPayment(_) | Parsed::Empty, _)
+                if is_truncated && trust::is_candidate(&mail.bytes, &self.trust) =>
+            {
                 Judgement::Quarantined(too_large(mail))
             }
-            // Whoever sent it: it is not about a payment.
+            // The mail is not about a payment, so its sender does not matter.
             (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
-            // Anybody's may be a picture. A payment's may be one, too, or locked: only of Resmic's it is asked.
+            // A mail without text may be a picture or encrypted. Only one from Resmic needs review.
             (Parsed::Empty, Authenticity::Rejected(_)) => {
                 Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT))
             }
@@ -105,14 +114,14 @@ impl Rules {
             (Parsed::Empty, Authenticity::Trusted(_)) => {
                 Judgement::Quarantined(Reason::new(ReasonCode::Unreadable, NO_TEXT))
             }
-            (_, Authenticity::Rejected(reason)) if !cut => Judgement::Quarantined(reason.clone()),
-            (_, Authenticity::TempError(reason)) if !cut => Judgement::Deferred(reason.clone()),
-            _ if cut => Judgement::Quarantined(too_large(mail)),
+            (_, Authenticity::Rejected(reason)) if !is_truncated => Judgement::Quarantined(reason.clone()),
+            (_, Authenticity::TempError(reason)) if !is_truncated => Judgement::Deferred(reason.clone()),
+            _ if is_truncated => Judgement::Quarantined(too_large(mail)),
             (Parsed::Payment(reading), Authenticity::Trusted(proof)) => self.event(reading, proof, date),
             (Parsed::Unreadable(reason), _) => Judgement::Quarantined(reason.clone()),
             (Parsed::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
         };
-        let proof = if let Authenticity::Trusted(proof) = verdict { Some(proof) } else { None };
+        let proof = if let Authenticity::Trusted(proof) = authenticity { Some(proof) } else { None };
         (Examined { judgement, proof, envelope }, report)
     }
 
@@ -123,24 +132,24 @@ impl Rules {
     }
 }
 
-/// What of the header may be read, after this verdict.
-fn signed_fields(verdict: &Authenticity) -> SignedFields {
-    let proof = if let Authenticity::Trusted(proof) = verdict { Some(proof) } else { None };
+/// The unsigned header fields must not be used. A rejected mail is parsed with all of them.
+fn signed_fields(authenticity: &Authenticity) -> SignedFields {
+    let proof = if let Authenticity::Trusted(proof) = authenticity { Some(proof) } else { None };
     SignedFields { subject: proof.is_none_or(|p| p.signed_headers.contains("subject")) }
 }
 
 fn too_large(mail: &RawMail) -> Reason {
-    let words = format!("the mail has {} bytes and the account's max_size is {}", mail.size, mail.bytes.len());
-    Reason::new(ReasonCode::TooLarge, words)
+    let message = format!("the mail has {} bytes and the account's max_size is {}", mail.size, mail.bytes.len());
+    Reason::new(ReasonCode::TooLarge, message)
 }
 
-/// What the header says, for people; and its Date, for the event of a mail that says no time.
+/// The header fields that are shown to people, and the Date, which becomes the time of an event if the mail states none.
 fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
     let text = |name: &str| {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
     };
-    // Of two each program believes another, and only one may be signed: the parser takes `Da te` for one, too.
+    // Programs disagree which of two Dates counts, and only one may be signed. The parser also accepts `Da te`.
     let dates = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("date")).count();
     let sent_at = message.header_raw("Date").filter(|_| dates == 1).and_then(header_date);
     let envelope = Envelope {
@@ -153,12 +162,12 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
     (envelope, sent_at)
 }
 
-/// The same of a mail that was not taken apart. A panic in the parser costs what the parser would have said, no more.
+/// The envelope of a mail that `extract` did not parse. After a panic in the parser it is empty.
 fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
     catch_panic(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
 }
 
-/// A Date header (RFC 5322, 3.3). One whose zone is not known is none: the parsers would take it for UTC.
+/// The time in a Date header (RFC 5322, 3.3). `None` if the zone is unknown: the parsers would assume UTC.
 fn header_date(raw: &str) -> Option<Timestamp> {
     let plain = raw.split('(').next().unwrap_or_default().trim();
     let zone = plain.rsplit(' ').next().unwrap_or_default();
@@ -173,14 +182,14 @@ mod tests {
     use crate::model::{SignedHeaders, Trust};
 
     #[test]
-    fn what_cannot_be_read_is_asked_about_if_it_is_resmics_and_only_then() {
+    fn only_resmics_textless_mails_need_review() {
         let trust = trust::TrustSettings { from: vec!["resmic.com".into()], ..trust::TrustSettings::default() };
         let parser = extract::MailParser::new(&extract::ExtractSettings::default());
         let rules = Rules { trust, parser, recipients: Recipients::default(), addresses: None };
         let bytes = b"From: a@resmic.com\r\nSubject: News\r\nContent-Type: text/html\r\n\r\n<img src='x'>".to_vec();
         let origin = crate::model::Origin { account: "a".into(), mailbox: "INBOX".into(), uid: None };
         let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
-        let becomes = |verdict| rules.examine_with(&mail, verdict).0.judgement;
+        let becomes = |authenticity| rules.examine_with(&mail, authenticity).0.judgement;
         let proof = Proof {
             trust: Trust::Dkim,
             domain: None,
@@ -191,14 +200,14 @@ mod tests {
         assert!(
             matches!(becomes(Authenticity::Trusted(proof)), Judgement::Quarantined(r) if r.code == ReasonCode::Unreadable)
         );
-        let refused = Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, "forged"));
-        assert!(matches!(becomes(refused), Judgement::Ignored(r) if r.code == ReasonCode::NotAPayment));
-        let undecided = Authenticity::TempError(Reason::new(ReasonCode::Dns, "no answer"));
-        assert!(matches!(becomes(undecided), Judgement::Deferred(_)));
+        let rejected = Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, "forged"));
+        assert!(matches!(becomes(rejected), Judgement::Ignored(r) if r.code == ReasonCode::NotAPayment));
+        let temp_error = Authenticity::TempError(Reason::new(ReasonCode::Dns, "no answer"));
+        assert!(matches!(becomes(temp_error), Judgement::Deferred(_)));
     }
 
     #[test]
-    fn of_two_dates_neither_is_believed() {
+    fn two_dates_are_ignored() {
         let date = |fields: &str| envelope_alone(format!("From: a@b.example\r\n{fields}\r\n").as_bytes()).1;
         let signed = "Date: Wed, 05 Mar 2025 03:36:12 +0000\r\n";
         assert!(date(signed).is_some());
@@ -210,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_header_is_read_with_its_zone_or_not_at_all() {
+    fn dates_need_a_known_zone() {
         let utc = |text| header_date(text).map(|t| t.to_string());
         assert_eq!(utc(" Wed, 05 Mar 2025 03:36:12 +0000\r\n").as_deref(), Some("2025-03-05T03:36:12Z"));
         assert_eq!(utc("Wed, 05 Mar 2025 03:36:12 GMT (a comment)").as_deref(), Some("2025-03-05T03:36:12Z"));

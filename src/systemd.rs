@@ -1,47 +1,47 @@
-//! What systemd is told: sd_notify(3). Outside of systemd all of it is silence.
+//! Notifies systemd with sd_notify(3). Without systemd, these functions do nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Everything is started, or the configuration is read again.
+/// Reports that the start or a reload is complete.
 pub fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// The end has begun.
+/// Reports that the program is stopping.
 pub fn stopping() {
-    notify(&[NotifyState::Stopping, NotifyState::Status("ending")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-/// The configuration is being read again; [`ready`] follows in any case.
+/// Reports that a reload begins. [`ready`] must follow, also after a failure.
 pub fn reloading() {
-    // systemd 253 and newer compare the time with that of their signal; older ones do not know the field.
+    // systemd 253 compares this time with the time of its signal. Older versions ignore it.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
     }
 }
 
-/// How it goes, in one line: what `systemctl status` shows.
-pub fn status(words: &str) {
-    // A line break would begin another assignment.
-    let line: String = words.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
+/// Sets the status line of `systemctl status`.
+pub fn status(text: &str) {
+    // A line break would start another assignment in the notification.
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect();
     notify(&[NotifyState::Status(&line)]);
 }
 
-/// The work makes progress.
+/// Resets the watchdog: all loops make progress.
 pub fn watchdog() {
     notify(&[NotifyState::Watchdog]);
 }
 
-/// How long systemd waits between two [`watchdog`] calls; `None`: it does not.
+/// The longest time between two [`watchdog`] calls; `None` if the watchdog is off.
 #[must_use]
 pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled()
 }
 
 fn notify(states: &[NotifyState<'_>]) {
-    // Without a supervisor there is nobody to tell, and telling it failed is no reason to stop.
+    // Without systemd there is no socket. A failed notification is no reason to stop.
     let _ = sd_notify::notify(states);
 }

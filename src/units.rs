@@ -1,11 +1,11 @@
-//! Durations and sizes as a person writes them: `9m`, `1 MiB`.
+//! Durations and sizes as they are written in the configuration: `9m`, `1 MiB`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
 
-/// A length of time: a whole number and one of `ms`, `s`, `m`, `h`, `d`.
+/// A duration: a whole number and one of `ms`, `s`, `m`, `h`, `d`. It is at most a hundred years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HumanDuration(pub std::time::Duration);
@@ -36,7 +36,7 @@ impl FromStr for HumanDuration {
                 "d" => 86_400_000,
                 _ => return None,
             };
-            // A century is longer than any duration that means something here, and adds to any clock without overflow.
+            // A hundred years can be added to any time without overflow.
             number.checked_mul(millis).filter(|ms| *ms <= 36_500 * 86_400_000)
         });
         parsed.map(|ms| HumanDuration(std::time::Duration::from_millis(ms))).ok_or_else(|| {
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_and_sizes_are_read_as_written() {
+    fn durations_and_sizes_are_parsed() {
         assert_eq!("9m".parse::<HumanDuration>().unwrap().0.as_secs(), 540);
         assert_eq!("3 d".parse::<HumanDuration>().unwrap().0.as_secs(), 259_200);
         assert_eq!("1 MiB".parse::<ByteSize>().unwrap().0, 1_048_576);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_prints_as_it_would_be_written() {
+    fn durations_print_as_they_are_written() {
         for text in ["9m", "3d", "10s", "250ms", "90m"] {
             assert_eq!(text.parse::<HumanDuration>().unwrap().to_string(), text);
         }

@@ -1,8 +1,8 @@
-//! Authentication-Results (RFC 8601): what the merchant's own receiving server found.
+//! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
-//! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them, so a forger
-//! can write statements in the server's name. The server's word counts for the body alone: the header part of the signature
-//! that it found valid is verified here.
+//! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them. So a forger can
+//! write statements into it. The server's result is therefore used for the body only: this module also verifies the header
+//! part of the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
 
@@ -15,20 +15,20 @@ use crate::model::{Authenticity, Proof, SignedHeaders, Trust, printable};
 
 /// A signature that the server found valid.
 pub(super) struct PassedSignature {
-    /// `header.d`.
+    /// `header.d`, in lower case.
     domain: Option<String>,
-    /// The domain of `header.i`, which is in `d=` or below it.
+    /// The domain of `header.i`: that of `d=`, or a subdomain of it.
     identity: Option<String>,
     /// `header.s`.
     selector: Option<String>,
 }
 
-/// Looks for a signature of the From's organisation that the server found valid, and verifies its header part.
+/// Searches for a signature of the From's organisation that the server found valid, and verifies its header part.
 pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings, resolver: &Resolver) -> Authenticity {
     let passed = authserv::own_fields(mail.header, &settings.authserv_ids).and_then(|f| passed(&f, mail.from));
     let passed = match passed {
         Ok(passed) => passed,
-        Err(words) => return untrusted(words),
+        Err(reason) => return untrusted(reason),
     };
     if !mail.header.has_lookalike("dkim-signature") {
         return without_signature(mail.header, &passed, settings);
@@ -42,7 +42,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
 /// The signatures of `from`'s organisation that the server found valid.
 ///
 /// # Errors
-/// In words, if there is none, or if one field has none and says something else about that organisation's.
+/// The reason, if there is none. One field with only other results for that organisation also makes it an error.
 fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature>, String> {
     let mut passed = Vec::new();
     for field in fields {
@@ -60,7 +60,7 @@ fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature
     if passed.is_empty() { Err(none()) } else { Ok(passed) }
 }
 
-/// Whether this is a verdict on a signature of `from`'s organisation, or on one of no named domain.
+/// Whether this result is about a DKIM signature of `from`'s organisation, or names no domain.
 fn is_about(result: &MethodResult, from: &str) -> bool {
     let aligned = result.domain().map_or(result.value != "none", |domain| is_aligned(domain, from));
     result.method == "dkim" && aligned
@@ -76,7 +76,7 @@ impl PassedSignature {
         })
     }
 
-    /// Whether the server may mean this signature.
+    /// Whether the server's result may be about this signature.
     pub(super) fn matches(&self, signature: &Signature) -> bool {
         let signer = signature.d.to_ascii_lowercase();
         let of_domain = match (&self.domain, &self.identity) {
@@ -88,17 +88,17 @@ impl PassedSignature {
     }
 }
 
-/// A mail whose server removes signatures: nothing but that server's word is left, and it says nothing of the fields. From and
-/// To are taken from the mail as they stand.
+/// The result for a mail without DKIM-Signature. If the server removes signatures, its statement is the only proof, and From
+/// and To count without being signed.
 fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: &TrustSettings) -> Authenticity {
     if !settings.signatures_removed {
         return untrusted(
-            "its server found a valid DKIM signature, but the mail carries none to verify \
+            "its server found a valid DKIM signature, but the mail has none to verify \
              ([trust] signatures_removed is for servers that remove them)",
         );
     }
     if header.count("to") > 1 || header.count_signable("to") != header.count("to") {
-        return untrusted("it has more than one To, or an odd one");
+        return untrusted("it has more than one To, or a malformed one");
     }
     let first = passed.first();
     Authenticity::Trusted(Proof {
@@ -114,7 +114,7 @@ fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: 
 mod tests {
     use super::*;
 
-    /// How many signatures of resmic.com the server with this header's fields found valid.
+    /// The number of signatures of resmic.com that the server found valid, by these header fields.
     fn count_passed(fields: &str) -> Result<usize, String> {
         let ids = ["mx.shop.example".to_owned()];
         let header = format!("{fields}\r\nFrom: no-reply@resmic.com\r\n\r\n");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_word_is_found() {
+    fn own_servers_results_are_found() {
         for field in [
             "Authentication-Results: mx.shop.example; dkim=pass header.d=resmic.com",
             "Authentication-Results: MX.shop.example 1; spf=fail; dkim/1=pass (good; \"x\" (nested)) header.i=@mail.resmic.com\r\n\theader.s=s1 header.b=ab/+=",
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn other_words_are_not() {
+    fn other_results_are_ignored() {
         for field in [
             "Authentication-Results: other.example; dkim=pass header.d=resmic.com",
             "Authentication-Results: mx.shop.example; dkim=pass header.d=evil.tld",
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_is_of_one_signature() {
+    fn results_match_one_signature() {
         let signature = |d: &str| {
             let text = format!("v=1; a=rsa-sha256; d={d}; s=s1; h=from; bh=YQ==; b=YQ==\r\n");
             Signature::parse(text.as_bytes()).unwrap()

@@ -1,15 +1,15 @@
-//! The grammar of an Authentication-Results field (RFC 8601, 2.2).
+//! Parses an Authentication-Results field (RFC 8601, 2.2).
 
 /// One Authentication-Results field.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AuthResultsField {
-    /// The name of the server that wrote it. Microsoft's name none.
+    /// The name of the server that wrote it. Microsoft's fields have no name.
     pub(super) server: Option<String>,
-    /// Its statements, without those that cannot be parsed.
+    /// Its results, without those that cannot be parsed.
     pub(super) results: Vec<MethodResult>,
 }
 
-/// One `method=result` with its properties.
+/// One `method=value` with its properties.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MethodResult {
     pub(super) method: String,
@@ -22,12 +22,12 @@ impl MethodResult {
         self.properties.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
-    /// The domain of `header.i`, the address that a signature stands for.
+    /// The domain of `header.i`, the identity of the signer (AUID).
     pub(super) fn identity(&self) -> Option<&str> {
         self.property("header.i").and_then(|i| i.rsplit_once('@')).map(|(_, domain)| domain)
     }
 
-    /// The domain that signed: `header.d`, else that of `header.i`.
+    /// The signing domain: `header.d`, or the domain of `header.i`.
     pub(super) fn domain(&self) -> Option<&str> {
         self.property("header.d").or(self.identity()).filter(|domain| !domain.is_empty())
     }
@@ -41,7 +41,7 @@ impl AuthResultsField {
         let results = |skipped: usize| statements().skip(skipped).filter_map(MethodResult::parse).collect();
         match statements().next()? {
             [FieldToken::Word(server)] => Some(AuthResultsField { server: Some(server.clone()), results: results(1) }),
-            // A version of the field's format; only 1 is known.
+            // The version of the format. There is only version 1.
             [FieldToken::Word(server), FieldToken::Word(version)] if version == "1" => {
                 Some(AuthResultsField { server: Some(server.clone()), results: results(1) })
             }
@@ -54,7 +54,7 @@ impl MethodResult {
     fn parse(statement: &[FieldToken]) -> Option<MethodResult> {
         let (method, rest) = match statement {
             [FieldToken::Word(method), FieldToken::Mark('='), rest @ ..] => (method, rest),
-            // A method's version; only 1 is known.
+            // The version of the method. There is only version 1.
             [
                 FieldToken::Word(method),
                 FieldToken::Mark('/'),
@@ -70,7 +70,7 @@ impl MethodResult {
             properties.push((name.to_ascii_lowercase(), value.clone()));
             rest = after;
         }
-        // The rest does not follow the grammar, so the whole statement is skipped.
+        // A remaining token violates the grammar, so the whole result is skipped.
         rest.is_empty().then(|| MethodResult {
             method: method.to_ascii_lowercase(),
             value: result.to_ascii_lowercase(),
@@ -85,7 +85,7 @@ enum FieldToken {
     Mark(char),
 }
 
-/// Words and marks, without comments; a quoted string is a word. `None` if a quote or a comment does not end.
+/// Words and marks, without comments. A quoted string is a word. `None` if a quoted string or a comment does not end.
 fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
     let mut tokens = Vec::new();
     let mut chars = value.chars().peekable();
@@ -97,7 +97,7 @@ fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
             ';' | '=' | '/' => tokens.push(FieldToken::Mark(c)),
             c => {
                 let mut word = String::from(c);
-                // Servers write a signature's base64 as it is, its padding too.
+                // Servers write the base64 of `header.b` without quotes, although it may end with `=`.
                 if tokens.last() == Some(&FieldToken::Mark('=')) {
                     while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';')) {
                         word.push(c);
@@ -106,7 +106,7 @@ fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
                     continue;
                 }
                 while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';' | '=')) {
-                    // A slash ends a method's name, and is a part of anything else.
+                    // A slash ends the name of a method, and belongs to any other word.
                     if c == '/' && is_method(&word) {
                         tokens.push(FieldToken::Word(std::mem::take(&mut word)));
                         tokens.push(FieldToken::Mark('/'));
@@ -114,7 +114,9 @@ fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
                     }
                     word.push(c);
                 }
-                tokens.extend((!word.is_empty()).then_some(FieldToken::Word(word)));
+                if !word.is_empty() {
+                    tokens.push(FieldToken::Word(word));
+                }
             }
         }
     }

@@ -1,32 +1,31 @@
-//! The Authentication-Results fields of the merchant's own receiving server, among all that a mail has.
+//! Finds the Authentication-Results fields that the merchant's own receiving server added.
 //!
-//! A server puts its fields on top, and removes incoming ones with its name (RFC 8601, 5). The sender may have written the
-//! others.
+//! A server adds its fields at the top, and removes incoming ones with its name (RFC 8601, 5). All other fields may be forged.
 
 use super::auth_results_field::AuthResultsField;
 use super::header::{Header, mask_quoted};
 
-/// Stands in `authserv_ids` for a server that does not name itself.
+/// The entry of `authserv_ids` for Microsoft's servers, whose fields contain no server name.
 const MICROSOFT: &str = "microsoft-365";
 /// The domains of the hosts of Exchange Online and outlook.com in `Received`.
 const MICROSOFT_HOSTS: [&str; 2] = [".outlook.com", ".outlook.office365.com"];
 
-/// Whether an entry of `authserv_ids` can be one: a name, `*.` and a domain, or [`MICROSOFT`].
+/// Whether an entry of `authserv_ids` is valid: a name, `*.` and a domain, or [`MICROSOFT`].
 pub(super) fn is_valid(id: &str) -> bool {
     match id.strip_prefix("*.") {
-        // A whole public suffix is not one server's.
+        // `*.co.uk` would match servers of many organisations.
         Some(below) => super::is_domain(below) && psl::domain_str(&below.to_ascii_lowercase()).is_some(),
         None => !id.is_empty() && !id.contains(|c: char| c.is_whitespace() || c == '*'),
     }
 }
 
-/// The fields of the server that `ids` name: those at the top, as far as no other server's field stands between.
+/// The topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
-/// Fields of other names between them do not count, nor do fields of other servers above all of them: those were added
-/// later.
+/// Header fields of other names in between are ignored. So are fields of other servers above: those were added later. A field
+/// of another server below ends the search.
 ///
 /// # Errors
-/// In words, if there is no such field or one of them cannot be parsed.
+/// The reason, if there is no such field or one of them cannot be parsed.
 pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<AuthResultsField>, String> {
     let values: Vec<_> = header.all("authentication-results").map(String::from_utf8_lossy).collect();
     if ids.iter().any(|id| id == MICROSOFT)
@@ -39,7 +38,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     let is_own = |value: &str| server(value).is_some_and(|server| ids.iter().any(|id| matches(id, &server)));
     let run = values.iter().skip_while(|value| !is_own(value)).take_while(|value| is_own(value));
     let fields: Option<Vec<_>> = run.map(|value| AuthResultsField::parse(value)).collect();
-    // A sender may have managed to break one field. Then the others do not count either.
+    // The sender may have caused the syntax error in one field. So the others do not count either.
     let fields = fields.ok_or("an Authentication-Results field of its server cannot be parsed")?;
     if fields.is_empty() {
         Err(format!("it has no Authentication-Results of {}", ids.join(" or ")))
@@ -48,7 +47,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     }
 }
 
-/// The name of the server that wrote a field, also if the rest of it cannot be parsed.
+/// The name of the server in a field, even if the rest of the field cannot be parsed.
 fn server(value: &str) -> Option<String> {
     if let Some(field) = AuthResultsField::parse(value) {
         return field.server;
@@ -57,7 +56,7 @@ fn server(value: &str) -> Option<String> {
     first.map(|name| name.trim_matches('"').to_owned())
 }
 
-/// Whether `id` names this server. OpenDKIM may add a job after a slash: `mx.shop.example/0C5B13F980`.
+/// Whether `id` matches this server name. OpenDKIM may append a job id: `mx.shop.example/0C5B13F980`.
 fn matches(id: &str, server: &str) -> bool {
     let names = |server: &str| match id.strip_prefix('*') {
         Some(suffix) => ends_with(server, suffix),
@@ -66,14 +65,14 @@ fn matches(id: &str, server: &str) -> bool {
     names(server) || server.split_once('/').is_some_and(|(server, _)| names(server))
 }
 
-/// Whether `name` has something before this suffix, which begins with a dot.
+/// Whether `name` consists of labels and this suffix, which begins with a dot.
 fn ends_with(name: &str, suffix: &str) -> bool {
-    let place = name.len().checked_sub(suffix.len()).filter(|place| *place > 0);
-    let (labels, end) = place.and_then(|place| name.split_at_checked(place)).unwrap_or_default();
+    let at = name.len().checked_sub(suffix.len()).filter(|at| *at > 0);
+    let (labels, end) = at.and_then(|at| name.split_at_checked(at)).unwrap_or_default();
     end.eq_ignore_ascii_case(suffix) && !labels.is_empty() && labels.split('.').all(|label| !label.is_empty())
 }
 
-/// Whether Microsoft's servers received a mail last, and no other server received it above its topmost
+/// Whether one of Microsoft's servers received the mail last, and no other server added a Received field above the topmost
 /// Authentication-Results.
 fn was_received_by_microsoft(header: &Header<'_>) -> bool {
     let is_microsofts = |received: &[u8]| {
@@ -84,7 +83,7 @@ fn was_received_by_microsoft(header: &Header<'_>) -> bool {
         && header.all_above("received", "authentication-results").all(is_microsofts)
 }
 
-/// The host in a Received field that received the mail: the word behind the only `by`, outside of comments.
+/// The receiving host in a Received field: the word after the only `by`, outside of comments.
 fn receiver(received: &str) -> Option<String> {
     let plain = mask_quoted(received);
     let mut words = plain.split([' ', '\t', '\r', '\n']).filter(|word| !word.is_empty());
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_stand_for_whole_labels() {
+    fn patterns_match_whole_labels() {
         for server in ["a.fastmail.com", "mx1.phl.Fastmail.COM", "a.fastmail.com/7"] {
             assert!(matches("*.fastmail.com", server), "{server}");
         }
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_run_ends_at_another_servers_field() {
+    fn another_servers_field_ends_the_search() {
         let field = |server: &str| format!("Authentication-Results: {server}; spf=none\r\n");
         let ours = field("mx.shop.example");
         let other = field("mx.evil.tld");
@@ -142,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn microsofts_nameless_field_counts_where_microsoft_received_last() {
+    fn microsofts_field_needs_microsofts_received() {
         let field = "Authentication-Results: spf=pass smtp.mailfrom=resmic.com; dkim=pass (signature was verified) header.d=resmic.com\r\n";
         let received =
             |by: &str| format!("Received: from a.example (192.0.2.1)\r\n by {by}; Wed, 5 Mar 2025 03:36:41 +0000\r\n");

@@ -1,14 +1,14 @@
-//! The times that a signature's own times are compared with: this machine's clock, and the time of receipt.
+//! Compares the times in a signature with this machine's clock and with the time of receipt.
 
 use jiff::Timestamp;
 use mail_auth::dkim::Signature;
 
 /// How far a sender's clock may be ahead, in seconds.
 const CLOCK_TOLERANCE: i64 = 86_400;
-/// The longest lifetime, in seconds, that a signature without `t=` is given credit for.
+/// The longest lifetime, in seconds, that is assumed for a signature without `t=`.
 const MAX_LIFETIME: i64 = 30 * 86_400;
 
-/// When a mail is judged, and when its server received it.
+/// The time of authentication, and the time at which the server received the mail.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     /// This machine's clock.
@@ -31,15 +31,15 @@ impl Clock {
         expires > 0 && (expires <= self.receipt_time(made, expires) || expires <= made)
     }
 
-    /// Whether a signature was made later than this machine's clock allows (`t=`).
+    /// Whether this machine's clock seems to be behind: the signature's `t=` is in the future.
     pub(super) fn is_behind(&self, signature: &Signature) -> bool {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// The time of receipt, in seconds; a daemon may see a mail days later.
+    /// The time of receipt, in seconds. The daemon may fetch a mail days after it.
     ///
-    /// An INTERNALDATE in the future means that the two clocks disagree. One from before the signature was made is no time
-    /// of receipt: a client may append a mail with any date, and some servers say 1970. `now` takes the place of both.
+    /// `now` replaces an implausible INTERNALDATE. One in the future means that the two clocks disagree. One from before the
+    /// signature is not a time of receipt: a client may append a mail with any date, and some servers send 1970.
     fn receipt_time(&self, made: i64, expires: i64) -> i64 {
         let earliest =
             if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };
@@ -70,12 +70,12 @@ mod tests {
     }
 
     fn has_expired(tags: &str, received: Option<i64>) -> bool {
-        // The mail is judged ten days after it was signed.
+        // The mail is authenticated ten days after it was signed.
         Clock { now: at(MADE + 10 * DAY), received: received.map(at) }.has_expired(&signature(tags))
     }
 
     #[test]
-    fn expiry_is_compared_with_the_time_of_receipt() {
+    fn expiry_is_compared_with_receipt() {
         let tags = format!("t={MADE}; x={}", MADE + DAY);
         assert!(!has_expired(&tags, Some(MADE + 5)) && !has_expired(&tags, Some(MADE - 60)));
         assert!(has_expired(&tags, Some(MADE + DAY)) && has_expired(&tags, Some(MADE + 2 * DAY)));

@@ -1,4 +1,4 @@
-//! DKIM (RFC 6376), checked by us: a signature of the From's organisation over From, To and the whole body.
+//! Verifies DKIM signatures (RFC 6376). A mail needs one of its From's organisation, over From, To and the whole body.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,43 +13,45 @@ use super::header::{Header, has_lone_cr};
 use super::{Candidate, is_aligned, untrusted};
 use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust, printable};
 
-/// How many signatures of the right domain are tried. Each may cost a question to DNS, which its sender chooses.
+/// The number of signatures of the From's organisation that are verified. Each may need a DNS lookup, and the sender
+/// chooses its name.
 const MAX_VERIFIED: usize = 4;
-/// The most signatures that are looked at, and the most fields that one may name: each name is held against each field.
-/// Anybody can write some that are of the right domain; careful senders name forty.
+/// The number of signatures that a mail may have, and the number of header fields that one may name (`h=`). Each name is
+/// compared with each field, and anyone can write such signatures. Large senders name about forty fields.
 pub(super) const MAX_SIGNATURES: usize = 50;
 const MAX_SIGNED_NAMES: usize = 500;
 
-/// Which signatures may prove a mail, and how much of each is verified.
+/// The signatures that may prove a mail, and the part of each that is verified.
 pub(super) enum VerifiedPart<'a> {
-    /// Any signature, all of it.
+    /// Header and body of any signature.
     Everything,
-    /// Those that the server found valid, without the body: `b=` must match the signed fields and the stated `bh=`.
+    /// The header part of the signatures that the receiving server found valid: `b=` must match the signed fields and the
+    /// given `bh=`. The body is not compared with `bh=`.
     Header(&'a [super::auth_results::PassedSignature]),
 }
 
-/// Looks for a signature that proves the mail to be from its From's organisation.
+/// Searches for a signature that proves that the mail is from its From's organisation.
 pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, resolver: &Resolver) -> Authenticity {
     let bytes = with_crlf(mail.bytes);
-    let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be taken apart") };
+    let Some(mut message) = AuthenticatedMessage::parse(&bytes) else { return untrusted("it cannot be parsed") };
     rehash_without_blank_end(&mut message);
     if message.dkim_headers.len() > MAX_SIGNATURES {
         return untrusted(format!("it has more than {MAX_SIGNATURES} DKIM signatures"));
     }
-    // mail-auth leaves it out of the body that it checks, and the white space before it; who reads the mail sees it.
+    // mail-auth hashes the body without such a CR and the white space before it. Mail programs show both.
     if has_lone_cr(message.raw_body()) {
-        return untrusted("its body has a CR without an LF, which no signature covers");
+        return untrusted("its body has a CR without an LF, which cannot be signed");
     }
     let mut rejections = drop_unusable(&mut message, mail, part);
     if message.dkim_headers.is_empty() {
         return untrusted(match (rejections.into_iter().next(), message.errors.len()) {
             (Some(words), _) => words,
             (None, 0) => "it has no DKIM signature".into(),
-            (None, _) => "its DKIM signature cannot be read, or signs a part of the body only (l=)".into(),
+            (None, _) => "its DKIM signature cannot be parsed, or signs a part of the body only (l=)".into(),
         });
     }
     disable_library_checks(&mut message, part);
-    // Each signature's own verdict; one that holds is enough.
+    // One valid signature is enough.
     let mut temp_error = None;
     for output in resolver.verify(&message).await {
         let Some(signature) = output.signature() else { continue };
@@ -65,7 +67,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
     }
 }
 
-/// Drops the signatures that prove nothing whatever their keys are. In words, why.
+/// Removes the signatures that prove nothing, whatever their keys are. Returns the reasons.
 fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, part: &VerifiedPart<'_>) -> Vec<String> {
     let mut rejections = Vec::new();
     let mut left = MAX_VERIFIED;
@@ -79,29 +81,30 @@ fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, p
     rejections
 }
 
-/// Disables two checks of mail-auth. It verifies `b=` over the raw field, so changes of the parsed signature do not matter.
+/// Disables two checks of mail-auth by changing the parsed signature. mail-auth verifies `b=` over the raw field, which
+/// does not change.
 fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &VerifiedPart<'_>) {
     let hashes = &message.body_hashes;
     for signed in &mut message.dkim_headers {
         let signature = &mut signed.header;
-        // mail-auth compares x= with this machine's clock. `check_without_key` has compared it with the time of receipt.
+        // mail-auth would compare x= with this machine's clock. `check_without_key` has compared it with the time of receipt.
         signature.x = 0;
         let algorithm = HashAlgorithm::from(signature.a);
-        let its = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
+        let is_of_signature = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
             (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
         };
-        // mail-auth compares bh= with the hash of the present body.
-        if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(its)) {
+        // mail-auth would compare bh= with the hash of the body.
+        if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(is_of_signature)) {
             signature.bh.clone_from(hash);
         }
     }
 }
 
-/// What became of one signature.
+/// The result of verifying one signature.
 enum SignatureResult {
     Valid,
     Invalid(String),
-    /// To be checked again later.
+    /// The signature is verified again later.
     TempError(String),
 }
 
@@ -114,7 +117,7 @@ async fn check_key_and_time(
     match (output.result(), dns_failure(output.result())) {
         (DkimResult::Pass, _) => {}
         (_, Some(words)) => {
-            return SignatureResult::TempError(format!("asking for {}: {words}", describe_key(signature)));
+            return SignatureResult::TempError(format!("looking up {}: {words}", describe_key(signature)));
         }
         (result, None) => {
             return SignatureResult::Invalid(format!("{} does not verify: {}", describe(signature), explain(result)));
@@ -123,15 +126,15 @@ async fn check_key_and_time(
     match resolver.key_record(signature).await.map(|key| key.rejection()) {
         Err(words) => SignatureResult::TempError(words),
         Ok(Some(words)) => SignatureResult::Invalid(format!("{} {words}", describe_key(signature))),
-        // Either clock may be wrong, so nothing is decided.
+        // Either the sender's clock or this machine's is wrong.
         Ok(None) if mail.clock.is_behind(signature) => {
-            SignatureResult::TempError(format!("{} was made later than this machine's clock says", describe(signature)))
+            SignatureResult::TempError(format!("{} is from the future by this machine's clock", describe(signature)))
         }
         Ok(None) => SignatureResult::Valid,
     }
 }
 
-/// A mail with the line ends that it was signed with. In a file they may be those of the system: a Maildir's are.
+/// The mail with CRLF at the end of each line, as it was signed. In a Maildir, lines end with LF.
 fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
     let bare = |at: &usize| at.checked_sub(1).and_then(|before| mail.get(before)) != Some(&b'\r');
     let mut whole = Vec::new();
@@ -148,7 +151,8 @@ fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(whole)
 }
 
-/// Lines of white space at a body's end count for nothing where it is relaxed (RFC 6376, 3.4.4); mail-auth counts them.
+/// Corrects mail-auth's hash of a relaxed body: lines of white space at its end are ignored (RFC 6376, 3.4.4), and mail-auth
+/// includes them.
 fn rehash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     let body = message.raw_message.get(message.body_offset()..).unwrap_or_default();
     let end = body.iter().rposition(|byte| !b" \t\r\n".contains(byte)).map_or(0, |last| last + 1);
@@ -163,7 +167,7 @@ fn rehash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     }
 }
 
-/// Checks all that needs no key. The error says in words why the signature proves nothing.
+/// Checks everything that needs no key. The error is the reason why the signature proves nothing.
 fn check_without_key(
     field: &Parsed<'_, Signature>,
     mail: &Candidate<'_>,
@@ -180,9 +184,9 @@ fn check_without_key(
         return no("is not the one that its server found valid");
     }
     if signature.a == Algorithm::RsaSha1 {
-        return no("is by SHA-1, which proves nothing any more (RFC 8301)");
+        return no("uses SHA-1, which proves nothing (RFC 8301)");
     }
-    // mail-auth takes l=0, which signs nothing of the body, for no l= at all.
+    // mail-auth treats l=0, with which nothing of the body is signed, like a missing l=.
     if has_tag(field.value, "l") {
         return no("signs a part of the body only (l=)");
     }
@@ -201,7 +205,7 @@ fn check_without_key(
     if mail.clock.has_expired(signature) {
         return no("has expired");
     }
-    // i= is an address in d= or below it (RFC 6376, 3.5).
+    // The domain of i= is d= or a subdomain of it (RFC 6376, 3.5).
     let identity = signature.identity().rsplit_once('@').map_or("", |(_, d)| d).to_ascii_lowercase();
     let below = identity.is_empty() || identity == signature.d || identity.ends_with(&format!(".{}", signature.d));
     if below { Ok(()) } else { no("names an identity outside of its domain (i=)") }
@@ -213,22 +217,24 @@ fn has_tag(signature: &[u8], name: &str) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag.eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// The fields that a signature speaks for: all of a name, or none. One that was added under a signed name, above the
-/// signed one, is what most programs show; so a name that is there more often than it is signed is not covered.
+/// The names of which a signature includes every field, in the order of `h=`.
 ///
-/// One that names more fields than anybody would speaks for none.
+/// Most mail programs show the topmost field of a name, and a forger can add one there. So a name is left out if the mail has
+/// more fields of it than are signed. The result is empty if the signature names more than [`MAX_SIGNED_NAMES`] fields.
 fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
     if signed.len() > MAX_SIGNED_NAMES {
         return Vec::new();
     }
     let names: Vec<String> = signed.iter().map(|name| name.to_ascii_lowercase()).collect();
     let mut times: HashMap<&str, usize> = HashMap::new();
-    names.iter().for_each(|name| *times.entry(name).or_default() += 1);
-    // In their order, and each once.
-    let of_all = |name: &&String| {
+    for name in &names {
+        *times.entry(name).or_default() += 1;
+    }
+    // Each name once.
+    let is_fully_signed = |name: &&String| {
         times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count_signable(name)))
     };
-    names.iter().filter(of_all).cloned().collect()
+    names.iter().filter(is_fully_signed).cloned().collect()
 }
 
 fn trusted(signature: &Signature, header: &Header<'_>) -> Authenticity {
@@ -249,11 +255,11 @@ fn describe_key(signature: &Signature) -> String {
     format!("the key {}._domainkey.{}", printable(&signature.s, 100), printable(&signature.d, 100))
 }
 
-/// In words, what kept DNS from answering; `None` if it did answer.
+/// The reason why DNS did not answer; `None` if it answered.
 fn dns_failure(result: &DkimResult) -> Option<String> {
     match result {
         DkimResult::TempError(error) => Some(error.to_string()),
-        // "Not found" has to be said by the domain's own servers; a server that failed or refuses says nothing.
+        // "Not found" counts only as an answer of the domain's servers. A server that fails or refuses has not answered.
         DkimResult::PermError(Error::Dns(DnsError::RecordNotFound(code))) if !super::dns::is_answer(*code) => {
             Some(format!("the server answered {code}"))
         }
@@ -278,7 +284,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_covered_if_all_fields_of_it_are_signed() {
+    fn names_are_signed_if_every_field_is() {
         let header = Header::parse(b"From: a\r\nTo: b\r\nX: 1\r\nX: 2\r\nY: 1\r\nY: 2\r\n\r\n");
         let signed = |names: &str| names.split(':').map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(fully_signed_names(&signed("TO:from:x:y:Y:to:z"), &header), ["to", "from", "y"]);

@@ -1,4 +1,4 @@
-//! Who is asked for keys, and what is remembered of the answers.
+//! Looks up DKIM keys in DNS, and caches them.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::dkim::Signature;
-use mail_auth::dmarc::Dmarc;
+use mail_auth::dmarc::{Dmarc, Policy};
 use mail_auth::hickory_resolver::config::ResolverOpts;
 use mail_auth::hickory_resolver::proto::op::ResponseCode;
 use mail_auth::{AuthenticatedMessage, DkimOutput, DnsError, Parameters, ResolverCache, Txt};
@@ -20,15 +20,15 @@ use super::key_record::{self, KeyRecord};
 use super::name_servers::NameServers;
 use crate::model::printable;
 
-/// `[dns]`: who is asked.
+/// `[dns]`: the DNS servers.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DnsSettings {
-    /// Servers, as `127.0.0.1:5353` or `127.0.0.1`; empty: the system's.
+    /// Servers, as `127.0.0.1:5353` or `127.0.0.1`. If the list is empty, the servers of the system are used.
     pub servers: Vec<DnsServer>,
 }
 
-/// A DNS server's address; port 53 if none is named.
+/// The address of a DNS server. The default port is 53.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct DnsServer(SocketAddr);
@@ -45,39 +45,39 @@ impl TryFrom<String> for DnsServer {
     }
 }
 
-/// How long the servers have for an answer in each of three ways: UDP, UDP without EDNS, TCP. Over UDP hickory repeats
-/// the question meanwhile; over TCP, connecting has as much time again.
+/// The timeout of each way to query: UDP with EDNS, UDP, TCP. Over UDP, hickory repeats the query within it. Over TCP,
+/// connecting has the same timeout in addition.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How long all signatures of a mail have together, in all ways.
+/// The timeout for all signatures of a mail, over all ways.
 pub(super) const LOOKUP_LIMIT: Duration = Duration::from_secs(15);
-/// How many keys are remembered.
+/// The size of the cache.
 const MAX_KEYS: usize = 1_000;
-/// How long an answer is remembered at the most: a key that was revoked must not count for long.
+/// The longest time in the cache, whatever the record's TTL is. A revoked key must not be used for longer.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
-/// How many keys are kept ready for the mails to come.
+/// The number of keys that are looked up before a mail needs them.
 const MAX_RECENT_KEYS: usize = 4;
 
-/// Asks for keys, and remembers the answers for as long as they may be.
+/// Looks up keys, and caches them until their TTL ends.
 pub struct Resolver {
     name_servers: NameServers,
     cache: KeyCache,
-    /// The names of the keys by which mails were believed, the last first.
+    /// The names of the keys of recent trusted mails, the latest first.
     recent_keys: Mutex<VecDeque<String>>,
-    /// Held by who asks for them: where DNS does not answer, one asks and not each watcher.
+    /// Locked while keys are prefetched. If DNS does not answer, only one task waits, not each watcher.
     prefetching: tokio::sync::Mutex<()>,
 }
 
-/// Whether this response code is an answer: yes, or no such name. All others say that no answer could be had.
+/// Whether this response code is an answer: success, or no such name. All others mean that the server has no answer.
 pub(super) fn is_answer(code: ResponseCode) -> bool {
     matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
 
 impl Resolver {
-    /// A resolver that asks these servers. Must be made inside a tokio runtime.
+    /// A resolver for these servers. It must be created inside a tokio runtime.
     ///
     /// # Errors
-    /// What keeps it from starting: an unreadable /etc/resolv.conf.
+    /// /etc/resolv.conf cannot be read.
     pub fn new(settings: &DnsSettings) -> anyhow::Result<Self> {
         let servers: Vec<SocketAddr> = settings.servers.iter().map(|server| server.0).collect();
         let name_servers = NameServers::new(&servers, set_resolver_options)?;
@@ -89,12 +89,12 @@ impl Resolver {
         })
     }
 
-    /// The servers to ask.
+    /// The name servers.
     pub(super) fn name_servers(&self) -> &NameServers {
         &self.name_servers
     }
 
-    /// Takes note of a key by which a mail was believed: the next mail may well be signed with it.
+    /// Remembers the key of a trusted mail. The next mail is probably signed with the same key.
     pub fn remember_key(&self, domain: &str, selector: &str) {
         let name = key_name(domain, selector);
         let Ok(mut recent_keys) = self.recent_keys.lock() else { return };
@@ -105,7 +105,7 @@ impl Resolver {
         }
     }
 
-    /// Whether a mail that is signed with a key that is remembered could be judged without a question.
+    /// Whether all remembered keys are in the cache, so that a mail signed with one needs no lookup.
     #[must_use]
     pub fn has_cached_keys(&self) -> bool {
         self.recent_keys
@@ -113,8 +113,8 @@ impl Resolver {
             .is_ok_and(|recent_keys| recent_keys.iter().all(|name| self.cache.get(name.as_str()).is_some()))
     }
 
-    /// Asks for the keys that are remembered, and are not known or have expired. What cannot be had is asked for again
-    /// when a mail needs it.
+    /// Looks up the remembered keys that are not in the cache. A failure is ignored: the lookup is repeated when a mail needs
+    /// the key.
     pub async fn prefetch_keys(&self) {
         let Ok(_prefetching) = self.prefetching.try_lock() else { return };
         let names: Vec<String> =
@@ -124,11 +124,11 @@ impl Resolver {
         }
     }
 
-    /// Checks all signatures that are left in `message`; in time, or not at all.
+    /// Verifies all signatures in `message`. After [`LOOKUP_LIMIT`] the result of each is a temporary error.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
-            // NameServers at once, so that four keys cost no more timeouts than one. What was found is checked below; what was
-            // not is asked for again there, in the way that was answered.
+            // All lookups run at once, so that four keys wait for no more timeouts than one. mail-auth takes the keys that were
+            // found from the cache, and repeats the other lookups over the way that worked.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.look_up_key(name))).await;
             self.name_servers.preferred().verify_dkim(Parameters::new(message).with_txt_cache(&self.cache)).await
@@ -146,7 +146,7 @@ impl Resolver {
         }
     }
 
-    /// The key record of a signature, which has just been looked up.
+    /// The key record of a signature, usually from the cache.
     pub(super) async fn key_record(&self, signature: &Signature) -> Result<Arc<KeyRecord>, String> {
         let lookup = self.look_up_key(key_name(&signature.d, &signature.s));
         let key = tokio::time::timeout(LOOKUP_LIMIT, lookup).await.map_err(|_| "no answer in time".to_owned())?;
@@ -170,26 +170,26 @@ impl Resolver {
     }
 }
 
-/// Where a key stands (RFC 6376, 3.6.2.1), as mail-auth writes it.
+/// The DNS name of a key (RFC 6376, 3.6.2.1), as mail-auth writes it.
 fn key_name(domain: &str, selector: &str) -> String {
     format!("{selector}._domainkey.{domain}.")
 }
 
-/// How the servers are asked, whoever names them.
+/// Sets the options that hold for configured servers and for those of the system.
 fn set_resolver_options(options: &mut ResolverOpts) {
     options.timeout = TIMEOUT;
-    // The next way to ask takes the place of a retry.
+    // Instead of a retry, the next way to query is used.
     options.attempts = 0;
     options.positive_max_ttl = Some(MAX_TTL);
     options.negative_max_ttl = Some(Duration::from_secs(300));
-    // A key of 4096 bits does not fit into one UDP packet everywhere.
+    // Without EDNS, a response with a key of 4096 bits does not fit into one UDP packet.
     options.edns0 = true;
 }
 
-/// For `check --connect`: whether DNS answers for a domain at all, and what it says.
+/// For `check --connect`: looks up a domain's mail servers and its DMARC policy. Returns lines for the operator.
 ///
 /// # Errors
-/// In words, if it does not answer.
+/// A message for the operator, if DNS does not answer.
 pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
     let name = &format!("{domain}.");
     let mx = resolver.name_servers.query(|dns| async move { Ok(dns.0.mx_lookup(name.as_str()).await?) });
@@ -204,7 +204,7 @@ pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<Strin
             found.push(format!("DNS works; its mail servers (MX): {}", servers.join(", ")));
         }
         Err(mail_auth::Error::Dns(DnsError::RecordNotFound(code))) if is_answer(code) => {
-            found.push("DNS works; it has no mail server (MX)".into())
+            found.push("DNS works; it has no mail server (MX)".into());
         }
         Err(error) => {
             return Err(format!("DNS does not answer: {}; check [dns] servers", printable(&error.to_string(), 200)));
@@ -212,15 +212,25 @@ pub async fn check_domain(resolver: &Resolver, domain: &str) -> Result<Vec<Strin
     }
     found.push(match resolver.look_up_txt(format!("_dmarc.{domain}.")).await {
         Ok(record) => match Dmarc::parse(&record) {
-            Ok(policy) => format!("its DMARC policy is {:?}", policy.p).to_lowercase().replace("dmarc", "DMARC"),
-            Err(_) => "its DMARC record cannot be read".into(),
+            Ok(dmarc) => format!("its DMARC policy is {}", policy_name(dmarc.p)),
+            Err(_) => "its DMARC record cannot be parsed".into(),
         },
         Err(_) => "it publishes no DMARC policy".into(),
     });
     Ok(found)
 }
 
-/// The keys that were looked up, until they expire.
+/// The policy as it is written in a record (RFC 7489, 6.3).
+fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::None => "none",
+        Policy::Quarantine => "quarantine",
+        Policy::Reject => "reject",
+        Policy::Unspecified => "unspecified",
+    }
+}
+
+/// The keys, each with the time at which it expires.
 #[derive(Default)]
 struct KeyCache(Mutex<HashMap<Box<str>, (Txt, Instant)>>);
 
@@ -248,7 +258,7 @@ impl ResolverCache<Box<str>, Txt> for KeyCache {
         }
         let Ok(mut keys) = self.0.lock() else { return };
         if keys.len() >= MAX_KEYS {
-            // Whoever sends mails with ever new selectors must not fill the memory.
+            // Mails with ever new selectors must not fill the memory.
             let now = Instant::now();
             keys.retain(|_, (_, until)| *until > now);
             if keys.len() >= MAX_KEYS {

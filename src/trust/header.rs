@@ -1,32 +1,33 @@
-//! The raw header: its fields as they stand, and who a mail is from and to.
+//! Parses the raw header of a mail, and finds its sender and its recipients.
 //!
-//! Parsers disagree about what is odd, and a forger lives on that: mail-parser takes the last of two Froms, and
-//! `Fr om:` for one. So the fields are counted here, on the bytes, and what is odd about a From is refused.
+//! Parsers disagree about malformed headers, and forgers use that. mail-parser, for example, takes the last of two From fields,
+//! and treats `Fr om:` as From. So this module counts the fields on the raw bytes, and rejects every ambiguous From.
 
 use mail_parser::{Address, MessageParser};
 
-/// A mail's header fields, in their order.
+/// The header fields of a mail, in their order.
 pub(super) struct Header<'a> {
     fields: Vec<HeaderField<'a>>,
-    /// There are more than are looked at.
+    /// The mail has more than [`MAX_FIELDS`] fields.
     is_truncated: bool,
-    /// A line of it is no field's and not the empty one: some programs see its end there, or behind it.
+    /// A line is neither a field nor empty. Some programs end the header there, or after it.
     is_malformed: bool,
 }
 
 struct HeaderField<'a> {
-    /// As it stands before the colon.
+    /// All bytes before the colon.
     name: &'a [u8],
-    /// What stands behind it, folds and all.
+    /// All bytes after the colon, including folded lines.
     value: &'a [u8],
 }
 
-/// The most fields that are looked at.
+/// The number of fields that are parsed.
 const MAX_FIELDS: usize = 2_000;
 
 impl<'a> Header<'a> {
-    /// Reads up to the first empty line (RFC 5322, 2.1), and not to one that only looks empty: who checks the signature reads
-    /// on there, as far as the To that is signed.
+    /// Parses up to the first empty line (RFC 5322, 2.1).
+    ///
+    /// A line of white space does not end the header. mail-auth continues there as well, and may find the signed To after it.
     pub(super) fn parse(mail: &'a [u8]) -> Self {
         let mut fields: Vec<HeaderField<'a>> = Vec::new();
         let mut rest = mail;
@@ -57,13 +58,15 @@ impl<'a> Header<'a> {
         Header { fields, is_truncated, is_malformed }
     }
 
-    /// How many fields have this name (in lower case).
+    /// The number of fields with this name (in lower case).
     pub(super) fn count(&self, name: &str) -> usize {
         self.fields.iter().filter(|f| f.is(name)).count()
     }
 
-    /// How many fields have this name (in lower case) for who checks a signature. None, if there is one that readers see
-    /// otherwise: `To :` is found by no name that is signed, and what is written with a lone CR is signed without it.
+    /// The number of fields with this name (in lower case) that a signature can include.
+    ///
+    /// It is 0 if one of them looks different to a signature check than to a mail program: no signed name matches `To :`, and a
+    /// lone CR is left out before a field is hashed.
     pub(super) fn count_signable(&self, name: &str) -> usize {
         let like = self.fields.iter().filter(|f| f.looks_like(name));
         let is_as_signed =
@@ -71,12 +74,12 @@ impl<'a> Header<'a> {
         if like.clone().all(is_as_signed) { like.count() } else { 0 }
     }
 
-    /// Whether there is a field that some program takes for one of this name (in lower case).
+    /// Whether some program may treat a field as one with this name (in lower case).
     pub(super) fn has_lookalike(&self, name: &str) -> bool {
         self.fields.iter().any(|f| f.looks_like(name))
     }
 
-    /// The values of the fields with this name that stand above the first field named `mark`.
+    /// The values of the fields with this name above the first field named `mark`.
     pub(super) fn all_above(&self, name: &str, mark: &str) -> impl Iterator<Item = &'a [u8]> {
         self.fields.iter().take_while(move |f| !f.is(mark)).filter(move |f| f.is(name)).map(|f| f.value)
     }
@@ -86,20 +89,20 @@ impl<'a> Header<'a> {
         self.fields.iter().filter(move |f| f.is(name)).map(|f| f.value)
     }
 
-    /// The one sender.
+    /// The address of the only sender.
     ///
     /// # Errors
-    /// In words, what is odd about it.
+    /// The reason why the sender is ambiguous.
     pub(super) fn from(&self) -> Result<String, String> {
-        // DKIM signs from the bottom: below the last that is looked at there may be the To that is signed, and above
-        // it one that a forger wrote.
+        // DKIM selects fields from the bottom. The signed To may be below the last field that was parsed, and a forged To above
+        // it.
         if self.is_truncated {
             return Err(format!("its header has more than {MAX_FIELDS} fields"));
         }
         if self.is_malformed {
-            return Err("it cannot be told where its header ends".into());
+            return Err("the end of its header is ambiguous".into());
         }
-        // Also what some parser might take for a From.
+        // Fields that some parser may treat as From count, too.
         let like_from = self.fields.iter().filter(|f| f.looks_like("from")).count();
         match (self.count("from"), like_from) {
             (0, _) => return Err("it has no From".into()),
@@ -124,20 +127,20 @@ impl HeaderField<'_> {
         self.name.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes())
     }
 
-    /// With white space and what cannot be seen left out.
+    /// Compares the name without white space and invisible characters.
     fn looks_like(&self, name: &str) -> bool {
         let seen = self.name.iter().filter(|byte| byte.is_ascii_graphic()).map(u8::to_ascii_lowercase);
         seen.eq(name.bytes().map(|byte| byte.to_ascii_lowercase()))
     }
 }
 
-/// Whether there is what mail-auth leaves out of a signed field, with the white space before it, and a reader takes for white
-/// space or a line's end: a form feed, a CR that no LF follows.
+/// Whether mail-auth hashes this value without some of its characters: a form feed, or a CR without an LF, and the white space
+/// before it. Mail programs show them as white space or as a line break.
 fn hides_characters(value: &[u8]) -> bool {
     value.contains(&b'\x0c') || has_lone_cr(value)
 }
 
-/// Whether there is a CR that no LF follows. No mail server passes one on (RFC 5321, 2.3.8).
+/// Whether there is a CR without an LF. Mail servers must not transmit one (RFC 5321, 2.3.8).
 pub(super) fn has_lone_cr(text: &[u8]) -> bool {
     memchr::memchr_iter(b'\r', text).any(|at| text.get(at + 1) != Some(&b'\n'))
 }
@@ -148,7 +151,7 @@ fn between<'a>(whole: &'a [u8], first: &'a [u8], last: &'a [u8]) -> &'a [u8] {
     whole.get(offset(first)..offset(last) + last.len()).unwrap_or(first)
 }
 
-/// How many `@` stand outside of quoted strings and comments.
+/// The number of `@` outside of quoted strings and comments.
 fn count_at_signs(text: &str) -> usize {
     let (mut count, mut quoted, mut depth, mut escaped) = (0, false, 0_usize, false);
     for c in text.chars() {
@@ -170,12 +173,14 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
     addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
 }
 
-/// The plain addresses in a field's value, to the letter of RFC 5322 and no further: a mail is for us by them. What parsers
-/// make of `<"x>, payments@shop.example, <y"@evil.tld>`, which is one address at evil.tld, is not what its sender has signed.
+/// The addresses without quotes, literals and comments in a field's value. They decide whether a mail is for the account.
+///
+/// They are parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
+/// lenient parsers find three.
 pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     let text = mask_quoted(&String::from_utf8_lossy(value));
     let listed = text.split([',', ';']).filter_map(|one| {
-        // What stands before a colon is a group's name.
+        // The name of a group ends with a colon.
         let one = one.rsplit(':').next().unwrap_or_default().trim();
         let address = match one.split_once('<') {
             Some((_, angle)) => angle.strip_suffix('>')?.trim(),
@@ -191,7 +196,7 @@ pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     listed.collect()
 }
 
-/// A field's value with a `"` for each quoted string, a `[` for each literal, and a space for each comment.
+/// A field's value with `"` for each quoted string, `[` for each domain literal, and a space for each comment.
 pub(super) fn mask_quoted(text: &str) -> String {
     let (mut mask_quoted, mut end, mut depth, mut escaped) = (String::new(), None, 0_usize, false);
     for c in text.chars() {
@@ -223,14 +228,14 @@ fn addresses_or_group(value: &[u8]) -> Option<(Vec<String>, bool)> {
     Some((all, matches!(message.from()?, Address::Group(_))))
 }
 
-/// Nothing in it that could be read in two ways.
+/// Whether every parser finds the same local part and domain in this address.
 fn is_unambiguous(address: &str) -> bool {
     let Some((local, domain)) = address.rsplit_once('@') else { return false };
     let fits = |c: char| c.is_ascii_graphic() && !"\"(),:;<>@[\\]".contains(c);
     !local.is_empty() && local.chars().all(fits) && !local.contains("=?") && super::is_domain(domain)
 }
 
-/// What stands behind the last `@`.
+/// The part after the last `@`.
 pub(super) fn domain(address: &str) -> &str {
     address.rsplit_once('@').map_or("", |(_, domain)| domain)
 }
@@ -240,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_unfolded_and_counted_as_they_stand() {
+    fn folded_fields_count_once() {
         let header = Header::parse(b"A: 1\r\n 2\r\nB:3\r\na : 4\r\n\r\nA: 5\r\n");
         assert_eq!(header.count("a"), 2);
         let values: Vec<_> = header.all("a").map(|v| String::from_utf8_lossy(v).into_owned()).collect();
@@ -248,8 +253,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_white_space_ends_no_header() {
-        // Exim puts SpamAssassin's report into the header so.
+    fn white_space_lines_continue_the_header() {
+        // Exim adds SpamAssassin's report in this form.
         let header = Header::parse(b"X-Spam-Report: a\r\n \r\n\tb\r\nFrom: a@resmic.com\r\n\r\nFrom: b\r\n");
         assert_eq!(header.from().unwrap(), "a@resmic.com");
         let two = |line: &str| {
@@ -260,18 +265,18 @@ mod tests {
             assert_eq!(two(line), "it has more than one From", "{line:?}");
         }
         for line in ["\x0c\n", "\r\r\n", "\x0c \r\n"] {
-            assert_eq!(two(line), "it cannot be told where its header ends", "{line:?}");
+            assert_eq!(two(line), "the end of its header is ambiguous", "{line:?}");
         }
     }
 
     #[test]
-    fn where_the_parsers_do_not_agree_that_a_header_ends_nobody_is_its_sender() {
+    fn ambiguous_header_ends_have_no_sender() {
         let lines = [
             "", " ", "\t", "X: 1", " 2", "x", ":", ": x", " :", "\x0b", "\0", " \x0c", "\x0c:", "é", "Cc: \"a",
             "Cc: (a",
         ];
         let lines: Vec<_> = lines.iter().flat_map(|l| ["\r\n", "\n", "\r"].map(|end| format!("{l}{end}"))).collect();
-        let mut believed = 0;
+        let mut accepted = 0;
         for (first, second) in lines.iter().flat_map(|first| lines.iter().map(move |second| (first, second))) {
             for top in ["", "To: payments@shop.example\r\n"] {
                 let mail = format!("{top}{first}{second}From: a@resmic.com\r\nDate: 1\r\n\r\nX: 1\r\n\r\nX: 2\r\n");
@@ -279,18 +284,18 @@ mod tests {
                 if header.from().is_err() {
                     continue;
                 }
-                believed += 1;
+                accepted += 1;
                 let signed = mail_auth::AuthenticatedMessage::parse(mail.as_bytes()).unwrap();
                 let read = MessageParser::new().parse(mail.as_bytes()).unwrap();
                 let read = read.root_part().raw_body_offset() as usize;
                 assert_eq!((read, header.fields.len()), (signed.body_offset(), signed.headers.len()), "{mail:?}");
             }
         }
-        assert!(believed > 500, "only {believed}");
+        assert!(accepted > 500, "only {accepted}");
     }
 
     #[test]
-    fn what_is_signed_is_not_hidden_below_the_last_field_that_is_looked_at() {
+    fn headers_above_the_limit_have_no_sender() {
         let top = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\n";
         let signed = "From: no-reply@resmic.com\r\nTo: other@shop.example\r\n\r\n";
         let mail = |fields: usize| format!("{top}{}{signed}", "X: 1\r\n".repeat(fields));

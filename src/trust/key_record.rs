@@ -1,4 +1,4 @@
-//! A key record in DNS (RFC 6376, 3.6.1), and for what its domain publishes it.
+//! A DKIM key record in DNS (RFC 6376, 3.6.1), and the uses that its domain allows.
 
 use std::sync::Arc;
 
@@ -7,19 +7,19 @@ use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::common::resolver::UnwrapTxtRecord;
 use mail_auth::common::verify::DomainKey;
 
-/// mail-auth's bit for `t=y` in a key's flags. It keeps the name to itself; a test with a key in DNS holds it to this.
+/// mail-auth's flag for `t=y`, whose name is private there. A test with such a key in DNS fails if the value changes.
 const TESTING: u64 = 0x10;
 
-/// Our own bits in the same flags. mail-auth's cannot tell a list without `email` or `sha256` from no list at all.
+/// Additional flags. Those of mail-auth do not distinguish a list without `email` or `sha256` from a missing list.
 const CHECKED: u64 = 1 << 63;
 const NOT_FOR_EMAIL: u64 = 1 << 62;
 const NOT_FOR_SHA256: u64 = 1 << 61;
 
-/// A key whose `s=` and `h=` were looked at.
+/// A key whose `s=` and `h=` were checked.
 pub(super) struct KeyRecord(Arc<DomainKey>);
 
 impl KeyRecord {
-    /// Why its signatures prove nothing, in words.
+    /// The reason why signatures with this key prove nothing.
     pub(super) fn rejection(&self) -> Option<&'static str> {
         [
             (TESTING, "is in test mode (t=y)"),
@@ -31,7 +31,7 @@ impl KeyRecord {
     }
 }
 
-/// Whether a record came through here. mail-auth parses keys by itself, too, and those lack our bits.
+/// Whether this module parsed the record. mail-auth also parses keys itself, and those lack the additional flags.
 pub(super) fn is_checked(record: &Txt) -> bool {
     !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
 }
@@ -63,7 +63,7 @@ impl UnwrapTxtRecord for KeyRecord {
     }
 }
 
-/// Whether the list of this tag has one of `wanted`. A record without the tag allows all.
+/// Whether the list of this tag contains one of `wanted`. A record without the tag allows everything.
 fn allows(record: &str, tag: &str, wanted: &[&str]) -> bool {
     let tags = record.split(';').filter_map(|tag| tag.split_once('='));
     let mut lists = tags.filter(|(name, _)| name.trim().eq_ignore_ascii_case(tag)).map(|(_, list)| list);
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_must_have_what_is_wanted() {
+    fn key_lists_must_contain_the_use() {
         let mail = |record: &str| allows(record, "s", &["*", "email"]);
         for record in ["", "v=DKIM1; k=rsa; p=s", "s=email", " s = other : EMAIL ;p=", "S=*; h=sha1", "n=s=tlsrpt; p="]
         {

@@ -1,11 +1,13 @@
-//! Is this Resmic's? From, proof, addressed to us.
+//! Decides whether a mail is Resmic's: its From is allowed, a proof holds, and it is addressed to the account.
 //!
-//! A result is data, not an error: it is a function of the mail's untouched bytes, of DNS answers and of the rules.
-//! Nothing here reads what the mail *says*; that is `extract`'s.
+//! The result depends on the unchanged bytes of the mail, on DNS, on the settings and on the clock. A mail that is not Resmic's
+//! is a result, not an error. The text of the mail is not parsed here; `extract` does that.
 //!
-//! `header` knows the raw header and who a mail is from and to. `dkim` verifies signatures, `clock` compares their times.
-//! `results` decides by what the merchant's own server found: `authserv` knows that server's fields, `field` parses them.
-//! `dns` looks up keys at the name servers that `asked` knows, and `key` parses the records.
+//! - `header` parses the raw header, and finds the sender and the recipients.
+//! - `dkim` verifies signatures. `clock` compares their times.
+//! - `auth_results` uses the verdict of the merchant's own receiving server. `authserv` finds the header fields of that server,
+//!   and `auth_results_field` parses them.
+//! - `dns` looks up keys. `name_servers` chooses the servers, and `key_record` parses the records.
 
 mod auth_results;
 mod auth_results_field;
@@ -26,17 +28,17 @@ use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust
 use dns::Resolver;
 use header::Header;
 
-/// `[trust]`: whose mail may be believed, and on what proof.
+/// `[trust]`: the senders and the proofs that are accepted.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrustSettings {
-    /// Domains that Resmic sends from; a mail's From domain must be one of them, to the letter.
+    /// Domains that Resmic sends from. The domain of a mail's From must be equal to one of them, apart from case.
     pub from: Vec<String>,
-    /// The proofs that are accepted; any one of them is enough.
+    /// The accepted kinds of proof. One of them is enough.
     pub accept: Vec<Accept>,
-    /// The names that the merchant's own receiving servers put into Authentication-Results.
+    /// The names (authserv-id) of the merchant's own receiving servers in Authentication-Results.
     pub authserv_ids: Vec<String>,
-    /// Believe that server also about a mail that carries no DKIM signature at all.
+    /// Whether that server's result is enough if the mail has no DKIM signature.
     pub signatures_removed: bool,
 }
 
@@ -55,19 +57,19 @@ impl Default for TrustSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Accept {
-    /// A DKIM signature that we check (RFC 6376).
+    /// A DKIM signature that this program verifies (RFC 6376).
     Dkim,
-    /// The merchant's receiving server checked one (RFC 8601).
+    /// A DKIM signature that the merchant's receiving server verified (RFC 8601).
     AuthenticationResults,
-    /// None is asked for: a without_proof.
+    /// No proof is required. This is for tests only.
     None,
 }
 
 impl TrustSettings {
-    /// What a type cannot say.
+    /// Checks the values.
     ///
     /// # Errors
-    /// The key, and what is wrong with it.
+    /// The wrong key and an explanation.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: String| Err((key.to_owned(), words));
         if self.from.is_empty() {
@@ -95,7 +97,7 @@ impl TrustSettings {
         Ok(())
     }
 
-    /// Whether mails are believed without proof.
+    /// Whether mails are trusted without proof.
     #[must_use]
     pub fn accepts_unproven(&self) -> bool {
         self.accept.contains(&Accept::None)
@@ -116,14 +118,14 @@ fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.contains('.') && text.split('.').all(label)
 }
 
-/// The addresses that are recipients: a mail to somebody else is not for us, however genuine.
+/// An account's own addresses. A mail to other addresses is rejected, even if Resmic sent it.
 #[derive(Debug, Clone, Default)]
 pub struct Recipients {
     addresses: Vec<String>,
 }
 
 impl Recipients {
-    /// These addresses; case and `+` tags do not matter.
+    /// These addresses. Case and `+` tags are ignored.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
         Recipients { addresses: addresses.into_iter().map(|a| normalize_address(&a)).collect() }
     }
@@ -133,7 +135,7 @@ impl Recipients {
     }
 }
 
-/// An address for comparing: lower case, and without what stands behind a `+`.
+/// An address in the form for comparing: lower case, without the tag after a `+`.
 fn normalize_address(address: &str) -> String {
     let low = address.to_lowercase();
     match low.rsplit_once('@') {
@@ -142,35 +144,36 @@ fn normalize_address(address: &str) -> String {
     }
 }
 
-/// Whether a mail may be Resmic's, by its header's From fields: one of them has an allowed domain. For sifting a
-/// shared mailbox; nothing is believed by it.
+/// Whether one of the From fields has an address of an allowed domain. In a shared mailbox only such mails are fetched.
+/// This is not a proof.
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
-    // Nearly all of a shared mailbox is somebody else's: what does not so much as hold the letters is not taken apart.
-    if !settings.from.iter().any(|domain| contains_ignoring_case(header, domain)) {
+    // Most mails of a shared mailbox do not contain the domain at all. They need no parsing.
+    if !settings.from.iter().any(|domain| may_contain(header, domain)) {
         return false;
     }
     let header = Header::parse(header);
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
-/// Whether these letters may stand there, in whatever case.
-fn contains_ignoring_case(header: &[u8], letters: &str) -> bool {
-    header.windows(letters.len().max(1)).any(|place| place.eq_ignore_ascii_case(letters.as_bytes()))
+/// Whether the header may contain this domain, in any case and also split by other characters.
+fn may_contain(header: &[u8], domain: &str) -> bool {
+    header.windows(domain.len().max(1)).any(|window| window.eq_ignore_ascii_case(domain.as_bytes()))
         || may_split_address(header)
 }
 
-/// Whether there is what an address may be broken by, and is read without: a comment, a backslash, a line's end within `<>`
-/// (RFC 5322, 4.4).
+/// Whether the header has characters that may split an address and do not belong to it: a comment, a backslash, or a line
+/// break within `<>` (RFC 5322, 4.4).
 fn may_split_address(header: &[u8]) -> bool {
     let addresses =
         || header.split(|byte| *byte == b'<').skip(1).filter_map(|rest| rest.split(|byte| *byte == b'>').next());
     memchr::memchr2(b'(', b'\\', header).is_some() || addresses().any(|address| address.contains(&b'\n'))
 }
 
-/// Judges a mail: may it be believed, and how much of it?
+/// Decides whether a mail is Resmic's, and which header fields are signed.
 ///
-/// `clock` has the times for a signature's own times. Bounded in time by the resolver's limits.
+/// The times in a signature are compared with `clock`. The duration is limited by the resolver's timeouts. A panic in a
+/// library rejects the mail.
 pub async fn authenticate(
     mail: &[u8],
     recipients: &Recipients,
@@ -178,8 +181,8 @@ pub async fn authenticate(
     resolver: &Resolver,
     clock: impl Into<Clock>,
 ) -> Authenticity {
-    let judging = catch_panic_async(authenticate_inner(mail, recipients, settings, resolver, clock.into()));
-    judging.await.unwrap_or_else(|| untrusted("it could not be taken apart"))
+    let authentication = catch_panic_async(authenticate_inner(mail, recipients, settings, resolver, clock.into()));
+    authentication.await.unwrap_or_else(|| untrusted("it cannot be parsed"))
 }
 
 async fn authenticate_inner(
@@ -208,7 +211,7 @@ async fn authenticate_inner(
         };
         match result {
             Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
-            // Another proof may hold; a temporary error outweighs a rejection.
+            // The next kind of proof may hold. If none does, a temporary error takes precedence over a rejection.
             Authenticity::TempError(reason) => rejection = Some(Authenticity::TempError(reason)),
             Authenticity::Rejected(reason) => rejection = rejection.or(Some(Authenticity::Rejected(reason))),
         }
@@ -216,24 +219,24 @@ async fn authenticate_inner(
     rejection.unwrap_or_else(|| untrusted("no proof is accepted"))
 }
 
-/// A mail whose proof is looked for.
+/// A mail that is being authenticated.
 struct Candidate<'a> {
     bytes: &'a [u8],
     header: &'a Header<'a>,
-    /// Its From's domain.
+    /// The domain of its From.
     from: &'a str,
     clock: Clock,
 }
 
-/// Without a proof everything is taken as it stands.
+/// The stand-in for a proof with `accept = ["none"]`. All header fields count.
 fn unproven() -> Proof {
     Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }
 
-/// A proven mail is for us, if the To that the proof covers says so.
+/// Trusts a proven mail if its signed To contains one of the account's addresses.
 fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: Proof) -> Authenticity {
     if !proof.signed_headers.contains("to") {
-        return untrusted("the proof does not cover its To");
+        return untrusted("its To is not signed");
     }
     proof.to = header.all("to").flat_map(header::plain_addresses).collect();
     if proof.to.iter().any(|address| recipients.contain(address)) {
@@ -244,7 +247,7 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: Proof) 
     Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, words))
 }
 
-/// The addresses of a mail's To, whoever put them there.
+/// The addresses of a mail's To fields. They may be forged.
 #[must_use]
 pub fn to_addresses(mail: &[u8]) -> Vec<String> {
     catch_panic(|| Header::parse(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
@@ -262,7 +265,7 @@ fn untrusted(words: impl AsRef<str>) -> Authenticity {
     Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, words))
 }
 
-/// Whether two domains belong to one organisation (RFC 7489, 3.1.1: relaxed alignment), by the public suffix list.
+/// Whether two domains belong to one organisation by the public suffix list (relaxed alignment, RFC 7489, 3.1.1).
 fn is_aligned(signer: &str, from: &str) -> bool {
     let (signer, from) = (signer.to_ascii_lowercase(), from.to_ascii_lowercase());
     let organisation = |domain: &str| psl::domain_str(domain).map(str::to_owned);
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_allowed_sender_to_us_is_believed() {
+    async fn allowed_sender_and_recipient_are_trusted() {
         for header in [
             "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example",
             "from: no-reply@RESMIC.com\r\nTO: a@b.example, Shop <payments+order.mac@SHOP.example>",
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_only_looks_like_resmic_is_refused() {
+    async fn lookalikes_of_resmic_are_rejected() {
         for from in [
             "From: no-reply@resmic.com.evil.tld",
             "From: no-reply@evil.tld",
@@ -331,13 +334,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_to_somebody_else_is_not_ours() {
+    async fn mails_to_other_addresses_are_rejected() {
         for to in [
             "To: other@shop.example",
             "To: payments@shop.example.evil.tld",
             "Cc: payments@shop.example",
             "To: \"payments@shop.example\" <x@y.example>",
-            // Each is one address at evil.tld, or none.
+            // Each of these is one address at evil.tld, or no address.
             "To: <\"x >,payments@shop.example,<y\"@evil.tld>",
             "To: Shop <\"x\\\">,payments@shop.example,<y\"@evil.tld>",
             "To: payments@shop.example\r\n .evil.tld",
@@ -355,14 +358,14 @@ mod tests {
     }
 
     #[test]
-    fn alignment_is_by_organisation_not_by_suffix() {
+    fn alignment_follows_the_public_suffix_list() {
         assert!(is_aligned("mail.resmic.com", "resmic.com") && is_aligned("resmic.com", "pay.resmic.com"));
         assert!(!is_aligned("com", "resmic.com") && !is_aligned("co.uk", "shop.co.uk"));
         assert!(!is_aligned("evilresmic.com", "resmic.com") && !is_aligned("a.co.uk", "b.co.uk"));
     }
 
     #[test]
-    fn a_candidate_has_an_allowed_domain_in_its_from() {
+    fn candidates_have_an_allowed_from() {
         let settings = TrustSettings::default();
         assert!(is_candidate(b"From: Resmic <a@resmic.com>\r\n\r\n", &settings));
         assert!(is_candidate(b"From: x@y.example\r\nFrom: a@resmic.com\r\n\r\n", &settings));
@@ -376,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_prove_nothing_are_refused() {
+    fn settings_that_prove_nothing_are_rejected() {
         let key = |settings: TrustSettings| settings.check().unwrap_err().0;
         assert_eq!(key(TrustSettings { from: vec![], ..TrustSettings::default() }), "from");
         assert_eq!(key(TrustSettings { from: vec!["a@b.c".into()], ..TrustSettings::default() }), "from");
@@ -389,7 +392,7 @@ mod tests {
         for id in ["", "mx shop", "*", "*.com", "*.co.uk", "mx.*.example", "*mx.shop.example", "*.*.shop.example"] {
             assert_eq!(key(server(id)), "authserv_ids", "{id:?}");
         }
-        for id in ["mx.shop.example", "mailin", "*.fastmail.com", "*.mx.fastmail.com", "microsoft-365"] {
+        for id in ["mx.shop.example", "mail-in", "*.fastmail.com", "*.mx.fastmail.com", "microsoft-365"] {
             assert!(server(id).check().is_ok(), "{id}");
         }
         assert!(TrustSettings::default().check().is_ok());

@@ -1,7 +1,7 @@
-//! Who is asked: the servers of `[dns]`, or the system's, which may become others while the daemon runs.
+//! The DNS servers: those of `[dns] servers`, or those of /etc/resolv.conf.
 //!
-//! Where a lease or a VPN changes /etc/resolv.conf, the C library sees it and the mail server goes on being found; who
-//! read the file at the start only would ask servers that are gone for every key, until somebody starts it anew.
+//! A DHCP lease or a VPN may change /etc/resolv.conf while the daemon runs. The file is read again when it changes, as the C
+//! library does. Without that, key lookups would time out until a restart, although the mail server is still found.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,44 +15,44 @@ use mail_auth::hickory_resolver::config::{
 use mail_auth::hickory_resolver::system_conf::read_system_conf;
 use mail_auth::{DnsError, MessageAuthenticator};
 
-/// Where the system names its servers.
+/// The system's list of name servers.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 type Servers = (ResolverConfig, ResolverOpts);
 
-/// Who is asked, and how.
+/// The name servers and the ways to query them.
 pub(super) struct NameServers {
-    /// Nothing, where the configuration names them.
+    /// `None` if the configuration names the servers.
     system: Option<SystemConfig>,
-    /// What is set for all of them.
+    /// Sets the options of every query.
     options: fn(&mut ResolverOpts),
     current: Mutex<LoadedConfig>,
 }
 
-/// A file that names servers, and how it is read.
+/// A file with name servers, and the function that parses it.
 struct SystemConfig {
     file: PathBuf,
     read: fn() -> anyhow::Result<Servers>,
 }
 
 struct LoadedConfig {
-    /// Of the file when it was read.
+    /// The version of the file that was read.
     version: Option<FileVersion>,
     query_ways: QueryWays,
 }
 
-/// The same servers, asked in three ways.
+/// The same servers, with three ways to query them.
 #[derive(Clone)]
 struct QueryWays {
-    /// Over UDP with EDNS; over UDP without it; over TCP without it. Old servers and some routers reject or drop
-    /// questions with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
+    /// UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some routers reject or drop queries with EDNS
+    /// (RFC 6891), and some firewalls drop DNS over UDP.
     ways: [Arc<MessageAuthenticator>; 3],
-    /// The index of the way that was last_working last, so that only the first lookup waits for a timeout.
+    /// The index of the way that worked last. It comes first, so that only the first lookup waits for a timeout.
     last_working: Arc<AtomicUsize>,
 }
 
 impl QueryWays {
-    /// The way that was last_working last, and then the others.
+    /// All ways; the one that worked last comes first.
     fn ways(&self) -> impl Iterator<Item = (usize, &Arc<MessageAuthenticator>)> {
         let first = self.last_working.load(Ordering::Relaxed);
         let all = self.ways.iter().enumerate();
@@ -60,7 +60,7 @@ impl QueryWays {
     }
 }
 
-/// By what a file that was written again is known.
+/// Modification time and size: a change of either means that the file was written.
 type FileVersion = (Option<SystemTime>, u64);
 
 impl SystemConfig {
@@ -71,10 +71,10 @@ impl SystemConfig {
 }
 
 impl NameServers {
-    /// These servers; none: the system's. `options` has the last word on how they are asked.
+    /// Uses these servers, or the system's if the list is empty. `options` overrides the options of the system.
     ///
     /// # Errors
-    /// What keeps it from starting: an unreadable /etc/resolv.conf.
+    /// /etc/resolv.conf cannot be read.
     pub(super) fn new(servers: &[SocketAddr], options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
         if servers.is_empty() {
             let read = || {
@@ -90,13 +90,13 @@ impl NameServers {
     }
 
     fn from_system(system: SystemConfig, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
-        // First, so that what is written meanwhile is read again.
+        // Before the content, so that a write in between is noticed later.
         let version = system.version();
         let current = LoadedConfig { version, query_ways: query_ways((system.read)()?, options)? };
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Asks in the way that was last_working last, and then in the others. Without any answer, the first failure counts.
+    /// Makes a lookup in each way until a server answers. If none does, the error of the first way is returned.
     pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
@@ -108,22 +108,22 @@ impl NameServers {
                 Err(error) if !is_answer(&error) => failure = failure.or(Some(error)),
                 answer => {
                     if query_ways.last_working.swap(way, Ordering::Relaxed) != way {
-                        tracing::debug!(way, "DNS servers answer in another way than the last time");
+                        tracing::debug!(way, "the DNS servers answer over another transport than before");
                     }
                     return answer;
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("no way to ask".into()))))
+        Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("there is no way to query DNS".into()))))
     }
 
-    /// The servers, asked in the way that was last_working last.
+    /// The way that worked last.
     pub(super) fn preferred(&self) -> Arc<MessageAuthenticator> {
         let query_ways = self.query_ways();
         query_ways.ways().next().map_or_else(|| query_ways.ways[0].clone(), |(_, dns)| dns.clone())
     }
 
-    /// A file that names no server, as between two networks, changes nothing.
+    /// The current ways. A file without servers, as between two networks, changes nothing.
     fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.query_ways.clone() };
@@ -132,17 +132,19 @@ impl NameServers {
             current.version = version;
             match (system.read)().and_then(|servers| query_ways(servers, self.options)) {
                 Ok(query_ways) => {
-                    tracing::info!("{} was written again: the servers that it names are asked", system.file.display());
+                    tracing::info!("{} has changed; using its DNS servers", system.file.display());
                     current.query_ways = query_ways;
                 }
-                Err(error) => tracing::warn!(%error, "the DNS servers that were known are asked on"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot use the changed list of DNS servers; keeping the previous one")
+                }
             }
         }
         current.query_ways.clone()
     }
 }
 
-/// Whether a server has last_working: with a record, or that there is none. An error of the server is no answer.
+/// Whether this error is an answer: the record does not exist. An error of the server is not an answer.
 fn is_answer(error: &mail_auth::Error) -> bool {
     match error {
         mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_answer(*code),
@@ -154,7 +156,7 @@ fn is_answer(error: &mail_auth::Error) -> bool {
 fn query_ways(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<QueryWays> {
     let (config, mut options) = servers;
     set(&mut options);
-    // All at once: one that does not answer must not use up the time of the others.
+    // Query all servers at once: a server that does not answer must not use up the time of the others.
     options.num_concurrent_reqs = config.name_servers.len();
     let usual = authenticator(config.clone(), options.clone())?;
     options.edns0 = false;
@@ -163,7 +165,7 @@ fn query_ways(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Qu
     Ok(QueryWays { ways: [usual, plain, tcp], last_working: Arc::default() })
 }
 
-/// hickory asks over TCP only after a truncated answer, so a server of its own has no UDP.
+/// With UDP configured, hickory uses TCP only after a truncated answer. So this configuration has no UDP.
 fn over_tcp(mut config: ResolverConfig) -> ResolverConfig {
     for server in &mut config.name_servers {
         server.connections.retain(|connection| !matches!(connection.protocol, ProtocolConfig::Udp));
@@ -173,7 +175,7 @@ fn over_tcp(mut config: ResolverConfig) -> ResolverConfig {
 
 fn authenticator(config: ResolverConfig, options: ResolverOpts) -> anyhow::Result<Arc<MessageAuthenticator>> {
     let made = MessageAuthenticator::new(config, options);
-    made.map(Arc::new).map_err(|e| anyhow::anyhow!("cannot start asking DNS: {e}"))
+    made.map(Arc::new).map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {
@@ -199,24 +201,24 @@ mod tests {
         path
     });
 
-    /// The file has an address with its port, or nothing.
+    /// The file has an address with its port, or is empty.
     fn read() -> anyhow::Result<Servers> {
         let server = fs::read_to_string(&*FILE)?.trim().parse()?;
         Ok((ResolverConfig::from_parts(None, Vec::new(), vec![name_server(server)]), ResolverOpts::default()))
     }
 
-    /// Whether this server hears a lookup.
-    async fn is_asked(asked: &NameServers, server: &UdpSocket) -> bool {
-        let authenticator = asked.preferred();
+    /// Whether this server receives a query.
+    async fn is_queried(name_servers: &NameServers, server: &UdpSocket) -> bool {
+        let authenticator = name_servers.preferred();
         let lookup = tokio::spawn(async move { authenticator.txt_raw_lookup("resmic.com.").await.map(drop) });
         let server = server.try_clone().unwrap();
-        let heard = tokio::task::spawn_blocking(move || server.recv(&mut [0; 512]).is_ok()).await.unwrap();
+        let received = tokio::task::spawn_blocking(move || server.recv(&mut [0; 512]).is_ok()).await.unwrap();
         lookup.abort();
-        heard
+        received
     }
 
     #[tokio::test]
-    async fn who_is_asked_changes_with_the_file_and_a_file_that_names_nobody_changes_nothing() {
+    async fn name_servers_follow_resolv_conf() {
         let server = || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -224,15 +226,15 @@ mod tests {
         };
         let (first, second) = (server(), server());
         fs::write(&*FILE, first.local_addr().unwrap().to_string()).unwrap();
-        let asked = NameServers::from_system(SystemConfig { file: FILE.clone(), read }, |_| {}).unwrap();
-        assert!(is_asked(&asked, &first).await);
-        let before = asked.preferred();
+        let name_servers = NameServers::from_system(SystemConfig { file: FILE.clone(), read }, |_| {}).unwrap();
+        assert!(is_queried(&name_servers, &first).await);
+        let before = name_servers.preferred();
         fs::write(&*FILE, "").unwrap();
-        assert!(Arc::ptr_eq(&before, &asked.preferred()));
+        assert!(Arc::ptr_eq(&before, &name_servers.preferred()));
         fs::write(&*FILE, format!("{}\n", second.local_addr().unwrap())).unwrap();
-        assert!(is_asked(&asked, &second).await);
-        let before = asked.preferred();
+        assert!(is_queried(&name_servers, &second).await);
+        let before = name_servers.preferred();
         fs::remove_file(&*FILE).unwrap();
-        assert!(Arc::ptr_eq(&before, &asked.preferred()));
+        assert!(Arc::ptr_eq(&before, &name_servers.preferred()));
     }
 }
