@@ -19,6 +19,7 @@ pub mod forward;
 pub mod health;
 pub mod http;
 pub mod ingest;
+pub mod loopback;
 pub mod metrics;
 pub mod model;
 pub mod payments;

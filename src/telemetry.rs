@@ -12,6 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use crate::loopback::is_loopback;
+
 /// `[telemetry]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -31,7 +33,7 @@ impl TelemetrySettings {
     /// The key to look at, and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         match self.metrics {
-            Some(address) if !address.ip().is_loopback() => {
+            Some(address) if !is_loopback(address.ip()) => {
                 Err(("metrics".into(), "expected a loopback address, for example \"127.0.0.1:9464\"".into()))
             }
             _ => Ok(()),

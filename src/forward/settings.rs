@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::db;
 use crate::http::Url;
+use crate::loopback::is_loopback;
 use crate::model::Status;
 use crate::secret;
 use crate::units::HumanDuration;
@@ -128,7 +129,7 @@ impl Settings {
     /// An address can be judged at once; a name is judged by what it resolves to, at each connect.
     fn check_host(&self, url: &Url) -> Result<(), Problem> {
         match url.host.parse::<IpAddr>() {
-            Ok(ip) if !self.allow_remote && !ip.to_canonical().is_loopback() => {
+            Ok(ip) if !self.allow_remote && !is_loopback(ip) => {
                 wrong("url", format!("{ip} is not a loopback address; set allow_remote = true if it is meant"))
             }
             _ => Ok(()),

@@ -1,7 +1,7 @@
 //! The way to a server: its address checked where it is used, so that DNS cannot change it in between.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::url::Url;
+use crate::loopback::is_loopback;
 
 /// Where a server listens.
 #[derive(Debug, Clone)]
@@ -91,7 +92,6 @@ async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result
 
 /// The addresses that may be connected to: the very ones that are then used, whatever DNS says a moment later.
 fn allowed(host: &str, found: &[SocketAddr], allow_remote: bool) -> Result<Vec<SocketAddr>, String> {
-    let is_loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
     let allowed: Vec<_> = found.iter().copied().filter(|a| allow_remote || is_loopback(a.ip())).collect();
     match found.first() {
         None => Err(format!("{host:?} has no address")),

@@ -1,11 +1,12 @@
 //! A URL, as far as we ask for one.
 
-use std::net::IpAddr;
 use std::str::FromStr;
 
 use hyper::Uri;
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use serde::Deserialize;
+
+use crate::loopback::is_loopback_host;
 
 /// An `http` or `https` URL with a host and without credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -78,7 +79,7 @@ impl Url {
     /// Whether it names this machine, whatever DNS says.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
+        is_loopback_host(&self.host)
     }
 }
 

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::oauth;
+use crate::loopback::is_loopback_host;
 use crate::model::same_mailbox;
 use crate::secret;
 use crate::units::{ByteSize, HumanDuration};
@@ -92,7 +93,7 @@ impl Settings {
                 );
             }
         }
-        if self.tls == Tls::None && !is_loopback(&self.host) {
+        if self.tls == Tls::None && !is_loopback_host(&self.host) {
             return wrong(
                 "tls",
                 "\"none\" is for a server on this machine only; expected \"implicit\" or \"starttls\"",
@@ -157,11 +158,6 @@ pub fn is_address(text: &str) -> bool {
     let whole = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
     let strange = |c: char| c.is_control() || c.is_whitespace() || "<>,;".contains(c);
     text.rsplit_once('@').is_some_and(whole) && !text.contains(strange)
-}
-
-/// A name or an address of this machine, whatever DNS says.
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// How the connection is protected.
