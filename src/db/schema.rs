@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
@@ -86,12 +87,13 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     }
 }
 
+/// The characters of a path that a URI encodes.
+const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
 /// The URI by which SQLite reads a file without locks and without other files (sqlite.org/uri.html, `immutable`).
 fn immutable_uri(path: &Path) -> Option<String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
-    let encode = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     let path = std::path::absolute(path).ok()?;
-    Some(format!("file:{}?immutable=1", path.to_str()?.bytes().map(encode).collect::<String>()))
+    Some(format!("file:{}?immutable=1", utf8_percent_encode(path.to_str()?, PATH)))
 }
 
 /// The `-wal` file: it has the newest commits while a program has the database open.

@@ -1,11 +1,11 @@
 //! The headers that a callback checks: Resmic's own signature, and Standard Webhooks beside it.
 
-use std::fmt::Write;
-
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -44,11 +44,7 @@ impl Signer {
 
     /// `X-Signature`: hexadecimal HMAC-SHA256 of the body, keyed with the secret as it is written.
     pub(super) fn resmic(&self, body: &[u8]) -> String {
-        hmac::sign(&self.resmic, body).as_ref().iter().fold(String::with_capacity(64), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        HEXLOWER.encode(hmac::sign(&self.resmic, body).as_ref())
     }
 
     /// `webhook-signature`: `v1,` and the base64 HMAC-SHA256 of `id.timestamp.body`; `None` without a `whsec_` secret.
@@ -66,16 +62,12 @@ impl std::fmt::Debug for Signer {
     }
 }
 
-/// Text for a header field: visible ASCII stays, all else is percent-encoded UTF-8 (RFC 3986, 2.1), `%` too.
+/// The ASCII characters that are encoded in a header field.
+const INVISIBLE: &AsciiSet = &CONTROLS.add(b' ').add(b'%');
+
+/// Text for a header field: visible ASCII except `%` is unchanged, everything else is percent-encoded UTF-8 (RFC 3986, 2.1).
 pub(super) fn header_text(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if byte.is_ascii_graphic() && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
+    utf8_percent_encode(text, INVISIBLE).to_string()
 }
 
 #[cfg(test)]
