@@ -18,6 +18,7 @@ pub use prepare::{
     store_settings,
 };
 
+use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
 use crate::health::{Expected, Watched};
@@ -30,8 +31,8 @@ use crate::{forward, metrics, systemd};
 const QUEUE: usize = 8;
 /// How long a watcher may take for one step beside waiting: a window of a first sync has ten minutes.
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
-/// How often a database that cannot be opened just now is tried again.
-const REOPEN: Duration = Duration::from_secs(5);
+/// The pauses between attempts to open the database.
+const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
 /// How long the loops have for ending by themselves.
 const DRAIN: Duration = Duration::from_secs(4);
 /// How long the database may take to close after that.
@@ -105,22 +106,22 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     ended
 }
 
-/// Opens the database, however long a disk is full or another program has it; `None`: the end came first.
+/// Opens the database. It retries while the disk is full or another program locks the file; `None` after `shutdown`.
 async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Result<Option<Store>> {
-    loop {
-        match Store::open(store_settings(config)) {
-            Err(error) if error.is_temporary() => {
-                tracing::error!("{error}");
-                systemd::status(&error.to_string());
-                // Nobody else feeds it, also when the configuration was read again: a restart makes no room.
-                systemd::watchdog();
-            }
-            opened => return opened.map(Some),
+    let report = |error: db::Error| {
+        if !error.is_temporary() {
+            return Err(error);
         }
-        tokio::select! {
-            _ = shutdown.wait_for(|ending| *ending) => return Ok(None),
-            () = tokio::time::sleep(REOPEN) => {}
-        }
+        tracing::error!("{error}");
+        systemd::status(&error.to_string());
+        // No loop runs yet that would reset the watchdog, and a restart would not free disk space.
+        systemd::watchdog();
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        opened = REOPEN.retry(|| async { Store::open(store_settings(config)) }, report) => opened.map(Some),
+        _ = shutdown.wait_for(|ending| *ending) => Ok(None),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Pauses between retries. Each is longer than the one before, and random, so that clients do not retry together.
+//! Retries with pauses. Each is longer than the one before, and random, so that clients do not retry together.
 
 use std::time::Duration;
 
@@ -28,6 +28,28 @@ impl Backoff {
         ceiling / 2 + (ceiling / 2).mul_f64(fraction())
     }
 
+    /// Calls `work` until it succeeds, with a [`Backoff::pause`] after each failure.
+    ///
+    /// `handle` gets each error. It returns `Ok` for a retry, or the error to give up.
+    ///
+    /// # Errors
+    /// The error that `handle` returned.
+    pub async fn retry<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        mut work: impl FnMut() -> F,
+        mut handle: impl FnMut(E) -> Result<(), E>,
+    ) -> Result<T, E> {
+        let mut failures = 0_u32;
+        loop {
+            match work().await {
+                Ok(done) => return Ok(done),
+                Err(error) => handle(error)?,
+            }
+            tokio::time::sleep(self.pause(failures)).await;
+            failures = failures.saturating_add(1);
+        }
+    }
+
     /// A random pause between zero and [`Backoff::ceiling`] ("full jitter").
     #[must_use]
     pub fn full_jitter(&self, failures: u32) -> Duration {
@@ -48,6 +70,21 @@ fn fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn errors_are_retried_until_one_is_final() {
+        let backoff = Backoff { base: Duration::from_millis(1), cap: Duration::from_millis(1) };
+        let mut attempts = 0;
+        let mut count = || {
+            attempts += 1;
+            attempts
+        };
+        let temporary = |error: u32| if error < 3 { Ok(()) } else { Err(error) };
+        let fail = |attempt: u32| async move { Err::<(), _>(attempt) };
+        assert_eq!(backoff.retry(|| fail(count()), temporary).await, Err(3));
+        let succeed_later = |attempt: u32| async move { if attempt < 6 { Err(0) } else { Ok(attempt) } };
+        assert_eq!(backoff.retry(|| succeed_later(count()), temporary).await, Ok(6));
+    }
 
     #[test]
     fn pauses_grow_up_to_the_cap() {

@@ -17,11 +17,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 pub use settings::{HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
+use crate::backoff::Backoff;
 use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
 use crate::model::AttemptResult;
 
@@ -33,6 +34,8 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// How long after a failed store call the next is made.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The pauses between attempts to release deliveries.
+const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 /// How long the next delivery is waited for before it is looked again what the clock says.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
@@ -69,20 +72,19 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
     Ok(())
 }
 
-/// Lets go what is held for callbacks that take it by now, however long the database has to be waited for.
+/// Releases the deliveries without a session for targets that are now configured to get them.
 async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
-    loop {
-        match store.release_unresolved().await {
-            Err(db::Error::Stopped) => return Err(db::Error::Stopped),
-            Err(error) => {
-                tracing::warn!(%error, "cannot release what was held for a callback that takes it now; trying again");
-            }
-            Ok(_) => return Ok(()),
+    let report = |error: db::Error| {
+        if matches!(error, db::Error::Stopped) {
+            return Err(error);
         }
-        tokio::select! {
-            _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
-            () = sleep(STORE_PAUSE) => {}
-        }
+        tracing::warn!(%error, "cannot release held deliveries; trying again");
+        Ok(())
+    };
+    tokio::select! {
+        biased;
+        released = RETRY.retry(|| store.release_unresolved(), report) => released.map(drop),
+        _ = shutdown.wait_for(|ending| *ending) => Ok(()),
     }
 }
 

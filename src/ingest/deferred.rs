@@ -39,7 +39,7 @@ impl Deferred {
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut deferrals = self.store.watch_deferrals();
         while !*shutdown.borrow() {
-            let next = super::patiently(None, || self.look()).await?.map_or(LOOK, until);
+            let next = super::retry_temporary(None, || self.look()).await?.map_or(LOOK, until);
             tokio::select! {
                 () = tokio::time::sleep(next.min(LOOK)) => {}
                 // The store is gone only with the program.
@@ -70,7 +70,8 @@ impl Deferred {
             give_up(&mut examined);
         }
         let at = Timestamp::now() + next;
-        let change = super::patiently(None, || self.store.reevaluate(stored.id, examined.clone(), Some(at))).await?;
+        let change =
+            super::retry_temporary(None, || self.store.reevaluate(stored.id, examined.clone(), Some(at))).await?;
         if let Reevaluation::Outcome { outcome, reason, event_id } = change {
             let reason = reason.map(|r| r.to_string());
             tracing::info!(mail_id = stored.id, event_id, reason, "deferred mail: {outcome}");

@@ -188,7 +188,7 @@ impl Ingest {
         for step in steps {
             match step {
                 Step::Found { attribute } => {
-                    patiently(Some(pulse), || self.store.forget_mailbox(&self.account, &attribute)).await?;
+                    retry_temporary(Some(pulse), || self.store.forget_mailbox(&self.account, &attribute)).await?;
                 }
                 Step::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
                 Step::Examined(batch, examined) => {
@@ -214,7 +214,7 @@ impl Ingest {
             && !noted.as_ref().is_some_and(|noted| noted.says(&mailbox, state, error.as_deref()))
         {
             let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
-            patiently(Some(pulse), note).await?;
+            retry_temporary(Some(pulse), note).await?;
             *noted = Some(Noted { mailbox, state, error, seen_at: seen.then(Instant::now) });
         }
         Ok(())
@@ -232,7 +232,7 @@ impl Ingest {
         cursor: Option<&Cursor>,
         pulse: Option<&Pulse>,
     ) -> db::Result<Vec<Recorded>> {
-        let recorded = patiently(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
+        let recorded = retry_temporary(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
             if entry.is_delivered() {
@@ -262,26 +262,23 @@ fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 
-/// Tries again for as long as only the machine's state is in the way. To wait is a sign of life: a watchdog that ends the
-/// program makes no room on a disk.
-async fn patiently<T, F: Future<Output = db::Result<T>>>(
+/// Retries a database operation after temporary errors, such as a full disk. Each retry is a heartbeat: a restart by the
+/// watchdog would not free disk space.
+async fn retry_temporary<T, F: Future<Output = db::Result<T>>>(
     pulse: Option<&Pulse>,
-    mut work: impl FnMut() -> F,
+    work: impl FnMut() -> F,
 ) -> db::Result<T> {
-    let mut failures = 0;
-    loop {
-        match work().await {
-            Err(error) if error.is_temporary() => {
-                tracing::error!("{error}");
-                if let Some(pulse) = pulse {
-                    pulse.beat_before(RETRY.cap);
-                }
-                tokio::time::sleep(RETRY.pause(failures)).await;
-                failures = failures.saturating_add(1);
-            }
-            result => return result,
+    let report = |error: db::Error| {
+        if !error.is_temporary() {
+            return Err(error);
         }
-    }
+        tracing::error!("{error}");
+        if let Some(pulse) = pulse {
+            pulse.beat_before(RETRY.cap);
+        }
+        Ok(())
+    };
+    RETRY.retry(work, report).await
 }
 
 fn log(entry: &ExaminedMail, recorded: &Recorded) {
@@ -321,7 +318,7 @@ mod tests {
         let pulses = Pulses::default();
         let pulse = pulses.begin("watching", Duration::ZERO);
         let full = || async { Err::<(), _>(db::Error::Full("m.db".into())) };
-        assert!(patiently(Some(&pulse), full).now_or_never().is_none(), "it tries again");
+        assert!(retry_temporary(Some(&pulse), full).now_or_never().is_none(), "it tries again");
         assert!(pulses.late().is_empty());
     }
 }
