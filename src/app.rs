@@ -25,6 +25,7 @@ use crate::health::{Expected, Watched};
 use crate::ingest::{self, Deferred, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap;
+use crate::telemetry::PushLatency;
 use crate::{forward, metrics, systemd};
 
 /// How many batches may wait between a watcher and its ingest.
@@ -53,7 +54,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 ///
 /// # Errors
 /// What makes it impossible to start, or to go on.
-pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Prepared { config, accounts, targets, resolver, metrics, vigil } = prepared;
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
@@ -66,7 +67,8 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
         let rules = Arc::new(rules);
         all_rules.insert(account.settings.name.clone(), rules.clone());
         let resolver = resolver.clone();
-        let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store: store.clone() };
+        let (store, latency) = (store.clone(), latency.clone());
+        let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store, latency };
         watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
     }
     if let Some(rules) = all_rules.values().next() {
@@ -86,8 +88,11 @@ pub async fn run(prepared: Prepared, shutdown: watch::Receiver<bool>) -> anyhow:
     let overseeing = overseer.run(shutdown.clone());
     loops.spawn(async move { overseeing.await.context("looking after the rest") });
     if let Some((address, listener)) = metrics {
-        let serving =
-            metrics::serve(listener, metrics::Endpoint { store: store.clone(), expected, pulses }, shutdown.clone());
+        let serving = metrics::serve(
+            listener,
+            metrics::Endpoint { store: store.clone(), expected, pulses, latency },
+            shutdown.clone(),
+        );
         loops.spawn(async move { serving.await.context("serving metrics") });
         tracing::debug!(%address, "serving metrics");
     }

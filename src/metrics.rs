@@ -27,7 +27,7 @@ use crate::db::{self, Store, StoreReader};
 use crate::health::{Expected, Health, assess};
 use crate::model::{DeliveryState, MailboxState};
 use crate::pulse::Pulses;
-use crate::telemetry;
+use crate::telemetry::PushLatency;
 
 /// How many connections are served at once; more wait.
 const CONNECTIONS: usize = 8;
@@ -42,6 +42,8 @@ pub struct Endpoint {
     pub expected: Expected,
     /// Whether the loops make progress.
     pub pulses: Pulses,
+    /// How long mails take.
+    pub latency: PushLatency,
 }
 
 /// How the daemon is, as it knows itself: what the database says, and whether its loops make progress. With the
@@ -121,7 +123,7 @@ async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Respo
     };
     Ok(match request.uri().path() {
         "/healthz" => healthz(&health),
-        "/metrics" => match metrics(&reader, &health) {
+        "/metrics" => match metrics(&reader, &health, &endpoint.latency) {
             Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
         },
@@ -167,7 +169,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-fn metrics(reader: &StoreReader, health: &Health) -> db::Result<String> {
+fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
@@ -190,7 +192,7 @@ fn metrics(reader: &StoreReader, health: &Health) -> db::Result<String> {
     registry.register(
         "push_latency_seconds",
         "From the mail server's acceptance of a mail to its commit here",
-        telemetry::PUSH_LATENCY.clone(),
+        latency.histogram(),
     );
     let mut text = String::new();
     match encode(&mut text, &registry) {

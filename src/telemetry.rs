@@ -1,10 +1,10 @@
-//! What the program says of itself while it runs: one line for each thing that happened, and how long mails took.
+//! Sets up logging, and measures how long mails take.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::Deserialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -18,19 +18,19 @@ use crate::loopback::is_loopback;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TelemetrySettings {
-    /// How much is logged.
+    /// The least severe level that is logged.
     pub log: LogLevel,
-    /// How it is written; by default for the journal under systemd, else plain.
+    /// The format of log lines. The default is the journal under systemd, and plain text otherwise.
     pub format: Option<LogFormat>,
-    /// Where metrics are served: `http://ADDRESS/metrics` and `/healthz`. A loopback address.
+    /// The loopback address of `http://ADDRESS/metrics` and `/healthz`.
     pub metrics: Option<SocketAddr>,
 }
 
 impl TelemetrySettings {
-    /// Whether the values make sense.
+    /// Checks the values.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    /// The wrong key and an explanation.
     pub fn check(&self) -> Result<(), (String, String)> {
         match self.metrics {
             Some(address) if !is_loopback(address.ip()) => {
@@ -41,7 +41,7 @@ impl TelemetrySettings {
     }
 }
 
-/// How much is logged.
+/// The least severe level that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -55,42 +55,42 @@ pub enum LogLevel {
     Trace,
 }
 
-/// How log lines are written.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people; colours on a terminal only.
+    /// Text, with colours on a terminal.
     Plain,
-    /// An object on each line.
+    /// One JSON object on each line.
     Json,
-    /// To systemd's journal, each field as one of its own: `MAILHOOK_EVENT_ID=…`.
+    /// Entries in systemd's journal, with a journal field for each field: `MAILHOOK_EVENT_ID=…`.
     Journald,
 }
 
-/// Changes how much is logged while the program runs.
+/// Changes the log level at run time.
 #[derive(Debug, Clone)]
 pub struct Logging(reload::Handle<Targets, Registry>);
 
 impl Logging {
-    /// From now on this much.
+    /// Sets the log level.
     pub fn set(&self, log: LogLevel) {
-        // It fails only when there is no subscriber any more, and then nothing is logged at all.
+        // It fails only if the subscriber is gone. Then nothing is logged anyway.
         let _ = self.0.reload(filter(log));
     }
 }
 
-/// Begins to log: to the journal, or to standard error.
+/// Starts to log to the journal or to standard error.
 #[must_use]
 pub fn start(settings: &TelemetrySettings) -> Logging {
     let (filter, handle) = reload::Layer::new(filter(settings.log));
     let lines = lines(settings).with_filter(filter);
-    // A second call, in a test, leaves the first in force.
+    // Tests call this repeatedly. The first subscriber stays.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Logging(handle)
 }
 
-/// Libraries are heard from `warn` on, and never below `debug`: async-imap's trace has the LOGIN line in it, password
-/// and all.
+/// Libraries log from `warn` on, or from `debug` on at the level `trace`. async-imap's trace level would log the LOGIN command
+/// with the password.
 fn filter(log: LogLevel) -> Targets {
     let level = match log {
         LogLevel::Off => LevelFilter::OFF,
@@ -120,17 +120,40 @@ fn lines(settings: &TelemetrySettings) -> Box<dyn Layer<Registry> + Send + Sync>
 /// Whether standard error is the journal (systemd.exec(5), `$JOURNAL_STREAM`: device and inode of that stream).
 fn is_journal() -> bool {
     use std::os::unix::fs::MetadataExt;
-    let Ok(said) = std::env::var("JOURNAL_STREAM") else { return false };
-    // A shell's redirection keeps the variable and changes the stream.
-    let stream = std::fs::metadata("/proc/self/fd/2").map(|of| format!("{}:{}", of.dev(), of.ino()));
-    stream.is_ok_and(|stream| stream == said)
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else { return false };
+    // After a shell redirection, the variable is unchanged and standard error is another stream.
+    let stream = std::fs::metadata("/proc/self/fd/2").map(|file| format!("{}:{}", file.dev(), file.ino()));
+    stream.is_ok_and(|stream| stream == journal)
 }
 
-/// How long mails took from the mail server's acceptance to the commit, in seconds. The server tells whole seconds.
-pub static PUSH_LATENCY: LazyLock<Histogram> =
-    LazyLock::new(|| Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]));
+/// The time from the receipt of a mail by its server to its commit here, in seconds. Clones share one histogram.
+#[derive(Debug, Clone)]
+pub struct PushLatency {
+    histogram: Histogram,
+    since: Timestamp,
+}
 
-/// Counts a mail that came while the program ran.
-pub fn pushed(took: Duration) {
-    PUSH_LATENCY.observe(took.as_secs_f64());
+impl Default for PushLatency {
+    /// Counts the mails that a server receives from now on.
+    fn default() -> Self {
+        let histogram = Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]);
+        PushLatency { histogram, since: Timestamp::now() }
+    }
+}
+
+impl PushLatency {
+    /// Counts a mail that was committed at `now`, unless the server received it before this program started.
+    pub fn observe(&self, received: Timestamp, now: Timestamp) {
+        // INTERNALDATE has whole seconds, rounded down.
+        if received.as_second() >= self.since.as_second() {
+            let latency = Duration::try_from(now.duration_since(received)).unwrap_or_default();
+            self.histogram.observe(latency.as_secs_f64());
+        }
+    }
+
+    /// The histogram, for `/metrics`.
+    #[must_use]
+    pub fn histogram(&self) -> Histogram {
+        self.histogram.clone()
+    }
 }

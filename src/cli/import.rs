@@ -17,6 +17,7 @@ use crate::ingest::Ingest;
 use crate::model::{Origin, Outcome, RawMail};
 use crate::payments::Recorded;
 use crate::source::files::FileMail;
+use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
 
 /// What `--json` prints of a mail. The keys are an interface.
@@ -41,6 +42,7 @@ pub(super) async fn run(
         rules: Arc::new(app::rules(config, account).await?),
         resolver: Arc::new(Resolver::new(&config.dns)?),
         store: Store::open(app::store_settings(config))?,
+        latency: PushLatency::default(),
     };
     let (mut mails, reading) = super::read_files(paths, account.max_size.0);
     let progress = progress();

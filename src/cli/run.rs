@@ -8,7 +8,8 @@ use tokio::sync::watch;
 
 use crate::app::{self, Listener, Prepared};
 use crate::config::Config;
-use crate::{systemd, telemetry};
+use crate::systemd;
+use crate::telemetry::{self, PushLatency};
 
 /// What a person or a supervisor asks for.
 enum Wish {
@@ -60,10 +61,12 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     };
     let database = prepared.database();
     let lock = app::lock(&database)?;
+    // A reload does not reset it.
+    let latency = PushLatency::default();
     loop {
         let (end, shutdown) = watch::channel(false);
         let listener = prepared.listener();
-        let mut running: Pin<Box<_>> = Box::pin(app::run(prepared, shutdown));
+        let mut running: Pin<Box<_>> = Box::pin(app::run(prepared, latency.clone(), shutdown));
         let next = loop {
             let wish = tokio::select! {
                 ended = &mut running => return ended,

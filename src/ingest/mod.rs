@@ -3,7 +3,7 @@
 mod deferred;
 mod ready;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, stream};
@@ -18,7 +18,7 @@ use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, 
 use crate::payments::{ExaminedMail, Recorded};
 use crate::pulse::Pulse;
 use crate::source::imap::{self, Batch, Report};
-use crate::telemetry;
+use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
 
 pub use deferred::Deferred;
@@ -45,6 +45,8 @@ pub struct Ingest {
     pub resolver: Arc<Resolver>,
     /// Where everything goes.
     pub store: Store,
+    /// Measures how long mails take.
+    pub latency: PushLatency,
 }
 
 /// What is recorded in one go.
@@ -86,7 +88,6 @@ impl Ingest {
     /// # Errors
     /// What the store says, if it cannot be mended by waiting.
     pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> db::Result<()> {
-        LazyLock::force(&BEGUN);
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
         let mut steps = std::pin::pin!(steps);
@@ -235,8 +236,10 @@ impl Ingest {
         let recorded = retry_temporary(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
-            if entry.is_delivered() {
-                measure(&entry.mail);
+            if let (true, Some(received), Some(_)) =
+                (entry.is_delivered(), entry.mail.received_at, entry.mail.origin.uid)
+            {
+                self.latency.observe(received, Timestamp::now());
             }
         }
         Ok(recorded)
@@ -293,19 +296,6 @@ fn log(entry: &ExaminedMail, recorded: &Recorded) {
         let mail_id = recorded.mail_id;
         tracing::info!(account, mailbox, uid, mail_id, event_id, session_id, reason, "mail: {outcome}");
     }
-}
-
-/// When the program began to look.
-static BEGUN: LazyLock<Timestamp> = LazyLock::new(Timestamp::now);
-
-/// How long a mail took that came while we looked; how old a backlog was says nothing of that.
-fn measure(mail: &RawMail) {
-    // The server tells whole seconds, rounded down.
-    let begun = BEGUN.as_second();
-    let Some(received) = mail.received_at.filter(|at| mail.origin.uid.is_some() && at.as_second() >= begun) else {
-        return;
-    };
-    telemetry::pushed(Duration::try_from(Timestamp::now().duration_since(received)).unwrap_or_default());
 }
 
 #[cfg(test)]

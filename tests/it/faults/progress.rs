@@ -9,6 +9,7 @@ use resmic_mailhook::db::Store;
 use resmic_mailhook::ingest::Ingest;
 use resmic_mailhook::pulse::Pulses;
 use resmic_mailhook::source::imap::{self, Account, Credentials, Cursors, Login};
+use resmic_mailhook::telemetry::PushLatency;
 use resmic_mailhook::trust::dns::Resolver;
 use resmic_mailhook::vigil::Sleeps;
 use testkit::daemon::{Home, account};
@@ -42,7 +43,7 @@ fn begin(
     let (out, reports) = mpsc::channel(8);
     let (shutdown, ending) = watch::channel(false);
     let pulses = Pulses::default();
-    let ingest = Ingest { account: "shop".into(), rules, resolver, store };
+    let ingest = Ingest { account: "shop".into(), rules, resolver, store, latency: PushLatency::default() };
     tokio::spawn(ingest.run(reports, pulses.begin("watching", usual)));
     tokio::spawn(imap::watch(Arc::new(account), "INBOX".into(), cursors, out, ending));
     (pulses, shutdown)
