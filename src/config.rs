@@ -301,7 +301,7 @@ fn without_value(message: &str) -> &str {
     }
 }
 
-/// What the library says of a value that is none, in the words of who wrote it.
+/// Parts of the library's messages, and plainer ones instead of them. The library has no codes, so a test compares the messages.
 const PLAIN: [(&str, &str); 6] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
@@ -366,6 +366,26 @@ fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_of_the_library_are_unchanged() {
+        let message = |text: &str| toml::from_str::<Config>(text).unwrap_err().message().to_owned();
+        let files = [
+            "[[account]]\nport = \"s3cret\"",
+            "[[account]]\nmailboxes = \"s3cret\"",
+            "[store]\npath = 1",
+            "[telemetry]\nmetrics = 1",
+            "[telemetry]\nmetrics = \"s3cret:1\"",
+            "[telemetry]\nlog = 1",
+        ];
+        for (file, (part, _)) in files.into_iter().zip(PLAIN) {
+            let message = message(file);
+            assert!(message.contains(part), "{file}: {message}");
+            assert!(!without_value(&message).contains("s3cret"), "{file}: {message}");
+        }
+        let wrong_type = message(files[0]);
+        assert_eq!(wrong_type, "invalid type: string \"s3cret\", expected u16", "`without_value` needs this form");
+    }
 
     #[test]
     fn a_package_s_configuration_is_known_also_by_who_stands_beside_it() {

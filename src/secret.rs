@@ -1,4 +1,4 @@
-//! Secrets, and where they are kept. Never in the configuration itself, never in a log.
+//! Loads secrets from the places that the configuration names. Their values never appear in the configuration or in logs.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,17 +7,19 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-/// Where the packaged unit loads its credentials from: in the clear, and encrypted (systemd-creds(1)).
+/// The folders from which the packaged unit loads credentials: unencrypted, and encrypted (systemd-creds(1)) with the ending
+/// of the file's name.
 const PLAIN_FOLDERS: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
 const ENCRYPTED_FOLDERS: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
 /// The unit loads the whole folder `/etc/resmic-mailhook` under this id. systemd then puts the id and `_` before the name
 /// of each file (systemd.exec(5), `LoadCredential=`).
 const FOLDER_ID: &str = "resmic-mailhook";
-/// How long a command that prints a secret may take.
+/// The timeout of a command that prints a secret.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where a secret is kept: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
-/// `{ command = ["program", "argument"] }`. The value is the whole content without its last line break.
+/// The place of a secret: `{ credential = "name" }`, `{ file = "path" }`, `{ env = "NAME" }` or
+/// `{ command = ["program", "argument"] }`. The value is the whole content without the last
+/// line break.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SecretSource {
@@ -27,32 +29,34 @@ pub enum SecretSource {
     File(PathBuf),
     /// An environment variable.
     Env(String),
-    /// What a program prints, run without a shell.
+    /// The output of a program, which runs without a shell.
     Command(Vec<String>),
 }
 
-/// Why a secret cannot be had. Names the place, never the value.
+/// Why a secret cannot be loaded. It names the place, never the value.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(String);
 
-/// Words of somebody who was shown a secret, without it. Long words were cut off, in the midst of a token at times; what is
-/// left of one then goes, too, but for the few letters that any words may end in.
-pub(crate) fn redact(words: String, secret: &str) -> String {
-    let words = words.replace(secret, "(secret)");
-    let Some(whole) = words.strip_suffix('…') else { return words };
-    let mut begun = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
-    match begun.find_map(|begun| whole.strip_suffix(begun)) {
+/// Removes a secret from the message of a server that received it.
+///
+/// A long message was truncated, perhaps in the middle of the secret. So at least four first bytes of the secret at the end of
+/// a truncated message are removed, too.
+pub(crate) fn redact(message: String, secret: &str) -> String {
+    let message = message.replace(secret, "(secret)");
+    let Some(truncated) = message.strip_suffix('…') else { return message };
+    let mut prefixes = (4..=secret.len()).rev().filter_map(|end| secret.get(..end));
+    match prefixes.find_map(|prefix| truncated.strip_suffix(prefix)) {
         Some(before) => format!("{before}(secret)…"),
-        None => words,
+        None => message,
     }
 }
 
 impl SecretSource {
-    /// Fetches the secret.
+    /// Loads the secret.
     ///
     /// # Errors
-    /// [`SecretError`], with what was attempted and what to do, if it is not there, empty, or not UTF-8.
+    /// [`SecretError`] if it does not exist, is empty, or is not UTF-8.
     pub async fn load(&self) -> Result<SecretString, SecretError> {
         let text = match self {
             SecretSource::Credential(name) => match locate_credential(name)? {
@@ -62,7 +66,7 @@ impl SecretSource {
             SecretSource::File(path) => read_file(path, "secret file")?,
             SecretSource::Env(name) => std::env::var(name)
                 .map_err(|_| SecretError(format!("environment variable {name} is not set, or not UTF-8")))?,
-            SecretSource::Command(words) => run_command(words).await?,
+            SecretSource::Command(command) => run_command(command).await?,
         };
         let value = text.strip_suffix('\n').unwrap_or(&text);
         let value = value.strip_suffix('\r').unwrap_or(value);
@@ -86,12 +90,12 @@ impl SecretSource {
         }
     }
 
-    /// A relative path taken from the folder `base`; a program without a slash is looked for in `$PATH`.
+    /// Resolves a relative path against the folder `base`. A program without a slash is left to `$PATH`.
     pub fn resolve_path(&mut self, base: &Path) {
         match self {
             SecretSource::File(path) => *path = base.join(&*path),
-            SecretSource::Command(words) => {
-                for program in words.iter_mut().take(1).filter(|program| program.contains('/')) {
+            SecretSource::Command(command) => {
+                for program in command.iter_mut().take(1).filter(|program| program.contains('/')) {
                     *program = base.join(&*program).to_string_lossy().into_owned();
                 }
             }
@@ -106,13 +110,13 @@ impl std::fmt::Display for SecretSource {
             SecretSource::Credential(name) => write!(f, "credential {name:?}"),
             SecretSource::File(path) => write!(f, "file {}", path.display()),
             SecretSource::Env(name) => write!(f, "environment variable {name}"),
-            // Its arguments may be secrets themselves.
-            SecretSource::Command(words) => write!(f, "command {:?}", words.first().map_or("", String::as_str)),
+            // The arguments may be secrets.
+            SecretSource::Command(command) => write!(f, "command {:?}", command.first().map_or("", String::as_str)),
         }
     }
 }
 
-/// How a credential lies there.
+/// The file of a credential.
 #[derive(Debug, PartialEq, Eq)]
 enum CredentialFile {
     Plain(PathBuf),
@@ -149,7 +153,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
             ))
         });
     }
-    // What an operator types as root is not started by systemd, and finds what the unit would be given.
+    // An operator runs commands without systemd. They use the files of the packaged unit.
     find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
@@ -164,7 +168,7 @@ fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(format!("{FOLDER_ID}_{name}"))].into_iter().find(|path| path.exists())
 }
 
-/// The first there is, under a root.
+/// The first existing file of a credential below `root`.
 fn find_credential(root: &Path, name: &str) -> Option<CredentialFile> {
     let at =
         |folder: &str, file: String| Some(root.join(folder.trim_start_matches('/')).join(file)).filter(|p| p.exists());
@@ -177,16 +181,16 @@ fn find_credential(root: &Path, name: &str) -> Option<CredentialFile> {
 }
 
 fn decrypt_command(name: &str, file: &Path) -> [String; 5] {
-    let words = ["systemd-creds", "decrypt", &format!("--name={name}"), &file.to_string_lossy(), "-"];
-    words.map(str::to_owned)
+    let command = ["systemd-creds", "decrypt", &format!("--name={name}"), &file.to_string_lossy(), "-"];
+    command.map(str::to_owned)
 }
 
 fn read_file(path: &Path, what: &str) -> Result<String, SecretError> {
     std::fs::read_to_string(path).map_err(|e| SecretError(format!("{what}: cannot read {}: {e}", path.display())))
 }
 
-async fn run_command(words: &[String]) -> Result<String, SecretError> {
-    let (program, arguments) = words.split_first().ok_or_else(|| SecretError("command: names no program".into()))?;
+async fn run_command(command: &[String]) -> Result<String, SecretError> {
+    let (program, arguments) = command.split_first().ok_or_else(|| SecretError("command: names no program".into()))?;
     let child = tokio::process::Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -200,7 +204,7 @@ async fn run_command(words: &[String]) -> Result<String, SecretError> {
     if !output.status.success() {
         return Err(SecretError(format!("command {program:?}: {}", output.status)));
     }
-    String::from_utf8(output.stdout).map_err(|_| SecretError(format!("command {program:?}: printed no UTF-8")))
+    String::from_utf8(output.stdout).map_err(|_| SecretError(format!("command {program:?}: its output is not UTF-8")))
 }
 
 #[cfg(test)]
@@ -210,7 +214,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_secret_is_the_content_without_its_last_line_break() {
+    async fn secrets_lose_their_last_line_break() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         std::fs::write(&path, "two\nlines\n").unwrap();
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_beside_the_configuration_and_a_bare_name_is_in_the_path() {
+    fn relative_paths_start_at_the_configuration() {
         let program = |name: &str| SecretSource::Command(vec![name.into(), "a/b".into()]);
         for (mut source, resolved) in [
             (SecretSource::File("s".into()), SecretSource::File("/srv/s".into())),
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_shell_finds_what_the_unit_would_be_given() {
+    fn a_shell_finds_the_units_credentials() {
         let root = tempfile::tempdir().unwrap();
         let put = |path: &str| {
             let path = root.path().join(path);
@@ -246,8 +250,8 @@ mod tests {
         assert_eq!(find_credential(root.path(), "k"), None);
         let encrypted = put("etc/credstore.encrypted/k");
         assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Encrypted(encrypted)));
-        let beside = put("etc/resmic-mailhook/k.cred");
-        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Encrypted(beside)));
+        let next_to_config = put("etc/resmic-mailhook/k.cred");
+        assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Encrypted(next_to_config)));
         let plain = put("etc/credstore/k");
         assert_eq!(find_credential(root.path(), "k"), Some(CredentialFile::Plain(plain)));
         let first = put("etc/resmic-mailhook/k");
@@ -286,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_missing_is_named_and_nothing_else() {
+    async fn errors_name_the_place_only() {
         let words = SecretSource::File("/nowhere/s".into()).load().await.unwrap_err().to_string();
         assert!(words.contains("/nowhere/s"), "{words}");
         let words = SecretSource::Command(vec!["false".into(), "s3cret".into()]).load().await.unwrap_err().to_string();

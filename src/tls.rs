@@ -1,4 +1,4 @@
-//! One place that knows how TLS is done: the provider, the roots, and what may be added to them.
+//! Creates TLS clients: the crypto provider, the root certificates, and additional certificates.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use tokio_rustls::rustls::{
     self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
 
-/// Why there can be no TLS.
+/// Why a TLS client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file of certificates cannot be used.
+    /// A `ca_file` cannot be used.
     #[error("certificates in {path}: {detail}")]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         detail: String,
     },
-    /// The system has no roots, and none were configured.
+    /// The system has no root certificates, and none are configured.
     #[error("the system has no root certificates; install ca-certificates, or set ca_file")]
     NoRoots,
-    /// The library refuses its own defaults.
+    /// rustls rejects its default protocol versions.
     #[error("TLS: {0}")]
     Library(#[from] rustls::Error),
-    /// The roots cannot be used.
+    /// rustls cannot use the root certificates.
     #[error("TLS: {0}")]
     Roots(#[from] rustls::client::VerifierBuilderError),
 }
@@ -40,33 +40,33 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// TlsClients by the file that is trusted beside the system's roots: a thousand accounts share what is read once.
+/// Caches clients by their `ca_file`, so that a thousand accounts read the root certificates once.
 #[derive(Debug, Default)]
 pub struct TlsClients(HashMap<Option<PathBuf>, Arc<ClientConfig>>);
 
 impl TlsClients {
-    /// As [`client_config`].
+    /// The client for this `ca_file`; see [`client_config`].
     ///
     /// # Errors
     /// [`Error`].
     pub fn client(&mut self, extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
         let key = extra.map(Path::to_owned);
-        if let Some(known) = self.0.get(&key) {
-            return Ok(known.clone());
+        if let Some(cached) = self.0.get(&key) {
+            return Ok(cached.clone());
         }
-        let made = client_config(extra)?;
-        self.0.insert(key, made.clone());
-        Ok(made)
+        let config = client_config(extra)?;
+        self.0.insert(key, config.clone());
+        Ok(config)
     }
 }
 
-/// A client's side of TLS 1.2 and 1.3: the system's roots, and those of the PEM file `extra` beside them.
+/// A client for TLS 1.2 and 1.3. It trusts the system's root certificates and those of the PEM file `extra`.
 ///
 /// # Errors
 /// [`Error`].
 pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
-    // Single roots that do not parse are the system's affair; having none at all is ours.
+    // A root certificate that cannot be parsed is skipped. Without any, there is an error below.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let configured = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
     if roots.is_empty() {
@@ -90,11 +90,11 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<Vec<CertificateDer
         roots.add(certificate.clone()).map_err(|e| error(e.to_string()))?;
         configured.push(certificate);
     }
-    if configured.is_empty() { Err(error("no certificate in it; PEM is expected".into())) } else { Ok(configured) }
+    if configured.is_empty() { Err(error("it has no certificate; PEM is expected".into())) } else { Ok(configured) }
 }
 
-/// The standard rules, and one exception: a server may show a certificate that was configured itself, though it says that it is
-/// a CA's. `openssl req -x509` makes such ones, and whoever has one in a `ca_file` means just that server.
+/// Verifies by the standard rules, with one exception: a server may present a certificate of the `ca_file` itself, even if it is
+/// a CA certificate. `openssl req -x509` creates such certificates for servers.
 #[derive(Debug)]
 struct ServerVerifier {
     standard: Arc<WebPkiServerVerifier>,
@@ -111,7 +111,7 @@ impl ServerCertVerifier for ServerVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         match self.standard.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // Its times are looked at before that.
+            // The standard verifier has checked the validity period before this error.
             Err(error) if is_ca_certificate(&error) && self.configured.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -143,7 +143,8 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Whether this alone is wrong with a server's certificate: that it is a CA's. rustls has no name for it.
+/// Whether the only error is that the server's certificate is a CA certificate. rustls has no variant for it, only the name of
+/// webpki's error. The test below fails if that name changes.
 fn is_ca_certificate(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.to_string() == "CaUsedAsEndEntity")
@@ -154,8 +155,8 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// What is said of a server `mail.example` that shows `shown`, where `configured` is trusted, so long after now.
-    fn verdict(configured: &rcgen::Certificate, shown: &rcgen::Certificate, name: &str, later: Duration) -> String {
+    /// The result for a server that presents `presented` as `name`, if `configured` is trusted, so long after now.
+    fn verify(configured: &rcgen::Certificate, presented: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");
         std::fs::write(&path, configured.pem()).unwrap();
@@ -164,13 +165,13 @@ mod tests {
         let standard = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build().unwrap();
         let now = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + later);
         let name = ServerName::try_from(name).unwrap();
-        match (ServerVerifier { standard, configured }).verify_server_cert(shown.der(), &[], &name, &[], now) {
+        match (ServerVerifier { standard, configured }).verify_server_cert(presented.der(), &[], &name, &[], now) {
             Ok(_) => "trusted".into(),
             Err(error) => error.to_string(),
         }
     }
 
-    /// As `openssl req -x509` makes it.
+    /// A certificate as `openssl req -x509` creates it.
     fn self_signed() -> rcgen::Certificate {
         let mut parameters = rcgen::CertificateParams::new(vec!["mail.example".to_owned()]).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -179,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_that_was_given_is_trusted_even_if_it_is_a_ca_s_own() {
+    fn configured_ca_certificates_are_trusted_as_servers() {
         let (ours, other) = (self_signed(), self_signed());
         let (now, centuries) = (Duration::ZERO, Duration::from_secs(365 * 24 * 3600 * 1000));
-        assert_eq!(verdict(&ours, &ours, "mail.example", now), "trusted");
-        assert!(verdict(&ours, &ours, "elsewhere.example", now).contains("not valid for name"));
-        assert!(verdict(&ours, &ours, "mail.example", centuries).contains("expired"));
-        assert_ne!(verdict(&other, &ours, "mail.example", now), "trusted");
+        assert_eq!(verify(&ours, &ours, "mail.example", now), "trusted");
+        assert!(verify(&ours, &ours, "elsewhere.example", now).contains("not valid for name"));
+        assert!(verify(&ours, &ours, "mail.example", centuries).contains("expired"));
+        assert_ne!(verify(&other, &ours, "mail.example", now), "trusted");
     }
 }

@@ -1,4 +1,4 @@
-//! The way to a server: its address checked where it is used, so that DNS cannot change it in between.
+//! Connects to a server. Each address is checked right before it is used, so that DNS cannot change it in between.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::url::Url;
 use crate::loopback::is_loopback;
 
-/// Where a server listens.
+/// The place where a server listens.
 #[derive(Debug, Clone)]
 pub enum Destination {
-    /// Behind a host and a port.
+    /// A host and a port.
     Net {
-        /// What names it.
+        /// The URL with the host and the port.
         url: Url,
-        /// Whether it may be on another machine.
+        /// Whether the server may be on another machine.
         allow_remote: bool,
-        /// For `https`.
+        /// The TLS client, for `https`.
         tls: Option<Arc<ClientConfig>>,
     },
-    /// On a Unix socket.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
@@ -40,21 +40,21 @@ impl std::fmt::Display for Destination {
     }
 }
 
-/// A connection, whatever it is made of.
+/// A connection of any kind: TCP, TLS or a Unix socket.
 pub trait HttpStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> HttpStream for T {}
 
 impl Destination {
-    /// Whether what is posted there can be read on the way.
+    /// Whether requests travel unencrypted to another machine.
     #[must_use]
     pub fn is_cleartext_remote(&self) -> bool {
         matches!(self, Destination::Net { url, allow_remote: true, tls: None } if !url.is_loopback())
     }
 
-    /// Connects, before `deadline`.
+    /// Connects before `deadline`, including the TLS handshake.
     ///
     /// # Errors
-    /// In words, for the operator.
+    /// A message for the operator.
     pub async fn connect(&self, deadline: Instant) -> Result<Box<dyn HttpStream>, String> {
         match self {
             Destination::Unix(path) => Ok(Box::new(connect_unix(path).await?)),
@@ -79,10 +79,10 @@ async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result
     let allowed = allowed(&url.host, &found, allow_remote)?;
     let mut error = String::new();
     for (n, address) in allowed.iter().enumerate() {
-        // A dead address must leave time for those after it.
+        // An address that does not answer must leave time for the next ones.
         let share = deadline.saturating_duration_since(Instant::now()) / u32::try_from(allowed.len() - n).unwrap_or(1);
         match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return prepared(stream).map_err(|e| format!("cannot connect to {address}: {e}")),
+            Ok(Ok(stream)) => return without_nagle(stream).map_err(|e| format!("cannot connect to {address}: {e}")),
             Ok(Err(e)) => error = format!("cannot connect to {address}: {e}"),
             Err(_) => error = format!("cannot connect to {address}: no answer"),
         }
@@ -90,7 +90,7 @@ async fn connect_tcp(url: &Url, allow_remote: bool, deadline: Instant) -> Result
     Err(error)
 }
 
-/// The addresses that may be connected to: the very ones that are then used, whatever DNS says a moment later.
+/// The addresses that may be used: without `allow_remote`, loopback addresses only.
 fn allowed(host: &str, found: &[SocketAddr], allow_remote: bool) -> Result<Vec<SocketAddr>, String> {
     let allowed: Vec<_> = found.iter().copied().filter(|a| allow_remote || is_loopback(a.ip())).collect();
     match found.first() {
@@ -102,8 +102,8 @@ fn allowed(host: &str, found: &[SocketAddr], allow_remote: bool) -> Result<Vec<S
     }
 }
 
-fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
-    // A request is one write; waiting for more would only delay it (RFC 896).
+fn without_nagle(stream: TcpStream) -> io::Result<TcpStream> {
+    // A request is one write. Nagle's algorithm (RFC 896) would only delay it.
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_is_connected_to_unless_more_is_allowed() {
+    fn remote_addresses_need_permission() {
         let found: Vec<SocketAddr> = ["10.0.0.1:80", "127.0.0.1:80", "[::1]:80", "[::ffff:127.0.0.2]:80", "0.0.0.0:80"]
             .map(|a| a.parse().unwrap())
             .into();
@@ -133,7 +133,7 @@ mod tests {
         assert!(allowed("shop", &[], true).is_err());
     }
 
-    /// An https handler with a certificate of its own for `localhost`; the certificate as PEM, and the port.
+    /// Starts an https server with a self-signed certificate for `localhost`. Returns the certificate as PEM, and the port.
     async fn https() -> (String, u16) {
         use tokio_rustls::rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn https_is_spoken_only_with_whom_the_roots_vouch_for() {
+    async fn https_requires_a_trusted_certificate() {
         let (pem, port) = https().await;
         let folder = tempfile::tempdir().unwrap();
         let ca = folder.path().join("ca.pem");

@@ -1,4 +1,4 @@
-//! A small HTTP client: one request, one answer, a connection of its own. It follows no redirect and keeps nothing.
+//! A small HTTP client: one request and one response on a new connection. It follows no redirects and stores nothing.
 
 mod destination;
 mod form;
@@ -25,20 +25,20 @@ pub use url::Url;
 
 use crate::model::{NO_ANSWER, printable};
 
-/// The largest head of an answer, and the most fields in it; hyper's own limit is a hundred.
+/// The limits of a response's header section: its size in bytes, and the number of fields. hyper's default is 100 fields.
 const MAX_HEAD_SIZE: usize = 64 * 1024;
 const MAX_HEADER_FIELDS: usize = 2_000;
 
-/// The most of a failure's words that is kept.
+/// The longest error message, in characters.
 const MAX_ERROR_LENGTH: usize = 200;
 
-/// The longest that a `Retry-After` is believed.
+/// The longest `Retry-After` that is respected.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 
-/// Sends a request; `read_response` reads the answer, while the connection is kept going.
+/// Sends a request. `read_response` reads the response while the connection is polled.
 ///
 /// # Errors
-/// In words, for the operator.
+/// A message for the operator.
 pub async fn exchange<T>(
     stream: Box<dyn HttpStream>,
     request: Request<Full<Bytes>>,
@@ -46,8 +46,8 @@ pub async fn exchange<T>(
 ) -> Result<T, String> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD_SIZE)
-        // Its status is what matters: one that was accepted and answered in an old or a careless hand must not go again. A
-        // folded field is to be read (RFC 9112, 5.2).
+        // Be lenient: if the server accepted the event, a malformed header field must not cause another delivery. Folded
+        // fields have to be accepted (RFC 9112, 5.2).
         .max_headers(MAX_HEADER_FIELDS)
         .allow_obsolete_multiline_headers_in_responses(true)
         .ignore_invalid_headers_in_responses(true)
@@ -59,37 +59,37 @@ pub async fn exchange<T>(
         Ok(read_response(response).await)
     };
     tokio::pin!(call, connection);
-    // The connection is driven by this future and ends with it: a fresh one for each request.
+    // This future polls the connection, which ends with it.
     tokio::select! {
         answer = &mut call => answer,
-        // It may end before the answer was taken out of it.
+        // The connection may end before the response was read.
         _ = &mut connection => call.await,
     }
 }
 
-/// Hyper's words with their causes: its first line alone says "connection error".
+/// hyper's error with its causes. Without them it would only be "connection error".
 fn describe(error: &hyper::Error) -> String {
-    let mut all = format!("{NO_ANSWER}: {error}");
+    let mut message = format!("{NO_ANSWER}: {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(e) = cause {
-        all.push_str(&format!(": {e}"));
+        message.push_str(&format!(": {e}"));
         cause = e.source();
     }
-    printable(&all, MAX_ERROR_LENGTH)
+    printable(&message, MAX_ERROR_LENGTH)
 }
 
-/// A header field's text, if there is one.
+/// The value of a header field, if the response has it.
 #[must_use]
 pub fn header_text(response: &Response<Incoming>, name: HeaderName) -> Option<String> {
     response.headers().get(name).map(HeaderValue::as_bytes).map(|b| String::from_utf8_lossy(b).into_owned())
 }
 
-/// `Retry-After`: seconds, or an HTTP date (RFC 9110, 10.2.3). What is neither is not there.
+/// Parses a `Retry-After` of seconds or with an HTTP date (RFC 9110, 10.2.3); `None` if it is neither.
 #[must_use]
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit()) {
-        // More digits than fit is a very long time.
+        // A number that is too large is a very long time.
         return Some(value.parse().map_or(MAX_RETRY_AFTER, Duration::from_secs));
     }
     Some(Duration::try_from(http_date(value, now)?.duration_since(now)).unwrap_or_default())
@@ -101,7 +101,7 @@ fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
     if let Ok(at) = rfc2822::DateTimeParser::new().parse_timestamp(text) {
         return Some(at);
     }
-    // Sunday, 06-Nov-94 08:49:37 GMT (RFC 850). The name of the day is not checked: the century is a guess.
+    // Sunday, 06-Nov-94 08:49:37 GMT (RFC 850). The day of the week is not checked, because the century is uncertain.
     if let Some((_, date)) = text.split_once(", ") {
         let at = strtime::parse("%d-%b-%y %H:%M:%S GMT", date).and_then(|parsed| parsed.to_datetime()).ok()?;
         return Offset::UTC.to_timestamp(in_nearest_century(at, now)?).ok();
@@ -111,7 +111,7 @@ fn http_date(text: &str, now: Timestamp) -> Option<Timestamp> {
     Offset::UTC.to_timestamp(at).ok()
 }
 
-/// A year of two digits is at most 50 years ahead, and else in the past (RFC 9110, 5.6.7).
+/// A year of two digits is at most 50 years in the future; otherwise it is in the past (RFC 9110, 5.6.7).
 fn in_nearest_century(at: DateTime, now: Timestamp) -> Option<DateTime> {
     let now = Offset::UTC.to_datetime(now);
     let latest = now.checked_add(50.years()).ok()?;
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(seconds("Wed Oct 21 07:28:00 2015", now), 60);
         assert_eq!(seconds("Tuesday, 06-Oct-15 07:28:00 GMT", now), 0);
         assert_eq!(seconds("Fri Nov  6 07:27:00 2015", now), 16 * 86_400);
-        // Two digits of the year: at most 50 years ahead.
+        // A year of two digits is at most 50 years in the future.
         assert_eq!(seconds("Sunday, 06-Nov-94 08:49:37 GMT", now), 0);
         assert_eq!(seconds("Thursday, 01-Jan-70 00:01:00 GMT", "2069-12-31T23:59:00Z"), 120);
         assert_eq!(seconds("Friday, 01-Jan-99 00:00:00 GMT", "2026-01-01T00:00:00Z"), 0);

@@ -21,7 +21,7 @@ pub struct ResponseHead(Arc<Mutex<ReceivedBytes>>);
 
 #[derive(Debug, Default)]
 struct ReceivedBytes {
-    /// A status that came before the request answers another question.
+    /// Whether the request was written. A status before it does not belong to it.
     requested: bool,
     bytes: Vec<u8>,
 }

@@ -1,4 +1,4 @@
-//! A URL, as far as we ask for one.
+//! `http` and `https` URLs.
 
 use std::str::FromStr;
 
@@ -12,15 +12,15 @@ use crate::loopback::is_loopback_host;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Url {
-    /// Whether TLS is spoken.
+    /// Whether the scheme is `https`.
     pub tls: bool,
-    /// A name or an address, the latter without brackets.
+    /// A name or an IP address, without the brackets of IPv6.
     pub host: String,
-    /// The port, by default 80 or 443.
+    /// The port; the default is 80 or 443.
     pub port: u16,
     /// The value of the `Host` header.
     pub authority: Authority,
-    /// What is asked for.
+    /// The path with the query.
     pub path: PathAndQuery,
 }
 
@@ -38,15 +38,15 @@ impl FromStr for Url {
         };
         let authority = parts.authority.ok_or(EXPECTED)?;
         if authority.as_str().contains('@') {
-            return Err("a URL must not carry a user or a password".into());
+            return Err("a URL must not contain a user or a password".into());
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         if host.is_empty() {
-            return Err(format!("{EXPECTED}; it names no host"));
+            return Err(format!("{EXPECTED}; it has no host"));
         }
-        // http::Uri takes an empty port, and one that no u16 holds, as none.
-        let spelled = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
-        let port = match (spelled, authority.port_u16()) {
+        // http::Uri treats an empty port, and one above 65535, as a missing port.
+        let port_text = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        let port = match (port_text, authority.port_u16()) {
             ("", _) => {
                 if tls {
                     443
@@ -76,7 +76,7 @@ impl std::fmt::Display for Url {
 }
 
 impl Url {
-    /// Whether it names this machine, whatever DNS says.
+    /// Whether the host is this machine; see [`is_loopback_host`].
     #[must_use]
     pub fn is_loopback(&self) -> bool {
         is_loopback_host(&self.host)
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_have_their_default_ports_and_bare_ipv6_hosts() {
+    fn ports_have_defaults_and_ipv6_no_brackets() {
         let url: Url = "https://pay.shop.example".parse().unwrap();
         assert_eq!((url.tls, url.port, url.path.as_str()), (true, 443, "/"));
         let url: Url = "http://[::1]:80/x".parse().unwrap();
