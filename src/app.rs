@@ -22,7 +22,7 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
 use crate::health::{Expected, Watched};
-use crate::ingest::{self, Deferred, Ingest};
+use crate::ingest::{self, DeferredMails, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap;
 use crate::telemetry::PushLatency;
@@ -72,9 +72,9 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
     }
     if let Some(rules) = all_rules.values().next() {
-        tokio::spawn(ingest::get_ready(rules.clone(), resolver.clone(), store.clone()));
+        tokio::spawn(ingest::warm_up(rules.clone(), resolver.clone(), store.clone()));
     }
-    let deferred = Deferred { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
+    let deferred = DeferredMails { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });

@@ -1,4 +1,5 @@
-//! Mails that could not be judged yet (DNS did not answer, or a clock is wrong): judged again, ever more seldom, for a day.
+//! Authenticates deferred mails again: DNS did not answer, or a clock is wrong. The pauses grow, and after a day the mail needs
+//! review.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,42 +8,42 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
 
+use crate::backoff::Backoff;
 use crate::db::{self, Store};
 use crate::examine::Rules;
 use crate::model::{Examined, Judgement, Reason, ReasonCode};
 use crate::payments::{Reevaluation, StoredMail};
 use crate::trust::dns::Resolver;
 
-/// How long after the first judgement the second follows; each pause is twice the one before, up to an hour.
-const FIRST: Duration = Duration::from_secs(60);
-const LONGEST: Duration = Duration::from_secs(3600);
-/// How many judgements a mail gets: with these pauses, a day of them.
-const JUDGEMENTS: u32 = 30;
-/// How often it is looked for mails that another process deferred.
-const LOOK: Duration = Duration::from_secs(600);
+/// The pauses between two attempts to authenticate a mail.
+const PAUSES: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
+/// The number of attempts. With these pauses they take a day.
+const MAX_ATTEMPTS: u32 = 30;
+/// The longest pause between two searches for due mails. Another process may have deferred mails.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// Judges deferred mails again when their time comes, until `shutdown`.
-pub struct Deferred {
-    /// The accounts' rules, by their names.
+/// The loop that authenticates deferred mails when they are due.
+pub struct DeferredMails {
+    /// The rules of each account, by its name.
     pub rules: HashMap<String, Arc<Rules>>,
-    /// Who is asked.
+    /// Looks up DKIM keys.
     pub resolver: Arc<Resolver>,
-    /// Where the mails are.
+    /// The database.
     pub store: Store,
 }
 
-impl Deferred {
-    /// The loop.
+impl DeferredMails {
+    /// Runs until `shutdown`.
     ///
     /// # Errors
-    /// What the store says, if it cannot be mended by waiting.
+    /// An error of the database that is not temporary.
     pub async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut deferrals = self.store.watch_deferrals();
         while !*shutdown.borrow() {
-            let next = super::retry_temporary(None, || self.look()).await?.map_or(LOOK, until);
+            let next = super::retry_temporary(None, || self.authenticate_due()).await?.map_or(MAX_WAIT, time_until);
             tokio::select! {
-                () = tokio::time::sleep(next.min(LOOK)) => {}
-                // The store is gone only with the program.
+                () = tokio::time::sleep(next.min(MAX_WAIT)) => {}
+                // An error means that the store is closed. Then the program is stopping.
                 _ = deferrals.changed() => {}
                 _ = shutdown.changed() => {}
             }
@@ -50,23 +51,23 @@ impl Deferred {
         Ok(())
     }
 
-    /// Judges what is due; when the next is.
-    async fn look(&self) -> db::Result<Option<Timestamp>> {
+    /// Authenticates all due mails. Returns the time at which the next one is due.
+    async fn authenticate_due(&self) -> db::Result<Option<Timestamp>> {
         let (reader, now) = (self.store.reader()?, Timestamp::now());
         for id in reader.deferred_mails(now)? {
             if let Some(stored) = reader.stored_mail(id)? {
-                self.judge(stored).await?;
+                self.authenticate(stored).await?;
             }
         }
-        // What was due and is so still, nobody can judge: its account is not configured any more.
+        // Mails that are still due belong to accounts that are not configured. They are skipped.
         reader.next_deferred(now)
     }
 
-    async fn judge(&self, stored: StoredMail) -> db::Result<()> {
+    async fn authenticate(&self, stored: StoredMail) -> db::Result<()> {
         let Some(rules) = self.rules.get(&stored.mail.origin.account) else { return Ok(()) };
         let mut examined = super::examine_one(rules, &self.resolver, &stored.mail).await;
         let next = pause(stored.judgements);
-        if stored.judgements + 1 >= JUDGEMENTS {
+        if stored.judgements + 1 >= MAX_ATTEMPTS {
             give_up(&mut examined);
         }
         let at = Timestamp::now() + next;
@@ -80,21 +81,20 @@ impl Deferred {
     }
 }
 
-/// A day without a verdict: a person has to look.
+/// Quarantines a mail that is still deferred after the last attempt.
 fn give_up(examined: &mut Examined) {
     if let Judgement::Deferred(reason) = &examined.judgement {
-        let words = format!("could not be decided for a day: {}", reason.message);
-        examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Dns, words));
+        let message = format!("could not be authenticated for a day: {}", reason.message);
+        examined.judgement = Judgement::Quarantined(Reason::new(ReasonCode::Dns, message));
     }
 }
 
-/// The pause after so many judgements.
-fn pause(judgements: u32) -> SignedDuration {
-    let pause = FIRST.saturating_mul(2_u32.saturating_pow(judgements.saturating_sub(1))).min(LONGEST);
-    SignedDuration::try_from(pause).unwrap_or(SignedDuration::from_secs(3600))
+/// The pause after so many attempts.
+fn pause(attempts: u32) -> SignedDuration {
+    SignedDuration::try_from(PAUSES.ceiling(attempts.saturating_sub(1))).unwrap_or(SignedDuration::from_secs(3600))
 }
 
-fn until(at: Timestamp) -> Duration {
+fn time_until(at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default()
 }
 
@@ -107,11 +107,11 @@ mod tests {
     use crate::payments::ExaminedMail;
     use crate::trust::dns;
 
-    /// A mail that was deferred just now, of an account that is not configured any more.
-    async fn deferred_one() -> (tempfile::TempDir, Deferred) {
+    /// A mail that was deferred just now. Its account is not configured.
+    async fn deferred_one() -> (tempfile::TempDir, DeferredMails) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
-        let matching = Matching { enabled: false, window: FIRST };
+        let matching = Matching { enabled: false, window: PAUSES.base };
         let settings = db::StoreSettings { path: path.clone(), targets: Vec::new(), matching };
         let store = Store::open(settings).unwrap();
         let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(1))) };
@@ -120,20 +120,23 @@ mod tests {
         let examined = Examined { judgement, proof: None, envelope: Envelope::default() };
         store.record(vec![ExaminedMail::new(mail, examined)], None).await.unwrap();
         let resolver = Arc::new(Resolver::new(&dns::DnsSettings::default()).unwrap());
-        (folder, Deferred { rules: HashMap::new(), resolver, store })
+        (folder, DeferredMails { rules: HashMap::new(), resolver, store })
     }
 
     #[tokio::test]
-    async fn a_mail_that_nobody_can_judge_any_more_is_not_looked_for_without_end() {
+    async fn mails_of_removed_accounts_are_skipped() {
         let (folder, deferred) = deferred_one().await;
-        assert!(deferred.look().await.unwrap().is_some_and(|at| at > Timestamp::now()), "it is not due yet");
+        assert!(
+            deferred.authenticate_due().await.unwrap().is_some_and(|at| at > Timestamp::now()),
+            "it is not due yet"
+        );
         let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z'";
         rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(sql).unwrap();
-        assert_eq!(deferred.look().await.unwrap(), None);
+        assert_eq!(deferred.authenticate_due().await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn a_mail_that_was_put_off_by_a_clock_that_was_ahead_is_judged() {
+    async fn mails_deferred_by_a_fast_clock_are_due() {
         let (folder, deferred) = deferred_one().await;
         let sql = "UPDATE mails SET next_judgement_at = '2999-03-05T04:00:00.000Z'";
         rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(sql).unwrap();
@@ -141,8 +144,8 @@ mod tests {
     }
 
     #[test]
-    fn the_judgements_span_a_day() {
-        let all: i64 = (1..JUDGEMENTS).map(|n| pause(n).as_secs()).sum();
+    fn attempts_take_a_day() {
+        let all: i64 = (1..MAX_ATTEMPTS).map(|n| pause(n).as_secs()).sum();
         assert!((23 * 3600..26 * 3600).contains(&all), "{all}");
         assert_eq!(pause(1).as_secs(), 60);
     }

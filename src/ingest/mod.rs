@@ -1,7 +1,9 @@
-//! The loop: source → examine → store. Mails are examined on all cores, and committed in the order in which they came.
+//! The loop from `source` over `examine` to the database.
+//!
+//! Mails are examined on all cores, and committed in the order in which they were fetched.
 
 mod deferred;
-mod ready;
+mod warm_up;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,120 +23,120 @@ use crate::source::imap::{self, Batch, Report};
 use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
 
-pub use deferred::Deferred;
-pub use ready::get_ready;
+pub use deferred::DeferredMails;
+pub use warm_up::warm_up;
 
-/// How many batches are examined at once.
-const AHEAD: usize = 4;
-/// How many mails one commit takes at most.
-const COMMIT: usize = 1_000;
-/// How soon it is not written once more that a mailbox is as it was: after each mail it would be a commit of its own, in
-/// the way of the next.
-const STILL_SO: Duration = Duration::from_secs(1);
-/// How often a database that is locked, or a disk that is full, is tried again.
+/// The number of batches that are examined at once.
+const MAX_BATCHES: usize = 4;
+/// The number of mails in one commit.
+const MAX_COMMIT: usize = 1_000;
+/// An unchanged state of a mailbox is recorded again only after this time. Otherwise each mail would cause another commit, which
+/// would delay the next mail.
+const STATE_INTERVAL: Duration = Duration::from_secs(1);
+/// The pauses between attempts to write, while the database is locked or the disk is full.
 const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(30) };
 
-/// What an account's mails go through.
+/// Examines and records the mails of one account.
 #[derive(Clone)]
 pub struct Ingest {
     /// The account's name.
     pub account: String,
-    /// How its mails are examined.
+    /// The rules for its mails.
     pub rules: Arc<Rules>,
-    /// Who is asked for keys.
+    /// Looks up DKIM keys.
     pub resolver: Arc<Resolver>,
-    /// Where everything goes.
+    /// The database.
     pub store: Store,
     /// Measures how long mails take.
     pub latency: PushLatency,
 }
 
-/// What is recorded in one go.
-enum Step {
+/// A report of a watcher, with examined mails.
+enum IngestStep {
     Examined(Batch, Vec<ExaminedMail>),
     Found { attribute: String },
     State { mailbox: String, state: MailboxState, seen: bool, error: Option<String> },
 }
 
-/// What the database says of how the mailbox is, and since when it says that it was seen.
-struct Noted {
+/// The state of a mailbox in the database, and the time of the last write that updated `last_seen_at`.
+struct RecordedState {
     mailbox: String,
     state: MailboxState,
     error: Option<String>,
     seen_at: Option<Instant>,
 }
 
-impl Noted {
-    fn says(&self, mailbox: &str, state: MailboxState, error: Option<&str>) -> bool {
+impl RecordedState {
+    fn is_current(&self, mailbox: &str, state: MailboxState, error: Option<&str>) -> bool {
         self.mailbox == mailbox
             && self.state == state
             && self.error.as_deref() == error
-            && self.seen_at.is_some_and(|at| at.elapsed() < STILL_SO)
+            && self.seen_at.is_some_and(|at| at.elapsed() < STATE_INTERVAL)
     }
 }
 
-impl Step {
-    /// Whether the watcher may be silent for long after it. Of a thousand who connect to a server that does not answer
-    /// the last has its turn after more than twenty minutes.
+impl IngestStep {
+    /// Whether a long pause of the watcher may follow. If a thousand watchers connect to a server that does not answer, the last
+    /// one gets its turn after more than twenty minutes.
     fn is_pause(&self) -> bool {
         use MailboxState::{Connecting, Failed, Polling};
-        matches!(self, Step::State { state: Connecting | Failed | Polling, .. })
+        matches!(self, IngestStep::State { state: Connecting | Failed | Polling, .. })
     }
 }
 
 impl Ingest {
-    /// Takes what a watcher says until it says no more. `pulse` beats whenever something of it is recorded.
+    /// Records the reports of a watcher until the watcher ends. `pulse` beats after each commit.
     ///
     /// # Errors
-    /// What the store says, if it cannot be mended by waiting.
+    /// An error of the database that is not temporary.
     pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> db::Result<()> {
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
-        let steps = incoming.map(|report| self.prepare(report)).buffered(AHEAD);
+        let steps = incoming.map(|report| self.prepare(report)).buffered(MAX_BATCHES);
         let mut steps = std::pin::pin!(steps);
-        let mut noted = None;
+        let mut recorded_state = None;
         while let Some(step) = steps.next().await {
             let mut ready = vec![step];
-            // All that is examined by now goes into one commit.
-            while ready.len() < COMMIT / 64
+            // All mails that are already examined go into one commit.
+            while ready.len() < MAX_COMMIT / 64
                 && let Some(Some(step)) = steps.next().now_or_never()
             {
                 ready.push(step);
             }
-            let pause = if ready.iter().any(Step::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
-            self.record(ready, &mut noted, &pulse).await?;
+            let pause = if ready.iter().any(IngestStep::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
+            self.record(ready, &mut recorded_state, &pulse).await?;
             pulse.beat_before(pause);
         }
         Ok(())
     }
 
-    async fn prepare(&self, report: Report) -> Step {
+    async fn prepare(&self, report: Report) -> IngestStep {
         match report {
             Report::State { mailbox, state, seen, error } => {
                 if seen {
-                    self.keep_keys_ready();
+                    self.prefetch_keys();
                 }
-                Step::State { mailbox, state, seen, error }
+                IngestStep::State { mailbox, state, seen, error }
             }
-            Report::Found { attribute } => Step::Found { attribute },
+            Report::Found { attribute } => IngestStep::Found { attribute },
             Report::Mails(mut batch) => {
                 let mails = std::mem::take(&mut batch.mails);
                 let undelivered = std::mem::take(&mut batch.undelivered);
                 let mut entries = if mails.is_empty() { Vec::new() } else { self.examine(mails).await };
                 entries.extend(undelivered.into_iter().map(ExaminedMail::undelivered));
-                Step::Examined(batch, entries)
+                IngestStep::Examined(batch, entries)
             }
         }
     }
 
-    /// Asks again for the keys that have expired, so that the next mail need not wait for it.
-    fn keep_keys_ready(&self) {
+    /// Looks up expired keys, so that the next mail need not wait for DNS.
+    fn prefetch_keys(&self) {
         if !self.resolver.has_cached_keys() {
             let resolver = self.resolver.clone();
             tokio::spawn(async move { resolver.prefetch_keys().await });
         }
     }
 
-    /// Examines mails in a task of their own, so that another core can do it.
+    /// Examines mails in a separate task, so that another core can do it.
     pub async fn examine(&self, mails: Vec<RawMail>) -> Vec<ExaminedMail> {
         let mails = match <[RawMail; 1]>::try_from(mails) {
             Ok([mail]) => return vec![self.examine_alone(mail).await],
@@ -151,50 +153,60 @@ impl Ingest {
         };
         match tokio::spawn(all).await {
             Ok(entries) => entries,
-            // Every mail's panic is contained in `examine_one`; this is a task that was cancelled at the end.
+            // `examine_one` catches panics, so the task was cancelled when the program stopped.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Examines the one mail that somebody may be waiting for: one core reads it while another judges it.
+    /// Examines a single mail, which a customer may be waiting for: one core parses it while another authenticates it.
     async fn examine_alone(&self, mail: RawMail) -> ExaminedMail {
         let mail = Arc::new(mail);
-        let (rules, it) = (self.rules.clone(), mail.clone());
-        let reading = tokio::spawn(async move { catch_panic(|| rules.parse(&it)) });
-        let (rules, resolver, it) = (self.rules.clone(), self.resolver.clone(), mail.clone());
-        // In a task, too: what a task spawns last no other core takes from it.
-        let judging =
-            tokio::spawn(async move { catch_panic_async(rules.authenticate(&it, &resolver, Timestamp::now())).await });
-        let examined = match (judging.await, reading.await) {
-            (Ok(verdict), Ok(read)) => {
-                verdict.zip(read).and_then(|(verdict, read)| catch_panic(|| self.rules.combine(&mail, verdict, read).0))
+        let (rules, raw) = (self.rules.clone(), mail.clone());
+        let parsing = tokio::spawn(async move { catch_panic(|| rules.parse(&raw)) });
+        let (rules, resolver, raw) = (self.rules.clone(), self.resolver.clone(), mail.clone());
+        // This is a task, too. Otherwise the first task would stay on this core: tokio does not let another worker steal the
+        // task that was spawned last.
+        let authenticating =
+            tokio::spawn(async move { catch_panic_async(rules.authenticate(&raw, &resolver, Timestamp::now())).await });
+        let examined = match (authenticating.await, parsing.await) {
+            (Ok(Some(authenticity)), Ok(Some(parsed))) => {
+                catch_panic(|| self.rules.combine(&mail, authenticity, parsed).0)
             }
-            // Every panic is contained; this is a task that was cancelled at the end.
+            // A panic was caught.
+            (Ok(_), Ok(_)) => None,
+            // The task was cancelled when the program stopped.
             _ => std::future::pending().await,
         };
-        ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(not_taken_apart))
+        ExaminedMail::new(Arc::unwrap_or_clone(mail), examined.unwrap_or_else(unparsable))
     }
 
-    /// Examines mails and records them, without a cursor: what `import` hands over.
+    /// Examines and records mails without a cursor, for `import`.
     ///
     /// # Errors
-    /// As [`Ingest::run`].
+    /// See [`Ingest::run`].
     pub async fn record_now(&self, mails: Vec<RawMail>) -> db::Result<Vec<Recorded>> {
         let entries = self.examine(mails).await.into();
         self.commit(&entries, None, None).await
     }
 
-    async fn record(&self, steps: Vec<Step>, noted: &mut Option<Noted>, pulse: &Pulse) -> db::Result<()> {
-        let (mut entries, mut cursor, mut answers, mut state) = (Vec::new(), None, Vec::new(), None);
+    async fn record(
+        &self,
+        steps: Vec<IngestStep>,
+        recorded_state: &mut Option<RecordedState>,
+        pulse: &Pulse,
+    ) -> db::Result<()> {
+        let (mut entries, mut cursor, mut waiting, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
-                Step::Found { attribute } => {
+                IngestStep::Found { attribute } => {
                     retry_temporary(Some(pulse), || self.store.forget_mailbox(&self.account, &attribute)).await?;
                 }
-                Step::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
-                Step::Examined(batch, examined) => {
+                IngestStep::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
+                IngestStep::Examined(batch, examined) => {
                     cursor = self.cursor(&batch).or(cursor);
-                    answers.extend(batch.done.map(|done| (done, entries.len(), examined.len())));
+                    if let Some(done) = batch.done {
+                        waiting.push((done, entries.len(), examined.len()));
+                    }
                     entries.extend(examined);
                 }
             }
@@ -202,21 +214,23 @@ impl Ingest {
         if !entries.is_empty() || cursor.is_some() {
             let entries: Arc<[ExaminedMail]> = entries.into();
             let recorded = self.commit(&entries, cursor.as_ref(), Some(pulse)).await?;
-            if let (Some(noted), Some(_)) = (noted.as_mut(), &cursor) {
-                noted.seen_at = Some(Instant::now());
+            if let (Some(recorded_state), Some(_)) = (recorded_state.as_mut(), &cursor) {
+                recorded_state.seen_at = Some(Instant::now());
             }
-            for (done, from, count) in answers {
-                let uids = entries.iter().zip(&recorded).skip(from).take(count).filter_map(notification_uid).collect();
-                // The watcher may have lost its connection meanwhile; what is not put away now stays where it is.
+            for (done, first, count) in waiting {
+                let uids = entries.iter().zip(&recorded).skip(first).take(count).filter_map(notification_uid).collect();
+                // If the watcher has lost its connection, these mails are not marked or moved.
                 let _ = done.send(uids);
             }
         }
         if let Some((mailbox, state, seen, error)) = state
-            && !noted.as_ref().is_some_and(|noted| noted.says(&mailbox, state, error.as_deref()))
+            && !recorded_state
+                .as_ref()
+                .is_some_and(|recorded_state| recorded_state.is_current(&mailbox, state, error.as_deref()))
         {
             let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
             retry_temporary(Some(pulse), note).await?;
-            *noted = Some(Noted { mailbox, state, error, seen_at: seen.then(Instant::now) });
+            *recorded_state = Some(RecordedState { mailbox, state, error, seen_at: seen.then(Instant::now) });
         }
         Ok(())
     }
@@ -226,7 +240,7 @@ impl Ingest {
         Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), reached })
     }
 
-    /// Records mails, however long the database has to be waited for.
+    /// Records mails, and retries after temporary errors.
     async fn commit(
         &self,
         entries: &Arc<[ExaminedMail]>,
@@ -246,13 +260,13 @@ impl Ingest {
     }
 }
 
-/// A panic in a parser costs the mail that caused it, not the daemon.
+/// Examines a mail. A panic in a parser quarantines this mail only.
 async fn examine_one(rules: &Rules, resolver: &Resolver, mail: &RawMail) -> Examined {
     let examining = rules.examine(mail, resolver, Timestamp::now());
-    catch_panic_async(examining).await.unwrap_or_else(not_taken_apart)
+    catch_panic_async(examining).await.unwrap_or_else(unparsable)
 }
 
-fn not_taken_apart() -> Examined {
+fn unparsable() -> Examined {
     Examined {
         judgement: Judgement::Quarantined(Reason::new(ReasonCode::Malformed, "it could not be taken apart")),
         proof: None,
@@ -261,7 +275,7 @@ fn not_taken_apart() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
-    // A mail that was recorded before is a duplicate as well, whatever it was then.
+    // A mail that was recorded before is a duplicate, too. It is a notification only if it has an event.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 
@@ -304,7 +318,7 @@ mod tests {
     use crate::pulse::Pulses;
 
     #[tokio::test]
-    async fn whoever_waits_for_room_on_the_disk_is_not_stuck() {
+    async fn retries_on_a_full_disk_are_heartbeats() {
         let pulses = Pulses::default();
         let pulse = pulses.begin("watching", Duration::ZERO);
         let full = || async { Err::<(), _>(db::Error::Full("m.db".into())) };
