@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_endless_head_is_recorded_up_to_a_limit() {
+    async fn endless_heads_are_truncated() {
         let head = ResponseHead::default();
         head.with(|received| received.requested = true);
         for _ in 0..100 {

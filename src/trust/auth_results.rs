@@ -42,7 +42,7 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
 /// The signatures of `from`'s organisation that the server found valid.
 ///
 /// # Errors
-/// The reason, if there is none. One field with only other results for that organisation also makes it an error.
+/// The reason, if no signature passed. One field with only other results for that organisation also makes it an error.
 fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature>, String> {
     let mut passed = Vec::new();
     for field in fields {

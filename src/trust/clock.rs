@@ -1,4 +1,4 @@
-//! Compares the times in a signature with this machine's clock and with the time of receipt.
+//! Compares the times in a signature with this machine's clock and with the receipt time.
 
 use jiff::Timestamp;
 use mail_auth::dkim::Signature;
@@ -36,10 +36,10 @@ impl Clock {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// The time of receipt, in seconds. The daemon may fetch a mail days after it.
+    /// The receipt time, in seconds. The daemon may fetch a mail days after it.
     ///
     /// `now` replaces an implausible INTERNALDATE. One in the future means that the two clocks disagree. One from before the
-    /// signature is not a time of receipt: a client may append a mail with any date, and some servers send 1970.
+    /// signature is not the receipt time: a client may append a mail with any date, and some servers send 1970.
     fn receipt_time(&self, made: i64, expires: i64) -> i64 {
         let earliest =
             if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };

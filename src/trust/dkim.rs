@@ -87,7 +87,7 @@ fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &Verifie
     let hashes = &message.body_hashes;
     for signed in &mut message.dkim_headers {
         let signature = &mut signed.header;
-        // mail-auth would compare x= with this machine's clock. `check_without_key` has compared it with the time of receipt.
+        // mail-auth would compare x= with this machine's clock. `check_without_key` has compared it with the receipt time.
         signature.x = 0;
         let algorithm = HashAlgorithm::from(signature.a);
         let is_of_signature = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {

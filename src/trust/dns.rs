@@ -127,7 +127,7 @@ impl Resolver {
     /// Verifies all signatures in `message`. After [`LOOKUP_LIMIT`] the result of each is a temporary error.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
-            // All lookups run at once, so that four keys wait for no more timeouts than one. mail-auth takes the keys that were
+            // All lookups run at once, so that four keys wait for as many timeouts as one. mail-auth takes the keys that were
             // found from the cache, and repeats the other lookups over the way that worked.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.look_up_key(name))).await;

@@ -1,4 +1,4 @@
-//! Signing mails with keys made on the spot.
+//! Signs mails with new keys.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,20 +9,19 @@ use mail_auth::common::crypto::{Algorithm, Ed25519Key, RsaKey, Sha256, SigningKe
 use mail_auth::common::headers::{HeaderWriter, Writable, Writer};
 use mail_auth::dkim::{Canonicalization, DkimSigner};
 
-/// The header fields that a careful sender signs.
+/// The header fields that are signed by default.
 pub const HEADERS: [&str; 6] = ["From", "To", "Subject", "Date", "Message-ID", "MIME-Version"];
 
-/// A key pair, and what to publish of it.
+/// A key pair. Each variant has the private key (PKCS#8) and the public key.
 pub enum Key {
-    /// PKCS#8, and the public key.
     Rsa(Vec<u8>, Vec<u8>),
     Ed25519(Vec<u8>, Vec<u8>),
-    /// An RSA key that is too short for the library: openssl signs.
+    /// An RSA key that is too short for the library, so openssl signs with it.
     Weak(Vec<u8>, Vec<u8>),
 }
 
 impl Key {
-    /// An RSA key of so many bits, made by openssl.
+    /// Creates an RSA key of so many bits with openssl.
     pub fn rsa(bits: u32) -> Key {
         let size = format!("rsa_keygen_bits:{bits}");
         let key = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &size, "-outform", "DER"], None);
@@ -38,7 +37,7 @@ impl Key {
         Key::Ed25519(pkcs8.as_ref().to_vec(), pair.public_key().as_ref().to_vec())
     }
 
-    /// The TXT record's data, with more tags: `t=y; `.
+    /// The key's TXT record in the syntax of a zone file, with additional tags such as `t=y; `.
     pub fn record(&self, more: &str) -> String {
         let (kind, public) = match self {
             Key::Rsa(_, public) | Key::Weak(_, public) => ("rsa", public),
@@ -51,7 +50,7 @@ impl Key {
     }
 }
 
-/// Runs openssl; what it prints.
+/// Runs openssl, and returns its output.
 fn openssl(arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
     let mut child = Command::new("openssl")
         .args(arguments)
@@ -64,7 +63,7 @@ fn openssl(arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
     child.wait_with_output().unwrap().stdout
 }
 
-/// A key that openssl signs with.
+/// A key with which openssl signs.
 struct Openssl<'a>(&'a [u8]);
 
 struct Bytes(Vec<u8>);
@@ -81,7 +80,7 @@ impl Writable for Bytes {
     }
 }
 
-/// A key whose owner's clock is wrong.
+/// A key of a sender with a wrong clock: the difference in seconds.
 struct Shifted<K>(K, i64);
 
 impl<K: SigningKey<Hasher = Sha256>> SigningKey for Shifted<K> {
@@ -99,7 +98,7 @@ impl<K: SigningKey<Hasher = Sha256>> SigningKey for Shifted<K> {
     }
 }
 
-/// A signature's text with other times in `t=` and `x=`.
+/// Shifts the times in `t=` and `x=` of a signature.
 fn shifted(text: &str, ahead: i64) -> String {
     let times = regex::Regex::new(r"\b([tx])=(\d{10})\b").unwrap();
     let later = |found: &regex::Captures<'_>| format!("{}={}", &found[1], found[2].parse::<i64>().unwrap() + ahead);
@@ -123,7 +122,7 @@ impl SigningKey for Openssl<'_> {
     }
 }
 
-/// How a mail is signed.
+/// The options of a signature.
 #[derive(Clone)]
 pub struct How<'a> {
     pub domain: &'a str,
@@ -150,7 +149,7 @@ impl Default for How<'_> {
     }
 }
 
-/// The mail with a signature above it.
+/// The mail with a signature at its top.
 pub fn sign(mail: &[u8], key: &Key, how: &How<'_>) -> Vec<u8> {
     let signature = match key {
         Key::Rsa(pkcs8, _) => {

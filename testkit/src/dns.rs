@@ -1,4 +1,4 @@
-//! DNS servers on loopback: Debian's nsd with zones of our own, and one that some questions do not reach.
+//! DNS servers on loopback: Debian's nsd with test zones, and one behind a firewall that drops some queries.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::process::{Process, free_port};
 
-/// A running server for a few zones.
+/// A running nsd.
 pub struct Dns {
     pub address: SocketAddr,
     _folder: tempfile::TempDir,
@@ -64,7 +64,7 @@ fn zone(name: &str) -> String {
     labels[labels.len().saturating_sub(2)..].join(".")
 }
 
-/// Asks for the SOA of a zone; any answer will do.
+/// Whether the server answers a query for the SOA record of a zone.
 fn answers(server: SocketAddr, zone: &str) -> bool {
     let mut question = vec![0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in zone.split('.') {
@@ -77,66 +77,66 @@ fn answers(server: SocketAddr, zone: &str) -> bool {
     socket.send_to(&question, server).is_ok() && socket.recv(&mut [0; 512]).is_ok()
 }
 
-/// The questions that a firewall or an old router drops.
+/// The queries that a firewall or an old router drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
-    /// Those with EDNS, over UDP.
+    /// Queries over UDP with EDNS.
     Edns,
-    /// All over UDP.
+    /// All queries over UDP.
     Udp,
-    /// All.
+    /// All queries.
     Everything,
 }
 
-/// How a question came.
+/// The transport of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Came {
+pub enum Query {
     UdpWithEdns,
     Udp,
     Tcp,
 }
 
-/// A DNS server behind such a firewall. It has one TXT record, for every name.
+/// A DNS server behind such a firewall. It has the same TXT record for every name.
 pub struct Firewalled {
     pub address: SocketAddr,
-    came: Arc<Mutex<Vec<Came>>>,
+    queries: Arc<Mutex<Vec<Query>>>,
 }
 
 impl Firewalled {
     /// `record` is in the syntax of a zone file: `TXT "…" "…"`.
     pub fn start(dropped: Dropped, record: &str) -> Firewalled {
         let (tcp, udp) = (0..5).find_map(|_| bind_both().ok()).expect("no port for UDP and TCP is free");
-        let (address, came) = (tcp.local_addr().unwrap(), Arc::<Mutex<Vec<Came>>>::default());
+        let (address, queries) = (tcp.local_addr().unwrap(), Arc::<Mutex<Vec<Query>>>::default());
         let pieces = record.split('"').skip(1).step_by(2);
         let data: Arc<[u8]> =
             pieces.flat_map(|piece| [&[u8::try_from(piece.len()).unwrap()], piece.as_bytes()].concat()).collect();
-        let (noted, text) = (came.clone(), data.clone());
+        let (received, text) = (queries.clone(), data.clone());
         std::thread::spawn(move || {
             let mut buffer = [0; 1500];
             while let Ok((length, from)) = udp.recv_from(&mut buffer) {
                 let has_edns = buffer[11] > 0;
-                noted.lock().unwrap().push(if has_edns { Came::UdpWithEdns } else { Came::Udp });
+                received.lock().unwrap().push(if has_edns { Query::UdpWithEdns } else { Query::Udp });
                 if dropped == Dropped::Edns && !has_edns {
                     udp.send_to(&answer_txt(&buffer[..length], &text), from).unwrap();
                 }
             }
         });
-        let noted = came.clone();
+        let received = queries.clone();
         std::thread::spawn(move || {
             for stream in tcp.incoming().map_while(Result::ok) {
-                let (noted, data) = (noted.clone(), data.clone());
-                // The client ends its connection when it likes.
+                let (received, data) = (received.clone(), data.clone());
+                // An error means that the client has closed the connection.
                 std::thread::spawn(move || {
-                    let _ = answer_over_tcp(stream, dropped != Dropped::Everything, &data, &noted);
+                    let _ = answer_over_tcp(stream, dropped != Dropped::Everything, &data, &received);
                 });
             }
         });
-        Firewalled { address, came }
+        Firewalled { address, queries }
     }
 
-    /// The questions so far, the dropped ones too.
-    pub fn came(&self) -> Vec<Came> {
-        self.came.lock().unwrap().clone()
+    /// All queries, including the dropped ones.
+    pub fn queries(&self) -> Vec<Query> {
+        self.queries.lock().unwrap().clone()
     }
 }
 
@@ -146,13 +146,13 @@ fn bind_both() -> io::Result<(TcpListener, UdpSocket)> {
     Ok((tcp, udp))
 }
 
-fn answer_over_tcp(mut stream: TcpStream, answers: bool, data: &[u8], came: &Mutex<Vec<Came>>) -> io::Result<()> {
+fn answer_over_tcp(mut stream: TcpStream, answers: bool, data: &[u8], queries: &Mutex<Vec<Query>>) -> io::Result<()> {
     loop {
         let mut length = [0; 2];
         stream.read_exact(&mut length)?;
         let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
         stream.read_exact(&mut question)?;
-        came.lock().unwrap().push(Came::Tcp);
+        queries.lock().unwrap().push(Query::Tcp);
         if answers {
             let answer = answer_txt(&question, data);
             stream.write_all(&u16::try_from(answer.len()).unwrap().to_be_bytes())?;

@@ -1,4 +1,4 @@
-//! DNS behind firewalls and routers that drop some questions.
+//! DNS behind firewalls and routers that drop some queries.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,13 @@ use jiff::Timestamp;
 use resmic_mailhook::model::{Authenticity, ReasonCode};
 use resmic_mailhook::trust::{Recipients, TrustSettings, authenticate, dns};
 use testkit::dkim::{How, Key, sign};
-use testkit::dns::{Came, Dropped, Firewalled};
+use testkit::dns::{Dropped, Firewalled, Query};
 
 const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
     Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n\
     Received: $20\r\nToken: DAI\r\n";
 
-/// All signatures of a mail have 15 seconds together.
+/// The timeout for all signatures of a mail is 15 seconds.
 const LIMIT: Duration = Duration::from_secs(17);
 
 struct World {
@@ -29,25 +29,29 @@ impl World {
         World { key, server, resolver: dns::Resolver::new(&settings).unwrap() }
     }
 
-    /// The verdict on a mail with a signature for each selector.
-    async fn judged(&self, selectors: &[&str]) -> Authenticity {
+    /// The authenticity of a mail with a signature for each selector.
+    async fn authenticate_now(&self, selectors: &[&str]) -> Authenticity {
         let signed = |mail: Vec<u8>, selector: &&str| sign(&mail, &self.key, &How { selector, ..How::default() });
         let mail = selectors.iter().fold(MAIL.as_bytes().to_vec(), signed);
         let recipients = Recipients::new(["payments@shop.example".to_owned()]);
         let began = Instant::now();
-        let verdict =
+        let authenticity =
             authenticate(&mail, &recipients, &TrustSettings::default(), &self.resolver, Timestamp::now()).await;
         assert!(began.elapsed() < LIMIT, "{:?}", began.elapsed());
-        verdict
+        authenticity
     }
 
     async fn assert_trusted(&self, selectors: &[&str]) {
-        let verdict = self.judged(selectors).await;
-        assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}; the server saw {:?}", self.server.came());
+        let authenticity = self.authenticate_now(selectors).await;
+        assert!(
+            matches!(authenticity, Authenticity::Trusted(_)),
+            "{authenticity:?}; the server received {:?}",
+            self.server.queries()
+        );
     }
 
-    fn count(&self, way: Came) -> usize {
-        self.server.came().into_iter().filter(|came| *came == way).count()
+    fn count(&self, kind: Query) -> usize {
+        self.server.queries().into_iter().filter(|query| *query == kind).count()
     }
 }
 
@@ -55,21 +59,21 @@ impl World {
 async fn dropped_edns_costs_one_timeout() {
     let world = World::new(Dropped::Edns);
     world.assert_trusted(&["s1"]).await;
-    let dropped = world.count(Came::UdpWithEdns);
-    assert!(dropped > 0, "it is asked with EDNS first");
+    let dropped = world.count(Query::UdpWithEdns);
+    assert!(dropped > 0, "the first query has EDNS");
     world.assert_trusted(&["s2"]).await;
-    assert_eq!(world.count(Came::UdpWithEdns), dropped, "the way that was answered comes first");
-    assert_eq!(world.count(Came::Tcp), 0);
+    assert_eq!(world.count(Query::UdpWithEdns), dropped, "the way that worked comes first");
+    assert_eq!(world.count(Query::Tcp), 0);
 }
 
 #[tokio::test]
 async fn dropped_udp_is_replaced_by_tcp() {
     let world = World::new(Dropped::Udp);
     world.assert_trusted(&["s1"]).await;
-    let asked_over_udp = world.count(Came::UdpWithEdns) + world.count(Came::Udp);
-    assert!(asked_over_udp > 0, "it is asked over UDP first");
+    let queries_over_udp = world.count(Query::UdpWithEdns) + world.count(Query::Udp);
+    assert!(queries_over_udp > 0, "the first query is over UDP");
     world.assert_trusted(&["s2"]).await;
-    assert_eq!(world.count(Came::UdpWithEdns) + world.count(Came::Udp), asked_over_udp);
+    assert_eq!(world.count(Query::UdpWithEdns) + world.count(Query::Udp), queries_over_udp);
     let found = dns::check_domain(&world.resolver, "resmic.com").await.unwrap();
     assert_eq!(found[0], "DNS works; it has no mail server (MX)");
 }
@@ -83,8 +87,8 @@ async fn four_signatures_cost_no_more_timeouts_than_one() {
 #[tokio::test]
 async fn a_mail_waits_while_all_dns_is_dropped() {
     let world = World::new(Dropped::Everything);
-    let verdict = world.judged(&["s1", "s2"]).await;
-    let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
+    let authenticity = world.authenticate_now(&["s1", "s2"]).await;
+    let Authenticity::TempError(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
-    assert!(world.count(Came::Tcp) > 0, "it is asked over TCP too");
+    assert!(world.count(Query::Tcp) > 0, "the last query is over TCP");
 }

@@ -1,4 +1,4 @@
-//! What DNS decides, and what a person does with what it left: deferred, quarantined, released, read again.
+//! Deferred and quarantined mails: authenticated again, released by an operator, and parsed again.
 
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.exam
     Transaction Hash: 0x1111111111111111111111111111111111111111111111111111111111111111\r\n";
 const SOON: Duration = Duration::from_secs(20);
 
-/// A configuration that asks this DNS server. Nobody answers at the account's port: the mails are handed over.
+/// A configuration with this DNS server. The account's port is closed, because the tests import the mails.
 fn config(dns: &str, trust: &str) -> String {
     format!("{}[trust]\n{trust}\n[dns]\nservers = [\"{dns}\"]\n", account(1, ""))
 }
@@ -42,14 +42,14 @@ fn serve(key: &Key) -> Dns {
     ])
 }
 
-/// A server that takes questions and never answers.
-fn deaf() -> (UdpSocket, String) {
+/// A DNS server that never answers.
+fn silent_server() -> (UdpSocket, String) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     (socket, address)
 }
 
-/// As if that much time had gone by.
+/// Makes the mail due, after so many attempts.
 fn due(home: &Home, judgements: u32) {
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z', judgements = ?1";
@@ -57,9 +57,9 @@ fn due(home: &Home, judgements: u32) {
 }
 
 #[test]
-fn a_mail_that_dns_cannot_decide_waits_and_is_an_event_once_it_can() {
+fn deferred_mails_wait_for_dns() {
     let (key, mail) = key();
-    let (_socket, silent) = deaf();
+    let (_socket, silent) = silent_server();
     let home = Home::new(&config(&silent, ""));
     let (outcome, reason) = import(&home, &mail);
     assert_eq!((outcome.as_str(), reason.split(':').next()), ("deferred", Some("dns")), "{reason}");
@@ -76,12 +76,12 @@ fn a_mail_that_dns_cannot_decide_waits_and_is_an_event_once_it_can() {
 }
 
 #[test]
-fn after_a_day_without_an_answer_a_person_has_to_look() {
+fn deferred_mails_need_review_after_a_day() {
     let (_, mail) = key();
-    let (_socket, silent) = deaf();
+    let (_socket, silent) = silent_server();
     let home = Home::new(&config(&silent, ""));
     assert_eq!(import(&home, &mail).0, "deferred");
-    // The last of the judgements that a day has.
+    // The next attempt is the last one.
     due(&home, 29);
     let daemon = home.start();
     home.until("SELECT outcome FROM mails", "quarantined", SOON);
@@ -136,7 +136,7 @@ fn expiry_during_downtime_does_not_count() {
 }
 
 #[test]
-fn a_verdict_is_kept_when_the_key_is_gone() {
+fn authenticity_outlives_the_key() {
     let (key, mail) = key();
     let dns = serve(&key);
     let home = Home::new(&config(&dns.address.to_string(), ""));
@@ -146,11 +146,11 @@ fn a_verdict_is_kept_when_the_key_is_gone() {
     home.data(&["reparse"]);
     home.data(&["reparse", "--outcome", "event"]);
     assert_eq!(home.ask("SELECT outcome || ' ' || trust FROM mails"), "event dkim");
-    assert_eq!(home.ask("SELECT judged_at FROM mails"), judged, "what was found then is what counts");
+    assert_eq!(home.ask("SELECT judged_at FROM mails"), judged, "the mail is not authenticated again");
 }
 
 #[test]
-fn a_person_may_vouch_for_the_sender_and_not_for_a_guess() {
+fn operators_cannot_release_contradictory_mails() {
     let (key, mail) = key();
     let dns = serve(&key);
     let home = Home::new(&config(&dns.address.to_string(), ""));
@@ -161,27 +161,27 @@ fn a_person_may_vouch_for_the_sender_and_not_for_a_guess() {
     home.data(&["mails", "release", "1"]);
     assert_eq!(home.ask("SELECT outcome || ' ' || trust FROM mails WHERE id = 1"), "event operator");
     assert_eq!(home.ask("SELECT count(*) FROM events"), "1");
-    // The signed one comes too: it says the same.
+    // The signed mail states the same payment.
     assert_eq!(import(&home, &mail).0, "duplicate");
-    // What contradicts itself is nobody's word, whoever vouches.
+    // A mail that contradicts itself cannot be released.
     let doubtful = MAIL.replace("Received: $20", "Received: $20\r\nAmount: $21").replace("<1@", "<2@");
     assert_eq!(import(&home, doubtful.as_bytes()).0, "quarantined");
     let refused = home.run(&["mails", "release", "3"]);
     assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stderr));
     assert_eq!(home.ask("SELECT outcome FROM mails WHERE id = 3"), "quarantined");
-    // There is nothing to release in an event, and no mail 99.
+    // Mail 1 is an event, and there is no mail 99.
     for id in ["1", "99"] {
         assert_eq!(home.run(&["mails", "release", id]).status.code(), Some(1));
     }
 }
 
 #[test]
-fn the_receiving_server_may_vouch_when_its_name_is_configured() {
-    let (_socket, silent) = deaf();
+fn configured_servers_results_are_trusted() {
+    let (_socket, silent) = silent_server();
     let trust =
         "accept = [\"authentication-results\"]\nauthserv_ids = [\"mx.shop.example\"]\nsignatures_removed = true";
     let home = Home::new(&config(&silent, trust));
-    // Nobody signed the Subject, as far as can be seen: the text itself has to say what became of the payment.
+    // Without a signature the Subject is ignored, so the text has to state the status of the payment.
     let mail = MAIL.replace("Received: $20", "Status: completed\r\nAmount: $20");
     let with = |field: &str, n: u32| format!("{field}\r\n{}", mail.replace("<1@", &format!("<{n}@")));
     let pass = |id: &str| format!("Authentication-Results: {id};\r\n dkim=pass (2048-bit) header.d=resmic.com");
@@ -190,20 +190,20 @@ fn the_receiving_server_may_vouch_when_its_name_is_configured() {
         "Authentication-Results: mx.shop.example; dkim=fail header.d=resmic.com\r\n{}",
         pass("mx.shop.example")
     );
-    assert_eq!(import(&home, with(&copied, 2).as_bytes()).0, "quarantined", "the topmost counts");
+    assert_eq!(import(&home, with(&copied, 2).as_bytes()).0, "quarantined", "the topmost field counts");
     assert_eq!(import(&home, with(&pass("mx.shop.example"), 3).as_bytes()).0, "event");
     assert_eq!(home.ask("SELECT trust FROM mails WHERE outcome = 'event'"), "authentication-results");
 }
 
 #[test]
-fn check_says_what_dns_knows_of_the_allowed_domains() {
+fn check_shows_dns_of_allowed_domains() {
     let (key, _) = key();
     let dns = serve(&key);
     let home = Home::new(&config(&dns.address.to_string(), ""));
     let checked = home.run(&["check", "--connect"]);
-    let said = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
-    assert_eq!(checked.status.code(), Some(1), "nobody answers at the account's port: {said}");
+    let printed = format!("{}{}", String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    assert_eq!(checked.status.code(), Some(1), "the account's port is closed: {printed}");
     for word in ["resmic.com", "mail.resmic.com", "policy is reject"] {
-        assert!(said.contains(word), "{word} in {said}");
+        assert!(printed.contains(word), "{word} in {printed}");
     }
 }

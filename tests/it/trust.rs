@@ -1,6 +1,6 @@
-//! Signed, forged, stretched, expired and replayed mails, against a real DNS server.
+//! Signed, forged, extended, expired and replayed mails, with a real DNS server.
 
-mod verdicts;
+mod auth_results;
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -15,7 +15,7 @@ const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.exam
     Message-ID: <1@resmic.com>\r\nDate: Wed, 05 Mar 2025 03:36:41 +0000\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n\
     Received: $20\r\nToken: DAI\r\n";
 
-/// The keys, for all tests of this file.
+/// The keys of all tests in this file.
 struct Keys {
     rsa: Key,
     short: Key,
@@ -28,8 +28,8 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     Keys { rsa, short, weak, ed25519 }
 });
 
-/// The server that has them. Each test runs in a thread of its own, and the last that ends takes the server with it; a
-/// static would never be dropped, and the server would outlive the tests.
+/// The DNS server with the keys. Each test runs in a thread, and the last thread drops the server. A static would never be
+/// dropped, so the server would outlive the tests.
 static SHARED: Mutex<Weak<Dns>> = Mutex::new(Weak::new());
 thread_local!(static DNS: Arc<Dns> = server());
 
@@ -68,15 +68,20 @@ fn start() -> Dns {
     ])
 }
 
-async fn judged(mail: &[u8]) -> Authenticity {
-    judged_at(mail, Timestamp::now(), &[address()]).await
+async fn authenticate_now(mail: &[u8]) -> Authenticity {
+    authenticate_at(mail, Timestamp::now(), &[address()]).await
 }
 
-async fn judged_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Authenticity {
-    judged_by(mail, &TrustSettings::default(), clock, servers).await
+async fn authenticate_at(mail: &[u8], clock: impl Into<Clock>, servers: &[String]) -> Authenticity {
+    authenticate_with(mail, &TrustSettings::default(), clock, servers).await
 }
 
-async fn judged_by(mail: &[u8], trust: &TrustSettings, clock: impl Into<Clock>, servers: &[String]) -> Authenticity {
+async fn authenticate_with(
+    mail: &[u8],
+    trust: &TrustSettings,
+    clock: impl Into<Clock>,
+    servers: &[String],
+) -> Authenticity {
     let resolver = resolver(servers);
     authenticate(mail, &Recipients::new(["payments@shop.example".to_owned()]), trust, &resolver, clock).await
 }
@@ -87,8 +92,8 @@ fn resolver(servers: &[String]) -> dns::Resolver {
     dns::Resolver::new(&settings).unwrap()
 }
 
-/// Believes this receiving server.
-fn believing(id: &str) -> TrustSettings {
+/// Settings that trust this receiving server.
+fn trusting(id: &str) -> TrustSettings {
     TrustSettings {
         accept: vec![Accept::AuthenticationResults],
         authserv_ids: vec![id.into()],
@@ -96,14 +101,14 @@ fn believing(id: &str) -> TrustSettings {
     }
 }
 
-/// As OpenDKIM writes it.
+/// A field as OpenDKIM writes it.
 const PASS: &str = "Authentication-Results: mx.shop.example;\r\n\tdkim=pass (2048-bit key; unprotected) header.d=resmic.com header.i=@resmic.com header.a=rsa-sha256;\r\n\tdkim-atps=neutral\r\n";
 
 #[track_caller]
-fn assert_untrusted(verdict: &Authenticity, what: &str) {
+fn assert_untrusted(authenticity: &Authenticity, what: &str) {
     assert!(
-        matches!(verdict, Authenticity::Rejected(reason) if reason.code == ReasonCode::Untrusted),
-        "{what}: {verdict:?}"
+        matches!(authenticity, Authenticity::Rejected(reason) if reason.code == ReasonCode::Untrusted),
+        "{what}: {authenticity:?}"
     );
 }
 
@@ -118,11 +123,11 @@ fn replaced(mail: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
+async fn prefetched_keys_need_no_dns() {
     let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), KEYS.rsa.record(""))]);
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", dns.address)).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
-    assert!(resolver.has_cached_keys(), "there is nothing to be ready for");
+    assert!(resolver.has_cached_keys(), "no key is remembered");
     resolver.remember_key("resmic.com", "s1");
     assert!(!resolver.has_cached_keys());
     resolver.prefetch_keys().await;
@@ -131,14 +136,14 @@ async fn a_key_that_was_asked_for_before_need_not_be_asked_for_again() {
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
     let trust = TrustSettings::default();
     let (known, other) = (signed(How::default()), signed(How { selector: "strict", ..How::default() }));
-    let verdict = authenticate(&known, &recipients, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
-    let verdict = authenticate(&other, &recipients, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Authenticity::TempError(_)), "nobody is there to ask any more: {verdict:?}");
+    let authenticity = authenticate(&known, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
+    let authenticity = authenticate(&other, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(authenticity, Authenticity::TempError(_)), "the server has stopped: {authenticity:?}");
 }
 
 #[tokio::test]
-async fn good_mails_are_believed() {
+async fn good_mails_are_trusted() {
     let good = signed(How::default());
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("RSA", good.clone()),
@@ -150,10 +155,13 @@ async fn good_mails_are_believed() {
         ("not yet expired", signed(How { expires_in: Some(3600), ..How::default() })),
         ("a strict key, used strictly", signed(How { selector: "strict", ..How::default() })),
         (
-            "what a relay adds on top",
+            "fields that a relay added",
             [b"Received: from a by b\r\nDelivered-To: x@y.example\r\n".as_slice(), &good].concat(),
         ),
-        ("a second signature, of somebody else", sign(&good, &KEYS.rsa, &How { domain: "evil.tld", ..How::default() })),
+        (
+            "a second signature, of another domain",
+            sign(&good, &KEYS.rsa, &How { domain: "evil.tld", ..How::default() }),
+        ),
         (
             "a second signature that is broken",
             [
@@ -165,8 +173,8 @@ async fn good_mails_are_believed() {
         ("line ends of a file", String::from_utf8(good).unwrap().replace("\r\n", "\n").into_bytes()),
     ];
     for (what, mail) in cases {
-        let verdict = judged(&mail).await;
-        let Authenticity::Trusted(proof) = &verdict else { panic!("{what}: {verdict:?}") };
+        let authenticity = authenticate_now(&mail).await;
+        let Authenticity::Trusted(proof) = &authenticity else { panic!("{what}: {authenticity:?}") };
         assert_eq!(proof.trust, Trust::Dkim, "{what}");
         assert!(proof.signed_headers.contains("date") && proof.signed_headers.contains("subject"), "{what}: {proof:?}");
         assert_eq!(proof.to, ["payments@shop.example"], "{what}");
@@ -174,34 +182,34 @@ async fn good_mails_are_believed() {
 }
 
 #[tokio::test]
-async fn a_mail_in_a_file_is_as_it_was_signed() {
+async fn lf_line_ends_verify() {
     for canonicalization in [Canonicalization::Relaxed, Canonicalization::Simple] {
         let mail = signed(How { canonicalization, ..How::default() });
         let text = String::from_utf8(mail).unwrap();
         for mail in [text.replace("\r\n", "\n"), text.replacen("\r\n", "\n", 4)] {
-            let verdict = judged(mail.as_bytes()).await;
-            assert!(matches!(verdict, Authenticity::Trusted(_)), "{mail:?}: {verdict:?}");
+            let authenticity = authenticate_now(mail.as_bytes()).await;
+            assert!(matches!(authenticity, Authenticity::Trusted(_)), "{mail:?}: {authenticity:?}");
         }
     }
 }
 
 #[tokio::test]
-async fn lines_of_white_space_at_the_end_of_a_relaxed_body_count_for_nothing() {
+async fn relaxed_bodies_may_end_with_white_space() {
     let (relaxed, simple) = (How::default(), How { canonicalization: Canonicalization::Simple, ..How::default() });
     for end in [" \r\n", "\r\n\t\r\n \r\n", " ", "\r\n \r\n\r\n"] {
-        let verdict = judged(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
-        assert!(matches!(verdict, Authenticity::Trusted(_)), "{end:?}: {verdict:?}");
-        let verdict = judged(&[signed(simple.clone()).as_slice(), end.as_bytes()].concat()).await;
-        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
+        let authenticity = authenticate_now(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(authenticity, Authenticity::Trusted(_)), "{end:?}: {authenticity:?}");
+        let authenticity = authenticate_now(&[signed(simple.clone()).as_slice(), end.as_bytes()].concat()).await;
+        assert!(matches!(authenticity, Authenticity::Rejected(_)), "{end:?}: {authenticity:?}");
     }
     let empty = MAIL.split_inclusive("\r\n\r\n").next().unwrap();
     let mail = [sign(empty.as_bytes(), &KEYS.rsa, &relaxed).as_slice(), b" \r\n"].concat();
-    let verdict = judged(&mail).await;
-    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
+    let authenticity = authenticate_now(&mail).await;
+    assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
 }
 
 #[tokio::test]
-async fn no_forged_or_stretched_mail_is() {
+async fn forged_and_extended_mails_are_untrusted() {
     let good = signed(How::default());
     let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -223,14 +231,14 @@ async fn no_forged_or_stretched_mail_is() {
         ("no body hash", replaced(&good, "bh=", "xh=")),
     ];
     for (what, mail) in cases {
-        let verdict = judged(&mail).await;
-        let Authenticity::Rejected(reason) = &verdict else { panic!("{what}: {verdict:?}") };
+        let authenticity = authenticate_now(&mail).await;
+        let Authenticity::Rejected(reason) = &authenticity else { panic!("{what}: {authenticity:?}") };
         assert_eq!(reason.code, ReasonCode::Untrusted, "{what}: {reason}");
     }
 }
 
 #[tokio::test]
-async fn what_a_signature_names_without_end_is_not_counted() {
+async fn signatures_and_their_names_are_limited() {
     let named = |names: &str| {
         let signature =
             format!("DKIM-Signature: v=1; a=rsa-sha256; d=resmic.com; s=s1; h=from:to{names}; bh=YQ==; b=YQ==\r\n");
@@ -240,8 +248,8 @@ async fn what_a_signature_names_without_end_is_not_counted() {
     for (mail, words) in
         [(named(&":a".repeat(500_000)), "more fields than a mail has"), (signatures, "more than 50 DKIM")]
     {
-        let verdict = judged(&mail).await;
-        let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
+        let authenticity = authenticate_now(&mail).await;
+        let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
         assert!(reason.message.contains(words), "{reason}");
     }
 }
@@ -250,47 +258,50 @@ async fn what_a_signature_names_without_end_is_not_counted() {
 async fn a_key_of_512_bits_proves_nothing() {
     let mail = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
     assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
-    assert!(matches!(judged(&mail).await, Authenticity::Rejected(_)));
-    // The same way of signing, with a key of good length, is believed: it is the length that is refused.
+    assert!(matches!(authenticate_now(&mail).await, Authenticity::Rejected(_)));
+    // A mail that was signed in the same way with a longer key is trusted. So the length is the reason.
     let Key::Rsa(pkcs8, public) = &KEYS.rsa else { panic!() };
     let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
-    assert!(matches!(judged(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await, Authenticity::Trusted(_)));
+    assert!(matches!(
+        authenticate_now(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await,
+        Authenticity::Trusted(_)
+    ));
 }
 
 #[tokio::test]
-async fn an_expired_signature_proves_nothing_any_more() {
+async fn expired_signatures_prove_nothing() {
     let mail = signed(How { expires_in: Some(3600), ..How::default() });
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
-    let verdict = judged_at(&mail, later, &[address()]).await;
-    let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
+    let authenticity = authenticate_at(&mail, later, &[address()]).await;
+    let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert!(reason.message.contains("has expired"), "{reason}");
 }
 
 #[tokio::test]
-async fn a_header_that_was_added_under_a_signed_name_is_not_covered() {
+async fn added_fields_are_not_signed() {
     let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(How::default())].concat();
-    let verdict = judged(&mail).await;
-    let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
+    let authenticity = authenticate_now(&mail).await;
+    let Authenticity::Trusted(proof) = &authenticity else { panic!("{authenticity:?}") };
     assert!(!proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"), "{proof:?}");
     let SignedHeaders::Only(names) = &proof.signed_headers else { panic!() };
     assert!(!names.contains(&"content-type".to_owned()));
 }
 
 #[tokio::test]
-async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
-    // Careful senders name fields once more than they are there, so that none can be added.
+async fn lookalike_fields_are_not_signed() {
+    // Careful senders name each field once more than it occurs, so that no field can be added (oversigning).
     let once_more = ["From", "To", "Subject", "Date", "From", "To", "Subject", "Date"];
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
     let genuine = sign(other.as_bytes(), &KEYS.rsa, &How { headers: &once_more, ..How::default() });
     for name in ["To ", "to\t", "T o", "To\0"] {
         let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
-        let verdict = judged(&mail).await;
-        assert!(matches!(verdict, Authenticity::Rejected(_)), "{name:?}: {verdict:?}");
+        let authenticity = authenticate_now(&mail).await;
+        assert!(matches!(authenticity, Authenticity::Rejected(_)), "{name:?}: {authenticity:?}");
     }
     for (how, name) in [(How::default(), "Sub ject"), (How { headers: &once_more, ..How::default() }, "Subject ")] {
         let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
-        let verdict = judged(&mail).await;
-        let Authenticity::Trusted(proof) = &verdict else { panic!("{name:?}: {verdict:?}") };
+        let authenticity = authenticate_now(&mail).await;
+        let Authenticity::Trusted(proof) = &authenticity else { panic!("{name:?}: {authenticity:?}") };
         assert!(
             !proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"),
             "{name:?}: {proof:?}"
@@ -299,7 +310,7 @@ async fn a_field_that_only_readers_take_for_a_signed_one_is_not_covered() {
 }
 
 #[tokio::test]
-async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
+async fn unhashed_characters_invalidate_a_field() {
     let good = signed(How::default());
     let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
     for mail in [
@@ -307,16 +318,21 @@ async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
         replaced(&good, "$20\r\nT", "$2 \r0\r\nT"),
         replaced(&simple, "DAI", "D\rAI"),
     ] {
-        let verdict = judged(&mail).await;
-        assert!(matches!(verdict, Authenticity::Rejected(_)), "{:?}: {verdict:?}", String::from_utf8_lossy(&mail));
+        let authenticity = authenticate_now(&mail).await;
+        assert!(
+            matches!(authenticity, Authenticity::Rejected(_)),
+            "{:?}: {authenticity:?}",
+            String::from_utf8_lossy(&mail)
+        );
     }
     let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
     let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
-        let verdict = judged(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
-        let Authenticity::Rejected(reason) = &verdict else { panic!("{inside:?}: {verdict:?}") };
+        let authenticity =
+            authenticate_now(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
+        let Authenticity::Rejected(reason) = &authenticity else { panic!("{inside:?}: {authenticity:?}") };
         assert_eq!(reason.code, ReasonCode::Untrusted, "{inside:?}: {reason}");
-        let subject = judged(&replaced(&good, "received $20", &format!("received $2{inside}0"))).await;
+        let subject = authenticate_now(&replaced(&good, "received $20", &format!("received $2{inside}0"))).await;
         let Authenticity::Trusted(proof) = &subject else { panic!("{inside:?}: {subject:?}") };
         assert!(
             !proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"),
@@ -326,61 +342,61 @@ async fn what_is_left_out_of_what_is_signed_cannot_be_written_into_it() {
 }
 
 #[tokio::test]
-async fn a_genuine_mail_to_somebody_else_is_not_ours() {
+async fn replayed_mails_to_others_are_rejected() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
     let mail = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
-    let verdict = judged(&delivered).await;
-    let Authenticity::Rejected(reason) = &verdict else { panic!("{verdict:?}") };
+    let authenticity = authenticate_now(&delivered).await;
+    let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(reason.code, ReasonCode::NotOurs);
 }
 
 #[tokio::test]
-async fn a_genuine_mail_below_a_line_that_only_looks_empty_is_not_ours_either() {
+async fn white_space_lines_do_not_hide_to() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
     let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
     for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
         let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
-        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
-        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
+        let authenticity = authenticate_now(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(authenticity, Authenticity::Rejected(_)), "{end:?}: {authenticity:?}");
     }
 }
 
 #[tokio::test]
-async fn a_genuine_mail_with_a_line_that_is_no_field_in_its_header_proves_nothing() {
+async fn lines_without_a_field_prove_nothing() {
     let genuine = signed(How::default());
-    // The signature holds, and the reader takes what stands below such a line for the text.
+    // The signature is valid, but mail programs show everything below such a line as the text.
     for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
         let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
-        let verdict = judged(&[forged.as_bytes(), &genuine].concat()).await;
-        assert!(matches!(verdict, Authenticity::Rejected(_)), "{end:?}: {verdict:?}");
+        let authenticity = authenticate_now(&[forged.as_bytes(), &genuine].concat()).await;
+        assert!(matches!(authenticity, Authenticity::Rejected(_)), "{end:?}: {authenticity:?}");
     }
-    // The signature's body begins behind it, and the reader's at the first empty line below.
-    let verdict = judged(&replaced(&genuine, "\r\n\r\n", "\r\nx\r\n")).await;
-    assert!(matches!(verdict, Authenticity::Rejected(_)), "{verdict:?}");
+    // For the signature, the body begins after this line. For mail programs it begins after the first empty line.
+    let authenticity = authenticate_now(&replaced(&genuine, "\r\n\r\n", "\r\nx\r\n")).await;
+    assert!(matches!(authenticity, Authenticity::Rejected(_)), "{authenticity:?}");
 }
 
 #[tokio::test]
-async fn without_an_answer_there_is_no_verdict() {
-    // A socket that nobody reads from: the questions come in, and no answer goes out.
+async fn dns_failures_are_temporary() {
+    // A socket that is never read, so no query is answered.
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let server = deaf.local_addr().unwrap().to_string();
-    let verdict = judged_at(&signed(How::default()), Timestamp::now(), &[server]).await;
-    let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
+    let authenticity = authenticate_at(&signed(How::default()), Timestamp::now(), &[server]).await;
+    let Authenticity::TempError(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
-    // nsd refuses to speak for zones that it does not have.
+    // nsd answers REFUSED for zones that it does not have.
     let mail = MAIL.replace("resmic.com", "resmic.example");
     let mail = sign(mail.as_bytes(), &KEYS.rsa, &How { domain: "resmic.example", ..How::default() });
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     let trust = TrustSettings { from: vec!["resmic.example".into()], ..TrustSettings::default() };
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
-    let verdict = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
-    assert!(matches!(verdict, Authenticity::TempError(_)), "{verdict:?}");
+    let authenticity = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
+    assert!(matches!(authenticity, Authenticity::TempError(_)), "{authenticity:?}");
 }
 
 #[tokio::test]
-async fn dns_is_explored_for_the_operator() {
+async fn domains_are_checked_for_the_operator() {
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     let found = dns::check_domain(&resolver, "resmic.com").await.unwrap();
@@ -388,7 +404,7 @@ async fn dns_is_explored_for_the_operator() {
     assert!(dns::check_domain(&resolver, "elsewhere.example").await.is_err());
 }
 
-/// A server that takes a question with EDNS for an error, and answers any other with this TXT record.
+/// A server that answers a query with EDNS with an error, and any other query with this TXT record.
 fn without_edns(record: &str) -> std::net::SocketAddr {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -415,11 +431,11 @@ fn without_edns(record: &str) -> std::net::SocketAddr {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_know_edns_is_asked_without_it() {
+async fn servers_without_edns_are_queried() {
     let server = without_edns(&KEYS.short.record("")).to_string();
     let mail = sign(MAIL.as_bytes(), &KEYS.short, &How::default());
-    let verdict = judged_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
-    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
+    let authenticity = authenticate_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
+    assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     resolver.remember_key("resmic.com", "s1");
@@ -433,17 +449,17 @@ async fn keys_for_another_use_prove_nothing() {
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
     for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
         let mail = [PASS.as_bytes(), &signed(How { selector, ..How::default() })].concat();
-        for trust in [TrustSettings::default(), believing("mx.shop.example")] {
+        for trust in [TrustSettings::default(), trusting("mx.shop.example")] {
             let resolver = resolver(&[address()]);
-            // The second time the key is known.
+            // The second time, the key is cached.
             for _ in 0..2 {
-                let verdict = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
-                match (&verdict, words) {
+                let authenticity = authenticate(&mail, &recipients, &trust, &resolver, Timestamp::now()).await;
+                match (&authenticity, words) {
                     (Authenticity::Rejected(reason), Some(words)) => {
                         assert!(reason.message.contains(words), "{reason}")
                     }
                     (Authenticity::Trusted(_), None) => {}
-                    _ => panic!("{selector}: {verdict:?}"),
+                    _ => panic!("{selector}: {authenticity:?}"),
                 }
             }
         }
@@ -453,10 +469,10 @@ async fn keys_for_another_use_prove_nothing() {
 #[tokio::test]
 async fn expiry_is_compared_with_the_receipt() {
     let mail = signed(How { expires_in: Some(3600), ..How::default() });
-    let vouched = [PASS.as_bytes(), &mail].concat();
+    let with_result = [PASS.as_bytes(), &mail].concat();
     let signed_at = Timestamp::now();
     let hours = |n: i64| signed_at + jiff::SignedDuration::from_hours(n);
-    for (received, believed) in [
+    for (received, trusted) in [
         (Some(hours(0)), true),
         (Some(hours(2)), false),
         (Some(hours(49)), false),
@@ -465,9 +481,9 @@ async fn expiry_is_compared_with_the_receipt() {
         (None, false),
     ] {
         let clock = Clock { now: hours(48), received };
-        for (mail, trust) in [(&mail, TrustSettings::default()), (&vouched, believing("mx.shop.example"))] {
-            let verdict = judged_by(mail, &trust, clock, &[address()]).await;
-            assert_eq!(matches!(verdict, Authenticity::Trusted(_)), believed, "{received:?}: {verdict:?}");
+        for (mail, trust) in [(&mail, TrustSettings::default()), (&with_result, trusting("mx.shop.example"))] {
+            let authenticity = authenticate_with(mail, &trust, clock, &[address()]).await;
+            assert_eq!(matches!(authenticity, Authenticity::Trusted(_)), trusted, "{received:?}: {authenticity:?}");
         }
     }
 }
@@ -476,14 +492,14 @@ async fn expiry_is_compared_with_the_receipt() {
 async fn a_signature_from_the_future_waits() {
     let now = Timestamp::now();
     let mail = signed(How { ahead: 2 * 86_400, ..How::default() });
-    let vouched = [PASS.as_bytes(), &mail].concat();
-    for (mail, trust) in [(&mail, TrustSettings::default()), (&vouched, believing("mx.shop.example"))] {
-        let verdict = judged_by(mail, &trust, now, &[address()]).await;
-        let Authenticity::TempError(reason) = &verdict else { panic!("{verdict:?}") };
+    let with_result = [PASS.as_bytes(), &mail].concat();
+    for (mail, trust) in [(&mail, TrustSettings::default()), (&with_result, trusting("mx.shop.example"))] {
+        let authenticity = authenticate_with(mail, &trust, now, &[address()]).await;
+        let Authenticity::TempError(reason) = &authenticity else { panic!("{authenticity:?}") };
         assert!(reason.message.contains("this machine's clock"), "{reason}");
         let later = now + jiff::SignedDuration::from_hours(25);
-        assert!(matches!(judged_by(mail, &trust, later, &[address()]).await, Authenticity::Trusted(_)));
+        assert!(matches!(authenticate_with(mail, &trust, later, &[address()]).await, Authenticity::Trusted(_)));
     }
     let forged = replaced(&mail, "Paymet received", "Payment received");
-    assert_untrusted(&judged_at(&forged, now, &[address()]).await, "it is forged all the same");
+    assert_untrusted(&authenticate_at(&forged, now, &[address()]).await, "it is also forged");
 }

@@ -2,35 +2,35 @@
 
 use super::*;
 
-/// A mail below these header fields, judged by its receiving server's verdict.
-async fn vouched(id: &str, fields: &str, mail: &[u8]) -> Authenticity {
+/// The authenticity of a mail with these header fields at the top, by the results of the receiving server `id`.
+async fn with_fields(id: &str, fields: &str, mail: &[u8]) -> Authenticity {
     let mail = [fields.as_bytes(), mail].concat();
-    judged_by(&mail, &believing(id), Timestamp::now(), &[address()]).await
+    authenticate_with(&mail, &trusting(id), Timestamp::now(), &[address()]).await
 }
 
 #[tokio::test]
-async fn forged_verdicts_prove_nothing() {
+async fn forged_results_prove_nothing() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-mails/forged");
     for by in ["mail-from", "helo"] {
         let read = |name: String| std::fs::read(folder.join(name)).unwrap();
         let unsigned = read(format!("verdict-by-{by}.eml"));
         let made_up = read(format!("verdict-by-{by}-with-a-made-up-signature.eml"));
-        assert_untrusted(&vouched("mx.shop.example", "", &unsigned).await, by);
-        assert_untrusted(&vouched("mx.shop.example", "", &made_up).await, by);
-        // Without a signature, a forged verdict looks like the server's.
-        let removed = TrustSettings { signatures_removed: true, ..believing("mx.shop.example") };
-        let verdict = judged_by(&unsigned, &removed, Timestamp::now(), &[address()]).await;
-        assert!(matches!(verdict, Authenticity::Trusted(_)), "{by}: {verdict:?}");
-        assert_untrusted(&judged_by(&made_up, &removed, Timestamp::now(), &[address()]).await, by);
+        assert_untrusted(&with_fields("mx.shop.example", "", &unsigned).await, by);
+        assert_untrusted(&with_fields("mx.shop.example", "", &made_up).await, by);
+        // Without a signature, a forged result cannot be distinguished from the server's.
+        let removed = TrustSettings { signatures_removed: true, ..trusting("mx.shop.example") };
+        let authenticity = authenticate_with(&unsigned, &removed, Timestamp::now(), &[address()]).await;
+        assert!(matches!(authenticity, Authenticity::Trusted(_)), "{by}: {authenticity:?}");
+        assert_untrusted(&authenticate_with(&made_up, &removed, Timestamp::now(), &[address()]).await, by);
     }
 }
 
 #[tokio::test]
-async fn the_servers_word_counts_for_the_body() {
+async fn servers_result_counts_for_the_body() {
     let genuine = signed(How::default());
     for mail in [genuine.clone(), replaced(&genuine, "Token: DAI", "Token: <https://safelinks.example/?url=DAI>")] {
-        let verdict = vouched("mx.shop.example", PASS, &mail).await;
-        let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
+        let authenticity = with_fields("mx.shop.example", PASS, &mail).await;
+        let Authenticity::Trusted(proof) = &authenticity else { panic!("{authenticity:?}") };
         assert_eq!(proof.trust, Trust::AuthenticationResults);
         assert_eq!((proof.domain.as_deref(), proof.selector.as_deref()), (Some("resmic.com"), Some("s1")));
         assert!(
@@ -40,10 +40,10 @@ async fn the_servers_word_counts_for_the_body() {
         );
     }
     let failed = PASS.replace("dkim=pass", "dkim=fail");
-    assert_untrusted(&vouched("mx.shop.example", &failed, &genuine).await, "the server's word is fail");
-    assert_untrusted(&vouched("mx.shop.example", "", &genuine).await, "the server says nothing");
+    assert_untrusted(&with_fields("mx.shop.example", &failed, &genuine).await, "the server's result is fail");
+    assert_untrusted(&with_fields("mx.shop.example", "", &genuine).await, "the server has no result");
     let other = PASS.replace("header.d=resmic.com", "header.d=mail.resmic.com");
-    assert_untrusted(&vouched("mx.shop.example", &other, &genuine).await, "of another signature");
+    assert_untrusted(&with_fields("mx.shop.example", &other, &genuine).await, "the result is about another signature");
 }
 
 #[tokio::test]
@@ -53,13 +53,13 @@ async fn two_signatures_may_have_different_bodies() {
     let (signature, _) = other.split_once("From: ").unwrap();
     let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
     let mail = [signature.as_bytes(), &simple].concat();
-    let verdict = vouched("mx.shop.example", PASS, &mail).await;
-    assert!(matches!(verdict, Authenticity::Trusted(_)), "{verdict:?}");
-    assert!(matches!(judged(&mail).await, Authenticity::Trusted(_)));
+    let authenticity = with_fields("mx.shop.example", PASS, &mail).await;
+    assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
+    assert!(matches!(authenticate_now(&mail).await, Authenticity::Trusted(_)));
 }
 
 #[tokio::test]
-async fn the_servers_word_needs_a_verified_header() {
+async fn servers_result_needs_a_verified_header() {
     let good = signed(How::default());
     let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -79,36 +79,39 @@ async fn the_servers_word_needs_a_verified_header() {
         ("of another organisation", signed(How { domain: "evil.tld", ..How::default() })),
     ];
     for (what, mail) in cases {
-        assert_untrusted(&vouched("mx.shop.example", PASS, &mail).await, what);
+        assert_untrusted(&with_fields("mx.shop.example", PASS, &mail).await, what);
     }
     let weak = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
-    assert_untrusted(&vouched("mx.shop.example", PASS, &weak).await, "a short key");
+    assert_untrusted(&with_fields("mx.shop.example", PASS, &weak).await, "a short key");
 }
 
 #[tokio::test]
-async fn removed_signatures_are_believed_only_on_request() {
-    let removed = TrustSettings { signatures_removed: true, ..believing("mx.shop.example") };
-    let judged = async |mail: &[u8]| judged_by(mail, &removed, Timestamp::now(), &[address()]).await;
-    let verdict = judged(format!("{PASS}{MAIL}").as_bytes()).await;
-    let Authenticity::Trusted(proof) = &verdict else { panic!("{verdict:?}") };
+async fn removed_signatures_need_permission() {
+    let removed = TrustSettings { signatures_removed: true, ..trusting("mx.shop.example") };
+    let authenticate_now = async |mail: &[u8]| authenticate_with(mail, &removed, Timestamp::now(), &[address()]).await;
+    let authenticity = authenticate_now(format!("{PASS}{MAIL}").as_bytes()).await;
+    let Authenticity::Trusted(proof) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(proof.signed_headers, SignedHeaders::Only(vec!["from".into(), "to".into()]));
     for name in ["DKIM-Signature", "dkim-signature ", "DKIM-Sig nature"] {
         for value in ["v=1; a=rsa-sha256; d=esp.example; s=s1; h=from; bh=YQ==; b=YQ==", "broken", ""] {
-            assert_untrusted(&judged(format!("{PASS}{name}: {value}\r\n{MAIL}").as_bytes()).await, name);
+            assert_untrusted(&authenticate_now(format!("{PASS}{name}: {value}\r\n{MAIL}").as_bytes()).await, name);
         }
     }
     for to in ["To: x@evil.tld\r\n", "To : x@evil.tld\r\n"] {
-        assert_untrusted(&judged(format!("{PASS}{to}{MAIL}").as_bytes()).await, to);
+        assert_untrusted(&authenticate_now(format!("{PASS}{to}{MAIL}").as_bytes()).await, to);
     }
 }
 
 #[tokio::test]
-async fn the_servers_word_waits_for_dns() {
-    let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let servers = [deaf.local_addr().unwrap().to_string()];
+async fn servers_result_waits_for_dns() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let servers = [silent.local_addr().unwrap().to_string()];
     let mail = [PASS.as_bytes(), &signed(How::default())].concat();
-    let verdict = judged_by(&mail, &believing("mx.shop.example"), Timestamp::now(), &servers).await;
-    assert!(matches!(&verdict, Authenticity::TempError(reason) if reason.code == ReasonCode::Dns), "{verdict:?}");
+    let authenticity = authenticate_with(&mail, &trusting("mx.shop.example"), Timestamp::now(), &servers).await;
+    assert!(
+        matches!(&authenticity, Authenticity::TempError(reason) if reason.code == ReasonCode::Dns),
+        "{authenticity:?}"
+    );
 }
 
 #[tokio::test]
@@ -119,19 +122,22 @@ async fn several_fields_of_one_server_count_as_one() {
     let received =
         "Received: from a.resmic.com by mx.shop.example (Postfix) with ESMTPS id 0C5B13F980\r\nX-Spam: no\r\n";
     for fields in [format!("{dmarc}{spf}{PASS}"), format!("{spf}{received}{dmarc}{received}{PASS}{received}")] {
-        let verdict = vouched("mx.shop.example", &fields, &genuine).await;
-        assert!(matches!(verdict, Authenticity::Trusted(_)), "{fields}: {verdict:?}");
+        let authenticity = with_fields("mx.shop.example", &fields, &genuine).await;
+        assert!(matches!(authenticity, Authenticity::Trusted(_)), "{fields}: {authenticity:?}");
     }
     let other = "Authentication-Results: mx.evil.tld; spf=pass\r\n";
-    assert_untrusted(&vouched("mx.shop.example", &format!("{dmarc}{other}{PASS}"), &genuine).await, "the run ends");
+    assert_untrusted(
+        &with_fields("mx.shop.example", &format!("{dmarc}{other}{PASS}"), &genuine).await,
+        "another server's field ends the search",
+    );
     let broken = "Authentication-Results: mx.shop.example; spf=fail smtp.mailfrom=\"a\r\n";
     for fields in [format!("{broken}{PASS}"), format!("{dmarc}{PASS}{broken}")] {
-        assert_untrusted(&vouched("mx.shop.example", &fields, &genuine).await, "a broken field");
+        assert_untrusted(&with_fields("mx.shop.example", &fields, &genuine).await, "a broken field");
     }
 }
 
 #[tokio::test]
-async fn servers_are_known_by_pattern_and_job() {
+async fn server_names_match_patterns_and_job_ids() {
     let genuine = signed(How::default());
     for (id, server, known) in [
         ("mx.shop.example", "mx.shop.example/0C5B13F980", true),
@@ -141,8 +147,8 @@ async fn servers_are_known_by_pattern_and_job() {
         ("*.fastmail.com", "mx1.evilfastmail.com", false),
         ("mx.shop.example", "mx.shop.example.evil.tld/0C5B13F980", false),
     ] {
-        let verdict = vouched(id, &PASS.replace("mx.shop.example", server), &genuine).await;
-        assert_eq!(matches!(verdict, Authenticity::Trusted(_)), known, "{id} {server}: {verdict:?}");
+        let authenticity = with_fields(id, &PASS.replace("mx.shop.example", server), &genuine).await;
+        assert_eq!(matches!(authenticity, Authenticity::Trusted(_)), known, "{id} {server}: {authenticity:?}");
     }
 }
 
@@ -160,17 +166,17 @@ async fn microsofts_field_counts_with_a_verified_header() {
     let field = "Authentication-Results: spf=pass (sender IP is 192.0.2.25) smtp.mailfrom=resmic.com; dkim=pass (signature was verified) header.d=resmic.com;dmarc=pass action=none header.from=resmic.com;compauth=pass reason=100\r\n";
     for fields in [format!("{last}{field}{first}"), format!("{field}{first}")] {
         for mail in [&genuine, &rewritten] {
-            let verdict = vouched("microsoft-365", &fields, mail).await;
-            let Authenticity::Trusted(proof) = &verdict else { panic!("{fields}: {verdict:?}") };
+            let authenticity = with_fields("microsoft-365", &fields, mail).await;
+            let Authenticity::Trusted(proof) = &authenticity else { panic!("{fields}: {authenticity:?}") };
             assert_eq!(proof.trust, Trust::AuthenticationResults);
         }
-        assert_untrusted(&vouched("microsoft-365", &fields, MAIL.as_bytes()).await, "unsigned");
-        assert_untrusted(&vouched("mx.shop.example", &fields, &genuine).await, "not configured");
+        assert_untrusted(&with_fields("microsoft-365", &fields, MAIL.as_bytes()).await, "unsigned");
+        assert_untrusted(&with_fields("mx.shop.example", &fields, &genuine).await, "not configured");
         let tagged = replaced(&rewritten, "Paymet received", "[EXTERNAL] Paymet received");
-        assert_untrusted(&vouched("microsoft-365", &fields, &tagged).await, "a changed Subject");
+        assert_untrusted(&with_fields("microsoft-365", &fields, &tagged).await, "a changed Subject");
     }
     let postfix = received("mx.shop.example (Postfix) with ESMTPS");
     for fields in [format!("{postfix}{field}{first}"), field.to_owned(), format!("{last}{PASS}{field}")] {
-        assert_untrusted(&vouched("microsoft-365", &fields, &rewritten).await, &fields);
+        assert_untrusted(&with_fields("microsoft-365", &fields, &rewritten).await, &fields);
     }
 }
