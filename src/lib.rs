@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod confirm;
 pub mod contain;
 pub mod db;
 pub mod examine;

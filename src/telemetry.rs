@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::Deserialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -131,4 +134,21 @@ pub static PUSH_LATENCY: LazyLock<Histogram> =
 /// Counts a mail that came while the program ran.
 pub fn pushed(took: Duration) {
     PUSH_LATENCY.observe(took.as_secs_f64());
+}
+
+/// The label of [`NODE_REQUESTS`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NodeRequest {
+    /// The chain's name.
+    pub chain: String,
+    /// `ok`, or the kind of the error.
+    pub outcome: &'static str,
+}
+
+/// How many calls the nodes of each chain have answered, by outcome.
+pub static NODE_REQUESTS: LazyLock<Family<NodeRequest, Counter>> = LazyLock::new(Family::default);
+
+/// Counts a call at a node.
+pub fn node_answered(chain: &str, outcome: &'static str) {
+    NODE_REQUESTS.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
 }

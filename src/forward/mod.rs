@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-pub use settings::{HttpPath, Settings, Unresolved};
+pub use settings::{Confirm, HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
 use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
@@ -72,7 +72,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
 /// Lets go what is held for callbacks that take it by now, however long the database has to be waited for.
 async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     loop {
-        match store.release_unresolved().await {
+        match store.apply_settings().await {
             Err(db::Error::Stopped) => return Err(db::Error::Stopped),
             Err(error) => {
                 tracing::warn!(%error, "cannot release what was held for a callback that takes it now; trying again");
@@ -297,7 +297,8 @@ mod tests {
     async fn a_panic_after_the_request_is_an_interruption() {
         let folder = tempfile::tempdir().unwrap();
         let matching = Matching { enabled: false, window: STORE_PAUSE };
-        let settings = db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching };
+        let settings =
+            db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching, chains: Vec::new() };
         let store = Store::open(settings).unwrap();
         let claimed = Claimed {
             delivery_id: 1,
@@ -307,6 +308,7 @@ mod tests {
             session_id: None,
             order_ref: None,
             webhook: "{}".into(),
+            confirmation: None,
         };
         for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
             let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";

@@ -16,6 +16,8 @@ pub struct StoredEvent {
     pub delivered: bool,
     /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
+    /// It waits for the chain, or the chain contradicts it.
+    pub unconfirmed: bool,
 }
 
 /// What a new event is, compared with the stored ones.
@@ -82,6 +84,33 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
         Classification::New { hold, .. } => hold.map(HoldReason::NeedsReview),
         Classification::Duplicate { .. } | Classification::Conflict(_) => None,
     }
+}
+
+/// Why an event that the chain has just confirmed needs review: another confirmed payment has its session.
+#[must_use]
+pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
+    let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+    match classify_in_session(event, &others) {
+        Classification::New { hold, .. } => hold,
+        Classification::Duplicate { .. } | Classification::Conflict(_) => None,
+    }
+}
+
+/// The completed events whose transaction a contradicting report claims for another session, order or amount, each with the
+/// reason to hold it: one of the two reports steals the payment of the other, and the chain cannot say which.
+pub fn contested<'k>(
+    id: &str,
+    new: &Event,
+    known: &'k [StoredEvent],
+) -> impl Iterator<Item = (&'k StoredEvent, Reason)> {
+    known.iter().filter_map(move |k| {
+        let is_same = k.event_id == id || shares_transaction(&k.event.reading, &new.reading);
+        let words = contradiction_of_claims(&k.event, new).filter(|_| {
+            is_same && k.event.reading.status == Status::Completed && new.reading.status == Status::Completed
+        })?;
+        let words = format!("another mail claims the same transaction: {words}");
+        Some((k, Reason::new(ReasonCode::Conflict, words)))
+    })
 }
 
 /// The event without the session and the transaction that it already had. Later events with the same ones were
@@ -152,13 +181,9 @@ fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
 }
 
-/// The first value in which two reports of one payment differ, as a message.
-fn contradiction(known: &Event, new: &Event) -> Option<String> {
+/// What a report claims a transaction for: the session, the order or the amount in which two reports differ.
+fn contradiction_of_claims(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.reading, &new.reading);
-    let differs = |field: &str, a: &Option<String>, b: &Option<String>| {
-        let (a, b) = (a.as_deref().unwrap_or(""), b.as_deref().unwrap_or(""));
-        Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
-    };
     if !same_text(&k.session_id, &n.session_id) {
         return differs("session_id", &k.session_id, &n.session_id);
     }
@@ -167,6 +192,20 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     }
     if !agree(&k.amount, &n.amount, |a, b| same_amount(a, b)) {
         return differs("amount", &k.amount, &n.amount);
+    }
+    None
+}
+
+fn differs(field: &str, a: &Option<String>, b: &Option<String>) -> Option<String> {
+    let (a, b) = (a.as_deref().unwrap_or(""), b.as_deref().unwrap_or(""));
+    Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
+}
+
+/// The first value in which two reports of one payment differ, as a message.
+fn contradiction(known: &Event, new: &Event) -> Option<String> {
+    let (k, n) = (&known.reading, &new.reading);
+    if let Some(words) = contradiction_of_claims(known, new) {
+        return Some(words);
     }
     if !agree(&k.currency, &n.currency, |a, b| same_token(a, b)) {
         return differs("currency", &k.currency, &n.currency);
@@ -227,7 +266,10 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
         let is_its_session = session.is_some()
             && k.event.reading.session_id.is_some()
             && same_text(session, &k.event.reading.session_id);
+        // A payment that nothing proves yet must not block one that is real.
+        let counts = !k.unconfirmed || k.delivered;
         k.event.reading.status == Status::Completed
+            && counts
             && (is_its_session || is_pending && shares_transaction(&k.event.reading, &new.reading))
     });
     let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
@@ -276,7 +318,13 @@ mod tests {
     }
 
     fn known(event: Event, delivered: bool) -> StoredEvent {
-        StoredEvent { event_id: event.id().unwrap().to_string(), event, delivered, maybe_delivered: false }
+        StoredEvent {
+            event_id: event.id().unwrap().to_string(),
+            event,
+            delivered,
+            maybe_delivered: false,
+            unconfirmed: false,
+        }
     }
 
     fn classify_new(new: &Event, known: &[StoredEvent]) -> Classification {
