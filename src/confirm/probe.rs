@@ -14,8 +14,10 @@ pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
     let mut found = Vec::new();
     for node in &watched.nodes {
         let lines = probe_node(node, &watched.chain).await;
-        let named =
-            |words: String| format!("{}: {}", node.host(), words.trim_start_matches(&format!("{}: ", node.host())));
+        let named = |words: String| match words.starts_with(node.host()) {
+            true => words,
+            false => format!("{}: {words}", node.host()),
+        };
         found.extend(lines.into_iter().map(|line| line.map(named).map_err(named)));
     }
     found

@@ -289,6 +289,7 @@ pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: 
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM confirmations c JOIN events e ON e.event_id = c.event_id
                WHERE c.event_id = ?1 AND c.state <> 'operator'
+                 AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = ?1 AND d.state <> 'delivered')
                  AND (e.session_id IS NOT ?2 OR e.amount IS NOT ?3 OR e.currency IS NOT ?4 OR e.blockchain IS NOT ?5
                       OR e.token IS NOT ?6 OR e.from_wallet_address IS NOT ?7))",
         )?
@@ -321,8 +322,8 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 
-/// Creates the missing rows of events that are to be delivered, and starts those again whose chain or token was not configured
-/// before. A configured chain also applies to events that were stored earlier.
+/// Creates the missing rows of events that are to be delivered, and starts those again whose chain or token was added or
+/// removed. A configured chain also applies to events that were stored earlier.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.chains.is_empty() {
         return Ok(());
@@ -335,21 +336,23 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
         )
     };
     let sql = select(
-        "c.event_id IS NULL OR c.state = 'unproven' AND (c.reason LIKE 'no-node:%' OR c.reason LIKE 'no-token:%'
+        "c.event_id IS NULL OR c.state = 'waiting' OR c.state = 'unproven' AND (c.reason LIKE 'no-node:%' OR c.reason LIKE 'no-token:%'
          OR c.reason LIKE 'no-hash:%')",
     );
     let mut statement = tx.prepare(&sql)?;
     let rows = statement.query_map([], |row| {
-        let has_row = row.get::<_, Option<String>>("confirmation")?.is_some();
-        Ok((row.get::<_, String>("event_id")?, event_from_row(row)?, has_row))
+        Ok((row.get::<_, String>("event_id")?, event_from_row(row)?, row.get::<_, Option<String>>("confirmation")?))
     })?;
     for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
-        match row {
-            (id, event, false) => drop(begin(tx, settings, &id, &event)?),
-            (id, event, true) if first_state(settings, &event, Timestamp::now()).is_none() => {
+        let (id, event, state) = row;
+        let is_askable = first_state(settings, &event, Timestamp::now()).is_none();
+        match state.as_deref() {
+            None => drop(begin(tx, settings, &id, &event)?),
+            // The chain was added, or removed.
+            Some(state) if (state == ConfirmationState::Waiting.as_str()) != is_askable => {
                 restart(tx, settings, &id, &event)?;
             }
-            _ => {}
+            Some(_) => {}
         }
     }
     Ok(())

@@ -1,17 +1,14 @@
 //! Payments that a chain must confirm: the real program, a real EVM node, and a callback.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-mod support;
-
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::anvil::{Anvil, calldata};
-use support::daemon::{Daemon, Home, account, forward};
-use support::node::{Reply, ScriptedNode};
-use support::random::Random;
-use support::receiver::{Receiver, Request, status};
+use testkit::anvil::{Anvil, calldata};
+use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::node::{Reply, ScriptedNode};
+use testkit::paid::Paid;
+use testkit::random::Random;
+use testkit::receiver::{Receiver, Request, status};
 
 const SOON: Duration = Duration::from_secs(30);
 const UNITS: u128 = 20_000_000;
@@ -22,17 +19,6 @@ struct Shop {
     token: String,
     receiver: Receiver,
     home: Home,
-}
-
-/// What a mail says.
-#[derive(Clone)]
-struct Mail {
-    session: u32,
-    hash: String,
-    wallet: String,
-    amount: &'static str,
-    chain: &'static str,
-    token: &'static str,
 }
 
 impl Shop {
@@ -50,7 +36,7 @@ impl Shop {
         let receiver = Receiver::new(|_, _| status(200));
         let address = receiver.listen().await;
         let home = Home::new(&format!(
-            "{}[trust]\naccept = [\"none\"]\n{}{}",
+            "{}[trust]\naccept = [\"none\"]\n[dns]\nservers = [\"127.0.0.1:1\"]\n{}{}",
             account(1, ""),
             forward(&format!("http://{address}/hook"), target),
             chain(&token)
@@ -68,23 +54,14 @@ impl Shop {
         self.pay(&self.anvil.accounts[0], UNITS)
     }
 
-    fn mail(&self, session: u32, hash: &str) -> Mail {
-        let (hash, wallet) = (hash.to_owned(), self.anvil.accounts[1].clone());
-        Mail { session, hash, wallet, amount: "20", chain: "SEPOLIA", token: "USDC" }
+    fn mail(&self, session: u32, hash: &str) -> Paid {
+        Paid::new(session, hash, &self.anvil.accounts[1])
     }
 
     /// Stores a mail; its outcome and its event.
-    fn receive(&self, mail: &Mail) -> (String, String) {
-        let Mail { session, hash, wallet, amount, chain, token } = mail;
-        let text = format!(
-            "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\nDate: {}\r\n\
-             Message-ID: <{session}.{amount}.{hash}@resmic.com>\r\n\r\nAmount: ${amount}\r\nBlockchain: {chain}\r\n\
-             Token: {token}\r\nFrom Wallet Address: {wallet}\r\nTransaction Hash: {hash}\r\n\
-             Session: 591abe63-aa61-411d-a419-{session:012x}\r\n",
-            date()
-        );
-        let file = self.home.folder.path().join(format!("{session}-{amount}.eml"));
-        std::fs::write(&file, text).unwrap();
+    fn receive(&self, mail: &Paid) -> (String, String) {
+        let file = self.home.folder.path().join(format!("{}.{}.eml", mail.hash, mail.session));
+        std::fs::write(&file, mail.mail()).unwrap();
         let printed = self.home.data(&["import", "--json", file.to_str().unwrap()]);
         let imported: Value = serde_json::from_str(&printed).unwrap();
         let event = imported["event_id"].as_str().unwrap_or_default().to_owned();
@@ -117,11 +94,6 @@ fn sepolia(nodes: &[&str], wallet: &str, token: &str, more: &str) -> String {
          [chain.tokens]\nUSDC = {{ contract = \"{token}\", decimals = 6 }}\n",
         nodes.join(", ")
     )
-}
-
-/// The time as a mail has it.
-fn date() -> String {
-    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_string(&jiff::Timestamp::now()).unwrap()
 }
 
 fn ends_well(daemon: Daemon) {
@@ -161,8 +133,8 @@ async fn money_of_another_merchant_is_not_delivered() {
     let elsewhere = shop.pay(&shop.anvil.accounts[3], UNITS);
     let (_, stranger) = shop.receive(&shop.mail(1, &elsewhere));
     let (_, invented) = shop.receive(&shop.mail(2, &format!("0x{:064x}", 0xbad)));
-    let (_, no_chain) = shop.receive(&Mail { chain: "BASE", ..shop.mail(3, &format!("0x{:064x}", 3)) });
-    let (_, no_token) = shop.receive(&Mail { token: "PEPE", ..shop.mail(4, &format!("0x{:064x}", 4)) });
+    let (_, no_chain) = shop.receive(&Paid { chain: "BASE", ..shop.mail(3, &format!("0x{:064x}", 3)) });
+    let (_, no_token) = shop.receive(&Paid { token: "PEPE", ..shop.mail(4, &format!("0x{:064x}", 4)) });
     let short = shop.pay(&shop.anvil.accounts[0], UNITS / 2);
     let (_, short) = shop.receive(&shop.mail(5, &short));
     shop.anvil.mine(5);
@@ -203,7 +175,7 @@ async fn a_fake_claim_does_not_block_its_session() {
     // A second real payment of the session needs a person.
     let second = shop.pay_shop();
     shop.anvil.mine(5);
-    let (_, second) = shop.receive(&Mail { amount: "20.00", ..shop.mail(1, &second) });
+    let (_, second) = shop.receive(&Paid { amount: "20.00", ..shop.mail(1, &second) });
     shop.state_is(&second, "confirmed");
     shop.delivery_is(&second, "held");
     assert_eq!(shop.requests().len(), 1);
@@ -253,7 +225,7 @@ async fn two_claims_of_one_arrival_are_both_doubtful() {
     let second = shop.anvil.send(&wallet, Some(&shop.token), 0, &data);
     shop.anvil.mine(5);
     let (_, one) = shop.receive(&shop.mail(1, &first));
-    let (_, two) = shop.receive(&Mail { wallet, ..shop.mail(2, &second) });
+    let (_, two) = shop.receive(&Paid { wallet, ..shop.mail(2, &second) });
     let daemon = shop.home.start();
     shop.state_is(&one, "doubtful claimed");
     shop.state_is(&two, "doubtful claimed");
@@ -278,26 +250,13 @@ async fn session_and_chain_hold_independently() {
     let shop = Shop::open("settle = \"0s\"", "").await;
     let daemon = shop.home.start();
     let session = "591abe63-aa61-411d-a419-0b546729bbd0";
-    // Without a session in the mail: the label is one that is not known.
-    let unresolved = |hash: &str, n: u32| {
-        let text = format!(
-            "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\nDate: {}\r\n\
-             Message-ID: <u{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: SEPOLIA\r\nToken: USDC\r\n\
-             From Wallet Address: {}\r\nTransaction Hash: {hash}\r\n",
-            date(),
-            shop.anvil.accounts[1],
-        );
-        let file = shop.home.folder.path().join(format!("u{n}.eml"));
-        std::fs::write(&file, text).unwrap();
-        let printed = shop.home.data(&["import", "--json", file.to_str().unwrap()]);
-        serde_json::from_str::<Value>(&printed).unwrap()["event_id"].as_str().unwrap().to_owned()
-    };
+    let unresolved = |hash: &str| shop.receive(&shop.mail(0, hash)).1;
     let hash = shop.pay_shop();
     shop.anvil.mine(5);
-    let confirmed = unresolved(&hash, 1);
+    let confirmed = unresolved(&hash);
     shop.state_is(&confirmed, "confirmed");
     shop.delivery_is(&confirmed, "held");
-    let invented = unresolved(&format!("0x{:064x}", 0xbad), 2);
+    let invented = unresolved(&format!("0x{:064x}", 0xbad));
     let assign = |event: &str, session: &str| shop.home.data(&["session", "assign", event, session]);
     assert!(assign(&invented, "591abe63-aa61-411d-a419-0b546729bbd1").contains("deliveries let go: 0"));
     shop.delivery_is(&invented, "held");
@@ -384,7 +343,7 @@ async fn a_confirmation_by_depth_that_lasts_is_left_alone() {
 fn lying(anvil: &Anvil, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
     let port = anvil.port;
     ScriptedNode::start(move |call| {
-        let mut answer: Value = serde_json::from_slice(&support::anvil::post(port, &call.to_string())).unwrap();
+        let mut answer: Value = serde_json::from_slice(&testkit::anvil::post(port, &call.to_string())).unwrap();
         change(call["method"].as_str().unwrap(), &mut answer);
         Some(Reply::json(&answer))
     })
@@ -420,7 +379,7 @@ async fn a_node_of_another_chain_is_refused() {
     let shop = Shop::with(anvil, |token| sepolia(&[&node], &wallet, token, ""), "").await;
     let checked = shop.home.run(&["check", "--connect"]);
     let printed = String::from_utf8(checked.stdout).unwrap();
-    assert!(printed.contains("FAILED: 127.0.0.1: is a node of chain 1, not of Sepolia"), "{printed}");
+    assert!(printed.contains("FAILED: 127.0.0.1 is a node of chain 1, not of Sepolia"), "{printed}");
     let daemon = shop.home.start();
     daemon.says("is a node of chain 1", SOON);
     let hash = shop.pay_shop();
