@@ -66,7 +66,13 @@ pub async fn run(
     let mut ending = shutdown.clone();
     let work = async {
         // A node of another chain is noticed at the start, not with the first payment.
-        worker.report.refresh(&worker.watched, false).await?;
+        match worker.report.refresh(&worker.watched, false).await {
+            Err(db::Error::Stopped) => return Err(db::Error::Stopped),
+            Err(error) => {
+                tracing::warn!(chain = worker.watched.chain.name, %error, "cannot record the state of the nodes")
+            }
+            Ok(()) => {}
+        }
         worker.work().await
     };
     tokio::select! {

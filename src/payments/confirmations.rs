@@ -548,3 +548,15 @@ pub fn next_look(waited: Duration, block_time: Duration) -> Duration {
     let block_time = block_time.clamp(SHORTEST, LONGEST);
     (waited / 10).clamp(block_time, LONGEST)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_become_rarer_with_the_age() {
+        let seconds = |waited, block| next_look(Duration::from_secs(waited), Duration::from_millis(block)).as_secs();
+        assert_eq!([seconds(0, 750), seconds(0, 12_000), seconds(0, 100_000)], [2, 12, 60]);
+        assert_eq!([seconds(60, 2_000), seconds(600, 2_000), seconds(86_400, 2_000)], [6, 60, 60]);
+    }
+}

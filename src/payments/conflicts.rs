@@ -347,6 +347,54 @@ mod tests {
         ));
     }
 
+    fn in_session(mut event: Event, n: u32) -> Event {
+        event.reading.session_id = Some(format!("591abe63-aa61-411d-a419-{n:012}"));
+        event
+    }
+
+    #[test]
+    fn an_unconfirmed_payment_does_not_block_its_session() {
+        let mut other = in_session(paid(), 1);
+        other.reading.transaction_hash = Some(TX.replace('a', "b"));
+        let fake = StoredEvent { unconfirmed: true, ..known(in_session(paid(), 1), false) };
+        let new = Classification::New { hold: None, superseded: false };
+        assert_eq!(classify_new(&other, std::slice::from_ref(&fake)), new);
+        let id = other.id().unwrap().to_string();
+        assert_eq!(second_payment(&id, &other, std::slice::from_ref(&fake)), None);
+        for counts in [
+            StoredEvent { unconfirmed: false, ..fake.clone() },
+            // A handler that does not wait for the chain has it.
+            StoredEvent { delivered: true, ..fake },
+        ] {
+            assert!(second_payment(&id, &other, std::slice::from_ref(&counts)).is_some());
+            assert!(matches!(classify_new(&other, &[counts]), Classification::New { hold: Some(_), .. }));
+        }
+    }
+
+    #[test]
+    fn a_claim_for_another_order_contests_the_first() {
+        let contests = |new: &Event, stored: Event| {
+            let stored = [known(stored, false)];
+            contested(&new.id().unwrap().to_string(), new, &stored).map(|(_, reason)| reason.to_string()).next()
+        };
+        let reason = contests(&in_session(paid(), 2), in_session(paid(), 1)).unwrap();
+        assert!(
+            reason.starts_with("conflict: another mail claims the same transaction: session_id is known"),
+            "{reason}"
+        );
+        let amount = Event { reading: Reading { amount: Some("21".into()), ..paid().reading }, ..paid() };
+        let order = |name: &str| Event { order_ref: Some(name.into()), ..paid() };
+        assert!(contests(&amount, paid()).is_some() && contests(&order("A"), order("B")).is_some());
+        let wallet = |name: &str| {
+            let from_wallet_address = Some(name.into());
+            Event { reading: Reading { from_wallet_address, ..paid().reading }, ..paid() }
+        };
+        assert_eq!(contests(&wallet("0x1"), wallet("0x2")), None, "the chain knows the payer");
+        assert_eq!(contests(&paid(), order("A")), None);
+        let failed = Event { reading: Reading { status: Status::Failed, ..in_session(paid(), 2).reading }, ..paid() };
+        assert_eq!(contests(&failed, in_session(paid(), 1)), None);
+    }
+
     #[test]
     fn another_value_conflicts_another_spelling_does_not() {
         let mut other = paid();
