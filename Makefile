@@ -16,10 +16,11 @@ TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
-.PHONY: demo test check words spelling deps servers node bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+.PHONY: demo test check words spelling deps servers node anvil bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
         test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
+	@$(MAKE) --no-print-directory anvil || echo "anvil (an EVM node) cannot be installed: the demo leaves out the confirmation by a chain"
 	cargo build --locked --bin resmic-mailhook
 	cargo run --locked --quiet --package tools --bin demo
 
@@ -98,8 +99,10 @@ $(TOOLS)/servers/%: | deps
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
 # their lock files.
-node: deps
-	@for folder in examples/node-express tests/standard-webhooks tests/anvil; do \
+node: FOLDERS = examples/node-express tests/standard-webhooks tests/anvil
+anvil: FOLDERS = tests/anvil
+node anvil: deps
+	@for folder in $(FOLDERS); do \
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --ignore-scripts --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
 	done
 

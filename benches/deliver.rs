@@ -181,6 +181,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
         path: folder.path().join("m.db"),
         targets: vec![settings.target()],
         matching: Matching { enabled: false, window: Duration::from_secs(60) },
+        chains: Vec::new(),
     });
     (folder, store.unwrap(), Target::new(settings, "secret".into()).unwrap())
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use oversee::Overseer;
 pub use prepare::{
-    Listener, Prepared, addresses, forward_targets, login, prepare, rules, rules_with, rules_without_account,
+    Listener, Prepared, addresses, chains, forward_targets, login, prepare, rules, rules_with, rules_without_account,
     store_settings,
 };
 
@@ -26,7 +26,7 @@ use crate::ingest::{self, DeferredMails, Ingest};
 use crate::pulse::Pulses;
 use crate::source::imap;
 use crate::telemetry::PushLatency;
-use crate::{forward, metrics, systemd};
+use crate::{confirm, forward, metrics, systemd};
 
 /// How many batches may wait between a watcher and its ingest.
 const QUEUE: usize = 8;
@@ -55,7 +55,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// What makes it impossible to start, or to go on.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let Prepared { config, accounts, targets, resolver, metrics, vigil } = prepared;
+    let Prepared { config, accounts, targets, chains, resolver, metrics, vigil } = prepared;
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
@@ -78,6 +78,10 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     loops.spawn(async move { deferred.await.context("judging deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
+    for chain in chains {
+        let (store, pulses, ending) = (store.clone(), pulses.clone(), shutdown.clone());
+        loops.spawn(async move { confirm::run(store, chain, &pulses, ending).await.context("confirming payments") });
+    }
     let (watched, ending) = (store.clone(), shutdown.clone());
     loops.spawn(async move { watched.watch_changes(ending).await.context("watching the database") });
     loops.spawn(async move {
@@ -141,6 +145,7 @@ pub fn expected(config: &Config) -> Expected {
     Expected {
         mailboxes: config.accounts.iter().flat_map(watched).collect(),
         targets: config.forwards.iter().map(|forward| forward.name.clone()).collect(),
+        chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).map(|chain| chain.name).collect(),
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::chain::ChainSettings;
 use crate::source::imap;
 use crate::{extract, forward, payments, secret, telemetry, trust};
 
@@ -21,7 +22,7 @@ const ETC: &str = "/etc/resmic-mailhook";
 const STATE: &str = "/var/lib/resmic-mailhook";
 
 /// The keys at which a secret is named.
-const SECRETS: [&str; 5] = ["password", "secret", "key", "client_secret", "refresh_token"];
+const SECRETS: [&str; 6] = ["password", "secret", "key", "client_secret", "refresh_token", "nodes"];
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -48,6 +49,9 @@ pub struct Config {
     /// `[[forward]]`
     #[serde(default, rename = "forward")]
     pub forwards: Vec<forward::Settings>,
+    /// `[[chain]]`
+    #[serde(default, rename = "chain")]
+    pub chains: Vec<ChainSettings>,
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
@@ -152,6 +156,12 @@ impl Config {
         for (n, forward) in self.forwards.iter().enumerate() {
             forward.check().map_err(|(key, words)| (format!("forward[{n}].{key}"), words))?;
         }
+        ChainSettings::check_all(&self.chains)?;
+        let confirms = self.forwards.iter().position(|forward| forward.confirm.is_some());
+        if let Some(n) = confirms.filter(|_| self.chains.is_empty()) {
+            let words = "needs a [[chain]]: without one, nothing confirms a payment";
+            return Err((format!("forward[{n}].confirm"), words.into()));
+        }
         self.trust.check().map_err(|(key, words)| (format!("trust.{key}"), words))?;
         self.sessions.check().map_err(|(key, words)| (format!("sessions.{key}"), words))?;
         self.telemetry.check().map_err(|(key, words)| (format!("telemetry.{key}"), words))?;
@@ -168,6 +178,9 @@ impl Config {
         }
         for forward in &mut self.forwards {
             forward.secret.resolve_path(&base);
+        }
+        for node in self.chains.iter_mut().flat_map(|chain| &mut chain.nodes) {
+            node.resolve(&base);
         }
         if let Some(address) = &mut self.sessions.address {
             address.key.resolve_path(&base);

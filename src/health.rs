@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use crate::db::{self, MailboxRow, StoreReader};
+use crate::chain::ConfirmationState;
+use crate::db::{self, ChainRow, MailboxRow, StoreReader};
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
 /// How much longer than `idle_renew` a mailbox may go without a round trip.
@@ -22,6 +23,8 @@ pub struct Expected {
     pub mailboxes: Vec<Watched>,
     /// The targets' names.
     pub targets: Vec<String>,
+    /// The chains' names.
+    pub chains: Vec<String>,
 }
 
 /// A mailbox that the configuration names.
@@ -48,6 +51,10 @@ pub struct Health {
     pub events: BTreeMap<String, i64>,
     /// How many deliveries are in each state.
     pub deliveries: BTreeMap<String, i64>,
+    /// How many events have each state of confirmation.
+    pub confirmations: BTreeMap<String, i64>,
+    /// The configured chains whose nodes were asked.
+    pub chains: Vec<ChainHealth>,
     /// The problems that a person must solve, each with advice; empty if `ok`.
     pub attention: Vec<String>,
     /// The database cannot be written: the disk is full, or another program has locked it.
@@ -68,6 +75,34 @@ pub struct Mailbox {
     pub last_seen_at: Option<String>,
     /// The last error.
     pub last_error: Option<String>,
+}
+
+/// A chain on which payments are confirmed.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChainHealth {
+    /// The chain's name.
+    pub name: String,
+    /// The hosts of its nodes.
+    pub nodes: Vec<String>,
+    /// The age of the newest block, when the nodes were asked.
+    pub head_age_s: Option<i64>,
+    /// The last error.
+    pub last_error: Option<String>,
+    /// The newest block.
+    #[serde(skip)]
+    pub head: Option<i64>,
+    /// The last final block.
+    #[serde(skip)]
+    pub final_block: Option<i64>,
+    /// How much older the final block is than the newest.
+    #[serde(skip)]
+    pub final_lag_s: Option<i64>,
+    /// When the nodes were asked.
+    #[serde(skip)]
+    pub asked_at: Option<String>,
+    /// How many events wait for the chain.
+    #[serde(skip)]
+    pub waiting: i64,
 }
 
 /// Reads the state from the database. `running`: a daemon uses it. It takes seconds if another program has locked it.
@@ -100,11 +135,13 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)")
     }));
     attention.extend(undelivered(reader, expected)?);
+    let chains = chains(reader, expected, now, &mut attention)?;
     let words = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
     let states: Vec<_> = DeliveryState::ALL.iter().map(|s| s.as_str()).collect();
+    let confirmed: Vec<_> = ConfirmationState::ALL.iter().map(|s| s.as_str()).collect();
     let statuses: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
     Ok(Health {
         ok: attention.is_empty(),
@@ -112,9 +149,66 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         mails: words(&outcomes, reader.count_by("mails", "outcome")?),
         events: words(&statuses, reader.count_by("events", "status")?),
         deliveries: words(&states, reader.count_by("deliveries", "state")?),
+        confirmations: words(&confirmed, reader.count_by("confirmations", "state")?),
+        chains,
         attention,
         waits: room.is_some() || locked,
     })
+}
+
+/// The chains, and what is wrong with them. A node that throttles or does not answer is a problem only after events have
+/// waited for ten minutes.
+fn chains(
+    reader: &StoreReader,
+    expected: &Expected,
+    now: Timestamp,
+    attention: &mut Vec<String>,
+) -> db::Result<Vec<ChainHealth>> {
+    let waiting = reader.waiting_for_chains()?;
+    let rows = reader.chains()?;
+    let mut chains = Vec::new();
+    for row in rows.iter().filter(|row| expected.chains.contains(&row.name)) {
+        let (waits, since) = waiting
+            .iter()
+            .find(|(id, ..)| *id == Some(row.chain_id))
+            .map_or((0, None), |(_, n, since)| (*n, since.parse::<Timestamp>().ok()));
+        let is_late = since.is_some_and(|since| now.duration_since(since) > SignedDuration::from_mins(10));
+        let error = row.last_error.as_ref().filter(|_| row.needs_person || is_late);
+        attention.extend(error.map(|error| {
+            let name = &row.name;
+            format!(
+                "chain {name}: {waits} {} for its nodes: {error}",
+                if waits == 1 { "event waits" } else { "events wait" }
+            )
+        }));
+        chains.push(chain_health(row, waits));
+    }
+    let is_known =
+        |id: &Option<i64>| rows.iter().any(|row| Some(row.chain_id) == *id && expected.chains.contains(&row.name));
+    let lost: i64 =
+        waiting.iter().filter(|(id, ..)| expected.chains.is_empty() && !is_known(id)).map(|(_, n, _)| n).sum();
+    attention.extend((lost > 0).then(|| {
+        plural(
+            lost,
+            "event",
+            "waiting for a chain, and no [[chain]] is configured: `confirm EVENT_ID --vouch` releases one",
+        )
+    }));
+    Ok(chains)
+}
+
+fn chain_health(row: &ChainRow, waiting: i64) -> ChainHealth {
+    ChainHealth {
+        name: row.name.clone(),
+        nodes: row.nodes.split(' ').filter(|host| !host.is_empty()).map(str::to_owned).collect(),
+        head_age_s: row.head_age_s,
+        last_error: row.last_error.clone(),
+        head: row.head,
+        final_block: row.final_block,
+        final_lag_s: row.final_lag_s,
+        asked_at: row.asked_at.clone(),
+        waiting,
+    }
 }
 
 /// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the
@@ -205,6 +299,16 @@ fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<Stri
             "deferred, of an account that the configuration no longer has: put the account back under that name",
             "mail",
         ),
+        (
+            backlog.doubtful,
+            "contradicted by the chain: `confirm EVENT_ID --explain` shows why, `confirm EVENT_ID --vouch` releases one",
+            "event",
+        ),
+        (
+            backlog.unproven,
+            "held because the chain proves nothing: `confirm EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
+            "event",
+        ),
     ];
     Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
 }
@@ -236,6 +340,8 @@ impl Health {
             mails: none(),
             events: none(),
             deliveries: none(),
+            confirmations: none(),
+            chains: Vec::new(),
             attention: vec![why],
             waits: false,
         }

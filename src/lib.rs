@@ -12,6 +12,7 @@ pub mod catch_panic;
 pub mod chain;
 pub mod cli;
 pub mod config;
+pub mod confirm;
 pub mod db;
 pub mod examine;
 pub mod extract;

@@ -27,7 +27,7 @@ use crate::db::{self, Store, StoreReader};
 use crate::health::{Expected, Health, assess};
 use crate::model::{DeliveryState, MailboxState};
 use crate::pulse::Pulses;
-use crate::telemetry::PushLatency;
+use crate::telemetry::{self, PushLatency};
 
 /// How many connections are served at once; more wait.
 const CONNECTIONS: usize = 8;
@@ -164,6 +164,11 @@ struct ByState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByChain {
+    chain: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByMailbox {
     account: String,
     mailbox: String,
@@ -189,6 +194,7 @@ fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::
     registry.register("events", "Events, by status", events);
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
+    chains(&mut registry, health);
     registry.register(
         "push_latency_seconds",
         "From the mail server's acceptance of a mail to its commit here",
@@ -215,6 +221,22 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
     registry.register("deliveries", "Deliveries, by state", counts);
     registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0: there is none", ages);
     Ok(())
+}
+
+fn chains(registry: &mut Registry, health: &Health) {
+    let (confirmations, lags) = (Family::<ByState, Gauge>::default(), Family::<ByChain, Gauge>::default());
+    for (state, n) in &health.confirmations {
+        confirmations.get_or_create(&ByState { state: state.clone() }).set(*n);
+    }
+    for chain in &health.chains {
+        if let Some(lag) = chain.final_lag_s {
+            lags.get_or_create(&ByChain { chain: chain.name.clone() }).set(lag);
+        }
+    }
+    registry.register("confirmations", "Events that were to be confirmed by a chain, by state", confirmations);
+    registry.register("chain_final_lag_seconds", "How much older the last final block is than the newest", lags);
+    // The library adds `_total`.
+    registry.register("node_requests", "Calls at the nodes of a chain, by outcome", telemetry::NODE_REQUESTS.clone());
 }
 
 fn mailboxes(registry: &mut Registry, health: &Health) {

@@ -2,9 +2,13 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use serde::Deserialize;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -156,4 +160,21 @@ impl PushLatency {
     pub fn histogram(&self) -> Histogram {
         self.histogram.clone()
     }
+}
+
+/// The label of [`NODE_REQUESTS`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NodeRequest {
+    /// The chain's name.
+    pub chain: String,
+    /// `ok`, or the kind of the error.
+    pub outcome: &'static str,
+}
+
+/// How many calls the nodes of each chain have answered, by outcome.
+pub static NODE_REQUESTS: LazyLock<Family<NodeRequest, Counter>> = LazyLock::new(Family::default);
+
+/// Counts a call at a node.
+pub fn node_answered(chain: &str, outcome: &'static str) {
+    NODE_REQUESTS.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
 }

@@ -15,7 +15,7 @@ use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
 use crate::trust::dns::Resolver;
 use crate::vigil::{Sleeps, Vigil};
-use crate::{db, extract, forward, payments, tls, trust};
+use crate::{confirm, db, extract, forward, payments, tls, trust};
 
 /// How many connections to one mail server are begun at once.
 const CONNECTS: usize = 16;
@@ -76,6 +76,8 @@ pub fn store_settings(config: &Config) -> db::StoreSettings {
         path: config.database(),
         targets: config.forwards.iter().map(forward::Settings::target).collect(),
         matching: config.sessions.matching(),
+        // The configuration was checked, so each of them is a chain.
+        chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).collect(),
     }
 }
 
@@ -84,6 +86,7 @@ pub struct Prepared {
     pub(super) config: Config,
     pub(super) accounts: Vec<(imap::Account, Rules)>,
     pub(super) targets: Vec<forward::Target>,
+    pub(super) chains: Vec<confirm::WatchedChain>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
     pub(super) vigil: Vigil,
@@ -101,13 +104,14 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
     }
     let (vigil, sleeps) = Vigil::new();
     let (accounts, targets) = (accounts(&config, &sleeps).await?, forward_targets(&config).await?);
+    let chains = chains(&config).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
         (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, resolver, metrics, vigil })
+    Ok(Prepared { config, accounts, targets, chains, resolver, metrics, vigil })
 }
 
 /// Who has the port may let go of it: unlike a wrong configuration that is tried again.
@@ -214,4 +218,20 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
         targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.words))?);
     }
     Ok(targets)
+}
+
+/// The chains with their nodes. A node is not asked anything yet.
+///
+/// # Errors
+/// A URL that cannot be read, or is not one of a node.
+pub async fn chains(config: &Config) -> anyhow::Result<Vec<confirm::WatchedChain>> {
+    let mut chains = Vec::new();
+    for (n, settings) in config.chains.iter().enumerate() {
+        let wrong = |(key, words): (String, String)| config.wrong(&format!("chain[{n}].{key}"), words);
+        let chain = settings.chain().map_err(wrong)?;
+        // Without the system's roots, an https URL is refused and http on this machine works.
+        let tls = tls::client_config(None).ok();
+        chains.push(confirm::WatchedChain { chain, nodes: settings.open_nodes(tls.as_ref()).await.map_err(wrong)? });
+    }
+    Ok(chains)
 }

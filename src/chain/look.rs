@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
+
 use super::answers::{Block, Frame, Receipt, Transaction};
 use super::calls::LogFilter;
 use super::claim::Question;
@@ -12,6 +14,7 @@ use super::hex::{Address, Hash};
 use super::node_error::NodeError;
 use super::rpc::Node;
 use super::settings::Finality;
+use super::verdict::BlockId;
 
 /// The most temporary wallets that one payment is followed to. An honest one pays one.
 const MOST_WALLETS: usize = 3;
@@ -67,6 +70,21 @@ pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
     let mut look = Look { node, question, seen };
     look.walk().await;
     look.seen
+}
+
+impl Observation {
+    /// The time of a block in which a transaction of this look stands.
+    #[must_use]
+    pub fn block_time(&self, id: BlockId) -> Option<Timestamp> {
+        let blocks = self.payment.iter().chain(&self.candidates).filter_map(|seen| seen.block);
+        let mut blocks = blocks.filter(|block| (block.number, block.hash) == (id.number, id.hash));
+        Timestamp::from_second(i64::try_from(blocks.next()?.timestamp).ok()?).ok()
+    }
+
+    /// The transactions in which money may have arrived.
+    pub fn transactions(&self) -> impl Iterator<Item = Hash> + '_ {
+        self.payment.iter().chain(&self.candidates).map(|seen| seen.receipt.transaction_hash)
+    }
 }
 
 struct Look<'a> {

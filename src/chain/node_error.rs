@@ -59,6 +59,12 @@ impl NodeError {
         matches!(self.kind, NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_))
     }
 
+    /// Whether it concerns all calls at the node, and not only this one.
+    #[must_use]
+    pub fn is_of_node(&self) -> bool {
+        matches!(self.kind, NodeErrorKind::Unreachable(_) | NodeErrorKind::Throttled { .. } | NodeErrorKind::Refused(_))
+    }
+
     /// How long the node asks us to wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -82,6 +88,20 @@ impl NodeError {
 }
 
 impl NodeErrorKind {
+    /// The word for it in the metrics.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self {
+            NodeErrorKind::Unreachable(_) => "unreachable",
+            NodeErrorKind::Throttled { .. } => "throttled",
+            NodeErrorKind::Refused(_) => "refused",
+            NodeErrorKind::NoMethod(_) => "no-method",
+            NodeErrorKind::Pruned(_) => "pruned",
+            NodeErrorKind::Rejected { .. } => "rejected",
+            NodeErrorKind::BadAnswer(_) => "bad-answer",
+        }
+    }
+
     pub(super) fn words_mut(&mut self) -> &mut String {
         match self {
             NodeErrorKind::Unreachable(words)

@@ -25,6 +25,7 @@ use super::node_error::{NodeError, NodeErrorKind};
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret::redact;
+use crate::telemetry;
 
 /// How long one call may take, from the look-up of the name to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,6 +48,8 @@ const PRUNED: i64 = 4444;
 /// A node of a chain.
 pub struct Node {
     host: String,
+    /// The chain's name, for the metrics.
+    chain: String,
     url: Url,
     destination: Destination,
     /// Parts of the URL that a node may quote.
@@ -111,13 +114,20 @@ impl Node {
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let keys = keys(url.path.as_str());
         let (host, next_id, pace) = (url.host.clone(), AtomicU64::new(1), Mutex::new(VecDeque::new()));
-        Ok(Node { host, url, destination, keys, timeout: TIMEOUT, next_id, pace })
+        Ok(Node { host, chain: String::new(), url, destination, keys, timeout: TIMEOUT, next_id, pace })
     }
 
     /// Allows one call this much time, in place of ten seconds.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Counts its calls under the name of its chain.
+    #[must_use]
+    pub(super) fn of_chain(mut self, name: &str) -> Self {
+        self.chain = name.to_owned();
         self
     }
 
@@ -132,6 +142,13 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn call<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, NodeError> {
+        let result = self.exchange(method, params).await;
+        let outcome = result.as_ref().map_or_else(|error: &NodeError| error.kind.label(), |_| "ok");
+        telemetry::node_answered(&self.chain, outcome);
+        result
+    }
+
+    async fn exchange<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, NodeError> {
         let fail = |kind| NodeError { host: self.host.clone(), method, kind };
         self.wait_for_turn().await;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);

@@ -222,7 +222,7 @@ impl ChainSettings {
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
-            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?);
+            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.of_chain(&self.name));
         }
         Ok(nodes)
     }

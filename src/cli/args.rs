@@ -37,7 +37,7 @@ pub(super) enum Command {
     },
     /// Validate the configuration
     Check {
-        /// Also log in to each account, open each mailbox, resolve DNS and reach each callback; no event is sent
+        /// Also log in to each account, open each mailbox, resolve DNS, reach each callback and ask each node; no event is sent
         #[arg(long)]
         connect: bool,
     },
@@ -89,6 +89,20 @@ pub(super) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Look an event up at the nodes of its chain now, or vouch for it
+    Confirm {
+        /// The event
+        event_id: String,
+        /// Show what each node answers
+        #[arg(long)]
+        explain: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Deliver it by your decision, whatever the chain says; nodes are not asked
+        #[arg(long, conflicts_with = "explain")]
+        vouch: bool,
     },
     /// The mails that were judged
     #[command(args_conflicts_with_subcommands = true)]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::output::{say, unheard};
 use crate::config::Config;
 use crate::source::imap;
-use crate::{app, forward, telemetry, tls, trust};
+use crate::{app, confirm, forward, telemetry, tls, trust};
 
 pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
     if config.accounts.is_empty() {
@@ -17,6 +17,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         app::rules(config, account).await?;
     }
     let targets = app::forward_targets(config).await?;
+    let chains = app::chains(config).await?;
     if config.trust.accepts_unproven() {
         say("warning: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
@@ -40,6 +41,9 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     for target in &targets {
         all_well &= tell(&format!("callback {}", target.name()), each(forward::probe(target).await))?;
+    }
+    for chain in &chains {
+        all_well &= tell(&format!("chain {}", chain.chain.name), confirm::probe(chain).await)?;
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

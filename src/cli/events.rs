@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::args;
 use super::output::{self, cell};
 use crate::config::Config;
-use crate::db::{DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
+use crate::db::{ConfirmationRow, DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
 use crate::model::iso;
 
 /// How often `--follow` looks whether something was committed; reading one counter, no table.
@@ -133,6 +133,31 @@ fn print_event(e: &EventRow) -> anyhow::Result<()> {
     ];
     for (name, value) in fields {
         output::line(&format!("{name:<20} {}", cell(value.map(String::as_str))))?;
+    }
+    e.confirmation.as_ref().map_or(Ok(()), print_confirmation)
+}
+
+fn print_confirmation(c: &ConfirmationRow) -> anyhow::Result<()> {
+    let number = |value: Option<i64>| value.map(|n| n.to_string());
+    let received = c.received.as_ref().map(|received| format!("{received} {}", cell(c.received_token.as_deref())));
+    let checked =
+        c.amount_checked.map(|yes| if yes { "compared with the mail's" } else { "not compared: no dollar price" });
+    let fields = [
+        ("confirmation", Some(c.state.to_string())),
+        ("  reason", c.reason.clone()),
+        ("  paid in block", number(c.paid_block)),
+        ("  arrival", c.arrival.clone()),
+        ("  arrived in block", number(c.arrival_block)),
+        ("  received", received),
+        ("  amount", checked.map(str::to_owned)),
+        ("  final", c.finality.clone()),
+        ("  nodes", c.nodes.clone()),
+        ("  last look", c.looked_at.clone()),
+        ("  next look", c.next_look_at.clone()),
+        ("  confirmed_at", c.confirmed_at.clone()),
+    ];
+    for (name, value) in fields.into_iter().filter(|(_, value)| value.is_some()) {
+        output::line(&format!("{name:<20} {}", cell(value.as_deref())))?;
     }
     Ok(())
 }

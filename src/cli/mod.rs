@@ -6,6 +6,7 @@
 mod args;
 mod authorize;
 mod check;
+mod confirm;
 mod deliveries;
 mod events;
 mod import;
@@ -117,6 +118,12 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Import { account, json, paths } => import::run(&config, account.as_deref(), json, &paths).await,
         Command::Events { filter, follow, json } => events::list(&config, &filter, follow, json).await.map(done),
         Command::Show { event_id, json } => events::show(&config, &event_id, json).map(done),
+        Command::Confirm { event_id, vouch: true, json, .. } => {
+            confirm::vouch(&config, &event_id, json).await.map(done)
+        }
+        Command::Confirm { event_id, explain, json, .. } => {
+            confirm::look(&config, &event_id, explain, json).await.map(done)
+        }
         Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
         Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,

@@ -10,7 +10,7 @@ use super::output::{self, cell, line};
 use crate::app;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, StoreReader};
-use crate::health::{self, Health, Mailbox};
+use crate::health::{self, ChainHealth, Health, Mailbox};
 use crate::model::MailboxState;
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
@@ -38,8 +38,15 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line("")?;
         mailboxes(&health.mailboxes)?;
     }
+    if !health.chains.is_empty() {
+        line("")?;
+        health.chains.iter().try_for_each(chain)?;
+    }
     line("")?;
-    let kinds = [("mails", &health.mails), ("events", &health.events), ("deliveries", &health.deliveries)];
+    let mut kinds = vec![("mails", &health.mails), ("events", &health.events), ("deliveries", &health.deliveries)];
+    if health.confirmations.values().any(|n| *n > 0) || !config.chains.is_empty() {
+        kinds.push(("confirmations", &health.confirmations));
+    }
     for (name, counts) in kinds {
         let counts: Vec<_> = counts.iter().map(|(word, n)| format!("{n} {word}")).collect();
         line(&format!("{name:<11} {}", if counts.is_empty() { "-".into() } else { counts.join(", ") }))?;
@@ -49,6 +56,24 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
     }
     Ok(())
+}
+
+/// A line for each chain.
+fn chain(of: &ChainHealth) -> anyhow::Result<()> {
+    let number = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    let behind = of.head.zip(of.final_block).map(|(head, last)| head - last);
+    let asked = of.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
+    let error = of.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
+    line(&format!(
+        "chain {} at {}: newest block {}, {} s old; final is {} blocks ({} s) behind; {} waiting; {asked}{error}",
+        cell(Some(&of.name)),
+        cell(Some(&of.nodes.join(", "))),
+        number(of.head),
+        number(of.head_age_s),
+        number(behind),
+        number(of.final_lag_s),
+        of.waiting,
+    ))
 }
 
 fn mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {

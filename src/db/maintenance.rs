@@ -32,6 +32,10 @@ pub struct Backlog {
     pub orphaned: i64,
     /// Deferred mails of accounts that are not configured.
     pub unjudged: i64,
+    /// Events that the chain contradicts.
+    pub doubtful: i64,
+    /// Events that are held because the chain says nothing about them.
+    pub unproven: i64,
 }
 
 /// What [`Store::prune`] deleted.
@@ -58,12 +62,17 @@ impl StoreReader {
             (SELECT count(*) FROM events e WHERE hold IS NOT NULL
                AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held')),
             (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
-               WHERE d.state = 'held' AND e.hold IS NULL),
+               WHERE d.state = 'held' AND e.hold IS NULL AND e.session_id IS NULL
+                 AND NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
+                                 AND c.state <> 'confirmed' AND c.state <> 'operator')),
             (SELECT count(*) FROM deliveries WHERE state = 'dead'),
             (SELECT count(*) FROM deliveries WHERE state = 'pending'
                AND target NOT IN (SELECT value FROM json_each(?1))),
             (SELECT count(*) FROM mails WHERE outcome = 'deferred'
-               AND account NOT IN (SELECT value FROM json_each(?2)))";
+               AND account NOT IN (SELECT value FROM json_each(?2))),
+            (SELECT count(*) FROM confirmations WHERE state = 'doubtful'),
+            (SELECT count(*) FROM confirmations c WHERE state = 'unproven'
+               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = c.event_id AND d.state = 'held'))";
         let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
         let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
         let found = self.query_one(sql, &[&targets, &accounts, &EMPTY_SHA256], |row| {
@@ -75,6 +84,8 @@ impl StoreReader {
                 dead: row.get(4)?,
                 orphaned: row.get(5)?,
                 unjudged: row.get(6)?,
+                doubtful: row.get(7)?,
+                unproven: row.get(8)?,
             })
         })?;
         Ok(found.unwrap_or_default())

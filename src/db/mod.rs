@@ -4,6 +4,7 @@
 //! and migrates the file. The decisions about payments are made above, in `payments`.
 
 mod columns;
+mod confirmations;
 mod deliveries;
 mod disk;
 mod error;
@@ -19,8 +20,11 @@ mod tests;
 mod writer;
 
 pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
+pub use confirmations::{ChainRow, ConfirmationRow};
 pub(crate) use deliveries::holds;
-pub use deliveries::{Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, RetrySelection};
+pub use deliveries::{
+    Claimed, ClaimedBatch, DeliveredConfirmation, FinishedAttempt, InFlight, NextStep, RetrySelection,
+};
 pub use disk::LOW_SPACE;
 pub use error::{Error, Result};
 pub use lock::DaemonLock;

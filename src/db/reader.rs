@@ -6,6 +6,7 @@ use rusqlite::types::ToSql;
 use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
+use super::confirmations::{self, ConfirmationRow};
 use super::{Error, Result, schema, word};
 use crate::model::{DeliveryState, Uid, UidValidity, hash_spellings};
 
@@ -54,6 +55,7 @@ pub struct EventRow {
     pub webhook: String,
     pub hold: Option<String>,
     pub created_at: String,
+    pub confirmation: Option<ConfirmationRow>,
 }
 
 /// A row of `mails` without the bytes.
@@ -158,14 +160,9 @@ impl StoreReader {
             ("status = ?", optional(status)),
             // `+` keeps SQLite from this index: it would sort all events before it returns the first.
             ("+created_at >= ?", optional(since)),
-            ("rowid > ?", optional(after)),
+            ("e.rowid > ?", optional(after)),
         ]);
-        self.query_each(
-            &format!("SELECT rowid, * FROM events {condition} ORDER BY rowid"),
-            &given,
-            event_row,
-            &mut each,
-        )
+        self.query_each(&format!("SELECT {EVENT_COLUMNS} {condition} ORDER BY e.rowid"), &given, event_row, &mut each)
     }
 
     /// One event.
@@ -173,7 +170,7 @@ impl StoreReader {
     /// # Errors
     /// An error of SQLite.
     pub fn event(&self, event_id: &str) -> Result<Option<EventRow>> {
-        self.query_one("SELECT rowid, * FROM events WHERE event_id = ?1", &[&event_id], event_row)
+        self.query_one(&format!("SELECT {EVENT_COLUMNS} WHERE e.event_id = ?1"), &[&event_id], event_row)
     }
 
     /// Passes mails to `each`, oldest first: all, those with an outcome, or those of an event.
@@ -334,9 +331,15 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
     }
 }
 
+/// An event with its confirmation. The names of the columns of `confirmations` that `events` does not have stay as they are.
+const EVENT_COLUMNS: &str =
+    "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
+    c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at
+    FROM events e LEFT JOIN confirmations c ON c.event_id = e.event_id";
+
 fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
     Ok(EventRow {
-        row: row.get("rowid")?,
+        row: row.get("event_row")?,
         event_id: row.get("event_id")?,
         status: row.get("status")?,
         session_id: row.get("session_id")?,
@@ -353,6 +356,7 @@ fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
         webhook: row.get("webhook")?,
         hold: row.get("hold")?,
         created_at: row.get("created_at")?,
+        confirmation: confirmations::of_event_row(row)?,
     })
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::file_id::file_id;
 use super::{Error, Result, StoreReader, schema, writer};
+use crate::chain::Chain;
 use crate::model::{Matching, Status};
 
 /// The part of the configuration that the store needs.
@@ -20,6 +21,25 @@ pub struct StoreSettings {
     pub targets: Vec<TargetRules>,
     /// How sessions are matched by amount.
     pub matching: Matching,
+    /// The chains on which payments are confirmed. None: no event waits for a chain.
+    pub chains: Vec<Chain>,
+}
+
+impl StoreSettings {
+    /// The names of the targets that get events without a session, as JSON for `json_each`.
+    pub(super) fn senders(&self) -> String {
+        self.names(|target| target.send_unresolved)
+    }
+
+    /// The names of the targets that do not wait for the chain, as JSON for `json_each`.
+    pub(super) fn tellers(&self) -> String {
+        self.names(|target| target.send_unconfirmed)
+    }
+
+    fn names(&self, which: impl Fn(&TargetRules) -> bool) -> String {
+        let names: Vec<&str> = self.targets.iter().filter(|t| which(t)).map(|t| t.name.as_str()).collect();
+        serde_json::json!(names).to_string()
+    }
 }
 
 /// Which events a target gets.
@@ -31,6 +51,8 @@ pub struct TargetRules {
     pub statuses: Vec<Status>,
     /// Whether it gets events without a session (`unresolved = "send"`).
     pub send_unresolved: bool,
+    /// Whether it gets events that the chain has not confirmed (`confirm = "tell"`).
+    pub send_unconfirmed: bool,
 }
 
 /// A handle on the open database. It is cheap to clone.

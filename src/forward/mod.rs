@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-pub use settings::{HttpPath, Settings, Unresolved};
+pub use settings::{Confirm, HttpPath, Settings, Unresolved};
 pub use target::{Target, Wrong};
 
 use crate::backoff::Backoff;
@@ -83,7 +83,7 @@ async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Resul
     };
     tokio::select! {
         biased;
-        released = RETRY.retry(|| store.release_unresolved(), report) => released.map(drop),
+        released = RETRY.retry(|| store.apply_settings(), report) => released.map(drop),
         _ = shutdown.wait_for(|ending| *ending) => Ok(()),
     }
 }
@@ -299,7 +299,8 @@ mod tests {
     async fn a_panic_after_the_request_is_an_interruption() {
         let folder = tempfile::tempdir().unwrap();
         let matching = Matching { enabled: false, window: STORE_PAUSE };
-        let settings = db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching };
+        let settings =
+            db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching, chains: Vec::new() };
         let store = Store::open(settings).unwrap();
         let claimed = Claimed {
             delivery_id: 1,
@@ -309,6 +310,7 @@ mod tests {
             session_id: None,
             order_ref: None,
             webhook: "{}".into(),
+            confirmation: None,
         };
         for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
             let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{self, HeaderName};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use super::sign;
 use super::target::Target;
-use crate::db::Claimed;
+use crate::db::{Claimed, DeliveredConfirmation};
 use crate::http::{self, ResponseHead, header_text};
 use crate::model::{NO_ANSWER, printable};
 
@@ -80,6 +80,16 @@ fn request(target: &Target, claimed: &Claimed, now: Timestamp) -> hyper::http::R
     }
     if let Some(order_ref) = &claimed.order_ref {
         request = request.header(named("x-mailhook-order-ref"), sign::header_text(order_ref));
+    }
+    if let Some(DeliveredConfirmation { state, received, arrival }) = &claimed.confirmation {
+        request = request.header(named("x-mailhook-chain"), state.as_str());
+        let arrived = received.iter().map(|value| ("x-mailhook-received", value));
+        for (name, value) in arrived.chain(arrival.iter().map(|value| ("x-mailhook-arrival", value))) {
+            // Symbols of tokens are visible ASCII, as the configuration requires.
+            if let Ok(value) = HeaderValue::from_str(value) {
+                request = request.header(named(name), value);
+            }
+        }
     }
     request.body(Full::new(Bytes::from(claimed.webhook.clone())))
 }

@@ -43,6 +43,19 @@ pub struct Settings {
     /// What becomes of an event without a session.
     #[serde(default)]
     pub unresolved: Unresolved,
+    /// What becomes of an event that the chain has not confirmed. Without a `[[chain]]` there must be none.
+    pub confirm: Option<Confirm>,
+}
+
+/// What becomes of a completed event until its chain has confirmed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Confirm {
+    /// It is held.
+    #[default]
+    Require,
+    /// It is posted at once; a header says that it is not confirmed.
+    Tell,
 }
 
 /// What becomes of an event whose session is not known.
@@ -143,6 +156,7 @@ impl Settings {
             name: self.name.clone(),
             statuses: self.statuses.clone(),
             send_unresolved: self.unresolved == Unresolved::Send,
+            send_unconfirmed: self.confirm == Some(Confirm::Tell),
         }
     }
 }
@@ -195,6 +209,7 @@ mod tests {
             ("url = \"http://127.0.0.1/\"\nstatuses = [\"paid\"]", "completed, failed, pending"),
             ("url = \"http://127.0.0.1/\"\ntimeout = \"0s\"", "timeout: "),
             ("url = \"http://127.0.0.1/\"\nunresolved = \"drop\"", "hold"),
+            ("url = \"http://127.0.0.1/\"\nconfirm = \"maybe\"", "require"),
             ("url = \"http://127.0.0.1/\"\ncolour = \"red\"", "colour"),
         ] {
             let said = read(&format!("{table}{REST}")).unwrap_err();

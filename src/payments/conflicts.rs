@@ -16,6 +16,8 @@ pub struct StoredEvent {
     pub delivered: bool,
     /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
+    /// It waits for the chain, or the chain contradicts it.
+    pub unconfirmed: bool,
 }
 
 /// What a new event is, compared with the stored ones.
@@ -82,6 +84,33 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
         Classification::New { hold, .. } => hold.map(HoldReason::NeedsReview),
         Classification::Duplicate { .. } | Classification::Conflict(_) => None,
     }
+}
+
+/// Why an event that the chain has just confirmed needs review: another confirmed payment has its session.
+#[must_use]
+pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
+    let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+    match classify_in_session(event, &others) {
+        Classification::New { hold, .. } => hold,
+        Classification::Duplicate { .. } | Classification::Conflict(_) => None,
+    }
+}
+
+/// The completed events whose transaction a contradicting report claims for another session, order or amount, each with the
+/// reason to hold it: one of the two reports steals the payment of the other, and the chain cannot say which.
+pub fn contested<'k>(
+    id: &str,
+    new: &Event,
+    known: &'k [StoredEvent],
+) -> impl Iterator<Item = (&'k StoredEvent, Reason)> {
+    known.iter().filter_map(move |k| {
+        let is_same = k.event_id == id || shares_transaction(&k.event.reading, &new.reading);
+        let words = contradiction_of_claims(&k.event, new).filter(|_| {
+            is_same && k.event.reading.status == Status::Completed && new.reading.status == Status::Completed
+        })?;
+        let words = format!("another mail claims the same transaction: {words}");
+        Some((k, Reason::new(ReasonCode::Conflict, words)))
+    })
 }
 
 /// The event without the session and the transaction that it already had. Later events with the same ones were
@@ -152,13 +181,9 @@ fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
 }
 
-/// The first value in which two reports of one payment differ, as a message.
-fn contradiction(known: &Event, new: &Event) -> Option<String> {
+/// What a report claims a transaction for: the session, the order or the amount in which two reports differ.
+fn contradiction_of_claims(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.reading, &new.reading);
-    let differs = |field: &str, a: &Option<String>, b: &Option<String>| {
-        let (a, b) = (a.as_deref().unwrap_or(""), b.as_deref().unwrap_or(""));
-        Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
-    };
     if !same_text(&k.session_id, &n.session_id) {
         return differs("session_id", &k.session_id, &n.session_id);
     }
@@ -167,6 +192,20 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     }
     if !agree(&k.amount, &n.amount, |a, b| same_amount(a, b)) {
         return differs("amount", &k.amount, &n.amount);
+    }
+    None
+}
+
+fn differs(field: &str, a: &Option<String>, b: &Option<String>) -> Option<String> {
+    let (a, b) = (a.as_deref().unwrap_or(""), b.as_deref().unwrap_or(""));
+    Some(format!("{field} is known as {a:?} and this mail says {b:?}"))
+}
+
+/// The first value in which two reports of one payment differ, as a message.
+fn contradiction(known: &Event, new: &Event) -> Option<String> {
+    let (k, n) = (&known.reading, &new.reading);
+    if let Some(words) = contradiction_of_claims(known, new) {
+        return Some(words);
     }
     if !agree(&k.currency, &n.currency, |a, b| same_token(a, b)) {
         return differs("currency", &k.currency, &n.currency);
@@ -227,7 +266,10 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
         let is_its_session = session.is_some()
             && k.event.reading.session_id.is_some()
             && same_text(session, &k.event.reading.session_id);
+        // A payment that nothing proves yet must not block one that is real.
+        let counts = !k.unconfirmed || k.delivered;
         k.event.reading.status == Status::Completed
+            && counts
             && (is_its_session || is_pending && shares_transaction(&k.event.reading, &new.reading))
     });
     let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
@@ -276,7 +318,13 @@ mod tests {
     }
 
     fn known(event: Event, delivered: bool) -> StoredEvent {
-        StoredEvent { event_id: event.id().unwrap().to_string(), event, delivered, maybe_delivered: false }
+        StoredEvent {
+            event_id: event.id().unwrap().to_string(),
+            event,
+            delivered,
+            maybe_delivered: false,
+            unconfirmed: false,
+        }
     }
 
     fn classify_new(new: &Event, known: &[StoredEvent]) -> Classification {
@@ -297,6 +345,54 @@ mod tests {
             classify_new(&paid(), &[known(again, false)]),
             Classification::Duplicate { filled: None, .. }
         ));
+    }
+
+    fn in_session(mut event: Event, n: u32) -> Event {
+        event.reading.session_id = Some(format!("591abe63-aa61-411d-a419-{n:012}"));
+        event
+    }
+
+    #[test]
+    fn an_unconfirmed_payment_does_not_block_its_session() {
+        let mut other = in_session(paid(), 1);
+        other.reading.transaction_hash = Some(TX.replace('a', "b"));
+        let fake = StoredEvent { unconfirmed: true, ..known(in_session(paid(), 1), false) };
+        let new = Classification::New { hold: None, superseded: false };
+        assert_eq!(classify_new(&other, std::slice::from_ref(&fake)), new);
+        let id = other.id().unwrap().to_string();
+        assert_eq!(second_payment(&id, &other, std::slice::from_ref(&fake)), None);
+        for counts in [
+            StoredEvent { unconfirmed: false, ..fake.clone() },
+            // A handler that does not wait for the chain has it.
+            StoredEvent { delivered: true, ..fake },
+        ] {
+            assert!(second_payment(&id, &other, std::slice::from_ref(&counts)).is_some());
+            assert!(matches!(classify_new(&other, &[counts]), Classification::New { hold: Some(_), .. }));
+        }
+    }
+
+    #[test]
+    fn a_claim_for_another_order_contests_the_first() {
+        let contests = |new: &Event, stored: Event| {
+            let stored = [known(stored, false)];
+            contested(&new.id().unwrap().to_string(), new, &stored).map(|(_, reason)| reason.to_string()).next()
+        };
+        let reason = contests(&in_session(paid(), 2), in_session(paid(), 1)).unwrap();
+        assert!(
+            reason.starts_with("conflict: another mail claims the same transaction: session_id is known"),
+            "{reason}"
+        );
+        let amount = Event { reading: Reading { amount: Some("21".into()), ..paid().reading }, ..paid() };
+        let order = |name: &str| Event { order_ref: Some(name.into()), ..paid() };
+        assert!(contests(&amount, paid()).is_some() && contests(&order("A"), order("B")).is_some());
+        let wallet = |name: &str| {
+            let from_wallet_address = Some(name.into());
+            Event { reading: Reading { from_wallet_address, ..paid().reading }, ..paid() }
+        };
+        assert_eq!(contests(&wallet("0x1"), wallet("0x2")), None, "the chain knows the payer");
+        assert_eq!(contests(&paid(), order("A")), None);
+        let failed = Event { reading: Reading { status: Status::Failed, ..in_session(paid(), 2).reading }, ..paid() };
+        assert_eq!(contests(&failed, in_session(paid(), 1)), None);
     }
 
     #[test]

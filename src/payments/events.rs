@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, named_params, params};
 
+use super::confirmations;
 use super::conflicts::{self, Classification, HoldReason, StoredEvent};
 use super::matching;
 use super::sessions::{self, FoundSession};
@@ -54,7 +55,12 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> 
             }
             Ok(Admitted { outcome: Outcome::Duplicate, reason: None, event_id: Some(event_id), session_id })
         }
-        Classification::Conflict(reason) => Ok(Admitted::without_event(Outcome::Quarantined, &reason)),
+        Classification::Conflict(reason) => {
+            for (other, reason) in conflicts::contested(&id, &event, &known) {
+                confirmations::contest(tx, &other.event_id, &reason)?;
+            }
+            Ok(Admitted::without_event(Outcome::Quarantined, &reason))
+        }
     }
 }
 
@@ -115,8 +121,11 @@ fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>
 fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, hold: bool) -> Result<()> {
     let at = current_time();
     let resolved = event.reading.session_id.is_some();
-    for target in settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status)) {
-        let held = hold || !(resolved || target.send_unresolved);
+    let targets = || settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status));
+    let unconfirmed = targets().next().is_some() && confirmations::begin(tx, settings, id, event)?;
+    for target in targets() {
+        let waits_for_chain = unconfirmed && !target.send_unconfirmed;
+        let held = hold || waits_for_chain || !(resolved || target.send_unresolved);
         let (state, due) = if held { (DeliveryState::Held, None) } else { (DeliveryState::Pending, Some(&at)) };
         tx.prepare_cached(
             "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -137,7 +146,7 @@ pub(super) fn refill(
 ) -> Result<()> {
     let found = sessions::find_session(tx, settings, event)?;
     let found = found.map(|f| FoundSession { source: source.unwrap_or(f.source), ..f });
-    resolve(tx, id, event, found.as_ref()).map(drop)
+    resolve(tx, settings, id, event, found.as_ref()).map(drop)
 }
 
 /// How many deliveries were released or held.
@@ -148,14 +157,20 @@ pub(super) enum Resolved {
 }
 
 /// Writes the event's values, then releases its deliveries or holds them for review.
-pub(super) fn resolve(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>) -> Result<Resolved> {
+pub(super) fn resolve(
+    tx: &Connection,
+    settings: &StoreSettings,
+    id: &str,
+    event: &Event,
+    found: Option<&FoundSession>,
+) -> Result<Resolved> {
     let event = with_session(event.clone(), found);
     let reason_to_hold = hold_reason(tx, id, &event, found)?;
-    update(tx, id, &event, found.map(|f| f.source))?;
+    update(tx, settings, id, &event, found.map(|f| f.source))?;
     match reason_to_hold {
         Some(HoldReason::NeedsReview(reason)) => holds::hold(tx, id, &reason).map(Resolved::Held),
         Some(HoldReason::Superseded) => holds::withdraw(tx, id).map(|()| Resolved::Released(0)),
-        None => holds::release(tx, id).map(Resolved::Released),
+        None => holds::release(tx, settings, id).map(Resolved::Released),
     }
 }
 
@@ -171,8 +186,15 @@ pub(super) fn hold_reason(
 }
 
 /// Writes an event's changed values, and its body.
-pub(super) fn update(tx: &Connection, id: &str, event: &Event, source: Option<matching::SessionSource>) -> Result<()> {
+pub(super) fn update(
+    tx: &Connection,
+    settings: &StoreSettings,
+    id: &str,
+    event: &Event,
+    source: Option<matching::SessionSource>,
+) -> Result<()> {
     let r = &event.reading;
+    confirmations::restart_if_changed(tx, settings, id, event)?;
     tx.prepare_cached(
         "UPDATE events SET session_id = :session_id,
            session_source = CASE WHEN session_id = :session_id THEN session_source ELSE :source END,

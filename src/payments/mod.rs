@@ -4,6 +4,7 @@
 //! them inside a transaction of `db`.
 
 mod change_watcher;
+mod confirmations;
 pub mod conflicts;
 mod events;
 mod matching;
@@ -19,6 +20,7 @@ mod stored_events;
 mod tests;
 mod undelivered;
 
+pub use confirmations::{DueLook, FinishedLook, RecordedLook, Vouched, next_look};
 pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
 pub use reconcile::{Assigned, Reconciled};
 pub use record::{ExaminedMail, Recorded};

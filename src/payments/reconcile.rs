@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::confirmations;
 use super::conflicts::HoldReason;
 use super::events::{self, Resolved};
 use super::matching::{RegisteredSession, SessionSource};
@@ -61,17 +62,20 @@ impl Store {
         }
     }
 
-    /// Releases deliveries that wait for a session, for targets that now get events without one. The configuration
-    /// may have changed.
+    /// Applies changes of the configuration to stored events: which targets get events without a session or without a
+    /// confirmation, and which chains are configured. Returns the number of released deliveries.
     ///
     /// # Errors
     ///
     /// [`Error`].
-    pub async fn release_unresolved(&self) -> Result<usize> {
-        let senders: Vec<String> =
-            self.settings.targets.iter().filter(|t| t.send_unresolved).map(|t| t.name.clone()).collect();
+    pub async fn apply_settings(&self) -> Result<usize> {
+        let settings = self.settings.clone();
         let released = self
-            .write(move |tx| senders.iter().map(|target| holds::release_unresolved(tx, target)).sum::<Result<usize>>())
+            .write(move |tx| {
+                confirmations::adopt(tx, &settings)?;
+                holds::hold_all_for_chain(tx, &settings)?;
+                holds::release_all(tx, &settings)
+            })
             .await?;
         self.wake_outbox();
         Ok(released)
@@ -91,7 +95,7 @@ impl Store {
                 // The person may know the sessions that are registered now. Reconciled later, one of them would hold
                 // the event again.
                 reconcile_all(tx, &settings)?;
-                assign(tx, &event_id, &session_id)
+                assign(tx, &settings, &event_id, &session_id)
             })
             .await?;
         self.wake_outbox();
@@ -245,14 +249,14 @@ fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) ->
         return Ok(reconciled);
     }
     reconciled.resolved = usize::from(had_none);
-    match events::resolve(tx, event_id, &state.event, Some(&found))? {
+    match events::resolve(tx, settings, event_id, &state.event, Some(&found))? {
         Resolved::Released(n) => reconciled.released = n,
         Resolved::Held(n) => reconciled.held = n,
     }
     Ok(reconciled)
 }
 
-fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned> {
+fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id: &str) -> Result<Assigned> {
     let refuse = |words: String| Err(Error::Refused(format!("event {event_id} {words}; nothing was changed")));
     let Some(state) = event_state(tx, event_id)? else {
         return refuse("is not there; `resmic-mailhook events` lists them".into());
@@ -275,19 +279,26 @@ fn assign(tx: &Connection, event_id: &str, session_id: &str) -> Result<Assigned>
     if other.is_some() || before.is_none() {
         replace_session(
             tx,
+            settings,
             event_id,
             state.event,
             FoundSession { session_id: session_id.to_owned(), source: SessionSource::Operator, registered },
         )?;
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
-    Ok(Assigned { before, registered: is_registered, released: holds::release(tx, event_id)? })
+    Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
 /// Writes the session that a person chose, in place of the one that was found.
-fn replace_session(tx: &Connection, event_id: &str, event: Event, found: FoundSession) -> Result<()> {
+fn replace_session(
+    tx: &Connection,
+    settings: &StoreSettings,
+    event_id: &str,
+    event: Event,
+    found: FoundSession,
+) -> Result<()> {
     let source = found.source;
     tx.prepare_cached("UPDATE events SET session_id = NULL, session_source = NULL WHERE event_id = ?1")?
         .execute(params![event_id])?;
-    events::update(tx, event_id, &events::with_session(event, Some(&found)), Some(source))
+    events::update(tx, settings, event_id, &events::with_session(event, Some(&found)), Some(source))
 }

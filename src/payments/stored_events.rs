@@ -16,7 +16,9 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
            EXISTS (
              SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
-             WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered
+             WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered,
+           EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
+                   AND c.state <> 'confirmed' AND c.state <> 'operator') AS unconfirmed
          FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
     ))?;
     let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
@@ -25,6 +27,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
             event: event_from_row(row)?,
             delivered: row.get("delivered")?,
             maybe_delivered: row.get("maybe_delivered")?,
+            unconfirmed: row.get("unconfirmed")?,
         })
     })?;
     let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;

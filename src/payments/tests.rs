@@ -15,11 +15,13 @@ fn store(folder: &tempfile::TempDir) -> Store {
         name: name.into(),
         statuses: vec![Status::Completed, Status::Failed],
         send_unresolved,
+        send_unconfirmed: false,
     };
     Store::open(StoreSettings {
         path: folder.path().join("m.db"),
         targets: vec![target("holds", false), target("sends", true)],
         matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
+        chains: Vec::new(),
     })
     .unwrap()
 }

@@ -153,7 +153,13 @@ mod tests {
 
     fn store(folder: &tempfile::TempDir) -> Store {
         let matching = Matching { enabled: false, window: Duration::from_secs(60) };
-        Store::open(StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching }).unwrap()
+        Store::open(StoreSettings {
+            path: folder.path().join("m.db"),
+            targets: Vec::new(),
+            matching,
+            chains: Vec::new(),
+        })
+        .unwrap()
     }
 
     fn origin() -> Origin {

@@ -138,10 +138,18 @@ fn words(arguments: &[&str]) -> String {
     arguments.iter().map(word).collect()
 }
 
+/// Whether it is installed: `make anvil` does that.
+pub fn is_installed() -> bool {
+    path().exists()
+}
+
 fn program() -> PathBuf {
-    let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let path = format!("tests/anvil/node_modules/@foundry-rs/anvil-linux-{machine}/bin/anvil");
-    let path = crate::project().join(path);
+    let path = path();
     assert!(path.exists(), "anvil is not there: npm ci --ignore-scripts --prefix tests/anvil");
     path
+}
+
+fn path() -> PathBuf {
+    let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    crate::project().join(format!("tests/anvil/node_modules/@foundry-rs/anvil-linux-{machine}/bin/anvil"))
 }

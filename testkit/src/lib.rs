@@ -21,6 +21,8 @@ pub mod handlers;
 pub mod lmtp;
 /// A scripted EVM node.
 pub mod node;
+/// Mails about payments on a chain.
+pub mod paid;
 pub mod process;
 pub mod proxy;
 pub mod random;

@@ -19,6 +19,7 @@ const TABLES: &[(&str, &str)] = &[
     ("extract.labels", "[extract.labels]\nzz = 1"),
     ("sessions", "[sessions]\nzz = 1"),
     ("forward", "[[forward]]\nzz = 1"),
+    ("chain", "[[chain]]\nzz = 1"),
     ("telemetry", "[telemetry]\nzz = 1"),
 ];
 
@@ -57,13 +58,46 @@ fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
 #[test]
 fn the_example_s_access_tokens_stand_in_place_of_its_password() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let indented = Regex::new(r"(?m)^#   (\[account\.oauth2\]|[a-z_]+ = .*(?:credential|https:|00000).*)$").unwrap();
+    let indented =
+        Regex::new(r"(?m)^#   (\[account\.oauth2\]|(?:token_url|device_url|auth_url|client_id|client_secret|refresh_token|scope) = .*)$")
+            .unwrap();
     assert_eq!(indented.find_iter(&text).count(), 8);
     let both = indented.replace_all(&text, "$1");
     assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
     let config = read(&without_password).unwrap();
     assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
+}
+
+#[test]
+fn the_example_of_a_chain_is_accepted() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let (before, rest) = text.split_once("# [[chain]]\n").unwrap();
+    let (chain, after) = rest.split_once("\n\n").unwrap();
+    let chain = Regex::new("(?m)^#   ").unwrap().replace_all(chain, "").into_owned();
+    // These two are for chains that are not built in.
+    let chain = chain.replace("id = 11155111\nnative = [\"SETH\", \"ethereum\"]\n", "");
+    let config = read(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
+    let minimal = "[[chain]]\nname = \"Polygon\"\nnodes = [{ credential = \"polygon-node\" }]\n\
+        wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\
+        USDC = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6, dollar = true }\n";
+    let said = |config: &Config| config.chains[0].chain().unwrap();
+    assert_eq!(said(&config), said(&read(minimal).unwrap()), "the example says the defaults");
+}
+
+#[test]
+fn a_confirmation_needs_a_chain() {
+    let forward = "[[forward]]\nname = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }\n";
+    let chain = "[[chain]]\nname = \"Base\"\nnodes = [{ env = \"N\" }]\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n";
+    for word in ["require", "tell"] {
+        let error = read(&format!("{forward}confirm = \"{word}\"\n")).unwrap_err();
+        assert!(error.contains("config.toml:5: forward[0].confirm: needs a [[chain]]"), "{error}");
+        assert!(read(&format!("{forward}confirm = \"{word}\"\n{chain}")).is_ok());
+    }
+    let error = read(&format!("{chain}nodes = 1\n")).unwrap_err();
+    assert!(error.contains("config.toml:5: "), "{error}");
+    let error = read(&chain.replace("{ env = \"N\" }", "\"https://node.example/hunter2\"")).unwrap_err();
+    assert!(error.contains("chain[0].nodes") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]

@@ -23,7 +23,9 @@ const ROWS: &str = "
       VALUES ('shop', 'INBOX', 1, 1, 1, 'a', 'event', NULL, 'fd50a56e-6359-5deb-bbb1-c18babd155ef',
               '2025-03-05T03:36:00.000Z', '2025-03-05T03:36:00.000Z'),
              ('shop', 'INBOX', 1, 2, 1, 'b', 'quarantined', 'untrusted: no proof', NULL, '2025-03-05T03:36:00.000Z', NULL);
-    INSERT INTO mailboxes (account, mailbox) VALUES ('shop', 'INBOX');";
+    INSERT INTO mailboxes (account, mailbox) VALUES ('shop', 'INBOX');
+    INSERT INTO confirmations (event_id, state, reason, waits_since)
+      VALUES ('fd50a56e-6359-5deb-bbb1-c18babd155ef', 'doubtful', 'short: 20 arrived', '2025-03-05T03:36:00.000Z');";
 
 fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
@@ -33,7 +35,7 @@ fn read(name: &str) -> String {
 fn database(folder: &Path) -> Connection {
     let path = folder.join("mailhook.db");
     let matching = resmic_mailhook::config::Config::default().sessions.matching();
-    drop(Store::open(StoreSettings { path: path.clone(), targets: Vec::new(), matching }).unwrap());
+    drop(Store::open(StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new() }).unwrap());
     let connection = Connection::open(path).unwrap();
     connection.execute_batch(ROWS).unwrap();
     connection

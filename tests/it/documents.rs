@@ -161,7 +161,26 @@ fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
     let status = printed(&["status", "--json"]);
     compare("status --json", &status);
     compare("The mailboxes of status --json", status["mailboxes"][0].as_object().unwrap());
-    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL", []).unwrap();
+    sqlite.execute("INSERT INTO chains (chain_id, name, nodes) VALUES (11155111, 'Sepolia', '127.0.0.1')", []).unwrap();
+    let chain = "[[chain]]\nname = \"Sepolia\"\nnodes = [{ command = [\"echo\", \"http://127.0.0.1:1\"] }]\n\
+        wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\
+        DAI = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6 }\n";
+    let file = home.folder.path().join("config.toml");
+    fs::write(&file, fs::read_to_string(&file).unwrap() + chain).unwrap();
+    let status = printed(&["status", "--json"]);
+    compare("The chains of status --json", status["chains"][0].as_object().unwrap());
+    // A mail that the chain must confirm, and whose node does not answer.
+    let paid = PAYMENT.replace("0x1111", "0x2222").replace("0b546729bbd0", "0b546729bbd1")
+        + "Blockchain: Sepolia\r\nToken: DAI\r\nFrom Wallet: 0x056397760b973BfB921Bc10Be9DA5034B1e921d7\r\n";
+    fs::write(mail, paid).unwrap();
+    let event = printed(&["import", "--json", mail])["event_id"].as_str().unwrap().to_owned();
+    let shown = printed(&["show", "--json", &event]);
+    compare("The confirmation of events --json", shown["confirmation"].as_object().unwrap());
+    let looked = printed(&["confirm", "--json", &event]);
+    assert_eq!(looked["state"], "waiting");
+    compare("confirm --json", &looked);
+    compare("confirm --vouch --json", &printed(&["confirm", "--vouch", "--json", &event]));
+    sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id = 1", []).unwrap();
     compare("reparse --json", &printed(&["reparse", "--json"]));
     assert!(tables.is_empty(), "nothing is printed with these: {tables:?}");
 }

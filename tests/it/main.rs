@@ -8,6 +8,7 @@ mod chain;
 mod checkout;
 mod commands;
 mod configuration;
+mod confirm;
 mod contradictions;
 mod crash;
 mod database;

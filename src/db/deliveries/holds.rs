@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use crate::db::{Result, current_time};
+use crate::db::{Result, StoreSettings, current_time};
 use crate::model::Reason;
 
 /// Holds the pending and dead deliveries of an event until a person decides; returns their number. Dead ones are
@@ -16,12 +16,7 @@ pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> 
             "UPDATE deliveries SET state = 'held', next_attempt_at = NULL WHERE event_id = ?1 AND state IN ('pending', 'dead')",
         )?
         .execute(params![id])?;
-    tx.prepare_cached(
-        "UPDATE deliveries SET next_attempt_at = ?2
-         WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
-           AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
-    )?
-    .execute(params![id, current_time()])?;
+    free_followers(tx, id)?;
     Ok(held)
 }
 
@@ -32,24 +27,58 @@ pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Releases the held deliveries of an event, if its session is known and it needs no review; returns their number.
-pub(crate) fn release(tx: &Connection, id: &str) -> Result<usize> {
-    Ok(tx
-        .prepare_cached(
-            "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
-             WHERE event_id = ?1 AND state = 'held'
-               AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1 AND e.session_id IS NOT NULL AND e.hold IS NULL)",
-        )?
-        .execute(params![id, current_time()])?)
+/// Which held deliveries may be released. Two holds are independent, and both must be clear: the event needs no review and
+/// its session is known (?2 are the targets that do not wait for a session); the chain has confirmed it (?3 are the targets
+/// that do not wait for the chain).
+const RELEASE: &str = "
+    UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
+    WHERE state = 'held'
+      AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.hold IS NULL
+                  AND (e.session_id IS NOT NULL OR deliveries.target IN (SELECT value FROM json_each(?2))))
+      AND (target IN (SELECT value FROM json_each(?3))
+           OR NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = deliveries.event_id
+                          AND c.state <> 'confirmed' AND c.state <> 'operator'))";
+
+/// Which deliveries must wait for the chain; ?1 are the targets that do not wait.
+const HOLD_FOR_CHAIN: &str = "
+    UPDATE deliveries SET state = 'held', next_attempt_at = NULL
+    WHERE (state = 'pending' OR state = 'dead') AND target NOT IN (SELECT value FROM json_each(?1))
+      AND EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = deliveries.event_id
+                  AND c.state <> 'confirmed' AND c.state <> 'operator')";
+
+/// Releases the held deliveries of an event that may be released; returns their number.
+pub(crate) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
+    let given = params![current_time(), settings.senders(), settings.tellers(), id];
+    Ok(tx.prepare_cached(&format!("{RELEASE} AND event_id = ?4"))?.execute(given)?)
 }
 
-/// Releases the deliveries that wait for a session, for a target that now gets events without one; returns their
-/// number.
-pub(crate) fn release_unresolved(tx: &Connection, target: &str) -> Result<usize> {
-    Ok(tx.execute(
-        "UPDATE deliveries SET state = 'pending', next_attempt_at = ?2, first_attempt_at = NULL
-         WHERE state = 'held' AND target = ?1
-           AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = deliveries.event_id AND e.session_id IS NULL AND e.hold IS NULL)",
-        params![target, current_time()],
-    )?)
+/// Releases all held deliveries that may be released now; returns their number. The configuration may have changed.
+pub(crate) fn release_all(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
+    Ok(tx.execute(RELEASE, params![current_time(), settings.senders(), settings.tellers()])?)
+}
+
+/// Holds the deliveries of an event whose confirmation is open or doubtful; returns their number.
+pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
+    let sql = format!("{HOLD_FOR_CHAIN} AND event_id = ?2");
+    let held = tx.prepare_cached(&sql)?.execute(params![settings.tellers(), id])?;
+    if held > 0 {
+        free_followers(tx, id)?;
+    }
+    Ok(held)
+}
+
+/// The same for all events. The configuration may have changed.
+pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
+    Ok(tx.execute(HOLD_FOR_CHAIN, params![settings.tellers()])?)
+}
+
+/// Makes the later deliveries of an event's session due, because they do not wait for a held one.
+fn free_followers(tx: &Connection, id: &str) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE deliveries SET next_attempt_at = ?2
+         WHERE event_id IN (SELECT s.event_id FROM events e JOIN events s USING (session_id) WHERE e.event_id = ?1)
+           AND +state = 'pending' AND +attempts = 0 AND +next_attempt_at > ?2",
+    )?
+    .execute(params![id, current_time()])?;
+    Ok(())
 }

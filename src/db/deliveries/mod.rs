@@ -13,6 +13,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, parse_time, word};
 use crate::model::{AttemptResult, DeliveryState, iso};
 
@@ -37,6 +38,19 @@ pub struct Claimed {
     pub order_ref: Option<String>,
     /// The body, byte for byte.
     pub webhook: String,
+    /// What the chain says of the event; `None`: no chain was asked.
+    pub confirmation: Option<DeliveredConfirmation>,
+}
+
+/// The state of an event's confirmation when it is delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredConfirmation {
+    /// The state.
+    pub state: ConfirmationState,
+    /// How much arrived: `20 USDC`.
+    pub received: Option<String>,
+    /// The transaction in which it arrived.
+    pub arrival: Option<String>,
 }
 
 /// An attempt that ended.
@@ -151,8 +165,9 @@ impl Store {
 /// The due deliveries of a target, oldest first, without those that an earlier pending delivery of their session
 /// blocks.
 const DUE: &str = "
-    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook, d.next_attempt_at
-    FROM deliveries d JOIN events e ON e.event_id = d.event_id
+    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook, d.next_attempt_at,
+           c.state, c.received || ' ' || c.received_token, c.arrival
+    FROM deliveries d JOIN events e ON e.event_id = d.event_id LEFT JOIN confirmations c ON c.event_id = d.event_id
     WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
       AND NOT EXISTS (
         SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
@@ -221,7 +236,17 @@ fn read_claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
         session_id: row.get(4)?,
         order_ref: row.get(5)?,
         webhook: row.get(6)?,
+        confirmation: read_confirmation(row)?,
     })
+}
+
+fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
+    let state: Option<String> = row.get(8)?;
+    let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
+    // While it waits for contradicting mails, the arrival is not confirmed yet.
+    let is_confirmed = state == ConfirmationState::Confirmed;
+    let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
+    Ok(Some(DeliveredConfirmation { state, received: value(9)?, arrival: value(10)? }))
 }
 
 /// An attempt that is later than this shows that the program or the machine was off. A slow handler delays others by
@@ -352,7 +377,7 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
             refuse(format!("was accepted by its handler at {}", at.as_deref().unwrap_or("?")))
         }
         Some((DeliveryState::Held, _)) => {
-            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` releases it".into())
+            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` releases it from a conflict or a missing session, `resmic-mailhook confirm EVENT_ID` shows what the chain says".into())
         }
         Some((DeliveryState::Pending | DeliveryState::Dead, _)) => {
             Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?)

@@ -158,6 +158,60 @@ CREATE TABLE mailboxes (
   PRIMARY KEY (account, mailbox)
 ) STRICT, WITHOUT ROWID;
 
+-- The chain's verdict about each completed event that was to be delivered while a [[chain]] was configured. An event without
+-- a row does not wait for the chain.
+CREATE TABLE confirmations (
+  event_id        TEXT PRIMARY KEY REFERENCES events (event_id),
+  state           TEXT NOT NULL
+                  CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'unproven'
+                         OR state = 'operator'),
+  reason          TEXT,                        -- 'code: message'; NULL: it is confirmed, or was not looked up yet
+  chain_id        INTEGER,                     -- the chain (EIP-155); NULL: no [[chain]] is configured for it
+  paid_block      INTEGER,                     -- the block of the mail's transaction
+  paid_block_hash TEXT,
+  arrival         TEXT,                        -- the transaction in which the money reached one of our wallets
+  arrival_log     INTEGER,                     -- the log in it, by its index in the block; negative: a call
+  arrival_block   INTEGER,
+  received        TEXT,                        -- how much arrived, decimal text
+  received_token  TEXT,
+  amount_checked  INTEGER CHECK (amount_checked = 0 OR amount_checked = 1),   -- 0: the token has no dollar price to compare
+  final           TEXT,                        -- what counted as final: 'finalized', 'safe', or a number of blocks
+  nodes           TEXT,                        -- the hosts of the nodes, separated by spaces
+  looks           INTEGER NOT NULL DEFAULT 0,  -- how often it was looked up or changed
+  looked_at       TEXT,
+  next_look_at    TEXT,                        -- not before this time; NULL: it is not looked up again
+  confirmed_at    TEXT,
+  waits_since     TEXT NOT NULL,               -- give_up_after counts from here
+  CHECK (state <> 'waiting' OR next_look_at IS NOT NULL)
+) STRICT;
+CREATE INDEX confirmations_due ON confirmations (chain_id, next_look_at) WHERE next_look_at IS NOT NULL;
+CREATE INDEX confirmations_by_state ON confirmations (state);
+CREATE INDEX confirmations_by_arrival ON confirmations (chain_id, arrival) WHERE arrival IS NOT NULL;
+
+-- What moved money to us and pays an event. The key keeps one arrival from paying two events.
+CREATE TABLE arrivals (
+  chain_id INTEGER NOT NULL,
+  tx       TEXT NOT NULL,
+  log      INTEGER NOT NULL,                   -- the log's index in the block; -1: the transaction itself, -2, -3 …: its calls
+  event_id TEXT NOT NULL REFERENCES events (event_id),
+  PRIMARY KEY (chain_id, tx, log)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX arrivals_by_event ON arrivals (event_id);
+
+-- What the nodes of each chain said last. The daemon writes it while it runs; `status` reads it.
+CREATE TABLE chains (
+  chain_id     INTEGER PRIMARY KEY,
+  name         TEXT NOT NULL,
+  nodes        TEXT NOT NULL,                  -- the hosts, separated by spaces
+  head         INTEGER,                        -- the newest block of the node that is furthest behind
+  head_age_s   INTEGER,                        -- its age when the node was asked
+  final_block  INTEGER,                        -- the last final block
+  final_lag_s  INTEGER,                        -- how much older than the newest block it is
+  asked_at     TEXT,
+  last_error   TEXT,                           -- NULL: the last calls succeeded
+  needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
+) STRICT;
+
 -- The newest state of each session. A completed payment is never hidden by a later report that it is pending or by a
 -- failed attempt. An event without a session has a row of its own.
 CREATE VIEW payments AS
@@ -173,5 +227,6 @@ SELECT r.session_id, r.order_ref, r.status, r.amount, r.currency, r.blockchain, 
                     WHEN sum(d.state = 'held') > 0 THEN 'held'
                     WHEN sum(d.state = 'pending') > 0 THEN 'pending'
                     ELSE 'delivered' END
-        FROM deliveries d WHERE d.event_id = r.event_id) AS delivery
+        FROM deliveries d WHERE d.event_id = r.event_id) AS delivery,
+       (SELECT c.state FROM confirmations c WHERE c.event_id = r.event_id) AS confirmation
 FROM ranked r WHERE r.place = 1;

@@ -10,7 +10,9 @@ fn matching() -> World {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
     let targets = any().iter().map(Settings::target).collect();
-    let store = Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching }).unwrap();
+    let store =
+        Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching, chains: Vec::new() })
+            .unwrap();
     World { folder: Arc::new(folder), store, settings: any(), running: None }
 }
 

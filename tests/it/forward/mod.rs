@@ -41,6 +41,7 @@ fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
         path: folder.path().join("m.db"),
         targets: settings.iter().map(Settings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
+        chains: Vec::new(),
     })
     .unwrap()
 }

@@ -1,7 +1,8 @@
 //! `make demo`: payment mails arrive, become rows, and reach a callback; everything is real, and on loopback.
 //!
 //! A private Dovecot, a DNS server with keys made on the spot, the daemon, a callback. The sample mails are signed
-//! and delivered one after the other; one of them is forged, and ends in quarantine.
+//! and delivered one after the other; one of them is forged, and ends in quarantine. Then two genuine mails report
+//! payments on a chain, a real EVM node: the money of one arrives, and the other's never does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -10,10 +11,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use testkit::anvil::{self, Anvil, calldata};
 use testkit::daemon::{Home, account, forward, samples};
 use testkit::dkim::{How, Key, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
+use testkit::paid::Paid;
 use testkit::receiver::{Receiver, status};
 
 /// How long a mail may take from its delivery to its end.
@@ -89,7 +92,57 @@ fn demo() -> usize {
     assert_eq!(daemon.end(), Some(0), "the daemon ends cleanly");
     let kept: PathBuf = home.folder.keep();
     println!("\nthe database, for looking into: sqlite3 {}", kept.join("mailhook.db").display());
-    failures
+    failures + confirmations(&dovecot, &dns, &key)
+}
+
+/// Two genuine mails, of which the chain confirms one. Returns how many did not end as they should.
+fn confirmations(dovecot: &Dovecot, dns: &Dns, key: &Key) -> usize {
+    if !anvil::is_installed() {
+        println!("\nno confirmation by a chain: anvil (an EVM node) is not installed, see `make anvil`");
+        return 0;
+    }
+    println!(
+        "\nthe same with a [[chain]], an EVM node on loopback: a genuine mail is delivered when the money has arrived"
+    );
+    let node = Anvil::start();
+    let [shop, payer] = [&node.accounts[0], &node.accounts[1]];
+    let token = node.deploy("Token", &["6"]);
+    node.send(payer, Some(&token), 0, &calldata("mint(address,uint256)", &[payer, "1000000000"]));
+    let callback = Receiver::new(|_, _| status(200));
+    let address = tokio::runtime::Handle::current().block_on(callback.listen());
+    let home = Home::new(&format!(
+        "{}[dns]\nservers = [\"{}\"]\n{}[[chain]]\nname = \"Sepolia\"\nnodes = [{{ command = [\"echo\", \"{}\"] }}]\n\
+         wallets = [\"{shop}\"]\nsettle = \"1s\"\n[chain.tokens]\nUSDC = {{ contract = \"{token}\", decimals = 6 }}\n",
+        account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nstart = \"now\""),
+        dns.address,
+        forward(&format!("http://{address}/payment-webhook"), "confirm = \"require\""),
+        node.url(),
+    ));
+    let daemon = home.start();
+    home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
+    let deliver = |paid: &Paid| {
+        dovecot.deliver("payments@shop.example", &sign(paid.mail().as_bytes(), key, &How::default()));
+    };
+    deliver(&Paid::new(1, &format!("0x{:064x}", 0xbad), payer));
+    let hash = node.send(payer, Some(&token), 0, &calldata("transfer(address,uint256)", &[shop, "20000000"]));
+    deliver(&Paid::new(2, &hash, payer));
+    node.mine(5);
+    home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "1", PATIENCE);
+    home.until("SELECT count(*) FROM confirmations WHERE state = 'waiting' AND reason LIKE 'unseen:%'", "1", PATIENCE);
+    table(
+        &home,
+        "SELECT p.confirmation, p.delivery, p.amount, p.token, coalesce(c.received || ' ' || c.received_token, '-'),
+           coalesce(substr(c.reason, 1, instr(c.reason, ':') - 1), '-'), substr(p.transaction_hash, 1, 18)
+         FROM payments p JOIN confirmations c ON c.event_id = p.event_id ORDER BY p.confirmation",
+    );
+    let requests = callback.requests();
+    let arrived = requests.iter().filter_map(|request| request.header("x-mailhook-arrival")).collect::<Vec<_>>();
+    println!(
+        "delivered once, with X-Mailhook-Arrival: {}; the other mail names a transaction that does not exist",
+        arrived.join(" ")
+    );
+    assert_eq!(daemon.end(), Some(0), "the daemon ends cleanly");
+    usize::from(arrived != [hash.as_str()])
 }
 
 /// Waits for a mail's end and shows it; whether it is the expected one.

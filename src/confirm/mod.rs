@@ -1,0 +1,230 @@
+//! The loop that confirms payments: waiting event → nodes of its chain → verdict → recorded.
+//!
+//! Each chain has a loop, so that a slow node delays no other chain. The loop looks at the newest event first. It sleeps
+//! until a commit wakes it, or until the next look is due. Without a `[[chain]]` there is no loop and no socket.
+
+mod looking;
+mod probe;
+mod report;
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+pub use looking::{NodeAnswers, look_now};
+pub use probe::probe;
+
+use crate::backoff::Backoff;
+use crate::chain::{Chain, ConfirmationReason, ConfirmationState, Finality, Node, Observation, Revisited, revisit};
+use crate::db::{self, Store};
+use crate::payments::{DueLook, RecordedLook, next_look};
+use crate::pulse::{Pulse, Pulses};
+use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
+use report::Report;
+
+/// The pauses after errors of a node.
+const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
+/// The longest pause that a node can ask for.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// The pause after a failed call of the store.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest sleep, after which the wall clock is compared again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
+/// A chain with its nodes.
+#[derive(Debug)]
+pub struct WatchedChain {
+    /// The chain.
+    pub chain: Chain,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+}
+
+impl WatchedChain {
+    /// The hosts of the nodes, separated by spaces.
+    #[must_use]
+    pub fn hosts(&self) -> String {
+        self.nodes.iter().map(Node::host).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Confirms the events of one chain until `shutdown`.
+///
+/// # Errors
+/// [`db::Error::Stopped`] if the writer has ended.
+pub async fn run(
+    store: Store,
+    watched: WatchedChain,
+    pulses: &Pulses,
+    mut shutdown: watch::Receiver<bool>,
+) -> db::Result<()> {
+    let pulse = pulses.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
+    let report = Report::new(store.clone(), &watched);
+    let mut worker = Worker { store, watched, report, pulse, failures: 0, not_before: None };
+    let mut ending = shutdown.clone();
+    let work = async {
+        // A node of another chain is noticed at the start, not with the first payment.
+        match worker.report.refresh(&worker.watched, false).await {
+            Err(db::Error::Stopped) => return Err(db::Error::Stopped),
+            Err(error) => {
+                tracing::warn!(chain = worker.watched.chain.name, %error, "cannot record the state of the nodes")
+            }
+            Ok(()) => {}
+        }
+        worker.work().await
+    };
+    tokio::select! {
+        // A look keeps nothing, so it can end at any moment.
+        _ = ending.wait_for(|ending| *ending) => {}
+        ended = work => ended?,
+    }
+    let _ = shutdown.wait_for(|ending| *ending).await;
+    Ok(())
+}
+
+struct Worker {
+    store: Store,
+    watched: WatchedChain,
+    report: Report,
+    pulse: Pulse,
+    /// How many looks in a row failed because of a node.
+    failures: u32,
+    /// The nodes are not asked before this.
+    not_before: Option<Instant>,
+}
+
+impl Worker {
+    async fn work(&mut self) -> db::Result<()> {
+        let mut commits = self.store.watch_outbox();
+        loop {
+            commits.mark_unchanged();
+            if let Some(at) = self.not_before.take() {
+                self.pulse.beat_before(at.saturating_duration_since(Instant::now()));
+                sleep_until(at).await;
+            }
+            self.pulse.beat();
+            let wake_at = match self.turn().await {
+                Ok(None) => continue,
+                Ok(Some(wake_at)) => wake_at,
+                Err(db::Error::Stopped) => return Err(db::Error::Stopped),
+                Err(error) => {
+                    tracing::error!(chain = self.watched.chain.name, %error, "cannot read or record confirmations; trying again");
+                    sleep(STORE_PAUSE).await;
+                    continue;
+                }
+            };
+            self.pulse.beat_before(LONGEST_SLEEP);
+            tokio::select! {
+                changed = commits.changed() => changed.map_err(|_| db::Error::Stopped)?,
+                () = sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    /// Looks at one event. `None`: another one may be due; otherwise when to look for one again.
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
+        let (due, next) = self.store.due_look(&self.watched.chain).await?;
+        let Some(due) = due else {
+            let wait = next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP));
+            return Ok(Some(Instant::now() + wait));
+        };
+        self.report.refresh(&self.watched, true).await?;
+        if due.state == ConfirmationState::Confirmed {
+            self.revisit(due).await?
+        } else {
+            self.look(due).await?
+        }
+        Ok(None)
+    }
+
+    async fn look(&mut self, due: DueLook) -> db::Result<()> {
+        let WatchedChain { chain, nodes } = &self.watched;
+        let seen = match question(&due.claim, chain) {
+            Ok(question) => look_at(nodes, &question).await,
+            Err(_) => Vec::new(),
+        };
+        let claimed = claimed(&self.store, chain, &due, &seen).await?;
+        let mut finished = finish(chain, &self.watched.hosts(), due.clone(), &seen, &claimed);
+        let pause = self.pause(&due, &seen);
+        let next =
+            if finished.confirmation.outcome.is_ok() { revisit_pause(&self.watched.chain, &due) } else { Some(pause) };
+        finished.next_look_at = next.map(from_now);
+        let recorded = self.store.record_look(finished).await?;
+        self.report.looked(&self.watched, &seen).await?;
+        tell(&self.watched.chain.name, &due, &recorded);
+        Ok(())
+    }
+
+    /// Looks once more at an event that was confirmed by a number of blocks.
+    async fn revisit(&mut self, due: DueLook) -> db::Result<()> {
+        let chain = Chain { finality: Finality::Finalized, ..self.watched.chain.clone() };
+        let (Ok(question), Some(arrival)) = (question(&due.claim, &chain), due.arrival) else {
+            return self.store.record_revisit(&due, Revisited::Later, None).await;
+        };
+        let seen = look_at(&self.watched.nodes, &question).await;
+        let claimed = claimed(&self.store, &chain, &due, &seen).await?;
+        let revisited = revisit(&question, &seen, &arrival, &|hash, log| claimed.contains(&(hash, log)));
+        if let Revisited::Lost(reason) = &revisited {
+            tracing::error!(chain = chain.name, event_id = due.event_id, %reason,
+                "a confirmed payment has disappeared from the chain; nothing was taken back, a person must decide");
+        }
+        let pause = self.pause(&due, &seen);
+        let age = Timestamp::now().duration_since(due.confirmed_at.unwrap_or(due.stored_at));
+        let is_over = age > SignedDuration::try_from(chain.give_up_after).unwrap_or(SignedDuration::MAX);
+        self.store.record_revisit(&due, revisited, (!is_over).then(|| from_now(pause))).await?;
+        self.report.looked(&self.watched, &seen).await
+    }
+
+    /// How long to wait before the next look at this event. An error of a node makes all events wait.
+    fn pause(&mut self, due: &DueLook, seen: &[Observation]) -> Duration {
+        let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
+        let errors: Vec<_> = seen.iter().filter_map(|node| node.error.as_ref()).collect();
+        if !errors.iter().any(|error| error.is_of_node()) {
+            self.failures = 0;
+            let pause = next_look(waited, self.watched.chain.block_time);
+            return if errors.is_empty() { pause } else { pause.max((waited / 10).min(AFTER_ERRORS.cap)) };
+        }
+        let asked = errors.iter().filter_map(|error| error.retry_after()).max().unwrap_or_default();
+        let pause = AFTER_ERRORS.pause(self.failures).max(asked.min(LONGEST_RETRY_AFTER));
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + pause);
+        // The others go first: the error may be this event's alone.
+        pause + (waited / 10).min(AFTER_ERRORS.cap)
+    }
+}
+
+/// When a confirmation is looked at again: only if it was by a number of blocks, or by a tag that a reorganisation can pass.
+fn revisit_pause(chain: &Chain, due: &DueLook) -> Option<Duration> {
+    let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
+    (chain.finality != Finality::Finalized).then(|| next_look(waited, chain.block_time))
+}
+
+fn until(at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
+}
+
+fn from_now(pause: Duration) -> Timestamp {
+    Timestamp::now().checked_add(pause).unwrap_or(Timestamp::MAX)
+}
+
+fn tell(chain: &str, due: &DueLook, recorded: &RecordedLook) {
+    let event_id = due.event_id.as_str();
+    match recorded {
+        RecordedLook::Confirmed { released } => {
+            tracing::info!(chain, event_id, released, "the chain has confirmed the payment");
+        }
+        RecordedLook::Open(reason) => tell_open(chain, event_id, reason),
+        RecordedLook::Outdated => tracing::debug!(chain, event_id, "the event changed during the look"),
+    }
+}
+
+fn tell_open(chain: &str, event_id: &str, reason: &ConfirmationReason) {
+    match reason.code.state() {
+        ConfirmationState::Waiting => tracing::debug!(chain, event_id, %reason, "waiting for the chain"),
+        _ => {
+            tracing::warn!(chain, event_id, %reason, "not confirmed; `confirm EVENT_ID --explain` shows what each node answers")
+        }
+    }
+}

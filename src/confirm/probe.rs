@@ -1,0 +1,71 @@
+//! `check --connect`: whether the nodes of a chain can do what a look needs.
+
+use jiff::Timestamp;
+
+use super::WatchedChain;
+use super::report::{Pulse, ask};
+use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
+
+/// An older newest block makes a node suspicious.
+const STALE_SECONDS: i64 = 600;
+
+/// Asks each node of a chain; a line for each answer. `Err`: something must be corrected.
+pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
+    let mut found = Vec::new();
+    for node in &watched.nodes {
+        let lines = probe_node(node, &watched.chain).await;
+        let named = |words: String| match words.starts_with(node.host()) {
+            true => words,
+            false => format!("{}: {words}", node.host()),
+        };
+        found.extend(lines.into_iter().map(|line| line.map(named).map_err(named)));
+    }
+    found
+}
+
+async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
+    let Pulse { head, last } = match ask(node, chain).await {
+        Ok(pulse) => pulse,
+        Err(fault) => return vec![Err(fault.words)],
+    };
+    let seconds = |timestamp: u64| i64::try_from(timestamp).unwrap_or(i64::MAX);
+    let age = Timestamp::now().as_second().saturating_sub(seconds(head.timestamp));
+    let words = format!(
+        "chain {}; newest block {}, {age} s old; {} is {} blocks behind",
+        chain.id,
+        head.number,
+        chain.finality,
+        head.number.saturating_sub(last.number)
+    );
+    let mut found =
+        vec![if age > STALE_SECONDS { Err(format!("{words}: the node does not follow its chain")) } else { Ok(words) }];
+    for coin in &chain.tokens {
+        found.extend(probe_token(node, coin).await);
+    }
+    if chain.trace {
+        found.push(probe_trace(node).await);
+    }
+    found
+}
+
+async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>> {
+    let contract = coin.contract?;
+    Some(match node.decimals(contract).await {
+        Ok(decimals) if decimals == coin.decimals => Ok(format!("{} has {decimals} decimals", coin.symbol)),
+        Ok(decimals) => Err(format!(
+            "{} at {contract} has {decimals} decimals, and {} are configured; correct [chain.tokens]",
+            coin.symbol, coin.decimals
+        )),
+        Err(error) => Err(format!("{} at {contract}: {error}", coin.symbol)),
+    })
+}
+
+/// A node that can trace answers that it does not know the transaction.
+async fn probe_trace(node: &Node) -> Result<String, String> {
+    match node.trace(Hash([0; 32])).await {
+        Err(error) if matches!(error.kind, NodeErrorKind::NoMethod(_) | NodeErrorKind::Refused(_)) => {
+            Err(format!("trace = true, but {error}"))
+        }
+        _ => Ok("it answers debug_traceTransaction".into()),
+    }
+}

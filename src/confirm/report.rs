@@ -1,0 +1,133 @@
+//! What the nodes of a chain said last, for `status` and the metrics.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::WatchedChain;
+use crate::chain::{Block, Chain, Finality, Node, NodeError, Observation};
+use crate::db::{self, ChainRow, Store};
+use crate::model::{iso, printable};
+
+/// How often the nodes are asked for their head while events wait.
+const INTERVAL: Duration = Duration::from_secs(60);
+/// The most of an error that is kept.
+const KEPT_WORDS: usize = 300;
+
+/// The age of a node's blocks.
+pub(super) struct Pulse {
+    pub(super) head: Block,
+    pub(super) last: Block,
+}
+
+pub(super) struct Report {
+    store: Store,
+    row: ChainRow,
+    written: Option<ChainRow>,
+    asked: Option<Instant>,
+    /// The last look has an error.
+    failing: bool,
+}
+
+/// Why the nodes are of no use now.
+pub(super) struct Fault {
+    pub(super) words: String,
+    pub(super) needs_person: bool,
+}
+
+impl Report {
+    pub(super) fn new(store: Store, watched: &WatchedChain) -> Self {
+        let row = ChainRow {
+            chain_id: i64::try_from(watched.chain.id).unwrap_or(i64::MAX),
+            name: watched.chain.name.clone(),
+            nodes: watched.hosts(),
+            ..ChainRow::default()
+        };
+        Report { store, row, written: None, asked: None, failing: false }
+    }
+
+    /// Asks the nodes for their blocks, unless that was done less than a minute ago. `events_wait`: an event is due, whose
+    /// look reports the errors.
+    pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
+        if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
+            return Ok(());
+        }
+        self.asked = Some(Instant::now());
+        let answers = join_all(watched.nodes.iter().map(|node| ask(node, &watched.chain))).await;
+        let fault = answers.iter().find_map(|answer| answer.as_ref().err());
+        if let (Some(fault), false) = (fault, events_wait) {
+            tracing::warn!(chain = watched.chain.name, error = fault.words, "a node of the chain is not usable");
+        }
+        self.row.last_error = fault.map(|fault| fault.words.clone());
+        self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
+        let now = Timestamp::now();
+        // The node that is furthest behind decides.
+        let furthest = answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|pulse| pulse.last.number);
+        if let Some(Pulse { head, last }) = furthest {
+            let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
+            self.row.head = i64::try_from(head.number).ok();
+            self.row.head_age_s = Some(now.as_second().saturating_sub(seconds(head)).max(0));
+            self.row.final_block = i64::try_from(last.number).ok();
+            self.row.final_lag_s = Some(seconds(head).saturating_sub(seconds(last)).max(0));
+            self.row.asked_at = Some(iso(now));
+        }
+        self.write().await
+    }
+
+    /// Takes the error of a look, or its end.
+    pub(super) async fn looked(&mut self, watched: &WatchedChain, seen: &[Observation]) -> db::Result<()> {
+        let fault = seen.iter().find_map(|node| fault_of(node, &watched.chain));
+        self.failing = fault.is_some();
+        if fault.is_none() && seen.is_empty() {
+            return Ok(());
+        }
+        self.row.last_error = fault.as_ref().map(|fault| fault.words.clone());
+        self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
+        self.write().await
+    }
+
+    async fn write(&mut self) -> db::Result<()> {
+        if self.written.as_ref() != Some(&self.row) {
+            self.store.record_chain(self.row.clone()).await?;
+            self.written = Some(self.row.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Asks a node for its chain, its newest block and its last final block.
+pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Pulse, Fault> {
+    let id = node.chain_id().await.map_err(|error| fault(&error))?;
+    if id != chain.id {
+        return Err(wrong_chain(node.host(), id, chain));
+    }
+    let head = node.tagged_block("latest").await.map_err(|error| fault(&error))?;
+    let last = match chain.finality {
+        Finality::Finalized => node.tagged_block("finalized").await,
+        Finality::Safe => node.tagged_block("safe").await,
+        Finality::Depth(blocks) => {
+            let number = head.number.saturating_add(1).saturating_sub(blocks);
+            node.block_at(number).await.map(|block| block.unwrap_or(head))
+        }
+    };
+    Ok(Pulse { head, last: last.map_err(|error| fault(&error))? })
+}
+
+pub(super) fn fault(error: &NodeError) -> Fault {
+    Fault { words: printable(&error.to_string(), KEPT_WORDS), needs_person: error.needs_person() }
+}
+
+fn fault_of(node: &Observation, chain: &Chain) -> Option<Fault> {
+    match (&node.error, node.chain_id) {
+        (Some(error), _) => Some(fault(error)),
+        (None, Some(id)) if id != chain.id => Some(wrong_chain(&node.host, id, chain)),
+        _ => None,
+    }
+}
+
+fn wrong_chain(host: &str, id: u64, chain: &Chain) -> Fault {
+    let words = format!("{host} is a node of chain {id}, not of {} ({}); correct `nodes`", chain.name, chain.id);
+    Fault { words, needs_person: true }
+}

@@ -1,0 +1,34 @@
+/// A mail about a payment on a chain.
+#[derive(Clone)]
+pub struct Paid {
+    /// The last part of its session's id.
+    pub session: u32,
+    pub hash: String,
+    /// The payer's wallet.
+    pub wallet: String,
+    pub amount: &'static str,
+    pub chain: &'static str,
+    pub token: &'static str,
+}
+
+impl Paid {
+    /// 20 USDC on Sepolia.
+    pub fn new(session: u32, hash: &str, wallet: &str) -> Paid {
+        let (hash, wallet) = (hash.to_owned(), wallet.to_owned());
+        Paid { session, hash, wallet, amount: "20", chain: "SEPOLIA", token: "USDC" }
+    }
+
+    /// The mail, sent now.
+    pub fn mail(&self) -> String {
+        let Paid { session, hash, wallet, amount, chain, token } = self;
+        // A payment without a session is number 0.
+        let line =
+            if *session == 0 { String::new() } else { format!("Session: 591abe63-aa61-411d-a419-{session:012x}\r\n") };
+        format!(
+            "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\nDate: {}\r\n\
+             MIME-Version: 1.0\r\nMessage-ID: <{session}.{amount}.{hash}@resmic.com>\r\n\r\nAmount: ${amount}\r\n\
+             Blockchain: {chain}\r\nToken: {token}\r\nFrom Wallet Address: {wallet}\r\nTransaction Hash: {hash}\r\n{line}",
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_string(&jiff::Timestamp::now()).unwrap(),
+        )
+    }
+}
