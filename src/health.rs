@@ -6,7 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::db::{self, MailboxRow, StoreReader};
+use crate::db::{self, MailboxRow, Store, StoreReader};
+use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
 /// How much longer than `idle_renew` a mailbox may go without a round trip.
@@ -115,6 +116,29 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         attention,
         waits: room.is_some() || locked,
     })
+}
+
+/// The health of the running daemon: [`assess`], and the loops whose heartbeat is late. With the reader that it used.
+///
+/// # Errors
+/// An error of the database.
+pub async fn own_health(
+    store: &Store,
+    expected: &Expected,
+    heartbeats: &Heartbeats,
+) -> db::Result<(StoreReader, Health)> {
+    let (store, expected) = (store.clone(), expected.clone());
+    let assessing = tokio::task::spawn_blocking(move || {
+        let reader = store.reader()?;
+        let health = assess(&reader, &expected, true, Timestamp::now())?;
+        Ok((reader, health))
+    });
+    let (reader, mut health) = assessing.await.unwrap_or(Err(db::Error::Stopped))?;
+    for name in heartbeats.late() {
+        health.ok = false;
+        health.attention.push(format!("{name} makes no progress: restart the daemon"));
+    }
+    Ok((reader, health))
 }
 
 /// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the

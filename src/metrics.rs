@@ -24,9 +24,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::db::{self, Store, StoreReader};
-use crate::health::{Expected, Health, assess};
+use crate::health::{Expected, Health, own_health};
+use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState};
-use crate::pulse::Pulses;
 use crate::telemetry::PushLatency;
 
 /// How many connections are served at once; more wait.
@@ -41,29 +41,9 @@ pub struct Endpoint {
     /// What the configuration expects.
     pub expected: Expected,
     /// Whether the loops make progress.
-    pub pulses: Pulses,
+    pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
-}
-
-/// How the daemon is, as it knows itself: what the database says, and whether its loops make progress. With the
-/// connection that was looked through.
-///
-/// # Errors
-/// What the store says.
-pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> db::Result<(StoreReader, Health)> {
-    let (store, expected) = (store.clone(), expected.clone());
-    let looking = tokio::task::spawn_blocking(move || {
-        let reader = store.reader()?;
-        let health = assess(&reader, &expected, true, Timestamp::now())?;
-        Ok((reader, health))
-    });
-    let (reader, mut health) = looking.await.unwrap_or(Err(db::Error::Stopped))?;
-    for name in pulses.late() {
-        health.ok = false;
-        health.attention.push(format!("{name} makes no progress; restart the daemon"));
-    }
-    Ok((reader, health))
 }
 
 /// Serves until `shutdown`.
@@ -117,7 +97,7 @@ async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Respo
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
     }
-    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.pulses).await {
+    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.heartbeats).await {
         Ok(known) => known,
         Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
     };

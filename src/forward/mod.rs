@@ -4,7 +4,7 @@
 //! wakes it, an attempt ends, or the next delivery is due; what it sends it takes from the table, a handful at a time.
 
 mod post;
-mod schedule;
+mod retry;
 mod settings;
 mod sign;
 mod target;
@@ -225,7 +225,7 @@ async fn attempt(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> Finis
     let end = match answer.error {
         None => NextStep::Delivered,
         Some(error) => {
-            let now = schedule::ended(at, took, Timestamp::now());
+            let now = retry::ended(at, took, Timestamp::now());
             after_failure(target, claimed, now, error, answer.retry_after)
         }
     };
@@ -247,8 +247,8 @@ fn after_failure(
     error: String,
     asked: Option<Duration>,
 ) -> NextStep {
-    let last = schedule::later(claimed.first_attempt_at, target.give_up_after);
-    match schedule::next(now, schedule::pause(claimed.attempt), asked, last) {
+    let last = retry::later(claimed.first_attempt_at, target.give_up_after);
+    match retry::next(now, retry::pause(claimed.attempt), asked, last) {
         Some(at) => NextStep::RetryAt(error, at),
         None => {
             let after = crate::units::HumanDuration(target.give_up_after);

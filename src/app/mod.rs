@@ -1,7 +1,7 @@
 //! The composition root: reads the configuration, opens the store, spawns the loops, and ends them in order.
 
-mod oversee;
 mod prepare;
+mod supervisor;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,18 +12,18 @@ use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use oversee::Overseer;
 pub use prepare::{
     Listener, Prepared, addresses, forward_targets, login, prepare, rules, rules_with, rules_without_account,
     store_settings,
 };
+use supervisor::Supervisor;
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
 use crate::health::{Expected, Watched};
 use crate::ingest::{self, DeferredMails, Ingest};
-use crate::pulse::Pulses;
+use crate::heartbeat::Heartbeats;
 use crate::source::imap;
 use crate::telemetry::PushLatency;
 use crate::{forward, metrics, systemd};
@@ -60,7 +60,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
     }
     let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
-    let (pulses, expected) = (Pulses::default(), expected(&config));
+    let (heartbeats, expected) = (Heartbeats::default(), expected(&config));
     let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
@@ -69,7 +69,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         let resolver = resolver.clone();
         let (store, latency) = (store.clone(), latency.clone());
         let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store, latency };
-        watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
+        watch_account(&Arc::new(account), &ingest, &heartbeats, &shutdown, &mut loops);
     }
     if let Some(rules) = all_rules.values().next() {
         tokio::spawn(ingest::warm_up(rules.clone(), resolver.clone(), store.clone()));
@@ -84,13 +84,13 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         vigil.keep().await;
         Ok(())
     });
-    let overseer = Overseer { store: store.clone(), expected: expected.clone(), pulses: pulses.clone() };
-    let overseeing = overseer.run(shutdown.clone());
-    loops.spawn(async move { overseeing.await.context("looking after the rest") });
+    let supervisor = Supervisor { store: store.clone(), expected: expected.clone(), heartbeats: heartbeats.clone() };
+    let supervising = supervisor.run(shutdown.clone());
+    loops.spawn(async move { supervising.await.context("looking after the rest") });
     if let Some((address, listener)) = metrics {
         let serving = metrics::serve(
             listener,
-            metrics::Endpoint { store: store.clone(), expected, pulses, latency },
+            metrics::Endpoint { store: store.clone(), expected, heartbeats, latency },
             shutdown.clone(),
         );
         loops.spawn(async move { serving.await.context("serving metrics") });
@@ -170,7 +170,7 @@ async fn drain(loops: &mut JoinSet<anyhow::Result<()>>) -> bool {
 fn watch_account(
     account: &Arc<imap::Account>,
     ingest: &Ingest,
-    pulses: &Pulses,
+    heartbeats: &Heartbeats,
     shutdown: &watch::Receiver<bool>,
     loops: &mut JoinSet<anyhow::Result<()>>,
 ) {
@@ -178,7 +178,8 @@ fn watch_account(
         let (out, reports) = mpsc::channel(QUEUE);
         let watching = imap::watch(account.clone(), mailbox.clone(), cursors(ingest), out, shutdown.clone());
         let name = format!("watching {}/{mailbox}", account.settings.name);
-        let ingesting = ingest.clone().run(reports, pulses.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
+        let ingesting =
+            ingest.clone().run(reports, heartbeats.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
         loops.spawn(together(watching, ingesting));
     }
 }

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::db::{self, Store};
-use crate::health::Expected;
+use crate::health::{self, Expected};
+use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::model::iso;
-use crate::pulse::{Pulse, Pulses};
-use crate::{metrics, systemd};
+use crate::systemd;
 
 /// How often it looks where nothing happens: each look wakes half the daemon.
 const LOOK: Duration = Duration::from_secs(60);
@@ -22,13 +22,13 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// How long something may be due in the outbox without any attempt being made.
 const STANDSTILL: Duration = Duration::from_secs(10 * 60);
 
-pub(super) struct Overseer {
+pub(super) struct Supervisor {
     pub(super) store: Store,
     pub(super) expected: Expected,
-    pub(super) pulses: Pulses,
+    pub(super) heartbeats: Heartbeats,
 }
 
-impl Overseer {
+impl Supervisor {
     /// Looks until `shutdown`.
     ///
     /// # Errors
@@ -38,7 +38,7 @@ impl Overseer {
         let longest = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
         let shortest = REST.min(longest);
         let (writing, sending) =
-            (self.pulses.begin("storing", longest + ANSWER), self.pulses.begin("forwarding", STANDSTILL));
+            (self.heartbeats.begin("storing", longest + ANSWER), self.heartbeats.begin("forwarding", STANDSTILL));
         let (mut outbox, mut said) = (self.store.watch_outbox(), String::new());
         loop {
             outbox.mark_unchanged();
@@ -59,7 +59,7 @@ impl Overseer {
                 // What has changed may be changing still.
                 shortest
             };
-            match self.pulses.late() {
+            match self.heartbeats.late() {
                 late if late.is_empty() => systemd::watchdog(),
                 late => tracing::error!("no progress: {}", late.join(", ")),
             }
@@ -77,12 +77,12 @@ impl Overseer {
         }
     }
 
-    async fn store_answers(&self, pulse: &Pulse) -> db::Result<()> {
-        match timeout(pulse_interval(), self.store.ping()).await {
+    async fn store_answers(&self, heartbeat: &Heartbeat) -> db::Result<()> {
+        match timeout(ping_timeout(), self.store.ping()).await {
             Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
             // That another program holds the lock, or the disk is full, no restart would mend.
             Ok(_) => {
-                pulse.beat();
+                heartbeat.beat();
                 Ok(())
             }
             Err(_) => Ok(()),
@@ -91,7 +91,7 @@ impl Overseer {
 
     /// How it goes, in a line, and whether the outbox moves, or waits for what no restart would mend.
     async fn look(&self) -> db::Result<(String, bool)> {
-        let (reader, health) = metrics::own_health(&self.store, &self.expected, &self.pulses).await?;
+        let (reader, health) = health::own_health(&self.store, &self.expected, &self.heartbeats).await?;
         let since = Timestamp::now() - STANDSTILL;
         let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
         Ok((health.line(), moves))
@@ -99,7 +99,7 @@ impl Overseer {
 }
 
 /// Never so long that the watchdog goes hungry for want of an answer that will come.
-fn pulse_interval() -> Duration {
+fn ping_timeout() -> Duration {
     systemd::watchdog_interval().map_or(REST, |interval| (interval / 4).min(REST))
 }
 
@@ -109,7 +109,7 @@ mod tests {
     use crate::model::Matching;
 
     /// Over a database in which something has been due for years.
-    fn overseer(folder: &tempfile::TempDir) -> Overseer {
+    fn supervisor(folder: &tempfile::TempDir) -> Supervisor {
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: LOOK };
         let store = Store::open(db::StoreSettings { path: path.clone(), targets: Vec::new(), matching }).unwrap();
@@ -118,27 +118,27 @@ mod tests {
               VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
         rusqlite::Connection::open(path).unwrap().execute_batch(due).unwrap();
         let expected = Expected { targets: vec!["shop".into()], ..Expected::default() };
-        Overseer { store, expected, pulses: Pulses::default() }
+        Supervisor { store, expected, heartbeats: Heartbeats::default() }
     }
 
     #[tokio::test]
     async fn an_outbox_that_waits_for_a_lock_is_not_stuck() {
         let folder = tempfile::tempdir().unwrap();
-        let overseer = overseer(&folder);
-        assert!(!overseer.look().await.unwrap().1, "nobody sends what is due");
+        let supervisor = supervisor(&folder);
+        assert!(!supervisor.look().await.unwrap().1, "nobody sends what is due");
         let other = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let (line, moves) = overseer.look().await.unwrap();
+        let (line, moves) = supervisor.look().await.unwrap();
         assert!(line.contains("locked") && moves, "{line}");
     }
 
     #[tokio::test]
     async fn a_database_that_nobody_will_find_is_the_end() {
         let folder = tempfile::tempdir().unwrap();
-        let overseer = overseer(&folder);
+        let supervisor = supervisor(&folder);
         std::fs::remove_file(folder.path().join("m.db")).unwrap();
         let (_shutdown, ending) = watch::channel(false);
-        let ended = timeout(ANSWER, overseer.run(ending)).await.unwrap();
+        let ended = timeout(ANSWER, supervisor.run(ending)).await.unwrap();
         assert!(matches!(ended, Err(db::Error::Moved(_))), "{ended:?}");
     }
 }
