@@ -1,5 +1,5 @@
-//! Looks after the other loops: asks the store for a sign of life, sees whether the outbox moves, feeds the watchdog
-//! only while everything makes progress, and says in a line how it goes.
+//! Supervises the other loops: pings the database writer, checks that the outbox moves, resets systemd's watchdog only
+//! while every loop makes progress, and reports the health to systemd in one line.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::model::iso;
 use crate::systemd;
 
-/// How often it looks where nothing happens: each look wakes half the daemon.
-const LOOK: Duration = Duration::from_secs(60);
-/// How soon it looks again after something was committed that it may tell of.
-const REST: Duration = Duration::from_secs(10);
-/// How long the store may take for an answer: longer than SQLite waits for a lock, and a batch of a thousand takes.
-const ANSWER: Duration = Duration::from_secs(60);
-/// How long something may be due in the outbox without any attempt being made.
-const STANDSTILL: Duration = Duration::from_secs(10 * 60);
+/// The pause between two checks while nothing changes. Each check wakes several threads.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause between two checks while the database changes.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the writer may take for a ping. SQLite's wait for a lock and a batch of a thousand mails take less.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a delivery may be due without an attempt.
+const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 pub(super) struct Supervisor {
     pub(super) store: Store,
@@ -29,58 +29,60 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Looks until `shutdown`.
+    /// Checks the loops until `shutdown`.
     ///
     /// # Errors
-    /// [`db::Error::Stopped`]: the writer has ended; [`db::Error::Moved`]: nobody will find what it writes.
+    /// [`db::Error::Stopped`]: the writer has ended; [`db::Error::Moved`]: the database file was deleted or replaced.
     pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
-        // Twice as often as systemd asks for, as sd_watchdog_enabled(3) recommends.
-        let longest = systemd::watchdog_interval().map_or(LOOK, |interval| (interval / 2).min(LOOK));
-        let shortest = REST.min(longest);
-        let (writing, sending) =
-            (self.heartbeats.begin("storing", longest + ANSWER), self.heartbeats.begin("forwarding", STANDSTILL));
-        let (mut outbox, mut said) = (self.store.watch_outbox(), String::new());
+        // sd_watchdog_enabled(3) recommends to reset the watchdog after half of its interval.
+        let longest = systemd::watchdog_interval().map_or(LONGEST_PAUSE, |interval| (interval / 2).min(LONGEST_PAUSE));
+        let shortest = SHORTEST_PAUSE.min(longest);
+        let writer = self.heartbeats.begin("storing", longest + WRITER_TIMEOUT);
+        let forwarding = self.heartbeats.begin("forwarding", OUTBOX_TIMEOUT);
+        let mut outbox = self.store.watch_outbox();
+        let mut reported = String::new();
         loop {
             outbox.mark_unchanged();
-            self.store_answers(&writing).await?;
-            let (line, moves) = match self.look().await {
+            self.ping_writer(&writer).await?;
+            let (line, outbox_moves) = match self.check().await {
                 Err(moved @ db::Error::Moved(_)) => return Err(moved),
                 Err(error) => (error.to_string(), error.is_temporary()),
-                Ok(looked) => looked,
+                Ok(checked) => checked,
             };
-            if moves {
-                sending.beat();
+            if outbox_moves {
+                forwarding.beat();
             }
-            let pause = if line == said {
+            let pause = if line == reported {
                 longest
             } else {
                 systemd::status(&line);
-                said = line;
-                // What has changed may be changing still.
+                reported = line;
+                // More changes may follow soon.
                 shortest
             };
             match self.heartbeats.late() {
                 late if late.is_empty() => systemd::watchdog(),
                 late => tracing::error!("no progress: {}", late.join(", ")),
             }
-            let (rest, pause) = (sleep(shortest), sleep(pause));
-            let changed = async {
-                // The store is gone only with the program.
+            let (shortest_pause, pause) = (sleep(shortest), sleep(pause));
+            let change = async {
+                // An error means that the store is closed. The next ping reports that.
                 let _ = outbox.changed().await;
-                rest.await;
+                shortest_pause.await;
             };
             tokio::select! {
                 _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
                 () = pause => {}
-                () = changed => {}
+                () = change => {}
             }
         }
     }
 
-    async fn store_answers(&self, heartbeat: &Heartbeat) -> db::Result<()> {
+    /// Beats if the writer answers in time.
+    async fn ping_writer(&self, heartbeat: &Heartbeat) -> db::Result<()> {
         match timeout(ping_timeout(), self.store.ping()).await {
             Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
-            // That another program holds the lock, or the disk is full, no restart would mend.
+            // An error is an answer, too: a restart would not help against a full disk or the lock of another program.
             Ok(_) => {
                 heartbeat.beat();
                 Ok(())
@@ -89,18 +91,19 @@ impl Supervisor {
         }
     }
 
-    /// How it goes, in a line, and whether the outbox moves, or waits for what no restart would mend.
-    async fn look(&self) -> db::Result<(String, bool)> {
+    /// The health in one line, and whether the outbox moves. An outbox that waits for disk space or a lock counts as moving,
+    /// because a restart would not help.
+    async fn check(&self) -> db::Result<(String, bool)> {
         let (reader, health) = health::own_health(&self.store, &self.expected, &self.heartbeats).await?;
-        let since = Timestamp::now() - STANDSTILL;
+        let since = Timestamp::now() - OUTBOX_TIMEOUT;
         let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
         Ok((health.line(), moves))
     }
 }
 
-/// Never so long that the watchdog goes hungry for want of an answer that will come.
+/// Short enough that a slow answer does not delay the reset of the watchdog.
 fn ping_timeout() -> Duration {
-    systemd::watchdog_interval().map_or(REST, |interval| (interval / 4).min(REST))
+    systemd::watchdog_interval().map_or(SHORTEST_PAUSE, |interval| (interval / 4).min(SHORTEST_PAUSE))
 }
 
 #[cfg(test)]
@@ -108,10 +111,10 @@ mod tests {
     use super::*;
     use crate::model::Matching;
 
-    /// Over a database in which something has been due for years.
+    /// A supervisor of a database with a delivery that has been due for years.
     fn supervisor(folder: &tempfile::TempDir) -> Supervisor {
         let path = folder.path().join("m.db");
-        let matching = Matching { enabled: false, window: LOOK };
+        let matching = Matching { enabled: false, window: LONGEST_PAUSE };
         let store = Store::open(db::StoreSettings { path: path.clone(), targets: Vec::new(), matching }).unwrap();
         let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
             INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
@@ -122,23 +125,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_outbox_that_waits_for_a_lock_is_not_stuck() {
+    async fn a_locked_outbox_is_not_stuck() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(&folder);
-        assert!(!supervisor.look().await.unwrap().1, "nobody sends what is due");
+        assert!(!supervisor.check().await.unwrap().1, "a delivery is due, and no worker runs");
         let other = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let (line, moves) = supervisor.look().await.unwrap();
+        let (line, moves) = supervisor.check().await.unwrap();
         assert!(line.contains("locked") && moves, "{line}");
     }
 
     #[tokio::test]
-    async fn a_database_that_nobody_will_find_is_the_end() {
+    async fn a_deleted_database_ends_the_supervisor() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(&folder);
         std::fs::remove_file(folder.path().join("m.db")).unwrap();
         let (_shutdown, ending) = watch::channel(false);
-        let ended = timeout(ANSWER, supervisor.run(ending)).await.unwrap();
+        let ended = timeout(WRITER_TIMEOUT, supervisor.run(ending)).await.unwrap();
         assert!(matches!(ended, Err(db::Error::Moved(_))), "{ended:?}");
     }
 }
