@@ -1,4 +1,5 @@
-//! What works and what needs a person. `status`, `/healthz`, `/metrics` and systemd report the same.
+//! The health of the daemon, and the problems that an operator must solve. `status`, `/healthz`, `/metrics` and systemd
+//! report the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use crate::db::{self, MailboxRow, Store, StoreReader};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
-/// How much longer than `idle_renew` a mailbox may go without a round trip.
+/// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
 /// The text about a locked database.
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
@@ -39,7 +40,7 @@ pub struct Watched {
 /// The state of the daemon. `status --json` prints it; the keys are an interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// Nothing needs a person.
+    /// Nothing needs attention.
     pub ok: bool,
     /// The watched mailboxes.
     pub mailboxes: Vec<Mailbox>,
@@ -49,7 +50,7 @@ pub struct Health {
     pub events: BTreeMap<String, i64>,
     /// How many deliveries are in each state.
     pub deliveries: BTreeMap<String, i64>,
-    /// The problems that a person must solve, each with advice; empty if `ok`.
+    /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
     /// The database cannot be written: the disk is full, or another program has locked it.
     #[serde(skip)]
@@ -86,22 +87,25 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         mailboxes.extend(row.map(Mailbox::from));
     }
     let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
-    attention.extend(room.map(|room| {
-        format!(
-            "the disk is full, the database has {} KiB left: free some space, mails and deliveries wait until then",
-            room >> 10
-        )
-    }));
+    if let Some(room) = room {
+        let kib = room >> 10;
+        attention.push(format!(
+            "the disk is full, the database has {kib} KiB left: free some space; mails and deliveries wait until then"
+        ));
+    }
     // Only a daemon waits for the lock. Without one, this check would be the first to open the file.
     let locked = running && reader.is_locked();
-    attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.checkpoint_backlog()?).filter(|bytes| *bytes >= db::MAX_WAL_BACKLOG);
-    attention.extend(kept_back.map(|bytes| {
-        let mib = bytes >> 20;
-        format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)")
-    }));
-    attention.extend(undelivered(reader, expected)?);
-    let words = |words: &[&str], counted: Vec<(String, i64)>| {
+    if locked {
+        attention.push(LOCKED.to_owned());
+    }
+    let backlog = reader.checkpoint_backlog()?;
+    if backlog >= db::MAX_WAL_BACKLOG {
+        let mib = backlog >> 20;
+        attention.push(format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)"));
+    }
+    attention.extend(waiting(reader, expected)?);
+    // Words without rows are counted as 0.
+    let counts = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
@@ -110,9 +114,9 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     Ok(Health {
         ok: attention.is_empty(),
         mailboxes,
-        mails: words(&outcomes, reader.count_by("mails", "outcome")?),
-        events: words(&statuses, reader.count_by("events", "status")?),
-        deliveries: words(&states, reader.count_by("deliveries", "state")?),
+        mails: counts(&outcomes, reader.count_by("mails", "outcome")?),
+        events: counts(&statuses, reader.count_by("events", "status")?),
+        deliveries: counts(&states, reader.count_by("deliveries", "state")?),
         attention,
         waits: room.is_some() || locked,
     })
@@ -173,7 +177,7 @@ fn never_seen(watched: &Watched) -> Option<String> {
 fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
     let name = format!("mailbox {}/{}", row.account, row.mailbox);
     if row.state == MailboxState::Failed.as_str() {
-        let error = row.last_error.as_deref().unwrap_or("no reason was given");
+        let error = row.last_error.as_deref().unwrap_or("unknown error");
         return Some(format!("{name}: {error}"));
     }
     let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
@@ -189,8 +193,8 @@ fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp)
     })
 }
 
-/// The mails, events and deliveries that wait for a person.
-fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
+/// The mails, events and deliveries that wait for an operator.
+fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [
@@ -201,7 +205,7 @@ fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<Stri
         ),
         (
             backlog.undelivered,
-            "listed by the mail server and not delivered: `mails --outcome quarantined` says which UID, look at it with another mail program; it is fetched again at each renewal",
+            "listed by the mail server and not delivered: `mails --outcome quarantined` shows the UID; look at the mail with another mail program. The daemon fetches it again at each renewal",
             "mail",
         ),
         (
@@ -250,7 +254,7 @@ impl From<MailboxRow> for Mailbox {
 }
 
 impl Health {
-    /// For a database that does not exist or cannot be read.
+    /// The health of a database that does not exist or cannot be read. `why`: the reason.
     #[must_use]
     pub fn unknown(why: String) -> Self {
         let none = BTreeMap::new;
@@ -269,7 +273,7 @@ impl Health {
     #[must_use]
     pub fn line(&self) -> String {
         if let Some(first) = self.attention.first() {
-            return format!("needs a person ({}): {first}", self.attention.len());
+            return format!("needs attention ({}): {first}", self.attention.len());
         }
         let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
         format!(
@@ -315,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_silence_is_a_problem() {
+    fn an_old_round_trip_is_a_problem() {
         let now = "2025-03-05T04:00:00Z".parse().unwrap();
         let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
         assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);

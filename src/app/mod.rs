@@ -57,7 +57,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Prepared { config, accounts, targets, resolver, metrics, vigil } = prepared;
     if config.trust.accepts_unproven() {
-        tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
+        tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
     let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
     let (heartbeats, expected) = (Heartbeats::default(), expected(&config));
@@ -90,10 +90,13 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     if let Some((address, listener)) = metrics {
         let serving = metrics::serve(
             listener,
-            metrics::Endpoint { store: store.clone(), expected, heartbeats, latency },
+            metrics::MetricsEndpoint { store: store.clone(), expected, heartbeats, latency },
             shutdown.clone(),
         );
-        loops.spawn(async move { serving.await.context("serving metrics") });
+        loops.spawn(async move {
+            serving.await;
+            Ok(())
+        });
         tracing::debug!(%address, "serving metrics");
     }
     systemd::ready();
