@@ -74,7 +74,7 @@ pub fn rules_without_account(config: &Config) -> Rules {
 pub fn store_settings(config: &Config) -> db::StoreSettings {
     db::StoreSettings {
         path: config.database(),
-        targets: config.forwards.iter().map(forward::Settings::target).collect(),
+        targets: config.forwards.iter().map(forward::ForwardSettings::target).collect(),
         matching: config.sessions.matching(),
     }
 }
@@ -212,7 +212,7 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
     for (n, settings) in config.forwards.iter().enumerate() {
         let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
         let target = forward::Target::new(settings.clone(), secret);
-        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.words))?);
+        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.message))?);
     }
     Ok(targets)
 }

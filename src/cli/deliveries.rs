@@ -31,7 +31,7 @@ pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) ->
 }
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
-    // An error, not a new database, if there is none.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let which = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
     let changed = super::with_store(config, async |store| store.retry(which).await).await?;

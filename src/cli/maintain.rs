@@ -19,7 +19,7 @@ pub(super) fn backup(config: &Config, to: &Path) -> anyhow::Result<()> {
 }
 
 pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool) -> anyhow::Result<()> {
-    // An error, not a new database, if there is none.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let before = Timestamp::now().checked_sub(age.0).context("--older-than is too long; try 90d")?;
     let pruned = super::with_store(config, async |store| store.prune(iso(before), quarantined).await).await?;

@@ -147,7 +147,7 @@ async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Re
     done
 }
 
-/// Reads mails from files in a task of its own. The channel holds up to [`BATCH`] mails. The task ends after the last file.
+/// Reads mails from files in a separate task. The channel holds up to [`BATCH`] mails. The task ends after the last file.
 fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMail, files::Error>>, JoinHandle<()>) {
     let (paths, (found, mails)) = (paths.to_vec(), mpsc::channel(BATCH));
     let reading = tokio::task::spawn_blocking(move || {

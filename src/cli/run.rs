@@ -52,7 +52,7 @@ impl Signals {
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
-    let file = config.file().to_owned();
+    let file = config.path().to_owned();
     // A command that prints a secret may wait for input. A shutdown does not wait for it.
     let mut prepared = tokio::select! {
         prepared = app::prepare(config, None) => prepared?,

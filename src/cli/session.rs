@@ -49,7 +49,7 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
 
 /// Assigns an event to a session by the operator's decision.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
-    // An error, not a new database, if there is none.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let assigned = super::with_store(config, async |store| store.session_assign(event_id, session_id).await).await?;
     let before = assigned.before.map(|id| format!(" (before: {id})")).unwrap_or_default();

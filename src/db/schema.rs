@@ -72,8 +72,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// As [`open_reader`], without a check of the content. The first reader creates files beside the database, and not
-/// every user may do so. A file that was closed properly can be read without them.
+/// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, which
+/// some users may not do. SQLite can read a file that was closed properly without them.
 fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
