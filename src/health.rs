@@ -21,14 +21,14 @@ const LOCKED: &str = "another program has locked the database: end it or its tra
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
     /// The mailboxes to watch.
-    pub mailboxes: Vec<Watched>,
+    pub mailboxes: Vec<WatchedMailbox>,
     /// The targets' names.
     pub targets: Vec<String>,
 }
 
 /// A mailbox that the configuration names.
 #[derive(Debug, Clone)]
-pub struct Watched {
+pub struct WatchedMailbox {
     /// The account's name.
     pub account: String,
     /// A mailbox's name, or a special-use attribute (`\Junk`).
@@ -148,7 +148,7 @@ pub async fn own_health(
 /// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the
 /// configuration, so it is the newest of the account's other rows. Any other rows belong to mailboxes that were watched
 /// earlier.
-fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Option<MailboxRow>)> {
+fn pair(expected: &[WatchedMailbox], mut rows: Vec<MailboxRow>) -> Vec<(&WatchedMailbox, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =
         expected.iter().map(|watched| (watched, remove_first(&mut rows, |row| is_watched_as(watched, row)))).collect();
@@ -160,7 +160,7 @@ fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Optio
     named
 }
 
-fn is_watched_as(watched: &Watched, row: &MailboxRow) -> bool {
+fn is_watched_as(watched: &WatchedMailbox, row: &MailboxRow) -> bool {
     row.account == watched.account && same_mailbox(&row.mailbox, &watched.wanted)
 }
 
@@ -168,13 +168,13 @@ fn remove_first(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool)
     rows.iter().position(which).map(|n| rows.remove(n))
 }
 
-fn never_seen(watched: &Watched) -> Option<String> {
-    let Watched { account, wanted, .. } = watched;
+fn never_seen(watched: &WatchedMailbox) -> Option<String> {
+    let WatchedMailbox { account, wanted, .. } = watched;
     Some(format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`"))
 }
 
 /// The problem of a mailbox. Without a running daemon, an old round trip is no problem.
-fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
+fn complaint(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
     let name = format!("mailbox {}/{}", row.account, row.mailbox);
     if row.state == MailboxState::Failed.as_str() {
         let error = row.last_error.as_deref().unwrap_or("unknown error");
@@ -290,8 +290,8 @@ mod tests {
     use super::*;
     use crate::model::{Uid, UidValidity};
 
-    fn watched(wanted: &str) -> Watched {
-        Watched { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
+    fn watched(wanted: &str) -> WatchedMailbox {
+        WatchedMailbox { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
     }
 
     fn row(mailbox: &str, state: &str, seen: &str) -> MailboxRow {

@@ -21,7 +21,7 @@ use supervisor::Supervisor;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
-use crate::health::{Expected, Watched};
+use crate::health::{Expected, WatchedMailbox};
 use crate::ingest::{self, DeferredMails, Ingest};
 use crate::heartbeat::Heartbeats;
 use crate::source::imap;
@@ -138,7 +138,7 @@ async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Resul
 pub fn expected(config: &Config) -> Expected {
     let watched = |account: &imap::Settings| {
         let (name, renew) = (account.name.clone(), account.idle_renew.0);
-        let watched = move |wanted: &String| Watched { account: name.clone(), wanted: wanted.clone(), renew };
+        let watched = move |wanted: &String| WatchedMailbox { account: name.clone(), wanted: wanted.clone(), renew };
         account.mailboxes.iter().map(watched).collect::<Vec<_>>()
     };
     Expected {
