@@ -83,8 +83,13 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     }
     let mut mailboxes = Vec::new();
     for (watched, row) in pair(&expected.mailboxes, reader.mailboxes()?) {
-        attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
-        mailboxes.extend(row.map(Mailbox::from));
+        match row {
+            None => attention.push(never_reached(watched)),
+            Some(row) => {
+                attention.extend(problem(watched, &row, running, now));
+                mailboxes.push(Mailbox::from(row));
+            }
+        }
     }
     let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
     if let Some(room) = room {
@@ -168,13 +173,13 @@ fn remove_first(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool)
     rows.iter().position(which).map(|n| rows.remove(n))
 }
 
-fn never_seen(watched: &WatchedMailbox) -> Option<String> {
+fn never_reached(watched: &WatchedMailbox) -> String {
     let WatchedMailbox { account, wanted, .. } = watched;
-    Some(format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`"))
+    format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`")
 }
 
 /// The problem of a mailbox. Without a running daemon, an old round trip is no problem.
-fn complaint(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
+fn problem(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
     let name = format!("mailbox {}/{}", row.account, row.mailbox);
     if row.state == MailboxState::Failed.as_str() {
         let error = row.last_error.as_deref().unwrap_or("unknown error");
@@ -182,15 +187,14 @@ fn complaint(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Tim
     }
     let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
     // The watcher looks once an hour for a special-use mailbox that the server does not have.
-    let absent = row.mailbox.starts_with('\\');
-    let limit = if absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
-    let silent = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
-    (running && silent > limit).then(|| {
-        format!(
-            "{name}: no completed round trip for {} minutes; restart the daemon if this stays",
-            silent.as_secs() / 60
-        )
-    })
+    let is_absent = row.mailbox.starts_with('\\');
+    let limit = if is_absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
+    let age = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
+    if !running || age <= limit {
+        return None;
+    }
+    let minutes = age.as_secs() / 60;
+    Some(format!("{name}: no completed round trip for {minutes} minutes; restart the daemon if this stays"))
 }
 
 /// The mails, events and deliveries that wait for an operator.
@@ -234,16 +238,17 @@ fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>>
             "mail",
         ),
     ];
-    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
+    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, text, noun)| counted(n, noun, text)).collect())
 }
 
-fn plural(n: i64, what: &str, words: &str) -> String {
-    let noun = match (n, what) {
-        (1, what) => what.to_owned(),
+/// A count with its noun and a text: "2 deliveries given up".
+fn counted(n: i64, noun: &str, text: &str) -> String {
+    let noun = match (n, noun) {
+        (1, noun) => noun.to_owned(),
         (_, "delivery") => "deliveries".to_owned(),
-        (_, what) => format!("{what}s"),
+        (_, noun) => format!("{noun}s"),
     };
-    format!("{n} {noun} {words}")
+    format!("{n} {noun} {text}")
 }
 
 impl From<MailboxRow> for Mailbox {
@@ -321,10 +326,10 @@ mod tests {
     #[test]
     fn an_old_round_trip_is_a_problem() {
         let now = "2025-03-05T04:00:00Z".parse().unwrap();
-        let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
-        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);
-        assert!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), true).unwrap().contains("15 minutes"));
-        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), false), None);
-        assert!(complain(&row("INBOX", "failed", "2025-03-05T03:59:59.000Z"), true).is_some());
+        let problem = |row: &MailboxRow, running| problem(&watched("INBOX"), row, running, now);
+        assert_eq!(problem(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);
+        assert!(problem(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), true).unwrap().contains("15 minutes"));
+        assert_eq!(problem(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), false), None);
+        assert!(problem(&row("INBOX", "failed", "2025-03-05T03:59:59.000Z"), true).is_some());
     }
 }

@@ -60,7 +60,8 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
     let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
-    let (heartbeats, expected) = (Heartbeats::default(), expected(&config));
+    let heartbeats = Heartbeats::default();
+    let expected = expected(&config);
     let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
@@ -78,8 +79,8 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     loops.spawn(async move { deferred.await.context("examining deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
-    let (watched, ending) = (store.clone(), shutdown.clone());
-    loops.spawn(async move { watched.watch_changes(ending).await.context("watching the database") });
+    let (changed, ending) = (store.clone(), shutdown.clone());
+    loops.spawn(async move { changed.watch_changes(ending).await.context("watching the database") });
     loops.spawn(async move {
         vigil.keep().await;
         Ok(())

@@ -100,7 +100,8 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
     let (vigil, sleeps) = Vigil::new();
-    let (accounts, targets) = (accounts(&config, &sleeps).await?, forward_targets(&config).await?);
+    let accounts = accounts(&config, &sleeps).await?;
+    let targets = forward_targets(&config).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
@@ -142,7 +143,8 @@ async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap:
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
-        let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
+        let trust = config.trust.clone();
+        let server = (settings.host.to_ascii_lowercase(), settings.port());
         let account = imap::Account {
             login: login(config, n, settings, &mut clients).await?,
             settings: settings.clone(),

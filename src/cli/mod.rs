@@ -149,14 +149,19 @@ async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Re
 
 /// Reads mails from files in a separate task. The channel holds up to [`BATCH`] mails. The task ends after the last file.
 fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMail, files::Error>>, JoinHandle<()>) {
-    let (paths, (found, mails)) = (paths.to_vec(), mpsc::channel(BATCH));
+    let paths = paths.to_vec();
+    let (found, mails) = mpsc::channel(BATCH);
     let reading = tokio::task::spawn_blocking(move || {
         // The channel is closed if the receiver has failed. The receiver reports that.
-        let mut hand_over = |mail| match found.blocking_send(mail) {
+        let mut send = |mail| match found.blocking_send(mail) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let _ = paths.iter().try_for_each(|path| files::read_mails(path, max_size, &mut hand_over));
+        for path in &paths {
+            if files::read_mails(path, max_size, &mut send).is_break() {
+                break;
+            }
+        }
     });
     (mails, reading)
 }

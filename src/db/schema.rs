@@ -81,10 +81,11 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     let Err(error) = count_tables(&connection) else { return Ok((connection, false)) };
     let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
-    match immutable_uri(path).filter(|_| may_not && !wal_path(path).exists()) {
-        None => Err(sqlite(error)),
-        Some(uri) => Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true)),
+    if !may_not || wal_path(path).exists() {
+        return Err(sqlite(error));
     }
+    let Some(uri) = immutable_uri(path) else { return Err(sqlite(error)) };
+    Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true))
 }
 
 /// The characters of a path that a URI encodes.

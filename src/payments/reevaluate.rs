@@ -93,6 +93,7 @@ fn reevaluate(
     };
     let Admitted { outcome: new, reason: why, event_id, .. } = admitted;
     let proof = examined.proof.as_ref();
+    let next = if new == Outcome::Deferred { next.map(iso) } else { None };
     tx.execute(
         "UPDATE mails SET outcome = ?2, reason = ?3, event_id = ?4, trust = coalesce(?5, trust),
            trust_domain = coalesce(?6, trust_domain), trust_selector = coalesce(?7, trust_selector),
@@ -110,7 +111,7 @@ fn reevaluate(
             proof.map(covers),
             proof.map(|p| p.to.join(" ")),
             current_time(),
-            next.filter(|_| new == Outcome::Deferred).map(iso),
+            next,
         ],
     )?;
     if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
