@@ -164,8 +164,12 @@ impl Config {
         let base = self.file.path.parent().map(Path::to_owned).unwrap_or_default();
         for account in &mut self.accounts {
             account.ca_file = account.ca_file.take().map(|path| base.join(path));
-            account.password.iter_mut().for_each(|source| source.resolve_path(&base));
-            account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut).for_each(|source| source.resolve_path(&base));
+            if let Some(password) = &mut account.password {
+                password.resolve_path(&base);
+            }
+            for secret in account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut) {
+                secret.resolve_path(&base);
+            }
         }
         for forward in &mut self.forwards {
             forward.secret.resolve_path(&base);

@@ -119,7 +119,8 @@ impl Parsing {
             None => {
                 // The outcome as if the mail were authenticated. It was not, so no trust is printed.
                 let to = trust::to_addresses(&mail.bytes);
-                let asked = Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
+                let asked =
+                    Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
                 let (mut examined, report) = self.rules.examine_trusted(mail, asked);
                 examined.proof = None;
                 (examined, report)
