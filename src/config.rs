@@ -312,14 +312,14 @@ fn without_value(message: &str) -> &str {
 const PLAIN: [(&str, &str); 6] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
-    ("expected path string", "expected a file's name"),
+    ("expected path string", "expected a path"),
     ("expected socket address", "expected an address and a port, for example \"127.0.0.1:9464\""),
     ("invalid socket address syntax", "expected an address, no name, and a port, for example \"127.0.0.1:9464\""),
     ("wanted string or table", "expected a text, or a table"),
 ];
 
-fn in_plain_words(words: &str) -> String {
-    PLAIN.iter().fold(words.to_owned(), |words, (library, ours)| words.replace(library, ours))
+fn in_plain_words(message: &str) -> String {
+    PLAIN.iter().fold(message.to_owned(), |message, (library, ours)| message.replace(library, ours))
 }
 
 /// The innermost key whose name or value stands at `offset`.

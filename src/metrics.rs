@@ -107,9 +107,9 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
 fn healthz(health: &Health) -> Response<Full<Bytes>> {
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut text = if health.ok { "ok\n".to_owned() } else { String::new() };
-    for words in &health.attention {
+    for problem in &health.attention {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{words}");
+        let _ = writeln!(text, "{problem}");
     }
     response(status, "text/plain; charset=utf-8", text)
 }

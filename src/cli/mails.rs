@@ -65,8 +65,8 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     let proof = Proof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
     let (examined, _) = rules.examine_trusted(&stored.mail, proof);
     let change = super::with_store(config, async |store| store.reevaluate(id, examined, None).await).await?;
-    let words = super::reparse::describe(&change);
-    output::ignore_closed_pipe(output::line(&format!("mail {id}: {words}")))?;
+    let description = super::reparse::describe(&change);
+    output::ignore_closed_pipe(output::line(&format!("mail {id}: {description}")))?;
     let released = matches!(change, Reevaluation::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
     Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

@@ -113,8 +113,8 @@ impl Parsing {
     async fn examine(&self, mail: &RawMail) -> (Examined, ParseReport) {
         match &self.resolver {
             Some(resolver) => {
-                let verdict = self.rules.authenticate(mail, resolver, Timestamp::now()).await;
-                self.rules.examine_with(mail, verdict)
+                let authenticity = self.rules.authenticate(mail, resolver, Timestamp::now()).await;
+                self.rules.examine_with(mail, authenticity)
             }
             None => {
                 // The outcome as if the mail were authenticated. It was not, so no trust is printed.

@@ -45,7 +45,7 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
         if stored.outcome == Outcome::Deferred {
             continue;
         }
-        let change = store.reevaluate(id, read_again(rules, &stored), None).await?;
+        let change = store.reevaluate(id, examine_again(rules, &stored), None).await?;
         if change != Reevaluation::Same {
             changed += 1;
             output::ignore_closed_pipe(print(&stored, &change, json))?;
@@ -58,20 +58,19 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
 }
 
 /// Examines a mail with the current rules and the stored result of its authentication.
-fn read_again(rules: &Rules, stored: &StoredMail) -> Examined {
-    let verdict = match &stored.proof {
+fn examine_again(rules: &Rules, stored: &StoredMail) -> Examined {
+    let authenticity = match &stored.proof {
         Some(proof) => Authenticity::Trusted(proof.clone()),
-        None => Authenticity::Rejected(refusal(stored)),
+        None => Authenticity::Rejected(rejection(stored)),
     };
-    rules.examine_with(&stored.mail, verdict).0
+    rules.examine_with(&stored.mail, authenticity).0
 }
 
-/// The reason why a mail was not trusted. A mail that was ignored has no such reason; the general one must do if the current
-/// rules find a payment in it.
-fn refusal(stored: &StoredMail) -> Reason {
-    let (code, words) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
+/// The reason why a mail was rejected. An ignored mail has none stored, so it gets a general one.
+fn rejection(stored: &StoredMail) -> Reason {
+    let (code, explanation) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
     match code.parse() {
-        Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, words),
+        Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, explanation),
         _ => Reason::new(ReasonCode::Untrusted, "it had no proof when it was received"),
     }
 }

@@ -72,6 +72,6 @@ pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<
     };
     let key = config.secret("sessions.address.key", &address.key).await?;
     let addresses = SignedAddresses::new(&address.mailbox, &key)
-        .map_err(|words| config.wrong("sessions.address.mailbox", words))?;
+        .map_err(|message| config.wrong("sessions.address.mailbox", message))?;
     output::line(&addresses.address_for(order_ref).map_err(super::UsageError)?)
 }
