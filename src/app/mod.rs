@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ingest_error_does_not_wait_for_the_watcher() {
+    fn ingest_errors_do_not_wait_for_the_watcher() {
         let failing = watch_and_ingest(std::future::pending(), async { Err(db::Error::Stopped) });
         assert!(failing.now_or_never().unwrap().is_err());
         let ending = watch_and_ingest(async {}, std::future::pending());

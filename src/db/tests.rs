@@ -157,7 +157,7 @@ async fn an_idle_writer_checkpoints_the_wal() {
 }
 
 #[tokio::test]
-async fn a_blocked_checkpoint_is_reported_and_made_up_for() {
+async fn a_blocked_checkpoint_is_reported_and_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let (store, wal) = (store(&folder), folder.path().join("m.db-wal"));
     let other = Connection::open(folder.path().join("m.db")).unwrap();

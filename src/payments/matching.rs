@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn several_sessions_of_an_order_need_a_clear_match() {
+    fn sessions_of_one_order_need_a_clear_match() {
         let event = paid("20", "Sepolia");
         let of = |sessions: &[(RegisteredSession, bool)]| {
             session_of_order(&event, sessions, HOW.window)

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_that_another_row_has_is_a_duplicate() {
+    async fn a_mail_stored_under_another_row_is_duplicate() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder);
         for entry in [delivered(b"a mail"), undelivered(Availability::Listed), delivered(b"a mail")] {
