@@ -1,4 +1,4 @@
-//! `authorize`: a person agrees in a browser, and the refresh token goes where the configuration expects it.
+//! `authorize`: an operator signs in with a browser, and the refresh token is stored at the place in the configuration.
 
 use std::io::BufRead;
 use std::sync::Arc;

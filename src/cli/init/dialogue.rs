@@ -13,12 +13,12 @@ const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// Gets answers from flags, or from a person.
 pub(super) struct Dialogue {
-    /// Whether a person is asked.
+    /// Whether it asks on the terminal. Otherwise, a missing flag is an error.
     pub(super) asks: bool,
 }
 
 /// A question.
-pub(super) struct Question<'a> {
+pub(super) struct DialogueQuestion<'a> {
     /// The flag that has the answer.
     pub(super) flag: &'a str,
     /// Its value.
@@ -33,10 +33,10 @@ impl Dialogue {
     /// A text that `check` accepts.
     pub(super) async fn text(
         &self,
-        question: Question<'_>,
+        question: DialogueQuestion<'_>,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> anyhow::Result<String> {
-        let Question { flag, given, words, default } = question;
+        let DialogueQuestion { flag, given, words, default } = question;
         if let Some(given) = given {
             check(given).map_err(|wrong| UsageError(format!("{flag} {given:?}: {wrong}")))?;
             return Ok(given.to_owned());

@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::super::output::message;
 use super::super::{UsageError, terminal};
-use super::dialogue::Question;
+use super::dialogue::DialogueQuestion;
 use super::{Obtained, Setup};
 use crate::config::Config;
 use crate::model::printable;
@@ -21,7 +21,8 @@ impl Setup<'_> {
     /// The account, tried out, and the secret that has to be written.
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
-        let question = Question { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
+        let question =
+            DialogueQuestion { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
         let is_email = |text: &str| {
             if is_address(text) { Ok(()) } else { Err("expected an address, like payments@shop.example".into()) }
         };
@@ -95,7 +96,7 @@ impl Setup<'_> {
     /// The server that the person names.
     async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
-        let question = Question { flag: "--host", given, words: "IMAP server", default };
+        let question = DialogueQuestion { flag: "--host", given, words: "IMAP server", default };
         let check =
             |text: &str| if is_host(text) { Ok(()) } else { Err("expected a host name, without a port".to_owned()) };
         let host = self.dialogue.text(question, check).await?;
@@ -103,7 +104,7 @@ impl Setup<'_> {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
         let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
-        let question = Question { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
+        let question = DialogueQuestion { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
@@ -116,7 +117,7 @@ impl Setup<'_> {
 
     async fn login_name(&self, default: &str) -> anyhow::Result<String> {
         let given = self.arguments.user.as_deref();
-        let question = Question { flag: "--user", given, words: "Login name", default: Some(default) };
+        let question = DialogueQuestion { flag: "--user", given, words: "Login name", default: Some(default) };
         let check = |text: &str| {
             let is_right = !text.is_empty() && !text.chars().any(char::is_control);
             if is_right { Ok(()) } else { Err("expected a login name".to_owned()) }
@@ -135,7 +136,7 @@ impl Setup<'_> {
                 let default = if is_private { "consumers" } else { &domain };
                 let given = arguments.tenant.as_deref();
                 let question =
-                    Question { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
+                    DialogueQuestion { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
                 let tenant = self.dialogue.text(question, is_id).await?;
                 Ok(LoginDraft::OAuth(ProviderApp::microsoft(&client_id, &tenant)))
             }
@@ -162,7 +163,7 @@ impl Setup<'_> {
 
     async fn client_id(&self) -> anyhow::Result<String> {
         let given = self.arguments.client_id.as_deref();
-        let question = Question { flag: "--client-id", given, words: "Application (client) id", default: None };
+        let question = DialogueQuestion { flag: "--client-id", given, words: "Application (client) id", default: None };
         self.dialogue.text(question, is_id).await
     }
 

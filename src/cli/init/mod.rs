@@ -20,7 +20,7 @@ use crate::http::Url;
 use crate::payments;
 use crate::secret::SecretSource;
 use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
-use dialogue::{Dialogue, Question};
+use dialogue::{Dialogue, DialogueQuestion};
 
 /// The configuration of the packaged unit.
 const PACKAGED: &str = "/etc/resmic-mailhook/config.toml";
@@ -165,7 +165,7 @@ impl<'a> Setup<'a> {
                 "\nEvents can be posted to your handler, signed like Resmic's webhook. Without one they stay in the database.",
             );
         }
-        let question = Question {
+        let question = DialogueQuestion {
             flag: "--forward (or --no-forward)",
             given: self.arguments.forward.as_deref(),
             words: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
@@ -206,7 +206,7 @@ impl<'a> Setup<'a> {
             None => Err("expected address, match or send".to_owned()),
         };
         let given = self.arguments.orders.as_deref();
-        let question = Question { flag: "--orders", given, words: "1, 2 or 3", default: None };
+        let question = DialogueQuestion { flag: "--orders", given, words: "1, 2 or 3", default: None };
         let answer = self.dialogue.text(question, check).await?;
         let method = order_method(&answer).ok_or_else(|| dialogue::missing("--orders"))?;
         if method == OrderMethod::Address && mail::lacks_tags(draft) {
@@ -255,7 +255,7 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// What `check` checks; a refresh token may still be missing.
+/// Checks the new configuration as `check` does, except for refresh tokens, which may be missing still.
 async fn check(config: &Config) -> anyhow::Result<()> {
     let mut clients = crate::tls::TlsClients::default();
     for (n, account) in config.accounts.iter().enumerate() {
