@@ -12,7 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use resmic_mailhook::db::{self, Store};
-use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{
     Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
@@ -176,7 +176,7 @@ fn drain(seen: &mut mpsc::UnboundedReceiver<Instant>) {
 fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
     let folder = tempfile::tempdir().unwrap();
     let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
-    let settings: Settings = toml::from_str(&table).unwrap();
+    let settings: ForwardSettings = toml::from_str(&table).unwrap();
     let store = Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
         targets: vec![settings.target()],

@@ -1,7 +1,7 @@
-//! TOML → a [`Config`] that cannot be wrong.
+//! TOML → a valid [`Config`].
 //!
-//! Each room owns its own settings; this one reads them, checks what concerns more than one of them, and says in
-//! which file, in which line and at which key something is wrong. A secret is never part of what it says.
+//! Each room defines and checks its own settings. This one reads the file and checks rules that concern several keys. An error
+//! names the file, the line and the key, and never quotes a value, which may be a secret.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use crate::chain::ChainSettings;
 use crate::source::imap;
 use crate::{extract, forward, payments, secret, telemetry, trust};
 
-/// Where a configuration is looked for if none is named, the first there is.
-const PLACES: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
+/// The paths of the configuration if none is given. The first that exists is used.
+const DEFAULT_PATHS: [&str; 2] = ["config.toml", "/etc/resmic-mailhook/config.toml"];
 
-/// Where a package puts the configuration, and where its unit keeps the state.
+/// The folders of a package's configuration and of its unit's state.
 const ETC: &str = "/etc/resmic-mailhook";
 const STATE: &str = "/var/lib/resmic-mailhook";
 
-/// The keys at which a secret is named.
+/// The keys whose value is the source of a secret.
 const SECRETS: [&str; 6] = ["password", "secret", "key", "client_secret", "refresh_token", "nodes"];
 
 /// The whole configuration.
@@ -48,16 +48,16 @@ pub struct Config {
     pub sessions: payments::SessionSettings,
     /// `[[forward]]`
     #[serde(default, rename = "forward")]
-    pub forwards: Vec<forward::Settings>,
+    pub forwards: Vec<forward::ForwardSettings>,
     /// `[[chain]]`
     #[serde(default, rename = "chain")]
     pub chains: Vec<ChainSettings>,
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
-    /// The file it was read from, for telling where something is wrong.
+    /// The file, in which errors are located.
     #[serde(skip)]
-    pub text: Text,
+    pub file: ConfigFile,
 }
 
 /// `[store]`
@@ -68,31 +68,31 @@ pub struct StoreTable {
     path: Option<PathBuf>,
 }
 
-/// The file that a configuration was read from.
+/// The file of a configuration: its path and its content.
 #[derive(Debug, Clone, Default)]
-pub struct Text {
+pub struct ConfigFile {
     path: PathBuf,
     content: String,
 }
 
-/// What is wrong, and where.
+/// An error in a configuration, with its place.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such file, or it cannot be read.
+    /// The file does not exist or cannot be read.
     #[error("configuration {path}: {source}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// None was named and none was found.
+    /// No path was given, and none of the default paths exists.
     #[error(
         "no configuration: name one with --config, or put one at ./config.toml or /etc/resmic-mailhook/config.toml"
     )]
     None,
-    /// A key is wrong.
-    #[error("{path}:{line}: {key}: {words}")]
+    /// The value of a key is wrong.
+    #[error("{path}:{line}: {key}: {message}")]
     Wrong {
         /// The file.
         path: PathBuf,
@@ -100,23 +100,23 @@ pub enum Error {
         line: usize,
         /// The key, as a path: `account[1].tls`.
         key: String,
-        /// What was expected.
-        words: String,
+        /// The expected value, or the problem.
+        message: String,
     },
 }
 
-/// A key and what is wrong with it, before the line is known.
-pub type Problem = (String, String);
+/// A key and its problem. The line is not known yet.
+type KeyProblem = (String, String);
 
 impl Config {
-    /// Reads the named file, or the first there is of the usual places.
+    /// Reads the given file, or the first of the default paths that exists.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn find(named: Option<&Path>) -> Result<Self, Error> {
-        match named {
+    pub fn find(path: Option<&Path>) -> Result<Self, Error> {
+        match path {
             Some(path) => Config::read(path),
-            None => PLACES.iter().map(Path::new).find(|p| p.exists()).map_or(Err(Error::None), Config::read),
+            None => DEFAULT_PATHS.iter().map(Path::new).find(|p| p.exists()).map_or(Err(Error::None), Config::read),
         }
     }
 
@@ -126,7 +126,8 @@ impl Config {
     /// [`Error`].
     pub fn read(path: &Path) -> Result<Self, Error> {
         let content = std::fs::read(path).map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-        let content = String::from_utf8(content).map_err(|e| Text::of(path, e.as_bytes()).no_utf8(&e.utf8_error()))?;
+        let content = String::from_utf8(content)
+            .map_err(|e| ConfigFile::from_bytes(path, e.as_bytes()).not_utf8(&e.utf8_error()))?;
         Config::parse(path, content)
     }
 
@@ -135,46 +136,50 @@ impl Config {
     /// # Errors
     /// [`Error`].
     pub fn parse(path: &Path, content: String) -> Result<Self, Error> {
-        let text = Text { path: path.to_owned(), content };
-        let mut config: Config = toml::from_str(&text.content).map_err(|e| text.explain(&e))?;
-        config.text = text;
-        config.check().map_err(|(key, words)| config.text.wrong(&key, words))?;
+        let file = ConfigFile { path: path.to_owned(), content };
+        let mut config: Config = toml::from_str(&file.content).map_err(|e| file.explain(&e))?;
+        config.file = file;
+        config.check().map_err(|(key, message)| config.file.wrong(&key, message))?;
         config.resolve_paths();
         Ok(config)
     }
 
-    /// What holds between keys.
-    fn check(&self) -> Result<(), Problem> {
+    /// Checks the settings of each room, and the rules that concern several keys.
+    fn check(&self) -> Result<(), KeyProblem> {
         if self.store.path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
-            return Err(("store.path".into(), "expected a file's name".into()));
+            return Err(("store.path".into(), "expected a path".into()));
         }
         unique("account", self.accounts.iter().map(|a| a.name.as_str()))?;
         unique("forward", self.forwards.iter().map(|f| f.name.as_str()))?;
         for (n, account) in self.accounts.iter().enumerate() {
-            account.check().map_err(|(key, words)| (format!("account[{n}].{key}"), words))?;
+            account.check().map_err(|(key, problem)| (format!("account[{n}].{key}"), problem))?;
         }
         for (n, forward) in self.forwards.iter().enumerate() {
-            forward.check().map_err(|(key, words)| (format!("forward[{n}].{key}"), words))?;
+            forward.check().map_err(|(key, problem)| (format!("forward[{n}].{key}"), problem))?;
         }
         ChainSettings::check_all(&self.chains)?;
         let confirms = self.forwards.iter().position(|forward| forward.confirm.is_some());
         if let Some(n) = confirms.filter(|_| self.chains.is_empty()) {
-            let words = "needs a [[chain]]: without one, nothing confirms a payment";
-            return Err((format!("forward[{n}].confirm"), words.into()));
+            let problem = "needs a [[chain]]: without one, nothing confirms a payment";
+            return Err((format!("forward[{n}].confirm"), problem.into()));
         }
-        self.trust.check().map_err(|(key, words)| (format!("trust.{key}"), words))?;
-        self.sessions.check().map_err(|(key, words)| (format!("sessions.{key}"), words))?;
-        self.telemetry.check().map_err(|(key, words)| (format!("telemetry.{key}"), words))?;
-        self.extract.check().map_err(|(key, words)| (format!("extract.{key}"), words))
+        self.trust.check().map_err(|(key, problem)| (format!("trust.{key}"), problem))?;
+        self.sessions.check().map_err(|(key, problem)| (format!("sessions.{key}"), problem))?;
+        self.telemetry.check().map_err(|(key, problem)| (format!("telemetry.{key}"), problem))?;
+        self.extract.check().map_err(|(key, problem)| (format!("extract.{key}"), problem))
     }
 
-    /// A relative path in the file means: beside the file.
+    /// Makes relative paths relative to the folder of the configuration.
     fn resolve_paths(&mut self) {
-        let base = self.text.path.parent().map(Path::to_owned).unwrap_or_default();
+        let base = self.file.path.parent().map(Path::to_owned).unwrap_or_default();
         for account in &mut self.accounts {
             account.ca_file = account.ca_file.take().map(|path| base.join(path));
-            account.password.iter_mut().for_each(|source| source.resolve_path(&base));
-            account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut).for_each(|source| source.resolve_path(&base));
+            if let Some(password) = &mut account.password {
+                password.resolve_path(&base);
+            }
+            for secret in account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut) {
+                secret.resolve_path(&base);
+            }
         }
         for forward in &mut self.forwards {
             forward.secret.resolve_path(&base);
@@ -187,39 +192,41 @@ impl Config {
         }
     }
 
-    /// The file that it was read from, for reading it again.
+    /// The path of the configuration file, for a reload.
     #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.text.path
+    pub fn path(&self) -> &Path {
+        &self.file.path
     }
 
-    /// The database file. A relative path means: under systemd in `$STATE_DIRECTORY`; for a configuration in
-    /// `/etc/resmic-mailhook` in `/var/lib/resmic-mailhook`, which is the same folder seen by an operator; else beside
-    /// the configuration.
+    /// The database file. A relative path is relative to the first of these:
+    ///
+    /// 1. under systemd, `$STATE_DIRECTORY`;
+    /// 2. for a configuration in `/etc/resmic-mailhook`, `/var/lib/resmic-mailhook`, which is the same folder for an operator;
+    /// 3. the folder of the configuration.
     #[must_use]
     pub fn database(&self) -> PathBuf {
         let path = self.store.path.clone().unwrap_or_else(|| "mailhook.db".into());
-        let base = match (std::env::var_os("STATE_DIRECTORY"), self.text.path.parent()) {
-            // systemd separates several by colons; ours is the first.
+        let base = match (std::env::var_os("STATE_DIRECTORY"), self.file.path.parent()) {
+            // systemd separates several folders by colons. The unit has one.
             (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
-            (None, _) if is_packaged(&self.text.path) => STATE.into(),
+            (None, _) if is_packaged(&self.file.path) => STATE.into(),
             (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),
         };
         base.join(path)
     }
 
-    /// Fetches a secret that stands at `key`.
+    /// Reads the secret from the source at `key`.
     ///
     /// # Errors
-    /// [`Error::Wrong`], with the key's place.
+    /// [`Error::Wrong`], with the place of the key.
     pub async fn secret(&self, key: &str, source: &secret::SecretSource) -> Result<secrecy::SecretString, Error> {
-        source.load().await.map_err(|missing| self.text.wrong(key, missing.to_string()))
+        source.load().await.map_err(|missing| self.file.wrong(key, missing.to_string()))
     }
 
-    /// Something that turned out wrong about a key.
+    /// The error for a wrong value at `key`.
     #[must_use]
-    pub fn wrong(&self, key: &str, words: impl Into<String>) -> Error {
-        self.text.wrong(key, words.into())
+    pub fn wrong(&self, key: &str, message: impl Into<String>) -> Error {
+        self.file.wrong(key, message.into())
     }
 }
 
@@ -229,63 +236,63 @@ pub fn is_packaged(file: &Path) -> bool {
     is_packaged_from(file, &std::env::current_dir().unwrap_or_default())
 }
 
-/// Whether it is a package's configuration, seen from the folder `here`: an operator may stand right beside it.
+/// Does the same as [`is_packaged`] for a path relative to the folder `here`.
 fn is_packaged_from(file: &Path, here: &Path) -> bool {
     here.join(file).parent() == Some(Path::new(ETC))
 }
 
-fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), Problem> {
+fn unique<'a>(table: &str, names: impl Iterator<Item = &'a str>) -> Result<(), KeyProblem> {
     let mut seen = std::collections::HashSet::new();
     for (n, name) in names.enumerate() {
-        let words = if name.is_empty() || name.chars().any(char::is_control) {
+        let problem = if name.is_empty() || name.chars().any(char::is_control) {
             "expected a name"
         } else if !seen.insert(name) {
-            "another one has this name; names must differ"
+            "this name is used twice; each needs its own name"
         } else {
             continue;
         };
-        return Err((format!("{table}[{n}].name"), words.into()));
+        return Err((format!("{table}[{n}].name"), problem.into()));
     }
     Ok(())
 }
 
-impl Text {
-    /// A key's place, for what is wrong with it.
-    fn wrong(&self, key: &str, words: String) -> Error {
+impl ConfigFile {
+    /// The error for a wrong value at `key`, with the line of the key.
+    fn wrong(&self, key: &str, message: String) -> Error {
         let span = DeTable::parse(&self.content).ok().and_then(|table| span_of(table.get_ref(), key));
-        self.at(span.map_or(0, |s| s.start), key.to_owned(), words)
+        self.error_at(span.map_or(0, |s| s.start), key.to_owned(), message)
     }
 
-    /// The file as far as it is text.
-    fn of(path: &Path, bytes: &[u8]) -> Self {
-        Text { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
+    /// A file that is not UTF-8, with replacement characters.
+    fn from_bytes(path: &Path, bytes: &[u8]) -> Self {
+        ConfigFile { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
     }
 
-    fn no_utf8(&self, error: &std::str::Utf8Error) -> Error {
+    fn not_utf8(&self, error: &std::str::Utf8Error) -> Error {
         let at = error.valid_up_to();
         let key = self.key_before(at).unwrap_or_else(|| "configuration".into());
-        self.at(at, key, "expected UTF-8; an editor has saved the file in another encoding".into())
+        self.error_at(at, key, "expected UTF-8; the editor has saved the file in another encoding".into())
     }
 
-    /// The library's error, without the line that it quotes: there may be a secret in it.
+    /// The library's error without the line that it quotes, which may contain a secret.
     fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
         let (table, broken) = DeTable::parse_recoverable(&self.content);
         let whole = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
         let secret = secret_key(&whole);
-        // Where it is no TOML, the words are of its signs and never of what stands between them.
-        let words = if secret.is_some() && broken.is_empty() {
+        // A syntax error in TOML does not quote a value.
+        let message = if secret.is_some() && broken.is_empty() {
             "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
-             a secret never stands in the configuration itself"
+             the configuration itself must not contain a secret"
                 .to_owned()
         } else {
             crate::model::printable(&in_plain_words(without_value(error.message())), 300)
         };
         let key = secret.unwrap_or(&whole);
-        self.at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, words)
+        self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
     }
 
-    /// The key on the line of `offset`, as it is written there: for what is no TOML, or stands there twice.
+    /// The key on the line of `offset`, as written. For a syntax error or a duplicate key.
     fn key_before(&self, offset: usize) -> Option<String> {
         let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
         let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
@@ -293,20 +300,20 @@ impl Text {
         Some(key).filter(|key| !key.is_empty() && key.chars().all(is_key)).map(str::to_owned)
     }
 
-    fn at(&self, offset: usize, key: String, words: String) -> Error {
+    fn error_at(&self, offset: usize, key: String, message: String) -> Error {
         let line = 1 + self.content.bytes().take(offset).filter(|b| *b == b'\n').count();
-        Error::Wrong { path: self.path.clone(), line, key, words }
+        Error::Wrong { path: self.path.clone(), line, key, message }
     }
 }
 
-/// The key at which a secret is named, if this one is there or within: what stands within may be the secret, taken for a
-/// key.
+/// The part of the path `key` that ends with a key of [`SECRETS`]. The rest is cut off: if a secret was written without
+/// quotes, TOML may read it as a key.
 fn secret_key(key: &str) -> Option<&str> {
     let mut ends = key.match_indices('.').map(|(dot, _)| dot).chain([key.len()]).filter_map(|end| key.get(..end));
     ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
 }
 
-/// The library's words without the value that they quote: it may be a secret that stands where none is looked for.
+/// The library's message without the quoted value. A secret may have been written at another key by mistake.
 fn without_value(message: &str) -> &str {
     match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
         Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
@@ -318,14 +325,14 @@ fn without_value(message: &str) -> &str {
 const PLAIN: [(&str, &str); 6] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
-    ("expected path string", "expected a file's name"),
+    ("expected path string", "expected a path"),
     ("expected socket address", "expected an address and a port, for example \"127.0.0.1:9464\""),
     ("invalid socket address syntax", "expected an address, no name, and a port, for example \"127.0.0.1:9464\""),
     ("wanted string or table", "expected a text, or a table"),
 ];
 
-fn in_plain_words(words: &str) -> String {
-    PLAIN.iter().fold(words.to_owned(), |words, (library, ours)| words.replace(library, ours))
+fn in_plain_words(message: &str) -> String {
+    PLAIN.iter().fold(message.to_owned(), |message, (library, ours)| message.replace(library, ours))
 }
 
 /// The innermost key whose name or value stands at `offset`.
@@ -342,7 +349,7 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     None
 }
 
-/// What has to be added to a key's name if `offset` is inside its value.
+/// The rest of the key's path below `value` if `offset` is inside it.
 fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     let span = value.span();
     let here = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);
@@ -357,7 +364,7 @@ fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     }
 }
 
-/// Where a key (or, if it is not there, the innermost table that should have it) stands.
+/// The place of a key, or of the innermost existing table that should contain it.
 fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
     let (first, rest) = key.split_once('.').map_or((key, None), |(a, b)| (a, Some(b)));
     let (name, index) = match first.split_once('[') {
@@ -401,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_package_s_configuration_is_known_also_by_who_stands_beside_it() {
+    fn packaged_configuration_is_recognised_by_relative_path() {
         for (file, here) in [
             ("/etc/resmic-mailhook/config.toml", "/root"),
             ("config.toml", "/etc/resmic-mailhook"),

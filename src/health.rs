@@ -1,4 +1,5 @@
-//! What works and what needs a person. `status`, `/healthz`, `/metrics` and systemd report the same.
+//! The health of the daemon, and the problems that an operator must solve. `status`, `/healthz`, `/metrics` and systemd
+//! report the same.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::chain::ConfirmationState;
-use crate::db::{self, ChainRow, MailboxRow, StoreReader};
+use crate::db::{self, ChainRow, MailboxRow, Store, StoreReader};
+use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
 
-/// How much longer than `idle_renew` a mailbox may go without a round trip.
+/// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
 /// The text about a locked database.
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
@@ -20,7 +22,7 @@ const LOCKED: &str = "another program has locked the database: end it or its tra
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
     /// The mailboxes to watch.
-    pub mailboxes: Vec<Watched>,
+    pub mailboxes: Vec<WatchedMailbox>,
     /// The targets' names.
     pub targets: Vec<String>,
     /// The chains' names.
@@ -29,7 +31,7 @@ pub struct Expected {
 
 /// A mailbox that the configuration names.
 #[derive(Debug, Clone)]
-pub struct Watched {
+pub struct WatchedMailbox {
     /// The account's name.
     pub account: String,
     /// A mailbox's name, or a special-use attribute (`\Junk`).
@@ -41,7 +43,7 @@ pub struct Watched {
 /// The state of the daemon. `status --json` prints it; the keys are an interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// Nothing needs a person.
+    /// Nothing needs attention.
     pub ok: bool,
     /// The watched mailboxes.
     pub mailboxes: Vec<Mailbox>,
@@ -55,7 +57,7 @@ pub struct Health {
     pub confirmations: BTreeMap<String, i64>,
     /// The configured chains whose nodes were asked.
     pub chains: Vec<ChainHealth>,
-    /// The problems that a person must solve, each with advice; empty if `ok`.
+    /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
     /// The database cannot be written: the disk is full, or another program has locked it.
     #[serde(skip)]
@@ -116,27 +118,35 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     }
     let mut mailboxes = Vec::new();
     for (watched, row) in pair(&expected.mailboxes, reader.mailboxes()?) {
-        attention.extend(row.as_ref().map_or_else(|| never_seen(watched), |row| complaint(watched, row, running, now)));
-        mailboxes.extend(row.map(Mailbox::from));
+        match row {
+            None => attention.push(never_reached(watched)),
+            Some(row) => {
+                attention.extend(problem(watched, &row, running, now));
+                mailboxes.push(Mailbox::from(row));
+            }
+        }
     }
     let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
-    attention.extend(room.map(|room| {
-        format!(
-            "the disk is full, the database has {} KiB left: free some space, mails and deliveries wait until then",
-            room >> 10
-        )
-    }));
+    if let Some(room) = room {
+        let kib = room >> 10;
+        attention.push(format!(
+            "the disk is full, the database has {kib} KiB left: free some space; mails and deliveries wait until then"
+        ));
+    }
     // Only a daemon waits for the lock. Without one, this check would be the first to open the file.
     let locked = running && reader.is_locked();
-    attention.extend(locked.then(|| LOCKED.to_owned()));
-    let kept_back = Some(reader.checkpoint_backlog()?).filter(|bytes| *bytes >= db::MAX_WAL_BACKLOG);
-    attention.extend(kept_back.map(|bytes| {
-        let mib = bytes >> 20;
-        format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)")
-    }));
-    attention.extend(undelivered(reader, expected)?);
+    if locked {
+        attention.push(LOCKED.to_owned());
+    }
+    let backlog = reader.checkpoint_backlog()?;
+    if backlog >= db::MAX_WAL_BACKLOG {
+        let mib = backlog >> 20;
+        attention.push(format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)"));
+    }
+    attention.extend(waiting(reader, expected)?);
     let chains = chains(reader, expected, now, &mut attention)?;
-    let words = |words: &[&str], counted: Vec<(String, i64)>| {
+    // Words without rows are counted as 0.
+    let counts = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };
     let outcomes: Vec<_> = Outcome::ALL.iter().map(|o| o.as_str()).collect();
@@ -146,10 +156,10 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     Ok(Health {
         ok: attention.is_empty(),
         mailboxes,
-        mails: words(&outcomes, reader.count_by("mails", "outcome")?),
-        events: words(&statuses, reader.count_by("events", "status")?),
-        deliveries: words(&states, reader.count_by("deliveries", "state")?),
-        confirmations: words(&confirmed, reader.count_by("confirmations", "state")?),
+        mails: counts(&outcomes, reader.count_by("mails", "outcome")?),
+        events: counts(&statuses, reader.count_by("events", "status")?),
+        deliveries: counts(&states, reader.count_by("deliveries", "state")?),
+        confirmations: counts(&confirmed, reader.count_by("confirmations", "state")?),
         chains,
         attention,
         waits: room.is_some() || locked,
@@ -188,7 +198,7 @@ fn chains(
     let lost: i64 =
         waiting.iter().filter(|(id, ..)| expected.chains.is_empty() && !is_known(id)).map(|(_, n, _)| n).sum();
     attention.extend((lost > 0).then(|| {
-        plural(
+        counted(
             lost,
             "event",
             "waiting for a chain, and no [[chain]] is configured: `confirm EVENT_ID --vouch` releases one",
@@ -211,10 +221,33 @@ fn chain_health(row: &ChainRow, waiting: i64) -> ChainHealth {
     }
 }
 
+/// The health of the running daemon: [`assess`], and the loops whose heartbeat is late. With the reader that it used.
+///
+/// # Errors
+/// An error of the database.
+pub async fn own_health(
+    store: &Store,
+    expected: &Expected,
+    heartbeats: &Heartbeats,
+) -> db::Result<(StoreReader, Health)> {
+    let (store, expected) = (store.clone(), expected.clone());
+    let assessing = tokio::task::spawn_blocking(move || {
+        let reader = store.reader()?;
+        let health = assess(&reader, &expected, true, Timestamp::now())?;
+        Ok((reader, health))
+    });
+    let (reader, mut health) = assessing.await.unwrap_or(Err(db::Error::Stopped))?;
+    for name in heartbeats.late() {
+        health.ok = false;
+        health.attention.push(format!("{name} makes no progress: restart the daemon"));
+    }
+    Ok((reader, health))
+}
+
 /// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the
 /// configuration, so it is the newest of the account's other rows. Any other rows belong to mailboxes that were watched
 /// earlier.
-fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Option<MailboxRow>)> {
+fn pair(expected: &[WatchedMailbox], mut rows: Vec<MailboxRow>) -> Vec<(&WatchedMailbox, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =
         expected.iter().map(|watched| (watched, remove_first(&mut rows, |row| is_watched_as(watched, row)))).collect();
@@ -226,7 +259,7 @@ fn pair(expected: &[Watched], mut rows: Vec<MailboxRow>) -> Vec<(&Watched, Optio
     named
 }
 
-fn is_watched_as(watched: &Watched, row: &MailboxRow) -> bool {
+fn is_watched_as(watched: &WatchedMailbox, row: &MailboxRow) -> bool {
     row.account == watched.account && same_mailbox(&row.mailbox, &watched.wanted)
 }
 
@@ -234,33 +267,32 @@ fn remove_first(rows: &mut Vec<MailboxRow>, which: impl Fn(&MailboxRow) -> bool)
     rows.iter().position(which).map(|n| rows.remove(n))
 }
 
-fn never_seen(watched: &Watched) -> Option<String> {
-    let Watched { account, wanted, .. } = watched;
-    Some(format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`"))
+fn never_reached(watched: &WatchedMailbox) -> String {
+    let WatchedMailbox { account, wanted, .. } = watched;
+    format!("mailbox {account}/{wanted} was never reached: run `resmic-mailhook check --connect`")
 }
 
 /// The problem of a mailbox. Without a running daemon, an old round trip is no problem.
-fn complaint(watched: &Watched, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
+fn problem(watched: &WatchedMailbox, row: &MailboxRow, running: bool, now: Timestamp) -> Option<String> {
     let name = format!("mailbox {}/{}", row.account, row.mailbox);
     if row.state == MailboxState::Failed.as_str() {
-        let error = row.last_error.as_deref().unwrap_or("no reason was given");
+        let error = row.last_error.as_deref().unwrap_or("unknown error");
         return Some(format!("{name}: {error}"));
     }
     let seen: Timestamp = row.last_seen_at.as_deref()?.parse().ok()?;
     // The watcher looks once an hour for a special-use mailbox that the server does not have.
-    let absent = row.mailbox.starts_with('\\');
-    let limit = if absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
-    let silent = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
-    (running && silent > limit).then(|| {
-        format!(
-            "{name}: no completed round trip for {} minutes; restart the daemon if this stays",
-            silent.as_secs() / 60
-        )
-    })
+    let is_absent = row.mailbox.starts_with('\\');
+    let limit = if is_absent { Duration::from_secs(2 * 3600) } else { watched.renew } + SLACK;
+    let age = Duration::try_from(now.duration_since(seen)).unwrap_or_default();
+    if !running || age <= limit {
+        return None;
+    }
+    let minutes = age.as_secs() / 60;
+    Some(format!("{name}: no completed round trip for {minutes} minutes; restart the daemon if this stays"))
 }
 
-/// The mails, events and deliveries that wait for a person.
-fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
+/// The mails, events and deliveries that wait for an operator.
+fn waiting(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<String>> {
     let accounts: Vec<_> = expected.mailboxes.iter().map(|watched| watched.account.as_str()).collect();
     let backlog = reader.backlog(&expected.targets, &accounts)?;
     let lines = [
@@ -271,7 +303,7 @@ fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<Stri
         ),
         (
             backlog.undelivered,
-            "listed by the mail server and not delivered: `mails --outcome quarantined` says which UID, look at it with another mail program; it is fetched again at each renewal",
+            "listed by the mail server and not delivered: `mails --outcome quarantined` shows the UID; look at the mail with another mail program. The daemon fetches it again at each renewal",
             "mail",
         ),
         (
@@ -310,16 +342,17 @@ fn undelivered(reader: &StoreReader, expected: &Expected) -> db::Result<Vec<Stri
             "event",
         ),
     ];
-    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, words, what)| plural(n, what, words)).collect())
+    Ok(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, text, noun)| counted(n, noun, text)).collect())
 }
 
-fn plural(n: i64, what: &str, words: &str) -> String {
-    let noun = match (n, what) {
-        (1, what) => what.to_owned(),
+/// A count with its noun and a text: "2 deliveries given up".
+fn counted(n: i64, noun: &str, text: &str) -> String {
+    let noun = match (n, noun) {
+        (1, noun) => noun.to_owned(),
         (_, "delivery") => "deliveries".to_owned(),
-        (_, what) => format!("{what}s"),
+        (_, noun) => format!("{noun}s"),
     };
-    format!("{n} {noun} {words}")
+    format!("{n} {noun} {text}")
 }
 
 impl From<MailboxRow> for Mailbox {
@@ -330,7 +363,7 @@ impl From<MailboxRow> for Mailbox {
 }
 
 impl Health {
-    /// For a database that does not exist or cannot be read.
+    /// The health of a database that does not exist or cannot be read. `why`: the reason.
     #[must_use]
     pub fn unknown(why: String) -> Self {
         let none = BTreeMap::new;
@@ -351,7 +384,7 @@ impl Health {
     #[must_use]
     pub fn line(&self) -> String {
         if let Some(first) = self.attention.first() {
-            return format!("needs a person ({}): {first}", self.attention.len());
+            return format!("needs attention ({}): {first}", self.attention.len());
         }
         let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
         format!(
@@ -368,8 +401,8 @@ mod tests {
     use super::*;
     use crate::model::{Uid, UidValidity};
 
-    fn watched(wanted: &str) -> Watched {
-        Watched { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
+    fn watched(wanted: &str) -> WatchedMailbox {
+        WatchedMailbox { account: "shop".into(), wanted: wanted.into(), renew: Duration::from_secs(540) }
     }
 
     fn row(mailbox: &str, state: &str, seen: &str) -> MailboxRow {
@@ -397,12 +430,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_silence_is_a_problem() {
+    fn an_old_round_trip_is_a_problem() {
         let now = "2025-03-05T04:00:00Z".parse().unwrap();
-        let complain = |row: &MailboxRow, running| complaint(&watched("INBOX"), row, running, now);
-        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);
-        assert!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), true).unwrap().contains("15 minutes"));
-        assert_eq!(complain(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), false), None);
-        assert!(complain(&row("INBOX", "failed", "2025-03-05T03:59:59.000Z"), true).is_some());
+        let problem = |row: &MailboxRow, running| problem(&watched("INBOX"), row, running, now);
+        assert_eq!(problem(&row("INBOX", "idle", "2025-03-05T03:47:00.000Z"), true), None);
+        assert!(problem(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), true).unwrap().contains("15 minutes"));
+        assert_eq!(problem(&row("INBOX", "idle", "2025-03-05T03:45:00.000Z"), false), None);
+        assert!(problem(&row("INBOX", "failed", "2025-03-05T03:59:59.000Z"), true).is_some());
     }
 }

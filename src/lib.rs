@@ -1,10 +1,15 @@
-//! Resmic Pro's payment mails, turned into the gateway's webhook events: IMAP in, SQLite kept, local HTTP out.
+//! Turns Resmic Pro's payment mails into the gateway's webhook events: IMAP in, SQLite in between, local HTTP out.
 //!
-//! The rooms, from the top: [`cli`] types and prints, [`app`] puts everything together, [`config`] reads what is
-//! wanted, [`setup`] makes a first configuration, [`ingest`] and [`forward`] are the two loops, [`source`] is where mails
-//! come from, [`examine`] says what becomes of one ([`trust`]: is it Resmic's? [`extract`]: what does it say?),
-//! [`payments`] decides what a payment report means beside the known ones, [`db`] stores it, [`chain`] asks nodes whether
-//! the money arrived, and [`model`] has the shared types. A room imports only from below.
+//! The rooms, from the top. A room imports only from rooms below it; ARCHITECTURE.md has the whole table.
+//!
+//! - [`cli`] parses arguments and prints. [`app`] builds and supervises everything. [`config`] reads the configuration, and [`setup`]
+//!   writes the first one.
+//! - [`ingest`] and [`forward`] are the two loops: from mails to events, and from events to handlers.
+//! - [`source`] reads mails from mailboxes and files.
+//! - [`examine`] decides the outcome of a mail: [`trust`] authenticates it, and [`extract`] parses it.
+//! - [`payments`] compares a reported payment with the stored ones. [`db`] is the database.
+//! - [`chain`] asks blockchain nodes whether the money arrived.
+//! - [`model`] has the shared types.
 
 pub mod app;
 pub mod backoff;
@@ -18,13 +23,13 @@ pub mod examine;
 pub mod extract;
 pub mod forward;
 pub mod health;
+pub mod heartbeat;
 pub mod http;
 pub mod ingest;
 pub mod loopback;
 pub mod metrics;
 pub mod model;
 pub mod payments;
-pub mod pulse;
 pub mod resmic;
 pub mod secret;
 pub mod setup;

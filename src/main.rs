@@ -1,4 +1,4 @@
-//! Arguments → command → exit code; everything else is in the library.
+//! The program. Everything is in the library.
 
 use std::process::ExitCode;
 

@@ -1,7 +1,7 @@
-//! `/metrics` for Prometheus and `/healthz` for whoever restarts or alerts, on a loopback address.
+//! `/metrics` for Prometheus and `/healthz` for monitors, on a loopback address.
 //!
-//! What is counted is counted in the database at the time of asking, so the numbers survive a restart and agree with
-//! what a merchant sees there; only the latency is measured by the running process.
+//! Each request reads the counts from the database, so the numbers survive a restart. Only the latency is measured in the
+//! running process.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -24,76 +24,49 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::db::{self, Store, StoreReader};
-use crate::health::{Expected, Health, assess};
+use crate::health::{Expected, Health, own_health};
+use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState};
-use crate::pulse::Pulses;
 use crate::telemetry::{self, PushLatency};
 
-/// How many connections are served at once; more wait.
+/// How many connections are served at the same time. Others wait.
 const CONNECTIONS: usize = 8;
-/// How long a client may take to ask.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a client may take to send the header of its request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What answers.
-pub struct Endpoint {
-    /// Where the numbers are.
+/// The sources of the answers.
+pub struct MetricsEndpoint {
+    /// The database with the counts.
     pub store: Store,
-    /// What the configuration expects.
+    /// The mailboxes and targets of the configuration.
     pub expected: Expected,
-    /// Whether the loops make progress.
-    pub pulses: Pulses,
+    /// The progress of the loops.
+    pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
 }
 
-/// How the daemon is, as it knows itself: what the database says, and whether its loops make progress. With the
-/// connection that was looked through.
-///
-/// # Errors
-/// What the store says.
-pub async fn own_health(store: &Store, expected: &Expected, pulses: &Pulses) -> db::Result<(StoreReader, Health)> {
-    let (store, expected) = (store.clone(), expected.clone());
-    let looking = tokio::task::spawn_blocking(move || {
-        let reader = store.reader()?;
-        let health = assess(&reader, &expected, true, Timestamp::now())?;
-        Ok((reader, health))
-    });
-    let (reader, mut health) = looking.await.unwrap_or(Err(db::Error::Stopped))?;
-    for name in pulses.late() {
-        health.ok = false;
-        health.attention.push(format!("{name} makes no progress; restart the daemon"));
-    }
-    Ok((reader, health))
-}
-
-/// Serves until `shutdown`.
-///
-/// # Errors
-/// [`std::io::Error`] if the listener is of no use any more.
-pub async fn serve(
-    listener: Arc<TcpListener>,
-    endpoint: Endpoint,
-    mut shutdown: watch::Receiver<bool>,
-) -> std::io::Result<()> {
+/// Answers requests until `shutdown`. An error of a connection is logged, and the loop goes on.
+pub async fn serve(listener: Arc<TcpListener>, endpoint: MetricsEndpoint, mut shutdown: watch::Receiver<bool>) {
     let endpoint = Arc::new(endpoint);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // They end with this: each holds the database open.
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    // The set aborts the connections when this function ends. Each of them keeps the database open.
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
         let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
+            let permit = permits.clone().acquire_owned().await;
+            (permit, listener.accept().await)
         };
-        let (place, accepted) = tokio::select! {
-            (Ok(place), accepted) = next => (place, accepted),
-            _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+        let (permit, accepted) = tokio::select! {
+            (Ok(permit), accepted) = next => (permit, accepted),
+            _ = shutdown.wait_for(|ending| *ending) => return,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
-            // A client that went away, or no file descriptors for the moment.
+            // The client has closed the connection, or the process has no free file descriptor.
             Err(error) => {
-                tracing::debug!(%error, "cannot accept");
+                tracing::debug!(%error, "cannot accept a connection for metrics");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -103,21 +76,21 @@ pub async fn serve(
             let service = service_fn(|request| answer(&endpoint, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
+                .header_read_timeout(REQUEST_TIMEOUT)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // What a client does wrong is its own affair; one that reads nothing is left after a while.
-            let _ = tokio::time::timeout(PATIENCE * 2, connection).await;
-            drop(place);
+            // Errors of the client are ignored. The timeout ends a connection whose client reads nothing.
+            let _ = tokio::time::timeout(REQUEST_TIMEOUT * 2, connection).await;
+            drop(permit);
         });
     }
 }
 
-async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
     }
-    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.pulses).await {
+    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.heartbeats).await {
         Ok(known) => known,
         Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
     };
@@ -134,9 +107,9 @@ async fn answer(endpoint: &Endpoint, request: Request<Incoming>) -> Result<Respo
 fn healthz(health: &Health) -> Response<Full<Bytes>> {
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut text = if health.ok { "ok\n".to_owned() } else { String::new() };
-    for words in &health.attention {
+    for problem in &health.attention {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{words}");
+        let _ = writeln!(text, "{problem}");
     }
     response(status, "text/plain; charset=utf-8", text)
 }
@@ -178,7 +151,7 @@ fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
-    registry.register("healthy", "1 if nothing needs a person: what /healthz and `status` say", ok);
+    registry.register("healthy", "1 if nothing needs attention, as in /healthz and `status`", ok);
     let size: Gauge = Gauge::default();
     size.set(reader.size()?);
     registry.register("database_size_bytes", "Size of the database file", size);
@@ -186,7 +159,7 @@ fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::
     for (outcome, n) in &health.mails {
         mails.get_or_create(&ByOutcome { outcome: outcome.clone() }).set(*n);
     }
-    registry.register("mails", "Mails kept, by outcome", mails);
+    registry.register("mails", "Stored mails, by outcome", mails);
     let events = Family::<ByStatus, Gauge>::default();
     for (status, n) in &health.events {
         events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
@@ -197,7 +170,7 @@ fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::
     chains(&mut registry, health);
     registry.register(
         "push_latency_seconds",
-        "From the mail server's acceptance of a mail to its commit here",
+        "Time from the receipt of a mail by its server to its commit in the database",
         latency.histogram(),
     );
     let mut text = String::new();
@@ -219,7 +192,7 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
         ages.get_or_create(&ByState { state: state.to_string() }).set(age(&since).unwrap_or(0));
     }
     registry.register("deliveries", "Deliveries, by state", counts);
-    registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0: there is none", ages);
+    registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0 if there is none", ages);
     Ok(())
 }
 
@@ -241,11 +214,11 @@ fn chains(registry: &mut Registry, health: &Health) {
 
 fn mailboxes(registry: &mut Registry, health: &Health) {
     let (connected, ages) = (Family::<ByMailbox, Gauge>::default(), Family::<ByMailbox, Gauge>::default());
-    for of in &health.mailboxes {
-        let label = ByMailbox { account: of.account.clone(), mailbox: of.mailbox.clone() };
+    for row in &health.mailboxes {
+        let label = ByMailbox { account: row.account.clone(), mailbox: row.mailbox.clone() };
         let unconnected = [MailboxState::Connecting, MailboxState::Failed].map(MailboxState::as_str);
-        connected.get_or_create(&label).set((!unconnected.contains(&of.state.as_str())).into());
-        if let Some(age) = of.last_seen_at.as_deref().and_then(age) {
+        connected.get_or_create(&label).set((!unconnected.contains(&row.state.as_str())).into());
+        if let Some(age) = row.last_seen_at.as_deref().and_then(age) {
             ages.get_or_create(&label).set(age);
         }
     }
@@ -253,7 +226,7 @@ fn mailboxes(registry: &mut Registry, health: &Health) {
     registry.register("mailbox_last_seen_age_seconds", "Age of the last completed round trip", ages);
 }
 
-/// Seconds since a moment in the database's form.
+/// Seconds since a time in the database's format.
 fn age(since: &str) -> Option<i64> {
     Some(Timestamp::now().duration_since(since.parse().ok()?).as_secs().max(0))
 }

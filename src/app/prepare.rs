@@ -1,4 +1,4 @@
-//! From a configuration to what the loops are made of: the secrets are read, and what is needed is taken from the system.
+//! Prepares the loops from a configuration: reads the secrets and certificates, and binds the port for metrics.
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -17,32 +17,32 @@ use crate::trust::dns::Resolver;
 use crate::vigil::{Sleeps, Vigil};
 use crate::{confirm, db, extract, forward, payments, tls, trust};
 
-/// How many connections to one mail server are begun at once.
+/// How many connections to one mail server may be opening at the same time.
 const CONNECTS: usize = 16;
 
-/// What an account's mails are examined by.
+/// The rules for the mails of an account.
 ///
 /// # Errors
-/// A secret that cannot be had, or a key that turns out wrong.
+/// A secret cannot be read, or a value in the configuration is invalid.
 pub async fn rules(config: &Config, account: &imap::Settings) -> anyhow::Result<Rules> {
     rules_with(config, account, addresses(config).await?)
 }
 
-/// The signed addresses, if there are to be any.
+/// The signed addresses, if they are configured.
 ///
 /// # Errors
-/// Their key cannot be had.
+/// Their key cannot be read or is invalid.
 pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::SignedAddresses>> {
     let Some(address) = &config.sessions.address else { return Ok(None) };
     let key = config.secret("sessions.address.key", &address.key).await?;
     let addresses = payments::SignedAddresses::new(&address.mailbox, &key);
-    Ok(Some(addresses.map_err(|words| config.wrong("sessions.address.key", words))?))
+    Ok(Some(addresses.map_err(|message| config.wrong("sessions.address.key", message))?))
 }
 
-/// As [`rules`], with the signed addresses or without: for reading only.
+/// The rules for the mails of an account, with the given signed addresses.
 ///
 /// # Errors
-/// A key that turns out wrong.
+/// A value in the configuration is invalid.
 pub fn rules_with(
     config: &Config,
     account: &imap::Settings,
@@ -58,7 +58,7 @@ pub fn rules_with(
     })
 }
 
-/// As [`rules`], for a mail that is nobody's in particular.
+/// The rules for a mail that belongs to no account.
 #[must_use]
 pub fn rules_without_account(config: &Config) -> Rules {
     Rules {
@@ -69,19 +69,19 @@ pub fn rules_without_account(config: &Config) -> Rules {
     }
 }
 
-/// What the store needs to know of the configuration.
+/// The part of the configuration that the store needs.
 #[must_use]
 pub fn store_settings(config: &Config) -> db::StoreSettings {
     db::StoreSettings {
         path: config.database(),
-        targets: config.forwards.iter().map(forward::Settings::target).collect(),
+        targets: config.forwards.iter().map(forward::ForwardSettings::target).collect(),
         matching: config.sessions.matching(),
         // The configuration was checked, so each of them is a chain.
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).collect(),
     }
 }
 
-/// All that the loops need, with every secret read: what can go wrong about a configuration has gone right.
+/// Everything that the loops need, with all secrets. The configuration is valid.
 pub struct Prepared {
     pub(super) config: Config,
     pub(super) accounts: Vec<(imap::Account, Rules)>,
@@ -92,18 +92,19 @@ pub struct Prepared {
     pub(super) vigil: Vigil,
 }
 
-/// Reads the secrets and takes what is needed from the system. Nothing is started.
+/// Reads the secrets and certificates, and binds the port for metrics. It starts nothing.
 ///
-/// `before`: what runs until now, whose listener goes on if its address stays.
+/// `before`: the listener of the running daemon, which is used again if its address stays the same.
 ///
 /// # Errors
-/// What makes it impossible to start.
+/// A value in the configuration is invalid, or a secret, a certificate or the port is not available.
 pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Result<Prepared> {
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
     let (vigil, sleeps) = Vigil::new();
-    let (accounts, targets) = (accounts(&config, &sleeps).await?, forward_targets(&config).await?);
+    let accounts = accounts(&config, &sleeps).await?;
+    let targets = forward_targets(&config).await?;
     let chains = chains(&config).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
@@ -114,7 +115,8 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
     Ok(Prepared { config, accounts, targets, chains, resolver, metrics, vigil })
 }
 
-/// Who has the port may let go of it: unlike a wrong configuration that is tried again.
+/// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd
+/// starts the daemon again.
 async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let wrong = config.wrong("telemetry.metrics", format!("{address}: {error}"));
@@ -122,7 +124,7 @@ async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListe
     })
 }
 
-/// Where metrics are served.
+/// The address for metrics, and its listener.
 pub type Listener = (SocketAddr, Arc<TcpListener>);
 
 impl Prepared {
@@ -141,11 +143,12 @@ impl Prepared {
 
 /// The accounts with their secrets.
 async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
-    // Each server has a pace of its own: one that says nothing must not take the places of the others.
+    // Each server has its own limit, so that a server that does not answer does not block the others.
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
     for (n, settings) in config.accounts.iter().enumerate() {
-        let (trust, server) = (config.trust.clone(), (settings.host.to_ascii_lowercase(), settings.port()));
+        let trust = config.trust.clone();
+        let server = (settings.host.to_ascii_lowercase(), settings.port());
         let account = imap::Account {
             login: login(config, n, settings, &mut clients).await?,
             settings: settings.clone(),
@@ -160,10 +163,10 @@ async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap:
     Ok(accounts)
 }
 
-/// What an account needs to log in.
+/// The credentials and the TLS configuration of the account at index `n` of the configuration.
 ///
 /// # Errors
-/// A secret or a file of certificates that cannot be had.
+/// A secret or a file of certificates cannot be read.
 pub async fn login(
     config: &Config,
     n: usize,
@@ -206,16 +209,16 @@ async fn tokens(
     Ok(imap::Tokens::new(settings, client_secret, refresh_token, folder, tls))
 }
 
-/// The callbacks with their secrets.
+/// The targets with their secrets.
 ///
 /// # Errors
-/// A secret that cannot be had.
+/// A secret cannot be read or is invalid.
 pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Target>> {
     let mut targets = Vec::new();
     for (n, settings) in config.forwards.iter().enumerate() {
         let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
         let target = forward::Target::new(settings.clone(), secret);
-        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.words))?);
+        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.message))?);
     }
     Ok(targets)
 }

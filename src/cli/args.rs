@@ -1,4 +1,4 @@
-//! What may be typed.
+//! The command line: commands, options and their help.
 
 use std::path::PathBuf;
 
@@ -8,15 +8,15 @@ use clap::{Args, Parser, Subcommand};
 use crate::model::{DeliveryState, Outcome, Status};
 use crate::source::imap::Tls;
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 it did not work (status: something needs a person), 2 wrong usage or \
-    configuration.";
+const EXIT_CODES: &str = "Exit codes: 0 success; 1 failure, or `status` found something that needs attention; 2 wrong usage \
+    or configuration.";
 
-/// Turns Resmic Pro's payment mails into the gateway's webhook events.
+/// Turns Resmic Pro's payment mails into the gateway's webhook events
 #[derive(Debug, Parser)]
 #[command(name = "resmic-mailhook", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub(super) struct Arguments {
-    /// The configuration; by default $RESMIC_MAILHOOK_CONFIG, ./config.toml or /etc/resmic-mailhook/config.toml, the
-    /// first there is
+    /// The configuration file. The default is the first that exists: $RESMIC_MAILHOOK_CONFIG, ./config.toml,
+    /// /etc/resmic-mailhook/config.toml
     #[arg(long, value_name = "FILE", global = true)]
     pub(super) config: Option<PathBuf>,
     #[command(subcommand)]
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Watch the mailboxes, in the foreground, until SIGTERM or SIGINT
+    /// Run the daemon in the foreground until SIGTERM or SIGINT
     Run,
     /// Write a first configuration and its secrets, in /etc/resmic-mailhook unless --config names a file elsewhere: asks on
     /// a terminal, or takes flags; overwrites nothing
@@ -37,54 +37,54 @@ pub(super) enum Command {
     },
     /// Validate the configuration
     Check {
-        /// Also log in to each account, open each mailbox, resolve DNS, reach each callback and ask each node; no event is sent
+        /// Also log in to each account, open each mailbox, query DNS, connect to each handler and ask each node; no event is sent
         #[arg(long)]
         connect: bool,
     },
-    /// Read mails and print what they say; no database
+    /// Parse mails and print the payments that they report; uses no database
     Parse {
         /// Print JSON Lines
         #[arg(long)]
         json: bool,
-        /// Show where each value came from
+        /// Show the place in the mail from which each value was read
         #[arg(long)]
         explain: bool,
-        /// Also judge whether they may be believed (asks DNS)
+        /// Also authenticate the mails; queries DNS
         #[arg(long)]
         trust: bool,
-        /// Read them as this account's mails [default: the first]
+        /// The account whose settings apply [default: the first]
         #[arg(long, value_name = "NAME")]
         account: Option<String>,
         /// .eml, .emlx or mbox files; - for standard input
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
-    /// Take mails from files into the database, judged as if they had come by IMAP
+    /// Store mails from files in the database, examined like mails from IMAP
     Import {
-        /// The account whose mails they are [default: the first]
+        /// The account that received the mails [default: the first]
         #[arg(long, value_name = "NAME")]
         account: Option<String>,
-        /// Print JSON Lines, one object a mail
+        /// Print JSON Lines, one object for each mail
         #[arg(long)]
         json: bool,
-        /// .eml and .emlx files, folders of them, mbox files, Maildirs; - for standard input
+        /// .eml, .emlx and mbox files, folders of .eml and .emlx files, Maildirs; - for standard input
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
     },
-    /// What happened: the events, oldest first
+    /// List the events, oldest first
     Events {
         #[command(flatten)]
         filter: EventFilter,
-        /// Go on printing as events come
+        /// Keep running and print new events
         #[arg(long)]
         follow: bool,
         /// Print JSON Lines
         #[arg(long)]
         json: bool,
     },
-    /// One event, with its mails and deliveries
+    /// Show an event with its mails and deliveries
     Show {
-        /// The event
+        /// The event's id
         event_id: String,
         /// Print JSON
         #[arg(long)]
@@ -104,10 +104,10 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "explain")]
         vouch: bool,
     },
-    /// The mails that were judged
+    /// List the stored mails; `mails release` and `mails raw` work on one mail
     #[command(args_conflicts_with_subcommands = true)]
     Mails {
-        /// Only those with this outcome
+        /// Only mails with this outcome
         #[arg(long, value_parser = one_of(Outcome::ALL, Outcome::as_str))]
         outcome: Option<Outcome>,
         /// Print JSON Lines
@@ -116,10 +116,10 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<MailsCommand>,
     },
-    /// The outbox: events on their way to callbacks
+    /// List the deliveries; `deliveries retry` makes them due
     #[command(args_conflicts_with_subcommands = true)]
     Deliveries {
-        /// Only those in this state
+        /// Only deliveries in this state
         #[arg(long, value_parser = one_of(DeliveryState::ALL, DeliveryState::as_str))]
         state: Option<DeliveryState>,
         /// Print JSON Lines
@@ -128,48 +128,48 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<DeliveriesCommand>,
     },
-    /// Which session is for which order
+    /// Register and list sessions, and assign events to them
     Session {
         #[command(subcommand)]
         command: SessionCommand,
     },
     /// Print the signed address to give Resmic as webhook_url for an order
     Address {
-        /// Your own name for what is to be paid
+        /// Your name for the thing that is paid
         order_ref: String,
     },
-    /// Is it working, and what should I do? Exits with 1 when something needs a person
+    /// Show the health and what to do; exits with 1 if something needs attention
     Status {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Write a consistent copy of the database, while the daemon runs; overwrites nothing
+    /// Copy the database to a new file, also while the daemon runs
     Backup {
-        /// The copy
+        /// The new file, which must not exist
         file: PathBuf,
     },
-    /// Drop the bytes of old mails and what else nobody needs; events and what recognises a replay stay
+    /// Delete the bytes of old mails, ignored mails and attempts; events stay, and a replayed mail is still recognised
     Prune {
-        /// How old: 90d, 48h
+        /// The minimum age, for example 90d or 48h
         #[arg(long, value_name = "D")]
         older_than: crate::units::HumanDuration,
-        /// Also the bytes of mails in quarantine, which can then not be released any more
+        /// Also delete the bytes of quarantined mails, which can then no longer be released
         #[arg(long)]
         quarantined: bool,
     },
-    /// Print completions for a shell
+    /// Print shell completions
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page, in roff; with --out, one for each command
+    /// Print the manual page in roff; with --out, write one page for each command
     Man {
         /// Write the pages into this folder
         #[arg(long, value_name = "FOLDER")]
         out: Option<PathBuf>,
     },
-    /// Run stored mails through today's rules again; an event that was delivered never changes
+    /// Examine stored mails again with the current rules; a delivered event never changes
     Reparse {
         /// Only mails with this outcome
         #[arg(long, value_parser = one_of(Outcome::ALL, Outcome::as_str))]
@@ -267,76 +267,76 @@ pub(super) struct EventFilter {
     /// Only events with this status
     #[arg(long, value_name = "S", value_parser = one_of(Status::ALL, Status::as_str))]
     pub(super) status: Option<Status>,
-    /// Only events stored since then: 2025-03-05, 2025-03-05T03:36:00Z, or 2h for two hours ago
+    /// Only events stored since this time: 2025-03-05, 2025-03-05T03:36:00Z, or 2h for two hours ago
     #[arg(long, value_name = "T", value_parser = since)]
     pub(super) since: Option<jiff::Timestamp>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MailsCommand {
-    /// Vouch for a quarantined mail: it becomes an event, with trust "operator"
+    /// Accept a quarantined mail as genuine: it becomes an event with trust "operator"
     Release {
-        /// The mail
+        /// The mail's id
         id: i64,
     },
-    /// Print a mail as it came, byte for byte
+    /// Print the bytes of a mail
     Raw {
-        /// The mail
+        /// The mail's id
         id: i64,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionCommand {
-    /// Register a session, with what is known of it
+    /// Register a session
     Add(NewSession),
-    /// The registered sessions, oldest first
+    /// List the registered sessions, oldest first
     List {
         /// Print JSON Lines
         #[arg(long)]
         json: bool,
     },
-    /// Say which session an event belongs to; lets its deliveries go
+    /// Assign an event to a session and release its deliveries
     Assign {
-        /// The event
+        /// The event's id
         event_id: String,
-        /// The session
+        /// The session's id
         session_id: String,
     },
 }
 
 #[derive(Debug, Args)]
 pub(super) struct NewSession {
-    /// What Resmic returned when the session was created
+    /// The session_id that Resmic returned when you created the session
     pub(super) session_id: String,
-    /// Your own name for what is paid
+    /// Your name for the thing that is paid
     #[arg(long, value_name = "REF")]
     pub(super) order: Option<String>,
-    /// US dollars
+    /// The amount in US dollars
     #[arg(long, value_name = "A")]
     pub(super) amount: Option<String>,
-    /// The chain that was asked for
+    /// The requested blockchain
     #[arg(long, value_name = "B")]
     pub(super) blockchain: Option<String>,
-    /// The token that was asked for
+    /// The requested token
     #[arg(long, value_name = "T")]
     pub(super) token: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeliveriesCommand {
-    /// Try again now; the time until they are given up begins anew
+    /// Make deliveries due now; give_up_after counts from now
     Retry {
-        /// The deliveries
+        /// The deliveries' ids
         #[arg(value_name = "ID", required_unless_present = "dead", conflicts_with = "dead")]
         ids: Vec<i64>,
-        /// All that were given up
+        /// All dead deliveries
         #[arg(long)]
         dead: bool,
     },
 }
 
-/// One of these words, which the help, the manual and the completions name then.
+/// Parses one of the words of an enum. Help, manual page and completions list these words.
 fn one_of<T>(all: &'static [T], word: fn(T) -> &'static str) -> impl TypedValueParser<Value = T>
 where
     T: std::str::FromStr<Err = String> + Copy + Send + Sync + 'static,
@@ -344,7 +344,7 @@ where
     PossibleValuesParser::new(all.iter().map(|value| word(*value))).try_map(|text| text.parse::<T>())
 }
 
-/// A date, a moment, or a duration back from now.
+/// Parses a date, a time, or a duration before now.
 fn since(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
@@ -355,7 +355,7 @@ fn since(text: &str) -> Result<jiff::Timestamp, String> {
     }
     let ago = text
         .parse::<crate::units::HumanDuration>()
-        .map_err(|_| "expected a date (2025-03-05), a moment (2025-03-05T03:36:00Z) or a duration (2h)".to_owned())?;
+        .map_err(|_| "expected a date (2025-03-05), a time (2025-03-05T03:36:00Z) or a duration (2h)".to_owned())?;
     jiff::Timestamp::now().checked_sub(ago.0).map_err(|e| format!("{e}"))
 }
 
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_taken_whole_and_in_utc_if_it_says_no_zone() {
+    fn since_without_a_zone_is_utc() {
         for (text, moment) in [
             ("2025-03-05", "2025-03-05T00:00:00Z"),
             ("2025-03-05T15:04:05", "2025-03-05T15:04:05Z"),

@@ -1,4 +1,4 @@
-//! `authorize`: a person agrees in a browser, and the refresh token goes where the configuration expects it.
+//! `authorize`: an operator signs in with a browser, and the refresh token is stored at the place in the configuration.
 
 use std::io::BufRead;
 use std::sync::Arc;
@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 use tokio_rustls::rustls::ClientConfig;
 
-use super::Usage;
-use super::output::say;
+use super::UsageError;
+use super::output::message;
 use crate::config::Config;
 use crate::http::Url;
 use crate::setup::Replacement;
@@ -18,7 +18,7 @@ use crate::tls;
 
 pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let found = config.accounts.iter().position(|account| account.name == name);
-    let missing = || Usage(format!("no account is named {name:?} in the configuration"));
+    let missing = || UsageError(format!("no account is named {name:?} in the configuration"));
     let (n, account) = found.and_then(|n| Some((n, config.accounts.get(n)?))).ok_or_else(missing)?;
     let key = |key: &str| format!("account[{n}].{key}");
     let Some(settings) = &account.oauth2 else {
@@ -42,8 +42,8 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let token = token.map_err(anyhow::Error::msg)?;
     let stored = replacement.commit(&format!("{}\n", token.expose_secret()));
     stored.map_err(|e| anyhow::anyhow!("cannot write {}: {e}; make room and run authorize again", file.display()))?;
-    say(&format!("authorized; the refresh token is in {}", file.display()));
-    say("next: resmic-mailhook check --connect; then restart the daemon, if it runs");
+    message(&format!("authorized; the refresh token is in {}", file.display()));
+    message("next: resmic-mailhook check --connect; then restart the daemon, if it runs");
     Ok(())
 }
 
@@ -64,20 +64,20 @@ fn roots(
 
 async fn by_device(client: &OAuthClient, url: &Url, user: &str) -> Result<SecretString, String> {
     let code = DeviceCode::request(client, url).await?;
-    say("Open this page in a browser on any device:");
-    say(&format!("  {}", code.verification_uri));
-    say(&format!("and enter the code {}. Sign in as {user}.", code.user_code));
-    say(&format!("Waiting, for at most {} minutes …", code.expires_in.as_secs().div_ceil(60)));
+    message("Open this page in a browser on any device:");
+    message(&format!("  {}", code.verification_uri));
+    message(&format!("and enter the code {}. Sign in as {user}.", code.user_code));
+    message(&format!("Waiting, for at most {} minutes …", code.expires_in.as_secs().div_ceil(60)));
     code.wait(client).await
 }
 
 async fn by_browser(client: &OAuthClient, url: &Url, user: &str) -> Result<SecretString, String> {
     let authorization = Loopback::listen().await?;
-    say(&format!("Open this page in a browser, and sign in as {user}:"));
-    say(&format!("  {}", authorization.page(client, url, user)));
-    say(&format!("The browser then opens {} on this machine.", authorization.redirect_uri()));
-    say("If the browser runs on another machine, it shows an error. Paste the address of that error page here:");
-    authorization.wait(client, pasted_lines(), say).await
+    message(&format!("Open this page in a browser, and sign in as {user}:"));
+    message(&format!("  {}", authorization.page(client, url, user)));
+    message(&format!("The browser then opens {} on this machine.", authorization.redirect_uri()));
+    message("If the browser runs on another machine, it shows an error. Paste the address of that error page here:");
+    authorization.wait(client, pasted_lines(), message).await
 }
 
 /// The lines of standard input.

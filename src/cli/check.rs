@@ -1,8 +1,8 @@
-//! `check`: is the configuration right, and with `--connect`, does everything that it names answer?
+//! `check`: validates the configuration. With `--connect` it also connects to everything that the configuration names.
 
 use std::process::ExitCode;
 
-use super::output::{say, unheard};
+use super::output::{ignore_closed_pipe, message};
 use crate::config::Config;
 use crate::source::imap;
 use crate::{app, confirm, forward, telemetry, tls, trust};
@@ -19,56 +19,57 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     let targets = app::forward_targets(config).await?;
     let chains = app::chains(config).await?;
     if config.trust.accepts_unproven() {
-        say("warning: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
+        message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
-    line("the configuration is right")?;
+    line("the configuration is valid")?;
     if !connect {
         return Ok(ExitCode::SUCCESS);
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
-        // That a refresh token was replaced and cannot be kept would go unheard.
+        // A login may fail to store a new refresh token, and reports that in the log only.
         let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
         let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }
-    let mut all_well = true;
+    let mut all_ok = true;
     for (account, login) in config.accounts.iter().zip(&logins) {
         let found = imap::probe(account, login).await.unwrap_or_else(|error| vec![Err(error.to_string())]);
-        all_well &= tell(&format!("account {}", account.name), found)?;
+        all_ok &= print_results(&format!("account {}", account.name), found)?;
     }
     let resolver = trust::dns::Resolver::new(&config.dns)?;
     for domain in &config.trust.from {
-        all_well &= tell(&format!("domain {domain}"), each(trust::dns::check_domain(&resolver, domain).await))?;
+        all_ok &=
+            print_results(&format!("domain {domain}"), each_line(trust::dns::check_domain(&resolver, domain).await))?;
     }
     for target in &targets {
-        all_well &= tell(&format!("callback {}", target.name()), each(forward::probe(target).await))?;
+        all_ok &= print_results(&format!("target {}", target.name()), each_line(forward::probe(target).await))?;
     }
     for chain in &chains {
-        all_well &= tell(&format!("chain {}", chain.chain.name), confirm::probe(chain).await)?;
+        all_ok &= print_results(&format!("chain {}", chain.chain.name), confirm::probe(chain).await)?;
     }
-    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+    Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-/// A line that need not be heard: the exit code says how it went.
+/// Prints a line. A closed pipe is ignored, because the exit code has the result.
 fn line(text: &str) -> anyhow::Result<()> {
-    unheard(super::output::line(text))
+    ignore_closed_pipe(super::output::line(text))
 }
 
-/// What was found, line by line, or the one thing that is wrong.
-fn each(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> {
+/// The result of each line, or the one error.
+fn each_line(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> {
     found.map_or_else(|error| vec![Err(error)], |lines| lines.into_iter().map(Ok).collect())
 }
 
-/// Prints what was found; false if there was a failure.
-fn tell(what: &str, found: Vec<Result<String, String>>) -> anyhow::Result<bool> {
-    let mut all_well = true;
-    for found in found {
-        match found {
-            Ok(words) => line(&format!("{what}: {words}"))?,
+/// Prints the results for an account, a domain or a target. False if one of them is an error.
+fn print_results(name: &str, results: Vec<Result<String, String>>) -> anyhow::Result<bool> {
+    let mut all_ok = true;
+    for result in results {
+        match result {
+            Ok(text) => line(&format!("{name}: {text}"))?,
             Err(error) => {
-                all_well = false;
-                line(&format!("{what}: FAILED: {error}"))?;
+                all_ok = false;
+                line(&format!("{name}: FAILED: {error}"))?;
             }
         }
     }
-    Ok(all_well)
+    Ok(all_ok)
 }

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use serde::Serialize;
 
-use super::output::{self, cell, say};
+use super::output::{self, cell, message};
 use crate::app;
 use crate::chain::{Confirmation, ConfirmationState};
 use crate::config::Config;
@@ -146,9 +146,9 @@ fn print(
         (Err(_), None) => output::line(&state.to_string())?,
     }
     match recorded {
-        None => say("the event does not wait for the chain; nothing was changed"),
-        Some(RecordedLook::Outdated) => say("the event is confirmed already, or has changed; nothing was changed"),
-        Some(RecordedLook::Confirmed { released }) => say(&format!("deliveries released: {released}")),
+        None => message("the event does not wait for the chain; nothing was changed"),
+        Some(RecordedLook::Outdated) => message("the event is confirmed already, or has changed; nothing was changed"),
+        Some(RecordedLook::Confirmed { released }) => message(&format!("deliveries released: {released}")),
         Some(RecordedLook::Open(_)) => {}
     }
     Ok(())
@@ -168,7 +168,7 @@ pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow
     // Nothing is made where nothing is.
     drop(StoreReader::open(&config.database())?);
     let event_id = event_id.trim().to_ascii_lowercase();
-    let vouched = super::writing(config, async |store| store.vouch(&event_id).await).await?;
+    let vouched = super::with_store(config, async |store| store.vouch(&event_id).await).await?;
     if json {
         let crate::payments::Vouched { before, released, held } = vouched;
         return output::json(&VouchedLine { event_id: &event_id, before, released, held });
@@ -180,7 +180,7 @@ pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow
     }
     output::line(&format!("deliveries released: {}", vouched.released))?;
     if vouched.held > 0 {
-        say(
+        message(
             "its deliveries are still held, for a session or a conflict: `show EVENT_ID`, `session assign EVENT_ID SESSION_ID`",
         );
     }

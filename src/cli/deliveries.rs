@@ -1,6 +1,6 @@
-//! `deliveries`: the outbox.
+//! `deliveries`: lists the outbox, and makes deliveries due again.
 
-use super::output::{self, cell, say};
+use super::output::{self, cell, message};
 use crate::config::Config;
 use crate::db::{RetrySelection, StoreReader};
 use crate::model::DeliveryState;
@@ -10,7 +10,7 @@ pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) ->
     if json {
         return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
     }
-    let mut table = output::table(&["id", "made", "callback", "state", "attempts", "next", "last answer", "event"]);
+    let mut table = output::table(&["id", "created", "target", "state", "attempts", "next", "last response", "event"]);
     reader.deliveries::<anyhow::Error>(state, None, |d| {
         let status = d.last_status.map(|s| s.to_string());
         let answer = cell(d.last_error.as_deref().or(status.as_deref()));
@@ -31,10 +31,10 @@ pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) ->
 }
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {
-    // Nothing is made where nothing is.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let which = if dead { RetrySelection::Dead } else { RetrySelection::Ids(ids) };
-    let changed = super::writing(config, async |store| store.retry(which).await).await?;
-    say(&format!("{changed} deliveries are due now; the daemon makes them"));
+    let changed = super::with_store(config, async |store| store.retry(which).await).await?;
+    message(&format!("{changed} deliveries are due now; the daemon sends them"));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `events` and `show`: what happened.
+//! `events` and `show`: lists the events, or shows one with its mails and deliveries.
 
 use std::time::Duration;
 
@@ -11,43 +11,43 @@ use crate::config::Config;
 use crate::db::{ConfirmationRow, DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
 use crate::model::iso;
 
-/// How often `--follow` looks whether something was committed; reading one counter, no table.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often `--follow` checks for a commit. It reads one counter and no table.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-pub(super) async fn list(config: &Config, asked: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {
+pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let mut filter = EventQuery {
-        session: asked.session.clone(),
-        transaction: asked.tx.clone(),
-        status: asked.status.map(|s| s.to_string()),
-        since: asked.since.map(iso),
+    let mut query = EventQuery {
+        session: filter.session.clone(),
+        transaction: filter.tx.clone(),
+        status: filter.status.map(|s| s.to_string()),
+        since: filter.since.map(iso),
         after: None,
     };
-    anyhow::ensure!(!follow || !reader.is_frozen(), "nothing can be followed: the daemon is not running");
+    anyhow::ensure!(!follow || !reader.is_frozen(), "the daemon is not running, so there are no events to follow");
     if !follow && !json {
-        return table(&reader, &filter);
+        return table(&reader, &query);
     }
     loop {
         let version = reader.data_version()?;
-        reader.events::<anyhow::Error>(&filter.clone(), |event| {
-            filter.after = Some(event.row);
+        reader.events::<anyhow::Error>(&query.clone(), |event| {
+            query.after = Some(event.row);
             if json { output::json(&event) } else { output::line(&one_line(&event)) }
         })?;
         if !follow {
             return Ok(());
         }
         while reader.data_version()? == version {
-            if output::is_unheard() {
+            if output::is_closed() {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-fn table(reader: &StoreReader, filter: &EventQuery) -> anyhow::Result<()> {
+fn table(reader: &StoreReader, query: &EventQuery) -> anyhow::Result<()> {
     let mut table = output::table(&["stored", "status", "amount", "chain", "token", "session", "order", "event"]);
-    reader.events::<anyhow::Error>(filter, |e| {
+    reader.events::<anyhow::Error>(query, |e| {
         table.add_row([
             e.created_at.clone(),
             e.status.clone(),
@@ -74,9 +74,9 @@ fn one_line(e: &EventRow) -> String {
     format!("{} {:<9} {:>14} {chain} {token} session {session} event {}", e.created_at, e.status, amount(e), e.event_id)
 }
 
-/// What `show --json` prints. The keys are an interface.
+/// The output of `show --json`. The keys are an interface.
 #[derive(Serialize)]
-struct Whole {
+struct ShownEvent {
     #[serde(flatten)]
     event: EventRow,
     mails: Vec<MailRow>,
@@ -85,9 +85,9 @@ struct Whole {
 
 pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    // An id is a UUID, which some write in capitals.
+    // An id is a UUID. Some programs print UUIDs in capitals.
     let event_id = event_id.to_ascii_lowercase();
-    let event = reader.event(&event_id)?.with_context(|| format!("no event {event_id:?}"))?;
+    let event = reader.event(&event_id)?.with_context(|| format!("there is no event {event_id:?}"))?;
     let (mut mails, mut deliveries) = (Vec::new(), Vec::new());
     reader.mails::<anyhow::Error>(None, Some(&event_id), |mail| {
         mails.push(mail);
@@ -98,7 +98,7 @@ pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Resul
         Ok(())
     })?;
     if json {
-        return output::json(&Whole { event, mails, deliveries });
+        return output::json(&ShownEvent { event, mails, deliveries });
     }
     print_event(&event)?;
     for m in &mails {

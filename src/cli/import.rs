@@ -1,4 +1,4 @@
-//! `import`: mails from files, through the same pipeline and into the same database as `run`.
+//! `import`: stores mails from files. It examines and records them as `run` does.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -20,9 +20,9 @@ use crate::source::files::FileMail;
 use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
 
-/// What `--json` prints of a mail. The keys are an interface.
+/// The output of `--json` for a mail. The keys are an interface.
 #[derive(Serialize)]
-struct Line<'a> {
+struct ImportedLine<'a> {
     file: &'a str,
     outcome: Outcome,
     reason: Option<String>,
@@ -52,15 +52,15 @@ pub(super) async fn run(
         let (found, unread): (Vec<_>, Vec<_>) = batch.drain(..).partition(Result::is_ok);
         for error in unread.into_iter().filter_map(Result::err) {
             all_read = false;
-            progress.suspend(|| output::say(&format!("error: {error}")));
+            progress.suspend(|| output::message(&format!("error: {error}")));
         }
         let (names, raw): (Vec<_>, Vec<_>) = found.into_iter().flatten().map(|m| mail(&account.name, m)).unzip();
         let recorded = ingest.record_now(raw).await?;
         for (name, recorded) in names.iter().zip(&recorded) {
             *counts.entry(recorded.outcome).or_insert(0_u64) += 1;
             if json {
-                // The bar stands on the terminal's last line, where this goes perhaps.
-                progress.suspend(|| output::unheard(print_json(name, recorded)))?;
+                // The progress bar may be on the same terminal, so it is hidden while the line is printed.
+                progress.suspend(|| output::ignore_closed_pipe(print_json(name, recorded)))?;
             }
         }
         progress.inc(recorded.len() as u64);
@@ -69,7 +69,7 @@ pub(super) async fn run(
     progress.finish_and_clear();
     if !json {
         for (outcome, count) in &counts {
-            output::unheard(output::line(&format!("{outcome:<12} {count}")))?;
+            output::ignore_closed_pipe(output::line(&format!("{outcome:<12} {count}")))?;
         }
     }
     reading.await?;
@@ -93,7 +93,7 @@ fn progress() -> ProgressBar {
 }
 
 fn print_json(file: &str, recorded: &Recorded) -> anyhow::Result<()> {
-    output::json(&Line {
+    output::json(&ImportedLine {
         file,
         outcome: recorded.outcome,
         reason: recorded.reason.as_ref().map(ToString::to_string),

@@ -1,4 +1,4 @@
-//! `mails`: what was judged, and the stored originals.
+//! `mails`: lists the stored mails, prints one, or releases one from quarantine.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -27,10 +27,10 @@ pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> any
     output::line(&table.trim_fmt())
 }
 
-/// The bytes as they came, for `| less`, `| resmic-mailhook parse -`, or another program.
+/// Prints the bytes of a mail, for `| less`, `| resmic-mailhook parse -`, or another program.
 pub(super) fn raw(config: &Config, id: i64) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let bytes = reader.raw_mail(id)?.with_context(|| format!("no mail {id}"))?;
+    let bytes = reader.raw_mail(id)?.with_context(|| format!("there is no mail {id}"))?;
     ensure_delivered(&reader, id)?;
     let bytes = bytes.with_context(|| format!("the bytes of mail {id} were pruned"))?;
     Ok(std::io::stdout().lock().write_all(&bytes)?)
@@ -40,33 +40,33 @@ fn ensure_delivered(reader: &StoreReader, id: i64) -> anyhow::Result<()> {
     anyhow::ensure!(
         !reader.is_undelivered(id)?,
         "the mail server has not delivered mail {id}; the daemon fetches it again for as long as the server lists it \
-         (`mails` says which UID)"
+         (`mails` shows its UID)"
     );
     Ok(())
 }
 
-/// A person's word takes the place of the proof. What the mail says is still read as any other: who vouches for a mail
-/// does not vouch for a guess.
+/// Releases a quarantined mail: the operator's decision replaces the proof. The mail is parsed like any other, because the
+/// operator confirms its sender, not a guess about its content.
 pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode> {
     let path = config.database();
     let reader = StoreReader::open(&path)?;
     ensure_delivered(&reader, id)?;
-    let stored = reader.stored_mail(id)?.with_context(|| format!("no mail {id} whose bytes are kept"))?;
+    let stored = reader.stored_mail(id)?.with_context(|| format!("there is no mail {id}, or its bytes were pruned"))?;
     drop(reader);
     anyhow::ensure!(
         stored.outcome == Outcome::Quarantined,
-        "mail {id} is not quarantined but {}; there is nothing to release",
+        "mail {id} is not quarantined but {}; only a quarantined mail can be released",
         stored.outcome
     );
     let account = super::account(config, Some(&stored.mail.origin.account))?;
     let rules = app::rules(config, account).await?;
-    // The addresses of a To that nobody signed name no order.
+    // Only a signed To header names an order.
     let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
     let proof = Proof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
     let (examined, _) = rules.examine_trusted(&stored.mail, proof);
-    let change = super::writing(config, async |store| store.reevaluate(id, examined, None).await).await?;
-    let words = super::reparse::in_words(&change);
-    output::unheard(output::line(&format!("mail {id}: {words}")))?;
+    let change = super::with_store(config, async |store| store.reevaluate(id, examined, None).await).await?;
+    let description = super::reparse::describe(&change);
+    output::ignore_closed_pipe(output::line(&format!("mail {id}: {description}")))?;
     let released = matches!(change, Reevaluation::Outcome { outcome: Outcome::Event | Outcome::Duplicate, .. });
     Ok(if released { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

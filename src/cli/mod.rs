@@ -1,6 +1,6 @@
-//! One file for each command: the only rooms that print for a person.
+//! The command line, with one file for each command. Only this room prints for a person.
 //!
-//! Data goes to standard output, talk to standard error. Exit codes: 0 done, 1 it did not work, 2 wrong usage or
+//! Data goes to standard output, messages to standard error. Exit codes: 0 success, 1 failure, 2 wrong usage or
 //! configuration.
 
 mod args;
@@ -39,26 +39,24 @@ use crate::db::{self, Store};
 use crate::source::files::{self, FileMail};
 use crate::source::imap;
 
-/// It did not work.
+/// The exit code of a failure.
 const FAILED: u8 = 1;
-/// Wrong usage or configuration.
+/// The exit code of wrong usage or configuration.
 const WRONG: u8 = 2;
 
-/// Names the configuration, unless it is empty.
+/// The environment variable with the path of the configuration. An empty value counts as unset.
 const VARIABLE: &str = "RESMIC_MAILHOOK_CONFIG";
-/// How many mails from files are examined and committed together.
+/// How many mails from files are examined and committed in one batch.
 const BATCH: usize = 64;
 
-/// Runs the program; clap answers wrong usage with 2 by itself.
+/// Runs the program. For wrong usage, clap exits with 2.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    catch_panic::report_location_only(|place| {
-        output::say(&format!("a fault of the program at {place}: please report it"))
-    });
+    catch_panic::report_location_only(|place| output::message(&format!("internal error at {place}; please report it")));
     let ended = runtime(&arguments.command).and_then(|runtime| {
         let ended = runtime.block_on(dispatch(arguments));
-        // The system's resolver may be in the midst of a question that nobody answers: the end does not wait for it.
+        // A thread may wait for the system's resolver. The exit does not wait for that thread.
         runtime.shutdown_background();
         ended
     });
@@ -66,24 +64,24 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            output::say(&format!("error: {}", output::whole(&error)));
+            output::message(&format!("error: {}", output::with_causes(&error)));
             ExitCode::from(if is_wrong(&error) { WRONG } else { FAILED })
         }
     }
 }
 
-/// What was typed is wrong, which clap could not know.
+/// Wrong usage that clap cannot detect.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Usage(String);
+struct UsageError(String);
 
-/// Whether somebody has to type or write something else.
+/// Whether the cause is the command line or the configuration.
 fn is_wrong(error: &anyhow::Error) -> bool {
     let value = matches!(error.downcast_ref(), Some(db::Error::Value(_)));
-    value || error.is::<config::Error>() || error.is::<Usage>()
+    value || error.is::<config::Error>() || error.is::<UsageError>()
 }
 
-/// Commands that examine many mails use all cores; for looking something up one thread is enough.
+/// Commands that examine many mails use all cores. Others need one thread.
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
         Command::Run | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
@@ -99,7 +97,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Man { out } => return packaging::man(out.as_deref()).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
-    // Reading a mail needs no configuration: without one the defaults hold.
+    // `parse` needs no configuration. Without one, the defaults apply.
     let path = path.or_else(|| std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
     if let Command::Init(arguments) = &command {
         return init::run(path.as_deref(), arguments).await.map(|()| ExitCode::SUCCESS);
@@ -113,7 +111,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Run => run::run(config).await.map(done),
         Command::Check { connect } => check::run(&config, connect).await,
         Command::Parse { json, explain, trust, account, files } => {
-            parse::run(&config, parse::How { json, explain, trust }, account.as_deref(), &files).await
+            parse::run(&config, parse::ParseOptions { json, explain, trust }, account.as_deref(), &files).await
         }
         Command::Import { account, json, paths } => import::run(&config, account.as_deref(), json, &paths).await,
         Command::Events { filter, follow, json } => events::list(&config, &filter, follow, json).await.map(done),
@@ -140,44 +138,49 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status { json } => status::run(&config, json),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
-        // Answered above.
+        // They have returned above.
         Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
         Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
     }
 }
 
-/// Does something that writes, and waits until the database is closed: what a process leaves open stays in the `-wal`
-/// until the next one comes, and whoever copies the one file has not got it.
-async fn writing<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Result<T>) -> db::Result<T> {
+/// Opens the database, does the work, and waits until the database is closed. Closing it moves the changes from the `-wal` file
+/// into the database file, so that a copy of this one file is complete.
+async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(&Store) -> db::Result<T>) -> db::Result<T> {
     let store = Store::open(app::store_settings(config))?;
     let done = work(&store).await;
     store.close().await;
     done
 }
 
-/// Reads files beside the work on their mails, of which no more than `BATCH` wait; the task ends when all are read.
+/// Reads mails from files in a separate task. The channel holds up to [`BATCH`] mails. The task ends after the last file.
 fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMail, files::Error>>, JoinHandle<()>) {
-    let (paths, (found, mails)) = (paths.to_vec(), mpsc::channel(BATCH));
+    let paths = paths.to_vec();
+    let (found, mails) = mpsc::channel(BATCH);
     let reading = tokio::task::spawn_blocking(move || {
-        // If nobody takes it, the other side has failed and says so.
-        let mut hand_over = |mail| match found.blocking_send(mail) {
+        // The channel is closed if the receiver has failed. The receiver reports that.
+        let mut send = |mail| match found.blocking_send(mail) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
-        let _ = paths.iter().try_for_each(|path| files::read_mails(path, max_size, &mut hand_over));
+        for path in &paths {
+            if files::read_mails(path, max_size, &mut send).is_break() {
+                break;
+            }
+        }
     });
     (mails, reading)
 }
 
-/// The account of that name; without one, the first.
+/// The account with this name, or the first account without a name.
 fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::Settings> {
     let found = match name {
         Some(name) => config.accounts.iter().find(|a| a.name == name),
         None => config.accounts.first(),
     };
     found.ok_or_else(|| match name {
-        Some(name) => Usage(format!("no account is named {name:?} in the configuration")).into(),
+        Some(name) => UsageError(format!("the configuration has no account named {name:?}")).into(),
         None => config.wrong("account", "expected at least one [[account]]").into(),
     })
 }

@@ -1,4 +1,4 @@
-//! Printing: JSON Lines for programs, tables for people.
+//! Output: JSON Lines for programs, tables for people, messages on standard error.
 
 use std::io::{self, Write};
 
@@ -7,45 +7,48 @@ use comfy_table::{ContentArrangement, Table};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
-/// A line of data.
+/// Prints a line of data to standard output.
 pub(super) fn line(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     Ok(out.write_all(b"\n")?)
 }
 
-/// An object on a line of its own.
+/// Prints an object as one line of JSON.
 pub(super) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(&serde_json::to_string(value)?)
 }
 
-/// Something said to a person, beside the data.
-pub(super) fn say(text: &str) {
-    // If nobody listens there is nothing to do about it.
+/// Prints a message for a person to standard error.
+pub(super) fn message(text: &str) {
+    // If standard error is closed, there is no place for a message about that.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// Whether the reader of our output has gone: `| head` is not a failure.
+/// Whether the error is a closed pipe. `| head` is not a failure.
 pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether the reader of our output has gone, for whoever has nothing to write just now.
-pub(super) fn is_unheard() -> bool {
+/// Whether the reader of standard output has closed the pipe. It writes nothing.
+pub(super) fn is_closed() -> bool {
     let out = io::stdout();
-    // These are told unasked.
-    let mut asked = [PollFd::new(&out, PollFlags::empty())];
-    let answered = poll(&mut asked, Some(&Timespec::default())).is_ok();
-    answered && asked.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
+    // poll(2) reports ERR, HUP and NVAL without a request.
+    let mut fds = [PollFd::new(&out, PollFlags::empty())];
+    let polled = poll(&mut fds, Some(&Timespec::default())).is_ok();
+    polled && fds.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// What was printed beside a work that goes on though nobody listens any more, and whose exit code says how it went.
-pub(super) fn unheard(printed: anyhow::Result<()>) -> anyhow::Result<()> {
-    printed.or_else(|error| if is_closed_pipe(&error) { Ok(()) } else { Err(error) })
+/// Ignores a closed pipe. For commands whose work goes on without a reader; their exit code reports the result.
+pub(super) fn ignore_closed_pipe(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if !is_closed_pipe(&error) => Err(error),
+        _ => Ok(()),
+    }
 }
 
-/// An error with its causes, each once: some say their cause themselves.
-pub(super) fn whole(error: &anyhow::Error) -> String {
+/// The text of an error with its causes. Some errors contain the text of their cause, which is then not repeated.
+pub(super) fn with_causes(error: &anyhow::Error) -> String {
     error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text {
         text if text.is_empty() => cause,
         text if text.contains(&cause) => text,
@@ -60,7 +63,7 @@ pub(super) fn table(columns: &[&str]) -> Table {
     table
 }
 
-/// A cell for what may be absent.
+/// The text of a cell; `-` for an absent value.
 pub(super) fn cell(value: Option<&str>) -> String {
     value.map_or_else(|| "-".into(), |v| crate::model::printable(v, 200))
 }

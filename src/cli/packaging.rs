@@ -1,4 +1,4 @@
-//! `completions` and `man`: for packagers.
+//! `completions` and `man`, for packages.
 
 use std::io::Write;
 use std::path::Path;
@@ -17,7 +17,7 @@ pub(super) fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
 }
 
 pub(super) fn man(out: Option<&Path>) -> anyhow::Result<()> {
-    // A page for `help` is not made, so none is named.
+    // clap_mangen writes no page for `help`, so the other pages must not refer to it.
     let command = Arguments::command().disable_help_subcommand(true);
     if let Some(folder) = out {
         return clap_mangen::generate_to(command, folder)

@@ -1,4 +1,4 @@
-//! `parse`: what do these mails say?
+//! `parse`: parses mails from files and prints the payments that they report.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,17 +16,17 @@ use crate::model::{self, Event, Examined, Judgement, Origin, Outcome, Proof, Raw
 use crate::source::files::FileMail;
 use crate::trust::{self, dns::Resolver};
 
-/// What is asked for.
+/// The options of `parse`.
 #[derive(Clone, Copy)]
-pub(super) struct How {
+pub(super) struct ParseOptions {
     pub(super) json: bool,
     pub(super) explain: bool,
     pub(super) trust: bool,
 }
 
-/// What `--json` prints of a mail. The keys are an interface.
+/// The output of `--json` for a mail. The keys are an interface.
 #[derive(Serialize)]
-struct Line<'a> {
+struct ParsedLine<'a> {
     file: &'a str,
     outcome: Outcome,
     reason: Option<String>,
@@ -54,47 +54,47 @@ struct EventLine<'a> {
 
 pub(super) async fn run(
     config: &Config,
-    how: How,
+    options: ParseOptions,
     account: Option<&str>,
     files: &[PathBuf],
 ) -> anyhow::Result<ExitCode> {
-    let reading = Reading::new(config, how, account).await?;
-    let (mut mails, reads) = super::read_files(files, reading.max_size);
+    let parsing = Parsing::new(config, options, account).await?;
+    let (mut mails, reading) = super::read_files(files, parsing.max_size);
     let mut all_read = true;
     while let Some(found) = mails.recv().await {
         match found {
-            Ok(mail) => reading.print(mail).await?,
+            Ok(mail) => parsing.print(mail).await?,
             Err(error) => {
                 all_read = false;
-                output::say(&format!("error: {error}"));
+                output::message(&format!("error: {error}"));
             }
         }
     }
-    reads.await?;
+    reading.await?;
     Ok(if all_read { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-struct Reading {
-    how: How,
+struct Parsing {
+    options: ParseOptions,
     rules: Rules,
     resolver: Option<Resolver>,
     max_size: u64,
 }
 
-impl Reading {
-    async fn new(config: &Config, how: How, name: Option<&str>) -> anyhow::Result<Self> {
+impl Parsing {
+    async fn new(config: &Config, options: ParseOptions, name: Option<&str>) -> anyhow::Result<Self> {
         let account = match name {
             None if config.accounts.is_empty() => None,
             name => Some(super::account(config, name)?),
         };
         let rules = match account {
-            // Only who asks whether to believe a mail has to have the keys at hand; who has one is told the order, too.
-            Some(account) if how.trust => app::rules(config, account).await?,
+            // Authentication needs the key of the signed addresses. Without it, mails are parsed without their order.
+            Some(account) if options.trust => app::rules(config, account).await?,
             Some(account) => app::rules_with(config, account, app::addresses(config).await.unwrap_or_default())?,
             None => app::rules_without_account(config),
         };
-        let resolver = if how.trust { Some(Resolver::new(&config.dns)?) } else { None };
-        Ok(Reading { how, rules, resolver, max_size: account.map_or(1 << 20, |a| a.max_size.0) })
+        let resolver = if options.trust { Some(Resolver::new(&config.dns)?) } else { None };
+        Ok(Parsing { options, rules, resolver, max_size: account.map_or(1 << 20, |a| a.max_size.0) })
     }
 
     async fn print(&self, mail: FileMail) -> anyhow::Result<()> {
@@ -102,23 +102,22 @@ impl Reading {
         let origin = Origin { account: String::new(), mailbox: String::new(), uid: None };
         let mail = RawMail { origin, bytes: mail.bytes, size: mail.size, received_at: None };
         let (examined, report) = self.examine(&mail).await;
-        if self.how.json {
+        if self.options.json {
             print_json(&name, &examined)?;
         } else {
             print_plain(&name, &examined)?;
         }
-        if self.how.explain { explain(&report, self.how.json) } else { Ok(()) }
+        if self.options.explain { explain(&report, self.options.json) } else { Ok(()) }
     }
 
     async fn examine(&self, mail: &RawMail) -> (Examined, ParseReport) {
         match &self.resolver {
             Some(resolver) => {
-                let Rules { recipients, trust, .. } = &self.rules;
-                let verdict = trust::authenticate(&mail.bytes, recipients, trust, resolver, Timestamp::now()).await;
-                self.rules.examine_with(mail, verdict)
+                let authenticity = self.rules.authenticate(mail, resolver, Timestamp::now()).await;
+                self.rules.examine_with(mail, authenticity)
             }
             None => {
-                // What the mail would be if it were believed: that it is not asked for leaves no trust behind.
+                // The outcome as if the mail were authenticated. It was not, so no trust is printed.
                 let to = trust::to_addresses(&mail.bytes);
                 let asked =
                     Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
@@ -132,7 +131,6 @@ impl Reading {
 
 fn outcome(judgement: &Judgement) -> (Outcome, Option<&Reason>, Option<&Event>) {
     match judgement {
-        // Without a transaction and a session it is no event, whatever else it says.
         Judgement::Event(event) => (Outcome::Event, None, Some(event)),
         Judgement::Ignored(reason) => (Outcome::Ignored, Some(reason), None),
         Judgement::Quarantined(reason) => (Outcome::Quarantined, Some(reason), None),
@@ -142,7 +140,7 @@ fn outcome(judgement: &Judgement) -> (Outcome, Option<&Reason>, Option<&Event>) 
 
 fn print_json(file: &str, examined: &Examined) -> anyhow::Result<()> {
     let (outcome, reason, event) = outcome(&examined.judgement);
-    output::json(&Line {
+    output::json(&ParsedLine {
         file,
         outcome,
         reason: reason.map(ToString::to_string),
@@ -197,12 +195,12 @@ fn print_plain(file: &str, examined: &Examined) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where each value came from. With `--json` it is talk beside the data.
+/// Prints where each value was found. With `--json` it goes to standard error.
 fn explain(report: &ParseReport, json: bool) -> anyhow::Result<()> {
     for note in &report.notes {
         let value = model::printable(&note.value, 120);
         let text = format!("  {:<20} {value:?} at {}: {}", note.field, note.place, note.usage);
-        if json { output::say(&text) } else { output::line(&text)? }
+        if json { output::message(&text) } else { output::line(&text)? }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `reparse`: stored mails through today's rules again. The verdict on whether to believe them stays the one that was
-//! found when they came: keys rotate.
+//! `reparse`: examines stored mails again with the current rules. Their authentication is kept, because senders replace
+//! their DKIM keys.
 
 use std::collections::HashMap;
 
@@ -13,9 +13,9 @@ use crate::examine::Rules;
 use crate::model::{Authenticity, Examined, Outcome, Reason, ReasonCode};
 use crate::payments::{Reevaluation, StoredMail};
 
-/// What `--json` prints of a mail that changed. The keys are an interface.
+/// The output of `--json` for a mail that changed. The keys are an interface.
 #[derive(Serialize)]
-struct Line {
+struct ReparsedLine {
     mail_id: i64,
     before: Outcome,
     outcome: Option<Outcome>,
@@ -35,48 +35,48 @@ pub(super) async fn run(config: &Config, outcome: Option<Outcome>, json: bool) -
     for id in reader.mails_with_raw(outcome)? {
         let Some(stored) = reader.stored_mail(id)? else { continue };
         let Some(rules) = rules.get(stored.mail.origin.account.as_str()) else {
-            output::say(&format!(
-                "mail {id}: its account {:?} is not in the configuration",
+            output::message(&format!(
+                "mail {id} was skipped: its account {:?} is not in the configuration",
                 stored.mail.origin.account
             ));
             continue;
         };
-        // What waits for DNS is the daemon's to judge.
+        // The daemon authenticates deferred mails again.
         if stored.outcome == Outcome::Deferred {
             continue;
         }
-        let change = store.reevaluate(id, read_again(rules, &stored), None).await?;
+        let change = store.reevaluate(id, examine_again(rules, &stored), None).await?;
         if change != Reevaluation::Same {
             changed += 1;
-            output::unheard(print(&stored, &change, json))?;
+            output::ignore_closed_pipe(print(&stored, &change, json))?;
         }
     }
     drop(reader);
     store.close().await;
-    output::say(&format!("{changed} mails changed"));
+    output::message(&format!("mails changed: {changed}"));
     Ok(())
 }
 
-/// Reads a mail as if it came now, with the verdict of then.
-fn read_again(rules: &Rules, stored: &StoredMail) -> Examined {
-    let verdict = match &stored.proof {
+/// Examines a mail with the current rules and the stored result of its authentication.
+fn examine_again(rules: &Rules, stored: &StoredMail) -> Examined {
+    let authenticity = match &stored.proof {
         Some(proof) => Authenticity::Trusted(proof.clone()),
-        None => Authenticity::Rejected(refusal(stored)),
+        None => Authenticity::Rejected(rejection(stored)),
     };
-    rules.examine_with(&stored.mail, verdict).0
+    rules.examine_with(&stored.mail, authenticity).0
 }
 
-/// Why it was not believed; a mail that was ignored then, and looks like a payment now, has no better reason than this.
-fn refusal(stored: &StoredMail) -> Reason {
-    let (code, words) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
+/// The reason why a mail was rejected. An ignored mail has none stored, so it gets a general one.
+fn rejection(stored: &StoredMail) -> Reason {
+    let (code, explanation) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
     match code.parse() {
-        Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, words),
-        _ => Reason::new(ReasonCode::Untrusted, "no proof was found when it came"),
+        Ok(code @ (ReasonCode::Untrusted | ReasonCode::NotOurs | ReasonCode::Dns)) => Reason::new(code, explanation),
+        _ => Reason::new(ReasonCode::Untrusted, "it had no proof when it was received"),
     }
 }
 
-/// A change, for a person.
-pub(super) fn in_words(change: &Reevaluation) -> String {
+/// Describes a change for a person.
+pub(super) fn describe(change: &Reevaluation) -> String {
     match change {
         Reevaluation::Same => "nothing changed".into(),
         Reevaluation::Outcome { outcome, reason, event_id } => {
@@ -84,16 +84,16 @@ pub(super) fn in_words(change: &Reevaluation) -> String {
             let event = event_id.as_ref().map(|id| format!(", event {id}")).unwrap_or_default();
             format!("now {outcome}{reason}{event}")
         }
-        Reevaluation::Event(id) => format!("event {id} says something else now"),
-        Reevaluation::Kept(id) => format!("event {id} would be read differently, and stays as it is"),
+        Reevaluation::Event(id) => format!("event {id} was changed"),
+        Reevaluation::Kept(id) => format!("event {id} would change, and stays as it is"),
     }
 }
 
 fn print(stored: &StoredMail, change: &Reevaluation, json: bool) -> anyhow::Result<()> {
     if !json {
-        return output::line(&format!("mail {}: was {}, {}", stored.id, stored.outcome, in_words(change)));
+        return output::line(&format!("mail {}: was {}, {}", stored.id, stored.outcome, describe(change)));
     }
-    let mut line = Line {
+    let mut line = ReparsedLine {
         mail_id: stored.id,
         before: stored.outcome,
         outcome: None,

@@ -1,5 +1,5 @@
-//! `run`: the daemon, the whole life of the process. SIGHUP reads the configuration again: the loops end and begin
-//! anew, the process and its hold on the database stay. A configuration that is wrong is refused, and the old goes on.
+//! `run`: runs the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration again and restarts the loops; the process
+//! and its lock on the database stay. If the new configuration is invalid, the daemon goes on with the old one.
 
 use std::pin::Pin;
 
@@ -11,9 +11,9 @@ use crate::config::Config;
 use crate::systemd;
 use crate::telemetry::{self, PushLatency};
 
-/// What a person or a supervisor asks for.
-enum Wish {
-    End,
+/// A request by signal.
+enum SignalRequest {
+    Shutdown,
     Reload,
 }
 
@@ -25,24 +25,23 @@ struct Signals {
 
 impl Signals {
     fn listen() -> std::io::Result<Self> {
-        let of = |kind| signal(kind);
         Ok(Signals {
-            terminate: of(SignalKind::terminate())?,
-            interrupt: of(SignalKind::interrupt())?,
-            hangup: of(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> Wish {
+    async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.terminate.recv() => Wish::End,
-            _ = self.interrupt.recv() => Wish::End,
-            _ = self.hangup.recv() => Wish::Reload,
+            _ = self.terminate.recv() => SignalRequest::Shutdown,
+            _ = self.interrupt.recv() => SignalRequest::Shutdown,
+            _ = self.hangup.recv() => SignalRequest::Reload,
         }
     }
 
-    /// Returns when the end is asked for; who wants the configuration to be read again is heard later.
-    async fn end(&mut self) {
+    /// Waits for SIGTERM or SIGINT. A SIGHUP meanwhile stays pending.
+    async fn shutdown(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -53,11 +52,11 @@ impl Signals {
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
-    let file = config.file().to_owned();
-    // A program that prints a secret may take its time, also for want of somebody who types; the end does not wait for it.
+    let file = config.path().to_owned();
+    // A command that prints a secret may wait for input. A shutdown does not wait for it.
     let mut prepared = tokio::select! {
         prepared = app::prepare(config, None) => prepared?,
-        () = signals.end() => return Ok(()),
+        () = signals.shutdown() => return Ok(()),
     };
     let database = prepared.database();
     let lock = app::lock(&database)?;
@@ -68,19 +67,19 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         let listener = prepared.listener();
         let mut running: Pin<Box<_>> = Box::pin(app::run(prepared, latency.clone(), shutdown));
         let next = loop {
-            let wish = tokio::select! {
+            let request = tokio::select! {
                 ended = &mut running => return ended,
-                wish = signals.next() => wish,
+                request = signals.next() => request,
             };
-            let read = match wish {
-                Wish::End => break None,
-                Wish::Reload => tokio::select! {
-                    read = reload(&file, &database, listener.as_ref()) => read,
+            let reloaded = match request {
+                SignalRequest::Shutdown => break None,
+                SignalRequest::Reload => tokio::select! {
+                    reloaded = reload(&file, &database, listener.as_ref()) => reloaded,
                     ended = &mut running => return ended,
-                    () = signals.end() => break None,
+                    () = signals.shutdown() => break None,
                 },
             };
-            match read {
+            match reloaded {
                 Ok((log, new)) => {
                     logging.set(log);
                     break Some(new);
@@ -89,13 +88,13 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
             }
         };
         match next {
-            Some(_) => tracing::info!("the configuration is read again"),
+            Some(_) => tracing::info!("restarting with the new configuration"),
             None => {
-                tracing::info!("ending");
+                tracing::info!("shutting down");
                 systemd::stopping();
             }
         }
-        // Nobody listens only if everything has ended already.
+        // Sending fails only if all loops have ended already.
         let _ = end.send(true);
         running.await?;
         match next {
@@ -107,7 +106,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the configuration again. Nothing that runs is touched.
+/// Reads the configuration again and prepares new loops. The running loops are not affected.
 async fn reload(
     file: &std::path::Path,
     database: &std::path::Path,
@@ -117,13 +116,13 @@ async fn reload(
     let config = Config::read(file)?;
     let log = config.telemetry.log;
     let prepared = app::prepare(config, listener).await?;
-    // The lock that is held is that database's.
-    anyhow::ensure!(prepared.database() == database, "[store] path changes with a restart only");
+    // The process holds the lock of the old database.
+    anyhow::ensure!(prepared.database() == database, "a change of [store] path needs a restart");
     Ok((log, prepared))
 }
 
 fn refuse(error: &anyhow::Error) {
-    tracing::error!("the new configuration is refused, the old one goes on: {error:#}");
+    tracing::error!("the new configuration is invalid, the old one stays in force: {error:#}");
     systemd::ready();
-    systemd::status(&format!("new configuration refused, the old one goes on: {error:#}"));
+    systemd::status(&format!("new configuration is invalid, the old one stays in force: {error:#}"));
 }

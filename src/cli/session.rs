@@ -1,12 +1,11 @@
-//! `session` and `address`: telling us which session is for which order.
+//! `session` and `address`: which session belongs to which order.
 
 use super::args::NewSession;
 use super::output::{self, cell};
 use crate::config::Config;
 use crate::db::StoreReader;
 use crate::model;
-use crate::payments::SignedAddresses;
-use crate::payments::{self};
+use crate::payments::{self, SignedAddresses};
 
 pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> {
     let NewSession { session_id, order, amount, blockchain, token } = new;
@@ -18,15 +17,16 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
         token,
         ..payments::SessionRegistration::default()
     };
-    let settled = super::writing(config, async |store| store.session_add(session).await).await?;
-    if settled.resolved + settled.released + settled.held > 0 {
-        output::say(&format!(
-            "events that have their session now: {}; deliveries let go: {}, held: {}",
-            settled.resolved, settled.released, settled.held
+    let reconciled = super::with_store(config, async |store| store.session_add(session).await).await?;
+    if reconciled.resolved + reconciled.released + reconciled.held > 0 {
+        output::message(&format!(
+            "events assigned to the session: {}; deliveries released: {}, held: {}",
+            reconciled.resolved, reconciled.released, reconciled.held
         ));
     }
-    for event in &settled.too_late {
-        output::say(&format!("delivered before, and contradicts it: event {}", model::printable(event, 400)));
+    for event in &reconciled.too_late {
+        let event = model::printable(event, 400);
+        output::message(&format!("an event contradicts this registration, and was delivered before: {event}"));
     }
     Ok(())
 }
@@ -40,30 +40,30 @@ pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
     reader.sessions::<anyhow::Error>(|s| {
         let [order, amount, chain, token, status] =
             [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
-        // Others insert here, and of a session's id only its length is asked.
+        // Other programs insert rows. The schema limits only the length of an id, so it is printed like other text.
         table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status]);
         Ok(())
     })?;
     output::line(&table.trim_fmt())
 }
 
-/// A person's word on which session an event belongs to.
+/// Assigns an event to a session by the operator's decision.
 pub(super) async fn assign(config: &Config, event_id: &str, session_id: &str) -> anyhow::Result<()> {
-    // Nothing is made where nothing is.
+    // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
-    let assigned = super::writing(config, async |store| store.session_assign(event_id, session_id).await).await?;
-    let before = assigned.before.map(|id| format!(", and was of {id}")).unwrap_or_default();
+    let assigned = super::with_store(config, async |store| store.session_assign(event_id, session_id).await).await?;
+    let before = assigned.before.map(|id| format!(" (before: {id})")).unwrap_or_default();
     output::line(&format!(
-        "event {event_id} is of session {session_id} now{before}; deliveries let go: {}",
+        "event {event_id} now belongs to session {session_id}{before}; deliveries released: {}",
         assigned.released
     ))?;
     if !assigned.registered {
-        output::say("the session is not registered: its amount could not be compared");
+        output::message("the session is not registered, so its amount was not compared");
     }
     Ok(())
 }
 
-/// Prints the signed address to give Resmic as `webhook_url`.
+/// Prints the signed address of an order. The merchant passes it to Resmic as `webhook_url`.
 pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<()> {
     let Some(address) = &config.sessions.address else {
         return Err(config
@@ -72,6 +72,6 @@ pub(super) async fn address(config: &Config, order_ref: &str) -> anyhow::Result<
     };
     let key = config.secret("sessions.address.key", &address.key).await?;
     let addresses = SignedAddresses::new(&address.mailbox, &key)
-        .map_err(|words| config.wrong("sessions.address.mailbox", words))?;
-    output::line(&addresses.address_for(order_ref).map_err(super::Usage)?)
+        .map_err(|message| config.wrong("sessions.address.mailbox", message))?;
+    output::line(&addresses.address_for(order_ref).map_err(super::UsageError)?)
 }

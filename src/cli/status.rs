@@ -1,4 +1,4 @@
-//! `status`: is it working, and what should I do? One screen.
+//! `status`: shows the health on one screen, with advice for each problem.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -14,14 +14,14 @@ use crate::health::{self, ChainHealth, Health, Mailbox};
 use crate::model::MailboxState;
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    // Whatever is wrong with the database is an answer, too: a program that asks gets its JSON in any case.
-    let (health, last_mail) = look(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
+    // An error of the database is a health, too. A program that runs `status --json` always gets JSON.
+    let (health, last_mail) = assess(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
     let printed = if json { output::json(&health) } else { print(config, &health, last_mail.as_deref()) };
-    output::unheard(printed)?;
+    output::ignore_closed_pipe(printed)?;
     Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-fn look(config: &Config) -> db::Result<(Health, Option<String>)> {
+fn assess(config: &Config) -> db::Result<(Health, Option<String>)> {
     let reader = StoreReader::open(&config.database())?;
     let running = DaemonLock::is_held(&config.database())?;
     let health = health::assess(&reader, &app::expected(config), running, Timestamp::now())?;
@@ -29,10 +29,10 @@ fn look(config: &Config) -> db::Result<(Health, Option<String>)> {
 }
 
 fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
-    let (words, colour) = if health.ok { ("it is working", "32") } else { ("it needs you", "31") };
-    line(&paint(words, colour))?;
-    for words in &health.attention {
-        line(&format!("  - {}", crate::model::printable(words, 400)))?;
+    let (summary, colour) = if health.ok { ("it is working", "32") } else { ("it needs attention", "31") };
+    line(&paint(summary, colour))?;
+    for problem in &health.attention {
+        line(&format!("  - {}", crate::model::printable(problem, 400)))?;
     }
     if !health.mailboxes.is_empty() {
         line("")?;
@@ -53,7 +53,7 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     }
     line(&format!("{:<11} {}", "last mail", cell(last_mail)))?;
     if config.trust.accepts_unproven() {
-        line("\nnote: [trust] accept has \"none\": mails are believed without proof; fit for a laboratory only")?;
+        line("\nnote: [trust] accept has \"none\": mails are trusted without proof; use it for tests only")?;
     }
     Ok(())
 }
@@ -78,22 +78,22 @@ fn chain(of: &ChainHealth) -> anyhow::Result<()> {
 
 fn mailboxes(mailboxes: &[Mailbox]) -> anyhow::Result<()> {
     let mut table = output::table(&["account", "mailbox", "state", "last round trip", "error"]);
-    for of in mailboxes {
-        let failed = of.state == MailboxState::Failed.as_str();
-        let state = Cell::new(&of.state).fg(if failed { Color::Red } else { Color::Green });
-        let state = if is_terminal() { state } else { Cell::new(&of.state) };
-        let [seen, error] = [&of.last_seen_at, &of.last_error].map(|v| Cell::new(cell(v.as_deref())));
-        let names = [&of.account, &of.mailbox].map(|v| Cell::new(cell(Some(v))));
+    for row in mailboxes {
+        let failed = row.state == MailboxState::Failed.as_str();
+        let state = Cell::new(&row.state).fg(if failed { Color::Red } else { Color::Green });
+        let state = if is_terminal() { state } else { Cell::new(&row.state) };
+        let [seen, error] = [&row.last_seen_at, &row.last_error].map(|v| Cell::new(cell(v.as_deref())));
+        let names = [&row.account, &row.mailbox].map(|v| Cell::new(cell(Some(v))));
         table.add_row(names.into_iter().chain([state, seen, error]));
     }
     line(&table.trim_fmt())
 }
 
-fn paint(words: &str, colour: &str) -> String {
-    if is_terminal() { format!("\u{1b}[{colour}m{words}\u{1b}[0m") } else { words.to_owned() }
+fn paint(text: &str, colour: &str) -> String {
+    if is_terminal() { format!("\u{1b}[{colour}m{text}\u{1b}[0m") } else { text.to_owned() }
 }
 
-/// Colour only where a person sees it (no-color.org has the variable).
+/// Whether the output has colours: on a terminal, unless `NO_COLOR` is set (no-color.org).
 fn is_terminal() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }

@@ -19,8 +19,8 @@ pub use probe::probe;
 use crate::backoff::Backoff;
 use crate::chain::{Chain, ConfirmationReason, ConfirmationState, Finality, Node, Observation, Revisited, revisit};
 use crate::db::{self, Store};
+use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::payments::{DueLook, RecordedLook, next_look};
-use crate::pulse::{Pulse, Pulses};
 use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
 use report::Report;
 
@@ -57,12 +57,12 @@ impl WatchedChain {
 pub async fn run(
     store: Store,
     watched: WatchedChain,
-    pulses: &Pulses,
+    heartbeats: &Heartbeats,
     mut shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
-    let pulse = pulses.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
+    let heartbeat = heartbeats.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
     let report = Report::new(store.clone(), &watched);
-    let mut worker = Worker { store, watched, report, pulse, failures: 0, not_before: None };
+    let mut worker = Worker { store, watched, report, heartbeat, failures: 0, not_before: None };
     let mut ending = shutdown.clone();
     let work = async {
         // A node of another chain is noticed at the start, not with the first payment.
@@ -88,7 +88,7 @@ struct Worker {
     store: Store,
     watched: WatchedChain,
     report: Report,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     /// How many looks in a row failed because of a node.
     failures: u32,
     /// The nodes are not asked before this.
@@ -101,10 +101,10 @@ impl Worker {
         loop {
             commits.mark_unchanged();
             if let Some(at) = self.not_before.take() {
-                self.pulse.beat_before(at.saturating_duration_since(Instant::now()));
+                self.heartbeat.beat_before(at.saturating_duration_since(Instant::now()));
                 sleep_until(at).await;
             }
-            self.pulse.beat();
+            self.heartbeat.beat();
             let wake_at = match self.turn().await {
                 Ok(None) => continue,
                 Ok(Some(wake_at)) => wake_at,
@@ -115,7 +115,7 @@ impl Worker {
                     continue;
                 }
             };
-            self.pulse.beat_before(LONGEST_SLEEP);
+            self.heartbeat.beat_before(LONGEST_SLEEP);
             tokio::select! {
                 changed = commits.changed() => changed.map_err(|_| db::Error::Stopped)?,
                 () = sleep_until(wake_at) => {}

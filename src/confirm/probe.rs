@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::WatchedChain;
-use super::report::{Pulse, ask};
+use super::report::{Heartbeat, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 
 /// An older newest block makes a node suspicious.
@@ -24,8 +24,8 @@ pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
 }
 
 async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
-    let Pulse { head, last } = match ask(node, chain).await {
-        Ok(pulse) => pulse,
+    let Heartbeat { head, last } = match ask(node, chain).await {
+        Ok(heartbeat) => heartbeat,
         Err(fault) => return vec![Err(fault.words)],
     };
     let seconds = |timestamp: u64| i64::try_from(timestamp).unwrap_or(i64::MAX);

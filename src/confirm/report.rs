@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const KEPT_WORDS: usize = 300;
 
 /// The age of a node's blocks.
-pub(super) struct Pulse {
+pub(super) struct Heartbeat {
     pub(super) head: Block,
     pub(super) last: Block,
 }
@@ -64,8 +64,9 @@ impl Report {
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         let now = Timestamp::now();
         // The node that is furthest behind decides.
-        let furthest = answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|pulse| pulse.last.number);
-        if let Some(Pulse { head, last }) = furthest {
+        let furthest =
+            answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|heartbeat| heartbeat.last.number);
+        if let Some(Heartbeat { head, last }) = furthest {
             let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
             self.row.head = i64::try_from(head.number).ok();
             self.row.head_age_s = Some(now.as_second().saturating_sub(seconds(head)).max(0));
@@ -98,7 +99,7 @@ impl Report {
 }
 
 /// Asks a node for its chain, its newest block and its last final block.
-pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Pulse, Fault> {
+pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Heartbeat, Fault> {
     let id = node.chain_id().await.map_err(|error| fault(&error))?;
     if id != chain.id {
         return Err(wrong_chain(node.host(), id, chain));
@@ -112,7 +113,7 @@ pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Pulse, Fault> {
             node.block_at(number).await.map(|block| block.unwrap_or(head))
         }
     };
-    Ok(Pulse { head, last: last.map_err(|error| fault(&error))? })
+    Ok(Heartbeat { head, last: last.map_err(|error| fault(&error))? })
 }
 
 pub(super) fn fault(error: &NodeError) -> Fault {

@@ -9,7 +9,7 @@ use super::{Error, Result};
 pub struct DaemonLock(#[allow(dead_code)] std::fs::File);
 
 impl DaemonLock {
-    /// Locks a file beside the database. The kernel releases the lock when this process ends.
+    /// Locks a file in the folder of the database. The kernel releases the lock when this process ends.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl DaemonLock {
 const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
-/// The lock file stands beside the real file, so that all links to one database share one lock.
+/// The lock file is in the folder of the real file, so that all links to one database share one lock.
 fn lock_file(database: &Path) -> PathBuf {
     let mut name = behind_links(database).into_os_string();
     name.push(".lock");

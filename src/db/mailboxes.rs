@@ -13,7 +13,7 @@ pub struct Cursor {
     pub account: String,
     /// The mailbox's name on the server.
     pub mailbox: String,
-    /// How far it has been read.
+    /// The last position that was read.
     pub reached: Reached,
 }
 

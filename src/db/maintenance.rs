@@ -38,7 +38,7 @@ pub struct Backlog {
     pub unproven: i64,
 }
 
-/// What [`Store::prune`] deleted.
+/// The numbers of rows that [`Store::prune`] deleted or emptied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pruned {
     /// Mails whose bytes were deleted; their rows stay.

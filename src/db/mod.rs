@@ -1,6 +1,6 @@
 //! The database: one SQLite file, an interface that merchants look into.
 //!
-//! One thread owns the writing connection (`writer`). Readers open connections of their own (`reader`). `schema` opens
+//! One thread owns the writing connection (`writer`). Each reader opens another connection (`reader`). `schema` opens
 //! and migrates the file. The decisions about payments are made above, in `payments`.
 
 mod columns;

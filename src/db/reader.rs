@@ -127,7 +127,7 @@ impl StoreReader {
         Ok(StoreReader { connection, path: path.to_owned(), frozen })
     }
 
-    /// Whether this reader never shows later commits. That is so for a user who may not lock the database, while no
+    /// Whether this reader never shows later commits. This happens if the user may not lock the database and no
     /// other program has it open.
     #[must_use]
     pub fn is_frozen(&self) -> bool {

@@ -72,8 +72,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// As [`open_reader`], without a check of the content. The first reader creates files beside the database, and not
-/// every user may do so. A file that was closed properly can be read without them.
+/// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, which
+/// some users may not do. SQLite can read a file that was closed properly without them.
 fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
@@ -81,10 +81,11 @@ fn read_only(path: &Path) -> Result<(Connection, bool)> {
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     let Err(error) = count_tables(&connection) else { return Ok((connection, false)) };
     let may_not = matches!(error.sqlite_error_code(), Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen));
-    match immutable_uri(path).filter(|_| may_not && !wal_path(path).exists()) {
-        None => Err(sqlite(error)),
-        Some(uri) => Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true)),
+    if !may_not || wal_path(path).exists() {
+        return Err(sqlite(error));
     }
+    let Some(uri) = immutable_uri(path) else { return Err(sqlite(error)) };
+    Ok((Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sqlite)?, true))
 }
 
 /// The characters of a path that a URI encodes.

@@ -145,7 +145,7 @@ async fn an_idle_writer_checkpoints_the_wal() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     record(&store, 1, 8 << 20).await.unwrap();
-    // While somebody else has the database open, closing the store copies nothing: the writing thread did.
+    // With a second connection open, closing the store does not checkpoint. So the writer thread did it.
     let looking = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
     let look = || {
         let noop = "PRAGMA wal_checkpoint(NOOP)";
@@ -158,7 +158,7 @@ async fn an_idle_writer_checkpoints_the_wal() {
 }
 
 #[tokio::test]
-async fn a_blocked_checkpoint_is_reported_and_made_up_for() {
+async fn a_blocked_checkpoint_is_reported_and_repeated() {
     let folder = tempfile::tempdir().unwrap();
     let (store, wal) = (store(&folder), folder.path().join("m.db-wal"));
     let other = Connection::open(folder.path().join("m.db")).unwrap();
@@ -170,7 +170,7 @@ async fn a_blocked_checkpoint_is_reported_and_made_up_for() {
     }
     assert!(backlog() > 80 << 20, "{}", backlog());
     other.execute_batch("COMMIT").unwrap();
-    // Each copies, and the second begins the file anew.
+    // Each commit checkpoints. The second one then starts at the beginning of the -wal file.
     record(6).await.unwrap();
     store.ping().await.unwrap();
     record(7).await.unwrap();

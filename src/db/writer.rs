@@ -44,7 +44,7 @@ const QUIET: Duration = Duration::from_millis(100);
 const CACHE: i64 = -8_000;
 
 /// A piece of work and its reply channel.
-trait Job: Send {
+trait WriteJob: Send {
     /// Runs the work. The error contains SQLite's error, if SQLite caused the failure.
     fn run(&mut self, connection: &Connection, alone: bool) -> std::result::Result<(), Option<Arc<rusqlite::Error>>>;
     fn answer(self: Box<Self>, failed: Option<&Arc<rusqlite::Error>>);
@@ -59,7 +59,7 @@ struct Task<F, T> {
 
 #[derive(Clone)]
 pub(super) struct Writer {
-    jobs: mpsc::Sender<Box<dyn Job>>,
+    jobs: mpsc::Sender<Box<dyn WriteJob>>,
     path: Arc<Path>,
     /// The sender is dropped when the connection is closed.
     open: watch::Receiver<()>,
@@ -111,7 +111,7 @@ impl Writer {
     }
 }
 
-impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> Job for Task<F, T> {
+impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> WriteJob for Task<F, T> {
     fn run(&mut self, connection: &Connection, alone: bool) -> std::result::Result<(), Option<Arc<rusqlite::Error>>> {
         let Some(work) = self.work.take() else { return Err(None) };
         let result = if alone { work(connection) } else { in_savepoint(connection, work) };
@@ -155,12 +155,12 @@ fn execute_cached(connection: &Connection, sql: &'static str) -> rusqlite::Resul
 }
 
 /// A transaction that is rolled back unless it is committed.
-struct Transaction<'c>(&'c Connection);
+struct ImmediateTransaction<'c>(&'c Connection);
 
-impl<'c> Transaction<'c> {
+impl<'c> ImmediateTransaction<'c> {
     fn begin(connection: &'c Connection) -> rusqlite::Result<Self> {
         execute_cached(connection, "BEGIN IMMEDIATE")?;
-        Ok(Transaction(connection))
+        Ok(ImmediateTransaction(connection))
     }
 
     fn commit(self) -> rusqlite::Result<()> {
@@ -168,7 +168,7 @@ impl<'c> Transaction<'c> {
     }
 }
 
-impl Drop for Transaction<'_> {
+impl Drop for ImmediateTransaction<'_> {
     fn drop(&mut self) {
         // A full disk has already ended it (sqlite.org/lang_transaction.html). Any other failure shows at the next
         // BEGIN.
@@ -179,7 +179,7 @@ impl Drop for Transaction<'_> {
 }
 
 /// Serves the queue until all handles are released. `clock` measures the idle time.
-fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock: &Runtime) {
+fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn WriteJob>>, clock: &Runtime) {
     let (mut checkpoint_due, mut warned) = (false, false);
     loop {
         let next = match checkpoint_due {
@@ -215,7 +215,7 @@ fn serve(connection: &Connection, mut queue: mpsc::Receiver<Box<dyn Job>>, clock
     }
 }
 
-fn commit(connection: &Connection, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>) {
+fn commit(connection: &Connection, first: Box<dyn WriteJob>, queue: &mut mpsc::Receiver<Box<dyn WriteJob>>) {
     let mut batch = vec![first];
     let failed = run_batch(connection, &mut batch, queue).err();
     if failed.as_deref().is_some_and(is_locked) {
@@ -266,10 +266,10 @@ fn checkpoint_replaced_file(connection: &Connection) {
 /// one.
 fn run_batch(
     connection: &Connection,
-    batch: &mut Vec<Box<dyn Job>>,
-    queue: &mut mpsc::Receiver<Box<dyn Job>>,
+    batch: &mut Vec<Box<dyn WriteJob>>,
+    queue: &mut mpsc::Receiver<Box<dyn WriteJob>>,
 ) -> std::result::Result<(), Arc<rusqlite::Error>> {
-    let tx = Transaction::begin(connection).map_err(Arc::new)?;
+    let tx = ImmediateTransaction::begin(connection).map_err(Arc::new)?;
     let mut done = 0;
     while let Some(job) = batch.get_mut(done) {
         let ended = job.run(connection, done == 0);

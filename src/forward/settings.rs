@@ -1,8 +1,8 @@
-//! `[[forward]]`: one callback, as the configuration describes it.
+//! `[[forward]]`: the settings of one target.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::Duration as StdDuration;
+use std::time::Duration;
 
 use hyper::http::uri::PathAndQuery;
 use serde::{Deserialize, Deserializer};
@@ -14,33 +14,33 @@ use crate::model::Status;
 use crate::secret;
 use crate::units::HumanDuration;
 
-/// One `[[forward]]` table. Each value is right in itself once it is read; [`Settings::check`] asks whether they go together.
+/// One `[[forward]]` table. Deserialization checks each value; [`ForwardSettings::check`] checks them together.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
-    /// The callback's name in the database and in the log.
+pub struct ForwardSettings {
+    /// The target's name in the database and in the log.
     pub name: String,
-    /// Where it listens; this or `unix`.
+    /// The URL of the handler. Either this or `unix` is set.
     pub url: Option<Url>,
-    /// The socket on which it listens; this or `url`.
+    /// The Unix socket of the handler. Either this or `url` is set.
     pub unix: Option<PathBuf>,
-    /// With `unix`: the path to ask for.
+    /// With `unix`: the path of the request.
     pub path: Option<HttpPath>,
-    /// The key of `X-Signature`.
+    /// The secret that signs the requests.
     pub secret: secret::SecretSource,
-    /// Whether it may be on another machine.
+    /// Whether the handler may be on another machine.
     #[serde(default)]
     pub allow_remote: bool,
-    /// How long one attempt may take, from looking up the name to the answer.
+    /// How long one attempt may take, from the lookup of the host to the response.
     #[serde(default = "default_timeout")]
     pub timeout: HumanDuration,
-    /// How long after the first attempt the last one is made.
+    /// The time from the first attempt to the last.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
-    /// The statuses that it is told.
+    /// The statuses of the events that are delivered.
     #[serde(default = "default_statuses", deserialize_with = "statuses")]
     pub statuses: Vec<Status>,
-    /// What becomes of an event without a session.
+    /// The handling of events without a session.
     #[serde(default)]
     pub unresolved: Unresolved,
     /// What becomes of an event that the chain has not confirmed. Without a `[[chain]]` there must be none.
@@ -58,25 +58,25 @@ pub enum Confirm {
     Tell,
 }
 
-/// What becomes of an event whose session is not known.
+/// The handling of an event whose session is not known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Unresolved {
-    /// It is held until it is resolved.
+    /// The event is held until it has a session.
     #[default]
     Hold,
-    /// It is posted with `session_id: null`.
+    /// The event is delivered with `session_id: null`.
     Send,
 }
 
-/// A key of the table, and what is wrong with it.
-type Problem = (String, String);
+/// The result of a check: an error has the key and the problem.
+type Checked = Result<(), (String, String)>;
 
-fn wrong<T>(key: &str, words: impl Into<String>) -> Result<T, Problem> {
-    Err((key.to_owned(), words.into()))
+fn wrong(key: &str, message: impl Into<String>) -> Checked {
+    Err((key.to_owned(), message.into()))
 }
 
-/// What is asked for over a Unix socket: `/payment-webhook`.
+/// The path of a request over a Unix socket, for example `/payment-webhook`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct HttpPath(pub PathAndQuery);
@@ -94,11 +94,11 @@ impl TryFrom<String> for HttpPath {
 }
 
 fn default_timeout() -> HumanDuration {
-    HumanDuration(StdDuration::from_secs(10))
+    HumanDuration(Duration::from_secs(10))
 }
 
 fn default_give_up_after() -> HumanDuration {
-    HumanDuration(StdDuration::from_secs(3 * 86_400))
+    HumanDuration(Duration::from_secs(3 * 86_400))
 }
 
 fn default_statuses() -> Vec<Status> {
@@ -110,37 +110,37 @@ fn statuses<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Status>, D::Error>
     words.iter().map(|word| word.parse().map_err(serde::de::Error::custom)).collect()
 }
 
-impl Settings {
-    /// Whether the values go together.
+impl ForwardSettings {
+    /// Checks rules that concern several values.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
-    pub fn check(&self) -> Result<(), Problem> {
+    /// The wrong key, and the problem.
+    pub fn check(&self) -> Result<(), (String, String)> {
         if self.name.is_empty() || self.name.len() > 64 || self.name.chars().any(char::is_control) {
-            return wrong("name", "expected 1 to 64 characters; it names the callback in the database");
+            return wrong("name", "expected 1 to 64 characters; the database has the target under this name");
         }
         if self.statuses.is_empty() {
             return wrong("statuses", "expected at least one of completed, failed, pending");
         }
-        if self.timeout.0.is_zero() || self.timeout.0 > StdDuration::from_secs(600) {
+        if self.timeout.0.is_zero() || self.timeout.0 > Duration::from_secs(600) {
             return wrong("timeout", "expected more than nothing and at most \"10m\"");
         }
         self.check_address()
     }
 
-    fn check_address(&self) -> Result<(), Problem> {
+    fn check_address(&self) -> Checked {
         match (&self.url, &self.unix) {
             (Some(_), Some(_)) => wrong("unix", "expected either `url` or `unix`, not both"),
             (None, None) => wrong("url", "expected `url = \"http://…\"`, or `unix = \"/run/….sock\"`"),
-            (Some(_), None) if self.path.is_some() => wrong("path", "belongs to `unix`; a URL has its path in it"),
+            (Some(_), None) if self.path.is_some() => wrong("path", "belongs to `unix`; a URL contains its path"),
             (Some(url), None) => self.check_host(url),
             (None, Some(socket)) if !socket.is_absolute() => wrong("unix", "expected an absolute path"),
             (None, Some(_)) => Ok(()),
         }
     }
 
-    /// An address can be judged at once; a name is judged by what it resolves to, at each connect.
-    fn check_host(&self, url: &Url) -> Result<(), Problem> {
+    /// Checks a URL with an IP address. A host name is checked at each connect, by the addresses that it resolves to.
+    fn check_host(&self, url: &Url) -> Checked {
         match url.host.parse::<IpAddr>() {
             Ok(ip) if !self.allow_remote && !is_loopback(ip) => {
                 wrong("url", format!("{ip} is not a loopback address; set allow_remote = true if it is meant"))
@@ -149,7 +149,7 @@ impl Settings {
         }
     }
 
-    /// As the outbox needs to know it.
+    /// The part of the settings that the outbox needs.
     #[must_use]
     pub fn target(&self) -> db::TargetRules {
         db::TargetRules {
@@ -165,17 +165,17 @@ impl Settings {
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Result<Settings, String> {
-        let settings: Settings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
-        settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
+    fn parse(text: &str) -> Result<ForwardSettings, String> {
+        let settings: ForwardSettings = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        settings.check().map_err(|(key, message)| format!("{key}: {message}"))?;
         Ok(settings)
     }
 
     const REST: &str = "\nname = \"shop\"\nsecret = { env = \"S\" }";
 
     #[test]
-    fn the_contract_s_table_is_read_and_the_rest_is_default() {
-        let settings = read(&format!("url = \"http://127.0.0.1:3000/payment-webhook\"{REST}")).unwrap();
+    fn missing_values_have_defaults() {
+        let settings = parse(&format!("url = \"http://127.0.0.1:3000/payment-webhook\"{REST}")).unwrap();
         let url = settings.url.unwrap();
         assert_eq!(
             (url.tls, url.host.as_str(), url.port, url.path.as_str()),
@@ -185,14 +185,14 @@ mod tests {
         assert_eq!(settings.statuses, [Status::Completed, Status::Failed]);
         assert_eq!(settings.unresolved, Unresolved::Hold);
         let unix =
-            read(&format!("unix = \"/run/shop.sock\"\npath = \"/hook?a=1\"\nunresolved = \"send\"{REST}")).unwrap();
+            parse(&format!("unix = \"/run/shop.sock\"\npath = \"/hook?a=1\"\nunresolved = \"send\"{REST}")).unwrap();
         assert_eq!(unix.path.as_ref().unwrap().0.as_str(), "/hook?a=1");
         assert!(unix.target().send_unresolved);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        for (table, words) in [
+    fn errors_name_the_wrong_key() {
+        for (table, expected) in [
             ("url = \"ftp://127.0.0.1/\"", "http://"),
             ("url = \"/only/a/path\"", "http://"),
             ("url = \"http://me:pw@127.0.0.1/\"", "user or a password"),
@@ -212,9 +212,9 @@ mod tests {
             ("url = \"http://127.0.0.1/\"\nconfirm = \"maybe\"", "require"),
             ("url = \"http://127.0.0.1/\"\ncolour = \"red\"", "colour"),
         ] {
-            let said = read(&format!("{table}{REST}")).unwrap_err();
-            assert!(said.contains(words), "{table}: {said}");
+            let error = parse(&format!("{table}{REST}")).unwrap_err();
+            assert!(error.contains(expected), "{table}: {error}");
         }
-        assert!(read("url = \"http://127.0.0.1/\"\nname = \"shop\"").unwrap_err().contains("secret"));
+        assert!(parse("url = \"http://127.0.0.1/\"\nname = \"shop\"").unwrap_err().contains("secret"));
     }
 }

@@ -1,4 +1,4 @@
-//! The headers that a callback checks: Resmic's own signature, and Standard Webhooks beside it.
+//! The signatures that a handler can check: Resmic's own, and the one of Standard Webhooks.
 
 use base64::Engine;
 use base64::alphabet;
@@ -9,26 +9,26 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 
-/// What a secret for Standard Webhooks begins with (standardwebhooks/spec, "Signature scheme").
+/// The prefix of a secret for Standard Webhooks (standardwebhooks/spec, "Signature scheme").
 const STANDARD_PREFIX: &str = "whsec_";
 
-/// Base64 as that specification's libraries read it: with or without padding.
+/// Base64 with or without padding, as the libraries of that specification accept it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The keys made of a callback's secret. Shows nothing of them.
+/// The keys derived from a target's secret. `Debug` prints none of them.
 pub(super) struct Signer {
-    /// Of the secret as it is written: `X-Signature`.
+    /// For `X-Signature`: the text of the secret.
     resmic: hmac::Key,
-    /// Of the bytes behind `whsec_`: `webhook-signature`.
+    /// For `webhook-signature`: the decoded bytes after `whsec_`.
     standard: Option<hmac::Key>,
 }
 
 impl Signer {
     /// # Errors
-    /// In words: a `whsec_` secret that is no base64.
+    /// A message, if the text after `whsec_` is not base64.
     pub(super) fn new(secret: &SecretString) -> Result<Self, String> {
         let secret = secret.expose_secret();
         let key = |bytes: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, bytes);
@@ -36,13 +36,13 @@ impl Signer {
             None => None,
             Some(encoded) => match BASE64.decode(encoded) {
                 Ok(bytes) if !bytes.is_empty() => Some(key(&bytes)),
-                _ => return Err("a secret that begins with whsec_ must go on in base64".into()),
+                _ => return Err("a secret that begins with whsec_ must continue with base64".into()),
             },
         };
         Ok(Signer { resmic: key(secret.as_bytes()), standard })
     }
 
-    /// `X-Signature`: hexadecimal HMAC-SHA256 of the body, keyed with the secret as it is written.
+    /// `X-Signature`: the hexadecimal HMAC-SHA256 of the body. The key is the text of the secret.
     pub(super) fn resmic(&self, body: &[u8]) -> String {
         HEXLOWER.encode(hmac::sign(&self.resmic, body).as_ref())
     }
@@ -79,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn the_body_is_signed_as_rfc_4231_says() {
+    fn resmic_signature_is_hmac_sha256() {
         // Test case 2 of RFC 4231.
         let signature = signer("Jefe").unwrap().resmic(b"what do ya want for nothing?");
         assert_eq!(signature, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
     }
 
     #[test]
-    fn standard_webhooks_signs_as_its_specification_s_example() {
+    fn standard_signature_matches_the_specification() {
         // The example of github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md, "Signature scheme".
         let signer = signer("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
         let at = Timestamp::from_second(1_614_265_330).unwrap();
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whsec_secret_signs_twice_and_a_broken_one_is_refused() {
+    fn standard_signature_needs_a_valid_whsec_secret() {
         let plain = signer("plain").unwrap();
         assert!(plain.standard("id", Timestamp::UNIX_EPOCH, b"").is_none());
         assert!(signer("whsec_***").is_err());
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_carries_any_order_reference() {
+    fn order_reference_is_encoded_in_the_header() {
         assert_eq!(header_text("ORDER-1001"), "ORDER-1001");
         assert_eq!(header_text("50% é\r\nX: 1"), "50%25%20%C3%A9%0D%0AX:%201");
     }

@@ -1,4 +1,4 @@
-//! A callback that is ready to be called: its settings, its keys, the way to it.
+//! A target with everything that a delivery needs: address, keys and limits.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use hyper::header::HeaderValue;
 use hyper::http::uri::PathAndQuery;
 use secrecy::SecretString;
 
-use super::settings::Settings;
+use super::settings::ForwardSettings;
 use super::sign::Signer;
 use crate::http::Destination;
 use crate::tls;
 
-/// What turned out wrong about a callback: the key to look at in its table, and what to do.
+/// A wrong value in the table of a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {words}")]
-pub struct Wrong {
-    /// The key.
+#[error("{key}: {message}")]
+pub struct TargetError {
+    /// The key in the table.
     pub key: String,
-    /// What is wrong with it.
-    pub words: String,
+    /// The problem.
+    pub message: String,
 }
 
-/// A callback that is ready to be called. Shows nothing of its secret.
+/// A target that is ready for deliveries. `Debug` does not print its secret.
 #[derive(Debug)]
 pub struct Target {
     pub(super) name: String,
@@ -34,14 +34,14 @@ pub struct Target {
 }
 
 impl Target {
-    /// Makes one of its settings and its secret. With `https` this reads the system's roots.
+    /// Creates a target from its settings and its secret. For `https` it reads the system's root certificates.
     ///
     /// # Errors
-    /// [`Wrong`], with the key to look at.
-    pub fn new(settings: Settings, secret: SecretString) -> Result<Self, Wrong> {
-        let wrong = |key: &str, words: String| Wrong { key: key.to_owned(), words };
-        settings.check().map_err(|(key, words)| wrong(&key, words))?;
-        let signer = Signer::new(&secret).map_err(|words| wrong("secret", words))?;
+    /// [`TargetError`], with the wrong key.
+    pub fn new(settings: ForwardSettings, secret: SecretString) -> Result<Self, TargetError> {
+        let wrong = |key: &str, message: String| TargetError { key: key.to_owned(), message };
+        settings.check().map_err(|(key, message)| wrong(&key, message))?;
+        let signer = Signer::new(&secret).map_err(|message| wrong("secret", message))?;
         let (destination, host, path) = match (settings.url, settings.unix) {
             (Some(url), _) => {
                 let roots = url.tls.then(|| tls::client_config(None)).transpose();
@@ -68,7 +68,7 @@ impl Target {
         })
     }
 
-    /// The `[[forward]]` entry's name.
+    /// The name of its `[[forward]]` table.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

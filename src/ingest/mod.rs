@@ -16,9 +16,9 @@ use crate::backoff::Backoff;
 use crate::catch_panic::{catch_panic, catch_panic_async};
 use crate::db::{self, Cursor, Store};
 use crate::examine::Rules;
+use crate::heartbeat::Heartbeat;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
 use crate::payments::{ExaminedMail, Recorded};
-use crate::pulse::Pulse;
 use crate::source::imap::{self, Batch, Report};
 use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
@@ -85,11 +85,11 @@ impl IngestStep {
 }
 
 impl Ingest {
-    /// Records the reports of a watcher until the watcher ends. `pulse` beats after each commit.
+    /// Records the reports of a watcher until the watcher ends. `heartbeat` beats after each commit.
     ///
     /// # Errors
     /// An error of the database that is not temporary.
-    pub async fn run(self, reports: mpsc::Receiver<Report>, pulse: Pulse) -> db::Result<()> {
+    pub async fn run(self, reports: mpsc::Receiver<Report>, heartbeat: Heartbeat) -> db::Result<()> {
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(MAX_BATCHES);
         let mut steps = std::pin::pin!(steps);
@@ -103,8 +103,8 @@ impl Ingest {
                 ready.push(step);
             }
             let pause = if ready.iter().any(IngestStep::is_pause) { imap::LONGEST_PAUSE } else { Duration::ZERO };
-            self.record(ready, &mut recorded_state, &pulse).await?;
-            pulse.beat_before(pause);
+            self.record(ready, &mut recorded_state, &heartbeat).await?;
+            heartbeat.beat_before(pause);
         }
         Ok(())
     }
@@ -193,13 +193,13 @@ impl Ingest {
         &self,
         steps: Vec<IngestStep>,
         recorded_state: &mut Option<RecordedState>,
-        pulse: &Pulse,
+        heartbeat: &Heartbeat,
     ) -> db::Result<()> {
         let (mut entries, mut cursor, mut waiting, mut state) = (Vec::new(), None, Vec::new(), None);
         for step in steps {
             match step {
                 IngestStep::Found { attribute } => {
-                    retry_temporary(Some(pulse), || self.store.forget_mailbox(&self.account, &attribute)).await?;
+                    retry_temporary(Some(heartbeat), || self.store.forget_mailbox(&self.account, &attribute)).await?;
                 }
                 IngestStep::State { mailbox, state: s, seen, error } => state = Some((mailbox, s, seen, error)),
                 IngestStep::Examined(batch, examined) => {
@@ -213,7 +213,7 @@ impl Ingest {
         }
         if !entries.is_empty() || cursor.is_some() {
             let entries: Arc<[ExaminedMail]> = entries.into();
-            let recorded = self.commit(&entries, cursor.as_ref(), Some(pulse)).await?;
+            let recorded = self.commit(&entries, cursor.as_ref(), Some(heartbeat)).await?;
             if let (Some(recorded_state), Some(_)) = (recorded_state.as_mut(), &cursor) {
                 recorded_state.seen_at = Some(Instant::now());
             }
@@ -229,7 +229,7 @@ impl Ingest {
                 .is_some_and(|recorded_state| recorded_state.is_current(&mailbox, state, error.as_deref()))
         {
             let note = || self.store.note_mailbox(&self.account, &mailbox, state, seen, error.clone());
-            retry_temporary(Some(pulse), note).await?;
+            retry_temporary(Some(heartbeat), note).await?;
             *recorded_state = Some(RecordedState { mailbox, state, error, seen_at: seen.then(Instant::now) });
         }
         Ok(())
@@ -245,9 +245,9 @@ impl Ingest {
         &self,
         entries: &Arc<[ExaminedMail]>,
         cursor: Option<&Cursor>,
-        pulse: Option<&Pulse>,
+        heartbeat: Option<&Heartbeat>,
     ) -> db::Result<Vec<Recorded>> {
-        let recorded = retry_temporary(pulse, || self.store.record(entries.clone(), cursor.cloned())).await?;
+        let recorded = retry_temporary(heartbeat, || self.store.record(entries.clone(), cursor.cloned())).await?;
         for (entry, recorded) in entries.iter().zip(&recorded) {
             log(entry, recorded);
             if let (true, Some(received), Some(_)) =
@@ -282,7 +282,7 @@ fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32
 /// Retries a database operation after temporary errors, such as a full disk. Each retry is a heartbeat: a restart by the
 /// watchdog would not free disk space.
 async fn retry_temporary<T, F: Future<Output = db::Result<T>>>(
-    pulse: Option<&Pulse>,
+    heartbeat: Option<&Heartbeat>,
     work: impl FnMut() -> F,
 ) -> db::Result<T> {
     let report = |error: db::Error| {
@@ -290,8 +290,8 @@ async fn retry_temporary<T, F: Future<Output = db::Result<T>>>(
             return Err(error);
         }
         tracing::error!("{error}");
-        if let Some(pulse) = pulse {
-            pulse.beat_before(RETRY.cap);
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.beat_before(RETRY.cap);
         }
         Ok(())
     };
@@ -315,14 +315,14 @@ fn log(entry: &ExaminedMail, recorded: &Recorded) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pulse::Pulses;
+    use crate::heartbeat::Heartbeats;
 
     #[tokio::test]
     async fn retries_on_a_full_disk_are_heartbeats() {
-        let pulses = Pulses::default();
-        let pulse = pulses.begin("watching", Duration::ZERO);
+        let heartbeats = Heartbeats::default();
+        let heartbeat = heartbeats.begin("watching", Duration::ZERO);
         let full = || async { Err::<(), _>(db::Error::Full("m.db".into())) };
-        assert!(retry_temporary(Some(&pulse), full).now_or_never().is_none(), "it tries again");
-        assert!(pulses.late().is_empty());
+        assert!(retry_temporary(Some(&heartbeat), full).now_or_never().is_none(), "it tries again");
+        assert!(heartbeats.late().is_empty());
     }
 }

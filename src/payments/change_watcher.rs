@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::reconcile;
 use crate::db::{Error, Result, Store};
 
-/// The shortest pause between two checks, however often other programs write.
+/// The shortest pause between two checks, even if other programs write more often.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a commit may take from its first write. inotify reports that first write. Most commits are our own; one

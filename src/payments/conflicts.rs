@@ -20,7 +20,7 @@ pub struct StoredEvent {
     pub unconfirmed: bool,
 }
 
-/// What a new event is, compared with the stored ones.
+/// The classification of a new event, compared with the stored ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Classification {
     /// A new payment report.
@@ -233,7 +233,7 @@ fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
     if known.reading.status == Status::Completed && new.reading.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
-    // The time of a payment may change between its statuses; its session and its amount may not.
+    // The statuses of a payment may have different times, but must have the same session and amount.
     let timeless =
         |event: &Event| Event { reading: Reading { tx_time: None, ..event.reading.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))
@@ -282,7 +282,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     Classification::New { hold: Some(hold), superseded: false }
 }
 
-/// The stored event with the values that only the new one has; `None` if there are none, or the event was delivered.
+/// The stored event with the values that only the new one has; `None` if it has no other values, or the event was delivered.
 ///
 /// If the handler may have the event, only its session may be added: with another body the handler might count the payment
 /// a second time.

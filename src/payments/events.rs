@@ -10,7 +10,7 @@ use super::stored_events::related_events;
 use crate::db::{Result, StoreSettings, current_time, holds};
 use crate::model::{DeliveryState, Event, Outcome, Reason, ReasonCode, iso};
 
-/// What became of an event, and so of its mail.
+/// The result of [`admit`], for the event and its mail.
 pub(super) struct Admitted {
     pub(super) outcome: Outcome,
     pub(super) reason: Option<Reason>,
@@ -26,17 +26,17 @@ impl Admitted {
 }
 
 /// Stores a new event, adds to a stored one, or rejects it.
-pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> Result<Admitted> {
-    let Some(id) = said.id() else {
+pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -> Result<Admitted> {
+    let Some(id) = parsed.id() else {
         let reason = Reason::new(ReasonCode::Unreadable, "it has neither a transaction nor a session");
         return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
     };
     let id = id.to_string();
-    let found = sessions::find_session(tx, settings, said)?;
-    let event = with_session(said.clone(), found.as_ref());
+    let found = sessions::find_session(tx, settings, parsed)?;
+    let event = with_session(parsed.clone(), found.as_ref());
     let known = related_events(tx, &id, &event)?;
     let (found, event) = match found {
-        Some(found) if belongs_to_other_session(&id, said, &found, &known) => (None, said.clone()),
+        Some(found) if belongs_to_other_session(&id, parsed, &found, &known) => (None, parsed.clone()),
         found => (found, event),
     };
     let session_id = event.reading.session_id.clone();
@@ -67,11 +67,12 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, said: &Event) -> 
 /// Whether the session was found only because a payment of another session was reported again. A session that is open
 /// under the same order, or with the same amount, is not paid by a second report. An address with an order that was
 /// unknown until now is new information.
-fn belongs_to_other_session(id: &str, said: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
+fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
-        k.event.reading.session_id.is_some() && (said.order_ref.is_none() || said.order_ref == k.event.order_ref)
+        k.event.reading.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)
     };
-    found.source != matching::SessionSource::Mail && conflicts::find_repeated(id, said, known).is_some_and(has_its_own)
+    found.source != matching::SessionSource::Mail
+        && conflicts::find_repeated(id, parsed, known).is_some_and(has_its_own)
 }
 
 /// The event with the session that was found for it.

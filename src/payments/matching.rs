@@ -99,29 +99,29 @@ pub fn session_of_order<'a>(
 /// The first registered value that the event contradicts, as a message. A missing value contradicts nothing.
 #[must_use]
 pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<String> {
-    let says = |field: &str, registered: &str, said: &str| {
-        Some(format!("{field} is registered as {registered:?} for its session and the event says {said:?}"))
+    let mismatch = |field: &str, registered: &str, reported: &str| {
+        Some(format!("{field} is registered as {registered:?} for its session and the event says {reported:?}"))
     };
     let r = &event.reading;
     let amounts = session.amount.as_deref().zip(r.amount.as_deref());
     if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
-        return says("amount", a, b);
+        return mismatch("amount", a, b);
     }
     // Sessions are registered in US dollars. An amount in another currency is another amount.
     let other = r.currency.as_deref().filter(|currency| *currency != "USD");
     if let (Some(_), Some(currency)) = (amounts, other) {
-        return says("currency", "USD", currency);
+        return mismatch("currency", "USD", currency);
     }
     let chains = session.blockchain.as_deref().zip(r.blockchain.as_deref());
     if let Some((a, b)) = chains.filter(|(a, b)| model::fold_chain(a) != model::fold_chain(b)) {
-        return says("blockchain", a, b);
+        return mismatch("blockchain", a, b);
     }
     let tokens = session.token.as_deref().zip(r.token.as_deref());
     if let Some((a, b)) = tokens.filter(|(a, b)| !same_token(a, b)) {
-        return says("token", a, b);
+        return mismatch("token", a, b);
     }
     let orders = session.order_ref.as_deref().zip(event.order_ref.as_deref());
-    orders.filter(|(a, b)| a != b).and_then(|(a, b)| says("order_ref", a, b))
+    orders.filter(|(a, b)| a != b).and_then(|(a, b)| mismatch("order_ref", a, b))
 }
 
 #[cfg(test)]
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn several_sessions_of_an_order_need_a_clear_match() {
+    fn sessions_of_one_order_need_a_clear_match() {
         let event = paid("20", "Sepolia");
         let of = |sessions: &[(RegisteredSession, bool)]| {
             session_of_order(&event, sessions, HOW.window)

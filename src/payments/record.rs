@@ -64,7 +64,7 @@ pub struct Recorded {
     pub reason: Option<Reason>,
     /// The event that it made or repeats.
     pub event_id: Option<String>,
-    /// That event's session, if this mail shows it.
+    /// The session of the event, if this mail contains it.
     pub session_id: Option<String>,
 }
 

@@ -29,7 +29,7 @@ pub struct StoredMail {
     pub judgements: u32,
 }
 
-/// What a reevaluation has changed.
+/// The changes of a reevaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reevaluation {
     /// Nothing.
@@ -81,7 +81,7 @@ fn reevaluate(
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
-        // A duplicate says no more than its event.
+        // A duplicate adds nothing to its event.
         Some(_) => return Ok(Reevaluation::Same),
         None => {}
     }
@@ -93,6 +93,7 @@ fn reevaluate(
     };
     let Admitted { outcome: new, reason: why, event_id, .. } = admitted;
     let proof = examined.proof.as_ref();
+    let next = if new == Outcome::Deferred { next.map(iso) } else { None };
     tx.execute(
         "UPDATE mails SET outcome = ?2, reason = ?3, event_id = ?4, trust = coalesce(?5, trust),
            trust_domain = coalesce(?6, trust_domain), trust_selector = coalesce(?7, trust_selector),
@@ -110,7 +111,7 @@ fn reevaluate(
             proof.map(covers),
             proof.map(|p| p.to.join(" ")),
             current_time(),
-            next.filter(|_| new == Outcome::Deferred).map(iso),
+            next,
         ],
     )?;
     if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
@@ -140,7 +141,7 @@ fn reevaluate_event(
         params![event_id],
         |row| row.get(0),
     )?;
-    // A contradiction between the mail and a person is for a person to resolve.
+    // The mail contradicts the operator's decision, so only an operator can resolve it.
     let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
         && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
     if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {

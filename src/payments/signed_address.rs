@@ -32,16 +32,16 @@ pub struct SignedAddresses {
     key: hmac::Key,
 }
 
-/// What the signed To says about an order.
+/// The order that a signed To header names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderLookup {
-    /// It was sent to this order's address.
+    /// The mail was sent to the address of this order.
     Order(String),
     /// The address has the form of a signed address, but its MAC is wrong.
     WrongMac,
-    /// It was sent to the addresses of several orders.
+    /// The mail was sent to the addresses of several orders.
     Several,
-    /// It was sent to no signed address.
+    /// The mail was sent to no signed address.
     Nothing,
 }
 
@@ -97,7 +97,7 @@ impl SignedAddresses {
         None
     }
 
-    /// What a mail's signed To says about an order.
+    /// The order that the addresses of a signed To header name.
     #[must_use]
     pub fn lookup(&self, signed_to: &[String]) -> OrderLookup {
         signed_to.iter().map(|address| self.lookup_one(address)).fold(OrderLookup::Nothing, |a, b| match (a, b) {

@@ -10,8 +10,11 @@ use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
 /// `attempts.result`.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.reading.transaction_hash.as_deref();
-    let many = hash.filter(|_| may_lack_zeros(event)).map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
-    let is_it = if many.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
+    let spellings = match hash {
+        Some(hash) if may_lack_zeros(event) => Some(serde_json::json!(hash_spellings(hash)).to_string()),
+        _ => None,
+    };
+    let matches = if spellings.is_some() { "IN (SELECT value FROM json_each(?2))" } else { "= ?2" };
     let mut statement = tx.prepare_cached(&format!(
         "SELECT *, EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'delivered') AS delivered,
            EXISTS (
@@ -19,9 +22,9 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
              WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered,
            EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
                    AND c.state <> 'confirmed' AND c.state <> 'operator') AS unconfirmed
-         FROM events e WHERE event_id = ?1 OR transaction_hash {is_it} OR session_id = ?3"
+         FROM events e WHERE event_id = ?1 OR transaction_hash {matches} OR session_id = ?3"
     ))?;
-    let rows = statement.query_map(params![id, many.as_deref().or(hash), event.reading.session_id], |row| {
+    let rows = statement.query_map(params![id, spellings.as_deref().or(hash), event.reading.session_id], |row| {
         Ok(StoredEvent {
             event_id: row.get("event_id")?,
             event: event_from_row(row)?,
@@ -47,7 +50,8 @@ fn may_lack_zeros(event: &Event) -> bool {
 pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
     let status: String = row.get("status")?;
     let time = parse_time(row.get("tx_time")?);
-    let from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
+    let is_from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
+    let (tx_time, header_time) = if is_from_mail { (time, None) } else { (None, time) };
     let reading = Reading {
         session_id: row.get("session_id")?,
         amount: row.get("amount")?,
@@ -56,9 +60,9 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         token: row.get("token")?,
         from_wallet_address: row.get("from_wallet_address")?,
         transaction_hash: row.get("transaction_hash")?,
-        tx_time: time.filter(|_| from_mail),
-        // The column's CHECK allows no other words; `pending` never looks paid.
+        tx_time,
+        // The CHECK of the column allows no other words. `pending` is the safe default.
         ..Reading::new(status.parse().unwrap_or(Status::Pending))
     };
-    Ok(Event { reading, header_time: time.filter(|_| !from_mail), order_ref: row.get("order_ref")? })
+    Ok(Event { reading, header_time, order_ref: row.get("order_ref")? })
 }

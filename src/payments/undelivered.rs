@@ -134,7 +134,7 @@ impl StoreReader {
     /// Whether this mail has a row and was not delivered.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// An error of SQLite.
     pub fn is_undelivered(&self, id: i64) -> Result<bool> {
         let sql = "SELECT sha256 = ?2 AND raw IS NULL FROM mails WHERE id = ?1";
         Ok(self.query_one(sql, &[&id, &EMPTY_SHA256], |row| row.get(0))?.unwrap_or(false))
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mail_that_another_row_has_is_a_duplicate() {
+    async fn a_mail_stored_under_another_row_is_duplicate() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder);
         for entry in [delivered(b"a mail"), undelivered(Availability::Listed), delivered(b"a mail")] {

@@ -146,7 +146,7 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
             "recipients = [\"a@shop.example\", \"Shop <b@shop.example>\"]",
             "config.toml:6: account[0].recipients: \"Shop",
         ),
-        ("[store]\npath = \"\"", "config.toml:7: store.path: expected a file's name"),
+        ("[store]\npath = \"\"", "config.toml:7: store.path: expected a path"),
         ("start = 5", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
         ("start = \"2025-03-05T03:36:00\"", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
         ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),

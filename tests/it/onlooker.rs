@@ -61,7 +61,7 @@ fn whoever_may_only_read_sees_how_it_is_whether_the_daemon_runs_or_not() {
     assert!(events.status.success(), "{}", said(&events));
     // What it sees will not change; that is better said than waited for.
     let follow = look(&home, &["events", "--follow"]);
-    assert!(follow.status.code() == Some(1) && said(&follow).contains("nothing can be followed"), "{}", said(&follow));
+    assert!(follow.status.code() == Some(1) && said(&follow).contains("no events to follow"), "{}", said(&follow));
     assert!(!home.folder.path().join("mailhook.db-shm").exists(), "somebody made a file");
     mode(&home, 0o755);
 }

@@ -47,7 +47,7 @@ echo correct-horse > /etc/resmic-mailhook/imap-password
 echo s3cret > /etc/resmic-mailhook/webhook-secret
 resmic-mailhook check || fail "check"
 resmic-mailhook check --connect > /box/check || fail "check --connect: $(cat /box/check)"
-grep -q 'mailbox INBOX: 0 mails' /box/check && grep -q 'callback shop: .* can be reached' /box/check || fail "check --connect"
+grep -q 'mailbox INBOX: 0 mails' /box/check && grep -q 'target shop: .* can be reached' /box/check || fail "check --connect"
 systemctl start $unit || fail "does not start"
 await "does not idle" idle
 [ "$(stat -c %a /var/lib/private/resmic-mailhook)" = 700 ] || fail "the state directory is open"

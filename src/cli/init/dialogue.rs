@@ -4,8 +4,8 @@ use std::path::Path;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::super::output::say;
-use super::super::{Usage, terminal};
+use super::super::output::message;
+use super::super::{UsageError, terminal};
 use crate::secret::SecretSource;
 
 /// Maximum length of a secret on standard input.
@@ -13,12 +13,12 @@ const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// Gets answers from flags, or from a person.
 pub(super) struct Dialogue {
-    /// Whether a person is asked.
+    /// Whether it asks on the terminal. Otherwise, a missing flag is an error.
     pub(super) asks: bool,
 }
 
 /// A question.
-pub(super) struct Question<'a> {
+pub(super) struct DialogueQuestion<'a> {
     /// The flag that has the answer.
     pub(super) flag: &'a str,
     /// Its value.
@@ -33,12 +33,12 @@ impl Dialogue {
     /// A text that `check` accepts.
     pub(super) async fn text(
         &self,
-        question: Question<'_>,
+        question: DialogueQuestion<'_>,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> anyhow::Result<String> {
-        let Question { flag, given, words, default } = question;
+        let DialogueQuestion { flag, given, words, default } = question;
         if let Some(given) = given {
-            check(given).map_err(|wrong| Usage(format!("{flag} {given:?}: {wrong}")))?;
+            check(given).map_err(|wrong| UsageError(format!("{flag} {given:?}: {wrong}")))?;
             return Ok(given.to_owned());
         }
         if !self.asks {
@@ -53,7 +53,7 @@ impl Dialogue {
             let answer = if typed.is_empty() { default.unwrap_or_default() } else { &typed };
             match check(answer) {
                 Ok(()) => return Ok(answer.to_owned()),
-                Err(wrong) => say(&format!("  {wrong}")),
+                Err(wrong) => message(&format!("  {wrong}")),
             }
         }
     }
@@ -69,7 +69,7 @@ impl Dialogue {
                 "" => return Ok(default),
                 "y" | "yes" => return Ok(true),
                 "n" | "no" => return Ok(false),
-                _ => say("  expected y or n"),
+                _ => message("  expected y or n"),
             }
         }
     }
@@ -87,7 +87,7 @@ impl Dialogue {
             if !secret.expose_secret().is_empty() {
                 return Ok(secret);
             }
-            say("  expected a secret");
+            message("  expected a secret");
         }
     }
 }
@@ -96,16 +96,16 @@ impl Dialogue {
 pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<SecretString> {
     if file != Path::new("-") {
         let read = SecretSource::File(file.to_owned()).load().await;
-        return Ok(read.map_err(|missing| Usage(format!("{flag}: {missing}")))?);
+        return Ok(read.map_err(|missing| UsageError(format!("{flag}: {missing}")))?);
     }
     let read = || std::io::read_to_string(std::io::Read::take(std::io::stdin().lock(), LONGEST_SECRET));
     let text = tokio::task::spawn_blocking(read).await??;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() { Err(Usage(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
+    if text.is_empty() { Err(UsageError(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
 }
 
 /// The error for a question that is not asked.
-pub(super) fn missing(flag: &str) -> Usage {
-    Usage(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
+pub(super) fn missing(flag: &str) -> UsageError {
+    UsageError(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
 }

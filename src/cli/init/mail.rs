@@ -3,9 +3,9 @@
 use anyhow::bail;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::super::output::say;
-use super::super::{Usage, terminal};
-use super::dialogue::Question;
+use super::super::output::message;
+use super::super::{UsageError, terminal};
+use super::dialogue::DialogueQuestion;
 use super::{Obtained, Setup};
 use crate::config::Config;
 use crate::model::printable;
@@ -21,7 +21,8 @@ impl Setup<'_> {
     /// The account, tried out, and the secret that has to be written.
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
-        let question = Question { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
+        let question =
+            DialogueQuestion { flag: "--email", given, words: "Mail address that Resmic sends to", default: None };
         let is_email = |text: &str| {
             if is_address(text) { Ok(()) } else { Err("expected an address, like payments@shop.example".into()) }
         };
@@ -58,17 +59,17 @@ impl Setup<'_> {
             return Ok((Provider::by_host(host), self.server_by_hand(Some(host), None).await?));
         }
         let servers: Result<Vec<_>, _> = arguments.dns.iter().cloned().map(dns::DnsServer::try_from).collect();
-        let servers = servers.map_err(|words| Usage(format!("--dns: {words}")))?;
+        let servers = servers.map_err(|words| UsageError(format!("--dns: {words}")))?;
         let resolver = Resolver::new(&dns::DnsSettings { servers })?;
         let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
         match discover(&resolver, &domain).await {
             Ok(Discovered::Provider(provider, reason)) => {
-                say(&format!("{}, because {}", provider.name, printable(&reason, 300)));
+                message(&format!("{}, because {}", provider.name, printable(&reason, 300)));
                 let server = MailServer { host: provider.host.to_owned(), port: None, tls: Tls::Implicit };
                 Ok((Some(provider), self.with_flags(server)))
             }
             Ok(Discovered::Server(server, reason)) => {
-                say(&format!("IMAP server {} ({})", server.host, printable(&reason, 300)));
+                message(&format!("IMAP server {} ({})", server.host, printable(&reason, 300)));
                 let server = self.with_flags(server);
                 if self.dialogue.asks && !self.dialogue.confirm("Use this server?", true).await? {
                     return Ok((None, self.server_by_hand(None, Some(&server)).await?));
@@ -76,11 +77,11 @@ impl Setup<'_> {
                 Ok((None, server))
             }
             Ok(Discovered::Nothing) => {
-                say(&format!("no IMAP server of {domain} is known by MX, SRV, or the names imap. and mail."));
+                message(&format!("no IMAP server of {domain} is known by MX, SRV, or the names imap. and mail."));
                 Ok((None, self.server_by_hand(None, None).await?))
             }
             Err(words) => {
-                say(&format!("DNS did not help: {words}"));
+                message(&format!("DNS did not help: {words}"));
                 Ok((None, self.server_by_hand(None, None).await?))
             }
         }
@@ -95,7 +96,7 @@ impl Setup<'_> {
     /// The server that the person names.
     async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
-        let question = Question { flag: "--host", given, words: "IMAP server", default };
+        let question = DialogueQuestion { flag: "--host", given, words: "IMAP server", default };
         let check =
             |text: &str| if is_host(text) { Ok(()) } else { Err("expected a host name, without a port".to_owned()) };
         let host = self.dialogue.text(question, check).await?;
@@ -103,11 +104,11 @@ impl Setup<'_> {
             return Ok(self.with_flags(MailServer { host, port: None, tls: Tls::Implicit }));
         }
         let known_port = known.and_then(|server| server.port).or(self.arguments.port).unwrap_or(993).to_string();
-        let question = Question { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
+        let question = DialogueQuestion { flag: "--port", given: None, words: "Port", default: Some(&known_port) };
         let number =
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
-        let port = number(&port).map_err(|words| Usage(words.to_owned()))?;
+        let port = number(&port).map_err(|words| UsageError(words.to_owned()))?;
         // Port 143 begins without TLS; a server on this machine may have none.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
         let usual = if tls == Tls::Implicit { 993 } else { 143 };
@@ -116,7 +117,7 @@ impl Setup<'_> {
 
     async fn login_name(&self, default: &str) -> anyhow::Result<String> {
         let given = self.arguments.user.as_deref();
-        let question = Question { flag: "--user", given, words: "Login name", default: Some(default) };
+        let question = DialogueQuestion { flag: "--user", given, words: "Login name", default: Some(default) };
         let check = |text: &str| {
             let is_right = !text.is_empty() && !text.chars().any(char::is_control);
             if is_right { Ok(()) } else { Err("expected a login name".to_owned()) }
@@ -128,14 +129,14 @@ impl Setup<'_> {
         let arguments = self.arguments;
         match provider.map(|provider| provider.sign_in) {
             Some(SignIn::Microsoft) => {
-                say("Microsoft requires OAuth. Register an application first: docs/mail-providers.md, Microsoft 365");
+                message("Microsoft requires OAuth. Register an application first: docs/mail-providers.md, Microsoft 365");
                 let client_id = self.client_id().await?;
                 let domain = email.rsplit('@').next().unwrap_or_default().to_ascii_lowercase();
                 let is_private = PRIVATE_AT_MICROSOFT.contains(&domain.as_str());
                 let default = if is_private { "consumers" } else { &domain };
                 let given = arguments.tenant.as_deref();
                 let question =
-                    Question { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
+                    DialogueQuestion { flag: "--tenant", given, words: "Directory (tenant) id or domain", default: Some(default) };
                 let tenant = self.dialogue.text(question, is_id).await?;
                 Ok(LoginDraft::OAuth(ProviderApp::microsoft(&client_id, &tenant)))
             }
@@ -144,16 +145,16 @@ impl Setup<'_> {
                 if !arguments.oauth && !self.dialogue.confirm(words, false).await? {
                     return Ok(LoginDraft::Password);
                 }
-                say("Register an application first: docs/mail-providers.md, Gmail, With OAuth");
+                message("Register an application first: docs/mail-providers.md, Gmail, With OAuth");
                 Ok(LoginDraft::OAuth(ProviderApp::google(&self.client_id().await?)))
             }
-            _ if arguments.oauth => Err(Usage(
+            _ if arguments.oauth => Err(UsageError(
                 "--oauth: init knows OAuth of Google and Microsoft only; docs/mail-providers.md shows [account.oauth2] for others"
                     .to_owned(),
             )
             .into()),
             Some(SignIn::AppPassword(advice)) => {
-                say(advice);
+                message(advice);
                 Ok(LoginDraft::Password)
             }
             None => Ok(LoginDraft::Password),
@@ -162,7 +163,7 @@ impl Setup<'_> {
 
     async fn client_id(&self) -> anyhow::Result<String> {
         let given = self.arguments.client_id.as_deref();
-        let question = Question { flag: "--client-id", given, words: "Application (client) id", default: None };
+        let question = DialogueQuestion { flag: "--client-id", given, words: "Application (client) id", default: None };
         self.dialogue.text(question, is_id).await
     }
 
@@ -190,12 +191,12 @@ impl Setup<'_> {
             if self.arguments.no_login {
                 return Ok(obtained);
             }
-            say(&format!("logging in at {} …", draft.server.host));
+            message(&format!("logging in at {} …", draft.server.host));
             let Err(words) = self.try_login(draft, &obtained.secret).await else { return Ok(obtained) };
             if !self.dialogue.asks {
                 bail!("{words}; nothing was written");
             }
-            say(&format!("FAILED: {words}"));
+            message(&format!("FAILED: {words}"));
             let again = "Enter: try again; s: change server and login name; k: keep these values";
             match terminal::ask(&format!("{again}: ")).await?.as_str() {
                 "k" => return Ok(obtained),
@@ -215,7 +216,7 @@ impl Setup<'_> {
         let tls = if account.tls == Tls::None { None } else { Some(tls::client_config(account.ca_file.as_deref())?) };
         let credentials = imap::Credentials::Password(password.clone());
         for found in imap::probe(account, &imap::Login { tls, credentials }).await? {
-            say(&format!("  {}", found.unwrap_or_else(|words| format!("warning: {words}"))));
+            message(&format!("  {}", found.unwrap_or_else(|words| format!("warning: {words}"))));
         }
         Ok(())
     }

@@ -66,11 +66,11 @@ pub struct FinishedAttempt {
     pub status: Option<u16>,
     /// The duration.
     pub took: Duration,
-    /// What happens to the delivery next.
+    /// The next step for the delivery.
     pub next_step: NextStep,
 }
 
-/// What happens to a delivery after an attempt.
+/// The next step for a delivery after an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NextStep {
     /// The handler accepted it.

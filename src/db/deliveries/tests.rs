@@ -122,7 +122,7 @@ fn attempts_are_counted_and_claimed_once() {
 }
 
 #[test]
-fn a_late_session_waits_for_its_delivery_in_flight() {
+fn a_late_session_waits_for_deliveries_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();

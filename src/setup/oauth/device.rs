@@ -35,7 +35,7 @@ pub struct DeviceCode {
 }
 
 /// When the next question may be asked.
-struct Pace {
+struct PollPace {
     interval: Duration,
     /// Questions in a row without a usable answer.
     unanswered: u32,
@@ -70,7 +70,7 @@ impl DeviceCode {
     /// In words, for the operator.
     pub async fn wait(&self, client: &OAuthClient) -> Result<SecretString, String> {
         let deadline = Instant::now() + self.expires_in;
-        let mut pace = Pace { interval: self.interval, unanswered: 0 };
+        let mut pace = PollPace { interval: self.interval, unanswered: 0 };
         loop {
             if Instant::now() + pace.interval >= deadline {
                 return Err("the code has expired; run authorize again".to_owned());
@@ -86,7 +86,7 @@ impl DeviceCode {
     }
 }
 
-impl Pace {
+impl PollPace {
     /// Adjusts the pace to an answer; false if another question is of no use.
     fn goes_on(&mut self, denial: &Denial) -> bool {
         self.unanswered = if matches!(denial, Denial::Passing(_)) { self.unanswered + 1 } else { 0 };
@@ -113,18 +113,18 @@ mod tests {
     #[test]
     fn an_answer_decides_about_the_next_question() {
         for (interval, answer, then) in [(5, "authorization_pending", 5), (5, "slow_down", 10), (58, "slow_down", 60)] {
-            let mut pace = Pace { interval: Duration::from_secs(interval), unanswered: 0 };
+            let mut pace = PollPace { interval: Duration::from_secs(interval), unanswered: 0 };
             assert!(pace.goes_on(&code(answer)), "{answer}");
             assert_eq!(pace.interval.as_secs(), then, "{answer}");
         }
         for answer in ["access_denied", "expired_token", "invalid_client", ""] {
-            assert!(!Pace { interval: USUAL_INTERVAL, unanswered: 0 }.goes_on(&code(answer)), "{answer}");
+            assert!(!PollPace { interval: USUAL_INTERVAL, unanswered: 0 }.goes_on(&code(answer)), "{answer}");
         }
     }
 
     #[test]
     fn a_silent_endpoint_is_asked_less_often_and_given_up() {
-        let mut pace = Pace { interval: Duration::from_secs(5), unanswered: 0 };
+        let mut pace = PollPace { interval: Duration::from_secs(5), unanswered: 0 };
         let silent = Denial::Passing("timeout".into());
         let mut pauses = Vec::new();
         while pace.goes_on(&silent) {

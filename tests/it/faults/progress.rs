@@ -6,8 +6,8 @@ use super::*;
 use resmic_mailhook::app;
 use resmic_mailhook::config::Config;
 use resmic_mailhook::db::Store;
+use resmic_mailhook::heartbeat::Heartbeats;
 use resmic_mailhook::ingest::Ingest;
-use resmic_mailhook::pulse::Pulses;
 use resmic_mailhook::source::imap::{self, Account, Credentials, Cursors, Login};
 use resmic_mailhook::telemetry::PushLatency;
 use resmic_mailhook::trust::dns::Resolver;
@@ -18,14 +18,14 @@ use tokio::sync::{Semaphore, mpsc, watch};
 /// How long this watcher may be silent, and how long a test waits to see that it is or is not.
 const USUAL: Duration = Duration::from_secs(3);
 
-/// A watcher and its ingest, as the daemon joins them; their pulse. `pace`: how many may connect at once.
+/// A watcher and its ingest, as the daemon joins them; their heartbeat. `pace`: how many may connect at once.
 fn begin(
     server: &Scripted,
     home: &Home,
     timing: Timing,
     pace: usize,
     usual: Duration,
-) -> (Pulses, watch::Sender<bool>) {
+) -> (Heartbeats, watch::Sender<bool>) {
     let config = Config::read(&home.folder.path().join("config.toml")).unwrap();
     let store = Store::open(app::store_settings(&config)).unwrap();
     let resolver = Arc::new(Resolver::new(&config.dns).unwrap());
@@ -42,11 +42,11 @@ fn begin(
     let cursors: Cursors = Box::new(|_| Box::pin(async { Ok(None) }));
     let (out, reports) = mpsc::channel(8);
     let (shutdown, ending) = watch::channel(false);
-    let pulses = Pulses::default();
+    let heartbeats = Heartbeats::default();
     let ingest = Ingest { account: "shop".into(), rules, resolver, store, latency: PushLatency::default() };
-    tokio::spawn(ingest.run(reports, pulses.begin("watching", usual)));
+    tokio::spawn(ingest.run(reports, heartbeats.begin("watching", usual)));
     tokio::spawn(imap::watch(Arc::new(account), "INBOX".into(), cursors, out, ending));
-    (pulses, shutdown)
+    (heartbeats, shutdown)
 }
 
 #[tokio::test]
@@ -55,28 +55,28 @@ async fn the_watchdog_is_fed_by_progress_and_not_by_a_watcher_that_hangs() {
     let home = Home::new(&account(server.port, ""));
     // As if nothing bounded a wait: a watcher that hangs at the fourth renewal.
     let endless = Duration::from_secs(3600);
-    let (pulses, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
+    let (heartbeats, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
     once(&server, "DONE", 4, &[Step::Mute]);
     let began = std::time::Instant::now();
     server.until("the fourth renewal", |world| world.count("DONE") == 4).await;
     assert!(began.elapsed() > USUAL, "longer than it may be silent");
-    assert!(pulses.late().is_empty(), "each renewal was a sign of life");
+    assert!(heartbeats.late().is_empty(), "each renewal was a sign of life");
     let late = async {
-        while pulses.late().is_empty() {
+        while heartbeats.late().is_empty() {
             tokio::time::sleep(ms(50)).await;
         }
     };
     tokio::time::timeout(USUAL * 2, late).await.unwrap();
-    assert_eq!(pulses.late(), ["watching"]);
+    assert_eq!(heartbeats.late(), ["watching"]);
 }
 
 #[tokio::test]
 async fn who_waits_for_a_place_to_connect_behind_a_thousand_others_is_not_taken_for_one_that_hangs() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
-    let (pulses, _shutdown) = begin(&server, &home, quick(), 0, Duration::ZERO);
+    let (heartbeats, _shutdown) = begin(&server, &home, quick(), 0, Duration::ZERO);
     let in_time = async {
-        while !pulses.late().is_empty() {
+        while !heartbeats.late().is_empty() {
             tokio::time::sleep(ms(10)).await;
         }
     };

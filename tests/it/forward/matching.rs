@@ -9,7 +9,7 @@ use super::*;
 fn matching() -> World {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
-    let targets = any().iter().map(Settings::target).collect();
+    let targets = any().iter().map(ForwardSettings::target).collect();
     let store =
         Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching, chains: Vec::new() })
             .unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use resmic_mailhook::db::{self, DeliveryRow, Store};
-use resmic_mailhook::forward::{self, Settings, Target};
+use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{
     AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
@@ -23,23 +23,23 @@ use tokio::sync::watch;
 struct World {
     folder: Arc<tempfile::TempDir>,
     store: Store,
-    settings: Vec<Settings>,
+    settings: Vec<ForwardSettings>,
     running: Option<(watch::Sender<bool>, tokio::task::JoinHandle<db::Result<()>>)>,
 }
 
-fn settings(table: &str) -> Settings {
+fn settings(table: &str) -> ForwardSettings {
     toml::from_str(&format!("secret = {{ env = \"S\" }}\n{table}")).unwrap()
 }
 
 /// A callback named `shop` at an address.
-fn shop(address: impl std::fmt::Display, more: &str) -> Settings {
+fn shop(address: impl std::fmt::Display, more: &str) -> ForwardSettings {
     settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{more}"))
 }
 
-fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
+fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
     Store::open(db::StoreSettings {
         path: folder.path().join("m.db"),
-        targets: settings.iter().map(Settings::target).collect(),
+        targets: settings.iter().map(ForwardSettings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
         chains: Vec::new(),
     })
@@ -47,7 +47,7 @@ fn open(folder: &tempfile::TempDir, settings: &[Settings]) -> Store {
 }
 
 impl World {
-    fn new(settings: Vec<Settings>) -> Self {
+    fn new(settings: Vec<ForwardSettings>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         World { store: open(&folder, &settings), folder, settings, running: None }
     }

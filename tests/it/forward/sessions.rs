@@ -36,7 +36,7 @@ pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Opti
     all
 }
 
-pub(super) fn any() -> Vec<Settings> {
+pub(super) fn any() -> Vec<ForwardSettings> {
     vec![shop("127.0.0.1:1", "")]
 }
 

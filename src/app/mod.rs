@@ -1,7 +1,7 @@
-//! The composition root: reads the configuration, opens the store, spawns the loops, and ends them in order.
+//! The composition root: builds everything from a configuration, spawns the loops, and ends them in order.
 
-mod oversee;
 mod prepare;
+mod supervisor;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,55 +12,56 @@ use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use oversee::Overseer;
 pub use prepare::{
     Listener, Prepared, addresses, chains, forward_targets, login, prepare, rules, rules_with, rules_without_account,
     store_settings,
 };
+use supervisor::Supervisor;
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
-use crate::health::{Expected, Watched};
+use crate::health::{Expected, WatchedMailbox};
+use crate::heartbeat::Heartbeats;
 use crate::ingest::{self, DeferredMails, Ingest};
-use crate::pulse::Pulses;
 use crate::source::imap;
 use crate::telemetry::PushLatency;
 use crate::{confirm, forward, metrics, systemd};
 
-/// How many batches may wait between a watcher and its ingest.
+/// The capacity of the channel from a watcher to its ingest, in reports.
 const QUEUE: usize = 8;
-/// How long a watcher may take for one step beside waiting: a window of a first sync has ten minutes.
+/// How long one step of a watcher may take, in addition to an IDLE. A window of a first sync has ten minutes.
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 /// The pauses between attempts to open the database.
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
-/// How long the loops have for ending by themselves.
+/// How long the loops have to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
-/// How long the database may take to close after that.
+/// How long the database may take to close after the loops have ended.
 const CLOSE: Duration = Duration::from_secs(2);
 
-/// Keeps other daemons off the database.
+/// Locks the database against a second daemon. It creates the folder if that is missing.
 ///
 /// # Errors
-/// Another one is running, or there can be no file.
+/// Another daemon has the lock, or the folder or the lock file cannot be created.
 pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
     if let Some(folder) = database.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
     }
     Ok(DaemonLock::acquire(database)?)
 }
 
-/// The daemon: runs until `shutdown`. The caller holds the [`lock`].
+/// Runs the daemon until `shutdown`. The caller holds the [`lock`].
 ///
 /// # Errors
-/// What makes it impossible to start, or to go on.
+/// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Prepared { config, accounts, targets, chains, resolver, metrics, vigil } = prepared;
     if config.trust.accepts_unproven() {
-        tracing::warn!("[trust] accept has \"none\": mails are believed without proof; fit for a laboratory only");
+        tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
     let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
-    let (pulses, expected) = (Pulses::default(), expected(&config));
+    let heartbeats = Heartbeats::default();
+    let expected = expected(&config);
     let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
@@ -69,48 +70,52 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         let resolver = resolver.clone();
         let (store, latency) = (store.clone(), latency.clone());
         let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store, latency };
-        watch_account(&Arc::new(account), &ingest, &pulses, &shutdown, &mut loops);
+        watch_account(&Arc::new(account), &ingest, &heartbeats, &shutdown, &mut loops);
     }
     if let Some(rules) = all_rules.values().next() {
         tokio::spawn(ingest::warm_up(rules.clone(), resolver.clone(), store.clone()));
     }
     let deferred = DeferredMails { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
-    loops.spawn(async move { deferred.await.context("judging deferred mails") });
+    loops.spawn(async move { deferred.await.context("examining deferred mails") });
     let forwarding = forward::run(store.clone(), targets, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
     for chain in chains {
-        let (store, pulses, ending) = (store.clone(), pulses.clone(), shutdown.clone());
-        loops.spawn(async move { confirm::run(store, chain, &pulses, ending).await.context("confirming payments") });
+        let (store, heartbeats, ending) = (store.clone(), heartbeats.clone(), shutdown.clone());
+        loops
+            .spawn(async move { confirm::run(store, chain, &heartbeats, ending).await.context("confirming payments") });
     }
-    let (watched, ending) = (store.clone(), shutdown.clone());
-    loops.spawn(async move { watched.watch_changes(ending).await.context("watching the database") });
+    let (changed, ending) = (store.clone(), shutdown.clone());
+    loops.spawn(async move { changed.watch_changes(ending).await.context("watching the database") });
     loops.spawn(async move {
         vigil.keep().await;
         Ok(())
     });
-    let overseer = Overseer { store: store.clone(), expected: expected.clone(), pulses: pulses.clone() };
-    let overseeing = overseer.run(shutdown.clone());
-    loops.spawn(async move { overseeing.await.context("looking after the rest") });
+    let supervisor = Supervisor { store: store.clone(), expected: expected.clone(), heartbeats: heartbeats.clone() };
+    let supervising = supervisor.run(shutdown.clone());
+    loops.spawn(async move { supervising.await.context("supervising") });
     if let Some((address, listener)) = metrics {
         let serving = metrics::serve(
             listener,
-            metrics::Endpoint { store: store.clone(), expected, pulses, latency },
+            metrics::MetricsEndpoint { store: store.clone(), expected, heartbeats, latency },
             shutdown.clone(),
         );
-        loops.spawn(async move { serving.await.context("serving metrics") });
+        loops.spawn(async move {
+            serving.await;
+            Ok(())
+        });
         tracing::debug!(%address, "serving metrics");
     }
     systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
-    let ended = supervise(&mut loops, shutdown).await;
+    let ended = wait_for_end(&mut loops, shutdown).await;
     if ended.is_err() {
-        // Nothing that they still do counts, but for the database that they hold open.
+        // The other loops keep the database open.
         loops.abort_all();
         drain(&mut loops).await;
     }
-    // A loop that did not end in time would keep it open.
+    // Closing waits for every clone of the store. A loop that still runs has one.
     if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
-        tracing::debug!("the database did not close in time; nothing is lost by that");
+        tracing::debug!("the database did not close in time; no committed data is lost");
     }
     ended
 }
@@ -134,12 +139,12 @@ async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Resul
     }
 }
 
-/// What ought to be there, by the configuration.
+/// The mailboxes and targets that the configuration names.
 #[must_use]
 pub fn expected(config: &Config) -> Expected {
     let watched = |account: &imap::Settings| {
         let (name, renew) = (account.name.clone(), account.idle_renew.0);
-        let watched = move |wanted: &String| Watched { account: name.clone(), wanted: wanted.clone(), renew };
+        let watched = move |wanted: &String| WatchedMailbox { account: name.clone(), wanted: wanted.clone(), renew };
         account.mailboxes.iter().map(watched).collect::<Vec<_>>()
     };
     Expected {
@@ -149,25 +154,28 @@ pub fn expected(config: &Config) -> Expected {
     }
 }
 
-/// Waits for the end: the one that was asked for, or that of a loop, which ends the program.
-async fn supervise(loops: &mut JoinSet<anyhow::Result<()>>, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+/// Waits for `shutdown`, and then for the loops. If a loop ends before that, the result is an error.
+async fn wait_for_end(
+    loops: &mut JoinSet<anyhow::Result<()>>,
+    mut shutdown: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
     let ended = tokio::select! {
         _ = shutdown.wait_for(|ending| *ending) => None,
         ended = loops.join_next() => ended,
     };
     if let Some(ended) = ended {
-        // None of them ends by itself; going on without it would look like working.
-        ended.context("a part of the daemon has failed")??;
-        anyhow::ensure!(*shutdown.borrow(), "a part of the daemon has ended by itself");
+        // No loop ends before `shutdown`. The daemon must not go on without one of them.
+        ended.context("a loop of the daemon has failed")??;
+        anyhow::ensure!(*shutdown.borrow(), "a loop of the daemon has ended unexpectedly; please report it");
     }
     if !drain(loops).await {
-        tracing::warn!("some connections did not close in time; nothing is lost by that");
+        tracing::warn!("some connections did not close in time; no mail is lost");
         loops.abort_all();
     }
     Ok(())
 }
 
-/// Waits until all have ended; false: they take too long.
+/// Waits until all loops have ended. False if that takes longer than [`DRAIN`].
 async fn drain(loops: &mut JoinSet<anyhow::Result<()>>) -> bool {
     tokio::time::timeout(DRAIN, async { while loops.join_next().await.is_some() {} }).await.is_ok()
 }
@@ -175,7 +183,7 @@ async fn drain(loops: &mut JoinSet<anyhow::Result<()>>) -> bool {
 fn watch_account(
     account: &Arc<imap::Account>,
     ingest: &Ingest,
-    pulses: &Pulses,
+    heartbeats: &Heartbeats,
     shutdown: &watch::Receiver<bool>,
     loops: &mut JoinSet<anyhow::Result<()>>,
 ) {
@@ -183,14 +191,15 @@ fn watch_account(
         let (out, reports) = mpsc::channel(QUEUE);
         let watching = imap::watch(account.clone(), mailbox.clone(), cursors(ingest), out, shutdown.clone());
         let name = format!("watching {}/{mailbox}", account.settings.name);
-        let ingesting = ingest.clone().run(reports, pulses.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
-        loops.spawn(together(watching, ingesting));
+        let ingesting =
+            ingest.clone().run(reports, heartbeats.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
+        loops.spawn(watch_and_ingest(watching, ingesting));
     }
 }
 
-/// The ingest ends when the watcher does, with all that it said committed. One that fails is not waited for until the
-/// watcher has something more to say: that may be an hour.
-async fn together(
+/// Runs a watcher with its ingest. The ingest ends after the watcher, when all of its reports are committed. An error of the
+/// ingest ends both at once: the next report of a quiet mailbox may take an hour.
+async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,
 ) -> anyhow::Result<()> {
@@ -201,7 +210,7 @@ async fn together(
     tokio::try_join!(watching, ingesting).map(|_| ()).context("storing mails")
 }
 
-/// Where a watcher learns how far its mailbox was read.
+/// The function by which a watcher reads the resume point of its mailbox.
 fn cursors(ingest: &Ingest) -> imap::Cursors {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {
@@ -224,41 +233,41 @@ mod tests {
 
     use super::*;
 
-    /// What comes of a daemon where one part does this and the other goes on.
-    async fn with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
+    /// The result of a daemon with this loop and a second one that does not end.
+    async fn supervise_with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
         let (_shutdown, ending) = watch::channel(false);
         let mut loops = JoinSet::new();
         loops.spawn(std::future::pending());
         loops.spawn(part);
-        tokio::time::timeout(Duration::from_secs(10), supervise(&mut loops, ending)).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(10), wait_for_end(&mut loops, ending)).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_part_that_ends_for_whatever_cause_ends_the_daemon_with_an_error() {
-        assert!(with(async { Ok(()) }).await.unwrap_err().to_string().contains("by itself"));
-        assert!(with(async { anyhow::bail!("storing mails") }).await.is_err());
-        assert!(with(async { panic!("a part panics, as this test asks it to") }).await.is_err());
+    async fn a_loop_that_ends_is_an_error() {
+        assert!(supervise_with(async { Ok(()) }).await.unwrap_err().to_string().contains("unexpectedly"));
+        assert!(supervise_with(async { anyhow::bail!("storing mails") }).await.is_err());
+        assert!(supervise_with(async { panic!("this test panics on purpose") }).await.is_err());
     }
 
     #[test]
-    fn mails_that_cannot_be_stored_are_an_error_at_once_however_quiet_the_mailbox_is() {
-        let failing = together(std::future::pending(), async { Err(db::Error::Stopped) });
+    fn ingest_errors_do_not_wait_for_the_watcher() {
+        let failing = watch_and_ingest(std::future::pending(), async { Err(db::Error::Stopped) });
         assert!(failing.now_or_never().unwrap().is_err());
-        let ending = together(async {}, std::future::pending());
-        assert!(ending.now_or_never().is_none(), "what was said is still to be stored");
-        assert!(together(async {}, async { Ok(()) }).now_or_never().unwrap().is_ok());
+        let ending = watch_and_ingest(async {}, std::future::pending());
+        assert!(ending.now_or_never().is_none(), "the ingest still stores the last reports");
+        assert!(watch_and_ingest(async {}, async { Ok(()) }).now_or_never().unwrap().is_ok());
     }
 
     #[tokio::test]
-    async fn an_end_that_was_asked_for_is_none() {
+    async fn a_shutdown_is_no_error() {
         let (shutdown, ending) = watch::channel(false);
         let mut loops = JoinSet::new();
-        let mut part = ending.clone();
+        let mut ended_loop = ending.clone();
         loops.spawn(async move {
-            let _ = part.wait_for(|ending| *ending).await;
+            let _ = ended_loop.wait_for(|ending| *ending).await;
             Ok(())
         });
         shutdown.send(true).unwrap();
-        supervise(&mut loops, ending).await.unwrap();
+        wait_for_end(&mut loops, ending).await.unwrap();
     }
 }

@@ -12,15 +12,15 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::InitArguments;
-use super::output::{line, say, unheard};
-use super::{Usage, terminal};
+use super::output::{ignore_closed_pipe, line, message};
+use super::{UsageError, terminal};
 use crate::app;
 use crate::config::{self, Config};
 use crate::http::Url;
 use crate::payments;
 use crate::secret::SecretSource;
 use crate::setup::{Draft, LoginDraft, NewFiles, OrderMethod, SecretPlace, random_hex};
-use dialogue::{Dialogue, Question};
+use dialogue::{Dialogue, DialogueQuestion};
 
 /// The configuration of the packaged unit.
 const PACKAGED: &str = "/etc/resmic-mailhook/config.toml";
@@ -48,7 +48,7 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
         _ = terminate.recv() => "ended by a signal",
     };
     // The cursor is still behind a question.
-    say("");
+    message("");
     bail!("{why}; nothing was written")
 }
 
@@ -69,7 +69,7 @@ struct Obtained {
 impl<'a> Setup<'a> {
     fn new(path: &Path, arguments: &'a InitArguments) -> anyhow::Result<Self> {
         if path.symlink_metadata().is_ok() {
-            return Err(Usage(format!(
+            return Err(UsageError(format!(
                 "{} exists, and init overwrites nothing; move it away, or name another file with --config",
                 path.display()
             ))
@@ -86,7 +86,7 @@ impl<'a> Setup<'a> {
 
     async fn run(&self) -> anyhow::Result<()> {
         if self.dialogue.asks {
-            say(
+            message(
                 "This writes a first configuration. Enter takes the answer in [brackets]; Ctrl-C ends without a trace.\n",
             );
         }
@@ -101,9 +101,9 @@ impl<'a> Setup<'a> {
             obtained.push(Some(self.secret(Draft::ADDRESS_KEY, async { generated() }).await?));
         }
         let new: Vec<_> = obtained.into_iter().flatten().filter_map(|o| Some((o.file?, o.secret))).collect();
-        say("\nThese files will be written:");
+        message("\nThese files will be written:");
         for file in new.iter().map(|(file, _)| file).chain([&self.path]) {
-            say(&format!("  {}", file.display()));
+            message(&format!("  {}", file.display()));
         }
         if !self.dialogue.confirm("Write them?", true).await? {
             bail!("nothing was written");
@@ -140,17 +140,17 @@ impl<'a> Setup<'a> {
             SecretPlace::File => SecretSource::File(self.path.with_file_name(name)),
         };
         if let Ok(secret) = source.load().await {
-            say(&format!("{source} exists already and is used"));
+            message(&format!("{source} exists already and is used"));
             return Ok(Obtained { secret, file: None });
         }
-        let file = source.file().map_err(|missing| Usage(missing.to_string()))?;
+        let file = source.file().map_err(|missing| UsageError(missing.to_string()))?;
         if file.symlink_metadata().is_ok() {
             let words = "exists, but is empty or cannot be read; write the secret into it, or remove it";
-            return Err(Usage(format!("{} {words}", file.display())).into());
+            return Err(UsageError(format!("{} {words}", file.display())).into());
         }
         let secret = obtain.await?;
         if secret.expose_secret().chars().any(char::is_control) {
-            return Err(Usage(format!("{name}: a secret must not contain control characters")).into());
+            return Err(UsageError(format!("{name}: a secret must not contain control characters")).into());
         }
         Ok(Obtained { secret, file: Some(file) })
     }
@@ -161,11 +161,11 @@ impl<'a> Setup<'a> {
             return Ok(None);
         }
         if self.dialogue.asks && self.arguments.forward.is_none() {
-            say(
+            message(
                 "\nEvents can be posted to your handler, signed like Resmic's webhook. Without one they stay in the database.",
             );
         }
-        let question = Question {
+        let question = DialogueQuestion {
             flag: "--forward (or --no-forward)",
             given: self.arguments.forward.as_deref(),
             words: "URL of the handler, such as http://127.0.0.1:3000/payment-webhook; - for none",
@@ -173,7 +173,7 @@ impl<'a> Setup<'a> {
         };
         let url = self.dialogue.text(question, |text| if text == "-" { Ok(()) } else { handler_url(text).map(drop) });
         let url = url.await?;
-        if url == "-" { Ok(None) } else { Ok(Some(handler_url(&url).map_err(Usage)?)) }
+        if url == "-" { Ok(None) } else { Ok(Some(handler_url(&url).map_err(UsageError)?)) }
     }
 
     async fn webhook_secret(&self) -> anyhow::Result<Obtained> {
@@ -182,7 +182,7 @@ impl<'a> Setup<'a> {
             let generate = self.arguments.generate_webhook_secret;
             if generate
                 || given.is_none() && self.dialogue.asks && {
-                    say("The handler verifies X-Signature with a secret key.");
+                    message("The handler verifies X-Signature with a secret key.");
                     self.dialogue.confirm("Generate a new key? (n: type the handler's key)", true).await?
                 }
             {
@@ -196,7 +196,7 @@ impl<'a> Setup<'a> {
 
     async fn order_method(&self, draft: &Draft) -> anyhow::Result<OrderMethod> {
         if self.dialogue.asks && self.arguments.orders.is_none() {
-            say(ORDERS);
+            message(ORDERS);
         }
         let check = |text: &str| match order_method(text) {
             Some(OrderMethod::Address) => payments::check_mailbox(&draft.email)
@@ -206,11 +206,11 @@ impl<'a> Setup<'a> {
             None => Err("expected address, match or send".to_owned()),
         };
         let given = self.arguments.orders.as_deref();
-        let question = Question { flag: "--orders", given, words: "1, 2 or 3", default: None };
+        let question = DialogueQuestion { flag: "--orders", given, words: "1, 2 or 3", default: None };
         let answer = self.dialogue.text(question, check).await?;
         let method = order_method(&answer).ok_or_else(|| dialogue::missing("--orders"))?;
         if method == OrderMethod::Address && mail::lacks_tags(draft) {
-            say("warning: this provider may not deliver addresses with a + tag; send yourself a mail to one first");
+            message("warning: this provider may not deliver addresses with a + tag; send yourself a mail to one first");
         }
         Ok(method)
     }
@@ -241,21 +241,21 @@ impl<'a> Setup<'a> {
             OrderMethod::Send => {}
         }
         next.push(format!("{program} events --follow"));
-        say("\nDone. Next:");
+        message("\nDone. Next:");
         for command in next {
-            unheard(line(&format!("  {command}")))?;
+            ignore_closed_pipe(line(&format!("  {command}")))?;
         }
         if draft.orders != OrderMethod::Address {
-            say(&format!("Give Resmic {} as webhook_url when you create a payment session.", draft.email));
+            message(&format!("Give Resmic {} as webhook_url when you create a payment session.", draft.email));
         }
         if draft.forward.is_some() {
-            say(&format!("The handler's key is in {}.", self.path.with_file_name(Draft::WEBHOOK_SECRET).display()));
+            message(&format!("The handler's key is in {}.", self.path.with_file_name(Draft::WEBHOOK_SECRET).display()));
         }
         Ok(())
     }
 }
 
-/// What `check` checks; a refresh token may still be missing.
+/// Checks the new configuration as `check` does, except for refresh tokens, which may be missing still.
 async fn check(config: &Config) -> anyhow::Result<()> {
     let mut clients = crate::tls::TlsClients::default();
     for (n, account) in config.accounts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! When is a failed delivery tried again? Pure: a moment and a random number in, a moment out.
+//! When a failed delivery is retried. Pure except for the random number in [`pause`].
 
 use std::time::Duration;
 
@@ -7,28 +7,34 @@ use jiff::Timestamp;
 use crate::backoff::Backoff;
 use crate::http::MAX_RETRY_AFTER;
 
-/// From seconds to an hour.
+/// The upper limit of the pause: 2 s after the first attempt, then doubled up to an hour.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(3_600) };
 
-/// How long to wait after attempt number `attempt` (from 1): exponential, with full jitter.
+/// The pause after attempt number `attempt` (from 1): exponential backoff with full jitter.
 pub(super) fn pause(attempt: i64) -> Duration {
     BACKOFF.full_jitter(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
 }
 
-/// When the next attempt is made; `None`: there is none.
+/// When the next attempt is made; `None` if `last` is over.
 ///
-/// `pause` from now, but not sooner than the callback asked for, nor later than `last`: that moment sees the last attempt.
-pub(super) fn next(now: Timestamp, pause: Duration, asked: Option<Duration>, last: Timestamp) -> Option<Timestamp> {
-    let wait = pause.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER));
+/// It is `pause` from now, or `retry_after` if that is longer, but not later than `last`, the time of the last attempt.
+pub(super) fn next(
+    now: Timestamp,
+    pause: Duration,
+    retry_after: Option<Duration>,
+    last: Timestamp,
+) -> Option<Timestamp> {
+    let wait = pause.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER));
     (now < last).then(|| later(now, wait).min(last))
 }
 
-/// When an attempt ended that began at `at`. Of a clock that was put forward meanwhile it is not believed that the time is over.
+/// When an attempt ended that began at `at`. If the clock was set forward during the attempt, the measured time counts, so
+/// that the delivery is not given up too early.
 pub(super) fn ended(at: Timestamp, took: Duration, clock: Timestamp) -> Timestamp {
     later(at, took).min(clock)
 }
 
-/// `at` and `wait` more; the end of time if that is too much.
+/// `at` plus `wait`, at most the last representable time.
 pub(super) fn later(at: Timestamp, wait: Duration) -> Timestamp {
     at.checked_add(wait).unwrap_or(Timestamp::MAX)
 }
@@ -50,28 +56,28 @@ mod tests {
     }
 
     #[test]
-    fn a_callback_may_ask_for_more_but_not_for_ever() {
-        let wait = |pause, asked| {
+    fn retry_after_is_limited_to_a_day() {
+        let wait = |pause, retry_after| {
             let now = at("2025-03-05T00:00:00Z");
-            let asked = Some(Duration::from_secs(asked));
-            next(now, Duration::from_secs(pause), asked, Timestamp::MAX).unwrap().duration_since(now).as_secs()
+            let retry_after = Some(Duration::from_secs(retry_after));
+            next(now, Duration::from_secs(pause), retry_after, Timestamp::MAX).unwrap().duration_since(now).as_secs()
         };
         assert_eq!((wait(1, 30), wait(512, 0), wait(1, u64::MAX)), (30, 512, 86_400));
     }
 
     #[test]
-    fn a_clock_that_is_set_during_an_attempt_ends_nothing() {
+    fn setting_the_clock_gives_up_no_delivery() {
         let (began, took) = (at("2025-03-05T00:00:00Z"), Duration::from_secs(10));
         assert_eq!(ended(began, took, at("2025-03-09T00:00:00Z")), at("2025-03-05T00:00:10Z"));
         assert_eq!(
             ended(began, took, at("2025-03-01T00:00:00Z")),
             at("2025-03-01T00:00:00Z"),
-            "nor puts it off for days"
+            "a clock set back does not postpone the next attempt"
         );
     }
 
     #[test]
-    fn the_last_attempt_is_at_the_end_and_none_after_it() {
+    fn the_last_attempt_is_at_the_limit() {
         let (now, last) = (at("2025-03-05T00:00:00Z"), at("2025-03-05T00:00:10Z"));
         assert_eq!(next(now, Duration::from_secs(60), None, last), Some(last));
         assert_eq!(next(last, Duration::ZERO, None, last), None);

@@ -1,0 +1,149 @@
+//! Supervises the other loops: pings the database writer, checks that the outbox moves, resets systemd's watchdog only
+//! while every loop makes progress, and reports the health to systemd in one line.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::db::{self, Store};
+use crate::health::{self, Expected};
+use crate::heartbeat::{Heartbeat, Heartbeats};
+use crate::model::iso;
+use crate::systemd;
+
+/// The pause between two checks while nothing changes. Each check wakes several threads.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The pause between two checks while the database changes.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long the writer may take for a ping. SQLite's wait for a lock and a batch of a thousand mails take less.
+const WRITER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a delivery may be due without an attempt.
+const OUTBOX_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+pub(super) struct Supervisor {
+    pub(super) store: Store,
+    pub(super) expected: Expected,
+    pub(super) heartbeats: Heartbeats,
+}
+
+impl Supervisor {
+    /// Checks the loops until `shutdown`.
+    ///
+    /// # Errors
+    /// [`db::Error::Stopped`]: the writer has ended; [`db::Error::Moved`]: the database file was deleted or replaced.
+    pub(super) async fn run(self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
+        // sd_watchdog_enabled(3) recommends to reset the watchdog after half of its interval.
+        let longest = systemd::watchdog_interval().map_or(LONGEST_PAUSE, |interval| (interval / 2).min(LONGEST_PAUSE));
+        let shortest = SHORTEST_PAUSE.min(longest);
+        let writer = self.heartbeats.begin("storing", longest + WRITER_TIMEOUT);
+        let forwarding = self.heartbeats.begin("forwarding", OUTBOX_TIMEOUT);
+        let mut outbox = self.store.watch_outbox();
+        let mut reported = String::new();
+        loop {
+            outbox.mark_unchanged();
+            self.ping_writer(&writer).await?;
+            let (line, outbox_moves) = match self.check().await {
+                Err(moved @ db::Error::Moved(_)) => return Err(moved),
+                Err(error) => (error.to_string(), error.is_temporary()),
+                Ok(checked) => checked,
+            };
+            if outbox_moves {
+                forwarding.beat();
+            }
+            let pause = if line == reported {
+                longest
+            } else {
+                systemd::status(&line);
+                reported = line;
+                // More changes may follow soon.
+                shortest
+            };
+            match self.heartbeats.late() {
+                late if late.is_empty() => systemd::watchdog(),
+                late => tracing::error!("no progress: {}", late.join(", ")),
+            }
+            let (shortest_pause, pause) = (sleep(shortest), sleep(pause));
+            let change = async {
+                // An error means that the store is closed. The next ping reports that.
+                let _ = outbox.changed().await;
+                shortest_pause.await;
+            };
+            tokio::select! {
+                _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+                () = pause => {}
+                () = change => {}
+            }
+        }
+    }
+
+    /// Beats if the writer answers in time.
+    async fn ping_writer(&self, heartbeat: &Heartbeat) -> db::Result<()> {
+        match timeout(ping_timeout(), self.store.ping()).await {
+            Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
+            // An error is an answer, too: a restart would not help against a full disk or the lock of another program.
+            Ok(_) => {
+                heartbeat.beat();
+                Ok(())
+            }
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The health in one line, and whether the outbox moves. An outbox that waits for disk space or a lock counts as moving,
+    /// because a restart would not help.
+    async fn check(&self) -> db::Result<(String, bool)> {
+        let (reader, health) = health::own_health(&self.store, &self.expected, &self.heartbeats).await?;
+        let since = Timestamp::now() - OUTBOX_TIMEOUT;
+        let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
+        Ok((health.line(), moves))
+    }
+}
+
+/// Short enough that a slow answer does not delay the reset of the watchdog.
+fn ping_timeout() -> Duration {
+    systemd::watchdog_interval().map_or(SHORTEST_PAUSE, |interval| (interval / 4).min(SHORTEST_PAUSE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Matching;
+
+    /// A supervisor of a database with a delivery that has been due for years.
+    fn supervisor(folder: &tempfile::TempDir) -> Supervisor {
+        let path = folder.path().join("m.db");
+        let matching = Matching { enabled: false, window: LONGEST_PAUSE };
+        let store =
+            Store::open(db::StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new() })
+                .unwrap();
+        let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
+            INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
+              VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
+        rusqlite::Connection::open(path).unwrap().execute_batch(due).unwrap();
+        let expected = Expected { targets: vec!["shop".into()], ..Expected::default() };
+        Supervisor { store, expected, heartbeats: Heartbeats::default() }
+    }
+
+    #[tokio::test]
+    async fn a_locked_outbox_is_not_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(&folder);
+        assert!(!supervisor.check().await.unwrap().1, "a delivery is due, and no worker runs");
+        let other = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (line, moves) = supervisor.check().await.unwrap();
+        assert!(line.contains("locked") && moves, "{line}");
+    }
+
+    #[tokio::test]
+    async fn a_deleted_database_ends_the_supervisor() {
+        let folder = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(&folder);
+        std::fs::remove_file(folder.path().join("m.db")).unwrap();
+        let (_shutdown, ending) = watch::channel(false);
+        let ended = timeout(WRITER_TIMEOUT, supervisor.run(ending)).await.unwrap();
+        assert!(matches!(ended, Err(db::Error::Moved(_))), "{ended:?}");
+    }
+}
