@@ -55,7 +55,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
     Ok(())
 }
 
-/// Releases the deliveries without a session for targets that are now configured to get them.
+/// Holds and releases deliveries as the configuration says now.
 async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let report = |error: db::Error| {
         if matches!(error, db::Error::Stopped) {
