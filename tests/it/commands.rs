@@ -40,7 +40,7 @@ fn unheard(home: &Home, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn what_is_begun_is_done_though_nobody_listens() {
+fn commands_finish_their_work_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 200);
     // As `import --json … | head -1`.
@@ -55,7 +55,7 @@ fn what_is_begun_is_done_though_nobody_listens() {
 }
 
 #[test]
-fn how_it_went_is_told_though_nobody_listens() {
+fn exit_code_is_right_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 1);
     let gone = home.folder.path().join("gone.eml");
@@ -70,7 +70,7 @@ fn how_it_went_is_told_though_nobody_listens() {
 }
 
 #[test]
-fn who_follows_ends_when_nobody_listens_also_if_nothing_happens() {
+fn follow_ends_when_its_reader_closes_the_pipe() {
     let home = home();
     home.data(&["import", &payments(&home, 1)]);
     let mut child = home.command(&["events", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
@@ -85,7 +85,7 @@ fn who_follows_ends_when_nobody_listens_also_if_nothing_happens() {
 }
 
 #[test]
-fn one_file_that_cannot_be_read_keeps_none_back() {
+fn an_unreadable_file_does_not_stop_an_import() {
     let home = home();
     let folder = payments(&home, 3);
     std::os::unix::fs::symlink("nowhere", format!("{folder}/0002b.eml")).unwrap();
@@ -99,7 +99,7 @@ fn one_file_that_cannot_be_read_keeps_none_back() {
 }
 
 #[test]
-fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
+fn progress_and_data_do_not_share_terminal_lines() {
     let home = home();
     let folder = payments(&home, 200);
     let line = home.command(&["import", "--json", &folder]);
@@ -120,7 +120,7 @@ fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
 }
 
 #[test]
-fn what_others_inserted_is_printed_fit_for_a_terminal() {
+fn control_characters_are_not_printed_to_a_terminal() {
     let home = home();
     home.data(&["import", &payments(&home, 1)]);
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
@@ -133,7 +133,7 @@ fn what_others_inserted_is_printed_fit_for_a_terminal() {
 }
 
 #[test]
-fn what_max_size_cut_off_is_not_taken_for_nothing() {
+fn a_truncated_notification_is_quarantined() {
     let home = Home::new(&account(1, "max_size = \"4 KiB\"\n[trust]\naccept = [\"none\"]\n"));
     let mail = |from: &str, lines: usize| {
         let (text, payment) = ("Dear customer,\r\n".repeat(lines), "Status: completed\r\nAmount: $20\r\n");
@@ -156,7 +156,7 @@ fn what_max_size_cut_off_is_not_taken_for_nothing() {
 }
 
 #[test]
-fn parse_tells_the_order_to_whoever_has_the_key() {
+fn parse_shows_the_order_with_the_key() {
     let sessions = "[sessions]\naddress = { mailbox = \"payments@shop.example\", key = { env = \"MAILHOOK_KEY\" } }\n";
     let home = Home::new(&account(1, sessions));
     let with_key = |arguments: &[&str]| {
@@ -173,7 +173,7 @@ fn parse_tells_the_order_to_whoever_has_the_key() {
 }
 
 #[test]
-fn who_decides_about_nothing_makes_no_database() {
+fn read_only_commands_create_no_database() {
     let home = home();
     let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");
     for command in [
@@ -190,7 +190,7 @@ fn who_decides_about_nothing_makes_no_database() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_what_does_not_work_is_1() {
+fn wrong_usage_is_2_and_failure_is_1() {
     let home = home();
     let folder = payments(&home, 1);
     let folder = folder.as_str();
@@ -225,7 +225,7 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
 }
 
 #[test]
-fn an_empty_variable_names_no_configuration() {
+fn an_empty_config_variable_is_ignored() {
     let home = home();
     let check = |variable: &str| {
         let mut command = Command::new(binary());
@@ -236,7 +236,7 @@ fn an_empty_variable_names_no_configuration() {
 }
 
 #[test]
-fn a_port_that_somebody_has_is_no_wrong_configuration() {
+fn an_occupied_port_is_no_configuration_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
     let home = Home::new(&account(1, &metrics));
@@ -248,7 +248,7 @@ fn a_port_that_somebody_has_is_no_wrong_configuration() {
 }
 
 #[test]
-fn the_manual_names_no_page_that_there_is_not_and_the_help_each_word() {
+fn manual_pages_exist_and_help_lists_values() {
     let home = home();
     home.data(&["man", "--out", home.folder.path().to_str().unwrap()]);
     let text = home.data(&["man"]).replace('\\', "");

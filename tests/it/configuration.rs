@@ -45,7 +45,7 @@ fn keys(file: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
+fn the_example_is_accepted_with_its_optional_keys() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
     let config = read(&text).unwrap();
     assert_eq!((config.accounts.len(), config.forwards.len()), (1, 1));
@@ -56,7 +56,7 @@ fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
 }
 
 #[test]
-fn the_example_s_access_tokens_stand_in_place_of_its_password() {
+fn access_tokens_replace_the_password_in_the_example() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
     let indented =
         Regex::new(r"(?m)^#   (\[account\.oauth2\]|(?:token_url|device_url|auth_url|client_id|client_secret|refresh_token|scope) = .*)$")
@@ -101,7 +101,7 @@ fn a_confirmation_needs_a_chain() {
 }
 
 #[test]
-fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
+fn mailboxes_are_unique_and_move_needs_a_target() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
     for (line, words) in [
@@ -122,7 +122,7 @@ fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
 }
 
 #[test]
-fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
+fn errors_show_line_and_key() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
     for (line, words) in [
@@ -157,7 +157,7 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
 }
 
 #[test]
-fn what_is_no_utf_8_is_named_where_it_stands() {
+fn invalid_utf8_is_reported_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     for (text, words) in [
@@ -171,7 +171,7 @@ fn what_is_no_utf_8_is_named_where_it_stands() {
 }
 
 #[test]
-fn a_host_is_a_name_or_an_address_and_nothing_else() {
+fn host_is_a_name_or_an_address() {
     let with = |host: &str| {
         read(&format!(
             "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
@@ -187,7 +187,7 @@ fn a_host_is_a_name_or_an_address_and_nothing_else() {
 }
 
 #[test]
-fn a_date_may_be_written_as_toml_has_it() {
+fn start_accepts_a_toml_date() {
     let start = |value: &str| {
         let config = read(&format!(
             "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
@@ -200,7 +200,7 @@ fn a_date_may_be_written_as_toml_has_it() {
 }
 
 #[test]
-fn no_value_is_repeated_that_stands_where_a_secret_may() {
+fn errors_do_not_quote_values_of_secrets() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n";
     for line in [
         "password = \"hunter2\"",
@@ -228,7 +228,7 @@ fn snippets(page: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
+fn examples_for_mail_providers_are_accepted() {
     let snippets = snippets("docs/mail-providers.md");
     assert!(snippets.len() >= 6, "{snippets:?}");
     let (mut passwords, mut tokens) = (0, 0);
@@ -243,7 +243,7 @@ fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
 }
 
 #[test]
-fn the_example_says_the_defaults() {
+fn the_example_shows_the_defaults() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
     let said = read(&text).unwrap();
     let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
@@ -266,7 +266,7 @@ fn the_example_says_the_defaults() {
 }
 
 #[test]
-fn every_key_is_in_the_example_and_in_the_documentation_and_no_other() {
+fn example_and_documentation_have_every_key() {
     let example = fs::read_to_string(root("config.toml")).unwrap();
     let docs = fs::read_to_string(root("docs/configuration.md")).unwrap();
     let row = Regex::new(r"(?m)^\| `([A-Za-z0-9_]+)` \|").unwrap();

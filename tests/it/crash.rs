@@ -37,7 +37,7 @@ fn live_and_die(home: &Home, random: &Random) {
 }
 
 #[test]
-fn two_hundred_kills_at_random_moments_lose_nothing_and_double_nothing() {
+fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
     let (dovecot, random) = (Dovecot::start(), Arc::new(Random::new()));
     let chance = random.clone();
     let callback = Callback::that(move |_, before| match chance.below(10) {

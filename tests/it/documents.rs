@@ -45,7 +45,7 @@ fn links(document: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for document in documents() {
         for (file, place) in links(&document) {
             let headings = if place.is_empty() { String::new() } else { fs::read_to_string(&file).unwrap() };
@@ -57,7 +57,7 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn the_package_has_what_they_point_to_where_they_look_for_it() {
+fn links_work_in_the_package() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
     let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
@@ -115,7 +115,7 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 #[test]
-fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
+fn json_keys_and_types_match_the_documentation() {
     let labels = "[trust]\naccept = [\"none\"]\n[extract.labels]\nsession_id = [\"Session ID\"]\n";
     let home = Home::new(&account(1, &format!("{labels}{}", forward("http://127.0.0.1:1/", ""))));
     let mail = home.folder.path().join("mail.eml");

@@ -38,7 +38,7 @@ fn home(dovecot: &Dovecot, more: &str) -> Home {
 }
 
 #[test]
-fn a_handler_written_for_the_webhook_accepts_every_event_field_by_field() {
+fn webhook_handler_accepts_every_event() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home = home(&dovecot, &forward(&handler.url(), "unresolved = \"send\""));
     let mails: Vec<_> = events("published").into_iter().chain(events("documented")).collect();
@@ -75,7 +75,7 @@ fn a_handler_written_for_the_webhook_accepts_every_event_field_by_field() {
 }
 
 #[test]
-fn the_same_mail_imported_and_received_is_one_event() {
+fn an_imported_and_received_mail_is_one_event() {
     let dovecot = Dovecot::start();
     let home = home(&dovecot, "");
     let sample = samples().join("published/sepolia.eml");
@@ -93,7 +93,7 @@ fn the_same_mail_imported_and_received_is_one_event() {
 }
 
 #[test]
-fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
+fn handler_deduplicates_by_signed_fields_only() {
     let body = |order: u32, hash: &str| {
         format!(
             "{{\"session_id\":\"{order}\",{hash}\"txTime\":\"Mar 5, 2025, 03:36\",\"status\":{}}}",
@@ -127,7 +127,7 @@ fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
 }
 
 #[test]
-fn five_hundred_mails_survive_a_kill_in_their_middle() {
+fn five_hundred_mails_survive_a_kill() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home = home(&dovecot, &forward(&handler.url(), ""));
     let mails: Vec<_> = (1..=500).map(payment).collect();
@@ -150,7 +150,7 @@ fn five_hundred_mails_survive_a_kill_in_their_middle() {
 }
 
 #[test]
-fn a_callback_that_was_down_misses_nothing() {
+fn a_handler_that_was_down_misses_nothing() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let (url, port) = (handler.url(), handler.port);
     let home = home(&dovecot, &forward(&url, ""));
@@ -180,7 +180,7 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn what_is_wrong_with_the_way_to_the_server_is_named_and_tried_again() {
+fn connection_problems_are_reported_and_retried() {
     let dovecot = Dovecot::start();
     let cases = [
         ("password = { env = \"MAILHOOK_SECRET\" }", "login refused"),
@@ -205,7 +205,7 @@ fn what_is_wrong_with_the_way_to_the_server_is_named_and_tried_again() {
 }
 
 #[test]
-fn tls_is_spoken_with_a_certificate_that_is_trusted() {
+fn tls_needs_a_trusted_certificate() {
     let dovecot = Dovecot::start();
     for (tls, port) in [("implicit", dovecot.imaps), ("starttls", dovecot.imap)] {
         let config = account(port, "dedicated = true")
@@ -220,7 +220,7 @@ fn tls_is_spoken_with_a_certificate_that_is_trusted() {
 }
 
 #[test]
-fn in_a_shared_mailbox_only_candidates_leave_a_row() {
+fn shared_mailbox_stores_only_candidates() {
     let dovecot = Dovecot::start();
     let home = Home::new(&format!("{}{NO_PROOF}", account(dovecot.imap, "")));
     let private = |n: usize| {
@@ -244,7 +244,7 @@ fn in_a_shared_mailbox_only_candidates_leave_a_row() {
 }
 
 #[test]
-fn a_newer_database_is_refused_and_untouched() {
+fn a_newer_database_is_refused_and_unchanged() {
     let dovecot = Dovecot::start();
     let home = home(&dovecot, "");
     home.data(&["import", samples().join("published").to_str().unwrap()]);

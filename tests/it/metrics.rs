@@ -74,7 +74,7 @@ fn sepolia() -> ScriptedNode {
 }
 
 #[test]
-fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let dovecot = Dovecot::start();
     let node = sepolia();
     let chain = format!(
@@ -109,14 +109,14 @@ fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
 }
 
 #[test]
-fn each_alert_is_provoked_once_in_its_tests() {
+fn each_alert_has_a_test() {
     let alerts = found(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
     let provoked = found(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
     assert_eq!(alerts, provoked);
 }
 
 #[test]
-fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
+fn healthz_agrees_with_status() {
     let dovecot = Dovecot::start();
     let (home, daemon, port) = watching(&dovecot);
     assert_eq!((get(port, "/healthz"), home.run(&["status"]).status.code()), ((200, "ok\n".into()), Some(0)));
@@ -141,7 +141,7 @@ fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
 }
 
 #[test]
-fn clients_that_ask_nothing_do_not_keep_the_daemon_from_ending_in_order() {
+fn silent_http_clients_do_not_block_shutdown() {
     let dovecot = Dovecot::start();
     let (home, daemon, port) = watching(&dovecot);
     let connect = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();

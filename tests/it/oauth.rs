@@ -101,7 +101,7 @@ fn an_event_arrives_over_either_mechanism() {
 }
 
 #[test]
-fn all_of_it_goes_through_tls() {
+fn tokens_are_requested_over_tls() {
     let (endpoint, dovecot) = start();
     let at = dovecot.folder.path();
     let port = endpoint.start_tls(&at.join("server.pem"), &at.join("server.key"));
@@ -117,7 +117,7 @@ fn all_of_it_goes_through_tls() {
 }
 
 #[test]
-fn mailboxes_share_a_token_for_as_long_as_it_is_good() {
+fn mailboxes_share_a_valid_token() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\", \"Resmic\"");
     let daemon = home.start();
@@ -132,7 +132,7 @@ fn mailboxes_share_a_token_for_as_long_as_it_is_good() {
 }
 
 #[test]
-fn a_token_at_its_end_is_not_shown_again() {
+fn an_expiring_token_is_not_used() {
     let (endpoint, dovecot) = start();
     // Good for no longer than the minute that is kept clear.
     endpoint.change(|world| world.lifetime = 60);
@@ -149,7 +149,7 @@ fn a_token_at_its_end_is_not_shown_again() {
 }
 
 #[test]
-fn a_token_that_was_withdrawn_is_replaced_at_once() {
+fn a_revoked_token_is_replaced_at_once() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
@@ -165,7 +165,7 @@ fn a_token_that_was_withdrawn_is_replaced_at_once() {
 }
 
 #[test]
-fn a_login_that_no_token_opens_is_left_to_a_person() {
+fn a_refused_new_token_needs_an_operator() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     // The endpoint gives tokens, and the mail server takes none.
@@ -180,7 +180,7 @@ fn a_login_that_no_token_opens_is_left_to_a_person() {
 }
 
 #[test]
-fn a_grant_that_has_ended_needs_a_person() {
+fn a_revoked_grant_needs_an_operator() {
     let (endpoint, dovecot) = start();
     let words = format!("Token {REFRESH_TOKEN} has been expired or revoked.");
     endpoint.answer_instead(400, &[], &format!("{{\"error\": \"invalid_grant\", \"error_description\": \"{words}\"}}"));
@@ -206,7 +206,7 @@ fn a_grant_that_has_ended_needs_a_person() {
 }
 
 #[test]
-fn an_endpoint_that_is_down_is_asked_again_soon() {
+fn a_failing_endpoint_is_retried_soon() {
     let (endpoint, dovecot) = start();
     endpoint.answer_instead(503, &[], "<html>maintenance</html>");
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -223,7 +223,7 @@ fn an_endpoint_that_is_down_is_asked_again_soon() {
 }
 
 #[test]
-fn an_endpoint_that_asks_for_patience_gets_it() {
+fn retry_after_of_the_endpoint_is_respected() {
     let (endpoint, dovecot) = start();
     endpoint.answer_instead(429, &[("Retry-After", "300")], "{\"error\": \"slow_down\"}");
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
@@ -250,7 +250,7 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn a_refresh_token_that_was_replaced_is_used_from_then_on() {
+fn a_rotated_refresh_token_is_used() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -291,7 +291,7 @@ fn run_once(home: &Home, endpoint: &Endpoint) {
 }
 
 #[test]
-fn nothing_is_written_while_the_endpoint_replaces_nothing() {
+fn without_rotation_no_token_file_is_written() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     home.data(&["check", "--connect"]);
@@ -330,7 +330,7 @@ fn the_newest_refresh_token_outlasts_a_restart() {
 }
 
 #[test]
-fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
+fn a_rotation_during_shutdown_is_stored() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.holds) = (true, true));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -345,7 +345,7 @@ fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
 }
 
 #[test]
-fn a_person_who_configures_a_new_refresh_token_is_believed() {
+fn a_newly_configured_refresh_token_is_used() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -362,7 +362,7 @@ fn a_person_who_configures_a_new_refresh_token_is_believed() {
 }
 
 #[test]
-fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
+fn the_configured_token_replaces_a_revoked_one() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -387,7 +387,7 @@ fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
 }
 
 #[test]
-fn a_refresh_token_that_cannot_be_kept_is_used_until_the_end() {
+fn an_unwritable_token_file_is_survived() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -453,7 +453,7 @@ fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
 }
 
 #[test]
-fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged() {
+fn without_sasl_ir_the_continuation_is_awaited() {
     const XOAUTH2: &[&str] = &[
         "* CAPABILITY IMAP4rev1 AUTH=PLAIN AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "+ \r\n",
@@ -488,7 +488,7 @@ fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged(
 }
 
 #[test]
-fn what_a_server_says_of_a_token_is_told_without_it() {
+fn tokens_in_server_responses_are_redacted() {
     let (heard, printed, _) = talk(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "{tag} NO this does not look good: {line}\r\n",
@@ -514,7 +514,7 @@ fn what_a_server_says_of_a_token_is_told_without_it() {
 }
 
 #[test]
-fn a_wrong_table_is_named_and_nothing_of_its_secrets() {
+fn errors_in_oauth_contain_no_secret() {
     let endpoint = Endpoint::start();
     let with = |table: &str| {
         let home = Home::new(&format!(

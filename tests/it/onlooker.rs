@@ -46,7 +46,7 @@ fn mode(home: &Home, mode: u32) {
 }
 
 #[test]
-fn whoever_may_only_read_sees_how_it_is_whether_the_daemon_runs_or_not() {
+fn a_read_only_user_can_run_status() {
     let home = Home::new(&account(1, "mailboxes = [\"INBOX\"]"));
     mode(&home, 0o755);
     let daemon = home.start();

@@ -117,17 +117,17 @@ fn at_once(works: &[&(dyn Fn() + Sync)]) {
 }
 
 #[test]
-fn a_line_that_is_cut() {
+fn cut_connections_lose_nothing() {
     at_once(&[&|| holds_through_each(Tls::Plain, Proxy::cut), &|| holds_through_each(Tls::Implicit, Proxy::cut)]);
 }
 
 #[test]
-fn a_line_that_is_reset() {
+fn reset_connections_lose_nothing() {
     at_once(&[&|| holds_through_each(Tls::Plain, Proxy::reset), &|| holds_through_each(Tls::Implicit, Proxy::reset)]);
 }
 
 #[test]
-fn a_line_that_refuses_whoever_comes() {
+fn refused_connections_lose_nothing() {
     let mut world = World::start(Tls::Plain, "1s");
     world.deliver(10);
     world.recorded(SOON);
@@ -146,7 +146,7 @@ fn a_line_that_refuses_whoever_comes() {
 }
 
 #[test]
-fn a_line_that_stalls() {
+fn a_stall_loses_nothing() {
     let stall = |line: &mut Line| line.stalled = true;
     at_once(&[
         &|| holds_through(Tls::Plain, &[Way::ToServer], stall),
@@ -156,7 +156,7 @@ fn a_line_that_stalls() {
 }
 
 #[test]
-fn a_line_that_loses_what_is_said() {
+fn lost_bytes_lose_no_mail() {
     let swallow = |line: &mut Line| line.swallows = true;
     at_once(&[
         &|| holds_through(Tls::Plain, &[Way::ToServer], swallow),
@@ -169,7 +169,7 @@ fn a_line_that_loses_what_is_said() {
 }
 
 #[test]
-fn a_line_that_sends_single_bytes() {
+fn single_bytes_are_read() {
     for tls in [Tls::Plain, Tls::Implicit] {
         let mut world = World::start(tls, "1s");
         world.proxy.set_both(|line| line.single_bytes = true);
@@ -183,7 +183,7 @@ fn a_line_that_sends_single_bytes() {
 }
 
 #[test]
-fn a_line_that_is_slow_costs_time_and_no_throughput() {
+fn latency_does_not_reduce_throughput() {
     let mut world = World::start(Tls::Plain, "9m");
     world.proxy.set(Way::ToServer, |line| line.delay = Duration::from_millis(150));
     world.proxy.set(Way::ToClient, |line| line.delay = Duration::from_millis(100));
@@ -203,7 +203,7 @@ fn a_line_that_is_slow_costs_time_and_no_throughput() {
 }
 
 #[test]
-fn a_connection_that_nobody_holds_any_more_is_found_out() {
+fn a_half_open_connection_is_noticed() {
     let renew = Duration::from_secs(2);
     let mut world = World::start(Tls::Plain, "2s");
     world.deliver(5);
@@ -220,7 +220,7 @@ fn a_connection_that_nobody_holds_any_more_is_found_out() {
 }
 
 #[test]
-fn accounts_whose_server_says_nothing_disturb_no_other() {
+fn silent_servers_do_not_disturb_other_accounts() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let silent = Proxy::before(dovecot.imap);
     silent.set_both(|line| line.stalled = true);

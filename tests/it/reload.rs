@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(60);
 const PAYMENTS: usize = 600;
 
 #[test]
-fn accounts_come_and_go_while_mails_are_read_and_delivered() {
+fn accounts_are_reloaded_during_deliveries() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let mails: Vec<_> = (1..=PAYMENTS).map(payment).collect();
     dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));

@@ -103,7 +103,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_new_numbering_under_the_same_name() {
+fn a_new_uidvalidity_duplicates_nothing() {
     let mut world = World::start("INBOX");
     let daemon = world.daemon();
     world.deliver(1..=10);
@@ -121,7 +121,7 @@ fn a_new_numbering_under_the_same_name() {
 }
 
 #[test]
-fn a_mailbox_that_is_deleted_and_made_again() {
+fn a_recreated_mailbox_is_read() {
     let world = World::start("Shop");
     let daemon = world.daemon();
     world.deliver(1..=10);
@@ -139,7 +139,7 @@ fn a_mailbox_that_is_deleted_and_made_again() {
 }
 
 #[test]
-fn a_mailbox_that_is_renamed_away_and_back() {
+fn a_renamed_mailbox_is_read_after_its_return() {
     let world = World::start("Shop");
     let daemon = world.daemon();
     world.deliver(1..=5);
@@ -163,7 +163,7 @@ fn a_mailbox_that_is_renamed_away_and_back() {
 }
 
 #[test]
-fn what_is_read_anew_and_is_no_notification_is_not_put_away() {
+fn after_is_not_applied_to_other_mails() {
     let world = World::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
     let seen = |n: usize| {
         let deadline = std::time::Instant::now() + SOON;
@@ -221,17 +221,17 @@ fn restored(new: usize, watched: bool) {
 }
 
 #[test]
-fn a_server_that_comes_back_from_its_backup_before_our_eyes() {
+fn a_restore_while_connected_loses_nothing() {
     restored(7, true);
 }
 
 #[test]
-fn a_server_that_came_back_from_its_backup_with_fewer_mails() {
+fn a_restore_with_fewer_mails_loses_nothing() {
     restored(3, false);
 }
 
 #[test]
-fn a_server_that_came_back_from_its_backup_with_more_mails() {
+fn a_restore_with_more_mails_loses_nothing() {
     restored(10, false);
 }
 
@@ -281,17 +281,17 @@ fn restored_and_caught_up(shared: bool) {
 }
 
 #[test]
-fn a_server_that_came_back_from_its_backup_and_has_caught_up() {
+fn a_restore_past_the_cursor_loses_nothing() {
     restored_and_caught_up(false);
 }
 
 #[test]
-fn a_server_that_came_back_from_its_backup_and_has_caught_up_in_a_shared_mailbox() {
+fn a_restore_in_a_shared_mailbox_loses_nothing() {
     restored_and_caught_up(true);
 }
 
 #[test]
-fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
+fn old_mails_stay_unread_after_renumbering() {
     let mut world = World::start_with("INBOX", "dedicated = true\nstart = \"now\"");
     world.deliver(101..=105);
     // They came two hours ago: for Dovecot that is the time of the file, once it has forgotten what it noted.

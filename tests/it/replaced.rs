@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(20);
 const LATER: Duration = Duration::from_secs(90);
 
 #[test]
-fn the_copy_is_sound_and_what_came_since_is_fetched_again() {
+fn a_restored_copy_is_intact_and_completed() {
     for asked_to_end in [false, true] {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         let home = Home::new(&format!(

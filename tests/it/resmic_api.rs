@@ -71,7 +71,7 @@ fn unknown_keys_are_ignored() {
 }
 
 #[test]
-fn key_is_checked_without_a_session() {
+fn credentials_are_checked_without_a_session() {
     let api = ResmicApi::start();
     assert_eq!(wait(client(&api, API_KEY).check_key()), Ok(()));
     let said = wait(client(&api, "rk_of_somebody_else").check_key()).unwrap_err();
@@ -106,7 +106,7 @@ fn http_errors_have_their_kinds() {
 }
 
 #[test]
-fn rate_limit_says_when_to_return() {
+fn rate_limit_reports_retry_after() {
     let api = api();
     assert_eq!(error(&api, Mood::Limits(Some("37"))).retry_after(), Some(Duration::from_secs(37)));
     for nothing in [None, Some("soon")] {
@@ -178,7 +178,7 @@ fn wrong_types_are_malformed() {
 }
 
 #[test]
-fn other_words_for_completed_clear_nothing() {
+fn unknown_statuses_do_not_complete_a_payment() {
     let api = api();
     let event = Reading {
         session_id: Some(SESSION.into()),
@@ -215,7 +215,7 @@ fn session_is_found_by_its_transaction() {
 }
 
 #[test]
-fn no_mood_makes_a_payment_of_an_error() {
+fn no_error_is_a_payment() {
     let api = api();
     let registered = Registration {
         session_id: session(),

@@ -39,7 +39,7 @@ fn room(path: &Path, src: &Path) -> String {
 }
 
 #[test]
-fn a_file_imports_only_from_rooms_below_its_own() {
+fn files_import_only_from_rooms_below() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     files(&src, &mut paths);
@@ -78,7 +78,7 @@ fn a_file_imports_only_from_rooms_below_its_own() {
 }
 
 #[test]
-fn every_room_stands_on_one_floor_of_the_table() {
+fn every_room_has_one_floor() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     files(&src, &mut paths);
@@ -90,7 +90,7 @@ fn every_room_stands_on_one_floor_of_the_table() {
 }
 
 #[test]
-fn the_pure_payment_rules_know_no_database() {
+fn the_pure_payment_rules_import_no_database() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/payments");
     for name in ["conflicts.rs", "matching.rs", "signed_address.rs"] {
         let text = fs::read_to_string(folder.join(name)).unwrap();

@@ -151,20 +151,20 @@ macro_rules! on_each {
 }
 
 on_each! {
-    what_is_there_and_what_comes,
-    what_comes_is_marked_or_moved,
-    a_burst_during_the_first_sync_and_after,
-    a_shared_mailbox,
-    a_line_that_breaks,
-    a_line_that_stands_still,
-    a_server_that_ends_and_comes_back,
-    another_client_removes_mails,
-    a_mailbox_that_is_made_again,
-    a_mail_that_is_too_large,
-    a_program_that_is_killed,
+    existing_and_new_mails_are_read,
+    new_mails_are_marked_or_moved,
+    a_burst_during_the_first_sync_is_read,
+    shared_mailbox_stores_only_notifications,
+    broken_connections_lose_nothing,
+    stalled_connections_lose_nothing,
+    a_server_restart_loses_nothing,
+    removals_by_another_client_are_harmless,
+    a_recreated_mailbox_is_read,
+    a_large_mail_is_quarantined,
+    a_killed_daemon_loses_nothing,
 }
 
-fn what_is_there_and_what_comes<S: Server>() {
+fn existing_and_new_mails_are_read<S: Server>() {
     let mut world = World::<S>::before("dedicated = true");
     world.deliver(1..=100);
     world.run();
@@ -195,7 +195,7 @@ fn what_is_there_and_what_comes<S: Server>() {
 }
 
 /// After a FETCH nobody waits for the next IDLE to begin: the end of it follows at once.
-fn what_comes_is_marked_or_moved<S: Server>() {
+fn new_mails_are_marked_or_moved<S: Server>() {
     let moved = format!("{}Resmic", S::BELOW);
     for after in ["\"seen\"".to_owned(), format!("{{ move = \"{moved}\" }}")] {
         let world = World::<S>::start(&format!("dedicated = true\nafter = {after}"));
@@ -221,7 +221,7 @@ fn what_comes_is_marked_or_moved<S: Server>() {
     }
 }
 
-fn a_burst_during_the_first_sync_and_after<S: Server>() {
+fn a_burst_during_the_first_sync_is_read<S: Server>() {
     let mut world = World::<S>::before("dedicated = true");
     world.proxy.set_both(|line| line.delay = Duration::from_millis(25));
     world.deliver(1..=50);
@@ -233,7 +233,7 @@ fn a_burst_during_the_first_sync_and_after<S: Server>() {
     world.end_undisturbed(150);
 }
 
-fn a_shared_mailbox<S: Server>() {
+fn shared_mailbox_stores_only_notifications<S: Server>() {
     let private = |n: usize| format!("From: Aunt <aunt{n}@family.example>\r\nTo: {ADDRESS}\r\n\r\nAmount: ${n}\r\n");
     let mut world = World::<S>::before("mailboxes = [\"INBOX\", \"\\\\Junk\"]");
     world.proxy.set_both(|line| line.delay = Duration::from_millis(25));
@@ -258,7 +258,7 @@ fn a_shared_mailbox<S: Server>() {
     assert_eq!(world.daemon.take().unwrap().end(), Some(0));
 }
 
-fn a_line_that_breaks<S: Server>() {
+fn broken_connections_lose_nothing<S: Server>() {
     for fault in [Proxy::cut, Proxy::reset] {
         let mut world = World::<S>::start("dedicated = true\nidle_renew = \"1s\"");
         for n in (0..30).step_by(10) {
@@ -278,7 +278,7 @@ fn a_line_that_breaks<S: Server>() {
     }
 }
 
-fn a_line_that_stands_still<S: Server>() {
+fn stalled_connections_lose_nothing<S: Server>() {
     let mut world = World::<S>::start("dedicated = true\nidle_renew = \"1s\"");
     world.deliver(1..=5);
     world.proxy.set_both(|line| line.stalled = true);
@@ -297,7 +297,7 @@ fn a_line_that_stands_still<S: Server>() {
     world.end();
 }
 
-fn a_server_that_ends_and_comes_back<S: Server>() {
+fn a_server_restart_loses_nothing<S: Server>() {
     let mut world = World::<S>::start("dedicated = true");
     world.deliver(1..=10);
     let (home, daemon) = (&world.home, world.daemon.as_ref().unwrap());
@@ -311,7 +311,7 @@ fn a_server_that_ends_and_comes_back<S: Server>() {
     world.end();
 }
 
-fn another_client_removes_mails<S: Server>() {
+fn removals_by_another_client_are_harmless<S: Server>() {
     let world = World::<S>::start("dedicated = true\nidle_renew = \"2s\"");
     let mut client = world.client();
     client.say("SELECT INBOX");
@@ -333,7 +333,7 @@ fn another_client_removes_mails<S: Server>() {
     world.end_undisturbed(28);
 }
 
-fn a_mailbox_that_is_made_again<S: Server>() {
+fn a_recreated_mailbox_is_read<S: Server>() {
     let shop = format!("{}Shop", S::BELOW);
     let mut world = World::<S>::before(&format!("dedicated = true\nmailboxes = [\"{shop}\"]\nidle_renew = \"1s\""));
     let mut client = world.client();
@@ -368,7 +368,7 @@ fn a_mailbox_that_is_made_again<S: Server>() {
     world.end();
 }
 
-fn a_mail_that_is_too_large<S: Server>() {
+fn a_large_mail_is_quarantined<S: Server>() {
     let world = World::<S>::start("dedicated = true\nmax_size = \"100 KiB\"");
     let large = [payment(9), b"x\r\n".repeat(1_000_000)].concat();
     world.server.deliver(&[payment(1).as_slice(), &large, payment(2).as_slice()]);
@@ -380,7 +380,7 @@ fn a_mail_that_is_too_large<S: Server>() {
     assert_eq!(world.daemon.unwrap().end(), Some(0));
 }
 
-fn a_program_that_is_killed<S: Server>() {
+fn a_killed_daemon_loses_nothing<S: Server>() {
     let mut world = World::<S>::before("dedicated = true");
     world.deliver(1..=20);
     for n in [20, 50, 80] {
@@ -453,7 +453,7 @@ fn dovecot_without_login() {
 }
 
 #[test]
-fn dovecot_without_any_login_in_the_clear() {
+fn dovecot_without_cleartext_login() {
     let dovecot = Dovecot::start_that_wants_tls();
     let config = account(dovecot.imap, "mailboxes = [\"INBOX\"]").replace("127.0.0.1", "127.0.0.2");
     let output = Home::new(&format!("{config}{NO_PROOF}")).run(&["check", "--connect"]);

@@ -23,7 +23,7 @@ fn payment(n: usize, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
+fn only_signed_addresses_name_an_order() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home =
         Home::new(&format!("{}{SETTINGS}{}", account(dovecot.imap, "dedicated = true"), forward(&handler.url(), "")));
@@ -57,7 +57,7 @@ fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
 }
 
 #[test]
-fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
+fn an_underpaid_order_waits_for_an_operator() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home =
         Home::new(&format!("{}{SETTINGS}{}", account(dovecot.imap, "dedicated = true"), forward(&handler.url(), "")));
@@ -84,7 +84,7 @@ fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
 }
 
 #[test]
-fn a_command_that_has_ended_leaves_one_whole_file() {
+fn a_finished_command_leaves_no_wal() {
     let home = Home::new(&format!("{}{SETTINGS}", account(1, "dedicated = true")));
     let eml = home.database().with_file_name("1.eml");
     std::fs::write(&eml, payment(1, "payments@shop.example")).unwrap();

@@ -23,7 +23,7 @@ fn until_there(path: &Path) {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_secret() {
+fn shutdown_does_not_wait_for_a_secret() {
     let home = Home::new(&slow());
     let daemon = home.start();
     until_there(&home.folder.path().join("asked"));
@@ -32,7 +32,7 @@ fn the_end_does_not_wait_for_a_secret() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_secret_that_is_read_again() {
+fn shutdown_does_not_wait_for_a_reloaded_secret() {
     let home = Home::new(&account(1, "mailboxes = [\"INBOX\"]"));
     let daemon = home.start();
     daemon.says("running", SOON);

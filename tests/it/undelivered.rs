@@ -42,7 +42,7 @@ fn attention(home: &Home) -> Vec<String> {
 }
 
 #[test]
-fn a_row_without_bytes_is_completed_after_a_restart() {
+fn rows_without_bytes_are_completed_after_a_restart() {
     for (more, form) in [("dedicated = true", Spoilt::Nil), ("dedicated = false", Spoilt::NoItem)] {
         let (_runtime, server, callback) = start();
         server.change(|world| {
@@ -75,7 +75,7 @@ fn a_row_without_bytes_is_completed_after_a_restart() {
 }
 
 #[test]
-fn a_row_without_bytes_is_closed_when_the_mail_is_gone() {
+fn removed_mails_close_their_rows() {
     let (_runtime, server, callback) = start();
     server.change(|world| {
         (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
@@ -92,7 +92,7 @@ fn a_row_without_bytes_is_closed_when_the_mail_is_gone() {
 }
 
 #[test]
-fn a_row_without_bytes_is_closed_when_uidvalidity_changes() {
+fn a_new_uidvalidity_closes_rows_without_bytes() {
     let (_runtime, server, callback) = start();
     server.change(|world| {
         (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
@@ -113,7 +113,7 @@ fn a_row_without_bytes_is_closed_when_uidvalidity_changes() {
 }
 
 #[test]
-fn a_foreign_mail_with_a_late_header_leaves_no_row() {
+fn foreign_mails_with_late_headers_leave_no_row() {
     let (_runtime, server, callback) = start();
     server.change(|world| {
         world.deliver(&other("a letter"));
@@ -130,7 +130,7 @@ fn a_foreign_mail_with_a_late_header_leaves_no_row() {
 }
 
 #[test]
-fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
+fn an_oversized_rfc822_size_hides_no_payment() {
     let (_runtime, server, callback) = start();
     server.change(|world| {
         world.oversize = 40;
@@ -146,7 +146,7 @@ fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
 
 /// Dovecot believes the size in the name, and ends each connection that fetches such a mail.
 #[test]
-fn a_maildir_file_with_a_wrong_size_in_its_name_holds_nothing_back() {
+fn a_wrong_maildir_size_delays_no_other_mail() {
     for more in ["dedicated = true", "dedicated = false"] {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         for n in [1, 2, 4, 5] {

@@ -32,7 +32,7 @@ fn config(dovecot: &Dovecot, callback: &Callback) -> String {
 
 /// A write beyond the process's limit fails with EFBIG, which SQLite reports as an I/O error.
 #[test]
-fn an_io_error_is_not_reported_as_a_full_disk() {
+fn io_errors_are_not_reported_as_full_disk() {
     let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
     let add = ["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0", "--order", "A-1"];
     home.data(&["session", "add", "0b1cbe2e-5d0f-4a52-9d0c-3f6f5a0e9c11"]);
@@ -53,7 +53,7 @@ fn an_io_error_is_not_reported_as_a_full_disk() {
 }
 
 #[test]
-fn a_full_disk_is_waited_for() {
+fn a_full_disk_delays_and_loses_nothing() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let config = config(&dovecot, &callback);
     let home = Home::new(&config);
@@ -83,7 +83,7 @@ fn a_full_disk_is_waited_for() {
 }
 
 #[test]
-fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
+fn a_start_waits_for_disk_space() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let config = config(&dovecot, &callback);
     let home = Home::new(&config);
@@ -109,7 +109,7 @@ fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
 }
 
 #[test]
-fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
+fn systemd_receives_the_start_status() {
     let config = account(1, "mailboxes = [\"INBOX\"]");
     let (home, outside) = (Home::new(&config), tempfile::tempdir().unwrap());
     let disk = SmallDisk::over(home.folder.path(), 1);
@@ -133,7 +133,7 @@ fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
 }
 
 #[test]
-fn a_locked_database_is_waited_for() {
+fn a_locked_database_delays_and_loses_nothing() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let home = Home::new(&config(&dovecot, &callback));
     let mut daemon = home.start();
@@ -162,7 +162,7 @@ fn a_locked_database_is_waited_for() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_locked_database() {
+fn shutdown_does_not_wait_for_a_locked_database() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let home = Home::new(&config(&dovecot, &callback));
     let daemon = home.start();
@@ -180,7 +180,7 @@ fn the_end_does_not_wait_for_a_locked_database() {
 }
 
 #[test]
-fn dns_that_does_not_answer_does_not_keep_the_database_open_when_the_daemon_ends() {
+fn unanswered_dns_does_not_block_shutdown() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     silent.set_read_timeout(Some(SOON)).unwrap();
     let dns = format!("[dns]\nservers = [\"{}\"]\n", silent.local_addr().unwrap());

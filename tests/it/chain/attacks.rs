@@ -20,7 +20,7 @@ async fn an_unrelated_transaction_moves_no_token() {
 }
 
 #[tokio::test]
-async fn a_false_token_with_perfect_logs_is_no_token() {
+async fn a_contract_with_forged_logs_is_no_token() {
     let world = World::new();
     let token = world.anvil.deploy("FalseToken", &[]);
     let forge = "forge(address,address,uint256)";
@@ -66,7 +66,7 @@ async fn another_merchant_s_payment_does_not_arrive() {
 }
 
 #[tokio::test]
-async fn a_temporary_wallet_that_pays_another_wallet_does_not_arrive() {
+async fn a_wallet_that_pays_another_does_not_arrive() {
     let world = World::new();
     let wallet = world.wallet_of_shop("0x1");
     let hash = world.pay(world.payer(), &wallet, UNITS);
@@ -78,7 +78,7 @@ async fn a_temporary_wallet_that_pays_another_wallet_does_not_arrive() {
 }
 
 #[tokio::test]
-async fn a_temporary_wallet_that_passes_nothing_on_does_not_arrive() {
+async fn a_wallet_that_forwards_nothing_does_not_arrive() {
     let world = World::new();
     let wallet = world.wallet_of_shop("0x1");
     world.withdraw(&wallet);
@@ -111,7 +111,7 @@ async fn an_event_forged_by_reentrancy_does_not_arrive() {
 }
 
 #[tokio::test]
-async fn a_trace_that_only_looks_like_a_payment_does_not_arrive() {
+async fn a_deceptive_trace_does_not_arrive() {
     let world = World::new();
     let wallet = world.anvil.deploy("FalseWallet", &[]);
     for pretend in ["delegate(address)", "takeBack(address)"] {

@@ -29,7 +29,7 @@ async fn a_token_through_a_temporary_wallet_is_confirmed() {
 }
 
 #[tokio::test]
-async fn the_native_coin_paid_directly_is_confirmed_under_all_its_names() {
+async fn native_coin_is_confirmed_under_all_its_names() {
     let world = World::new();
     let hash = world.pay_native(world.payer(), world.shop(), NATIVE);
     world.finalise();
@@ -41,7 +41,7 @@ async fn the_native_coin_paid_directly_is_confirmed_under_all_its_names() {
 }
 
 #[tokio::test]
-async fn the_native_coin_through_a_temporary_wallet_is_confirmed_by_its_trace() {
+async fn a_trace_confirms_native_coin_through_a_wallet() {
     let world = World::new();
     let wallet = world.wallet_of_shop("0x1");
     let hash = world.pay_native(world.payer(), &wallet, NATIVE);
@@ -64,7 +64,7 @@ async fn two_transfers_of_one_transaction_are_summed() {
 }
 
 #[tokio::test]
-async fn a_token_with_18_decimals_is_compared_in_its_own_units() {
+async fn a_token_may_have_18_decimals() {
     let world = World::with(Anvil::start(), "18");
     let hash = world.pay(world.payer(), world.shop(), 20 * 10_u128.pow(18));
     let chain = world.chain_with("", 18);

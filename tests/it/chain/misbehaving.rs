@@ -87,12 +87,12 @@ async fn code_with(change: fn(&mut Value)) -> String {
 }
 
 #[tokio::test]
-async fn an_honest_node_is_believed() {
+async fn an_honest_node_confirms_the_payment() {
     assert_eq!(code_with(|_| ()).await, "confirmed");
 }
 
 #[tokio::test]
-async fn a_receipt_that_cannot_be_is_refused() {
+async fn an_impossible_receipt_is_refused() {
     assert_eq!(code_with(|receipt| receipt["transactionHash"] = BLOCK.into()).await, "node", "another hash");
     assert_eq!(code_with(|receipt| receipt["blockNumber"] = "0x05".into()).await, "node", "a leading zero");
     assert_eq!(code_with(|receipt| receipt["logs"] = json!([])).await, "node", "logs are missing");
@@ -116,7 +116,7 @@ async fn another_chain_is_refused() {
 }
 
 #[tokio::test]
-async fn a_missing_tag_makes_the_event_wait() {
+async fn a_missing_block_tag_makes_the_event_wait() {
     let null = |request: &Value| Some(Reply::result(&request["id"], Value::Null));
     let reason = ask_with("eth_getBlockByNumber", null).await.outcome.unwrap_err();
     assert!(reason.to_string().starts_with("node: ") && reason.words.contains("finalized"), "{reason}");
@@ -136,7 +136,7 @@ async fn error_of(reply: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'stati
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_refused() {
+async fn an_answer_without_a_result_is_refused() {
     let bad = async |reply: fn(&Value) -> Option<Reply>| {
         let kind = error_of(reply).await;
         assert!(matches!(kind, NodeErrorKind::BadAnswer(_)), "{kind:?}");
@@ -167,7 +167,7 @@ async fn deep_json_is_refused() {
 }
 
 #[tokio::test]
-async fn half_an_answer_and_none_at_all_are_refused() {
+async fn truncated_and_missing_answers_are_refused() {
     let half = |_: &Value| Some(Reply::new("200 OK\r\nContent-Length: 999", "", "{\"jsonrpc\":"));
     let kind = error_of(half).await;
     assert!(matches!(kind, NodeErrorKind::BadAnswer(_) | NodeErrorKind::Unreachable(_)), "{kind:?}");
@@ -176,7 +176,7 @@ async fn half_an_answer_and_none_at_all_are_refused() {
 }
 
 #[tokio::test]
-async fn a_node_that_throttles_says_for_how_long() {
+async fn rate_limits_report_retry_after() {
     let by_http = error_of(|_| Some(Reply::new("429 Too Many Requests", "Retry-After: 7\r\n", ""))).await;
     let seconds = Some(Duration::from_secs(7));
     assert!(matches!(by_http, NodeErrorKind::Throttled { retry_after, .. } if retry_after == seconds), "{by_http:?}");
@@ -185,7 +185,7 @@ async fn a_node_that_throttles_says_for_how_long() {
 }
 
 #[tokio::test]
-async fn a_node_that_needs_a_person_says_so() {
+async fn permanent_node_errors_are_reported() {
     for status in ["401 Unauthorized", "402 Payment Required", "403 Forbidden"] {
         let body = "{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":1,\"message\":\"bad key s3cretkey\"}}";
         let kind = error_of(move |_| Some(Reply::new(status, "", body))).await;

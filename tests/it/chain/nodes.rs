@@ -39,7 +39,7 @@ async fn the_depth_is_counted_in_blocks() {
 }
 
 #[tokio::test]
-async fn a_reorganisation_before_the_depth_takes_the_payment_back() {
+async fn reorganisation_before_the_depth_revokes_the_payment() {
     let world = World::new();
     let (chain, claim) = (world.chain("final = 5"), paid(&world));
     world.anvil.mine(2);
@@ -80,7 +80,7 @@ async fn a_reorganisation_after_the_depth_loses_the_arrival() {
 }
 
 #[tokio::test]
-async fn a_node_that_lies_does_not_confirm_alone() {
+async fn a_lying_node_does_not_confirm_alone() {
     let world = World::new();
     let hash = world.pay(world.payer(), world.stranger(), UNITS);
     let claim = world.claim("USDC", &hash);
@@ -99,7 +99,7 @@ async fn a_node_that_lies_does_not_confirm_alone() {
 }
 
 #[tokio::test]
-async fn a_node_that_says_another_amount_disagrees() {
+async fn a_node_with_another_amount_disagrees() {
     let world = World::new();
     let claim = paid(&world);
     world.finalise();
@@ -112,7 +112,7 @@ async fn a_node_that_says_another_amount_disagrees() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_behind_is_waited_for() {
+async fn a_lagging_node_is_waited_for() {
     let world = World::new();
     let claim = paid(&world);
     world.finalise();
@@ -152,7 +152,7 @@ async fn a_node_of_another_chain_is_named() {
 }
 
 #[tokio::test]
-async fn a_pruned_receipt_of_an_old_payment_is_not_waited_for() {
+async fn the_search_for_a_pruned_receipt_ends() {
     let pruning = ["--prune-history", "--transaction-block-keeper", "3"];
     let world = World::with(Anvil::start_with(testkit::anvil::SEPOLIA, &pruning), "6");
     let mut claim = paid(&world);
@@ -164,7 +164,7 @@ async fn a_pruned_receipt_of_an_old_payment_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_limit_of_blocks_is_found_by_halving() {
+async fn the_block_range_is_halved_until_accepted() {
     let world = World::new();
     let wallet = world.wallet("0x1");
     let hash = world.pay(world.payer(), &wallet, UNITS);

@@ -32,7 +32,7 @@ fn never_a_bare_expunge(server: &Scripted) {
 }
 
 #[tokio::test]
-async fn after_leave_opens_the_mailbox_read_only_and_writes_nothing() {
+async fn after_leave_opens_the_mailbox_read_only() {
     let server = Scripted::start().await;
     server.deliver("left alone");
     let mut watching = watch(&server, DEDICATED);
@@ -44,7 +44,7 @@ async fn after_leave_opens_the_mailbox_read_only_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn after_seen_marks_just_these() {
+async fn after_seen_marks_only_notifications() {
     let (server, watching) = putting_away(SEEN, "IDLE", "UID STORE").await;
     assert_eq!(server.asked("UID STORE 1 +FLAGS.SILENT (\\Seen)"), 1);
     assert_eq!(server.asked("UID STORE 2 +FLAGS.SILENT (\\Seen)"), 1);
@@ -53,7 +53,7 @@ async fn after_seen_marks_just_these() {
 }
 
 #[tokio::test]
-async fn after_move_moves_with_move_where_there_is_one() {
+async fn after_move_uses_move_if_offered() {
     let (server, watching) = putting_away(MOVE, "IDLE MOVE UIDPLUS", "UID MOVE").await;
     assert_eq!(server.asked(&format!("UID MOVE 1 {TARGET}")), 1);
     assert_eq!(server.asked("UID COPY") + server.asked("STORE") + server.asked("EXPUNGE"), 0);
@@ -62,7 +62,7 @@ async fn after_move_moves_with_move_where_there_is_one() {
 }
 
 #[tokio::test]
-async fn after_move_with_uidplus_only_copies_and_expunges_just_these() {
+async fn after_move_with_uidplus_expunges_only_notifications() {
     let (server, watching) = putting_away(MOVE, "IDLE UIDPLUS", "UID EXPUNGE").await;
     for command in [&format!("UID COPY 2 {TARGET}"), "UID STORE 2 +FLAGS.SILENT (\\Deleted)", "UID EXPUNGE 2"] {
         assert_eq!(server.asked(command), 1, "{command}");
@@ -73,7 +73,7 @@ async fn after_move_with_uidplus_only_copies_and_expunges_just_these() {
 }
 
 #[tokio::test]
-async fn after_move_with_neither_copies_and_marks_and_never_expunges() {
+async fn after_move_without_uidplus_never_expunges() {
     let (server, watching) = putting_away(MOVE, "IDLE", "UID STORE").await;
     assert_eq!(server.asked("UID COPY"), 2);
     assert_eq!(server.asked("EXPUNGE"), 0);
@@ -83,7 +83,7 @@ async fn after_move_with_neither_copies_and_marks_and_never_expunges() {
 }
 
 #[tokio::test]
-async fn a_copy_that_fails_marks_nothing_as_deleted() {
+async fn a_failed_copy_marks_nothing_deleted() {
     let server = Scripted::start().await;
     server.change(|world| world.capabilities = "IDLE UIDPLUS".into());
     server.deliver("stays");
@@ -99,7 +99,7 @@ async fn a_copy_that_fails_marks_nothing_as_deleted() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_is_made() {
+async fn a_missing_target_mailbox_is_created() {
     let server = Scripted::start().await;
     server.deliver("moved");
     once(&server, "UID MOVE", 1, &[say("{tag} NO [TRYCREATE] no such mailbox\r\n")]);
@@ -111,7 +111,7 @@ async fn a_target_that_is_not_there_is_made() {
 }
 
 #[tokio::test]
-async fn what_lies_in_the_target_already_stays_there() {
+async fn a_mail_in_the_target_is_not_moved() {
     for (watched, target) in [("Done", "Done"), ("INBOX", "inbox")] {
         let server = Scripted::start().await;
         server.change(|world| world.mailbox = Some(watched.into()));
@@ -130,7 +130,7 @@ async fn what_lies_in_the_target_already_stays_there() {
 }
 
 #[tokio::test]
-async fn nothing_is_put_away_before_it_is_committed() {
+async fn after_is_applied_only_to_committed_mails() {
     for more in [SEEN, MOVE] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
@@ -148,7 +148,7 @@ async fn nothing_is_put_away_before_it_is_committed() {
 }
 
 #[tokio::test]
-async fn what_a_lost_connection_did_not_put_away_is_put_away_by_the_next() {
+async fn the_next_connection_completes_after() {
     let server = Scripted::start().await;
     server.deliver("first");
     once(&server, "UID STORE", 1, &[Step::Close]);
@@ -160,7 +160,7 @@ async fn what_a_lost_connection_did_not_put_away_is_put_away_by_the_next() {
 }
 
 #[tokio::test]
-async fn what_waits_to_be_put_away_is_not_looked_for_under_numbers_that_mean_other_mails() {
+async fn after_is_dropped_when_uids_are_renumbered() {
     let server = Scripted::start().await;
     server.deliver("kept");
     server.deliver("lost");

@@ -24,7 +24,7 @@ async fn spoilt(name: &'static str, nth: usize, ways: &[&[Step]]) {
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_is_no_empty_fetch() {
+async fn end_of_stream_is_no_empty_fetch() {
     let half = &[say("* 1 FETCH (UID 1 INTERNALDATE \"05-Mar"), Step::Close][..];
     for nth in 1..=2 {
         spoilt("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
@@ -34,7 +34,7 @@ async fn an_end_of_the_stream_is_no_empty_fetch() {
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_is_no_answer_to_examine() {
+async fn end_of_stream_is_no_answer_to_examine() {
     spoilt("EXAMINE", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
     spoilt("CAPABILITY", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
 }
@@ -56,7 +56,7 @@ async fn the_answer_to_another_command_is_no_success() {
 }
 
 #[tokio::test]
-async fn after_a_parse_error_nothing_looks_empty() {
+async fn a_parse_error_is_no_empty_mailbox() {
     let ways: &[&[Step]] = &[
         &[say("* 1 FETCH (UID one BODY[] ?\r\n"), Step::Ok],
         &[say("* 1 FETCH (UID 1 BODY[] {3}\r\nab)\r\n"), Step::Ok],
@@ -68,7 +68,7 @@ async fn after_a_parse_error_nothing_looks_empty() {
 }
 
 #[tokio::test]
-async fn the_last_mail_that_uid_n_star_always_brings_is_dropped_below_n() {
+async fn a_mail_below_the_range_is_dropped() {
     for capabilities in ["IDLE", ""] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = capabilities.into());
@@ -88,7 +88,7 @@ async fn the_last_mail_that_uid_n_star_always_brings_is_dropped_below_n() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_at_any_step_loses_nothing_and_doubles_nothing_behind_the_cursor() {
+async fn a_disconnect_at_any_step_loses_nothing() {
     let steps = [
         ("greeting", 1),
         ("LOGIN", 1),
@@ -121,7 +121,7 @@ async fn a_connection_that_ends_at_any_step_loses_nothing_and_doubles_nothing_be
 }
 
 #[tokio::test]
-async fn a_mail_behind_the_cursor_is_never_downloaded_again() {
+async fn mails_below_the_cursor_are_not_downloaded_again() {
     let server = Scripted::start().await;
     server.change(|world| {
         (0..20).for_each(|n| {

@@ -49,7 +49,7 @@ async fn odd_fetch_responses_are_read() {
 }
 
 #[tokio::test]
-async fn a_fetch_response_without_sense_costs_only_its_mail() {
+async fn a_malformed_fetch_response_delays_only_its_mail() {
     for nonsense in
         ["* 1 FETCH (UID 1 BODY[] what?)\r\n", "* 1 FETCH (UID 1 UID 2 BODY[]<0.9> {1}\r\nx)\r\n", "* 1 FETCH (((\r\n"]
     {
@@ -74,7 +74,7 @@ async fn a_fetch_response_without_sense_costs_only_its_mail() {
 }
 
 #[tokio::test]
-async fn the_cursor_passes_no_unnamed_mail() {
+async fn the_cursor_does_not_pass_unnamed_mails() {
     for more in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
         let server = Scripted::start().await;
         server.deliver("not named");
@@ -134,7 +134,7 @@ async fn a_refused_list_extension_becomes_a_plain_list() {
 }
 
 #[tokio::test]
-async fn an_odd_list_line_hides_no_other_mailbox() {
+async fn an_odd_list_line_hides_nothing_else() {
     for odd in [
         r#"() "/" "a "quoted" name""#,
         r#"() "\" "INBOX\Sent""#,
@@ -177,7 +177,7 @@ async fn an_odd_list_line_names_its_own_mailbox() {
 }
 
 #[tokio::test]
-async fn uidvalidity_is_looked_for_in_all_places() {
+async fn uidvalidity_is_found_in_all_places() {
     let without = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK done\r\n";
     let tagged = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK [UIDVALIDITY 7] done\r\n";
     for (examine, select, commands) in [
@@ -255,7 +255,7 @@ async fn an_id_costs_no_round_trip() {
 }
 
 #[tokio::test]
-async fn a_server_that_offers_no_id_gets_none() {
+async fn id_is_sent_only_if_offered() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -274,7 +274,7 @@ fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
 }
 
 #[tokio::test]
-async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
+async fn refusing_an_empty_fetch_means_an_empty_answer() {
     for status in ["BAD", "NO"] {
         for more in [DEDICATED, "idle_renew = \"1s\""] {
             for removed in [false, true] {
@@ -311,7 +311,7 @@ async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
 }
 
 #[tokio::test]
-async fn a_refused_fetch_of_something_is_an_error() {
+async fn refusing_a_fetch_of_mails_is_an_error() {
     let server = Scripted::start().await;
     server.deliver("there");
     server.script(move |seen| match (seen.name, seen.nth) {

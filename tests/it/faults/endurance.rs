@@ -10,7 +10,7 @@ const TIME: Duration = Duration::from_millis(1500);
 const BOUND: usize = 22;
 
 #[test]
-fn a_socket_that_always_fails_costs_few_reconnects_an_hour() {
+fn a_failing_socket_costs_few_reconnects() {
     let retry = Timing::default().retry;
     let (mut passed, mut attempts) = (Duration::ZERO, 0_u32);
     while passed < Duration::from_secs(3600) {
@@ -22,8 +22,8 @@ fn a_socket_that_always_fails_costs_few_reconnects_an_hour() {
 }
 
 #[test]
-fn a_socket_that_always_fails_costs_next_to_no_processor_time() {
-    if !is_alone("faults::endurance::a_socket_that_always_fails_costs_next_to_no_processor_time") {
+fn a_failing_socket_costs_little_processor_time() {
+    if !is_alone("faults::endurance::a_failing_socket_costs_little_processor_time") {
         return;
     }
     block_on(async {
@@ -40,7 +40,7 @@ fn a_socket_that_always_fails_costs_next_to_no_processor_time() {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_listens_is_tried_with_ever_longer_pauses() {
+async fn retries_of_a_closed_port_back_off() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let settings = testkit::watching::settings(port, DEDICATED);
     let mut watching = Watching::of(settings, quick(), Default::default());
@@ -85,7 +85,7 @@ async fn a_complete_sync_resets_the_backoff() {
 }
 
 #[tokio::test]
-async fn a_server_that_always_ends_the_connection_after_the_sync_is_not_stormed() {
+async fn disconnects_after_each_sync_back_off() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Close]);
     let mut watching = dedicated(&server);
@@ -97,8 +97,8 @@ async fn a_server_that_always_ends_the_connection_after_the_sync_is_not_stormed(
 }
 
 #[test]
-fn memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open() {
-    if !is_alone("faults::endurance::memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open") {
+fn ten_thousand_reconnects_leak_nothing() {
+    if !is_alone("faults::endurance::ten_thousand_reconnects_leak_nothing") {
         return;
     }
     block_on(async {
@@ -134,7 +134,7 @@ fn memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open() {
 const RECONNECTS: usize = 10_000;
 
 #[tokio::test]
-async fn one_mailbox_has_one_connection_whatever_happens() {
+async fn a_mailbox_has_at_most_one_connection() {
     let server = Scripted::start().await;
     server.script(|seen| match (seen.name, seen.nth) {
         ("UID FETCH", 2) | ("IDLE", 2) => vec![Step::Untagged, Step::Close],

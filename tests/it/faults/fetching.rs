@@ -29,7 +29,7 @@ async fn every_read_is_a_peek() {
 }
 
 #[tokio::test]
-async fn in_a_shared_mailbox_other_peoples_mails_are_never_fetched() {
+async fn other_mails_of_a_shared_mailbox_stay_unread() {
     let server = Scripted::start().await;
     server.change(|world| {
         world.deliver(&other("a letter"));
@@ -51,7 +51,7 @@ async fn in_a_shared_mailbox_other_peoples_mails_are_never_fetched() {
 
 /// As Dovecot does when the first answer has filled its buffer.
 #[tokio::test]
-async fn what_comes_for_the_next_command_before_the_end_of_this_one_is_not_asked_for_again() {
+async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;
     server.change(|world| (1..=600).map(|_| world.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
@@ -70,7 +70,7 @@ async fn what_comes_for_the_next_command_before_the_end_of_this_one_is_not_asked
 }
 
 #[tokio::test]
-async fn in_a_dedicated_mailbox_a_new_mail_comes_whole_in_one_exchange() {
+async fn dedicated_mailbox_fetches_a_mail_in_one_exchange() {
     let server = Scripted::start().await;
     let mut watching = watch(&server, DEDICATED);
     watching.idle().await;
@@ -83,7 +83,7 @@ async fn in_a_dedicated_mailbox_a_new_mail_comes_whole_in_one_exchange() {
 }
 
 #[tokio::test]
-async fn no_more_than_max_size_is_fetched_of_a_mail_and_its_size_is_told() {
+async fn at_most_max_size_is_fetched() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 100_000]].concat();
     server.change(|world| world.deliver(&long));
@@ -98,7 +98,7 @@ async fn no_more_than_max_size_is_fetched_of_a_mail_and_its_size_is_told() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_longer_than_was_asked_for_is_not_taken() {
+async fn a_longer_body_than_requested_is_refused() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 600_000]].concat();
     server.change(|world| world.deliver(&long));
@@ -112,7 +112,7 @@ async fn an_answer_that_is_longer_than_was_asked_for_is_not_taken() {
 }
 
 #[tokio::test]
-async fn literals_in_every_form_are_read_or_tried_again() {
+async fn every_form_of_literal_is_handled() {
     let mail = String::from_utf8(notification("odd")).unwrap();
     let length = mail.len();
     for (body, understood) in [
@@ -142,7 +142,7 @@ async fn literals_in_every_form_are_read_or_tried_again() {
 }
 
 #[tokio::test]
-async fn a_thousand_mails_are_fetched_in_few_commands_and_in_order() {
+async fn a_thousand_mails_are_fetched_in_few_commands() {
     let server = Scripted::start().await;
     server.change(|world| {
         (0..1_100).for_each(|n| {

@@ -6,7 +6,7 @@ use testkit::scripted::connection::data;
 use testkit::watching::dedicated;
 
 #[tokio::test]
-async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
+async fn an_announced_mail_is_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -24,7 +24,7 @@ async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
+async fn an_unlisted_mail_below_uidnext_is_requested_again() {
     let server = Scripted::start().await;
     server.deliver("late");
     server.script(|seen| match (seen.name, seen.nth) {
@@ -39,7 +39,7 @@ async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
+async fn a_listed_mail_without_body_is_requested_again() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.deliver("late");
@@ -58,7 +58,7 @@ async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
+async fn a_mail_without_header_is_requested_again() {
     for nothing in ["NIL", "\"\"", "{0}\r\n"] {
         let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
         // The first FETCH is the sync's list.
@@ -80,7 +80,7 @@ async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
+async fn a_flag_update_does_not_hide_a_mail() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
@@ -93,7 +93,7 @@ async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
 }
 
 #[tokio::test]
-async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
+async fn headers_in_any_order_lose_no_mail() {
     let server = Scripted::start().await;
     for subject in ["one", "two", "three"] {
         server.deliver(subject);
@@ -113,7 +113,7 @@ async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
 }
 
 #[tokio::test]
-async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_back() {
+async fn a_mail_that_never_comes_is_passed() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -132,7 +132,7 @@ async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_ba
 }
 
 #[tokio::test]
-async fn a_mail_that_is_missing_from_a_burst_is_asked_for_again() {
+async fn mails_missing_in_a_burst_are_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -155,7 +155,7 @@ async fn a_mail_that_is_missing_from_a_burst_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
+async fn the_cursor_waits_for_a_missing_mail() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -178,7 +178,7 @@ async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
 }
 
 #[tokio::test]
-async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
+async fn an_unreadable_mail_delays_no_other() {
     let server = Scripted::start().await;
     for subject in ["one", "spoilt", "three", "four"] {
         server.deliver(subject);
@@ -204,7 +204,7 @@ async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_every_mail_says_so_soon() {
+async fn refusal_of_every_mail_is_reported_soon() {
     let server = Scripted::start().await;
     server.change(|world| {
         for n in 1..=300 {
@@ -225,7 +225,7 @@ async fn a_server_that_refuses_every_mail_says_so_soon() {
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed() {
+async fn a_mail_removed_before_its_fetch_is_passed() {
     let server = Scripted::start().await;
     server.deliver("stays");
     let mut watching = dedicated(&server);
@@ -243,7 +243,7 @@ async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
+async fn a_mail_removed_during_fetch_is_no_mail() {
     // As Dovecot answers for it, in a first sync and later.
     let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
     for is_there in [true, false] {
@@ -267,7 +267,7 @@ async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_while_the_numbers_are_looked_at_does_not_look_like_another() {
+async fn a_mail_removed_during_comparison_is_no_renumbering() {
     let server = Scripted::start().await;
     server.deliver("first");
     let mut watching = dedicated(&server);

@@ -32,8 +32,8 @@ fn assert_cheap(costs: &[(&str, f64, u64)]) {
 }
 
 #[test]
-fn a_huge_literal_that_is_announced_takes_no_memory() {
-    if !is_alone("faults::hostile::a_huge_literal_that_is_announced_takes_no_memory") {
+fn an_announced_huge_literal_takes_no_memory() {
+    if !is_alone("faults::hostile::an_announced_huge_literal_takes_no_memory") {
         return;
     }
     block_on(async {
@@ -43,8 +43,8 @@ fn a_huge_literal_that_is_announced_takes_no_memory() {
 }
 
 #[test]
-fn a_line_without_an_end_takes_little_time_and_memory() {
-    if !is_alone("faults::hostile::a_line_without_an_end_takes_little_time_and_memory") {
+fn an_endless_line_costs_little() {
+    if !is_alone("faults::hostile::an_endless_line_costs_little") {
         return;
     }
     let chunk: &'static str = "* OK and so on and so on and so on".repeat(100).leak();
@@ -55,8 +55,8 @@ fn a_line_without_an_end_takes_little_time_and_memory() {
 }
 
 #[test]
-fn a_flood_of_unsolicited_answers_takes_little_time_and_memory() {
-    if !is_alone("faults::hostile::a_flood_of_unsolicited_answers_takes_little_time_and_memory") {
+fn a_flood_of_responses_costs_little() {
+    if !is_alone("faults::hostile::a_flood_of_responses_costs_little") {
         return;
     }
     for chunk in ["* OK still here\r\n", "* 3 FETCH (UID 3 FLAGS (\\Seen))\r\n", "* 5 EXISTS\r\n* 5 EXPUNGE\r\n"] {
@@ -66,8 +66,8 @@ fn a_flood_of_unsolicited_answers_takes_little_time_and_memory() {
 }
 
 #[test]
-fn headers_that_nobody_asked_for_take_little_memory() {
-    if !is_alone("faults::hostile::headers_that_nobody_asked_for_take_little_memory") {
+fn unsolicited_headers_take_little_memory() {
+    if !is_alone("faults::hostile::unsolicited_headers_take_little_memory") {
         return;
     }
     let header = format!("From: {}\r\n\r\n", "x".repeat(1_000_000));
@@ -91,7 +91,7 @@ fn headers_that_nobody_asked_for_take_little_memory() {
 const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]
-async fn a_list_of_far_more_mails_than_there_are_is_not_believed() {
+async fn a_too_long_list_is_refused() {
     let server = Scripted::start().await;
     server.deliver("real");
     let list: String = (1..=110_000).map(|n| format!("* {n} FETCH (UID {n})\r\n")).collect();
@@ -104,7 +104,7 @@ async fn a_list_of_far_more_mails_than_there_are_is_not_believed() {
 }
 
 #[tokio::test]
-async fn numbers_at_their_limits_do_no_harm() {
+async fn numbers_at_their_limits_are_harmless() {
     for lie in
         ["* 4294967295 EXISTS\r\n", "* 0 EXISTS\r\n", "* 4294967295 EXPUNGE\r\n", "* OK [UIDNEXT 4294967295] x\r\n"]
     {
@@ -128,7 +128,7 @@ async fn numbers_at_their_limits_do_no_harm() {
 }
 
 #[tokio::test]
-async fn a_response_that_makes_the_parser_panic_is_skipped() {
+async fn a_response_that_panics_the_parser_is_skipped() {
     let server = Scripted::start().await;
     server.deliver("real");
     once(&server, "UID FETCH", 1, &[say("* OK [ALERT]\u{e9}\r\n"), Step::Usual]);
@@ -139,7 +139,7 @@ async fn a_response_that_makes_the_parser_panic_is_skipped() {
 }
 
 #[tokio::test]
-async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
+async fn nested_brackets_end_only_the_connection() {
     for deep in
         [format!("BODYSTRUCTURE {}", "(".repeat(60_000)), format!("BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000))]
     {
@@ -155,7 +155,7 @@ async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
 }
 
 #[tokio::test]
-async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_error() {
+async fn errors_contain_no_raw_text_and_no_mail() {
     let server = Scripted::start().await;
     let bell = "{tag} NO \u{1b}[31mred\u{7} and {tag}\u{202e} reversed\r\n";
     once(&server, "EXAMINE", 1, &[say(bell)]);
@@ -173,7 +173,7 @@ async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_er
 }
 
 #[tokio::test]
-async fn a_mail_of_nothing_and_a_mail_of_garbage_are_handed_over_like_any_other() {
+async fn empty_and_garbage_mails_are_handed_over() {
     let server = Scripted::start().await;
     let garbage: Vec<u8> = (0..=255).cycle().take(5_000).collect();
     server.change(|world| {

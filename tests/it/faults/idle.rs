@@ -14,7 +14,7 @@ async fn at_rest(server: &Scripted) -> Watching {
 }
 
 #[tokio::test]
-async fn an_exists_before_the_ok_of_a_fetch_is_not_dropped() {
+async fn exists_before_a_tagged_ok_is_used() {
     for nth in 1..=2 {
         let server = Scripted::start().await;
         server.deliver("first");
@@ -33,7 +33,7 @@ async fn an_exists_before_the_ok_of_a_fetch_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
+async fn exists_before_the_continuation_is_used() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Usual]);
     let mut watching = dedicated(&server);
@@ -42,7 +42,7 @@ async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_idle_is_not_ended_before_its_plus() {
+async fn done_waits_for_the_continuation() {
     // The first one, the one that is pipelined behind a FETCH, and the one behind a MOVE.
     for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
         let server = Scripted::start().await;
@@ -60,7 +60,7 @@ async fn an_idle_is_not_ended_before_its_plus() {
 }
 
 #[tokio::test]
-async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
+async fn shutdown_before_the_continuation_is_soon() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[Step::Pause(ms(100)), Step::Overhear, Step::Usual]);
     let mut watching = dedicated(&server);
@@ -72,7 +72,7 @@ async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
 }
 
 #[tokio::test]
-async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
+async fn a_mail_between_fetch_and_idle_is_read() {
     for name in ["UID FETCH", "EXAMINE", "CAPABILITY"] {
         let server = Scripted::start().await;
         once(&server, name, 1, &[Step::Usual, Step::Deliver("between")]);
@@ -83,7 +83,7 @@ async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
 }
 
 #[tokio::test]
-async fn an_exists_with_the_end_of_an_idle_is_not_dropped() {
+async fn exists_at_the_end_of_idle_is_used() {
     let server = Scripted::start().await;
     let mut watching = watch(&server, "dedicated = true\nidle_renew = \"1s\"");
     watching.idle().await;
@@ -93,7 +93,7 @@ async fn an_exists_with_the_end_of_an_idle_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_in_idle_is_a_disconnect() {
+async fn end_of_stream_in_idle_is_a_disconnect() {
     for way in [Step::Close, Step::Reset] {
         let server = Scripted::start().await;
         once(&server, "IDLE", 1, &[Step::Usual, way]);
@@ -106,7 +106,7 @@ async fn an_end_of_the_stream_in_idle_is_a_disconnect() {
 }
 
 #[tokio::test]
-async fn a_bye_in_idle_is_no_new_mail_but_a_new_connection_and_a_new_login() {
+async fn a_bye_in_idle_leads_to_a_reconnect() {
     let server = Scripted::start().await;
     let bye = "* BYE Session invalidated - AccessTokenExpired\r\n";
     once(&server, "IDLE", 1, &[Step::Usual, say(bye), Step::Mute]);
@@ -122,7 +122,7 @@ async fn a_bye_in_idle_is_no_new_mail_but_a_new_connection_and_a_new_login() {
 }
 
 #[tokio::test]
-async fn an_idle_that_is_refused_does_not_hang_and_the_mailbox_is_polled() {
+async fn a_refused_idle_is_replaced_by_polling() {
     for answer in ["{tag} NO not today\r\n", "{tag} BAD what is that\r\n"] {
         let server = Scripted::start().await;
         always(&server, "IDLE", &[say(answer)]);
@@ -149,7 +149,7 @@ async fn a_server_without_idle_is_polled() {
 }
 
 #[tokio::test]
-async fn an_idle_that_the_server_ends_by_itself_is_begun_again_without_a_done() {
+async fn an_idle_ended_by_the_server_is_repeated() {
     let server = Scripted::start().await;
     let mut watching = at_rest(&server).await;
     once(&server, "news", 1, &[Step::EndIdle, Step::Usual]);
@@ -162,7 +162,7 @@ async fn an_idle_that_the_server_ends_by_itself_is_begun_again_without_a_done() 
 }
 
 #[tokio::test]
-async fn a_server_that_drops_each_idle_early_is_idled_with_all_the_same() {
+async fn short_idles_are_repeated() {
     let server = Scripted::start().await;
     // Later than `again`, so not at once; far earlier than the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
@@ -175,7 +175,7 @@ async fn a_server_that_drops_each_idle_early_is_idled_with_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_each_idle_early_is_reconnected_to_at_once() {
+async fn a_close_in_idle_is_reconnected_at_once() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(100)), Step::Close]);
     let timing = Timing { steady: ms(80), ..quick() };
@@ -190,7 +190,7 @@ async fn a_server_that_closes_each_idle_early_is_reconnected_to_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_each_idle_at_once_is_polled_instead() {
+async fn a_server_that_ends_idle_is_polled() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::EndIdle]);
     let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), again: ms(500), ..quick() });
@@ -204,7 +204,7 @@ async fn a_server_that_ends_each_idle_at_once_is_polled_instead() {
 }
 
 #[tokio::test]
-async fn a_done_that_crosses_the_end_of_its_idle_is_no_failure() {
+async fn a_done_after_the_idle_is_no_failure() {
     let server = Scripted::start().await;
     let mut watching = at_rest(&server).await;
     // The server has ended the IDLE, and reads the DONE as a command of its own.
@@ -220,7 +220,7 @@ async fn a_done_that_crosses_the_end_of_its_idle_is_no_failure() {
 
 // The server reads on another thread: what left in several writes it would see in several pieces, sooner or later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn done_fetch_and_the_next_idle_leave_in_one_write() {
+async fn done_fetch_and_idle_leave_in_one_write() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);

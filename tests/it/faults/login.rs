@@ -12,7 +12,7 @@ fn strict() -> Timing {
 }
 
 #[tokio::test]
-async fn a_bye_for_a_greeting_is_said_and_tried_again() {
+async fn a_bye_as_greeting_is_reported_and_retried() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* BYE overloaded\r\n"), Step::Close]);
     let mut watching = dedicated(&server);
@@ -24,7 +24,7 @@ async fn a_bye_for_a_greeting_is_said_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
+async fn a_missing_greeting_times_out() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { login: ms(200), ..quick() });
@@ -35,7 +35,7 @@ async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
 }
 
 #[tokio::test]
-async fn a_greeting_of_something_else_is_no_imap() {
+async fn a_greeting_of_another_protocol_is_reported() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("220 mail.example ESMTP\r\n")]);
     let mut watching = dedicated(&server);
@@ -46,7 +46,7 @@ async fn a_greeting_of_something_else_is_no_imap() {
 }
 
 #[tokio::test]
-async fn preauth_is_somebody_elses_login_and_gets_no_password() {
+async fn preauth_is_refused_without_a_password() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, strict());
@@ -58,7 +58,7 @@ async fn preauth_is_somebody_elses_login_and_gets_no_password() {
 }
 
 #[tokio::test]
-async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
+async fn without_starttls_no_password_is_sent() {
     for (answer, said) in [
         ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
         ("* BYE overloaded", "the server said goodbye: overloaded"),
@@ -79,7 +79,7 @@ async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_retried_seldom() {
+async fn wrong_credentials_are_retried_rarely() {
     for answer in [
         "{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n",
         "{tag} NO [EXPIRED] renew it\r\n",
@@ -102,7 +102,7 @@ async fn wrong_credentials_are_retried_seldom() {
 }
 
 #[tokio::test]
-async fn a_password_that_a_server_quotes_is_not_told_on() {
+async fn a_password_quoted_by_a_server_is_redacted() {
     for answer in [r#"{tag} NO "hunt\"er2" is not the password of "shop@example""#, r#"* BYE hunt"er2 is wrong"#] {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
@@ -147,7 +147,7 @@ async fn temporary_refusals_are_retried_soon() {
 }
 
 #[tokio::test]
-async fn a_refusal_with_another_tag_is_no_wrong_password() {
+async fn a_refusal_with_another_tag_is_retried() {
     for tag in ["A9999", "a", "LOGIN"] {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
@@ -196,7 +196,7 @@ async fn without_login_a_password_goes_by_sasl_plain() {
 }
 
 #[tokio::test]
-async fn a_disabled_login_is_found_out_after_a_refusal() {
+async fn logindisabled_is_noticed_after_a_refusal() {
     let server = Scripted::start().await;
     server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
     always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
@@ -207,7 +207,7 @@ async fn a_disabled_login_is_found_out_after_a_refusal() {
 }
 
 #[tokio::test]
-async fn an_impossible_login_says_what_to_do() {
+async fn the_error_of_an_impossible_login_helps() {
     for in_greeting in [true, false] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
@@ -259,7 +259,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
 }
 
 #[test]
-fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_further() {
+fn retries_after_wrong_passwords_start_at_one_minute() {
     let retry = Timing::default().retry_login;
     let range = |failures| (retry.ceiling(failures) / 2, retry.ceiling(failures));
     assert_eq!(range(0), (Duration::from_secs(60), Duration::from_secs(120)));
@@ -268,7 +268,7 @@ fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_fur
 }
 
 #[tokio::test]
-async fn refused_logins_are_tried_ever_more_seldom() {
+async fn retries_of_refused_logins_back_off() {
     let server = Scripted::start().await;
     always(&server, "LOGIN", &[say("{tag} NO wrong password\r\n")]);
     let retry_login = Backoff { base: ms(40), cap: ms(100_000) };
@@ -299,7 +299,7 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
 }
 
 #[tokio::test]
-async fn line_breaks_in_names_and_passwords_are_never_written() {
+async fn line_breaks_in_credentials_are_never_written() {
     let crlf = "x\r\nA666 LOGOUT";
     for (password, more, wanted) in [
         (crlf, DEDICATED, "INBOX"),

@@ -20,7 +20,7 @@ fn pushed(place: usize, uid: u32, subject: &str) -> Step {
 }
 
 #[tokio::test]
-async fn a_pushed_mail_costs_not_one_command() {
+async fn a_pushed_mail_costs_no_command() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     let before = server.lines().len();
     server.deliver("pushed");
@@ -31,7 +31,7 @@ async fn a_pushed_mail_costs_not_one_command() {
 }
 
 #[tokio::test]
-async fn in_a_shared_mailbox_only_a_header_is_pushed_and_only_a_candidate_is_fetched() {
+async fn shared_mailbox_gets_headers_pushed() {
     let (server, mut watching) = at_rest(SHARED).await;
     assert_eq!((server.asked("NOTIFY SET"), server.asked("BODY.PEEK[]")), (1, 0));
     server.change(|world| world.deliver(&other("a letter")));
@@ -42,7 +42,7 @@ async fn in_a_shared_mailbox_only_a_header_is_pushed_and_only_a_candidate_is_fet
 }
 
 #[tokio::test]
-async fn a_notify_that_is_refused_is_done_without() {
+async fn a_refused_notify_is_not_needed() {
     for answer in ["{tag} NO [BADEVENT] (FlagChange)\r\n", "{tag} BAD unknown\r\n"] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = "IDLE NOTIFY".into());
@@ -57,7 +57,7 @@ async fn a_notify_that_is_refused_is_done_without() {
 }
 
 #[tokio::test]
-async fn where_nothing_is_pushed_after_all_the_mail_is_fetched_and_soon_without_waiting() {
+async fn a_mail_that_is_not_pushed_is_fetched() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     let grace = quick().push_grace;
     // The server announces, and does no more.
@@ -73,7 +73,7 @@ async fn where_nothing_is_pushed_after_all_the_mail_is_fetched_and_soon_without_
 }
 
 #[tokio::test]
-async fn where_only_a_part_is_pushed_the_rest_is_fetched() {
+async fn the_rest_of_a_partial_push_is_fetched() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     // Three mails, the second is pushed; then one without its body.
     once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
@@ -100,7 +100,7 @@ async fn where_only_a_part_is_pushed_the_rest_is_fetched() {
 }
 
 #[tokio::test]
-async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
+async fn a_wrong_uid_in_a_push_skips_nothing() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     once(&server, "news", 1, &[Step::Announce, pushed(1, 9, "under a wrong number")]);
     server.deliver("unread");
@@ -115,7 +115,7 @@ async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
 }
 
 #[tokio::test]
-async fn what_comes_unasked_beside_a_fetch_moves_no_cursor_past_an_unread_mail() {
+async fn an_unsolicited_fetch_response_skips_nothing() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
@@ -145,7 +145,7 @@ async fn a_push_of_an_old_uid_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_overflow_that_ends_the_pushing_ends_nothing_else() {
+async fn a_notification_overflow_ends_only_the_pushes() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     always(&server, "news", &[say("* OK [NOTIFICATIONOVERFLOW] too much to tell\r\n"), Step::Announce]);
     for n in 0..4 {

@@ -6,7 +6,7 @@ use testkit::scripted::{World, notification, other};
 use testkit::watching::dedicated;
 
 #[tokio::test]
-async fn a_uid_without_its_uidvalidity_names_nothing() {
+async fn a_uid_needs_its_uidvalidity() {
     let server = Scripted::start().await;
     server.deliver("nameless");
     let without = [say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk];
@@ -25,7 +25,7 @@ async fn a_uid_without_its_uidvalidity_names_nothing() {
 }
 
 #[tokio::test]
-async fn another_uidvalidity_reads_the_mailbox_anew() {
+async fn a_new_uidvalidity_rereads_the_mailbox() {
     let server = Scripted::start().await;
     server.deliver("first");
     server.deliver("second");
@@ -42,7 +42,7 @@ async fn another_uidvalidity_reads_the_mailbox_anew() {
 }
 
 #[tokio::test]
-async fn another_uidvalidity_in_an_open_mailbox_ends_the_connection() {
+async fn a_new_uidvalidity_ends_the_open_connection() {
     let server = Scripted::start().await;
     server.deliver("first");
     once(&server, "news", 1, &[say("* OK [UIDVALIDITY 8] renumbered\r\n"), Step::Usual]);
@@ -59,7 +59,7 @@ async fn another_uidvalidity_in_an_open_mailbox_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn a_uidnext_that_has_fallen_is_a_restored_backup_and_reads_the_mailbox_anew() {
+async fn a_lower_uidnext_rereads_the_mailbox() {
     let server = Scripted::start().await;
     for subject in ["kept", "lost by the server", "lost too"] {
         server.deliver(subject);
@@ -79,7 +79,7 @@ async fn a_uidnext_that_has_fallen_is_a_restored_backup_and_reads_the_mailbox_an
 }
 
 #[tokio::test]
-async fn a_missing_uidnext_is_asked_by_status() {
+async fn a_missing_uidnext_is_read_by_status() {
     for start in ["all", "now"] {
         let server = Scripted::start().await;
         server.change(|world| world.tells_uid_next = false);
@@ -97,7 +97,7 @@ async fn a_missing_uidnext_is_asked_by_status() {
 }
 
 #[tokio::test]
-async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by() {
+async fn a_made_up_uidvalidity_is_not_used() {
     let server = Scripted::start().await;
     server.change(|world| world.tells_uid_next = false);
     // Courier: another UIDVALIDITY for each EXAMINE, as long as nobody has used SELECT.
@@ -117,7 +117,7 @@ async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by()
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_made_anew_while_it_is_open_is_noticed_at_the_next_look() {
+async fn a_recreated_open_mailbox_is_noticed() {
     for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = capabilities.into());
@@ -139,7 +139,7 @@ async fn a_mailbox_that_is_made_anew_while_it_is_open_is_noticed_at_the_next_loo
 }
 
 #[tokio::test]
-async fn a_mailbox_that_vanishes_is_said_to_be_gone_and_read_again_when_it_comes_back() {
+async fn a_deleted_mailbox_is_reported_until_it_returns() {
     let server = Scripted::start().await;
     server.deliver("before");
     let mut watching = dedicated(&server);
@@ -165,7 +165,7 @@ async fn a_mailbox_that_vanishes_is_said_to_be_gone_and_read_again_when_it_comes
 }
 
 #[tokio::test]
-async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
+async fn missing_special_use_mailboxes_are_looked_up_again() {
     let server = Scripted::start().await;
     let timing = Timing { retry_absent: ms(50), ..quick() };
     let mut watching = watch_in(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\"]", timing);
@@ -179,7 +179,7 @@ async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
 }
 
 #[tokio::test]
-async fn a_special_use_mailbox_is_opened_by_the_name_that_the_server_gives_it_whatever_that_is() {
+async fn any_name_of_a_special_use_mailbox_works() {
     for name in ["Spam & more", "Unerwünscht", "&AOQ"] {
         let server = Scripted::start().await;
         server.change(|world| world.list = vec![format!("(\\Junk) \"/\" \"{name}\"")]);
@@ -194,7 +194,7 @@ async fn a_special_use_mailbox_is_opened_by_the_name_that_the_server_gives_it_wh
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_watched_by_its_name_is_not_watched_by_its_mark_as_well() {
+async fn a_mailbox_is_not_watched_twice() {
     let server = Scripted::start().await;
     server.change(|world| world.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
     server.deliver("the other watcher's");
@@ -234,7 +234,7 @@ async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOn
 }
 
 #[tokio::test]
-async fn a_restored_backup_whose_numbers_have_caught_up_is_known_by_mails_that_are_newer_than_any() {
+async fn newer_dates_reveal_a_restored_backup() {
     // In a shared mailbox mails of others are in the place of others' mails: none of them was recorded.
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
@@ -268,7 +268,7 @@ async fn a_restored_backup_whose_numbers_have_caught_up_is_known_by_mails_that_a
 }
 
 #[tokio::test]
-async fn another_mail_in_the_place_of_one_that_is_known_is_another_numbering_however_old_it_is() {
+async fn another_mail_under_a_known_uid_is_renumbering() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), LATER)));
@@ -295,7 +295,7 @@ async fn another_mail_in_the_place_of_one_that_is_known_is_another_numbering_how
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clock_says() {
+async fn wrong_server_clocks_are_no_renumbering() {
     let hour = |hours: i64| {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
         at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
@@ -329,7 +329,7 @@ async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clo
 }
 
 #[tokio::test]
-async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
+async fn impossible_dates_are_ignored() {
     let server = Scripted::start().await;
     server.change(|world| {
         deliver_at(world, &notification("kept"), BEFORE);
@@ -350,7 +350,7 @@ async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
+async fn a_missing_newest_date_is_read_at_once() {
     let server = Scripted::start().await;
     server.change(|world| {
         deliver_at(world, &notification("kept"), BEFORE);
@@ -372,7 +372,7 @@ async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
 /// When they came is known only of the last that were read: by those a mailbox is known again, and by those a mail that is
 /// newer is found out, though one that is newer still was read long before.
 #[tokio::test]
-async fn a_large_mailbox_is_known_again_by_the_last_that_were_read_whatever_came_before_them() {
+async fn only_the_last_uids_are_compared() {
     let server = Scripted::start().await;
     server.change(|world| {
         (0..50).for_each(|_| _ = deliver_at(world, &other("moved here"), "05-Mar-2025 09:00:00 +0000"));
@@ -395,7 +395,7 @@ async fn a_large_mailbox_is_known_again_by_the_last_that_were_read_whatever_came
 }
 
 #[tokio::test]
-async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
+async fn the_comparison_costs_one_bounded_round_trip() {
     let server = Scripted::start().await;
     server.change(|world| (0..1000).for_each(|_| _ = world.deliver(&other("not ours"))));
     let mut watching = watch(&server, SHARED);
@@ -411,7 +411,7 @@ async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_or_ends_while_the_numbers_are_looked_at_moves_nothing() {
+async fn a_failed_comparison_moves_no_cursor() {
     for way in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[say("{tag} NO not now\r\n")], &[Step::Mute]] {
         let server = Scripted::start().await;
         server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), BEFORE)));

@@ -24,7 +24,7 @@ const EVENTS: &str = "SELECT count(*) FROM events";
 const MAILS: &str = "SELECT count(*) FROM mails";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_payment_under_a_new_uid_is_no_new_event() {
+async fn payments_under_new_uids_are_duplicates() {
     let server = Scripted::start().await;
     server.change(|world| {
         world.deliver(&payment(1));
@@ -45,7 +45,7 @@ async fn the_same_payment_under_a_new_uid_is_no_new_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payment_under_a_number_that_was_used_before_is_an_event_of_its_own() {
+async fn a_payment_under_a_reused_uid_is_stored() {
     let server = Scripted::start().await;
     server.change(|world| {
         for n in 1..=3 {
@@ -78,7 +78,7 @@ fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_however_often_we_start() {
+async fn reused_uids_are_read_once_over_restarts() {
     let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
     let friend = testkit::scripted::other("not ours");
     // In the place of a payment that is known there is another mail, or one that cannot be told from it by its date.
@@ -142,7 +142,7 @@ async fn renumbered(server: &Scripted, home: &Home, start: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_start_is_changed_to_all() {
+async fn start_all_overrides_the_stored_boundary() {
     let server = Scripted::start().await;
     (1..=3).for_each(|n| deliver_at(&server, &payment(n), "05-Mar-2025 03:00:00 +0000"));
     let home = home(&server, "dedicated = true\nstart = \"now\"");
@@ -161,7 +161,7 @@ async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_star
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_whole() {
+async fn without_a_boundary_the_mailbox_is_reread() {
     let server = Scripted::start().await;
     deliver_at(&server, &payment(1), "05-Mar-2025 03:00:00 +0000");
     let home = home(&server, "dedicated = true\nstart = \"now\"");
@@ -176,7 +176,7 @@ async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_who
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_push_under_a_wrong_uid_hides_no_payment() {
+async fn a_wrong_uid_in_a_push_hides_nothing() {
     let server = Scripted::start().await;
     server.change(|world| world.capabilities = "IDLE NOTIFY".into());
     let home = home(&server, "dedicated = true");
@@ -194,7 +194,7 @@ async fn a_push_under_a_wrong_uid_hides_no_payment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
+async fn trace_logs_contain_no_password_and_no_mail() {
     let server = Scripted::start().await;
     server.change(|world| world.deliver(&payment(1)));
     let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
@@ -212,7 +212,7 @@ async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
+async fn a_kill_at_every_step_loses_nothing() {
     let steps = [
         ("LOGIN", 1),
         ("SELECT", 1),
@@ -256,7 +256,7 @@ async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection() {
+async fn a_second_daemon_opens_no_connection() {
     let server = Scripted::start().await;
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
@@ -268,7 +268,7 @@ async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green() {
+async fn status_follows_the_state_of_a_mailbox() {
     let server = Scripted::start().await;
     always(&server, "EXAMINE", &[say("{tag} NO [NONEXISTENT] gone\r\n")]);
     let home = home(&server, "dedicated = true");
@@ -283,7 +283,7 @@ async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_that_cannot_be_opened_is_named_and_the_others_are_looked_at() {
+async fn check_reports_one_unusable_mailbox() {
     let server = Scripted::start().await;
     once(&server, "EXAMINE", 1, &[say("{tag} NO [NONEXISTENT] there is none\r\n")]);
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);

@@ -50,7 +50,7 @@ fn begin(
 }
 
 #[tokio::test]
-async fn the_watchdog_is_fed_by_progress_and_not_by_a_watcher_that_hangs() {
+async fn the_watchdog_notices_a_watcher_that_hangs() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
     // As if nothing bounded a wait: a watcher that hangs at the fourth renewal.
@@ -71,7 +71,7 @@ async fn the_watchdog_is_fed_by_progress_and_not_by_a_watcher_that_hangs() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_place_to_connect_behind_a_thousand_others_is_not_taken_for_one_that_hangs() {
+async fn waiting_for_a_connection_slot_is_progress() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
     let (heartbeats, _shutdown) = begin(&server, &home, quick(), 0, Duration::ZERO);

@@ -11,7 +11,7 @@ use testkit::watching::dedicated;
 const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]
-async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
+async fn sweeps_of_an_idle_mailbox_fetch_no_bodies() {
     let ways = ["IDLE", "IDLE NOTIFY", ""].map(|way| [(way, EACH_SECOND), (way, "idle_renew = \"1s\"")]).concat();
     let each = ways.into_iter().map(|(capabilities, more)| async move {
         let server = Scripted::start().await;
@@ -28,7 +28,7 @@ async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
 }
 
 #[tokio::test]
-async fn a_sweep_finds_what_was_never_announced() {
+async fn a_sweep_finds_unannounced_mails() {
     let server = Scripted::start().await;
     server.deliver("known");
     let mut watching = watch(&server, EACH_SECOND);
@@ -61,7 +61,7 @@ async fn the_renewal_is_per_account() {
 }
 
 #[tokio::test]
-async fn keepalives_do_not_put_off_the_renewal() {
+async fn keepalives_do_not_delay_the_renewal() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
     let mut watching = watch(&server, EACH_SECOND);
@@ -73,7 +73,7 @@ async fn keepalives_do_not_put_off_the_renewal() {
 static AHEAD: AtomicU64 = AtomicU64::new(0);
 
 #[tokio::test]
-async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back_does_nothing() {
+async fn a_resumed_machine_renews_at_once() {
     let clock = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
     AHEAD.store(7200, Ordering::SeqCst);
     let server = Scripted::start().await;
@@ -98,7 +98,7 @@ async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back
 }
 
 #[tokio::test]
-async fn a_connection_that_swallows_bytes_is_found_out_at_the_next_renewal() {
+async fn a_dead_connection_is_noticed_at_the_renewal() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[Step::Usual, Step::Mute]);
     let mut watching = watch(&server, EACH_SECOND);
@@ -111,7 +111,7 @@ async fn a_connection_that_swallows_bytes_is_found_out_at_the_next_renewal() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_of_an_open_mailbox_is_asked_one_time_only() {
+async fn a_refused_status_is_not_repeated() {
     for way in ["IDLE", ""] {
         let server = Scripted::start().await;
         server.change(|world| world.capabilities = way.into());
@@ -125,14 +125,14 @@ async fn a_server_that_says_nothing_of_an_open_mailbox_is_asked_one_time_only() 
 }
 
 #[tokio::test]
-async fn by_default_a_dead_connection_is_found_out_within_ten_minutes() {
+async fn a_dead_connection_is_noticed_within_ten_minutes() {
     let settings = testkit::watching::settings(1, "");
     let silence = settings.idle_renew.0 + Timing::default().answer;
     assert!(silence <= Duration::from_secs(600), "{silence:?}");
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
+async fn a_server_that_hangs_is_left() {
     let steps = [
         ("greeting", 1),
         ("LOGIN", 1),
@@ -165,7 +165,7 @@ async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
 }
 
 #[tokio::test]
-async fn a_command_that_was_given_up_poisons_nothing_its_connection_is_left() {
+async fn a_late_response_belongs_to_no_other_command() {
     let server = Scripted::start().await;
     server.deliver("unread");
     // The answer comes, too late: another command would take it for its own.
@@ -180,7 +180,7 @@ async fn a_command_that_was_given_up_poisons_nothing_its_connection_is_left() {
 }
 
 #[tokio::test]
-async fn a_mailbox_that_does_not_answer_does_not_look_active() {
+async fn a_mailbox_without_answers_does_not_look_active() {
     let server = Scripted::start().await;
     always(&server, "EXAMINE", &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(100), ..quick() });

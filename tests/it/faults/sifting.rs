@@ -35,7 +35,7 @@ const SENDERS: &str = "(UID BODY.PEEK[HEADER.FIELDS";
 const HEADERS: &str = "(UID INTERNALDATE BODY.PEEK[HEADER.FIELDS";
 
 #[tokio::test]
-async fn of_most_mails_no_more_is_asked_than_who_they_are_from() {
+async fn most_mails_cost_only_their_from() {
     let server = Scripted::start().await;
     let ours = server.change(|world| fill(world, 1_500, 1));
     let mut watching = watch(&server, SHARED);
@@ -48,7 +48,7 @@ async fn of_most_mails_no_more_is_asked_than_who_they_are_from() {
 }
 
 #[tokio::test]
-async fn numbers_with_gaps_are_asked_for_in_lines_that_are_not_too_long() {
+async fn sparse_uid_sets_fit_the_line_limit() {
     for step in [2, 7, 199, 2_000_000] {
         let server = Scripted::start().await;
         let ours = server.change(|world| fill(world, 1_200, step));
@@ -61,7 +61,7 @@ async fn numbers_with_gaps_are_asked_for_in_lines_that_are_not_too_long() {
 }
 
 #[tokio::test]
-async fn the_order_in_which_mails_are_sent_and_what_is_said_between_them_do_not_matter() {
+async fn responses_may_come_in_any_order() {
     let server = Scripted::start().await;
     let ours = server.change(|world| fill(world, 1_200, 1));
     let mails = server.world().mails.clone();
@@ -96,7 +96,7 @@ async fn the_order_in_which_mails_are_sent_and_what_is_said_between_them_do_not_
 }
 
 #[tokio::test]
-async fn one_that_is_listed_and_left_out_is_asked_for_again_and_the_cursor_waits() {
+async fn the_cursor_waits_for_an_omitted_mail() {
     let server = Scripted::start().await;
     let ours = server.change(|world| fill(world, 2_400, 1));
     server.script(|seen| match (seen.line.contains(" 1:800 "), seen.line.contains(" 300 ")) {
@@ -115,7 +115,7 @@ async fn one_that_is_listed_and_left_out_is_asked_for_again_and_the_cursor_waits
 }
 
 #[tokio::test]
-async fn one_whose_sender_the_server_cannot_read_out_holds_back_only_itself() {
+async fn an_unreadable_header_delays_only_its_mail() {
     let server = Scripted::start().await;
     let ours = server.change(|world| fill(world, 400, 1));
     server.script(|seen| {
@@ -140,7 +140,7 @@ async fn one_whose_sender_the_server_cannot_read_out_holds_back_only_itself() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_in_a_later_window_goes_on_behind_the_earlier() {
+async fn a_reconnect_resumes_after_the_last_window() {
     let server = Scripted::start().await;
     let ours = server.change(|world| fill(world, 3_000, 1));
     server.script(|seen| match seen.connection == 1 && seen.line.contains(" 2001:2800 ") {

@@ -18,7 +18,7 @@ fn deliver_at(world: &mut World, subject: &str, date: &str) {
 }
 
 #[tokio::test]
-async fn start_all_reads_what_is_there() {
+async fn start_all_reads_existing_mails() {
     let server = Scripted::start().await;
     server.deliver("old");
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"all\""));
@@ -27,7 +27,7 @@ async fn start_all_reads_what_is_there() {
 }
 
 #[tokio::test]
-async fn start_now_reads_nothing_old_and_everything_new() {
+async fn start_now_reads_only_new_mails() {
     for more in [DEDICATED, SHARED] {
         for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
             let server = Scripted::start().await;
@@ -50,7 +50,7 @@ async fn start_now_reads_nothing_old_and_everything_new() {
 }
 
 #[tokio::test]
-async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
+async fn start_now_reads_mails_before_the_first_idle() {
     let at = [
         ("EXAMINE", &[Step::Untagged, Step::Deliver("meanwhile"), Step::Ok][..]),
         ("EXAMINE", &[Step::Usual, Step::Deliver("meanwhile")]),
@@ -78,7 +78,7 @@ async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
 }
 
 #[tokio::test]
-async fn start_now_is_the_first_now_however_often_the_connection_ends() {
+async fn start_now_is_fixed_by_the_first_connection() {
     let server = Scripted::start().await;
     server.deliver("old");
     // The first connection learns where "now" is, and ends before anybody could have written that down.
@@ -92,7 +92,7 @@ async fn start_now_is_the_first_now_however_often_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn start_with_a_date_reads_from_that_day_and_passes_what_is_older() {
+async fn start_with_a_date_passes_older_mails() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|world| {
@@ -125,7 +125,7 @@ async fn start_with_a_date_reads_from_that_day_and_passes_what_is_older() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_known_is_gone_by_whatever_start_says() {
+async fn a_stored_cursor_takes_precedence_over_start() {
     for start in ["all", "now", "2030-01-01"] {
         let server = Scripted::start().await;
         for subject in ["read before", "came while we were down"] {
@@ -152,7 +152,7 @@ fn renumber(world: &mut World) {
 }
 
 #[tokio::test]
-async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
+async fn old_mails_stay_unread_after_renumbering() {
     for more in [DEDICATED, SHARED] {
         // With `after` there is a command, and a chance to end, between what is read and what is passed.
         for (after, ends_in) in
@@ -193,7 +193,7 @@ async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
 }
 
 #[tokio::test]
-async fn what_comes_after_now_is_read_whatever_its_date() {
+async fn new_mails_with_old_dates_are_read() {
     for old in [0, 2] {
         let server = Scripted::start().await;
         server.change(|world| (0..old).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
@@ -211,7 +211,7 @@ async fn what_comes_after_now_is_read_whatever_its_date() {
 }
 
 #[tokio::test]
-async fn where_now_was_is_written_down_before_anything_is_read_also_in_an_empty_mailbox() {
+async fn the_start_boundary_is_stored_first() {
     let server = Scripted::start().await;
     once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
     let more = format!("{DEDICATED}\nstart = \"now\"");
@@ -228,7 +228,7 @@ async fn where_now_was_is_written_down_before_anything_is_read_also_in_an_empty_
 }
 
 #[tokio::test]
-async fn a_numbering_that_begins_before_anything_is_written_down_hides_nothing_that_came_after_now() {
+async fn early_renumbering_hides_no_new_mail() {
     for restored in [false, true] {
         let server = Scripted::start().await;
         server.change(|world| (0..3).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
@@ -262,7 +262,7 @@ async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
 }
 
 #[tokio::test]
-async fn uidnext_0_is_asked_by_status() {
+async fn uidnext_0_is_replaced_by_status() {
     for more in [DEDICATED, SHARED] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
         let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
@@ -276,7 +276,7 @@ async fn uidnext_0_is_asked_by_status() {
 }
 
 #[tokio::test]
-async fn without_uidnext_start_now_goes_by_internaldate() {
+async fn without_uidnext_start_now_uses_internaldate() {
     for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
         server.change(|world| world.capabilities = capabilities.into());
@@ -298,7 +298,7 @@ async fn without_uidnext_start_now_goes_by_internaldate() {
 }
 
 #[tokio::test]
-async fn without_uidnext_a_refused_status_is_no_end() {
+async fn without_uidnext_a_refused_status_is_survived() {
     let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
     server.script(|seen| match seen.line.contains("(UIDNEXT)") {
         true => vec![say("{tag} NO not of the mailbox that is selected\r\n")],

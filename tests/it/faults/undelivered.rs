@@ -39,7 +39,7 @@ fn times(watching: &Watching, mails: std::ops::RangeInclusive<u32>) -> Vec<usize
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_gets_a_row_and_holds_nothing_back() {
+async fn an_undelivered_mail_gets_a_row() {
     let each = FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
         let server = server_with(5, 3, form).await;
         let mut watching = watch_in(&server, more, hasty());
@@ -60,7 +60,7 @@ async fn an_undelivered_mail_gets_a_row_and_holds_nothing_back() {
 }
 
 #[tokio::test]
-async fn a_new_mail_that_is_not_delivered_gets_a_row() {
+async fn a_new_undelivered_mail_gets_a_row() {
     for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
         let each =
             FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
@@ -102,7 +102,7 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
 }
 
 #[tokio::test]
-async fn a_mail_that_breaks_connections_leaves_the_mailbox_green() {
+async fn a_mail_that_breaks_connections_is_no_failure() {
     let server = server_with(2, 1, Spoilt::Bye).await;
     let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
@@ -116,7 +116,7 @@ async fn a_mail_that_breaks_connections_leaves_the_mailbox_green() {
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_that_is_removed_is_not_asked_for_again() {
+async fn a_removed_undelivered_mail_is_not_requested() {
     let server = server_with(2, 1, Spoilt::Nil).await;
     let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
@@ -129,7 +129,7 @@ async fn an_undelivered_mail_that_is_removed_is_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_foreign_mail_with_a_late_header_is_not_read() {
+async fn foreign_mails_with_late_headers_are_not_read() {
     let server = Scripted::start().await;
     server.change(|world| {
         world.deliver(&other("a letter"));
@@ -159,7 +159,7 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_after_forty_bodies_is_read_to_the_end() {
+async fn a_server_with_a_fetch_limit_is_read() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|world| {
@@ -176,7 +176,7 @@ async fn a_server_that_closes_after_forty_bodies_is_read_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_mailbox_stays_failed_until_a_sync_is_complete() {
+async fn only_a_complete_sync_ends_a_failure() {
     let server = server_with(5, 1, Spoilt::Mute).await;
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
     watching.state(MailboxState::Failed).await;
@@ -188,7 +188,7 @@ async fn a_mailbox_stays_failed_until_a_sync_is_complete() {
 }
 
 #[tokio::test]
-async fn a_body_that_fills_the_request_decides_what_is_too_large() {
+async fn the_body_decides_what_is_too_large() {
     for (mail, oversize, is_cut) in [(1_000, 500, false), (2_048, 500, false), (2_049, 0, true), (5_000, 500, true)] {
         let server = Scripted::start().await;
         let mut bytes = notification("sized");
@@ -206,7 +206,7 @@ async fn a_body_that_fills_the_request_decides_what_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_all_mails_makes_no_rows() {
+async fn refusal_of_all_mails_makes_no_rows() {
     let server = server_with(3, 1, Spoilt::No).await;
     server.change(|world| world.spoilt.extend([(2, Spoilt::No), (3, Spoilt::No)]));
     let mut watching = watch_in(&server, DEDICATED, hasty());
@@ -218,7 +218,7 @@ async fn a_server_that_refuses_all_mails_makes_no_rows() {
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_with_a_newer_date_is_no_renumbering() {
+async fn undelivered_mails_do_not_look_like_renumbering() {
     let server = server_with(3, 3, Spoilt::Bye).await;
     server.change(|world| world.dates.insert(3, "06-Mar-2025 03:36:00 +0000".into()));
     let mut watching = watch_in(&server, DEDICATED, hasty());

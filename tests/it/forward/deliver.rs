@@ -9,7 +9,7 @@ use super::*;
 use testkit::receiver::{Answer, Receiver, status};
 
 #[tokio::test]
-async fn an_event_is_posted_as_the_webhook_would_be() {
+async fn an_event_has_the_form_of_the_webhook() {
     let receiver = Receiver::new(|_, _| status(204));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.start();
@@ -37,7 +37,7 @@ async fn an_event_is_posted_as_the_webhook_would_be() {
 }
 
 #[tokio::test]
-async fn events_of_a_session_keep_their_order_and_hold_back_no_other() {
+async fn events_of_a_session_keep_their_order() {
     let receiver = Receiver::new(|n, request| {
         // Session 1's first event is refused twice; the others go on meanwhile.
         if n < 40 && request.text().contains(&session(1)) { status(503) } else { status(200) }
@@ -62,7 +62,7 @@ async fn events_of_a_session_keep_their_order_and_hold_back_no_other() {
 }
 
 #[tokio::test]
-async fn two_callbacks_have_their_own_statuses_and_outages() {
+async fn targets_are_independent_of_each_other() {
     let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| Answer::Hang));
     let table =
         |name: &str, address, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/\"\n{more}"));
@@ -83,7 +83,7 @@ async fn two_callbacks_have_their_own_statuses_and_outages() {
 }
 
 #[tokio::test]
-async fn a_handler_on_a_unix_socket_is_served_too() {
+async fn a_unix_socket_target_is_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shop.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -104,7 +104,7 @@ async fn a_handler_on_a_unix_socket_is_served_too() {
 }
 
 #[tokio::test]
-async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
+async fn a_stop_completes_the_running_request() {
     let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(300)));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.start();
@@ -120,7 +120,7 @@ async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
 }
 
 #[tokio::test]
-async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
+async fn downtime_does_not_count_towards_give_up_after() {
     let receiver = Receiver::new(|n, _| if n == 0 { status(503) } else { status(200) });
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.record(vec![paid(Some(1), 1)]).await;
@@ -137,7 +137,7 @@ async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
 
 /// Each session's events are a failed one, some more, and the completed one at the end.
 #[tokio::test]
-async fn what_was_put_off_by_a_clock_that_is_set_back_by_now_is_tried_at_once() {
+async fn a_retry_after_a_clock_change_is_immediate() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.record(vec![paid(Some(1), 1)]).await;
@@ -152,7 +152,7 @@ async fn what_was_put_off_by_a_clock_that_is_set_back_by_now_is_tried_at_once() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_arrives_whole_in_order_and_once() {
+async fn a_burst_arrives_once_and_in_order() {
     const SESSIONS: u32 = 2_000;
     const EACH: u32 = 5;
     let receiver = Receiver::new(|n, _| if n % 97 == 13 { status(500) } else { status(200) });

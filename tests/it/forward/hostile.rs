@@ -20,7 +20,7 @@ async fn first_failure(answer: Answer) -> DeliveryRow {
 }
 
 #[tokio::test]
-async fn failures_are_told_apart() {
+async fn failures_have_different_errors() {
     let bytes = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
     for (answer, status, words) in [
         (status(500), Some(500), "500"),
@@ -86,7 +86,7 @@ async fn attempts_record_their_result() {
 }
 
 #[tokio::test]
-async fn an_endless_answer_is_not_listened_to() {
+async fn an_endless_answer_is_cut_off() {
     let began = Instant::now();
     let row = first_failure(Answer::Endless).await;
     assert_eq!(row.last_error.as_deref(), Some("500 Internal Server Error: first line"));
@@ -141,7 +141,7 @@ async fn a_status_of_2xx_counts_whatever_follows() {
 }
 
 #[tokio::test]
-async fn a_callback_that_dies_and_returns_misses_nothing() {
+async fn a_handler_that_restarts_misses_nothing() {
     let receiver = Receiver::new(|_, _| status(200));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -161,7 +161,7 @@ async fn a_callback_that_dies_and_returns_misses_nothing() {
 }
 
 #[tokio::test]
-async fn retry_after_is_waited_for() {
+async fn retry_after_is_respected() {
     let receiver = Receiver::new(|n, _| match n {
         0 => Answer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
         _ => status(200),
@@ -178,7 +178,7 @@ async fn retry_after_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
+async fn a_dead_delivery_may_be_retried() {
     let receiver = Receiver::new(|_, request| {
         let works = request.header("webhook-id").is_some_and(|id| id == failed(1, 2).id().unwrap().to_string());
         if works { status(200) } else { status(500) }
@@ -200,7 +200,7 @@ async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
 }
 
 #[tokio::test]
-async fn a_forwarder_that_is_killed_loses_nothing_and_repeats_only_what_was_under_way() {
+async fn a_killed_forwarder_repeats_only_running_attempts() {
     const MANY: usize = 300;
     let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(5)));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
@@ -223,7 +223,7 @@ async fn a_forwarder_that_is_killed_loses_nothing_and_repeats_only_what_was_unde
 }
 
 #[tokio::test]
-async fn a_program_that_keeps_the_database_locked_only_delays() {
+async fn a_locked_database_only_delays_deliveries() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.record(vec![paid(Some(1), 1)]).await;
@@ -239,7 +239,7 @@ async fn a_program_that_keeps_the_database_locked_only_delays() {
 }
 
 #[tokio::test]
-async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
+async fn a_maybe_delivered_event_is_repeated_unchanged() {
     let receiver = Receiver::new(|n, _| if n == 0 { Answer::Hang } else { status(200) });
     let mut world = World::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
     let mut bare = paid(Some(1), 1);
@@ -259,7 +259,7 @@ async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
 }
 
 #[tokio::test]
-async fn what_surely_was_not_accepted_may_be_told_better() {
+async fn an_undelivered_event_may_be_completed() {
     for (words, status, result, is_better) in [
         ("no answer within 10s", None, AttemptResult::NoResponse, false),
         (

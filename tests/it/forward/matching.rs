@@ -27,7 +27,7 @@ fn outcomes(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
+async fn matching_by_amount_needs_a_unique_session() {
     let world = matching();
     world.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
     world.store.session_add(new(2, None, Some("21"))).await.unwrap();
@@ -58,7 +58,7 @@ async fn by_amount_only_when_it_is_switched_on_and_one_alone_fits() {
 }
 
 #[tokio::test]
-async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_nothing() {
+async fn a_repeated_report_pays_no_second_session() {
     let world = matching();
     for (first, second) in [(Some("A"), of_order("A", 1)), (None, paid(None, 2))] {
         let n = if first.is_some() { 1 } else { 3 };
@@ -77,7 +77,7 @@ async fn a_payment_that_is_reported_again_pays_no_other_session_and_contradicts_
 }
 
 #[tokio::test]
-async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_a_second_one() {
+async fn a_session_is_matched_with_one_transaction() {
     let world = matching();
     world.store.session_add(new(1, None, Some("20"))).await.unwrap();
     let mut pending = at(paid(None, 1));
@@ -90,7 +90,7 @@ async fn a_session_that_another_transaction_is_about_to_pay_is_not_matched_with_
 }
 
 #[tokio::test]
-async fn a_transaction_is_no_rival_of_itself_however_its_hash_is_written() {
+async fn the_spelling_of_a_hash_does_not_matter() {
     let world = matching();
     world.store.session_add(new(1, None, Some("20"))).await.unwrap();
     let short = |status: Status| {
@@ -118,7 +118,7 @@ async fn a_transaction_is_no_rival_of_itself_however_its_hash_is_written() {
 }
 
 #[tokio::test]
-async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
+async fn invalid_utf8_in_sessions_is_harmless() {
     let world = matching();
     world.record(vec![of_order("A", 1)]).await;
     // A shop that speaks Latin-1. SQLite does not look.
@@ -140,7 +140,7 @@ async fn a_text_that_is_no_utf8_is_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_registered_again_is_looked_for_again() {
+async fn a_replaced_session_is_matched_again() {
     let world = matching();
     for n in [1, 2] {
         world.store.session_add(new(n, None, Some("20"))).await.unwrap();
@@ -153,7 +153,7 @@ async fn a_session_that_is_registered_again_is_looked_for_again() {
 }
 
 #[tokio::test]
-async fn a_session_that_a_shop_ends_by_sql_is_over_in_whatever_way_it_writes_the_time() {
+async fn sessions_may_be_ended_by_sql() {
     let world = matching();
     for (n, end) in [(1, "datetime('now', '-1 hour')"), (2, "'soon'"), (3, "strftime('%s', 'now')")] {
         world.store.session_add(new(n, None, Some("20"))).await.unwrap();

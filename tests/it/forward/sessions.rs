@@ -41,7 +41,7 @@ pub(super) fn any() -> Vec<ForwardSettings> {
 }
 
 #[tokio::test]
-async fn a_row_from_another_process_lets_held_deliveries_go_within_a_second_and_in_order() {
+async fn an_inserted_row_releases_deliveries_in_order() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world =
         World::new(vec![shop(receiver.listen().await, "statuses = [\"completed\", \"failed\", \"pending\"]")]);
@@ -68,7 +68,7 @@ async fn a_row_from_another_process_lets_held_deliveries_go_within_a_second_and_
 }
 
 #[tokio::test]
-async fn what_was_registered_while_nobody_ran_is_found_at_the_start() {
+async fn sessions_registered_during_downtime_are_found() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     world.record((0..300).map(|n| of_order(&format!("o{n}"), n)).collect()).await;
@@ -86,7 +86,7 @@ async fn what_was_registered_while_nobody_ran_is_found_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_sends_now_releases_what_it_held() {
+async fn a_changed_configuration_releases_deliveries() {
     let receiver = Receiver::new(|_, _| status(200));
     let address = receiver.listen().await;
     let mut world = World::new(vec![shop(address, "")]);
@@ -100,7 +100,7 @@ async fn a_configuration_that_sends_now_releases_what_it_held() {
 }
 
 #[tokio::test]
-async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the_start() {
+async fn deliveries_are_released_despite_a_locked_database() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(any());
     world.record(vec![paid(None, 1)]).await;
@@ -118,7 +118,7 @@ async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the
 }
 
 #[tokio::test]
-async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_registered() {
+async fn an_underpaid_order_is_held() {
     let world = World::new(any());
     world.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
     world.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
@@ -141,7 +141,7 @@ async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_reg
 }
 
 #[tokio::test]
-async fn a_second_payment_for_an_order_waits_for_a_person_who_may_let_it_go() {
+async fn a_second_payment_waits_for_an_operator() {
     let world = World::new(any());
     world.record(vec![of_order("A", 1), of_order("A", 2)]).await;
     let settled = world.store.session_add(new(1, Some("A"), Some("20.00"))).await.unwrap();
@@ -157,7 +157,7 @@ async fn a_second_payment_for_an_order_waits_for_a_person_who_may_let_it_go() {
 }
 
 #[tokio::test]
-async fn a_person_resolves_what_nothing_else_could() {
+async fn an_operator_resolves_a_conflict() {
     let world = World::new(any());
     world.record(vec![paid(None, 1), paid(Some(2), 2)]).await;
     let id = |event: Event| event.id().unwrap().to_string();
@@ -178,7 +178,7 @@ async fn a_person_resolves_what_nothing_else_could() {
 }
 
 #[tokio::test]
-async fn a_person_waits_for_an_attempt_that_tells_another_session() {
+async fn assign_waits_for_a_running_attempt() {
     let world = World::new(any());
     world.record(vec![paid(None, 1)]).await;
     let id = paid(None, 1).id().unwrap().to_string();
@@ -208,7 +208,7 @@ async fn a_person_waits_for_an_attempt_that_tells_another_session() {
 }
 
 #[tokio::test]
-async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
+async fn targets_receive_the_session_independently() {
     let receiver = Receiver::new(|_, _| status(200));
     let address = receiver.listen().await;
     let table =
@@ -225,7 +225,7 @@ async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
 }
 
 #[tokio::test]
-async fn a_payment_that_was_told_without_its_session_is_that_sessions_once_it_is_registered() {
+async fn a_delivered_payment_belongs_to_its_later_session() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(vec![shop(receiver.listen().await, "unresolved = \"send\"")]);
     world.start();
@@ -248,7 +248,7 @@ async fn a_payment_that_was_told_without_its_session_is_that_sessions_once_it_is
 }
 
 #[tokio::test]
-async fn what_found_the_session_is_told_also_when_a_later_report_did() {
+async fn a_later_report_sets_the_session_source() {
     let world = World::new(any());
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
     world.record(vec![paid(None, 1), of_order("A", 1)]).await;
@@ -259,7 +259,7 @@ async fn what_found_the_session_is_told_also_when_a_later_report_did() {
 }
 
 #[tokio::test]
-async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before() {
+async fn a_released_delivery_is_not_held_again() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1)]).await;
     let register = "INSERT INTO sessions (session_id, amount) VALUES (?1, '21')";
@@ -275,7 +275,7 @@ async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before()
 }
 
 #[tokio::test]
-async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
+async fn a_held_event_does_not_hold_earlier_ones() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
     let mut elsewhere = paid(None, 1);
@@ -293,7 +293,7 @@ async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
 }
 
 #[tokio::test]
-async fn what_is_held_is_of_its_session_s_order_too() {
+async fn held_events_get_the_order_reference() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
     world.store.session_add(new(1, Some("A"), None)).await.unwrap();
@@ -315,7 +315,7 @@ async fn what_is_held_is_of_its_session_s_order_too() {
 }
 
 #[tokio::test]
-async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_registered() {
+async fn pending_after_completed_is_not_delivered() {
     let as_pending = |event: Event| Event { reading: Reading { status: Status::Pending, ..event.reading }, ..event };
     for is_known in [true, false] {
         let every = "statuses = [\"completed\", \"failed\", \"pending\"]";
@@ -340,7 +340,7 @@ async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_regis
 }
 
 #[tokio::test]
-async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_the_rest() {
+async fn retry_skips_dead_deliveries_with_a_conflict() {
     let world = World::new(any());
     world.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
     world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
@@ -353,7 +353,7 @@ async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_t
 }
 
 #[tokio::test]
-async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
+async fn sessions_are_listed_with_their_payments() {
     let world = World::new(any());
     let mut full = new(1, Some("A"), Some("20"));
     full.session_id = full.session_id.to_uppercase();
@@ -389,7 +389,7 @@ async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
 }
 
 #[tokio::test]
-async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
+async fn session_times_are_normalized_or_refused() {
     let world = World::new(any());
     let sql = world.sql();
     let insert = |n: u32, column: &str, value: &str| {
@@ -423,7 +423,7 @@ async fn the_documented_insert_registers_a_session() {
 }
 
 #[tokio::test]
-async fn the_payments_view_shows_the_newest_truth_of_each_session() {
+async fn the_payments_view_shows_each_sessions_state() {
     let world = World::new(any());
     let mut late = paid(Some(1), 1);
     late.reading.status = Status::Pending;

@@ -31,7 +31,7 @@ fn verify(secret: &str, headers: &BTreeMap<String, String>, body: &str) -> Resul
 }
 
 #[tokio::test]
-async fn the_official_verifier_accepts_what_is_posted_and_nothing_else() {
+async fn the_official_verifier_accepts_our_signatures() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut world = World::new(vec![shop(receiver.listen().await, "")]);
     let secret = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
