@@ -8,14 +8,14 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
 
 mod raw;
-mod world;
+mod setup;
 
 use std::time::{Duration, Instant};
 
 use raw::Raw;
+use setup::{Disk, Eyes, PATIENCE, World, callback, memory, runs_until, watched};
 use testkit::dovecot::Dovecot;
 use testkit::proxy::{Proxy, Way};
-use world::{Disk, Eyes, PATIENCE, World, callback, memory, runs_until, watched};
 
 /// How many mails arrive one by one.
 const NEAR: usize = 100;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::certificate::certificate;
 use super::dovecot::owner;
 use super::process::{Process, free_port, greeting};
-use super::unpacked::{copied, program};
+use super::unpacked_servers::{copied, program};
 
 pub struct Cyrus {
     folder: tempfile::TempDir,

@@ -5,8 +5,6 @@
 
 /// A real EVM node.
 pub mod anvil;
-/// What was delivered, held against what came of it.
-pub mod books;
 pub mod callback;
 pub mod certificate;
 pub mod client;
@@ -23,6 +21,8 @@ pub mod lmtp;
 pub mod node;
 /// Mails about payments on a chain.
 pub mod paid;
+/// What was delivered, held against what came of it.
+pub mod payments;
 pub mod process;
 pub mod proxy;
 pub mod random;
@@ -32,7 +32,7 @@ pub mod resmic_api;
 pub mod scripted;
 pub mod tokens;
 /// Where the servers are that cannot be installed beside Dovecot.
-pub mod unpacked;
+pub mod unpacked_servers;
 pub mod watching;
 
 /// The project's folder.

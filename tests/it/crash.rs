@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
 use testkit::callback::{Callback, Reply};
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::random::Random;
 
 const KILLS: u64 = 200;
@@ -69,7 +69,7 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
     );
     assert!(at_work > 20, "it was killed before it did anything");
     let daemon = home.start();
-    books::balance(&home, &callback, sent, Duration::from_secs(60));
+    payments::balance(&home, &callback, sent, Duration::from_secs(60));
     assert_eq!(home.ask("SELECT count(*) FROM mails"), sent.to_string(), "no mail was recorded twice");
     assert_eq!(daemon.end(), Some(0));
 }

@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::books::payment;
 use testkit::daemon::{Home, account, forward, samples};
 use testkit::dovecot::Dovecot;
 use testkit::handlers::Handler;
+use testkit::payments::payment;
 
 const SOON: Duration = Duration::from_secs(20);
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 
 const SOON: Duration = Duration::from_secs(60);
 const PAYMENTS: usize = 600;
@@ -44,7 +44,7 @@ fn accounts_are_reloaded_during_deliveries() {
     daemon.says("forward[0].broken", SOON);
     write(&last);
     daemon.process.signal("-HUP");
-    books::balance(&home, &callback, PAYMENTS, SOON);
+    payments::balance(&home, &callback, PAYMENTS, SOON);
     assert!(callback.repeated().is_empty(), "{:?}", callback.repeated());
     dovecot.until_logged_in(&["payments@shop.example"], SOON);
     let status = home.run(&["status"]);

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ impl World {
 
     /// The books are right, and every mail but the first of each payment was known.
     fn balance(&self, payments: usize) {
-        books::balance(&self.home, &self.callback, payments, SOON);
+        payments::balance(&self.home, &self.callback, payments, SOON);
     }
 
     fn validity(&self) -> u32 {
@@ -167,7 +167,7 @@ fn after_is_not_applied_to_other_mails() {
     let world = World::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
     let seen = |n: usize| {
         let deadline = std::time::Instant::now() + SOON;
-        while !world.is_seen(&books::hash(n)) {
+        while !world.is_seen(&payments::hash(n)) {
             assert!(std::time::Instant::now() < deadline, "payment {n} is not marked");
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::client::Client;
 use testkit::courier::Courier;
@@ -14,6 +13,7 @@ use testkit::cyrus::Cyrus;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::{Dovecot, PASSWORD};
 use testkit::lmtp;
+use testkit::payments::{self, payment};
 use testkit::proxy::{Proxy, Way};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
@@ -122,7 +122,7 @@ impl<S: Server> World<S> {
     }
 
     fn balance(&self, payments: usize) {
-        books::balance(&self.home, &self.callback, payments, RECOVERY);
+        payments::balance(&self.home, &self.callback, payments, RECOVERY);
     }
 
     /// The books are right and the program is at rest, on the connection that it began with.
@@ -417,7 +417,7 @@ fn cyrus_in_tls() {
         home.until("SELECT count(*) FROM events", &(already + 10).to_string(), SOON);
         proxy.cut();
         lmtp::deliver(cyrus.lmtp, ADDRESS, [payment(already + 11).as_slice()]);
-        books::balance(&home, &callback, already + 11, RECOVERY);
+        payments::balance(&home, &callback, already + 11, RECOVERY);
         assert_eq!(daemon.end(), Some(0));
     }
 }

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::scripted::{Scripted, Spoilt, other};
 use tokio::runtime::Runtime;
 
@@ -66,7 +66,7 @@ fn rows_without_bytes_are_completed_after_a_restart() {
         assert_eq!(home.ask(&row), id);
         server.change(|world| world.spoilt.clear());
         let daemon = home.start();
-        books::balance(&home, &callback, 3, SOON);
+        payments::balance(&home, &callback, 3, SOON);
         assert_eq!(home.ask("SELECT id FROM mails WHERE uid = 2 AND length(raw) = size AND outcome = 'event'"), id);
         assert_eq!(home.ask("SELECT count(*) FROM mails"), "3");
         assert!(attention(&home).is_empty(), "{:?}", attention(&home));

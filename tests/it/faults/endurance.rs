@@ -1,7 +1,7 @@
 //! Failures that go on and on cost little, and leave nothing behind.
 
 use super::*;
-use crate::faults::alone::{block_on, cpu, is_alone, memory, open_files};
+use crate::faults::own_process::{block_on, cpu, is_alone, memory, open_files};
 use resmic_mailhook::backoff::Backoff;
 use testkit::watching::dedicated;
 

@@ -1,7 +1,7 @@
 //! A server that means harm gets no memory, no processor and no word into the log.
 
 use super::*;
-use crate::faults::alone::{block_on, cpu, is_alone, memory_at_most};
+use crate::faults::own_process::{block_on, cpu, is_alone, memory_at_most};
 use resmic_mailhook::model::MailboxState;
 use testkit::watching::dedicated;
 

@@ -2,21 +2,21 @@
 //! stalls and hangs up on cue.
 
 mod after;
-mod alone;
 mod cursor;
+mod daemon;
 mod dialects;
 mod endurance;
 mod fetching;
-mod gaps;
 mod hostile;
 mod idle;
 mod login;
+mod missing_mails;
 mod notify;
-mod numbering;
-mod program;
+mod own_process;
 mod progress;
 mod renewal;
-mod sifting;
+mod renumbering;
+mod shared_backfill;
 mod start;
 mod undelivered;
 

@@ -11,10 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use testkit::books::payment;
 use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::payment;
 
 /// The most resident memory of the daemon with one idle mailbox, and for each further mailbox, over TLS.
 const ONE_KIB: u64 = 16 * 1024;

@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
 use testkit::callback::{Callback, Reply};
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dkim::{How, Key, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::proxy::{Line, Proxy, Way};
 use testkit::random::Random;
 
@@ -57,7 +57,7 @@ fn main() {
     world.lines.iter().for_each(Proxy::heal);
     let daemon = world.home.start();
     let sent = world.sent.load(Ordering::SeqCst);
-    books::balance(&world.home, &world.callback, sent, BALANCE);
+    payments::balance(&world.home, &world.callback, sent, BALANCE);
     world.look(&daemon);
     let (repeated, resident) = (world.callback.repeated().len(), world.resident.load(Ordering::SeqCst));
     println!("{:?}", world.done.lock().unwrap());

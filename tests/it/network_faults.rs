@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::proxy::{Line, Proxy, Way};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
@@ -62,7 +62,7 @@ impl World {
 
     /// Everything is there, once, and the program is at rest again.
     fn end(self) {
-        books::balance(&self.home, &self.callback, self.sent, RECOVERY);
+        payments::balance(&self.home, &self.callback, self.sent, RECOVERY);
         assert!(self.callback.repeated().is_empty(), "no delivery was repeated: {:?}", self.callback.repeated());
         assert_eq!(self.home.ask("SELECT count(*) FROM mails"), self.sent.to_string(), "no mail was recorded twice");
         self.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
@@ -233,7 +233,7 @@ fn silent_servers_do_not_disturb_other_accounts() {
     let daemon = home.start();
     let mails: Vec<_> = (1..=20).map(payment).collect();
     dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
-    books::balance(&home, &callback, mails.len(), SOON);
+    payments::balance(&home, &callback, mails.len(), SOON);
     assert!(silent.accepted() > 0, "nobody asked the silent server");
     assert_eq!(home.ask("SELECT count(*) FROM mailboxes WHERE state = 'idle'"), "1");
     assert_eq!(daemon.end(), Some(0));
