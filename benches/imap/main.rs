@@ -13,9 +13,9 @@ mod setup;
 use std::time::{Duration, Instant};
 
 use raw::Raw;
-use setup::{Disk, Eyes, PATIENCE, World, callback, memory, runs_until, watched};
+use setup::{BenchSetup, Disk, Eyes, PATIENCE, callback, memory, runs_until, watched};
 use testkit::dovecot::Dovecot;
-use testkit::proxy::{Proxy, Way};
+use testkit::proxy::{Direction, Proxy};
 
 /// How many mails arrive one by one.
 const NEAR: usize = 100;
@@ -86,15 +86,15 @@ fn near() {
     } else {
         "mail_driver = sdbox\nmail_path = ~/sdbox\n"
     };
-    let world = World::start(its_own);
+    let setup = BenchSetup::start(its_own);
     let user = "near@shop.example";
     println!("near: {NEAR} mails, one by one, dedicated mailbox, from the EXISTS that a bare client sees");
-    let mut raw = Raw::plain(world.dovecot.imap, user);
+    let mut raw = Raw::plain(setup.dovecot.imap, user);
     let mut disk = Disk::new();
     let (mut floor, mut safe) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
-        world.dovecot.deliver(user, &world.payment(n));
+        setup.dovecot.deliver(user, &setup.payment(n));
         let announced = raw.exists();
         let there = raw.body(n);
         floor.push(between(announced, there));
@@ -102,14 +102,14 @@ fn near() {
         safe.push(between(announced, Instant::now()));
     }
     let (port, called) = callback();
-    let home = world.home(user, world.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
+    let home = setup.home(user, setup.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
     let daemon = watched(&home);
     let mut eyes = Eyes::on(&home);
     let (mut rows, mut calls) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
         eyes.blink();
-        world.dovecot.deliver(user, &world.payment(NEAR + n));
+        setup.dovecot.deliver(user, &setup.payment(NEAR + n));
         let announced = raw.exists();
         let row = eyes.committed(n);
         let call = called.recv_timeout(PATIENCE).unwrap();
@@ -146,18 +146,18 @@ fn far() {
         (hidden, "IDLE alone", true, 1.7),
         (hidden, "IDLE alone", false, 2.7),
     ] {
-        let world = World::start(more);
+        let setup = BenchSetup::start(more);
         let user = "far@shop.example";
-        let proxy = Proxy::before(world.dovecot.imap);
-        for way in [Way::ToServer, Way::ToClient] {
-            proxy.set(way, |line| line.delay = ROUND_TRIP / 2);
+        let proxy = Proxy::in_front_of(setup.dovecot.imap);
+        for way in [Direction::ToServer, Direction::ToClient] {
+            proxy.set(way, |link| link.delay = ROUND_TRIP / 2);
         }
-        let home = world.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
+        let home = setup.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
         let daemon = watched(&home);
         let mut eyes = Eyes::on(&home);
         let mut trips = Vec::new();
         for n in 1..=FAR {
-            let accepted = world.dovecot.deliver(user, &world.payment(n));
+            let accepted = setup.dovecot.deliver(user, &setup.payment(n));
             let row = between(accepted + ITS_PAUSE, eyes.committed(n));
             trips.push(row / 1_000.0 / ROUND_TRIP.as_secs_f64());
         }
@@ -168,8 +168,8 @@ fn far() {
 }
 
 /// What a bare client needs for a command over a whole mailbox, in seconds: the median, once it has been indexed.
-fn floor(world: &World, user: &str, command: &str) -> f64 {
-    let mut raw = Raw::tls(world.dovecot.imaps, &world.dovecot.ca(), user);
+fn floor(setup: &BenchSetup, user: &str, command: &str) -> f64 {
+    let mut raw = Raw::tls(setup.dovecot.imaps, &setup.dovecot.ca(), user);
     raw.command(command);
     let times = (0..5).map(|_| {
         let began = Instant::now();
@@ -181,19 +181,19 @@ fn floor(world: &World, user: &str, command: &str) -> f64 {
 
 /// A mailbox full of payments.
 fn backfill(count: usize) {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} payment mails in a dedicated mailbox");
     let user = "backfill@shop.example";
-    world.fill(user, count, |n| world.payment(n + 1));
-    let bare = floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
-    let more = format!("dedicated = true\n{}", world.tls());
+    setup.fill(user, count, |n| setup.payment(n + 1));
+    let bare = floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
+    let more = format!("dedicated = true\n{}", setup.tls());
     let (few, _, _) = {
         let user = "few@shop.example";
         let few = count / 10;
-        world.fill(user, few, |n| world.payment(n + 1));
-        read_all(&world, user, &more, few)
+        setup.fill(user, few, |n| setup.payment(n + 1));
+        read_all(&setup, user, &more, few)
     };
-    let (memory, took, cpu) = read_all(&world, user, &more, count);
+    let (memory, took, cpu) = read_all(&setup, user, &more, count);
     let rate = |seconds: f64| count as f64 / seconds;
     println!("  a bare client that throws them away {:.0}/s; judged, read and stored {:.0}/s", rate(bare), rate(took));
     at_least("of the bare client's rate", bare / took, "times", 0.2);
@@ -203,8 +203,8 @@ fn backfill(count: usize) {
 }
 
 /// Reads a whole mailbox of payments; the most memory that it took, the seconds, and those of CPU.
-fn read_all(world: &World, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
-    let home = world.home(user, world.dovecot.imaps, more, None);
+fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
+    let home = setup.home(user, setup.dovecot.imaps, more, None);
     let (daemon, took, cpu) = runs_until(&home, "SELECT max(id) FROM mails", count);
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event' AND trust = 'dkim'"), count.to_string());
     (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)
@@ -212,13 +212,13 @@ fn read_all(world: &World, user: &str, more: &str, count: usize) -> (usize, f64,
 
 /// A mailbox full of other people's mail, of which nothing is kept.
 fn shared_backfill(count: usize) {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} mails of other people in a shared mailbox");
     let user = "shared@shop.example";
-    world.fill(user, count, |n| world.other(n));
+    setup.fill(user, count, |n| setup.other(n));
     let bare =
-        floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
-    let home = world.home(user, world.dovecot.imaps, &world.tls(), None);
+        floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
+    let home = setup.home(user, setup.dovecot.imaps, &setup.tls(), None);
     let (daemon, took, cpu) = runs_until(&home, "SELECT last_uid FROM mailboxes", count);
     let took = took.as_secs_f64();
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "0");
@@ -231,9 +231,9 @@ fn shared_backfill(count: usize) {
 
 /// One mailbox, and nothing happens.
 fn idle() {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("idle: one mailbox over TLS");
-    let home = world.home("idle@shop.example", world.dovecot.imaps, &world.tls(), None);
+    let home = setup.home("idle@shop.example", setup.dovecot.imaps, &setup.tls(), None);
     let daemon = watched(&home);
     std::thread::sleep(Duration::from_secs(3));
     at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 15.0);

@@ -20,22 +20,22 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 /// Who all mails are for; each mailbox is another login's.
 const TO: &str = "payments@shop.example";
 
-pub(crate) struct World {
+pub(crate) struct BenchSetup {
     pub(crate) dovecot: Dovecot,
     dns: Dns,
     key: Key,
     layout: String,
 }
 
-impl World {
+impl BenchSetup {
     /// `more`: for Dovecot.
-    pub(crate) fn start(more: &str) -> World {
+    pub(crate) fn start(more: &str) -> BenchSetup {
         let key = Key::rsa(2048);
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let layout = fs::read_to_string(samples().join("published/sepolia.eml")).unwrap();
         let layout = layout.replace("\r\n", "\n").replace('\n', "\r\n");
         assert!(layout.contains("0x26b046c75021f22e") && layout.contains("<7d2f6a0e-"));
-        World { dovecot: Dovecot::start_with(more), dns, key, layout }
+        BenchSetup { dovecot: Dovecot::start_with(more), dns, key, layout }
     }
 
     /// Payment number `n`, in the published layout, signed.

@@ -34,7 +34,7 @@ impl Anvil {
         command.args(["--port", "0", "--slots-in-an-epoch", "2", "--chain-id", chain_id]).args(more);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("anvil does not start");
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let process = Process::of(child, "anvil");
+        let process = Process::adopt(child, "anvil");
         let listening = output.find_map(|line| line.strip_prefix("Listening on ")?.rsplit(':').next()?.parse().ok());
         let port = listening.expect("anvil has ended before it listened");
         // It writes a line for each call, and stops when the pipe is full.

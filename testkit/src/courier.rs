@@ -11,10 +11,11 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::unpacked_servers::{program, unpacked};
+use super::unpacked_servers::{command_in, unpacked_folder};
 
-/// What Debian has it offer.
-const OFFERS: &str = "IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT THREAD=REFERENCES SORT QUOTA IDLE";
+/// The capabilities of Debian's configuration.
+const CAPABILITIES: &str =
+    "IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT THREAD=REFERENCES SORT QUOTA IDLE";
 
 pub struct Courier {
     pub imap: u16,
@@ -38,7 +39,7 @@ impl Courier {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Some(shared) = serving.upgrade() else { return };
-                std::thread::spawn(move || shared.front(&stream.unwrap()));
+                std::thread::spawn(move || shared.serve_login(&stream.unwrap()));
             }
         });
         Courier { imap, shared }
@@ -79,11 +80,11 @@ impl Shared {
         }
     }
 
-    fn front(&self, mut stream: &TcpStream) {
+    fn serve_login(&self, mut stream: &TcpStream) {
         if self.sessions.lock().unwrap().is_none() {
             return;
         }
-        let _ = write!(stream, "* OK [CAPABILITY {OFFERS}] Courier-IMAP ready.\r\n");
+        let _ = write!(stream, "* OK [CAPABILITY {CAPABILITIES}] Courier-IMAP ready.\r\n");
         while let Some(line) = read_line(stream) {
             let mut words = line.split(' ');
             let (tag, command) = (words.next().unwrap_or("*").to_owned(), words.next().unwrap_or_default());
@@ -97,12 +98,13 @@ impl Shared {
 
     fn hand_over(&self, stream: &TcpStream, user: &str, tag: &str) {
         let maildir = self.maildir(user);
-        let programs = unpacked("courier-imap");
-        let mut command = program(&programs, "imapd");
+        let programs = unpacked_folder("courier-imap");
+        let mut command = command_in(&programs, "imapd");
         let end = || Stdio::from(OwnedFd::from(stream.try_clone().unwrap()));
         command.arg("Maildir").current_dir(maildir.parent().unwrap()).stdin(end()).stdout(end()).stderr(Stdio::null());
-        command.envs([("AUTHENTICATED", user), ("IMAPLOGINTAG", tag), ("IMAP_CAPABILITY", OFFERS)]);
-        // Debian's has it look once a minute. With more than a look, it depends on a daemon of its own for each user.
+        command.envs([("AUTHENTICATED", user), ("IMAPLOGINTAG", tag), ("IMAP_CAPABILITY", CAPABILITIES)]);
+        // In IDLE, imapd polls the mailbox; Debian's interval is a minute, here it is a second. The alternative,
+        // "enhanced IDLE", needs another daemon for each user.
         command.envs([("IMAP_IDLE_TIMEOUT", "1"), ("IMAP_ENHANCEDIDLE", "0"), ("IMAP_USELOCKS", "0")]);
         command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
         // It hears of changes by that daemon, if it is there, and makes do without.

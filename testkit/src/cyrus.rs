@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::certificate::certificate;
-use super::dovecot::owner;
+use super::dovecot::mail_owner;
 use super::process::{Process, free_port, greeting};
-use super::unpacked_servers::{copied, program};
+use super::unpacked_servers::{command_in, copy_programs};
 
 pub struct Cyrus {
     folder: tempfile::TempDir,
@@ -51,28 +51,29 @@ impl Cyrus {
 }
 
 fn launch(folder: &Path, ports: [u16; 3]) -> Option<Process> {
-    let mut command = program(&folder.join("programs"), "master");
-    // It ends its children by a signal to its whole group.
+    let mut command = command_in(&folder.join("programs"), "master");
+    // Cyrus ends its children by a signal to its process group.
     command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).arg("-D");
     for (flag, file) in [("-C", "imapd.conf"), ("-M", "cyrus.conf"), ("-p", "pid"), ("-L", "log")] {
         command.arg(flag).arg(folder.join(file));
     }
     let mut process = Process::start("cyrus", "cyrus-imapd", &mut command);
-    // It goes on without a port that it did not get, and there another test's greets.
-    let name = name(folder);
+    // If Cyrus cannot bind a port, it starts without it, and another test's server may answer there. The greeting has
+    // the name of this server.
+    let name = server_name(folder);
     let [imap, _, lmtp] = ports;
-    let heard = process.until(Duration::from_secs(20), || Some((greeting(imap)?, greeting(lmtp)?)))?;
-    (heard.0.contains(&name) && heard.1.contains(&name)).then_some(process)
+    let greetings = process.until(Duration::from_secs(20), || Some((greeting(imap)?, greeting(lmtp)?)))?;
+    (greetings.0.contains(&name) && greetings.1.contains(&name)).then_some(process)
 }
 
-/// What it calls itself.
-fn name(folder: &Path) -> String {
+/// The server name in the greeting.
+fn server_name(folder: &Path) -> String {
     folder.file_name().unwrap().to_str().unwrap().replace('.', "")
 }
 
 fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
-    let (user, group) = owner();
-    let (at, programs) = (folder.display(), copied("cyrus-imapd", folder));
+    let (user, group) = mail_owner();
+    let (at, programs) = (folder.display(), copy_programs("cyrus-imapd", folder));
     certificate(folder);
     // Those whose sessions idle have sockets of their own in config/socket; without it nobody is told of a mail at once.
     for name in ["mail", "config", "config/db", "config/proc", "config/lock", "config/socket"] {
@@ -86,7 +87,7 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
          autocreate_users: anyone\nautocreate_inbox_folders: Junk\nxlist-junk: Junk\nsyslog_prefix: mailhook-test\n\
          tls_server_cert: {at}/server.pem\ntls_server_key: {at}/server.key\n\
          allowstarttls: yes\n",
-        name(folder)
+        server_name(folder)
     );
     fs::write(folder.join("imapd.conf"), settings).unwrap();
     let run = |name: &str| format!("{}/{name} -C {at}/imapd.conf", programs.display());

@@ -117,7 +117,7 @@ impl Home {
                 keep.1.notify_all();
             }
         });
-        Daemon { process: Process::of(child, "resmic-mailhook"), log }
+        Daemon { process: Process::adopt(child, "resmic-mailhook"), log }
     }
 }
 

@@ -36,28 +36,26 @@ impl Dovecot {
     /// Lets in who shows an access token, by these mechanisms (`xoauth2 oauthbearer`); whose it is, is asked at
     /// `introspection_url`. A wrong one is refused at once.
     pub fn start_with_tokens(mechanisms: &str, introspection_url: &str) -> Dovecot {
-        Dovecot::start_configured(|folder| tokens(folder, mechanisms, introspection_url))
+        Dovecot::start_configured(|folder| token_settings(folder, mechanisms, introspection_url))
     }
 
     /// Announces that LOGIN is disabled.
     pub fn start_without_login() -> Dovecot {
-        let disabled = if speaks_2_4() {
-            "imap_capability {\n  LOGINDISABLED = yes\n}"
-        } else {
-            "imap_capability = +LOGINDISABLED"
-        };
+        let disabled =
+            if is_2_4() { "imap_capability {\n  LOGINDISABLED = yes\n}" } else { "imap_capability = +LOGINDISABLED" };
         Dovecot::start_with(&format!("protocol imap {{\n{disabled}\n}}\n"))
     }
 
-    /// Takes a password over TLS only: on 127.0.0.2, for a connection from 127.0.0.1 to itself counts as secure.
-    pub fn start_that_wants_tls() -> Dovecot {
-        let cleartext = if speaks_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
+    /// Starts Dovecot so that it accepts passwords over TLS only. It also listens on 127.0.0.2, because Dovecot treats a
+    /// connection from 127.0.0.1 to itself as secure.
+    pub fn start_with_tls_logins_only() -> Dovecot {
+        let cleartext = if is_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
         Dovecot::start_with(&format!("listen = 127.0.0.1, 127.0.0.2\n{cleartext}\n"))
     }
 
     /// Lets in also who uses this password.
     pub fn start_with_password(password: &str) -> Dovecot {
-        let passdb = if speaks_2_4() {
+        let passdb = if is_2_4() {
             format!("other {{\n  driver = static\n  password = {password}")
         } else {
             format!("{{\n  driver = static\n  args = password={password}")
@@ -152,7 +150,7 @@ impl Dovecot {
     pub fn put(&self, user: &str, name: &str, mail: &[u8]) {
         let path = self.maildir(user).join("new").join(name);
         fs::write(&path, mail).unwrap();
-        let (user_name, group) = owner();
+        let (user_name, group) = mail_owner();
         let _ = Command::new("chown").arg(format!("{user_name}:{group}")).arg(&path).status();
         self.doveadm(&["mailbox", "status", "-u", user, "messages", "INBOX"]);
     }
@@ -185,29 +183,29 @@ fn is_up(process: &mut Process, imap: u16, lmtp: u16) -> bool {
     process.until(Duration::from_secs(20), || (greets(imap) && greets(lmtp)).then_some(())).is_some()
 }
 
-/// What lets in access tokens beside passwords.
-fn tokens(folder: &Path, mechanisms: &str, introspection_url: &str) -> String {
-    let asked = format!(
+/// The configuration for access tokens in addition to passwords.
+fn token_settings(folder: &Path, mechanisms: &str, introspection_url: &str) -> String {
+    let settings = format!(
         "introspection_mode = post\nintrospection_url = {introspection_url}\nusername_attribute = username\n\
          active_attribute = active\nactive_value = true\n"
     );
     let common = format!("auth_mechanisms = plain {mechanisms}\nauth_failure_delay = 0 secs\n");
-    if speaks_2_4() {
-        return format!("{common}oauth2 {{\n{asked}}}\n");
+    if is_2_4() {
+        return format!("{common}oauth2 {{\n{settings}}}\n");
     }
     let path = folder.join("oauth2.conf.ext");
-    fs::write(&path, asked).unwrap();
+    fs::write(&path, settings).unwrap();
     format!("{common}passdb {{\n  driver = oauth2\n  mechanisms = {mechanisms}\n  args = {}\n}}\n", path.display())
 }
 
-/// Whether the version at hand is one of those with the new language.
-fn speaks_2_4() -> bool {
+/// Whether the installed version has the configuration syntax of 2.4.
+fn is_2_4() -> bool {
     let version = Dovecot::version();
     version.starts_with("2.4") || version.starts_with("3")
 }
 
-/// Who may own the mails: root must not.
-pub fn owner() -> (String, String) {
+/// The user and group that own the mails; Dovecot refuses root.
+pub fn mail_owner() -> (String, String) {
     let id = |flag: &str| {
         let output = Command::new("id").arg(flag).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -216,7 +214,7 @@ pub fn owner() -> (String, String) {
 }
 
 fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
-    let (user, group) = owner();
+    let (user, group) = mail_owner();
     let mail = folder.join("mail");
     fs::create_dir(&mail).unwrap();
     let _ = Command::new("chown").arg(format!("{user}:{group}")).arg(&mail).status();
@@ -239,7 +237,7 @@ fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
          namespace inbox {{\n  inbox = yes\n  mailbox Junk {{\n    special_use = \\Junk\n    auto = create\n  }}\n  mailbox Resmic {{\n    auto = create\n  }}\n}}\n\
          protocol imap {{\n  mail_max_userip_connections = 5000\n}}\n"
     );
-    if speaks_2_4() {
+    if is_2_4() {
         let version = Dovecot::version();
         let language = version.split(['-', ' ', '(']).next().unwrap();
         format!(

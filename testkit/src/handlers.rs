@@ -59,7 +59,7 @@ impl Handler {
                 keep.1.notify_all();
             }
         });
-        Handler { port, accepted, _process: Process::of(child, program) }
+        Handler { port, accepted, _process: Process::adopt(child, program) }
     }
 
     pub fn url(&self) -> String {

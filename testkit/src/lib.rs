@@ -1,6 +1,6 @@
 //! What the tests that need real servers stand on, and the demo too.
 
-#![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
+#![allow(missing_docs)] // simple getters need none
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 /// A real EVM node.

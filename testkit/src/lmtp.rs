@@ -8,19 +8,19 @@ use std::time::Instant;
 pub fn deliver<'a>(port: u16, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut lmtp = Lmtp { input: BufReader::new(stream.try_clone().unwrap()), output: stream };
-    lmtp.hear("220");
-    lmtp.say("LHLO test", "250");
+    lmtp.expect_reply("220");
+    lmtp.command("LHLO test", "250");
     let mut at = Instant::now();
     for mail in mails {
-        lmtp.say("MAIL FROM:<no-reply@resmic.com>", "250");
-        lmtp.say(&format!("RCPT TO:<{recipient}>"), "250");
-        lmtp.say("DATA", "354");
+        lmtp.command("MAIL FROM:<no-reply@resmic.com>", "250");
+        lmtp.command(&format!("RCPT TO:<{recipient}>"), "250");
+        lmtp.command("DATA", "354");
         let stuffed = stuff(mail);
         lmtp.output.write_all(&stuffed).unwrap();
-        lmtp.hear("250");
+        lmtp.expect_reply("250");
         at = Instant::now();
     }
-    lmtp.say("QUIT", "221");
+    lmtp.command("QUIT", "221");
     at
 }
 
@@ -45,12 +45,12 @@ struct Lmtp {
 }
 
 impl Lmtp {
-    fn say(&mut self, line: &str, want: &str) {
+    fn command(&mut self, line: &str, want: &str) {
         self.output.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-        self.hear(want);
+        self.expect_reply(want);
     }
 
-    fn hear(&mut self, want: &str) {
+    fn expect_reply(&mut self, want: &str) {
         loop {
             let mut line = String::new();
             self.input.read_line(&mut line).unwrap();

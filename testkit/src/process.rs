@@ -105,8 +105,8 @@ impl Process {
 }
 
 impl Process {
-    /// Takes over a program that runs.
-    pub fn of(child: Child, name: &'static str) -> Process {
+    /// Takes over a child that is already running.
+    pub fn adopt(child: Child, name: &'static str) -> Process {
         Process { child, name }
     }
 }

@@ -80,7 +80,7 @@ impl Receiver {
         })
     }
 
-    #[allow(dead_code)] // the demo's
+    /// The number of requests so far.
     pub fn count(&self) -> usize {
         *self.count.borrow()
     }

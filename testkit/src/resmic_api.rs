@@ -89,12 +89,12 @@ impl Session {
 
 /// A request as the API has seen it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct ApiRequest {
     pub path: String,
     pub session: String,
 }
 
-struct World {
+struct ApiState {
     mood: Mood,
     sessions: HashMap<String, Session>,
 }
@@ -102,19 +102,19 @@ struct World {
 /// A running API; it ends with this value.
 pub struct ResmicApi {
     address: SocketAddr,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ApiState>>,
     receiver: Receiver,
     runtime: Option<Runtime>,
 }
 
 impl ResmicApi {
     pub fn start() -> ResmicApi {
-        let world = Arc::new(Mutex::new(World { mood: Mood::Documented, sessions: HashMap::new() }));
-        let answers = world.clone();
+        let state = Arc::new(Mutex::new(ApiState { mood: Mood::Documented, sessions: HashMap::new() }));
+        let answers = state.clone();
         let receiver = Receiver::new(move |_, request| answers.lock().unwrap().answer(request));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let address = runtime.block_on(receiver.listen());
-        ResmicApi { address, world, receiver, runtime: Some(runtime) }
+        ResmicApi { address, state, receiver, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
@@ -130,11 +130,11 @@ impl ResmicApi {
     }
 
     pub fn set_mood(&self, mood: Mood) {
-        self.world.lock().unwrap().mood = mood;
+        self.state.lock().unwrap().mood = mood;
     }
 
     pub fn set_session(&self, id: &str, session: Session) {
-        self.world.lock().unwrap().sessions.insert(id.to_owned(), session);
+        self.state.lock().unwrap().sessions.insert(id.to_owned(), session);
     }
 
     /// The bodies of the requests that created a session, oldest first.
@@ -148,14 +148,14 @@ impl ResmicApi {
     }
 
     /// The requests, oldest first.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.receiver.requests().iter().map(asked).collect()
+    pub fn requests(&self) -> Vec<ApiRequest> {
+        self.receiver.requests().iter().map(api_request).collect()
     }
 
-    /// Waits for this many requests.
-    pub fn wait_for(&self, count: usize) -> Vec<Asked> {
+    /// Waits until this many requests have come.
+    pub fn wait_for(&self, count: usize) -> Vec<ApiRequest> {
         let runtime = self.runtime.as_ref().unwrap();
-        runtime.block_on(self.receiver.wait_for(count)).iter().map(asked).collect()
+        runtime.block_on(self.receiver.wait_for(count)).iter().map(api_request).collect()
     }
 }
 
@@ -167,16 +167,16 @@ impl Drop for ResmicApi {
     }
 }
 
-fn asked(request: &Request) -> Asked {
+fn api_request(request: &Request) -> ApiRequest {
     let target = request.line.split(' ').nth(1).unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let session = query.strip_prefix("session_id=").unwrap_or_default();
-    Asked { path: path.to_owned(), session: session.to_owned() }
+    ApiRequest { path: path.to_owned(), session: session.to_owned() }
 }
 
-impl World {
+impl ApiState {
     fn answer(&mut self, request: &Request) -> Answer {
-        let Asked { path, session } = asked(request);
+        let ApiRequest { path, session } = api_request(request);
         if request.header("x-api-key") != Some(API_KEY) || request.header("x-user-id") != Some(USER_ID) {
             return failure(401, 401, "Invalid API key");
         }

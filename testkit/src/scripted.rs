@@ -62,7 +62,7 @@ pub enum Step {
 
 /// How the server does not deliver a mail that it lists, in answer to a FETCH of its body or header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoilt {
+pub enum FetchFault {
     /// `BODY[] NIL`
     Nil,
     /// `BODY[] ""`
@@ -83,10 +83,10 @@ pub enum Spoilt {
     No,
 }
 
-/// An occasion for the script.
-pub struct Seen<'a> {
-    /// `greeting`, `LOGIN`, `UID FETCH`, `IDLE`, `DONE` …, `word`: a line of one word, or `news`: the mailbox changed
-    /// during an IDLE.
+/// An event that the script may react to.
+pub struct Occasion<'a> {
+    /// `greeting`, the name of a command (`LOGIN`, `UID FETCH`, `DONE` …), `word` for a line of one word, or `news` if the
+    /// mailbox changed during an IDLE.
     pub name: &'a str,
     /// The whole line.
     pub line: &'a str,
@@ -98,10 +98,10 @@ pub struct Seen<'a> {
     pub last_uid: u32,
 }
 
-type Script = Box<dyn FnMut(&Seen<'_>) -> Vec<Step> + Send>;
+type Script = Box<dyn FnMut(&Occasion<'_>) -> Vec<Step> + Send>;
 
-/// What the server knows.
-pub struct World {
+/// The state of the server.
+pub struct ServerState {
     pub capabilities: String,
     pub uid_validity: u32,
     pub uid_next: u32,
@@ -116,9 +116,9 @@ pub struct World {
     pub mailbox: Option<String>,
     /// What LIST says.
     pub list: Vec<String>,
-    /// Mails that are listed and not delivered.
-    pub spoilt: BTreeMap<u32, Spoilt>,
-    /// A connection ends after so many bodies.
+    /// The mails that are listed but not delivered, by UID.
+    pub fetch_faults: BTreeMap<u32, FetchFault>,
+    /// The number of bodies after which a connection is closed.
     pub bodies: Option<usize>,
     /// RFC822.SIZE is this much more than the mail has bytes.
     pub oversize: usize,
@@ -135,8 +135,8 @@ pub struct World {
     pub reads: Vec<String>,
 }
 
-impl World {
-    /// A mail arrives.
+impl ServerState {
+    /// Delivers a mail and returns its UID.
     pub fn deliver(&mut self, bytes: &[u8]) -> u32 {
         let uid = self.uid_next;
         self.mails.push((uid, bytes.to_vec()));
@@ -169,7 +169,7 @@ impl World {
 #[derive(Clone)]
 pub struct Scripted {
     pub port: u16,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: Arc<watch::Sender<u64>>,
 }
 
@@ -188,7 +188,7 @@ impl Scripted {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = World {
+        let state = ServerState {
             capabilities: "IDLE MOVE UIDPLUS SPECIAL-USE".into(),
             uid_validity: 7,
             uid_next: 1,
@@ -199,7 +199,7 @@ impl Scripted {
             dates: BTreeMap::new(),
             mailbox: Some("INBOX".into()),
             list: Vec::new(),
-            spoilt: BTreeMap::new(),
+            fetch_faults: BTreeMap::new(),
             bodies: None,
             oversize: 0,
             hidden: BTreeSet::new(),
@@ -211,83 +211,83 @@ impl Scripted {
             lines: Vec::new(),
             reads: Vec::new(),
         };
-        let server = Scripted { port, world: Arc::new(Mutex::new(world)), changed: Arc::new(watch::Sender::new(0)) };
+        let server = Scripted { port, state: Arc::new(Mutex::new(state)), changed: Arc::new(watch::Sender::new(0)) };
         let accepting = server.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let server = accepting.clone();
-                let number = server.change(|world| {
-                    world.connections += 1;
-                    world.open += 1;
-                    world.most_open = world.most_open.max(world.open);
-                    world.connections
+                let number = server.change(|state| {
+                    state.connections += 1;
+                    state.open += 1;
+                    state.most_open = state.most_open.max(state.open);
+                    state.connections
                 });
                 tokio::spawn(async move {
                     Connection::new(server.clone(), stream, number).serve().await;
-                    server.change(|world| world.open -= 1);
+                    server.change(|state| state.open -= 1);
                 });
             }
         });
         server
     }
 
-    /// What it knows. Held for as long as the value lives: two in one expression wait for each other for ever.
-    pub fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap()
+    /// Locks the state. Two guards in one expression are a deadlock.
+    pub fn state(&self) -> MutexGuard<'_, ServerState> {
+        self.state.lock().unwrap()
     }
 
-    /// Changes what the server knows, and wakes whoever waits for that.
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
-        let result = change(&mut self.world());
+    /// Changes the state and wakes the tasks that wait for a change.
+    pub fn change<T>(&self, change: impl FnOnce(&mut ServerState) -> T) -> T {
+        let result = change(&mut self.state());
         self.changed.send_modify(|n| *n += 1);
         result
     }
 
-    /// From now on every occasion goes through `script`.
-    pub fn script(&self, script: impl FnMut(&Seen<'_>) -> Vec<Step> + Send + 'static) {
-        self.world().script = Box::new(script);
+    /// Sets the script for all occasions from now on.
+    pub fn script(&self, script: impl FnMut(&Occasion<'_>) -> Vec<Step> + Send + 'static) {
+        self.state().script = Box::new(script);
     }
 
     /// One of Resmic's mails arrives.
     pub fn deliver(&self, subject: &str) -> u32 {
-        self.change(|world| world.deliver(&notification(subject)))
+        self.change(|state| state.deliver(&notification(subject)))
     }
 
-    /// Waits until the server has seen or become something.
-    pub async fn until(&self, what: &str, mut holds: impl FnMut(&World) -> bool) {
+    /// Waits until the state satisfies a condition; `what` names it in the panic message.
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&ServerState) -> bool) {
         let mut changes = self.changed.subscribe();
         let wait = async {
-            while !holds(&self.world()) {
+            while !holds(&self.state()) {
                 changes.changed().await.unwrap();
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            panic!("the server did not see in time: {what}\n{}", self.world().lines.join("\n"));
+            panic!("the server did not see in time: {what}\n{}", self.state().lines.join("\n"));
         }
     }
 
     /// How many lines hold these words.
     pub fn asked(&self, words: &str) -> usize {
-        self.world().asked(words)
+        self.state().asked(words)
     }
 
     /// Every line that a client wrote.
     pub fn lines(&self) -> Vec<String> {
-        self.world().lines.clone()
+        self.state().lines.clone()
     }
 
     /// How often such an occasion was.
     pub fn count(&self, name: &str) -> usize {
-        self.world().count(name)
+        self.state().count(name)
     }
 
     /// How many connections there were.
     pub fn connections(&self) -> usize {
-        self.world().connections
+        self.state().connections
     }
 
     /// The most that were open at once.
     pub fn most_open(&self) -> usize {
-        self.world().most_open
+        self.state().most_open
     }
 }

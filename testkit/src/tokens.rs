@@ -32,7 +32,7 @@ pub const USER: &str = "payments@shop.example";
 
 /// What is known, and what is answered next.
 #[derive(Default)]
-pub struct World {
+pub struct EndpointState {
     /// In place of a token.
     pub instead: Option<Answer>,
     /// `expires_in`.
@@ -69,7 +69,7 @@ pub struct World {
 /// Status, more header fields, and the body.
 type Answer = (u16, Vec<(&'static str, String)>, String);
 
-type Shared = Arc<(Mutex<World>, Condvar)>;
+type Shared = Arc<(Mutex<EndpointState>, Condvar)>;
 
 /// The endpoint; it ends with the test.
 #[derive(Clone)]
@@ -84,7 +84,7 @@ impl Endpoint {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = World { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..World::default() };
+        let world = EndpointState { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..EndpointState::default() };
         let endpoint =
             Endpoint { port, world: Arc::new((Mutex::new(world), Condvar::new())), runtime: Arc::new(runtime) };
         endpoint.listen(listener, None);
@@ -126,12 +126,12 @@ impl Endpoint {
         });
     }
 
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+    pub fn change<T>(&self, change: impl FnOnce(&mut EndpointState) -> T) -> T {
         change(&mut self.world.0.lock().unwrap())
     }
 
     /// Waits until it was asked something.
-    pub fn until(&self, limit: Duration, mut holds: impl FnMut(&World) -> bool) {
+    pub fn until(&self, limit: Duration, mut holds: impl FnMut(&EndpointState) -> bool) {
         let world = self.world.0.lock().unwrap();
         let (_world, waited) = self.world.1.wait_timeout_while(world, limit, |world| !holds(world)).unwrap();
         assert!(!waited.timed_out(), "the endpoint was not asked within {limit:?}");
@@ -227,7 +227,7 @@ fn refused(error: &str) -> Answer {
     (400, Vec::new(), serde_json::json!({"error": error, "error_description": "as the test wants it"}).to_string())
 }
 
-impl World {
+impl EndpointState {
     fn device_code(&mut self, form: &HashMap<String, String>) -> Answer {
         if form.get("client_id").is_none_or(|id| id != "shop") {
             return refused("invalid_client");

@@ -45,7 +45,7 @@ impl Shop {
         let printed = first.strip_prefix("listening on ").and_then(|port| port.parse().ok());
         assert!(printed.is_some() || first.ends_with("started"), "{program} says {first:?}");
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| println!("{program}: {line}")));
-        Shop { port: printed.unwrap_or(port), api, home, _process: Process::of(child, program) }
+        Shop { port: printed.unwrap_or(port), api, home, _process: Process::adopt(child, program) }
     }
 
     /// The whole answer to a request. HTTP/1.0 has no chunks.

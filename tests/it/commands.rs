@@ -33,7 +33,7 @@ fn payments(home: &Home, count: usize) -> String {
 }
 
 /// Runs a command whose output nobody takes.
-fn unheard(home: &Home, arguments: &[&str]) -> Output {
+fn run_with_closed_stdout(home: &Home, arguments: &[&str]) -> Output {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     home.command(arguments).stdout(writer).output().unwrap()
@@ -44,13 +44,13 @@ fn commands_finish_their_work_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 200);
     // As `import --json … | head -1`.
-    assert_eq!(unheard(&home, &["import", "--json", &folder]).status.code(), Some(0));
+    assert_eq!(run_with_closed_stdout(&home, &["import", "--json", &folder]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
     // Under other rules all of them are something else.
     home.data(&["import", &folder]);
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
-    assert_eq!(unheard(&home, &["reparse"]).status.code(), Some(0));
+    assert_eq!(run_with_closed_stdout(&home, &["reparse"]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'ignored'"), "0");
 }
 
@@ -59,14 +59,14 @@ fn exit_code_is_right_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 1);
     let gone = home.folder.path().join("gone.eml");
-    assert_eq!(unheard(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
+    assert_eq!(run_with_closed_stdout(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
     let config = account(1, &format!("[dns]\nservers = [\"{}\"]\n", dns.address));
     fs::write(home.folder.path().join("config.toml"), config).unwrap();
     for command in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
-        assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
+        assert_eq!(run_with_closed_stdout(&home, command).status.code(), Some(1), "{command:?}");
     }
-    assert_eq!(unheard(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
+    assert_eq!(run_with_closed_stdout(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn follow_ends_when_its_reader_closes_the_pipe() {
     home.data(&["import", &payments(&home, 1)]);
     let mut child = home.command(&["events", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(child.stdout.take().unwrap());
-    let mut follow = Process::of(child, "events --follow");
+    let mut follow = Process::adopt(child, "events --follow");
     let mut line = String::new();
     events.read_line(&mut line).unwrap();
     assert!(line.contains("\"event_id\"") && !follow.has_ended(), "{line}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use testkit::callback::{Callback, Reply};
+use testkit::callback::{Callback, HandlerReply};
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
@@ -40,11 +40,11 @@ fn live_and_die(home: &Home, random: &Random) {
 fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
     let (dovecot, random) = (Dovecot::start(), Arc::new(Random::new()));
     let chance = random.clone();
-    let callback = Callback::that(move |_, before| match chance.below(10) {
-        0 if before == 0 => Reply::Refuse,
-        1 if before == 0 => Reply::HangUp,
-        2..5 => Reply::AcceptLate(chance.moment(Duration::from_millis(100))),
-        _ => Reply::Accept,
+    let callback = Callback::replying(move |_, before| match chance.below(10) {
+        0 if before == 0 => HandlerReply::Refuse,
+        1 if before == 0 => HandlerReply::HangUp,
+        2..5 => HandlerReply::AcceptLate(chance.moment(Duration::from_millis(100))),
+        _ => HandlerReply::Accept,
     });
     let home = Home::new(&format!(
         "{}{NO_PROOF}{}",
@@ -57,9 +57,9 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
         scope.spawn(|| deliver_until(&stop, &dovecot, &random, &sent));
         let _stop = Stop(&stop);
         for _ in 0..KILLS {
-            let before = callback.came().len();
+            let before = callback.posts().len();
             live_and_die(&home, &random);
-            at_work += usize::from(callback.came().len() > before);
+            at_work += usize::from(callback.posts().len() > before);
         }
     });
     let (sent, repeated) = (sent.into_inner(), callback.repeated().len());
@@ -69,7 +69,7 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
     );
     assert!(at_work > 20, "it was killed before it did anything");
     let daemon = home.start();
-    payments::balance(&home, &callback, sent, Duration::from_secs(60));
+    payments::wait_until_complete(&home, &callback, sent, Duration::from_secs(60));
     assert_eq!(home.ask("SELECT count(*) FROM mails"), sent.to_string(), "no mail was recorded twice");
     assert_eq!(daemon.end(), Some(0));
 }

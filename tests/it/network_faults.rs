@@ -7,7 +7,7 @@ use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
-use testkit::proxy::{Line, Proxy, Way};
+use testkit::proxy::{Direction, LinkFaults, Proxy};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
@@ -25,7 +25,7 @@ enum Tls {
 }
 
 /// A Dovecot, a line to it, and who listens at the other end.
-struct World {
+struct ProxySetup {
     dovecot: Dovecot,
     proxy: Proxy,
     callback: Callback,
@@ -34,10 +34,10 @@ struct World {
     sent: usize,
 }
 
-impl World {
-    fn start(tls: Tls, renew: &str) -> World {
+impl ProxySetup {
+    fn start(tls: Tls, renew: &str) -> ProxySetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
-        let proxy = Proxy::before(if tls == Tls::Plain { dovecot.imap } else { dovecot.imaps });
+        let proxy = Proxy::in_front_of(if tls == Tls::Plain { dovecot.imap } else { dovecot.imaps });
         let more = format!("dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"{renew}\"");
         let mut config = account(proxy.port, &more);
         if tls == Tls::Implicit {
@@ -47,7 +47,7 @@ impl World {
         let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
         let daemon = home.start();
         home.until("SELECT state FROM mailboxes", "idle", SOON);
-        World { dovecot, proxy, callback, home, daemon, sent: 0 }
+        ProxySetup { dovecot, proxy, callback, home, daemon, sent: 0 }
     }
 
     fn deliver(&mut self, count: usize) {
@@ -56,13 +56,13 @@ impl World {
         self.sent += count;
     }
 
-    fn recorded(&self, limit: Duration) {
+    fn wait_until_recorded(&self, limit: Duration) {
         self.home.until("SELECT count(*) FROM events", &self.sent.to_string(), limit);
     }
 
     /// Everything is there, once, and the program is at rest again.
     fn end(self) {
-        payments::balance(&self.home, &self.callback, self.sent, RECOVERY);
+        payments::wait_until_complete(&self.home, &self.callback, self.sent, RECOVERY);
         assert!(self.callback.repeated().is_empty(), "no delivery was repeated: {:?}", self.callback.repeated());
         assert_eq!(self.home.ask("SELECT count(*) FROM mails"), self.sent.to_string(), "no mail was recorded twice");
         self.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
@@ -72,39 +72,39 @@ impl World {
 }
 
 /// Mails before, during and after a fault of these directions; it goes on until it has done something.
-fn holds_through(tls: Tls, ways: &[Way], fault: fn(&mut Line)) {
-    let mut world = World::start(tls, "1s");
-    world.deliver(10);
-    world.recorded(SOON);
-    for way in ways {
-        world.proxy.set(*way, fault);
+fn holds_through(tls: Tls, directions: &[Direction], fault: fn(&mut LinkFaults)) {
+    let mut setup = ProxySetup::start(tls, "1s");
+    setup.deliver(10);
+    setup.wait_until_recorded(SOON);
+    for direction in directions {
+        setup.proxy.set(*direction, fault);
     }
-    world.deliver(10);
-    world.proxy.until_hit(SOON);
-    world.deliver(1);
-    world.proxy.heal();
-    world.deliver(10);
-    world.recorded(RECOVERY);
-    world.deliver(1);
-    world.end();
+    setup.deliver(10);
+    setup.proxy.until_affected(SOON);
+    setup.deliver(1);
+    setup.proxy.heal();
+    setup.deliver(10);
+    setup.wait_until_recorded(RECOVERY);
+    setup.deliver(1);
+    setup.end();
 }
 
 /// The same for a fault that is over in a moment, in the middle of a stream of mails.
 fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
-    let mut world = World::start(tls, "1s");
+    let mut setup = ProxySetup::start(tls, "1s");
     for _ in 0..4 {
-        let before = world.proxy.accepted();
-        world.deliver(5);
-        fault(&world.proxy);
-        world.deliver(5);
+        let before = setup.proxy.accepted();
+        setup.deliver(5);
+        fault(&setup.proxy);
+        setup.deliver(5);
         let deadline = Instant::now() + RECOVERY;
-        while world.proxy.accepted() == before {
+        while setup.proxy.accepted() == before {
             assert!(Instant::now() < deadline, "the program did not come back");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    world.recorded(RECOVERY);
-    world.end();
+    setup.wait_until_recorded(RECOVERY);
+    setup.end();
 }
 
 /// At the same time: most of this is waiting.
@@ -128,102 +128,102 @@ fn reset_connections_lose_nothing() {
 
 #[test]
 fn refused_connections_lose_nothing() {
-    let mut world = World::start(Tls::Plain, "1s");
-    world.deliver(10);
-    world.recorded(SOON);
-    world.proxy.refuse(true);
-    world.proxy.cut();
-    world.deliver(10);
-    world.daemon.says("connection lost", SOON);
-    let before = world.proxy.accepted();
-    while world.proxy.accepted() < before + 2 {
+    let mut setup = ProxySetup::start(Tls::Plain, "1s");
+    setup.deliver(10);
+    setup.wait_until_recorded(SOON);
+    setup.proxy.refuse(true);
+    setup.proxy.cut();
+    setup.deliver(10);
+    setup.daemon.says("connection lost", SOON);
+    let before = setup.proxy.accepted();
+    while setup.proxy.accepted() < before + 2 {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(world.home.ask("SELECT state FROM mailboxes"), "failed");
-    world.proxy.heal();
-    world.deliver(10);
-    world.end();
+    assert_eq!(setup.home.ask("SELECT state FROM mailboxes"), "failed");
+    setup.proxy.heal();
+    setup.deliver(10);
+    setup.end();
 }
 
 #[test]
 fn a_stall_loses_nothing() {
-    let stall = |line: &mut Line| line.stalled = true;
+    let stall = |link: &mut LinkFaults| link.stalled = true;
     at_once(&[
-        &|| holds_through(Tls::Plain, &[Way::ToServer], stall),
-        &|| holds_through(Tls::Plain, &[Way::ToClient], stall),
-        &|| holds_through(Tls::Implicit, &[Way::ToServer, Way::ToClient], stall),
+        &|| holds_through(Tls::Plain, &[Direction::ToServer], stall),
+        &|| holds_through(Tls::Plain, &[Direction::ToClient], stall),
+        &|| holds_through(Tls::Implicit, &[Direction::ToServer, Direction::ToClient], stall),
     ]);
 }
 
 #[test]
 fn lost_bytes_lose_no_mail() {
-    let swallow = |line: &mut Line| line.swallows = true;
+    let swallow = |link: &mut LinkFaults| link.swallows = true;
     at_once(&[
-        &|| holds_through(Tls::Plain, &[Way::ToServer], swallow),
-        &|| holds_through(Tls::Plain, &[Way::ToClient], swallow),
-        &|| holds_through(Tls::Plain, &[Way::ToServer, Way::ToClient], swallow),
+        &|| holds_through(Tls::Plain, &[Direction::ToServer], swallow),
+        &|| holds_through(Tls::Plain, &[Direction::ToClient], swallow),
+        &|| holds_through(Tls::Plain, &[Direction::ToServer, Direction::ToClient], swallow),
         // Here what comes after the gap cannot be read either.
-        &|| holds_through(Tls::Implicit, &[Way::ToServer], swallow),
-        &|| holds_through(Tls::Implicit, &[Way::ToClient], swallow),
+        &|| holds_through(Tls::Implicit, &[Direction::ToServer], swallow),
+        &|| holds_through(Tls::Implicit, &[Direction::ToClient], swallow),
     ]);
 }
 
 #[test]
 fn single_bytes_are_read() {
     for tls in [Tls::Plain, Tls::Implicit] {
-        let mut world = World::start(tls, "1s");
-        world.proxy.set_both(|line| line.single_bytes = true);
-        world.deliver(10);
-        world.recorded(SOON);
-        world.proxy.cut();
-        world.deliver(10);
-        world.recorded(RECOVERY);
-        world.end();
+        let mut setup = ProxySetup::start(tls, "1s");
+        setup.proxy.set_both(|link| link.single_bytes = true);
+        setup.deliver(10);
+        setup.wait_until_recorded(SOON);
+        setup.proxy.cut();
+        setup.deliver(10);
+        setup.wait_until_recorded(RECOVERY);
+        setup.end();
     }
 }
 
 #[test]
 fn latency_does_not_reduce_throughput() {
-    let mut world = World::start(Tls::Plain, "9m");
-    world.proxy.set(Way::ToServer, |line| line.delay = Duration::from_millis(150));
-    world.proxy.set(Way::ToClient, |line| line.delay = Duration::from_millis(100));
+    let mut setup = ProxySetup::start(Tls::Plain, "9m");
+    setup.proxy.set(Direction::ToServer, |link| link.delay = Duration::from_millis(150));
+    setup.proxy.set(Direction::ToClient, |link| link.delay = Duration::from_millis(100));
     for _ in 0..5 {
         let began = Instant::now();
-        world.deliver(1);
-        world.recorded(SOON);
-        // What is pushed takes one way; a dialogue would take a round trip of 250 ms for each question.
+        setup.deliver(1);
+        setup.wait_until_recorded(SOON);
+        // What is pushed takes one direction; a dialogue would take a round trip of 250 ms for each question.
         assert!(began.elapsed() >= Duration::from_millis(100), "there is no delay");
     }
-    world.proxy.cut();
+    setup.proxy.cut();
     let began = Instant::now();
-    world.deliver(400);
-    world.recorded(RECOVERY);
+    setup.deliver(400);
+    setup.wait_until_recorded(RECOVERY);
     assert!(began.elapsed() < SOON, "400 mails took {:?}", began.elapsed());
-    world.end();
+    setup.end();
 }
 
 #[test]
 fn a_half_open_connection_is_noticed() {
     let renew = Duration::from_secs(2);
-    let mut world = World::start(Tls::Plain, "2s");
-    world.deliver(5);
-    world.recorded(SOON);
+    let mut setup = ProxySetup::start(Tls::Plain, "2s");
+    setup.deliver(5);
+    setup.wait_until_recorded(SOON);
     // New connections are as good as ever; the one there is never hears a word again, nor of its end.
-    world.proxy.forget();
+    setup.proxy.forget();
     let began = Instant::now();
-    world.deliver(5);
-    world.recorded(renew + Duration::from_secs(60));
+    setup.deliver(5);
+    setup.wait_until_recorded(renew + Duration::from_secs(60));
     // At the next renewal the program asks, and waits for as long as an answer may take; then it comes back.
     assert!(began.elapsed() < renew + ANSWER + Duration::from_secs(10), "it took {:?}", began.elapsed());
-    world.daemon.says("no answer to", SOON);
-    world.end();
+    setup.daemon.says("no answer to", SOON);
+    setup.end();
 }
 
 #[test]
 fn silent_servers_do_not_disturb_other_accounts() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
-    let silent = Proxy::before(dovecot.imap);
-    silent.set_both(|line| line.stalled = true);
+    let silent = Proxy::in_front_of(dovecot.imap);
+    silent.set_both(|link| link.stalled = true);
     let mut config = String::new();
     for n in 0..20 {
         config += &account(silent.port, "").replace("name = \"shop\"", &format!("name = \"silent{n}\""));
@@ -233,7 +233,7 @@ fn silent_servers_do_not_disturb_other_accounts() {
     let daemon = home.start();
     let mails: Vec<_> = (1..=20).map(payment).collect();
     dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
-    payments::balance(&home, &callback, mails.len(), SOON);
+    payments::wait_until_complete(&home, &callback, mails.len(), SOON);
     assert!(silent.accepted() > 0, "nobody asked the silent server");
     assert_eq!(home.ask("SELECT count(*) FROM mailboxes WHERE state = 'idle'"), "1");
     assert_eq!(daemon.end(), Some(0));

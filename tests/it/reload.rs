@@ -44,7 +44,7 @@ fn accounts_are_reloaded_during_deliveries() {
     daemon.says("forward[0].broken", SOON);
     write(&last);
     daemon.process.signal("-HUP");
-    payments::balance(&home, &callback, PAYMENTS, SOON);
+    payments::wait_until_complete(&home, &callback, PAYMENTS, SOON);
     assert!(callback.repeated().is_empty(), "{:?}", callback.repeated());
     dovecot.until_logged_in(&["payments@shop.example"], SOON);
     let status = home.run(&["status"]);

@@ -14,27 +14,27 @@ const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(30);
 const ADDRESS: &str = "payments@shop.example";
 
-struct World {
+struct RenumberingSetup {
     dovecot: Dovecot,
     callback: Callback,
     home: Home,
     mailbox: &'static str,
 }
 
-impl World {
-    fn start(mailbox: &'static str) -> World {
-        World::start_with(mailbox, "dedicated = true")
+impl RenumberingSetup {
+    fn start(mailbox: &'static str) -> RenumberingSetup {
+        RenumberingSetup::start_with(mailbox, "dedicated = true")
     }
 
-    fn start_with(mailbox: &'static str, more: &str) -> World {
+    fn start_with(mailbox: &'static str, more: &str) -> RenumberingSetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         let account = account(dovecot.imap, &format!("{more}\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\""));
         let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
-        let world = World { dovecot, callback, home, mailbox };
+        let setup = RenumberingSetup { dovecot, callback, home, mailbox };
         if mailbox != "INBOX" {
-            world.doveadm(&["mailbox", "create"], &[mailbox]);
+            setup.doveadm(&["mailbox", "create"], &[mailbox]);
         }
-        world
+        setup
     }
 
     fn doveadm(&self, command: &[&str], arguments: &[&str]) {
@@ -56,8 +56,8 @@ impl World {
     }
 
     /// The books are right, and every mail but the first of each payment was known.
-    fn balance(&self, payments: usize) {
-        payments::balance(&self.home, &self.callback, payments, SOON);
+    fn wait_until_complete(&self, payments: usize) {
+        payments::wait_until_complete(&self.home, &self.callback, payments, SOON);
     }
 
     fn validity(&self) -> u32 {
@@ -104,119 +104,119 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn a_new_uidvalidity_duplicates_nothing() {
-    let mut world = World::start("INBOX");
-    let daemon = world.daemon();
-    world.deliver(1..=10);
-    world.balance(10);
-    let before = world.validity();
-    world.dovecot.while_down(renumber);
-    world.deliver(11..=15);
-    world.balance(15);
-    world.home.until("SELECT last_uid FROM mailboxes", "15", SOON);
-    assert_ne!(world.validity(), before);
-    assert_eq!(world.home.ask("SELECT count(*) FROM mails WHERE outcome = 'duplicate'"), "10", "all was read anew");
-    world.deliver(16..=16);
-    world.balance(16);
+    let mut setup = RenumberingSetup::start("INBOX");
+    let daemon = setup.daemon();
+    setup.deliver(1..=10);
+    setup.wait_until_complete(10);
+    let before = setup.validity();
+    setup.dovecot.while_down(renumber);
+    setup.deliver(11..=15);
+    setup.wait_until_complete(15);
+    setup.home.until("SELECT last_uid FROM mailboxes", "15", SOON);
+    assert_ne!(setup.validity(), before);
+    assert_eq!(setup.home.ask("SELECT count(*) FROM mails WHERE outcome = 'duplicate'"), "10", "all was read anew");
+    setup.deliver(16..=16);
+    setup.wait_until_complete(16);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
 fn a_recreated_mailbox_is_read() {
-    let world = World::start("Shop");
-    let daemon = world.daemon();
-    world.deliver(1..=10);
-    world.balance(10);
-    world.doveadm(&["mailbox", "delete"], &["Shop"]);
-    world.failed();
-    world.doveadm(&["mailbox", "create"], &["Shop"]);
+    let setup = RenumberingSetup::start("Shop");
+    let daemon = setup.daemon();
+    setup.deliver(1..=10);
+    setup.wait_until_complete(10);
+    setup.doveadm(&["mailbox", "delete"], &["Shop"]);
+    setup.failed();
+    setup.doveadm(&["mailbox", "create"], &["Shop"]);
     // Some come again, some are new, and all have UIDs that others had.
-    world.deliver(6..=15);
-    world.balance(15);
-    world.home.until("SELECT state FROM mailboxes", "idle", SOON);
-    world.deliver(16..=20);
-    world.balance(20);
+    setup.deliver(6..=15);
+    setup.wait_until_complete(15);
+    setup.home.until("SELECT state FROM mailboxes", "idle", SOON);
+    setup.deliver(16..=20);
+    setup.wait_until_complete(20);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
 fn a_renamed_mailbox_is_read_after_its_return() {
-    let world = World::start("Shop");
-    let daemon = world.daemon();
-    world.deliver(1..=5);
-    world.balance(5);
-    world.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
-    world.failed();
-    assert!(!world.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
-    world.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
-    world.deliver(6..=10);
-    world.balance(10);
+    let setup = RenumberingSetup::start("Shop");
+    let daemon = setup.daemon();
+    setup.deliver(1..=5);
+    setup.wait_until_complete(5);
+    setup.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
+    setup.failed();
+    assert!(!setup.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
+    setup.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
+    setup.deliver(6..=10);
+    setup.wait_until_complete(10);
     // Another one takes its name, and goes again.
-    world.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
-    world.doveadm(&["mailbox", "create"], &["Shop"]);
-    world.deliver(11..=13);
-    world.balance(13);
-    world.doveadm(&["mailbox", "delete"], &["Shop"]);
-    world.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
-    world.deliver(14..=15);
-    world.balance(15);
+    setup.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
+    setup.doveadm(&["mailbox", "create"], &["Shop"]);
+    setup.deliver(11..=13);
+    setup.wait_until_complete(13);
+    setup.doveadm(&["mailbox", "delete"], &["Shop"]);
+    setup.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
+    setup.deliver(14..=15);
+    setup.wait_until_complete(15);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
 fn after_is_not_applied_to_other_mails() {
-    let world = World::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
+    let setup = RenumberingSetup::start_with("INBOX", "dedicated = true\nafter = \"seen\"");
     let seen = |n: usize| {
         let deadline = std::time::Instant::now() + SOON;
-        while !world.is_seen(&payments::hash(n)) {
+        while !setup.is_seen(&payments::transaction_hash(n)) {
             assert!(std::time::Instant::now() < deadline, "payment {n} is not marked");
             std::thread::sleep(Duration::from_millis(10));
         }
     };
-    let daemon = world.daemon();
-    world.dovecot.deliver(ADDRESS, b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHow are you?\r\n");
-    world.deliver(1..=1);
+    let daemon = setup.daemon();
+    setup.dovecot.deliver(ADDRESS, b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHow are you?\r\n");
+    setup.deliver(1..=1);
     seen(1);
     assert_eq!(daemon.end(), Some(0));
     // As where the server came back from its backup: all is read, and much of it has the number that it had.
-    rusqlite::Connection::open(world.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
-    let daemon = world.daemon();
-    world.deliver(2..=2);
+    rusqlite::Connection::open(setup.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
+    let daemon = setup.daemon();
+    setup.deliver(2..=2);
     seen(2);
     assert_eq!(
-        world.home.ask("SELECT group_concat(outcome, ' ') FROM (SELECT * FROM mails ORDER BY id)"),
+        setup.home.ask("SELECT group_concat(outcome, ' ') FROM (SELECT * FROM mails ORDER BY id)"),
         "ignored event event"
     );
-    assert!(!world.is_seen("How are you?"));
+    assert!(!setup.is_seen("How are you?"));
     assert_eq!(daemon.end(), Some(0));
 }
 
 /// A server that has ten mails comes back with five of them; then come so many that are new, under UIDs that others had.
 fn restored(new: usize, watched: bool) {
-    let mut world = World::start("INBOX");
-    let mut daemon = Some(world.daemon());
-    world.deliver(1..=5);
-    world.balance(5);
-    world.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
-    world.deliver(6..=10);
-    world.balance(10);
-    let before = world.validity();
+    let mut setup = RenumberingSetup::start("INBOX");
+    let mut daemon = Some(setup.daemon());
+    setup.deliver(1..=5);
+    setup.wait_until_complete(5);
+    setup.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
+    setup.deliver(6..=10);
+    setup.wait_until_complete(10);
+    let before = setup.validity();
     if !watched {
         assert_eq!(daemon.take().unwrap().end(), Some(0));
     }
-    world.dovecot.while_down(|dovecot| {
+    setup.dovecot.while_down(|dovecot| {
         std::fs::remove_dir_all(dovecot.maildir(ADDRESS)).unwrap();
         copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
         next_second();
     });
     if watched {
-        world.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+        setup.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
     }
-    world.deliver(11..=10 + new);
-    let daemon = daemon.unwrap_or_else(|| world.daemon());
-    world.balance(10 + new);
-    assert_eq!(world.validity(), before, "the server has not said that its numbers mean something else");
-    world.deliver(11 + new..=12 + new);
-    world.balance(12 + new);
+    setup.deliver(11..=10 + new);
+    let daemon = daemon.unwrap_or_else(|| setup.daemon());
+    setup.wait_until_complete(10 + new);
+    assert_eq!(setup.validity(), before, "the server has not said that its numbers mean something else");
+    setup.deliver(11 + new..=12 + new);
+    setup.wait_until_complete(12 + new);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -238,45 +238,46 @@ fn a_restore_with_more_mails_loses_nothing() {
 /// While nobody looks, a server comes back from its backup, so many new mails come that its numbers have caught up, and
 /// the last that was read is gone. What was lost is ours, or somebody else's in a shared mailbox.
 fn restored_and_caught_up(shared: bool) {
-    let mut world = World::start_with("INBOX", if shared { "dedicated = false" } else { "dedicated = true" });
-    let daemon = world.daemon();
-    world.deliver(1..=5);
-    world.balance(5);
-    world.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
+    let mut setup =
+        RenumberingSetup::start_with("INBOX", if shared { "dedicated = false" } else { "dedicated = true" });
+    let daemon = setup.daemon();
+    setup.deliver(1..=5);
+    setup.wait_until_complete(5);
+    setup.dovecot.while_down(|dovecot| copy(&dovecot.maildir(ADDRESS), &dovecot.folder.path().join("backup")));
     let known = if shared {
         let friend = b"From: A friend <friend@else.example>\r\nSubject: Hello\r\n\r\nHello\r\n";
-        world.dovecot.deliver_all(ADDRESS, [friend.as_slice(); 5]);
+        setup.dovecot.deliver_all(ADDRESS, [friend.as_slice(); 5]);
         5
     } else {
-        world.deliver(6..=10);
+        setup.deliver(6..=10);
         10
     };
-    world.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
-    world.balance(known);
-    let before = world.validity();
+    setup.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
+    setup.wait_until_complete(known);
+    let before = setup.validity();
     assert_eq!(daemon.end(), Some(0));
-    world.dovecot.while_down(|dovecot| {
+    setup.dovecot.while_down(|dovecot| {
         std::fs::remove_dir_all(dovecot.maildir(ADDRESS)).unwrap();
         copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
         next_second();
     });
     // The first of them came twice, and the second time as what is gone.
-    world.deliver(known + 1..=known + 4);
-    world.deliver(known + 1..=known + 1);
-    world.deliver(known + 5..=known + 10);
-    world.doveadm(&["expunge"], &["mailbox", "INBOX", "uid", "10"]);
-    let daemon = world.daemon();
-    world.balance(known + 10);
-    assert_eq!(world.validity(), before, "the server has not said that its numbers mean something else");
-    world.home.until("SELECT last_uid FROM mailboxes", "16", SOON);
+    setup.deliver(known + 1..=known + 4);
+    setup.deliver(known + 1..=known + 1);
+    setup.deliver(known + 5..=known + 10);
+    setup.doveadm(&["expunge"], &["mailbox", "INBOX", "uid", "10"]);
+    let daemon = setup.daemon();
+    setup.wait_until_complete(known + 10);
+    assert_eq!(setup.validity(), before, "the server has not said that its numbers mean something else");
+    setup.home.until("SELECT last_uid FROM mailboxes", "16", SOON);
     assert_eq!(daemon.end(), Some(0));
     // It is not found again.
-    let rows = world.home.ask("SELECT renumbered_after FROM mailboxes");
+    let rows = setup.home.ask("SELECT renumbered_after FROM mailboxes");
     assert_ne!(rows, "0");
-    let daemon = world.daemon();
-    world.deliver(known + 11..=known + 12);
-    world.balance(known + 12);
-    assert_eq!(world.home.ask("SELECT renumbered_after FROM mailboxes"), rows);
+    let daemon = setup.daemon();
+    setup.deliver(known + 11..=known + 12);
+    setup.wait_until_complete(known + 12);
+    assert_eq!(setup.home.ask("SELECT renumbered_after FROM mailboxes"), rows);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -292,27 +293,27 @@ fn a_restore_in_a_shared_mailbox_loses_nothing() {
 
 #[test]
 fn old_mails_stay_unread_after_renumbering() {
-    let mut world = World::start_with("INBOX", "dedicated = true\nstart = \"now\"");
-    world.deliver(101..=105);
+    let mut setup = RenumberingSetup::start_with("INBOX", "dedicated = true\nstart = \"now\"");
+    setup.deliver(101..=105);
     // They came two hours ago: for Dovecot that is the time of the file, once it has forgotten what it noted.
-    world.dovecot.while_down(|dovecot| {
+    setup.dovecot.while_down(|dovecot| {
         renumber(dovecot);
         let new = dovecot.maildir(ADDRESS).join("new");
         let files: Vec<_> = std::fs::read_dir(new).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(files.len(), 5);
         assert!(Command::new("touch").args(["-d", "2 hours ago"]).args(files).status().unwrap().success());
     });
-    let daemon = world.daemon();
-    world.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
-    world.deliver(1..=3);
-    world.balance(3);
-    let before = world.validity();
-    world.dovecot.while_down(renumber);
-    world.deliver(4..=5);
-    world.balance(5);
-    world.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
-    assert_ne!(world.validity(), before);
-    world.deliver(6..=6);
-    world.balance(6);
+    let daemon = setup.daemon();
+    setup.home.until("SELECT last_uid FROM mailboxes", "5", SOON);
+    setup.deliver(1..=3);
+    setup.wait_until_complete(3);
+    let before = setup.validity();
+    setup.dovecot.while_down(renumber);
+    setup.deliver(4..=5);
+    setup.wait_until_complete(5);
+    setup.home.until("SELECT last_uid FROM mailboxes", "10", SOON);
+    assert_ne!(setup.validity(), before);
+    setup.deliver(6..=6);
+    setup.wait_until_complete(6);
     assert_eq!(daemon.end(), Some(0));
 }

@@ -9,7 +9,7 @@ use resmic_mailhook::resmic::{
     reconcile,
 };
 use serde_json::json;
-use testkit::resmic_api::{API_KEY, Asked, Mood, ResmicApi, Session, USER_ID};
+use testkit::resmic_api::{API_KEY, ApiRequest, Mood, ResmicApi, Session, USER_ID};
 
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
@@ -58,8 +58,8 @@ fn documented_answers_are_parsed() {
     assert_eq!((status.payment_status, status.amount.as_deref()), (PaymentStatus::Completed, Some("20")));
     let details = details(&api).unwrap();
     assert_eq!((details.transaction_hash.as_deref(), details.blockchain.as_deref()), (Some(TX), Some("Sepolia")));
-    let path = |name: &str| Asked { path: format!("/api/v1/makepayment/{name}"), session: SESSION.into() };
-    assert_eq!(api.asked(), [path("payment-status"), path("transaction-details")]);
+    let path = |name: &str| ApiRequest { path: format!("/api/v1/makepayment/{name}"), session: SESSION.into() };
+    assert_eq!(api.requests(), [path("payment-status"), path("transaction-details")]);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn redirect_is_not_followed() {
     let (api, other) = (api(), ResmicApi::start());
     let said = error(&api, Mood::Redirects(other.url()));
     assert!(matches!(&said, ApiError::Malformed(words) if words.contains("not followed")), "{said}");
-    assert!(other.asked().is_empty());
+    assert!(other.requests().is_empty());
 }
 
 #[test]

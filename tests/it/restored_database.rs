@@ -24,11 +24,11 @@ fn a_restored_copy_is_intact_and_completed() {
         let mails: Vec<_> = (1..=200).map(payment).collect();
         let deliver = |mails: &[Vec<u8>]| dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));
         deliver(&mails[..100]);
-        payments::balance(&home, &callback, 100, SOON);
+        payments::wait_until_complete(&home, &callback, 100, SOON);
         let copy = home.folder.path().join("copy.db");
         home.data(&["backup", copy.to_str().unwrap()]);
         deliver(&mails[100..]);
-        payments::balance(&home, &callback, 200, SOON);
+        payments::wait_until_complete(&home, &callback, 200, SOON);
         std::fs::rename(&copy, home.database()).unwrap();
         if asked_to_end {
             daemon.process.signal("-TERM");
@@ -39,7 +39,7 @@ fn a_restored_copy_is_intact_and_completed() {
             ("ok".into(), "100".into())
         );
         let daemon = home.start();
-        payments::balance(&home, &callback, 200, SOON);
+        payments::wait_until_complete(&home, &callback, 200, SOON);
         assert_eq!(daemon.end(), Some(0));
     }
 }

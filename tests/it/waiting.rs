@@ -61,7 +61,7 @@ fn a_full_disk_delays_and_loses_nothing() {
     std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
     let mut daemon = home.start();
     deliver(&dovecot, 1..=10);
-    payments::balance(&home, &callback, 10, SOON);
+    payments::wait_until_complete(&home, &callback, 10, SOON);
     disk.fill();
     deliver(&dovecot, 11..=60);
     daemon.says("the disk is full", LATER);
@@ -76,7 +76,7 @@ fn a_full_disk_delays_and_loses_nothing() {
     assert!(!daemon.process.has_ended());
     disk.free();
     deliver(&dovecot, 61..=70);
-    payments::balance(&home, &callback, 70, LATER);
+    payments::wait_until_complete(&home, &callback, 70, LATER);
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
     assert!(home.run(&["status"]).status.success());
     assert_eq!(daemon.end(), Some(0));
@@ -96,7 +96,7 @@ fn a_start_waits_for_disk_space() {
         let daemon = home.start();
         daemon.says("the disk is full", SOON);
         disk.free();
-        payments::balance(&home, &callback, known + 10, LATER);
+        payments::wait_until_complete(&home, &callback, known + 10, LATER);
         assert_eq!(daemon.end(), Some(0));
         // Else the next would have no need of room to open it, and its end would wait for what cannot be stored.
         assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was not closed");
@@ -138,7 +138,7 @@ fn a_locked_database_delays_and_loses_nothing() {
     let home = Home::new(&config(&dovecot, &callback));
     let mut daemon = home.start();
     deliver(&dovecot, 1..=10);
-    payments::balance(&home, &callback, 10, SOON);
+    payments::wait_until_complete(&home, &callback, 10, SOON);
     let other = rusqlite::Connection::open(home.database()).unwrap();
     other.busy_timeout(SOON).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -155,7 +155,7 @@ fn a_locked_database_delays_and_loses_nothing() {
     daemon.says("another program has held the write lock", SOON);
     other.execute_batch("ROLLBACK").unwrap();
     deliver(&dovecot, 61..=70);
-    payments::balance(&home, &callback, 70, LATER);
+    payments::wait_until_complete(&home, &callback, 70, LATER);
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
     assert!(home.run(&["status"]).status.success());
     assert_eq!(daemon.end(), Some(0));
@@ -175,7 +175,7 @@ fn shutdown_does_not_wait_for_a_locked_database() {
     assert_eq!(daemon.end(), Some(0));
     other.execute_batch("ROLLBACK").unwrap();
     let daemon = home.start();
-    payments::balance(&home, &callback, 10, LATER);
+    payments::wait_until_complete(&home, &callback, 10, LATER);
     assert_eq!(daemon.end(), Some(0));
 }
 

@@ -18,24 +18,24 @@ use testkit::anvil::{Anvil, calldata};
 const UNITS: u128 = 20_000_000;
 
 /// A node with a token, a factory of temporary wallets, and the accounts of a merchant and a payer.
-struct World {
+struct ChainSetup {
     anvil: Anvil,
     token: String,
     wallets: String,
 }
 
-impl World {
-    fn new() -> World {
-        World::with(Anvil::start(), "6")
+impl ChainSetup {
+    fn new() -> ChainSetup {
+        ChainSetup::with(Anvil::start(), "6")
     }
 
-    fn with(anvil: Anvil, decimals: &str) -> World {
+    fn with(anvil: Anvil, decimals: &str) -> ChainSetup {
         let (token, wallets) = (anvil.deploy("Token", &[decimals]), anvil.deploy("Wallets", &[]));
-        let world = World { anvil, token, wallets };
-        for account in [world.payer(), world.stranger()] {
-            world.send(account, &world.token, "mint(address,uint256)", &[account, "1000000000000000000000000"]);
+        let setup = ChainSetup { anvil, token, wallets };
+        for account in [setup.payer(), setup.stranger()] {
+            setup.send(account, &setup.token, "mint(address,uint256)", &[account, "1000000000000000000000000"]);
         }
-        world
+        setup
     }
 
     fn shop(&self) -> &str {

@@ -11,15 +11,15 @@ const TARGET: &str = "\"Resmic &- done\"";
 /// A server with these capabilities, where one mail waits and one comes during the IDLE; both are put away.
 async fn putting_away(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = capabilities.into());
+    server.change(|state| state.capabilities = capabilities.into());
     server.deliver("waits");
     let mut watching = watch(&server, more);
     watching.mail("waits").await;
-    watching.while_server("the first is put away", move |world| world.asked(last) == 1).await;
+    watching.while_server("the first is put away", move |state| state.asked(last) == 1).await;
     watching.idle().await;
     server.deliver("comes");
     watching.mail("comes").await;
-    watching.while_server("the second is put away", move |world| world.asked(last) == 2).await;
+    watching.while_server("the second is put away", move |state| state.asked(last) == 2).await;
     watching.idle().await;
     (server, watching)
 }
@@ -57,7 +57,7 @@ async fn after_move_uses_move_if_offered() {
     let (server, watching) = putting_away(MOVE, "IDLE MOVE UIDPLUS", "UID MOVE").await;
     assert_eq!(server.asked(&format!("UID MOVE 1 {TARGET}")), 1);
     assert_eq!(server.asked("UID COPY") + server.asked("STORE") + server.asked("EXPUNGE"), 0);
-    assert!(server.world().mails.is_empty());
+    assert!(server.state().mails.is_empty());
     watching.end().await;
 }
 
@@ -68,7 +68,7 @@ async fn after_move_with_uidplus_expunges_only_notifications() {
         assert_eq!(server.asked(command), 1, "{command}");
     }
     never_a_bare_expunge(&server);
-    assert!(server.world().mails.is_empty());
+    assert!(server.state().mails.is_empty());
     watching.end().await;
 }
 
@@ -78,14 +78,14 @@ async fn after_move_without_uidplus_never_expunges() {
     assert_eq!(server.asked("UID COPY"), 2);
     assert_eq!(server.asked("EXPUNGE"), 0);
     never_a_bare_expunge(&server);
-    assert_eq!(server.world().mails.len(), 2);
+    assert_eq!(server.state().mails.len(), 2);
     watching.end().await;
 }
 
 #[tokio::test]
 async fn a_failed_copy_marks_nothing_deleted() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE UIDPLUS".into());
+    server.change(|state| state.capabilities = "IDLE UIDPLUS".into());
     server.deliver("stays");
     always(&server, "UID COPY", &[say("{tag} NO [OVERQUOTA] full\r\n")]);
     let mut watching = watch(&server, MOVE);
@@ -105,7 +105,7 @@ async fn a_missing_target_mailbox_is_created() {
     once(&server, "UID MOVE", 1, &[say("{tag} NO [TRYCREATE] no such mailbox\r\n")]);
     let mut watching = watch(&server, MOVE);
     watching.mail("moved").await;
-    watching.while_server("a second try", |world| world.asked("UID MOVE") == 2).await;
+    watching.while_server("a second try", |state| state.asked("UID MOVE") == 2).await;
     assert_eq!(server.asked(&format!("CREATE {TARGET}")), 1);
     watching.end().await;
 }
@@ -114,7 +114,7 @@ async fn a_missing_target_mailbox_is_created() {
 async fn a_mail_in_the_target_is_not_moved() {
     for (watched, target) in [("Done", "Done"), ("INBOX", "inbox")] {
         let server = Scripted::start().await;
-        server.change(|world| world.mailbox = Some(watched.into()));
+        server.change(|state| state.mailbox = Some(watched.into()));
         server.deliver("waits");
         let after = format!("mailboxes = [{watched:?}]\nafter = {{ move = {target:?} }}");
         let mut watching = watch(&server, &format!("{DEDICATED}\n{after}"));
@@ -141,7 +141,7 @@ async fn after_is_applied_only_to_committed_mails() {
         watching.listen(ms(200)).await;
         assert_eq!(server.asked("STORE") + server.asked("MOVE"), 0);
         watching.commit();
-        let put_away = |world: &testkit::scripted::World| world.asked("STORE") + world.asked("MOVE") > 0;
+        let put_away = |state: &testkit::scripted::ServerState| state.asked("STORE") + state.asked("MOVE") > 0;
         watching.while_server("it is put away", put_away).await;
         watching.end().await;
     }
@@ -154,7 +154,7 @@ async fn the_next_connection_completes_after() {
     once(&server, "UID STORE", 1, &[Step::Close]);
     let mut watching = watch(&server, SEEN);
     watching.mail("first").await;
-    watching.while_server("a second try", |world| world.asked("UID STORE 1 ") == 2).await;
+    watching.while_server("a second try", |state| state.asked("UID STORE 1 ") == 2).await;
     assert_eq!((watching.times("first"), server.connections()), (1, 2));
     watching.end().await;
 }
@@ -166,16 +166,16 @@ async fn after_is_dropped_when_uids_are_renumbered() {
     server.deliver("lost");
     once(&server, "UID MOVE", 1, &[Step::Mute]);
     let mut watching = watch(&server, &format!("{SHARED}\nafter = {{ move = \"Resmic\" }}"));
-    watching.while_server("a move", |world| world.count("UID MOVE") == 1).await;
+    watching.while_server("a move", |state| state.count("UID MOVE") == 1).await;
     // It is not answered: the server comes back from a backup of when there was one mail.
-    server.change(|world| {
-        world.mails.truncate(1);
-        world.uid_next = 2;
-        let uid = world.deliver(&other("somebody else's, in its place"));
-        world.dates.insert(uid, "05-Mar-2025 05:00:00 +0000".into());
+    server.change(|state| {
+        state.mails.truncate(1);
+        state.uid_next = 2;
+        let uid = state.deliver(&other("somebody else's, in its place"));
+        state.dates.insert(uid, "05-Mar-2025 05:00:00 +0000".into());
     });
-    watching.while_server("another move", |world| world.count("UID MOVE") == 2).await;
+    watching.while_server("another move", |state| state.count("UID MOVE") == 2).await;
     watching.idle().await;
-    assert_eq!(server.world().mails.iter().map(|(uid, _)| *uid).collect::<Vec<_>>(), [2]);
+    assert_eq!(server.state().mails.iter().map(|(uid, _)| *uid).collect::<Vec<_>>(), [2]);
     watching.end().await;
 }

@@ -7,7 +7,7 @@ use testkit::watching::dedicated;
 
 /// With one mail waiting, the server spoils the `nth` answer of this name in these ways, one after the other; the mail
 /// must come all the same.
-async fn spoilt(name: &'static str, nth: usize, ways: &[&[Step]]) {
+async fn survives_answers(name: &'static str, nth: usize, ways: &[&[Step]]) {
     for more in [DEDICATED, SHARED] {
         for way in ways {
             let server = Scripted::start().await;
@@ -27,32 +27,32 @@ async fn spoilt(name: &'static str, nth: usize, ways: &[&[Step]]) {
 async fn end_of_stream_is_no_empty_fetch() {
     let half = &[say("* 1 FETCH (UID 1 INTERNALDATE \"05-Mar"), Step::Close][..];
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
+        survives_answers("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
     }
     // All of the answer but its OK proves nothing either.
-    spoilt("UID FETCH", 1, &[&[Step::Untagged, Step::Close]]).await;
+    survives_answers("UID FETCH", 1, &[&[Step::Untagged, Step::Close]]).await;
 }
 
 #[tokio::test]
 async fn end_of_stream_is_no_answer_to_examine() {
-    spoilt("EXAMINE", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
-    spoilt("CAPABILITY", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
+    survives_answers("EXAMINE", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
+    survives_answers("CAPABILITY", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
 }
 
 #[tokio::test]
 async fn a_tagged_no_or_bad_is_no_success() {
     let ways: &[&[Step]] = &[&[say("{tag} NO not now\r\n")], &[say("{tag} BAD what\r\n")]];
     for name in ["CAPABILITY", "EXAMINE"] {
-        spoilt(name, 1, ways).await;
+        survives_answers(name, 1, ways).await;
     }
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, ways).await;
     }
 }
 
 #[tokio::test]
 async fn the_answer_to_another_command_is_no_success() {
-    spoilt("UID FETCH", 1, &[&[say("A9999 OK done\r\n")], &[say("+ go on\r\n")]]).await;
+    survives_answers("UID FETCH", 1, &[&[say("A9999 OK done\r\n")], &[say("+ go on\r\n")]]).await;
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn a_parse_error_is_no_empty_mailbox() {
         &[say("\0\u{1}\u{2}\r\n"), Step::Ok],
     ];
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, ways).await;
     }
 }
 
@@ -71,14 +71,14 @@ async fn a_parse_error_is_no_empty_mailbox() {
 async fn a_mail_below_the_range_is_dropped() {
     for capabilities in ["IDLE", ""] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         server.deliver("read long ago");
         server.deliver("read before");
         let timing = Timing { poll: ms(100), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("read before").await;
         // Each of these sweeps asks for 3:* and is sent mail 2.
-        watching.while_server("two sweeps", |world| world.asked("UID FETCH 3:* ") >= 2).await;
+        watching.while_server("two sweeps", |state| state.asked("UID FETCH 3:* ") >= 2).await;
         server.deliver("new");
         watching.mail("new").await;
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
@@ -111,7 +111,7 @@ async fn a_disconnect_at_any_step_loses_nothing() {
             watching.mail("before").await;
             server.deliver("later");
             watching.mail("later").await;
-            server.until("the step", |world| world.count(name) >= nth).await;
+            server.until("the step", |state| state.count(name) >= nth).await;
             watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
             // What was not yet behind the cursor may have come twice; nothing else.
             assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {way:?}");
@@ -123,9 +123,9 @@ async fn a_disconnect_at_any_step_loses_nothing() {
 #[tokio::test]
 async fn mails_below_the_cursor_are_not_downloaded_again() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         (0..20).for_each(|n| {
-            world.deliver(&notification(&format!("old {n}")));
+            state.deliver(&notification(&format!("old {n}")));
         })
     });
     let mut watching = dedicated(&server);
@@ -135,7 +135,7 @@ async fn mails_below_the_cursor_are_not_downloaded_again() {
         let connection = server.connections();
         once(&server, "news", n + 1, &[Step::Close]);
         server.deliver(&format!("new {n}"));
-        watching.while_server("a new connection", |world| world.connections() > connection).await;
+        watching.while_server("a new connection", |state| state.connections() > connection).await;
         watching.mail(&format!("new {n}")).await;
     }
     assert!(watching.handed.values().all(|(_, times)| *times == 1), "each once");

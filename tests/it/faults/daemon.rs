@@ -26,18 +26,18 @@ const MAILS: &str = "SELECT count(*) FROM mails";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn payments_under_new_uids_are_duplicates() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.deliver(&payment(1));
-        world.deliver(&payment(2));
+    server.change(|state| {
+        state.deliver(&payment(1));
+        state.deliver(&payment(2));
     });
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until(EVENTS, "2", SOON);
     // Under new numbers, as after a migration; and once more, copied within the mailbox.
     once(&server, "news", 1, &[Step::Close]);
-    server.change(|world| {
-        world.uid_validity = 8;
-        world.deliver(&payment(1));
+    server.change(|state| {
+        state.uid_validity = 8;
+        state.deliver(&payment(1));
     });
     home.until("SELECT count(*) FROM mails WHERE outcome = 'duplicate'", "3", SOON);
     assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "5".into()));
@@ -47,9 +47,9 @@ async fn payments_under_new_uids_are_duplicates() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_under_a_reused_uid_is_stored() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=3 {
-            world.deliver(&payment(n));
+            state.deliver(&payment(n));
         }
     });
     let home = home(&server, "dedicated = true");
@@ -57,13 +57,13 @@ async fn a_payment_under_a_reused_uid_is_stored() {
     home.until(EVENTS, "3", SOON);
     // Restored from a backup of when there was one mail; then two others come.
     once(&server, "news", 1, &[Step::Close]);
-    server.change(|world| {
-        world.mails.truncate(1);
-        world.uid_next = 2;
-        world.deliver(&payment(4));
+    server.change(|state| {
+        state.mails.truncate(1);
+        state.uid_next = 2;
+        state.deliver(&payment(4));
     });
     home.until(EVENTS, "4", SOON);
-    server.change(|world| world.deliver(&payment(5)));
+    server.change(|state| state.deliver(&payment(5)));
     home.until(EVENTS, "5", SOON);
     assert_eq!(home.ask(MAILS), "5", "and what was there all the time leaves no second row");
     assert_eq!(daemon.end(), Some(0));
@@ -71,9 +71,9 @@ async fn a_payment_under_a_reused_uid_is_stored() {
 
 /// A mail arrives at this time by the server's clock.
 fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
-    server.change(|world| {
-        let uid = world.deliver(mail);
-        world.dates.insert(uid, date.into());
+    server.change(|state| {
+        let uid = state.deliver(mail);
+        state.dates.insert(uid, date.into());
     });
 }
 
@@ -99,20 +99,20 @@ async fn reused_uids_are_read_once_over_restarts() {
         assert_eq!(home.ask("SELECT newest_at FROM mailboxes"), "2025-03-05T03:00:00.000Z");
         // Restored from when there was one mail. Payments have mails of others in their place, and the other way round;
         // the last that was read is gone.
-        server.change(|world| {
-            world.mails.truncate(1);
-            world.uid_next = 2;
+        server.change(|state| {
+            state.mails.truncate(1);
+            state.uid_next = 2;
         });
         deliver_at(&server, &friend, before);
         deliver_at(&server, &friend, third);
         deliver_at(&server, &payment(4), later);
         deliver_at(&server, &friend, later);
         deliver_at(&server, &payment(5), later);
-        server.change(|world| world.mails.retain(|(uid, _)| *uid != 5));
+        server.change(|state| state.mails.retain(|(uid, _)| *uid != 5));
         let idles = server.count("IDLE");
         let daemon = home.start();
         home.until(EVENTS, "5", SOON);
-        server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+        server.until("an IDLE", |state| state.count("IDLE") > idles).await;
         assert_eq!(daemon.end(), Some(0));
         assert_eq!(server.asked("UID FETCH 1:* "), 2, "all was read anew");
         for n in 6..=7 {
@@ -120,7 +120,7 @@ async fn reused_uids_are_read_once_over_restarts() {
             deliver_at(&server, &payment(n), later);
             let daemon = home.start();
             home.until(EVENTS, &n.to_string(), SOON);
-            server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+            server.until("an IDLE", |state| state.count("IDLE") > idles).await;
             assert_eq!(daemon.end(), Some(0));
         }
         assert_eq!(server.asked("UID FETCH 1:* "), 2, "{more}: once");
@@ -135,9 +135,9 @@ async fn renumbered(server: &Scripted, home: &Home, start: &str) {
     let (_, after) = rest.split_once('\n').unwrap();
     std::fs::write(&config, format!("{before}start = {start:?}\n{after}")).unwrap();
     let idles = server.count("IDLE");
-    server.change(|world| world.uid_validity += 1);
+    server.change(|state| state.uid_validity += 1);
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+    server.until("an IDLE", |state| state.count("IDLE") > idles).await;
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -178,17 +178,17 @@ async fn without_a_boundary_the_mailbox_is_reread() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_uid_in_a_push_hides_nothing() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    server.change(|state| state.capabilities = "IDLE NOTIFY".into());
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    server.until("an IDLE", |state| state.count("IDLE") == 1).await;
     // The first is pushed under the second's number.
     let items = "RFC822.SIZE BODY.PEEK[]";
-    let wrong = String::from_utf8(testkit::scripted::connection::data(1, 2, &payment(1), items)).unwrap();
+    let wrong = String::from_utf8(testkit::scripted::connection::fetch_response(1, 2, &payment(1), items)).unwrap();
     once(&server, "news", 1, &[Step::Announce, Step::Say(wrong)]);
-    server.change(|world| world.deliver(&payment(1)));
+    server.change(|state| state.deliver(&payment(1)));
     home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "1", SOON);
-    server.change(|world| world.deliver(&payment(2)));
+    server.change(|state| state.deliver(&payment(2)));
     home.until(EVENTS, "2", SOON);
     assert_eq!(daemon.end(), Some(0));
 }
@@ -196,12 +196,12 @@ async fn a_wrong_uid_in_a_push_hides_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trace_logs_contain_no_password_and_no_mail() {
     let server = Scripted::start().await;
-    server.change(|world| world.deliver(&payment(1)));
+    server.change(|state| state.deliver(&payment(1)));
     let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
     let daemon = home.start();
     home.until(EVENTS, "1", SOON);
     once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n"), Step::Usual]);
-    server.change(|world| world.deliver(&payment(2)));
+    server.change(|state| state.deliver(&payment(2)));
     home.until(EVENTS, "2", SOON);
     daemon.says("cannot be parsed", SOON);
     let log = daemon.log();
@@ -228,20 +228,20 @@ async fn a_kill_at_every_step_loses_nothing() {
         let each = steps.map(|(name, nth)| {
             tokio::spawn(async move {
                 let server = Scripted::start().await;
-                server.change(|world| world.deliver(&payment(1)));
+                server.change(|state| state.deliver(&payment(1)));
                 once(&server, name, nth, way);
                 let home = home(&server, "dedicated = true\nafter = \"seen\"");
                 let daemon = home.start();
                 if ["news", "DONE"].contains(&name) || (name, nth) == ("UID STORE", 2) {
-                    server.until("an IDLE", |world| world.count("IDLE") > 0).await;
+                    server.until("an IDLE", |state| state.count("IDLE") > 0).await;
                 }
-                server.change(|world| world.deliver(&payment(2)));
-                server.until("the step", |world| world.count(name) >= nth).await;
+                server.change(|state| state.deliver(&payment(2)));
+                server.until("the step", |state| state.count(name) >= nth).await;
                 tokio::task::block_in_place(|| daemon.kill());
                 server.script(|_| vec![Step::Usual]);
                 let idles = server.count("IDLE");
                 let daemon = home.start();
-                server.until("an IDLE after the kill", |world| world.count("IDLE") > idles).await;
+                server.until("an IDLE after the kill", |state| state.count("IDLE") > idles).await;
                 tokio::task::block_in_place(|| {
                     home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "2", SOON);
                     assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "2".into()), "{name} {nth}");
@@ -260,7 +260,7 @@ async fn a_second_daemon_opens_no_connection() {
     let server = Scripted::start().await;
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    server.until("an IDLE", |state| state.count("IDLE") == 1).await;
     let second = home.run(&["run"]);
     assert_eq!(second.status.code(), Some(1));
     assert_eq!((server.connections(), server.most_open()), (1, 1));

@@ -2,7 +2,7 @@
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 use testkit::watching::dedicated;
 
@@ -12,7 +12,7 @@ fn speaks(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
         if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
             return vec![Step::Usual];
         }
-        let usual = String::from_utf8(data(1, 1, &notification("odd"), seen.line)).unwrap();
+        let usual = String::from_utf8(fetch_response(1, 1, &notification("odd"), seen.line)).unwrap();
         vec![Step::Say(change(&usual)), Step::Ok]
     });
 }
@@ -60,7 +60,7 @@ async fn a_malformed_fetch_response_delays_only_its_mail() {
             if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
                 return vec![Step::Usual];
             }
-            let after_it = String::from_utf8(data(2, 2, &notification("after it"), seen.line)).unwrap();
+            let after_it = String::from_utf8(fetch_response(2, 2, &notification("after it"), seen.line)).unwrap();
             vec![say(nonsense), Step::Say(after_it), Step::Ok]
         });
         let mut watching = dedicated(&server);
@@ -89,9 +89,9 @@ async fn the_cursor_does_not_pass_unnamed_mails() {
         watching.idle().await;
         let next = server.count("UID FETCH") + 1;
         once(&server, "UID FETCH", next, &[say("* 3 FETCH (UID ?)\r\n* 4 FETCH (UID 4)\r\n"), Step::Ok]);
-        server.change(|world| {
-            world.deliver(&notification("not named either"));
-            world.deliver(&notification("the fourth"));
+        server.change(|state| {
+            state.deliver(&notification("not named either"));
+            state.deliver(&notification("the fourth"));
         });
         watching.mail("not named either").await;
         watching.mail("the fourth").await;
@@ -120,7 +120,7 @@ const JUNK: &str = "dedicated = true\nidle_renew = \"1m\"\nmailboxes = [\"\\\\Ju
 async fn a_refused_list_extension_becomes_a_plain_list() {
     for status in ["BAD", "NO"] {
         let server = Scripted::start().await;
-        server.change(|world| world.list = vec!["(\\Junk) \"/\" Spam".into()]);
+        server.change(|state| state.list = vec!["(\\Junk) \"/\" Spam".into()]);
         let answer = say(&format!("{{tag}} {status} unknown option\r\n"));
         server.script(move |seen| match seen.name {
             "LIST" if seen.line.contains("RETURN") => vec![answer.clone()],
@@ -150,7 +150,7 @@ async fn an_odd_list_line_hides_nothing_else() {
             if !first {
                 list.reverse();
             }
-            server.change(|world| world.list = list);
+            server.change(|state| state.list = list);
             let mut watching = watch(&server, JUNK);
             watching.idle().await;
             assert_eq!((server.connections(), server.asked("EXAMINE \"Spam\"")), (1, 1), "{odd}");
@@ -168,7 +168,7 @@ async fn an_odd_list_line_names_its_own_mailbox() {
         (r#"(\Junk) "/" "Spam" ("OLDNAME" ("Junk"))"#, r#""Spam""#),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.list = vec![line.into()]);
+        server.change(|state| state.list = vec![line.into()]);
         let mut watching = watch(&server, JUNK);
         watching.idle().await;
         assert_eq!(server.asked(&format!("EXAMINE {asked}")), 1, "{line}");
@@ -187,7 +187,7 @@ async fn uidvalidity_is_found_in_all_places() {
     ] {
         let server = Scripted::start().await;
         server.deliver("read");
-        server.change(|world| (world.tells_uid_validity, world.tells_uid_next) = (false, false));
+        server.change(|state| (state.tells_uid_validity, state.tells_uid_next) = (false, false));
         server.script(move |seen| match seen.name {
             "EXAMINE" => vec![Step::Untagged, say(examine)],
             "SELECT" => vec![Step::Untagged, say(select)],
@@ -207,7 +207,7 @@ async fn uidvalidity_is_found_in_all_places() {
 #[tokio::test]
 async fn without_any_uidvalidity_the_mailbox_fails() {
     let server = Scripted::start().await;
-    server.change(|world| world.tells_uid_validity = false);
+    server.change(|state| state.tells_uid_validity = false);
     always(&server, "STATUS", &[say("* STATUS INBOX (UIDNEXT 1)\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
     let words = watching.state(MailboxState::Failed).await.unwrap();
@@ -218,7 +218,7 @@ async fn without_any_uidvalidity_the_mailbox_fails() {
 #[tokio::test]
 async fn id_is_sent_before_select() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE ID".into());
+    server.change(|state| state.capabilities = "IDLE ID".into());
     server.deliver("read");
     let mut is_known = false;
     server.script(move |seen| match seen.name {
@@ -243,13 +243,13 @@ async fn id_is_sent_before_select() {
 async fn an_id_costs_no_round_trip() {
     for answer in ["{tag} BAD unknown command\r\n", "{tag} NO\r\n", "* ID odd\r\n{tag} OK\r\n"] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE ID".into());
+        server.change(|state| state.capabilities = "IDLE ID".into());
         always(&server, "ID", &[say(answer)]);
         let mut watching = dedicated(&server);
         watching.idle().await;
         assert_eq!(server.connections(), 1);
         let together = |read: &String| read.contains(" ID (") && read.contains(" EXAMINE ");
-        assert!(server.world().reads.iter().any(together), "{:?}", server.world().reads);
+        assert!(server.state().reads.iter().any(together), "{:?}", server.state().reads);
         watching.end().await;
     }
 }
@@ -283,7 +283,7 @@ async fn refusing_an_empty_fetch_means_an_empty_answer() {
                 refuses_the_empty_fetch(&server, status);
                 if removed {
                     // UIDNEXT says that there could be something above.
-                    server.change(|world| world.uid_next = 10);
+                    server.change(|state| state.uid_next = 10);
                 }
                 let more = format!("{more}\nstart = \"all\"");
                 let mut watching = watch(&server, &more);
@@ -291,7 +291,7 @@ async fn refusing_an_empty_fetch_means_an_empty_answer() {
                 watching.idle().await;
                 let looks = if more.contains("1s") || removed { 2 } else { 0 };
                 let renewals = server.count("DONE").max(looks);
-                watching.while_server("renewals", |world| world.count("DONE") >= renewals).await;
+                watching.while_server("renewals", |state| state.count("DONE") >= renewals).await;
                 server.deliver("new");
                 watching.mail("new").await;
                 watching.idle().await;
@@ -332,16 +332,16 @@ async fn odd_headers_in_a_shared_mailbox_are_read() {
         [("]<0>", "]<0.16384>"), ("HEADER.FIELDS (FROM)", "HEADER.FIELDS (\"FROM\")"), ("\r\n)", "\r\n\r\n)")]
     {
         let server = Scripted::start().await;
-        server.change(|world| {
-            world.deliver(&other("not ours"));
-            world.deliver(&notification("ours"));
+        server.change(|state| {
+            state.deliver(&other("not ours"));
+            state.deliver(&notification("ours"));
         });
         server.script(move |seen| {
             if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
                 return vec![Step::Usual];
             }
             let mails = [other("not ours"), notification("ours")];
-            let texts = mails.iter().zip(1..).map(|(mail, uid)| data(uid as usize, uid, mail, seen.line));
+            let texts = mails.iter().zip(1..).map(|(mail, uid)| fetch_response(uid as usize, uid, mail, seen.line));
             let text = texts.map(|text| String::from_utf8(text).unwrap().replace(from, to)).collect();
             vec![Step::Say(text), Step::Ok]
         });
@@ -358,6 +358,6 @@ async fn capabilities_without_imap4rev1_count() {
     let server = Scripted::start().await;
     always(&server, "CAPABILITY", &[say("* CAPABILITY IMAP4rev2 IDLE\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     watching.end().await;
 }

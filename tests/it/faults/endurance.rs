@@ -43,7 +43,7 @@ fn a_failing_socket_costs_little_processor_time() {
 async fn retries_of_a_closed_port_back_off() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let settings = testkit::watching::settings(port, DEDICATED);
-    let mut watching = Watching::of(settings, quick(), Default::default());
+    let mut watching = Watching::from_cursor(settings, quick(), Default::default());
     watching.listen(TIME).await;
     let failures = watching.states.iter().filter(|(_, words)| words.is_some()).count();
     assert!((3..=BOUND).contains(&failures), "{failures}");
@@ -76,9 +76,9 @@ async fn a_complete_sync_resets_the_backoff() {
     });
     let retry = Backoff { base: ms(10), cap: Duration::from_secs(100) };
     let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
-    watching.while_server("the first sync", |world| world.count("IDLE") == 1).await;
+    watching.while_server("the first sync", |state| state.count("IDLE") == 1).await;
     let began = std::time::Instant::now();
-    watching.while_server("the next connection", |world| world.connections() == 10).await;
+    watching.while_server("the next connection", |state| state.connections() == 10).await;
     // The ninth pause in a row would have been 1280 ms at least.
     assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
     watching.end().await;
@@ -114,11 +114,11 @@ fn ten_thousand_reconnects_leak_nothing() {
         let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
         let mut measured = Vec::new();
         for target in (1..=RECONNECTS / 500).map(|n| n * 500) {
-            watching.while_server("reconnects", |world| world.connections() >= target).await;
+            watching.while_server("reconnects", |state| state.connections() >= target).await;
             watching.states.clear();
-            server.change(|world| {
-                world.lines = Vec::new();
-                world.reads = Vec::new();
+            server.change(|state| {
+                state.lines = Vec::new();
+                state.reads = Vec::new();
             });
             measured.push((memory(), open_files()));
         }
@@ -150,6 +150,6 @@ async fn a_mailbox_has_at_most_one_connection() {
     assert!(server.connections() > 2);
     assert_eq!(server.most_open(), 1);
     watching.end().await;
-    server.until("it is closed", |world| world.open() == 0).await;
+    server.until("it is closed", |state| state.open() == 0).await;
     assert_eq!(server.asked("LOGOUT"), 1, "and goes politely");
 }

@@ -1,7 +1,7 @@
 //! What is asked for: no more than is needed, of no more than is ours, and without leaving a trace.
 
 use super::*;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 
 #[tokio::test]
@@ -9,7 +9,7 @@ async fn every_read_is_a_peek() {
     for more in [DEDICATED, SHARED, "dedicated = true\nafter = \"seen\""] {
         for capabilities in ["IDLE", "IDLE NOTIFY"] {
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             server.deliver("waits");
             let mut watching = watch(&server, more);
             watching.mail("waits").await;
@@ -31,16 +31,16 @@ async fn every_read_is_a_peek() {
 #[tokio::test]
 async fn other_mails_of_a_shared_mailbox_stay_unread() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.deliver(&other("a letter"));
-        world.deliver(&notification("ours"));
-        world.deliver(&other("another letter"));
+    server.change(|state| {
+        state.deliver(&other("a letter"));
+        state.deliver(&notification("ours"));
+        state.deliver(&other("another letter"));
     });
     let mut watching = watch(&server, SHARED);
     watching.mail("ours").await;
     watching.idle().await;
     assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 3)), "they are passed");
-    server.change(|world| world.deliver(&other("one more letter")));
+    server.change(|state| state.deliver(&other("one more letter")));
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
     assert_eq!(watching.handed.keys().collect::<Vec<_>>(), [&(7, 2)]);
     let bodies: Vec<_> = server.lines().iter().filter(|line| line.contains("BODY.PEEK[]")).cloned().collect();
@@ -53,11 +53,12 @@ async fn other_mails_of_a_shared_mailbox_stay_unread() {
 #[tokio::test]
 async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;
-    server.change(|world| (1..=600).map(|_| world.deliver(&other("a letter"))).max());
+    server.change(|state| (1..=600).map(|_| state.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
         // The first is the listing; then there are two parts, of which the second is asked for more.
         ("UID FETCH", 2) => {
-            let early = (401..=600).flat_map(|n| data(n as usize, n, &other("a letter"), seen.line)).collect();
+            let early =
+                (401..=600).flat_map(|n| fetch_response(n as usize, n, &other("a letter"), seen.line)).collect();
             vec![Step::Untagged, Step::Say(String::from_utf8(early).unwrap()), Step::Ok]
         }
         ("UID FETCH", 3) => vec![Step::BareOk],
@@ -86,7 +87,7 @@ async fn dedicated_mailbox_fetches_a_mail_in_one_exchange() {
 async fn at_most_max_size_is_fetched() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 100_000]].concat();
-    server.change(|world| world.deliver(&long));
+    server.change(|state| state.deliver(&long));
     let mut watching = watch(&server, &format!("{DEDICATED}\nmax_size = \"2 KiB\""));
     watching.mail("long").await;
     assert_eq!(watching.handed[&(7, 1)].0, long[..2048]);
@@ -101,7 +102,7 @@ async fn at_most_max_size_is_fetched() {
 async fn a_longer_body_than_requested_is_refused() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 600_000]].concat();
-    server.change(|world| world.deliver(&long));
+    server.change(|state| state.deliver(&long));
     let answer = format!("* 1 FETCH (UID 1 BODY[] {{{}}}\r\n{})\r\n", long.len(), String::from_utf8(long).unwrap());
     once(&server, "UID FETCH", 2, &[say(&answer), Step::Ok]);
     let mut watching = watch(&server, &format!("{DEDICATED}\nmax_size = \"2 KiB\""));
@@ -128,7 +129,7 @@ async fn every_form_of_literal_is_handled() {
         ("BODY[]<0> \"\"".to_owned(), false),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE LITERAL+".into());
+        server.change(|state| state.capabilities = "IDLE LITERAL+".into());
         server.deliver("odd");
         let answer = format!("* 1 FETCH (UID 1 RFC822.SIZE {length} {body})\r\n");
         once(&server, "UID FETCH", 2, &[say(&answer), Step::Ok]);
@@ -144,9 +145,9 @@ async fn every_form_of_literal_is_handled() {
 #[tokio::test]
 async fn a_thousand_mails_are_fetched_in_few_commands() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         (0..1_100).for_each(|n| {
-            world.deliver(&notification(&format!("number {n}")));
+            state.deliver(&notification(&format!("number {n}")));
         })
     });
     let mut watching = watch(&server, DEDICATED);

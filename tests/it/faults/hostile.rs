@@ -17,7 +17,7 @@ async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, 
         once(&server, name, 1, steps);
         let before = (cpu(), memory_at_most());
         let mut watching = watch(&server, more);
-        watching.while_server("another connection", |world| world.connections() >= 2).await;
+        watching.while_server("another connection", |state| state.connections() >= 2).await;
         server.deliver("after all that");
         watching.mail("after all that").await;
         watching.end().await;
@@ -80,7 +80,7 @@ fn unsolicited_headers_take_little_memory() {
             let timing = Timing { mail: Duration::from_secs(1), ..quick() };
             let before = memory_at_most();
             let mut watching = watch_in(&server, "idle_renew = \"1s\"", timing);
-            watching.while_server("another connection", |world| world.connections() >= 2).await;
+            watching.while_server("another connection", |state| state.connections() >= 2).await;
             watching.end().await;
             let taken = memory_at_most() - before;
             assert!(taken < 48 * 1024, "{name}: {taken} KiB");
@@ -119,7 +119,7 @@ async fn numbers_at_their_limits_are_harmless() {
         watching.end().await;
     }
     let server = Scripted::start().await;
-    server.change(|world| world.uid_next = u32::MAX - 1);
+    server.change(|state| state.uid_next = u32::MAX - 1);
     server.deliver("the last number of all");
     let mut watching = dedicated(&server);
     watching.mail("the last number of all").await;
@@ -176,10 +176,10 @@ async fn errors_contain_no_raw_text_and_no_mail() {
 async fn empty_and_garbage_mails_are_handed_over() {
     let server = Scripted::start().await;
     let garbage: Vec<u8> = (0..=255).cycle().take(5_000).collect();
-    server.change(|world| {
-        world.deliver(b"");
-        world.deliver(&garbage);
-        world.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
+    server.change(|state| {
+        state.deliver(b"");
+        state.deliver(&garbage);
+        state.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
     });
     let mut watching = dedicated(&server);
     watching.until("all three", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;

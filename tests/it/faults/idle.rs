@@ -64,7 +64,7 @@ async fn shutdown_before_the_continuation_is_soon() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[Step::Pause(ms(100)), Step::Overhear, Step::Usual]);
     let mut watching = dedicated(&server);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     let began = std::time::Instant::now();
     watching.end().await;
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
@@ -98,7 +98,7 @@ async fn end_of_stream_in_idle_is_a_disconnect() {
         let server = Scripted::start().await;
         once(&server, "IDLE", 1, &[Step::Usual, way]);
         let mut watching = dedicated(&server);
-        watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+        watching.while_server("a second IDLE", |state| state.count("IDLE") == 2).await;
         server.deliver("after");
         assert!(watching.mail("after").await < AT_ONCE);
         watching.end().await;
@@ -111,7 +111,7 @@ async fn a_bye_in_idle_leads_to_a_reconnect() {
     let bye = "* BYE Session invalidated - AccessTokenExpired\r\n";
     once(&server, "IDLE", 1, &[Step::Usual, say(bye), Step::Mute]);
     let mut watching = dedicated(&server);
-    watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+    watching.while_server("a second IDLE", |state| state.count("IDLE") == 2).await;
     let said =
         watching.states.iter().any(|(_, words)| words.as_ref().is_some_and(|w| w.contains("AccessTokenExpired")));
     assert!(said, "{:?}", watching.states);
@@ -139,7 +139,7 @@ async fn a_refused_idle_is_replaced_by_polling() {
 #[tokio::test]
 async fn a_server_without_idle_is_polled() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "NOTIFY".into());
+    server.change(|state| state.capabilities = "NOTIFY".into());
     let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), ..quick() });
     watching.state(resmic_mailhook::model::MailboxState::Polling).await;
     server.deliver("polled");
@@ -167,7 +167,7 @@ async fn short_idles_are_repeated() {
     // Later than `again`, so not at once; far earlier than the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
     let mut watching = dedicated(&server);
-    watching.while_server("eight IDLEs", |world| world.count("IDLE") >= 8).await;
+    watching.while_server("eight IDLEs", |state| state.count("IDLE") >= 8).await;
     server.deliver("all the same");
     assert!(watching.mail("all the same").await < AT_ONCE);
     assert_eq!(server.connections(), 1);
@@ -184,7 +184,7 @@ async fn a_close_in_idle_is_reconnected_at_once() {
         server.deliver(&format!("number {n}"));
         assert!(watching.mail(&format!("number {n}")).await < AT_ONCE);
         let before = server.connections();
-        watching.while_server("a new connection", |world| world.connections() > before).await;
+        watching.while_server("a new connection", |state| state.connections() > before).await;
     }
     watching.end().await;
 }
@@ -230,7 +230,7 @@ async fn done_fetch_and_idle_leave_in_one_write() {
             watching.mail(&format!("number {n}")).await;
             watching.idle().await;
         }
-        let reads = server.world().reads.clone();
+        let reads = server.state().reads.clone();
         let mut begun = reads.iter().filter(|read| read.starts_with("DONE\r\n"));
         assert!(begun.clone().count() >= 50);
         assert!(begun.all(|read| read.contains(" UID FETCH ") && read.ends_with(" IDLE\r\n")), "{reads:?}");

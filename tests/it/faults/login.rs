@@ -70,7 +70,7 @@ async fn without_starttls_no_password_is_sent() {
         account.settings.tls = Tls::Starttls;
         account.login.tls = Some(resmic_mailhook::tls::client_config(None).unwrap());
         account.timing.login = ms(300);
-        let mut watching = Watching::with(account, "INBOX".into(), Default::default());
+        let mut watching = Watching::with_account(account, "INBOX".into(), Default::default());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.starts_with(said), "{words}");
         assert_eq!(server.count("LOGIN"), 0);
@@ -107,7 +107,7 @@ async fn a_password_quoted_by_a_server_is_redacted() {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
         let mut watching =
-            Watching::with(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
+            Watching::with_account(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.contains("(secret) is") && !words.contains("er2"), "{words}");
         watching.end().await;
@@ -198,7 +198,7 @@ async fn without_login_a_password_goes_by_sasl_plain() {
 #[tokio::test]
 async fn logindisabled_is_noticed_after_a_refusal() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
+    server.change(|state| state.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
     always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, strict());
     watching.idle().await;
@@ -210,7 +210,7 @@ async fn logindisabled_is_noticed_after_a_refusal() {
 async fn the_error_of_an_impossible_login_helps() {
     for in_greeting in [true, false] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
+        server.change(|state| state.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
         server.script(move |seen| match seen.name {
             "greeting" if in_greeting => {
                 vec![say("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=GSSAPI] ready\r\n")]
@@ -241,7 +241,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
         ("IDLE LITERAL-", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = offered.into());
+        server.change(|state| state.capabilities = offered.into());
         server.script(move |seen| match seen.name {
             "LOGIN" if seen.line.ends_with("{11}") => vec![say("+ go on\r\n")],
             "LOGIN" => vec![],
@@ -249,7 +249,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
             _ => vec![Step::Usual],
         });
         let mut watching =
-            Watching::with(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
+            Watching::with_account(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
         watching.idle().await;
         let expected: Vec<String> =
             ["CAPABILITY".to_owned()].into_iter().chain(lines).chain(["CAPABILITY".to_owned()]).collect();
@@ -276,7 +276,7 @@ async fn retries_of_refused_logins_back_off() {
     let mut pauses = Vec::new();
     for nth in 1..=5 {
         let began = std::time::Instant::now();
-        watching.while_server("a login", |world| world.count("LOGIN") >= nth).await;
+        watching.while_server("a login", |state| state.count("LOGIN") >= nth).await;
         pauses.push(began.elapsed());
     }
     // Drawn from the upper half of 40, 80, 160, 320.
@@ -308,7 +308,8 @@ async fn line_breaks_in_credentials_are_never_written() {
     ] {
         let server = Scripted::start().await;
         server.deliver("moved nowhere");
-        let mut watching = Watching::with(with_password(&server, password, more), wanted.into(), Default::default());
+        let mut watching =
+            Watching::with_account(with_password(&server, password, more), wanted.into(), Default::default());
         if password == crlf {
             watching.state(MailboxState::Failed).await.unwrap();
         } else {

@@ -2,7 +2,7 @@
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::watching::dedicated;
 
 #[tokio::test]
@@ -98,12 +98,13 @@ async fn headers_in_any_order_lose_no_mail() {
     for subject in ["one", "two", "three"] {
         server.deliver(subject);
     }
-    let mails = server.world().mails.clone();
+    let mails = server.state().mails.clone();
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
         }
-        let told = mails.iter().rev().flat_map(|(uid, bytes)| data(*uid as usize, *uid, bytes, seen.line)).collect();
+        let told =
+            mails.iter().rev().flat_map(|(uid, bytes)| fetch_response(*uid as usize, *uid, bytes, seen.line)).collect();
         vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
     });
     let mut watching = watch(&server, SHARED);
@@ -121,7 +122,7 @@ async fn a_mail_that_never_comes_is_passed() {
     // An OK that lists nothing has proved it gone.
     watching.old.insert(1);
     server.deliver("announced by mistake");
-    watching.while_server("four questions", |world| world.asked("UID FETCH 1:* ") >= 5).await;
+    watching.while_server("four questions", |state| state.asked("UID FETCH 1:* ") >= 5).await;
     server.deliver("real");
     watching.mail("real").await;
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
@@ -142,9 +143,9 @@ async fn mails_missing_in_a_burst_are_requested_again() {
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=100 {
-            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+            state.deliver(&testkit::scripted::notification(&format!("number {n}")));
         }
     });
     watching.mail("number 99").await;
@@ -164,9 +165,9 @@ async fn the_cursor_waits_for_a_missing_mail() {
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
-    server.change(|world| {
-        world.deliver(&testkit::scripted::notification("missing"));
-        world.deliver(&testkit::scripted::notification("came"));
+    server.change(|state| {
+        state.deliver(&testkit::scripted::notification("missing"));
+        state.deliver(&testkit::scripted::notification("came"));
     });
     watching.mail("came").await;
     assert_eq!(watching.times("missing"), 0);
@@ -180,7 +181,7 @@ async fn the_cursor_waits_for_a_missing_mail() {
 #[tokio::test]
 async fn an_unreadable_mail_delays_no_other() {
     let server = Scripted::start().await;
-    for subject in ["one", "spoilt", "three", "four"] {
+    for subject in ["one", "unreadable", "three", "four"] {
         server.deliver(subject);
     }
     server.script(|seen| {
@@ -198,7 +199,7 @@ async fn an_unreadable_mail_delays_no_other() {
     assert_eq!((watching.times("one"), watching.times("three")), (1, 1));
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
     server.script(|_| vec![Step::Usual]);
-    watching.mail("spoilt").await;
+    watching.mail("unreadable").await;
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
     watching.end().await;
 }
@@ -206,9 +207,9 @@ async fn an_unreadable_mail_delays_no_other() {
 #[tokio::test]
 async fn refusal_of_every_mail_is_reported_soon() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=300 {
-            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+            state.deliver(&testkit::scripted::notification(&format!("number {n}")));
         }
     });
     server.script(|seen| match seen.line.contains("BODY.PEEK[]") {
@@ -233,7 +234,7 @@ async fn a_mail_removed_before_its_fetch_is_passed() {
     watching.idle().await;
     once(&server, "news", 1, &[Step::Usual, Step::Remove(2)]);
     server.deliver("moved away by a filter");
-    server.until("the announcement", |world| world.count("news") > 0).await;
+    server.until("the announcement", |state| state.count("news") > 0).await;
     watching.until("quiet", |w| w.states.iter().filter(|(s, _)| *s == MailboxState::Idle).count() > 4).await;
     server.deliver("next");
     watching.mail("next").await;
@@ -258,7 +259,7 @@ async fn a_mail_removed_during_fetch_is_no_mail() {
             watching.idle().await;
             server.deliver("moved away by a person");
         }
-        watching.while_server("the FETCH", |world| world.count("UID FETCH") >= 2).await;
+        watching.while_server("the FETCH", |state| state.count("UID FETCH") >= 2).await;
         server.deliver("next");
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
         assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 2)]);

@@ -2,21 +2,21 @@
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 
 const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
 
 async fn at_rest(more: &str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    server.change(|state| state.capabilities = "IDLE NOTIFY".into());
     let mut watching = watch(&server, more);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     (server, watching)
 }
 
 fn pushed(place: usize, uid: u32, subject: &str) -> Step {
-    Step::Say(String::from_utf8(data(place, uid, &notification(subject), ITEMS)).unwrap())
+    Step::Say(String::from_utf8(fetch_response(place, uid, &notification(subject), ITEMS)).unwrap())
 }
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn a_pushed_mail_costs_no_command() {
 async fn shared_mailbox_gets_headers_pushed() {
     let (server, mut watching) = at_rest(SHARED).await;
     assert_eq!((server.asked("NOTIFY SET"), server.asked("BODY.PEEK[]")), (1, 0));
-    server.change(|world| world.deliver(&other("a letter")));
+    server.change(|state| state.deliver(&other("a letter")));
     server.deliver("ours");
     watching.mail("ours").await;
     assert_eq!((watching.times("a letter"), server.asked("UID FETCH 2 ("), server.asked("BODY.PEEK[]")), (0, 1, 1));
@@ -45,7 +45,7 @@ async fn shared_mailbox_gets_headers_pushed() {
 async fn a_refused_notify_is_not_needed() {
     for answer in ["{tag} NO [BADEVENT] (FlagChange)\r\n", "{tag} BAD unknown\r\n"] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+        server.change(|state| state.capabilities = "IDLE NOTIFY".into());
         always(&server, "NOTIFY", &[say(answer)]);
         let mut watching = watch(&server, DEDICATED);
         watching.idle().await;
@@ -77,9 +77,9 @@ async fn the_rest_of_a_partial_push_is_fetched() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     // Three mails, the second is pushed; then one without its body.
     once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
-    server.change(|world| {
+    server.change(|state| {
         for subject in ["first", "second", "third"] {
-            world.deliver(&notification(subject));
+            state.deliver(&notification(subject));
         }
     });
     for subject in ["second", "first", "third"] {
@@ -119,7 +119,7 @@ async fn an_unsolicited_fetch_response_skips_nothing() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
-        watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+        watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
         once(&server, "DONE", 1, &[pushed(1, 9, "under a wrong number"), Step::Usual]);
         for n in 1..=3 {
             server.deliver(&format!("number {n}"));

@@ -58,7 +58,7 @@ async fn the_watchdog_notices_a_watcher_that_hangs() {
     let (heartbeats, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
     once(&server, "DONE", 4, &[Step::Mute]);
     let began = std::time::Instant::now();
-    server.until("the fourth renewal", |world| world.count("DONE") == 4).await;
+    server.until("the fourth renewal", |state| state.count("DONE") == 4).await;
     assert!(began.elapsed() > USUAL, "longer than it may be silent");
     assert!(heartbeats.late().is_empty(), "each renewal was a sign of life");
     let late = async {

@@ -15,12 +15,12 @@ async fn sweeps_of_an_idle_mailbox_fetch_no_bodies() {
     let ways = ["IDLE", "IDLE NOTIFY", ""].map(|way| [(way, EACH_SECOND), (way, "idle_renew = \"1s\"")]).concat();
     let each = ways.into_iter().map(|(capabilities, more)| async move {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         server.deliver("read once");
         let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
         watching.mail("read once").await;
         let before = server.asked("BODY.PEEK[");
-        watching.while_server("three sweeps", |world| world.asked("UID FETCH 2:* (UID)") >= 3).await;
+        watching.while_server("three sweeps", |state| state.asked("UID FETCH 2:* (UID)") >= 3).await;
         assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
         watching.end().await;
     });
@@ -47,9 +47,9 @@ async fn the_renewal_is_per_account() {
     let (mut often, mut seldom) = (watch(&server, EACH_SECOND), dedicated(&server));
     often.idle().await;
     seldom.idle().await;
-    often.while_server("three ends of an IDLE", |world| world.count("DONE") >= 3).await;
+    often.while_server("three ends of an IDLE", |state| state.count("DONE") >= 3).await;
     let connections: std::collections::BTreeSet<String> = server
-        .world()
+        .state()
         .lines
         .iter()
         .filter(|line| line.ends_with(" DONE"))
@@ -65,7 +65,7 @@ async fn keepalives_do_not_delay_the_renewal() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
     let mut watching = watch(&server, EACH_SECOND);
-    watching.while_server("two renewals", |world| world.count("DONE") >= 2).await;
+    watching.while_server("two renewals", |state| state.count("DONE") >= 2).await;
     watching.end().await;
 }
 
@@ -85,7 +85,7 @@ async fn a_resumed_machine_renews_at_once() {
     watching.listen(ms(200)).await;
     assert_eq!(server.count("DONE"), 0);
     AHEAD.store(10_800, Ordering::SeqCst);
-    watching.while_server("a renewal", |world| world.count("DONE") == 1).await;
+    watching.while_server("a renewal", |state| state.count("DONE") == 1).await;
     watching.listen(ms(200)).await;
     assert_eq!(server.count("DONE"), 1, "once for each sleep");
     // What came meanwhile was told to nobody.
@@ -114,11 +114,11 @@ async fn a_dead_connection_is_noticed_at_the_renewal() {
 async fn a_refused_status_is_not_repeated() {
     for way in ["IDLE", ""] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = way.into());
+        server.change(|state| state.capabilities = way.into());
         always(&server, "STATUS", &[say("{tag} NO not of the mailbox that is selected\r\n")]);
         let mut watching = watch_in(&server, EACH_SECOND, Timing { poll: ms(300), ..quick() });
         // A sync and a look for each of two connections, and two more.
-        watching.while_server("four looks", |world| world.asked("UID FETCH 1:* (UID)") >= 6).await;
+        watching.while_server("four looks", |state| state.asked("UID FETCH 1:* (UID)") >= 6).await;
         assert_eq!((server.asked("STATUS \"INBOX\" (UIDVALIDITY)"), server.connections()), (1, 2), "{way}");
         watching.end().await;
     }
@@ -148,13 +148,13 @@ async fn a_server_that_hangs_is_left() {
     let timing = Timing { answer: ms(300), login: ms(300), ..quick() };
     let each = steps.map(|(name, nth)| async move {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
+        server.change(|state| state.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
         server.deliver("first");
         once(&server, name, nth, &[Step::Mute]);
         let mut watching = watch_in(&server, EACH_SECOND, timing);
         watching.mail("first").await;
-        watching.while_server("the step", |world| world.count(name) >= nth).await;
-        watching.while_server("a second connection", |world| world.connections() >= 2).await;
+        watching.while_server("the step", |state| state.count(name) >= nth).await;
+        watching.while_server("a second connection", |state| state.connections() >= 2).await;
         let found = |w: &Watching| w.states.iter().any(|(_, e)| e.as_ref().is_some_and(|e| e.contains("no answer")));
         watching.until("its words", found).await;
         server.deliver("second");
@@ -184,7 +184,7 @@ async fn a_mailbox_without_answers_does_not_look_active() {
     let server = Scripted::start().await;
     always(&server, "EXAMINE", &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(100), ..quick() });
-    watching.while_server("three attempts", |world| world.connections() >= 3).await;
+    watching.while_server("three attempts", |state| state.connections() >= 3).await;
     assert_eq!(watching.seen, 0, "no round trip is claimed that was not completed");
     assert!(watching.states.iter().any(|(_, words)| words.is_some()), "and it says what is wrong");
     server.script(|_| vec![Step::Usual]);

@@ -2,18 +2,18 @@
 //! them on their way.
 
 use super::*;
-use testkit::scripted::connection::data;
-use testkit::scripted::{World, notification, other};
+use testkit::scripted::connection::fetch_response;
+use testkit::scripted::{ServerState, notification, other};
 
 /// Mails of others under numbers that are so far apart, and every hundredth one of Resmic's.
-fn fill(world: &mut World, count: u32, step: u32) -> Vec<u32> {
+fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
     let mut ours = Vec::new();
     for n in 1..=count {
-        world.uid_next = n * step;
+        state.uid_next = n * step;
         if n % 100 == 0 {
-            ours.push(world.deliver(&notification(&format!("number {n}"))));
+            ours.push(state.deliver(&notification(&format!("number {n}"))));
         } else {
-            world.deliver(&other("a letter"));
+            state.deliver(&other("a letter"));
         }
     }
     ours
@@ -37,13 +37,13 @@ const HEADERS: &str = "(UID INTERNALDATE BODY.PEEK[HEADER.FIELDS";
 #[tokio::test]
 async fn most_mails_cost_only_their_from() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 1_500, 1));
+    let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
     all_of(&mut watching, &ours, 1_500).await;
     // When a mail came is asked of those that are looked at when the cursor stands there and the mailbox is opened again.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
-    assert!(server.world().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
+    assert!(server.state().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
     watching.end().await;
 }
 
@@ -51,7 +51,7 @@ async fn most_mails_cost_only_their_from() {
 async fn sparse_uid_sets_fit_the_line_limit() {
     for step in [2, 7, 199, 2_000_000] {
         let server = Scripted::start().await;
-        let ours = server.change(|world| fill(world, 1_200, step));
+        let ours = server.change(|state| fill(state, 1_200, step));
         let mut watching = watch(&server, SHARED);
         all_of(&mut watching, &ours, 1_200 * step).await;
         let longest = server.lines().iter().map(String::len).max().unwrap();
@@ -63,8 +63,8 @@ async fn sparse_uid_sets_fit_the_line_limit() {
 #[tokio::test]
 async fn responses_may_come_in_any_order() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 1_200, 1));
-    let mails = server.world().mails.clone();
+    let ours = server.change(|state| fill(state, 1_200, 1));
+    let mails = server.state().mails.clone();
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
@@ -74,11 +74,11 @@ async fn responses_may_come_in_any_order() {
         let mut answer = Vec::new();
         for (uid, bytes) in mails.iter().rev().filter(|(uid, _)| range.contains(uid)) {
             let place = *uid as usize;
-            answer.extend(data(place, *uid, bytes, seen.line));
+            answer.extend(fetch_response(place, *uid, bytes, seen.line));
             answer.extend(
                 format!("* {place} FETCH (FLAGS (\\Seen))\r\n* {place} FETCH (UID {uid} FLAGS ())\r\n").bytes(),
             );
-            answer.extend(data(place, *uid, bytes, "UID"));
+            answer.extend(fetch_response(place, *uid, bytes, "UID"));
             answer.extend(format!("* OK {{{uid}}} so far\r\n* OK {{1}}\r\n").bytes());
         }
         if seen.line.contains(" 801:1000 ") {
@@ -98,7 +98,7 @@ async fn responses_may_come_in_any_order() {
 #[tokio::test]
 async fn the_cursor_waits_for_an_omitted_mail() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 2_400, 1));
+    let ours = server.change(|state| fill(state, 2_400, 1));
     server.script(|seen| match (seen.line.contains(" 1:800 "), seen.line.contains(" 300 ")) {
         (true, _) => vec![Step::Hide(vec![300]), Step::Untagged, Step::Hide(vec![]), Step::Ok],
         // Once more it is not there.
@@ -117,7 +117,7 @@ async fn the_cursor_waits_for_an_omitted_mail() {
 #[tokio::test]
 async fn an_unreadable_header_delays_only_its_mail() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 400, 1));
+    let ours = server.change(|state| fill(state, 400, 1));
     server.script(|seen| {
         let set = seen.line.split(' ').nth(3).unwrap_or_default();
         let (a, b) = set.split_once(':').unwrap_or((set, set));
@@ -142,7 +142,7 @@ async fn an_unreadable_header_delays_only_its_mail() {
 #[tokio::test]
 async fn a_reconnect_resumes_after_the_last_window() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 3_000, 1));
+    let ours = server.change(|state| fill(state, 3_000, 1));
     server.script(|seen| match seen.connection == 1 && seen.line.contains(" 2001:2800 ") {
         true => vec![Step::CloseHalf],
         false => vec![Step::Usual],

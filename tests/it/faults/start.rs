@@ -3,7 +3,7 @@
 use super::*;
 use resmic_mailhook::model::MailboxState;
 
-use testkit::scripted::{World, notification};
+use testkit::scripted::{ServerState, notification};
 
 /// So many seconds from now, as a server writes it.
 pub(crate) fn date(seconds: i64) -> String {
@@ -12,9 +12,9 @@ pub(crate) fn date(seconds: i64) -> String {
 }
 
 /// A mail arrives that the server took then; one that is moved here keeps that.
-fn deliver_at(world: &mut World, subject: &str, date: &str) {
-    let uid = world.deliver(&notification(subject));
-    world.dates.insert(uid, date.to_owned());
+fn deliver_at(state: &mut ServerState, subject: &str, date: &str) {
+    let uid = state.deliver(&notification(subject));
+    state.dates.insert(uid, date.to_owned());
 }
 
 #[tokio::test]
@@ -31,7 +31,7 @@ async fn start_now_reads_only_new_mails() {
     for more in [DEDICATED, SHARED] {
         for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             for n in 0..3 {
                 server.deliver(&format!("old {n}"));
             }
@@ -64,7 +64,7 @@ async fn start_now_reads_mails_before_the_first_idle() {
                 continue;
             }
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             server.deliver("old");
             once(&server, name, 1, steps);
             let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
@@ -95,7 +95,7 @@ async fn start_now_is_fixed_by_the_first_connection() {
 async fn start_with_a_date_passes_older_mails() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        server.change(|world| {
+        server.change(|state| {
             for (subject, date) in [
                 ("the day before", "04-Mar-2025 23:59:59 +0000"),
                 // Filed later than it was received: the order of UIDs is not that of the dates.
@@ -104,8 +104,8 @@ async fn start_with_a_date_passes_older_mails() {
                 ("in another zone", "04-Mar-2025 20:00:00 -0800"),
                 ("in another zone, and too old", "05-Mar-2025 01:00:00 +0200"),
             ] {
-                let uid = world.deliver(&notification(subject));
-                world.dates.insert(uid, date.into());
+                let uid = state.deliver(&notification(subject));
+                state.dates.insert(uid, date.into());
             }
         });
         let mut watching = watch(&server, &format!("{more}\nstart = \"2025-03-05\""));
@@ -133,7 +133,7 @@ async fn a_stored_cursor_takes_precedence_over_start() {
         }
         let settings = testkit::watching::settings(server.port, &format!("{DEDICATED}\nstart = {start:?}"));
         let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 1))));
-        let mut watching = Watching::of(settings, quick(), cursor);
+        let mut watching = Watching::from_cursor(settings, quick(), cursor);
         watching.mail("came while we were down").await;
         assert_eq!(watching.times("read before"), 0, "{start}");
         watching.end().await;
@@ -141,13 +141,13 @@ async fn a_stored_cursor_takes_precedence_over_start() {
 }
 
 /// The server begins a new numbering, in another order: the last come first.
-fn renumber(world: &mut World) {
-    let mails: Vec<_> = std::mem::take(&mut world.mails).into_iter().rev().collect();
-    let dates = std::mem::take(&mut world.dates);
-    (world.uid_validity, world.uid_next) = (world.uid_validity + 1, 1);
+fn renumber(state: &mut ServerState) {
+    let mails: Vec<_> = std::mem::take(&mut state.mails).into_iter().rev().collect();
+    let dates = std::mem::take(&mut state.dates);
+    (state.uid_validity, state.uid_next) = (state.uid_validity + 1, 1);
     for (uid, bytes) in mails {
-        let new = world.deliver(&bytes);
-        world.dates.extend(dates.get(&uid).map(|date| (new, date.clone())));
+        let new = state.deliver(&bytes);
+        state.dates.extend(dates.get(&uid).map(|date| (new, date.clone())));
     }
 }
 
@@ -159,14 +159,14 @@ async fn old_mails_stay_unread_after_renumbering() {
             [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
         {
             let server = Scripted::start().await;
-            server.change(|world| {
-                deliver_at(world, "older", "05-Mar-2025 03:00:00 +0000");
-                deliver_at(world, "old", &date(-3600));
+            server.change(|state| {
+                deliver_at(state, "older", "05-Mar-2025 03:00:00 +0000");
+                deliver_at(state, "old", &date(-3600));
             });
             let mut watching = watch(&server, &format!("{more}\nstart = \"now\"\nafter = {after:?}"));
             watching.old.extend([1, 2]);
             watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
-            server.change(|world| deliver_at(world, "new", &date(0)));
+            server.change(|state| deliver_at(state, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
             // The second FETCH is the first that brings a mail.
@@ -178,13 +178,13 @@ async fn old_mails_stay_unread_after_renumbering() {
                 _ => vec![Step::Usual],
             });
             watching.old = [3, 4].into();
-            server.change(|world| {
-                deliver_at(world, "while we were away", &date(0));
-                renumber(world);
+            server.change(|state| {
+                deliver_at(state, "while we were away", &date(0));
+                renumber(state);
             });
             watching.mail("while we were away").await;
             watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 4))).await;
-            server.change(|world| deliver_at(world, "at last", &date(0)));
+            server.change(|state| deliver_at(state, "at last", &date(0)));
             watching.mail("at last").await;
             assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{more} {after} {ends_in:?}");
             watching.end().await;
@@ -196,14 +196,14 @@ async fn old_mails_stay_unread_after_renumbering() {
 async fn new_mails_with_old_dates_are_read() {
     for old in [0, 2] {
         let server = Scripted::start().await;
-        server.change(|world| (0..old).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        server.change(|state| (0..old).for_each(|_| deliver_at(state, "old", "05-Mar-2025 03:00:00 +0000")));
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
         watching.old.extend(1..=old);
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, old))).await;
         watching.idle().await;
         // Moved here, with the date that it had, while there was no connection.
         once(&server, "news", 1, &[Step::Close]);
-        server.change(|world| deliver_at(world, "moved", "04-Mar-2025 03:00:00 +0000"));
+        server.change(|state| deliver_at(state, "moved", "04-Mar-2025 03:00:00 +0000"));
         watching.mail("moved").await;
         assert_eq!(watching.times("old"), 0);
         watching.end().await;
@@ -216,13 +216,13 @@ async fn the_start_boundary_is_stored_first() {
     once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
     let more = format!("{DEDICATED}\nstart = \"now\"");
     let mut watching = watch(&server, &more);
-    watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
+    watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
     let cursor = watching.cursor.clone();
     // Whatever it said until then is committed; then it is killed.
     watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
     watching.task.abort();
     let settings = testkit::watching::settings(server.port, &more);
-    let mut watching = Watching::of(settings, quick(), cursor);
+    let mut watching = Watching::from_cursor(settings, quick(), cursor);
     watching.mail("meanwhile").await;
     watching.end().await;
 }
@@ -231,17 +231,17 @@ async fn the_start_boundary_is_stored_first() {
 async fn early_renumbering_hides_no_new_mail() {
     for restored in [false, true] {
         let server = Scripted::start().await;
-        server.change(|world| (0..3).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        server.change(|state| (0..3).for_each(|_| deliver_at(state, "old", "05-Mar-2025 03:00:00 +0000")));
         once(&server, "UID FETCH", 1, &[Step::Mute]);
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
         watching.forgetful = true;
         watching.old.extend(1..=3);
-        watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
-        server.change(|world| {
-            world.uid_validity += u32::from(!restored);
-            world.mails.truncate(1);
-            world.uid_next = 2;
-            deliver_at(world, "new", &date(0));
+        watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
+        server.change(|state| {
+            state.uid_validity += u32::from(!restored);
+            state.mails.truncate(1);
+            state.uid_next = 2;
+            deliver_at(state, "new", &date(0));
         });
         watching.old = [1].into();
         watching.mail("new").await;
@@ -253,10 +253,10 @@ async fn early_renumbering_hides_no_new_mail() {
 /// A server that reports UIDNEXT 0 in these answers, with three mails of long ago and one of an hour ago.
 async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
-        (0..3).for_each(|_| deliver_at(world, "old", &date(-40 * 86_400)));
-        deliver_at(world, "an hour old", &date(-3600));
+    server.change(|state| {
+        state.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
+        (0..3).for_each(|_| deliver_at(state, "old", &date(-40 * 86_400)));
+        deliver_at(state, "an hour old", &date(-3600));
     });
     server
 }
@@ -279,18 +279,18 @@ async fn uidnext_0_is_replaced_by_status() {
 async fn without_uidnext_start_now_uses_internaldate() {
     for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         let timing = Timing { poll: ms(50), ..quick() };
         let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
         watching.old.extend(1..=4);
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
-        server.change(|world| deliver_at(world, "new", &date(0)));
+        server.change(|state| deliver_at(state, "new", &date(0)));
         watching.mail("new").await;
         // Moved here after the start, with the date that it had.
-        server.change(|world| deliver_at(world, "moved", &date(-86_400)));
+        server.change(|state| deliver_at(state, "moved", &date(-86_400)));
         watching.mail("moved").await;
         once(&server, "news", server.count("news") + 1, &[Step::Close]);
-        server.change(|world| deliver_at(world, "moved while we were away", &date(-86_400)));
+        server.change(|state| deliver_at(state, "moved while we were away", &date(-86_400)));
         watching.mail("moved while we were away").await;
         assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{more}");
         watching.end().await;
@@ -307,7 +307,7 @@ async fn without_uidnext_a_refused_status_is_survived() {
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.old.extend(1..=4);
     watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
-    server.change(|world| deliver_at(world, "new", &date(0)));
+    server.change(|state| deliver_at(state, "new", &date(0)));
     watching.mail("new").await;
     assert_eq!(watching.handed.len(), 1);
     watching.end().await;

@@ -20,7 +20,7 @@ use secrecy::SecretString;
 use tokio::sync::watch;
 
 /// A store in a folder of its own, and a forwarder that runs until it is told to stop.
-struct World {
+struct ForwarderSetup {
     folder: Arc<tempfile::TempDir>,
     store: Store,
     settings: Vec<ForwardSettings>,
@@ -46,10 +46,10 @@ fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
     .unwrap()
 }
 
-impl World {
+impl ForwarderSetup {
     fn new(settings: Vec<ForwardSettings>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        World { store: open(&folder, &settings), folder, settings, running: None }
+        ForwarderSetup { store: open(&folder, &settings), folder, settings, running: None }
     }
 
     fn start(&mut self) {

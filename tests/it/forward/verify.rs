@@ -33,12 +33,12 @@ fn verify(secret: &str, headers: &BTreeMap<String, String>, body: &str) -> Resul
 #[tokio::test]
 async fn the_official_verifier_accepts_our_signatures() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     let secret = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-    world.start_with(secret);
-    world.record(vec![paid(Some(1), 1)]).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.start_with(secret);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let request = receiver.requests().remove(0);
     let headers: BTreeMap<String, String> = request.headers.iter().cloned().collect();
     // What JSON.parse and JSON.stringify make of the body is the body.

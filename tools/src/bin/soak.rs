@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use testkit::callback::{Callback, Reply};
+use testkit::callback::{Callback, HandlerReply};
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dkim::{How, Key, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
-use testkit::proxy::{Line, Proxy, Way};
+use testkit::proxy::{Direction, LinkFaults, Proxy};
 use testkit::random::Random;
 
 /// One mailbox that is Resmic's alone, and one that is shared.
@@ -25,7 +25,7 @@ const ADDRESSES: [&str; 2] = ["payments@shop.example", "everything@shop.example"
 /// How long the last deliveries may take: a callback that refuses one is asked ever more seldom.
 const BALANCE: Duration = Duration::from_secs(180);
 
-struct World {
+struct Soak {
     dovecot: Dovecot,
     lines: [Proxy; 2],
     callback: Callback,
@@ -43,24 +43,24 @@ struct World {
 
 fn main() {
     let minutes: u64 = std::env::args().nth(1).map_or(10, |n| n.parse().expect("minutes"));
-    let world = World::new();
+    let soak = Soak::new();
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     std::thread::scope(|scope| {
-        let over = Over(&world.over);
-        scope.spawn(|| world.deliver());
-        scope.spawn(|| world.trouble(0));
-        scope.spawn(|| world.trouble(1));
-        scope.spawn(|| world.lock());
-        world.live(until);
+        let over = Over(&soak.over);
+        scope.spawn(|| soak.deliver());
+        scope.spawn(|| soak.trouble(0));
+        scope.spawn(|| soak.trouble(1));
+        scope.spawn(|| soak.lock());
+        soak.live(until);
         drop(over);
     });
-    world.lines.iter().for_each(Proxy::heal);
-    let daemon = world.home.start();
-    let sent = world.sent.load(Ordering::SeqCst);
-    payments::balance(&world.home, &world.callback, sent, BALANCE);
-    world.look(&daemon);
-    let (repeated, resident) = (world.callback.repeated().len(), world.resident.load(Ordering::SeqCst));
-    println!("{:?}", world.done.lock().unwrap());
+    soak.lines.iter().for_each(Proxy::heal);
+    let daemon = soak.home.start();
+    let sent = soak.sent.load(Ordering::SeqCst);
+    payments::wait_until_complete(&soak.home, &soak.callback, sent, BALANCE);
+    soak.look(&daemon);
+    let (repeated, resident) = (soak.callback.repeated().len(), soak.resident.load(Ordering::SeqCst));
+    println!("{:?}", soak.done.lock().unwrap());
     println!(
         "{sent} payments, {sent} events, {sent} deliveries acknowledged, {repeated} of them posted more than once"
     );
@@ -68,19 +68,19 @@ fn main() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-impl World {
-    fn new() -> World {
+impl Soak {
+    fn new() -> Soak {
         let (random, key) = (Arc::new(Random::new()), Key::ed25519());
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let dovecot = Dovecot::start();
-        let lines = [Proxy::before(dovecot.imaps), Proxy::before(dovecot.imap)];
+        let lines = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
         let chance = random.clone();
         // Whatever is refused is accepted in the end, so that the end comes soon.
-        let callback = Callback::that(move |_, before| match chance.below(20) {
-            0..2 if before < 2 => Reply::Refuse,
-            2 if before < 2 => Reply::HangUp,
-            3..6 => Reply::AcceptLate(chance.moment(Duration::from_millis(500))),
-            _ => Reply::Accept,
+        let callback = Callback::replying(move |_, before| match chance.below(20) {
+            0..2 if before < 2 => HandlerReply::Refuse,
+            2 if before < 2 => HandlerReply::HangUp,
+            3..6 => HandlerReply::AcceptLate(chance.moment(Duration::from_millis(500))),
+            _ => HandlerReply::Accept,
         });
         let tls = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
         let ours = account(lines[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
@@ -94,7 +94,7 @@ impl World {
             forward(&callback.url(), "")
         ));
         let (sent, resident, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-        World { dovecot, lines, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
+        Soak { dovecot, lines, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
     }
 
     fn is_over(&self) -> bool {
@@ -141,8 +141,8 @@ impl World {
         let line = &self.lines[line];
         while !self.is_over() {
             self.rest(8_000);
-            let way = if self.random.one_in(2) { Way::ToServer } else { Way::ToClient };
-            let lasting: (_, fn(&mut Line)) = match self.random.below(8) {
+            let way = if self.random.one_in(2) { Direction::ToServer } else { Direction::ToClient };
+            let lasting: (_, fn(&mut LinkFaults)) = match self.random.below(8) {
                 0 => {
                     line.cut();
                     self.did("cut");
@@ -163,10 +163,10 @@ impl World {
                     line.cut();
                     ("refused", |_| ())
                 }
-                4 => ("stalled", |line| line.stalled = true),
-                5 => ("swallowed", |line| line.swallows = true),
-                6 => ("single bytes", |line| line.single_bytes = true),
-                _ => ("delayed", |line| line.delay = Duration::from_millis(200)),
+                4 => ("stalled", |link| link.stalled = true),
+                5 => ("swallowed", |link| link.swallows = true),
+                6 => ("single bytes", |link| link.single_bytes = true),
+                _ => ("delayed", |link| link.delay = Duration::from_millis(200)),
             };
             line.set(way, lasting.1);
             self.did(lasting.0);
