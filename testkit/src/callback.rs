@@ -1,4 +1,4 @@
-//! A callback for tests that are not asynchronous: counts what came, by event.
+//! A callback for synchronous tests. It counts the requests of each event.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,29 +9,29 @@ use tokio::runtime::Runtime;
 
 use super::receiver::{Answer, Receiver, Request, status};
 
-/// What came for one event.
+/// The requests that came for one event.
 #[derive(Debug, Clone, Default)]
 pub struct EventPosts {
     /// The different bodies.
     pub bodies: Vec<Vec<u8>>,
-    /// How often it was posted.
+    /// The number of requests.
     pub posted: usize,
-    /// How often it was accepted; what the program heard of that is another question.
+    /// How often the callback accepted it. The response may have been lost on its way to the program.
     pub accepted: usize,
 }
 
-/// What the callback does with a request.
+/// The callback's reaction to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandlerReply {
     Accept,
-    /// It has accepted; the answer takes this long to leave.
+    /// Accepts the event; the response follows after this time.
     AcceptLate(Duration),
     Refuse,
-    /// It hangs up without a word.
+    /// Closes the connection without a response.
     HangUp,
 }
 
-/// A running callback; it ends with this value.
+/// A running callback; dropping it closes the port.
 pub struct Callback {
     address: SocketAddr,
     posts: Arc<Mutex<BTreeMap<String, EventPosts>>>,
@@ -39,7 +39,7 @@ pub struct Callback {
 }
 
 impl Callback {
-    /// Accepts everything.
+    /// Starts a callback that accepts everything.
     pub fn start() -> Callback {
         Callback::replying(|_, _| HandlerReply::Accept)
     }
@@ -71,7 +71,7 @@ impl Callback {
         self.posts.lock().unwrap().clone()
     }
 
-    /// The events that came more than once, and how often.
+    /// The events with more than one request, and how many.
     pub fn repeated(&self) -> BTreeMap<String, usize> {
         self.posts().into_iter().filter(|(_, posts)| posts.posted > 1).map(|(key, posts)| (key, posts.posted)).collect()
     }

@@ -1,10 +1,10 @@
-//! Another client of a mailbox: what a person does to it meanwhile.
+//! Another IMAP client, which changes the mailbox while the daemon watches it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// A session that is logged in. A command that is refused is a test that failed.
+/// An authenticated connection. It panics if the server refuses a command.
 pub struct Client {
     input: BufReader<TcpStream>,
     output: TcpStream,
@@ -27,7 +27,7 @@ impl Client {
         self.wait_for_tag(&tag, command)
     }
 
-    /// Puts a mail into a mailbox.
+    /// Appends a mail to a mailbox.
     pub fn append(&mut self, mailbox: &str, mail: &[u8]) {
         let command = format!("APPEND {mailbox} {{{}}}", mail.len());
         let tag = self.send(&command);

@@ -1,7 +1,7 @@
-//! A private Courier on loopback: Debian's package, unpacked; everything else in a temporary folder.
+//! A private Courier on loopback: the programs of Debian's unpacked package, with all other files in a temporary folder.
 //!
-//! Its own front, with its authentication daemon, has its places compiled in. So a few lines here greet and take a LOGIN,
-//! with any password, and hand the connection over to the real imapd, as that front does.
+//! Courier's login program and its authentication daemon have their paths compiled in. This module takes their place: it
+//! sends the greeting, accepts a LOGIN with any password, and hands the connection over to the real imapd.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -24,7 +24,7 @@ pub struct Courier {
 
 struct Shared {
     folder: tempfile::TempDir,
-    /// The sessions; `None`: the server is down.
+    /// The imapd processes; `None` while the server is down.
     sessions: Mutex<Option<Vec<Child>>>,
     delivered: Mutex<usize>,
 }
@@ -45,7 +45,7 @@ impl Courier {
         Courier { imap, shared }
     }
 
-    /// Puts mails into the inbox, as a delivery agent does.
+    /// Delivers mails into the Maildir, as a delivery agent does.
     pub fn deliver<'a>(&self, user: &str, mails: impl IntoIterator<Item = &'a [u8]>) {
         let maildir = self.shared.maildir(user);
         for mail in mails {
@@ -58,7 +58,7 @@ impl Courier {
         }
     }
 
-    /// Ends all sessions and lets nobody in, does something, and is there again.
+    /// Ends all sessions and refuses new ones while `work` runs.
     pub fn while_down(&mut self, work: impl FnOnce()) {
         self.shared.end_sessions();
         work();
@@ -107,14 +107,14 @@ impl Shared {
         // "enhanced IDLE", needs another daemon for each user.
         command.envs([("IMAP_IDLE_TIMEOUT", "1"), ("IMAP_ENHANCEDIDLE", "0"), ("IMAP_USELOCKS", "0")]);
         command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
-        // It hears of changes by that daemon, if it is there, and makes do without.
+        // imapd learns of changes from this program if it exists, and polls otherwise.
         command.env("GAMIN_DEBUG_SERVER", programs.join("gam_server"));
         if let Some(sessions) = &mut *self.sessions.lock().unwrap() {
             sessions.push(command.spawn().unwrap());
         }
     }
 
-    /// A user's inbox, made where there is none.
+    /// The path of a user's Maildir, which is created if it does not exist.
     fn maildir(&self, user: &str) -> PathBuf {
         let maildir = self.folder.path().join(user).join("Maildir");
         for name in ["cur", "new", "tmp"] {
@@ -124,7 +124,7 @@ impl Shared {
     }
 }
 
-/// No more than the line: what follows is for imapd.
+/// Reads byte by byte, so that everything after the line is left for imapd.
 fn read_line(mut stream: &TcpStream) -> Option<String> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while !line.ends_with(b"\r\n") {

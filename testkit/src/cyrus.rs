@@ -1,6 +1,6 @@
-//! A private Cyrus on loopback: Debian's package, unpacked; everything else in a temporary folder.
+//! A private Cyrus on loopback: the programs of Debian's unpacked package, with all other files in a temporary folder.
 //!
-//! Any user may log in, with any password, and has mailboxes from then on; mails come by LMTP.
+//! Any user may log in with any password. The first login creates the mailboxes. Mails are delivered by LMTP.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -23,7 +23,7 @@ pub struct Cyrus {
 
 impl Cyrus {
     pub fn start() -> Cyrus {
-        // A free port may be taken by another test before Cyrus has it; then all is tried again.
+        // Another test may bind a free port before Cyrus does; then everything starts again.
         (0..5).find_map(|_| Cyrus::try_start()).expect("Cyrus does not start")
     }
 
@@ -35,12 +35,12 @@ impl Cyrus {
         Some(Cyrus { folder, imap, imaps, lmtp, process })
     }
 
-    /// The certificate to trust.
+    /// The CA certificate that a client has to trust.
     pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// Ends the server, with all its connections, does something, and starts it again where it was.
+    /// Ends the server and its connections, runs `work`, and starts the server again on the same ports.
     pub fn while_down(&mut self, work: impl FnOnce()) {
         self.process.signal("-TERM");
         self.process.wait(Duration::from_secs(20));
@@ -75,7 +75,7 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
     let (user, group) = mail_owner();
     let (at, programs) = (folder.display(), copy_programs("cyrus-imapd", folder));
     certificate(folder);
-    // Those whose sessions idle have sockets of their own in config/socket; without it nobody is told of a mail at once.
+    // Sessions in IDLE bind sockets in config/socket; without this folder they learn of mails only by polling.
     for name in ["mail", "config", "config/db", "config/proc", "config/lock", "config/socket"] {
         fs::create_dir(folder.join(name)).unwrap();
     }

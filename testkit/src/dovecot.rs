@@ -1,7 +1,7 @@
-//! A private Dovecot on loopback: Debian's package, a throw-away certificate, everything else in a temporary folder.
+//! A private Dovecot on loopback: Debian's package, with a throw-away certificate and all files in a temporary folder.
 //!
-//! Debian 12 has Dovecot 2.3 and Debian 13 has 2.4, whose configuration is another language; `dovecot --version` says
-//! which one to write.
+//! Debian 12 has Dovecot 2.3. Debian 13 has 2.4, whose configuration has another syntax; `dovecot --version` decides
+//! which one is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::process::{Process, free_port, greets};
 
 pub const PASSWORD: &str = "throw-away";
 
-/// A running Dovecot. Any user may log in with [`PASSWORD`], and gets mail by LMTP.
+/// A running Dovecot. Any user may log in with [`PASSWORD`]; mails are delivered by LMTP.
 pub struct Dovecot {
     pub folder: tempfile::TempDir,
     pub imap: u16,
@@ -28,18 +28,18 @@ impl Dovecot {
         Dovecot::start_with("")
     }
 
-    /// With more lines of configuration, in the language of the version at hand.
+    /// Starts Dovecot with more lines of configuration, in the syntax of the installed version.
     pub fn start_with(more: &str) -> Dovecot {
         Dovecot::start_configured(|_| more.to_owned())
     }
 
-    /// Lets in who shows an access token, by these mechanisms (`xoauth2 oauthbearer`); whose it is, is asked at
-    /// `introspection_url`. A wrong one is refused at once.
+    /// Starts Dovecot with these token mechanisms (`xoauth2 oauthbearer`). It verifies access tokens at
+    /// `introspection_url`, and refuses a wrong one without delay.
     pub fn start_with_tokens(mechanisms: &str, introspection_url: &str) -> Dovecot {
         Dovecot::start_configured(|folder| token_settings(folder, mechanisms, introspection_url))
     }
 
-    /// Announces that LOGIN is disabled.
+    /// Starts Dovecot with LOGINDISABLED among its capabilities.
     pub fn start_without_login() -> Dovecot {
         let disabled =
             if is_2_4() { "imap_capability {\n  LOGINDISABLED = yes\n}" } else { "imap_capability = +LOGINDISABLED" };
@@ -53,7 +53,7 @@ impl Dovecot {
         Dovecot::start_with(&format!("listen = 127.0.0.1, 127.0.0.2\n{cleartext}\n"))
     }
 
-    /// Lets in also who uses this password.
+    /// Starts Dovecot with a second password for all users.
     pub fn start_with_password(password: &str) -> Dovecot {
         let passdb = if is_2_4() {
             format!("other {{\n  driver = static\n  password = {password}")
@@ -64,7 +64,7 @@ impl Dovecot {
     }
 
     fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
-        // A free port may be taken by another test before Dovecot has it; then all is tried again.
+        // Another test may bind a free port before Dovecot does; then everything starts again.
         (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")
     }
 
@@ -77,7 +77,7 @@ impl Dovecot {
         let mut process = launch(folder.path());
         if !is_up(&mut process, imap, lmtp) {
             let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-            // What goes wrong before the log is open is told to standard error, and tried again, too.
+            // Dovecot writes errors to standard error until its log is open; the log is empty then.
             assert!(log.is_empty() || log.contains("Address already in use"), "Dovecot has ended: {log}");
             return None;
         }
@@ -91,7 +91,7 @@ impl Dovecot {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The certificate to trust.
+    /// The CA certificate that a client has to trust.
     pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
@@ -100,24 +100,24 @@ impl Dovecot {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Delivers a mail by LMTP; when the server took it.
+    /// Delivers a mail by LMTP and returns the time at which the server accepted it.
     pub fn deliver(&self, recipient: &str, mail: &[u8]) -> Instant {
         self.deliver_all(recipient, [mail])
     }
 
-    /// Delivers mails over one connection; when the server took the last one.
+    /// Delivers mails over one LMTP connection and returns the time at which the server accepted the last one.
     pub fn deliver_all<'a>(&self, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
         lmtp::deliver(self.lmtp, recipient, mails)
     }
 
-    /// Ends all connections of a user, as the server sees fit at times.
+    /// Makes the server end all connections of a user.
     pub fn kick(&self, user: &str) {
         let config = self.folder.path().join("dovecot.conf");
         let output = Command::new("doveadm").arg("-c").arg(config).args(["kick", user]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs doveadm on the mailboxes of a user; it must work.
+    /// Runs a doveadm command, which must succeed.
     pub fn doveadm(&self, arguments: &[&str]) {
         let mut command = Command::new("doveadm");
         command.arg("-c").arg(self.folder.path().join("dovecot.conf")).args(arguments);
@@ -125,7 +125,7 @@ impl Dovecot {
         assert!(output.status.success(), "doveadm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Waits until these users, and no others, are logged in, each once.
+    /// Waits until exactly these users are logged in, each once.
     pub fn until_logged_in(&self, users: &[&str], limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -141,12 +141,12 @@ impl Dovecot {
         }
     }
 
-    /// Where a user's mails are.
+    /// The path of a user's Maildir.
     pub fn maildir(&self, user: &str) -> PathBuf {
         self.folder.path().join("mail").join(user).join("Maildir")
     }
 
-    /// Puts a mail into a user's Maildir, under this name.
+    /// Writes a mail into a user's Maildir under this file name, and makes Dovecot index it.
     pub fn put(&self, user: &str, name: &str, mail: &[u8]) {
         let path = self.maildir(user).join("new").join(name);
         fs::write(&path, mail).unwrap();
@@ -155,7 +155,7 @@ impl Dovecot {
         self.doveadm(&["mailbox", "status", "-u", user, "messages", "INBOX"]);
     }
 
-    /// Ends the server, does something to its files, and starts it again where it was.
+    /// Ends the server, runs `work`, which may change its files, and starts the server again on the same ports.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
         self.process.end_with_children(Duration::from_secs(20));
         work(self);
@@ -178,7 +178,7 @@ fn launch(folder: &Path) -> Process {
     Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command)
 }
 
-/// Waits until it greets; false: it has ended instead.
+/// Waits for the greetings on both ports. Returns false if the process has ended.
 fn is_up(process: &mut Process, imap: u16, lmtp: u16) -> bool {
     process.until(Duration::from_secs(20), || (greets(imap) && greets(lmtp)).then_some(())).is_some()
 }

@@ -1,10 +1,10 @@
-//! Mails on their way into a server (RFC 2033).
+//! An LMTP client that delivers mails (RFC 2033).
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
-/// Delivers mails over one connection; when the server took the last one.
+/// Delivers mails over one connection and returns the time at which the server accepted the last one.
 pub fn deliver<'a>(port: u16, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut lmtp = Lmtp { input: BufReader::new(stream.try_clone().unwrap()), output: stream };
@@ -24,7 +24,7 @@ pub fn deliver<'a>(port: u16, recipient: &str, mails: impl IntoIterator<Item = &
     at
 }
 
-/// Lines end in CRLF, and a dot at the start of one is doubled (RFC 5321, 4.5.2).
+/// Ends lines in CRLF and doubles a dot at the start of a line (RFC 5321, 4.5.2).
 fn stuff(mail: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(mail.len() + 64);
     for line in mail.split_inclusive(|b| *b == b'\n') {

@@ -1,4 +1,4 @@
-//! A scripted JSON-RPC node: it answers each call with what a function returns.
+//! A scripted JSON-RPC node, which answers each call with the result of a function.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -39,7 +39,7 @@ impl NodeReply {
 /// Returns the response to a request. `None`: the node does not respond.
 type NodeScript = dyn Fn(&Value) -> Option<NodeReply> + Send + Sync;
 
-/// A running node that ends with this value.
+/// A running node; dropping it closes the port.
 pub struct ScriptedNode {
     pub port: u16,
     is_over: Arc<AtomicBool>,
@@ -80,7 +80,7 @@ impl ScriptedNode {
 impl Drop for ScriptedNode {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
-        // The listener waits for a connection.
+        // This connection wakes the listener, so that it sees the flag.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
@@ -99,7 +99,7 @@ fn answer(mut stream: TcpStream, script: &NodeScript) {
             // The client may have closed the connection in the middle of a long body.
             let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&reply.body));
         }
-        // Until the client closes the connection.
+        // Waits until the client closes the connection.
         None => drop(stream.read(&mut [0])),
     }
 }

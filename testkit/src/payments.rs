@@ -1,4 +1,4 @@
-//! The books: every payment that was delivered is one event, accepted by the callback, and nothing else is there.
+//! Numbered payment mails, and the check that each one became one event, accepted once by the callback.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::callback::Callback;
 use super::daemon::Home;
 
-/// A payment mail of its own for each number.
+/// The payment mail with number `n`; each number is another payment.
 pub fn payment(n: usize) -> Vec<u8> {
     format!(
         "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\

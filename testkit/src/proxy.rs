@@ -1,4 +1,4 @@
-//! A line that misbehaves on command: a TCP proxy in front of a real server.
+//! A TCP proxy in front of a real server, which disturbs its connections on command.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -13,44 +13,44 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// How many pieces are on the line at once in each direction, and how large each is at most.
+/// How many pieces each direction buffers, and the largest size of a piece in bytes.
 const PIECES: usize = 256;
 const PIECE: usize = 16 * 1024;
 
-/// A direction.
+/// A direction of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// From the program to the server.
     ToServer = 0,
-    /// What the server says.
+    /// From the server to the program.
     ToClient = 1,
 }
 
-/// How one direction behaves.
+/// The faults of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LinkFaults {
     /// Bytes wait until the fault is over.
     pub stalled: bool,
-    /// Nothing gets through; it is lost, and so is the end of the stream.
+    /// Bytes and the end of the stream are dropped.
     pub swallows: bool,
-    /// Each byte leaves on its own.
+    /// Each byte is written separately.
     pub single_bytes: bool,
-    /// How long everything takes.
+    /// The latency of this direction.
     pub delay: Duration,
 }
 
-/// What happens, once, to the connections there are.
+/// A fault that happens once, to all open connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disconnect {
     /// FIN to both sides.
     Cut,
     /// RST to both sides.
     Reset,
-    /// Both sides talk to nobody from now on, and are not told: as when a router forgets a connection.
+    /// Bytes of both sides are dropped from now on, without FIN or RST, as when a router forgets a connection.
     Forget,
 }
 
-/// A running proxy; everything ends with it.
+/// A running proxy; dropping it ends its connections.
 pub struct Proxy {
     pub port: u16,
     shared: Arc<Shared>,
@@ -97,29 +97,29 @@ impl Proxy {
         self.set(Direction::ToClient, &change);
     }
 
-    /// Whether who connects is hung up on.
+    /// Sets whether the proxy closes new connections at once.
     pub fn refuse(&self, refuses: bool) {
         self.shared.refuses.send_replace(refuses);
     }
 
-    /// Everything gets through again.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.refuse(false);
         self.set_both(|link| *link = LinkFaults::default());
         self.shared.affected.send_replace(0);
     }
 
-    /// Ends the connections there are, with a FIN.
+    /// Ends the open connections with a FIN.
     pub fn cut(&self) {
         self.shared.disconnect.send_replace(Some(Disconnect::Cut));
     }
 
-    /// Ends them with an RST.
+    /// Ends the open connections with an RST.
     pub fn reset(&self) {
         self.shared.disconnect.send_replace(Some(Disconnect::Reset));
     }
 
-    /// Leaves them half open: what is said on them is lost. New ones are as good as ever.
+    /// Leaves the open connections half open: their bytes are dropped. New connections work.
     pub fn forget(&self) {
         self.shared.disconnect.send_replace(Some(Disconnect::Forget));
     }
@@ -131,12 +131,12 @@ impl Proxy {
         assert!(self.runtime.as_ref().unwrap().block_on(waiting), "nothing was said on the link for {limit:?}");
     }
 
-    /// How many connections there have been.
+    /// The number of connections so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many there are.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
@@ -164,7 +164,7 @@ impl Shared {
             let shared = self.clone();
             tokio::spawn(async move {
                 shared.open.fetch_add(1, Ordering::SeqCst);
-                // A server that is away ends the connection: its client is hung up on.
+                // If the server is down, the client's connection is closed.
                 if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.server)).await {
                     shared.connection(client, server, disconnect).await;
                 }
@@ -211,7 +211,7 @@ impl Shared {
 }
 
 impl Shared {
-    /// Carries one direction to its end.
+    /// Copies one direction until its end.
     ///
     /// Each piece has the time at which it was read, and is written when its delay is over. So a delay does not reduce the
     /// throughput, and the order stays.
@@ -233,7 +233,7 @@ impl Shared {
             let read = input.read(&mut buffer).await.unwrap_or(0);
             let swallows = link.borrow().swallows;
             match read {
-                // The end is lost as well; the other side never hears of it.
+                // The end of the stream is dropped, too.
                 0 if swallows => return std::future::pending().await,
                 0 => return,
                 _ if swallows => {
@@ -272,7 +272,7 @@ impl Shared {
     }
 }
 
-/// Reads until there is no more.
+/// Reads to the end of the stream.
 async fn drain(input: &mut OwnedReadHalf) {
     let mut buffer = vec![0; PIECE];
     while input.read(&mut buffer).await.is_ok_and(|read| read > 0) {}

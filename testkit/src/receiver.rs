@@ -1,4 +1,4 @@
-//! A callback for tests: remembers what it was sent, answers as it is told.
+//! An asynchronous callback, which records its requests and answers them by a script.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// One request as it came.
+/// One received request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub line: String,
@@ -25,20 +25,20 @@ impl Request {
     }
 }
 
-/// What the callback does with a request.
+/// The callback's response to a request.
 #[derive(Debug, Clone)]
 pub enum Answer {
-    /// Sends these bytes and closes.
+    /// Sends these bytes and closes the connection.
     Bytes(Vec<u8>),
-    /// Says nothing, and keeps the connection.
+    /// Sends nothing and keeps the connection open.
     Hang,
-    /// Sends these bytes, and keeps the connection.
+    /// Sends these bytes and keeps the connection open.
     Unended(&'static str),
-    /// Says 500 and an answer without end.
+    /// Sends status 500 and an endless body.
     Endless,
-    /// Closes without a word.
+    /// Closes the connection without a response.
     Close,
-    /// Says 200 after a while.
+    /// Sends status 200 after this time.
     Slowly(std::time::Duration),
 }
 
@@ -56,7 +56,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A callback that answers request n (from 0) with `script(n, request)`.
+    /// Creates a callback that answers request n (from 0) with `script(n, request)`.
     pub fn new(script: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
         Receiver { seen: Arc::default(), count: Arc::new(watch::Sender::new(0)), script: Arc::new(script) }
     }
@@ -106,7 +106,7 @@ impl Receiver {
             seen.len()
         };
         self.count.send_replace(n);
-        // An answer may find nobody who still listens.
+        // The client may have closed the connection.
         let _ = answer(&mut stream, (self.script)(n - 1, &request)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! A scripted API of Resmic, in a chosen mood. It remembers each request.
+//! A fake of Resmic's API, which answers as its mood says and records each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -32,11 +32,11 @@ pub enum Mood {
     EnvelopeStatus(u16),
     /// The right answer with `success: false`.
     NotSuccess,
-    /// An answer about another session.
+    /// The right answer, with another session's id.
     OtherSession,
     /// The right answer with more keys in it.
     UnknownKeys,
-    /// The value of this key, replaced in `data`.
+    /// The right answer, with another value for this key of `data`.
     Value(&'static str, Value),
     /// A redirect to this URL.
     Redirects(String),
@@ -52,7 +52,7 @@ pub enum Mood {
     Endless,
 }
 
-/// A session as Resmic has it: the `data` of both answers, without the `session_id`.
+/// A session at Resmic: the `data` of both answers, without the `session_id`.
 #[derive(Debug, Clone)]
 pub struct Session {
     pub status: Value,
@@ -87,7 +87,7 @@ impl Session {
     }
 }
 
-/// A request as the API has seen it.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiRequest {
     pub path: String,
@@ -99,7 +99,7 @@ struct ApiState {
     sessions: HashMap<String, Session>,
 }
 
-/// A running API; it ends with this value.
+/// A running API; dropping it closes the port.
 pub struct ResmicApi {
     address: SocketAddr,
     state: Arc<Mutex<ApiState>>,
@@ -121,7 +121,7 @@ impl ResmicApi {
         format!("http://{}", self.address)
     }
 
-    /// `[resmic]` with this API; the credentials are in the files `api-key` and `user-id`.
+    /// The table `[resmic]` for this API. The credentials are in the files `api-key` and `user-id`.
     pub fn table(&self, more: &str) -> String {
         format!(
             "[resmic]\nurl = \"{}\"\napi_key = {{ file = \"api-key\" }}\nuser_id = {{ file = \"user-id\" }}\n{more}\n",
@@ -202,7 +202,7 @@ impl ApiState {
         }
     }
 
-    /// The first session is CREATED, and each later one has the next number.
+    /// Creates a session. The first one is CREATED, and each later one has the next number.
     fn create(&mut self, request: &Request) -> Answer {
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let id = format!("{}{:012}", &CREATED[..24], self.sessions.len() + 1);

@@ -1,5 +1,6 @@
-//! A token endpoint (RFC 6749) that also tells a mail server whose token it is (RFC 7662). It counts what it is asked.
-//! It authorizes by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
+//! A token endpoint (RFC 6749) with token introspection for mail servers (RFC 7662). It records its requests.
+//!
+//! It grants by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,55 +24,55 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// What a client must show.
+/// The credentials that a client must send.
 pub const REFRESH_TOKEN: &str = "1//refresh+token&of=shop";
 pub const CLIENT_SECRET: &str = "client secret/%";
 
-/// Whose tokens these are.
+/// The user of the tokens.
 pub const USER: &str = "payments@shop.example";
 
-/// What is known, and what is answered next.
+/// The state of the endpoint, and its next responses.
 #[derive(Default)]
 pub struct EndpointState {
-    /// In place of a token.
+    /// A response that replaces tokens.
     pub instead: Option<Answer>,
-    /// `expires_in`.
+    /// `expires_in`, in seconds.
     pub lifetime: u64,
-    /// A new refresh token with each access token; the old one ends.
+    /// Whether each response has a new refresh token and revokes the old one.
     pub rotates: bool,
-    /// The one that is asked for.
+    /// The valid refresh token.
     pub refresh_token: String,
-    /// The forms that came in.
+    /// The received forms.
     pub asked: Vec<HashMap<String, String>>,
-    /// Tokens that were given out, oldest first.
+    /// The issued access tokens, oldest first.
     pub given: Vec<String>,
-    /// Those that are good.
+    /// The access tokens that are valid.
     pub good: Vec<String>,
-    /// Those that a mail server has asked about.
+    /// The access tokens that a mail server has introspected.
     pub shown: Vec<String>,
-    /// The client has no secret.
+    /// Whether the client has no secret.
     pub is_public: bool,
-    /// An authorization gives no refresh token.
+    /// Whether an authorization returns no refresh token.
     pub is_online: bool,
-    /// Errors for the next questions about a device code; after them it is granted.
+    /// The errors for the next polls of a device code. After them it is granted.
     pub device_errors: Vec<&'static str>,
-    /// When a device code was asked about.
+    /// The times of the polls of a device code.
     pub polled: Vec<Instant>,
     /// The query of the last visit to `/authorize`.
     pub visited: HashMap<String, String>,
-    /// The person refuses there.
+    /// Whether the user denies the authorization at `/authorize`.
     pub refuses: bool,
-    /// Tokens are given, and the answers are not sent yet.
+    /// Whether the endpoint holds its responses back until [`Endpoint::release`].
     pub holds: bool,
     released: Arc<Notify>,
 }
 
-/// Status, more header fields, and the body.
+/// The status, more header fields, and the body.
 type Answer = (u16, Vec<(&'static str, String)>, String);
 
 type Shared = Arc<(Mutex<EndpointState>, Condvar)>;
 
-/// The endpoint; it ends with the test.
+/// A running endpoint; clones share it.
 #[derive(Clone)]
 pub struct Endpoint {
     pub port: u16,
@@ -91,7 +92,7 @@ impl Endpoint {
         endpoint
     }
 
-    /// Speaks TLS too; on which port.
+    /// Also serves TLS and returns its port.
     pub fn start_tls(&self, certificate: &Path, key: &Path) -> u16 {
         let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -107,7 +108,7 @@ impl Endpoint {
     }
 
     fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
-        // Not the endpoint itself: the runtime must not hold itself.
+        // A clone of the endpoint would keep its runtime alive from inside.
         let world = self.world.clone();
         self.runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -137,18 +138,18 @@ impl Endpoint {
         assert!(!waited.timed_out(), "the endpoint was not asked within {limit:?}");
     }
 
-    /// Answers so from now on, in place of a token.
+    /// Sends this response instead of tokens from now on.
     pub fn answer_instead(&self, status: u16, fields: &[(&'static str, &str)], body: &str) {
         let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         self.change(|world| world.instead = Some((status, fields, body.to_owned())));
     }
 
-    /// Gives tokens again.
+    /// Sends tokens again.
     pub fn answer_with_tokens(&self) {
         self.change(|world| world.instead = None);
     }
 
-    /// Sends what was held, and all that comes.
+    /// Sends the held responses, and holds no further ones.
     pub fn release(&self) {
         self.change(|world| {
             world.holds = false;
@@ -156,12 +157,12 @@ impl Endpoint {
         });
     }
 
-    /// How often a token was asked for.
+    /// The number of token requests.
     pub fn asked(&self) -> usize {
         self.change(|world| world.asked.len())
     }
 
-    /// Everything that must not be seen anywhere.
+    /// The secrets that must not occur in logs, output or the database.
     pub fn secrets(&self) -> Vec<String> {
         let given = self.change(|world| world.given.clone());
         given.into_iter().chain([REFRESH_TOKEN.into(), CLIENT_SECRET.into(), self.refresh_token()]).collect()
@@ -171,7 +172,7 @@ impl Endpoint {
         self.change(|world| world.refresh_token.clone())
     }
 
-    /// Where a mail server asks whose token it is.
+    /// The introspection endpoint for mail servers.
     pub fn introspection_url(&self) -> String {
         format!("http://127.0.0.1:{}/introspect", self.port)
     }
@@ -198,7 +199,7 @@ async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Fu
 async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String, String>) -> Answer {
     let (answer, held) = {
         let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
-        // Before anybody can be told to release it.
+        // Subscribe while the lock is held, so that no release is missed.
         let held = world.holds.then(|| world.released.clone().notified_owned());
         let answer = match (method, path) {
             ("POST", "/token") if form["grant_type"] == "refresh_token" => world.grant(form),

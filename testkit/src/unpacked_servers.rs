@@ -1,4 +1,4 @@
-//! Servers that Debian does not let stand beside Dovecot: `make servers` unpacks their packages into target/tools/servers.
+//! Servers whose Debian packages conflict with Dovecot's. `make servers` unpacks them into target/tools/servers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! A watcher at work, and whoever takes its mails: holds it to the cursor rule with every word that it says.
+//! A running watcher and the receiver of its reports, which checks the cursor rule at each report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -12,10 +12,10 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
 
-/// How far the mailbox was read, as the database would know it.
+/// The stored cursor: `(UIDVALIDITY, last UID)`.
 type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 
-/// What the database would know beside it: the last that was handed over, and each mail with its row's number.
+/// The other stored facts: the last batch's cursor, and each mail with its row number.
 #[derive(Default)]
 struct StoredState {
     reached: Option<Reached>,
@@ -37,7 +37,7 @@ impl StoredState {
     }
 }
 
-/// A watcher and what it said.
+/// A watcher and its reports so far.
 pub struct Watching {
     reports: mpsc::Receiver<Report>,
     server: Option<Scripted>,
@@ -45,30 +45,30 @@ pub struct Watching {
     stored: Arc<Mutex<StoredState>>,
     /// The mails that the watcher handed over, by UIDVALIDITY and UID: bytes, and how often.
     pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
-    /// All that was handed over.
+    /// All mails that were handed over, in order.
     mails: Vec<Vec<u8>>,
-    /// How large each is said to be.
+    /// The reported size of each mail.
     pub sizes: BTreeMap<(u32, u32), u64>,
-    /// Whoever takes the mails has not committed them yet; see [`Watching::commit`].
+    /// Whether commits are delayed until [`Watching::commit`].
     pub busy: bool,
     waiting: Vec<(tokio::sync::oneshot::Sender<Vec<u32>>, Vec<u32>)>,
-    /// Whoever takes the mails does not get round to writing the cursor down.
+    /// Whether cursors are discarded instead of stored.
     pub forgetful: bool,
-    /// Mails that have a row without bytes.
+    /// The mails that have a row without bytes.
     pub undelivered: BTreeSet<(u32, u32)>,
-    /// What became known of such mails, in order.
+    /// The reports about such mails, in order.
     pub availability: Vec<(u32, Availability)>,
-    /// UIDs that are not to be read.
+    /// UIDs that the cursor may pass unread.
     pub old: BTreeSet<u32>,
-    /// Each state that was told, with its words.
+    /// Each reported state, with its error.
     pub states: Vec<(MailboxState, Option<String>)>,
-    /// How often a round trip was completed.
+    /// The number of reported round trips.
     pub seen: usize,
     shutdown: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
-/// An account of the scripted server's, with what `more` says.
+/// The settings of an account at the scripted server, with more lines of configuration.
 pub fn settings(port: u16, more: &str) -> Settings {
     let mailboxes = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
     let text = format!(
@@ -78,7 +78,7 @@ pub fn settings(port: u16, more: &str) -> Settings {
     toml::from_str(&text).unwrap()
 }
 
-/// An account whose password is right, on a machine that never sleeps.
+/// An account with a valid password, on a machine that is never suspended.
 fn account(settings: Settings, timing: Timing) -> Account {
     Account {
         settings,
@@ -91,7 +91,7 @@ fn account(settings: Settings, timing: Timing) -> Account {
     }
 }
 
-/// Times that fit a test.
+/// Short timeouts for tests.
 pub fn quick() -> Timing {
     Timing {
         answer: Duration::from_secs(1),
@@ -102,7 +102,7 @@ pub fn quick() -> Timing {
     }
 }
 
-/// A dedicated mailbox, renewed once a minute.
+/// Watches a dedicated mailbox, renewed once a minute.
 pub fn dedicated(server: &Scripted) -> Watching {
     Watching::start(server, settings(server.port, "dedicated = true\nidle_renew = \"1m\""), quick())
 }
@@ -120,7 +120,7 @@ impl Watching {
         Self::with_account(account(settings, timing), wanted, cursor)
     }
 
-    /// Watches INBOX on a machine that sleeps when `sleeps` says so.
+    /// Watches INBOX on a machine that is suspended when `sleeps` says so.
     pub fn asleep(server: &Scripted, settings: Settings, timing: Timing, sleeps: Sleeps) -> Self {
         let account = Account { sleeps, ..account(settings, timing) };
         let watching = Self::with_account(account, "INBOX".into(), Cursor::default());
@@ -211,7 +211,7 @@ impl Watching {
         }
     }
 
-    /// Says which mails are committed.
+    /// Confirms the waiting mails as committed.
     pub fn commit(&mut self) {
         for (done, uids) in self.waiting.drain(..) {
             let _ = done.send(uids);
@@ -232,7 +232,7 @@ impl Watching {
         }
     }
 
-    /// Listens until something holds.
+    /// Handles reports until a condition holds.
     pub async fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let wait = async {
             while !holds(self) {
@@ -245,21 +245,21 @@ impl Watching {
         }
     }
 
-    /// How often a mail with this subject was handed over, under whatever number.
+    /// How often a mail with this subject was handed over, under any UID.
     pub fn times(&self, subject: &str) -> usize {
         let line = format!("Subject: {subject}\r\n").into_bytes();
         let said = |bytes: &[u8]| bytes.windows(line.len()).any(|w| w == line);
         self.mails.iter().filter(|bytes| said(bytes)).count()
     }
 
-    /// Waits for a mail; returns how long that took.
+    /// Waits for a mail and returns how long that took.
     pub async fn mail(&mut self, subject: &str) -> Duration {
         let began = std::time::Instant::now();
         self.until(&format!("the mail {subject}"), |w| w.times(subject) > 0).await;
         began.elapsed()
     }
 
-    /// Waits for it to say that it is in this state, from now on.
+    /// Waits for the next report of this state and returns its error.
     pub async fn state(&mut self, state: MailboxState) -> Option<String> {
         self.states.clear();
         self.until(&format!("state {state:?}"), |w| w.states.iter().any(|(s, _)| *s == state)).await;
@@ -282,7 +282,7 @@ impl Watching {
         }
     }
 
-    /// Listens for so long.
+    /// Handles reports for this time.
     pub async fn listen(&mut self, time: Duration) {
         let _ = tokio::time::timeout(time, async {
             loop {
@@ -292,7 +292,7 @@ impl Watching {
         .await;
     }
 
-    /// Ends it and waits for that.
+    /// Stops the watcher and waits for its end.
     pub async fn end(mut self) {
         self.shutdown.send(true).unwrap();
         while self.reports.recv().await.is_some() {}

@@ -1,5 +1,5 @@
 //! A line that misbehaves between the program and a real Dovecot. Whatever it does, each mail is one event, delivered
-//! once, and the program finds its way back by itself.
+//! once, and the program finds its direction back by itself.
 
 use std::time::{Duration, Instant};
 

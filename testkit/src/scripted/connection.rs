@@ -1,4 +1,4 @@
-//! One client's connection to the scripted server: what is usual, and what the script puts in its place.
+//! One client connection of the scripted server: the usual responses, and the steps of the script.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::{FetchFault, Occasion, Scripted, Step};
 
-/// When a mail came, if nothing else is said.
+/// The INTERNALDATE of a mail for which the test sets none.
 const DATE: &str = "05-Mar-2025 03:36:00 +0000";
 
 pub struct Connection {
@@ -16,18 +16,18 @@ pub struct Connection {
     stream: TcpStream,
     number: usize,
     buffer: Vec<u8>,
-    /// The UIDs as this client was told of them, by sequence number.
+    /// The UIDs that were announced to this client, by sequence number.
     view: Vec<u32>,
     selected: bool,
-    /// The tag of the IDLE.
+    /// The tag of the current IDLE.
     idle: Option<String>,
-    /// The items that NOTIFY asked for.
+    /// The FETCH items of the NOTIFY command.
     notify: Option<String>,
-    /// How many bodies were sent.
+    /// The number of bodies sent.
     bodies: usize,
-    /// The mail whose FETCH is refused.
+    /// Whether the current FETCH ends with a NO.
     refused: bool,
-    /// What it says all the time.
+    /// A line that is sent at an interval.
     chatter: Option<(&'static str, tokio::time::Interval)>,
 }
 
@@ -181,7 +181,7 @@ impl Connection {
         }
     }
 
-    /// Whether the client wrote something that was not read yet, or not used.
+    /// Whether bytes of the client are waiting.
     fn has_input(&self) -> bool {
         !self.buffer.is_empty() || self.stream.try_read(&mut [0]).is_ok()
     }
@@ -196,7 +196,7 @@ impl Connection {
         self.stream.write_all(text.as_bytes()).await.map_err(|_| Ended)
     }
 
-    /// The untagged part of the ordinary answer.
+    /// Sends the untagged part of the usual response.
     async fn untagged(&mut self, name: &str, line: &str) -> Result<()> {
         let text = match name {
             "greeting" => "* OK ready\r\n".to_owned(),

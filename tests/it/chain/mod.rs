@@ -93,7 +93,7 @@ impl ChainSetup {
         self.send(self.stranger(), wallet, "withdrawNative()", &[])
     }
 
-    /// The chain of this world, with more lines of configuration.
+    /// The chain of this setup, with more lines of configuration.
     fn chain(&self, more: &str) -> Chain {
         self.chain_with(more, 6)
     }
@@ -132,7 +132,7 @@ impl ChainSetup {
         node_at(&self.anvil.url())
     }
 
-    /// Looks at the node of this world.
+    /// Looks at the node of this setup.
     async fn ask(&self, chain: &Chain, claim: &Claim) -> Confirmation {
         ask(chain, claim, &[self.node()]).await
     }
