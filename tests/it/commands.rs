@@ -1,4 +1,4 @@
-//! What is typed, and what comes of it, where no server is needed: exit codes, files, and a reader who goes away.
+//! Commands that need no mail server: exit codes, files, terminals and closed pipes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use testkit::daemon::{Home, account, binary};
 use testkit::dns::Dns;
 use testkit::process::Process;
 
-/// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
+/// A configuration that accepts unsigned mails. No server listens on the account's port.
 fn home() -> Home {
     Home::new(&account(1, "[trust]\naccept = [\"none\"]\n"))
 }
@@ -22,7 +22,7 @@ fn payment(n: usize) -> String {
     )
 }
 
-/// A folder of that many payments.
+/// Creates a folder with this many payment mails.
 fn payments(home: &Home, count: usize) -> String {
     let folder = home.folder.path().join("mails");
     fs::create_dir(&folder).unwrap();
@@ -32,7 +32,7 @@ fn payments(home: &Home, count: usize) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
-/// Runs a command whose output nobody takes.
+/// Runs a command with a closed standard output.
 fn run_with_closed_stdout(home: &Home, arguments: &[&str]) -> Output {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -43,10 +43,10 @@ fn run_with_closed_stdout(home: &Home, arguments: &[&str]) -> Output {
 fn commands_finish_their_work_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 200);
-    // As `import --json … | head -1`.
+    // Like `import --json … | head -1`.
     assert_eq!(run_with_closed_stdout(&home, &["import", "--json", &folder]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
-    // Under other rules all of them are something else.
+    // Now `reparse` changes the outcome of 100 mails.
     home.data(&["import", &folder]);
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
@@ -79,7 +79,7 @@ fn follow_ends_when_its_reader_closes_the_pipe() {
     let mut line = String::new();
     events.read_line(&mut line).unwrap();
     assert!(line.contains("\"event_id\"") && !follow.has_ended(), "{line}");
-    // As `events --follow --json | head -1`.
+    // Like `events --follow --json | head -1`.
     drop(events);
     assert_eq!(follow.wait(Duration::from_secs(20)), Some(0));
 }
@@ -110,7 +110,7 @@ fn progress_and_data_do_not_share_terminal_lines() {
     let shown = String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
     let data: Vec<_> = shown.split("{\"file\"").collect();
     assert_eq!(data.len(), 201, "{shown}");
-    // Where each object begins, a line does: the terminal's, or one that was cleared.
+    // Each object begins at the start of a line, or after the progress line was cleared.
     for before in &data[..200] {
         assert!(
             ["", "\n", "\u{1b}[2K"].iter().any(|end| before == end || !end.is_empty() && before.ends_with(end)),
@@ -241,7 +241,7 @@ fn an_occupied_port_is_no_configuration_error() {
     let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
     let home = Home::new(&account(1, &metrics));
     let output = home.run(&["run"]);
-    // The unit does not start again after 2.
+    // The systemd unit does not restart after exit code 2.
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");

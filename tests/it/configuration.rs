@@ -1,4 +1,4 @@
-//! `config.toml` and docs/configuration.md, held against what the program accepts.
+//! `config.toml` and the documentation agree with the keys and values that the program accepts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 use resmic_mailhook::config::Config;
 
-/// Each table, as its name in the documents, and a file that asks for an unknown key in it.
+/// Each table: its name in the documentation, and a file with an unknown key in it.
 const TABLES: &[(&str, &str)] = &[
     ("", "zz = 1"),
     ("store", "[store]\nzz = 1"),
@@ -34,7 +34,7 @@ fn read(text: &str) -> Result<Config, String> {
     Config::read(&path).map_err(|e| e.to_string())
 }
 
-/// The keys that the program knows in a table: it lists them when it meets one that it does not know.
+/// The keys of a table. The program lists them in its error about an unknown key.
 fn keys(file: &str) -> BTreeSet<String> {
     let error = read(file).unwrap_err();
     let expected = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
@@ -220,7 +220,7 @@ fn errors_do_not_quote_values_of_secrets() {
     }
 }
 
-/// Each piece of TOML in a page, with the line before it.
+/// The TOML blocks of a page, each with the line before it.
 fn snippets(page: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root(page)).unwrap();
     let block = Regex::new(r"(?ms)^([^\n]*)\n\n?```toml\n(.*?)^```").unwrap();
@@ -277,7 +277,7 @@ fn example_and_documentation_have_every_key() {
                 docs.split("\n## ").find(|s| s.lines().next().is_some_and(|l| l.contains(&format!("[{table}]"))));
             let section = section.unwrap_or_else(|| panic!("docs/configuration.md has no section [{table}]"));
             let said: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
-            // A table inside a table has a section of its own.
+            // A nested table has its own section.
             let own = |key: &&String| !TABLES.iter().any(|(t, _)| **t == format!("{table}.{key}"));
             assert_eq!(said, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
         }

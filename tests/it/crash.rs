@@ -1,5 +1,5 @@
-//! Killed again and again, at moments that nobody chose, while mails arrive and are delivered: nothing is lost, nothing
-//! is there twice.
+//! The daemon is killed again and again at random times, while mails arrive and events are delivered. Nothing is lost or
+//! duplicated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ const KILLS: u64 = 200;
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
 
-/// Delivers mails in small bursts until it is told to stop; how many there were.
+/// Delivers mails in small bursts until `stop` is set, and counts them in `sent`.
 fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &AtomicUsize) {
     while !stop.load(Ordering::SeqCst) {
         let first = sent.load(Ordering::SeqCst) + 1;
@@ -23,12 +23,12 @@ fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &A
         let mails: Vec<_> = (first..first + count).map(payment).collect();
         dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
         sent.fetch_add(count, Ordering::SeqCst);
-        // The pauses of real life, in which the program is at rest or catches up.
+        // Pauses in which the program catches up or is idle.
         std::thread::sleep(random.moment(Duration::from_millis(150)));
     }
 }
 
-/// Kills it at a random moment of its life: in its start, while it catches up, while it is at work.
+/// Starts the daemon and kills it after a random time: during its start, its first sync, or its work.
 fn live_and_die(home: &Home, random: &Random) {
     let daemon = home.start();
     let longest = [20, 60, 200, 600][random.below(4) as usize];
@@ -74,7 +74,7 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// Also when an assertion fails, so that the scope can end.
+/// Sets the flag when it is dropped, so that the thread also ends if an assertion fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {

@@ -1,4 +1,4 @@
-//! docs/database.md, README.md and the queries for Datasette, held against the schema and run.
+//! docs/database.md, README.md and the Datasette queries agree with the schema, and their queries run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use regex::Regex;
 use resmic_mailhook::db::{Store, StoreSettings};
 use rusqlite::Connection;
 
-/// A payment of everything that the questions ask for.
+/// Rows for which each documented query returns a result.
 const ROWS: &str = "
     INSERT INTO sessions (session_id, order_ref, amount) VALUES
       ('591abe63-aa61-411d-a419-0b546729bbd0', 'A-1001', '20'), ('591abe63-aa61-411d-a419-0b546729bbd1', 'A-1003', '7');
@@ -31,7 +31,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// A database as the program makes it.
+/// Creates a database with the program's schema and [`ROWS`].
 fn database(folder: &Path) -> Connection {
     let path = folder.join("mailhook.db");
     let matching = resmic_mailhook::config::Config::default().sessions.matching();

@@ -1,4 +1,4 @@
-//! The whole road, on real parts: Dovecot, the program, a callback, and what goes wrong between them.
+//! From the mail to the callback with real parts: Dovecot, the daemon and a handler, with failures between them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use testkit::payments::payment;
 const SOON: Duration = Duration::from_secs(20);
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 
-/// Sample mails that are events, with what must be read from them.
+/// The sample mails that become events, each with the expected fields.
 fn events(folder: &str) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(samples().join(folder)).unwrap() {
@@ -102,12 +102,12 @@ fn handler_deduplicates_by_signed_fields_only() {
     };
     let (first, second) = (body(1, "\"transaction_hash\":\"0x1\","), body(2, "\"transaction_hash\":\"0x2\","));
     for handler in [Handler::express(), Handler::python()] {
-        // A header is anybody's: another key, or the key of what comes next.
+        // The header is not signed. It may have a wrong key or the key of the next event.
         for key in ["Idempotency-Key: 1\r\n", "Idempotency-Key: 2\r\n", ""] {
             assert_eq!(handler.post_signed(&first, key), "200");
         }
         assert_eq!(handler.post_signed(&second, "Idempotency-Key: 2\r\n"), "200");
-        // What failed has no transaction, and Resmic's own webhook no key.
+        // A failed payment has no transaction, and Resmic's own webhook has no key.
         assert_eq!(
             (handler.post_signed(&body(3, ""), ""), handler.post_signed(&body(4, ""), "")),
             ("200".into(), "200".into())
@@ -143,7 +143,7 @@ fn five_hundred_mails_survive_a_kill() {
     home.until("SELECT count(*) FROM events", "500", SOON);
     home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "500", SOON);
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "500");
-    // The handler keeps the first of each event; a POST whose answer was lost may have come twice.
+    // The handler drops duplicates. The daemon repeats a POST if its response was lost.
     assert_eq!(handler.accepted(500).len(), 500);
     assert_eq!(home.ask("PRAGMA integrity_check"), "ok");
     assert_eq!(daemon.end(), Some(0));

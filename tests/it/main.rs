@@ -1,4 +1,4 @@
-//! Every integration test, in one program: it links once, and all tests share its threads.
+//! All integration tests in one program, which links once and shares its threads.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 

@@ -1,5 +1,5 @@
-//! What an operator's tools ask for is there: `/metrics` has what the dashboard, the alerts and the documentation name,
-//! each alert is provoked once, and `/healthz` is red when `status` is.
+//! `/metrics` has the series of the dashboard, the alerts and the documentation, each alert has a test, and `/healthz`
+//! agrees with `status`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,7 @@ fn found(pattern: &str, text: &str) -> BTreeSet<String> {
     found
 }
 
-/// The status and the body of what the daemon serves.
+/// Sends a GET request to the daemon and returns the status and the body.
 fn get(port: u16, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -39,7 +39,7 @@ fn get(port: u16, path: &str) -> (u16, String) {
     (head[9..12].parse().unwrap(), body.to_owned())
 }
 
-/// A daemon that watches an empty INBOX, and the port that it answers at.
+/// Starts a daemon that watches an empty INBOX, and returns its HTTP port.
 fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
     watching_with(dovecot, "")
 }
@@ -52,7 +52,7 @@ fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
         let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
         let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}{more}"));
         let mut daemon = home.start();
-        // Another program may have taken the port meanwhile; then it ends before it makes a database.
+        // If another program has bound the port in the meantime, the daemon ends before it creates a database.
         daemon.process.until(SOON, || home.database().exists().then_some(()))?;
         home.until(IDLE, "1", SOON);
         Some((home, daemon, port))
@@ -91,7 +91,7 @@ fn dashboard_and_alerts_use_existing_metrics() {
     // A counter's samples have a suffix that its TYPE does not have.
     let documented = found(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
     assert_eq!(documented.iter().map(|name| name.trim_end_matches("_total").to_owned()).collect::<BTreeSet<_>>(), real);
-    // What is chosen by a label's value has a line with that value, also while it is zero.
+    // A series that is selected by a label value exists with that value, even if it is zero.
     let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status)=~?"([a-z|]+)""#).unwrap();
     for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
         let text = file(name).replace("\\\"", "\"");
@@ -132,7 +132,7 @@ fn healthz_agrees_with_status() {
     assert_eq!(daemon.end(), Some(0));
     let status: Value = serde_json::from_slice(&home.run(&["status", "--json"]).stdout).unwrap();
     assert!(status["attention"][0].as_str().unwrap().contains("not running"), "{status}");
-    // A database that cannot be read is an answer, too.
+    // `status --json` also reports an unreadable database.
     fs::write(home.database(), "not a database, and long enough for one to be looked for in it: not a database")
         .unwrap();
     let output = home.run(&["status", "--json"]);
@@ -151,13 +151,13 @@ fn silent_http_clients_do_not_block_shutdown() {
     let waits = connect(0);
     assert_eq!(daemon.end(), Some(0));
     drop((silent, last, waits));
-    // What is not ended in order leaves its journal behind.
+    // An orderly shutdown removes the WAL files.
     let beside = |end: &str| home.folder.path().join(format!("mailhook.db-{end}")).exists();
     assert!(!beside("wal") && !beside("shm"));
 }
 
 fn both_are_red(home: &Home, port: u16, words: &str) {
-    // The daemon goes on meanwhile, and may learn another reason: what is compared is of one moment.
+    // The reasons may change at any time. Compare only if they were the same before and after the request.
     let (mut before, mut served, mut after) = (attention(home), get(port, "/healthz"), attention(home));
     for _ in 0..50 {
         if before == after {
@@ -169,7 +169,7 @@ fn both_are_red(home: &Home, port: u16, words: &str) {
     assert!(served.1.contains(words), "{words:?}: {}", served.1);
 }
 
-/// What a red `status` says.
+/// The reasons that `status` reports.
 fn attention(home: &Home) -> Vec<String> {
     let output = home.run(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();

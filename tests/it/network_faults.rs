@@ -1,5 +1,5 @@
-//! A line that misbehaves between the program and a real Dovecot. Whatever it does, each mail is one event, delivered
-//! once, and the program finds its direction back by itself.
+//! A faulty connection between the program and a real Dovecot. Each mail becomes one event, which is delivered once, and
+//! the program recovers by itself.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use testkit::proxy::{Direction, LinkFaults, Proxy};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
-/// A program that has found its line dead may be in a pause, and tries again at the end of it.
+/// The limit for a recovery, which includes a pause before the reconnect.
 const RECOVERY: Duration = Duration::from_secs(60);
-/// How long an ordinary answer may take; src/source/imap/timing.rs has it.
+/// The timeout of an ordinary answer, as in src/source/imap/timing.rs.
 const ANSWER: Duration = Duration::from_secs(30);
 const ADDRESS: &str = "payments@shop.example";
 
-/// Whether the line is encrypted: then a byte that is lost spoils it.
+/// Whether the connection is encrypted. With TLS, a lost byte breaks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tls {
     Plain,
     Implicit,
 }
 
-/// A Dovecot, a line to it, and who listens at the other end.
+/// A Dovecot, a proxy in front of it, the daemon, and a callback.
 struct ProxySetup {
     dovecot: Dovecot,
     proxy: Proxy,
@@ -60,7 +60,7 @@ impl ProxySetup {
         self.home.until("SELECT count(*) FROM events", &self.sent.to_string(), limit);
     }
 
-    /// Everything is there, once, and the program is at rest again.
+    /// Checks that each payment was delivered once and that the daemon is idle again, and stops it.
     fn end(self) {
         payments::wait_until_complete(&self.home, &self.callback, self.sent, RECOVERY);
         assert!(self.callback.repeated().is_empty(), "no delivery was repeated: {:?}", self.callback.repeated());
@@ -71,7 +71,7 @@ impl ProxySetup {
     }
 }
 
-/// Mails before, during and after a fault of these directions; it goes on until it has done something.
+/// Delivers mails before, during and after a fault of these directions. The fault lasts until it has affected bytes.
 fn holds_through(tls: Tls, directions: &[Direction], fault: fn(&mut LinkFaults)) {
     let mut setup = ProxySetup::start(tls, "1s");
     setup.deliver(10);
@@ -89,7 +89,7 @@ fn holds_through(tls: Tls, directions: &[Direction], fault: fn(&mut LinkFaults))
     setup.end();
 }
 
-/// The same for a fault that is over in a moment, in the middle of a stream of mails.
+/// Delivers mails around a momentary fault, several times.
 fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
     let mut setup = ProxySetup::start(tls, "1s");
     for _ in 0..4 {
@@ -107,7 +107,7 @@ fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
     setup.end();
 }
 
-/// At the same time: most of this is waiting.
+/// Runs these functions in parallel, because they mostly wait.
 fn at_once(works: &[&(dyn Fn() + Sync)]) {
     std::thread::scope(|scope| {
         for work in works {
@@ -162,7 +162,7 @@ fn lost_bytes_lose_no_mail() {
         &|| holds_through(Tls::Plain, &[Direction::ToServer], swallow),
         &|| holds_through(Tls::Plain, &[Direction::ToClient], swallow),
         &|| holds_through(Tls::Plain, &[Direction::ToServer, Direction::ToClient], swallow),
-        // Here what comes after the gap cannot be read either.
+        // With TLS, the bytes after the gap are unreadable, too.
         &|| holds_through(Tls::Implicit, &[Direction::ToServer], swallow),
         &|| holds_through(Tls::Implicit, &[Direction::ToClient], swallow),
     ]);
@@ -191,7 +191,7 @@ fn latency_does_not_reduce_throughput() {
         let began = Instant::now();
         setup.deliver(1);
         setup.wait_until_recorded(SOON);
-        // What is pushed takes one direction; a dialogue would take a round trip of 250 ms for each question.
+        // A pushed mail needs only one direction. Each command would need a round trip of 250 ms.
         assert!(began.elapsed() >= Duration::from_millis(100), "there is no delay");
     }
     setup.proxy.cut();
@@ -208,12 +208,12 @@ fn a_half_open_connection_is_noticed() {
     let mut setup = ProxySetup::start(Tls::Plain, "2s");
     setup.deliver(5);
     setup.wait_until_recorded(SOON);
-    // New connections are as good as ever; the one there is never hears a word again, nor of its end.
+    // The open connection never receives a byte or its end again. New connections work.
     setup.proxy.forget();
     let began = Instant::now();
     setup.deliver(5);
     setup.wait_until_recorded(renew + Duration::from_secs(60));
-    // At the next renewal the program asks, and waits for as long as an answer may take; then it comes back.
+    // The renewal gets no answer. After the timeout the program reconnects.
     assert!(began.elapsed() < renew + ANSWER + Duration::from_secs(10), "it took {:?}", began.elapsed());
     setup.daemon.says("no answer to", SOON);
     setup.end();

@@ -1,4 +1,4 @@
-//! Logging in with access tokens, through the program: a token endpoint, and Dovecot that asks it whose token it is.
+//! Logins with access tokens: the daemon, a token endpoint, and a Dovecot that verifies tokens at the endpoint.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use testkit::tokens::{CLIENT_SECRET, Endpoint, REFRESH_TOKEN, USER};
 const SOON: Duration = Duration::from_secs(20);
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
 
-/// A folder whose account shows tokens of this endpoint's.
+/// A configuration whose account uses access tokens of this endpoint.
 fn home(connection: &str, token_url: &str, mailboxes: &str) -> Home {
     let home = Home::new(&format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [{mailboxes}]\n\
@@ -56,12 +56,12 @@ fn until_idle(home: &Home, count: usize) {
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", &count.to_string(), SOON);
 }
 
-/// How long each failure made a watcher wait.
+/// The pauses in the log, in seconds.
 fn pauses(log: &str) -> Vec<u64> {
     Regex::new(r"retry_in_s=(\d+)").unwrap().captures_iter(log).map(|c| c[1].parse().unwrap()).collect()
 }
 
-/// Nothing that was said, printed or stored shows a secret.
+/// Checks that the log, the output of commands and the database contain no secret.
 fn keeps_its_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
     let mut all = daemon.log();
     for arguments in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
@@ -134,7 +134,7 @@ fn mailboxes_share_a_valid_token() {
 #[test]
 fn an_expiring_token_is_not_used() {
     let (endpoint, dovecot) = start();
-    // Good for no longer than the minute that is kept clear.
+    // The token expires within the minute in which the program does not use it.
     endpoint.change(|world| world.lifetime = 60);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
@@ -168,7 +168,7 @@ fn a_revoked_token_is_replaced_at_once() {
 fn a_refused_new_token_needs_an_operator() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
-    // The endpoint gives tokens, and the mail server takes none.
+    // The endpoint issues tokens, but the mail server accepts none of them.
     let config = std::fs::read_to_string(home.folder.path().join("config.toml")).unwrap();
     std::fs::write(home.folder.path().join("config.toml"), config.replace(USER, "other@shop.example")).unwrap();
     let daemon = home.start();
@@ -270,18 +270,18 @@ fn a_rotated_refresh_token_is_used() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// The refresh tokens that were shown to the endpoint.
+/// The refresh tokens that the endpoint received, in order.
 fn shown(endpoint: &Endpoint) -> Vec<String> {
     endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect())
 }
 
-/// Files of refresh tokens that were replaced, unfinished ones too.
+/// The files of rotated refresh tokens, including temporary files.
 fn kept(home: &Home) -> Vec<PathBuf> {
     let files = std::fs::read_dir(home.folder.path()).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("oauth-")).collect()
 }
 
-/// Logs in once, in a process of its own.
+/// Starts the daemon, waits for its login, and stops it.
 fn run_once(home: &Home, endpoint: &Endpoint) {
     let before = endpoint.change(|world| world.shown.len());
     let daemon = home.start();
@@ -313,7 +313,7 @@ fn the_newest_refresh_token_outlasts_a_restart() {
     let daemon = home.start();
     endpoint.until(SOON, |world| world.shown.len() == 2);
     until_idle(&home, 1);
-    // A command beside it and the daemon go on from what the other was given.
+    // A command and the daemon each use the refresh token that the other one received.
     home.data(&["check", "--connect"]);
     dovecot.kick(USER);
     dovecot.deliver(USER, &payment(1));
@@ -357,7 +357,7 @@ fn a_newly_configured_refresh_token_is_used() {
     assert_eq!(shown(&endpoint), [REFRESH_TOKEN, "given-anew"]);
     let files = kept(&home);
     assert!(files.len() == 2 && files.contains(&old[0]), "{files:?}");
-    // The old one is still the old one's.
+    // The file of the old grant is unchanged.
     assert_eq!(std::fs::read_to_string(&old[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
 }
 
@@ -367,7 +367,7 @@ fn the_configured_token_replaces_a_revoked_one() {
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    // As at Microsoft, where the older ones go on being good for a while.
+    // Microsoft's older refresh tokens remain valid for a while.
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
     let daemon = home.start();
     endpoint.until(SOON, |world| world.asked.len() == 3);
@@ -378,7 +378,7 @@ fn the_configured_token_replaces_a_revoked_one() {
     assert_eq!(shown(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
     run_once(&home, &endpoint);
     assert_eq!(shown(&endpoint)[3..], [nth(2)]);
-    // Both have ended: each is tried once, and a person is told.
+    // Both tokens are revoked. Each one is tried once, and the error names the remedy.
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
@@ -392,7 +392,7 @@ fn an_unwritable_token_file_is_survived() {
     endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    // Whoever may do anything, as in a container, is not kept off by a mode.
+    // A folder blocks the file even for root, for whom permissions do not count.
     let file = kept(&home).remove(0);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
@@ -414,14 +414,15 @@ fn an_unwritable_token_file_is_survived() {
     assert_eq!(kept(&home), [file], "nothing unfinished is left");
     keeps_its_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
-    // Who types a command is told as well.
+    // A command prints the warning, too.
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
     let checked = home.run(&["check", "--connect"]);
     let words = String::from_utf8_lossy(&checked.stderr);
     assert!(checked.status.success() && words.contains(&told), "{checked:?}");
 }
 
-/// A server that says these lines, each after it has read one; `{line}` is that line and `{tag}` its tag. What it read.
+/// Starts a server that sends the next of these lines after each line that it reads. `{line}` stands for the read line
+/// and `{tag}` for its tag. The thread returns the lines that it read.
 fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -443,7 +444,7 @@ fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<
     (port, talk)
 }
 
-/// What `check --connect` says to such a server, and what it prints.
+/// Runs `check --connect` with such a server. Returns the lines that the server read, and the output.
 fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
     let endpoint = Endpoint::start();
     let (port, talk) = conversation(says);

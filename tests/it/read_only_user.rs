@@ -1,4 +1,4 @@
-//! A user who may read the database, and make no file beside it.
+//! A user who may read the database but cannot create files in its folder.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use testkit::daemon::{Home, account, binary};
 
 const SOON: Duration = Duration::from_secs(20);
-/// Nobody, for whom root's files are to be read only.
+/// The user `nobody`.
 const NOBODY: &str = "65534";
 
-/// Runs a command as somebody who may not write into the folder: for root another user, else this one.
+/// Runs a command as a user who cannot write into the folder: as `nobody` if the test runs as root.
 fn look(home: &Home, arguments: &[&str]) -> Output {
     let ours = home.command(arguments);
     let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     let mut command = if is_root {
-        // The one that is tested may lie where nobody else gets.
+        // Other users may have no access to the path of the tested binary.
         let copy = home.folder.path().join("copy");
         if !copy.exists() {
             fs::copy(binary(), &copy).unwrap();
@@ -59,7 +59,7 @@ fn a_read_only_user_can_run_status() {
     assert!(words.contains("cannot connect") && words.contains("the daemon is not running"), "{words}");
     let events = look(&home, &["events"]);
     assert!(events.status.success(), "{}", said(&events));
-    // What it sees will not change; that is better said than waited for.
+    // The snapshot cannot change, so `--follow` is refused.
     let follow = look(&home, &["events", "--follow"]);
     assert!(follow.status.code() == Some(1) && said(&follow).contains("no events to follow"), "{}", said(&follow));
     assert!(!home.folder.path().join("mailhook.db-shm").exists(), "somebody made a file");

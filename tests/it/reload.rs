@@ -1,5 +1,4 @@
-//! The configuration is read again in the middle of everything: nothing is lost, nothing comes twice, and what is not
-//! configured any more does not go on.
+//! SIGHUP reloads the configuration while mails arrive. Nothing is lost or duplicated, and removed accounts stop.
 
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ fn accounts_are_reloaded_during_deliveries() {
     for (n, config) in configs.iter().cycle().take(20).enumerate() {
         write(config);
         daemon.process.signal("-HUP");
-        // At another moment of its work each time; the next may come before this one is done.
+        // Each reload comes at another time, and possibly before the previous one is complete.
         let some = (n * PAYMENTS / 20).to_string();
         home.until(&format!("SELECT count(*) >= {some} FROM mails"), "1", SOON);
     }

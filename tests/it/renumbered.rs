@@ -1,5 +1,5 @@
-//! When a UID means another mail than it did: Dovecot begins a new numbering, a mailbox goes and comes again, a server
-//! comes back from its backup. All is read anew, and no payment is an event twice, nor forgotten.
+//! UIDs that mean other mails than before: UIDVALIDITY changes, a mailbox is created again, or a server is restored from a
+//! backup. The mailbox is read again, and each payment remains one event.
 
 use std::path::Path;
 use std::process::Command;
@@ -55,7 +55,7 @@ impl RenumberingSetup {
         daemon
     }
 
-    /// The books are right, and every mail but the first of each payment was known.
+    /// Waits until the payments 1 to `payments` are stored and delivered, each once.
     fn wait_until_complete(&self, payments: usize) {
         payments::wait_until_complete(&self.home, &self.callback, payments, SOON);
     }
@@ -64,11 +64,11 @@ impl RenumberingSetup {
         self.home.ask("SELECT uid_validity FROM mailboxes").parse().unwrap()
     }
 
-    /// Whether the mail with these words is marked as read on the server.
+    /// Whether the mail that contains `words` has the flag \Seen on the server.
     fn is_seen(&self, words: &str) -> bool {
         let files =
             std::fs::read_dir(self.dovecot.maildir(ADDRESS).join("cur")).unwrap().map(|entry| entry.unwrap().path());
-        // One that is marked just now has another name by the time it is to be read.
+        // Dovecot renames a file when it sets a flag, so that the read may fail.
         let says = |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.contains(words));
         files.filter(|path| says(path)).any(|path| path.to_str().unwrap().rsplit_once(":2,").unwrap().1.contains('S'))
     }
@@ -78,7 +78,7 @@ impl RenumberingSetup {
     }
 }
 
-/// Has a server forget the numbers that it gave.
+/// Deletes Dovecot's index files, so that it assigns new UIDs and another UIDVALIDITY.
 fn renumber(dovecot: &Dovecot) {
     for entry in std::fs::read_dir(dovecot.maildir(ADDRESS)).unwrap() {
         let path = entry.unwrap().path();
@@ -89,7 +89,7 @@ fn renumber(dovecot: &Dovecot) {
     next_second();
 }
 
-/// Validities and dates are seconds: the next one is another.
+/// Waits until the next second, because Dovecot derives UIDVALIDITY and dates from seconds.
 fn next_second() {
     let second = std::time::SystemTime::now() + Duration::from_secs(1);
     while std::time::SystemTime::now() < second {
@@ -97,7 +97,7 @@ fn next_second() {
     }
 }
 
-/// A copy with owners and times.
+/// Copies files with their owners and times.
 fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }
@@ -129,7 +129,7 @@ fn a_recreated_mailbox_is_read() {
     setup.doveadm(&["mailbox", "delete"], &["Shop"]);
     setup.failed();
     setup.doveadm(&["mailbox", "create"], &["Shop"]);
-    // Some come again, some are new, and all have UIDs that others had.
+    // Some mails are repeated and some are new. All have UIDs that other mails had before.
     setup.deliver(6..=15);
     setup.wait_until_complete(15);
     setup.home.until("SELECT state FROM mailboxes", "idle", SOON);
@@ -150,7 +150,7 @@ fn a_renamed_mailbox_is_read_after_its_return() {
     setup.doveadm(&["mailbox", "rename"], &["Away", "Shop"]);
     setup.deliver(6..=10);
     setup.wait_until_complete(10);
-    // Another one takes its name, and goes again.
+    // Another mailbox takes the name and is deleted later.
     setup.doveadm(&["mailbox", "rename"], &["Shop", "Away"]);
     setup.doveadm(&["mailbox", "create"], &["Shop"]);
     setup.deliver(11..=13);
@@ -177,7 +177,7 @@ fn after_is_not_applied_to_other_mails() {
     setup.deliver(1..=1);
     seen(1);
     assert_eq!(daemon.end(), Some(0));
-    // As where the server came back from its backup: all is read, and much of it has the number that it had.
+    // As after a restore of the server: everything is read again, and most mails have the same UIDs.
     rusqlite::Connection::open(setup.home.database()).unwrap().execute("DELETE FROM mailboxes", []).unwrap();
     let daemon = setup.daemon();
     setup.deliver(2..=2);
@@ -190,7 +190,8 @@ fn after_is_not_applied_to_other_mails() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// A server that has ten mails comes back with five of them; then come so many that are new, under UIDs that others had.
+/// Restores a server with ten mails from a backup with five. `new` mails arrive afterwards, with UIDs that other mails
+/// had. `watched`: the daemon runs during the restore.
 fn restored(new: usize, watched: bool) {
     let mut setup = RenumberingSetup::start("INBOX");
     let mut daemon = Some(setup.daemon());
@@ -235,8 +236,8 @@ fn a_restore_with_more_mails_loses_nothing() {
     restored(10, false);
 }
 
-/// While nobody looks, a server comes back from its backup, so many new mails come that its numbers have caught up, and
-/// the last that was read is gone. What was lost is ours, or somebody else's in a shared mailbox.
+/// Restores a server from its backup while the daemon is stopped. New mails arrive until their UIDs are above the cursor,
+/// and the last mail that was read no longer exists. The lost mails are payments, or other people's mails if `shared`.
 fn restored_and_caught_up(shared: bool) {
     let mut setup =
         RenumberingSetup::start_with("INBOX", if shared { "dedicated = false" } else { "dedicated = true" });
@@ -261,7 +262,7 @@ fn restored_and_caught_up(shared: bool) {
         copy(&dovecot.folder.path().join("backup"), &dovecot.maildir(ADDRESS));
         next_second();
     });
-    // The first of them came twice, and the second time as what is gone.
+    // The first of these mails arrives twice. The second copy gets UID 10, which is removed below.
     setup.deliver(known + 1..=known + 4);
     setup.deliver(known + 1..=known + 1);
     setup.deliver(known + 5..=known + 10);
@@ -271,7 +272,7 @@ fn restored_and_caught_up(shared: bool) {
     assert_eq!(setup.validity(), before, "the server has not said that its numbers mean something else");
     setup.home.until("SELECT last_uid FROM mailboxes", "16", SOON);
     assert_eq!(daemon.end(), Some(0));
-    // It is not found again.
+    // The renumbering is noticed only once.
     let rows = setup.home.ask("SELECT renumbered_after FROM mailboxes");
     assert_ne!(rows, "0");
     let daemon = setup.daemon();
@@ -295,7 +296,7 @@ fn a_restore_in_a_shared_mailbox_loses_nothing() {
 fn old_mails_stay_unread_after_renumbering() {
     let mut setup = RenumberingSetup::start_with("INBOX", "dedicated = true\nstart = \"now\"");
     setup.deliver(101..=105);
-    // They came two hours ago: for Dovecot that is the time of the file, once it has forgotten what it noted.
+    // Without its index, Dovecot takes INTERNALDATE from the file's time, which is set to two hours ago.
     setup.dovecot.while_down(|dovecot| {
         renumber(dovecot);
         let new = dovecot.maildir(ADDRESS).join("new");

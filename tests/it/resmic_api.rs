@@ -1,4 +1,4 @@
-//! The client of Resmic's API, against a scripted one in each of its moods.
+//! The client of Resmic's API, with a fake API in each of its moods.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ fn details(api: &ResmicApi) -> Result<TransactionDetails, ApiError> {
     wait(client(api, API_KEY).transaction_details(session()))
 }
 
-/// The error in this mood, the same for both questions.
+/// The error in this mood, which both requests must return.
 fn error(api: &ResmicApi, mood: Mood) -> ApiError {
     api.set_mood(mood);
     let error = status(api).unwrap_err();

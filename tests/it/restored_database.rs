@@ -1,4 +1,4 @@
-//! A copy is put in the place of the database while the daemon runs, and what belongs to the old one still lies beside it.
+//! A backup replaces the database file while the daemon runs and the WAL of the old file still exists.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
 
 const SOON: Duration = Duration::from_secs(20);
-/// It looks once a minute.
+/// The daemon checks the file once a minute.
 const LATER: Duration = Duration::from_secs(90);
 
 #[test]

@@ -1,5 +1,4 @@
-//! The same road on other servers than Dovecot: Cyrus and Courier, near and far, whole and broken. Each has its own ideas
-//! of IDLE, of numbers and of names.
+//! Cyrus and Courier, which differ from Dovecot in IDLE, UIDs and mailbox names, over good and faulty connections.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -18,16 +17,16 @@ use testkit::proxy::{Direction, Proxy};
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
-/// Less than the 30 s after which an answer counts as lost: what stands still that long has broken.
+/// Shorter than the answer timeout of 30 s, so that a lost response makes a test fail.
 const SOON: Duration = Duration::from_secs(25);
-/// A program that has found its line dead may be in a pause, and tries again at the end of it.
+/// The limit for a recovery, which includes a pause before the reconnect.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// A real server.
 trait Server: Sync {
     fn start() -> Self;
     fn imap(&self) -> u16;
-    /// What stands before the name of a mailbox that is not the inbox.
+    /// The prefix of mailbox names other than INBOX.
     const BELOW: &'static str;
     fn deliver(&self, mails: &[&[u8]]);
     fn while_down(&mut self, work: impl FnOnce());
@@ -73,7 +72,7 @@ impl Server for Courier {
     }
 }
 
-/// A server, a line to it, and who listens at the other end.
+/// A server, a proxy in front of it, the daemon, and a callback.
 struct ServerSetup<S> {
     server: S,
     proxy: Proxy,
@@ -83,14 +82,14 @@ struct ServerSetup<S> {
 }
 
 impl<S: Server> ServerSetup<S> {
-    /// The program at rest, on a mailbox of its own.
+    /// A setup whose daemon is idle.
     fn start(more: &str) -> ServerSetup<S> {
         let mut setup = ServerSetup::new(more);
         setup.run();
         setup
     }
 
-    /// Before the program is started.
+    /// A setup whose daemon is not yet started.
     fn new(more: &str) -> ServerSetup<S> {
         let (server, callback) = (S::start(), Callback::start());
         let proxy = Proxy::in_front_of(server.imap());
@@ -102,7 +101,8 @@ impl<S: Server> ServerSetup<S> {
 
     fn run(&mut self) {
         let daemon = self.home.start();
-        // One that was killed before may have left the mailbox idle, and a signal that comes too soon just ends it.
+        // Wait for this line, because the row of a killed daemon may still say "idle". A signal before the line would
+        // end the daemon at once.
         daemon.says("running", SOON);
         self.daemon = Some(daemon);
         self.home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", SOON);
@@ -125,7 +125,7 @@ impl<S: Server> ServerSetup<S> {
         payments::wait_until_complete(&self.home, &self.callback, payments, RECOVERY);
     }
 
-    /// The books are right and the program is at rest, on the connection that it began with.
+    /// Waits for all payments and stops the idle daemon, which must still have its first connection.
     fn end_undisturbed(mut self, payments: usize) {
         self.wait_until_complete(payments);
         assert_eq!(self.proxy.accepted(), 1, "{}", self.daemon.as_ref().unwrap().log());
@@ -138,7 +138,7 @@ impl<S: Server> ServerSetup<S> {
     }
 }
 
-/// Each of these tests on each of these servers.
+/// Declares these tests for each server.
 macro_rules! on_each {
     ($($test:ident),* $(,)?) => {
         mod cyrus {
@@ -181,11 +181,11 @@ fn existing_and_new_mails_are_read<S: Server>() {
     setup.proxy.set_both(|link| link.single_bytes = true);
     setup.deliver(111..=115);
     let checked = setup.home.data(&["check", "--connect"]);
-    // Cyrus pushes from 3.10 on.
+    // Cyrus supports NOTIFY since 3.10.
     let ways = ["it announces new mail (IDLE)", "it pushes new mail (NOTIFY, IDLE)"];
     assert!(ways.iter().any(|way| checked.contains(way)) && checked.contains("INBOX: 115 mails"), "{checked}");
     setup.wait_until_complete(115);
-    // What was read is not read again.
+    // After a restart nothing is read again.
     assert_eq!(setup.daemon.take().unwrap().end(), Some(0));
     setup.run();
     setup.deliver(116..=116);
@@ -194,7 +194,7 @@ fn existing_and_new_mails_are_read<S: Server>() {
     setup.end();
 }
 
-/// After a FETCH nobody waits for the next IDLE to begin: the end of it follows at once.
+/// With `after`, the watcher ends the next IDLE before the server has confirmed its start.
 fn new_mails_are_marked_or_moved<S: Server>() {
     let moved = format!("{}Resmic", S::BELOW);
     for after in ["\"seen\"".to_owned(), format!("{{ move = \"{moved}\" }}")] {
@@ -250,7 +250,7 @@ fn shared_mailbox_stores_only_notifications<S: Server>() {
         assert_eq!(setup.home.ask("SELECT mailbox FROM mails ORDER BY id DESC"), "Junk");
         setup.wait_until_complete(3);
     } else {
-        // Courier marks none.
+        // Courier has no special-use mailboxes.
         let words = "SELECT state || ': ' || last_error FROM mailboxes WHERE mailbox = '\\Junk'";
         setup.home.until(words, "polling: no mailbox is marked \\Junk", SOON);
         setup.wait_until_complete(2);
@@ -287,7 +287,7 @@ fn stalled_connections_lose_nothing<S: Server>() {
     setup.proxy.heal();
     setup.deliver(11..=15);
     setup.wait_until_recorded(15);
-    // What is lost from here on is found missing when no answer comes.
+    // The program notices the lost bytes by the timeout of an answer.
     setup.proxy.set(Direction::ToClient, |link| link.swallows = true);
     setup.deliver(16..=20);
     setup.proxy.until_affected(SOON);
@@ -325,7 +325,7 @@ fn removals_by_another_client_are_harmless<S: Server>() {
         setup.deliver(n + 1..=n + 1);
     }
     setup.wait_until_recorded(26);
-    // Also all of them.
+    // The client removes all mails.
     client.command("NOOP");
     client.command("STORE 1:* +FLAGS (\\Deleted)");
     client.command("EXPUNGE");
@@ -348,11 +348,11 @@ fn a_recreated_mailbox_is_read<S: Server>() {
     setup.home.until("SELECT state FROM mailboxes", "failed", SOON);
     assert!(!setup.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
     client.command(&format!("CREATE {shop}"));
-    // Some come again, some are new, and all have UIDs that others had.
+    // Some mails are repeated and some are new. All have UIDs that other mails had before.
     append(&mut client, 6..=15);
     setup.wait_until_complete(15);
     setup.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
-    // A validity may be a second: the next one is another.
+    // A UIDVALIDITY may be a time in seconds, so wait for the next second.
     let second = Instant::now() + Duration::from_millis(1100);
     while Instant::now() < second {
         std::thread::sleep(Duration::from_millis(50));
@@ -397,7 +397,7 @@ fn a_killed_daemon_loses_nothing<S: Server>() {
     setup.end();
 }
 
-/// Courier's TLS is a program of its own, between it and the network.
+/// Only Cyrus: Courier uses a separate program for TLS.
 #[test]
 fn cyrus_in_tls() {
     let cyrus = Cyrus::start();
@@ -422,7 +422,7 @@ fn cyrus_in_tls() {
     }
 }
 
-/// Logs in with this password through the program, and reads a mail.
+/// Checks that the daemon logs in with this password and reads a mail.
 fn logs_in(dovecot: &Dovecot, password: &str) {
     let config = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]")
         .replace("{ env = \"MAILHOOK_PASSWORD\" }", "{ file = \"password\" }");

@@ -1,4 +1,4 @@
-//! What signals ask of the daemon is done, whatever it is at.
+//! The daemon reacts to signals also while it waits for a secret.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use testkit::daemon::{Home, account};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// An account whose password is printed by a program that says that it runs, and then takes its time.
+/// An account with a slow password command, which creates the file `asked` when it starts.
 fn slow() -> String {
     let program = "password = { command = [\"sh\", \"-c\", \"touch asked; exec sleep 60\"] }";
     account(1, "mailboxes = [\"INBOX\"]").replace("password = { env = \"MAILHOOK_PASSWORD\" }", program)

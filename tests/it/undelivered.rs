@@ -1,5 +1,5 @@
-//! Mails that a mail server lists and does not deliver, on the whole road: the row, what the commands say, and the event
-//! once the mail arrives.
+//! Mails that a mail server lists but does not deliver: the row, the output of the commands, and the event after the mail
+//! arrives.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ fn home(port: u16, callback: &Callback, more: &str) -> Home {
     Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), "")))
 }
 
-/// A scripted server with what drives it, and a callback.
+/// A scripted server with its runtime, and a callback.
 fn start() -> (Runtime, Scripted, Callback) {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(Scripted::start());
     (runtime, server, Callback::start())
 }
 
-/// What a command says that fails.
+/// The error output of a command that fails.
 fn refusal(home: &Home, arguments: &[&str]) -> String {
     let output = home.run(arguments);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
@@ -144,7 +144,7 @@ fn an_oversized_rfc822_size_hides_no_payment() {
     }
 }
 
-/// Dovecot believes the size in the name, and ends each connection that fetches such a mail.
+/// Dovecot trusts the size in the file name, and closes each connection that fetches such a mail.
 #[test]
 fn a_wrong_maildir_size_delays_no_other_mail() {
     for more in ["dedicated = true", "dedicated = false"] {

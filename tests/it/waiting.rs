@@ -1,5 +1,4 @@
-//! What only the machine's state is in the way of is waited for, with words: a full disk, a database that another
-//! program has locked.
+//! The daemon waits while the disk is full or another program has locked the database, and reports it.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use testkit::process::Process;
 
 const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
-/// The program tries again ever more seldom, at the most every 30 s.
+/// Longer than the pause between two attempts, which grows up to 30 s.
 const LATER: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "payments@shop.example";
 
@@ -30,7 +29,7 @@ fn config(dovecot: &Dovecot, callback: &Callback) -> String {
     )
 }
 
-/// A write beyond the process's limit fails with EFBIG, which SQLite reports as an I/O error.
+/// A write beyond the file size limit of the process fails with EFBIG, which SQLite reports as an I/O error.
 #[test]
 fn io_errors_are_not_reported_as_full_disk() {
     let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
@@ -47,7 +46,7 @@ fn io_errors_are_not_reported_as_full_disk() {
     let words = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("I/O error") && !words.contains("full"), "{words}");
-    // Nothing of it was written.
+    // The failed command has written nothing.
     assert_eq!(home.data(&["session", "list", "--json"]).lines().count(), 1);
     home.data(&add);
 }
@@ -69,7 +68,7 @@ fn a_full_disk_delays_and_loses_nothing() {
     let words = String::from_utf8(status.stdout).unwrap();
     assert!(status.status.code() == Some(1) && words.contains("the disk is full"), "{words}");
     assert!(!daemon.process.has_ended());
-    // Killed and started while there is no room at all, it waits as well.
+    // The daemon is killed and started again on the full disk.
     daemon.kill();
     let mut daemon = home.start();
     daemon.says("the disk is full", LATER);
@@ -89,7 +88,7 @@ fn a_start_waits_for_disk_space() {
     let home = Home::new(&config);
     let disk = SmallDisk::over(home.folder.path(), 16);
     std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
-    // Once there is no database yet, and once there is one that was closed in order.
+    // First there is no database, and then there is one that was closed.
     for known in [0, 10] {
         disk.fill();
         deliver(&dovecot, known + 1..=known + 10);
@@ -98,10 +97,10 @@ fn a_start_waits_for_disk_space() {
         disk.free();
         payments::wait_until_complete(&home, &callback, known + 10, LATER);
         assert_eq!(daemon.end(), Some(0));
-        // Else the next would have no need of room to open it, and its end would wait for what cannot be stored.
+        // Without a WAL file, the next start needs disk space to open the database.
         assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was not closed");
     }
-    // It ends while it waits, too.
+    // The daemon ends while it waits.
     disk.fill();
     let daemon = home.start();
     daemon.says("the disk is full", SOON);
@@ -149,7 +148,7 @@ fn a_locked_database_delays_and_loses_nothing() {
     let status = home.run(&["status"]);
     let words = String::from_utf8(status.stdout).unwrap();
     assert!(status.status.code() == Some(1) && words.contains("another program has locked the database"), "{words}");
-    // Nor is it in the way of a start.
+    // The daemon also starts while the database is locked.
     daemon.kill();
     let daemon = home.start();
     daemon.says("another program has held the write lock", SOON);
@@ -186,7 +185,7 @@ fn unanswered_dns_does_not_block_shutdown() {
     let dns = format!("[dns]\nservers = [\"{}\"]\n", silent.local_addr().unwrap());
     let home = Home::new(&format!("{}{dns}", account(1, "mailboxes = [\"INBOX\"]")));
     home.data(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
-    // By the key that this mail was believed by it asks as soon as it runs.
+    // The daemon looks up the DKIM keys of earlier mails at its start.
     let mail =
         "INSERT INTO mails (account, mailbox, size, sha256, outcome, trust, trust_domain, trust_selector, judged_at)
         VALUES ('shop', 'import', 0, 'x', 'ignored', 'dkim', 'resmic.com', 's1', '2025-03-05T03:36:00.000Z')";

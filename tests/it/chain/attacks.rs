@@ -1,4 +1,4 @@
-//! Attacks with a genuine mail: none is confirmed, and each has its reason.
+//! Attacks with a genuine mail. No attack is confirmed, and each one has its own reason code.
 
 use super::*;
 
@@ -14,7 +14,7 @@ async fn an_unrelated_transaction_moves_no_token() {
     let setup = ChainSetup::new();
     let hash = setup.pay_native(setup.payer(), setup.shop(), 1);
     assert_eq!(setup.code(&setup.chain(""), &setup.claim("USDC", &hash)).await, "token");
-    // The other way round: a payment in a token moves no native coin.
+    // Conversely, a payment in a token moves no native coin.
     let hash = setup.pay(setup.payer(), setup.shop(), UNITS);
     assert_eq!(setup.code(&setup.chain(""), &setup.claim("SETH", &hash)).await, "token");
 }
@@ -70,7 +70,7 @@ async fn a_wallet_that_pays_another_does_not_arrive() {
     let setup = ChainSetup::new();
     let wallet = setup.wallet_of_shop("0x1");
     let hash = setup.pay(setup.payer(), &wallet, UNITS);
-    // Anyone may re-address it, and set it back afterwards.
+    // In this contract, anyone may change the recipient and change it back afterwards.
     setup.send(setup.stranger(), &wallet, "setClient(address)", &[setup.stranger()]);
     setup.withdraw(&wallet);
     setup.send(setup.stranger(), &wallet, "setClient(address)", &[setup.shop()]);
@@ -89,7 +89,7 @@ async fn a_wallet_that_forwards_nothing_does_not_arrive() {
 #[tokio::test]
 async fn dust_does_not_borrow_another_payment() {
     let setup = ChainSetup::new();
-    // The stranger is a wallet with much traffic, such as an exchange's.
+    // The stranger is a wallet with many transfers, such as an exchange's.
     let hash = setup.pay(setup.payer(), setup.stranger(), 1);
     setup.pay(setup.stranger(), setup.shop(), UNITS);
     assert_eq!(setup.code(&setup.chain(""), &setup.claim("USDC", &hash)).await, "short");
@@ -103,7 +103,7 @@ async fn an_event_forged_by_reentrancy_does_not_arrive() {
     let wallet = setup.wallet("0x1");
     let hash = setup.pay_native(setup.payer(), &wallet, NATIVE);
     let withdrawn = setup.withdraw_native(&wallet);
-    // A stranger pays the shop the same sum.
+    // A stranger pays the shop the same amount.
     setup.pay_native(setup.stranger(), setup.shop(), NATIVE);
     let log = &setup.anvil.receipt(&withdrawn)["logs"][0]["data"];
     assert!(log.as_str().unwrap().contains(&setup.shop().to_lowercase()[2..]), "the event names the shop: {log}");
@@ -161,7 +161,7 @@ async fn an_old_payment_pays_no_new_order() {
 #[tokio::test]
 async fn a_payment_with_wrong_decimals_is_short() {
     let setup = ChainSetup::with(Anvil::start(), "18");
-    // The page asks for six decimals of a token that has 18.
+    // The payment page assumed six decimals for a token that has 18.
     let hash = setup.pay(setup.payer(), setup.shop(), UNITS);
     assert_eq!(setup.code(&setup.chain_with("", 18), &setup.claim("USDC", &hash)).await, "short");
 }

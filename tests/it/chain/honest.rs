@@ -1,4 +1,4 @@
-//! Every honest way to pay.
+//! Each regular way to pay is confirmed.
 
 use super::*;
 
@@ -15,7 +15,7 @@ async fn a_token_paid_directly_is_confirmed() {
 #[tokio::test]
 async fn a_token_through_a_temporary_wallet_is_confirmed() {
     let setup = ChainSetup::new();
-    // The wallet is paid before it is made, as on the published page.
+    // As on the published payment page, the payment arrives before the wallet contract is deployed.
     let wallet = setup.wallet("0x1");
     let hash = setup.pay(setup.payer(), &wallet, UNITS);
     let (chain, claim) = (setup.chain(""), setup.claim("USDC", &hash));

@@ -1,4 +1,4 @@
-//! Nodes that say what no real node can be made to say. The event waits, and the reason shows no secret.
+//! Scripted nodes with responses that a real node would not send. The event waits, and the reason contains no secret.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn word(address: &str) -> String {
     format!("0x{:0>64}", &address[2..])
 }
 
-/// The result of an honest node that has the payment in block 5.
+/// The result of an honest node, which has the payment in block 5.
 fn result(request: &Value) -> Value {
     match request["method"].as_str().unwrap() {
         "eth_chainId" => json!("0x89"),
@@ -61,7 +61,7 @@ fn result(request: &Value) -> Value {
     }
 }
 
-/// Asks a node that answers one method in another way, and the rest honestly.
+/// Confirms the claim with a node that answers one method with `reply`, and the other methods honestly.
 async fn ask_with(
     method: &'static str,
     reply: impl Fn(&Value) -> Option<NodeReply> + Send + Sync + 'static,
@@ -80,7 +80,7 @@ async fn ask_with(
     confirmation
 }
 
-/// Changes the receipt; the code.
+/// Confirms the claim with a changed receipt and returns the reason code.
 async fn code_with(change: fn(&mut Value)) -> String {
     let reply = move |request: &Value| {
         let mut receipt = result(request);
@@ -128,7 +128,7 @@ async fn a_missing_block_tag_makes_the_event_wait() {
     assert_eq!(code(&ask_with("eth_getBlockByNumber", error).await), "node");
 }
 
-/// The error of one call to a node with this answer.
+/// The error of one call to a node that answers with `reply`.
 async fn error_of(reply: impl Fn(&Value) -> Option<NodeReply> + Send + Sync + 'static) -> NodeErrorKind {
     let node = ScriptedNode::start(reply);
     let url = format!("{}/v2/s3cretkey", node.url());

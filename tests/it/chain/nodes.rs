@@ -1,4 +1,4 @@
-//! Finality, reorganisations, and two nodes.
+//! Finality, reorganisations, and disagreements between two nodes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use testkit::node::ScriptedNode;
 
-/// A payment of the payer's, and its claim.
+/// Makes a payment and returns its claim.
 fn paid(setup: &ChainSetup) -> Claim {
     let hash = setup.pay(setup.payer(), setup.shop(), UNITS);
     setup.claim("USDC", &hash)
@@ -47,7 +47,7 @@ async fn reorganisation_before_the_depth_revokes_the_payment() {
     setup.anvil.reorganise(3);
     setup.anvil.mine(10);
     assert_eq!(code(&setup.ask(&chain, &claim).await), "unseen");
-    // A payment that is mined again is found where it is then.
+    // A payment that is mined again is found in its new block.
     let again = paid(&setup);
     setup.anvil.mine(5);
     assert!(is_confirmed(&setup.ask(&chain, &again).await));
@@ -86,7 +86,7 @@ async fn a_lying_node_does_not_confirm_alone() {
     let claim = setup.claim("USDC", &hash);
     setup.finalise();
     let (shop, stranger) = (setup.shop()[2..].to_lowercase(), setup.stranger()[2..].to_lowercase());
-    // It says that the shop was paid.
+    // The lying node reports that the shop was paid.
     let liar = ScriptedNode::altering(setup.anvil.port, move |request, answer| {
         if request["method"] == "eth_getTransactionReceipt" {
             *answer = serde_json::from_str(&answer.to_string().replace(&stranger, &shop)).unwrap();

@@ -1,14 +1,15 @@
-//! What is done to a notification on the server, once it is stored and never before: `after`.
+//! `after`: the action on the server for a notification, after it is stored and never before.
 
 use super::*;
 use testkit::scripted::other;
 
 const MOVE: &str = "dedicated = true\nidle_renew = \"1m\"\nafter = { move = \"Resmic & done\" }";
 const SEEN: &str = "dedicated = true\nidle_renew = \"1m\"\nafter = \"seen\"";
-/// The target as it goes over the wire.
+/// The target mailbox in its encoded form.
 const TARGET: &str = "\"Resmic &- done\"";
 
-/// A server with these capabilities, where one mail waits and one comes during the IDLE; both are put away.
+/// A server with these capabilities. One mail exists at the start and one arrives during the IDLE. `after` is applied to
+/// both with commands that contain `last`.
 async fn putting_away(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = capabilities.into());
@@ -24,7 +25,7 @@ async fn putting_away(more: &str, capabilities: &str, last: &'static str) -> (Sc
     (server, watching)
 }
 
-/// In whatever way it is done, other people's deleted mails are not touched.
+/// Checks that no command expunges deleted mails of other clients.
 fn never_a_bare_expunge(server: &Scripted) {
     let lines = server.lines();
     let bare = |line: &&String| line.contains(" EXPUNGE") && !line.contains(" UID EXPUNGE ") || line.contains(" CLOSE");
@@ -123,7 +124,7 @@ async fn a_mail_in_the_target_is_not_moved() {
         server.deliver("comes");
         watching.mail("comes").await;
         watching.idle().await;
-        // Moved to where it is, it would be a new mail again and again.
+        // A mail that is moved within the mailbox would be new again, without end.
         assert_eq!(server.asked("MOVE") + server.asked("COPY"), 0);
         watching.end().await;
     }
@@ -167,7 +168,7 @@ async fn after_is_dropped_when_uids_are_renumbered() {
     once(&server, "UID MOVE", 1, &[Step::Mute]);
     let mut watching = watch(&server, &format!("{SHARED}\nafter = {{ move = \"Resmic\" }}"));
     watching.while_server("a move", |state| state.count("UID MOVE") == 1).await;
-    // It is not answered: the server comes back from a backup of when there was one mail.
+    // The server does not answer the MOVE. It is restored from a backup with one mail.
     server.change(|state| {
         state.mails.truncate(1);
         state.uid_next = 2;

@@ -1,12 +1,12 @@
-//! The cursor passes a mail only when it was handed over, or when a tagged OK proved that there is none. The rule itself
-//! is held by `Watching` at every word that a watcher says.
+//! The cursor passes a mail only if the mail was handed over, or if a tagged OK proved that it does not exist.
+//! `Watching` checks this rule at each report.
 
 use super::*;
 use testkit::scripted::notification;
 use testkit::watching::dedicated;
 
-/// With one mail waiting, the server spoils the `nth` answer of this name in these ways, one after the other; the mail
-/// must come all the same.
+/// Replaces the `nth` response to this command by each of these answers, with one mail in the mailbox. The mail must
+/// arrive each time.
 async fn survives_answers(name: &'static str, nth: usize, ways: &[&[Step]]) {
     for more in [DEDICATED, SHARED] {
         for way in ways {
@@ -29,7 +29,7 @@ async fn end_of_stream_is_no_empty_fetch() {
     for nth in 1..=2 {
         survives_answers("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
     }
-    // All of the answer but its OK proves nothing either.
+    // A complete response without its tagged OK proves nothing either.
     survives_answers("UID FETCH", 1, &[&[Step::Untagged, Step::Close]]).await;
 }
 
@@ -77,7 +77,7 @@ async fn a_mail_below_the_range_is_dropped() {
         let timing = Timing { poll: ms(100), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("read before").await;
-        // Each of these sweeps asks for 3:* and is sent mail 2.
+        // Each sweep fetches 3:*, and the server sends mail 2.
         watching.while_server("two sweeps", |state| state.asked("UID FETCH 3:* ") >= 2).await;
         server.deliver("new");
         watching.mail("new").await;
@@ -113,7 +113,7 @@ async fn a_disconnect_at_any_step_loses_nothing() {
             watching.mail("later").await;
             server.until("the step", |state| state.count(name) >= nth).await;
             watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
-            // What was not yet behind the cursor may have come twice; nothing else.
+            // Mails above the cursor may arrive twice.
             assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {way:?}");
             watching.end().await;
         }

@@ -1,4 +1,4 @@
-//! The program itself against the scripted server: what is committed, what is doubled, and what a person is told.
+//! The daemon with the scripted server: stored events, duplicates, restarts and status.
 
 use super::*;
 use testkit::daemon::{Home, account};
@@ -33,7 +33,7 @@ async fn payments_under_new_uids_are_duplicates() {
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until(EVENTS, "2", SOON);
-    // Under new numbers, as after a migration; and once more, copied within the mailbox.
+    // Both mails get new UIDs, as after a migration, and one is also copied within the mailbox.
     once(&server, "news", 1, &[Step::Close]);
     server.change(|state| {
         state.uid_validity = 8;
@@ -55,7 +55,7 @@ async fn a_payment_under_a_reused_uid_is_stored() {
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until(EVENTS, "3", SOON);
-    // Restored from a backup of when there was one mail; then two others come.
+    // The server is restored from a backup with one mail. Then two new mails arrive.
     once(&server, "news", 1, &[Step::Close]);
     server.change(|state| {
         state.mails.truncate(1);
@@ -69,7 +69,7 @@ async fn a_payment_under_a_reused_uid_is_stored() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// A mail arrives at this time by the server's clock.
+/// Delivers a mail with this INTERNALDATE.
 fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
     server.change(|state| {
         let uid = state.deliver(mail);
@@ -81,7 +81,7 @@ fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
 async fn reused_uids_are_read_once_over_restarts() {
     let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
     let friend = testkit::scripted::other("not ours");
-    // In the place of a payment that is known there is another mail, or one that cannot be told from it by its date.
+    // UID 3, which was a stored payment, is now another mail: with another date, or with the same date.
     for (more, third) in [
         ("dedicated = false", later),
         ("dedicated = true", later),
@@ -97,8 +97,8 @@ async fn reused_uids_are_read_once_over_restarts() {
         home.until("SELECT state FROM mailboxes", "idle", SOON);
         assert_eq!(daemon.end(), Some(0));
         assert_eq!(home.ask("SELECT newest_at FROM mailboxes"), "2025-03-05T03:00:00.000Z");
-        // Restored from when there was one mail. Payments have mails of others in their place, and the other way round;
-        // the last that was read is gone.
+        // The server is restored from a backup with one mail. Other mails take the UIDs of payments, and payments take
+        // the UIDs of other mails. The last mail that was read no longer exists.
         server.change(|state| {
             state.mails.truncate(1);
             state.uid_next = 2;
@@ -127,7 +127,7 @@ async fn reused_uids_are_read_once_over_restarts() {
     }
 }
 
-/// The server begins a new numbering while nobody looks; then all that is there is read, as far as `start` has it so.
+/// Changes UIDVALIDITY and `start` while the daemon is stopped, then lets the daemon read the mailbox.
 async fn renumbered(server: &Scripted, home: &Home, start: &str) {
     let config = home.folder.path().join("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -182,7 +182,7 @@ async fn a_wrong_uid_in_a_push_hides_nothing() {
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     server.until("an IDLE", |state| state.count("IDLE") == 1).await;
-    // The first is pushed under the second's number.
+    // The server pushes the first mail with the UID of the second one.
     let items = "RFC822.SIZE BODY.PEEK[]";
     let wrong = String::from_utf8(testkit::scripted::connection::fetch_response(1, 2, &payment(1), items)).unwrap();
     once(&server, "news", 1, &[Step::Announce, Step::Say(wrong)]);

@@ -1,4 +1,4 @@
-//! Servers with odd responses, and servers that refuse what they offer. The watcher reads their mailboxes, too.
+//! Servers with odd responses, and servers that refuse the extensions that they offer. Their mailboxes are read, too.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
@@ -6,7 +6,7 @@ use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 use testkit::watching::dedicated;
 
-/// The server answers each FETCH of a body with what `change` makes of the usual response.
+/// Makes the server send each FETCH response with a body through `change`.
 fn speaks(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
@@ -85,7 +85,7 @@ async fn the_cursor_does_not_pass_unnamed_mails() {
         assert!(words.contains("names no mail"), "{words}");
         watching.mail("not named").await;
         watching.mail("named").await;
-        // The same of a listing during an IDLE.
+        // The same for a listing after an IDLE.
         watching.idle().await;
         let next = server.count("UID FETCH") + 1;
         once(&server, "UID FETCH", next, &[say("* 3 FETCH (UID ?)\r\n* 4 FETCH (UID 4)\r\n"), Step::Ok]);
@@ -263,7 +263,7 @@ async fn id_is_sent_only_if_offered() {
     watching.end().await;
 }
 
-/// The server refuses a FETCH of `n:*` when nothing is above n.
+/// Makes the server refuse a FETCH of `n:*` if no mail is at or above n.
 fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
     let answer = say(&format!("{{tag}} {status} No matching messages\r\n"));
     server.script(move |seen| {
@@ -282,7 +282,7 @@ async fn refusing_an_empty_fetch_means_an_empty_answer() {
                 server.deliver("old");
                 refuses_the_empty_fetch(&server, status);
                 if removed {
-                    // UIDNEXT says that there could be something above.
+                    // According to UIDNEXT there could be more mails.
                     server.change(|state| state.uid_next = 10);
                 }
                 let more = format!("{more}\nstart = \"all\"");

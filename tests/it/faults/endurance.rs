@@ -1,11 +1,11 @@
-//! Failures that go on and on cost little, and leave nothing behind.
+//! Endless failures cost little and leak nothing.
 
 use super::*;
 use crate::faults::own_process::{block_on, cpu, is_alone, memory, open_files};
 use resmic_mailhook::backoff::Backoff;
 use testkit::watching::dedicated;
 
-/// How many connections `quick` allows in `TIME` where each fails: ever longer pauses, up to a fifth of a second.
+/// The largest number of failing connections in `TIME` with the timing `quick`, whose pauses grow up to 200 ms.
 const TIME: Duration = Duration::from_millis(1500);
 const BOUND: usize = 22;
 
@@ -14,7 +14,7 @@ fn a_failing_socket_costs_few_reconnects() {
     let retry = Timing::default().retry;
     let (mut passed, mut attempts) = (Duration::ZERO, 0_u32);
     while passed < Duration::from_secs(3600) {
-        // At least half of each pause is always waited.
+        // A pause lasts at least half of its ceiling.
         passed += retry.ceiling(attempts) / 2;
         attempts += 1;
     }
@@ -60,7 +60,7 @@ async fn a_login_alone_does_not_reset_the_backoff() {
         let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
         watching.listen(TIME).await;
         let logins = server.count("LOGIN");
-        // At least 10, 20, 40, 80, 160, 320 and 640 ms lie between them.
+        // The pauses are at least 10, 20, 40, 80, 160, 320 and 640 ms.
         assert!((3..=8).contains(&logins), "{name}: {logins}");
         watching.end().await;
     }
@@ -79,7 +79,7 @@ async fn a_complete_sync_resets_the_backoff() {
     watching.while_server("the first sync", |state| state.count("IDLE") == 1).await;
     let began = std::time::Instant::now();
     watching.while_server("the next connection", |state| state.connections() == 10).await;
-    // The ninth pause in a row would have been 1280 ms at least.
+    // Without the reset, the ninth pause would be at least 1280 ms.
     assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
     watching.end().await;
 }
@@ -91,7 +91,7 @@ async fn disconnects_after_each_sync_back_off() {
     let mut watching = dedicated(&server);
     watching.listen(TIME).await;
     let connections = server.connections();
-    // Some are replaced at once; then it takes ever longer.
+    // The first reconnects are immediate; then the pauses grow.
     assert!((8..=BOUND + 8).contains(&connections), "{connections}");
     watching.end().await;
 }
@@ -123,7 +123,7 @@ fn ten_thousand_reconnects_leak_nothing() {
             measured.push((memory(), open_files()));
         }
         assert_eq!(server.most_open(), 1, "one connection a mailbox");
-        // What is allocated for good is allocated in the first quarter.
+        // Permanent allocations happen in the first quarter.
         let (early, late) = (measured[measured.len() / 4], *measured.last().unwrap());
         assert!(late.0 <= early.0 + 1024, "{measured:?}");
         assert!(late.1 <= early.1 + 2, "{measured:?}");

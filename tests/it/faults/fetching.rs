@@ -1,4 +1,4 @@
-//! What is asked for: no more than is needed, of no more than is ours, and without leaving a trace.
+//! FETCH commands request only the needed bytes of the needed mails, and do not set \Seen.
 
 use super::*;
 use testkit::scripted::connection::fetch_response;
@@ -49,13 +49,13 @@ async fn other_mails_of_a_shared_mailbox_stay_unread() {
     watching.end().await;
 }
 
-/// As Dovecot does when the first answer has filled its buffer.
+/// Dovecot does this when the first response has filled its buffer.
 #[tokio::test]
 async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;
     server.change(|state| (1..=600).map(|_| state.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
-        // The first is the listing; then there are two parts, of which the second is asked for more.
+        // The first FETCH is the listing. Two parts follow, and the second one requests more items.
         ("UID FETCH", 2) => {
             let early =
                 (401..=600).flat_map(|n| fetch_response(n as usize, n, &other("a letter"), seen.line)).collect();
@@ -119,9 +119,9 @@ async fn every_form_of_literal_is_handled() {
     for (body, understood) in [
         (format!("BODY[]<0> {{{length}}}\r\n{mail}"), true),
         (format!("BODY[] {{{length}}}\r\n{mail}"), true),
-        // A literal for binary data (RFC 3516).
+        // literal8 for binary data (RFC 3516)
         (format!("BODY[]<0> ~{{{length}}}\r\n{mail}"), true),
-        // A literal of the client's kind (RFC 7888): not for an answer.
+        // A non-synchronizing literal (RFC 7888) is for clients only.
         (format!("BODY[]<0> {{{length}+}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{99999999999999999999}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{-1}}\r\n{mail}"), false),

@@ -1,15 +1,15 @@
-//! A server that means harm gets no memory, no processor and no word into the log.
+//! A hostile server cannot use up memory or processor time, and its text reaches the log only in a safe form.
 
 use super::*;
 use crate::faults::own_process::{block_on, cpu, is_alone, memory_at_most};
 use resmic_mailhook::model::MailboxState;
 use testkit::watching::dedicated;
 
-/// Everywhere that a server can speak.
+/// The occasions on which a server can send data.
 const PLACES: [&str; 7] = ["greeting", "LOGIN", "CAPABILITY", "EXAMINE", "UID FETCH", "IDLE", "DONE"];
 
-/// The server answers so, once at each place; the watcher has to come back from it. Returns the processor seconds and
-/// the KiB that each took.
+/// Makes the server perform these steps once on each occasion. The watcher has to recover. Returns the processor seconds
+/// and the KiB for each occasion.
 async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
     let mut costs = Vec::new();
     for name in PLACES {
@@ -26,7 +26,7 @@ async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, 
     costs
 }
 
-/// What one such attack may cost at most, the server's own work included.
+/// The limit for one attack, which includes the work of the test server.
 fn assert_cheap(costs: &[(&str, f64, u64)]) {
     assert!(costs.iter().all(|(_, seconds, kib)| *seconds < 6.0 && *kib < 24 * 1024), "{costs:?}");
 }
@@ -49,7 +49,7 @@ fn an_endless_line_costs_little() {
     }
     let chunk: &'static str = "* OK and so on and so on and so on".repeat(100).leak();
     let steps = &*vec![Step::Flood(chunk)].leak();
-    // What a person allows for a mail is not allowed for a line.
+    // A large max_size does not allow a longer line.
     let more = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
     block_on(async { assert_cheap(&endured(steps, more).await) });
 }

@@ -1,12 +1,12 @@
-//! A change is seen within moments, whenever it is announced; and IDLE may end in every way but the agreed one.
+//! The watcher notices a change at once, whenever the server announces it, and survives each irregular end of an IDLE.
 
 use super::*;
 use testkit::watching::dedicated;
 
-/// How soon "at once" is, on a machine that is busy.
+/// The limit for "at once" on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// A watcher of an empty mailbox, renewed once a minute, at rest.
+/// A watcher in IDLE on an empty mailbox, renewed once a minute.
 async fn at_rest(server: &Scripted) -> Watching {
     let mut watching = dedicated(server);
     watching.idle().await;
@@ -18,7 +18,7 @@ async fn exists_before_a_tagged_ok_is_used() {
     for nth in 1..=2 {
         let server = Scripted::start().await;
         server.deliver("first");
-        // It arrives after the answer was put together: the OK alone tells of it.
+        // The mail arrives after the server built its response. Only the EXISTS before the OK announces it.
         once(&server, "UID FETCH", nth, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
         let mut watching = dedicated(&server);
         assert!(watching.mail("second").await < AT_ONCE);
@@ -43,7 +43,7 @@ async fn exists_before_the_continuation_is_used() {
 
 #[tokio::test]
 async fn done_waits_for_the_continuation() {
-    // The first one, the one that is pipelined behind a FETCH, and the one behind a MOVE.
+    // The first IDLE, an IDLE that is pipelined after a FETCH, and one after a MOVE.
     for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
@@ -164,7 +164,7 @@ async fn an_idle_ended_by_the_server_is_repeated() {
 #[tokio::test]
 async fn short_idles_are_repeated() {
     let server = Scripted::start().await;
-    // Later than `again`, so not at once; far earlier than the renewal.
+    // The IDLE lasts longer than `again`, so it did not end at once, but much shorter than the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
     let mut watching = dedicated(&server);
     watching.while_server("eight IDLEs", |state| state.count("IDLE") >= 8).await;
@@ -207,7 +207,7 @@ async fn a_server_that_ends_idle_is_polled() {
 async fn a_done_after_the_idle_is_no_failure() {
     let server = Scripted::start().await;
     let mut watching = at_rest(&server).await;
-    // The server has ended the IDLE, and reads the DONE as a command of its own.
+    // The server has ended the IDLE and treats the DONE as a command.
     once(&server, "DONE", 1, &[Step::Ok, say("DONE BAD unknown command\r\n")]);
     server.deliver("at the crossing");
     assert!(watching.mail("at the crossing").await < AT_ONCE);
@@ -218,7 +218,7 @@ async fn a_done_after_the_idle_is_no_failure() {
     watching.end().await;
 }
 
-// The server reads on another thread: what left in several writes it would see in several pieces, sooner or later.
+// The server reads on another thread. So it would see separate writes as separate reads, at least sometimes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn done_fetch_and_idle_leave_in_one_write() {
     for more in [DEDICATED, SHARED] {
@@ -242,7 +242,7 @@ async fn done_fetch_and_idle_leave_in_one_write() {
 async fn commands_dropped_after_done_cost_one_timeout() {
     let server = Scripted::start().await;
     let mut watching = at_rest(&server).await;
-    // Stalwart before 0.10: it answers the DONE, and what came with it is gone.
+    // Stalwart before 0.10 answers the DONE and drops the commands in the same packet.
     server.script(|seen| match seen.name {
         "DONE" => vec![Step::Usual, Step::Overhear],
         _ => vec![Step::Usual],
@@ -257,7 +257,7 @@ async fn commands_dropped_after_done_cost_one_timeout() {
         watching.idle().await;
     }
     assert_eq!(server.connections(), 2);
-    // Also over a new connection.
+    // The watcher also remembers this on a new connection.
     once(&server, "news", server.count("news") + 1, &[Step::Close]);
     server.deliver("on a new connection");
     watching.mail("on a new connection").await;

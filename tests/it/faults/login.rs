@@ -1,4 +1,4 @@
-//! From the greeting to the login: what is tried again soon, what only a person can mend, and what is not said to whom.
+//! From the greeting to the login: which failures are retried soon, which ones need an operator, and where secrets go.
 
 use super::*;
 use resmic_mailhook::backoff::Backoff;
@@ -6,7 +6,7 @@ use resmic_mailhook::model::MailboxState;
 use resmic_mailhook::source::imap::{Account, Credentials, Login, Tls};
 use testkit::watching::dedicated;
 
-/// Refusals of a login are waited out far longer than a test runs.
+/// A timing in which the pause after a refused login is longer than any test.
 fn strict() -> Timing {
     Timing { retry_login: Backoff { base: Duration::from_secs(600), cap: Duration::from_secs(600) }, ..quick() }
 }
@@ -94,7 +94,7 @@ async fn wrong_credentials_are_retried_rarely() {
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
         assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
-        // An ordinary failure would have been tried again ten times by now.
+        // An ordinary failure would have been retried about ten times in this time.
         watching.listen(ms(400)).await;
         assert_eq!(server.count("LOGIN"), 1, "{answer}");
         watching.end().await;
@@ -128,9 +128,9 @@ async fn temporary_refusals_are_retried_soon() {
         "Rate limit exceeded",
         "Temporary authentication failure. [mx:2025-03-05 03:36:00]",
         "system busy",
-        // A lock after failed logins says nothing about this one.
+        // A lock after failed logins does not mean that this password is wrong.
         "[ALERT] Too many failed attempts",
-        // To the sixteenth connection (Gmail).
+        // Gmail's response to the sixteenth connection
         "[ALERT] Too many simultaneous connections. (Failure)",
     ] {
         for status in ["NO", "BAD"] {
@@ -159,7 +159,7 @@ async fn a_refusal_with_another_tag_is_retried() {
     }
 }
 
-/// What the client wrote for its login, without tags.
+/// The client lines before EXAMINE, without tags.
 fn login_lines(server: &Scripted) -> Vec<String> {
     let lines = server.lines();
     let before: Vec<_> = lines.iter().take_while(|line| !line.contains(" EXAMINE ")).collect();
@@ -279,7 +279,7 @@ async fn retries_of_refused_logins_back_off() {
         watching.while_server("a login", |state| state.count("LOGIN") >= nth).await;
         pauses.push(began.elapsed());
     }
-    // Drawn from the upper half of 40, 80, 160, 320.
+    // Each pause is random, in the upper half of 40, 80, 160 and 320 ms.
     for (pause, least) in pauses[1..].iter().zip([20, 40, 80, 160]) {
         assert!(*pause >= ms(least), "{pauses:?}");
     }

@@ -1,4 +1,4 @@
-//! Mails that were announced and are not there, or not yet, or not to be had.
+//! Announced mails that do not exist, do not exist yet, or cannot be fetched.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
@@ -10,7 +10,7 @@ async fn an_announced_mail_is_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
-    // The first FETCH was the sync's; two more find nothing.
+    // The first FETCH belongs to the sync. Two more find nothing.
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", _) => vec![Step::Hide(vec![1]), Step::Usual],
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
@@ -61,7 +61,7 @@ async fn a_listed_mail_without_body_is_requested_again() {
 async fn a_mail_without_header_is_requested_again() {
     for nothing in ["NIL", "\"\"", "{0}\r\n"] {
         let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
-        // The first FETCH is the sync's list.
+        // The first FETCH is the listing of the sync.
         let untold = [say(&answer), Step::Ok];
         let server = Scripted::start().await;
         server.deliver("there before");
@@ -119,7 +119,7 @@ async fn a_mail_that_never_comes_is_passed() {
     let mut watching = dedicated(&server);
     watching.idle().await;
     once(&server, "news", 1, &[Step::Hide(vec![1]), Step::Usual]);
-    // An OK that lists nothing has proved it gone.
+    // An OK without a listed mail proves that it does not exist.
     watching.old.insert(1);
     server.deliver("announced by mistake");
     watching.while_server("four questions", |state| state.asked("UID FETCH 1:* ") >= 5).await;
@@ -139,7 +139,7 @@ async fn mails_missing_in_a_burst_are_requested_again() {
     watching.idle().await;
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", 1) => vec![Step::Hide(vec![100]), Step::Usual],
-        // The list of the burst is the second, and its mails are the third.
+        // The second FETCH lists the burst, and the third one fetches its mails.
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
@@ -245,11 +245,11 @@ async fn a_mail_removed_before_its_fetch_is_passed() {
 
 #[tokio::test]
 async fn a_mail_removed_during_fetch_is_no_mail() {
-    // As Dovecot answers for it, in a first sync and later.
+    // Dovecot's response for such a mail, in the first sync and later.
     let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
     for is_there in [true, false] {
         let server = Scripted::start().await;
-        // The first one is the sync's list.
+        // The first FETCH is the listing of the sync.
         once(&server, "UID FETCH", 2, &[say(nothing), Step::Remove(1), Step::Ok]);
         if is_there {
             server.deliver("moved away by a person");

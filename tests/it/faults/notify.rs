@@ -1,4 +1,4 @@
-//! NOTIFY (RFC 5465): what is pushed is believed for speed, and for nothing else.
+//! NOTIFY (RFC 5465): pushed mails are used because they are early, but they do not move the cursor past unread mails.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
@@ -60,7 +60,7 @@ async fn a_refused_notify_is_not_needed() {
 async fn a_mail_that_is_not_pushed_is_fetched() {
     let (server, mut watching) = at_rest(DEDICATED).await;
     let grace = quick().push_grace;
-    // The server announces, and does no more.
+    // The server announces the mail but does not push it.
     always(&server, "news", &[Step::Announce]);
     for n in 0..2 {
         server.deliver(&format!("slow {n}"));
@@ -75,7 +75,7 @@ async fn a_mail_that_is_not_pushed_is_fetched() {
 #[tokio::test]
 async fn the_rest_of_a_partial_push_is_fetched() {
     let (server, mut watching) = at_rest(DEDICATED).await;
-    // Three mails, the second is pushed; then one without its body.
+    // The server pushes only the second of three mails. Later it pushes a mail without its body.
     once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
     server.change(|state| {
         for subject in ["first", "second", "third"] {

@@ -1,4 +1,4 @@
-//! The watchdog follows the work: what is fed while mails could come is hungry as soon as they could not.
+//! The watchdog gets its keep-alive only while the watcher makes progress.
 
 use std::sync::Arc;
 
@@ -15,10 +15,11 @@ use resmic_mailhook::vigil::Sleeps;
 use testkit::daemon::{Home, account};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// How long this watcher may be silent, and how long a test waits to see that it is or is not.
+/// The time without progress after which this watcher is late.
 const USUAL: Duration = Duration::from_secs(3);
 
-/// A watcher and its ingest, as the daemon joins them; their heartbeat. `pace`: how many may connect at once.
+/// Starts a watcher and its ingest as the daemon does, and returns their heartbeat. `pace` is the number of simultaneous
+/// connection attempts.
 fn begin(
     server: &Scripted,
     home: &Home,
@@ -53,7 +54,7 @@ fn begin(
 async fn the_watchdog_notices_a_watcher_that_hangs() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
-    // As if nothing bounded a wait: a watcher that hangs at the fourth renewal.
+    // Without timeouts, the watcher hangs at the fourth renewal.
     let endless = Duration::from_secs(3600);
     let (heartbeats, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
     once(&server, "DONE", 4, &[Step::Mute]);

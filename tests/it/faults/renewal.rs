@@ -1,4 +1,4 @@
-//! A renewal comes at its time, whatever the server says or does not say, and costs an idle mailbox next to nothing.
+//! IDLE is renewed on time, whatever the server sends, and a renewal costs little for an idle mailbox.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -88,7 +88,7 @@ async fn a_resumed_machine_renews_at_once() {
     watching.while_server("a renewal", |state| state.count("DONE") == 1).await;
     watching.listen(ms(200)).await;
     assert_eq!(server.count("DONE"), 1, "once for each sleep");
-    // What came meanwhile was told to nobody.
+    // The server did not announce the mail that arrived during the suspend.
     always(&server, "news", &[]);
     server.deliver("while it slept");
     AHEAD.store(20_000, Ordering::SeqCst);
@@ -104,7 +104,7 @@ async fn a_dead_connection_is_noticed_at_the_renewal() {
     let mut watching = watch(&server, EACH_SECOND);
     watching.idle().await;
     server.deliver("into the silence");
-    // A second until the renewal, and one for its answer.
+    // One second until the renewal, and one for the timeout of its answer.
     assert!(watching.mail("into the silence").await < Duration::from_secs(6));
     assert_eq!(server.connections(), 2);
     watching.end().await;
@@ -117,7 +117,7 @@ async fn a_refused_status_is_not_repeated() {
         server.change(|state| state.capabilities = way.into());
         always(&server, "STATUS", &[say("{tag} NO not of the mailbox that is selected\r\n")]);
         let mut watching = watch_in(&server, EACH_SECOND, Timing { poll: ms(300), ..quick() });
-        // A sync and a look for each of two connections, and two more.
+        // One sync and one sweep for each of two connections, and two more sweeps.
         watching.while_server("four looks", |state| state.asked("UID FETCH 1:* (UID)") >= 6).await;
         assert_eq!((server.asked("STATUS \"INBOX\" (UIDVALIDITY)"), server.connections()), (1, 2), "{way}");
         watching.end().await;
@@ -168,7 +168,7 @@ async fn a_server_that_hangs_is_left() {
 async fn a_late_response_belongs_to_no_other_command() {
     let server = Scripted::start().await;
     server.deliver("unread");
-    // The answer comes, too late: another command would take it for its own.
+    // The response comes too late, when another command might be waiting.
     once(&server, "UID FETCH", 1, &[Step::Pause(ms(600)), say("{tag} OK nothing there\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
     watching.mail("unread").await;

@@ -1,4 +1,4 @@
-//! A UID means something only beside its UIDVALIDITY, and only for as long as the server keeps its numbers.
+//! A UID names a mail only together with its UIDVALIDITY, and only while the server does not reuse UIDs.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
@@ -100,7 +100,7 @@ async fn a_missing_uidnext_is_read_by_status() {
 async fn a_made_up_uidvalidity_is_not_used() {
     let server = Scripted::start().await;
     server.change(|state| state.tells_uid_next = false);
-    // Courier: another UIDVALIDITY for each EXAMINE, as long as nobody has used SELECT.
+    // Courier sends another UIDVALIDITY for each EXAMINE until a client has used SELECT.
     server.script(|seen| match seen.name {
         "EXAMINE" => vec![say(&format!("* 1 EXISTS\r\n* OK [UIDVALIDITY {}] now\r\n", 100 + seen.nth)), Step::BareOk],
         "IDLE" if seen.connection == 1 => vec![Step::Usual, Step::Close],
@@ -125,7 +125,7 @@ async fn a_recreated_open_mailbox_is_noticed() {
         let timing = Timing { poll: ms(300), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("first").await;
-        // Courier: a mailbox of the same name, and its mails under numbers that others had; it says nothing of that.
+        // Courier does not announce that the mailbox was deleted and created again with the same UIDs.
         always(&server, "news", &[]);
         server.change(|state| {
             (state.uid_validity, state.uid_next) = (8, 1);
@@ -208,20 +208,20 @@ async fn a_mailbox_is_not_watched_twice() {
 const BEFORE: &str = "05-Mar-2025 03:00:00 +0000";
 const LATER: &str = "05-Mar-2025 05:00:00 +0000";
 
-/// A mail of these bytes arrives, at this time by the server's clock.
+/// Delivers a mail with this INTERNALDATE.
 fn deliver_at(state: &mut ServerState, bytes: &[u8], date: &str) -> u32 {
     let uid = state.deliver(bytes);
     state.dates.insert(uid, date.to_owned());
     uid
 }
 
-/// The server is restored from a backup of when there were so many mails.
+/// Restores the server from a backup with the first `mails` mails.
 fn restore(state: &mut ServerState, mails: usize) {
     state.mails.truncate(mails);
     state.uid_next = state.mails.last().map_or(0, |(uid, _)| *uid) + 1;
 }
 
-/// The connection ends at the next news, the mailbox changes, and a new connection finds it so.
+/// Changes the mailbox between two connections.
 async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut ServerState)) {
     once(server, "news", server.count("news") + 1, &[Step::Close]);
     watching.states.clear();
@@ -235,7 +235,7 @@ async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOn
 
 #[tokio::test]
 async fn newer_dates_reveal_a_restored_backup() {
-    // In a shared mailbox mails of others are in the place of others' mails: none of them was recorded.
+    // In the shared mailbox, other people's mails replace other people's mails, and none of them has a row.
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|state| {
@@ -249,12 +249,12 @@ async fn newer_dates_reveal_a_restored_backup() {
             restore(state, 1);
             deliver_at(state, &notification("under a number that was passed"), LATER);
             (0..5).for_each(|_| _ = deliver_at(state, &other("new"), LATER));
-            // The last that was read is gone for good.
+            // The last mail that was read no longer exists.
             state.mails.retain(|(uid, _)| *uid != 5);
         })
         .await;
         watching.mail("under a number that was passed").await;
-        // Once is enough, also for the mails of others, which leave nothing that could be compared.
+        // The renumbering is noticed only once, although other people's mails leave no rows to compare.
         let kept = watching.times("kept");
         assert_eq!(kept, 2, "all was read anew");
         for n in 0..3 {
@@ -278,7 +278,7 @@ async fn another_mail_under_a_known_uid_is_renumbering() {
         meanwhile(&server, &mut watching, |state| {
             restore(state, 1);
             deliver_at(state, &notification("filed late"), BEFORE);
-            // And somebody else's, where it leaves no trace: it is not to be found again and again.
+            // In the shared mailbox, other people's mails leave no rows. They must not look like another renumbering.
             (0..3).for_each(|_| _ = deliver_at(state, &other("filed late, too"), BEFORE));
         })
         .await;
@@ -300,7 +300,7 @@ async fn wrong_server_clocks_are_no_renumbering() {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
         at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
     };
-    // By our clock: long ago, an hour ahead, and a date that no clock can be wrong by.
+    // Relative to our clock: long ago, an hour ahead, and ten years ahead.
     for date in [BEFORE.to_owned(), hour(1), hour(24 * 365 * 10)] {
         for more in [DEDICATED, SHARED] {
             let server = Scripted::start().await;
@@ -311,8 +311,8 @@ async fn wrong_server_clocks_are_no_renumbering() {
             for n in 0..3 {
                 let subject = format!("then {n}");
                 meanwhile(&server, &mut watching, |state| {
-                    // The last that was read is gone. Of those that come one is somebody else's, and one was moved here
-                    // with the date that it had.
+                    // The last mail that was read is removed. Three mails arrive: another person's, one that was moved
+                    // here with its old date, and a new one.
                     state.mails.truncate(state.mails.len().saturating_sub(1).max(1));
                     deliver_at(state, &other("not ours"), &date);
                     deliver_at(state, &notification("moved"), BEFORE);
@@ -369,8 +369,8 @@ async fn a_missing_newest_date_is_read_at_once() {
     watching.end().await;
 }
 
-/// When they came is known only of the last that were read: by those a mailbox is known again, and by those a mail that is
-/// newer is found out, though one that is newer still was read long before.
+/// Dates are stored only for the last mails that were read. The comparison uses those, although an older mail in the
+/// mailbox has a newer date.
 #[tokio::test]
 async fn only_the_last_uids_are_compared() {
     let server = Scripted::start().await;

@@ -1,11 +1,10 @@
-//! A shared mailbox that is read from its beginning: other people's mails by the thousand, and what a server may do with
-//! them on their way.
+//! The backfill of a shared mailbox with thousands of other people's mails, with irregular responses of the server.
 
 use super::*;
 use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{ServerState, notification, other};
 
-/// Mails of others under numbers that are so far apart, and every hundredth one of Resmic's.
+/// Delivers `count` mails whose UIDs are `step` apart. Every hundredth one is a notification; returns their UIDs.
 fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
     let mut ours = Vec::new();
     for n in 1..=count {
@@ -25,7 +24,7 @@ async fn all_of(watching: &mut Watching, ours: &[u32], last: u32) {
     assert!(watching.handed.values().all(|(_, times)| *times == 1));
 }
 
-/// The sets of the FETCHes whose items hold these words, in the order in which they were asked.
+/// The sequence sets of the FETCH commands that contain `items`, in order.
 fn sets(server: &Scripted, items: &str) -> Vec<String> {
     let lines = server.lines().into_iter().filter(|line| line.contains(items));
     lines.map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
@@ -40,7 +39,7 @@ async fn most_mails_cost_only_their_from() {
     let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
     all_of(&mut watching, &ours, 1_500).await;
-    // When a mail came is asked of those that are looked at when the cursor stands there and the mailbox is opened again.
+    // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need those.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
     assert!(server.state().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
@@ -69,7 +68,7 @@ async fn responses_may_come_in_any_order() {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
         }
-        // The second part before the first, each from its end; and other words between.
+        // The server sends the second part before the first, each in reverse order, with other responses in between.
         let range = if seen.line.contains(" 1:800 ") { 1..=1_000 } else { 1_001..=1_200 };
         let mut answer = Vec::new();
         for (uid, bytes) in mails.iter().rev().filter(|(uid, _)| range.contains(uid)) {
@@ -89,7 +88,7 @@ async fn responses_may_come_in_any_order() {
     });
     let mut watching = watch(&server, SHARED);
     all_of(&mut watching, &ours, 1_200).await;
-    // A list, three parts, and the bodies in each: nothing was asked for twice.
+    // One listing, three parts, and the bodies of each: nothing was requested twice.
     assert_eq!(server.asked("UID FETCH"), 7, "{:?}", server.lines());
     assert_eq!(server.connections(), 1);
     watching.end().await;
@@ -101,7 +100,7 @@ async fn the_cursor_waits_for_an_omitted_mail() {
     let ours = server.change(|state| fill(state, 2_400, 1));
     server.script(|seen| match (seen.line.contains(" 1:800 "), seen.line.contains(" 300 ")) {
         (true, _) => vec![Step::Hide(vec![300]), Step::Untagged, Step::Hide(vec![]), Step::Ok],
-        // Once more it is not there.
+        // The next FETCH omits it again.
         (_, true) if seen.line.contains(SENDERS) && seen.nth < 7 => vec![Step::BareOk],
         _ => vec![Step::Usual],
     });

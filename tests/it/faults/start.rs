@@ -1,17 +1,17 @@
-//! Where the first run begins: `start`.
+//! `start`: the mails that the first run reads.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
 
 use testkit::scripted::{ServerState, notification};
 
-/// So many seconds from now, as a server writes it.
+/// The INTERNALDATE that is this many seconds from now.
 pub(crate) fn date(seconds: i64) -> String {
     let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
     at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
 }
 
-/// A mail arrives that the server took then; one that is moved here keeps that.
+/// Delivers a mail with this INTERNALDATE. A moved mail keeps its date.
 fn deliver_at(state: &mut ServerState, subject: &str, date: &str) {
     let uid = state.deliver(&notification(subject));
     state.dates.insert(uid, date.to_owned());
@@ -81,7 +81,7 @@ async fn start_now_reads_mails_before_the_first_idle() {
 async fn start_now_is_fixed_by_the_first_connection() {
     let server = Scripted::start().await;
     server.deliver("old");
-    // The first connection learns where "now" is, and ends before anybody could have written that down.
+    // The first connection learns the boundary of "now", and ends before it could be stored.
     once(&server, "UID FETCH", 1, &[Step::Deliver("after the first now"), Step::Close]);
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.forgetful = true;
@@ -98,7 +98,7 @@ async fn start_with_a_date_passes_older_mails() {
         server.change(|state| {
             for (subject, date) in [
                 ("the day before", "04-Mar-2025 23:59:59 +0000"),
-                // Filed later than it was received: the order of UIDs is not that of the dates.
+                // UIDs and dates may have a different order.
                 ("that day", "05-Mar-2025 00:00:00 +0000"),
                 ("long before", " 1-Jan-2024 12:00:00 +0000"),
                 ("in another zone", "04-Mar-2025 20:00:00 -0800"),
@@ -140,7 +140,7 @@ async fn a_stored_cursor_takes_precedence_over_start() {
     }
 }
 
-/// The server begins a new numbering, in another order: the last come first.
+/// Renumbers the mailbox in reverse order, with a new UIDVALIDITY.
 fn renumber(state: &mut ServerState) {
     let mails: Vec<_> = std::mem::take(&mut state.mails).into_iter().rev().collect();
     let dates = std::mem::take(&mut state.dates);
@@ -154,7 +154,7 @@ fn renumber(state: &mut ServerState) {
 #[tokio::test]
 async fn old_mails_stay_unread_after_renumbering() {
     for more in [DEDICATED, SHARED] {
-        // With `after` there is a command, and a chance to end, between what is read and what is passed.
+        // With `after`, the connection may end at another command between the FETCH and the cursor.
         for (after, ends_in) in
             [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
         {
@@ -169,7 +169,7 @@ async fn old_mails_stay_unread_after_renumbering() {
             server.change(|state| deliver_at(state, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
-            // The second FETCH is the first that brings a mail.
+            // The second FETCH is the first one with a mail.
             let next = ends_in.map(|name| (name, server.count(name) + if name == "UID FETCH" { 2 } else { 1 }));
             let news = server.count("news") + 1;
             server.script(move |seen| match (seen.name, seen.nth) {
@@ -201,7 +201,7 @@ async fn new_mails_with_old_dates_are_read() {
         watching.old.extend(1..=old);
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, old))).await;
         watching.idle().await;
-        // Moved here, with the date that it had, while there was no connection.
+        // A mail with an old date is moved here while there is no connection.
         once(&server, "news", 1, &[Step::Close]);
         server.change(|state| deliver_at(state, "moved", "04-Mar-2025 03:00:00 +0000"));
         watching.mail("moved").await;
@@ -218,7 +218,7 @@ async fn the_start_boundary_is_stored_first() {
     let mut watching = watch(&server, &more);
     watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
     let cursor = watching.cursor.clone();
-    // Whatever it said until then is committed; then it is killed.
+    // All reports until then are committed. Then the watcher is killed.
     watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
     watching.task.abort();
     let settings = testkit::watching::settings(server.port, &more);
@@ -250,7 +250,7 @@ async fn early_renumbering_hides_no_new_mail() {
     }
 }
 
-/// A server that reports UIDNEXT 0 in these answers, with three mails of long ago and one of an hour ago.
+/// A server that reports UIDNEXT 0 in these responses. It has three mails from long ago and one from an hour ago.
 async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
     let server = Scripted::start().await;
     server.change(|state| {
@@ -286,7 +286,7 @@ async fn without_uidnext_start_now_uses_internaldate() {
         watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
         server.change(|state| deliver_at(state, "new", &date(0)));
         watching.mail("new").await;
-        // Moved here after the start, with the date that it had.
+        // A mail with an old date is moved here after the start.
         server.change(|state| deliver_at(state, "moved", &date(-86_400)));
         watching.mail("moved").await;
         once(&server, "news", server.count("news") + 1, &[Step::Close]);

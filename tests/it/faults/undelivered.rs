@@ -1,4 +1,5 @@
-//! Mails that the server lists and does not deliver: each gets a row, the mailbox goes on, and the mail is fetched again.
+//! Mails that the server lists but does not deliver: each one gets a row and is fetched again later, and other mails are
+//! read.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ const FORMS: [FetchFault; 9] = [
 
 const EACH_SECOND: &str = "idle_renew = \"1s\"";
 
-/// Times in which a mail is given up soon.
+/// Short timeouts, after which an undelivered mail gets its row.
 fn hasty() -> Timing {
     Timing { answer: ms(200), again: ms(10), ..quick() }
 }
@@ -45,7 +46,7 @@ async fn an_undelivered_mail_gets_a_row() {
         let mut watching = watch_in(&server, more, hasty());
         watching.until(&format!("the end: {form:?}"), |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
         assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {more}");
-        // A refused window is fetched again in parts.
+        // A refused window is fetched again in parts, so that other mails may arrive twice.
         if form != FetchFault::No {
             assert_eq!(times(&watching, 1..=5), [1, 1, 0, 1, 1], "{form:?} {more}");
         }
@@ -159,7 +160,7 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
     watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 60))).await;
     let rows: BTreeSet<u32> = watching.undelivered.iter().map(|(_, uid)| *uid).collect();
     assert_eq!(rows, faults.map(|(uid, _)| uid).into());
-    // Behind a mail that holds the cursor, others may come again; the database recognises them.
+    // While a mail holds the cursor, later mails may be read twice. The database recognises them.
     assert!((1..=60).filter(|uid| !rows.contains(uid)).all(|uid| times(&watching, uid..=uid)[0] > 0));
     watching.end().await;
 }

@@ -1,4 +1,4 @@
-//! What a callback that works sees.
+//! Deliveries to a handler that works.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -39,7 +39,7 @@ async fn an_event_has_the_form_of_the_webhook() {
 #[tokio::test]
 async fn events_of_a_session_keep_their_order() {
     let receiver = Receiver::new(|n, request| {
-        // Session 1's first event is refused twice; the others go on meanwhile.
+        // The handler refuses session 1 at first. The other sessions are delivered in the meantime.
         if n < 40 && request.text().contains(&session(1)) { status(503) } else { status(200) }
     });
     let events = (0..10).flat_map(|minute| (1..=5).map(move |of| failed(of, minute))).collect();
@@ -124,8 +124,8 @@ async fn downtime_does_not_count_towards_give_up_after() {
     let receiver = Receiver::new(|n, _| if n == 0 { status(503) } else { status(200) });
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     setup.record(vec![paid(Some(1), 1)]).await;
-    // It was tried once. Then the machine was off for long; or its clock was, and was set. The shop's program is slower to
-    // start than this one.
+    // There was one attempt. Then the machine was off for a long time, or its clock was corrected. At the next start the
+    // handler refuses the first request, because it starts more slowly than the daemon.
     let tried = "UPDATE deliveries SET attempts = 1, first_attempt_at = '2025-03-05T03:36:00.000Z',
         next_attempt_at = '2025-03-05T03:36:02.000Z'";
     setup.sql().execute(tried, []).unwrap();
@@ -135,13 +135,12 @@ async fn downtime_does_not_count_towards_give_up_after() {
     setup.stop().await;
 }
 
-/// Each session's events are a failed one, some more, and the completed one at the end.
 #[tokio::test]
 async fn a_retry_after_a_clock_change_is_immediate() {
     let receiver = Receiver::new(|_, _| status(200));
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     setup.record(vec![paid(Some(1), 1)]).await;
-    // A failed attempt of a clock that was five hours ahead.
+    // An attempt failed while the clock was five hours ahead.
     let ahead =
         "UPDATE deliveries SET attempts = 1, next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+5 hours');
         INSERT INTO attempts (delivery_id, attempt, at) SELECT id, 1, next_attempt_at FROM deliveries";
@@ -151,6 +150,7 @@ async fn a_retry_after_a_clock_change_is_immediate() {
     setup.stop().await;
 }
 
+/// Each session has several failed events, and the completed event at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_arrives_once_and_in_order() {
     const SESSIONS: u32 = 2_000;

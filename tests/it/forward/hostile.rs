@@ -1,4 +1,4 @@
-//! Callbacks that fail, hang, redirect, answer megabytes, die and return.
+//! Handlers that fail, hang, redirect, send megabytes, or restart.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use resmic_mailhook::db::RetrySelection;
 use super::*;
 use testkit::receiver::{Answer, Receiver, status};
 
-/// The first attempt's record, for a callback that answers in this way.
+/// The delivery after its first attempt at a handler with this response.
 async fn first_failure(answer: Answer) -> DeliveryRow {
     let receiver = Receiver::new(move |_, _| answer.clone());
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
@@ -37,7 +37,7 @@ async fn failures_have_different_errors() {
         (bytes("HTTP/1.1 304 Not Modified\r\n\r\n"), Some(304), "304"),
         (bytes("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), Some(101), "101"),
         (bytes("220 mail.example ESMTP\r\n"), None, "no answer: "),
-        // Neither a status before the final one nor a part of a status line is an answer.
+        // An interim status or a part of a status line is no response.
         (bytes("HTTP/1.1 103 Early Hints\r\nX: HTTP/1.1 200 OK\r\n\r\n"), None, "no answer: "),
         (bytes("HTTP/1.1 200"), None, "no answer: "),
         (bytes("HTTP/1.1 2000 OK\r\n\r\n"), None, "no answer: "),
@@ -102,7 +102,7 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         |version, length| text(&format!("HTTP/{version} 200 OK\r\nContent-Length: {length}\r\n\r\n{{\"ok\":1}}"));
     for (answer, timeout) in [
         (Answer::Bytes(CUT.into()), "10s"),
-        // Also where its time is up before the rest of it would be waited for.
+        // The timeout ends before the rest of the body could arrive.
         (Answer::Unended(CUT), "300ms"),
         (with(&"X: y\r\n".repeat(500)), "10s"),
         (with("X: y\r\n\tz\r\n"), "10s"),
@@ -208,7 +208,7 @@ async fn a_killed_forwarder_repeats_only_running_attempts() {
     for kill_after in [40, 120, 200] {
         setup.start();
         receiver.wait_for(kill_after).await;
-        // Its tasks are gone between two instructions, whatever they were doing.
+        // An abort ends the tasks at any await point, like a kill.
         setup.running.take().unwrap().1.abort();
         setup.store = open(&setup.folder, &setup.settings);
     }
@@ -230,7 +230,7 @@ async fn a_locked_database_only_delays_deliveries() {
     let other = setup.sql();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     setup.start();
-    // Longer than a statement waits for a lock.
+    // Longer than the busy timeout of SQLite.
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(receiver.requests().len(), 0, "nothing is sent that is not counted");
     other.execute_batch("COMMIT").unwrap();
@@ -284,7 +284,7 @@ async fn an_undelivered_event_may_be_completed() {
         setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
         setup.record(vec![paid(Some(1), 1)]).await;
         let told = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
-        // Of whichever session it is, it is the same payment.
+        // Only the session is added; the payment is the same.
         bare.reading.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");
     }

@@ -1,11 +1,11 @@
-//! Sessions found by what was paid: one alone that fits, or none.
+//! Matching by amount: a payment belongs to a session only if exactly one fits.
 
 use resmic_mailhook::payments;
 
 use super::sessions::{any, events, new, of_order, states};
 use super::*;
 
-/// A setup that matches by amount.
+/// A setup with matching by amount.
 fn matching() -> ForwarderSetup {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
@@ -16,7 +16,7 @@ fn matching() -> ForwarderSetup {
     ForwarderSetup { folder: Arc::new(folder), store, settings: any(), running: None }
 }
 
-/// An event of just now.
+/// The event with the current time.
 fn at(event: Event) -> Event {
     Event { header_time: Some(jiff::Timestamp::now()), ..event }
 }
@@ -34,14 +34,14 @@ async fn matching_by_amount_needs_a_unique_session() {
     setup.record(vec![at(paid(None, 1)), at(paid(None, 2))]).await;
     assert_eq!(states(&setup), ["pending", "held"], "the session is paid, and open to no second payment");
     assert_eq!(events(&setup).remove(0), (Some(session(1)), Some("match".into()), None));
-    // A later registration finds the second; a third payment has two sessions to choose from, and none.
+    // A later registration matches the second payment. A third payment fits two sessions, so it matches none.
     setup.store.session_add(new(3, None, Some("20"))).await.unwrap();
     assert_eq!(states(&setup), ["pending", "pending"]);
     setup.store.session_add(new(4, None, Some("20"))).await.unwrap();
     setup.store.session_add(new(5, None, Some("20"))).await.unwrap();
     setup.record(vec![at(paid(None, 3))]).await;
     assert_eq!(states(&setup), ["pending", "pending", "held"]);
-    // Nor is one session's payment guessed among two.
+    // A session that fits two payments matches neither.
     setup.store.session_add(new(6, None, Some("33"))).await.unwrap();
     let dearer = |n| {
         let mut event = at(paid(None, n));
@@ -52,7 +52,7 @@ async fn matching_by_amount_needs_a_unique_session() {
     let settled = setup.store.session_add(new(7, None, Some("44"))).await.unwrap();
     assert_eq!(settled, payments::Reconciled::default());
     assert!(events(&setup)[3..5].iter().all(|(session, ..)| session.is_none()));
-    // An order that an address named is never matched by amount.
+    // A payment with an order reference from an address is never matched by amount.
     setup.record(vec![at(of_order("Z", 4))]).await;
     assert_eq!(events(&setup).remove(5).0, None);
 }
@@ -65,11 +65,11 @@ async fn a_repeated_report_pays_no_second_session() {
         let owed = first.is_none().then_some("20");
         setup.store.session_add(new(n, first, owed)).await.unwrap();
         setup.record(vec![at(second.clone())]).await;
-        // The session is paid; the next of the order, or with the same amount, is open.
+        // The first session is paid. Another session of the order, or with the same amount, is open.
         setup.store.session_add(new(n + 1, first, owed)).await.unwrap();
         setup.record(vec![at(second)]).await;
     }
-    // But whoever is told of an order that nobody knew of is told something new.
+    // A report that adds an order reference is not a duplicate.
     setup.record(vec![of_order("A", 2)]).await;
     assert_eq!(outcomes(&setup), "event duplicate event duplicate quarantined");
     assert_eq!(events(&setup).into_iter().map(|e| e.0.unwrap()).collect::<Vec<_>>(), [session(1), session(3)]);
@@ -84,7 +84,7 @@ async fn a_session_is_matched_with_one_transaction() {
     pending.reading.status = Status::Pending;
     setup.record(vec![pending, at(paid(None, 2))]).await;
     assert_eq!(events(&setup).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
-    // Nor is the first any more, now that there is the second: which of the two it is a person has to say.
+    // Now that there are two candidates, the first one is held as well, and an operator has to decide.
     setup.record(vec![at(paid(None, 1))]).await;
     assert_eq!(states(&setup), ["held", "held"]);
 }
@@ -121,7 +121,7 @@ async fn the_spelling_of_a_hash_does_not_matter() {
 async fn invalid_utf8_in_sessions_is_harmless() {
     let setup = matching();
     setup.record(vec![of_order("A", 1)]).await;
-    // A shop that speaks Latin-1. SQLite does not look.
+    // A shop writes Latin-1. SQLite does not verify UTF-8.
     let insert = "INSERT INTO sessions (session_id, order_ref, amount, token) VALUES (?1, CAST(x'47F6DF65' AS TEXT), '20', 'DAI')";
     setup.sql().execute(insert, [session(1)]).unwrap();
     setup.sql().execute("INSERT INTO sessions_to_reconcile VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();

@@ -1,4 +1,4 @@
-//! The forwarder against callbacks of every kind.
+//! The forwarder and sessions, with handlers of every kind.
 
 mod deliver;
 mod hostile;
@@ -19,7 +19,7 @@ use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
-/// A store in a folder of its own, and a forwarder that runs until it is told to stop.
+/// A store in a temporary folder, and a forwarder that runs until [`ForwarderSetup::stop`].
 struct ForwarderSetup {
     folder: Arc<tempfile::TempDir>,
     store: Store,
@@ -31,7 +31,7 @@ fn settings(table: &str) -> ForwardSettings {
     toml::from_str(&format!("secret = {{ env = \"S\" }}\n{table}")).unwrap()
 }
 
-/// A callback named `shop` at an address.
+/// The settings of a target named `shop`.
 fn shop(address: impl std::fmt::Display, more: &str) -> ForwardSettings {
     settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{more}"))
 }
@@ -98,7 +98,7 @@ impl ForwarderSetup {
         all
     }
 
-    /// Waits until the deliveries are as they should be.
+    /// Waits until the deliveries satisfy a condition.
     async fn until(&self, what: &str, holds: impl Fn(&[DeliveryRow]) -> bool) -> Vec<DeliveryRow> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
@@ -111,12 +111,12 @@ impl ForwarderSetup {
         }
     }
 
-    /// Waits until all deliveries are in a state.
+    /// Waits until all deliveries are in this state.
     async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
         self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
     }
 
-    /// What SQLite says when it is asked directly.
+    /// A direct connection to the database.
     fn sql(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.folder.path().join("m.db")).unwrap()
     }

@@ -1,4 +1,4 @@
-//! Events whose session is found late: held, released, contradicted, decided by hand.
+//! Events whose session is found late. They are held, released, in conflict, or assigned by an operator.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ pub(super) fn states(setup: &ForwarderSetup) -> Vec<String> {
     setup.deliveries().into_iter().map(|d| d.state.to_string()).collect()
 }
 
-/// The session, its source and the hold of each event, as they came.
+/// The session, its source and the hold of each event, in the order of their arrival.
 pub(super) fn events(setup: &ForwarderSetup) -> Vec<(Option<String>, Option<String>, Option<String>)> {
     let mut all = Vec::new();
     let push = |e: db::EventRow| {
@@ -50,7 +50,7 @@ async fn an_inserted_row_releases_deliveries_in_order() {
     first.reading.status = Status::Pending;
     setup.record(vec![first, of_order("A-1", 1), of_order("B-2", 2)]).await;
     assert_eq!(states(&setup), ["held", "held", "held"]);
-    // Any program that knows SQL, in a process of its own.
+    // The row comes from another process and another SQLite library.
     let statement =
         format!("INSERT INTO sessions (session_id, order_ref) VALUES ('{}', 'A-1')", session(7).to_uppercase());
     let python =
@@ -123,7 +123,7 @@ async fn an_underpaid_order_is_held() {
     setup.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
     setup.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
     assert_eq!(states(&setup), ["held", "pending", "held"]);
-    // RegisteredSession late: for one that was about to go, and for one that waited.
+    // The sessions are registered late: for a pending event and for a held one.
     let settled = setup.store.session_add(new(2, None, Some("21"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (0, 0, 1));
     setup.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
@@ -131,7 +131,7 @@ async fn an_underpaid_order_is_held() {
     setup.record(vec![paid(Some(4), 4)]).await;
     setup.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE id = 4", []).unwrap();
     let settled = setup.store.session_add(new(4, None, Some("21"))).await.unwrap();
-    // Nothing in the database says so: whoever registers it is told which, and how.
+    // The event was delivered already. The result names it and the conflict.
     assert_eq!((settled.held, settled.too_late.len()), (0, 1));
     assert!(settled.too_late[0].contains(": conflict: amount is registered as"), "{:?}", settled.too_late);
     for (n, (known, _, hold)) in events(&setup).into_iter().take(3).enumerate() {
@@ -166,7 +166,7 @@ async fn an_operator_resolves_a_conflict() {
     assert_eq!(events(&setup).remove(0), (Some(session(9)), Some("operator".into()), None));
     let row = setup.store.reader().unwrap().event(&id(paid(None, 1))).unwrap().unwrap();
     assert!(row.webhook.contains(&session(9)));
-    // A slip of the hand is mended as long as nobody was told.
+    // A wrong assignment can be corrected before the delivery.
     setup.store.session_assign(&id(paid(None, 1)), &session(8)).await.unwrap();
     assert_eq!(events(&setup).remove(0).0, Some(session(8)));
     let refused = async |event: &str, to: &str| setup.store.session_assign(event, to).await.unwrap_err().to_string();
@@ -187,7 +187,7 @@ async fn assign_waits_for_a_running_attempt() {
     let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
     let refused = assign(2).await.unwrap_err();
     assert!(refused.contains(&format!("is being posted with session {}", session(1))), "{refused}");
-    // What it is told already may be said again.
+    // The same session may be assigned again.
     assign(1).await.unwrap();
     let Claimed { delivery_id, attempt, .. } = claimed;
     let end = NextStep::RetryAt("500".into(), jiff::Timestamp::now());
@@ -201,7 +201,7 @@ async fn assign_waits_for_a_running_attempt() {
     };
     setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
-    // One whose end nobody will ever tell is waited for as long as it could have taken.
+    // An attempt whose end was never recorded blocks only for the longest possible duration of an attempt.
     setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
     setup.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
     assign(1).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_delivered_payment_belongs_to_its_later_session() {
     setup.until_all("delivered").await;
     let settled = setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (1, 0, 0));
-    // That it contradicts what is registered is said, though nobody can be spared any more.
+    // The result reports the conflict, although the event was delivered.
     let settled = setup.store.session_add(new(2, Some("B"), Some("2000"))).await.unwrap();
     assert_eq!((settled.resolved, settled.held, settled.too_late.len()), (1, 0, 1), "{:?}", settled.too_late);
     let changed: i64 = setup
@@ -253,7 +253,7 @@ async fn a_later_report_sets_the_session_source() {
     setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     setup.record(vec![paid(None, 1), of_order("A", 1)]).await;
     assert_eq!(events(&setup), [(Some(session(1)), Some("address".into()), None)]);
-    // It is not the mail that says so: a person may know better.
+    // The session does not come from the mail, so an operator may change it.
     setup.store.session_assign(&paid(None, 1).id().unwrap().to_string(), &session(9)).await.unwrap();
     assert_eq!(events(&setup), [(Some(session(9)), Some("operator".into()), None)]);
 }
@@ -264,10 +264,10 @@ async fn a_released_delivery_is_not_held_again() {
     setup.record(vec![paid(Some(1), 1)]).await;
     let register = "INSERT INTO sessions (session_id, amount) VALUES (?1, '21')";
     setup.sql().execute(register, [session(1)]).unwrap();
-    // Nobody has looked at it yet.
+    // The new row has not been reconciled yet.
     setup.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
     assert_eq!(setup.store.reconcile().await.unwrap(), payments::Reconciled::default());
-    // Nor is what was registered another time because a shop says it twice.
+    // A repeated registration holds nothing.
     setup.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
     assert_eq!(states(&setup), ["pending"]);
     let settled = setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
@@ -320,7 +320,7 @@ async fn pending_after_completed_is_not_delivered() {
     for is_known in [true, false] {
         let every = "statuses = [\"completed\", \"failed\", \"pending\"]";
         let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", every)]);
-        // Of a transaction whose session nobody knows.
+        // The session of this transaction is not known.
         setup.record(vec![paid(None, 1), as_pending(paid(None, 1))]).await;
         let register = new(1, Some("A"), None);
         if is_known {
@@ -333,7 +333,7 @@ async fn pending_after_completed_is_not_delivered() {
         let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
         let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
         assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
-        // What waits for its callback goes, in its order, whatever is registered meanwhile.
+        // Pending deliveries stay pending and in order when a session is registered.
         setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
         assert_eq!(states(&setup), ["held", "pending", "pending"]);
     }
@@ -406,7 +406,7 @@ async fn session_times_are_normalized_or_refused() {
         insert(9, column, nonsense).unwrap_err();
     }
     sql.execute("INSERT INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(3),)).unwrap();
-    // Again, by a statement that brings its own conflict clause.
+    // The trigger also works with a conflict clause in the statement.
     sql.execute("INSERT OR FAIL INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(4),)).unwrap();
     sql.execute("UPDATE OR FAIL sessions SET amount = '20'", []).unwrap();
 }
