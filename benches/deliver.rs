@@ -38,10 +38,10 @@ async fn main() {
     let mut bare = bare_singles(address, &mut seen).await;
     let mut single = our_singles(address, &mut seen).await;
     println!("from the commit of one event to its request received, {SINGLE} times");
-    tell("floor, bare client", &mut bare, 1.0);
+    print_times("floor, bare client", &mut bare, 1.0);
     let base = bare[bare.len() / 2].as_secs_f64();
-    tell("the forwarder", &mut single, base);
-    tell("floor, one commit", &mut commits(address).await, base);
+    print_times("the forwarder", &mut single, base);
+    print_times("floor, one commit", &mut commits(address).await, base);
     println!("resident memory, at most {} KiB", peak());
     let (wakes, micros) = idle(address).await;
     println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
@@ -66,16 +66,16 @@ async fn idle(address: SocketAddr) -> (u64, u64) {
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(forward::run(store, vec![target], stopped));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = cost();
+    let before = wakeups_and_cpu();
     tokio::time::sleep(IDLE).await;
-    let after = cost();
+    let after = wakeups_and_cpu();
     stop.send(true).unwrap();
     running.await.unwrap().unwrap();
     (after.0 - before.0, (after.1 - before.1) / 1_000)
 }
 
 /// Of all threads: the times that they went to sleep, and the nanoseconds that they ran (proc(5): status, schedstat).
-fn cost() -> (u64, u64) {
+fn wakeups_and_cpu() -> (u64, u64) {
     let (mut sleeps, mut nanos) = (0, 0);
     for task in std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
         let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
@@ -87,7 +87,7 @@ fn cost() -> (u64, u64) {
     (sleeps, nanos)
 }
 
-fn tell(what: &str, times: &mut [Duration], base: f64) {
+fn print_times(what: &str, times: &mut [Duration], base: f64) {
     times.sort();
     let (median, slow) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     let ratio = if what.starts_with("floor") {
@@ -107,18 +107,18 @@ fn peak() -> String {
 /// A handler that says 200 to everything, and when each request was there.
 async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (tell, seen) = mpsc::unbounded_channel();
+    let (times, seen) = mpsc::unbounded_channel();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(handle(stream, tell.clone()));
+            tokio::spawn(handle(stream, times.clone()));
         }
     });
     (address, seen)
 }
 
-async fn handle(mut stream: TcpStream, tell: mpsc::UnboundedSender<Instant>) {
+async fn handle(mut stream: TcpStream, times: mpsc::UnboundedSender<Instant>) {
     let mut request = Vec::new();
     // The bodies here end in a brace, and nothing before does.
     while !request.ends_with(b"}") {
@@ -126,7 +126,7 @@ async fn handle(mut stream: TcpStream, tell: mpsc::UnboundedSender<Instant>) {
             return;
         }
     }
-    tell.send(Instant::now()).unwrap();
+    times.send(Instant::now()).unwrap();
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
 }
 

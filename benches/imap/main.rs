@@ -12,8 +12,8 @@ mod setup;
 
 use std::time::{Duration, Instant};
 
-use raw::Raw;
-use setup::{BenchSetup, Disk, Eyes, PATIENCE, callback, memory, runs_until, watched};
+use raw::BareClient;
+use setup::{BenchSetup, CommitWatcher, Disk, PATIENCE, callback, memory, start_and_wait_for, start_and_wait_for_idle};
 use testkit::dovecot::Dovecot;
 use testkit::proxy::{Direction, Proxy};
 
@@ -25,7 +25,7 @@ const BACKFILL: usize = 10_000;
 /// What a mail of the published layout, its event, its delivery and their indexes write to the log, in bytes.
 const ROW: usize = 16 * 4_096;
 /// How long Dovecot waits after a change before it tells anybody.
-const ITS_PAUSE: Duration = Duration::from_millis(500);
+const NOTIFY_DELAY: Duration = Duration::from_millis(500);
 /// The far server's round trip.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
@@ -52,16 +52,16 @@ fn main() {
 }
 
 /// A number beside its limit.
-fn tell(what: &str, value: String, holds: bool, limit: &str) {
+fn print_result(what: &str, value: String, holds: bool, limit: &str) {
     println!("  {what:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
 }
 
 fn at_most(what: &str, value: f64, unit: &str, limit: f64) {
-    tell(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
+    print_result(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
 }
 
 fn at_least(what: &str, value: f64, unit: &str, limit: f64) {
-    tell(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
+    print_result(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
 }
 
 /// The time below which so many percent lie, in milliseconds.
@@ -81,37 +81,37 @@ fn between(from: Instant, to: Instant) -> f64 {
 /// Two clients of a Maildir wait for one another: Dovecot tells one of them and then, after up to 25 ms, the other, whoever
 /// that is. In its own format it tells them side by side.
 fn near() {
-    let its_own = if Dovecot::version().starts_with("2.3") {
+    let own_format = if Dovecot::version().starts_with("2.3") {
         "mail_location = sdbox:~/sdbox\n"
     } else {
         "mail_driver = sdbox\nmail_path = ~/sdbox\n"
     };
-    let setup = BenchSetup::start(its_own);
+    let setup = BenchSetup::start(own_format);
     let user = "near@shop.example";
     println!("near: {NEAR} mails, one by one, dedicated mailbox, from the EXISTS that a bare client sees");
-    let mut raw = Raw::plain(setup.dovecot.imap, user);
+    let mut raw = BareClient::plain(setup.dovecot.imap, user);
     let mut disk = Disk::new();
     let (mut floor, mut safe) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
         setup.dovecot.deliver(user, &setup.payment(n));
-        let announced = raw.exists();
-        let there = raw.body(n);
+        let announced = raw.wait_for_exists();
+        let there = raw.fetch_body(n);
         floor.push(between(announced, there));
-        disk.make_sure_of(ROW);
+        disk.write_durably(ROW);
         safe.push(between(announced, Instant::now()));
     }
     let (port, called) = callback();
     let home = setup.home(user, setup.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
-    let daemon = watched(&home);
-    let mut eyes = Eyes::on(&home);
+    let daemon = start_and_wait_for_idle(&home);
+    let mut commits = CommitWatcher::new(&home);
     let (mut rows, mut calls) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
-        eyes.blink();
+        commits.skip_to_now();
         setup.dovecot.deliver(user, &setup.payment(NEAR + n));
-        let announced = raw.exists();
-        let row = eyes.committed(n);
+        let announced = raw.wait_for_exists();
+        let row = commits.wait_for_mails(n);
         let call = called.recv_timeout(PATIENCE).unwrap();
         rows.push(between(announced, row));
         calls.push(between(row, call));
@@ -149,16 +149,16 @@ fn far() {
         let setup = BenchSetup::start(more);
         let user = "far@shop.example";
         let proxy = Proxy::in_front_of(setup.dovecot.imap);
-        for way in [Direction::ToServer, Direction::ToClient] {
-            proxy.set(way, |link| link.delay = ROUND_TRIP / 2);
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            proxy.set(direction, |link| link.delay = ROUND_TRIP / 2);
         }
         let home = setup.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
-        let daemon = watched(&home);
-        let mut eyes = Eyes::on(&home);
+        let daemon = start_and_wait_for_idle(&home);
+        let mut commits = CommitWatcher::new(&home);
         let mut trips = Vec::new();
         for n in 1..=FAR {
             let accepted = setup.dovecot.deliver(user, &setup.payment(n));
-            let row = between(accepted + ITS_PAUSE, eyes.committed(n));
+            let row = between(accepted + NOTIFY_DELAY, commits.wait_for_mails(n));
             trips.push(row / 1_000.0 / ROUND_TRIP.as_secs_f64());
         }
         drop(daemon);
@@ -169,7 +169,7 @@ fn far() {
 
 /// What a bare client needs for a command over a whole mailbox, in seconds: the median, once it has been indexed.
 fn floor(setup: &BenchSetup, user: &str, command: &str) -> f64 {
-    let mut raw = Raw::tls(setup.dovecot.imaps, &setup.dovecot.ca(), user);
+    let mut raw = BareClient::tls(setup.dovecot.imaps, &setup.dovecot.ca(), user);
     raw.command(command);
     let times = (0..5).map(|_| {
         let began = Instant::now();
@@ -205,7 +205,7 @@ fn backfill(count: usize) {
 /// Reads a whole mailbox of payments; the most memory that it took, the seconds, and those of CPU.
 fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
     let home = setup.home(user, setup.dovecot.imaps, more, None);
-    let (daemon, took, cpu) = runs_until(&home, "SELECT max(id) FROM mails", count);
+    let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT max(id) FROM mails", count);
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event' AND trust = 'dkim'"), count.to_string());
     (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)
 }
@@ -219,7 +219,7 @@ fn shared_backfill(count: usize) {
     let bare =
         floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
     let home = setup.home(user, setup.dovecot.imaps, &setup.tls(), None);
-    let (daemon, took, cpu) = runs_until(&home, "SELECT last_uid FROM mailboxes", count);
+    let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT last_uid FROM mailboxes", count);
     let took = took.as_secs_f64();
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "0");
     let rate = |seconds: f64| count as f64 / seconds;
@@ -234,7 +234,7 @@ fn idle() {
     let setup = BenchSetup::start("");
     println!("idle: one mailbox over TLS");
     let home = setup.home("idle@shop.example", setup.dovecot.imaps, &setup.tls(), None);
-    let daemon = watched(&home);
+    let daemon = start_and_wait_for_idle(&home);
     std::thread::sleep(Duration::from_secs(3));
     at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 15.0);
 }

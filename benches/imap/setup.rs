@@ -1,4 +1,4 @@
-//! What is measured with: Dovecot, DNS, mails as Resmic publishes them, a callback, and eyes on the database.
+//! What is measured with: Dovecot, DNS, mails as Resmic publishes them, a callback, and commits on the database.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -98,36 +98,36 @@ impl BenchSetup {
     }
 }
 
-/// Starts it and waits until the mailbox is watched.
-pub(crate) fn watched(home: &Home) -> Daemon {
+/// Starts it and waits until the mailbox is start_and_wait_for_idle.
+pub(crate) fn start_and_wait_for_idle(home: &Home) -> Daemon {
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
     daemon
 }
 
-/// Eyes on the database. Nothing tells another process of a commit, so they look every few microseconds, at what each commit
+/// CommitWatcher on the database. Nothing tells another process of a commit, so they look every few microseconds, at what each commit
 /// changes last: the head of the index of the write-ahead log (sqlite.org/walformat.html, 2.1). A question to SQLite each
 /// time would take one of two cores, and what is measured would wait for who measures.
-pub(crate) struct Eyes {
+pub(crate) struct CommitWatcher {
     database: rusqlite::Connection,
     index: fs::File,
     seen: [u8; 12],
 }
 
-impl Eyes {
-    pub(crate) fn on(home: &Home) -> Eyes {
+impl CommitWatcher {
+    pub(crate) fn new(home: &Home) -> CommitWatcher {
         let mut index = home.database().into_os_string();
         index.push("-shm");
-        Eyes { database: home.sqlite(), index: fs::File::open(index).unwrap(), seen: [0; 12] }
+        CommitWatcher { database: home.sqlite(), index: fs::File::open(index).unwrap(), seen: [0; 12] }
     }
 
     /// What was committed so far is of no interest.
-    pub(crate) fn blink(&mut self) {
+    pub(crate) fn skip_to_now(&mut self) {
         self.seen = self.head();
     }
 
     /// Looks until there are so many mails; when the last of them was committed.
-    pub(crate) fn committed(&mut self, count: usize) -> Instant {
+    pub(crate) fn wait_for_mails(&mut self, count: usize) -> Instant {
         let count = i64::try_from(count).unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -136,7 +136,7 @@ impl Eyes {
                 std::thread::sleep(Duration::from_micros(20));
             }
             let at = Instant::now();
-            self.blink();
+            self.skip_to_now();
             let mut ask = self.database.prepare_cached("SELECT coalesce(max(id), 0) FROM mails").unwrap();
             if ask.query_row([], |row| row.get::<_, i64>(0)).unwrap() >= count {
                 return at;
@@ -166,7 +166,7 @@ impl Disk {
     }
 
     /// Writes so many bytes, and waits until they are safe.
-    pub(crate) fn make_sure_of(&mut self, bytes: usize) {
+    pub(crate) fn write_durably(&mut self, bytes: usize) {
         self.log.write_all(&vec![b'x'; bytes]).unwrap();
         self.log.sync_data().unwrap();
     }
@@ -174,15 +174,15 @@ impl Disk {
 
 /// Starts it with this folder, and waits until a question has a number for an answer; how long that took, from the
 /// moment at which the mailbox was open, and how many seconds of CPU.
-pub(crate) fn runs_until(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
+pub(crate) fn start_and_wait_for(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
     const OPEN: &str = "SELECT count(*) FROM mailboxes WHERE state NOT IN ('connecting', 'failed')";
     let daemon = home.start();
     while !home.database().exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let database = home.sqlite();
-    let open = reached(&database, OPEN, 1, Duration::from_millis(1));
-    let at = reached(&database, question, number, Duration::from_millis(2));
+    let open = wait_for_number(&database, OPEN, 1, Duration::from_millis(1));
+    let at = wait_for_number(&database, question, number, Duration::from_millis(2));
     let cpu = cpu(&daemon);
     (daemon, at - open, cpu)
 }
@@ -197,7 +197,7 @@ fn cpu(daemon: &Daemon) -> f64 {
     Duration::from_nanos(ran.sum()).as_secs_f64()
 }
 
-fn reached(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
+fn wait_for_number(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
     let number = i64::try_from(number).unwrap();
     let deadline = Instant::now() + PATIENCE;
     // A table that is not there yet is no answer.
@@ -221,7 +221,7 @@ pub(crate) fn memory(daemon: &Daemon, field: &str) -> usize {
 pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (tell, told) = mpsc::channel();
+    let (sender, times) = mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -233,11 +233,11 @@ pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
                     _ => break,
                 }
             }
-            if tell.send(Instant::now()).is_err() {
+            if sender.send(Instant::now()).is_err() {
                 return;
             }
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
     });
-    (port, told)
+    (port, times)
 }

@@ -56,7 +56,7 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
         mailboxes as f64 / took.as_secs_f64(),
         busiest_second(&dovecot)
     );
-    tell("at rest", &daemon);
+    print_usage("at rest", &daemon);
     for n in 1..=mailboxes {
         dovecot.deliver(&user(n), &mail(n));
     }
@@ -64,10 +64,10 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
     home.until("SELECT count(*) FROM events", &events, PATIENCE);
     home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", &events, PATIENCE);
     println!("  mail to recorded, in ms: {}", latencies(&home));
-    let deaf = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
-    if deaf > 0 {
+    let without_inotify = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
+    if without_inotify > 0 {
         println!(
-            "  (the kernel tells {deaf} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
+            "  (the kernel tells {without_inotify} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
         );
     }
     let before = processor(&daemon);
@@ -79,7 +79,7 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
         (nanos, woken) = (nanos + ran - ran_before, woken + slept - slept_before);
     }
     println!("  idle for {seconds} s: {} ms of processor, woken {woken} times", nanos / 1_000_000);
-    tell("after a mail to each", &daemon);
+    print_usage("after a mail to each", &daemon);
     let resident = status(&daemon, "VmRSS:");
     assert_eq!(daemon.end(), Some(0));
     resident
@@ -128,7 +128,7 @@ fn latencies(home: &Home) -> String {
     format!("median {}, slowest {} (of these up to 1000 are rounding)", all[all.len() / 2], all[all.len() - 1])
 }
 
-fn tell(when: &str, daemon: &Daemon) {
+fn print_usage(when: &str, daemon: &Daemon) {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process.id())).unwrap().count();
     let (resident, peak, threads) = (status(daemon, "VmRSS:"), status(daemon, "VmHWM:"), status(daemon, "Threads:"));
     let own = status(daemon, "RssAnon:");
@@ -148,12 +148,12 @@ fn status(daemon: &Daemon, key: &str) -> u64 {
 /// Of each thread: the nanoseconds that it ran, and the times that it went to sleep.
 fn processor(daemon: &Daemon) -> BTreeMap<PathBuf, (u64, u64)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap().map(|task| task.unwrap().path());
-    let of = |task: &Path| {
+    let usage = |task: &Path| {
         let schedstat = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
         let nanos = schedstat.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let status = fs::read_to_string(task.join("status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         (nanos, line.and_then(|n| n.trim().parse().ok()).unwrap_or(0))
     };
-    tasks.map(|task| (task.clone(), of(&task))).collect()
+    tasks.map(|task| (task.clone(), usage(&task))).collect()
 }

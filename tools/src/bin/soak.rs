@@ -23,11 +23,11 @@ use testkit::random::Random;
 /// One mailbox that is Resmic's alone, and one that is shared.
 const ADDRESSES: [&str; 2] = ["payments@shop.example", "everything@shop.example"];
 /// How long the last deliveries may take: a callback that refuses one is asked ever more seldom.
-const BALANCE: Duration = Duration::from_secs(180);
+const COMPLETION: Duration = Duration::from_secs(180);
 
 struct Soak {
     dovecot: Dovecot,
-    lines: [Proxy; 2],
+    proxies: [Proxy; 2],
     callback: Callback,
     home: Home,
     key: Key,
@@ -46,19 +46,19 @@ fn main() {
     let soak = Soak::new();
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     std::thread::scope(|scope| {
-        let over = Over(&soak.over);
+        let over = StopOnDrop(&soak.over);
         scope.spawn(|| soak.deliver());
-        scope.spawn(|| soak.trouble(0));
-        scope.spawn(|| soak.trouble(1));
-        scope.spawn(|| soak.lock());
-        soak.live(until);
+        scope.spawn(|| soak.disturb(0));
+        scope.spawn(|| soak.disturb(1));
+        scope.spawn(|| soak.lock_database());
+        soak.restart_until(until);
         drop(over);
     });
-    soak.lines.iter().for_each(Proxy::heal);
+    soak.proxies.iter().for_each(Proxy::heal);
     let daemon = soak.home.start();
     let sent = soak.sent.load(Ordering::SeqCst);
-    payments::wait_until_complete(&soak.home, &soak.callback, sent, BALANCE);
-    soak.look(&daemon);
+    payments::wait_until_complete(&soak.home, &soak.callback, sent, COMPLETION);
+    soak.print_progress(&daemon);
     let (repeated, resident) = (soak.callback.repeated().len(), soak.resident.load(Ordering::SeqCst));
     println!("{:?}", soak.done.lock().unwrap());
     println!(
@@ -73,7 +73,7 @@ impl Soak {
         let (random, key) = (Arc::new(Random::new()), Key::ed25519());
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let dovecot = Dovecot::start();
-        let lines = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
+        let proxies = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
         let chance = random.clone();
         // Whatever is refused is accepted in the end, so that the end comes soon.
         let callback = Callback::replying(move |_, before| match chance.below(20) {
@@ -83,9 +83,9 @@ impl Soak {
             _ => HandlerReply::Accept,
         });
         let tls = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
-        let ours = account(lines[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+        let ours = account(proxies[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
             .replace("tls = \"none\"", &tls);
-        let shared = account(lines[1].port, "mailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+        let shared = account(proxies[1].port, "mailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
             .replace("name = \"shop\"", "name = \"shared\"")
             .replace(ADDRESSES[0], ADDRESSES[1]);
         let home = Home::new(&format!(
@@ -94,14 +94,14 @@ impl Soak {
             forward(&callback.url(), "")
         ));
         let (sent, resident, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-        Soak { dovecot, lines, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
+        Soak { dovecot, proxies, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
     }
 
     fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    fn did(&self, what: &'static str) {
+    fn count(&self, what: &'static str) {
         *self.done.lock().unwrap().entry(what).or_default() += 1;
     }
 
@@ -125,7 +125,7 @@ impl Soak {
             if to == 1 && self.random.one_in(3) {
                 let private = b"From: Aunt <aunt@family.example>\r\nTo: you\r\nSubject: Hi\r\n\r\nAmount: $20\r\n";
                 self.dovecot.deliver(ADDRESSES[1], private);
-                self.did("private mail");
+                self.count("private mail");
             }
             self.rest(1_000);
         }
@@ -137,30 +137,30 @@ impl Soak {
     }
 
     /// One fault after the other on this line, with some peace between them.
-    fn trouble(&self, line: usize) {
-        let line = &self.lines[line];
+    fn disturb(&self, proxy: usize) {
+        let proxy = &self.proxies[proxy];
         while !self.is_over() {
             self.rest(8_000);
-            let way = if self.random.one_in(2) { Direction::ToServer } else { Direction::ToClient };
-            let lasting: (_, fn(&mut LinkFaults)) = match self.random.below(8) {
+            let direction = if self.random.one_in(2) { Direction::ToServer } else { Direction::ToClient };
+            let (name, fault): (_, fn(&mut LinkFaults)) = match self.random.below(8) {
                 0 => {
-                    line.cut();
-                    self.did("cut");
+                    proxy.cut();
+                    self.count("cut");
                     continue;
                 }
                 1 => {
-                    line.reset();
-                    self.did("reset");
+                    proxy.reset();
+                    self.count("reset");
                     continue;
                 }
                 2 => {
-                    line.forget();
-                    self.did("forgotten");
+                    proxy.forget();
+                    self.count("forgotten");
                     continue;
                 }
                 3 => {
-                    line.refuse(true);
-                    line.cut();
+                    proxy.refuse(true);
+                    proxy.cut();
                     ("refused", |_| ())
                 }
                 4 => ("stalled", |link| link.stalled = true),
@@ -168,15 +168,15 @@ impl Soak {
                 6 => ("single bytes", |link| link.single_bytes = true),
                 _ => ("delayed", |link| link.delay = Duration::from_millis(200)),
             };
-            line.set(way, lasting.1);
-            self.did(lasting.0);
+            proxy.set(direction, fault);
+            self.count(name);
             self.rest(4_000);
-            line.heal();
+            proxy.heal();
         }
     }
 
     /// Another program writes into the database, and takes its time.
-    fn lock(&self) {
+    fn lock_database(&self) {
         while !self.is_over() {
             self.rest(20_000);
             let Ok(other) = rusqlite::Connection::open_with_flags(
@@ -188,36 +188,36 @@ impl Soak {
             if other.execute_batch("BEGIN IMMEDIATE").is_ok() {
                 self.rest(7_000);
                 other.execute_batch("ROLLBACK").unwrap();
-                self.did("database locked");
+                self.count("database locked");
             }
         }
     }
 
     /// The program is started, and killed, or asked to end, again and again.
-    fn live(&self, until: Instant) {
-        let mut told = Instant::now();
+    fn restart_until(&self, until: Instant) {
+        let mut printed_at = Instant::now();
         while Instant::now() < until {
             let daemon = self.home.start();
             let death = Instant::now() + self.random.moment(Duration::from_secs(45));
             while Instant::now() < death.min(until) {
                 std::thread::sleep(Duration::from_millis(100));
                 self.resident.fetch_max(memory(&daemon), Ordering::SeqCst);
-                if told.elapsed() > Duration::from_secs(30) {
-                    told = Instant::now();
-                    self.look(&daemon);
+                if printed_at.elapsed() > Duration::from_secs(30) {
+                    printed_at = Instant::now();
+                    self.print_progress(&daemon);
                 }
             }
             if self.random.one_in(4) {
                 assert_eq!(daemon.end(), Some(0), "asked to end");
-                self.did("ended");
+                self.count("ended");
             } else {
                 daemon.kill();
-                self.did("killed");
+                self.count("killed");
             }
         }
     }
 
-    fn look(&self, daemon: &Daemon) {
+    fn print_progress(&self, daemon: &Daemon) {
         let count = |sql: &str| self.home.try_ask(sql).unwrap_or_default();
         println!(
             "sent {}, events {}, delivered {}, resident {} KiB",
@@ -237,9 +237,9 @@ fn memory(daemon: &Daemon) -> usize {
 }
 
 /// Also when an assertion fails, so that the scope can end.
-struct Over<'a>(&'a AtomicBool);
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
