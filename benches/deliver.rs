@@ -1,5 +1,5 @@
-//! How fast are deliveries, and how soon is the first? Beside each number stands the floor: the same requests made by a
-//! bare hyper client, without a database, in the same run on the same machine.
+//! The throughput and the latency of deliveries. Each number has a floor from the same run: the same requests made by a
+//! plain hyper client without a database.
 //!
 //! `cargo bench --bench deliver`
 
@@ -47,7 +47,7 @@ async fn main() {
     println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
 }
 
-/// What counting an attempt costs at least: one row, safe on the disk, and the answer to whoever waits for it.
+/// Measures the commit of one row, which is the least cost of recording an attempt.
 async fn commits(address: SocketAddr) -> Vec<Duration> {
     let (_folder, store, _) = open(address);
     let mut times = Vec::new();
@@ -60,7 +60,7 @@ async fn commits(address: SocketAddr) -> Vec<Duration> {
     times
 }
 
-/// What a forwarder with nothing to do costs, watching the database for other programs' rows meanwhile.
+/// Measures an idle forwarder, which watches the database for rows of other programs: wake-ups and microseconds of CPU.
 async fn idle(address: SocketAddr) -> (u64, u64) {
     let (_folder, store, target) = open(address);
     let (stop, stopped) = watch::channel(false);
@@ -74,7 +74,7 @@ async fn idle(address: SocketAddr) -> (u64, u64) {
     (after.0 - before.0, (after.1 - before.1) / 1_000)
 }
 
-/// Of all threads: the times that they went to sleep, and the nanoseconds that they ran (proc(5): status, schedstat).
+/// The wake-ups and the CPU time in nanoseconds of all threads (proc(5): status, schedstat).
 fn wakeups_and_cpu() -> (u64, u64) {
     let (mut sleeps, mut nanos) = (0, 0);
     for task in std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
@@ -98,13 +98,13 @@ fn print_times(what: &str, times: &mut [Duration], base: f64) {
     println!("  {what:<20} median {:>6} us, 99 % {:>6} us{ratio}", median.as_micros(), slow.as_micros());
 }
 
-/// The high-water mark of resident memory (proc(5)).
+/// The peak of the resident memory in KiB (proc(5)).
 fn peak() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?").trim().trim_end_matches(" kB").to_owned()
 }
 
-/// A handler that says 200 to everything, and when each request was there.
+/// Starts a handler that accepts everything. The channel gets the arrival time of each request.
 async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (times, seen) = mpsc::unbounded_channel();
@@ -120,7 +120,7 @@ async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
 
 async fn handle(mut stream: TcpStream, times: mpsc::UnboundedSender<Instant>) {
     let mut request = Vec::new();
-    // The bodies here end in a brace, and nothing before does.
+    // Only the body ends in a brace.
     while !request.ends_with(b"}") {
         if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
             return;
@@ -211,7 +211,7 @@ async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Ins
     for n in 0..SINGLE {
         store.record(vec![entry(n)], None).await.unwrap();
         let committed = Instant::now();
-        // It may be there before we are told of the commit.
+        // The request may arrive before `record` returns.
         times.push(seen.recv().await.unwrap().saturating_duration_since(committed));
     }
     stop.send(true).unwrap();

@@ -1,9 +1,9 @@
-//! How soon is a mail a row, and how fast is a backfill? Beside each number stands the floor: a bare socket that asks the
-//! same Dovecot for the same mails in the same run, and does nothing with them. The mails have the published layout and
-//! are signed; the program judges, reads and stores every one.
+//! The time from a new mail to its row, and the speed of a backfill. Each number has a floor from the same run: a client on
+//! a plain socket, which fetches the same mails from the same Dovecot and discards them. The mails have the published
+//! layout and are signed; the program authenticates, parses and stores each one.
 //!
-//! `cargo bench --bench imap`, with a number for another size of the backfill: `-- 100000`. Any of the words `near`,
-//! `far`, `backfill`, `idle` for just that part.
+//! `cargo bench --bench imap`. A number sets the size of the backfill: `-- 100000`. The words `near`, `far`, `backfill` and
+//! `idle` select parts.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
 
@@ -17,20 +17,20 @@ use setup::{BenchSetup, CommitWatcher, Disk, PATIENCE, callback, memory, start_a
 use testkit::dovecot::Dovecot;
 use testkit::proxy::{Direction, Proxy};
 
-/// How many mails arrive one by one.
+/// The numbers of mails that arrive one by one.
 const NEAR: usize = 100;
 const FAR: usize = 20;
-/// How many are read in a backfill, unless the command line says so.
+/// The number of mails in a backfill, without an argument.
 const BACKFILL: usize = 10_000;
-/// What a mail of the published layout, its event, its delivery and their indexes write to the log, in bytes.
+/// The bytes that a mail of the published layout, its event, its delivery and their indexes add to the WAL.
 const ROW: usize = 16 * 4_096;
-/// How long Dovecot waits after a change before it tells anybody.
+/// The time that Dovecot waits after a change before it announces the change.
 const NOTIFY_DELAY: Duration = Duration::from_millis(500);
-/// The far server's round trip.
+/// The round trip time of the far server.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 fn main() {
-    // cargo itself says --bench.
+    // cargo adds --bench.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let count = words.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
     let parts: Vec<_> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
@@ -51,7 +51,7 @@ fn main() {
     }
 }
 
-/// A number beside its limit.
+/// Prints a result with its limit.
 fn print_result(what: &str, value: String, holds: bool, limit: &str) {
     println!("  {what:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
 }
@@ -64,22 +64,22 @@ fn at_least(what: &str, value: f64, unit: &str, limit: f64) {
     print_result(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
 }
 
-/// The time below which so many percent lie, in milliseconds.
+/// Returns a percentile of the times.
 fn percentile(times: &mut [f64], percent: usize) -> f64 {
     times.sort_by(f64::total_cmp);
     times[(times.len() * percent / 100).min(times.len() - 1)]
 }
 
-/// Milliseconds from one moment to another, less than nothing if it was the other way round.
+/// Milliseconds from one time to another; negative if `to` is earlier.
 fn between(from: Instant, to: Instant) -> f64 {
     let forth = to.saturating_duration_since(from).as_secs_f64();
     (forth - from.saturating_duration_since(to).as_secs_f64()) * 1_000.0
 }
 
-/// A server on this machine: what it takes from the announcement of a mail to its row, and to the callback.
+/// Measures the time from the announcement of a mail to its row and to the callback, with a server on this machine.
 ///
-/// Two clients of a Maildir wait for one another: Dovecot tells one of them and then, after up to 25 ms, the other, whoever
-/// that is. In its own format it tells them side by side.
+/// Dovecot's own mailbox format is used: with a Maildir, Dovecot notifies two clients one after the other, up to 25 ms
+/// apart, in an arbitrary order.
 fn near() {
     let own_format = if Dovecot::version().starts_with("2.3") {
         "mail_location = sdbox:~/sdbox\n"
@@ -134,7 +134,7 @@ fn near() {
     }
 }
 
-/// A server 25 ms away in each direction: how many round trips from its acceptance of a mail to the row?
+/// Measures the round trips from the acceptance of a mail to its row, with a latency of 25 ms in each direction.
 fn far() {
     let hide_2_3 = "imap_capability = IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE SORT THREAD=REFERENCES MULTIAPPEND \
                     UNSELECT CHILDREN NAMESPACE UIDPLUS LIST-EXTENDED CONDSTORE ESEARCH SPECIAL-USE MOVE\n";
@@ -167,7 +167,7 @@ fn far() {
     }
 }
 
-/// What a bare client needs for a command over a whole mailbox, in seconds: the median, once it has been indexed.
+/// The median time in seconds that a bare client needs for a command over a whole mailbox, after Dovecot has indexed it.
 fn floor(setup: &BenchSetup, user: &str, command: &str) -> f64 {
     let mut raw = BareClient::tls(setup.dovecot.imaps, &setup.dovecot.ca(), user);
     raw.command(command);
@@ -179,7 +179,7 @@ fn floor(setup: &BenchSetup, user: &str, command: &str) -> f64 {
     percentile(&mut times.collect::<Vec<_>>(), 50)
 }
 
-/// A mailbox full of payments.
+/// Measures the backfill of a dedicated mailbox.
 fn backfill(count: usize) {
     let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} payment mails in a dedicated mailbox");
@@ -202,7 +202,7 @@ fn backfill(count: usize) {
     at_most("memory, ten times the mails", memory as f64 / few as f64, "times", 1.5);
 }
 
-/// Reads a whole mailbox of payments; the most memory that it took, the seconds, and those of CPU.
+/// Reads a whole mailbox of payments. Returns the peak memory in KiB, the seconds, and the seconds of CPU.
 fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
     let home = setup.home(user, setup.dovecot.imaps, more, None);
     let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT max(id) FROM mails", count);
@@ -210,7 +210,7 @@ fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize,
     (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)
 }
 
-/// A mailbox full of other people's mail, of which nothing is kept.
+/// Measures the backfill of a shared mailbox with other people's mails, of which none is stored.
 fn shared_backfill(count: usize) {
     let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} mails of other people in a shared mailbox");
@@ -229,7 +229,7 @@ fn shared_backfill(count: usize) {
     println!("  resident memory at most {} KiB", memory(&daemon, "VmHWM"));
 }
 
-/// One mailbox, and nothing happens.
+/// Measures the memory of the daemon with one idle mailbox.
 fn idle() {
     let setup = BenchSetup::start("");
     println!("idle: one mailbox over TLS");

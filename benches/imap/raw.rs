@@ -1,4 +1,4 @@
-//! The floor: a client of a few lines on a bare socket, which does no more than it must.
+//! The floor of the measurements: a minimal IMAP client on a socket.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use testkit::dovecot::PASSWORD;
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// A connection that has logged in and opened INBOX.
+/// An authenticated connection with INBOX selected.
 pub(crate) struct BareClient {
     stream: Box<dyn Stream>,
     received: Vec<u8>,
@@ -46,16 +46,16 @@ impl BareClient {
         self.stream.flush().unwrap();
     }
 
-    /// Reads until these bytes have come; forgets what came.
+    /// Reads until `mark` has arrived, and discards everything up to it.
     fn until(&mut self, mark: &[u8]) {
         loop {
             if self.received.windows(mark.len()).any(|w| w == mark) {
-                // What follows is at the beginning of a line.
+                // The next response begins at the start of a line.
                 self.received.clear();
                 self.received.extend_from_slice(b"\r\n");
                 return;
             }
-            // Only the end may still be the beginning of the mark.
+            // Only the last bytes can be a part of the mark.
             let known = self.received.len().saturating_sub(mark.len());
             self.received.drain(..known);
             let read = self.stream.read(&mut self.buffer).unwrap();
@@ -64,25 +64,25 @@ impl BareClient {
         }
     }
 
-    /// A command to its tagged OK; what comes is thrown away.
+    /// Sends a command and discards the responses up to its tagged OK.
     pub(crate) fn command(&mut self, command: &str) {
         self.send(&format!("zq7 {command}\r\n"));
         self.until(b"\r\nzq7 OK");
     }
 
-    /// Begins to wait.
+    /// Starts an IDLE.
     pub(crate) fn idle(&mut self) {
         self.send("zi7 IDLE\r\n");
         self.until(b"+ idling");
     }
 
-    /// Waits for a new mail to be announced; when that was.
+    /// Waits for the announcement of a new mail and returns its time.
     pub(crate) fn wait_for_exists(&mut self) -> Instant {
         self.until(b" EXISTS\r\n");
         Instant::now()
     }
 
-    /// Fetches the mails from this UID on; when the last byte was there. Ends the IDLE, and waits no longer than it must.
+    /// Ends the IDLE, fetches the mails from this UID on in the same write, and returns the arrival time of the last byte.
     pub(crate) fn fetch_body(&mut self, uid: usize) -> Instant {
         self.send(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
         self.until(b"\r\nzb7 OK");

@@ -1,4 +1,5 @@
-//! What is measured with: Dovecot, DNS, mails as Resmic publishes them, a callback, and commits on the database.
+//! The environment of the measurements: Dovecot, DNS, signed mails in the published layout, a callback, and a watcher of
+//! the database.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,10 +15,10 @@ use testkit::dkim::{How, Key, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 
-/// How long anything may take.
+/// The longest time that a benchmark waits for an event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Who all mails are for; each mailbox is another login's.
+/// The recipient of all mails. Each mailbox belongs to another login.
 const TO: &str = "payments@shop.example";
 
 pub(crate) struct BenchSetup {
@@ -28,7 +29,7 @@ pub(crate) struct BenchSetup {
 }
 
 impl BenchSetup {
-    /// `more`: for Dovecot.
+    /// Starts the servers, with more lines of configuration for Dovecot.
     pub(crate) fn start(more: &str) -> BenchSetup {
         let key = Key::rsa(2048);
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
@@ -38,20 +39,20 @@ impl BenchSetup {
         BenchSetup { dovecot: Dovecot::start_with(more), dns, key, layout }
     }
 
-    /// Payment number `n`, in the published layout, signed.
+    /// Payment `n` in the published layout, signed.
     pub(crate) fn payment(&self, n: usize) -> Vec<u8> {
         let mail = self.layout.replace("0x26b046c75021f22e", &format!("0x{n:016x}"));
         sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &How::default())
     }
 
-    /// Somebody else's mail, as large as one of Resmic's.
+    /// Another person's mail with the size of a notification.
     pub(crate) fn other(&self, n: usize) -> Vec<u8> {
         let body = self.layout.split_once("\r\n\r\n").unwrap().1;
         format!("From: Aunt {n} <aunt{n}@family.example>\r\nTo: {TO}\r\nSubject: Hi\r\nMessage-ID: <{n}@family.example>\r\n\r\n{body}")
             .into_bytes()
     }
 
-    /// Puts mails into a login's INBOX as files, without asking the server: on all cores, and owned as it wants it.
+    /// Writes mails as files into the Maildir of a login, on two threads and with the owner that Dovecot needs.
     pub(crate) fn fill(&self, user: &str, count: usize, mail: impl Fn(usize) -> Vec<u8> + Sync) {
         let home = self.dovecot.folder.path().join("mail").join(user);
         for part in ["new", "cur", "tmp"] {
@@ -74,7 +75,7 @@ impl BenchSetup {
         assert!(Command::new("chown").arg("-R").arg(owner).arg(&home).status().unwrap().success());
     }
 
-    /// The program's folder for one mailbox of this login.
+    /// A configuration for INBOX of this login.
     pub(crate) fn home(&self, user: &str, port: u16, more: &str, callback: Option<u16>) -> Home {
         let mut config = format!(
             "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\nrecipients = [\"{TO}\"]\n\
@@ -92,22 +93,22 @@ impl BenchSetup {
         Home::new(&config)
     }
 
-    /// For `home`: TLS from the first byte.
+    /// The configuration lines for implicit TLS.
     pub(crate) fn tls(&self) -> String {
         format!("ca_file = \"{}\"", self.dovecot.ca().display())
     }
 }
 
-/// Starts it and waits until the mailbox is start_and_wait_for_idle.
+/// Starts the daemon and waits until it is idle.
 pub(crate) fn start_and_wait_for_idle(home: &Home) -> Daemon {
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
     daemon
 }
 
-/// CommitWatcher on the database. Nothing tells another process of a commit, so they look every few microseconds, at what each commit
-/// changes last: the head of the index of the write-ahead log (sqlite.org/walformat.html, 2.1). A question to SQLite each
-/// time would take one of two cores, and what is measured would wait for who measures.
+/// Notices commits of the daemon. SQLite does not announce the commits of other processes, so this polls the header of the
+/// WAL index, which each commit changes last (sqlite.org/walformat.html, 2.1). Polling by SQL would use one of two cores
+/// and slow down the measured process.
 pub(crate) struct CommitWatcher {
     database: rusqlite::Connection,
     index: fs::File,
@@ -121,12 +122,12 @@ impl CommitWatcher {
         CommitWatcher { database: home.sqlite(), index: fs::File::open(index).unwrap(), seen: [0; 12] }
     }
 
-    /// What was committed so far is of no interest.
+    /// Ignores all commits so far.
     pub(crate) fn skip_to_now(&mut self) {
         self.seen = self.head();
     }
 
-    /// Looks until there are so many mails; when the last of them was committed.
+    /// Waits until the database has this many mails and returns the time of the last commit.
     pub(crate) fn wait_for_mails(&mut self, count: usize) -> Instant {
         let count = i64::try_from(count).unwrap();
         let deadline = Instant::now() + PATIENCE;
@@ -144,7 +145,7 @@ impl CommitWatcher {
         }
     }
 
-    /// How often the log was committed to, and how long it is.
+    /// The change counter and the length of the WAL in the header of its index.
     fn head(&self) -> [u8; 12] {
         let mut head = [0; 12];
         self.index.read_exact_at(&mut head, 8).unwrap();
@@ -152,28 +153,28 @@ impl CommitWatcher {
     }
 }
 
-/// The disk alone: whatever keeps a mail has to wait for it.
+/// The disk as a floor: each way to store a mail has to wait for its write.
 pub(crate) struct Disk {
     log: fs::File,
     _folder: tempfile::TempDir,
 }
 
 impl Disk {
-    /// Where the databases are, too.
+    /// Creates a file on the file system of the databases.
     pub(crate) fn new() -> Disk {
         let folder = tempfile::tempdir().unwrap();
         Disk { log: fs::File::create(folder.path().join("log")).unwrap(), _folder: folder }
     }
 
-    /// Writes so many bytes, and waits until they are safe.
+    /// Writes and syncs this many bytes.
     pub(crate) fn write_durably(&mut self, bytes: usize) {
         self.log.write_all(&vec![b'x'; bytes]).unwrap();
         self.log.sync_data().unwrap();
     }
 }
 
-/// Starts it with this folder, and waits until a question has a number for an answer; how long that took, from the
-/// moment at which the mailbox was open, and how many seconds of CPU.
+/// Starts the daemon and waits until a query returns at least `number`. Returns the time since the mailbox was selected,
+/// and the seconds of CPU.
 pub(crate) fn start_and_wait_for(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
     const OPEN: &str = "SELECT count(*) FROM mailboxes WHERE state NOT IN ('connecting', 'failed')";
     let daemon = home.start();
@@ -187,7 +188,7 @@ pub(crate) fn start_and_wait_for(home: &Home, question: &str, number: usize) -> 
     (daemon, at - open, cpu)
 }
 
-/// The seconds that all its threads ran (proc(5), schedstat).
+/// The CPU time of all threads in seconds (proc(5), schedstat).
 fn cpu(daemon: &Daemon) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap();
     let ran = tasks.map(|task| {
@@ -200,7 +201,7 @@ fn cpu(daemon: &Daemon) -> f64 {
 fn wait_for_number(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
     let number = i64::try_from(number).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    // A table that is not there yet is no answer.
+    // An error counts as 0, because the table may not exist yet.
     while database.prepare_cached(question).and_then(|mut ask| ask.query_row([], |row| row.get(0))).unwrap_or(0)
         < number
     {
@@ -210,14 +211,14 @@ fn wait_for_number(database: &rusqlite::Connection, question: &str, number: usiz
     Instant::now()
 }
 
-/// A number of kB of a process's `/proc/PID/status`.
+/// A value of `/proc/PID/status` in KiB.
 pub(crate) fn memory(daemon: &Daemon, field: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// A callback that says 200 to everything, and when each request was there.
+/// Starts a callback that accepts everything. The channel gets the arrival time of each request.
 pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -226,7 +227,7 @@ pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
-            // The bodies here end in a brace, and nothing before does.
+            // Only the body ends in a brace.
             while !request.ends_with(b"}") {
                 match stream.read(&mut buffer) {
                     Ok(read) if read > 0 => request.extend_from_slice(&buffer[..read]),

@@ -1,7 +1,7 @@
-//! `make soak MINUTES=n`: signed mails arrive, and on their way goes wrong what can: the line, the callback, the database,
-//! the program itself. At the end the books are held against what was sent.
+//! `make soak MINUTES=n`: signed mails arrive under random faults of the connections, the callback, the database and the
+//! daemon. At the end, each payment must be stored and delivered once.
 //!
-//! `MAILHOOK_SEED` in the environment repeats the choices of an earlier run, if not its moments.
+//! `MAILHOOK_SEED` repeats the random choices of an earlier run, but not their timing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -20,9 +20,9 @@ use testkit::payments::{self, payment};
 use testkit::proxy::{Direction, LinkFaults, Proxy};
 use testkit::random::Random;
 
-/// One mailbox that is Resmic's alone, and one that is shared.
+/// The users of a dedicated mailbox and of a shared one.
 const ADDRESSES: [&str; 2] = ["payments@shop.example", "everything@shop.example"];
-/// How long the last deliveries may take: a callback that refuses one is asked ever more seldom.
+/// The longest time for the last deliveries, whose retries back off.
 const COMPLETION: Duration = Duration::from_secs(180);
 
 struct Soak {
@@ -33,9 +33,9 @@ struct Soak {
     key: Key,
     random: Arc<Random>,
     sent: AtomicUsize,
-    /// What was done to it, and how often.
+    /// The faults so far, with their counts.
     done: Mutex<BTreeMap<&'static str, usize>>,
-    /// The most resident memory that was seen, in KiB.
+    /// The peak of the sampled resident memory in KiB.
     resident: AtomicUsize,
     over: AtomicBool,
     _dns: Dns,
@@ -75,7 +75,7 @@ impl Soak {
         let dovecot = Dovecot::start();
         let proxies = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
         let chance = random.clone();
-        // Whatever is refused is accepted in the end, so that the end comes soon.
+        // The callback accepts each event at the third attempt, so that the run ends soon.
         let callback = Callback::replying(move |_, before| match chance.below(20) {
             0..2 if before < 2 => HandlerReply::Refuse,
             2 if before < 2 => HandlerReply::HangUp,
@@ -105,7 +105,7 @@ impl Soak {
         *self.done.lock().unwrap().entry(what).or_default() += 1;
     }
 
-    /// Waits for some time, at most so long.
+    /// Waits for a random time of up to `limit` milliseconds.
     fn rest(&self, limit: u64) {
         let until = Instant::now() + self.random.moment(Duration::from_millis(limit));
         while !self.is_over() && Instant::now() < until {
@@ -113,7 +113,7 @@ impl Soak {
         }
     }
 
-    /// Payments in bursts, for one mailbox or the other; among those for the shared one is what is nobody's business.
+    /// Delivers bursts of payments to one mailbox or the other, with some private mails for the shared one.
     fn deliver(&self) {
         while !self.is_over() {
             let to = self.random.below(2) as usize;
@@ -136,7 +136,7 @@ impl Soak {
         sign(mail.as_bytes(), &self.key, &How::default())
     }
 
-    /// One fault after the other on this line, with some peace between them.
+    /// Disturbs the connections of one proxy again and again, with pauses.
     fn disturb(&self, proxy: usize) {
         let proxy = &self.proxies[proxy];
         while !self.is_over() {
@@ -175,7 +175,7 @@ impl Soak {
         }
     }
 
-    /// Another program writes into the database, and takes its time.
+    /// Locks the database again and again, as a slow program would.
     fn lock_database(&self) {
         while !self.is_over() {
             self.rest(20_000);
@@ -193,7 +193,7 @@ impl Soak {
         }
     }
 
-    /// The program is started, and killed, or asked to end, again and again.
+    /// Starts the daemon again and again, and kills or stops it after a random time.
     fn restart_until(&self, until: Instant) {
         let mut printed_at = Instant::now();
         while Instant::now() < until {
@@ -229,14 +229,14 @@ impl Soak {
     }
 }
 
-/// Resident memory in KiB (proc(5)).
+/// The resident memory in KiB (proc(5)).
 fn memory(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
-/// Also when an assertion fails, so that the scope can end.
+/// Sets the flag when it is dropped, so that the threads also end if an assertion fails.
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {
