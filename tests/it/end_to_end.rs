@@ -254,6 +254,6 @@ fn a_newer_database_is_refused_and_unchanged() {
     let before = read(&home.database());
     let output = home.run(&["run"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("newer version"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("made by another version"));
     assert_eq!(before, read(&home.database()));
 }
