@@ -160,6 +160,9 @@ impl Daemon {
     }
 }
 
+/// The configuration that accepts unsigned mails.
+pub const ACCEPT_UNSIGNED: &str = "[trust]\naccept = [\"none\"]\n";
+
 /// The configuration of an account on loopback without TLS.
 pub fn account(imap: u16, more: &str) -> String {
     format!(

@@ -131,6 +131,15 @@ impl Proxy {
         assert!(self.runtime.as_ref().unwrap().block_on(waiting), "nothing was said on the link for {limit:?}");
     }
 
+    /// Waits until there were more than `before` connections.
+    pub fn until_reconnected(&self, before: usize, limit: Duration) {
+        let deadline = std::time::Instant::now() + limit;
+        while self.accepted() <= before {
+            assert!(std::time::Instant::now() < deadline, "the program did not come back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The number of connections so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)

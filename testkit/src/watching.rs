@@ -245,6 +245,12 @@ impl Watching {
         }
     }
 
+    /// Handles reports until the stored cursor is at this UIDVALIDITY and UID.
+    pub async fn until_cursor(&mut self, validity: u32, uid: u32) {
+        let what = format!("the cursor {validity}:{uid}");
+        self.until(&what, |w| *w.cursor.lock().unwrap() == Some((validity, uid))).await;
+    }
+
     /// How often a mail with this subject was handed over, under any UID.
     pub fn times(&self, subject: &str) -> usize {
         let line = format!("Subject: {subject}\r\n").into_bytes();

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use testkit::callback::{Callback, HandlerReply};
-use testkit::daemon::{Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
 use testkit::random::Random;
 
 const KILLS: u64 = 200;
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
 
 /// Delivers mails in small bursts until `stop` is set, and counts them in `sent`.
@@ -47,7 +46,7 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
         _ => HandlerReply::Accept,
     });
     let home = Home::new(&format!(
-        "{}{NO_PROOF}{}",
+        "{}{ACCEPT_UNSIGNED}{}",
         account(dovecot.imap, "dedicated = true\nidle_renew = \"1s\""),
         forward(&callback.url(), "")
     ));

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::daemon::{Home, account, forward, samples};
+use testkit::daemon::{ACCEPT_UNSIGNED, Home, account, forward, samples};
 use testkit::dovecot::Dovecot;
 use testkit::handlers::Handler;
 use testkit::payments::payment;
 
 const SOON: Duration = Duration::from_secs(20);
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 
 /// The sample mails that become events, each with the expected fields.
 fn events(folder: &str) -> Vec<(PathBuf, Value)> {
@@ -34,7 +33,7 @@ fn read(path: &Path) -> Vec<u8> {
 }
 
 fn home(dovecot: &Dovecot, more: &str) -> Home {
-    Home::new(&format!("{}{NO_PROOF}{more}", account(dovecot.imap, "dedicated = true")))
+    Home::new(&format!("{}{ACCEPT_UNSIGNED}{more}", account(dovecot.imap, "dedicated = true")))
 }
 
 #[test]
@@ -195,7 +194,7 @@ fn connection_problems_are_reported_and_retried() {
             let kept: Vec<_> = config.lines().filter(|l| !l.starts_with(&format!("{key} "))).collect();
             config = format!("{}\n{line}\n", kept.join("\n"));
         }
-        let home = Home::new(&format!("{config}{NO_PROOF}"));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
         let daemon = home.start();
         daemon.says(words, SOON);
         home.until("SELECT state FROM mailboxes", "failed", SOON);
@@ -210,7 +209,7 @@ fn tls_needs_a_trusted_certificate() {
     for (tls, port) in [("implicit", dovecot.imaps), ("starttls", dovecot.imap)] {
         let config = account(port, "dedicated = true")
             .replace("tls = \"none\"", &format!("tls = \"{tls}\"\nca_file = \"{}\"", dovecot.ca().display()));
-        let home = Home::new(&format!("{config}{NO_PROOF}"));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
         let checked = home.data(&["check", "--connect"]);
         assert!(checked.contains("logged in at 127.0.0.1") && checked.contains("mailbox INBOX"), "{checked}");
         let daemon = home.start();
@@ -222,7 +221,7 @@ fn tls_needs_a_trusted_certificate() {
 #[test]
 fn shared_mailbox_stores_only_candidates() {
     let dovecot = Dovecot::start();
-    let home = Home::new(&format!("{}{NO_PROOF}", account(dovecot.imap, "")));
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, "")));
     let private = |n: usize| {
         format!(
             "From: Aunt <aunt{n}@family.example>\r\nTo: payments@shop.example\r\nSubject: Hi\r\n\r\nAmount: $20\r\n"

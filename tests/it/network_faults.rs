@@ -4,12 +4,11 @@
 use std::time::{Duration, Instant};
 
 use testkit::callback::Callback;
-use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
 use testkit::proxy::{Direction, LinkFaults, Proxy};
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
 /// The limit for a recovery, which includes a pause before the reconnect.
 const RECOVERY: Duration = Duration::from_secs(60);
@@ -44,7 +43,7 @@ impl ProxySetup {
             let ca = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
             config = config.replace("tls = \"none\"", &ca);
         }
-        let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         let daemon = home.start();
         home.until("SELECT state FROM mailboxes", "idle", SOON);
         ProxySetup { dovecot, proxy, callback, home, daemon, sent: 0 }
@@ -97,11 +96,7 @@ fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
         setup.deliver(5);
         fault(&setup.proxy);
         setup.deliver(5);
-        let deadline = Instant::now() + RECOVERY;
-        while setup.proxy.accepted() == before {
-            assert!(Instant::now() < deadline, "the program did not come back");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        setup.proxy.until_reconnected(before, RECOVERY);
     }
     setup.wait_until_recorded(RECOVERY);
     setup.end();
@@ -229,7 +224,7 @@ fn silent_servers_do_not_disturb_other_accounts() {
         config += &account(silent.port, "").replace("name = \"shop\"", &format!("name = \"silent{n}\""));
     }
     config += &account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
-    let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+    let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
     let daemon = home.start();
     let mails: Vec<_> = (1..=20).map(payment).collect();
     dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));

@@ -12,17 +12,18 @@ use regex::Regex;
 use serde_json::Value;
 use testkit::daemon::{Daemon, Home};
 use testkit::dovecot::Dovecot;
+use testkit::payments::payment;
 use testkit::tokens::{CLIENT_SECRET, Endpoint, REFRESH_TOKEN, USER};
 
 const SOON: Duration = Duration::from_secs(20);
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
+const TRUST_AND_LOG: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
 
 /// A configuration whose account uses access tokens of this endpoint.
 fn home(connection: &str, token_url: &str, mailboxes: &str) -> Home {
     let home = Home::new(&format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [{mailboxes}]\n\
          dedicated = true\n[account.oauth2]\ntoken_url = \"{token_url}\"\nclient_id = \"shop\"\n\
-         client_secret = {{ file = \"client-secret\" }}\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{NO_PROOF}"
+         client_secret = {{ file = \"client-secret\" }}\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{TRUST_AND_LOG}"
     ));
     std::fs::write(home.folder.path().join("client-secret"), format!("{CLIENT_SECRET}\n")).unwrap();
     std::fs::write(home.folder.path().join("refresh-token"), REFRESH_TOKEN).unwrap();
@@ -43,17 +44,15 @@ fn start() -> (Endpoint, Dovecot) {
     (endpoint, dovecot)
 }
 
-fn payment(n: usize) -> Vec<u8> {
-    format!(
-        "From: Resmic <no-reply@resmic.com>\r\nTo: {USER}\r\nSubject: Payment received\r\n\
-         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
-         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
-    )
-    .into_bytes()
-}
-
 fn until_idle(home: &Home, count: usize) {
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", &count.to_string(), SOON);
+}
+
+/// Ends the connections, delivers payment `n`, and waits for its event.
+fn reconnect_and_deliver(home: &Home, dovecot: &Dovecot, n: usize) {
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(n));
+    home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
 }
 
 /// The pauses in the log, in seconds.
@@ -140,9 +139,7 @@ fn an_expiring_token_is_not_used() {
     let daemon = home.start();
     until_idle(&home, 1);
     endpoint.change(|world| world.good.clear());
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
     assert_eq!((given.len(), shown), (2, given), "each is shown once, the new one after the old");
     assert_eq!(daemon.end(), Some(0));
@@ -155,9 +152,7 @@ fn a_revoked_token_is_replaced_at_once() {
     let daemon = home.start();
     until_idle(&home, 1);
     endpoint.change(|world| world.good.clear());
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
     assert_eq!(shown, [&given[0], &given[0], &given[1]].map(String::clone));
     assert!(!daemon.log().contains("login refused"), "a person had nothing to do:\n{}", daemon.log());
@@ -257,9 +252,7 @@ fn a_rotated_refresh_token_is_used() {
     let daemon = home.start();
     for n in 1..=2 {
         until_idle(&home, 1);
-        dovecot.kick(USER);
-        dovecot.deliver(USER, &payment(n));
-        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+        reconnect_and_deliver(&home, &dovecot, n);
     }
     let used: Vec<_> = endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect());
     assert_eq!(used, [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1"), format!("{REFRESH_TOKEN}-2")]);
@@ -315,9 +308,7 @@ fn the_newest_refresh_token_outlasts_a_restart() {
     until_idle(&home, 1);
     // A command and the daemon each use the refresh token that the other one received.
     home.data(&["check", "--connect"]);
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     home.data(&["check", "--connect"]);
     let nth = |n: usize| if n == 0 { REFRESH_TOKEN.to_owned() } else { format!("{REFRESH_TOKEN}-{n}") };
     assert_eq!(shown(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
@@ -401,9 +392,7 @@ fn an_unwritable_token_file_is_survived() {
     for n in 1..=2 {
         endpoint.until(SOON, |world| world.shown.len() > n);
         until_idle(&home, 1);
-        dovecot.kick(USER);
-        dovecot.deliver(USER, &payment(n));
-        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+        reconnect_and_deliver(&home, &dovecot, n);
     }
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
     assert_eq!(shown(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);

@@ -6,11 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use testkit::callback::Callback;
-use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(30);
 const ADDRESS: &str = "payments@shop.example";
 
@@ -29,7 +28,7 @@ impl RenumberingSetup {
     fn start_with(mailbox: &'static str, more: &str) -> RenumberingSetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         let account = account(dovecot.imap, &format!("{more}\nmailboxes = [\"{mailbox}\"]\nidle_renew = \"1s\""));
-        let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let home = Home::new(&format!("{account}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         let setup = RenumberingSetup { dovecot, callback, home, mailbox };
         if mailbox != "INBOX" {
             setup.doveadm(&["mailbox", "create"], &[mailbox]);

@@ -9,13 +9,12 @@ use testkit::callback::Callback;
 use testkit::client::Client;
 use testkit::courier::Courier;
 use testkit::cyrus::Cyrus;
-use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::dovecot::{Dovecot, PASSWORD};
 use testkit::lmtp;
 use testkit::payments::{self, payment};
 use testkit::proxy::{Direction, Proxy};
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
 /// Shorter than the answer timeout of 30 s, so that a lost response makes a test fail.
 const SOON: Duration = Duration::from_secs(25);
@@ -95,7 +94,7 @@ impl<S: Server> ServerSetup<S> {
         let proxy = Proxy::in_front_of(server.imap());
         let inbox = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
         let account = account(proxy.port, &format!("{inbox}{more}"));
-        let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let home = Home::new(&format!("{account}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         ServerSetup { server, proxy, callback, home, daemon: None }
     }
 
@@ -266,11 +265,7 @@ fn broken_connections_lose_nothing<S: Server>() {
             setup.deliver(n + 1..=n + 5);
             fault(&setup.proxy);
             setup.deliver(n + 6..=n + 10);
-            let deadline = Instant::now() + RECOVERY;
-            while setup.proxy.accepted() == before {
-                assert!(Instant::now() < deadline, "the program did not come back");
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            setup.proxy.until_reconnected(before, RECOVERY);
         }
         setup.wait_until_complete(30);
         assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "30", "no mail was recorded twice");
@@ -406,7 +401,7 @@ fn cyrus_in_tls() {
         let config = account(proxy.port, "dedicated = true\nmailboxes = [\"INBOX\"]")
             .replace("tls = \"none\"", &format!("tls = \"{tls}\"\nca_file = \"{}\"", cyrus.ca().display()));
         let callback = Callback::start();
-        let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         let daemon = home.start();
         home.until("SELECT state FROM mailboxes", "idle", SOON);
         let already: usize = home.ask("SELECT count(*) FROM events").parse().unwrap();
@@ -426,7 +421,7 @@ fn cyrus_in_tls() {
 fn logs_in(dovecot: &Dovecot, password: &str) {
     let config = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]")
         .replace("{ env = \"MAILHOOK_PASSWORD\" }", "{ file = \"password\" }");
-    let home = Home::new(&format!("{config}{NO_PROOF}"));
+    let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
     std::fs::write(home.folder.path().join("password"), password).unwrap();
     let checked = home.data(&["check", "--connect"]);
     assert!(checked.contains("logged in at 127.0.0.1"), "{checked}");
@@ -456,7 +451,7 @@ fn dovecot_without_login() {
 fn dovecot_without_cleartext_login() {
     let dovecot = Dovecot::start_with_tls_logins_only();
     let config = account(dovecot.imap, "mailboxes = [\"INBOX\"]").replace("127.0.0.1", "127.0.0.2");
-    let output = Home::new(&format!("{config}{NO_PROOF}")).run(&["check", "--connect"]);
+    let output = Home::new(&format!("{config}{ACCEPT_UNSIGNED}")).run(&["check", "--connect"]);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert!(!output.status.success() && said.contains("LOGINDISABLED") && said.contains("set `tls`"), "{said}");
 }

@@ -4,13 +4,12 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use testkit::callback::Callback;
-use testkit::daemon::{Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::disk::SmallDisk;
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
 use testkit::process::Process;
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
 /// Longer than the pause between two attempts, which grows up to 30 s.
 const LATER: Duration = Duration::from_secs(60);
@@ -23,16 +22,24 @@ fn deliver(dovecot: &Dovecot, numbers: std::ops::RangeInclusive<usize>) {
 
 fn config(dovecot: &Dovecot, callback: &Callback) -> String {
     format!(
-        "{}{NO_PROOF}{}",
+        "{}{ACCEPT_UNSIGNED}{}",
         account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"1s\""),
         forward(&callback.url(), "")
     )
 }
 
+/// Checks that the daemon has stored and delivered the payments 1 to `count`, and that `status` is green.
+fn assert_recovered(home: &Home, callback: &Callback, daemon: Daemon, count: usize) {
+    payments::wait_until_complete(home, callback, count, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), count.to_string());
+    assert!(home.run(&["status"]).status.success());
+    assert_eq!(daemon.end(), Some(0));
+}
+
 /// A write beyond the file size limit of the process fails with EFBIG, which SQLite reports as an I/O error.
 #[test]
 fn io_errors_are_not_reported_as_full_disk() {
-    let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
     let add = ["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0", "--order", "A-1"];
     home.data(&["session", "add", "0b1cbe2e-5d0f-4a52-9d0c-3f6f5a0e9c11"]);
     let plain = home.command(&add);
@@ -75,10 +82,7 @@ fn a_full_disk_delays_and_loses_nothing() {
     assert!(!daemon.process.has_ended());
     disk.free();
     deliver(&dovecot, 61..=70);
-    payments::wait_until_complete(&home, &callback, 70, LATER);
-    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
-    assert!(home.run(&["status"]).status.success());
-    assert_eq!(daemon.end(), Some(0));
+    assert_recovered(&home, &callback, daemon, 70);
 }
 
 #[test]
@@ -154,10 +158,7 @@ fn a_locked_database_delays_and_loses_nothing() {
     daemon.says("another program has held the write lock", SOON);
     other.execute_batch("ROLLBACK").unwrap();
     deliver(&dovecot, 61..=70);
-    payments::wait_until_complete(&home, &callback, 70, LATER);
-    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
-    assert!(home.run(&["status"]).status.success());
-    assert_eq!(daemon.end(), Some(0));
+    assert_recovered(&home, &callback, daemon, 70);
 }
 
 #[test]

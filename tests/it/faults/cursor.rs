@@ -81,7 +81,7 @@ async fn a_mail_below_the_range_is_dropped() {
         watching.while_server("two sweeps", |state| state.asked("UID FETCH 3:* ") >= 2).await;
         server.deliver("new");
         watching.mail("new").await;
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.until_cursor(7, 3).await;
         assert_eq!((watching.times("read before"), watching.times("read long ago")), (1, 1));
         watching.end().await;
     }
@@ -112,7 +112,7 @@ async fn a_disconnect_at_any_step_loses_nothing() {
             server.deliver("later");
             watching.mail("later").await;
             server.until("the step", |state| state.count(name) >= nth).await;
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+            watching.until_cursor(7, 2).await;
             // Mails above the cursor may arrive twice.
             assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {way:?}");
             watching.end().await;

@@ -3,17 +3,9 @@
 use super::*;
 use testkit::daemon::{Home, account};
 use testkit::dns::Dns;
+use testkit::payments::payment;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
-
-pub(crate) fn payment(n: usize) -> Vec<u8> {
-    format!(
-        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
-         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
-         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
-    )
-    .into_bytes()
-}
 
 pub(crate) fn home(server: &Scripted, more: &str) -> Home {
     let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");

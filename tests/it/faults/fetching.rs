@@ -41,7 +41,7 @@ async fn other_mails_of_a_shared_mailbox_stay_unread() {
     watching.idle().await;
     assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 3)), "they are passed");
     server.change(|state| state.deliver(&other("one more letter")));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.until_cursor(7, 4).await;
     assert_eq!(watching.handed.keys().collect::<Vec<_>>(), [&(7, 2)]);
     let bodies: Vec<_> = server.lines().iter().filter(|line| line.contains("BODY.PEEK[]")).cloned().collect();
     assert!(bodies.len() == 1 && bodies[0].contains("UID FETCH 2 ("), "{bodies:?}");
@@ -65,7 +65,7 @@ async fn an_early_response_is_not_requested_again() {
         _ => vec![Step::Usual],
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 600))).await;
+    watching.until_cursor(7, 600).await;
     assert_eq!(server.asked("UID FETCH"), 3);
     watching.end().await;
 }
@@ -135,7 +135,7 @@ async fn every_form_of_literal_is_handled() {
         once(&server, "UID FETCH", 2, &[say(&answer), Step::Ok]);
         let mut watching = watch(&server, DEDICATED);
         watching.mail("odd").await;
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1))).await;
+        watching.until_cursor(7, 1).await;
         assert_eq!(server.count("UID FETCH") == 2, understood, "{body}");
         assert_eq!(watching.handed[&(7, 1)].0, mail.as_bytes());
         watching.end().await;
@@ -151,7 +151,7 @@ async fn a_thousand_mails_are_fetched_in_few_commands() {
         })
     });
     let mut watching = watch(&server, DEDICATED);
-    watching.until("all of them", |w| *w.cursor.lock().unwrap() == Some((7, 1_100))).await;
+    watching.until_cursor(7, 1_100).await;
     assert_eq!(watching.handed.len(), 1_100);
     assert_eq!(server.asked("UID FETCH"), 4, "a list, and three windows");
     watching.end().await;

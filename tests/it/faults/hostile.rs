@@ -182,7 +182,7 @@ async fn empty_and_garbage_mails_are_handed_over() {
         state.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
     });
     let mut watching = dedicated(&server);
-    watching.until("all three", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     assert_eq!(watching.handed[&(7, 1)].0, b"");
     assert_eq!(watching.handed[&(7, 2)].0, garbage);
     assert_eq!(server.connections(), 1);

@@ -108,7 +108,7 @@ async fn headers_in_any_order_lose_no_mail() {
         vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     assert_eq!(watching.handed.len(), 3);
     watching.end().await;
 }
@@ -125,7 +125,7 @@ async fn a_mail_that_never_comes_is_passed() {
     watching.while_server("four questions", |state| state.asked("UID FETCH 1:* ") >= 5).await;
     server.deliver("real");
     watching.mail("real").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     let asked = server.asked("UID FETCH");
     watching.listen(ms(300)).await;
     assert_eq!(server.asked("UID FETCH"), asked, "and then there is peace");
@@ -150,7 +150,7 @@ async fn mails_missing_in_a_burst_are_requested_again() {
     });
     watching.mail("number 99").await;
     watching.mail("number 100").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    watching.until_cursor(7, 100).await;
     assert_eq!(server.connections(), 1);
     watching.end().await;
 }
@@ -173,7 +173,7 @@ async fn the_cursor_waits_for_a_missing_mail() {
     assert_eq!(watching.times("missing"), 0);
     assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 0)));
     watching.mail("missing").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     assert_eq!(watching.times("came"), 1);
     watching.end().await;
 }
@@ -200,7 +200,7 @@ async fn an_unreadable_mail_delays_no_other() {
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
     server.script(|_| vec![Step::Usual]);
     watching.mail("unreadable").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.until_cursor(7, 4).await;
     watching.end().await;
 }
 
@@ -220,7 +220,7 @@ async fn refusal_of_every_mail_is_reported_soon() {
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("UID FETCH refused"), "{words}");
     server.script(|_| vec![Step::Usual]);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+    watching.until_cursor(7, 300).await;
     assert_eq!(watching.handed.len(), 300);
     watching.end().await;
 }
@@ -239,7 +239,7 @@ async fn a_mail_removed_before_its_fetch_is_passed() {
     server.deliver("next");
     watching.mail("next").await;
     assert_eq!((watching.times("stays"), watching.times("moved away by a filter")), (1, 0));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     watching.end().await;
 }
 
@@ -261,7 +261,7 @@ async fn a_mail_removed_during_fetch_is_no_mail() {
         }
         watching.while_server("the FETCH", |state| state.count("UID FETCH") >= 2).await;
         server.deliver("next");
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+        watching.until_cursor(7, 2).await;
         assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 2)]);
         watching.end().await;
     }

@@ -25,7 +25,7 @@ async fn a_pushed_mail_costs_no_command() {
     let before = server.lines().len();
     server.deliver("pushed");
     watching.mail("pushed").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1))).await;
+    watching.until_cursor(7, 1).await;
     assert_eq!(server.lines().len(), before, "{:?}", server.lines());
     watching.end().await;
 }
@@ -85,7 +85,7 @@ async fn the_rest_of_a_partial_push_is_fetched() {
     for subject in ["second", "first", "third"] {
         watching.mail(subject).await;
     }
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     once(
         &server,
         "news",
@@ -126,7 +126,7 @@ async fn an_unsolicited_fetch_response_skips_nothing() {
             watching.mail(&format!("number {n}")).await;
         }
         assert_eq!(watching.times("under a wrong number"), 1);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.until_cursor(7, 3).await;
         watching.end().await;
     }
 }

@@ -37,7 +37,7 @@ async fn a_new_uidvalidity_rereads_the_mailbox() {
     server.deliver("third");
     watching.mail("third").await;
     assert_eq!((watching.times("first"), watching.times("second"), watching.times("third")), (2, 2, 1));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 3))).await;
+    watching.until_cursor(8, 3).await;
     watching.end().await;
 }
 
@@ -52,7 +52,7 @@ async fn a_new_uidvalidity_ends_the_open_connection() {
     server.change(|state| state.uid_validity = 8);
     server.deliver("second");
     watching.mail("second").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 2))).await;
+    watching.until_cursor(8, 2).await;
     assert!(watching.handed.keys().all(|key| *key != (7, 2)), "no new mail goes by the old numbers");
     assert_eq!(server.connections(), 2);
     watching.end().await;
@@ -74,7 +74,7 @@ async fn a_lower_uidnext_rereads_the_mailbox() {
     });
     server.deliver("under a number that was used before");
     watching.mail("under a number that was used before").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     watching.end().await;
 }
 
@@ -243,7 +243,7 @@ async fn newer_dates_reveal_a_restored_backup() {
             (0..4).for_each(|_| _ = deliver_at(state, &other("lost"), BEFORE));
         });
         let mut watching = watch(&server, more);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        watching.until_cursor(7, 5).await;
         watching.idle().await;
         meanwhile(&server, &mut watching, |state| {
             restore(state, 1);
@@ -337,7 +337,7 @@ async fn impossible_dates_are_ignored() {
         deliver_at(state, &other("lost"), BEFORE);
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     watching.idle().await;
     meanwhile(&server, &mut watching, |state| {
         restore(state, 2);
@@ -379,7 +379,7 @@ async fn only_the_last_uids_are_compared() {
         (0..1_250).for_each(|_| _ = deliver_at(state, &other("not ours"), BEFORE));
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1_300))).await;
+    watching.until_cursor(7, 1_300).await;
     watching.idle().await;
     meanwhile(&server, &mut watching, |state| _ = deliver_at(state, &notification("new"), LATER)).await;
     watching.mail("new").await;
@@ -399,7 +399,7 @@ async fn the_comparison_costs_one_bounded_round_trip() {
     let server = Scripted::start().await;
     server.change(|state| (0..1000).for_each(|_| _ = state.deliver(&other("not ours"))));
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1000))).await;
+    watching.until_cursor(7, 1000).await;
     watching.idle().await;
     let before = server.lines().len();
     meanwhile(&server, &mut watching, |state| _ = state.deliver(&notification("new"))).await;

@@ -19,7 +19,7 @@ fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
 }
 
 async fn all_of(watching: &mut Watching, ours: &[u32], last: u32) {
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, last))).await;
+    watching.until_cursor(7, last).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(watching.handed.values().all(|(_, times)| *times == 1));
 }
@@ -133,7 +133,7 @@ async fn an_unreadable_header_delays_only_its_mail() {
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 100), "it is not passed");
     server.script(|_| vec![Step::Usual]);
     watching.mail("number 100").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 400))).await;
+    watching.until_cursor(7, 400).await;
     assert_eq!(watching.handed.len(), ours.len());
     watching.end().await;
 }
@@ -147,7 +147,7 @@ async fn a_reconnect_resumes_after_the_last_window() {
         false => vec![Step::Usual],
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3_000))).await;
+    watching.until_cursor(7, 3_000).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(server.asked("2 A0003 UID FETCH 801:1000 (UID INTERNALDATE)") == 0, "{:?}", server.lines());
     let again: Vec<_> =

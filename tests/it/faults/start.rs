@@ -38,7 +38,7 @@ async fn start_now_reads_only_new_mails() {
             let timing = Timing { poll: ms(50), ..quick() };
             let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
             watching.old.extend(1..=3);
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+            watching.until_cursor(7, 3).await;
             for n in 0..3 {
                 server.deliver(&format!("new {n}"));
                 watching.mail(&format!("new {n}")).await;
@@ -110,7 +110,7 @@ async fn start_with_a_date_passes_older_mails() {
         });
         let mut watching = watch(&server, &format!("{more}\nstart = \"2025-03-05\""));
         watching.old.extend([1, 3, 5]);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        watching.until_cursor(7, 5).await;
         let uids: Vec<_> = watching.handed.keys().map(|(_, uid)| *uid).collect();
         assert_eq!(uids, [2, 4]);
         assert_eq!(
@@ -165,7 +165,7 @@ async fn old_mails_stay_unread_after_renumbering() {
             });
             let mut watching = watch(&server, &format!("{more}\nstart = \"now\"\nafter = {after:?}"));
             watching.old.extend([1, 2]);
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+            watching.until_cursor(7, 2).await;
             server.change(|state| deliver_at(state, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
@@ -183,7 +183,7 @@ async fn old_mails_stay_unread_after_renumbering() {
                 renumber(state);
             });
             watching.mail("while we were away").await;
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 4))).await;
+            watching.until_cursor(8, 4).await;
             server.change(|state| deliver_at(state, "at last", &date(0)));
             watching.mail("at last").await;
             assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{more} {after} {ends_in:?}");
@@ -199,7 +199,7 @@ async fn new_mails_with_old_dates_are_read() {
         server.change(|state| (0..old).for_each(|_| deliver_at(state, "old", "05-Mar-2025 03:00:00 +0000")));
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
         watching.old.extend(1..=old);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, old))).await;
+        watching.until_cursor(7, old).await;
         watching.idle().await;
         // A mail with an old date is moved here while there is no connection.
         once(&server, "news", 1, &[Step::Close]);
@@ -267,7 +267,7 @@ async fn uidnext_0_is_replaced_by_status() {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
         let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
         watching.old.extend(1..=4);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        watching.until_cursor(7, 4).await;
         server.deliver("new");
         watching.mail("new").await;
         assert_eq!(watching.handed.len(), 1);
@@ -283,7 +283,7 @@ async fn without_uidnext_start_now_uses_internaldate() {
         let timing = Timing { poll: ms(50), ..quick() };
         let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
         watching.old.extend(1..=4);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        watching.until_cursor(7, 4).await;
         server.change(|state| deliver_at(state, "new", &date(0)));
         watching.mail("new").await;
         // A mail with an old date is moved here after the start.
@@ -306,7 +306,7 @@ async fn without_uidnext_a_refused_status_is_survived() {
     });
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.old.extend(1..=4);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.until_cursor(7, 4).await;
     server.change(|state| deliver_at(state, "new", &date(0)));
     watching.mail("new").await;
     assert_eq!(watching.handed.len(), 1);

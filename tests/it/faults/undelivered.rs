@@ -73,7 +73,7 @@ async fn a_new_undelivered_mail_gets_a_row() {
                 watching.until(&format!("the row: {form:?}"), |w| w.undelivered.contains(&(7, 1))).await;
                 server.deliver("next");
                 watching.mail("next").await;
-                watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+                watching.until_cursor(7, 2).await;
                 watching.end().await;
             });
         futures_util::future::join_all(each).await;
@@ -157,7 +157,7 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
     ];
     server.change(|state| state.fetch_faults.extend(faults));
     let mut watching = watch_in(&server, DEDICATED, hasty());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 60))).await;
+    watching.until_cursor(7, 60).await;
     let rows: BTreeSet<u32> = watching.undelivered.iter().map(|(_, uid)| *uid).collect();
     assert_eq!(rows, faults.map(|(uid, _)| uid).into());
     // While a mail holds the cursor, later mails may be read twice. The database recognises them.
@@ -174,7 +174,7 @@ async fn a_server_with_a_fetch_limit_is_read() {
             state.bodies = Some(40);
         });
         let mut watching = watch(&server, more);
-        watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+        watching.until_cursor(7, 300).await;
         assert!(times(&watching, 1..=300).iter().all(|times| *times == 1));
         assert!(watching.undelivered.is_empty());
         assert!(server.connections() <= 9, "{}", server.connections());
@@ -220,7 +220,7 @@ async fn refusal_of_all_mails_makes_no_rows() {
     watching.while_server("several connections", |state| state.connections() > 5).await;
     assert!(watching.availability.is_empty());
     server.change(|state| state.fetch_faults.clear());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     watching.end().await;
 }
 
@@ -247,7 +247,7 @@ async fn a_server_that_delivers_nothing_makes_no_rows() {
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("100 mails"), "{words}");
     server.change(|state| state.fetch_faults.clear());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    watching.until_cursor(7, 100).await;
     assert!(watching.availability.is_empty());
     watching.end().await;
 }
