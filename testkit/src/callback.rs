@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use super::receiver::{Answer, Receiver, Request, status};
+use super::receiver::{Receiver, ReceiverAnswer, Request, status};
 
 /// The requests that came for one event.
 #[derive(Debug, Clone, Default)]
@@ -52,9 +52,9 @@ impl Callback {
             let reply = record(&mut keep.lock().unwrap(), request, |before| reply(n, before));
             match reply {
                 HandlerReply::Accept => status(200),
-                HandlerReply::AcceptLate(wait) => Answer::Slowly(wait),
+                HandlerReply::AcceptLate(wait) => ReceiverAnswer::Slowly(wait),
                 HandlerReply::Refuse => status(503),
-                HandlerReply::HangUp => Answer::Close,
+                HandlerReply::HangUp => ReceiverAnswer::Close,
             }
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -19,10 +19,10 @@ const CAPABILITIES: &str =
 
 pub struct Courier {
     pub imap: u16,
-    shared: Arc<Shared>,
+    shared: Arc<CourierState>,
 }
 
-struct Shared {
+struct CourierState {
     folder: tempfile::TempDir,
     /// The imapd processes; `None` while the server is down.
     sessions: Mutex<Option<Vec<Child>>>,
@@ -34,7 +34,8 @@ impl Courier {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let imap = listener.local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("courier").tempdir().unwrap();
-        let shared = Arc::new(Shared { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
+        let shared =
+            Arc::new(CourierState { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
         let serving = Arc::downgrade(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -72,7 +73,7 @@ impl Drop for Courier {
     }
 }
 
-impl Shared {
+impl CourierState {
     fn end_sessions(&self) {
         for mut child in self.sessions.lock().unwrap().take().into_iter().flatten() {
             let _ = child.kill();

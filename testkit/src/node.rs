@@ -87,7 +87,7 @@ impl Drop for ScriptedNode {
 
 fn answer(mut stream: TcpStream, script: &NodeScript) {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let Some(request) = read(&stream) else { return };
+    let Some(request) = read_request(&stream) else { return };
     match script(&request) {
         Some(reply) => {
             let head = format!(
@@ -104,7 +104,7 @@ fn answer(mut stream: TcpStream, script: &NodeScript) {
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Value> {
+fn read_request(stream: &TcpStream) -> Option<Value> {
     let mut input = BufReader::new(stream);
     let mut length = 0;
     loop {

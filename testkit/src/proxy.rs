@@ -53,11 +53,11 @@ enum Disconnect {
 /// A running proxy; dropping it ends its connections.
 pub struct Proxy {
     pub port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     runtime: Option<Runtime>,
 }
 
-struct Shared {
+struct ProxyState {
     server: u16,
     links: [watch::Sender<LinkFaults>; 2],
     disconnect: watch::Sender<Option<Disconnect>>,
@@ -73,7 +73,7 @@ impl Proxy {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             server,
             links: [watch::Sender::default(), watch::Sender::default()],
             disconnect: watch::Sender::default(),
@@ -159,7 +159,7 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             let (client, _) = listener.accept().await.unwrap();
@@ -219,7 +219,7 @@ impl Shared {
     }
 }
 
-impl Shared {
+impl ProxyState {
     /// Copies one direction until its end.
     ///
     /// Each piece has the time at which it was read, and is written when its delay is over. So a delay does not reduce the

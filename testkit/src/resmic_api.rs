@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::receiver::{Answer, Receiver, Request};
+use super::receiver::{Receiver, ReceiverAnswer, Request};
 
 /// The credentials that the API accepts.
 pub const API_KEY: &str = "rk_live_7d3cf0a1e5b94c62";
@@ -175,7 +175,7 @@ fn api_request(request: &Request) -> ApiRequest {
 }
 
 impl ApiState {
-    fn answer(&mut self, request: &Request) -> Answer {
+    fn answer(&mut self, request: &Request) -> ReceiverAnswer {
         let ApiRequest { path, session } = api_request(request);
         if request.header("x-api-key") != Some(API_KEY) || request.header("x-user-id") != Some(USER_ID) {
             return failure(401, 401, "Invalid API key");
@@ -183,7 +183,7 @@ impl ApiState {
         if request.line.starts_with("POST /api/v1/makepayment ") && self.mood == Mood::Documented {
             return self.create(request);
         }
-        let data = self.data(&path, &session);
+        let data = self.find_data(&path, &session);
         match (&self.mood, data) {
             (Mood::Refuses(http, status), _) => failure(*http, *status, "refused"),
             (Mood::Limits(after), _) => {
@@ -193,17 +193,17 @@ impl ApiState {
             (Mood::Html(http), _) => respond(*http, "Content-Type: text/html\r\n", "<!doctype html><h1>A page</h1>"),
             (Mood::Redirects(to), _) => respond(302, &format!("Location: {to}\r\n"), ""),
             (Mood::Quotes(http), _) => failure(*http, *http, &format!("{:?}", request.headers)),
-            (Mood::Silent, _) => Answer::Hang,
-            (Mood::HangsUp, _) => Answer::Close,
+            (Mood::Silent, _) => ReceiverAnswer::Hang,
+            (Mood::HangsUp, _) => ReceiverAnswer::Close,
             (Mood::Long(bytes), _) => respond(200, "", &" ".repeat(*bytes)),
-            (Mood::Endless, _) => Answer::Endless,
+            (Mood::Endless, _) => ReceiverAnswer::Endless,
             (_, None) => failure(404, 400, "Session not found"),
             (mood, Some(data)) => self.success(mood, data),
         }
     }
 
     /// Creates a session. The first one is CREATED, and each later one has the next number.
-    fn create(&mut self, request: &Request) -> Answer {
+    fn create(&mut self, request: &Request) -> ReceiverAnswer {
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let id = format!("{}{:012}", &CREATED[..24], self.sessions.len() + 1);
         self.sessions.insert(id.clone(), Session::initiated(&body["amount"].to_string()));
@@ -213,7 +213,7 @@ impl ApiState {
         respond(200, "Content-Type: application/json\r\n", &envelope.to_string())
     }
 
-    fn data(&self, path: &str, session: &str) -> Option<Value> {
+    fn find_data(&self, path: &str, session: &str) -> Option<Value> {
         let known = self.sessions.get(session)?;
         let mut data = match path {
             "/api/v1/makepayment/payment-status" => known.status.clone(),
@@ -224,7 +224,7 @@ impl ApiState {
         Some(data)
     }
 
-    fn success(&self, mood: &Mood, mut data: Value) -> Answer {
+    fn success(&self, mood: &Mood, mut data: Value) -> ReceiverAnswer {
         match mood {
             Mood::OtherSession => data["session_id"] = "00000000-0000-4000-8000-000000000000".into(),
             Mood::UnknownKeys => data["network_fee"] = json!({"amount": 1.5e-3, "unit": ["gwei"]}),
@@ -242,13 +242,13 @@ impl ApiState {
     }
 }
 
-fn failure(http: u16, status: u16, message: &str) -> Answer {
+fn failure(http: u16, status: u16, message: &str) -> ReceiverAnswer {
     let envelope = json!({"status": status, "success": false, "message": message});
     respond(http, "Content-Type: application/json\r\n", &envelope.to_string())
 }
 
-fn respond(http: u16, fields: &str, body: &str) -> Answer {
-    Answer::Bytes(
+fn respond(http: u16, fields: &str, body: &str) -> ReceiverAnswer {
+    ReceiverAnswer::Bytes(
         format!("HTTP/1.1 {http} Said\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
             .into_bytes(),
     )

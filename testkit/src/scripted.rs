@@ -98,7 +98,7 @@ pub struct Occasion<'a> {
     pub last_uid: u32,
 }
 
-type Script = Box<dyn FnMut(&Occasion<'_>) -> Vec<Step> + Send>;
+type ServerScript = Box<dyn FnMut(&Occasion<'_>) -> Vec<Step> + Send>;
 
 /// The state of the server.
 pub struct ServerState {
@@ -123,7 +123,7 @@ pub struct ServerState {
     /// How many bytes RFC822.SIZE is above the real size.
     pub oversize: usize,
     hidden: BTreeSet<u32>,
-    script: Script,
+    script: ServerScript,
     seen: Vec<(String, usize)>,
     connections: usize,
     open: usize,

@@ -25,7 +25,7 @@ struct StoredState {
 
 impl StoredState {
     /// What the store would return for this cursor.
-    fn known(&self, cursor: (u32, u32)) -> Known {
+    fn resume_point(&self, cursor: (u32, u32)) -> Known {
         let reached = self.reached.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
         let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;
         let rows =
@@ -134,7 +134,7 @@ impl Watching {
         let (known, more) = (cursor.clone(), stored.clone());
         let cursors: imap::Cursors = Box::new(move |_| {
             let cursor = *known.lock().unwrap();
-            let known = cursor.map(|cursor| more.lock().unwrap().known(cursor));
+            let known = cursor.map(|cursor| more.lock().unwrap().resume_point(cursor));
             Box::pin(async move { Ok(known) })
         });
         let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));

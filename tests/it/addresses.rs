@@ -49,7 +49,7 @@ fn run(command: &str, package: &str, arguments: &[&str]) -> Result<String, Strin
 }
 
 /// Compares a program with the crate. `ask` runs the program so that it prints a list of addresses as JSON.
-fn agrees(ask: impl Fn(&[&str]) -> Result<String, String>) {
+fn assert_same_addresses(ask: impl Fn(&[&str]) -> Result<String, String>) {
     let ours = SignedAddresses::new(MAILBOX, &KEY.into()).unwrap();
     let expected: Vec<String> = ORDERS.iter().map(|order| ours.address_for(order).unwrap()).collect();
     let said: Vec<String> = serde_json::from_str(&ask(&ORDERS).unwrap()).unwrap();
@@ -65,7 +65,7 @@ fn agrees(ask: impl Fn(&[&str]) -> Result<String, String>) {
 
 #[test]
 fn node_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let last = format!(
             "console.log(JSON.stringify({}.map((o) => addressFor(o, {}, {}))))",
             json(&orders),
@@ -78,7 +78,7 @@ fn node_makes_the_same_addresses() {
 
 #[test]
 fn python_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let last = format!(
             "import json; print(json.dumps([address_for(o, {}, {}) for o in {}]))",
             json(&MAILBOX),
@@ -91,7 +91,7 @@ fn python_makes_the_same_addresses() {
 
 #[test]
 fn php_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let given = json(&(orders, MAILBOX, KEY));
         let last = "[$orders, $mailbox, $key] = json_decode($argv[1]);
             echo json_encode(array_map(fn($o) => address_for($o, $mailbox, $key), $orders));";

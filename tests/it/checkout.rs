@@ -86,7 +86,7 @@ fn completed(session: &str, amount: &str) -> String {
 }
 
 /// Runs a purchase from the order to the event.
-fn sells(shop: &Shop) {
+fn assert_sells(shop: &Shop) {
     let ours = SignedAddresses::new(MAILBOX, &SECRET.into()).unwrap();
     shop.api.set_mood(Mood::Refuses(403, 403));
     assert_eq!(&shop.ask("POST", "/checkout/1001", "", "")[9..12], "502", "Resmic refuses");
@@ -112,7 +112,7 @@ fn sells(shop: &Shop) {
 }
 
 /// Checks the syntax of a file with the language's own tool.
-fn checks(program: &str, arguments: &[&str], name: &str) {
+fn check_syntax(program: &str, arguments: &[&str], name: &str) {
     let mut command = Command::new(program);
     command.args(arguments).arg(script(name)).env("PYTHONPYCACHEPREFIX", std::env::temp_dir());
     let output = command.output().unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
@@ -121,22 +121,22 @@ fn checks(program: &str, arguments: &[&str], name: &str) {
 
 #[test]
 fn node_checkout_sells() {
-    checks("node", &["--check"], "checkout.js");
-    sells(&Shop::start("node", "nodejs", &[script("checkout.js").to_str().unwrap()], 0));
+    check_syntax("node", &["--check"], "checkout.js");
+    assert_sells(&Shop::start("node", "nodejs", &[script("checkout.js").to_str().unwrap()], 0));
 }
 
 #[test]
 fn python_checkout_sells() {
-    checks("python3", &["-m", "py_compile"], "checkout.py");
-    sells(&Shop::start("python3", "python3", &[script("checkout.py").to_str().unwrap()], 0));
+    check_syntax("python3", &["-m", "py_compile"], "checkout.py");
+    assert_sells(&Shop::start("python3", "python3", &[script("checkout.py").to_str().unwrap()], 0));
 }
 
 #[test]
 fn php_checkout_sells() {
-    checks("php", &["-l"], "checkout.php");
+    check_syntax("php", &["-l"], "checkout.php");
     // PHP's server does not accept port 0.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    sells(&Shop::start(
+    assert_sells(&Shop::start(
         "php",
         "php-cli",
         &["-S", &format!("127.0.0.1:{port}"), script("checkout.php").to_str().unwrap()],

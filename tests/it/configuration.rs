@@ -27,7 +27,7 @@ fn root(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn read(text: &str) -> Result<Config, String> {
+fn parse_config(text: &str) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     fs::write(&path, text).unwrap();
@@ -36,7 +36,7 @@ fn read(text: &str) -> Result<Config, String> {
 
 /// The keys of a table. The program lists them in its error about an unknown key.
 fn keys(file: &str) -> BTreeSet<String> {
-    let error = read(file).unwrap_err();
+    let error = parse_config(file).unwrap_err();
     let expected = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
     let keys: BTreeSet<_> =
         Regex::new("`([A-Za-z0-9_]+)`").unwrap().captures_iter(expected).map(|c| c[1].to_owned()).collect();
@@ -47,11 +47,11 @@ fn keys(file: &str) -> BTreeSet<String> {
 #[test]
 fn the_example_is_accepted_with_its_optional_keys() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let config = read(&text).unwrap();
+    let config = parse_config(&text).unwrap();
     assert_eq!((config.accounts.len(), config.forwards.len()), (1, 1));
     let optional = Regex::new(r"(?m)^# ([a-z_]+ = )").unwrap();
     assert!(optional.find_iter(&text).count() >= 4);
-    let config = read(&optional.replace_all(&text, "$1")).unwrap();
+    let config = parse_config(&optional.replace_all(&text, "$1")).unwrap();
     assert!(config.telemetry.metrics.is_some() && config.sessions.address.is_some());
 }
 
@@ -63,9 +63,9 @@ fn access_tokens_replace_the_password_in_the_example() {
             .unwrap();
     assert_eq!(indented.find_iter(&text).count(), 8);
     let both = indented.replace_all(&text, "$1");
-    assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
+    assert!(parse_config(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
-    let config = read(&without_password).unwrap();
+    let config = parse_config(&without_password).unwrap();
     assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
 }
 
@@ -114,11 +114,11 @@ fn mailboxes_are_unique_and_move_needs_a_target() {
         ("after = { move = \"\\\\Trash\" }", "expected a mailbox's name"),
         ("after = { move = \"a\\nb\" }", "expected a mailbox's name"),
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
     }
     let case_matters = "mailboxes = [\"Orders\", \"orders\"]\nafter = { move = \"Done\" }";
-    assert!(read(&format!("{account}{case_matters}\n")).is_ok());
+    assert!(parse_config(&format!("{account}{case_matters}\n")).is_ok());
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn errors_show_line_and_key() {
         ("start = \"2025-03-05T03:36:00\"", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
         ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
     }
 }
@@ -173,7 +173,7 @@ fn invalid_utf8_is_reported_with_its_line() {
 #[test]
 fn host_is_a_name_or_an_address() {
     let with = |host: &str| {
-        read(&format!(
+        parse_config(&format!(
             "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
         ))
     };
@@ -189,7 +189,7 @@ fn host_is_a_name_or_an_address() {
 #[test]
 fn start_accepts_a_toml_date() {
     let start = |value: &str| {
-        let config = read(&format!(
+        let config = parse_config(&format!(
             "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
              password = {{ credential = \"imap-password\" }}\nstart = {value}\n"
         ));
@@ -215,7 +215,7 @@ fn errors_do_not_quote_values_of_secrets() {
         "password = { \"hunter2\" }",
         "password = { hunter2 = 1 }",
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains("config.toml:") && !error.contains("hunter2"), "{line}: {error}");
     }
 }
@@ -233,7 +233,7 @@ fn examples_for_mail_providers_are_accepted() {
     assert!(snippets.len() >= 6, "{snippets:?}");
     let (mut passwords, mut tokens) = (0, 0);
     for (before, snippet) in snippets {
-        let config = read(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
+        let config = parse_config(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
         for account in &config.accounts {
             passwords += usize::from(account.password.is_some());
             tokens += usize::from(account.oauth2.is_some());
@@ -245,11 +245,11 @@ fn examples_for_mail_providers_are_accepted() {
 #[test]
 fn the_example_shows_the_defaults() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let said = read(&text).unwrap();
+    let said = parse_config(&text).unwrap();
     let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n[[forward]]\nname = \"shop\"\n\
         url = \"http://127.0.0.1:3000/payment-webhook\"\nsecret = { credential = \"webhook-secret\" }\n";
-    let default = read(minimal).unwrap();
+    let default = parse_config(minimal).unwrap();
     let account = |config: &Config| format!("{:?} {}", config.accounts[0], config.accounts[0].port());
     let without_port = |text: String| text.replace("port: Some(993)", "port: None");
     assert_eq!(without_port(account(&said)), without_port(account(&default)));

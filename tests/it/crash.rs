@@ -28,7 +28,7 @@ fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &A
 }
 
 /// Starts the daemon and kills it after a random time: during its start, its first sync, or its work.
-fn live_and_die(home: &Home, random: &Random) {
+fn run_and_kill(home: &Home, random: &Random) {
     let daemon = home.start();
     let longest = [20, 60, 200, 600][random.below(4) as usize];
     std::thread::sleep(random.moment(Duration::from_millis(longest)));
@@ -57,7 +57,7 @@ fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
         let _stop = Stop(&stop);
         for _ in 0..KILLS {
             let before = callback.posts().len();
-            live_and_die(&home, &random);
+            run_and_kill(&home, &random);
             at_work += usize::from(callback.posts().len() > before);
         }
     });

@@ -27,7 +27,7 @@ const ROWS: &str = "
     INSERT INTO confirmations (event_id, state, reason, waits_since)
       VALUES ('fd50a56e-6359-5deb-bbb1-c18babd155ef', 'doubtful', 'short: 20 arrived', '2025-03-05T03:36:00.000Z');";
 
-fn read(name: &str) -> String {
+fn read_file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
@@ -60,7 +60,7 @@ fn every_table_and_column_is_documented() {
     let real = columns(&database(folder.path()));
     let row = Regex::new(r"(?m)^\| `([a-z0-9_]+)` \|").unwrap();
     let mut said = BTreeMap::new();
-    for section in read("docs/database.md").split("\n## ").skip(1) {
+    for section in read_file("docs/database.md").split("\n## ").skip(1) {
         if let Some(table) = section.lines().next().unwrap().strip_prefix('`').and_then(|l| l.strip_suffix('`')) {
             let columns: Vec<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
             said.insert(table.to_owned(), columns);
@@ -76,7 +76,7 @@ fn documented_queries_run() {
     let block = Regex::new(r"(?s)```sql\n(.*?)```").unwrap();
     let mut asked = 0;
     for file in ["docs/database.md", "README.md"] {
-        let text = read(file);
+        let text = read_file(file);
         for sql in
             block.captures_iter(&text).flat_map(|c| c[1].split_inclusive(';').map(str::to_owned).collect::<Vec<_>>())
         {
@@ -99,7 +99,7 @@ fn documented_queries_run() {
 fn datasette_queries_run() {
     let folder = tempfile::tempdir().unwrap();
     let connection = database(folder.path());
-    let metadata: serde_json::Value = serde_json::from_str(&read("contrib/datasette/metadata.json")).unwrap();
+    let metadata: serde_json::Value = serde_json::from_str(&read_file("contrib/datasette/metadata.json")).unwrap();
     let database = &metadata["databases"]["mailhook"];
     for (name, query) in database["queries"].as_object().unwrap() {
         let mut statement =

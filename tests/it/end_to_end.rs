@@ -28,7 +28,7 @@ fn events(folder: &str) -> Vec<(PathBuf, Value)> {
     found
 }
 
-fn read(path: &Path) -> Vec<u8> {
+fn read_file(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
@@ -42,7 +42,7 @@ fn webhook_handler_accepts_every_event() {
     let home = home(&dovecot, &forward(&handler.url(), "unresolved = \"send\""));
     let mails: Vec<_> = events("published").into_iter().chain(events("documented")).collect();
     let daemon = home.start();
-    let bytes: Vec<_> = mails.iter().map(|(path, _)| read(path)).collect();
+    let bytes: Vec<_> = mails.iter().map(|(path, _)| read_file(path)).collect();
     dovecot.deliver_all("payments@shop.example", bytes.iter().map(Vec::as_slice));
     let accepted = handler.accepted(mails.len());
     assert_eq!(accepted.len(), mails.len(), "each once");
@@ -82,7 +82,7 @@ fn an_imported_and_received_mail_is_one_event() {
     let imported: Value = serde_json::from_str(&imported).unwrap();
     assert_eq!(imported["outcome"], "event");
     let daemon = home.start();
-    dovecot.deliver("payments@shop.example", &read(&sample));
+    dovecot.deliver("payments@shop.example", &read_file(&sample));
     home.until("SELECT outcome FROM mails WHERE uid IS NOT NULL", "duplicate", SOON);
     assert_eq!(home.ask("SELECT event_id FROM mails WHERE uid IS NOT NULL"), imported["event_id"].as_str().unwrap());
     let again: Value = serde_json::from_str(&home.data(&["import", "--json", sample.to_str().unwrap()])).unwrap();
@@ -250,9 +250,9 @@ fn a_newer_database_is_refused_and_unchanged() {
     let writing = rusqlite::Connection::open(home.database()).unwrap();
     writing.pragma_update(None, "user_version", 999).unwrap();
     drop(writing);
-    let before = read(&home.database());
+    let before = read_file(&home.database());
     let output = home.run(&["run"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("made by another version"));
-    assert_eq!(before, read(&home.database()));
+    assert_eq!(before, read_file(&home.database()));
 }

@@ -22,7 +22,7 @@ fn file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-fn found(pattern: &str, text: &str) -> BTreeSet<String> {
+fn all_matches(pattern: &str, text: &str) -> BTreeSet<String> {
     let found: BTreeSet<_> = Regex::new(pattern).unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect();
     assert!(found.len() > 5, "{pattern}: {found:?}");
     found
@@ -87,15 +87,15 @@ fn dashboard_and_alerts_use_existing_metrics() {
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");
-    let real = found(r"(?m)^# TYPE (resmic_mailhook_[a-z_]+) ", &served);
+    let real = all_matches(r"(?m)^# TYPE (resmic_mailhook_[a-z_]+) ", &served);
     // A counter's samples have a suffix that its TYPE does not have.
-    let documented = found(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
+    let documented = all_matches(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
     assert_eq!(documented.iter().map(|name| name.trim_end_matches("_total").to_owned()).collect::<BTreeSet<_>>(), real);
     // A series that is selected by a label value exists with that value, even if it is zero.
     let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status)=~?"([a-z|]+)""#).unwrap();
     for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
         let text = file(name).replace("\\\"", "\"");
-        for series in found(r"(resmic_mailhook_[a-z_]+)", &text) {
+        for series in all_matches(r"(resmic_mailhook_[a-z_]+)", &text) {
             assert!(real.contains(series.trim_end_matches("_bucket").trim_end_matches("_total")), "{name}: {series}");
         }
         assert!(chosen.is_match(&text), "{name}");
@@ -110,8 +110,8 @@ fn dashboard_and_alerts_use_existing_metrics() {
 
 #[test]
 fn each_alert_has_a_test() {
-    let alerts = found(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
-    let provoked = found(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
+    let alerts = all_matches(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
+    let provoked = all_matches(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
     assert_eq!(alerts, provoked);
 }
 

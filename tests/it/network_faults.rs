@@ -18,7 +18,7 @@ const ADDRESS: &str = "payments@shop.example";
 
 /// Whether the connection is encrypted. With TLS, a lost byte breaks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tls {
+enum ProxyTls {
     Plain,
     Implicit,
 }
@@ -34,12 +34,12 @@ struct ProxySetup {
 }
 
 impl ProxySetup {
-    fn start(tls: Tls, renew: &str) -> ProxySetup {
+    fn start(tls: ProxyTls, renew: &str) -> ProxySetup {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
-        let proxy = Proxy::in_front_of(if tls == Tls::Plain { dovecot.imap } else { dovecot.imaps });
+        let proxy = Proxy::in_front_of(if tls == ProxyTls::Plain { dovecot.imap } else { dovecot.imaps });
         let more = format!("dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"{renew}\"");
         let mut config = account(proxy.port, &more);
-        if tls == Tls::Implicit {
+        if tls == ProxyTls::Implicit {
             let ca = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
             config = config.replace("tls = \"none\"", &ca);
         }
@@ -71,7 +71,7 @@ impl ProxySetup {
 }
 
 /// Delivers mails before, during and after a fault of these directions. The fault lasts until it has affected bytes.
-fn holds_through(tls: Tls, directions: &[Direction], fault: fn(&mut LinkFaults)) {
+fn survives_fault(tls: ProxyTls, directions: &[Direction], fault: fn(&mut LinkFaults)) {
     let mut setup = ProxySetup::start(tls, "1s");
     setup.deliver(10);
     setup.wait_until_recorded(SOON);
@@ -89,7 +89,7 @@ fn holds_through(tls: Tls, directions: &[Direction], fault: fn(&mut LinkFaults))
 }
 
 /// Delivers mails around a momentary fault, several times.
-fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
+fn survives_repeated(tls: ProxyTls, fault: impl Fn(&Proxy)) {
     let mut setup = ProxySetup::start(tls, "1s");
     for _ in 0..4 {
         let before = setup.proxy.accepted();
@@ -103,7 +103,7 @@ fn holds_through_each(tls: Tls, fault: impl Fn(&Proxy)) {
 }
 
 /// Runs these functions in parallel, because they mostly wait.
-fn at_once(works: &[&(dyn Fn() + Sync)]) {
+fn in_parallel(works: &[&(dyn Fn() + Sync)]) {
     std::thread::scope(|scope| {
         for work in works {
             scope.spawn(work);
@@ -113,17 +113,21 @@ fn at_once(works: &[&(dyn Fn() + Sync)]) {
 
 #[test]
 fn cut_connections_lose_nothing() {
-    at_once(&[&|| holds_through_each(Tls::Plain, Proxy::cut), &|| holds_through_each(Tls::Implicit, Proxy::cut)]);
+    in_parallel(&[&|| survives_repeated(ProxyTls::Plain, Proxy::cut), &|| {
+        survives_repeated(ProxyTls::Implicit, Proxy::cut)
+    }]);
 }
 
 #[test]
 fn reset_connections_lose_nothing() {
-    at_once(&[&|| holds_through_each(Tls::Plain, Proxy::reset), &|| holds_through_each(Tls::Implicit, Proxy::reset)]);
+    in_parallel(&[&|| survives_repeated(ProxyTls::Plain, Proxy::reset), &|| {
+        survives_repeated(ProxyTls::Implicit, Proxy::reset)
+    }]);
 }
 
 #[test]
 fn refused_connections_lose_nothing() {
-    let mut setup = ProxySetup::start(Tls::Plain, "1s");
+    let mut setup = ProxySetup::start(ProxyTls::Plain, "1s");
     setup.deliver(10);
     setup.wait_until_recorded(SOON);
     setup.proxy.refuse(true);
@@ -143,29 +147,29 @@ fn refused_connections_lose_nothing() {
 #[test]
 fn a_stall_loses_nothing() {
     let stall = |link: &mut LinkFaults| link.stalled = true;
-    at_once(&[
-        &|| holds_through(Tls::Plain, &[Direction::ToServer], stall),
-        &|| holds_through(Tls::Plain, &[Direction::ToClient], stall),
-        &|| holds_through(Tls::Implicit, &[Direction::ToServer, Direction::ToClient], stall),
+    in_parallel(&[
+        &|| survives_fault(ProxyTls::Plain, &[Direction::ToServer], stall),
+        &|| survives_fault(ProxyTls::Plain, &[Direction::ToClient], stall),
+        &|| survives_fault(ProxyTls::Implicit, &[Direction::ToServer, Direction::ToClient], stall),
     ]);
 }
 
 #[test]
 fn lost_bytes_lose_no_mail() {
     let swallow = |link: &mut LinkFaults| link.swallows = true;
-    at_once(&[
-        &|| holds_through(Tls::Plain, &[Direction::ToServer], swallow),
-        &|| holds_through(Tls::Plain, &[Direction::ToClient], swallow),
-        &|| holds_through(Tls::Plain, &[Direction::ToServer, Direction::ToClient], swallow),
+    in_parallel(&[
+        &|| survives_fault(ProxyTls::Plain, &[Direction::ToServer], swallow),
+        &|| survives_fault(ProxyTls::Plain, &[Direction::ToClient], swallow),
+        &|| survives_fault(ProxyTls::Plain, &[Direction::ToServer, Direction::ToClient], swallow),
         // With TLS, the bytes after the gap are unreadable, too.
-        &|| holds_through(Tls::Implicit, &[Direction::ToServer], swallow),
-        &|| holds_through(Tls::Implicit, &[Direction::ToClient], swallow),
+        &|| survives_fault(ProxyTls::Implicit, &[Direction::ToServer], swallow),
+        &|| survives_fault(ProxyTls::Implicit, &[Direction::ToClient], swallow),
     ]);
 }
 
 #[test]
 fn single_bytes_are_read() {
-    for tls in [Tls::Plain, Tls::Implicit] {
+    for tls in [ProxyTls::Plain, ProxyTls::Implicit] {
         let mut setup = ProxySetup::start(tls, "1s");
         setup.proxy.set_both(|link| link.single_bytes = true);
         setup.deliver(10);
@@ -179,7 +183,7 @@ fn single_bytes_are_read() {
 
 #[test]
 fn latency_does_not_reduce_throughput() {
-    let mut setup = ProxySetup::start(Tls::Plain, "9m");
+    let mut setup = ProxySetup::start(ProxyTls::Plain, "9m");
     setup.proxy.set(Direction::ToServer, |link| link.delay = Duration::from_millis(150));
     setup.proxy.set(Direction::ToClient, |link| link.delay = Duration::from_millis(100));
     for _ in 0..5 {
@@ -200,7 +204,7 @@ fn latency_does_not_reduce_throughput() {
 #[test]
 fn a_half_open_connection_is_noticed() {
     let renew = Duration::from_secs(2);
-    let mut setup = ProxySetup::start(Tls::Plain, "2s");
+    let mut setup = ProxySetup::start(ProxyTls::Plain, "2s");
     setup.deliver(5);
     setup.wait_until_recorded(SOON);
     // The open connection never receives a byte or its end again. New connections work.

@@ -61,7 +61,7 @@ fn pauses(log: &str) -> Vec<u64> {
 }
 
 /// Checks that the log, the output of commands and the database contain no secret.
-fn keeps_its_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
+fn assert_no_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
     let mut all = daemon.log();
     for arguments in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
         let output = home.run(arguments);
@@ -94,7 +94,7 @@ fn an_event_arrives_over_either_mechanism() {
         assert!(dovecot.log().contains(&format!("method={used}")), "{}", dovecot.log());
         let asked = endpoint.change(|world| world.asked.remove(0));
         assert_eq!((asked["scope"].as_str(), asked["grant_type"].as_str()), ("imap offline", "refresh_token"));
-        keeps_its_secrets(&home, &daemon, &endpoint);
+        assert_no_secrets(&home, &daemon, &endpoint);
         assert_eq!(daemon.end(), Some(0));
     }
 }
@@ -126,7 +126,7 @@ fn mailboxes_share_a_valid_token() {
     endpoint.until(SOON, |world| world.shown.len() == 6);
     until_idle(&home, 3);
     assert_eq!(endpoint.asked(), 1, "the token that is there is still good");
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -170,7 +170,7 @@ fn a_refused_new_token_needs_an_operator() {
     daemon.says("login refused", SOON);
     assert_eq!(endpoint.asked(), 1, "a new token was refused; the next would be too");
     assert!(pauses(&daemon.log())[0] >= 60, "{}", daemon.log());
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -196,7 +196,7 @@ fn a_revoked_grant_needs_an_operator() {
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("invalid_grant"));
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -259,17 +259,17 @@ fn a_rotated_refresh_token_is_used() {
     let log = daemon.log();
     assert_eq!(log.matches("has replaced the refresh token").count(), 1, "{log}");
     assert_eq!(std::fs::read_to_string(home.folder.path().join("refresh-token")).unwrap(), REFRESH_TOKEN);
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
 /// The refresh tokens that the endpoint received, in order.
-fn shown(endpoint: &Endpoint) -> Vec<String> {
+fn used_tokens(endpoint: &Endpoint) -> Vec<String> {
     endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect())
 }
 
 /// The files of rotated refresh tokens, including temporary files.
-fn kept(home: &Home) -> Vec<PathBuf> {
+fn token_files(home: &Home) -> Vec<PathBuf> {
     let files = std::fs::read_dir(home.folder.path()).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("oauth-")).collect()
 }
@@ -294,7 +294,7 @@ fn without_rotation_no_token_file_is_written() {
     };
     assert_eq!(names().len(), 3, "the configuration and two secrets: {:?}", names());
     run_once(&home, &endpoint);
-    assert_eq!(kept(&home), Vec::<PathBuf>::new());
+    assert_eq!(token_files(&home), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -311,12 +311,12 @@ fn the_newest_refresh_token_outlasts_a_restart() {
     reconnect_and_deliver(&home, &dovecot, 1);
     home.data(&["check", "--connect"]);
     let nth = |n: usize| if n == 0 { REFRESH_TOKEN.to_owned() } else { format!("{REFRESH_TOKEN}-{n}") };
-    assert_eq!(shown(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
-    let files = kept(&home);
+    assert_eq!(used_tokens(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
+    let files = token_files(&home);
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), format!("{}\n", nth(5)));
     assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o7777, 0o600);
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
@@ -332,7 +332,7 @@ fn a_rotation_during_shutdown_is_stored() {
     endpoint.release();
     assert_eq!(daemon.end(), Some(0));
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
 }
 
 #[test]
@@ -341,12 +341,12 @@ fn a_newly_configured_refresh_token_is_used() {
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    let old = kept(&home);
+    let old = token_files(&home);
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     std::fs::write(home.folder.path().join("refresh-token"), "given-anew\n").unwrap();
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN, "given-anew"]);
-    let files = kept(&home);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN, "given-anew"]);
+    let files = token_files(&home);
     assert!(files.len() == 2 && files.contains(&old[0]), "{files:?}");
     // The file of the old grant is unchanged.
     assert_eq!(std::fs::read_to_string(&old[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
@@ -366,15 +366,15 @@ fn the_configured_token_replaces_a_revoked_one() {
     assert!(!daemon.log().contains("no access token"), "{}", daemon.log());
     assert_eq!(daemon.end(), Some(0));
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint)[3..], [nth(2)]);
+    assert_eq!(used_tokens(&endpoint)[3..], [nth(2)]);
     // Both tokens are revoked. Each one is tried once, and the error names the remedy.
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("run `resmic-mailhook authorize`"), "{checked:?}");
-    assert_eq!(shown(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
+    assert_eq!(used_tokens(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn an_unwritable_token_file_is_survived() {
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
     // A folder blocks the file even for root, for whom permissions do not count.
-    let file = kept(&home).remove(0);
+    let file = token_files(&home).remove(0);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
@@ -395,13 +395,13 @@ fn an_unwritable_token_file_is_survived() {
         reconnect_and_deliver(&home, &dovecot, n);
     }
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
-    assert_eq!(shown(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
+    assert_eq!(used_tokens(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
     let log = daemon.log();
     let told = format!("cannot be kept in {}", file.display());
     assert_eq!(log.lines().filter(|line| line.contains(&told) && line.contains("WARN")).count(), 3, "{log}");
     assert!(log.contains("See that there is room"), "{log}");
-    assert_eq!(kept(&home), [file], "nothing unfinished is left");
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(token_files(&home), [file], "nothing unfinished is left");
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
     // A command prints the warning, too.
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
@@ -434,7 +434,7 @@ fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<
 }
 
 /// Runs `check --connect` with such a server. Returns the lines that the server read, and the output.
-fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
+fn check_with_server(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
     let endpoint = Endpoint::start();
     let (port, talk) = conversation(says);
     let home = home(&format!("port = {port}\ntls = \"none\""), &url(&endpoint), "\"INBOX\"");
@@ -466,7 +466,7 @@ fn without_sasl_ir_the_continuation_is_awaited() {
             "AQ==",
         ),
     ] {
-        let (heard, printed, endpoint) = talk(says);
+        let (heard, printed, endpoint) = check_with_server(says);
         assert!(heard[1].ends_with(&format!(" AUTHENTICATE {name}")), "{heard:?}");
         let said = String::from_utf8(STANDARD.decode(&heard[2]).unwrap()).unwrap();
         let token = endpoint.change(|world| world.given[0].clone());
@@ -479,14 +479,14 @@ fn without_sasl_ir_the_continuation_is_awaited() {
 
 #[test]
 fn tokens_in_server_responses_are_redacted() {
-    let (heard, printed, _) = talk(&[
+    let (heard, printed, _) = check_with_server(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "{tag} NO this does not look good: {line}\r\n",
     ]);
     let response = heard[1].rsplit(' ').next().unwrap();
     assert!(printed.contains("AUTHENTICATE refused: No this does not look good: "), "{printed}");
     assert!(printed.contains("(secret)") && !printed.contains(response), "{printed}");
-    let (heard, printed, endpoint) = talk(&[
+    let (heard, printed, endpoint) = check_with_server(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "{tag} NO [UNAVAILABLE] Temporary authentication failure\r\n",
     ]);
@@ -496,10 +496,13 @@ fn tokens_in_server_responses_are_redacted() {
         "{printed}"
     );
     drop(endpoint);
-    let (_, printed, _) = talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
+    let (_, printed, _) = check_with_server(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
     assert!(printed.contains("offers neither OAUTHBEARER nor XOAUTH2"), "{printed}");
-    let (_, printed, _) =
-        talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n", "+ e30=\r\n", "+ e30=\r\n"]);
+    let (_, printed, _) = check_with_server(&[
+        "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
+        "+ e30=\r\n",
+        "+ e30=\r\n",
+    ]);
     assert!(printed.contains("breaks the protocol"), "{printed}");
 }
 

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(20);
 const NOBODY: &str = "65534";
 
 /// Runs a command as a user who cannot write into the folder: as `nobody` if the test runs as root.
-fn look(home: &Home, arguments: &[&str]) -> Output {
+fn run_unprivileged(home: &Home, arguments: &[&str]) -> Output {
     let ours = home.command(arguments);
     let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     let mut command = if is_root {
@@ -37,31 +37,35 @@ fn look(home: &Home, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
-fn mode(home: &Home, mode: u32) {
+fn set_mode(home: &Home, mode: u32) {
     fs::set_permissions(home.folder.path(), Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
 fn a_read_only_user_can_run_status() {
     let home = Home::new(&account(1, "mailboxes = [\"INBOX\"]"));
-    mode(&home, 0o755);
+    set_mode(&home, 0o755);
     let daemon = home.start();
     home.until("SELECT state FROM mailboxes", "failed", SOON);
-    let words = said(&look(&home, &["status"]));
+    let words = output_text(&run_unprivileged(&home, &["status"]));
     assert!(words.contains("cannot connect") && !words.contains("the daemon is not running"), "{words}");
     assert_eq!(daemon.end(), Some(0));
-    mode(&home, 0o555);
-    let words = said(&look(&home, &["status"]));
+    set_mode(&home, 0o555);
+    let words = output_text(&run_unprivileged(&home, &["status"]));
     assert!(words.contains("cannot connect") && words.contains("the daemon is not running"), "{words}");
-    let events = look(&home, &["events"]);
-    assert!(events.status.success(), "{}", said(&events));
+    let events = run_unprivileged(&home, &["events"]);
+    assert!(events.status.success(), "{}", output_text(&events));
     // The snapshot cannot change, so `--follow` is refused.
-    let follow = look(&home, &["events", "--follow"]);
-    assert!(follow.status.code() == Some(1) && said(&follow).contains("no events to follow"), "{}", said(&follow));
+    let follow = run_unprivileged(&home, &["events", "--follow"]);
+    assert!(
+        follow.status.code() == Some(1) && output_text(&follow).contains("no events to follow"),
+        "{}",
+        output_text(&follow)
+    );
     assert!(!home.folder.path().join("mailhook.db-shm").exists(), "somebody made a file");
-    mode(&home, 0o755);
+    set_mode(&home, 0o755);
 }

@@ -22,7 +22,7 @@ const SOON: Duration = Duration::from_secs(25);
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// A real server.
-trait Server: Sync {
+trait ImapServer: Sync {
     fn start() -> Self;
     fn imap(&self) -> u16;
     /// The prefix of mailbox names other than INBOX.
@@ -31,7 +31,7 @@ trait Server: Sync {
     fn while_down(&mut self, work: impl FnOnce());
 }
 
-impl Server for Cyrus {
+impl ImapServer for Cyrus {
     const BELOW: &'static str = "";
 
     fn start() -> Self {
@@ -51,7 +51,7 @@ impl Server for Cyrus {
     }
 }
 
-impl Server for Courier {
+impl ImapServer for Courier {
     const BELOW: &'static str = "INBOX.";
 
     fn start() -> Self {
@@ -80,7 +80,7 @@ struct ServerSetup<S> {
     daemon: Option<Daemon>,
 }
 
-impl<S: Server> ServerSetup<S> {
+impl<S: ImapServer> ServerSetup<S> {
     /// A setup whose daemon is idle.
     fn start(more: &str) -> ServerSetup<S> {
         let mut setup = ServerSetup::new(more);
@@ -163,7 +163,7 @@ on_each! {
     a_killed_daemon_loses_nothing,
 }
 
-fn existing_and_new_mails_are_read<S: Server>() {
+fn existing_and_new_mails_are_read<S: ImapServer>() {
     let mut setup = ServerSetup::<S>::new("dedicated = true");
     setup.deliver(1..=100);
     setup.run();
@@ -194,7 +194,7 @@ fn existing_and_new_mails_are_read<S: Server>() {
 }
 
 /// With `after`, the watcher ends the next IDLE before the server has confirmed its start.
-fn new_mails_are_marked_or_moved<S: Server>() {
+fn new_mails_are_marked_or_moved<S: ImapServer>() {
     let moved = format!("{}Resmic", S::BELOW);
     for after in ["\"seen\"".to_owned(), format!("{{ move = \"{moved}\" }}")] {
         let setup = ServerSetup::<S>::start(&format!("dedicated = true\nafter = {after}"));
@@ -220,7 +220,7 @@ fn new_mails_are_marked_or_moved<S: Server>() {
     }
 }
 
-fn a_burst_during_the_first_sync_is_read<S: Server>() {
+fn a_burst_during_the_first_sync_is_read<S: ImapServer>() {
     let mut setup = ServerSetup::<S>::new("dedicated = true");
     setup.proxy.set_both(|link| link.delay = Duration::from_millis(25));
     setup.deliver(1..=50);
@@ -232,7 +232,7 @@ fn a_burst_during_the_first_sync_is_read<S: Server>() {
     setup.end_undisturbed(150);
 }
 
-fn shared_mailbox_stores_only_notifications<S: Server>() {
+fn shared_mailbox_stores_only_notifications<S: ImapServer>() {
     let private = |n: usize| format!("From: Aunt <aunt{n}@family.example>\r\nTo: {ADDRESS}\r\n\r\nAmount: ${n}\r\n");
     let mut setup = ServerSetup::<S>::new("mailboxes = [\"INBOX\", \"\\\\Junk\"]");
     setup.proxy.set_both(|link| link.delay = Duration::from_millis(25));
@@ -257,7 +257,7 @@ fn shared_mailbox_stores_only_notifications<S: Server>() {
     assert_eq!(setup.daemon.take().unwrap().end(), Some(0));
 }
 
-fn broken_connections_lose_nothing<S: Server>() {
+fn broken_connections_lose_nothing<S: ImapServer>() {
     for fault in [Proxy::cut, Proxy::reset] {
         let mut setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"1s\"");
         for n in (0..30).step_by(10) {
@@ -273,7 +273,7 @@ fn broken_connections_lose_nothing<S: Server>() {
     }
 }
 
-fn stalled_connections_lose_nothing<S: Server>() {
+fn stalled_connections_lose_nothing<S: ImapServer>() {
     let mut setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"1s\"");
     setup.deliver(1..=5);
     setup.proxy.set_both(|link| link.stalled = true);
@@ -292,7 +292,7 @@ fn stalled_connections_lose_nothing<S: Server>() {
     setup.end();
 }
 
-fn a_server_restart_loses_nothing<S: Server>() {
+fn a_server_restart_loses_nothing<S: ImapServer>() {
     let mut setup = ServerSetup::<S>::start("dedicated = true");
     setup.deliver(1..=10);
     let (home, daemon) = (&setup.home, setup.daemon.as_ref().unwrap());
@@ -306,7 +306,7 @@ fn a_server_restart_loses_nothing<S: Server>() {
     setup.end();
 }
 
-fn removals_by_another_client_are_harmless<S: Server>() {
+fn removals_by_another_client_are_harmless<S: ImapServer>() {
     let setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"2s\"");
     let mut client = setup.client();
     client.command("SELECT INBOX");
@@ -328,7 +328,7 @@ fn removals_by_another_client_are_harmless<S: Server>() {
     setup.end_undisturbed(28);
 }
 
-fn a_recreated_mailbox_is_read<S: Server>() {
+fn a_recreated_mailbox_is_read<S: ImapServer>() {
     let shop = format!("{}Shop", S::BELOW);
     let mut setup = ServerSetup::<S>::new(&format!("dedicated = true\nmailboxes = [\"{shop}\"]\nidle_renew = \"1s\""));
     let mut client = setup.client();
@@ -363,7 +363,7 @@ fn a_recreated_mailbox_is_read<S: Server>() {
     setup.end();
 }
 
-fn a_large_mail_is_quarantined<S: Server>() {
+fn a_large_mail_is_quarantined<S: ImapServer>() {
     let setup = ServerSetup::<S>::start("dedicated = true\nmax_size = \"100 KiB\"");
     let large = [payment(9), b"x\r\n".repeat(1_000_000)].concat();
     setup.server.deliver(&[payment(1).as_slice(), &large, payment(2).as_slice()]);
@@ -375,7 +375,7 @@ fn a_large_mail_is_quarantined<S: Server>() {
     assert_eq!(setup.daemon.unwrap().end(), Some(0));
 }
 
-fn a_killed_daemon_loses_nothing<S: Server>() {
+fn a_killed_daemon_loses_nothing<S: ImapServer>() {
     let mut setup = ServerSetup::<S>::new("dedicated = true");
     setup.deliver(1..=20);
     for n in [20, 50, 80] {

@@ -10,7 +10,7 @@ const TARGET: &str = "\"Resmic &- done\"";
 
 /// A server with these capabilities. One mail exists at the start and one arrives during the IDLE. `after` is applied to
 /// both with commands that contain `last`.
-async fn putting_away(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
+async fn apply_after(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = capabilities.into());
     server.deliver("waits");
@@ -26,7 +26,7 @@ async fn putting_away(more: &str, capabilities: &str, last: &'static str) -> (Sc
 }
 
 /// Checks that no command expunges deleted mails of other clients.
-fn never_a_bare_expunge(server: &Scripted) {
+fn assert_no_bare_expunge(server: &Scripted) {
     let lines = server.lines();
     let bare = |line: &&String| line.contains(" EXPUNGE") && !line.contains(" UID EXPUNGE ") || line.contains(" CLOSE");
     assert_eq!(lines.iter().find(bare), None);
@@ -46,7 +46,7 @@ async fn after_leave_opens_the_mailbox_read_only() {
 
 #[tokio::test]
 async fn after_seen_marks_only_notifications() {
-    let (server, watching) = putting_away(SEEN, "IDLE", "UID STORE").await;
+    let (server, watching) = apply_after(SEEN, "IDLE", "UID STORE").await;
     assert_eq!(server.asked("UID STORE 1 +FLAGS.SILENT (\\Seen)"), 1);
     assert_eq!(server.asked("UID STORE 2 +FLAGS.SILENT (\\Seen)"), 1);
     assert_eq!(server.asked(" SELECT "), 1);
@@ -55,7 +55,7 @@ async fn after_seen_marks_only_notifications() {
 
 #[tokio::test]
 async fn after_move_uses_move_if_offered() {
-    let (server, watching) = putting_away(MOVE, "IDLE MOVE UIDPLUS", "UID MOVE").await;
+    let (server, watching) = apply_after(MOVE, "IDLE MOVE UIDPLUS", "UID MOVE").await;
     assert_eq!(server.asked(&format!("UID MOVE 1 {TARGET}")), 1);
     assert_eq!(server.asked("UID COPY") + server.asked("STORE") + server.asked("EXPUNGE"), 0);
     assert!(server.state().mails.is_empty());
@@ -64,21 +64,21 @@ async fn after_move_uses_move_if_offered() {
 
 #[tokio::test]
 async fn after_move_with_uidplus_expunges_only_notifications() {
-    let (server, watching) = putting_away(MOVE, "IDLE UIDPLUS", "UID EXPUNGE").await;
+    let (server, watching) = apply_after(MOVE, "IDLE UIDPLUS", "UID EXPUNGE").await;
     for command in [&format!("UID COPY 2 {TARGET}"), "UID STORE 2 +FLAGS.SILENT (\\Deleted)", "UID EXPUNGE 2"] {
         assert_eq!(server.asked(command), 1, "{command}");
     }
-    never_a_bare_expunge(&server);
+    assert_no_bare_expunge(&server);
     assert!(server.state().mails.is_empty());
     watching.end().await;
 }
 
 #[tokio::test]
 async fn after_move_without_uidplus_never_expunges() {
-    let (server, watching) = putting_away(MOVE, "IDLE", "UID STORE").await;
+    let (server, watching) = apply_after(MOVE, "IDLE", "UID STORE").await;
     assert_eq!(server.asked("UID COPY"), 2);
     assert_eq!(server.asked("EXPUNGE"), 0);
-    never_a_bare_expunge(&server);
+    assert_no_bare_expunge(&server);
     assert_eq!(server.state().mails.len(), 2);
     watching.end().await;
 }

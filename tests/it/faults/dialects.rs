@@ -7,7 +7,7 @@ use testkit::scripted::{notification, other};
 use testkit::watching::dedicated;
 
 /// Makes the server send each FETCH response with a body through `change`.
-fn speaks(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
+fn change_bodies(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
             return vec![Step::Usual];
@@ -34,7 +34,7 @@ async fn odd_fetch_responses_are_read() {
         ("* 1 FETCH", "* NOOP\r\n* 1 FETCH"),
     ] {
         let server = Scripted::start().await;
-        speaks(&server, move |usual| {
+        change_bodies(&server, move |usual| {
             assert!(usual.contains(from), "{from:?} in {usual:?}");
             usual.replace(from, to)
         });

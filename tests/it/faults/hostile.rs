@@ -10,7 +10,7 @@ const PLACES: [&str; 7] = ["greeting", "LOGIN", "CAPABILITY", "EXAMINE", "UID FE
 
 /// Makes the server perform these steps once on each occasion. The watcher has to recover. Returns the processor seconds
 /// and the KiB for each occasion.
-async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
+async fn attack_costs(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
     let mut costs = Vec::new();
     for name in PLACES {
         let server = Scripted::start().await;
@@ -38,7 +38,7 @@ fn an_announced_huge_literal_takes_no_memory() {
     }
     block_on(async {
         let huge = &*vec![say("* 1 FETCH (UID 1 BODY[] {536000000}\r\nFrom: "), Step::Mute].leak();
-        assert_cheap(&endured(huge, EACH_SECOND).await);
+        assert_cheap(&attack_costs(huge, EACH_SECOND).await);
     });
 }
 
@@ -51,7 +51,7 @@ fn an_endless_line_costs_little() {
     let steps = &*vec![Step::Flood(chunk)].leak();
     // A large max_size does not allow a longer line.
     let more = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
-    block_on(async { assert_cheap(&endured(steps, more).await) });
+    block_on(async { assert_cheap(&attack_costs(steps, more).await) });
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn a_flood_of_responses_costs_little() {
     }
     for chunk in ["* OK still here\r\n", "* 3 FETCH (UID 3 FLAGS (\\Seen))\r\n", "* 5 EXISTS\r\n* 5 EXPUNGE\r\n"] {
         let steps = &*vec![Step::Flood(chunk.repeat(100).leak())].leak();
-        block_on(async { assert_cheap(&endured(steps, EACH_SECOND).await) });
+        block_on(async { assert_cheap(&attack_costs(steps, EACH_SECOND).await) });
     }
 }
 

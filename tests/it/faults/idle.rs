@@ -7,7 +7,7 @@ use testkit::watching::dedicated;
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// A watcher in IDLE on an empty mailbox, renewed once a minute.
-async fn at_rest(server: &Scripted) -> Watching {
+async fn idle_watcher(server: &Scripted) -> Watching {
     let mut watching = dedicated(server);
     watching.idle().await;
     watching
@@ -25,7 +25,7 @@ async fn exists_before_a_tagged_ok_is_used() {
         watching.end().await;
     }
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     once(&server, "UID FETCH", 2, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
     server.deliver("first");
     assert!(watching.mail("second").await < AT_ONCE);
@@ -151,7 +151,7 @@ async fn a_server_without_idle_is_polled() {
 #[tokio::test]
 async fn an_idle_ended_by_the_server_is_repeated() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     once(&server, "news", 1, &[Step::EndIdle, Step::Usual]);
     server.deliver("with its end");
     assert!(watching.mail("with its end").await < AT_ONCE);
@@ -206,7 +206,7 @@ async fn a_server_that_ends_idle_is_polled() {
 #[tokio::test]
 async fn a_done_after_the_idle_is_no_failure() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     // The server has ended the IDLE and treats the DONE as a command.
     once(&server, "DONE", 1, &[Step::Ok, say("DONE BAD unknown command\r\n")]);
     server.deliver("at the crossing");
@@ -241,7 +241,7 @@ async fn done_fetch_and_idle_leave_in_one_write() {
 #[tokio::test]
 async fn commands_dropped_after_done_cost_one_timeout() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     // Stalwart before 0.10 answers the DONE and drops the commands in the same packet.
     server.script(|seen| match seen.name {
         "DONE" => vec![Step::Usual, Step::Overhear],

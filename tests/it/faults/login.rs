@@ -7,7 +7,7 @@ use resmic_mailhook::source::imap::{Account, Credentials, Login, Tls};
 use testkit::watching::dedicated;
 
 /// A timing in which the pause after a refused login is longer than any test.
-fn strict() -> Timing {
+fn long_login_pause() -> Timing {
     Timing { retry_login: Backoff { base: Duration::from_secs(600), cap: Duration::from_secs(600) }, ..quick() }
 }
 
@@ -49,7 +49,7 @@ async fn a_greeting_of_another_protocol_is_reported() {
 async fn preauth_is_refused_without_a_password() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
-    let mut watching = watch_in(&server, DEDICATED, strict());
+    let mut watching = watch_in(&server, DEDICATED, long_login_pause());
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("PREAUTH"), "{words}");
     assert_eq!(server.count("LOGIN"), 0);
@@ -90,7 +90,7 @@ async fn wrong_credentials_are_retried_rarely() {
     ] {
         let server = Scripted::start().await;
         always(&server, "LOGIN", &[say(answer)]);
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
         assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
@@ -136,7 +136,7 @@ async fn temporary_refusals_are_retried_soon() {
         for status in ["NO", "BAD"] {
             let server = Scripted::start().await;
             once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
-            let mut watching = watch_in(&server, DEDICATED, strict());
+            let mut watching = watch_in(&server, DEDICATED, long_login_pause());
             let words = watching.state(MailboxState::Failed).await.unwrap();
             assert!(words.contains("LOGIN refused") && words.contains("retries soon"), "{words}");
             assert!(!words.contains("password"), "{words}");
@@ -151,7 +151,7 @@ async fn a_refusal_with_another_tag_is_retried() {
     for tag in ["A9999", "a", "LOGIN"] {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.contains("an answer to another command"), "{words}");
         watching.idle().await;
@@ -188,7 +188,7 @@ async fn without_login_a_password_goes_by_sasl_plain() {
             _ if seen.line == BASE64_SECRET => vec![say("A0001 OK in\r\n")],
             _ => vec![Step::Usual],
         });
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         watching.idle().await;
         assert_eq!(login_lines(&server), lines, "{offered}");
         watching.end().await;
@@ -200,7 +200,7 @@ async fn logindisabled_is_noticed_after_a_refusal() {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
     always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
-    let mut watching = watch_in(&server, DEDICATED, strict());
+    let mut watching = watch_in(&server, DEDICATED, long_login_pause());
     watching.idle().await;
     assert_eq!((server.connections(), server.count("AUTHENTICATE")), (1, 1));
     watching.end().await;
@@ -218,7 +218,7 @@ async fn the_error_of_an_impossible_login_helps() {
             "LOGIN" => vec![say("{tag} BAD disabled\r\n")],
             _ => vec![Step::Usual],
         });
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         for part in ["LOGINDISABLED", "`tls`", "oauth2"] {
             assert!(words.contains(part), "{words}");
@@ -292,7 +292,7 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
         login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
         is_candidate: Box::new(|_| true),
         pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
-        timing: strict(),
+        timing: long_login_pause(),
         sleeps: resmic_mailhook::vigil::Sleeps::none(),
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     }

@@ -7,7 +7,7 @@ use testkit::scripted::{notification, other};
 
 const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
 
-async fn at_rest(more: &str) -> (Scripted, Watching) {
+async fn idle_watcher(more: &str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = "IDLE NOTIFY".into());
     let mut watching = watch(&server, more);
@@ -21,7 +21,7 @@ fn pushed(place: usize, uid: u32, subject: &str) -> Step {
 
 #[tokio::test]
 async fn a_pushed_mail_costs_no_command() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     let before = server.lines().len();
     server.deliver("pushed");
     watching.mail("pushed").await;
@@ -32,7 +32,7 @@ async fn a_pushed_mail_costs_no_command() {
 
 #[tokio::test]
 async fn shared_mailbox_gets_headers_pushed() {
-    let (server, mut watching) = at_rest(SHARED).await;
+    let (server, mut watching) = idle_watcher(SHARED).await;
     assert_eq!((server.asked("NOTIFY SET"), server.asked("BODY.PEEK[]")), (1, 0));
     server.change(|state| state.deliver(&other("a letter")));
     server.deliver("ours");
@@ -58,7 +58,7 @@ async fn a_refused_notify_is_not_needed() {
 
 #[tokio::test]
 async fn a_mail_that_is_not_pushed_is_fetched() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     let grace = quick().push_grace;
     // The server announces the mail but does not push it.
     always(&server, "news", &[Step::Announce]);
@@ -74,7 +74,7 @@ async fn a_mail_that_is_not_pushed_is_fetched() {
 
 #[tokio::test]
 async fn the_rest_of_a_partial_push_is_fetched() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     // The server pushes only the second of three mails. Later it pushes a mail without its body.
     once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
     server.change(|state| {
@@ -101,7 +101,7 @@ async fn the_rest_of_a_partial_push_is_fetched() {
 
 #[tokio::test]
 async fn a_wrong_uid_in_a_push_skips_nothing() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     once(&server, "news", 1, &[Step::Announce, pushed(1, 9, "under a wrong number")]);
     server.deliver("unread");
     watching.mail("under a wrong number").await;
@@ -133,7 +133,7 @@ async fn an_unsolicited_fetch_response_skips_nothing() {
 
 #[tokio::test]
 async fn a_push_of_an_old_uid_is_dropped() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     server.deliver("first");
     watching.mail("first").await;
     once(&server, "news", 2, &[pushed(1, 1, "first again"), Step::Usual]);
@@ -146,7 +146,7 @@ async fn a_push_of_an_old_uid_is_dropped() {
 
 #[tokio::test]
 async fn a_notification_overflow_ends_only_the_pushes() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     always(&server, "news", &[say("* OK [NOTIFICATIONOVERFLOW] too much to tell\r\n"), Step::Announce]);
     for n in 0..4 {
         server.deliver(&format!("number {n}"));

@@ -20,7 +20,7 @@ const USUAL: Duration = Duration::from_secs(3);
 
 /// Starts a watcher and its ingest as the daemon does, and returns their heartbeat. `pace` is the number of simultaneous
 /// connection attempts.
-fn begin(
+fn start_watcher(
     server: &Scripted,
     home: &Home,
     timing: Timing,
@@ -56,7 +56,8 @@ async fn the_watchdog_notices_a_watcher_that_hangs() {
     let home = Home::new(&account(server.port, ""));
     // Without timeouts, the watcher hangs at the fourth renewal.
     let endless = Duration::from_secs(3600);
-    let (heartbeats, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
+    let (heartbeats, _shutdown) =
+        start_watcher(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
     once(&server, "DONE", 4, &[Step::Mute]);
     let began = std::time::Instant::now();
     server.until("the fourth renewal", |state| state.count("DONE") == 4).await;
@@ -75,7 +76,7 @@ async fn the_watchdog_notices_a_watcher_that_hangs() {
 async fn waiting_for_a_connection_slot_is_progress() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
-    let (heartbeats, _shutdown) = begin(&server, &home, quick(), 0, Duration::ZERO);
+    let (heartbeats, _shutdown) = start_watcher(&server, &home, quick(), 0, Duration::ZERO);
     let in_time = async {
         while !heartbeats.late().is_empty() {
             tokio::time::sleep(ms(10)).await;

@@ -222,7 +222,7 @@ fn restore(state: &mut ServerState, mails: usize) {
 }
 
 /// Changes the mailbox between two connections.
-async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut ServerState)) {
+async fn change_while_disconnected(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut ServerState)) {
     once(server, "news", server.count("news") + 1, &[Step::Close]);
     watching.states.clear();
     server.change(change);
@@ -245,7 +245,7 @@ async fn newer_dates_reveal_a_restored_backup() {
         let mut watching = watch(&server, more);
         watching.until_cursor(7, 5).await;
         watching.idle().await;
-        meanwhile(&server, &mut watching, |state| {
+        change_while_disconnected(&server, &mut watching, |state| {
             restore(state, 1);
             deliver_at(state, &notification("under a number that was passed"), LATER);
             (0..5).for_each(|_| _ = deliver_at(state, &other("new"), LATER));
@@ -259,7 +259,10 @@ async fn newer_dates_reveal_a_restored_backup() {
         assert_eq!(kept, 2, "all was read anew");
         for n in 0..3 {
             let subject = format!("then {n}");
-            meanwhile(&server, &mut watching, |state| _ = deliver_at(state, &notification(&subject), LATER)).await;
+            change_while_disconnected(&server, &mut watching, |state| {
+                _ = deliver_at(state, &notification(&subject), LATER)
+            })
+            .await;
             watching.mail(&subject).await;
         }
         assert_eq!(watching.times("kept"), kept, "{more}");
@@ -275,7 +278,7 @@ async fn another_mail_under_a_known_uid_is_renumbering() {
         let mut watching = watch(&server, more);
         watching.mail("2").await;
         watching.idle().await;
-        meanwhile(&server, &mut watching, |state| {
+        change_while_disconnected(&server, &mut watching, |state| {
             restore(state, 1);
             deliver_at(state, &notification("filed late"), BEFORE);
             // In the shared mailbox, other people's mails leave no rows. They must not look like another renumbering.
@@ -286,7 +289,10 @@ async fn another_mail_under_a_known_uid_is_renumbering() {
         assert_eq!(watching.times("0"), 2);
         for n in 3..6 {
             let subject = n.to_string();
-            meanwhile(&server, &mut watching, |state| _ = deliver_at(state, &notification(&subject), LATER)).await;
+            change_while_disconnected(&server, &mut watching, |state| {
+                _ = deliver_at(state, &notification(&subject), LATER)
+            })
+            .await;
             watching.mail(&subject).await;
         }
         assert_eq!(watching.times("0"), 2, "{more}");
@@ -310,7 +316,7 @@ async fn wrong_server_clocks_are_no_renumbering() {
             watching.idle().await;
             for n in 0..3 {
                 let subject = format!("then {n}");
-                meanwhile(&server, &mut watching, |state| {
+                change_while_disconnected(&server, &mut watching, |state| {
                     // The last mail that was read is removed. Three mails arrive: another person's, one that was moved
                     // here with its old date, and a new one.
                     state.mails.truncate(state.mails.len().saturating_sub(1).max(1));
@@ -339,7 +345,7 @@ async fn impossible_dates_are_ignored() {
     let mut watching = watch(&server, SHARED);
     watching.until_cursor(7, 3).await;
     watching.idle().await;
-    meanwhile(&server, &mut watching, |state| {
+    change_while_disconnected(&server, &mut watching, |state| {
         restore(state, 2);
         deliver_at(state, &notification("under a number that was passed"), LATER);
         deliver_at(state, &other("new"), LATER);
@@ -359,7 +365,7 @@ async fn a_missing_newest_date_is_read_at_once() {
     let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 5))));
     let mut watching = Watching::from_cursor(settings(server.port, SHARED), quick(), cursor);
     watching.idle().await;
-    meanwhile(&server, &mut watching, |state| {
+    change_while_disconnected(&server, &mut watching, |state| {
         restore(state, 1);
         deliver_at(state, &notification("under a number that was passed"), LATER);
         (0..5).for_each(|_| _ = deliver_at(state, &other("new"), LATER));
@@ -381,10 +387,10 @@ async fn only_the_last_uids_are_compared() {
     let mut watching = watch(&server, SHARED);
     watching.until_cursor(7, 1_300).await;
     watching.idle().await;
-    meanwhile(&server, &mut watching, |state| _ = deliver_at(state, &notification("new"), LATER)).await;
+    change_while_disconnected(&server, &mut watching, |state| _ = deliver_at(state, &notification("new"), LATER)).await;
     watching.mail("new").await;
     assert_eq!(server.asked("UID FETCH 1:* "), 1, "it is the same mailbox");
-    meanwhile(&server, &mut watching, |state| {
+    change_while_disconnected(&server, &mut watching, |state| {
         restore(state, 1_250);
         deliver_at(state, &notification("under a number that was passed"), "05-Mar-2025 06:00:00 +0000");
         (0..60).for_each(|_| _ = deliver_at(state, &other("new"), "05-Mar-2025 06:00:00 +0000"));
@@ -402,7 +408,7 @@ async fn the_comparison_costs_one_bounded_round_trip() {
     watching.until_cursor(7, 1000).await;
     watching.idle().await;
     let before = server.lines().len();
-    meanwhile(&server, &mut watching, |state| _ = state.deliver(&notification("new"))).await;
+    change_while_disconnected(&server, &mut watching, |state| _ = state.deliver(&notification("new"))).await;
     watching.mail("new").await;
     let lines: Vec<_> = server.lines().into_iter().skip(before).filter(|line| line.contains("FETCH")).collect();
     assert!(lines[0].contains("UID FETCH 801:1000 (UID INTERNALDATE)"), "{lines:?}");

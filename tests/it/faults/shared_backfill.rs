@@ -18,7 +18,7 @@ fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
     ours
 }
 
-async fn all_of(watching: &mut Watching, ours: &[u32], last: u32) {
+async fn assert_all_read(watching: &mut Watching, ours: &[u32], last: u32) {
     watching.until_cursor(7, last).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(watching.handed.values().all(|(_, times)| *times == 1));
@@ -38,7 +38,7 @@ async fn most_mails_cost_only_their_from() {
     let server = Scripted::start().await;
     let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
-    all_of(&mut watching, &ours, 1_500).await;
+    assert_all_read(&mut watching, &ours, 1_500).await;
     // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need those.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
@@ -52,7 +52,7 @@ async fn sparse_uid_sets_fit_the_line_limit() {
         let server = Scripted::start().await;
         let ours = server.change(|state| fill(state, 1_200, step));
         let mut watching = watch(&server, SHARED);
-        all_of(&mut watching, &ours, 1_200 * step).await;
+        assert_all_read(&mut watching, &ours, 1_200 * step).await;
         let longest = server.lines().iter().map(String::len).max().unwrap();
         assert!(longest < 6_000, "{longest}");
         watching.end().await;
@@ -87,7 +87,7 @@ async fn responses_may_come_in_any_order() {
         }
     });
     let mut watching = watch(&server, SHARED);
-    all_of(&mut watching, &ours, 1_200).await;
+    assert_all_read(&mut watching, &ours, 1_200).await;
     // One listing, three parts, and the bodies of each: nothing was requested twice.
     assert_eq!(server.asked("UID FETCH"), 7, "{:?}", server.lines());
     assert_eq!(server.connections(), 1);
@@ -109,7 +109,7 @@ async fn the_cursor_waits_for_an_omitted_mail() {
     assert!(!watching.handed.contains_key(&(7, 300)));
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 300));
     watching.mail("number 300").await;
-    all_of(&mut watching, &ours, 2_400).await;
+    assert_all_read(&mut watching, &ours, 2_400).await;
     watching.end().await;
 }
 

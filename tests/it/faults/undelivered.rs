@@ -22,7 +22,7 @@ const FORMS: [FetchFault; 9] = [
 const EACH_SECOND: &str = "idle_renew = \"1s\"";
 
 /// Short timeouts, after which an undelivered mail gets its row.
-fn hasty() -> Timing {
+fn short_timeouts() -> Timing {
     Timing { answer: ms(200), again: ms(10), ..quick() }
 }
 
@@ -43,7 +43,7 @@ fn times(watching: &Watching, mails: std::ops::RangeInclusive<u32>) -> Vec<usize
 async fn an_undelivered_mail_gets_a_row() {
     let each = FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
         let server = server_with(5, 3, form).await;
-        let mut watching = watch_in(&server, more, hasty());
+        let mut watching = watch_in(&server, more, short_timeouts());
         watching.until(&format!("the end: {form:?}"), |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
         assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {more}");
         // A refused window is fetched again in parts, so that other mails may arrive twice.
@@ -67,7 +67,7 @@ async fn a_new_undelivered_mail_gets_a_row() {
             FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
                 let server = server_with(0, 1, form).await;
                 server.change(|state| state.capabilities = capabilities.into());
-                let mut watching = watch_in(&server, more, Timing { poll: ms(50), ..hasty() });
+                let mut watching = watch_in(&server, more, Timing { poll: ms(50), ..short_timeouts() });
                 watching.until("a sync", |w| w.seen > 1).await;
                 server.deliver("withheld");
                 watching.until(&format!("the row: {form:?}"), |w| w.undelivered.contains(&(7, 1))).await;
@@ -85,7 +85,7 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
     let each =
         FORMS.into_iter().flat_map(|form| [("dedicated = true\n", form), ("", form)]).map(|(more, form)| async move {
             let server = server_with(2, 1, form).await;
-            let mut watching = watch_in(&server, &format!("{more}{EACH_SECOND}"), hasty());
+            let mut watching = watch_in(&server, &format!("{more}{EACH_SECOND}"), short_timeouts());
             watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
             watching.idle().await;
             let asked = server.asked("UID FETCH 1 (");
@@ -105,7 +105,7 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
 #[tokio::test]
 async fn a_mail_that_breaks_connections_is_no_failure() {
     let server = server_with(2, 1, FetchFault::Bye).await;
-    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
     watching.idle().await;
     let connections = server.connections();
@@ -119,7 +119,7 @@ async fn a_mail_that_breaks_connections_is_no_failure() {
 #[tokio::test]
 async fn a_removed_undelivered_mail_is_not_requested() {
     let server = server_with(2, 1, FetchFault::Nil).await;
-    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
     server.change(|state| state.mails.retain(|(uid, _)| *uid != 1));
     watching.until("its end", |w| w.availability.last() == Some(&(1, Availability::Gone))).await;
@@ -137,7 +137,7 @@ async fn foreign_mails_with_late_headers_are_not_read() {
         state.deliver(&other("another letter"));
         state.fetch_faults.insert(1, FetchFault::Nil);
     });
-    let mut watching = watch_in(&server, EACH_SECOND, hasty());
+    let mut watching = watch_in(&server, EACH_SECOND, short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
     server.change(|state| state.fetch_faults.clear());
     watching.until("its end", |w| w.availability.last() == Some(&(1, Availability::Foreign))).await;
@@ -156,7 +156,7 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
         (60, FetchFault::Bye),
     ];
     server.change(|state| state.fetch_faults.extend(faults));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     watching.until_cursor(7, 60).await;
     let rows: BTreeSet<u32> = watching.undelivered.iter().map(|(_, uid)| *uid).collect();
     assert_eq!(rows, faults.map(|(uid, _)| uid).into());
@@ -216,7 +216,7 @@ async fn the_body_decides_what_is_too_large() {
 async fn refusal_of_all_mails_makes_no_rows() {
     let server = server_with(3, 1, FetchFault::No).await;
     server.change(|state| state.fetch_faults.extend([(2, FetchFault::No), (3, FetchFault::No)]));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     watching.while_server("several connections", |state| state.connections() > 5).await;
     assert!(watching.availability.is_empty());
     server.change(|state| state.fetch_faults.clear());
@@ -228,7 +228,7 @@ async fn refusal_of_all_mails_makes_no_rows() {
 async fn undelivered_mails_do_not_look_like_renumbering() {
     let server = server_with(3, 3, FetchFault::Bye).await;
     server.change(|state| state.dates.insert(3, "06-Mar-2025 03:36:00 +0000".into()));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 3))).await;
     watching.idle().await;
     once(&server, "news", server.count("news") + 1, &[Step::Close]);
@@ -243,7 +243,7 @@ async fn undelivered_mails_do_not_look_like_renumbering() {
 async fn a_server_that_delivers_nothing_makes_no_rows() {
     let server = server_with(100, 1, FetchFault::Nil).await;
     server.change(|state| state.fetch_faults.extend((1..=100).map(|uid| (uid, FetchFault::Nil))));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("100 mails"), "{words}");
     server.change(|state| state.fetch_faults.clear());
@@ -257,7 +257,7 @@ async fn many_undelivered_mails_are_completed_at_one_renewal() {
     for form in [FetchFault::Nil, FetchFault::No] {
         let server = server_with(101, 1, form).await;
         server.change(|state| state.fetch_faults.extend((1..=100).map(|uid| (uid, form))));
-        let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+        let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
         watching.until("the rows", |w| w.undelivered.len() == 100).await;
         watching.idle().await;
         server.change(|state| state.fetch_faults.clear());

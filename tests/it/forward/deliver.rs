@@ -6,7 +6,7 @@ use std::time::Duration;
 use ring::hmac;
 
 use super::*;
-use testkit::receiver::{Answer, Receiver, status};
+use testkit::receiver::{Receiver, ReceiverAnswer, status};
 
 #[tokio::test]
 async fn an_event_has_the_form_of_the_webhook() {
@@ -63,7 +63,7 @@ async fn events_of_a_session_keep_their_order() {
 
 #[tokio::test]
 async fn targets_are_independent_of_each_other() {
-    let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| Answer::Hang));
+    let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| ReceiverAnswer::Hang));
     let table =
         |name: &str, address, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/\"\n{more}"));
     let mut setup = ForwarderSetup::new(vec![
@@ -91,7 +91,7 @@ async fn a_unix_socket_target_is_served() {
     let serving = receiver.clone();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        serving.talk(stream).await;
+        serving.serve_connection(stream).await;
     });
     let table = format!("name = \"shop\"\nunix = {path:?}\npath = \"/pay?x=1\"");
     let mut setup = ForwarderSetup::new(vec![settings(&table)]);
@@ -105,7 +105,7 @@ async fn a_unix_socket_target_is_served() {
 
 #[tokio::test]
 async fn a_stop_completes_the_running_request() {
-    let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(300)));
+    let receiver = Receiver::new(|_, _| ReceiverAnswer::Slowly(Duration::from_millis(300)));
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     setup.start();
     setup.record(vec![paid(Some(1), 1)]).await;

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use resmic_mailhook::db::RetrySelection;
 
 use super::*;
-use testkit::receiver::{Answer, Receiver, status};
+use testkit::receiver::{Receiver, ReceiverAnswer, status};
 
 /// The delivery after its first attempt at a handler with this response.
-async fn first_failure(answer: Answer) -> DeliveryRow {
+async fn first_failure(answer: ReceiverAnswer) -> DeliveryRow {
     let receiver = Receiver::new(move |_, _| answer.clone());
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
     setup.start();
@@ -21,7 +21,7 @@ async fn first_failure(answer: Answer) -> DeliveryRow {
 
 #[tokio::test]
 async fn failures_have_different_errors() {
-    let bytes = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+    let bytes = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
     for (answer, status, words) in [
         (status(500), Some(500), "500"),
         (
@@ -41,16 +41,16 @@ async fn failures_have_different_errors() {
         (bytes("HTTP/1.1 103 Early Hints\r\nX: HTTP/1.1 200 OK\r\n\r\n"), None, "no answer: "),
         (bytes("HTTP/1.1 200"), None, "no answer: "),
         (bytes("HTTP/1.1 2000 OK\r\n\r\n"), None, "no answer: "),
-        (Answer::Unended("HTTP/1.1 200 OK"), None, "no answer within 1s"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK"), None, "no answer within 1s"),
         (bytes("HTTP/1.1 503 Busy\r\nContent-Length: x\r\n\r\n"), Some(503), "503 Service Unavailable"),
         (
             bytes("HTTP/1.1 307 There\r\nLocation: http://10.0.0.1/\r\nContent-Length: -1\r\n\r\n"),
             Some(307),
             "a redirect to \"http://10.0.0.1/\", which is not",
         ),
-        (Answer::Close, None, "no answer: "),
-        (Answer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
-        (Answer::Hang, None, "no answer within 1s"),
+        (ReceiverAnswer::Close, None, "no answer: "),
+        (ReceiverAnswer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
+        (ReceiverAnswer::Hang, None, "no answer within 1s"),
     ] {
         let row = first_failure(answer).await;
         let error = row.last_error.unwrap();
@@ -63,7 +63,7 @@ async fn failures_have_different_errors() {
 #[tokio::test]
 async fn attempts_record_their_result() {
     let (accepts, rejects) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| status(500)));
-    let (hangs, closes) = (Receiver::new(|_, _| Answer::Hang), Receiver::new(|_, _| Answer::Close));
+    let (hangs, closes) = (Receiver::new(|_, _| ReceiverAnswer::Hang), Receiver::new(|_, _| ReceiverAnswer::Close));
     let [accepts, rejects, hangs, closes] =
         [accepts.listen().await, rejects.listen().await, hangs.listen().await, closes.listen().await];
     let refuses = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -88,7 +88,7 @@ async fn attempts_record_their_result() {
 #[tokio::test]
 async fn an_endless_answer_is_cut_off() {
     let began = Instant::now();
-    let row = first_failure(Answer::Endless).await;
+    let row = first_failure(ReceiverAnswer::Endless).await;
     assert_eq!(row.last_error.as_deref(), Some("500 Internal Server Error: first line"));
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
@@ -96,14 +96,15 @@ async fn an_endless_answer_is_cut_off() {
 #[tokio::test]
 async fn a_status_of_2xx_counts_whatever_follows() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
-    let with = |fields: &str| Answer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
-    let text = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+    let with =
+        |fields: &str| ReceiverAnswer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
+    let text = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
     let length =
         |version, length| text(&format!("HTTP/{version} 200 OK\r\nContent-Length: {length}\r\n\r\n{{\"ok\":1}}"));
     for (answer, timeout) in [
-        (Answer::Bytes(CUT.into()), "10s"),
+        (ReceiverAnswer::Bytes(CUT.into()), "10s"),
         // The timeout ends before the rest of the body could arrive.
-        (Answer::Unended(CUT), "300ms"),
+        (ReceiverAnswer::Unended(CUT), "300ms"),
         (with(&"X: y\r\n".repeat(500)), "10s"),
         (with("X: y\r\n\tz\r\n"), "10s"),
         (with("X-Größe : 5\r\n"), "10s"),
@@ -126,8 +127,8 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         (text("HTTP/1.1 204 No Content\r\nContent-Length: x\r\n\r\nok"), "10s"),
         (text("HTTP/1.1 200 OK\r\nno field\r\n\r\nHTTP/1.1 500 Oh\r\n\r\n"), "10s"),
         (text("HTTP/1.1 200 OK\r\nContent-"), "10s"),
-        (Answer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
-        (Answer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
     ] {
         let said = format!("{answer:.200?}");
         let receiver = Receiver::new(move |_, _| answer.clone());
@@ -163,7 +164,7 @@ async fn a_handler_that_restarts_misses_nothing() {
 #[tokio::test]
 async fn retry_after_is_respected() {
     let receiver = Receiver::new(|n, _| match n {
-        0 => Answer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        0 => ReceiverAnswer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
         _ => status(200),
     });
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
@@ -202,7 +203,7 @@ async fn a_dead_delivery_may_be_retried() {
 #[tokio::test]
 async fn a_killed_forwarder_repeats_only_running_attempts() {
     const MANY: usize = 300;
-    let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(5)));
+    let receiver = Receiver::new(|_, _| ReceiverAnswer::Slowly(Duration::from_millis(5)));
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     setup.record((0..MANY).map(|n| paid(Some(n as u32), n as u32)).collect()).await;
     for kill_after in [40, 120, 200] {
@@ -240,7 +241,7 @@ async fn a_locked_database_only_delays_deliveries() {
 
 #[tokio::test]
 async fn a_maybe_delivered_event_is_repeated_unchanged() {
-    let receiver = Receiver::new(|n, _| if n == 0 { Answer::Hang } else { status(200) });
+    let receiver = Receiver::new(|n, _| if n == 0 { ReceiverAnswer::Hang } else { status(200) });
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
     let mut bare = paid(Some(1), 1);
     bare.reading.blockchain = None;

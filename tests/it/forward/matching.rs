@@ -2,22 +2,22 @@
 
 use resmic_mailhook::payments;
 
-use super::sessions::{any, events, new, of_order, states};
+use super::sessions::{events, new, of_order, one_target, states};
 use super::*;
 
 /// A setup with matching by amount.
 fn matching() -> ForwarderSetup {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
-    let targets = any().iter().map(ForwardSettings::target).collect();
+    let targets = one_target().iter().map(ForwardSettings::target).collect();
     let store =
         Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching, chains: Vec::new() })
             .unwrap();
-    ForwarderSetup { folder: Arc::new(folder), store, settings: any(), running: None }
+    ForwarderSetup { folder: Arc::new(folder), store, settings: one_target(), running: None }
 }
 
 /// The event with the current time.
-fn at(event: Event) -> Event {
+fn with_current_time(event: Event) -> Event {
     Event { header_time: Some(jiff::Timestamp::now()), ..event }
 }
 
@@ -31,7 +31,7 @@ async fn matching_by_amount_needs_a_unique_session() {
     let setup = matching();
     setup.store.session_add(new(1, Some("A"), Some("20.000"))).await.unwrap();
     setup.store.session_add(new(2, None, Some("21"))).await.unwrap();
-    setup.record(vec![at(paid(None, 1)), at(paid(None, 2))]).await;
+    setup.record(vec![with_current_time(paid(None, 1)), with_current_time(paid(None, 2))]).await;
     assert_eq!(states(&setup), ["pending", "held"], "the session is paid, and open to no second payment");
     assert_eq!(events(&setup).remove(0), (Some(session(1)), Some("match".into()), None));
     // A later registration matches the second payment. A third payment fits two sessions, so it matches none.
@@ -39,12 +39,12 @@ async fn matching_by_amount_needs_a_unique_session() {
     assert_eq!(states(&setup), ["pending", "pending"]);
     setup.store.session_add(new(4, None, Some("20"))).await.unwrap();
     setup.store.session_add(new(5, None, Some("20"))).await.unwrap();
-    setup.record(vec![at(paid(None, 3))]).await;
+    setup.record(vec![with_current_time(paid(None, 3))]).await;
     assert_eq!(states(&setup), ["pending", "pending", "held"]);
     // A session that fits two payments matches neither.
     setup.store.session_add(new(6, None, Some("33"))).await.unwrap();
     let dearer = |n| {
-        let mut event = at(paid(None, n));
+        let mut event = with_current_time(paid(None, n));
         event.reading.amount = Some("44".into());
         event
     };
@@ -53,7 +53,7 @@ async fn matching_by_amount_needs_a_unique_session() {
     assert_eq!(settled, payments::Reconciled::default());
     assert!(events(&setup)[3..5].iter().all(|(session, ..)| session.is_none()));
     // A payment with an order reference from an address is never matched by amount.
-    setup.record(vec![at(of_order("Z", 4))]).await;
+    setup.record(vec![with_current_time(of_order("Z", 4))]).await;
     assert_eq!(events(&setup).remove(5).0, None);
 }
 
@@ -64,10 +64,10 @@ async fn a_repeated_report_pays_no_second_session() {
         let n = if first.is_some() { 1 } else { 3 };
         let owed = first.is_none().then_some("20");
         setup.store.session_add(new(n, first, owed)).await.unwrap();
-        setup.record(vec![at(second.clone())]).await;
+        setup.record(vec![with_current_time(second.clone())]).await;
         // The first session is paid. Another session of the order, or with the same amount, is open.
         setup.store.session_add(new(n + 1, first, owed)).await.unwrap();
-        setup.record(vec![at(second)]).await;
+        setup.record(vec![with_current_time(second)]).await;
     }
     // A report that adds an order reference is not a duplicate.
     setup.record(vec![of_order("A", 2)]).await;
@@ -80,12 +80,12 @@ async fn a_repeated_report_pays_no_second_session() {
 async fn a_session_is_matched_with_one_transaction() {
     let setup = matching();
     setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
-    let mut pending = at(paid(None, 1));
+    let mut pending = with_current_time(paid(None, 1));
     pending.reading.status = Status::Pending;
-    setup.record(vec![pending, at(paid(None, 2))]).await;
+    setup.record(vec![pending, with_current_time(paid(None, 2))]).await;
     assert_eq!(events(&setup).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
     // Now that there are two candidates, the first one is held as well, and an operator has to decide.
-    setup.record(vec![at(paid(None, 1))]).await;
+    setup.record(vec![with_current_time(paid(None, 1))]).await;
     assert_eq!(states(&setup), ["held", "held"]);
 }
 
@@ -94,7 +94,7 @@ async fn the_spelling_of_a_hash_does_not_matter() {
     let setup = matching();
     setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
     let short = |status: Status| {
-        let mut event = at(paid(None, 1));
+        let mut event = with_current_time(paid(None, 1));
         let reading = &mut event.reading;
         (reading.status, reading.blockchain, reading.transaction_hash) =
             (status, Some("Starknet".into()), Some("0x1".into()));
@@ -126,7 +126,7 @@ async fn invalid_utf8_in_sessions_is_harmless() {
     setup.sql().execute(insert, [session(1)]).unwrap();
     setup.sql().execute("INSERT INTO sessions_to_reconcile VALUES (CAST(zeroblob(35) || x'FC' AS TEXT))", []).unwrap();
     assert_eq!(setup.store.session_add(new(2, Some("A"), None)).await.unwrap().released, 1);
-    setup.record(vec![at(paid(None, 2)), at(paid(Some(1), 3))]).await;
+    setup.record(vec![with_current_time(paid(None, 2)), with_current_time(paid(Some(1), 3))]).await;
     assert_eq!(states(&setup), ["pending", "pending", "held"], "it is found by its amount, and is paid once");
     let mut listed = Vec::new();
     let push = |row: payments::SessionRow| {
@@ -145,7 +145,7 @@ async fn a_replaced_session_is_matched_again() {
     for n in [1, 2] {
         setup.store.session_add(new(n, None, Some("20"))).await.unwrap();
     }
-    setup.record(vec![at(paid(None, 1))]).await;
+    setup.record(vec![with_current_time(paid(None, 1))]).await;
     setup.sql().execute("DELETE FROM sessions WHERE session_id = ?1", [session(2)]).unwrap();
     let settled = setup.store.session_add(new(1, None, Some("20.0"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released), (1, 1));
@@ -160,7 +160,7 @@ async fn sessions_may_be_ended_by_sql() {
         let update = format!("UPDATE sessions SET expires_at = {end} WHERE session_id = ?1");
         setup.sql().execute(&update, [session(n)]).unwrap();
     }
-    setup.record(vec![at(paid(None, 1))]).await;
+    setup.record(vec![with_current_time(paid(None, 1))]).await;
     assert_eq!(events(&setup).remove(0).0, None);
     setup
         .sql()

@@ -36,7 +36,7 @@ pub(super) fn events(setup: &ForwarderSetup) -> Vec<(Option<String>, Option<Stri
     all
 }
 
-pub(super) fn any() -> Vec<ForwardSettings> {
+pub(super) fn one_target() -> Vec<ForwardSettings> {
     vec![shop("127.0.0.1:1", "")]
 }
 
@@ -102,7 +102,7 @@ async fn a_changed_configuration_releases_deliveries() {
 #[tokio::test]
 async fn deliveries_are_released_despite_a_locked_database() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut setup = ForwarderSetup::new(any());
+    let mut setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(None, 1)]).await;
     assert_eq!(states(&setup), ["held"]);
     setup.settings = vec![shop(receiver.listen().await, "unresolved = \"send\"")];
@@ -119,7 +119,7 @@ async fn deliveries_are_released_despite_a_locked_database() {
 
 #[tokio::test]
 async fn an_underpaid_order_is_held() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
     setup.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
     assert_eq!(states(&setup), ["held", "pending", "held"]);
@@ -142,7 +142,7 @@ async fn an_underpaid_order_is_held() {
 
 #[tokio::test]
 async fn a_second_payment_waits_for_an_operator() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![of_order("A", 1), of_order("A", 2)]).await;
     let settled = setup.store.session_add(new(1, Some("A"), Some("20.00"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (2, 1, 0));
@@ -158,7 +158,7 @@ async fn a_second_payment_waits_for_an_operator() {
 
 #[tokio::test]
 async fn an_operator_resolves_a_conflict() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(None, 1), paid(Some(2), 2)]).await;
     let id = |event: Event| event.id().unwrap().to_string();
     let assigned = setup.store.session_assign(&id(paid(None, 1)), &session(9).to_uppercase()).await.unwrap();
@@ -179,7 +179,7 @@ async fn an_operator_resolves_a_conflict() {
 
 #[tokio::test]
 async fn assign_waits_for_a_running_attempt() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(None, 1)]).await;
     let id = paid(None, 1).id().unwrap().to_string();
     let assign = async |n: u32| setup.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
@@ -249,7 +249,7 @@ async fn a_delivered_payment_belongs_to_its_later_session() {
 
 #[tokio::test]
 async fn a_later_report_sets_the_session_source() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     setup.record(vec![paid(None, 1), of_order("A", 1)]).await;
     assert_eq!(events(&setup), [(Some(session(1)), Some("address".into()), None)]);
@@ -260,7 +260,7 @@ async fn a_later_report_sets_the_session_source() {
 
 #[tokio::test]
 async fn a_released_delivery_is_not_held_again() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(Some(1), 1)]).await;
     let register = "INSERT INTO sessions (session_id, amount) VALUES (?1, '21')";
     setup.sql().execute(register, [session(1)]).unwrap();
@@ -276,7 +276,7 @@ async fn a_released_delivery_is_not_held_again() {
 
 #[tokio::test]
 async fn a_held_event_does_not_hold_earlier_ones() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
     let mut elsewhere = paid(None, 1);
     elsewhere.reading.blockchain = Some("Base".into());
@@ -294,7 +294,7 @@ async fn a_held_event_does_not_hold_earlier_ones() {
 
 #[tokio::test]
 async fn held_events_get_the_order_reference() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
     setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     setup.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
@@ -341,7 +341,7 @@ async fn pending_after_completed_is_not_delivered() {
 
 #[tokio::test]
 async fn retry_skips_dead_deliveries_with_a_conflict() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
     setup.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
     let settled = setup.store.session_add(new(1, None, Some("2000"))).await.unwrap();
@@ -354,7 +354,7 @@ async fn retry_skips_dead_deliveries_with_a_conflict() {
 
 #[tokio::test]
 async fn sessions_are_listed_with_their_payments() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     let mut full = new(1, Some("A"), Some("20"));
     full.session_id = full.session_id.to_uppercase();
     full.blockchain = Some("BNB-CHAIN".into());
@@ -390,7 +390,7 @@ async fn sessions_are_listed_with_their_payments() {
 
 #[tokio::test]
 async fn session_times_are_normalized_or_refused() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     let sql = setup.sql();
     let insert = |n: u32, column: &str, value: &str| {
         sql.execute(&format!("INSERT INTO sessions (session_id, {column}) VALUES (?1, ?2)"), (session(n), value))
@@ -415,7 +415,7 @@ async fn session_times_are_normalized_or_refused() {
 async fn the_documented_insert_registers_a_session() {
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sessions.md")).unwrap();
     let (_, insert) = document.split_once("```sql\n").unwrap();
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     setup.record(vec![of_order("order-1001", 1)]).await;
     setup.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
     assert_eq!(setup.store.reconcile().await.unwrap().released, 1);
@@ -424,7 +424,7 @@ async fn the_documented_insert_registers_a_session() {
 
 #[tokio::test]
 async fn the_payments_view_shows_each_sessions_state() {
-    let setup = ForwarderSetup::new(any());
+    let setup = ForwarderSetup::new(one_target());
     let mut late = paid(Some(1), 1);
     late.reading.status = Status::Pending;
     late.reading.tx_time = Some("2030-01-01T00:00:00Z".parse().unwrap());
