@@ -131,7 +131,7 @@ impl Endpoint {
         change(&mut self.world.0.lock().unwrap())
     }
 
-    /// Waits until it was asked something.
+    /// Waits until the state satisfies a condition.
     pub fn until(&self, limit: Duration, mut holds: impl FnMut(&EndpointState) -> bool) {
         let world = self.world.0.lock().unwrap();
         let (_world, waited) = self.world.1.wait_timeout_while(world, limit, |world| !holds(world)).unwrap();
@@ -218,10 +218,10 @@ async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String,
     answer
 }
 
-/// Shown to the person, and kept by the program.
+/// The codes of a device authorization: one for the user, one for the program.
 pub const USER_CODE: &str = "WDJB-MJHT";
 pub const DEVICE_CODE: &str = "device code/%";
-/// In a redirect.
+/// The authorization code of a redirect.
 pub const CODE: &str = "4/code+&%";
 
 fn refused(error: &str) -> Answer {
@@ -240,7 +240,7 @@ impl EndpointState {
         (200, Vec::new(), answer.to_string())
     }
 
-    /// A browser comes; it is sent back at once.
+    /// A visit of the browser to `/authorize`, which redirects at once.
     fn visit(&mut self, query: HashMap<String, String>) -> Answer {
         let outcome = if self.refuses {
             "error=access_denied&error_description=not+today".to_owned()
@@ -252,7 +252,7 @@ impl EndpointState {
         (302, vec![("Location", target)], String::new())
     }
 
-    /// The first refresh token of an authorization.
+    /// Issues the first refresh token of an authorization.
     fn grant_first(&mut self, form: &HashMap<String, String>) -> Answer {
         let value = |key: &str| form.get(key).map(String::as_str).unwrap_or_default();
         let secret =
