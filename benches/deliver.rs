@@ -104,7 +104,7 @@ fn peak() -> String {
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?").trim().trim_end_matches(" kB").to_owned()
 }
 
-/// Starts a handler that accepts everything. The channel gets the arrival time of each request.
+/// Starts a handler that accepts everything. The channel gets the time at which each request arrives.
 async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (times, seen) = mpsc::unbounded_channel();

@@ -26,7 +26,7 @@ const BACKFILL: usize = 10_000;
 const ROW: usize = 16 * 4_096;
 /// The time that Dovecot waits after a change before it announces the change.
 const NOTIFY_DELAY: Duration = Duration::from_millis(500);
-/// The round trip time of the far server.
+/// The round trip to the far server.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 fn main() {

@@ -82,7 +82,7 @@ impl BareClient {
         Instant::now()
     }
 
-    /// Ends the IDLE, fetches the mails from this UID on in the same write, and returns the arrival time of the last byte.
+    /// Ends the IDLE, fetches the mails from this UID on in the same write, and returns when the last byte arrived.
     pub(crate) fn fetch_body(&mut self, uid: usize) -> Instant {
         self.send(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
         self.until(b"\r\nzb7 OK");

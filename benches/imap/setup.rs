@@ -127,7 +127,7 @@ impl CommitWatcher {
         self.seen = self.head();
     }
 
-    /// Waits until the database has this many mails and returns the time of the last commit.
+    /// Waits until the database has this many mails and returns when the last one was committed.
     pub(crate) fn wait_for_mails(&mut self, count: usize) -> Instant {
         let count = i64::try_from(count).unwrap();
         let deadline = Instant::now() + PATIENCE;
@@ -188,7 +188,7 @@ pub(crate) fn start_and_wait_for(home: &Home, question: &str, number: usize) -> 
     (daemon, at - open, cpu)
 }
 
-/// The CPU time of all threads in seconds (proc(5), schedstat).
+/// The seconds of CPU that all threads used (proc(5), schedstat).
 fn cpu(daemon: &Daemon) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap();
     let ran = tasks.map(|task| {
@@ -218,7 +218,7 @@ pub(crate) fn memory(daemon: &Daemon, field: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Starts a callback that accepts everything. The channel gets the arrival time of each request.
+/// Starts a callback that accepts everything. The channel gets the time at which each request arrives.
 pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -9,7 +9,7 @@ pub struct Random(AtomicU64);
 
 impl Random {
     /// Takes the seed from `MAILHOOK_SEED`, or a new one, and prints it.
-    pub fn new() -> Random {
+    pub fn from_environment() -> Random {
         let seed = match std::env::var("MAILHOOK_SEED") {
             Ok(seed) => seed.parse().expect("MAILHOOK_SEED is a number"),
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64,

@@ -24,7 +24,7 @@ struct StoredState {
 }
 
 impl StoredState {
-    /// What the store would return for this cursor.
+    /// The resume point that the store would return for this cursor.
     fn resume_point(&self, cursor: (u32, u32)) -> Known {
         let reached = self.reached.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
         let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;

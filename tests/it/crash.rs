@@ -37,7 +37,7 @@ fn run_and_kill(home: &Home, random: &Random) {
 
 #[test]
 fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
-    let (dovecot, random) = (Dovecot::start(), Arc::new(Random::new()));
+    let (dovecot, random) = (Dovecot::start(), Arc::new(Random::from_environment()));
     let chance = random.clone();
     let callback = Callback::replying(move |_, before| match chance.below(10) {
         0 if before == 0 => HandlerReply::Refuse,

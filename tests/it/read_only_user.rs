@@ -1,4 +1,4 @@
-//! A user who may read the database but cannot create files in its folder.
+//! A user with read access to the database who cannot create files in its folder.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

@@ -70,7 +70,7 @@ fn main() {
 
 impl Soak {
     fn new() -> Soak {
-        let (random, key) = (Arc::new(Random::new()), Key::ed25519());
+        let (random, key) = (Arc::new(Random::from_environment()), Key::ed25519());
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let dovecot = Dovecot::start();
         let proxies = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
@@ -105,7 +105,7 @@ impl Soak {
         *self.done.lock().unwrap().entry(what).or_default() += 1;
     }
 
-    /// Waits for a random time of up to `limit` milliseconds.
+    /// Waits for a random time, up to `limit` milliseconds.
     fn rest(&self, limit: u64) {
         let until = Instant::now() + self.random.moment(Duration::from_millis(limit));
         while !self.is_over() && Instant::now() < until {
