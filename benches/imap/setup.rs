@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use testkit::daemon::{Daemon, Home, samples};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 
@@ -42,7 +42,7 @@ impl BenchSetup {
     /// Payment `n` in the published layout, signed.
     pub(crate) fn payment(&self, n: usize) -> Vec<u8> {
         let mail = self.layout.replace("0x26b046c75021f22e", &format!("0x{n:016x}"));
-        sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &How::default())
+        sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &SigningOptions::default())
     }
 
     /// Another person's mail with the size of a notification.

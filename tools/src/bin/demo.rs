@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use testkit::anvil::{self, Anvil, calldata};
 use testkit::daemon::{Home, account, forward, samples};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 use testkit::paid::Paid;
@@ -223,7 +223,7 @@ fn all_samples(key: &Key) -> Vec<Sample> {
 }
 
 fn sample(name: String, path: &Path, key: &Key) -> Sample {
-    let mail = sign(&std::fs::read(path).unwrap(), key, &How::default());
+    let mail = sign(&std::fs::read(path).unwrap(), key, &SigningOptions::default());
     let expected = std::fs::read(path.with_extension("json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
     let outcome = expected["outcome"].as_str().unwrap().to_owned();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use testkit::callback::{Callback, HandlerReply};
 use testkit::daemon::{Daemon, Home, account, forward};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 use testkit::payments::{self, payment};
@@ -133,7 +133,7 @@ impl Soak {
 
     fn mail(&self, n: usize, to: &str) -> Vec<u8> {
         let mail = String::from_utf8(payment(n)).unwrap().replace(ADDRESSES[0], to);
-        sign(mail.as_bytes(), &self.key, &How::default())
+        sign(mail.as_bytes(), &self.key, &SigningOptions::default())
     }
 
     /// Disturbs the connections of one proxy again and again, with pauses.
