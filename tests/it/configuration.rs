@@ -77,12 +77,12 @@ fn the_example_of_a_chain_is_accepted() {
     let chain = Regex::new("(?m)^#   ").unwrap().replace_all(chain, "").into_owned();
     // These two are for chains that are not built in.
     let chain = chain.replace("id = 11155111\nnative = [\"SETH\", \"ethereum\"]\n", "");
-    let config = read(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
+    let config = parse_config(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
     let minimal = "[[chain]]\nname = \"Polygon\"\nnodes = [{ credential = \"polygon-node\" }]\n\
         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\
         USDC = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6, dollar = true }\n";
     let said = |config: &Config| config.chains[0].chain().unwrap();
-    assert_eq!(said(&config), said(&read(minimal).unwrap()), "the example says the defaults");
+    assert_eq!(said(&config), said(&parse_config(minimal).unwrap()), "the example says the defaults");
 }
 
 #[test]
@@ -90,13 +90,13 @@ fn a_confirmation_needs_a_chain() {
     let forward = "[[forward]]\nname = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }\n";
     let chain = "[[chain]]\nname = \"Base\"\nnodes = [{ env = \"N\" }]\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n";
     for word in ["require", "tell"] {
-        let error = read(&format!("{forward}confirm = \"{word}\"\n")).unwrap_err();
+        let error = parse_config(&format!("{forward}confirm = \"{word}\"\n")).unwrap_err();
         assert!(error.contains("config.toml:5: forward[0].confirm: needs a [[chain]]"), "{error}");
-        assert!(read(&format!("{forward}confirm = \"{word}\"\n{chain}")).is_ok());
+        assert!(parse_config(&format!("{forward}confirm = \"{word}\"\n{chain}")).is_ok());
     }
-    let error = read(&format!("{chain}nodes = 1\n")).unwrap_err();
+    let error = parse_config(&format!("{chain}nodes = 1\n")).unwrap_err();
     assert!(error.contains("config.toml:5: "), "{error}");
-    let error = read(&chain.replace("{ env = \"N\" }", "\"https://node.example/hunter2\"")).unwrap_err();
+    let error = parse_config(&chain.replace("{ env = \"N\" }", "\"https://node.example/hunter2\"")).unwrap_err();
     assert!(error.contains("chain[0].nodes") && !error.contains("hunter2"), "{error}");
 }
 

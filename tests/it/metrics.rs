@@ -12,7 +12,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use testkit::daemon::{Daemon, Home, account};
 use testkit::dovecot::Dovecot;
-use testkit::node::{Reply, ScriptedNode};
+use testkit::node::{NodeReply, ScriptedNode};
 use testkit::process::free_port;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -67,8 +67,8 @@ fn sepolia() -> ScriptedNode {
         let (number, time) = if is_latest { ("0x20", "0x67c7c7c0") } else { ("0x10", "0x67c7c780") };
         let block = json!({"number": number, "timestamp": time, "hash": format!("0x{}", "1".repeat(64))});
         Some(match call["method"].as_str().unwrap() {
-            "eth_chainId" => Reply::result(&call["id"], json!("0xaa36a7")),
-            _ => Reply::result(&call["id"], block),
+            "eth_chainId" => NodeReply::result(&call["id"], json!("0xaa36a7")),
+            _ => NodeReply::result(&call["id"], block),
         })
     })
 }

@@ -121,7 +121,7 @@ fn confirmations(dovecot: &Dovecot, dns: &Dns, key: &Key) -> usize {
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
     let deliver = |paid: &Paid| {
-        dovecot.deliver("payments@shop.example", &sign(paid.mail().as_bytes(), key, &How::default()));
+        dovecot.deliver("payments@shop.example", &sign(paid.mail().as_bytes(), key, &SigningOptions::default()));
     };
     deliver(&Paid::new(1, &format!("0x{:064x}", 0xbad), payer));
     let hash = node.send(payer, Some(&token), 0, &calldata("transfer(address,uint256)", &[shop, "20000000"]));
