@@ -1,5 +1,5 @@
-//! How fast are deliveries, and how soon is the first? Beside each number stands the floor: the same requests made by a
-//! bare hyper client, without a database, in the same run on the same machine.
+//! The throughput and the latency of deliveries. Each number has a floor from the same run: the same requests made by a
+//! plain hyper client without a database.
 //!
 //! `cargo bench --bench deliver`
 
@@ -38,16 +38,16 @@ async fn main() {
     let mut bare = bare_singles(address, &mut seen).await;
     let mut single = our_singles(address, &mut seen).await;
     println!("from the commit of one event to its request received, {SINGLE} times");
-    tell("floor, bare client", &mut bare, 1.0);
+    print_times("floor, bare client", &mut bare, 1.0);
     let base = bare[bare.len() / 2].as_secs_f64();
-    tell("the forwarder", &mut single, base);
-    tell("floor, one commit", &mut commits(address).await, base);
+    print_times("the forwarder", &mut single, base);
+    print_times("floor, one commit", &mut commits(address).await, base);
     println!("resident memory, at most {} KiB", peak());
     let (wakes, micros) = idle(address).await;
     println!("idle for {} s: {wakes} wake-ups, {micros} us of CPU", IDLE.as_secs());
 }
 
-/// What counting an attempt costs at least: one row, safe on the disk, and the answer to whoever waits for it.
+/// Measures the commit of one row, which is the least cost of recording an attempt.
 async fn commits(address: SocketAddr) -> Vec<Duration> {
     let (_folder, store, _) = open(address);
     let mut times = Vec::new();
@@ -60,22 +60,22 @@ async fn commits(address: SocketAddr) -> Vec<Duration> {
     times
 }
 
-/// What a forwarder with nothing to do costs, watching the database for other programs' rows meanwhile.
+/// Measures an idle forwarder, which watches the database for rows of other programs: wake-ups and microseconds of CPU.
 async fn idle(address: SocketAddr) -> (u64, u64) {
     let (_folder, store, target) = open(address);
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(forward::run(store, vec![target], stopped));
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = cost();
+    let before = wakeups_and_cpu();
     tokio::time::sleep(IDLE).await;
-    let after = cost();
+    let after = wakeups_and_cpu();
     stop.send(true).unwrap();
     running.await.unwrap().unwrap();
     (after.0 - before.0, (after.1 - before.1) / 1_000)
 }
 
-/// Of all threads: the times that they went to sleep, and the nanoseconds that they ran (proc(5): status, schedstat).
-fn cost() -> (u64, u64) {
+/// The wake-ups and the CPU time in nanoseconds of all threads (proc(5): status, schedstat).
+fn wakeups_and_cpu() -> (u64, u64) {
     let (mut sleeps, mut nanos) = (0, 0);
     for task in std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path()) {
         let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
@@ -87,7 +87,7 @@ fn cost() -> (u64, u64) {
     (sleeps, nanos)
 }
 
-fn tell(what: &str, times: &mut [Duration], base: f64) {
+fn print_times(what: &str, times: &mut [Duration], base: f64) {
     times.sort();
     let (median, slow) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     let ratio = if what.starts_with("floor") {
@@ -98,35 +98,35 @@ fn tell(what: &str, times: &mut [Duration], base: f64) {
     println!("  {what:<20} median {:>6} us, 99 % {:>6} us{ratio}", median.as_micros(), slow.as_micros());
 }
 
-/// The high-water mark of resident memory (proc(5)).
+/// The peak of the resident memory in KiB (proc(5)).
 fn peak() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or("?").trim().trim_end_matches(" kB").to_owned()
 }
 
-/// A handler that says 200 to everything, and when each request was there.
+/// Starts a handler that accepts everything. The channel gets the time at which each request arrives.
 async fn receiver() -> (SocketAddr, mpsc::UnboundedReceiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (tell, seen) = mpsc::unbounded_channel();
+    let (times, seen) = mpsc::unbounded_channel();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(handle(stream, tell.clone()));
+            tokio::spawn(handle(stream, times.clone()));
         }
     });
     (address, seen)
 }
 
-async fn handle(mut stream: TcpStream, tell: mpsc::UnboundedSender<Instant>) {
+async fn handle(mut stream: TcpStream, times: mpsc::UnboundedSender<Instant>) {
     let mut request = Vec::new();
-    // The bodies here end in a brace, and nothing before does.
+    // Only the body ends in a brace.
     while !request.ends_with(b"}") {
         if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
             return;
         }
     }
-    tell.send(Instant::now()).unwrap();
+    times.send(Instant::now()).unwrap();
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
 }
 
@@ -211,7 +211,7 @@ async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Ins
     for n in 0..SINGLE {
         store.record(vec![entry(n)], None).await.unwrap();
         let committed = Instant::now();
-        // It may be there before we are told of the commit.
+        // The request may arrive before `record` returns.
         times.push(seen.recv().await.unwrap().saturating_duration_since(committed));
     }
     stop.send(true).unwrap();

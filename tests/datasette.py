@@ -1,5 +1,5 @@
-"""contrib/datasette in the real Datasette, looked at with a real browser: the payments, the facets, the questions and the
-chart are on the pages. `make test-datasette` runs it; argument: the program.
+"""Opens contrib/datasette in Datasette with a real browser, and checks the payments, facets, queries and the chart on the
+pages. `make test-datasette` runs it; the argument is the program.
 """
 import collections
 import html.parser
@@ -25,7 +25,7 @@ password = { env = "NOT_NEEDED" }
 [trust]
 accept = ["none"]
 """
-# One mail for each of these days, for the chart; the samples are all of one.
+# One mail for each of these days, for the chart. The sample mails are all from one day.
 DAYS = ("Thu, 06 Mar 2025", "Fri, 07 Mar 2025", "Mon, 10 Mar 2025")
 MAIL = """From: Resmic <no-reply@resmic.com>
 To: payments@shop.example
@@ -41,7 +41,7 @@ SESSION = "591abe63-aa61-411d-a419-0b546729bbd0"
 
 
 def fill(program, folder):
-    """A database made by the program from the sample mails, and a copy as the README says; its events."""
+    """Creates a database from the sample mails and a copy of it as in the README. Returns the events."""
     (folder / "config.toml").write_text(CONFIG)
 
     def run(*arguments):
@@ -61,7 +61,7 @@ def fill(program, folder):
 
 
 class Server:
-    """Datasette on a free port, up when it has answered, gone at the end."""
+    """Datasette on a free port; the context begins after its first response and ends with the process."""
 
     def __init__(self, database):
         with socket.socket() as free:
@@ -98,7 +98,7 @@ FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --
 
 
 class Page(html.parser.HTMLParser):
-    """What a browser has made of a page once its scripts have run."""
+    """The DOM of a page in a browser after its scripts have run."""
 
     def __init__(self, url):
         super().__init__()
@@ -176,7 +176,7 @@ def chart(server, link):
     page = Page(server.url(link))
     days = len(set(page.column("day")))
     canvas = [attributes for tag, attributes in page.tags if tag == "canvas" and attributes.get("class") == "marks"]
-    # Vega makes it as wide as the days need; without the data it would be empty or not there.
+    # Vega sets the width by the number of days. Without data the chart would be empty or missing.
     assert days > len(DAYS) and len(canvas) == 1, page.text
     assert int(canvas[0]["width"]) > 20 * days and int(canvas[0]["height"]) > 100, canvas
     chosen = dict(urllib.parse.parse_qsl(link.split("#")[1]))

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Runs the README's commands on a fresh machine: a minimal Debian with nothing but make, git, ca-certificates and Rust.
-# Needs root, mmdebstrap, a network, and a Rust of rustup's.
+# It needs root, mmdebstrap, a network, and a Rust from rustup.
 #
 #   fresh-machine.sh RELEASE [TARGET...]   RELEASE: 12, 13 or a code name; TARGET: of the Makefile, by default demo test
 #
-# It tests the last commit. KEEP=1 keeps the root and prints its path. FRESH_FOLDER is where the root is made (some 8 GB).
+# It tests the last commit. KEEP=1 keeps the root and prints its path. FRESH_FOLDER is the folder of the root (about 8 GB).
 set -euo pipefail
 here=$(readlink -f "$0")
 project=$(readlink -f "$(dirname "$0")/..")
@@ -12,7 +12,7 @@ home=/root/resmic-mailhook
 
 fail() { echo "fresh-machine.sh: $*" >&2; exit 2; }
 
-# Minimal, with the trust in certificate authorities that this machine has.
+# A minimal Debian with the certificate authorities of this machine.
 make_root() {
     local suite=$1 root=$2
     mmdebstrap --quiet --mode=root --variant=minbase --include=make,git,ca-certificates --dpkgopt=force-unsafe-io \
@@ -24,7 +24,7 @@ make_root() {
     git clone --quiet "file://$project" "$root$home"
 }
 
-# Rust, as rustup installs it: a toolchain, and this machine's settings for crates.io.
+# Rust as rustup installs it: a toolchain, and this machine's settings for crates.io.
 add_rust() {
     local root=$1 sysroot cargo=${CARGO_HOME:-$HOME/.cargo} config
     sysroot=$(cd "$project" && rustc --print sysroot) || fail "no Rust here"
@@ -36,7 +36,7 @@ add_rust() {
     done
 }
 
-# In namespaces of its own, so that all mounts and processes are gone when it ends.
+# Runs in new namespaces, so that all mounts and processes end with it.
 enter() {
     local root=$1; shift
     add_rust "$root"
@@ -47,7 +47,7 @@ enter() {
     mount -t devpts -o newinstance,ptmxmode=0666 pts "$root/dev/pts"
     mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
     ln -sf pts/ptmx "$root/dev/ptmx"
-    # Of this machine's environment it gets the ways to the registries and nothing else.
+    # From this machine's environment, it gets only the settings for the registries.
     local -a settings=()
     mapfile -t settings < <(env | grep -E '^(CARGO_(HTTP|NET|REGISTRY|REGISTRIES)_[A-Z0-9_]+|npm_config_[a-z_]*|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY)=' || true)
     exec chroot "$root" env -i HOME=/root TERM=dumb NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt \

@@ -1,36 +1,36 @@
-//! How soon is a mail a row, and how fast is a backfill? Beside each number stands the floor: a bare socket that asks the
-//! same Dovecot for the same mails in the same run, and does nothing with them. The mails have the published layout and
-//! are signed; the program judges, reads and stores every one.
+//! The time from a new mail to its row, and the speed of a backfill. Each number has a floor from the same run: a client on
+//! a plain socket, which fetches the same mails from the same Dovecot and discards them. The mails have the published
+//! layout and are signed; the program authenticates, parses and stores each one.
 //!
-//! `cargo bench --bench imap`, with a number for another size of the backfill: `-- 100000`. Any of the words `near`,
-//! `far`, `backfill`, `idle` for just that part.
+//! `cargo bench --bench imap`. A number sets the size of the backfill: `-- 100000`. The words `near`, `far`, `backfill` and
+//! `idle` select parts.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::print_stdout)]
 
 mod raw;
-mod world;
+mod setup;
 
 use std::time::{Duration, Instant};
 
-use raw::Raw;
+use raw::BareClient;
+use setup::{BenchSetup, CommitWatcher, Disk, PATIENCE, callback, memory, start_and_wait_for, start_and_wait_for_idle};
 use testkit::dovecot::Dovecot;
-use testkit::proxy::{Proxy, Way};
-use world::{Disk, Eyes, PATIENCE, World, callback, memory, runs_until, watched};
+use testkit::proxy::{Direction, Proxy};
 
-/// How many mails arrive one by one.
+/// The numbers of mails that arrive one by one.
 const NEAR: usize = 100;
 const FAR: usize = 20;
-/// How many are read in a backfill, unless the command line says so.
+/// The number of mails in a backfill, without an argument.
 const BACKFILL: usize = 10_000;
-/// What a mail of the published layout, its event, its delivery and their indexes write to the log, in bytes.
+/// The bytes that a mail of the published layout, its event, its delivery and their indexes add to the WAL.
 const ROW: usize = 16 * 4_096;
-/// How long Dovecot waits after a change before it tells anybody.
-const ITS_PAUSE: Duration = Duration::from_millis(500);
-/// The far server's round trip.
+/// The time that Dovecot waits after a change before it announces the change.
+const NOTIFY_DELAY: Duration = Duration::from_millis(500);
+/// The round trip to the far server.
 const ROUND_TRIP: Duration = Duration::from_millis(50);
 
 fn main() {
-    // cargo itself says --bench.
+    // cargo adds --bench.
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let count = words.iter().find_map(|word| word.parse().ok()).unwrap_or(BACKFILL);
     let parts: Vec<_> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
@@ -51,67 +51,67 @@ fn main() {
     }
 }
 
-/// A number beside its limit.
-fn tell(what: &str, value: String, holds: bool, limit: &str) {
+/// Prints a result with its limit.
+fn print_result(what: &str, value: String, holds: bool, limit: &str) {
     println!("  {what:<58} {value:>22}   limit {limit:<9} {}", if holds { "holds" } else { "MISSED" });
 }
 
 fn at_most(what: &str, value: f64, unit: &str, limit: f64) {
-    tell(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
+    print_result(what, format!("{value:.2} {unit}"), value <= limit, &format!("{limit} {unit}"));
 }
 
 fn at_least(what: &str, value: f64, unit: &str, limit: f64) {
-    tell(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
+    print_result(what, format!("{value:.2} {unit}"), value >= limit, &format!("{limit} {unit}"));
 }
 
-/// The time below which so many percent lie, in milliseconds.
+/// Returns a percentile of the times.
 fn percentile(times: &mut [f64], percent: usize) -> f64 {
     times.sort_by(f64::total_cmp);
     times[(times.len() * percent / 100).min(times.len() - 1)]
 }
 
-/// Milliseconds from one moment to another, less than nothing if it was the other way round.
+/// Milliseconds from one time to another; negative if `to` is earlier.
 fn between(from: Instant, to: Instant) -> f64 {
     let forth = to.saturating_duration_since(from).as_secs_f64();
     (forth - from.saturating_duration_since(to).as_secs_f64()) * 1_000.0
 }
 
-/// A server on this machine: what it takes from the announcement of a mail to its row, and to the callback.
+/// Measures the time from the announcement of a mail to its row and to the callback, with a server on this machine.
 ///
-/// Two clients of a Maildir wait for one another: Dovecot tells one of them and then, after up to 25 ms, the other, whoever
-/// that is. In its own format it tells them side by side.
+/// Dovecot's own mailbox format is used: with a Maildir, Dovecot notifies two clients one after the other, up to 25 ms
+/// apart, in an arbitrary order.
 fn near() {
-    let its_own = if Dovecot::version().starts_with("2.3") {
+    let own_format = if Dovecot::version().starts_with("2.3") {
         "mail_location = sdbox:~/sdbox\n"
     } else {
         "mail_driver = sdbox\nmail_path = ~/sdbox\n"
     };
-    let world = World::start(its_own);
+    let setup = BenchSetup::start(own_format);
     let user = "near@shop.example";
     println!("near: {NEAR} mails, one by one, dedicated mailbox, from the EXISTS that a bare client sees");
-    let mut raw = Raw::plain(world.dovecot.imap, user);
+    let mut raw = BareClient::plain(setup.dovecot.imap, user);
     let mut disk = Disk::new();
     let (mut floor, mut safe) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
-        world.dovecot.deliver(user, &world.payment(n));
-        let announced = raw.exists();
-        let there = raw.body(n);
+        setup.dovecot.deliver(user, &setup.payment(n));
+        let announced = raw.wait_for_exists();
+        let there = raw.fetch_body(n);
         floor.push(between(announced, there));
-        disk.make_sure_of(ROW);
+        disk.write_durably(ROW);
         safe.push(between(announced, Instant::now()));
     }
     let (port, called) = callback();
-    let home = world.home(user, world.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
-    let daemon = watched(&home);
-    let mut eyes = Eyes::on(&home);
+    let home = setup.home(user, setup.dovecot.imap, "tls = \"none\"\ndedicated = true\nstart = \"now\"", Some(port));
+    let daemon = start_and_wait_for_idle(&home);
+    let mut commits = CommitWatcher::new(&home);
     let (mut rows, mut calls) = (Vec::new(), Vec::new());
     for n in 1..=NEAR {
         raw.idle();
-        eyes.blink();
-        world.dovecot.deliver(user, &world.payment(NEAR + n));
-        let announced = raw.exists();
-        let row = eyes.committed(n);
+        commits.skip_to_now();
+        setup.dovecot.deliver(user, &setup.payment(NEAR + n));
+        let announced = raw.wait_for_exists();
+        let row = commits.wait_for_mails(n);
         let call = called.recv_timeout(PATIENCE).unwrap();
         rows.push(between(announced, row));
         calls.push(between(row, call));
@@ -134,7 +134,7 @@ fn near() {
     }
 }
 
-/// A server 25 ms away in each direction: how many round trips from its acceptance of a mail to the row?
+/// Measures the round trips from the acceptance of a mail to its row, with a latency of 25 ms in each direction.
 fn far() {
     let hide_2_3 = "imap_capability = IMAP4rev1 SASL-IR LOGIN-REFERRALS ID ENABLE IDLE SORT THREAD=REFERENCES MULTIAPPEND \
                     UNSELECT CHILDREN NAMESPACE UIDPLUS LIST-EXTENDED CONDSTORE ESEARCH SPECIAL-USE MOVE\n";
@@ -146,19 +146,19 @@ fn far() {
         (hidden, "IDLE alone", true, 1.7),
         (hidden, "IDLE alone", false, 2.7),
     ] {
-        let world = World::start(more);
+        let setup = BenchSetup::start(more);
         let user = "far@shop.example";
-        let proxy = Proxy::before(world.dovecot.imap);
-        for way in [Way::ToServer, Way::ToClient] {
-            proxy.set(way, |line| line.delay = ROUND_TRIP / 2);
+        let proxy = Proxy::in_front_of(setup.dovecot.imap);
+        for direction in [Direction::ToServer, Direction::ToClient] {
+            proxy.set(direction, |link| link.delay = ROUND_TRIP / 2);
         }
-        let home = world.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
-        let daemon = watched(&home);
-        let mut eyes = Eyes::on(&home);
+        let home = setup.home(user, proxy.port, &format!("tls = \"none\"\ndedicated = {dedicated}"), None);
+        let daemon = start_and_wait_for_idle(&home);
+        let mut commits = CommitWatcher::new(&home);
         let mut trips = Vec::new();
         for n in 1..=FAR {
-            let accepted = world.dovecot.deliver(user, &world.payment(n));
-            let row = between(accepted + ITS_PAUSE, eyes.committed(n));
+            let accepted = setup.dovecot.deliver(user, &setup.payment(n));
+            let row = between(accepted + NOTIFY_DELAY, commits.wait_for_mails(n));
             trips.push(row / 1_000.0 / ROUND_TRIP.as_secs_f64());
         }
         drop(daemon);
@@ -167,9 +167,9 @@ fn far() {
     }
 }
 
-/// What a bare client needs for a command over a whole mailbox, in seconds: the median, once it has been indexed.
-fn floor(world: &World, user: &str, command: &str) -> f64 {
-    let mut raw = Raw::tls(world.dovecot.imaps, &world.dovecot.ca(), user);
+/// The median time in seconds that a bare client needs for a command over a whole mailbox, after Dovecot has indexed it.
+fn floor(setup: &BenchSetup, user: &str, command: &str) -> f64 {
+    let mut raw = BareClient::tls(setup.dovecot.imaps, &setup.dovecot.ca(), user);
     raw.command(command);
     let times = (0..5).map(|_| {
         let began = Instant::now();
@@ -179,21 +179,21 @@ fn floor(world: &World, user: &str, command: &str) -> f64 {
     percentile(&mut times.collect::<Vec<_>>(), 50)
 }
 
-/// A mailbox full of payments.
+/// Measures the backfill of a dedicated mailbox.
 fn backfill(count: usize) {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} payment mails in a dedicated mailbox");
     let user = "backfill@shop.example";
-    world.fill(user, count, |n| world.payment(n + 1));
-    let bare = floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
-    let more = format!("dedicated = true\n{}", world.tls());
+    setup.fill(user, count, |n| setup.payment(n + 1));
+    let bare = floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[])");
+    let more = format!("dedicated = true\n{}", setup.tls());
     let (few, _, _) = {
         let user = "few@shop.example";
         let few = count / 10;
-        world.fill(user, few, |n| world.payment(n + 1));
-        read_all(&world, user, &more, few)
+        setup.fill(user, few, |n| setup.payment(n + 1));
+        read_all(&setup, user, &more, few)
     };
-    let (memory, took, cpu) = read_all(&world, user, &more, count);
+    let (memory, took, cpu) = read_all(&setup, user, &more, count);
     let rate = |seconds: f64| count as f64 / seconds;
     println!("  a bare client that throws them away {:.0}/s; judged, read and stored {:.0}/s", rate(bare), rate(took));
     at_least("of the bare client's rate", bare / took, "times", 0.2);
@@ -202,24 +202,24 @@ fn backfill(count: usize) {
     at_most("memory, ten times the mails", memory as f64 / few as f64, "times", 1.5);
 }
 
-/// Reads a whole mailbox of payments; the most memory that it took, the seconds, and those of CPU.
-fn read_all(world: &World, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
-    let home = world.home(user, world.dovecot.imaps, more, None);
-    let (daemon, took, cpu) = runs_until(&home, "SELECT max(id) FROM mails", count);
+/// Reads a whole mailbox of payments. Returns the peak memory in KiB, the seconds, and the seconds of CPU.
+fn read_all(setup: &BenchSetup, user: &str, more: &str, count: usize) -> (usize, f64, f64) {
+    let home = setup.home(user, setup.dovecot.imaps, more, None);
+    let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT max(id) FROM mails", count);
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event' AND trust = 'dkim'"), count.to_string());
     (memory(&daemon, "VmHWM"), took.as_secs_f64(), cpu)
 }
 
-/// A mailbox full of other people's mail, of which nothing is kept.
+/// Measures the backfill of a shared mailbox with other people's mails, of which none is stored.
 fn shared_backfill(count: usize) {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("backfill over TLS: {count} mails of other people in a shared mailbox");
     let user = "shared@shop.example";
-    world.fill(user, count, |n| world.other(n));
+    setup.fill(user, count, |n| setup.other(n));
     let bare =
-        floor(&world, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
-    let home = world.home(user, world.dovecot.imaps, &world.tls(), None);
-    let (daemon, took, cpu) = runs_until(&home, "SELECT last_uid FROM mailboxes", count);
+        floor(&setup, user, "UID FETCH 1:* (UID INTERNALDATE RFC822.SIZE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>)");
+    let home = setup.home(user, setup.dovecot.imaps, &setup.tls(), None);
+    let (daemon, took, cpu) = start_and_wait_for(&home, "SELECT last_uid FROM mailboxes", count);
     let took = took.as_secs_f64();
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "0");
     let rate = |seconds: f64| count as f64 / seconds;
@@ -229,12 +229,12 @@ fn shared_backfill(count: usize) {
     println!("  resident memory at most {} KiB", memory(&daemon, "VmHWM"));
 }
 
-/// One mailbox, and nothing happens.
+/// Measures the memory of the daemon with one idle mailbox.
 fn idle() {
-    let world = World::start("");
+    let setup = BenchSetup::start("");
     println!("idle: one mailbox over TLS");
-    let home = world.home("idle@shop.example", world.dovecot.imaps, &world.tls(), None);
-    let daemon = watched(&home);
+    let home = setup.home("idle@shop.example", setup.dovecot.imaps, &setup.tls(), None);
+    let daemon = start_and_wait_for_idle(&home);
     std::thread::sleep(Duration::from_secs(3));
     at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 15.0);
 }

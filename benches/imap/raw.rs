@@ -1,4 +1,4 @@
-//! The floor: a client of a few lines on a bare socket, which does no more than it must.
+//! The floor of the measurements: a minimal IMAP client on a socket.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,84 +14,84 @@ use testkit::dovecot::PASSWORD;
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// A connection that has logged in and opened INBOX.
-pub(crate) struct Raw {
+/// An authenticated connection with INBOX selected.
+pub(crate) struct BareClient {
     stream: Box<dyn Stream>,
-    heard: Vec<u8>,
+    received: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-impl Raw {
-    pub(crate) fn plain(port: u16, user: &str) -> Raw {
-        Raw::open(Box::new(socket(port)), user)
+impl BareClient {
+    pub(crate) fn plain(port: u16, user: &str) -> BareClient {
+        BareClient::open(Box::new(socket(port)), user)
     }
 
-    pub(crate) fn tls(port: u16, ca: &Path, user: &str) -> Raw {
+    pub(crate) fn tls(port: u16, ca: &Path, user: &str) -> BareClient {
         let config = resmic_mailhook::tls::client_config(Some(ca)).unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let session = ClientConnection::new(Arc::clone(&config), name).unwrap();
-        Raw::open(Box::new(StreamOwned::new(session, socket(port))), user)
+        BareClient::open(Box::new(StreamOwned::new(session, socket(port))), user)
     }
 
-    fn open(stream: Box<dyn Stream>, user: &str) -> Raw {
-        let mut raw = Raw { stream, heard: Vec::new(), buffer: vec![0; 64 * 1024] };
+    fn open(stream: Box<dyn Stream>, user: &str) -> BareClient {
+        let mut raw = BareClient { stream, received: Vec::new(), buffer: vec![0; 64 * 1024] };
         raw.until(b"* OK");
         raw.command(&format!("LOGIN \"{user}\" \"{PASSWORD}\""));
         raw.command("EXAMINE INBOX");
         raw
     }
 
-    fn say(&mut self, text: &str) {
+    fn send(&mut self, text: &str) {
         self.stream.write_all(text.as_bytes()).unwrap();
         self.stream.flush().unwrap();
     }
 
-    /// Reads until these bytes have come; forgets what came.
+    /// Reads until `mark` has arrived, and discards everything up to it.
     fn until(&mut self, mark: &[u8]) {
         loop {
-            if self.heard.windows(mark.len()).any(|w| w == mark) {
-                // What follows is at the beginning of a line.
-                self.heard.clear();
-                self.heard.extend_from_slice(b"\r\n");
+            if self.received.windows(mark.len()).any(|w| w == mark) {
+                // The next response begins at the start of a line.
+                self.received.clear();
+                self.received.extend_from_slice(b"\r\n");
                 return;
             }
-            // Only the end may still be the beginning of the mark.
-            let known = self.heard.len().saturating_sub(mark.len());
-            self.heard.drain(..known);
+            // Only the last bytes can be a part of the mark.
+            let known = self.received.len().saturating_sub(mark.len());
+            self.received.drain(..known);
             let read = self.stream.read(&mut self.buffer).unwrap();
             assert!(read > 0, "the server has closed the connection");
-            self.heard.extend_from_slice(&self.buffer[..read]);
+            self.received.extend_from_slice(&self.buffer[..read]);
         }
     }
 
-    /// A command to its tagged OK; what comes is thrown away.
+    /// Sends a command and discards the responses up to its tagged OK.
     pub(crate) fn command(&mut self, command: &str) {
-        self.say(&format!("zq7 {command}\r\n"));
+        self.send(&format!("zq7 {command}\r\n"));
         self.until(b"\r\nzq7 OK");
     }
 
-    /// Begins to wait.
+    /// Starts an IDLE.
     pub(crate) fn idle(&mut self) {
-        self.say("zi7 IDLE\r\n");
+        self.send("zi7 IDLE\r\n");
         self.until(b"+ idling");
     }
 
-    /// Waits for a new mail to be announced; when that was.
-    pub(crate) fn exists(&mut self) -> Instant {
+    /// Waits for the announcement of a new mail and returns its time.
+    pub(crate) fn wait_for_exists(&mut self) -> Instant {
         self.until(b" EXISTS\r\n");
         Instant::now()
     }
 
-    /// Fetches the mails from this UID on; when the last byte was there. Ends the IDLE, and waits no longer than it must.
-    pub(crate) fn body(&mut self, uid: usize) -> Instant {
-        self.say(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
+    /// Ends the IDLE, fetches the mails from this UID on in the same write, and returns when the last byte arrived.
+    pub(crate) fn fetch_body(&mut self, uid: usize) -> Instant {
+        self.send(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
         self.until(b"\r\nzb7 OK");
         Instant::now()
     }
 
     /// Ends the IDLE.
     pub(crate) fn done(&mut self) {
-        self.say("DONE\r\n");
+        self.send("DONE\r\n");
         self.until(b"zi7 OK");
     }
 }

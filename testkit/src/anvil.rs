@@ -1,4 +1,4 @@
-//! A real EVM node on loopback: anvil, whose accounts are unlocked, and the contracts that the tests deploy on it.
+//! A real EVM node on loopback (anvil, with unlocked accounts), and the contracts that tests deploy on it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -13,10 +13,10 @@ use super::process::Process;
 
 /// The chain id of Sepolia.
 pub const SEPOLIA: &str = "11155111";
-/// More gas than any transaction of a test needs. It is not estimated, so that a transaction that fails is mined.
+/// More gas than any transaction of a test needs. An estimate would reject failing transactions before they are mined.
 const GAS: &str = "0x300000";
 
-/// A running anvil that ends with this value. It finalises all but the last four blocks.
+/// A running anvil; dropping it ends the process. It finalises all but the last four blocks.
 pub struct Anvil {
     pub port: u16,
     pub accounts: Vec<String>,
@@ -28,16 +28,16 @@ impl Anvil {
         Anvil::start_with(SEPOLIA, &[])
     }
 
-    /// With the id of another chain, and more arguments.
+    /// Starts anvil with another chain id and more command-line arguments.
     pub fn start_with(chain_id: &str, more: &[&str]) -> Anvil {
         let mut command = Command::new(program());
         command.args(["--port", "0", "--slots-in-an-epoch", "2", "--chain-id", chain_id]).args(more);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("anvil does not start");
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let process = Process::of(child, "anvil");
+        let process = Process::adopt(child, "anvil");
         let listening = output.find_map(|line| line.strip_prefix("Listening on ")?.rsplit(':').next()?.parse().ok());
         let port = listening.expect("anvil has ended before it listened");
-        // It writes a line for each call, and stops when the pipe is full.
+        // anvil writes a line for each call and blocks when the pipe is full.
         std::thread::spawn(move || output.for_each(drop));
         let mut anvil = Anvil { port, accounts: Vec::new(), _process: process };
         anvil.accounts = serde_json::from_value(anvil.call("eth_accounts", json!([]))).unwrap();
@@ -48,20 +48,20 @@ impl Anvil {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// A call that must work; its result.
+    /// Makes a call that must succeed and returns its result.
     pub fn call(&self, method: &str, params: Value) -> Value {
         let answer = self.ask(method, params);
         assert!(answer.get("error").is_none(), "{method}: {answer}");
         answer["result"].clone()
     }
 
-    /// A call; the whole answer.
+    /// Makes a call and returns the whole response, which may be an error.
     pub fn ask(&self, method: &str, params: Value) -> Value {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string();
         serde_json::from_slice(&post(self.port, &body)).unwrap()
     }
 
-    /// Sends a transaction and waits until it is mined; its hash.
+    /// Sends a transaction, waits until it is mined, and returns its hash.
     pub fn send(&self, from: &str, to: Option<&str>, value: u128, data: &str) -> String {
         let mut transaction = json!({"from": from, "value": format!("{value:#x}"), "data": data, "gas": GAS});
         if let Some(to) = to {
@@ -72,7 +72,7 @@ impl Anvil {
         hash.as_str().unwrap().to_owned()
     }
 
-    /// The receipt of a transaction, when it is there.
+    /// Waits for the receipt of a transaction.
     pub fn receipt(&self, hash: &str) -> Value {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -85,7 +85,7 @@ impl Anvil {
         }
     }
 
-    /// Deploys a contract of tests/it/chain/contracts; its address.
+    /// Deploys a contract of tests/it/chain/contracts and returns its address.
     pub fn deploy(&self, name: &str, arguments: &[&str]) -> String {
         let path = crate::project().join(format!("tests/it/chain/contracts/{name}.hex"));
         let code = std::fs::read_to_string(path).unwrap();
@@ -105,7 +105,7 @@ impl Anvil {
     }
 }
 
-/// Posts JSON to a node on this machine; the body of the answer.
+/// Posts JSON to a node on this machine and returns the body of the response.
 pub fn post(port: u16, body: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -120,7 +120,7 @@ pub fn post(port: u16, body: &str) -> Vec<u8> {
     answer.split_off(at)
 }
 
-/// The data of a call: the function by its signature, and its arguments.
+/// ABI-encodes a call: the selector of the function, then its arguments.
 pub fn calldata(signature: &str, arguments: &[&str]) -> String {
     let mut sum = [0; 32];
     let mut keccak = Keccak::v256();
@@ -129,7 +129,7 @@ pub fn calldata(signature: &str, arguments: &[&str]) -> String {
     format!("0x{}{}", data_encoding::HEXLOWER.encode(&sum[..4]), words(arguments))
 }
 
-/// Addresses (with 0x) and numbers (decimal), each as a word of 32 bytes.
+/// Encodes addresses (with 0x) and decimal numbers, each as a word of 32 bytes.
 fn words(arguments: &[&str]) -> String {
     let word = |argument: &&str| match argument.strip_prefix("0x") {
         Some(hex) => format!("{hex:0>64}"),

@@ -1,4 +1,4 @@
-//! A callback for tests that are not asynchronous: counts what came, by event.
+//! A callback for synchronous tests. It counts the requests of each event.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,84 +7,88 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use super::receiver::{Answer, Receiver, Request, status};
+use super::receiver::{Receiver, ReceiverAnswer, Request, status};
 
-/// What came for one event.
+/// The requests that came for one event.
 #[derive(Debug, Clone, Default)]
-pub struct Came {
-    /// Each different body.
+pub struct EventPosts {
+    /// The different bodies.
     pub bodies: Vec<Vec<u8>>,
-    /// How often it was posted.
+    /// The number of requests.
     pub posted: usize,
-    /// How often it was accepted; what the program heard of that is another question.
+    /// How often the callback accepted it. The response may have been lost on its way to the program.
     pub accepted: usize,
 }
 
-/// What the callback does with a request.
+/// The callback's reaction to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reply {
+pub enum HandlerReply {
     Accept,
-    /// It has accepted; the answer takes this long to leave.
+    /// Accepts the event; the response follows after this time.
     AcceptLate(Duration),
     Refuse,
-    /// It hangs up without a word.
+    /// Closes the connection without a response.
     HangUp,
 }
 
-/// A running callback; it ends with this value.
+/// A running callback; dropping it closes the port.
 pub struct Callback {
     address: SocketAddr,
-    came: Arc<Mutex<BTreeMap<String, Came>>>,
+    posts: Arc<Mutex<BTreeMap<String, EventPosts>>>,
     runtime: Option<Runtime>,
 }
 
 impl Callback {
-    /// Accepts everything.
+    /// Starts a callback that accepts everything.
     pub fn start() -> Callback {
-        Callback::that(|_, _| Reply::Accept)
+        Callback::replying(|_, _| HandlerReply::Accept)
     }
 
-    /// Does what `reply` says, by the number of the request, and by how often its event came before.
-    pub fn that(reply: impl Fn(usize, usize) -> Reply + Send + Sync + 'static) -> Callback {
-        let came: Arc<Mutex<BTreeMap<String, Came>>> = Arc::default();
-        let keep = came.clone();
+    /// Starts a callback that calls `reply` with the number of the request and the number of earlier requests of its event.
+    pub fn replying(reply: impl Fn(usize, usize) -> HandlerReply + Send + Sync + 'static) -> Callback {
+        let posts: Arc<Mutex<BTreeMap<String, EventPosts>>> = Arc::default();
+        let keep = posts.clone();
         let receiver = Receiver::new(move |n, request| {
-            let reply = note(&mut keep.lock().unwrap(), request, |before| reply(n, before));
+            let reply = record(&mut keep.lock().unwrap(), request, |before| reply(n, before));
             match reply {
-                Reply::Accept => status(200),
-                Reply::AcceptLate(wait) => Answer::Slowly(wait),
-                Reply::Refuse => status(503),
-                Reply::HangUp => Answer::Close,
+                HandlerReply::Accept => status(200),
+                HandlerReply::AcceptLate(wait) => ReceiverAnswer::Slowly(wait),
+                HandlerReply::Refuse => status(503),
+                HandlerReply::HangUp => ReceiverAnswer::Close,
             }
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let address = runtime.block_on(receiver.listen());
-        Callback { address, came, runtime: Some(runtime) }
+        Callback { address, posts, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}/payment-webhook", self.address)
     }
 
-    /// What came, by `Idempotency-Key`.
-    pub fn came(&self) -> BTreeMap<String, Came> {
-        self.came.lock().unwrap().clone()
+    /// The requests so far, by `Idempotency-Key`.
+    pub fn posts(&self) -> BTreeMap<String, EventPosts> {
+        self.posts.lock().unwrap().clone()
     }
 
-    /// The events that came more than once, and how often.
+    /// The events with more than one request, and how many.
     pub fn repeated(&self) -> BTreeMap<String, usize> {
-        self.came().into_iter().filter(|(_, came)| came.posted > 1).map(|(key, came)| (key, came.posted)).collect()
+        self.posts().into_iter().filter(|(_, posts)| posts.posted > 1).map(|(key, posts)| (key, posts.posted)).collect()
     }
 }
 
-fn note(came: &mut BTreeMap<String, Came>, request: &Request, reply: impl Fn(usize) -> Reply) -> Reply {
+fn record(
+    posts: &mut BTreeMap<String, EventPosts>,
+    request: &Request,
+    reply: impl Fn(usize) -> HandlerReply,
+) -> HandlerReply {
     let key = request.header("idempotency-key").unwrap_or_default().to_owned();
-    let of = came.entry(key).or_default();
-    let reply = reply(of.posted);
-    of.posted += 1;
-    of.accepted += usize::from(matches!(reply, Reply::Accept | Reply::AcceptLate(_)));
-    if !of.bodies.contains(&request.body) {
-        of.bodies.push(request.body.clone());
+    let event = posts.entry(key).or_default();
+    let reply = reply(event.posted);
+    event.posted += 1;
+    event.accepted += usize::from(matches!(reply, HandlerReply::Accept | HandlerReply::AcceptLate(_)));
+    if !event.bodies.contains(&request.body) {
+        event.bodies.push(request.body.clone());
     }
     reply
 }

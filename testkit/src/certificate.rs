@@ -1,9 +1,9 @@
-//! A certificate to throw away.
+//! A throw-away certificate.
 
 use std::fs;
 use std::path::Path;
 
-/// A CA and a certificate for 127.0.0.1 and localhost: `ca.pem`, `server.pem` and `server.key` in a folder.
+/// Writes a CA and a certificate for 127.0.0.1 and localhost into a folder: `ca.pem`, `server.pem` and `server.key`.
 pub fn certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();

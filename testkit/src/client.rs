@@ -1,10 +1,10 @@
-//! Another client of a mailbox: what a person does to it meanwhile.
+//! Another IMAP client, which changes the mailbox while the daemon watches it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// A session that is logged in. A command that is refused is a test that failed.
+/// An authenticated connection. It panics if the server refuses a command.
 pub struct Client {
     input: BufReader<TcpStream>,
     output: TcpStream,
@@ -16,38 +16,38 @@ impl Client {
         let output = TcpStream::connect(("127.0.0.1", port)).unwrap();
         output.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut client = Client { input: BufReader::new(output.try_clone().unwrap()), output, commands: 0 };
-        client.line();
-        client.say(&format!("LOGIN \"{user}\" \"{}\"", super::dovecot::PASSWORD));
+        client.read_line();
+        client.command(&format!("LOGIN \"{user}\" \"{}\"", super::dovecot::PASSWORD));
         client
     }
 
-    /// Says a command; everything up to its OK.
-    pub fn say(&mut self, command: &str) -> String {
-        let tag = self.begin(command);
-        self.end(&tag, command)
+    /// Sends a command and returns everything up to its tagged OK.
+    pub fn command(&mut self, command: &str) -> String {
+        let tag = self.send(command);
+        self.wait_for_tag(&tag, command)
     }
 
-    /// Puts a mail into a mailbox.
+    /// Appends a mail to a mailbox.
     pub fn append(&mut self, mailbox: &str, mail: &[u8]) {
         let command = format!("APPEND {mailbox} {{{}}}", mail.len());
-        let tag = self.begin(&command);
-        let line = self.line();
+        let tag = self.send(&command);
+        let line = self.read_line();
         assert!(line.starts_with('+'), "{command}: {line}");
         self.output.write_all(&[mail, b"\r\n"].concat()).unwrap();
-        self.end(&tag, &command);
+        self.wait_for_tag(&tag, &command);
     }
 
-    fn begin(&mut self, command: &str) -> String {
+    fn send(&mut self, command: &str) -> String {
         self.commands += 1;
         let tag = format!("c{}", self.commands);
         self.output.write_all(format!("{tag} {command}\r\n").as_bytes()).unwrap();
         tag
     }
 
-    fn end(&mut self, tag: &str, command: &str) -> String {
+    fn wait_for_tag(&mut self, tag: &str, command: &str) -> String {
         let mut all = String::new();
         loop {
-            let line = self.line();
+            let line = self.read_line();
             all += &line;
             if let Some(answer) = line.strip_prefix(tag) {
                 assert!(answer.starts_with(" OK"), "{command}: {all}");
@@ -56,7 +56,7 @@ impl Client {
         }
     }
 
-    fn line(&mut self) -> String {
+    fn read_line(&mut self) -> String {
         let mut line = String::new();
         let read = self.input.read_line(&mut line).unwrap();
         assert!(read > 0, "the server has hung up");

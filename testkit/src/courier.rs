@@ -1,7 +1,7 @@
-//! A private Courier on loopback: Debian's package, unpacked; everything else in a temporary folder.
+//! A private Courier on loopback: the programs of Debian's unpacked package, with all other files in a temporary folder.
 //!
-//! Its own front, with its authentication daemon, has its places compiled in. So a few lines here greet and take a LOGIN,
-//! with any password, and hand the connection over to the real imapd, as that front does.
+//! Courier's login program and its authentication daemon have their paths compiled in. This module takes their place: it
+//! sends the greeting, accepts a LOGIN with any password, and hands the connection over to the real imapd.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,19 +11,20 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
-use super::unpacked::{program, unpacked};
+use super::unpacked_servers::{command_in, unpacked_folder};
 
-/// What Debian has it offer.
-const OFFERS: &str = "IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT THREAD=REFERENCES SORT QUOTA IDLE";
+/// The capabilities of Debian's configuration.
+const CAPABILITIES: &str =
+    "IMAP4rev1 UIDPLUS CHILDREN NAMESPACE THREAD=ORDEREDSUBJECT THREAD=REFERENCES SORT QUOTA IDLE";
 
 pub struct Courier {
     pub imap: u16,
-    shared: Arc<Shared>,
+    shared: Arc<CourierState>,
 }
 
-struct Shared {
+struct CourierState {
     folder: tempfile::TempDir,
-    /// The sessions; `None`: the server is down.
+    /// The imapd processes; `None` while the server is down.
     sessions: Mutex<Option<Vec<Child>>>,
     delivered: Mutex<usize>,
 }
@@ -33,18 +34,19 @@ impl Courier {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let imap = listener.local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("courier").tempdir().unwrap();
-        let shared = Arc::new(Shared { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
+        let shared =
+            Arc::new(CourierState { folder, sessions: Mutex::new(Some(Vec::new())), delivered: Mutex::new(0) });
         let serving = Arc::downgrade(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Some(shared) = serving.upgrade() else { return };
-                std::thread::spawn(move || shared.front(&stream.unwrap()));
+                std::thread::spawn(move || shared.serve_login(&stream.unwrap()));
             }
         });
         Courier { imap, shared }
     }
 
-    /// Puts mails into the inbox, as a delivery agent does.
+    /// Delivers mails into the Maildir, as a delivery agent does.
     pub fn deliver<'a>(&self, user: &str, mails: impl IntoIterator<Item = &'a [u8]>) {
         let maildir = self.shared.maildir(user);
         for mail in mails {
@@ -57,7 +59,7 @@ impl Courier {
         }
     }
 
-    /// Ends all sessions and lets nobody in, does something, and is there again.
+    /// Ends all sessions and refuses new ones while `work` runs.
     pub fn while_down(&mut self, work: impl FnOnce()) {
         self.shared.end_sessions();
         work();
@@ -71,7 +73,7 @@ impl Drop for Courier {
     }
 }
 
-impl Shared {
+impl CourierState {
     fn end_sessions(&self) {
         for mut child in self.sessions.lock().unwrap().take().into_iter().flatten() {
             let _ = child.kill();
@@ -79,11 +81,11 @@ impl Shared {
         }
     }
 
-    fn front(&self, mut stream: &TcpStream) {
+    fn serve_login(&self, mut stream: &TcpStream) {
         if self.sessions.lock().unwrap().is_none() {
             return;
         }
-        let _ = write!(stream, "* OK [CAPABILITY {OFFERS}] Courier-IMAP ready.\r\n");
+        let _ = write!(stream, "* OK [CAPABILITY {CAPABILITIES}] Courier-IMAP ready.\r\n");
         while let Some(line) = read_line(stream) {
             let mut words = line.split(' ');
             let (tag, command) = (words.next().unwrap_or("*").to_owned(), words.next().unwrap_or_default());
@@ -97,22 +99,23 @@ impl Shared {
 
     fn hand_over(&self, stream: &TcpStream, user: &str, tag: &str) {
         let maildir = self.maildir(user);
-        let programs = unpacked("courier-imap");
-        let mut command = program(&programs, "imapd");
+        let programs = unpacked_folder("courier-imap");
+        let mut command = command_in(&programs, "imapd");
         let end = || Stdio::from(OwnedFd::from(stream.try_clone().unwrap()));
         command.arg("Maildir").current_dir(maildir.parent().unwrap()).stdin(end()).stdout(end()).stderr(Stdio::null());
-        command.envs([("AUTHENTICATED", user), ("IMAPLOGINTAG", tag), ("IMAP_CAPABILITY", OFFERS)]);
-        // Debian's has it look once a minute. With more than a look, it depends on a daemon of its own for each user.
+        command.envs([("AUTHENTICATED", user), ("IMAPLOGINTAG", tag), ("IMAP_CAPABILITY", CAPABILITIES)]);
+        // In IDLE, imapd polls the mailbox; Debian's interval is a minute, here it is a second. The alternative,
+        // "enhanced IDLE", needs another daemon for each user.
         command.envs([("IMAP_IDLE_TIMEOUT", "1"), ("IMAP_ENHANCEDIDLE", "0"), ("IMAP_USELOCKS", "0")]);
         command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
-        // It hears of changes by that daemon, if it is there, and makes do without.
+        // imapd learns of changes from this program if it exists, and polls otherwise.
         command.env("GAMIN_DEBUG_SERVER", programs.join("gam_server"));
         if let Some(sessions) = &mut *self.sessions.lock().unwrap() {
             sessions.push(command.spawn().unwrap());
         }
     }
 
-    /// A user's inbox, made where there is none.
+    /// The path of a user's Maildir, which is created if it does not exist.
     fn maildir(&self, user: &str) -> PathBuf {
         let maildir = self.folder.path().join(user).join("Maildir");
         for name in ["cur", "new", "tmp"] {
@@ -122,7 +125,7 @@ impl Shared {
     }
 }
 
-/// No more than the line: what follows is for imapd.
+/// Reads byte by byte, so that everything after the line is left for imapd.
 fn read_line(mut stream: &TcpStream) -> Option<String> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while !line.ends_with(b"\r\n") {

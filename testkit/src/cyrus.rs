@@ -1,6 +1,6 @@
-//! A private Cyrus on loopback: Debian's package, unpacked; everything else in a temporary folder.
+//! A private Cyrus on loopback: the programs of Debian's unpacked package, with all other files in a temporary folder.
 //!
-//! Any user may log in, with any password, and has mailboxes from then on; mails come by LMTP.
+//! Any user may log in with any password. The first login creates the mailboxes. Mails are delivered by LMTP.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::certificate::certificate;
-use super::dovecot::owner;
+use super::dovecot::mail_owner;
 use super::process::{Process, free_port, greeting};
-use super::unpacked::{copied, program};
+use super::unpacked_servers::{command_in, copy_programs};
 
 pub struct Cyrus {
     folder: tempfile::TempDir,
@@ -23,7 +23,7 @@ pub struct Cyrus {
 
 impl Cyrus {
     pub fn start() -> Cyrus {
-        // A free port may be taken by another test before Cyrus has it; then all is tried again.
+        // Another test may bind a free port before Cyrus does; then everything starts again.
         (0..5).find_map(|_| Cyrus::try_start()).expect("Cyrus does not start")
     }
 
@@ -35,12 +35,12 @@ impl Cyrus {
         Some(Cyrus { folder, imap, imaps, lmtp, process })
     }
 
-    /// The certificate to trust.
+    /// The CA certificate that a client has to trust.
     pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// Ends the server, with all its connections, does something, and starts it again where it was.
+    /// Ends the server and its connections, runs `work`, and starts the server again on the same ports.
     pub fn while_down(&mut self, work: impl FnOnce()) {
         self.process.signal("-TERM");
         self.process.wait(Duration::from_secs(20));
@@ -51,30 +51,31 @@ impl Cyrus {
 }
 
 fn launch(folder: &Path, ports: [u16; 3]) -> Option<Process> {
-    let mut command = program(&folder.join("programs"), "master");
-    // It ends its children by a signal to its whole group.
+    let mut command = command_in(&folder.join("programs"), "master");
+    // Cyrus ends its children by a signal to its process group.
     command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).arg("-D");
     for (flag, file) in [("-C", "imapd.conf"), ("-M", "cyrus.conf"), ("-p", "pid"), ("-L", "log")] {
         command.arg(flag).arg(folder.join(file));
     }
     let mut process = Process::start("cyrus", "cyrus-imapd", &mut command);
-    // It goes on without a port that it did not get, and there another test's greets.
-    let name = name(folder);
+    // If Cyrus cannot bind a port, it starts without it, and another test's server may answer there. The greeting has
+    // the name of this server.
+    let name = server_name(folder);
     let [imap, _, lmtp] = ports;
-    let heard = process.until(Duration::from_secs(20), || Some((greeting(imap)?, greeting(lmtp)?)))?;
-    (heard.0.contains(&name) && heard.1.contains(&name)).then_some(process)
+    let greetings = process.until(Duration::from_secs(20), || Some((greeting(imap)?, greeting(lmtp)?)))?;
+    (greetings.0.contains(&name) && greetings.1.contains(&name)).then_some(process)
 }
 
-/// What it calls itself.
-fn name(folder: &Path) -> String {
+/// The server name in the greeting.
+fn server_name(folder: &Path) -> String {
     folder.file_name().unwrap().to_str().unwrap().replace('.', "")
 }
 
 fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
-    let (user, group) = owner();
-    let (at, programs) = (folder.display(), copied("cyrus-imapd", folder));
+    let (user, group) = mail_owner();
+    let (at, programs) = (folder.display(), copy_programs("cyrus-imapd", folder));
     certificate(folder);
-    // Those whose sessions idle have sockets of their own in config/socket; without it nobody is told of a mail at once.
+    // Sessions in IDLE bind sockets in config/socket; without this folder they learn of mails only by polling.
     for name in ["mail", "config", "config/db", "config/proc", "config/lock", "config/socket"] {
         fs::create_dir(folder.join(name)).unwrap();
     }
@@ -86,7 +87,7 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
          autocreate_users: anyone\nautocreate_inbox_folders: Junk\nxlist-junk: Junk\nsyslog_prefix: mailhook-test\n\
          tls_server_cert: {at}/server.pem\ntls_server_key: {at}/server.key\n\
          allowstarttls: yes\n",
-        name(folder)
+        server_name(folder)
     );
     fs::write(folder.join("imapd.conf"), settings).unwrap();
     let run = |name: &str| format!("{}/{name} -C {at}/imapd.conf", programs.display());

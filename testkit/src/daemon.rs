@@ -1,4 +1,4 @@
-//! The program itself, with a folder of its own.
+//! The daemon and its commands, with a configuration and a database in a temporary folder.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::process::Process;
 
-/// The binary under test: `MAILHOOK_BINARY`, or else the one that cargo built in the same folder.
+/// The binary under test: `MAILHOOK_BINARY`, or the one that cargo built into the same folder.
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("MAILHOOK_BINARY") {
         return path.into();
     }
     let own = std::env::current_exe().unwrap();
-    // Cargo puts a test program into deps/, and a program that is run beside the others.
+    // Cargo puts test programs into deps/, one level below the other programs.
     let folder = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).unwrap();
     folder.join("resmic-mailhook")
 }
@@ -26,7 +26,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// With this configuration.
+    /// Creates the folder with this config.toml.
     pub fn new(config: &str) -> Home {
         let folder = tempfile::Builder::new().prefix("mailhook").tempdir().unwrap();
         fs::write(folder.path().join("config.toml"), config).unwrap();
@@ -48,12 +48,12 @@ impl Home {
         Ok(connection)
     }
 
-    /// The first column of the first row, as text.
+    /// Returns the first column of the first row as text.
     pub fn ask(&self, sql: &str) -> String {
         self.try_ask(sql).unwrap()
     }
 
-    /// The same, or why there is no answer: perhaps there is no database yet.
+    /// Like [`Home::ask`], with an error for example if the database does not exist yet.
     pub fn try_ask(&self, sql: &str) -> rusqlite::Result<String> {
         let value: rusqlite::types::Value = self.try_sqlite()?.query_row(sql, [], |row| row.get(0))?;
         Ok(match value {
@@ -64,14 +64,14 @@ impl Home {
         })
     }
 
-    /// The first column of every row.
+    /// Returns the first column of every row.
     pub fn column(&self, sql: &str) -> Vec<String> {
         let sqlite = self.sqlite();
         let mut statement = sqlite.prepare(sql).unwrap();
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    /// Waits until a question has this answer: another process's database tells nobody when it changes.
+    /// Polls until a query returns `want`. SQLite does not announce the changes of another process.
     pub fn until(&self, sql: &str, want: &str, limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -92,12 +92,12 @@ impl Home {
         command
     }
 
-    /// Runs a command to its end.
+    /// Runs a command and waits for its end.
     pub fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    /// Runs a command that must work; what it prints.
+    /// Runs a command that must succeed and returns its standard output.
     pub fn data(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -117,11 +117,11 @@ impl Home {
                 keep.1.notify_all();
             }
         });
-        Daemon { process: Process::of(child, "resmic-mailhook"), log }
+        Daemon { process: Process::adopt(child, "resmic-mailhook"), log }
     }
 }
 
-/// The secret that callbacks are signed with.
+/// The secret that signs deliveries.
 pub const SECRET: &str = "a-webhook-secret";
 
 pub struct Daemon {
@@ -134,12 +134,12 @@ impl Daemon {
         self.log.0.lock().unwrap().clone()
     }
 
-    /// Waits for words in what it says.
+    /// Waits until the log contains `words`.
     pub fn says(&self, words: &str, limit: Duration) {
         self.says_often(words, 1, limit);
     }
 
-    /// Waits for words that it says so many times. What it has said before it wrote to the database may be heard later.
+    /// Waits until the log contains `words` this many times. A log line may arrive after a later change of the database.
     pub fn says_often(&self, words: &str, times: usize, limit: Duration) {
         let log = self.log.0.lock().unwrap();
         let fewer = |log: &mut String| log.matches(words).count() < times;
@@ -147,20 +147,23 @@ impl Daemon {
         assert!(!waited.timed_out(), "{words:?} was not said {times} times:\n{log}");
     }
 
-    /// Asks it to end; its exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub fn end(mut self) -> Option<i32> {
         self.process.signal("-TERM");
         self.process.wait(Duration::from_secs(6))
     }
 
-    /// Kills it in the middle of whatever it does.
+    /// Sends SIGKILL.
     pub fn kill(mut self) {
         self.process.signal("-KILL");
         self.process.wait(Duration::from_secs(5));
     }
 }
 
-/// An account on a private Dovecot, in the clear on loopback.
+/// The configuration that accepts unsigned mails.
+pub const ACCEPT_UNSIGNED: &str = "[trust]\naccept = [\"none\"]\n";
+
+/// The configuration of an account on loopback without TLS.
 pub fn account(imap: u16, more: &str) -> String {
     format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {imap}\ntls = \"none\"\nuser = \"payments@shop.example\"\n\
@@ -168,12 +171,12 @@ pub fn account(imap: u16, more: &str) -> String {
     )
 }
 
-/// A callback on loopback.
+/// The configuration of a target.
 pub fn forward(url: &str, more: &str) -> String {
     format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{more}\n")
 }
 
-/// The sample mails' folder.
+/// The folder of the sample mails.
 pub fn samples() -> PathBuf {
     crate::project().join("sample-mails")
 }

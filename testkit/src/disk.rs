@@ -1,24 +1,24 @@
-//! A disk of a few megabytes, so that it can be full.
+//! A file system of a few megabytes, so that a test can fill it.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// A small file system over a folder; gone with this value.
+/// A small tmpfs, mounted over a folder; dropping it unmounts it.
 pub struct SmallDisk {
     at: PathBuf,
 }
 
 impl SmallDisk {
-    /// Over this folder, whose files are hidden by it.
+    /// Mounts it over this folder, whose files it hides.
     pub fn over(folder: &Path, megabytes: u32) -> SmallDisk {
         let options = format!("size={megabytes}m,mode=0777");
         as_root(&["mount", "-t", "tmpfs", "-o", &options, "mailhook-test", folder.to_str().unwrap()]);
         SmallDisk { at: folder.to_owned() }
     }
 
-    /// Takes every byte that is left.
+    /// Fills the file system to the last byte.
     pub fn fill(&self) {
         let mut ballast = File::options().create(true).append(true).open(self.ballast()).unwrap();
         for size in [1 << 16, 1 << 12, 1] {
@@ -26,7 +26,7 @@ impl SmallDisk {
         }
     }
 
-    /// Gives back what [`SmallDisk::fill`] took.
+    /// Frees the space that [`SmallDisk::fill`] used.
     pub fn free(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }

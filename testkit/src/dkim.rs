@@ -124,7 +124,7 @@ impl SigningKey for Openssl<'_> {
 
 /// The options of a signature.
 #[derive(Clone)]
-pub struct How<'a> {
+pub struct SigningOptions<'a> {
     pub domain: &'a str,
     pub selector: &'a str,
     pub headers: &'a [&'a str],
@@ -135,9 +135,9 @@ pub struct How<'a> {
     pub canonicalization: Canonicalization,
 }
 
-impl Default for How<'_> {
+impl Default for SigningOptions<'_> {
     fn default() -> Self {
-        How {
+        SigningOptions {
             domain: "resmic.com",
             selector: "s1",
             headers: &HEADERS,
@@ -150,7 +150,7 @@ impl Default for How<'_> {
 }
 
 /// The mail with a signature at its top.
-pub fn sign(mail: &[u8], key: &Key, how: &How<'_>) -> Vec<u8> {
+pub fn sign(mail: &[u8], key: &Key, how: &SigningOptions<'_>) -> Vec<u8> {
     let signature = match key {
         Key::Rsa(pkcs8, _) => {
             let pkcs8 = rustls_pkcs8(pkcs8);
@@ -166,7 +166,7 @@ fn rustls_pkcs8(der: &[u8]) -> tokio_rustls::rustls::pki_types::PrivateKeyDer<'s
     tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer::from(der.to_vec()).into()
 }
 
-fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &How<'_>) -> String {
+fn signed<K: SigningKey<Hasher = Sha256>>(key: K, mail: &[u8], how: &SigningOptions<'_>) -> String {
     let mut signer = DkimSigner::from_key(Shifted(key, how.ahead))
         .domain(how.domain)
         .selector(how.selector)

@@ -1,7 +1,7 @@
-//! A private Dovecot on loopback: Debian's package, a throw-away certificate, everything else in a temporary folder.
+//! A private Dovecot on loopback: Debian's package, with a throw-away certificate and all files in a temporary folder.
 //!
-//! Debian 12 has Dovecot 2.3 and Debian 13 has 2.4, whose configuration is another language; `dovecot --version` says
-//! which one to write.
+//! Debian 12 has Dovecot 2.3. Debian 13 has 2.4, whose configuration has another syntax; `dovecot --version` decides
+//! which one is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::process::{Process, free_port, greets};
 
 pub const PASSWORD: &str = "throw-away";
 
-/// A running Dovecot. Any user may log in with [`PASSWORD`], and gets mail by LMTP.
+/// A running Dovecot. Any user may log in with [`PASSWORD`]; mails are delivered by LMTP.
 pub struct Dovecot {
     pub folder: tempfile::TempDir,
     pub imap: u16,
@@ -28,36 +28,34 @@ impl Dovecot {
         Dovecot::start_with("")
     }
 
-    /// With more lines of configuration, in the language of the version at hand.
+    /// Starts Dovecot with more lines of configuration, in the syntax of the installed version.
     pub fn start_with(more: &str) -> Dovecot {
         Dovecot::start_configured(|_| more.to_owned())
     }
 
-    /// Lets in who shows an access token, by these mechanisms (`xoauth2 oauthbearer`); whose it is, is asked at
-    /// `introspection_url`. A wrong one is refused at once.
+    /// Starts Dovecot with these token mechanisms (`xoauth2 oauthbearer`). It verifies access tokens at
+    /// `introspection_url`, and refuses a wrong one without delay.
     pub fn start_with_tokens(mechanisms: &str, introspection_url: &str) -> Dovecot {
-        Dovecot::start_configured(|folder| tokens(folder, mechanisms, introspection_url))
+        Dovecot::start_configured(|folder| token_settings(folder, mechanisms, introspection_url))
     }
 
-    /// Announces that LOGIN is disabled.
+    /// Starts Dovecot with LOGINDISABLED among its capabilities.
     pub fn start_without_login() -> Dovecot {
-        let disabled = if speaks_2_4() {
-            "imap_capability {\n  LOGINDISABLED = yes\n}"
-        } else {
-            "imap_capability = +LOGINDISABLED"
-        };
+        let disabled =
+            if is_2_4() { "imap_capability {\n  LOGINDISABLED = yes\n}" } else { "imap_capability = +LOGINDISABLED" };
         Dovecot::start_with(&format!("protocol imap {{\n{disabled}\n}}\n"))
     }
 
-    /// Takes a password over TLS only: on 127.0.0.2, for a connection from 127.0.0.1 to itself counts as secure.
-    pub fn start_that_wants_tls() -> Dovecot {
-        let cleartext = if speaks_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
+    /// Starts Dovecot so that it accepts passwords over TLS only. It also listens on 127.0.0.2, because Dovecot treats a
+    /// connection from 127.0.0.1 to itself as secure.
+    pub fn start_with_tls_logins_only() -> Dovecot {
+        let cleartext = if is_2_4() { "auth_allow_cleartext = no" } else { "disable_plaintext_auth = yes" };
         Dovecot::start_with(&format!("listen = 127.0.0.1, 127.0.0.2\n{cleartext}\n"))
     }
 
-    /// Lets in also who uses this password.
+    /// Starts Dovecot with a second password for all users.
     pub fn start_with_password(password: &str) -> Dovecot {
-        let passdb = if speaks_2_4() {
+        let passdb = if is_2_4() {
             format!("other {{\n  driver = static\n  password = {password}")
         } else {
             format!("{{\n  driver = static\n  args = password={password}")
@@ -66,7 +64,7 @@ impl Dovecot {
     }
 
     fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
-        // A free port may be taken by another test before Dovecot has it; then all is tried again.
+        // Another test may bind a free port before Dovecot does; then everything starts again.
         (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")
     }
 
@@ -79,7 +77,7 @@ impl Dovecot {
         let mut process = launch(folder.path());
         if !is_up(&mut process, imap, lmtp) {
             let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-            // What goes wrong before the log is open is told to standard error, and tried again, too.
+            // Dovecot writes errors to standard error until its log is open; the log is empty then.
             assert!(log.is_empty() || log.contains("Address already in use"), "Dovecot has ended: {log}");
             return None;
         }
@@ -93,7 +91,7 @@ impl Dovecot {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The certificate to trust.
+    /// The CA certificate that a client has to trust.
     pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
@@ -102,24 +100,24 @@ impl Dovecot {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Delivers a mail by LMTP; when the server took it.
+    /// Delivers a mail by LMTP and returns the time at which the server accepted it.
     pub fn deliver(&self, recipient: &str, mail: &[u8]) -> Instant {
         self.deliver_all(recipient, [mail])
     }
 
-    /// Delivers mails over one connection; when the server took the last one.
+    /// Delivers mails over one LMTP connection and returns the time at which the server accepted the last one.
     pub fn deliver_all<'a>(&self, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
         lmtp::deliver(self.lmtp, recipient, mails)
     }
 
-    /// Ends all connections of a user, as the server sees fit at times.
+    /// Makes the server end all connections of a user.
     pub fn kick(&self, user: &str) {
         let config = self.folder.path().join("dovecot.conf");
         let output = Command::new("doveadm").arg("-c").arg(config).args(["kick", user]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Runs doveadm on the mailboxes of a user; it must work.
+    /// Runs a doveadm command, which must succeed.
     pub fn doveadm(&self, arguments: &[&str]) {
         let mut command = Command::new("doveadm");
         command.arg("-c").arg(self.folder.path().join("dovecot.conf")).args(arguments);
@@ -127,7 +125,7 @@ impl Dovecot {
         assert!(output.status.success(), "doveadm {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// Waits until these users, and no others, are logged in, each once.
+    /// Waits until exactly these users are logged in, each once.
     pub fn until_logged_in(&self, users: &[&str], limit: Duration) {
         let deadline = Instant::now() + limit;
         loop {
@@ -143,21 +141,21 @@ impl Dovecot {
         }
     }
 
-    /// Where a user's mails are.
+    /// The path of a user's Maildir.
     pub fn maildir(&self, user: &str) -> PathBuf {
         self.folder.path().join("mail").join(user).join("Maildir")
     }
 
-    /// Puts a mail into a user's Maildir, under this name.
+    /// Writes a mail into a user's Maildir under this file name, and makes Dovecot index it.
     pub fn put(&self, user: &str, name: &str, mail: &[u8]) {
         let path = self.maildir(user).join("new").join(name);
         fs::write(&path, mail).unwrap();
-        let (user_name, group) = owner();
+        let (user_name, group) = mail_owner();
         let _ = Command::new("chown").arg(format!("{user_name}:{group}")).arg(&path).status();
         self.doveadm(&["mailbox", "status", "-u", user, "messages", "INBOX"]);
     }
 
-    /// Ends the server, does something to its files, and starts it again where it was.
+    /// Ends the server, runs `work`, which may change its files, and starts the server again on the same ports.
     pub fn while_down(&mut self, work: impl FnOnce(&Dovecot)) {
         self.process.end_with_children(Duration::from_secs(20));
         work(self);
@@ -180,34 +178,34 @@ fn launch(folder: &Path) -> Process {
     Process::start("dovecot", "dovecot-imapd dovecot-lmtpd", &mut command)
 }
 
-/// Waits until it greets; false: it has ended instead.
+/// Waits for the greetings on both ports. Returns false if the process has ended.
 fn is_up(process: &mut Process, imap: u16, lmtp: u16) -> bool {
     process.until(Duration::from_secs(20), || (greets(imap) && greets(lmtp)).then_some(())).is_some()
 }
 
-/// What lets in access tokens beside passwords.
-fn tokens(folder: &Path, mechanisms: &str, introspection_url: &str) -> String {
-    let asked = format!(
+/// The configuration for access tokens in addition to passwords.
+fn token_settings(folder: &Path, mechanisms: &str, introspection_url: &str) -> String {
+    let settings = format!(
         "introspection_mode = post\nintrospection_url = {introspection_url}\nusername_attribute = username\n\
          active_attribute = active\nactive_value = true\n"
     );
     let common = format!("auth_mechanisms = plain {mechanisms}\nauth_failure_delay = 0 secs\n");
-    if speaks_2_4() {
-        return format!("{common}oauth2 {{\n{asked}}}\n");
+    if is_2_4() {
+        return format!("{common}oauth2 {{\n{settings}}}\n");
     }
     let path = folder.join("oauth2.conf.ext");
-    fs::write(&path, asked).unwrap();
+    fs::write(&path, settings).unwrap();
     format!("{common}passdb {{\n  driver = oauth2\n  mechanisms = {mechanisms}\n  args = {}\n}}\n", path.display())
 }
 
-/// Whether the version at hand is one of those with the new language.
-fn speaks_2_4() -> bool {
+/// Whether the installed version has the configuration syntax of 2.4.
+fn is_2_4() -> bool {
     let version = Dovecot::version();
     version.starts_with("2.4") || version.starts_with("3")
 }
 
-/// Who may own the mails: root must not.
-pub fn owner() -> (String, String) {
+/// The user and group that own the mails; Dovecot refuses root.
+pub fn mail_owner() -> (String, String) {
     let id = |flag: &str| {
         let output = Command::new("id").arg(flag).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -216,7 +214,7 @@ pub fn owner() -> (String, String) {
 }
 
 fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
-    let (user, group) = owner();
+    let (user, group) = mail_owner();
     let mail = folder.join("mail");
     fs::create_dir(&mail).unwrap();
     let _ = Command::new("chown").arg(format!("{user}:{group}")).arg(&mail).status();
@@ -239,7 +237,7 @@ fn configuration(folder: &Path, imap: u16, imaps: u16, lmtp: u16) -> String {
          namespace inbox {{\n  inbox = yes\n  mailbox Junk {{\n    special_use = \\Junk\n    auto = create\n  }}\n  mailbox Resmic {{\n    auto = create\n  }}\n}}\n\
          protocol imap {{\n  mail_max_userip_connections = 5000\n}}\n"
     );
-    if speaks_2_4() {
+    if is_2_4() {
         let version = Dovecot::version();
         let language = version.split(['-', ' ', '(']).next().unwrap();
         format!(

@@ -1,4 +1,4 @@
-//! Real webhook handlers: the examples that users start from.
+//! Real webhook handlers: the programs in examples/.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::daemon::SECRET;
 use super::process::Process;
 
-/// A running handler, and the events that it accepted.
+/// A running handler and the events that it accepted.
 pub struct Handler {
     pub port: u16,
     accepted: Arc<(Mutex<Vec<String>>, Condvar)>,
@@ -19,7 +19,7 @@ pub struct Handler {
 }
 
 impl Handler {
-    /// Node and Express, checking as Resmic's documentation describes.
+    /// Starts the Express handler, which verifies signatures as Resmic's documentation describes.
     pub fn express() -> Handler {
         let folder = crate::project().join("examples/node-express");
         assert!(
@@ -30,13 +30,13 @@ impl Handler {
         Handler::start("node", "nodejs", &folder.join("server.js"), 0)
     }
 
-    /// Python's own library.
+    /// Starts the handler that uses Python's standard library.
     pub fn python() -> Handler {
         let folder = crate::project().join("examples/python");
         Handler::start("python3", "python3", &folder.join("handler.py"), 0)
     }
 
-    /// The Express handler on a port that it had before.
+    /// Starts the Express handler on this port.
     pub fn express_on(port: u16) -> Handler {
         let folder = crate::project().join("examples/node-express");
         Handler::start("node", "nodejs", &folder.join("server.js"), port)
@@ -59,14 +59,14 @@ impl Handler {
                 keep.1.notify_all();
             }
         });
-        Handler { port, accepted, _process: Process::of(child, program) }
+        Handler { port, accepted, _process: Process::adopt(child, program) }
     }
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/payment-webhook", self.port)
     }
 
-    /// Posts as anybody on this machine may. The status.
+    /// Posts a body with these header fields and returns the status.
     pub fn post(&self, body: &str, headers: &[u8]) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -80,7 +80,7 @@ impl Handler {
         answer.split(' ').nth(1).unwrap_or_default().to_owned()
     }
 
-    /// Posts with a good signature.
+    /// Posts a body with a valid signature and returns the status.
     pub fn post_signed(&self, body: &str, more: &str) -> String {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, SECRET.as_bytes());
         let mut headers = "Content-Type: application/json\r\nX-Signature: ".to_owned();
@@ -90,7 +90,7 @@ impl Handler {
         self.post(body, format!("{headers}\r\n{more}").as_bytes())
     }
 
-    /// The bodies that it accepted, once there are so many.
+    /// Waits until the handler has accepted `count` events and returns their bodies.
     pub fn accepted(&self, count: usize) -> Vec<String> {
         let accepted = self.accepted.0.lock().unwrap();
         let limit = Duration::from_secs(60);

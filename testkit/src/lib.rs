@@ -1,12 +1,9 @@
-//! What the tests that need real servers stand on, and the demo too.
+//! Servers, signers and fakes for the integration tests, the benchmarks, the demo and the soak test.
 
-#![allow(dead_code, unreachable_pub, missing_docs)] // each test takes what it needs
+#![allow(missing_docs)] // simple getters need none
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
-/// A real EVM node.
 pub mod anvil;
-/// What was delivered, held against what came of it.
-pub mod books;
 pub mod callback;
 pub mod certificate;
 pub mod client;
@@ -19,20 +16,17 @@ pub mod dns;
 pub mod dovecot;
 pub mod handlers;
 pub mod lmtp;
-/// A scripted EVM node.
 pub mod node;
-/// Mails about payments on a chain.
 pub mod paid;
+pub mod payments;
 pub mod process;
 pub mod proxy;
 pub mod random;
-/// A callback that remembers what it was sent.
 pub mod receiver;
 pub mod resmic_api;
 pub mod scripted;
 pub mod tokens;
-/// Where the servers are that cannot be installed beside Dovecot.
-pub mod unpacked;
+pub mod unpacked_servers;
 pub mod watching;
 
 /// The project's folder.

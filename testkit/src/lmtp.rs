@@ -1,30 +1,30 @@
-//! Mails on their way into a server (RFC 2033).
+//! An LMTP client that delivers mails (RFC 2033).
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Instant;
 
-/// Delivers mails over one connection; when the server took the last one.
+/// Delivers mails over one connection and returns the time at which the server accepted the last one.
 pub fn deliver<'a>(port: u16, recipient: &str, mails: impl IntoIterator<Item = &'a [u8]>) -> Instant {
     let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut lmtp = Lmtp { input: BufReader::new(stream.try_clone().unwrap()), output: stream };
-    lmtp.hear("220");
-    lmtp.say("LHLO test", "250");
+    lmtp.expect_reply("220");
+    lmtp.command("LHLO test", "250");
     let mut at = Instant::now();
     for mail in mails {
-        lmtp.say("MAIL FROM:<no-reply@resmic.com>", "250");
-        lmtp.say(&format!("RCPT TO:<{recipient}>"), "250");
-        lmtp.say("DATA", "354");
+        lmtp.command("MAIL FROM:<no-reply@resmic.com>", "250");
+        lmtp.command(&format!("RCPT TO:<{recipient}>"), "250");
+        lmtp.command("DATA", "354");
         let stuffed = stuff(mail);
         lmtp.output.write_all(&stuffed).unwrap();
-        lmtp.hear("250");
+        lmtp.expect_reply("250");
         at = Instant::now();
     }
-    lmtp.say("QUIT", "221");
+    lmtp.command("QUIT", "221");
     at
 }
 
-/// Lines end in CRLF, and a dot at the start of one is doubled (RFC 5321, 4.5.2).
+/// Ends lines in CRLF and doubles a dot at the start of a line (RFC 5321, 4.5.2).
 fn stuff(mail: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(mail.len() + 64);
     for line in mail.split_inclusive(|b| *b == b'\n') {
@@ -45,12 +45,12 @@ struct Lmtp {
 }
 
 impl Lmtp {
-    fn say(&mut self, line: &str, want: &str) {
+    fn command(&mut self, line: &str, want: &str) {
         self.output.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-        self.hear(want);
+        self.expect_reply(want);
     }
 
-    fn hear(&mut self, want: &str) {
+    fn expect_reply(&mut self, want: &str) {
         loop {
             let mut line = String::new();
             self.input.read_line(&mut line).unwrap();

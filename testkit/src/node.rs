@@ -1,4 +1,4 @@
-//! A scripted JSON-RPC node: it answers each call with what a function returns.
+//! A scripted JSON-RPC node, which answers each call with the result of a function.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,49 +8,49 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// An HTTP answer.
-pub struct Reply {
+/// An HTTP response.
+pub struct NodeReply {
     pub status: &'static str,
     pub fields: String,
     pub body: Vec<u8>,
 }
 
-impl Reply {
-    pub fn new(status: &'static str, fields: &str, body: impl Into<Vec<u8>>) -> Reply {
-        Reply { status, fields: fields.to_owned(), body: body.into() }
+impl NodeReply {
+    pub fn new(status: &'static str, fields: &str, body: impl Into<Vec<u8>>) -> NodeReply {
+        NodeReply { status, fields: fields.to_owned(), body: body.into() }
     }
 
-    /// A JSON body with the status 200.
-    pub fn json(body: &Value) -> Reply {
-        Reply::new("200 OK", "", body.to_string())
+    /// A response with a JSON body and status 200.
+    pub fn json(body: &Value) -> NodeReply {
+        NodeReply::new("200 OK", "", body.to_string())
     }
 
-    /// A result of the call `id`.
-    pub fn result(id: &Value, result: Value) -> Reply {
-        Reply::json(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
+    /// The JSON-RPC result of the call `id`.
+    pub fn result(id: &Value, result: Value) -> NodeReply {
+        NodeReply::json(&json!({"jsonrpc": "2.0", "id": id, "result": result}))
     }
 
-    /// An error of the call `id`.
-    pub fn error(id: &Value, code: i64, message: &str) -> Reply {
-        Reply::json(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
+    /// The JSON-RPC error of the call `id`.
+    pub fn error(id: &Value, code: i64, message: &str) -> NodeReply {
+        NodeReply::json(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": message}}))
     }
 }
 
-/// The request as JSON, to the answer. `None`: no answer at all.
-type Script = dyn Fn(&Value) -> Option<Reply> + Send + Sync;
+/// Returns the response to a request. `None`: the node does not respond.
+type NodeScript = dyn Fn(&Value) -> Option<NodeReply> + Send + Sync;
 
-/// A running node that ends with this value.
+/// A running node; dropping it closes the port.
 pub struct ScriptedNode {
     pub port: u16,
     is_over: Arc<AtomicBool>,
 }
 
 impl ScriptedNode {
-    pub fn start(script: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'static) -> ScriptedNode {
+    pub fn start(script: impl Fn(&Value) -> Option<NodeReply> + Send + Sync + 'static) -> ScriptedNode {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let is_over = Arc::new(AtomicBool::new(false));
-        let (script, over): (Arc<Script>, _) = (Arc::new(script), is_over.clone());
+        let (script, over): (Arc<NodeScript>, _) = (Arc::new(script), is_over.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 if over.load(Ordering::SeqCst) {
@@ -63,12 +63,12 @@ impl ScriptedNode {
         ScriptedNode { port, is_over }
     }
 
-    /// The same as another node, but for what `change` makes of its answers.
-    pub fn before(port: u16, change: impl Fn(&Value, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
+    /// Starts a node that forwards calls to the node at `port` and lets `change` alter the responses.
+    pub fn altering(port: u16, change: impl Fn(&Value, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
         ScriptedNode::start(move |request| {
             let mut answer = serde_json::from_slice(&super::anvil::post(port, &request.to_string())).unwrap();
             change(request, &mut answer);
-            Some(Reply::json(&answer))
+            Some(NodeReply::json(&answer))
         })
     }
 
@@ -80,14 +80,14 @@ impl ScriptedNode {
 impl Drop for ScriptedNode {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::SeqCst);
-        // The listener waits for a connection.
+        // This connection wakes the listener, so that it sees the flag.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
-fn answer(mut stream: TcpStream, script: &Script) {
+fn answer(mut stream: TcpStream, script: &NodeScript) {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let Some(request) = read(&stream) else { return };
+    let Some(request) = read_request(&stream) else { return };
     match script(&request) {
         Some(reply) => {
             let head = format!(
@@ -99,12 +99,12 @@ fn answer(mut stream: TcpStream, script: &Script) {
             // The client may have closed the connection in the middle of a long body.
             let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&reply.body));
         }
-        // Until the client closes the connection.
+        // Waits until the client closes the connection.
         None => drop(stream.read(&mut [0])),
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Value> {
+fn read_request(stream: &TcpStream) -> Option<Value> {
     let mut input = BufReader::new(stream);
     let mut length = 0;
     loop {

@@ -1,18 +1,18 @@
-//! Servers of our own: started in the foreground, awaited, and gone with their owner.
+//! Child processes that run in the foreground and end with their owner.
 
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running program that ends with this value.
+/// A child process; dropping it ends the process.
 pub struct Process {
     child: Child,
     name: &'static str,
 }
 
 impl Process {
-    /// Starts a program; `package` is what to install if it is not there.
+    /// Starts a program; `package` is the Debian package to install if the program is missing.
     pub fn start(name: &'static str, package: &str, command: &mut Command) -> Process {
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {name}: {e}; `apt-get install {package}`"));
         Process { child, name }
@@ -22,7 +22,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the process has ended.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
@@ -31,7 +31,7 @@ impl Process {
         let _ = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
     }
 
-    /// Ends it, and then what it has started: a session of Dovecot 2.4 outlives its server.
+    /// Ends the process and then its children: a session of Dovecot 2.4 outlives its server.
     pub fn end_with_children(&mut self, limit: Duration) {
         let id = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
@@ -40,7 +40,7 @@ impl Process {
         let _ = Command::new("kill").arg("-KILL").args(children.split_whitespace()).stderr(Stdio::null()).status();
     }
 
-    /// Waits for its end; its exit code.
+    /// Waits for the end of the process and returns its exit code.
     pub fn wait(&mut self, limit: Duration) -> Option<i32> {
         let deadline = Instant::now() + limit;
         loop {
@@ -68,17 +68,17 @@ impl Drop for Process {
     }
 }
 
-/// A port that nobody uses just now.
+/// A port that is free at this moment.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Whether a mail server says its greeting there.
+/// Whether a mail server sends a greeting on this port.
 pub fn greets(port: u16) -> bool {
     greeting(port).is_some_and(|line| line.starts_with("* OK") || line.starts_with("220"))
 }
 
-/// The first line that a server says.
+/// The first line that a server sends.
 pub fn greeting(port: u16) -> Option<String> {
     let stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -88,7 +88,8 @@ pub fn greeting(port: u16) -> Option<String> {
 }
 
 impl Process {
-    /// Tries until it works: the only way to learn that somebody else's server is up. `None`: it has ended instead.
+    /// Polls until `work` returns a value, for servers that do not announce that they are ready. `None`: the process has
+    /// ended.
     pub fn until<T>(&mut self, limit: Duration, mut work: impl FnMut() -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + limit;
         loop {
@@ -105,8 +106,8 @@ impl Process {
 }
 
 impl Process {
-    /// Takes over a program that runs.
-    pub fn of(child: Child, name: &'static str) -> Process {
+    /// Takes over a child that is already running.
+    pub fn adopt(child: Child, name: &'static str) -> Process {
         Process { child, name }
     }
 }

@@ -1,4 +1,4 @@
-//! A line that misbehaves on command: a TCP proxy in front of a real server.
+//! A TCP proxy in front of a real server, which disturbs its connections on command.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -13,130 +13,139 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// How many pieces are on the line at once in each direction, and how large each is at most.
+/// How many pieces each direction buffers, and the largest size of a piece in bytes.
 const PIECES: usize = 256;
 const PIECE: usize = 16 * 1024;
 
-/// A direction.
+/// A direction of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// What the program says.
+pub enum Direction {
+    /// From the program to the server.
     ToServer = 0,
-    /// What the server says.
+    /// From the server to the program.
     ToClient = 1,
 }
 
-/// How one direction behaves.
+/// The faults of one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Line {
-    /// Nothing gets through; it waits.
+pub struct LinkFaults {
+    /// Bytes wait until the fault is over.
     pub stalled: bool,
-    /// Nothing gets through; it is lost, and so is the end of the stream.
+    /// Bytes and the end of the stream are dropped.
     pub swallows: bool,
-    /// Each byte leaves on its own.
+    /// Each byte is written separately.
     pub single_bytes: bool,
-    /// How long everything takes.
+    /// The latency of this direction.
     pub delay: Duration,
 }
 
-/// What happens, once, to the connections there are.
+/// A fault that happens once, to all open connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Order {
+enum Disconnect {
     /// FIN to both sides.
     Cut,
     /// RST to both sides.
     Reset,
-    /// Both sides talk to nobody from now on, and are not told: as when a router forgets a connection.
+    /// Bytes of both sides are dropped from now on, without FIN or RST, as when a router forgets a connection.
     Forget,
 }
 
-/// A running proxy; everything ends with it.
+/// A running proxy; dropping it ends its connections.
 pub struct Proxy {
     pub port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyState>,
     runtime: Option<Runtime>,
 }
 
-struct Shared {
+struct ProxyState {
     server: u16,
-    lines: [watch::Sender<Line>; 2],
-    order: watch::Sender<Option<Order>>,
+    links: [watch::Sender<LinkFaults>; 2],
+    disconnect: watch::Sender<Option<Disconnect>>,
     refuses: watch::Sender<bool>,
     accepted: AtomicUsize,
     open: AtomicUsize,
-    hit: watch::Sender<usize>,
+    affected: watch::Sender<usize>,
 }
 
 impl Proxy {
-    /// In front of this port of loopback.
-    pub fn before(server: u16) -> Proxy {
+    /// Starts a proxy in front of this loopback port.
+    pub fn in_front_of(server: u16) -> Proxy {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ProxyState {
             server,
-            lines: [watch::Sender::default(), watch::Sender::default()],
-            order: watch::Sender::default(),
+            links: [watch::Sender::default(), watch::Sender::default()],
+            disconnect: watch::Sender::default(),
             refuses: watch::Sender::default(),
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
-            hit: watch::Sender::default(),
+            affected: watch::Sender::default(),
         });
         runtime.spawn(shared.clone().serve(listener));
         Proxy { port, shared, runtime: Some(runtime) }
     }
 
-    /// Changes how a direction behaves, for connections that are open and for those to come.
-    pub fn set(&self, way: Way, change: impl FnOnce(&mut Line)) {
-        self.shared.lines[way as usize].send_modify(change);
+    /// Changes the faults of a direction for open and for new connections.
+    pub fn set(&self, direction: Direction, change: impl FnOnce(&mut LinkFaults)) {
+        self.shared.links[direction as usize].send_modify(change);
     }
 
-    /// The same for both directions.
-    pub fn set_both(&self, change: impl Fn(&mut Line)) {
-        self.set(Way::ToServer, &change);
-        self.set(Way::ToClient, &change);
+    /// Changes the faults of both directions.
+    pub fn set_both(&self, change: impl Fn(&mut LinkFaults)) {
+        self.set(Direction::ToServer, &change);
+        self.set(Direction::ToClient, &change);
     }
 
-    /// Whether who connects is hung up on.
+    /// Sets whether the proxy closes new connections at once.
     pub fn refuse(&self, refuses: bool) {
         self.shared.refuses.send_replace(refuses);
     }
 
-    /// Everything gets through again.
+    /// Removes all faults.
     pub fn heal(&self) {
         self.refuse(false);
-        self.set_both(|line| *line = Line::default());
-        self.shared.hit.send_replace(0);
+        self.set_both(|link| *link = LinkFaults::default());
+        self.shared.affected.send_replace(0);
     }
 
-    /// Ends the connections there are, with a FIN.
+    /// Ends the open connections with a FIN.
     pub fn cut(&self) {
-        self.shared.order.send_replace(Some(Order::Cut));
+        self.shared.disconnect.send_replace(Some(Disconnect::Cut));
     }
 
-    /// Ends them with an RST.
+    /// Ends the open connections with an RST.
     pub fn reset(&self) {
-        self.shared.order.send_replace(Some(Order::Reset));
+        self.shared.disconnect.send_replace(Some(Disconnect::Reset));
     }
 
-    /// Leaves them half open: what is said on them is lost. New ones are as good as ever.
+    /// Leaves the open connections half open: their bytes are dropped. New connections work.
     pub fn forget(&self) {
-        self.shared.order.send_replace(Some(Order::Forget));
+        self.shared.disconnect.send_replace(Some(Disconnect::Forget));
     }
 
-    /// Waits until something was lost or held back since all was well: until then a fault has done nothing.
-    pub fn until_hit(&self, limit: Duration) {
-        let mut hit = self.shared.hit.subscribe();
-        let waiting = async { tokio::time::timeout(limit, hit.wait_for(|hit| *hit > 0)).await.is_ok() };
-        assert!(self.runtime.as_ref().unwrap().block_on(waiting), "nothing was said on the line for {limit:?}");
+    /// Waits until the current fault has dropped or delayed bytes. Before that, it has had no effect.
+    pub fn until_affected(&self, limit: Duration) {
+        let mut affected = self.shared.affected.subscribe();
+        let waiting = async { tokio::time::timeout(limit, affected.wait_for(|affected| *affected > 0)).await.is_ok() };
+        assert!(self.runtime.as_ref().unwrap().block_on(waiting), "nothing was said on the link for {limit:?}");
     }
 
-    /// How many connections there have been.
+    /// Waits until there were more than `before` connections.
+    pub fn until_reconnected(&self, before: usize, limit: Duration) {
+        let deadline = std::time::Instant::now() + limit;
+        while self.accepted() <= before {
+            assert!(std::time::Instant::now() < deadline, "the program did not come back");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The number of connections so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many there are.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
@@ -150,12 +159,13 @@ impl Drop for Proxy {
     }
 }
 
-impl Shared {
+impl ProxyState {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         loop {
             let (client, _) = listener.accept().await.unwrap();
-            // Whoever is counted hears every order from then on, also while the server is still being reached.
-            let order = self.order.subscribe();
+            // Subscribe before the connection is counted. A test that has seen the count may disconnect at once, also
+            // while the connection to the server is not yet made.
+            let disconnect = self.disconnect.subscribe();
             self.accepted.fetch_add(1, Ordering::SeqCst);
             if *self.refuses.borrow() {
                 continue;
@@ -163,75 +173,80 @@ impl Shared {
             let shared = self.clone();
             tokio::spawn(async move {
                 shared.open.fetch_add(1, Ordering::SeqCst);
-                // A server that is away ends the connection: its client is hung up on.
+                // If the server is down, the client's connection is closed.
                 if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, shared.server)).await {
-                    shared.connection(client, server, order).await;
+                    shared.connection(client, server, disconnect).await;
                 }
                 shared.open.fetch_sub(1, Ordering::SeqCst);
             });
         }
     }
 
-    async fn connection(&self, client: TcpStream, server: TcpStream, mut order: watch::Receiver<Option<Order>>) {
+    async fn connection(
+        &self,
+        client: TcpStream,
+        server: TcpStream,
+        mut disconnect: watch::Receiver<Option<Disconnect>>,
+    ) {
         client.set_nodelay(true).unwrap();
         server.set_nodelay(true).unwrap();
         let (mut client_in, mut client_out) = client.into_split();
         let (mut server_in, mut server_out) = server.into_split();
-        let [to_server, to_client] = self.lines.each_ref().map(watch::Sender::subscribe);
-        let order = tokio::select! {
+        let [to_server, to_client] = self.links.each_ref().map(watch::Sender::subscribe);
+        let disconnect = tokio::select! {
             _ = async {
                 tokio::join!(
                     self.pump(&mut client_in, &mut server_out, to_server),
                     self.pump(&mut server_in, &mut client_out, to_client)
                 )
             } => return,
-            _ = order.changed() => *order.borrow_and_update(),
+            _ = disconnect.changed() => *disconnect.borrow_and_update(),
         };
-        match order {
-            Some(Order::Forget) => {
-                // Read on, so that neither side's writes ever fail.
+        match disconnect {
+            Some(Disconnect::Forget) => {
+                // Continue to read, so that no write of either side fails.
                 tokio::join!(drain(&mut client_in), drain(&mut server_in));
             }
-            Some(Order::Reset) => {
+            Some(Disconnect::Reset) => {
                 for half in [&client_in, &server_in] {
                     let _ = SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO));
                 }
             }
-            Some(Order::Cut) | None => {
+            Some(Disconnect::Cut) | None => {
                 let _ = tokio::join!(client_out.shutdown(), server_out.shutdown());
             }
         }
     }
 }
 
-impl Shared {
-    /// Carries one direction to its end.
+impl ProxyState {
+    /// Copies one direction until its end.
     ///
-    /// A delay line: what is read is stamped, and written when its time has come; so a delay costs no throughput, and
-    /// nothing overtakes.
-    async fn pump(&self, input: &mut OwnedReadHalf, output: &mut OwnedWriteHalf, line: watch::Receiver<Line>) {
+    /// Each piece has the time at which it was read, and is written when its delay is over. So a delay does not reduce the
+    /// throughput, and the order stays.
+    async fn pump(&self, input: &mut OwnedReadHalf, output: &mut OwnedWriteHalf, link: watch::Receiver<LinkFaults>) {
         let (pieces, arriving) = mpsc::channel(PIECES);
-        tokio::join!(self.take_in(input, pieces, line.clone()), self.give_out(arriving, output, line));
+        tokio::join!(self.read_pieces(input, pieces, link.clone()), self.write_pieces(arriving, output, link));
     }
 
-    async fn take_in(
+    async fn read_pieces(
         &self,
         input: &mut OwnedReadHalf,
         pieces: mpsc::Sender<(Instant, Vec<u8>)>,
-        mut line: watch::Receiver<Line>,
+        mut link: watch::Receiver<LinkFaults>,
     ) {
         let mut buffer = vec![0; PIECE];
         loop {
-            // Whoever stalls does not read either: in the end the sender's window is full.
-            let _ = line.wait_for(|line| !line.stalled).await;
+            // A stalled direction does not read either, so that the sender's window becomes full.
+            let _ = link.wait_for(|link| !link.stalled).await;
             let read = input.read(&mut buffer).await.unwrap_or(0);
-            let swallows = line.borrow().swallows;
+            let swallows = link.borrow().swallows;
             match read {
-                // The end is lost as well; the other side never hears of it.
+                // The end of the stream is dropped, too.
                 0 if swallows => return std::future::pending().await,
                 0 => return,
                 _ if swallows => {
-                    self.hit.send_modify(|hit| *hit += 1);
+                    self.affected.send_modify(|affected| *affected += 1);
                     continue;
                 }
                 _ => {}
@@ -242,18 +257,18 @@ impl Shared {
         }
     }
 
-    async fn give_out(
+    async fn write_pieces(
         &self,
         mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>,
         output: &mut OwnedWriteHalf,
-        mut line: watch::Receiver<Line>,
+        mut link: watch::Receiver<LinkFaults>,
     ) {
         while let Some((read_at, piece)) = pieces.recv().await {
-            let now = *line.borrow();
+            let now = *link.borrow();
             sleep_until(read_at + now.delay).await;
-            if line.borrow().stalled {
-                self.hit.send_modify(|hit| *hit += 1);
-                let _ = line.wait_for(|line| !line.stalled).await;
+            if link.borrow().stalled {
+                self.affected.send_modify(|affected| *affected += 1);
+                let _ = link.wait_for(|link| !link.stalled).await;
             }
             let size = if now.single_bytes { 1 } else { piece.len() };
             for part in piece.chunks(size) {
@@ -266,7 +281,7 @@ impl Shared {
     }
 }
 
-/// Reads until there is no more.
+/// Reads to the end of the stream.
 async fn drain(input: &mut OwnedReadHalf) {
     let mut buffer = vec![0; PIECE];
     while input.read(&mut buffer).await.is_ok_and(|read| read > 0) {}

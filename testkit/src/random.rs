@@ -1,15 +1,15 @@
-//! Chance that can be had again: SplitMix64 from a seed that is printed.
+//! Reproducible random numbers: SplitMix64 with a printed seed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A source of numbers, for many threads.
+/// A random number generator that threads can share.
 #[derive(Debug)]
 pub struct Random(AtomicU64);
 
 impl Random {
-    /// With the seed in `MAILHOOK_SEED`, or a new one; says which.
-    pub fn new() -> Random {
+    /// Takes the seed from `MAILHOOK_SEED`, or a new one, and prints it.
+    pub fn from_environment() -> Random {
         let seed = match std::env::var("MAILHOOK_SEED") {
             Ok(seed) => seed.parse().expect("MAILHOOK_SEED is a number"),
             Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64,
@@ -31,7 +31,7 @@ impl Random {
         self.below(n) == 0
     }
 
-    /// Some time, shorter than `limit`.
+    /// A random duration below `limit`.
     pub fn moment(&self, limit: Duration) -> Duration {
         Duration::from_micros(self.below(limit.as_micros() as u64))
     }

@@ -1,4 +1,4 @@
-//! A callback for tests: remembers what it was sent, answers as it is told.
+//! An asynchronous callback, which records its requests and answers them by a script.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -7,7 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// One request as it came.
+/// One received request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub line: String,
@@ -25,39 +25,39 @@ impl Request {
     }
 }
 
-/// What the callback does with a request.
+/// The callback's response to a request.
 #[derive(Debug, Clone)]
-pub enum Answer {
-    /// Sends these bytes and closes.
+pub enum ReceiverAnswer {
+    /// Sends these bytes and closes the connection.
     Bytes(Vec<u8>),
-    /// Says nothing, and keeps the connection.
+    /// Sends nothing and keeps the connection open.
     Hang,
-    /// Sends these bytes, and keeps the connection.
+    /// Sends these bytes and keeps the connection open.
     Unended(&'static str),
-    /// Says 500 and an answer without end.
+    /// Sends status 500 and an endless body.
     Endless,
-    /// Closes without a word.
+    /// Closes the connection without a response.
     Close,
-    /// Says 200 after a while.
+    /// Sends status 200 after this time.
     Slowly(std::time::Duration),
 }
 
-pub fn status(status: u16) -> Answer {
-    Answer::Bytes(format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n").into_bytes())
+pub fn status(status: u16) -> ReceiverAnswer {
+    ReceiverAnswer::Bytes(format!("HTTP/1.1 {status} Said\r\nContent-Length: 0\r\n\r\n").into_bytes())
 }
 
-type Script = Arc<dyn Fn(usize, &Request) -> Answer + Send + Sync>;
+type ReceiverScript = Arc<dyn Fn(usize, &Request) -> ReceiverAnswer + Send + Sync>;
 
 #[derive(Clone)]
 pub struct Receiver {
     seen: Arc<Mutex<Vec<Request>>>,
     count: Arc<watch::Sender<usize>>,
-    script: Script,
+    script: ReceiverScript,
 }
 
 impl Receiver {
-    /// A callback that answers request n (from 0) with `script(n, request)`.
-    pub fn new(script: impl Fn(usize, &Request) -> Answer + Send + Sync + 'static) -> Self {
+    /// Creates a callback that answers request n (from 0) with `script(n, request)`.
+    pub fn new(script: impl Fn(usize, &Request) -> ReceiverAnswer + Send + Sync + 'static) -> Self {
         Receiver { seen: Arc::default(), count: Arc::new(watch::Sender::new(0)), script: Arc::new(script) }
     }
 
@@ -75,12 +75,12 @@ impl Receiver {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let this = this.clone();
-                tokio::spawn(async move { this.talk(stream).await });
+                tokio::spawn(async move { this.serve_connection(stream).await });
             }
         })
     }
 
-    #[allow(dead_code)] // the demo's
+    /// The number of requests so far.
     pub fn count(&self) -> usize {
         *self.count.borrow()
     }
@@ -97,21 +97,21 @@ impl Receiver {
         self.requests()
     }
 
-    pub async fn talk(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    pub async fn serve_connection(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let mut stream = BufReader::new(stream);
-        let Some(request) = read(&mut stream).await else { return };
+        let Some(request) = read_request(&mut stream).await else { return };
         let n = {
             let mut seen = self.seen.lock().unwrap();
             seen.push(request.clone());
             seen.len()
         };
         self.count.send_replace(n);
-        // An answer may find nobody who still listens.
+        // The client may have closed the connection.
         let _ = answer(&mut stream, (self.script)(n - 1, &request)).await;
     }
 }
 
-async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request> {
+async fn read_request(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok().filter(|n| *n > 0)?;
     let mut headers = Vec::new();
@@ -128,21 +128,21 @@ async fn read(stream: &mut (impl AsyncBufReadExt + Unpin)) -> Option<Request> {
     Some(request)
 }
 
-async fn answer(stream: &mut (impl AsyncWrite + Unpin), answer: Answer) -> std::io::Result<()> {
+async fn answer(stream: &mut (impl AsyncWrite + Unpin), answer: ReceiverAnswer) -> std::io::Result<()> {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     match answer {
-        Answer::Bytes(bytes) => stream.write_all(&bytes).await?,
-        Answer::Hang => std::future::pending().await,
-        Answer::Unended(text) => {
+        ReceiverAnswer::Bytes(bytes) => stream.write_all(&bytes).await?,
+        ReceiverAnswer::Hang => std::future::pending().await,
+        ReceiverAnswer::Unended(text) => {
             stream.write_all(text.as_bytes()).await?;
             std::future::pending().await
         }
-        Answer::Close => {}
-        Answer::Slowly(wait) => {
+        ReceiverAnswer::Close => {}
+        ReceiverAnswer::Slowly(wait) => {
             tokio::time::sleep(wait).await;
             stream.write_all(OK).await?;
         }
-        Answer::Endless => {
+        ReceiverAnswer::Endless => {
             stream.write_all(b"HTTP/1.1 500 Oh\r\n\r\nfirst line\n").await?;
             loop {
                 stream.write_all(&[b'x'; 65_536]).await?;

@@ -1,4 +1,4 @@
-//! A scripted API of Resmic, in a chosen mood. It remembers each request.
+//! A fake of Resmic's API, which answers as its mood says and records each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use super::receiver::{Answer, Receiver, Request};
+use super::receiver::{Receiver, ReceiverAnswer, Request};
 
 /// The credentials that the API accepts.
 pub const API_KEY: &str = "rk_live_7d3cf0a1e5b94c62";
@@ -32,11 +32,11 @@ pub enum Mood {
     EnvelopeStatus(u16),
     /// The right answer with `success: false`.
     NotSuccess,
-    /// An answer about another session.
+    /// The right answer, with another session's id.
     OtherSession,
     /// The right answer with more keys in it.
     UnknownKeys,
-    /// The value of this key, replaced in `data`.
+    /// The right answer, with another value for this key of `data`.
     Value(&'static str, Value),
     /// A redirect to this URL.
     Redirects(String),
@@ -52,7 +52,7 @@ pub enum Mood {
     Endless,
 }
 
-/// A session as Resmic has it: the `data` of both answers, without the `session_id`.
+/// A session at Resmic: the `data` of both answers, without the `session_id`.
 #[derive(Debug, Clone)]
 pub struct Session {
     pub status: Value,
@@ -87,41 +87,41 @@ impl Session {
     }
 }
 
-/// A request as the API has seen it.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct ApiRequest {
     pub path: String,
     pub session: String,
 }
 
-struct World {
+struct ApiState {
     mood: Mood,
     sessions: HashMap<String, Session>,
 }
 
-/// A running API; it ends with this value.
+/// A running API; dropping it closes the port.
 pub struct ResmicApi {
     address: SocketAddr,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ApiState>>,
     receiver: Receiver,
     runtime: Option<Runtime>,
 }
 
 impl ResmicApi {
     pub fn start() -> ResmicApi {
-        let world = Arc::new(Mutex::new(World { mood: Mood::Documented, sessions: HashMap::new() }));
-        let answers = world.clone();
+        let state = Arc::new(Mutex::new(ApiState { mood: Mood::Documented, sessions: HashMap::new() }));
+        let answers = state.clone();
         let receiver = Receiver::new(move |_, request| answers.lock().unwrap().answer(request));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let address = runtime.block_on(receiver.listen());
-        ResmicApi { address, world, receiver, runtime: Some(runtime) }
+        ResmicApi { address, state, receiver, runtime: Some(runtime) }
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// `[resmic]` with this API; the credentials are in the files `api-key` and `user-id`.
+    /// The table `[resmic]` for this API. The credentials are in the files `api-key` and `user-id`.
     pub fn table(&self, more: &str) -> String {
         format!(
             "[resmic]\nurl = \"{}\"\napi_key = {{ file = \"api-key\" }}\nuser_id = {{ file = \"user-id\" }}\n{more}\n",
@@ -130,11 +130,11 @@ impl ResmicApi {
     }
 
     pub fn set_mood(&self, mood: Mood) {
-        self.world.lock().unwrap().mood = mood;
+        self.state.lock().unwrap().mood = mood;
     }
 
     pub fn set_session(&self, id: &str, session: Session) {
-        self.world.lock().unwrap().sessions.insert(id.to_owned(), session);
+        self.state.lock().unwrap().sessions.insert(id.to_owned(), session);
     }
 
     /// The bodies of the requests that created a session, oldest first.
@@ -148,14 +148,14 @@ impl ResmicApi {
     }
 
     /// The requests, oldest first.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.receiver.requests().iter().map(asked).collect()
+    pub fn requests(&self) -> Vec<ApiRequest> {
+        self.receiver.requests().iter().map(api_request).collect()
     }
 
-    /// Waits for this many requests.
-    pub fn wait_for(&self, count: usize) -> Vec<Asked> {
+    /// Waits until this many requests have come.
+    pub fn wait_for(&self, count: usize) -> Vec<ApiRequest> {
         let runtime = self.runtime.as_ref().unwrap();
-        runtime.block_on(self.receiver.wait_for(count)).iter().map(asked).collect()
+        runtime.block_on(self.receiver.wait_for(count)).iter().map(api_request).collect()
     }
 }
 
@@ -167,23 +167,23 @@ impl Drop for ResmicApi {
     }
 }
 
-fn asked(request: &Request) -> Asked {
+fn api_request(request: &Request) -> ApiRequest {
     let target = request.line.split(' ').nth(1).unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let session = query.strip_prefix("session_id=").unwrap_or_default();
-    Asked { path: path.to_owned(), session: session.to_owned() }
+    ApiRequest { path: path.to_owned(), session: session.to_owned() }
 }
 
-impl World {
-    fn answer(&mut self, request: &Request) -> Answer {
-        let Asked { path, session } = asked(request);
+impl ApiState {
+    fn answer(&mut self, request: &Request) -> ReceiverAnswer {
+        let ApiRequest { path, session } = api_request(request);
         if request.header("x-api-key") != Some(API_KEY) || request.header("x-user-id") != Some(USER_ID) {
             return failure(401, 401, "Invalid API key");
         }
         if request.line.starts_with("POST /api/v1/makepayment ") && self.mood == Mood::Documented {
             return self.create(request);
         }
-        let data = self.data(&path, &session);
+        let data = self.find_data(&path, &session);
         match (&self.mood, data) {
             (Mood::Refuses(http, status), _) => failure(*http, *status, "refused"),
             (Mood::Limits(after), _) => {
@@ -193,17 +193,17 @@ impl World {
             (Mood::Html(http), _) => respond(*http, "Content-Type: text/html\r\n", "<!doctype html><h1>A page</h1>"),
             (Mood::Redirects(to), _) => respond(302, &format!("Location: {to}\r\n"), ""),
             (Mood::Quotes(http), _) => failure(*http, *http, &format!("{:?}", request.headers)),
-            (Mood::Silent, _) => Answer::Hang,
-            (Mood::HangsUp, _) => Answer::Close,
+            (Mood::Silent, _) => ReceiverAnswer::Hang,
+            (Mood::HangsUp, _) => ReceiverAnswer::Close,
             (Mood::Long(bytes), _) => respond(200, "", &" ".repeat(*bytes)),
-            (Mood::Endless, _) => Answer::Endless,
+            (Mood::Endless, _) => ReceiverAnswer::Endless,
             (_, None) => failure(404, 400, "Session not found"),
             (mood, Some(data)) => self.success(mood, data),
         }
     }
 
-    /// The first session is CREATED, and each later one has the next number.
-    fn create(&mut self, request: &Request) -> Answer {
+    /// Creates a session. The first one is CREATED, and each later one has the next number.
+    fn create(&mut self, request: &Request) -> ReceiverAnswer {
         let body: Value = serde_json::from_slice(&request.body).unwrap();
         let id = format!("{}{:012}", &CREATED[..24], self.sessions.len() + 1);
         self.sessions.insert(id.clone(), Session::initiated(&body["amount"].to_string()));
@@ -213,7 +213,7 @@ impl World {
         respond(200, "Content-Type: application/json\r\n", &envelope.to_string())
     }
 
-    fn data(&self, path: &str, session: &str) -> Option<Value> {
+    fn find_data(&self, path: &str, session: &str) -> Option<Value> {
         let known = self.sessions.get(session)?;
         let mut data = match path {
             "/api/v1/makepayment/payment-status" => known.status.clone(),
@@ -224,7 +224,7 @@ impl World {
         Some(data)
     }
 
-    fn success(&self, mood: &Mood, mut data: Value) -> Answer {
+    fn success(&self, mood: &Mood, mut data: Value) -> ReceiverAnswer {
         match mood {
             Mood::OtherSession => data["session_id"] = "00000000-0000-4000-8000-000000000000".into(),
             Mood::UnknownKeys => data["network_fee"] = json!({"amount": 1.5e-3, "unit": ["gwei"]}),
@@ -242,13 +242,13 @@ impl World {
     }
 }
 
-fn failure(http: u16, status: u16, message: &str) -> Answer {
+fn failure(http: u16, status: u16, message: &str) -> ReceiverAnswer {
     let envelope = json!({"status": status, "success": false, "message": message});
     respond(http, "Content-Type: application/json\r\n", &envelope.to_string())
 }
 
-fn respond(http: u16, fields: &str, body: &str) -> Answer {
-    Answer::Bytes(
+fn respond(http: u16, fields: &str, body: &str) -> ReceiverAnswer {
+    ReceiverAnswer::Bytes(
         format!("HTTP/1.1 {http} Said\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
             .into_bytes(),
     )

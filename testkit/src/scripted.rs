@@ -1,7 +1,7 @@
-//! A small IMAP server that keeps to the protocol until a test tells it not to.
+//! A small IMAP server with one mailbox, which follows the protocol until a test's script says otherwise.
 //!
-//! It has one mailbox. Each command, each new mail during an IDLE and each greeting is an occasion on which the
-//! test's script may replace the usual answer by steps of its own: half an answer, a lie, silence, the end.
+//! Each greeting, each command and each change of the mailbox during an IDLE is an [`Occasion`]. The script may replace
+//! the usual response by other steps: a part of a response, a wrong one, silence, or the end of the connection.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,82 +15,82 @@ pub mod connection;
 
 use connection::Connection;
 
-/// How long anything in a test may take.
+/// The longest time that a test waits for an event.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
-/// What the server does on an occasion.
+/// One action of the server on an occasion.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// The ordinary answer, all of it.
+    /// Sends the whole usual response.
     Usual,
-    /// Its untagged part.
+    /// Sends the untagged part of the usual response.
     Untagged,
-    /// The tagged OK, and before it what else is new in the mailbox.
+    /// Announces changes of the mailbox and sends the tagged OK.
     Ok,
-    /// The tagged OK alone.
+    /// Sends only the tagged OK.
     BareOk,
-    /// These bytes; `{tag}` stands for the command's tag.
+    /// Sends this text; `{tag}` stands for the command's tag.
     Say(String),
-    /// What is new in the mailbox is announced, and not pushed.
+    /// Announces changes of the mailbox without pushing mails (NOTIFY).
     Announce,
-    /// A mail with this subject arrives.
+    /// Delivers a mail with this subject.
     Deliver(&'static str),
-    /// The mail with this UID is removed.
+    /// Removes the mail with this UID.
     Remove(u32),
-    /// FETCH leaves these out from now on.
+    /// FETCH responses omit these UIDs from now on.
     Hide(Vec<u32>),
-    /// The end of the stream.
+    /// Closes the connection.
     Close,
-    /// The end of the stream, and what comes is still read: the client may write on and see no error.
+    /// Closes the server's direction and continues to read, so that the client can write without an error.
     CloseHalf,
-    /// An abrupt end (RST).
+    /// Ends the connection with an RST.
     Reset,
-    /// Never another word; what comes is still read.
+    /// Sends nothing from now on and continues to read.
     Mute,
-    /// The same bytes for ever, as fast as they are taken.
+    /// Sends this text again and again, as fast as the client reads.
     Flood(&'static str),
-    /// From now on this line, each time this has passed; commands are answered all the same.
+    /// Sends this line at this interval from now on, in addition to the usual responses.
     Chatter(&'static str, Duration),
-    /// The server ends the IDLE by itself.
+    /// Ends the IDLE from the server's side.
     EndIdle,
-    /// Nothing, for so long.
+    /// Waits for this time.
     Pause(Duration),
-    /// What the client wrote before this is never looked at, nor what comes after it: so Cyrus takes what came with an
-    /// IDLE.
+    /// If the client has already sent more bytes, ignores them and everything after them. Cyrus does so with bytes that
+    /// came together with an IDLE.
     Overhear,
 }
 
-/// How the server does not deliver a mail that it lists, in answer to a FETCH of its body or header.
+/// How a FETCH of the body or the header fails for a mail that the server lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoilt {
+pub enum FetchFault {
     /// `BODY[] NIL`
     Nil,
     /// `BODY[] ""`
     Empty,
-    /// An answer without that item.
+    /// A response without that item.
     NoItem,
-    /// No answer for this mail.
+    /// No response for this mail.
     Nothing,
-    /// A literal that ends before its announced length; then the server goes on.
+    /// A literal that is shorter than its announced length, followed by more responses.
     Short,
-    /// `* BYE FETCH failed`, as Dovecot.
+    /// `* BYE FETCH failed`, as Dovecot sends it.
     Bye,
-    /// The end of the stream.
+    /// Closes the connection.
     Close,
-    /// Not another word.
+    /// The server sends nothing from then on.
     Mute,
-    /// `NO` to the command.
+    /// A tagged NO.
     No,
 }
 
-/// An occasion for the script.
-pub struct Seen<'a> {
-    /// `greeting`, `LOGIN`, `UID FETCH`, `IDLE`, `DONE` …, `word`: a line of one word, or `news`: the mailbox changed
-    /// during an IDLE.
+/// An event that the script may react to.
+pub struct Occasion<'a> {
+    /// `greeting`, the name of a command (`LOGIN`, `UID FETCH`, `DONE` …), `word` for a line of one word, or `news` if the
+    /// mailbox changed during an IDLE.
     pub name: &'a str,
     /// The whole line.
     pub line: &'a str,
-    /// How often there was an occasion of this name on any connection, this one included.
+    /// The number of occasions with this name on all connections, including this one.
     pub nth: usize,
     /// The connection's number, from 1.
     pub connection: usize,
@@ -98,45 +98,45 @@ pub struct Seen<'a> {
     pub last_uid: u32,
 }
 
-type Script = Box<dyn FnMut(&Seen<'_>) -> Vec<Step> + Send>;
+type ServerScript = Box<dyn FnMut(&Occasion<'_>) -> Vec<Step> + Send>;
 
-/// What the server knows.
-pub struct World {
+/// The state of the server.
+pub struct ServerState {
     pub capabilities: String,
     pub uid_validity: u32,
     pub uid_next: u32,
     pub tells_uid_next: bool,
     pub tells_uid_validity: bool,
-    /// What SELECT, EXAMINE or STATUS report as UIDNEXT, if not that.
+    /// Wrong UIDNEXTs, by the command that reports them: SELECT, EXAMINE or STATUS.
     pub false_uid_next: BTreeMap<&'static str, u32>,
     pub mails: Vec<(u32, Vec<u8>)>,
-    /// When each came, if it matters.
+    /// The INTERNALDATE of mails, if a test sets it.
     pub dates: BTreeMap<u32, String>,
-    /// The mailbox's name as it goes over the wire; `None`: there is none.
+    /// The encoded name of the mailbox; `None` if it does not exist.
     pub mailbox: Option<String>,
-    /// What LIST says.
+    /// The lines of a LIST response.
     pub list: Vec<String>,
-    /// Mails that are listed and not delivered.
-    pub spoilt: BTreeMap<u32, Spoilt>,
-    /// A connection ends after so many bodies.
+    /// The mails that are listed but not delivered, by UID.
+    pub fetch_faults: BTreeMap<u32, FetchFault>,
+    /// The number of bodies after which a connection is closed.
     pub bodies: Option<usize>,
-    /// RFC822.SIZE is this much more than the mail has bytes.
+    /// How many bytes RFC822.SIZE is above the real size.
     pub oversize: usize,
     hidden: BTreeSet<u32>,
-    script: Script,
+    script: ServerScript,
     seen: Vec<(String, usize)>,
     connections: usize,
     open: usize,
-    /// The most that were open at once.
+    /// The largest number of connections that were open at once.
     most_open: usize,
-    /// Every line that a client wrote.
+    /// Every line from a client, after the number of its connection.
     pub lines: Vec<String>,
-    /// What came together.
+    /// The bytes of each read, as text.
     pub reads: Vec<String>,
 }
 
-impl World {
-    /// A mail arrives.
+impl ServerState {
+    /// Delivers a mail and returns its UID.
     pub fn deliver(&mut self, bytes: &[u8]) -> u32 {
         let uid = self.uid_next;
         self.mails.push((uid, bytes.to_vec()));
@@ -144,41 +144,41 @@ impl World {
         uid
     }
 
-    /// How often such an occasion was.
+    /// The number of occasions with this name.
     pub fn count(&self, name: &str) -> usize {
         self.seen.iter().find(|(n, _)| n == name).map_or(0, |(_, count)| *count)
     }
 
-    /// How many lines hold these words.
+    /// The number of client lines that contain `words`.
     pub fn asked(&self, words: &str) -> usize {
         self.lines.iter().filter(|line| line.contains(words)).count()
     }
 
-    /// How many connections there were.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
         self.connections
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.open
     }
 }
 
-/// The server, as a test holds it.
+/// A handle to the server; clones share it.
 #[derive(Clone)]
 pub struct Scripted {
     pub port: u16,
-    world: Arc<Mutex<World>>,
+    state: Arc<Mutex<ServerState>>,
     changed: Arc<watch::Sender<u64>>,
 }
 
-/// A mail of Resmic's, by its From at least.
+/// A mail with Resmic's address in From.
 pub fn notification(subject: &str) -> Vec<u8> {
     format!("From: Resmic <billing@resmic.com>\r\nSubject: {subject}\r\n\r\n{subject}\r\n").into_bytes()
 }
 
-/// Somebody else's mail.
+/// A mail from another sender.
 pub fn other(subject: &str) -> Vec<u8> {
     format!("From: A friend <friend@else.example>\r\nSubject: {subject}\r\n\r\n{subject}\r\n").into_bytes()
 }
@@ -188,7 +188,7 @@ impl Scripted {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = World {
+        let state = ServerState {
             capabilities: "IDLE MOVE UIDPLUS SPECIAL-USE".into(),
             uid_validity: 7,
             uid_next: 1,
@@ -199,7 +199,7 @@ impl Scripted {
             dates: BTreeMap::new(),
             mailbox: Some("INBOX".into()),
             list: Vec::new(),
-            spoilt: BTreeMap::new(),
+            fetch_faults: BTreeMap::new(),
             bodies: None,
             oversize: 0,
             hidden: BTreeSet::new(),
@@ -211,83 +211,83 @@ impl Scripted {
             lines: Vec::new(),
             reads: Vec::new(),
         };
-        let server = Scripted { port, world: Arc::new(Mutex::new(world)), changed: Arc::new(watch::Sender::new(0)) };
+        let server = Scripted { port, state: Arc::new(Mutex::new(state)), changed: Arc::new(watch::Sender::new(0)) };
         let accepting = server.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let server = accepting.clone();
-                let number = server.change(|world| {
-                    world.connections += 1;
-                    world.open += 1;
-                    world.most_open = world.most_open.max(world.open);
-                    world.connections
+                let number = server.change(|state| {
+                    state.connections += 1;
+                    state.open += 1;
+                    state.most_open = state.most_open.max(state.open);
+                    state.connections
                 });
                 tokio::spawn(async move {
                     Connection::new(server.clone(), stream, number).serve().await;
-                    server.change(|world| world.open -= 1);
+                    server.change(|state| state.open -= 1);
                 });
             }
         });
         server
     }
 
-    /// What it knows. Held for as long as the value lives: two in one expression wait for each other for ever.
-    pub fn world(&self) -> MutexGuard<'_, World> {
-        self.world.lock().unwrap()
+    /// Locks the state. Two guards in one expression are a deadlock.
+    pub fn state(&self) -> MutexGuard<'_, ServerState> {
+        self.state.lock().unwrap()
     }
 
-    /// Changes what the server knows, and wakes whoever waits for that.
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
-        let result = change(&mut self.world());
+    /// Changes the state and wakes the tasks that wait for a change.
+    pub fn change<T>(&self, change: impl FnOnce(&mut ServerState) -> T) -> T {
+        let result = change(&mut self.state());
         self.changed.send_modify(|n| *n += 1);
         result
     }
 
-    /// From now on every occasion goes through `script`.
-    pub fn script(&self, script: impl FnMut(&Seen<'_>) -> Vec<Step> + Send + 'static) {
-        self.world().script = Box::new(script);
+    /// Sets the script for all occasions from now on.
+    pub fn script(&self, script: impl FnMut(&Occasion<'_>) -> Vec<Step> + Send + 'static) {
+        self.state().script = Box::new(script);
     }
 
-    /// One of Resmic's mails arrives.
+    /// Delivers a mail with Resmic's address in From.
     pub fn deliver(&self, subject: &str) -> u32 {
-        self.change(|world| world.deliver(&notification(subject)))
+        self.change(|state| state.deliver(&notification(subject)))
     }
 
-    /// Waits until the server has seen or become something.
-    pub async fn until(&self, what: &str, mut holds: impl FnMut(&World) -> bool) {
+    /// Waits until the state satisfies a condition; `what` names it in the panic message.
+    pub async fn until(&self, what: &str, mut holds: impl FnMut(&ServerState) -> bool) {
         let mut changes = self.changed.subscribe();
         let wait = async {
-            while !holds(&self.world()) {
+            while !holds(&self.state()) {
                 changes.changed().await.unwrap();
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            panic!("the server did not see in time: {what}\n{}", self.world().lines.join("\n"));
+            panic!("the server did not see in time: {what}\n{}", self.state().lines.join("\n"));
         }
     }
 
-    /// How many lines hold these words.
+    /// The number of client lines that contain `words`.
     pub fn asked(&self, words: &str) -> usize {
-        self.world().asked(words)
+        self.state().asked(words)
     }
 
-    /// Every line that a client wrote.
+    /// Every line from a client, after the number of its connection.
     pub fn lines(&self) -> Vec<String> {
-        self.world().lines.clone()
+        self.state().lines.clone()
     }
 
-    /// How often such an occasion was.
+    /// The number of occasions with this name.
     pub fn count(&self, name: &str) -> usize {
-        self.world().count(name)
+        self.state().count(name)
     }
 
-    /// How many connections there were.
+    /// The number of connections so far.
     pub fn connections(&self) -> usize {
-        self.world().connections
+        self.state().connections
     }
 
-    /// The most that were open at once.
+    /// The largest number of connections that were open at once.
     pub fn most_open(&self) -> usize {
-        self.world().most_open
+        self.state().most_open
     }
 }

@@ -1,5 +1,6 @@
-//! A token endpoint (RFC 6749) that also tells a mail server whose token it is (RFC 7662). It counts what it is asked.
-//! It authorizes by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
+//! A token endpoint (RFC 6749) with token introspection for mail servers (RFC 7662). It records its requests.
+//!
+//! It grants by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,55 +24,55 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// What a client must show.
+/// The credentials that a client must send.
 pub const REFRESH_TOKEN: &str = "1//refresh+token&of=shop";
 pub const CLIENT_SECRET: &str = "client secret/%";
 
-/// Whose tokens these are.
+/// The user of the tokens.
 pub const USER: &str = "payments@shop.example";
 
-/// What is known, and what is answered next.
+/// The state of the endpoint, and its next responses.
 #[derive(Default)]
-pub struct World {
-    /// In place of a token.
+pub struct EndpointState {
+    /// A response that replaces tokens.
     pub instead: Option<Answer>,
-    /// `expires_in`.
+    /// `expires_in`, in seconds.
     pub lifetime: u64,
-    /// A new refresh token with each access token; the old one ends.
+    /// Whether each response has a new refresh token and revokes the old one.
     pub rotates: bool,
-    /// The one that is asked for.
+    /// The valid refresh token.
     pub refresh_token: String,
-    /// The forms that came in.
+    /// The received forms.
     pub asked: Vec<HashMap<String, String>>,
-    /// Tokens that were given out, oldest first.
+    /// The issued access tokens, oldest first.
     pub given: Vec<String>,
-    /// Those that are good.
+    /// The access tokens that are valid.
     pub good: Vec<String>,
-    /// Those that a mail server has asked about.
+    /// The access tokens that a mail server has introspected.
     pub shown: Vec<String>,
-    /// The client has no secret.
+    /// Whether the client has no secret.
     pub is_public: bool,
-    /// An authorization gives no refresh token.
+    /// Whether an authorization returns no refresh token.
     pub is_online: bool,
-    /// Errors for the next questions about a device code; after them it is granted.
+    /// The errors for the next polls of a device code. After them it is granted.
     pub device_errors: Vec<&'static str>,
-    /// When a device code was asked about.
+    /// The times of the polls of a device code.
     pub polled: Vec<Instant>,
     /// The query of the last visit to `/authorize`.
     pub visited: HashMap<String, String>,
-    /// The person refuses there.
+    /// Whether the user denies the authorization at `/authorize`.
     pub refuses: bool,
-    /// Tokens are given, and the answers are not sent yet.
+    /// Whether the endpoint holds its responses back until [`Endpoint::release`].
     pub holds: bool,
     released: Arc<Notify>,
 }
 
-/// Status, more header fields, and the body.
+/// The status, more header fields, and the body.
 type Answer = (u16, Vec<(&'static str, String)>, String);
 
-type Shared = Arc<(Mutex<World>, Condvar)>;
+type Shared = Arc<(Mutex<EndpointState>, Condvar)>;
 
-/// The endpoint; it ends with the test.
+/// A running endpoint; clones share it.
 #[derive(Clone)]
 pub struct Endpoint {
     pub port: u16,
@@ -84,14 +85,14 @@ impl Endpoint {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let world = World { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..World::default() };
+        let world = EndpointState { lifetime: 3600, refresh_token: REFRESH_TOKEN.into(), ..EndpointState::default() };
         let endpoint =
             Endpoint { port, world: Arc::new((Mutex::new(world), Condvar::new())), runtime: Arc::new(runtime) };
         endpoint.listen(listener, None);
         endpoint
     }
 
-    /// Speaks TLS too; on which port.
+    /// Also serves TLS and returns its port.
     pub fn start_tls(&self, certificate: &Path, key: &Path) -> u16 {
         let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -107,7 +108,7 @@ impl Endpoint {
     }
 
     fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
-        // Not the endpoint itself: the runtime must not hold itself.
+        // A clone of the endpoint would keep its runtime alive from inside.
         let world = self.world.clone();
         self.runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -126,29 +127,29 @@ impl Endpoint {
         });
     }
 
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+    pub fn change<T>(&self, change: impl FnOnce(&mut EndpointState) -> T) -> T {
         change(&mut self.world.0.lock().unwrap())
     }
 
-    /// Waits until it was asked something.
-    pub fn until(&self, limit: Duration, mut holds: impl FnMut(&World) -> bool) {
+    /// Waits until the state satisfies a condition.
+    pub fn until(&self, limit: Duration, mut holds: impl FnMut(&EndpointState) -> bool) {
         let world = self.world.0.lock().unwrap();
         let (_world, waited) = self.world.1.wait_timeout_while(world, limit, |world| !holds(world)).unwrap();
         assert!(!waited.timed_out(), "the endpoint was not asked within {limit:?}");
     }
 
-    /// Answers so from now on, in place of a token.
+    /// Sends this response instead of tokens from now on.
     pub fn answer_instead(&self, status: u16, fields: &[(&'static str, &str)], body: &str) {
         let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         self.change(|world| world.instead = Some((status, fields, body.to_owned())));
     }
 
-    /// Gives tokens again.
+    /// Sends tokens again.
     pub fn answer_with_tokens(&self) {
         self.change(|world| world.instead = None);
     }
 
-    /// Sends what was held, and all that comes.
+    /// Sends the held responses, and holds no further ones.
     pub fn release(&self) {
         self.change(|world| {
             world.holds = false;
@@ -156,12 +157,12 @@ impl Endpoint {
         });
     }
 
-    /// How often a token was asked for.
+    /// The number of token requests.
     pub fn asked(&self) -> usize {
         self.change(|world| world.asked.len())
     }
 
-    /// Everything that must not be seen anywhere.
+    /// The secrets that must not occur in logs, output or the database.
     pub fn secrets(&self) -> Vec<String> {
         let given = self.change(|world| world.given.clone());
         given.into_iter().chain([REFRESH_TOKEN.into(), CLIENT_SECRET.into(), self.refresh_token()]).collect()
@@ -171,7 +172,7 @@ impl Endpoint {
         self.change(|world| world.refresh_token.clone())
     }
 
-    /// Where a mail server asks whose token it is.
+    /// The introspection endpoint for mail servers.
     pub fn introspection_url(&self) -> String {
         format!("http://127.0.0.1:{}/introspect", self.port)
     }
@@ -198,7 +199,7 @@ async fn answer(world: Shared, request: Request<Incoming>) -> Result<Response<Fu
 async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String, String>) -> Answer {
     let (answer, held) = {
         let (mut world, heard) = (world.0.lock().unwrap(), &world.1);
-        // Before anybody can be told to release it.
+        // Subscribe while the lock is held, so that no release is missed.
         let held = world.holds.then(|| world.released.clone().notified_owned());
         let answer = match (method, path) {
             ("POST", "/token") if form["grant_type"] == "refresh_token" => world.grant(form),
@@ -217,17 +218,17 @@ async fn respond(world: &Shared, method: &str, path: &str, form: HashMap<String,
     answer
 }
 
-/// Shown to the person, and kept by the program.
+/// The codes of a device authorization: one for the user, one for the program.
 pub const USER_CODE: &str = "WDJB-MJHT";
 pub const DEVICE_CODE: &str = "device code/%";
-/// In a redirect.
+/// The authorization code of a redirect.
 pub const CODE: &str = "4/code+&%";
 
 fn refused(error: &str) -> Answer {
     (400, Vec::new(), serde_json::json!({"error": error, "error_description": "as the test wants it"}).to_string())
 }
 
-impl World {
+impl EndpointState {
     fn device_code(&mut self, form: &HashMap<String, String>) -> Answer {
         if form.get("client_id").is_none_or(|id| id != "shop") {
             return refused("invalid_client");
@@ -239,7 +240,7 @@ impl World {
         (200, Vec::new(), answer.to_string())
     }
 
-    /// A browser comes; it is sent back at once.
+    /// A visit of the browser to `/authorize`, which redirects at once.
     fn visit(&mut self, query: HashMap<String, String>) -> Answer {
         let outcome = if self.refuses {
             "error=access_denied&error_description=not+today".to_owned()
@@ -251,7 +252,7 @@ impl World {
         (302, vec![("Location", target)], String::new())
     }
 
-    /// The first refresh token of an authorization.
+    /// Issues the first refresh token of an authorization.
     fn grant_first(&mut self, form: &HashMap<String, String>) -> Answer {
         let value = |key: &str| form.get(key).map(String::as_str).unwrap_or_default();
         let secret =

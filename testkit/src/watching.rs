@@ -1,4 +1,4 @@
-//! A watcher at work, and whoever takes its mails: holds it to the cursor rule with every word that it says.
+//! A running watcher and the receiver of its reports, which checks the cursor rule at each report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -12,20 +12,20 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
 
-/// How far the mailbox was read, as the database would know it.
+/// The stored cursor: `(UIDVALIDITY, last UID)`.
 type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 
-/// What the database would know beside it: the last that was handed over, and each mail with its row's number.
+/// The other stored facts: the last batch's cursor, and each mail with its row number.
 #[derive(Default)]
-struct Beside {
+struct StoredState {
     reached: Option<Reached>,
     rows: Vec<(i64, (u32, u32), Timestamp)>,
     undelivered: BTreeSet<(u32, u32)>,
 }
 
-impl Beside {
-    /// As the store says it.
-    fn known(&self, cursor: (u32, u32)) -> Known {
+impl StoredState {
+    /// The resume point that the store would return for this cursor.
+    fn resume_point(&self, cursor: (u32, u32)) -> Known {
         let reached = self.reached.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
         let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;
         let rows =
@@ -37,38 +37,38 @@ impl Beside {
     }
 }
 
-/// A watcher and what it said.
+/// A watcher and its reports so far.
 pub struct Watching {
     reports: mpsc::Receiver<Report>,
     server: Option<Scripted>,
     pub cursor: Cursor,
-    beside: Arc<Mutex<Beside>>,
-    /// What was handed over, by numbering and UID, in bytes and times.
+    stored: Arc<Mutex<StoredState>>,
+    /// The mails that the watcher handed over, by UIDVALIDITY and UID: bytes, and how often.
     pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
-    /// All that was handed over.
+    /// All mails that were handed over, in order.
     mails: Vec<Vec<u8>>,
-    /// How large each is said to be.
+    /// The reported size of each mail.
     pub sizes: BTreeMap<(u32, u32), u64>,
-    /// Whoever takes the mails has not committed them yet; see [`Watching::commit`].
+    /// Whether commits are delayed until [`Watching::commit`].
     pub busy: bool,
     waiting: Vec<(tokio::sync::oneshot::Sender<Vec<u32>>, Vec<u32>)>,
-    /// Whoever takes the mails does not get round to writing the cursor down.
+    /// Whether cursors are discarded instead of stored.
     pub forgetful: bool,
-    /// Mails that have a row without bytes.
+    /// The mails that have a row without bytes.
     pub undelivered: BTreeSet<(u32, u32)>,
-    /// What became known of such mails, in order.
+    /// The reports about such mails, in order.
     pub availability: Vec<(u32, Availability)>,
-    /// UIDs that are not to be read.
+    /// UIDs that the cursor may pass unread.
     pub old: BTreeSet<u32>,
-    /// Each state that was told, with its words.
+    /// Each reported state, with its error.
     pub states: Vec<(MailboxState, Option<String>)>,
-    /// How often a round trip was completed.
+    /// The number of reported round trips.
     pub seen: usize,
     shutdown: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
-/// An account of the scripted server's, with what `more` says.
+/// The settings of an account at the scripted server, with more lines of configuration.
 pub fn settings(port: u16, more: &str) -> Settings {
     let mailboxes = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
     let text = format!(
@@ -78,7 +78,7 @@ pub fn settings(port: u16, more: &str) -> Settings {
     toml::from_str(&text).unwrap()
 }
 
-/// An account whose password is right, on a machine that never sleeps.
+/// An account with a valid password, on a machine that is never suspended.
 fn account(settings: Settings, timing: Timing) -> Account {
     Account {
         settings,
@@ -91,7 +91,7 @@ fn account(settings: Settings, timing: Timing) -> Account {
     }
 }
 
-/// Times that fit a test.
+/// Short timeouts for tests.
 pub fn quick() -> Timing {
     Timing {
         answer: Duration::from_secs(1),
@@ -102,39 +102,39 @@ pub fn quick() -> Timing {
     }
 }
 
-/// A dedicated mailbox, renewed once a minute.
+/// Watches a dedicated mailbox, renewed once a minute.
 pub fn dedicated(server: &Scripted) -> Watching {
     Watching::start(server, settings(server.port, "dedicated = true\nidle_renew = \"1m\""), quick())
 }
 
 impl Watching {
     pub fn start(server: &Scripted, settings: Settings, timing: Timing) -> Self {
-        let mut watching = Self::of(settings, timing, Cursor::default());
+        let mut watching = Self::from_cursor(settings, timing, Cursor::default());
         watching.server = Some(server.clone());
         watching
     }
 
     /// Watches the first mailbox of an account, from this cursor on.
-    pub fn of(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
+    pub fn from_cursor(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
         let wanted = settings.mailboxes[0].clone();
-        Self::with(account(settings, timing), wanted, cursor)
+        Self::with_account(account(settings, timing), wanted, cursor)
     }
 
-    /// Watches INBOX on a machine that sleeps when `sleeps` says so.
+    /// Watches INBOX on a machine that is suspended when `sleeps` says so.
     pub fn asleep(server: &Scripted, settings: Settings, timing: Timing, sleeps: Sleeps) -> Self {
         let account = Account { sleeps, ..account(settings, timing) };
-        let watching = Self::with(account, "INBOX".into(), Cursor::default());
+        let watching = Self::with_account(account, "INBOX".into(), Cursor::default());
         Watching { server: Some(server.clone()), ..watching }
     }
 
-    pub fn with(account: Account, wanted: String, cursor: Cursor) -> Self {
+    pub fn with_account(account: Account, wanted: String, cursor: Cursor) -> Self {
         let (out, reports) = mpsc::channel(8);
         let (shutdown, ending) = watch::channel(false);
-        let beside = Arc::<Mutex<Beside>>::default();
-        let (known, more) = (cursor.clone(), beside.clone());
+        let stored = Arc::<Mutex<StoredState>>::default();
+        let (known, more) = (cursor.clone(), stored.clone());
         let cursors: imap::Cursors = Box::new(move |_| {
             let cursor = *known.lock().unwrap();
-            let known = cursor.map(|cursor| more.lock().unwrap().known(cursor));
+            let known = cursor.map(|cursor| more.lock().unwrap().resume_point(cursor));
             Box::pin(async move { Ok(known) })
         });
         let task = tokio::spawn(imap::watch(Arc::new(account), wanted, cursors, out, ending));
@@ -142,7 +142,7 @@ impl Watching {
             reports,
             server: None,
             cursor,
-            beside,
+            stored,
             handed: BTreeMap::new(),
             mails: Vec::new(),
             sizes: BTreeMap::new(),
@@ -159,10 +159,10 @@ impl Watching {
         }
     }
 
-    /// The next thing that it says.
-    async fn next(&mut self) {
+    /// Waits for the next report and records it.
+    async fn handle_next_report(&mut self) {
         match self.reports.recv().await {
-            Some(Report::Mails(batch)) => self.take(batch),
+            Some(Report::Mails(batch)) => self.take_batch(batch),
             Some(Report::State { state, seen, error, .. }) => {
                 self.states.push((state, error));
                 self.seen += usize::from(seen);
@@ -172,7 +172,7 @@ impl Watching {
         }
     }
 
-    fn take(&mut self, batch: Batch) {
+    fn take_batch(&mut self, batch: Batch) {
         let mut uids = Vec::new();
         for mail in batch.mails {
             let key = mail.origin.uid.map(|(validity, uid)| (validity.0, uid.0)).unwrap();
@@ -180,7 +180,7 @@ impl Watching {
             self.sizes.insert(key, mail.size);
             let entry = self.handed.entry(key).or_insert_with(|| (mail.bytes.clone(), 0));
             if entry.1 == 0 {
-                let rows = &mut self.beside.lock().unwrap().rows;
+                let rows = &mut self.stored.lock().unwrap().rows;
                 rows.extend(mail.received_at.map(|at| (rows.len() as i64 + 1, key, at)));
             }
             entry.1 += 1;
@@ -196,12 +196,12 @@ impl Watching {
                 Availability::Gone | Availability::Foreign => self.undelivered.remove(&key),
             };
         }
-        self.beside.lock().unwrap().undelivered.clone_from(&self.undelivered);
+        self.stored.lock().unwrap().undelivered.clone_from(&self.undelivered);
         if let Some(reached) = batch.cursor {
             let cursor = (reached.uid_validity.0, reached.last_uid.0);
-            self.check(cursor);
+            self.assert_cursor_rule(cursor);
             if !self.forgetful {
-                self.beside.lock().unwrap().reached = Some(reached);
+                self.stored.lock().unwrap().reached = Some(reached);
                 *self.cursor.lock().unwrap() = Some(cursor);
             }
         }
@@ -211,55 +211,61 @@ impl Watching {
         }
     }
 
-    /// Says which mails are committed.
+    /// Confirms the waiting mails as committed.
     pub fn commit(&mut self) {
         for (done, uids) in self.waiting.drain(..) {
             let _ = done.send(uids);
         }
     }
 
-    /// The rule: nothing that is in the mailbox lies behind the cursor without having been handed over.
-    fn check(&self, (validity, last): (u32, u32)) {
+    /// The cursor rule: each of Resmic's mails below the cursor was handed over or has a row.
+    fn assert_cursor_rule(&self, (validity, last): (u32, u32)) {
         let Some(server) = &self.server else { return };
-        let world = server.world();
-        if world.uid_validity != validity {
+        let state = server.state();
+        if state.uid_validity != validity {
             return;
         }
-        for (uid, bytes) in world.mails.iter().filter(|(uid, _)| *uid <= last && !self.old.contains(uid)) {
+        for (uid, bytes) in state.mails.iter().filter(|(uid, _)| *uid <= last && !self.old.contains(uid)) {
             let ours = bytes.windows(10).any(|w| w == b"resmic.com");
             let known = self.handed.contains_key(&(validity, *uid)) || self.undelivered.contains(&(validity, *uid));
-            assert!(known || !ours, "the cursor passed {uid} on its way to {last}\n{}", world.lines.join("\n"));
+            assert!(known || !ours, "the cursor passed {uid} on its way to {last}\n{}", state.lines.join("\n"));
         }
     }
 
-    /// Listens until something holds.
+    /// Handles reports until a condition holds.
     pub async fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let wait = async {
             while !holds(self) {
-                self.next().await;
+                self.handle_next_report().await;
             }
         };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            let lines = self.server.as_ref().map(|s| s.world().lines.join("\n")).unwrap_or_default();
+            let lines = self.server.as_ref().map(|s| s.state().lines.join("\n")).unwrap_or_default();
             panic!("it did not happen in time: {what}\nstates: {:?}\n{lines}", self.states);
         }
     }
 
-    /// How often a mail with this subject was handed over, under whatever number.
+    /// Handles reports until the stored cursor is at this UIDVALIDITY and UID.
+    pub async fn until_cursor(&mut self, validity: u32, uid: u32) {
+        let what = format!("the cursor {validity}:{uid}");
+        self.until(&what, |w| *w.cursor.lock().unwrap() == Some((validity, uid))).await;
+    }
+
+    /// How often a mail with this subject was handed over, under any UID.
     pub fn times(&self, subject: &str) -> usize {
         let line = format!("Subject: {subject}\r\n").into_bytes();
         let said = |bytes: &[u8]| bytes.windows(line.len()).any(|w| w == line);
         self.mails.iter().filter(|bytes| said(bytes)).count()
     }
 
-    /// Waits for a mail; returns how long that took.
+    /// Waits for a mail and returns how long that took.
     pub async fn mail(&mut self, subject: &str) -> Duration {
         let began = std::time::Instant::now();
         self.until(&format!("the mail {subject}"), |w| w.times(subject) > 0).await;
         began.elapsed()
     }
 
-    /// Waits for it to say that it is in this state, from now on.
+    /// Waits for the next report of this state and returns its error.
     pub async fn state(&mut self, state: MailboxState) -> Option<String> {
         self.states.clear();
         self.until(&format!("state {state:?}"), |w| w.states.iter().any(|(s, _)| *s == state)).await;
@@ -270,29 +276,29 @@ impl Watching {
         self.state(MailboxState::Idle).await;
     }
 
-    /// Waits for the server to see something, while what the watcher says is taken.
-    pub async fn while_server(&mut self, what: &str, holds: impl FnMut(&super::scripted::World) -> bool) {
+    /// Handles reports until the server's state satisfies a condition.
+    pub async fn while_server(&mut self, what: &str, holds: impl FnMut(&super::scripted::ServerState) -> bool) {
         let server = self.server.clone().unwrap();
         let mut seen = std::pin::pin!(server.until(what, holds));
         loop {
             tokio::select! {
                 () = &mut seen => return,
-                () = self.next() => {}
+                () = self.handle_next_report() => {}
             }
         }
     }
 
-    /// Listens for so long.
+    /// Handles reports for this time.
     pub async fn listen(&mut self, time: Duration) {
         let _ = tokio::time::timeout(time, async {
             loop {
-                self.next().await;
+                self.handle_next_report().await;
             }
         })
         .await;
     }
 
-    /// Ends it and waits for that.
+    /// Stops the watcher and waits for its end.
     pub async fn end(mut self) {
         self.shutdown.send(true).unwrap();
         while self.reports.recv().await.is_some() {}

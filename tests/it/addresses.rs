@@ -1,4 +1,4 @@
-//! docs/sessions.md tells how to make a signed address without us: its programs are run, and must say what we say.
+//! The programs in docs/sessions.md, which create signed addresses, must produce the same addresses as the crate.
 
 use std::process::Command;
 
@@ -24,7 +24,7 @@ const ORDERS: [&str; 14] = [
     "$&",
 ];
 
-/// The first program of a language in the document.
+/// The first code block in this language in docs/sessions.md.
 fn program(language: &str) -> String {
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sessions.md")).unwrap();
     let (_, rest) = document.split_once(&format!("```{language}\n")).expect("the document has such a program");
@@ -37,7 +37,7 @@ fn json<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap()
 }
 
-/// Runs a program; what it prints, or the end of its complaint.
+/// Runs a program and returns its standard output, or its errors if it fails.
 fn run(command: &str, package: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(command).args(arguments).output();
     let output =
@@ -48,8 +48,8 @@ fn run(command: &str, package: &str, arguments: &[&str]) -> Result<String, Strin
     }
 }
 
-/// Holds a language's program against ours. `ask` makes of the program one that prints a list of addresses as JSON.
-fn agrees(ask: impl Fn(&[&str]) -> Result<String, String>) {
+/// Compares a program with the crate. `ask` runs the program so that it prints a list of addresses as JSON.
+fn assert_same_addresses(ask: impl Fn(&[&str]) -> Result<String, String>) {
     let ours = SignedAddresses::new(MAILBOX, &KEY.into()).unwrap();
     let expected: Vec<String> = ORDERS.iter().map(|order| ours.address_for(order).unwrap()).collect();
     let said: Vec<String> = serde_json::from_str(&ask(&ORDERS).unwrap()).unwrap();
@@ -65,7 +65,7 @@ fn agrees(ask: impl Fn(&[&str]) -> Result<String, String>) {
 
 #[test]
 fn node_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let last = format!(
             "console.log(JSON.stringify({}.map((o) => addressFor(o, {}, {}))))",
             json(&orders),
@@ -78,7 +78,7 @@ fn node_makes_the_same_addresses() {
 
 #[test]
 fn python_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let last = format!(
             "import json; print(json.dumps([address_for(o, {}, {}) for o in {}]))",
             json(&MAILBOX),
@@ -91,7 +91,7 @@ fn python_makes_the_same_addresses() {
 
 #[test]
 fn php_makes_the_same_addresses() {
-    agrees(|orders| {
+    assert_same_addresses(|orders| {
         let given = json(&(orders, MAILBOX, KEY));
         let last = "[$orders, $mailbox, $key] = json_decode($argv[1]);
             echo json_encode(array_map(fn($o) => address_for($o, $mailbox, $key), $orders));";

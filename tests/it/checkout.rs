@@ -1,4 +1,4 @@
-//! The checkouts in examples/: each creates and registers a session, and accepts its event.
+//! The checkouts in examples/: each one creates a session, registers it, and accepts its event.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use testkit::resmic_api::{API_KEY, CREATED, Mood, ResmicApi, USER_ID};
 const MAILBOX: &str = "payments@shop.example";
 const WALLET: &str = "0x056397760b973BfB921Bc10Be9DA5034B1e921d7";
 
-/// A running shop, with the daemon's database and Resmic's API beside it.
+/// A running checkout with the daemon's database and a fake of Resmic's API.
 struct Shop {
     port: u16,
     api: ResmicApi,
@@ -23,7 +23,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// Starts a program that prints its port, or `started`, in its first line.
+    /// Starts a checkout. It prints its port, or `started`, in the first line.
     fn start(program: &'static str, package: &str, arguments: &[&str], port: u16) -> Shop {
         let (home, api) = (Home::new(&account(1, "")), ResmicApi::start());
         let folders = std::env::var_os("PATH").unwrap();
@@ -45,10 +45,10 @@ impl Shop {
         let printed = first.strip_prefix("listening on ").and_then(|port| port.parse().ok());
         assert!(printed.is_some() || first.ends_with("started"), "{program} says {first:?}");
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| println!("{program}: {line}")));
-        Shop { port: printed.unwrap_or(port), api, home, _process: Process::of(child, program) }
+        Shop { port: printed.unwrap_or(port), api, home, _process: Process::adopt(child, program) }
     }
 
-    /// The whole answer to a request. HTTP/1.0 has no chunks.
+    /// Returns the whole response to a request. HTTP/1.0 has no chunked encoding.
     fn ask(&self, method: &str, path: &str, fields: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -60,7 +60,7 @@ impl Shop {
         answer
     }
 
-    /// Posts an event as the daemon does. The status.
+    /// Posts an event as the daemon does, and returns the status.
     fn deliver(&self, body: &str, secret: &str) -> String {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, secret.as_bytes());
         let signature = data_encoding::HEXLOWER.encode(ring::hmac::sign(&key, body.as_bytes()).as_ref());
@@ -85,8 +85,8 @@ fn completed(session: &str, amount: &str) -> String {
     )
 }
 
-/// A customer pays: from the order to the event.
-fn sells(shop: &Shop) {
+/// Runs a purchase from the order to the event.
+fn assert_sells(shop: &Shop) {
     let ours = SignedAddresses::new(MAILBOX, &SECRET.into()).unwrap();
     shop.api.set_mood(Mood::Refuses(403, 403));
     assert_eq!(&shop.ask("POST", "/checkout/1001", "", "")[9..12], "502", "Resmic refuses");
@@ -111,8 +111,8 @@ fn sells(shop: &Shop) {
     assert_eq!((shop.deliver(&failed, SECRET), shop.state()), ("200".into(), "paid".into()));
 }
 
-/// The checker of a language accepts the file.
-fn checks(program: &str, arguments: &[&str], name: &str) {
+/// Checks the syntax of a file with the language's own tool.
+fn check_syntax(program: &str, arguments: &[&str], name: &str) {
     let mut command = Command::new(program);
     command.args(arguments).arg(script(name)).env("PYTHONPYCACHEPREFIX", std::env::temp_dir());
     let output = command.output().unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
@@ -121,22 +121,22 @@ fn checks(program: &str, arguments: &[&str], name: &str) {
 
 #[test]
 fn node_checkout_sells() {
-    checks("node", &["--check"], "checkout.js");
-    sells(&Shop::start("node", "nodejs", &[script("checkout.js").to_str().unwrap()], 0));
+    check_syntax("node", &["--check"], "checkout.js");
+    assert_sells(&Shop::start("node", "nodejs", &[script("checkout.js").to_str().unwrap()], 0));
 }
 
 #[test]
 fn python_checkout_sells() {
-    checks("python3", &["-m", "py_compile"], "checkout.py");
-    sells(&Shop::start("python3", "python3", &[script("checkout.py").to_str().unwrap()], 0));
+    check_syntax("python3", &["-m", "py_compile"], "checkout.py");
+    assert_sells(&Shop::start("python3", "python3", &[script("checkout.py").to_str().unwrap()], 0));
 }
 
 #[test]
 fn php_checkout_sells() {
-    checks("php", &["-l"], "checkout.php");
-    // PHP's server prints the port that it was given, and takes no 0.
+    check_syntax("php", &["-l"], "checkout.php");
+    // PHP's server does not accept port 0.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    sells(&Shop::start(
+    assert_sells(&Shop::start(
         "php",
         "php-cli",
         &["-S", &format!("127.0.0.1:{port}"), script("checkout.php").to_str().unwrap()],

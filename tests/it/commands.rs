@@ -1,4 +1,4 @@
-//! What is typed, and what comes of it, where no server is needed: exit codes, files, and a reader who goes away.
+//! Commands that need no mail server: exit codes, files, terminals and closed pipes.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use testkit::daemon::{Home, account, binary};
 use testkit::dns::Dns;
 use testkit::process::Process;
 
-/// A laboratory: nobody answers at the account's port, and unsigned mails are believed.
+/// A configuration that accepts unsigned mails. No server listens on the account's port.
 fn home() -> Home {
     Home::new(&account(1, "[trust]\naccept = [\"none\"]\n"))
 }
@@ -22,7 +22,7 @@ fn payment(n: usize) -> String {
     )
 }
 
-/// A folder of that many payments.
+/// Creates a folder with this many payment mails.
 fn payments(home: &Home, count: usize) -> String {
     let folder = home.folder.path().join("mails");
     fs::create_dir(&folder).unwrap();
@@ -32,60 +32,60 @@ fn payments(home: &Home, count: usize) -> String {
     folder.to_str().unwrap().to_owned()
 }
 
-/// Runs a command whose output nobody takes.
-fn unheard(home: &Home, arguments: &[&str]) -> Output {
+/// Runs a command with a closed standard output.
+fn run_with_closed_stdout(home: &Home, arguments: &[&str]) -> Output {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     home.command(arguments).stdout(writer).output().unwrap()
 }
 
 #[test]
-fn what_is_begun_is_done_though_nobody_listens() {
+fn commands_finish_their_work_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 200);
-    // As `import --json … | head -1`.
-    assert_eq!(unheard(&home, &["import", "--json", &folder]).status.code(), Some(0));
+    // Like `import --json … | head -1`.
+    assert_eq!(run_with_closed_stdout(&home, &["import", "--json", &folder]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM events"), "200");
-    // Under other rules all of them are something else.
+    // Now `reparse` changes the outcome of 100 mails.
     home.data(&["import", &folder]);
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id <= 100", []).unwrap();
-    assert_eq!(unheard(&home, &["reparse"]).status.code(), Some(0));
+    assert_eq!(run_with_closed_stdout(&home, &["reparse"]).status.code(), Some(0));
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'ignored'"), "0");
 }
 
 #[test]
-fn how_it_went_is_told_though_nobody_listens() {
+fn exit_code_is_right_when_stdout_closes() {
     let home = home();
     let folder = payments(&home, 1);
     let gone = home.folder.path().join("gone.eml");
-    assert_eq!(unheard(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
+    assert_eq!(run_with_closed_stdout(&home, &["import", &folder, gone.to_str().unwrap()]).status.code(), Some(1));
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
     let config = account(1, &format!("[dns]\nservers = [\"{}\"]\n", dns.address));
     fs::write(home.folder.path().join("config.toml"), config).unwrap();
     for command in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
-        assert_eq!(unheard(&home, command).status.code(), Some(1), "{command:?}");
+        assert_eq!(run_with_closed_stdout(&home, command).status.code(), Some(1), "{command:?}");
     }
-    assert_eq!(unheard(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
+    assert_eq!(run_with_closed_stdout(&home, &["mails"]).status.code(), Some(0), "and who only looks has seen enough");
 }
 
 #[test]
-fn who_follows_ends_when_nobody_listens_also_if_nothing_happens() {
+fn follow_ends_when_its_reader_closes_the_pipe() {
     let home = home();
     home.data(&["import", &payments(&home, 1)]);
     let mut child = home.command(&["events", "--follow", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut events = BufReader::new(child.stdout.take().unwrap());
-    let mut follow = Process::of(child, "events --follow");
+    let mut follow = Process::adopt(child, "events --follow");
     let mut line = String::new();
     events.read_line(&mut line).unwrap();
     assert!(line.contains("\"event_id\"") && !follow.has_ended(), "{line}");
-    // As `events --follow --json | head -1`.
+    // Like `events --follow --json | head -1`.
     drop(events);
     assert_eq!(follow.wait(Duration::from_secs(20)), Some(0));
 }
 
 #[test]
-fn one_file_that_cannot_be_read_keeps_none_back() {
+fn an_unreadable_file_does_not_stop_an_import() {
     let home = home();
     let folder = payments(&home, 3);
     std::os::unix::fs::symlink("nowhere", format!("{folder}/0002b.eml")).unwrap();
@@ -99,7 +99,7 @@ fn one_file_that_cannot_be_read_keeps_none_back() {
 }
 
 #[test]
-fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
+fn progress_and_data_do_not_share_terminal_lines() {
     let home = home();
     let folder = payments(&home, 200);
     let line = home.command(&["import", "--json", &folder]);
@@ -110,7 +110,7 @@ fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
     let shown = String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap();
     let data: Vec<_> = shown.split("{\"file\"").collect();
     assert_eq!(data.len(), 201, "{shown}");
-    // Where each object begins, a line does: the terminal's, or one that was cleared.
+    // Each object begins at the start of a line, or after the progress line was cleared.
     for before in &data[..200] {
         assert!(
             ["", "\n", "\u{1b}[2K"].iter().any(|end| before == end || !end.is_empty() && before.ends_with(end)),
@@ -120,7 +120,7 @@ fn on_a_terminal_the_progress_and_the_data_have_lines_of_their_own() {
 }
 
 #[test]
-fn what_others_inserted_is_printed_fit_for_a_terminal() {
+fn control_characters_are_not_printed_to_a_terminal() {
     let home = home();
     home.data(&["import", &payments(&home, 1)]);
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
@@ -133,7 +133,7 @@ fn what_others_inserted_is_printed_fit_for_a_terminal() {
 }
 
 #[test]
-fn what_max_size_cut_off_is_not_taken_for_nothing() {
+fn a_truncated_notification_is_quarantined() {
     let home = Home::new(&account(1, "max_size = \"4 KiB\"\n[trust]\naccept = [\"none\"]\n"));
     let mail = |from: &str, lines: usize| {
         let (text, payment) = ("Dear customer,\r\n".repeat(lines), "Status: completed\r\nAmount: $20\r\n");
@@ -156,7 +156,7 @@ fn what_max_size_cut_off_is_not_taken_for_nothing() {
 }
 
 #[test]
-fn parse_tells_the_order_to_whoever_has_the_key() {
+fn parse_shows_the_order_with_the_key() {
     let sessions = "[sessions]\naddress = { mailbox = \"payments@shop.example\", key = { env = \"MAILHOOK_KEY\" } }\n";
     let home = Home::new(&account(1, sessions));
     let with_key = |arguments: &[&str]| {
@@ -173,7 +173,7 @@ fn parse_tells_the_order_to_whoever_has_the_key() {
 }
 
 #[test]
-fn who_decides_about_nothing_makes_no_database() {
+fn read_only_commands_create_no_database() {
     let home = home();
     let (event, session) = ("fd50a56e-6359-5deb-bbb1-c18babd155ef", "591abe63-aa61-411d-a419-0b546729bbd0");
     for command in [
@@ -190,7 +190,7 @@ fn who_decides_about_nothing_makes_no_database() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_what_does_not_work_is_1() {
+fn wrong_usage_is_2_and_failure_is_1() {
     let home = home();
     let folder = payments(&home, 1);
     let folder = folder.as_str();
@@ -225,7 +225,7 @@ fn wrong_usage_is_2_and_what_does_not_work_is_1() {
 }
 
 #[test]
-fn an_empty_variable_names_no_configuration() {
+fn an_empty_config_variable_is_ignored() {
     let home = home();
     let check = |variable: &str| {
         let mut command = Command::new(binary());
@@ -236,19 +236,19 @@ fn an_empty_variable_names_no_configuration() {
 }
 
 #[test]
-fn a_port_that_somebody_has_is_no_wrong_configuration() {
+fn an_occupied_port_is_no_configuration_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let metrics = format!("[telemetry]\nmetrics = \"{}\"\n", taken.local_addr().unwrap());
     let home = Home::new(&account(1, &metrics));
     let output = home.run(&["run"]);
-    // The unit does not start again after 2.
+    // The systemd unit does not restart after exit code 2.
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("telemetry.metrics: 127.0.0.1:"), "{said}");
 }
 
 #[test]
-fn the_manual_names_no_page_that_there_is_not_and_the_help_each_word() {
+fn manual_pages_exist_and_help_lists_values() {
     let home = home();
     home.data(&["man", "--out", home.folder.path().to_str().unwrap()]);
     let text = home.data(&["man"]).replace('\\', "");

@@ -1,4 +1,4 @@
-//! `config.toml` and docs/configuration.md, held against what the program accepts.
+//! `config.toml` and the documentation agree with the keys and values that the program accepts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 use resmic_mailhook::config::Config;
 
-/// Each table, as its name in the documents, and a file that asks for an unknown key in it.
+/// Each table: its name in the documentation, and a file with an unknown key in it.
 const TABLES: &[(&str, &str)] = &[
     ("", "zz = 1"),
     ("store", "[store]\nzz = 1"),
@@ -27,16 +27,16 @@ fn root(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-fn read(text: &str) -> Result<Config, String> {
+fn parse_config(text: &str) -> Result<Config, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     fs::write(&path, text).unwrap();
     Config::read(&path).map_err(|e| e.to_string())
 }
 
-/// The keys that the program knows in a table: it lists them when it meets one that it does not know.
+/// The keys of a table. The program lists them in its error about an unknown key.
 fn keys(file: &str) -> BTreeSet<String> {
-    let error = read(file).unwrap_err();
+    let error = parse_config(file).unwrap_err();
     let expected = error.split_once("expected").unwrap_or_else(|| panic!("{error}")).1;
     let keys: BTreeSet<_> =
         Regex::new("`([A-Za-z0-9_]+)`").unwrap().captures_iter(expected).map(|c| c[1].to_owned()).collect();
@@ -45,27 +45,27 @@ fn keys(file: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_example_is_accepted_as_it_is_and_with_its_optional_keys() {
+fn the_example_is_accepted_with_its_optional_keys() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let config = read(&text).unwrap();
+    let config = parse_config(&text).unwrap();
     assert_eq!((config.accounts.len(), config.forwards.len()), (1, 1));
     let optional = Regex::new(r"(?m)^# ([a-z_]+ = )").unwrap();
     assert!(optional.find_iter(&text).count() >= 4);
-    let config = read(&optional.replace_all(&text, "$1")).unwrap();
+    let config = parse_config(&optional.replace_all(&text, "$1")).unwrap();
     assert!(config.telemetry.metrics.is_some() && config.sessions.address.is_some());
 }
 
 #[test]
-fn the_example_s_access_tokens_stand_in_place_of_its_password() {
+fn access_tokens_replace_the_password_in_the_example() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
     let indented =
         Regex::new(r"(?m)^#   (\[account\.oauth2\]|(?:token_url|device_url|auth_url|client_id|client_secret|refresh_token|scope) = .*)$")
             .unwrap();
     assert_eq!(indented.find_iter(&text).count(), 8);
     let both = indented.replace_all(&text, "$1");
-    assert!(read(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
+    assert!(parse_config(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
-    let config = read(&without_password).unwrap();
+    let config = parse_config(&without_password).unwrap();
     assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());
 }
 
@@ -77,12 +77,12 @@ fn the_example_of_a_chain_is_accepted() {
     let chain = Regex::new("(?m)^#   ").unwrap().replace_all(chain, "").into_owned();
     // These two are for chains that are not built in.
     let chain = chain.replace("id = 11155111\nnative = [\"SETH\", \"ethereum\"]\n", "");
-    let config = read(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
+    let config = parse_config(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
     let minimal = "[[chain]]\nname = \"Polygon\"\nnodes = [{ credential = \"polygon-node\" }]\n\
         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\
         USDC = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6, dollar = true }\n";
     let said = |config: &Config| config.chains[0].chain().unwrap();
-    assert_eq!(said(&config), said(&read(minimal).unwrap()), "the example says the defaults");
+    assert_eq!(said(&config), said(&parse_config(minimal).unwrap()), "the example says the defaults");
 }
 
 #[test]
@@ -90,18 +90,18 @@ fn a_confirmation_needs_a_chain() {
     let forward = "[[forward]]\nname = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }\n";
     let chain = "[[chain]]\nname = \"Base\"\nnodes = [{ env = \"N\" }]\nwallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n";
     for word in ["require", "tell"] {
-        let error = read(&format!("{forward}confirm = \"{word}\"\n")).unwrap_err();
+        let error = parse_config(&format!("{forward}confirm = \"{word}\"\n")).unwrap_err();
         assert!(error.contains("config.toml:5: forward[0].confirm: needs a [[chain]]"), "{error}");
-        assert!(read(&format!("{forward}confirm = \"{word}\"\n{chain}")).is_ok());
+        assert!(parse_config(&format!("{forward}confirm = \"{word}\"\n{chain}")).is_ok());
     }
-    let error = read(&format!("{chain}nodes = 1\n")).unwrap_err();
+    let error = parse_config(&format!("{chain}nodes = 1\n")).unwrap_err();
     assert!(error.contains("config.toml:5: "), "{error}");
-    let error = read(&chain.replace("{ env = \"N\" }", "\"https://node.example/hunter2\"")).unwrap_err();
+    let error = parse_config(&chain.replace("{ env = \"N\" }", "\"https://node.example/hunter2\"")).unwrap_err();
     assert!(error.contains("chain[0].nodes") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
-fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
+fn mailboxes_are_unique_and_move_needs_a_target() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
     for (line, words) in [
@@ -114,15 +114,15 @@ fn a_mailbox_is_named_once_and_what_is_moved_goes_to_one_with_a_name() {
         ("after = { move = \"\\\\Trash\" }", "expected a mailbox's name"),
         ("after = { move = \"a\\nb\" }", "expected a mailbox's name"),
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
     }
     let case_matters = "mailboxes = [\"Orders\", \"orders\"]\nafter = { move = \"Done\" }";
-    assert!(read(&format!("{account}{case_matters}\n")).is_ok());
+    assert!(parse_config(&format!("{account}{case_matters}\n")).is_ok());
 }
 
 #[test]
-fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
+fn errors_show_line_and_key() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n";
     for (line, words) in [
@@ -151,13 +151,13 @@ fn what_is_wrong_is_named_where_it_stands_also_if_it_is_no_toml() {
         ("start = \"2025-03-05T03:36:00\"", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
         ("start = 2025-03-05T03:36:00Z", "config.toml:6: account[0].start: expected \"all\", \"now\" or a date"),
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
     }
 }
 
 #[test]
-fn what_is_no_utf_8_is_named_where_it_stands() {
+fn invalid_utf8_is_reported_with_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
     for (text, words) in [
@@ -171,9 +171,9 @@ fn what_is_no_utf_8_is_named_where_it_stands() {
 }
 
 #[test]
-fn a_host_is_a_name_or_an_address_and_nothing_else() {
+fn host_is_a_name_or_an_address() {
     let with = |host: &str| {
-        read(&format!(
+        parse_config(&format!(
             "[[account]]\nname = \"shop\"\nhost = {host:?}\nuser = \"payments@shop.example\"\npassword = {{ env = \"A\" }}\n"
         ))
     };
@@ -187,9 +187,9 @@ fn a_host_is_a_name_or_an_address_and_nothing_else() {
 }
 
 #[test]
-fn a_date_may_be_written_as_toml_has_it() {
+fn start_accepts_a_toml_date() {
     let start = |value: &str| {
-        let config = read(&format!(
+        let config = parse_config(&format!(
             "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
              password = {{ credential = \"imap-password\" }}\nstart = {value}\n"
         ));
@@ -200,7 +200,7 @@ fn a_date_may_be_written_as_toml_has_it() {
 }
 
 #[test]
-fn no_value_is_repeated_that_stands_where_a_secret_may() {
+fn errors_do_not_quote_values_of_secrets() {
     let account = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n";
     for line in [
         "password = \"hunter2\"",
@@ -215,12 +215,12 @@ fn no_value_is_repeated_that_stands_where_a_secret_may() {
         "password = { \"hunter2\" }",
         "password = { hunter2 = 1 }",
     ] {
-        let error = read(&format!("{account}{line}\n")).unwrap_err();
+        let error = parse_config(&format!("{account}{line}\n")).unwrap_err();
         assert!(error.contains("config.toml:") && !error.contains("hunter2"), "{line}: {error}");
     }
 }
 
-/// Each piece of TOML in a page, with the line before it.
+/// The TOML blocks of a page, each with the line before it.
 fn snippets(page: &str) -> Vec<(String, String)> {
     let text = fs::read_to_string(root(page)).unwrap();
     let block = Regex::new(r"(?ms)^([^\n]*)\n\n?```toml\n(.*?)^```").unwrap();
@@ -228,12 +228,12 @@ fn snippets(page: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
+fn examples_for_mail_providers_are_accepted() {
     let snippets = snippets("docs/mail-providers.md");
     assert!(snippets.len() >= 6, "{snippets:?}");
     let (mut passwords, mut tokens) = (0, 0);
     for (before, snippet) in snippets {
-        let config = read(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
+        let config = parse_config(&snippet).unwrap_or_else(|error| panic!("after {before:?}: {error}"));
         for account in &config.accounts {
             passwords += usize::from(account.password.is_some());
             tokens += usize::from(account.oauth2.is_some());
@@ -243,13 +243,13 @@ fn what_the_page_on_mail_providers_says_to_write_is_accepted() {
 }
 
 #[test]
-fn the_example_says_the_defaults() {
+fn the_example_shows_the_defaults() {
     let text = fs::read_to_string(root("config.toml")).unwrap();
-    let said = read(&text).unwrap();
+    let said = parse_config(&text).unwrap();
     let minimal = "[[account]]\nname = \"shop\"\nhost = \"imap.example.com\"\nuser = \"payments@shop.example\"\n\
         password = { credential = \"imap-password\" }\n[[forward]]\nname = \"shop\"\n\
         url = \"http://127.0.0.1:3000/payment-webhook\"\nsecret = { credential = \"webhook-secret\" }\n";
-    let default = read(minimal).unwrap();
+    let default = parse_config(minimal).unwrap();
     let account = |config: &Config| format!("{:?} {}", config.accounts[0], config.accounts[0].port());
     let without_port = |text: String| text.replace("port: Some(993)", "port: None");
     assert_eq!(without_port(account(&said)), without_port(account(&default)));
@@ -266,7 +266,7 @@ fn the_example_says_the_defaults() {
 }
 
 #[test]
-fn every_key_is_in_the_example_and_in_the_documentation_and_no_other() {
+fn example_and_documentation_have_every_key() {
     let example = fs::read_to_string(root("config.toml")).unwrap();
     let docs = fs::read_to_string(root("docs/configuration.md")).unwrap();
     let row = Regex::new(r"(?m)^\| `([A-Za-z0-9_]+)` \|").unwrap();
@@ -277,7 +277,7 @@ fn every_key_is_in_the_example_and_in_the_documentation_and_no_other() {
                 docs.split("\n## ").find(|s| s.lines().next().is_some_and(|l| l.contains(&format!("[{table}]"))));
             let section = section.unwrap_or_else(|| panic!("docs/configuration.md has no section [{table}]"));
             let said: BTreeSet<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
-            // A table inside a table has a section of its own.
+            // A nested table has its own section.
             let own = |key: &&String| !TABLES.iter().any(|(t, _)| **t == format!("{table}.{key}"));
             assert_eq!(said, known.iter().filter(own).cloned().collect(), "docs/configuration.md, [{table}]");
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use testkit::anvil::{Anvil, calldata};
 use testkit::daemon::{Daemon, Home, account, forward};
-use testkit::node::{Reply, ScriptedNode};
+use testkit::node::{NodeReply, ScriptedNode};
 use testkit::paid::Paid;
 use testkit::random::Random;
 use testkit::receiver::{Receiver, Request, status};
@@ -270,7 +270,7 @@ async fn session_and_chain_hold_independently() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kills_at_random_moments_lose_and_double_nothing() {
     let shop = Shop::open("settle = \"0s\"", "").await;
-    let random = Random::new();
+    let random = Random::from_environment();
     let count = 12;
     for n in 1..=count {
         let hash = shop.pay_shop();
@@ -345,7 +345,7 @@ fn lying(anvil: &Anvil, change: impl Fn(&str, &mut Value) + Send + Sync + 'stati
     ScriptedNode::start(move |call| {
         let mut answer: Value = serde_json::from_slice(&testkit::anvil::post(port, &call.to_string())).unwrap();
         change(call["method"].as_str().unwrap(), &mut answer);
-        Some(Reply::json(&answer))
+        Some(NodeReply::json(&answer))
     })
 }
 
@@ -407,7 +407,7 @@ async fn check_asks_each_node_for_what_a_look_needs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_node_is_no_attention_at_first() {
     let anvil = Anvil::start();
-    let node = ScriptedNode::start(|_| Some(Reply::new("429 Too Many Requests", "Retry-After: 1\r\n", "")));
+    let node = ScriptedNode::start(|_| Some(NodeReply::new("429 Too Many Requests", "Retry-After: 1\r\n", "")));
     let (url, wallet) = (format!("http://127.0.0.1:{}/v2/s3cret-key", node.port), anvil.accounts[0].clone());
     let shop = Shop::with(anvil, |token| sepolia(&[&url], &wallet, token, ""), "").await;
     let daemon = shop.home.start();

@@ -1,21 +1,20 @@
-//! Killed again and again, at moments that nobody chose, while mails arrive and are delivered: nothing is lost, nothing
-//! is there twice.
+//! The daemon is killed again and again at random times, while mails arrive and events are delivered. Nothing is lost or
+//! duplicated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
-use testkit::callback::{Callback, Reply};
-use testkit::daemon::{Home, account, forward};
+use testkit::callback::{Callback, HandlerReply};
+use testkit::daemon::{ACCEPT_UNSIGNED, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::random::Random;
 
 const KILLS: u64 = 200;
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
 
-/// Delivers mails in small bursts until it is told to stop; how many there were.
+/// Delivers mails in small bursts until `stop` is set, and counts them in `sent`.
 fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &AtomicUsize) {
     while !stop.load(Ordering::SeqCst) {
         let first = sent.load(Ordering::SeqCst) + 1;
@@ -23,13 +22,13 @@ fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &A
         let mails: Vec<_> = (first..first + count).map(payment).collect();
         dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
         sent.fetch_add(count, Ordering::SeqCst);
-        // The pauses of real life, in which the program is at rest or catches up.
+        // Pauses in which the program catches up or is idle.
         std::thread::sleep(random.moment(Duration::from_millis(150)));
     }
 }
 
-/// Kills it at a random moment of its life: in its start, while it catches up, while it is at work.
-fn live_and_die(home: &Home, random: &Random) {
+/// Starts the daemon and kills it after a random time: during its start, its first sync, or its work.
+fn run_and_kill(home: &Home, random: &Random) {
     let daemon = home.start();
     let longest = [20, 60, 200, 600][random.below(4) as usize];
     std::thread::sleep(random.moment(Duration::from_millis(longest)));
@@ -37,17 +36,17 @@ fn live_and_die(home: &Home, random: &Random) {
 }
 
 #[test]
-fn two_hundred_kills_at_random_moments_lose_nothing_and_double_nothing() {
-    let (dovecot, random) = (Dovecot::start(), Arc::new(Random::new()));
+fn two_hundred_kills_neither_lose_nor_duplicate_payments() {
+    let (dovecot, random) = (Dovecot::start(), Arc::new(Random::from_environment()));
     let chance = random.clone();
-    let callback = Callback::that(move |_, before| match chance.below(10) {
-        0 if before == 0 => Reply::Refuse,
-        1 if before == 0 => Reply::HangUp,
-        2..5 => Reply::AcceptLate(chance.moment(Duration::from_millis(100))),
-        _ => Reply::Accept,
+    let callback = Callback::replying(move |_, before| match chance.below(10) {
+        0 if before == 0 => HandlerReply::Refuse,
+        1 if before == 0 => HandlerReply::HangUp,
+        2..5 => HandlerReply::AcceptLate(chance.moment(Duration::from_millis(100))),
+        _ => HandlerReply::Accept,
     });
     let home = Home::new(&format!(
-        "{}{NO_PROOF}{}",
+        "{}{ACCEPT_UNSIGNED}{}",
         account(dovecot.imap, "dedicated = true\nidle_renew = \"1s\""),
         forward(&callback.url(), "")
     ));
@@ -57,9 +56,9 @@ fn two_hundred_kills_at_random_moments_lose_nothing_and_double_nothing() {
         scope.spawn(|| deliver_until(&stop, &dovecot, &random, &sent));
         let _stop = Stop(&stop);
         for _ in 0..KILLS {
-            let before = callback.came().len();
-            live_and_die(&home, &random);
-            at_work += usize::from(callback.came().len() > before);
+            let before = callback.posts().len();
+            run_and_kill(&home, &random);
+            at_work += usize::from(callback.posts().len() > before);
         }
     });
     let (sent, repeated) = (sent.into_inner(), callback.repeated().len());
@@ -69,12 +68,12 @@ fn two_hundred_kills_at_random_moments_lose_nothing_and_double_nothing() {
     );
     assert!(at_work > 20, "it was killed before it did anything");
     let daemon = home.start();
-    books::balance(&home, &callback, sent, Duration::from_secs(60));
+    payments::wait_until_complete(&home, &callback, sent, Duration::from_secs(60));
     assert_eq!(home.ask("SELECT count(*) FROM mails"), sent.to_string(), "no mail was recorded twice");
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// Also when an assertion fails, so that the scope can end.
+/// Sets the flag when it is dropped, so that the thread also ends if an assertion fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {

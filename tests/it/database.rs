@@ -1,4 +1,4 @@
-//! docs/database.md, README.md and the queries for Datasette, held against the schema and run.
+//! docs/database.md, README.md and the Datasette queries agree with the schema, and their queries run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use regex::Regex;
 use resmic_mailhook::db::{Store, StoreSettings};
 use rusqlite::Connection;
 
-/// A payment of everything that the questions ask for.
+/// Rows for which each documented query returns a result.
 const ROWS: &str = "
     INSERT INTO sessions (session_id, order_ref, amount) VALUES
       ('591abe63-aa61-411d-a419-0b546729bbd0', 'A-1001', '20'), ('591abe63-aa61-411d-a419-0b546729bbd1', 'A-1003', '7');
@@ -27,11 +27,11 @@ const ROWS: &str = "
     INSERT INTO confirmations (event_id, state, reason, waits_since)
       VALUES ('fd50a56e-6359-5deb-bbb1-c18babd155ef', 'doubtful', 'short: 20 arrived', '2025-03-05T03:36:00.000Z');";
 
-fn read(name: &str) -> String {
+fn read_file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// A database as the program makes it.
+/// Creates a database with the program's schema and [`ROWS`].
 fn database(folder: &Path) -> Connection {
     let path = folder.join("mailhook.db");
     let matching = resmic_mailhook::config::Config::default().sessions.matching();
@@ -55,12 +55,12 @@ fn columns(connection: &Connection) -> BTreeMap<String, Vec<String>> {
 }
 
 #[test]
-fn every_table_and_column_is_explained_and_no_other() {
+fn every_table_and_column_is_documented() {
     let folder = tempfile::tempdir().unwrap();
     let real = columns(&database(folder.path()));
     let row = Regex::new(r"(?m)^\| `([a-z0-9_]+)` \|").unwrap();
     let mut said = BTreeMap::new();
-    for section in read("docs/database.md").split("\n## ").skip(1) {
+    for section in read_file("docs/database.md").split("\n## ").skip(1) {
         if let Some(table) = section.lines().next().unwrap().strip_prefix('`').and_then(|l| l.strip_suffix('`')) {
             let columns: Vec<_> = row.captures_iter(section).map(|c| c[1].to_owned()).collect();
             said.insert(table.to_owned(), columns);
@@ -70,13 +70,13 @@ fn every_table_and_column_is_explained_and_no_other() {
 }
 
 #[test]
-fn every_question_has_an_answer() {
+fn documented_queries_run() {
     let folder = tempfile::tempdir().unwrap();
     let connection = database(folder.path());
     let block = Regex::new(r"(?s)```sql\n(.*?)```").unwrap();
     let mut asked = 0;
     for file in ["docs/database.md", "README.md"] {
-        let text = read(file);
+        let text = read_file(file);
         for sql in
             block.captures_iter(&text).flat_map(|c| c[1].split_inclusive(';').map(str::to_owned).collect::<Vec<_>>())
         {
@@ -96,10 +96,10 @@ fn every_question_has_an_answer() {
 }
 
 #[test]
-fn the_queries_for_datasette_have_answers() {
+fn datasette_queries_run() {
     let folder = tempfile::tempdir().unwrap();
     let connection = database(folder.path());
-    let metadata: serde_json::Value = serde_json::from_str(&read("contrib/datasette/metadata.json")).unwrap();
+    let metadata: serde_json::Value = serde_json::from_str(&read_file("contrib/datasette/metadata.json")).unwrap();
     let database = &metadata["databases"]["mailhook"];
     for (name, query) in database["queries"].as_object().unwrap() {
         let mut statement =

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use resmic_mailhook::model::{Authenticity, ReasonCode};
 use resmic_mailhook::trust::{Recipients, TrustSettings, authenticate, dns};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::{Dropped, Firewalled, Query};
 
 const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
@@ -31,7 +31,9 @@ impl World {
 
     /// The authenticity of a mail with a signature for each selector.
     async fn authenticate_now(&self, selectors: &[&str]) -> Authenticity {
-        let signed = |mail: Vec<u8>, selector: &&str| sign(&mail, &self.key, &How { selector, ..How::default() });
+        let signed = |mail: Vec<u8>, selector: &&str| {
+            sign(&mail, &self.key, &SigningOptions { selector, ..SigningOptions::default() })
+        };
         let mail = selectors.iter().fold(MAIL.as_bytes().to_vec(), signed);
         let recipients = Recipients::new(["payments@shop.example".to_owned()]);
         let began = Instant::now();

@@ -1,4 +1,4 @@
-//! The documents: their links lead somewhere, here and where the package puts them, and what they say of the output is so.
+//! The links of the documents work in the repository and in the package, and docs/json.md agrees with the output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use regex::Regex;
 use serde_json::{Map, Value};
 use testkit::daemon::{Home, account, forward};
 
-/// Where the package puts them.
+/// The folder of the documents in the package.
 const INSTALLED: &str = "usr/share/doc/resmic-mailhook/";
 
 fn root() -> &'static Path {
@@ -26,13 +26,13 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// As GitHub makes it of a heading.
+/// The anchor that GitHub derives from a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().replace(|c: char| !c.is_alphanumeric() && !" -_".contains(c), "");
     kept.trim().replace(' ', "-")
 }
 
-/// What a document points to: the file, and the place in it.
+/// The links of a document: the file and the anchor in it.
 fn links(document: &Path) -> Vec<(PathBuf, String)> {
     let text = fs::read_to_string(document).unwrap();
     let link = Regex::new(r"\]\(([^)#]*)#?([^)]*)\)").unwrap();
@@ -45,7 +45,7 @@ fn links(document: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     for document in documents() {
         for (file, place) in links(&document) {
             let headings = if place.is_empty() { String::new() } else { fs::read_to_string(&file).unwrap() };
@@ -57,11 +57,11 @@ fn every_link_leads_somewhere() {
 }
 
 #[test]
-fn the_package_has_what_they_point_to_where_they_look_for_it() {
+fn links_work_in_the_package() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
     let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
-    // The folders of the project whose files lie in the package as they do here.
+    // The files that have the same relative path in the package as in the repository.
     let same: Vec<String> = assets
         .iter()
         .filter_map(|asset| Some((asset[0].as_str()?, asset[1].as_str()?.strip_prefix(INSTALLED)?)))
@@ -89,7 +89,7 @@ const PAYMENT: &str = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\
     Status: completed\r\nSession ID: 591abe63-aa61-411d-a419-0b546729bbd0\r\nAmount: $20\r\n\
     Transaction Hash: 0x1111111111111111111111111111111111111111111111111111111111111111\r\n";
 
-/// The tables of a document by their headings: each key with its type.
+/// The tables of a document by heading: each key with its type.
 fn keys(document: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let row = Regex::new(r"^\| `(\w+)` \| ([a-z ]+) \|").unwrap();
     let (mut tables, mut heading) = (BTreeMap::<_, BTreeMap<_, _>>::new(), String::new());
@@ -115,7 +115,7 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 #[test]
-fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
+fn json_keys_and_types_match_the_documentation() {
     let labels = "[trust]\naccept = [\"none\"]\n[extract.labels]\nsession_id = [\"Session ID\"]\n";
     let home = Home::new(&account(1, &format!("{labels}{}", forward("http://127.0.0.1:1/", ""))));
     let mail = home.folder.path().join("mail.eml");
@@ -134,7 +134,7 @@ fn json_has_the_keys_and_types_that_are_documented_and_no_others() {
             );
         }
     };
-    // With the code that a red `status` ends with.
+    // `status` exits with 1 if it needs attention, so the exit code is not checked.
     let printed = |arguments: &[&str]| -> Map<String, Value> {
         let output = home.run(arguments);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e}: {output:?}"))

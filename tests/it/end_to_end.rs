@@ -1,18 +1,17 @@
-//! The whole road, on real parts: Dovecot, the program, a callback, and what goes wrong between them.
+//! From the mail to the callback with real parts: Dovecot, the daemon and a handler, with failures between them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::books::payment;
-use testkit::daemon::{Home, account, forward, samples};
+use testkit::daemon::{ACCEPT_UNSIGNED, Home, account, forward, samples};
 use testkit::dovecot::Dovecot;
 use testkit::handlers::Handler;
+use testkit::payments::payment;
 
 const SOON: Duration = Duration::from_secs(20);
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 
-/// Sample mails that are events, with what must be read from them.
+/// The sample mails that become events, each with the expected fields.
 fn events(folder: &str) -> Vec<(PathBuf, Value)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(samples().join(folder)).unwrap() {
@@ -29,21 +28,21 @@ fn events(folder: &str) -> Vec<(PathBuf, Value)> {
     found
 }
 
-fn read(path: &Path) -> Vec<u8> {
+fn read_file(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
 fn home(dovecot: &Dovecot, more: &str) -> Home {
-    Home::new(&format!("{}{NO_PROOF}{more}", account(dovecot.imap, "dedicated = true")))
+    Home::new(&format!("{}{ACCEPT_UNSIGNED}{more}", account(dovecot.imap, "dedicated = true")))
 }
 
 #[test]
-fn a_handler_written_for_the_webhook_accepts_every_event_field_by_field() {
+fn webhook_handler_accepts_every_event() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home = home(&dovecot, &forward(&handler.url(), "unresolved = \"send\""));
     let mails: Vec<_> = events("published").into_iter().chain(events("documented")).collect();
     let daemon = home.start();
-    let bytes: Vec<_> = mails.iter().map(|(path, _)| read(path)).collect();
+    let bytes: Vec<_> = mails.iter().map(|(path, _)| read_file(path)).collect();
     dovecot.deliver_all("payments@shop.example", bytes.iter().map(Vec::as_slice));
     let accepted = handler.accepted(mails.len());
     assert_eq!(accepted.len(), mails.len(), "each once");
@@ -75,7 +74,7 @@ fn a_handler_written_for_the_webhook_accepts_every_event_field_by_field() {
 }
 
 #[test]
-fn the_same_mail_imported_and_received_is_one_event() {
+fn an_imported_and_received_mail_is_one_event() {
     let dovecot = Dovecot::start();
     let home = home(&dovecot, "");
     let sample = samples().join("published/sepolia.eml");
@@ -83,7 +82,7 @@ fn the_same_mail_imported_and_received_is_one_event() {
     let imported: Value = serde_json::from_str(&imported).unwrap();
     assert_eq!(imported["outcome"], "event");
     let daemon = home.start();
-    dovecot.deliver("payments@shop.example", &read(&sample));
+    dovecot.deliver("payments@shop.example", &read_file(&sample));
     home.until("SELECT outcome FROM mails WHERE uid IS NOT NULL", "duplicate", SOON);
     assert_eq!(home.ask("SELECT event_id FROM mails WHERE uid IS NOT NULL"), imported["event_id"].as_str().unwrap());
     let again: Value = serde_json::from_str(&home.data(&["import", "--json", sample.to_str().unwrap()])).unwrap();
@@ -93,7 +92,7 @@ fn the_same_mail_imported_and_received_is_one_event() {
 }
 
 #[test]
-fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
+fn handler_deduplicates_by_signed_fields_only() {
     let body = |order: u32, hash: &str| {
         format!(
             "{{\"session_id\":\"{order}\",{hash}\"txTime\":\"Mar 5, 2025, 03:36\",\"status\":{}}}",
@@ -102,12 +101,12 @@ fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
     };
     let (first, second) = (body(1, "\"transaction_hash\":\"0x1\","), body(2, "\"transaction_hash\":\"0x2\","));
     for handler in [Handler::express(), Handler::python()] {
-        // A header is anybody's: another key, or the key of what comes next.
+        // The header is not signed. It may have a wrong key or the key of the next event.
         for key in ["Idempotency-Key: 1\r\n", "Idempotency-Key: 2\r\n", ""] {
             assert_eq!(handler.post_signed(&first, key), "200");
         }
         assert_eq!(handler.post_signed(&second, "Idempotency-Key: 2\r\n"), "200");
-        // What failed has no transaction, and Resmic's own webhook no key.
+        // A failed payment has no transaction, and Resmic's own webhook has no key.
         assert_eq!(
             (handler.post_signed(&body(3, ""), ""), handler.post_signed(&body(4, ""), "")),
             ("200".into(), "200".into())
@@ -127,7 +126,7 @@ fn a_handler_counts_by_what_is_signed_and_nothing_that_is_not() {
 }
 
 #[test]
-fn five_hundred_mails_survive_a_kill_in_their_middle() {
+fn five_hundred_mails_survive_a_kill() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home = home(&dovecot, &forward(&handler.url(), ""));
     let mails: Vec<_> = (1..=500).map(payment).collect();
@@ -143,14 +142,14 @@ fn five_hundred_mails_survive_a_kill_in_their_middle() {
     home.until("SELECT count(*) FROM events", "500", SOON);
     home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "500", SOON);
     assert_eq!(home.ask("SELECT count(*) FROM mails"), "500");
-    // The handler keeps the first of each event; a POST whose answer was lost may have come twice.
+    // The handler drops duplicates. The daemon repeats a POST if its response was lost.
     assert_eq!(handler.accepted(500).len(), 500);
     assert_eq!(home.ask("PRAGMA integrity_check"), "ok");
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_callback_that_was_down_misses_nothing() {
+fn a_handler_that_was_down_misses_nothing() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let (url, port) = (handler.url(), handler.port);
     let home = home(&dovecot, &forward(&url, ""));
@@ -180,7 +179,7 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn what_is_wrong_with_the_way_to_the_server_is_named_and_tried_again() {
+fn connection_problems_are_reported_and_retried() {
     let dovecot = Dovecot::start();
     let cases = [
         ("password = { env = \"MAILHOOK_SECRET\" }", "login refused"),
@@ -195,7 +194,7 @@ fn what_is_wrong_with_the_way_to_the_server_is_named_and_tried_again() {
             let kept: Vec<_> = config.lines().filter(|l| !l.starts_with(&format!("{key} "))).collect();
             config = format!("{}\n{line}\n", kept.join("\n"));
         }
-        let home = Home::new(&format!("{config}{NO_PROOF}"));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
         let daemon = home.start();
         daemon.says(words, SOON);
         home.until("SELECT state FROM mailboxes", "failed", SOON);
@@ -205,12 +204,12 @@ fn what_is_wrong_with_the_way_to_the_server_is_named_and_tried_again() {
 }
 
 #[test]
-fn tls_is_spoken_with_a_certificate_that_is_trusted() {
+fn tls_needs_a_trusted_certificate() {
     let dovecot = Dovecot::start();
     for (tls, port) in [("implicit", dovecot.imaps), ("starttls", dovecot.imap)] {
         let config = account(port, "dedicated = true")
             .replace("tls = \"none\"", &format!("tls = \"{tls}\"\nca_file = \"{}\"", dovecot.ca().display()));
-        let home = Home::new(&format!("{config}{NO_PROOF}"));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
         let checked = home.data(&["check", "--connect"]);
         assert!(checked.contains("logged in at 127.0.0.1") && checked.contains("mailbox INBOX"), "{checked}");
         let daemon = home.start();
@@ -220,9 +219,9 @@ fn tls_is_spoken_with_a_certificate_that_is_trusted() {
 }
 
 #[test]
-fn in_a_shared_mailbox_only_candidates_leave_a_row() {
+fn shared_mailbox_stores_only_candidates() {
     let dovecot = Dovecot::start();
-    let home = Home::new(&format!("{}{NO_PROOF}", account(dovecot.imap, "")));
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}", account(dovecot.imap, "")));
     let private = |n: usize| {
         format!(
             "From: Aunt <aunt{n}@family.example>\r\nTo: payments@shop.example\r\nSubject: Hi\r\n\r\nAmount: $20\r\n"
@@ -244,16 +243,16 @@ fn in_a_shared_mailbox_only_candidates_leave_a_row() {
 }
 
 #[test]
-fn a_newer_database_is_refused_and_untouched() {
+fn a_newer_database_is_refused_and_unchanged() {
     let dovecot = Dovecot::start();
     let home = home(&dovecot, "");
     home.data(&["import", samples().join("published").to_str().unwrap()]);
     let writing = rusqlite::Connection::open(home.database()).unwrap();
     writing.pragma_update(None, "user_version", 999).unwrap();
     drop(writing);
-    let before = read(&home.database());
+    let before = read_file(&home.database());
     let output = home.run(&["run"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("newer version"));
-    assert_eq!(before, read(&home.database()));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("made by another version"));
+    assert_eq!(before, read_file(&home.database()));
 }

@@ -1,4 +1,4 @@
-//! Every integration test, in one program: it links once, and all tests share its threads.
+//! All integration tests in one program, which links once and shares its threads.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
@@ -19,15 +19,15 @@ mod faults;
 mod forward;
 mod init;
 mod metrics;
+mod network_faults;
 mod oauth;
-mod onlooker;
-mod proxied;
 mod quarantine;
+mod read_only_user;
 mod reading;
 mod reload;
 mod renumbered;
-mod replaced;
 mod resmic_api;
+mod restored_database;
 mod rooms;
 mod sample_mails;
 mod servers;

@@ -1,5 +1,5 @@
-//! What an operator's tools ask for is there: `/metrics` has what the dashboard, the alerts and the documentation name,
-//! each alert is provoked once, and `/healthz` is red when `status` is.
+//! `/metrics` has the series of the dashboard, the alerts and the documentation, each alert has a test, and `/healthz`
+//! agrees with `status`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use testkit::daemon::{Daemon, Home, account};
 use testkit::dovecot::Dovecot;
-use testkit::node::{Reply, ScriptedNode};
+use testkit::node::{NodeReply, ScriptedNode};
 use testkit::process::free_port;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -22,13 +22,13 @@ fn file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-fn found(pattern: &str, text: &str) -> BTreeSet<String> {
+fn all_matches(pattern: &str, text: &str) -> BTreeSet<String> {
     let found: BTreeSet<_> = Regex::new(pattern).unwrap().captures_iter(text).map(|c| c[1].to_owned()).collect();
     assert!(found.len() > 5, "{pattern}: {found:?}");
     found
 }
 
-/// The status and the body of what the daemon serves.
+/// Sends a GET request to the daemon and returns the status and the body.
 fn get(port: u16, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -39,7 +39,7 @@ fn get(port: u16, path: &str) -> (u16, String) {
     (head[9..12].parse().unwrap(), body.to_owned())
 }
 
-/// A daemon that watches an empty INBOX, and the port that it answers at.
+/// Starts a daemon that watches an empty INBOX, and returns its HTTP port.
 fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
     watching_with(dovecot, "")
 }
@@ -52,7 +52,7 @@ fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
         let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
         let home = Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{metrics}{more}"));
         let mut daemon = home.start();
-        // Another program may have taken the port meanwhile; then it ends before it makes a database.
+        // If another program has bound the port in the meantime, the daemon ends before it creates a database.
         daemon.process.until(SOON, || home.database().exists().then_some(()))?;
         home.until(IDLE, "1", SOON);
         Some((home, daemon, port))
@@ -67,14 +67,14 @@ fn sepolia() -> ScriptedNode {
         let (number, time) = if is_latest { ("0x20", "0x67c7c7c0") } else { ("0x10", "0x67c7c780") };
         let block = json!({"number": number, "timestamp": time, "hash": format!("0x{}", "1".repeat(64))});
         Some(match call["method"].as_str().unwrap() {
-            "eth_chainId" => Reply::result(&call["id"], json!("0xaa36a7")),
-            _ => Reply::result(&call["id"], block),
+            "eth_chainId" => NodeReply::result(&call["id"], json!("0xaa36a7")),
+            _ => NodeReply::result(&call["id"], block),
         })
     })
 }
 
 #[test]
-fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
+fn dashboard_and_alerts_use_existing_metrics() {
     let dovecot = Dovecot::start();
     let node = sepolia();
     let chain = format!(
@@ -87,15 +87,15 @@ fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");
-    let real = found(r"(?m)^# TYPE (resmic_mailhook_[a-z_]+) ", &served);
+    let real = all_matches(r"(?m)^# TYPE (resmic_mailhook_[a-z_]+) ", &served);
     // A counter's samples have a suffix that its TYPE does not have.
-    let documented = found(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
+    let documented = all_matches(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
     assert_eq!(documented.iter().map(|name| name.trim_end_matches("_total").to_owned()).collect::<BTreeSet<_>>(), real);
-    // What is chosen by a label's value has a line with that value, also while it is zero.
+    // A series that is selected by a label value exists with that value, even if it is zero.
     let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status)=~?"([a-z|]+)""#).unwrap();
     for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
         let text = file(name).replace("\\\"", "\"");
-        for series in found(r"(resmic_mailhook_[a-z_]+)", &text) {
+        for series in all_matches(r"(resmic_mailhook_[a-z_]+)", &text) {
             assert!(real.contains(series.trim_end_matches("_bucket").trim_end_matches("_total")), "{name}: {series}");
         }
         assert!(chosen.is_match(&text), "{name}");
@@ -109,14 +109,14 @@ fn dashboard_alerts_and_documentation_ask_for_what_is_served() {
 }
 
 #[test]
-fn each_alert_is_provoked_once_in_its_tests() {
-    let alerts = found(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
-    let provoked = found(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
+fn each_alert_has_a_test() {
+    let alerts = all_matches(r"- alert: (\w+)", &file("contrib/prometheus-rules.yml"));
+    let provoked = all_matches(r"alertname: (\w+)\s+exp_alerts:\s+- exp_labels", &file("contrib/prometheus-tests.yml"));
     assert_eq!(alerts, provoked);
 }
 
 #[test]
-fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
+fn healthz_agrees_with_status() {
     let dovecot = Dovecot::start();
     let (home, daemon, port) = watching(&dovecot);
     assert_eq!((get(port, "/healthz"), home.run(&["status"]).status.code()), ((200, "ok\n".into()), Some(0)));
@@ -132,7 +132,7 @@ fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
     assert_eq!(daemon.end(), Some(0));
     let status: Value = serde_json::from_slice(&home.run(&["status", "--json"]).stdout).unwrap();
     assert!(status["attention"][0].as_str().unwrap().contains("not running"), "{status}");
-    // A database that cannot be read is an answer, too.
+    // `status --json` also reports an unreadable database.
     fs::write(home.database(), "not a database, and long enough for one to be looked for in it: not a database")
         .unwrap();
     let output = home.run(&["status", "--json"]);
@@ -141,7 +141,7 @@ fn healthz_is_red_when_status_is_and_for_the_same_reasons() {
 }
 
 #[test]
-fn clients_that_ask_nothing_do_not_keep_the_daemon_from_ending_in_order() {
+fn silent_http_clients_do_not_block_shutdown() {
     let dovecot = Dovecot::start();
     let (home, daemon, port) = watching(&dovecot);
     let connect = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -151,13 +151,13 @@ fn clients_that_ask_nothing_do_not_keep_the_daemon_from_ending_in_order() {
     let waits = connect(0);
     assert_eq!(daemon.end(), Some(0));
     drop((silent, last, waits));
-    // What is not ended in order leaves its journal behind.
+    // An orderly shutdown removes the WAL files.
     let beside = |end: &str| home.folder.path().join(format!("mailhook.db-{end}")).exists();
     assert!(!beside("wal") && !beside("shm"));
 }
 
 fn both_are_red(home: &Home, port: u16, words: &str) {
-    // The daemon goes on meanwhile, and may learn another reason: what is compared is of one moment.
+    // The reasons may change at any time. Compare only if they were the same before and after the request.
     let (mut before, mut served, mut after) = (attention(home), get(port, "/healthz"), attention(home));
     for _ in 0..50 {
         if before == after {
@@ -169,7 +169,7 @@ fn both_are_red(home: &Home, port: u16, words: &str) {
     assert!(served.1.contains(words), "{words:?}: {}", served.1);
 }
 
-/// What a red `status` says.
+/// The reasons that `status` reports.
 fn attention(home: &Home) -> Vec<String> {
     let output = home.run(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();

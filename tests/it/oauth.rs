@@ -1,4 +1,4 @@
-//! Logging in with access tokens, through the program: a token endpoint, and Dovecot that asks it whose token it is.
+//! Logins with access tokens: the daemon, a token endpoint, and a Dovecot that verifies tokens at the endpoint.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -12,17 +12,18 @@ use regex::Regex;
 use serde_json::Value;
 use testkit::daemon::{Daemon, Home};
 use testkit::dovecot::Dovecot;
+use testkit::payments::payment;
 use testkit::tokens::{CLIENT_SECRET, Endpoint, REFRESH_TOKEN, USER};
 
 const SOON: Duration = Duration::from_secs(20);
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
+const TRUST_AND_LOG: &str = "[trust]\naccept = [\"none\"]\n[telemetry]\nlog = \"trace\"\n";
 
-/// A folder whose account shows tokens of this endpoint's.
+/// A configuration whose account uses access tokens of this endpoint.
 fn home(connection: &str, token_url: &str, mailboxes: &str) -> Home {
     let home = Home::new(&format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [{mailboxes}]\n\
          dedicated = true\n[account.oauth2]\ntoken_url = \"{token_url}\"\nclient_id = \"shop\"\n\
-         client_secret = {{ file = \"client-secret\" }}\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{NO_PROOF}"
+         client_secret = {{ file = \"client-secret\" }}\nrefresh_token = {{ file = \"refresh-token\" }}\nscope = \"imap offline\"\n{TRUST_AND_LOG}"
     ));
     std::fs::write(home.folder.path().join("client-secret"), format!("{CLIENT_SECRET}\n")).unwrap();
     std::fs::write(home.folder.path().join("refresh-token"), REFRESH_TOKEN).unwrap();
@@ -43,26 +44,24 @@ fn start() -> (Endpoint, Dovecot) {
     (endpoint, dovecot)
 }
 
-fn payment(n: usize) -> Vec<u8> {
-    format!(
-        "From: Resmic <no-reply@resmic.com>\r\nTo: {USER}\r\nSubject: Payment received\r\n\
-         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
-         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
-    )
-    .into_bytes()
-}
-
 fn until_idle(home: &Home, count: usize) {
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", &count.to_string(), SOON);
 }
 
-/// How long each failure made a watcher wait.
+/// Ends the connections, delivers payment `n`, and waits for its event.
+fn reconnect_and_deliver(home: &Home, dovecot: &Dovecot, n: usize) {
+    dovecot.kick(USER);
+    dovecot.deliver(USER, &payment(n));
+    home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+}
+
+/// The pauses in the log, in seconds.
 fn pauses(log: &str) -> Vec<u64> {
     Regex::new(r"retry_in_s=(\d+)").unwrap().captures_iter(log).map(|c| c[1].parse().unwrap()).collect()
 }
 
-/// Nothing that was said, printed or stored shows a secret.
-fn keeps_its_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
+/// Checks that the log, the output of commands and the database contain no secret.
+fn assert_no_secrets(home: &Home, daemon: &Daemon, endpoint: &Endpoint) {
     let mut all = daemon.log();
     for arguments in [&["status"][..], &["status", "--json"], &["check", "--connect"]] {
         let output = home.run(arguments);
@@ -95,13 +94,13 @@ fn an_event_arrives_over_either_mechanism() {
         assert!(dovecot.log().contains(&format!("method={used}")), "{}", dovecot.log());
         let asked = endpoint.change(|world| world.asked.remove(0));
         assert_eq!((asked["scope"].as_str(), asked["grant_type"].as_str()), ("imap offline", "refresh_token"));
-        keeps_its_secrets(&home, &daemon, &endpoint);
+        assert_no_secrets(&home, &daemon, &endpoint);
         assert_eq!(daemon.end(), Some(0));
     }
 }
 
 #[test]
-fn all_of_it_goes_through_tls() {
+fn tokens_are_requested_over_tls() {
     let (endpoint, dovecot) = start();
     let at = dovecot.folder.path();
     let port = endpoint.start_tls(&at.join("server.pem"), &at.join("server.key"));
@@ -117,7 +116,7 @@ fn all_of_it_goes_through_tls() {
 }
 
 #[test]
-fn mailboxes_share_a_token_for_as_long_as_it_is_good() {
+fn mailboxes_share_a_valid_token() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\", \"Resmic\"");
     let daemon = home.start();
@@ -127,37 +126,33 @@ fn mailboxes_share_a_token_for_as_long_as_it_is_good() {
     endpoint.until(SOON, |world| world.shown.len() == 6);
     until_idle(&home, 3);
     assert_eq!(endpoint.asked(), 1, "the token that is there is still good");
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_token_at_its_end_is_not_shown_again() {
+fn an_expiring_token_is_not_used() {
     let (endpoint, dovecot) = start();
-    // Good for no longer than the minute that is kept clear.
+    // The token expires within the minute in which the program does not use it.
     endpoint.change(|world| world.lifetime = 60);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
     until_idle(&home, 1);
     endpoint.change(|world| world.good.clear());
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
     assert_eq!((given.len(), shown), (2, given), "each is shown once, the new one after the old");
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_token_that_was_withdrawn_is_replaced_at_once() {
+fn a_revoked_token_is_replaced_at_once() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
     until_idle(&home, 1);
     endpoint.change(|world| world.good.clear());
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     let (given, shown) = endpoint.change(|world| (world.given.clone(), world.shown.clone()));
     assert_eq!(shown, [&given[0], &given[0], &given[1]].map(String::clone));
     assert!(!daemon.log().contains("login refused"), "a person had nothing to do:\n{}", daemon.log());
@@ -165,22 +160,22 @@ fn a_token_that_was_withdrawn_is_replaced_at_once() {
 }
 
 #[test]
-fn a_login_that_no_token_opens_is_left_to_a_person() {
+fn a_refused_new_token_needs_an_operator() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
-    // The endpoint gives tokens, and the mail server takes none.
+    // The endpoint issues tokens, but the mail server accepts none of them.
     let config = std::fs::read_to_string(home.folder.path().join("config.toml")).unwrap();
     std::fs::write(home.folder.path().join("config.toml"), config.replace(USER, "other@shop.example")).unwrap();
     let daemon = home.start();
     daemon.says("login refused", SOON);
     assert_eq!(endpoint.asked(), 1, "a new token was refused; the next would be too");
     assert!(pauses(&daemon.log())[0] >= 60, "{}", daemon.log());
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_grant_that_has_ended_needs_a_person() {
+fn a_revoked_grant_needs_an_operator() {
     let (endpoint, dovecot) = start();
     let words = format!("Token {REFRESH_TOKEN} has been expired or revoked.");
     endpoint.answer_instead(400, &[], &format!("{{\"error\": \"invalid_grant\", \"error_description\": \"{words}\"}}"));
@@ -201,12 +196,12 @@ fn a_grant_that_has_ended_needs_a_person() {
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("invalid_grant"));
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn an_endpoint_that_is_down_is_asked_again_soon() {
+fn a_failing_endpoint_is_retried_soon() {
     let (endpoint, dovecot) = start();
     endpoint.answer_instead(503, &[], "<html>maintenance</html>");
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -223,7 +218,7 @@ fn an_endpoint_that_is_down_is_asked_again_soon() {
 }
 
 #[test]
-fn an_endpoint_that_asks_for_patience_gets_it() {
+fn retry_after_of_the_endpoint_is_respected() {
     let (endpoint, dovecot) = start();
     endpoint.answer_instead(429, &[("Retry-After", "300")], "{\"error\": \"slow_down\"}");
     let home = plain(&dovecot, &endpoint, "\"INBOX\", \"\\\\Junk\"");
@@ -250,38 +245,36 @@ fn a_redirect_is_not_followed() {
 }
 
 #[test]
-fn a_refresh_token_that_was_replaced_is_used_from_then_on() {
+fn a_rotated_refresh_token_is_used() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
     for n in 1..=2 {
         until_idle(&home, 1);
-        dovecot.kick(USER);
-        dovecot.deliver(USER, &payment(n));
-        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+        reconnect_and_deliver(&home, &dovecot, n);
     }
     let used: Vec<_> = endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect());
     assert_eq!(used, [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1"), format!("{REFRESH_TOKEN}-2")]);
     let log = daemon.log();
     assert_eq!(log.matches("has replaced the refresh token").count(), 1, "{log}");
     assert_eq!(std::fs::read_to_string(home.folder.path().join("refresh-token")).unwrap(), REFRESH_TOKEN);
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// The refresh tokens that were shown to the endpoint.
-fn shown(endpoint: &Endpoint) -> Vec<String> {
+/// The refresh tokens that the endpoint received, in order.
+fn used_tokens(endpoint: &Endpoint) -> Vec<String> {
     endpoint.change(|world| world.asked.iter().map(|form| form["refresh_token"].clone()).collect())
 }
 
-/// Files of refresh tokens that were replaced, unfinished ones too.
-fn kept(home: &Home) -> Vec<PathBuf> {
+/// The files of rotated refresh tokens, including temporary files.
+fn token_files(home: &Home) -> Vec<PathBuf> {
     let files = std::fs::read_dir(home.folder.path()).unwrap().map(|entry| entry.unwrap().path());
     files.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("oauth-")).collect()
 }
 
-/// Logs in once, in a process of its own.
+/// Starts the daemon, waits for its login, and stops it.
 fn run_once(home: &Home, endpoint: &Endpoint) {
     let before = endpoint.change(|world| world.shown.len());
     let daemon = home.start();
@@ -291,7 +284,7 @@ fn run_once(home: &Home, endpoint: &Endpoint) {
 }
 
 #[test]
-fn nothing_is_written_while_the_endpoint_replaces_nothing() {
+fn without_rotation_no_token_file_is_written() {
     let (endpoint, dovecot) = start();
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     home.data(&["check", "--connect"]);
@@ -301,7 +294,7 @@ fn nothing_is_written_while_the_endpoint_replaces_nothing() {
     };
     assert_eq!(names().len(), 3, "the configuration and two secrets: {:?}", names());
     run_once(&home, &endpoint);
-    assert_eq!(kept(&home), Vec::<PathBuf>::new());
+    assert_eq!(token_files(&home), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -313,24 +306,22 @@ fn the_newest_refresh_token_outlasts_a_restart() {
     let daemon = home.start();
     endpoint.until(SOON, |world| world.shown.len() == 2);
     until_idle(&home, 1);
-    // A command beside it and the daemon go on from what the other was given.
+    // A command and the daemon each use the refresh token that the other one received.
     home.data(&["check", "--connect"]);
-    dovecot.kick(USER);
-    dovecot.deliver(USER, &payment(1));
-    home.until("SELECT count(*) FROM events", "1", SOON);
+    reconnect_and_deliver(&home, &dovecot, 1);
     home.data(&["check", "--connect"]);
     let nth = |n: usize| if n == 0 { REFRESH_TOKEN.to_owned() } else { format!("{REFRESH_TOKEN}-{n}") };
-    assert_eq!(shown(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
-    let files = kept(&home);
+    assert_eq!(used_tokens(&endpoint), (0..5).map(nth).collect::<Vec<_>>(), "each once");
+    let files = token_files(&home);
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(std::fs::read_to_string(&files[0]).unwrap(), format!("{}\n", nth(5)));
     assert_eq!(std::fs::metadata(&files[0]).unwrap().permissions().mode() & 0o7777, 0o600);
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
+fn a_rotation_during_shutdown_is_stored() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.holds) = (true, true));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
@@ -341,33 +332,33 @@ fn a_refresh_token_that_is_on_its_way_at_the_end_is_kept() {
     endpoint.release();
     assert_eq!(daemon.end(), Some(0));
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN.to_owned(), format!("{REFRESH_TOKEN}-1")]);
 }
 
 #[test]
-fn a_person_who_configures_a_new_refresh_token_is_believed() {
+fn a_newly_configured_refresh_token_is_used() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    let old = kept(&home);
+    let old = token_files(&home);
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     std::fs::write(home.folder.path().join("refresh-token"), "given-anew\n").unwrap();
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN, "given-anew"]);
-    let files = kept(&home);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN, "given-anew"]);
+    let files = token_files(&home);
     assert!(files.len() == 2 && files.contains(&old[0]), "{files:?}");
-    // The old one is still the old one's.
+    // The file of the old grant is unchanged.
     assert_eq!(std::fs::read_to_string(&old[0]).unwrap(), format!("{REFRESH_TOKEN}-1\n"));
 }
 
 #[test]
-fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
+fn the_configured_token_replaces_a_revoked_one() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| world.rotates = true);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    // As at Microsoft, where the older ones go on being good for a while.
+    // Microsoft's older refresh tokens remain valid for a while.
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
     let daemon = home.start();
     endpoint.until(SOON, |world| world.asked.len() == 3);
@@ -375,25 +366,25 @@ fn the_configured_refresh_token_is_tried_when_the_kept_one_has_ended() {
     assert!(!daemon.log().contains("no access token"), "{}", daemon.log());
     assert_eq!(daemon.end(), Some(0));
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
-    assert_eq!(shown(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
+    assert_eq!(used_tokens(&endpoint), [REFRESH_TOKEN.into(), nth(1), REFRESH_TOKEN.into()]);
     run_once(&home, &endpoint);
-    assert_eq!(shown(&endpoint)[3..], [nth(2)]);
-    // Both have ended: each is tried once, and a person is told.
+    assert_eq!(used_tokens(&endpoint)[3..], [nth(2)]);
+    // Both tokens are revoked. Each one is tried once, and the error names the remedy.
     endpoint.change(|world| world.refresh_token = "given-anew".into());
     let checked = home.run(&["check", "--connect"]);
     assert_eq!(checked.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&checked.stdout).contains("run `resmic-mailhook authorize`"), "{checked:?}");
-    assert_eq!(shown(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
+    assert_eq!(used_tokens(&endpoint)[4..], [nth(3), REFRESH_TOKEN.into()]);
 }
 
 #[test]
-fn a_refresh_token_that_cannot_be_kept_is_used_until_the_end() {
+fn an_unwritable_token_file_is_survived() {
     let (endpoint, dovecot) = start();
     endpoint.change(|world| (world.rotates, world.lifetime) = (true, 60));
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     run_once(&home, &endpoint);
-    // Whoever may do anything, as in a container, is not kept off by a mode.
-    let file = kept(&home).remove(0);
+    // A folder blocks the file even for root, for whom permissions do not count.
+    let file = token_files(&home).remove(0);
     std::fs::remove_file(&file).unwrap();
     std::fs::create_dir(&file).unwrap();
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
@@ -401,27 +392,26 @@ fn a_refresh_token_that_cannot_be_kept_is_used_until_the_end() {
     for n in 1..=2 {
         endpoint.until(SOON, |world| world.shown.len() > n);
         until_idle(&home, 1);
-        dovecot.kick(USER);
-        dovecot.deliver(USER, &payment(n));
-        home.until("SELECT count(*) FROM events", &n.to_string(), SOON);
+        reconnect_and_deliver(&home, &dovecot, n);
     }
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
-    assert_eq!(shown(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
+    assert_eq!(used_tokens(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
     let log = daemon.log();
     let told = format!("cannot be kept in {}", file.display());
     assert_eq!(log.lines().filter(|line| line.contains(&told) && line.contains("WARN")).count(), 3, "{log}");
     assert!(log.contains("See that there is room"), "{log}");
-    assert_eq!(kept(&home), [file], "nothing unfinished is left");
-    keeps_its_secrets(&home, &daemon, &endpoint);
+    assert_eq!(token_files(&home), [file], "nothing unfinished is left");
+    assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
-    // Who types a command is told as well.
+    // A command prints the warning, too.
     endpoint.change(|world| world.refresh_token = REFRESH_TOKEN.into());
     let checked = home.run(&["check", "--connect"]);
     let words = String::from_utf8_lossy(&checked.stderr);
     assert!(checked.status.success() && words.contains(&told), "{checked:?}");
 }
 
-/// A server that says these lines, each after it has read one; `{line}` is that line and `{tag}` its tag. What it read.
+/// Starts a server that sends the next of these lines after each line that it reads. `{line}` stands for the read line
+/// and `{tag}` for its tag. The thread returns the lines that it read.
 fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -443,8 +433,8 @@ fn conversation(says: &'static [&'static str]) -> (u16, std::thread::JoinHandle<
     (port, talk)
 }
 
-/// What `check --connect` says to such a server, and what it prints.
-fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
+/// Runs `check --connect` with such a server. Returns the lines that the server read, and the output.
+fn check_with_server(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
     let endpoint = Endpoint::start();
     let (port, talk) = conversation(says);
     let home = home(&format!("port = {port}\ntls = \"none\""), &url(&endpoint), "\"INBOX\"");
@@ -453,7 +443,7 @@ fn talk(says: &'static [&'static str]) -> (Vec<String>, String, Endpoint) {
 }
 
 #[test]
-fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged() {
+fn without_sasl_ir_the_continuation_is_awaited() {
     const XOAUTH2: &[&str] = &[
         "* CAPABILITY IMAP4rev1 AUTH=PLAIN AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "+ \r\n",
@@ -476,7 +466,7 @@ fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged(
             "AQ==",
         ),
     ] {
-        let (heard, printed, endpoint) = talk(says);
+        let (heard, printed, endpoint) = check_with_server(says);
         assert!(heard[1].ends_with(&format!(" AUTHENTICATE {name}")), "{heard:?}");
         let said = String::from_utf8(STANDARD.decode(&heard[2]).unwrap()).unwrap();
         let token = endpoint.change(|world| world.given[0].clone());
@@ -488,15 +478,15 @@ fn without_sasl_ir_the_response_waits_for_its_turn_and_an_error_is_acknowledged(
 }
 
 #[test]
-fn what_a_server_says_of_a_token_is_told_without_it() {
-    let (heard, printed, _) = talk(&[
+fn tokens_in_server_responses_are_redacted() {
+    let (heard, printed, _) = check_with_server(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "{tag} NO this does not look good: {line}\r\n",
     ]);
     let response = heard[1].rsplit(' ').next().unwrap();
     assert!(printed.contains("AUTHENTICATE refused: No this does not look good: "), "{printed}");
     assert!(printed.contains("(secret)") && !printed.contains(response), "{printed}");
-    let (heard, printed, endpoint) = talk(&[
+    let (heard, printed, endpoint) = check_with_server(&[
         "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
         "{tag} NO [UNAVAILABLE] Temporary authentication failure\r\n",
     ]);
@@ -506,15 +496,18 @@ fn what_a_server_says_of_a_token_is_told_without_it() {
         "{printed}"
     );
     drop(endpoint);
-    let (_, printed, _) = talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
+    let (_, printed, _) = check_with_server(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=PLAIN\r\n{tag} OK done\r\n"]);
     assert!(printed.contains("offers neither OAUTHBEARER nor XOAUTH2"), "{printed}");
-    let (_, printed, _) =
-        talk(&["* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n", "+ e30=\r\n", "+ e30=\r\n"]);
+    let (_, printed, _) = check_with_server(&[
+        "* CAPABILITY IMAP4rev1 SASL-IR AUTH=XOAUTH2\r\n{tag} OK done\r\n",
+        "+ e30=\r\n",
+        "+ e30=\r\n",
+    ]);
     assert!(printed.contains("breaks the protocol"), "{printed}");
 }
 
 #[test]
-fn a_wrong_table_is_named_and_nothing_of_its_secrets() {
+fn errors_in_oauth_contain_no_secret() {
     let endpoint = Endpoint::start();
     let with = |table: &str| {
         let home = Home::new(&format!(

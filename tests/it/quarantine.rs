@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 use testkit::client::Client;
 use testkit::daemon::{Home, account};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 
@@ -30,7 +30,7 @@ fn import(home: &Home, mail: &[u8]) -> (String, String) {
 
 fn key() -> (Key, Vec<u8>) {
     let key = Key::rsa(2048);
-    let mail = sign(MAIL.as_bytes(), &key, &How::default());
+    let mail = sign(MAIL.as_bytes(), &key, &SigningOptions::default());
     (key, mail)
 }
 
@@ -95,7 +95,7 @@ fn a_signature_from_the_future_is_deferred() {
     let (key, _) = key();
     let dns = serve(&key);
     let home = Home::new(&config(&dns.address.to_string(), ""));
-    let mail = sign(MAIL.as_bytes(), &key, &How { ahead: 10 * 86_400, ..How::default() });
+    let mail = sign(MAIL.as_bytes(), &key, &SigningOptions { ahead: 10 * 86_400, ..SigningOptions::default() });
     let (outcome, reason) = import(&home, &mail);
     assert_eq!((outcome.as_str(), reason.split(':').next()), ("deferred", Some("dns")), "{reason}");
     let path = home.folder.path().join("mail.eml");
@@ -120,7 +120,11 @@ fn expiry_during_downtime_does_not_count() {
     let mut client = Client::login(dovecot.imap, "payments@shop.example");
     let append = |received: i64, n: u32| {
         let mail = MAIL.replace("<1@", &format!("<{n}@")).replace("0x1", &format!("0x{n}"));
-        let mail = sign(mail.as_bytes(), &key, &How { expires_in: Some(3600), ahead: -2 * day, ..How::default() });
+        let mail = sign(
+            mail.as_bytes(),
+            &key,
+            &SigningOptions { expires_in: Some(3600), ahead: -2 * day, ..SigningOptions::default() },
+        );
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(received);
         let at = at.strftime("%d-%b-%Y %H:%M:%S +0000");
         (format!("INBOX \"{at}\""), mail)

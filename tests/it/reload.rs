@@ -1,18 +1,17 @@
-//! The configuration is read again in the middle of everything: nothing is lost, nothing comes twice, and what is not
-//! configured any more does not go on.
+//! SIGHUP reloads the configuration while mails arrive. Nothing is lost or duplicated, and removed accounts stop.
 
 use std::time::Duration;
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 
 const SOON: Duration = Duration::from_secs(60);
 const PAYMENTS: usize = 600;
 
 #[test]
-fn accounts_come_and_go_while_mails_are_read_and_delivered() {
+fn accounts_are_reloaded_during_deliveries() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let mails: Vec<_> = (1..=PAYMENTS).map(payment).collect();
     dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));
@@ -35,7 +34,7 @@ fn accounts_come_and_go_while_mails_are_read_and_delivered() {
     for (n, config) in configs.iter().cycle().take(20).enumerate() {
         write(config);
         daemon.process.signal("-HUP");
-        // At another moment of its work each time; the next may come before this one is done.
+        // Each reload comes at another time, and possibly before the previous one is complete.
         let some = (n * PAYMENTS / 20).to_string();
         home.until(&format!("SELECT count(*) >= {some} FROM mails"), "1", SOON);
     }
@@ -44,7 +43,7 @@ fn accounts_come_and_go_while_mails_are_read_and_delivered() {
     daemon.says("forward[0].broken", SOON);
     write(&last);
     daemon.process.signal("-HUP");
-    books::balance(&home, &callback, PAYMENTS, SOON);
+    payments::wait_until_complete(&home, &callback, PAYMENTS, SOON);
     assert!(callback.repeated().is_empty(), "{:?}", callback.repeated());
     dovecot.until_logged_in(&["payments@shop.example"], SOON);
     let status = home.run(&["status"]);

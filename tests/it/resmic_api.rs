@@ -1,4 +1,4 @@
-//! The client of Resmic's API, against a scripted one in each of its moods.
+//! The client of Resmic's API, with a fake API in each of its moods.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use resmic_mailhook::resmic::{
     reconcile,
 };
 use serde_json::json;
-use testkit::resmic_api::{API_KEY, Asked, Mood, ResmicApi, Session, USER_ID};
+use testkit::resmic_api::{API_KEY, ApiRequest, Mood, ResmicApi, Session, USER_ID};
 
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
@@ -43,7 +43,7 @@ fn details(api: &ResmicApi) -> Result<TransactionDetails, ApiError> {
     wait(client(api, API_KEY).transaction_details(session()))
 }
 
-/// The error in this mood, the same for both questions.
+/// The error in this mood, which both requests must return.
 fn error(api: &ResmicApi, mood: Mood) -> ApiError {
     api.set_mood(mood);
     let error = status(api).unwrap_err();
@@ -58,8 +58,8 @@ fn documented_answers_are_parsed() {
     assert_eq!((status.payment_status, status.amount.as_deref()), (PaymentStatus::Completed, Some("20")));
     let details = details(&api).unwrap();
     assert_eq!((details.transaction_hash.as_deref(), details.blockchain.as_deref()), (Some(TX), Some("Sepolia")));
-    let path = |name: &str| Asked { path: format!("/api/v1/makepayment/{name}"), session: SESSION.into() };
-    assert_eq!(api.asked(), [path("payment-status"), path("transaction-details")]);
+    let path = |name: &str| ApiRequest { path: format!("/api/v1/makepayment/{name}"), session: SESSION.into() };
+    assert_eq!(api.requests(), [path("payment-status"), path("transaction-details")]);
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn unknown_keys_are_ignored() {
 }
 
 #[test]
-fn key_is_checked_without_a_session() {
+fn credentials_are_checked_without_a_session() {
     let api = ResmicApi::start();
     assert_eq!(wait(client(&api, API_KEY).check_key()), Ok(()));
     let said = wait(client(&api, "rk_of_somebody_else").check_key()).unwrap_err();
@@ -106,7 +106,7 @@ fn http_errors_have_their_kinds() {
 }
 
 #[test]
-fn rate_limit_says_when_to_return() {
+fn rate_limit_reports_retry_after() {
     let api = api();
     assert_eq!(error(&api, Mood::Limits(Some("37"))).retry_after(), Some(Duration::from_secs(37)));
     for nothing in [None, Some("soon")] {
@@ -120,7 +120,7 @@ fn redirect_is_not_followed() {
     let (api, other) = (api(), ResmicApi::start());
     let said = error(&api, Mood::Redirects(other.url()));
     assert!(matches!(&said, ApiError::Malformed(words) if words.contains("not followed")), "{said}");
-    assert!(other.asked().is_empty());
+    assert!(other.requests().is_empty());
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn wrong_types_are_malformed() {
 }
 
 #[test]
-fn other_words_for_completed_clear_nothing() {
+fn unknown_statuses_do_not_complete_a_payment() {
     let api = api();
     let event = Reading {
         session_id: Some(SESSION.into()),
@@ -215,7 +215,7 @@ fn session_is_found_by_its_transaction() {
 }
 
 #[test]
-fn no_mood_makes_a_payment_of_an_error() {
+fn no_error_is_a_payment() {
     let api = api();
     let registered = Registration {
         session_id: session(),

@@ -1,6 +1,6 @@
 //! The ladder: a file imports only from rooms below its own.
 //!
-//! The table in ARCHITECTURE.md is the ladder. This test compares every `crate::` path in `src` with it.
+//! ARCHITECTURE.md has the ladder as a table. This test compares every `crate::` path in `src` with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// The floors of ARCHITECTURE.md's table, the highest first, each with its rooms.
+/// The floors of the table in ARCHITECTURE.md, the highest first, each with its rooms.
 fn ladder() -> Vec<Vec<String>> {
     let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
     let text = fs::read_to_string(document).unwrap();
@@ -39,11 +39,11 @@ fn room(path: &Path, src: &Path) -> String {
 }
 
 #[test]
-fn a_file_imports_only_from_rooms_below_its_own() {
+fn files_import_only_from_rooms_below() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     files(&src, &mut paths);
-    // `crate::{a, b::c}` and `crate::a::b` alike; a group's inner braces do not matter, only its first names.
+    // Both `crate::{a, b::c}` and `crate::a::b` count. In a group, only the first name of each path matters.
     let single = Regex::new(r"\bcrate::([a-z_]+)").unwrap();
     let group = Regex::new(r"(?s)\bcrate::\{(.*?)\};").unwrap();
     let braces = Regex::new(r"(?s)\{[^{}]*\}").unwrap();
@@ -78,7 +78,7 @@ fn a_file_imports_only_from_rooms_below_its_own() {
 }
 
 #[test]
-fn every_room_stands_on_one_floor_of_the_table() {
+fn every_room_has_one_floor() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut paths = Vec::new();
     files(&src, &mut paths);
@@ -90,7 +90,7 @@ fn every_room_stands_on_one_floor_of_the_table() {
 }
 
 #[test]
-fn the_pure_payment_rules_know_no_database() {
+fn the_pure_payment_rules_import_no_database() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/payments");
     for name in ["conflicts.rs", "matching.rs", "signed_address.rs"] {
         let text = fs::read_to_string(folder.join(name)).unwrap();

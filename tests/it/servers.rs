@@ -1,39 +1,37 @@
-//! The same road on other servers than Dovecot: Cyrus and Courier, near and far, whole and broken. Each has its own ideas
-//! of IDLE, of numbers and of names.
+//! Cyrus and Courier, which differ from Dovecot in IDLE, UIDs and mailbox names, over good and faulty connections.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::client::Client;
 use testkit::courier::Courier;
 use testkit::cyrus::Cyrus;
-use testkit::daemon::{Daemon, Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::dovecot::{Dovecot, PASSWORD};
 use testkit::lmtp;
-use testkit::proxy::{Proxy, Way};
+use testkit::payments::{self, payment};
+use testkit::proxy::{Direction, Proxy};
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const ADDRESS: &str = "payments@shop.example";
-/// Less than the 30 s after which an answer counts as lost: what stands still that long has broken.
+/// Shorter than the answer timeout of 30 s, so that a lost response makes a test fail.
 const SOON: Duration = Duration::from_secs(25);
-/// A program that has found its line dead may be in a pause, and tries again at the end of it.
+/// The limit for a recovery, which includes a pause before the reconnect.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// A real server.
-trait Server: Sync {
+trait ImapServer: Sync {
     fn start() -> Self;
     fn imap(&self) -> u16;
-    /// What stands before the name of a mailbox that is not the inbox.
+    /// The prefix of mailbox names other than INBOX.
     const BELOW: &'static str;
     fn deliver(&self, mails: &[&[u8]]);
     fn while_down(&mut self, work: impl FnOnce());
 }
 
-impl Server for Cyrus {
+impl ImapServer for Cyrus {
     const BELOW: &'static str = "";
 
     fn start() -> Self {
@@ -53,7 +51,7 @@ impl Server for Cyrus {
     }
 }
 
-impl Server for Courier {
+impl ImapServer for Courier {
     const BELOW: &'static str = "INBOX.";
 
     fn start() -> Self {
@@ -73,8 +71,8 @@ impl Server for Courier {
     }
 }
 
-/// A server, a line to it, and who listens at the other end.
-struct World<S> {
+/// A server, a proxy in front of it, the daemon, and a callback.
+struct ServerSetup<S> {
     server: S,
     proxy: Proxy,
     callback: Callback,
@@ -82,27 +80,28 @@ struct World<S> {
     daemon: Option<Daemon>,
 }
 
-impl<S: Server> World<S> {
-    /// The program at rest, on a mailbox of its own.
-    fn start(more: &str) -> World<S> {
-        let mut world = World::before(more);
-        world.run();
-        world
+impl<S: ImapServer> ServerSetup<S> {
+    /// A setup whose daemon is idle.
+    fn start(more: &str) -> ServerSetup<S> {
+        let mut setup = ServerSetup::new(more);
+        setup.run();
+        setup
     }
 
-    /// Before the program is started.
-    fn before(more: &str) -> World<S> {
+    /// A setup whose daemon is not yet started.
+    fn new(more: &str) -> ServerSetup<S> {
         let (server, callback) = (S::start(), Callback::start());
-        let proxy = Proxy::before(server.imap());
+        let proxy = Proxy::in_front_of(server.imap());
         let inbox = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
         let account = account(proxy.port, &format!("{inbox}{more}"));
-        let home = Home::new(&format!("{account}{NO_PROOF}{}", forward(&callback.url(), "")));
-        World { server, proxy, callback, home, daemon: None }
+        let home = Home::new(&format!("{account}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
+        ServerSetup { server, proxy, callback, home, daemon: None }
     }
 
     fn run(&mut self) {
         let daemon = self.home.start();
-        // One that was killed before may have left the mailbox idle, and a signal that comes too soon just ends it.
+        // Wait for this line, because the row of a killed daemon may still say "idle". A signal before the line would
+        // end the daemon at once.
         daemon.says("running", SOON);
         self.daemon = Some(daemon);
         self.home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", SOON);
@@ -117,17 +116,17 @@ impl<S: Server> World<S> {
         Client::login(self.server.imap(), ADDRESS)
     }
 
-    fn recorded(&self, payments: usize) {
+    fn wait_until_recorded(&self, payments: usize) {
         self.home.until("SELECT count(*) FROM events", &payments.to_string(), SOON);
     }
 
-    fn balance(&self, payments: usize) {
-        books::balance(&self.home, &self.callback, payments, RECOVERY);
+    fn wait_until_complete(&self, payments: usize) {
+        payments::wait_until_complete(&self.home, &self.callback, payments, RECOVERY);
     }
 
-    /// The books are right and the program is at rest, on the connection that it began with.
+    /// Waits for all payments and stops the idle daemon, which must still have its first connection.
     fn end_undisturbed(mut self, payments: usize) {
-        self.balance(payments);
+        self.wait_until_complete(payments);
         assert_eq!(self.proxy.accepted(), 1, "{}", self.daemon.as_ref().unwrap().log());
         self.end();
     }
@@ -138,7 +137,7 @@ impl<S: Server> World<S> {
     }
 }
 
-/// Each of these tests on each of these servers.
+/// Declares these tests for each server.
 macro_rules! on_each {
     ($($test:ident),* $(,)?) => {
         mod cyrus {
@@ -151,262 +150,258 @@ macro_rules! on_each {
 }
 
 on_each! {
-    what_is_there_and_what_comes,
-    what_comes_is_marked_or_moved,
-    a_burst_during_the_first_sync_and_after,
-    a_shared_mailbox,
-    a_line_that_breaks,
-    a_line_that_stands_still,
-    a_server_that_ends_and_comes_back,
-    another_client_removes_mails,
-    a_mailbox_that_is_made_again,
-    a_mail_that_is_too_large,
-    a_program_that_is_killed,
+    existing_and_new_mails_are_read,
+    new_mails_are_marked_or_moved,
+    a_burst_during_the_first_sync_is_read,
+    shared_mailbox_stores_only_notifications,
+    broken_connections_lose_nothing,
+    stalled_connections_lose_nothing,
+    a_server_restart_loses_nothing,
+    removals_by_another_client_are_harmless,
+    a_recreated_mailbox_is_read,
+    a_large_mail_is_quarantined,
+    a_killed_daemon_loses_nothing,
 }
 
-fn what_is_there_and_what_comes<S: Server>() {
-    let mut world = World::<S>::before("dedicated = true");
-    world.deliver(1..=100);
-    world.run();
-    world.recorded(100);
+fn existing_and_new_mails_are_read<S: ImapServer>() {
+    let mut setup = ServerSetup::<S>::new("dedicated = true");
+    setup.deliver(1..=100);
+    setup.run();
+    setup.wait_until_recorded(100);
     for n in 101..=105 {
-        world.deliver(n..=n);
-        world.recorded(n);
+        setup.deliver(n..=n);
+        setup.wait_until_recorded(n);
     }
-    world.proxy.set_both(|line| line.delay = Duration::from_millis(25));
+    setup.proxy.set_both(|link| link.delay = Duration::from_millis(25));
     for n in 106..=110 {
-        world.deliver(n..=n);
-        world.recorded(n);
+        setup.deliver(n..=n);
+        setup.wait_until_recorded(n);
     }
-    world.proxy.set_both(|line| line.single_bytes = true);
-    world.deliver(111..=115);
-    let checked = world.home.data(&["check", "--connect"]);
-    // Cyrus pushes from 3.10 on.
+    setup.proxy.set_both(|link| link.single_bytes = true);
+    setup.deliver(111..=115);
+    let checked = setup.home.data(&["check", "--connect"]);
+    // Cyrus supports NOTIFY since 3.10.
     let ways = ["it announces new mail (IDLE)", "it pushes new mail (NOTIFY, IDLE)"];
     assert!(ways.iter().any(|way| checked.contains(way)) && checked.contains("INBOX: 115 mails"), "{checked}");
-    world.balance(115);
-    // What was read is not read again.
-    assert_eq!(world.daemon.take().unwrap().end(), Some(0));
-    world.run();
-    world.deliver(116..=116);
-    world.balance(116);
-    assert_eq!(world.home.ask("SELECT count(*) FROM mails"), "116");
-    world.end();
+    setup.wait_until_complete(115);
+    // After a restart nothing is read again.
+    assert_eq!(setup.daemon.take().unwrap().end(), Some(0));
+    setup.run();
+    setup.deliver(116..=116);
+    setup.wait_until_complete(116);
+    assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "116");
+    setup.end();
 }
 
-/// After a FETCH nobody waits for the next IDLE to begin: the end of it follows at once.
-fn what_comes_is_marked_or_moved<S: Server>() {
+/// With `after`, the watcher ends the next IDLE before the server has confirmed its start.
+fn new_mails_are_marked_or_moved<S: ImapServer>() {
     let moved = format!("{}Resmic", S::BELOW);
     for after in ["\"seen\"".to_owned(), format!("{{ move = \"{moved}\" }}")] {
-        let world = World::<S>::start(&format!("dedicated = true\nafter = {after}"));
-        world.deliver(1..=5);
-        world.recorded(5);
-        world.deliver(6..=30);
-        world.recorded(30);
-        let (mut client, deadline) = (world.client(), Instant::now() + SOON);
+        let setup = ServerSetup::<S>::start(&format!("dedicated = true\nafter = {after}"));
+        setup.deliver(1..=5);
+        setup.wait_until_recorded(5);
+        setup.deliver(6..=30);
+        setup.wait_until_recorded(30);
+        let (mut client, deadline) = (setup.client(), Instant::now() + SOON);
         loop {
             let done = if after.contains("seen") {
-                client.say("EXAMINE INBOX");
-                client.say("SEARCH SEEN").contains(" 30\r")
+                client.command("EXAMINE INBOX");
+                client.command("SEARCH SEEN").contains(" 30\r")
             } else {
-                client.say(&format!("STATUS {moved} (MESSAGES)")).contains("MESSAGES 30)")
+                client.command(&format!("STATUS {moved} (MESSAGES)")).contains("MESSAGES 30)")
             };
             if done {
                 break;
             }
-            assert!(Instant::now() < deadline, "after = {after}: {}", client.say("STATUS INBOX (MESSAGES UNSEEN)"));
+            assert!(Instant::now() < deadline, "after = {after}: {}", client.command("STATUS INBOX (MESSAGES UNSEEN)"));
             std::thread::sleep(Duration::from_millis(20));
         }
-        world.end_undisturbed(30);
+        setup.end_undisturbed(30);
     }
 }
 
-fn a_burst_during_the_first_sync_and_after<S: Server>() {
-    let mut world = World::<S>::before("dedicated = true");
-    world.proxy.set_both(|line| line.delay = Duration::from_millis(25));
-    world.deliver(1..=50);
-    world.daemon = Some(world.home.start());
+fn a_burst_during_the_first_sync_is_read<S: ImapServer>() {
+    let mut setup = ServerSetup::<S>::new("dedicated = true");
+    setup.proxy.set_both(|link| link.delay = Duration::from_millis(25));
+    setup.deliver(1..=50);
+    setup.daemon = Some(setup.home.start());
     for n in (51..=150).step_by(10) {
-        world.deliver(n..=n + 9);
+        setup.deliver(n..=n + 9);
     }
-    world.recorded(150);
-    world.end_undisturbed(150);
+    setup.wait_until_recorded(150);
+    setup.end_undisturbed(150);
 }
 
-fn a_shared_mailbox<S: Server>() {
+fn shared_mailbox_stores_only_notifications<S: ImapServer>() {
     let private = |n: usize| format!("From: Aunt <aunt{n}@family.example>\r\nTo: {ADDRESS}\r\n\r\nAmount: ${n}\r\n");
-    let mut world = World::<S>::before("mailboxes = [\"INBOX\", \"\\\\Junk\"]");
-    world.proxy.set_both(|line| line.delay = Duration::from_millis(25));
-    world.server.deliver(&[private(1).as_bytes(), payment(1).as_slice(), private(2).as_bytes()]);
-    world.daemon = Some(world.home.start());
-    world.recorded(1);
-    world.server.deliver(&[private(3).as_bytes(), payment(2).as_slice()]);
-    world.recorded(2);
-    world.home.until("SELECT last_uid FROM mailboxes WHERE mailbox = 'INBOX'", "5", SOON);
-    assert_eq!(world.home.ask("SELECT count(*) FROM mails"), "2", "of others' mails nothing is kept");
+    let mut setup = ServerSetup::<S>::new("mailboxes = [\"INBOX\", \"\\\\Junk\"]");
+    setup.proxy.set_both(|link| link.delay = Duration::from_millis(25));
+    setup.server.deliver(&[private(1).as_bytes(), payment(1).as_slice(), private(2).as_bytes()]);
+    setup.daemon = Some(setup.home.start());
+    setup.wait_until_recorded(1);
+    setup.server.deliver(&[private(3).as_bytes(), payment(2).as_slice()]);
+    setup.wait_until_recorded(2);
+    setup.home.until("SELECT last_uid FROM mailboxes WHERE mailbox = 'INBOX'", "5", SOON);
+    assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "2", "of others' mails nothing is kept");
     if S::BELOW.is_empty() {
-        world.client().append("Junk", &payment(3));
-        world.recorded(3);
-        assert_eq!(world.home.ask("SELECT mailbox FROM mails ORDER BY id DESC"), "Junk");
-        world.balance(3);
+        setup.client().append("Junk", &payment(3));
+        setup.wait_until_recorded(3);
+        assert_eq!(setup.home.ask("SELECT mailbox FROM mails ORDER BY id DESC"), "Junk");
+        setup.wait_until_complete(3);
     } else {
-        // Courier marks none.
+        // Courier has no special-use mailboxes.
         let words = "SELECT state || ': ' || last_error FROM mailboxes WHERE mailbox = '\\Junk'";
-        world.home.until(words, "polling: no mailbox is marked \\Junk", SOON);
-        world.balance(2);
+        setup.home.until(words, "polling: no mailbox is marked \\Junk", SOON);
+        setup.wait_until_complete(2);
     }
-    assert_eq!(world.daemon.take().unwrap().end(), Some(0));
+    assert_eq!(setup.daemon.take().unwrap().end(), Some(0));
 }
 
-fn a_line_that_breaks<S: Server>() {
+fn broken_connections_lose_nothing<S: ImapServer>() {
     for fault in [Proxy::cut, Proxy::reset] {
-        let mut world = World::<S>::start("dedicated = true\nidle_renew = \"1s\"");
+        let mut setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"1s\"");
         for n in (0..30).step_by(10) {
-            let before = world.proxy.accepted();
-            world.deliver(n + 1..=n + 5);
-            fault(&world.proxy);
-            world.deliver(n + 6..=n + 10);
-            let deadline = Instant::now() + RECOVERY;
-            while world.proxy.accepted() == before {
-                assert!(Instant::now() < deadline, "the program did not come back");
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            let before = setup.proxy.accepted();
+            setup.deliver(n + 1..=n + 5);
+            fault(&setup.proxy);
+            setup.deliver(n + 6..=n + 10);
+            setup.proxy.until_reconnected(before, RECOVERY);
         }
-        world.balance(30);
-        assert_eq!(world.home.ask("SELECT count(*) FROM mails"), "30", "no mail was recorded twice");
-        world.end();
+        setup.wait_until_complete(30);
+        assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "30", "no mail was recorded twice");
+        setup.end();
     }
 }
 
-fn a_line_that_stands_still<S: Server>() {
-    let mut world = World::<S>::start("dedicated = true\nidle_renew = \"1s\"");
-    world.deliver(1..=5);
-    world.proxy.set_both(|line| line.stalled = true);
-    world.deliver(6..=10);
-    world.proxy.until_hit(SOON);
-    world.proxy.heal();
-    world.deliver(11..=15);
-    world.recorded(15);
-    // What is lost from here on is found missing when no answer comes.
-    world.proxy.set(Way::ToClient, |line| line.swallows = true);
-    world.deliver(16..=20);
-    world.proxy.until_hit(SOON);
-    world.proxy.heal();
-    world.proxy.cut();
-    world.balance(20);
-    world.end();
+fn stalled_connections_lose_nothing<S: ImapServer>() {
+    let mut setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"1s\"");
+    setup.deliver(1..=5);
+    setup.proxy.set_both(|link| link.stalled = true);
+    setup.deliver(6..=10);
+    setup.proxy.until_affected(SOON);
+    setup.proxy.heal();
+    setup.deliver(11..=15);
+    setup.wait_until_recorded(15);
+    // The program notices the lost bytes by the timeout of an answer.
+    setup.proxy.set(Direction::ToClient, |link| link.swallows = true);
+    setup.deliver(16..=20);
+    setup.proxy.until_affected(SOON);
+    setup.proxy.heal();
+    setup.proxy.cut();
+    setup.wait_until_complete(20);
+    setup.end();
 }
 
-fn a_server_that_ends_and_comes_back<S: Server>() {
-    let mut world = World::<S>::start("dedicated = true");
-    world.deliver(1..=10);
-    let (home, daemon) = (&world.home, world.daemon.as_ref().unwrap());
-    world.server.while_down(|| {
+fn a_server_restart_loses_nothing<S: ImapServer>() {
+    let mut setup = ServerSetup::<S>::start("dedicated = true");
+    setup.deliver(1..=10);
+    let (home, daemon) = (&setup.home, setup.daemon.as_ref().unwrap());
+    setup.server.while_down(|| {
         home.until("SELECT state FROM mailboxes", "failed", SOON);
         daemon.says("connection lost", SOON);
     });
-    world.deliver(11..=20);
-    world.balance(20);
-    assert_eq!(world.home.ask("SELECT count(*) FROM mails"), "20", "no mail was recorded twice");
-    world.end();
+    setup.deliver(11..=20);
+    setup.wait_until_complete(20);
+    assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "20", "no mail was recorded twice");
+    setup.end();
 }
 
-fn another_client_removes_mails<S: Server>() {
-    let world = World::<S>::start("dedicated = true\nidle_renew = \"2s\"");
-    let mut client = world.client();
-    client.say("SELECT INBOX");
-    world.deliver(1..=20);
-    world.recorded(20);
+fn removals_by_another_client_are_harmless<S: ImapServer>() {
+    let setup = ServerSetup::<S>::start("dedicated = true\nidle_renew = \"2s\"");
+    let mut client = setup.client();
+    client.command("SELECT INBOX");
+    setup.deliver(1..=20);
+    setup.wait_until_recorded(20);
     for n in [21, 23, 25] {
-        client.say("NOOP");
-        client.say("STORE 1:5 +FLAGS (\\Deleted)");
-        world.deliver(n..=n);
-        client.say("EXPUNGE");
-        world.deliver(n + 1..=n + 1);
+        client.command("NOOP");
+        client.command("STORE 1:5 +FLAGS (\\Deleted)");
+        setup.deliver(n..=n);
+        client.command("EXPUNGE");
+        setup.deliver(n + 1..=n + 1);
     }
-    world.recorded(26);
-    // Also all of them.
-    client.say("NOOP");
-    client.say("STORE 1:* +FLAGS (\\Deleted)");
-    client.say("EXPUNGE");
-    world.deliver(27..=28);
-    world.end_undisturbed(28);
+    setup.wait_until_recorded(26);
+    // The client removes all mails.
+    client.command("NOOP");
+    client.command("STORE 1:* +FLAGS (\\Deleted)");
+    client.command("EXPUNGE");
+    setup.deliver(27..=28);
+    setup.end_undisturbed(28);
 }
 
-fn a_mailbox_that_is_made_again<S: Server>() {
+fn a_recreated_mailbox_is_read<S: ImapServer>() {
     let shop = format!("{}Shop", S::BELOW);
-    let mut world = World::<S>::before(&format!("dedicated = true\nmailboxes = [\"{shop}\"]\nidle_renew = \"1s\""));
-    let mut client = world.client();
+    let mut setup = ServerSetup::<S>::new(&format!("dedicated = true\nmailboxes = [\"{shop}\"]\nidle_renew = \"1s\""));
+    let mut client = setup.client();
     let append = |client: &mut Client, numbers: RangeInclusive<usize>| {
         numbers.for_each(|n| client.append(&shop, &payment(n)));
     };
-    client.say(&format!("CREATE {shop}"));
+    client.command(&format!("CREATE {shop}"));
     append(&mut client, 1..=10);
-    world.run();
-    world.recorded(10);
-    client.say(&format!("DELETE {shop}"));
-    world.home.until("SELECT state FROM mailboxes", "failed", SOON);
-    assert!(!world.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
-    client.say(&format!("CREATE {shop}"));
-    // Some come again, some are new, and all have UIDs that others had.
+    setup.run();
+    setup.wait_until_recorded(10);
+    client.command(&format!("DELETE {shop}"));
+    setup.home.until("SELECT state FROM mailboxes", "failed", SOON);
+    assert!(!setup.home.run(&["status"]).status.success(), "a mailbox that is not there needs a person");
+    client.command(&format!("CREATE {shop}"));
+    // Some mails are repeated and some are new. All have UIDs that other mails had before.
     append(&mut client, 6..=15);
-    world.balance(15);
-    world.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
-    // A validity may be a second: the next one is another.
+    setup.wait_until_complete(15);
+    setup.home.until("SELECT state FROM mailboxes", "idle", RECOVERY);
+    // A UIDVALIDITY may be a time in seconds, so wait for the next second.
     let second = Instant::now() + Duration::from_millis(1100);
     while Instant::now() < second {
         std::thread::sleep(Duration::from_millis(50));
     }
-    client.say(&format!("DELETE {shop}"));
-    client.say(&format!("CREATE {shop}"));
+    client.command(&format!("DELETE {shop}"));
+    client.command(&format!("CREATE {shop}"));
     append(&mut client, 16..=18);
-    world.balance(18);
-    client.say(&format!("RENAME {shop} {}Away", S::BELOW));
-    client.say(&format!("CREATE {shop}"));
+    setup.wait_until_complete(18);
+    client.command(&format!("RENAME {shop} {}Away", S::BELOW));
+    client.command(&format!("CREATE {shop}"));
     append(&mut client, 19..=25);
-    world.balance(25);
-    world.end();
+    setup.wait_until_complete(25);
+    setup.end();
 }
 
-fn a_mail_that_is_too_large<S: Server>() {
-    let world = World::<S>::start("dedicated = true\nmax_size = \"100 KiB\"");
+fn a_large_mail_is_quarantined<S: ImapServer>() {
+    let setup = ServerSetup::<S>::start("dedicated = true\nmax_size = \"100 KiB\"");
     let large = [payment(9), b"x\r\n".repeat(1_000_000)].concat();
-    world.server.deliver(&[payment(1).as_slice(), &large, payment(2).as_slice()]);
-    world.home.until("SELECT last_uid FROM mailboxes", "3", SOON);
-    assert!(world.home.ask("SELECT reason FROM mails WHERE outcome = 'quarantined'").starts_with("too-large: "));
-    assert_eq!(world.home.ask("SELECT size > 3000000 FROM mails WHERE outcome = 'quarantined'"), "1");
-    assert_eq!(world.home.ask("SELECT count(*) FROM events"), "2");
-    assert_eq!(world.proxy.accepted(), 1);
-    assert_eq!(world.daemon.unwrap().end(), Some(0));
+    setup.server.deliver(&[payment(1).as_slice(), &large, payment(2).as_slice()]);
+    setup.home.until("SELECT last_uid FROM mailboxes", "3", SOON);
+    assert!(setup.home.ask("SELECT reason FROM mails WHERE outcome = 'quarantined'").starts_with("too-large: "));
+    assert_eq!(setup.home.ask("SELECT size > 3000000 FROM mails WHERE outcome = 'quarantined'"), "1");
+    assert_eq!(setup.home.ask("SELECT count(*) FROM events"), "2");
+    assert_eq!(setup.proxy.accepted(), 1);
+    assert_eq!(setup.daemon.unwrap().end(), Some(0));
 }
 
-fn a_program_that_is_killed<S: Server>() {
-    let mut world = World::<S>::before("dedicated = true");
-    world.deliver(1..=20);
+fn a_killed_daemon_loses_nothing<S: ImapServer>() {
+    let mut setup = ServerSetup::<S>::new("dedicated = true");
+    setup.deliver(1..=20);
     for n in [20, 50, 80] {
-        let daemon = world.home.start();
+        let daemon = setup.home.start();
         std::thread::scope(|scope| {
-            scope.spawn(|| world.deliver(n + 1..=n + 30));
-            world.home.until(&format!("SELECT count(*) > {n} FROM events"), "1", SOON);
+            scope.spawn(|| setup.deliver(n + 1..=n + 30));
+            setup.home.until(&format!("SELECT count(*) > {n} FROM events"), "1", SOON);
         });
         daemon.kill();
     }
-    world.run();
-    world.balance(110);
-    assert_eq!(world.home.ask("SELECT count(*) FROM mails"), "110", "no mail was recorded twice");
-    world.end();
+    setup.run();
+    setup.wait_until_complete(110);
+    assert_eq!(setup.home.ask("SELECT count(*) FROM mails"), "110", "no mail was recorded twice");
+    setup.end();
 }
 
-/// Courier's TLS is a program of its own, between it and the network.
+/// Only Cyrus: Courier uses a separate program for TLS.
 #[test]
 fn cyrus_in_tls() {
     let cyrus = Cyrus::start();
     for (tls, port) in [("implicit", cyrus.imaps), ("starttls", cyrus.imap)] {
-        let proxy = Proxy::before(port);
+        let proxy = Proxy::in_front_of(port);
         let config = account(proxy.port, "dedicated = true\nmailboxes = [\"INBOX\"]")
             .replace("tls = \"none\"", &format!("tls = \"{tls}\"\nca_file = \"{}\"", cyrus.ca().display()));
         let callback = Callback::start();
-        let home = Home::new(&format!("{config}{NO_PROOF}{}", forward(&callback.url(), "")));
+        let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}{}", forward(&callback.url(), "")));
         let daemon = home.start();
         home.until("SELECT state FROM mailboxes", "idle", SOON);
         let already: usize = home.ask("SELECT count(*) FROM events").parse().unwrap();
@@ -417,16 +412,16 @@ fn cyrus_in_tls() {
         home.until("SELECT count(*) FROM events", &(already + 10).to_string(), SOON);
         proxy.cut();
         lmtp::deliver(cyrus.lmtp, ADDRESS, [payment(already + 11).as_slice()]);
-        books::balance(&home, &callback, already + 11, RECOVERY);
+        payments::wait_until_complete(&home, &callback, already + 11, RECOVERY);
         assert_eq!(daemon.end(), Some(0));
     }
 }
 
-/// Logs in with this password through the program, and reads a mail.
+/// Checks that the daemon logs in with this password and reads a mail.
 fn logs_in(dovecot: &Dovecot, password: &str) {
     let config = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]")
         .replace("{ env = \"MAILHOOK_PASSWORD\" }", "{ file = \"password\" }");
-    let home = Home::new(&format!("{config}{NO_PROOF}"));
+    let home = Home::new(&format!("{config}{ACCEPT_UNSIGNED}"));
     std::fs::write(home.folder.path().join("password"), password).unwrap();
     let checked = home.data(&["check", "--connect"]);
     assert!(checked.contains("logged in at 127.0.0.1"), "{checked}");
@@ -453,10 +448,10 @@ fn dovecot_without_login() {
 }
 
 #[test]
-fn dovecot_without_any_login_in_the_clear() {
-    let dovecot = Dovecot::start_that_wants_tls();
+fn dovecot_without_cleartext_login() {
+    let dovecot = Dovecot::start_with_tls_logins_only();
     let config = account(dovecot.imap, "mailboxes = [\"INBOX\"]").replace("127.0.0.1", "127.0.0.2");
-    let output = Home::new(&format!("{config}{NO_PROOF}")).run(&["check", "--connect"]);
+    let output = Home::new(&format!("{config}{ACCEPT_UNSIGNED}")).run(&["check", "--connect"]);
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert!(!output.status.success() && said.contains("LOGINDISABLED") && said.contains("set `tls`"), "{said}");
 }

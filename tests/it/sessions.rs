@@ -1,4 +1,4 @@
-//! Sessions, as a merchant uses them: registered by command, by INSERT, by a signed address, by hand.
+//! Sessions as a merchant uses them: registered by a command or by SQL, found by a signed address, or assigned.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 const SETTINGS: &str = "[trust]\naccept = [\"none\"]\n[sessions]\n\
      address = { mailbox = \"payments@shop.example\", key = { env = \"MAILHOOK_SECRET\" } }\n";
 
-/// A mail without a session, as the published source sends it.
+/// A mail without a session, in the published layout.
 fn payment(n: usize, to: &str) -> Vec<u8> {
     format!(
         "From: Resmic <no-reply@resmic.com>\r\nTo: {to}\r\nSubject: Payment received\r\n\
@@ -23,7 +23,7 @@ fn payment(n: usize, to: &str) -> Vec<u8> {
 }
 
 #[test]
-fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
+fn only_signed_addresses_name_an_order() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home =
         Home::new(&format!("{}{SETTINGS}{}", account(dovecot.imap, "dedicated = true"), forward(&handler.url(), "")));
@@ -32,7 +32,7 @@ fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
     let daemon = home.start();
     dovecot.deliver(address.trim(), &payment(1, address.trim()));
     dovecot.deliver(&forged, &payment(2, &forged));
-    // The envelope says one order and the To says none: the envelope is anybody's word.
+    // The recipient of the envelope names an order, but To does not. The envelope is not signed, so it does not count.
     dovecot.deliver(address.trim(), &payment(3, "payments@shop.example"));
     home.until(
         "SELECT group_concat(coalesce(order_ref, '-'), ' ') FROM (SELECT * FROM events ORDER BY transaction_hash)",
@@ -46,7 +46,7 @@ fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
     let body: Value = serde_json::from_str(&handler.accepted(1)[0]).unwrap();
     assert_eq!(body["session_id"], SESSION);
     assert_eq!(home.ask("SELECT session_source FROM events WHERE order_ref = 'order-1'"), "address");
-    // The second by hand, the third by another program.
+    // An operator assigns the second event to a session.
     let event = home.ask("SELECT event_id FROM events WHERE transaction_hash LIKE '%2'");
     home.data(&["session", "assign", &event, "11111111-aa61-411d-a419-0b546729bbd0"]);
     assert_eq!(handler.accepted(2).len(), 2);
@@ -57,7 +57,7 @@ fn an_order_is_known_by_its_address_and_nobody_can_make_one_for_another() {
 }
 
 #[test]
-fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
+fn an_underpaid_order_waits_for_an_operator() {
     let (dovecot, handler) = (Dovecot::start(), Handler::express());
     let home =
         Home::new(&format!("{}{SETTINGS}{}", account(dovecot.imap, "dedicated = true"), forward(&handler.url(), "")));
@@ -72,7 +72,7 @@ fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
         "{}",
         home.ask("SELECT hold FROM events")
     );
-    // Whoever writes into `sessions` is heard: the merchant corrects the amount.
+    // The merchant corrects the amount with SQL.
     let writing = rusqlite::Connection::open(home.database()).unwrap();
     writing.busy_timeout(Duration::from_secs(5)).unwrap();
     writing.execute("UPDATE sessions SET amount = '20' WHERE session_id = ?1", [SESSION]).unwrap();
@@ -84,7 +84,7 @@ fn a_cheap_payment_towards_a_dear_order_waits_for_a_person() {
 }
 
 #[test]
-fn a_command_that_has_ended_leaves_one_whole_file() {
+fn a_finished_command_leaves_no_wal() {
     let home = Home::new(&format!("{}{SETTINGS}", account(1, "dedicated = true")));
     let eml = home.database().with_file_name("1.eml");
     std::fs::write(&eml, payment(1, "payments@shop.example")).unwrap();

@@ -1,4 +1,4 @@
-//! What signals ask of the daemon is done, whatever it is at.
+//! The daemon reacts to signals also while it waits for a secret.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use testkit::daemon::{Home, account};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// An account whose password is printed by a program that says that it runs, and then takes its time.
+/// An account with a slow password command, which creates the file `asked` when it starts.
 fn slow() -> String {
     let program = "password = { command = [\"sh\", \"-c\", \"touch asked; exec sleep 60\"] }";
     account(1, "mailboxes = [\"INBOX\"]").replace("password = { env = \"MAILHOOK_PASSWORD\" }", program)
@@ -23,7 +23,7 @@ fn until_there(path: &Path) {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_secret() {
+fn shutdown_does_not_wait_for_a_secret() {
     let home = Home::new(&slow());
     let daemon = home.start();
     until_there(&home.folder.path().join("asked"));
@@ -32,7 +32,7 @@ fn the_end_does_not_wait_for_a_secret() {
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_secret_that_is_read_again() {
+fn shutdown_does_not_wait_for_a_reloaded_secret() {
     let home = Home::new(&account(1, "mailboxes = [\"INBOX\"]"));
     let daemon = home.start();
     daemon.says("running", SOON);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use mail_auth::dkim::Canonicalization;
 use resmic_mailhook::model::{Authenticity, ReasonCode, SignedHeaders, Trust};
 use resmic_mailhook::trust::{Accept, Clock, Recipients, TrustSettings, authenticate, dns};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 
 const MAIL: &str = "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Paymet received $20 (via Resmic)\r\n\
@@ -112,7 +112,7 @@ fn assert_untrusted(authenticity: &Authenticity, what: &str) {
     );
 }
 
-fn signed(how: How<'_>) -> Vec<u8> {
+fn signed(how: SigningOptions<'_>) -> Vec<u8> {
     sign(MAIL.as_bytes(), &KEYS.rsa, &how)
 }
 
@@ -135,7 +135,8 @@ async fn prefetched_keys_need_no_dns() {
     drop(dns);
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
     let trust = TrustSettings::default();
-    let (known, other) = (signed(How::default()), signed(How { selector: "strict", ..How::default() }));
+    let (known, other) =
+        (signed(SigningOptions::default()), signed(SigningOptions { selector: "strict", ..SigningOptions::default() }));
     let authenticity = authenticate(&known, &recipients, &trust, &resolver, Timestamp::now()).await;
     assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
     let authenticity = authenticate(&other, &recipients, &trust, &resolver, Timestamp::now()).await;
@@ -144,23 +145,32 @@ async fn prefetched_keys_need_no_dns() {
 
 #[tokio::test]
 async fn good_mails_are_trusted() {
-    let good = signed(How::default());
+    let good = signed(SigningOptions::default());
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("RSA", good.clone()),
-        ("Ed25519", sign(MAIL.as_bytes(), &KEYS.ed25519, &How { selector: "ed", ..How::default() })),
-        ("RSA of 1024 bits", sign(MAIL.as_bytes(), &KEYS.short, &How { selector: "short", ..How::default() })),
-        ("a selector that is an alias", signed(How { selector: "alias", ..How::default() })),
-        ("simple canonicalization", signed(How { canonicalization: Canonicalization::Simple, ..How::default() })),
-        ("a subdomain's signature", signed(How { domain: "mail.resmic.com", ..How::default() })),
-        ("not yet expired", signed(How { expires_in: Some(3600), ..How::default() })),
-        ("a strict key, used strictly", signed(How { selector: "strict", ..How::default() })),
+        (
+            "Ed25519",
+            sign(MAIL.as_bytes(), &KEYS.ed25519, &SigningOptions { selector: "ed", ..SigningOptions::default() }),
+        ),
+        (
+            "RSA of 1024 bits",
+            sign(MAIL.as_bytes(), &KEYS.short, &SigningOptions { selector: "short", ..SigningOptions::default() }),
+        ),
+        ("a selector that is an alias", signed(SigningOptions { selector: "alias", ..SigningOptions::default() })),
+        (
+            "simple canonicalization",
+            signed(SigningOptions { canonicalization: Canonicalization::Simple, ..SigningOptions::default() }),
+        ),
+        ("a subdomain's signature", signed(SigningOptions { domain: "mail.resmic.com", ..SigningOptions::default() })),
+        ("not yet expired", signed(SigningOptions { expires_in: Some(3600), ..SigningOptions::default() })),
+        ("a strict key, used strictly", signed(SigningOptions { selector: "strict", ..SigningOptions::default() })),
         (
             "fields that a relay added",
             [b"Received: from a by b\r\nDelivered-To: x@y.example\r\n".as_slice(), &good].concat(),
         ),
         (
             "a second signature, of another domain",
-            sign(&good, &KEYS.rsa, &How { domain: "evil.tld", ..How::default() }),
+            sign(&good, &KEYS.rsa, &SigningOptions { domain: "evil.tld", ..SigningOptions::default() }),
         ),
         (
             "a second signature that is broken",
@@ -184,7 +194,7 @@ async fn good_mails_are_trusted() {
 #[tokio::test]
 async fn lf_line_ends_verify() {
     for canonicalization in [Canonicalization::Relaxed, Canonicalization::Simple] {
-        let mail = signed(How { canonicalization, ..How::default() });
+        let mail = signed(SigningOptions { canonicalization, ..SigningOptions::default() });
         let text = String::from_utf8(mail).unwrap();
         for mail in [text.replace("\r\n", "\n"), text.replacen("\r\n", "\n", 4)] {
             let authenticity = authenticate_now(mail.as_bytes()).await;
@@ -195,7 +205,10 @@ async fn lf_line_ends_verify() {
 
 #[tokio::test]
 async fn relaxed_bodies_may_end_with_white_space() {
-    let (relaxed, simple) = (How::default(), How { canonicalization: Canonicalization::Simple, ..How::default() });
+    let (relaxed, simple) = (
+        SigningOptions::default(),
+        SigningOptions { canonicalization: Canonicalization::Simple, ..SigningOptions::default() },
+    );
     for end in [" \r\n", "\r\n\t\r\n \r\n", " ", "\r\n \r\n\r\n"] {
         let authenticity = authenticate_now(&[signed(relaxed.clone()).as_slice(), end.as_bytes()].concat()).await;
         assert!(matches!(authenticity, Authenticity::Trusted(_)), "{end:?}: {authenticity:?}");
@@ -210,20 +223,21 @@ async fn relaxed_bodies_may_end_with_white_space() {
 
 #[tokio::test]
 async fn forged_and_extended_mails_are_untrusted() {
-    let good = signed(How::default());
-    let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
+    let good = signed(SigningOptions::default());
+    let headers =
+        |names: &'static [&'static str]| signed(SigningOptions { headers: names, ..SigningOptions::default() });
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("unsigned", MAIL.as_bytes().to_vec()),
         ("the amount was changed", replaced(&good, "Received: $20", "Received: $2000")),
         ("something was added", [good.as_slice(), b"Received: $2000\r\n"].concat()),
         ("the To was changed", replaced(&good, "To: payments@shop", "To: Payments+x@shop")),
         ("the subject was changed", replaced(&good, "Paymet received", "Payment received")),
-        ("of another organisation", signed(How { domain: "evil.tld", ..How::default() })),
-        ("by another key", signed(How { selector: "other", ..How::default() })),
-        ("a key that is not there", signed(How { selector: "none", ..How::default() })),
-        ("a revoked key", signed(How { selector: "revoked", ..How::default() })),
-        ("a key in test mode", signed(How { selector: "testing", ..How::default() })),
-        ("a part of the body only", signed(How { body_length: true, ..How::default() })),
+        ("of another organisation", signed(SigningOptions { domain: "evil.tld", ..SigningOptions::default() })),
+        ("by another key", signed(SigningOptions { selector: "other", ..SigningOptions::default() })),
+        ("a key that is not there", signed(SigningOptions { selector: "none", ..SigningOptions::default() })),
+        ("a revoked key", signed(SigningOptions { selector: "revoked", ..SigningOptions::default() })),
+        ("a key in test mode", signed(SigningOptions { selector: "testing", ..SigningOptions::default() })),
+        ("a part of the body only", signed(SigningOptions { body_length: true, ..SigningOptions::default() })),
         ("To is not signed", headers(&["From", "Subject", "Date"])),
         ("a second From on top", [b"From: x@evil.tld\r\n".as_slice(), &good].concat()),
         ("a second From of the same domain", [b"From: a@resmic.com\r\n".as_slice(), &good].concat()),
@@ -256,21 +270,21 @@ async fn signatures_and_their_names_are_limited() {
 
 #[tokio::test]
 async fn a_key_of_512_bits_proves_nothing() {
-    let mail = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
+    let mail = sign(MAIL.as_bytes(), &KEYS.weak, &SigningOptions { selector: "weak", ..SigningOptions::default() });
     assert!(String::from_utf8_lossy(&mail).contains(" b="), "it is signed");
     assert!(matches!(authenticate_now(&mail).await, Authenticity::Rejected(_)));
     // A mail that was signed in the same way with a longer key is trusted. So the length is the reason.
     let Key::Rsa(pkcs8, public) = &KEYS.rsa else { panic!() };
     let by_openssl = Key::Weak(pkcs8.clone(), public.clone());
     assert!(matches!(
-        authenticate_now(&sign(MAIL.as_bytes(), &by_openssl, &How::default())).await,
+        authenticate_now(&sign(MAIL.as_bytes(), &by_openssl, &SigningOptions::default())).await,
         Authenticity::Trusted(_)
     ));
 }
 
 #[tokio::test]
 async fn expired_signatures_prove_nothing() {
-    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let mail = signed(SigningOptions { expires_in: Some(3600), ..SigningOptions::default() });
     let later = Timestamp::now() + jiff::SignedDuration::from_hours(2);
     let authenticity = authenticate_at(&mail, later, &[address()]).await;
     let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
@@ -279,7 +293,7 @@ async fn expired_signatures_prove_nothing() {
 
 #[tokio::test]
 async fn added_fields_are_not_signed() {
-    let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(How::default())].concat();
+    let mail = [b"Subject: Payment failed\r\n".as_slice(), &signed(SigningOptions::default())].concat();
     let authenticity = authenticate_now(&mail).await;
     let Authenticity::Trusted(proof) = &authenticity else { panic!("{authenticity:?}") };
     assert!(!proof.signed_headers.contains("subject") && proof.signed_headers.contains("date"), "{proof:?}");
@@ -292,13 +306,17 @@ async fn lookalike_fields_are_not_signed() {
     // Careful senders name each field once more than it occurs, so that no field can be added (oversigning).
     let once_more = ["From", "To", "Subject", "Date", "From", "To", "Subject", "Date"];
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How { headers: &once_more, ..How::default() });
+    let genuine =
+        sign(other.as_bytes(), &KEYS.rsa, &SigningOptions { headers: &once_more, ..SigningOptions::default() });
     for name in ["To ", "to\t", "T o", "To\0"] {
         let mail = [format!("{name}: payments@shop.example\r\n").as_bytes(), &genuine].concat();
         let authenticity = authenticate_now(&mail).await;
         assert!(matches!(authenticity, Authenticity::Rejected(_)), "{name:?}: {authenticity:?}");
     }
-    for (how, name) in [(How::default(), "Sub ject"), (How { headers: &once_more, ..How::default() }, "Subject ")] {
+    for (how, name) in [
+        (SigningOptions::default(), "Sub ject"),
+        (SigningOptions { headers: &once_more, ..SigningOptions::default() }, "Subject "),
+    ] {
         let mail = [format!("{name}: Payment failed\r\n").as_bytes(), &signed(how)].concat();
         let authenticity = authenticate_now(&mail).await;
         let Authenticity::Trusted(proof) = &authenticity else { panic!("{name:?}: {authenticity:?}") };
@@ -311,8 +329,8 @@ async fn lookalike_fields_are_not_signed() {
 
 #[tokio::test]
 async fn unhashed_characters_invalidate_a_field() {
-    let good = signed(How::default());
-    let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
+    let good = signed(SigningOptions::default());
+    let simple = signed(SigningOptions { canonicalization: Canonicalization::Simple, ..SigningOptions::default() });
     for mail in [
         replaced(&good, "$20\r\nT", "$2\r0\r\nT"),
         replaced(&good, "$20\r\nT", "$2 \r0\r\nT"),
@@ -326,7 +344,7 @@ async fn unhashed_characters_invalidate_a_field() {
         );
     }
     let other = MAIL.replace("To: payments@shop.example", "To: payments@shop.example.evil.tld");
-    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &SigningOptions::default());
     for inside in ["\r", " \r", "\r\n \r", "\x0c", "\r\n \x0c"] {
         let authenticity =
             authenticate_now(&replaced(&genuine, "example.evil", &format!("example{inside}.evil"))).await;
@@ -344,7 +362,7 @@ async fn unhashed_characters_invalidate_a_field() {
 #[tokio::test]
 async fn replayed_mails_to_others_are_rejected() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let mail = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    let mail = sign(other.as_bytes(), &KEYS.rsa, &SigningOptions::default());
     let delivered = [b"Delivered-To: payments@shop.example\r\n".as_slice(), &mail].concat();
     let authenticity = authenticate_now(&delivered).await;
     let Authenticity::Rejected(reason) = &authenticity else { panic!("{authenticity:?}") };
@@ -354,7 +372,7 @@ async fn replayed_mails_to_others_are_rejected() {
 #[tokio::test]
 async fn white_space_lines_do_not_hide_to() {
     let other = MAIL.replace("To: payments@shop.example", "To: rival@other.example");
-    let genuine = sign(other.as_bytes(), &KEYS.rsa, &How::default());
+    let genuine = sign(other.as_bytes(), &KEYS.rsa, &SigningOptions::default());
     for end in [" \r\n", "\t\r\n", " \n", "X\r\n \t\r\n", "\x0c\n", "\x0b \n", "\r\r\n"] {
         let forged = format!("From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\n{end}");
         let authenticity = authenticate_now(&[forged.as_bytes(), &genuine].concat()).await;
@@ -364,7 +382,7 @@ async fn white_space_lines_do_not_hide_to() {
 
 #[tokio::test]
 async fn lines_without_a_field_prove_nothing() {
-    let genuine = signed(How::default());
+    let genuine = signed(SigningOptions::default());
     // The signature is valid, but mail programs show everything below such a line as the text.
     for end in [":\r\n \r\n", "X: y\r\n:\r\n\t\r\n", "x\n \n", "\x0b\n \r\n"] {
         let forged = format!("Date: Wed, 05 Mar 2025 03:36:41 +0000\r\n{end}Amount: $9000\r\nTransaction: 0x1\r\n");
@@ -381,12 +399,13 @@ async fn dns_failures_are_temporary() {
     // A socket that is never read, so no query is answered.
     let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let server = deaf.local_addr().unwrap().to_string();
-    let authenticity = authenticate_at(&signed(How::default()), Timestamp::now(), &[server]).await;
+    let authenticity = authenticate_at(&signed(SigningOptions::default()), Timestamp::now(), &[server]).await;
     let Authenticity::TempError(reason) = &authenticity else { panic!("{authenticity:?}") };
     assert_eq!(reason.code, ReasonCode::Dns);
     // nsd answers REFUSED for zones that it does not have.
     let mail = MAIL.replace("resmic.com", "resmic.example");
-    let mail = sign(mail.as_bytes(), &KEYS.rsa, &How { domain: "resmic.example", ..How::default() });
+    let mail =
+        sign(mail.as_bytes(), &KEYS.rsa, &SigningOptions { domain: "resmic.example", ..SigningOptions::default() });
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{}\"]", address())).unwrap();
     let resolver = dns::Resolver::new(&settings).unwrap();
     let trust = TrustSettings { from: vec!["resmic.example".into()], ..TrustSettings::default() };
@@ -433,7 +452,7 @@ fn without_edns(record: &str) -> std::net::SocketAddr {
 #[tokio::test]
 async fn servers_without_edns_are_queried() {
     let server = without_edns(&KEYS.short.record("")).to_string();
-    let mail = sign(MAIL.as_bytes(), &KEYS.short, &How::default());
+    let mail = sign(MAIL.as_bytes(), &KEYS.short, &SigningOptions::default());
     let authenticity = authenticate_at(&mail, Timestamp::now(), std::slice::from_ref(&server)).await;
     assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
     let settings: dns::DnsSettings = toml::from_str(&format!("servers = [\"{server}\"]")).unwrap();
@@ -448,7 +467,7 @@ async fn servers_without_edns_are_queried() {
 async fn keys_for_another_use_prove_nothing() {
     let recipients = Recipients::new(["payments@shop.example".to_owned()]);
     for (selector, words) in [("tlsrpt", Some("(s=)")), ("sha1", Some("(h=)")), ("several", None), ("s1", None)] {
-        let mail = [PASS.as_bytes(), &signed(How { selector, ..How::default() })].concat();
+        let mail = [PASS.as_bytes(), &signed(SigningOptions { selector, ..SigningOptions::default() })].concat();
         for trust in [TrustSettings::default(), trusting("mx.shop.example")] {
             let resolver = resolver(&[address()]);
             // The second time, the key is cached.
@@ -468,7 +487,7 @@ async fn keys_for_another_use_prove_nothing() {
 
 #[tokio::test]
 async fn expiry_is_compared_with_the_receipt() {
-    let mail = signed(How { expires_in: Some(3600), ..How::default() });
+    let mail = signed(SigningOptions { expires_in: Some(3600), ..SigningOptions::default() });
     let with_result = [PASS.as_bytes(), &mail].concat();
     let signed_at = Timestamp::now();
     let hours = |n: i64| signed_at + jiff::SignedDuration::from_hours(n);
@@ -491,7 +510,7 @@ async fn expiry_is_compared_with_the_receipt() {
 #[tokio::test]
 async fn a_signature_from_the_future_waits() {
     let now = Timestamp::now();
-    let mail = signed(How { ahead: 2 * 86_400, ..How::default() });
+    let mail = signed(SigningOptions { ahead: 2 * 86_400, ..SigningOptions::default() });
     let with_result = [PASS.as_bytes(), &mail].concat();
     for (mail, trust) in [(&mail, TrustSettings::default()), (&with_result, trusting("mx.shop.example"))] {
         let authenticity = authenticate_with(mail, &trust, now, &[address()]).await;

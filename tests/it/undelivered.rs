@@ -1,14 +1,14 @@
-//! Mails that a mail server lists and does not deliver, on the whole road: the row, what the commands say, and the event
-//! once the mail arrives.
+//! Mails that a mail server lists but does not deliver: the row, the output of the commands, and the event after the mail
+//! arrives.
 
 use std::time::Duration;
 
 use serde_json::Value;
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
-use testkit::scripted::{Scripted, Spoilt, other};
+use testkit::payments::{self, payment};
+use testkit::scripted::{FetchFault, Scripted, other};
 use tokio::runtime::Runtime;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -21,14 +21,14 @@ fn home(port: u16, callback: &Callback, more: &str) -> Home {
     Home::new(&format!("{account}[trust]\naccept = [\"none\"]\n{}", forward(&callback.url(), "")))
 }
 
-/// A scripted server with what drives it, and a callback.
+/// A scripted server with its runtime, and a callback.
 fn start() -> (Runtime, Scripted, Callback) {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(Scripted::start());
     (runtime, server, Callback::start())
 }
 
-/// What a command says that fails.
+/// The error output of a command that fails.
 fn refusal(home: &Home, arguments: &[&str]) -> String {
     let output = home.run(arguments);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
@@ -42,12 +42,12 @@ fn attention(home: &Home) -> Vec<String> {
 }
 
 #[test]
-fn a_row_without_bytes_is_completed_after_a_restart() {
-    for (more, form) in [("dedicated = true", Spoilt::Nil), ("dedicated = false", Spoilt::NoItem)] {
+fn rows_without_bytes_are_completed_after_a_restart() {
+    for (more, form) in [("dedicated = true", FetchFault::Nil), ("dedicated = false", FetchFault::NoItem)] {
         let (_runtime, server, callback) = start();
-        server.change(|world| {
-            (1..=3).for_each(|n| _ = world.deliver(&payment(n)));
-            world.spoilt.insert(2, form);
+        server.change(|state| {
+            (1..=3).for_each(|n| _ = state.deliver(&payment(n)));
+            state.fetch_faults.insert(2, form);
         });
         let home = home(server.port, &callback, more);
         let daemon = home.start();
@@ -64,9 +64,9 @@ fn a_row_without_bytes_is_completed_after_a_restart() {
         home.data(&["reparse"]);
         home.data(&["prune", "--older-than", "0s", "--quarantined"]);
         assert_eq!(home.ask(&row), id);
-        server.change(|world| world.spoilt.clear());
+        server.change(|state| state.fetch_faults.clear());
         let daemon = home.start();
-        books::balance(&home, &callback, 3, SOON);
+        payments::wait_until_complete(&home, &callback, 3, SOON);
         assert_eq!(home.ask("SELECT id FROM mails WHERE uid = 2 AND length(raw) = size AND outcome = 'event'"), id);
         assert_eq!(home.ask("SELECT count(*) FROM mails"), "3");
         assert!(attention(&home).is_empty(), "{:?}", attention(&home));
@@ -75,16 +75,16 @@ fn a_row_without_bytes_is_completed_after_a_restart() {
 }
 
 #[test]
-fn a_row_without_bytes_is_closed_when_the_mail_is_gone() {
+fn removed_mails_close_their_rows() {
     let (_runtime, server, callback) = start();
-    server.change(|world| {
-        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
-        world.spoilt.insert(2, Spoilt::Empty);
+    server.change(|state| {
+        (1..=2).for_each(|n| _ = state.deliver(&payment(n)));
+        state.fetch_faults.insert(2, FetchFault::Empty);
     });
     let home = home(server.port, &callback, "dedicated = true\nidle_renew = \"2s\"");
     let daemon = home.start();
     home.until(ROWS, "1", SOON);
-    server.change(|world| world.mails.retain(|(uid, _)| *uid != 2));
+    server.change(|state| state.mails.retain(|(uid, _)| *uid != 2));
     home.until("SELECT outcome FROM mails WHERE uid = 2", "ignored", SOON);
     assert!(home.ask("SELECT reason FROM mails WHERE uid = 2").contains("no longer lists"));
     assert!(attention(&home).is_empty(), "{:?}", attention(&home));
@@ -92,19 +92,19 @@ fn a_row_without_bytes_is_closed_when_the_mail_is_gone() {
 }
 
 #[test]
-fn a_row_without_bytes_is_closed_when_uidvalidity_changes() {
+fn a_new_uidvalidity_closes_rows_without_bytes() {
     let (_runtime, server, callback) = start();
-    server.change(|world| {
-        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
-        world.spoilt.insert(2, Spoilt::Empty);
+    server.change(|state| {
+        (1..=2).for_each(|n| _ = state.deliver(&payment(n)));
+        state.fetch_faults.insert(2, FetchFault::Empty);
     });
     let home = home(server.port, &callback, "dedicated = true");
     let daemon = home.start();
     home.until(ROWS, "1", SOON);
     assert_eq!(daemon.end(), Some(0));
-    server.change(|world| {
-        world.uid_validity += 1;
-        world.spoilt.clear();
+    server.change(|state| {
+        state.uid_validity += 1;
+        state.fetch_faults.clear();
     });
     let daemon = home.start();
     home.until("SELECT count(*) FROM events", "2", SOON);
@@ -113,28 +113,28 @@ fn a_row_without_bytes_is_closed_when_uidvalidity_changes() {
 }
 
 #[test]
-fn a_foreign_mail_with_a_late_header_leaves_no_row() {
+fn foreign_mails_with_late_headers_leave_no_row() {
     let (_runtime, server, callback) = start();
-    server.change(|world| {
-        world.deliver(&other("a letter"));
-        world.spoilt.insert(1, Spoilt::Nil);
+    server.change(|state| {
+        state.deliver(&other("a letter"));
+        state.fetch_faults.insert(1, FetchFault::Nil);
     });
     let home = home(server.port, &callback, "idle_renew = \"2s\"");
     let daemon = home.start();
     home.until(ROWS, "1", SOON);
-    server.change(|world| world.deliver(&payment(1)));
+    server.change(|state| state.deliver(&payment(1)));
     home.until("SELECT count(*) FROM events", "1", SOON);
-    server.change(|world| world.spoilt.clear());
+    server.change(|state| state.fetch_faults.clear());
     home.until("SELECT count(*) FROM mails", "1", SOON);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
+fn an_oversized_rfc822_size_hides_no_payment() {
     let (_runtime, server, callback) = start();
-    server.change(|world| {
-        world.oversize = 40;
-        (1..=2).for_each(|n| _ = world.deliver(&payment(n)));
+    server.change(|state| {
+        state.oversize = 40;
+        (1..=2).for_each(|n| _ = state.deliver(&payment(n)));
     });
     for (n, more) in ["dedicated = true", "dedicated = false"].into_iter().enumerate() {
         let home = home(server.port, &callback, more);
@@ -144,9 +144,9 @@ fn a_payment_with_an_oversized_rfc822_size_is_an_event() {
     }
 }
 
-/// Dovecot believes the size in the name, and ends each connection that fetches such a mail.
+/// Dovecot trusts the size in the file name, and closes each connection that fetches such a mail.
 #[test]
-fn a_maildir_file_with_a_wrong_size_in_its_name_holds_nothing_back() {
+fn a_wrong_maildir_size_delays_no_other_mail() {
     for more in ["dedicated = true", "dedicated = false"] {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         for n in [1, 2, 4, 5] {
@@ -164,7 +164,7 @@ fn a_maildir_file_with_a_wrong_size_in_its_name_holds_nothing_back() {
         dovecot.deliver(USER, &payment(6));
         home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "5", SOON);
         assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome <> 'event'"), "1");
-        assert_eq!(callback.came().len(), 5);
+        assert_eq!(callback.posts().len(), 5);
         assert_eq!(daemon.end(), Some(0));
     }
 }

@@ -1,19 +1,17 @@
-//! What only the machine's state is in the way of is waited for, with words: a full disk, a database that another
-//! program has locked.
+//! The daemon waits while the disk is full or another program has locked the database, and reports it.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
-use testkit::daemon::{Home, account, forward};
+use testkit::daemon::{ACCEPT_UNSIGNED, Daemon, Home, account, forward};
 use testkit::disk::SmallDisk;
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 use testkit::process::Process;
 
-const NO_PROOF: &str = "[trust]\naccept = [\"none\"]\n";
 const SOON: Duration = Duration::from_secs(20);
-/// The program tries again ever more seldom, at the most every 30 s.
+/// Longer than the pause between two attempts, which grows up to 30 s.
 const LATER: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "payments@shop.example";
 
@@ -24,16 +22,24 @@ fn deliver(dovecot: &Dovecot, numbers: std::ops::RangeInclusive<usize>) {
 
 fn config(dovecot: &Dovecot, callback: &Callback) -> String {
     format!(
-        "{}{NO_PROOF}{}",
+        "{}{ACCEPT_UNSIGNED}{}",
         account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"1s\""),
         forward(&callback.url(), "")
     )
 }
 
-/// A write beyond the process's limit fails with EFBIG, which SQLite reports as an I/O error.
+/// Checks that the daemon has stored and delivered the payments 1 to `count`, and that `status` is green.
+fn assert_recovered(home: &Home, callback: &Callback, daemon: Daemon, count: usize) {
+    payments::wait_until_complete(home, callback, count, LATER);
+    assert_eq!(home.ask("SELECT count(*) FROM mails"), count.to_string());
+    assert!(home.run(&["status"]).status.success());
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// A write beyond the file size limit of the process fails with EFBIG, which SQLite reports as an I/O error.
 #[test]
-fn an_io_error_is_not_reported_as_a_full_disk() {
-    let home = Home::new(&format!("{}{NO_PROOF}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
+fn io_errors_are_not_reported_as_full_disk() {
+    let home = Home::new(&format!("{}{ACCEPT_UNSIGNED}{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
     let add = ["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0", "--order", "A-1"];
     home.data(&["session", "add", "0b1cbe2e-5d0f-4a52-9d0c-3f6f5a0e9c11"]);
     let plain = home.command(&add);
@@ -47,13 +53,13 @@ fn an_io_error_is_not_reported_as_a_full_disk() {
     let words = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("I/O error") && !words.contains("full"), "{words}");
-    // Nothing of it was written.
+    // The failed command has written nothing.
     assert_eq!(home.data(&["session", "list", "--json"]).lines().count(), 1);
     home.data(&add);
 }
 
 #[test]
-fn a_full_disk_is_waited_for() {
+fn a_full_disk_delays_and_loses_nothing() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let config = config(&dovecot, &callback);
     let home = Home::new(&config);
@@ -61,7 +67,7 @@ fn a_full_disk_is_waited_for() {
     std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
     let mut daemon = home.start();
     deliver(&dovecot, 1..=10);
-    books::balance(&home, &callback, 10, SOON);
+    payments::wait_until_complete(&home, &callback, 10, SOON);
     disk.fill();
     deliver(&dovecot, 11..=60);
     daemon.says("the disk is full", LATER);
@@ -69,39 +75,36 @@ fn a_full_disk_is_waited_for() {
     let words = String::from_utf8(status.stdout).unwrap();
     assert!(status.status.code() == Some(1) && words.contains("the disk is full"), "{words}");
     assert!(!daemon.process.has_ended());
-    // Killed and started while there is no room at all, it waits as well.
+    // The daemon is killed and started again on the full disk.
     daemon.kill();
     let mut daemon = home.start();
     daemon.says("the disk is full", LATER);
     assert!(!daemon.process.has_ended());
     disk.free();
     deliver(&dovecot, 61..=70);
-    books::balance(&home, &callback, 70, LATER);
-    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
-    assert!(home.run(&["status"]).status.success());
-    assert_eq!(daemon.end(), Some(0));
+    assert_recovered(&home, &callback, daemon, 70);
 }
 
 #[test]
-fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
+fn a_start_waits_for_disk_space() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let config = config(&dovecot, &callback);
     let home = Home::new(&config);
     let disk = SmallDisk::over(home.folder.path(), 16);
     std::fs::write(home.folder.path().join("config.toml"), &config).unwrap();
-    // Once there is no database yet, and once there is one that was closed in order.
+    // First there is no database, and then there is one that was closed.
     for known in [0, 10] {
         disk.fill();
         deliver(&dovecot, known + 1..=known + 10);
         let daemon = home.start();
         daemon.says("the disk is full", SOON);
         disk.free();
-        books::balance(&home, &callback, known + 10, LATER);
+        payments::wait_until_complete(&home, &callback, known + 10, LATER);
         assert_eq!(daemon.end(), Some(0));
-        // Else the next would have no need of room to open it, and its end would wait for what cannot be stored.
+        // Without a WAL file, the next start needs disk space to open the database.
         assert!(!home.folder.path().join("mailhook.db-wal").exists(), "it was not closed");
     }
-    // It ends while it waits, too.
+    // The daemon ends while it waits.
     disk.fill();
     let daemon = home.start();
     daemon.says("the disk is full", SOON);
@@ -109,7 +112,7 @@ fn a_daemon_that_starts_on_a_full_disk_waits_as_well() {
 }
 
 #[test]
-fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
+fn systemd_receives_the_start_status() {
     let config = account(1, "mailboxes = [\"INBOX\"]");
     let (home, outside) = (Home::new(&config), tempfile::tempdir().unwrap());
     let disk = SmallDisk::over(home.folder.path(), 1);
@@ -133,12 +136,12 @@ fn systemd_is_told_what_a_start_waits_for_and_that_it_is_alive() {
 }
 
 #[test]
-fn a_locked_database_is_waited_for() {
+fn a_locked_database_delays_and_loses_nothing() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let home = Home::new(&config(&dovecot, &callback));
     let mut daemon = home.start();
     deliver(&dovecot, 1..=10);
-    books::balance(&home, &callback, 10, SOON);
+    payments::wait_until_complete(&home, &callback, 10, SOON);
     let other = rusqlite::Connection::open(home.database()).unwrap();
     other.busy_timeout(SOON).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -149,20 +152,17 @@ fn a_locked_database_is_waited_for() {
     let status = home.run(&["status"]);
     let words = String::from_utf8(status.stdout).unwrap();
     assert!(status.status.code() == Some(1) && words.contains("another program has locked the database"), "{words}");
-    // Nor is it in the way of a start.
+    // The daemon also starts while the database is locked.
     daemon.kill();
     let daemon = home.start();
     daemon.says("another program has held the write lock", SOON);
     other.execute_batch("ROLLBACK").unwrap();
     deliver(&dovecot, 61..=70);
-    books::balance(&home, &callback, 70, LATER);
-    assert_eq!(home.ask("SELECT count(*) FROM mails"), "70");
-    assert!(home.run(&["status"]).status.success());
-    assert_eq!(daemon.end(), Some(0));
+    assert_recovered(&home, &callback, daemon, 70);
 }
 
 #[test]
-fn the_end_does_not_wait_for_a_locked_database() {
+fn shutdown_does_not_wait_for_a_locked_database() {
     let (dovecot, callback) = (Dovecot::start(), Callback::start());
     let home = Home::new(&config(&dovecot, &callback));
     let daemon = home.start();
@@ -175,18 +175,18 @@ fn the_end_does_not_wait_for_a_locked_database() {
     assert_eq!(daemon.end(), Some(0));
     other.execute_batch("ROLLBACK").unwrap();
     let daemon = home.start();
-    books::balance(&home, &callback, 10, LATER);
+    payments::wait_until_complete(&home, &callback, 10, LATER);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]
-fn dns_that_does_not_answer_does_not_keep_the_database_open_when_the_daemon_ends() {
+fn unanswered_dns_does_not_block_shutdown() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     silent.set_read_timeout(Some(SOON)).unwrap();
     let dns = format!("[dns]\nservers = [\"{}\"]\n", silent.local_addr().unwrap());
     let home = Home::new(&format!("{}{dns}", account(1, "mailboxes = [\"INBOX\"]")));
     home.data(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]);
-    // By the key that this mail was believed by it asks as soon as it runs.
+    // The daemon looks up the DKIM keys of earlier mails at its start.
     let mail =
         "INSERT INTO mails (account, mailbox, size, sha256, outcome, trust, trust_domain, trust_selector, judged_at)
         VALUES ('shop', 'import', 0, 'x', 'ignored', 'dkim', 'resmic.com', 's1', '2025-03-05T03:36:00.000Z')";

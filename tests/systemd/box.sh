@@ -1,10 +1,10 @@
 #!/bin/bash
-# A Debian with a real systemd as its first process, for trying the package: made once, booted for each test, and
-# forgotten afterwards. Needs root, mmdebstrap and systemd-container; the machine itself need not run systemd.
+# A Debian with a real systemd as its first process, to test the package. It is built once, and each test boots a copy that
+# is discarded afterwards. It needs root, mmdebstrap and systemd-container. The machine itself does not need systemd.
 #
 #   box.sh make                        builds the file system (about a minute; once)
-#   box.sh boot SECONDS FOLDER SCRIPT  boots a copy of it with FOLDER at /box, runs SCRIPT there (a path in FOLDER),
-#                                      prints what it prints and exits as it does; 124: it took longer
+#   box.sh boot SECONDS FOLDER SCRIPT  boots a copy with FOLDER at /box, runs SCRIPT there (a path in FOLDER), prints
+#                                      its output and exits with its code; 124: it took longer
 #   box.sh clean                       removes the file system
 set -euo pipefail
 here=$(readlink -f "$0")
@@ -19,22 +19,22 @@ done
 
 make_box() {
     local suite; suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    # Made by another version of this file: made anew.
+    # Build it again if another version of this file built it.
     [ "$(cat "$store/complete" 2>/dev/null)" != "$suite $packages" ] || return 0
     rm -rf --one-file-system "$store"
     mkdir -p "$store"
-    # Documents and translations are half of the size and of no use here; our own package's are wanted.
+    # Documents and translations are half of the size. Only those of our own package are needed.
     mmdebstrap --quiet --mode=root --variant=apt --include="$packages" --dpkgopt=force-unsafe-io \
         --dpkgopt=path-exclude='/usr/share/doc/*' --dpkgopt=path-include='/usr/share/doc/resmic-mailhook*' \
         --dpkgopt=path-exclude='/usr/share/locale/*' "$suite" "$store/root"
     local units=$store/root/etc/systemd/system
-    # What wants a network or a terminal only delays the boot.
+    # Units that need a network or a terminal would delay the boot.
     local unit
     for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer \
         console-getty.service systemd-networkd-wait-online.service; do
         ln -sf /dev/null "$units/$unit"
     done
-    # The test is a unit; when it ends the container ends, with its exit code.
+    # The test is a unit. When it ends, the container ends with its exit code.
     cat > "$units/trial.service" <<'UNIT'
 [Unit]
 After=multi-user.target
@@ -55,7 +55,7 @@ UNIT
     echo "$suite $packages" > "$store/complete"
 }
 
-# In a mount namespace of its own, so that all mounts are gone when it ends.
+# Runs in a new mount namespace, so that all mounts end with it.
 boot_box() {
     local limit=$1 folder=$2 script=$3
     work=$(mktemp -d) group=/sys/fs/cgroup/trial.$$ show=
@@ -67,8 +67,8 @@ boot_box() {
     printf 'export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive SYSTEMD_PAGER=cat\nexec bash /box/%s\n' "$script" \
         > "$work/box/.script"
     : > "$work/box/.output"
-    # systemd-nspawn wants the unified hierarchy, a group of its own and a tmpfs at /run; and without bpf(2) the
-    # unit's IPAddressDeny= would silently do nothing.
+    # systemd-nspawn needs the unified hierarchy, a separate cgroup and a tmpfs at /run. Without bpf(2), the unit's
+    # IPAddressDeny= would silently have no effect.
     umount -R /sys/fs/cgroup 2>/dev/null || true
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     mkdir "$group"

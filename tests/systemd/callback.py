@@ -1,4 +1,4 @@
-"""A callback that accepts everything and appends each body to a file, and each Idempotency-Key to FILE.keys."""
+"""A callback that accepts everything. It appends each body to a file, and each Idempotency-Key to FILE.keys."""
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 

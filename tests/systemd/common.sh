@@ -1,5 +1,4 @@
-# What the scripts that run inside the box share. Each step says what it saw; the first that is not as it should be ends
-# the script.
+# Functions for the scripts that run inside the box. Each step prints its results; the first failure ends the script.
 unit=resmic-mailhook.service
 step() { echo "== $*"; }
 fail() {
@@ -9,7 +8,7 @@ fail() {
     exit 1
 }
 property() { systemctl show -P "$1" $unit; }
-# Awaits a condition; a limit, not a pause.
+# Waits until a command succeeds, or fails after 30 seconds.
 await() {
     local words=$1 until=$((SECONDS + 30)); shift
     until "$@" >/dev/null 2>&1; do
@@ -19,7 +18,7 @@ await() {
 }
 query() { sqlite3 "file:/var/lib/resmic-mailhook/mailhook.db?mode=ro" "$1"; }
 says() { [ "$(query "$1")" = "$2" ]; }
-# Idle, by a round trip after `moment`: the row of a process that is gone does not count.
+# `idle` needs a round trip after `moment`, so that the row of an earlier process does not count.
 moment() { since=$(date -u +%FT%T.%3NZ); }
 idle() { says "SELECT state = 'idle' AND last_seen_at > '$since' FROM mailboxes WHERE account = 'shop' AND mailbox = 'INBOX'" 1; }
 moment
@@ -27,7 +26,7 @@ pid_is_not() { local now; now=$(property MainPID); [ "$now" != 0 ] && [ "$now" !
 status_has() { property StatusText | grep -q "$1"; }
 posted() { [ "$(wc -l < /box/posted)" = "$1" ]; }
 
-# A mail server with IMAP over TLS, a DNS server with the sender's key, and a callback, all of them real and on loopback.
+# Starts a mail server with IMAP over TLS, a DNS server with the sender's key, and a callback, on loopback.
 servers() {
     useradd --create-home shop
     cd /box

@@ -1,4 +1,4 @@
-"""Payment mails as the real ones come: each signed (DKIM, RFC 6376, simple/simple) with a key made on the spot.
+"""Writes payment mails with DKIM signatures (RFC 6376, simple/simple) by a given key.
 
 mails.py KEY.pem FOLDER FIRST LAST [TO]  writes FOLDER/N.eml for each N from FIRST to LAST
 mails.py KEY.pem                         prints the TXT record's data
@@ -25,7 +25,7 @@ def payment(n, to):
     header = {"From": "Resmic <no-reply@resmic.com>", "To": to, "Subject": "Payment received",
               "Date": "Wed, 05 Mar 2025 03:36:41 +0000", "Message-ID": f"<{n}@resmic.com>"}
     body = [f"Amount: ${n}.00", "Blockchain: BASE", "Token: USDC", f"Transaction Hash: 0x{n:064x}"]
-    # The mail for an order names no session, as the real ones.
+    # Like real mails, the mail for an order has no session.
     if "+" not in to:
         body.append(f"Session: 591abe63-aa61-411d-a419-{n:012x}")
     return header, "".join(line + "\r\n" for line in body)

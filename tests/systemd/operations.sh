@@ -1,5 +1,5 @@
-# docs/operations.md, followed by a stranger: what is run here as `documented` stands there word for word.
-# Runs inside the box, as root.
+# Follows docs/operations.md as an operator would. Each `documented` command is there word for word.
+# It runs inside the box, as root.
 set -euo pipefail
 . /box/common.sh
 
@@ -9,14 +9,14 @@ cp $page /box/operations.md
 dpkg -P resmic-mailhook >/dev/null 2>&1
 page=/box/operations.md
 sudo() { "$@"; }
-# What the stranger types into an editor lies ready.
+# The files that an operator would type are in /box/typed.
 sudoedit() { cat "/box/typed/$(basename "$1")" > "$1"; }
 documented() {
     grep -qF -- "$1" $page || fail "not in docs/operations.md: $1"
     echo "\$ $1"
     eval "$1" || fail "exit code $?: $1"
 }
-# The n-th drop-in on the page.
+# Installs the n-th drop-in of the page.
 drop_in() {
     mkdir -p /etc/systemd/system/$unit.d
     awk -v n="$1" '/^```/ { inside = 0 } inside { print } /^```ini/ { inside = (++seen == n) }' $page \

@@ -1,4 +1,4 @@
-# The package and its unit. Runs inside the box, as root.
+# Tests the package and its unit. It runs inside the box, as root.
 set -euo pipefail
 . /box/common.sh
 
@@ -12,8 +12,8 @@ for f in bash-completion/completions/resmic-mailhook zsh/vendor-completions/_res
     [ -s /usr/share/$f ] || fail "no /usr/share/$f"
 done
 
-# There is no man program in the box.
-step "the unit: no unknown keys, and exposed by 1.2 at most"
+# The box has no man program.
+step "the unit: no unknown keys, exposure at most 1.2"
 words=$(systemd-analyze verify --man=no $unit 2>&1) || fail "verify: $words"
 [ -z "$words" ] || fail "verify: $words"
 systemd-analyze security --threshold=12 $unit | tail -1
@@ -58,7 +58,7 @@ resmic-mailhook status --json | grep -q '"ok":true' || fail "status --json"
 curl -sf http://127.0.0.1:9464/healthz || fail "healthz is red"
 
 step "mails become events, in the sandbox, and are posted"
-python3 /box/mails.py /box/dkim.pem /box/mails 7 7 # one that names its session
+python3 /box/mails.py /box/dkim.pem /box/mails 7 7 # a mail with a session
 for mail in /box/mails/*.eml; do deliver "$mail"; done
 n=$(query "SELECT count(*) FROM deliveries")
 await "no event" says "SELECT count(*) > 0 FROM events" 1
@@ -81,7 +81,7 @@ session=$(query "SELECT session_id FROM events WHERE session_id IS NOT NULL LIMI
 [ "$(about MAILHOOK_SESSION_ID="$session" | wc -l)" -ge 2 ] || fail "no journal fields of a session"
 ! journalctl -u $unit | grep -E 'correct-horse|s3cret' || fail "a secret in the journal"
 
-step "kill -9: back again, nothing twice"
+step "kill -9: a restart without duplicates"
 before=$(property MainPID)
 moment
 kill -9 "$before"
@@ -90,7 +90,7 @@ await "does not idle again" idle
 says "SELECT count(*) FROM deliveries" "$n" || fail "deliveries doubled"
 posted "$n" || fail "posted twice"
 
-step "reload: a wrong configuration is refused, a right one is taken, the process stays"
+step "reload: a wrong configuration is refused, a valid one is used, the process stays"
 before=$(property MainPID)
 cp /etc/resmic-mailhook/config.toml /box/right.toml
 echo 'bogus = 1' >> /etc/resmic-mailhook/config.toml
@@ -106,7 +106,7 @@ await "the new mailbox is not watched" says "SELECT count(*) FROM mailboxes WHER
 cp /box/right.toml /etc/resmic-mailhook/config.toml
 systemctl reload $unit
 
-step "watchdog: a process that stands still is ended and started again"
+step "watchdog: a stopped process is restarted"
 mkdir -p /etc/systemd/system/$unit.d
 printf '[Service]\nWatchdogSec=3s\n' > /etc/systemd/system/$unit.d/watchdog.conf
 systemctl daemon-reload
@@ -114,7 +114,7 @@ moment
 systemctl restart $unit
 await "does not idle" idle
 before=$(property MainPID)
-sleep 5 # longer than the watchdog waits: an idle daemon feeds it
+sleep 5 # longer than WatchdogSec: an idle daemon sends keep-alives
 [ "$(property MainPID)" = "$before" ] || fail "the watchdog bit an idle daemon"
 moment
 kill -STOP "$before"
@@ -143,7 +143,7 @@ await "does not idle with an encrypted credential" idle
 rm -r /etc/systemd/system/$unit.d
 systemctl daemon-reload
 
-step "a wrong configuration at the start: it fails once, with words"
+step "a wrong configuration at the start: one failure with a message"
 systemctl stop $unit
 echo 'bogus = 1' >> /etc/resmic-mailhook/config.toml
 ! systemctl start $unit || fail "started"
@@ -175,7 +175,7 @@ await "does not idle" idle
 says "SELECT count(*) FROM deliveries" "$n" || fail "the database"
 cmp /box/right.toml /etc/resmic-mailhook/config.toml || fail "the configuration was changed"
 
-step "remove: stopped, and everything of the merchant's stays"
+step "remove: the service stops, and the data stays"
 dpkg -r resmic-mailhook
 ! systemctl is-active $unit || fail "still running"
 [ -e /var/lib/private/resmic-mailhook/mailhook.db ] && [ -e /etc/resmic-mailhook/imap-password ] || fail "something is lost"

@@ -1,4 +1,4 @@
-//! One client's connection to the scripted server: what is usual, and what the script puts in its place.
+//! One client connection of the scripted server: the usual responses, and the steps of the script.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Scripted, Seen, Spoilt, Step};
+use super::{FetchFault, Occasion, Scripted, Step};
 
-/// When a mail came, if nothing else is said.
+/// The INTERNALDATE of a mail for which the test sets none.
 const DATE: &str = "05-Mar-2025 03:36:00 +0000";
 
 pub struct Connection {
@@ -16,18 +16,18 @@ pub struct Connection {
     stream: TcpStream,
     number: usize,
     buffer: Vec<u8>,
-    /// The UIDs as this client was told of them, by sequence number.
+    /// The UIDs that were announced to this client, by sequence number.
     view: Vec<u32>,
     selected: bool,
-    /// The tag of the IDLE.
+    /// The tag of the current IDLE.
     idle: Option<String>,
-    /// The items that NOTIFY asked for.
+    /// The FETCH items of the NOTIFY command.
     notify: Option<String>,
-    /// How many bodies were sent.
+    /// The number of bodies sent.
     bodies: usize,
-    /// The mail whose FETCH is refused.
+    /// Whether the current FETCH ends with a NO.
     refused: bool,
-    /// What it says all the time.
+    /// A line that is sent at an interval.
     chatter: Option<(&'static str, tokio::time::Interval)>,
 }
 
@@ -57,7 +57,7 @@ impl Connection {
 
     pub async fn serve(&mut self) {
         let mut changes = self.server.changed.subscribe();
-        if self.occasion("greeting", "* greeting").await.is_err() {
+        if self.handle_occasion("greeting", "* greeting").await.is_err() {
             return;
         }
         loop {
@@ -68,7 +68,7 @@ impl Connection {
                     None => Err(Ended),
                 },
                 _ = changes.changed(), if watches => {
-                    if self.is_behind() { self.occasion("news", "").await } else { Ok(()) }
+                    if self.has_changes() { self.handle_occasion("news", "").await } else { Ok(()) }
                 }
                 line = next_chatter(&mut self.chatter) => self.write(line).await,
             };
@@ -78,17 +78,17 @@ impl Connection {
         }
     }
 
-    /// Whether the mailbox is not any more as the client knows it.
-    fn is_behind(&self) -> bool {
-        let world = self.server.world();
-        let uids: Vec<u32> = world.mails.iter().map(|(uid, _)| *uid).collect();
+    /// Whether the mailbox has changes that were not announced to this client.
+    fn has_changes(&self) -> bool {
+        let state = self.server.state();
+        let uids: Vec<u32> = state.mails.iter().map(|(uid, _)| *uid).collect();
         self.selected && self.view != uids
     }
 
     async fn command(&mut self, line: &str) -> Result<()> {
-        self.server.change(|world| world.lines.push(format!("{} {line}", self.number)));
+        self.server.change(|state| state.lines.push(format!("{} {line}", self.number)));
         if line == "DONE" && self.idle.is_some() {
-            return self.occasion("DONE", line).await;
+            return self.handle_occasion("DONE", line).await;
         }
         let words: Vec<&str> = line.split(' ').collect();
         let name = match words.as_slice() {
@@ -97,35 +97,35 @@ impl Connection {
             [_] => "word".to_owned(),
             [] => return Ok(()),
         };
-        self.occasion(&name, line).await
+        self.handle_occasion(&name, line).await
     }
 
-    async fn occasion(&mut self, name: &str, line: &str) -> Result<()> {
-        let steps = self.server.change(|world| {
-            let nth = match world.seen.iter_mut().find(|(n, _)| n == name) {
+    async fn handle_occasion(&mut self, name: &str, line: &str) -> Result<()> {
+        let steps = self.server.change(|state| {
+            let nth = match state.seen.iter_mut().find(|(n, _)| n == name) {
                 Some((_, count)) => {
                     *count += 1;
                     *count
                 }
                 None => {
-                    world.seen.push((name.to_owned(), 1));
+                    state.seen.push((name.to_owned(), 1));
                     1
                 }
             };
-            let last_uid = world.mails.last().map_or(0, |(uid, _)| *uid);
-            (world.script)(&Seen { name, line, nth, connection: self.number, last_uid })
+            let last_uid = state.mails.last().map_or(0, |(uid, _)| *uid);
+            (state.script)(&Occasion { name, line, nth, connection: self.number, last_uid })
         });
         let tag = match name {
             "DONE" => self.idle.take().unwrap_or_default(),
             _ => line.split(' ').next().unwrap_or_default().to_owned(),
         };
         for step in steps {
-            self.step(name, line, &tag, step).await?;
+            self.perform(name, line, &tag, step).await?;
         }
         Ok(())
     }
 
-    async fn step(&mut self, name: &str, line: &str, tag: &str, step: Step) -> Result<()> {
+    async fn perform(&mut self, name: &str, line: &str, tag: &str, step: Step) -> Result<()> {
         match step {
             Step::Usual => {
                 self.untagged(name, line).await?;
@@ -136,7 +136,7 @@ impl Connection {
             Step::BareOk => self.tagged(name, tag, false).await,
             Step::Say(text) => self.write(&text.replace("{tag}", tag)).await,
             Step::Announce => {
-                let changes = self.changes();
+                let changes = self.take_changes();
                 self.write(&changes).await
             }
             Step::Deliver(subject) => {
@@ -144,11 +144,11 @@ impl Connection {
                 Ok(())
             }
             Step::Remove(uid) => {
-                self.server.change(|world| world.mails.retain(|(u, _)| *u != uid));
+                self.server.change(|state| state.mails.retain(|(u, _)| *u != uid));
                 Ok(())
             }
             Step::Hide(uids) => {
-                self.server.change(|world| world.hidden = uids.into_iter().collect());
+                self.server.change(|state| state.hidden = uids.into_iter().collect());
                 Ok(())
             }
             Step::Close => Err(Ended),
@@ -156,10 +156,10 @@ impl Connection {
                 socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
                 Err(Ended)
             }
-            Step::Mute => self.swallow().await,
+            Step::Mute => self.read_silently().await,
             Step::CloseHalf => {
                 self.stream.shutdown().await.map_err(|_| Ended)?;
-                self.swallow().await
+                self.read_silently().await
             }
             Step::Flood(bytes) => loop {
                 self.write(bytes).await?;
@@ -176,17 +176,17 @@ impl Connection {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
-            Step::Overhear if self.has_input() => self.swallow().await,
+            Step::Overhear if self.has_input() => self.read_silently().await,
             Step::Overhear => Ok(()),
         }
     }
 
-    /// Whether the client wrote something that was not read yet, or not used.
+    /// Whether bytes of the client are waiting.
     fn has_input(&self) -> bool {
         !self.buffer.is_empty() || self.stream.try_read(&mut [0]).is_ok()
     }
 
-    async fn swallow(&mut self) -> Result<()> {
+    async fn read_silently(&mut self) -> Result<()> {
         let mut sink = [0; 1024];
         while self.stream.read(&mut sink).await.is_ok_and(|n| n > 0) {}
         Err(Ended)
@@ -196,25 +196,25 @@ impl Connection {
         self.stream.write_all(text.as_bytes()).await.map_err(|_| Ended)
     }
 
-    /// The untagged part of the ordinary answer.
+    /// Sends the untagged part of the usual response.
     async fn untagged(&mut self, name: &str, line: &str) -> Result<()> {
         let text = match name {
             "greeting" => "* OK ready\r\n".to_owned(),
-            "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.world().capabilities),
+            "CAPABILITY" => format!("* CAPABILITY IMAP4rev1 {}\r\n", self.server.state().capabilities),
             "EXAMINE" | "SELECT" => self.select(name),
             "STATUS" => {
-                let world = self.server.world();
-                let next = world.false_uid_next.get("STATUS").copied().unwrap_or(world.uid_next);
-                format!("* STATUS INBOX (UIDNEXT {next} UIDVALIDITY {})\r\n", world.uid_validity)
+                let state = self.server.state();
+                let next = state.false_uid_next.get("STATUS").copied().unwrap_or(state.uid_next);
+                format!("* STATUS INBOX (UIDNEXT {next} UIDVALIDITY {})\r\n", state.uid_validity)
             }
-            "LIST" => self.server.world().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
+            "LIST" => self.server.state().list.iter().map(|line| format!("* LIST {line}\r\n")).collect(),
             "UID FETCH" => return self.fetch(line).await,
             "UID SEARCH" => {
-                let uids = self.named_by(line.rsplit(' ').next().unwrap());
+                let uids = self.uids_in_set(line.rsplit(' ').next().unwrap());
                 format!("* SEARCH{}\r\n", uids.iter().map(|uid| format!(" {uid}")).collect::<String>())
             }
-            "UID MOVE" => self.take_out(line),
-            "UID EXPUNGE" => self.take_out(line),
+            "UID MOVE" => self.remove_mails(line),
+            "UID EXPUNGE" => self.remove_mails(line),
             "NOTIFY" => {
                 self.notify = Some(line.to_owned());
                 String::new()
@@ -223,27 +223,27 @@ impl Connection {
                 self.idle = line.split(' ').next().map(str::to_owned);
                 "+ idling\r\n".to_owned()
             }
-            "news" => return self.news().await,
+            "news" => return self.announce_and_push().await,
             "LOGOUT" => "* BYE goodbye\r\n".to_owned(),
             "word" => format!("{line} BAD that is no command\r\n"),
             _ => String::new(),
         };
         self.write(&text).await?;
-        if name == "IDLE" && self.is_behind() { self.occasion_boxed("news").await } else { Ok(()) }
+        if name == "IDLE" && self.has_changes() { self.handle_boxed("news").await } else { Ok(()) }
     }
 
-    async fn occasion_boxed(&mut self, name: &'static str) -> Result<()> {
-        Box::pin(self.occasion(name, "")).await
+    async fn handle_boxed(&mut self, name: &'static str) -> Result<()> {
+        Box::pin(self.handle_occasion(name, "")).await
     }
 
     async fn tagged(&mut self, name: &str, tag: &str, with_news: bool) -> Result<()> {
         match name {
             "greeting" | "IDLE" | "news" | "word" => return Ok(()),
-            "EXAMINE" | "SELECT" if self.server.world().mailbox.is_none() => {
+            "EXAMINE" | "SELECT" if self.server.state().mailbox.is_none() => {
                 return self.write(&format!("{tag} NO [NONEXISTENT] no such mailbox\r\n")).await;
             }
             _ if with_news && self.selected => {
-                let news = self.changes();
+                let news = self.take_changes();
                 self.write(&news).await?;
             }
             _ => {}
@@ -256,39 +256,39 @@ impl Connection {
     }
 
     fn select(&mut self, name: &str) -> String {
-        let world = self.server.world();
-        if world.mailbox.is_none() {
+        let state = self.server.state();
+        if state.mailbox.is_none() {
             return String::new();
         }
         self.selected = true;
-        self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
-        let next = world.false_uid_next.get(name).copied().unwrap_or(world.uid_next);
-        let next = if world.tells_uid_next { format!("* OK [UIDNEXT {next}] next\r\n") } else { "".into() };
-        let validity = match world.tells_uid_validity {
-            true => format!("* OK [UIDVALIDITY {}] ok\r\n", world.uid_validity),
+        self.view = state.mails.iter().map(|(uid, _)| *uid).collect();
+        let next = state.false_uid_next.get(name).copied().unwrap_or(state.uid_next);
+        let next = if state.tells_uid_next { format!("* OK [UIDNEXT {next}] next\r\n") } else { "".into() };
+        let validity = match state.tells_uid_validity {
+            true => format!("* OK [UIDVALIDITY {}] ok\r\n", state.uid_validity),
             false => String::new(),
         };
         format!("* {} EXISTS\r\n{validity}{next}", self.view.len())
     }
 
-    /// What is different from what the client knows, in the server's words; then it knows it.
-    fn changes(&mut self) -> String {
-        let world = self.server.world();
+    /// Returns the responses for all changes since the last announcement, and marks them as announced.
+    fn take_changes(&mut self) -> String {
+        let state = self.server.state();
         let mut text = String::new();
-        while let Some(gone) = self.view.iter().position(|uid| !world.mails.iter().any(|(u, _)| u == uid)) {
+        while let Some(gone) = self.view.iter().position(|uid| !state.mails.iter().any(|(u, _)| u == uid)) {
             self.view.remove(gone);
             text += &format!("* {} EXPUNGE\r\n", gone + 1);
         }
-        if world.mails.len() > self.view.len() {
-            self.view = world.mails.iter().map(|(uid, _)| *uid).collect();
+        if state.mails.len() > self.view.len() {
+            self.view = state.mails.iter().map(|(uid, _)| *uid).collect();
             text += &format!("* {} EXISTS\r\n", self.view.len());
         }
         text
     }
 
-    async fn news(&mut self) -> Result<()> {
+    async fn announce_and_push(&mut self) -> Result<()> {
         let before = self.view.last().copied().unwrap_or(0);
-        let text = self.changes();
+        let text = self.take_changes();
         self.write(&text).await?;
         let Some(items) = self.notify.clone() else { return Ok(()) };
         let new: Vec<u32> = self.view.iter().copied().filter(|uid| *uid > before).collect();
@@ -298,12 +298,12 @@ impl Connection {
     async fn fetch(&mut self, line: &str) -> Result<()> {
         let (_, rest) = line.split_once("FETCH ").unwrap();
         let (set, items) = rest.split_once(' ').unwrap();
-        let uids = self.named_by(set);
+        let uids = self.uids_in_set(set);
         self.send_mails(&uids, items).await
     }
 
-    /// The UIDs of a sequence set, with the rule that `*` is the last mail, on whichever side.
-    fn named_by(&self, set: &str) -> Vec<u32> {
+    /// The UIDs of a sequence set. `*` is the last mail on either side of a range.
+    fn uids_in_set(&self, set: &str) -> Vec<u32> {
         let last = self.view.last().copied().unwrap_or(0);
         let number = |text: &str| if text == "*" { last } else { text.parse().unwrap() };
         let mut uids = BTreeSet::new();
@@ -318,26 +318,26 @@ impl Connection {
     async fn send_mails(&mut self, uids: &[u32], items: &str) -> Result<()> {
         let is_body = items.contains("BODY.PEEK[]");
         for uid in uids {
-            let spoilt = self.server.world().spoilt.get(uid).copied().filter(|_| items.contains("BODY.PEEK["));
-            if let Some(spoilt) = spoilt {
-                self.spoil(*uid, items, spoilt).await?;
+            let fault = self.server.state().fetch_faults.get(uid).copied().filter(|_| items.contains("BODY.PEEK["));
+            if let Some(fault) = fault {
+                self.send_faulty(*uid, items, fault).await?;
                 continue;
             }
             let text = {
-                let world = self.server.world();
-                let mail = world.mails.iter().find(|(u, _)| u == uid);
+                let state = self.server.state();
+                let mail = state.mails.iter().find(|(u, _)| u == uid);
                 match mail {
-                    Some((uid, bytes)) if !world.hidden.contains(uid) => {
-                        let date = world.dates.get(uid).map_or(DATE, String::as_str);
-                        data_of(self.place(*uid), *uid, bytes, items, date, world.oversize)
+                    Some((uid, bytes)) if !state.hidden.contains(uid) => {
+                        let date = state.dates.get(uid).map_or(DATE, String::as_str);
+                        fetch_response_with(self.sequence_number(*uid), *uid, bytes, items, date, state.oversize)
                     }
                     _ => Vec::new(),
                 }
             };
-            let limit = self.server.world().bodies;
+            let limit = self.server.state().bodies;
             if is_body && limit.is_some_and(|limit| self.bodies >= limit) {
                 self.stream.shutdown().await.map_err(|_| Ended)?;
-                return self.swallow().await;
+                return self.read_silently().await;
             }
             self.bodies += usize::from(is_body);
             self.stream.write_all(&text).await.map_err(|_| Ended)?;
@@ -345,50 +345,50 @@ impl Connection {
         Ok(())
     }
 
-    fn place(&self, uid: u32) -> usize {
+    fn sequence_number(&self, uid: u32) -> usize {
         self.view.iter().position(|other| *other == uid).unwrap_or(0) + 1
     }
 
-    /// Answers for a mail that is listed and not delivered.
-    async fn spoil(&mut self, uid: u32, items: &str, spoilt: Spoilt) -> Result<()> {
+    /// Responds for a mail that is listed but not delivered.
+    async fn send_faulty(&mut self, uid: u32, items: &str, fault: FetchFault) -> Result<()> {
         let section = if items.contains("BODY.PEEK[]") { "BODY[]" } else { "BODY[HEADER.FIELDS (FROM)]" };
-        let begin = format!("* {} FETCH (UID {uid} INTERNALDATE \"{DATE}\"", self.place(uid));
-        match spoilt {
-            Spoilt::Nil => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> NIL)\r\n")).await,
-            Spoilt::Empty => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> \"\")\r\n")).await,
-            Spoilt::NoItem => self.write(&format!("{begin} RFC822.SIZE 900)\r\n")).await,
-            Spoilt::Nothing => Ok(()),
-            Spoilt::Short => {
+        let begin = format!("* {} FETCH (UID {uid} INTERNALDATE \"{DATE}\"", self.sequence_number(uid));
+        match fault {
+            FetchFault::Nil => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> NIL)\r\n")).await,
+            FetchFault::Empty => self.write(&format!("{begin} RFC822.SIZE 900 {section}<0> \"\")\r\n")).await,
+            FetchFault::NoItem => self.write(&format!("{begin} RFC822.SIZE 900)\r\n")).await,
+            FetchFault::Nothing => Ok(()),
+            FetchFault::Short => {
                 self.write(&format!("{begin} {section}<0> {{900}}\r\nFrom: Resmic <x@resmic.com>\r\n)\r\n")).await
             }
-            Spoilt::Bye => {
+            FetchFault::Bye => {
                 self.write("* BYE FETCH failed\r\n").await?;
                 Err(Ended)
             }
-            Spoilt::Close => Err(Ended),
-            Spoilt::Mute => self.swallow().await,
-            Spoilt::No => {
+            FetchFault::Close => Err(Ended),
+            FetchFault::Mute => self.read_silently().await,
+            FetchFault::No => {
                 self.refused = true;
                 Ok(())
             }
         }
     }
 
-    /// MOVE, or EXPUNGE of just these.
-    fn take_out(&mut self, line: &str) -> String {
+    /// Removes the mails of a UID MOVE or UID EXPUNGE.
+    fn remove_mails(&mut self, line: &str) -> String {
         let set = line.split(' ').nth(3).unwrap();
-        let uids = self.named_by(set);
-        self.server.change(|world| world.mails.retain(|(uid, _)| !uids.contains(uid)));
-        self.changes()
+        let uids = self.uids_in_set(set);
+        self.server.change(|state| state.mails.retain(|(uid, _)| !uids.contains(uid)));
+        self.take_changes()
     }
 }
 
-/// An untagged FETCH with what `items` asks for.
-pub fn data(place: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
-    data_of(place, uid, bytes, items, DATE, 0)
+/// The untagged FETCH response with the requested `items`.
+pub fn fetch_response(place: usize, uid: u32, bytes: &[u8], items: &str) -> Vec<u8> {
+    fetch_response_with(place, uid, bytes, items, DATE, 0)
 }
 
-fn data_of(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str, oversize: usize) -> Vec<u8> {
+fn fetch_response_with(place: usize, uid: u32, bytes: &[u8], items: &str, date: &str, oversize: usize) -> Vec<u8> {
     let mut text = format!("* {place} FETCH (UID {uid} INTERNALDATE \"{date}\"").into_bytes();
     if items.contains("RFC822.SIZE") {
         text.extend(format!(" RFC822.SIZE {}", bytes.len() + oversize).bytes());
@@ -424,7 +424,7 @@ async fn read_line(stream: &mut TcpStream, buffer: &mut Vec<u8>, server: &Script
         let mut bytes = [0; 4096];
         let count = stream.read(&mut bytes).await.ok().filter(|count| *count > 0)?;
         buffer.extend(&bytes[..count]);
-        server.world().reads.push(String::from_utf8_lossy(&bytes[..count]).into_owned());
+        server.state().reads.push(String::from_utf8_lossy(&bytes[..count]).into_owned());
     }
 }
 

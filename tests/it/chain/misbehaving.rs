@@ -1,4 +1,4 @@
-//! Nodes that say what no real node can be made to say. The event waits, and the reason shows no secret.
+//! Scripted nodes with responses that a real node would not send. The event waits, and the reason contains no secret.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use resmic_mailhook::chain::NodeErrorKind;
 use serde_json::{Value, json};
 
 use super::*;
-use testkit::node::{Reply, ScriptedNode};
+use testkit::node::{NodeReply, ScriptedNode};
 
 const HASH: &str = "0x1111111111111111111111111111111111111111111111111111111111111111";
 const BLOCK: &str = "0x2222222222222222222222222222222222222222222222222222222222222222";
@@ -41,7 +41,7 @@ fn word(address: &str) -> String {
     format!("0x{:0>64}", &address[2..])
 }
 
-/// The result of an honest node that has the payment in block 5.
+/// The result of an honest node, which has the payment in block 5.
 fn result(request: &Value) -> Value {
     match request["method"].as_str().unwrap() {
         "eth_chainId" => json!("0x89"),
@@ -61,13 +61,17 @@ fn result(request: &Value) -> Value {
     }
 }
 
-/// Asks a node that answers one method in another way, and the rest honestly.
+/// Confirms the claim with a node that answers one method with `reply`, and the other methods honestly.
 async fn ask_with(
     method: &'static str,
-    reply: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'static,
+    reply: impl Fn(&Value) -> Option<NodeReply> + Send + Sync + 'static,
 ) -> Confirmation {
     let node = ScriptedNode::start(move |request| {
-        if request["method"] == method { reply(request) } else { Some(Reply::result(&request["id"], result(request))) }
+        if request["method"] == method {
+            reply(request)
+        } else {
+            Some(NodeReply::result(&request["id"], result(request)))
+        }
     });
     let url = format!("{}/v2/s3cretkey", node.url());
     let seen = [node_at(&url).with_timeout(Duration::from_secs(5))];
@@ -76,23 +80,23 @@ async fn ask_with(
     confirmation
 }
 
-/// Changes the receipt; the code.
+/// Confirms the claim with a changed receipt and returns the reason code.
 async fn code_with(change: fn(&mut Value)) -> String {
     let reply = move |request: &Value| {
         let mut receipt = result(request);
         change(&mut receipt);
-        Some(Reply::result(&request["id"], receipt))
+        Some(NodeReply::result(&request["id"], receipt))
     };
     code(&ask_with("eth_getTransactionReceipt", reply).await)
 }
 
 #[tokio::test]
-async fn an_honest_node_is_believed() {
+async fn an_honest_node_confirms_the_payment() {
     assert_eq!(code_with(|_| ()).await, "confirmed");
 }
 
 #[tokio::test]
-async fn a_receipt_that_cannot_be_is_refused() {
+async fn an_impossible_receipt_is_refused() {
     assert_eq!(code_with(|receipt| receipt["transactionHash"] = BLOCK.into()).await, "node", "another hash");
     assert_eq!(code_with(|receipt| receipt["blockNumber"] = "0x05".into()).await, "node", "a leading zero");
     assert_eq!(code_with(|receipt| receipt["logs"] = json!([])).await, "node", "logs are missing");
@@ -110,22 +114,22 @@ async fn a_receipt_that_cannot_be_is_refused() {
 #[tokio::test]
 async fn another_chain_is_refused() {
     for id in ["0x1", "0x089", "137", "0x"] {
-        let reply = move |request: &Value| Some(Reply::result(&request["id"], id.into()));
+        let reply = move |request: &Value| Some(NodeReply::result(&request["id"], id.into()));
         assert_eq!(code(&ask_with("eth_chainId", reply).await), "node", "{id}");
     }
 }
 
 #[tokio::test]
-async fn a_missing_tag_makes_the_event_wait() {
-    let null = |request: &Value| Some(Reply::result(&request["id"], Value::Null));
+async fn a_missing_block_tag_makes_the_event_wait() {
+    let null = |request: &Value| Some(NodeReply::result(&request["id"], Value::Null));
     let reason = ask_with("eth_getBlockByNumber", null).await.outcome.unwrap_err();
     assert!(reason.to_string().starts_with("node: ") && reason.words.contains("finalized"), "{reason}");
-    let error = |request: &Value| Some(Reply::error(&request["id"], -32000, "finalized block not found"));
+    let error = |request: &Value| Some(NodeReply::error(&request["id"], -32000, "finalized block not found"));
     assert_eq!(code(&ask_with("eth_getBlockByNumber", error).await), "node");
 }
 
-/// The error of one call to a node with this answer.
-async fn error_of(reply: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'static) -> NodeErrorKind {
+/// The error of one call to a node that answers with `reply`.
+async fn error_of(reply: impl Fn(&Value) -> Option<NodeReply> + Send + Sync + 'static) -> NodeErrorKind {
     let node = ScriptedNode::start(reply);
     let url = format!("{}/v2/s3cretkey", node.url());
     let node = node_at(&url).with_timeout(Duration::from_secs(2));
@@ -136,24 +140,25 @@ async fn error_of(reply: impl Fn(&Value) -> Option<Reply> + Send + Sync + 'stati
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_is_refused() {
-    let bad = async |reply: fn(&Value) -> Option<Reply>| {
+async fn an_answer_without_a_result_is_refused() {
+    let bad = async |reply: fn(&Value) -> Option<NodeReply>| {
         let kind = error_of(reply).await;
         assert!(matches!(kind, NodeErrorKind::BadAnswer(_)), "{kind:?}");
         kind.to_string()
     };
-    let wrong_id = bad(|_| Some(Reply::result(&json!(0), "0x89".into()))).await;
+    let wrong_id = bad(|_| Some(NodeReply::result(&json!(0), "0x89".into()))).await;
     assert!(wrong_id.contains("id of another call"), "{wrong_id}");
-    bad(|_| Some(Reply::new("200 OK", "", "{\"jsonrpc\":\"2.0\",\"id\":1,\"res"))).await;
-    bad(|_| Some(Reply::new("200 OK", "", "<html>Please log in</html>"))).await;
-    bad(|r| Some(Reply::json(&json!({"id": r["id"], "result": "0x89", "error": {"code": 1, "message": "x"}})))).await;
-    bad(|r| Some(Reply::json(&json!({"id": r["id"]})))).await;
-    bad(|r| Some(Reply::json(&json!([{"id": r["id"], "result": "0x89"}])))).await;
-    let redirect = bad(|_| Some(Reply::new("302 Found", "Location: http://127.0.0.1:1/s3cretkey\r\n", ""))).await;
+    bad(|_| Some(NodeReply::new("200 OK", "", "{\"jsonrpc\":\"2.0\",\"id\":1,\"res"))).await;
+    bad(|_| Some(NodeReply::new("200 OK", "", "<html>Please log in</html>"))).await;
+    bad(|r| Some(NodeReply::json(&json!({"id": r["id"], "result": "0x89", "error": {"code": 1, "message": "x"}}))))
+        .await;
+    bad(|r| Some(NodeReply::json(&json!({"id": r["id"]})))).await;
+    bad(|r| Some(NodeReply::json(&json!([{"id": r["id"], "result": "0x89"}])))).await;
+    let redirect = bad(|_| Some(NodeReply::new("302 Found", "Location: http://127.0.0.1:1/s3cretkey\r\n", ""))).await;
     assert!(redirect.contains("redirect"), "{redirect}");
     let huge = bad(|r| {
         let padding = " ".repeat(5 * 1024 * 1024);
-        Some(Reply::new("200 OK", "", format!("{padding}{}", json!({"id": r["id"], "result": "0x89"}))))
+        Some(NodeReply::new("200 OK", "", format!("{padding}{}", json!({"id": r["id"], "result": "0x89"}))))
     });
     assert!(huge.await.contains("4 MiB"));
 }
@@ -161,14 +166,14 @@ async fn an_answer_that_is_none_is_refused() {
 #[tokio::test]
 async fn deep_json_is_refused() {
     let kind = error_of(|r| {
-        Some(Reply::new("200 OK", "", format!("{{\"id\":{},\"result\":{}", r["id"], "[".repeat(100_000))))
+        Some(NodeReply::new("200 OK", "", format!("{{\"id\":{},\"result\":{}", r["id"], "[".repeat(100_000))))
     });
     assert!(matches!(kind.await, NodeErrorKind::BadAnswer(_)));
 }
 
 #[tokio::test]
-async fn half_an_answer_and_none_at_all_are_refused() {
-    let half = |_: &Value| Some(Reply::new("200 OK\r\nContent-Length: 999", "", "{\"jsonrpc\":"));
+async fn truncated_and_missing_answers_are_refused() {
+    let half = |_: &Value| Some(NodeReply::new("200 OK\r\nContent-Length: 999", "", "{\"jsonrpc\":"));
     let kind = error_of(half).await;
     assert!(matches!(kind, NodeErrorKind::BadAnswer(_) | NodeErrorKind::Unreachable(_)), "{kind:?}");
     let kind = error_of(|_| None).await;
@@ -176,28 +181,28 @@ async fn half_an_answer_and_none_at_all_are_refused() {
 }
 
 #[tokio::test]
-async fn a_node_that_throttles_says_for_how_long() {
-    let by_http = error_of(|_| Some(Reply::new("429 Too Many Requests", "Retry-After: 7\r\n", ""))).await;
+async fn rate_limits_report_retry_after() {
+    let by_http = error_of(|_| Some(NodeReply::new("429 Too Many Requests", "Retry-After: 7\r\n", ""))).await;
     let seconds = Some(Duration::from_secs(7));
     assert!(matches!(by_http, NodeErrorKind::Throttled { retry_after, .. } if retry_after == seconds), "{by_http:?}");
-    let by_code = error_of(|r| Some(Reply::error(&r["id"], -32005, "limit exceeded"))).await;
+    let by_code = error_of(|r| Some(NodeReply::error(&r["id"], -32005, "limit exceeded"))).await;
     assert!(matches!(by_code, NodeErrorKind::Throttled { retry_after: None, .. }), "{by_code:?}");
 }
 
 #[tokio::test]
-async fn a_node_that_needs_a_person_says_so() {
+async fn permanent_node_errors_are_reported() {
     for status in ["401 Unauthorized", "402 Payment Required", "403 Forbidden"] {
         let body = "{\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":1,\"message\":\"bad key s3cretkey\"}}";
-        let kind = error_of(move |_| Some(Reply::new(status, "", body))).await;
+        let kind = error_of(move |_| Some(NodeReply::new(status, "", body))).await;
         assert!(matches!(&kind, NodeErrorKind::Refused(words) if words.contains("bad key (secret)")), "{kind:?}");
     }
-    let kind = error_of(|r| Some(Reply::error(&r["id"], -32601, "the method does not exist"))).await;
+    let kind = error_of(|r| Some(NodeReply::error(&r["id"], -32601, "the method does not exist"))).await;
     assert!(matches!(kind, NodeErrorKind::NoMethod(_)), "{kind:?}");
 }
 
 #[tokio::test]
 async fn at_most_five_calls_a_second_are_made() {
-    let node = ScriptedNode::start(|request| Some(Reply::result(&request["id"], json!("0x89"))));
+    let node = ScriptedNode::start(|request| Some(NodeReply::result(&request["id"], json!("0x89"))));
     let node = node_at(&node.url());
     let began = std::time::Instant::now();
     for _ in 0..6 {

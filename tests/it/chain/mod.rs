@@ -1,4 +1,4 @@
-//! Payments, looked up at a real EVM node and at nodes that misbehave.
+//! Confirmation of payments by a real EVM node and by misbehaving nodes.
 
 mod attacks;
 mod honest;
@@ -14,28 +14,28 @@ use resmic_mailhook::chain::{
 use secrecy::SecretString;
 use testkit::anvil::{Anvil, calldata};
 
-/// The mail's amount, in a token with six decimals.
+/// The amount in the mail, in units of a token with six decimals.
 const UNITS: u128 = 20_000_000;
 
-/// A node with a token, a factory of temporary wallets, and the accounts of a merchant and a payer.
-struct World {
+/// A node with a token, a factory of temporary wallets, and accounts for a merchant, a payer and a stranger.
+struct ChainSetup {
     anvil: Anvil,
     token: String,
     wallets: String,
 }
 
-impl World {
-    fn new() -> World {
-        World::with(Anvil::start(), "6")
+impl ChainSetup {
+    fn new() -> ChainSetup {
+        ChainSetup::with(Anvil::start(), "6")
     }
 
-    fn with(anvil: Anvil, decimals: &str) -> World {
+    fn with(anvil: Anvil, decimals: &str) -> ChainSetup {
         let (token, wallets) = (anvil.deploy("Token", &[decimals]), anvil.deploy("Wallets", &[]));
-        let world = World { anvil, token, wallets };
-        for account in [world.payer(), world.stranger()] {
-            world.send(account, &world.token, "mint(address,uint256)", &[account, "1000000000000000000000000"]);
+        let setup = ChainSetup { anvil, token, wallets };
+        for account in [setup.payer(), setup.stranger()] {
+            setup.send(account, &setup.token, "mint(address,uint256)", &[account, "1000000000000000000000000"]);
         }
-        world
+        setup
     }
 
     fn shop(&self) -> &str {
@@ -50,50 +50,50 @@ impl World {
         &self.anvil.accounts[2]
     }
 
-    /// Calls a function of a contract; the transaction.
+    /// Calls a function of a contract and returns the transaction hash.
     fn send(&self, from: &str, to: &str, signature: &str, arguments: &[&str]) -> String {
         self.anvil.send(from, Some(to), 0, &calldata(signature, arguments))
     }
 
-    /// Pays in the token; the transaction.
+    /// Pays in the token and returns the transaction hash.
     fn pay(&self, from: &str, to: &str, units: u128) -> String {
         self.send(from, &self.token, "transfer(address,uint256)", &[to, &units.to_string()])
     }
 
-    /// Pays in the native coin; the transaction.
+    /// Pays in the native coin and returns the transaction hash.
     fn pay_native(&self, from: &str, to: &str, units: u128) -> String {
         self.anvil.send(from, Some(to), units, "0x")
     }
 
-    /// Makes the temporary wallet that belongs to `salt`, whose money goes to `client`.
+    /// Deploys the temporary wallet of `salt`, which pays out to `client`.
     fn create_wallet(&self, salt: &str, client: &str) {
         self.send(self.stranger(), &self.wallets, "create(bytes32,address)", &[salt, client]);
     }
 
-    /// The address of a temporary wallet, before or after it is made.
+    /// The address of a temporary wallet, which may be deployed or not.
     fn wallet(&self, salt: &str) -> String {
         let data = calldata("addressOf(bytes32)", &[salt]);
         let word = self.anvil.call("eth_call", serde_json::json!([{"to": self.wallets, "data": data}, "latest"]));
         format!("0x{}", &word.as_str().unwrap()[26..])
     }
 
-    /// A temporary wallet that will pay the shop; its address.
+    /// Deploys a temporary wallet that pays out to the shop, and returns its address.
     fn wallet_of_shop(&self, salt: &str) -> String {
         self.create_wallet(salt, self.shop());
         self.wallet(salt)
     }
 
-    /// Has a temporary wallet pass a token on, as anyone may.
+    /// Makes a temporary wallet pay out its tokens. Anyone may call this.
     fn withdraw(&self, wallet: &str) -> String {
         self.send(self.stranger(), wallet, "withdrawToken(address)", &[&self.token])
     }
 
-    /// Has a temporary wallet pass the native coin on.
+    /// Makes a temporary wallet pay out its native coin.
     fn withdraw_native(&self, wallet: &str) -> String {
         self.send(self.stranger(), wallet, "withdrawNative()", &[])
     }
 
-    /// The chain of this world, with more lines of configuration.
+    /// The `[[chain]]` of this setup, with more lines of configuration.
     fn chain(&self, more: &str) -> Chain {
         self.chain_with(more, 6)
     }
@@ -108,7 +108,7 @@ impl World {
         toml::from_str::<ChainSettings>(&text).unwrap().chain().unwrap()
     }
 
-    /// The claim of a genuine mail about a transaction of the payer.
+    /// The claim in a genuine mail: the payer paid with this transaction.
     fn claim(&self, token: &str, hash: &str) -> Claim {
         Claim {
             blockchain: Some("SEPOLIA".into()),
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// Makes everything final that has happened.
+    /// Mines until all transactions so far are final.
     fn finalise(&self) {
         self.anvil.mine(5);
     }
@@ -132,12 +132,12 @@ impl World {
         node_at(&self.anvil.url())
     }
 
-    /// Looks at the node of this world.
+    /// Confirms a claim with the node of this setup.
     async fn ask(&self, chain: &Chain, claim: &Claim) -> Confirmation {
         ask(chain, claim, &[self.node()]).await
     }
 
-    /// The code of the reason after everything is final, or `confirmed`.
+    /// Finalises, confirms a claim, and returns the reason code or `confirmed`.
     async fn code(&self, chain: &Chain, claim: &Claim) -> String {
         self.finalise();
         code(&self.ask(chain, claim).await)
@@ -162,7 +162,7 @@ async fn ask(chain: &Chain, claim: &Claim, nodes: &[Node]) -> Confirmation {
     ask_with_claimed(chain, claim, nodes, &|_, _| false).await
 }
 
-/// With the arrivals that pay other events.
+/// Confirms a claim; `is_claimed` names the arrivals that already pay other events.
 async fn ask_with_claimed(
     chain: &Chain,
     claim: &Claim,

@@ -1,4 +1,4 @@
-//! Finality, reorganisations, and two nodes.
+//! Finality, reorganisations, and disagreements between two nodes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,122 +9,122 @@ use serde_json::{Value, json};
 use super::*;
 use testkit::node::ScriptedNode;
 
-/// A payment of the payer's, and its claim.
-fn paid(world: &World) -> Claim {
-    let hash = world.pay(world.payer(), world.shop(), UNITS);
-    world.claim("USDC", &hash)
+/// Makes a payment and returns its claim.
+fn paid(setup: &ChainSetup) -> Claim {
+    let hash = setup.pay(setup.payer(), setup.shop(), UNITS);
+    setup.claim("USDC", &hash)
 }
 
 #[tokio::test]
 async fn a_payment_waits_until_its_block_is_final() {
-    let world = World::new();
-    let claim = paid(&world);
-    for (chain, blocks) in [(world.chain(""), 4), (world.chain("final = 12"), 7)] {
-        let before = world.ask(&chain, &claim).await;
+    let setup = ChainSetup::new();
+    let claim = paid(&setup);
+    for (chain, blocks) in [(setup.chain(""), 4), (setup.chain("final = 12"), 7)] {
+        let before = setup.ask(&chain, &claim).await;
         assert_eq!(code(&before), "fresh", "{before:?}");
         assert!(before.paid.is_some() && before.final_block.is_some());
-        world.anvil.mine(blocks);
-        assert!(is_confirmed(&world.ask(&chain, &claim).await));
+        setup.anvil.mine(blocks);
+        assert!(is_confirmed(&setup.ask(&chain, &claim).await));
     }
 }
 
 #[tokio::test]
 async fn the_depth_is_counted_in_blocks() {
-    let world = World::new();
-    let claim = paid(&world);
-    world.anvil.mine(2);
-    let reason = world.ask(&world.chain("final = 12"), &claim).await.outcome.unwrap_err();
+    let setup = ChainSetup::new();
+    let claim = paid(&setup);
+    setup.anvil.mine(2);
+    let reason = setup.ask(&setup.chain("final = 12"), &claim).await.outcome.unwrap_err();
     assert!(reason.to_string().ends_with("has 3 of 12 blocks"), "{reason}");
-    assert!(is_confirmed(&world.ask(&world.chain("final = 3"), &claim).await));
+    assert!(is_confirmed(&setup.ask(&setup.chain("final = 3"), &claim).await));
 }
 
 #[tokio::test]
-async fn a_reorganisation_before_the_depth_takes_the_payment_back() {
-    let world = World::new();
-    let (chain, claim) = (world.chain("final = 5"), paid(&world));
-    world.anvil.mine(2);
-    assert_eq!(code(&world.ask(&chain, &claim).await), "fresh");
-    world.anvil.reorganise(3);
-    world.anvil.mine(10);
-    assert_eq!(code(&world.ask(&chain, &claim).await), "unseen");
-    // A payment that is mined again is found where it is then.
-    let again = paid(&world);
-    world.anvil.mine(5);
-    assert!(is_confirmed(&world.ask(&chain, &again).await));
+async fn reorganisation_before_the_depth_revokes_the_payment() {
+    let setup = ChainSetup::new();
+    let (chain, claim) = (setup.chain("final = 5"), paid(&setup));
+    setup.anvil.mine(2);
+    assert_eq!(code(&setup.ask(&chain, &claim).await), "fresh");
+    setup.anvil.reorganise(3);
+    setup.anvil.mine(10);
+    assert_eq!(code(&setup.ask(&chain, &claim).await), "unseen");
+    // A payment that is mined again is found in its new block.
+    let again = paid(&setup);
+    setup.anvil.mine(5);
+    assert!(is_confirmed(&setup.ask(&chain, &again).await));
 }
 
 #[tokio::test]
 async fn a_reorganisation_after_the_depth_loses_the_arrival() {
-    let world = World::new();
-    let (chain, claim) = (world.chain("final = 1"), paid(&world));
-    let arrival = world.ask(&chain, &claim).await.outcome.unwrap();
+    let setup = ChainSetup::new();
+    let (chain, claim) = (setup.chain("final = 1"), paid(&setup));
+    let arrival = setup.ask(&chain, &claim).await.outcome.unwrap();
     let mut finalized = chain.clone();
     finalized.finality = Finality::Finalized;
     let chains = [finalized];
     let question = Question::new(&claim, &chains).unwrap();
     let again = async || {
-        let seen = [look(&world.node(), &question).await];
+        let seen = [look(&setup.node(), &question).await];
         let confirmed = ConfirmedArrival { transaction: arrival.transaction, block: arrival.block.number };
         revisit(&question, &seen, &confirmed, &|_, _| false)
     };
     assert_eq!(again().await, Revisited::Later);
-    let snapshot = world.anvil.call("evm_snapshot", json!([]));
-    world.finalise();
+    let snapshot = setup.anvil.call("evm_snapshot", json!([]));
+    setup.finalise();
     assert_eq!(again().await, Revisited::Stands);
-    world.anvil.call("evm_revert", json!([snapshot]));
-    world.anvil.reorganise(2);
+    setup.anvil.call("evm_revert", json!([snapshot]));
+    setup.anvil.reorganise(2);
     assert_eq!(again().await, Revisited::Later);
-    world.finalise();
+    setup.finalise();
     let Revisited::Lost(reason) = again().await else { panic!("it still stands") };
     assert!(reason.to_string().starts_with("lost: "), "{reason}");
 }
 
 #[tokio::test]
-async fn a_node_that_lies_does_not_confirm_alone() {
-    let world = World::new();
-    let hash = world.pay(world.payer(), world.stranger(), UNITS);
-    let claim = world.claim("USDC", &hash);
-    world.finalise();
-    let (shop, stranger) = (world.shop()[2..].to_lowercase(), world.stranger()[2..].to_lowercase());
-    // It says that the shop was paid.
-    let liar = ScriptedNode::before(world.anvil.port, move |request, answer| {
+async fn a_lying_node_does_not_confirm_alone() {
+    let setup = ChainSetup::new();
+    let hash = setup.pay(setup.payer(), setup.stranger(), UNITS);
+    let claim = setup.claim("USDC", &hash);
+    setup.finalise();
+    let (shop, stranger) = (setup.shop()[2..].to_lowercase(), setup.stranger()[2..].to_lowercase());
+    // The lying node reports that the shop was paid.
+    let liar = ScriptedNode::altering(setup.anvil.port, move |request, answer| {
         if request["method"] == "eth_getTransactionReceipt" {
             *answer = serde_json::from_str(&answer.to_string().replace(&stranger, &shop)).unwrap();
         }
     });
-    let chain = world.chain("");
+    let chain = setup.chain("");
     assert!(is_confirmed(&ask(&chain, &claim, &[node_at(&liar.url())]).await), "one node is believed");
-    let both = ask(&chain, &claim, &[node_at(&liar.url()), world.node()]).await;
+    let both = ask(&chain, &claim, &[node_at(&liar.url()), setup.node()]).await;
     assert_eq!(code(&both), "unarrived");
 }
 
 #[tokio::test]
-async fn a_node_that_says_another_amount_disagrees() {
-    let world = World::new();
-    let claim = paid(&world);
-    world.finalise();
+async fn a_node_with_another_amount_disagrees() {
+    let setup = ChainSetup::new();
+    let claim = paid(&setup);
+    setup.finalise();
     let word = |units: u128| format!("{units:064x}");
-    let more = ScriptedNode::before(world.anvil.port, move |_, answer| {
+    let more = ScriptedNode::altering(setup.anvil.port, move |_, answer| {
         *answer = serde_json::from_str(&answer.to_string().replace(&word(UNITS), &word(UNITS + 1))).unwrap();
     });
-    let both = ask(&world.chain(""), &claim, &[world.node(), node_at(&more.url())]).await;
+    let both = ask(&setup.chain(""), &claim, &[setup.node(), node_at(&more.url())]).await;
     assert_eq!(code(&both), "disagree");
 }
 
 #[tokio::test]
-async fn a_node_that_is_behind_is_waited_for() {
-    let world = World::new();
-    let claim = paid(&world);
-    world.finalise();
+async fn a_lagging_node_is_waited_for() {
+    let setup = ChainSetup::new();
+    let claim = paid(&setup);
+    setup.finalise();
     let is_behind = Arc::new(AtomicBool::new(true));
     let behind = is_behind.clone();
-    let second = ScriptedNode::before(world.anvil.port, move |request, answer| {
+    let second = ScriptedNode::altering(setup.anvil.port, move |request, answer| {
         if behind.load(Ordering::SeqCst) && request["method"] == "eth_getTransactionReceipt" {
             answer["result"] = Value::Null;
         }
     });
-    let nodes = [world.node(), node_at(&second.url())];
-    let chain = world.chain("");
+    let nodes = [setup.node(), node_at(&second.url())];
+    let chain = setup.chain("");
     assert_eq!(code(&ask(&chain, &claim, &nodes).await), "unseen");
     is_behind.store(false, Ordering::SeqCst);
     assert!(is_confirmed(&ask(&chain, &claim, &nodes).await));
@@ -132,47 +132,47 @@ async fn a_node_that_is_behind_is_waited_for() {
 
 #[tokio::test]
 async fn a_node_that_is_down_is_waited_for() {
-    let world = World::new();
-    let claim = paid(&world);
-    world.finalise();
+    let setup = ChainSetup::new();
+    let claim = paid(&setup);
+    setup.finalise();
     let down = node_at(&format!("http://127.0.0.1:{}/s3cretkey", testkit::process::free_port()));
-    let reason = ask(&world.chain(""), &claim, &[world.node(), down]).await.outcome.unwrap_err();
+    let reason = ask(&setup.chain(""), &claim, &[setup.node(), down]).await.outcome.unwrap_err();
     assert!(reason.to_string().starts_with("node: 127.0.0.1: "), "{reason}");
     assert!(!reason.to_string().contains("s3cretkey"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_node_of_another_chain_is_named() {
-    let world = World::with(Anvil::start_with("137", &[]), "6");
-    let claim = paid(&world);
-    world.finalise();
-    let reason = world.ask(&world.chain(""), &claim).await.outcome.unwrap_err();
+    let setup = ChainSetup::with(Anvil::start_with("137", &[]), "6");
+    let claim = paid(&setup);
+    setup.finalise();
+    let reason = setup.ask(&setup.chain(""), &claim).await.outcome.unwrap_err();
     let words = "node: 127.0.0.1 is a node of chain 137, not of Sepolia (11155111)";
     assert_eq!(reason.to_string(), words);
 }
 
 #[tokio::test]
-async fn a_pruned_receipt_of_an_old_payment_is_not_waited_for() {
+async fn the_search_for_a_pruned_receipt_ends() {
     let pruning = ["--prune-history", "--transaction-block-keeper", "3"];
-    let world = World::with(Anvil::start_with(testkit::anvil::SEPOLIA, &pruning), "6");
-    let mut claim = paid(&world);
-    world.anvil.mine(10);
-    assert_eq!(code(&world.ask(&world.chain(""), &claim).await), "unseen");
+    let setup = ChainSetup::with(Anvil::start_with(testkit::anvil::SEPOLIA, &pruning), "6");
+    let mut claim = paid(&setup);
+    setup.anvil.mine(10);
+    assert_eq!(code(&setup.ask(&setup.chain(""), &claim).await), "unseen");
     claim.sent_at -= *AN_HOUR * 25;
-    let reason = world.ask(&world.chain(""), &claim).await.outcome.unwrap_err();
+    let reason = setup.ask(&setup.chain(""), &claim).await.outcome.unwrap_err();
     assert!(reason.to_string().starts_with("gave-up: the mail is older than 1d"), "{reason}");
 }
 
 #[tokio::test]
-async fn a_limit_of_blocks_is_found_by_halving() {
-    let world = World::new();
-    let wallet = world.wallet("0x1");
-    let hash = world.pay(world.payer(), &wallet, UNITS);
-    world.anvil.mine(3);
-    world.create_wallet("0x1", world.shop());
-    world.withdraw(&wallet);
-    world.finalise();
-    let limited = ScriptedNode::before(world.anvil.port, |request, answer| {
+async fn the_block_range_is_halved_until_accepted() {
+    let setup = ChainSetup::new();
+    let wallet = setup.wallet("0x1");
+    let hash = setup.pay(setup.payer(), &wallet, UNITS);
+    setup.anvil.mine(3);
+    setup.create_wallet("0x1", setup.shop());
+    setup.withdraw(&wallet);
+    setup.finalise();
+    let limited = ScriptedNode::altering(setup.anvil.port, |request, answer| {
         let number = |key: &str| {
             let text = request["params"][0][key].as_str().unwrap_or("0x0");
             u64::from_str_radix(&text[2..], 16).unwrap()
@@ -182,6 +182,6 @@ async fn a_limit_of_blocks_is_found_by_halving() {
                 "error": {"code": -32600, "message": "up to a 2 block range"}});
         }
     });
-    let (chain, claim) = (world.chain("log_range = 100"), world.claim("USDC", &hash));
+    let (chain, claim) = (setup.chain("log_range = 100"), setup.claim("USDC", &hash));
     assert!(is_confirmed(&ask(&chain, &claim, &[node_at(&limited.url())]).await));
 }

@@ -1,13 +1,13 @@
-//! The cursor passes a mail only when it was handed over, or when a tagged OK proved that there is none. The rule itself
-//! is held by `Watching` at every word that a watcher says.
+//! The cursor passes a mail only if the mail was handed over, or if a tagged OK proved that it does not exist.
+//! `Watching` checks this rule at each report.
 
 use super::*;
 use testkit::scripted::notification;
 use testkit::watching::dedicated;
 
-/// With one mail waiting, the server spoils the `nth` answer of this name in these ways, one after the other; the mail
-/// must come all the same.
-async fn spoilt(name: &'static str, nth: usize, ways: &[&[Step]]) {
+/// Replaces the `nth` response to this command by each of these answers, with one mail in the mailbox. The mail must
+/// arrive each time.
+async fn survives_answers(name: &'static str, nth: usize, ways: &[&[Step]]) {
     for more in [DEDICATED, SHARED] {
         for way in ways {
             let server = Scripted::start().await;
@@ -24,71 +24,71 @@ async fn spoilt(name: &'static str, nth: usize, ways: &[&[Step]]) {
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_is_no_empty_fetch() {
+async fn end_of_stream_is_no_empty_fetch() {
     let half = &[say("* 1 FETCH (UID 1 INTERNALDATE \"05-Mar"), Step::Close][..];
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
+        survives_answers("UID FETCH", nth, &[&[Step::Close], &[Step::CloseHalf], &[Step::Reset], half]).await;
     }
-    // All of the answer but its OK proves nothing either.
-    spoilt("UID FETCH", 1, &[&[Step::Untagged, Step::Close]]).await;
+    // A complete response without its tagged OK proves nothing either.
+    survives_answers("UID FETCH", 1, &[&[Step::Untagged, Step::Close]]).await;
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_is_no_answer_to_examine() {
-    spoilt("EXAMINE", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
-    spoilt("CAPABILITY", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
+async fn end_of_stream_is_no_answer_to_examine() {
+    survives_answers("EXAMINE", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
+    survives_answers("CAPABILITY", 1, &[&[Step::Close], &[Step::Untagged, Step::Close]]).await;
 }
 
 #[tokio::test]
 async fn a_tagged_no_or_bad_is_no_success() {
     let ways: &[&[Step]] = &[&[say("{tag} NO not now\r\n")], &[say("{tag} BAD what\r\n")]];
     for name in ["CAPABILITY", "EXAMINE"] {
-        spoilt(name, 1, ways).await;
+        survives_answers(name, 1, ways).await;
     }
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, ways).await;
     }
 }
 
 #[tokio::test]
 async fn the_answer_to_another_command_is_no_success() {
-    spoilt("UID FETCH", 1, &[&[say("A9999 OK done\r\n")], &[say("+ go on\r\n")]]).await;
+    survives_answers("UID FETCH", 1, &[&[say("A9999 OK done\r\n")], &[say("+ go on\r\n")]]).await;
 }
 
 #[tokio::test]
-async fn after_a_parse_error_nothing_looks_empty() {
+async fn a_parse_error_is_no_empty_mailbox() {
     let ways: &[&[Step]] = &[
         &[say("* 1 FETCH (UID one BODY[] ?\r\n"), Step::Ok],
         &[say("* 1 FETCH (UID 1 BODY[] {3}\r\nab)\r\n"), Step::Ok],
         &[say("\0\u{1}\u{2}\r\n"), Step::Ok],
     ];
     for nth in 1..=2 {
-        spoilt("UID FETCH", nth, ways).await;
+        survives_answers("UID FETCH", nth, ways).await;
     }
 }
 
 #[tokio::test]
-async fn the_last_mail_that_uid_n_star_always_brings_is_dropped_below_n() {
+async fn a_mail_below_the_range_is_dropped() {
     for capabilities in ["IDLE", ""] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         server.deliver("read long ago");
         server.deliver("read before");
         let timing = Timing { poll: ms(100), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("read before").await;
-        // Each of these sweeps asks for 3:* and is sent mail 2.
-        watching.while_server("two sweeps", |world| world.asked("UID FETCH 3:* ") >= 2).await;
+        // Each sweep fetches 3:*, and the server sends mail 2.
+        watching.while_server("two sweeps", |state| state.asked("UID FETCH 3:* ") >= 2).await;
         server.deliver("new");
         watching.mail("new").await;
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.until_cursor(7, 3).await;
         assert_eq!((watching.times("read before"), watching.times("read long ago")), (1, 1));
         watching.end().await;
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_at_any_step_loses_nothing_and_doubles_nothing_behind_the_cursor() {
+async fn a_disconnect_at_any_step_loses_nothing() {
     let steps = [
         ("greeting", 1),
         ("LOGIN", 1),
@@ -111,9 +111,9 @@ async fn a_connection_that_ends_at_any_step_loses_nothing_and_doubles_nothing_be
             watching.mail("before").await;
             server.deliver("later");
             watching.mail("later").await;
-            server.until("the step", |world| world.count(name) >= nth).await;
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
-            // What was not yet behind the cursor may have come twice; nothing else.
+            server.until("the step", |state| state.count(name) >= nth).await;
+            watching.until_cursor(7, 2).await;
+            // Mails above the cursor may arrive twice.
             assert!(watching.times("before") <= 2 && watching.times("later") <= 2, "{name} {nth} {way:?}");
             watching.end().await;
         }
@@ -121,11 +121,11 @@ async fn a_connection_that_ends_at_any_step_loses_nothing_and_doubles_nothing_be
 }
 
 #[tokio::test]
-async fn a_mail_behind_the_cursor_is_never_downloaded_again() {
+async fn mails_below_the_cursor_are_not_downloaded_again() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         (0..20).for_each(|n| {
-            world.deliver(&notification(&format!("old {n}")));
+            state.deliver(&notification(&format!("old {n}")));
         })
     });
     let mut watching = dedicated(&server);
@@ -135,7 +135,7 @@ async fn a_mail_behind_the_cursor_is_never_downloaded_again() {
         let connection = server.connections();
         once(&server, "news", n + 1, &[Step::Close]);
         server.deliver(&format!("new {n}"));
-        watching.while_server("a new connection", |world| world.connections() > connection).await;
+        watching.while_server("a new connection", |state| state.connections() > connection).await;
         watching.mail(&format!("new {n}")).await;
     }
     assert!(watching.handed.values().all(|(_, times)| *times == 1), "each once");

@@ -1,18 +1,18 @@
-//! Servers with odd responses, and servers that refuse what they offer. The watcher reads their mailboxes, too.
+//! Servers with odd responses, and servers that refuse the extensions that they offer. Their mailboxes are read, too.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 use testkit::watching::dedicated;
 
-/// The server answers each FETCH of a body with what `change` makes of the usual response.
-fn speaks(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
+/// Makes the server send each FETCH response with a body through `change`.
+fn change_bodies(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
             return vec![Step::Usual];
         }
-        let usual = String::from_utf8(data(1, 1, &notification("odd"), seen.line)).unwrap();
+        let usual = String::from_utf8(fetch_response(1, 1, &notification("odd"), seen.line)).unwrap();
         vec![Step::Say(change(&usual)), Step::Ok]
     });
 }
@@ -34,7 +34,7 @@ async fn odd_fetch_responses_are_read() {
         ("* 1 FETCH", "* NOOP\r\n* 1 FETCH"),
     ] {
         let server = Scripted::start().await;
-        speaks(&server, move |usual| {
+        change_bodies(&server, move |usual| {
             assert!(usual.contains(from), "{from:?} in {usual:?}");
             usual.replace(from, to)
         });
@@ -49,7 +49,7 @@ async fn odd_fetch_responses_are_read() {
 }
 
 #[tokio::test]
-async fn a_fetch_response_without_sense_costs_only_its_mail() {
+async fn a_malformed_fetch_response_delays_only_its_mail() {
     for nonsense in
         ["* 1 FETCH (UID 1 BODY[] what?)\r\n", "* 1 FETCH (UID 1 UID 2 BODY[]<0.9> {1}\r\nx)\r\n", "* 1 FETCH (((\r\n"]
     {
@@ -60,7 +60,7 @@ async fn a_fetch_response_without_sense_costs_only_its_mail() {
             if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {
                 return vec![Step::Usual];
             }
-            let after_it = String::from_utf8(data(2, 2, &notification("after it"), seen.line)).unwrap();
+            let after_it = String::from_utf8(fetch_response(2, 2, &notification("after it"), seen.line)).unwrap();
             vec![say(nonsense), Step::Say(after_it), Step::Ok]
         });
         let mut watching = dedicated(&server);
@@ -74,7 +74,7 @@ async fn a_fetch_response_without_sense_costs_only_its_mail() {
 }
 
 #[tokio::test]
-async fn the_cursor_passes_no_unnamed_mail() {
+async fn the_cursor_does_not_pass_unnamed_mails() {
     for more in [DEDICATED, "dedicated = true\nstart = \"2025-01-01\""] {
         let server = Scripted::start().await;
         server.deliver("not named");
@@ -85,13 +85,13 @@ async fn the_cursor_passes_no_unnamed_mail() {
         assert!(words.contains("names no mail"), "{words}");
         watching.mail("not named").await;
         watching.mail("named").await;
-        // The same of a listing during an IDLE.
+        // The same for a listing after an IDLE.
         watching.idle().await;
         let next = server.count("UID FETCH") + 1;
         once(&server, "UID FETCH", next, &[say("* 3 FETCH (UID ?)\r\n* 4 FETCH (UID 4)\r\n"), Step::Ok]);
-        server.change(|world| {
-            world.deliver(&notification("not named either"));
-            world.deliver(&notification("the fourth"));
+        server.change(|state| {
+            state.deliver(&notification("not named either"));
+            state.deliver(&notification("the fourth"));
         });
         watching.mail("not named either").await;
         watching.mail("the fourth").await;
@@ -120,7 +120,7 @@ const JUNK: &str = "dedicated = true\nidle_renew = \"1m\"\nmailboxes = [\"\\\\Ju
 async fn a_refused_list_extension_becomes_a_plain_list() {
     for status in ["BAD", "NO"] {
         let server = Scripted::start().await;
-        server.change(|world| world.list = vec!["(\\Junk) \"/\" Spam".into()]);
+        server.change(|state| state.list = vec!["(\\Junk) \"/\" Spam".into()]);
         let answer = say(&format!("{{tag}} {status} unknown option\r\n"));
         server.script(move |seen| match seen.name {
             "LIST" if seen.line.contains("RETURN") => vec![answer.clone()],
@@ -134,7 +134,7 @@ async fn a_refused_list_extension_becomes_a_plain_list() {
 }
 
 #[tokio::test]
-async fn an_odd_list_line_hides_no_other_mailbox() {
+async fn an_odd_list_line_hides_nothing_else() {
     for odd in [
         r#"() "/" "a "quoted" name""#,
         r#"() "\" "INBOX\Sent""#,
@@ -150,7 +150,7 @@ async fn an_odd_list_line_hides_no_other_mailbox() {
             if !first {
                 list.reverse();
             }
-            server.change(|world| world.list = list);
+            server.change(|state| state.list = list);
             let mut watching = watch(&server, JUNK);
             watching.idle().await;
             assert_eq!((server.connections(), server.asked("EXAMINE \"Spam\"")), (1, 1), "{odd}");
@@ -168,7 +168,7 @@ async fn an_odd_list_line_names_its_own_mailbox() {
         (r#"(\Junk) "/" "Spam" ("OLDNAME" ("Junk"))"#, r#""Spam""#),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.list = vec![line.into()]);
+        server.change(|state| state.list = vec![line.into()]);
         let mut watching = watch(&server, JUNK);
         watching.idle().await;
         assert_eq!(server.asked(&format!("EXAMINE {asked}")), 1, "{line}");
@@ -177,7 +177,7 @@ async fn an_odd_list_line_names_its_own_mailbox() {
 }
 
 #[tokio::test]
-async fn uidvalidity_is_looked_for_in_all_places() {
+async fn uidvalidity_is_found_in_all_places() {
     let without = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK done\r\n";
     let tagged = "* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n{tag} OK [UIDVALIDITY 7] done\r\n";
     for (examine, select, commands) in [
@@ -187,7 +187,7 @@ async fn uidvalidity_is_looked_for_in_all_places() {
     ] {
         let server = Scripted::start().await;
         server.deliver("read");
-        server.change(|world| (world.tells_uid_validity, world.tells_uid_next) = (false, false));
+        server.change(|state| (state.tells_uid_validity, state.tells_uid_next) = (false, false));
         server.script(move |seen| match seen.name {
             "EXAMINE" => vec![Step::Untagged, say(examine)],
             "SELECT" => vec![Step::Untagged, say(select)],
@@ -207,7 +207,7 @@ async fn uidvalidity_is_looked_for_in_all_places() {
 #[tokio::test]
 async fn without_any_uidvalidity_the_mailbox_fails() {
     let server = Scripted::start().await;
-    server.change(|world| world.tells_uid_validity = false);
+    server.change(|state| state.tells_uid_validity = false);
     always(&server, "STATUS", &[say("* STATUS INBOX (UIDNEXT 1)\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
     let words = watching.state(MailboxState::Failed).await.unwrap();
@@ -218,7 +218,7 @@ async fn without_any_uidvalidity_the_mailbox_fails() {
 #[tokio::test]
 async fn id_is_sent_before_select() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE ID".into());
+    server.change(|state| state.capabilities = "IDLE ID".into());
     server.deliver("read");
     let mut is_known = false;
     server.script(move |seen| match seen.name {
@@ -243,19 +243,19 @@ async fn id_is_sent_before_select() {
 async fn an_id_costs_no_round_trip() {
     for answer in ["{tag} BAD unknown command\r\n", "{tag} NO\r\n", "* ID odd\r\n{tag} OK\r\n"] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE ID".into());
+        server.change(|state| state.capabilities = "IDLE ID".into());
         always(&server, "ID", &[say(answer)]);
         let mut watching = dedicated(&server);
         watching.idle().await;
         assert_eq!(server.connections(), 1);
         let together = |read: &String| read.contains(" ID (") && read.contains(" EXAMINE ");
-        assert!(server.world().reads.iter().any(together), "{:?}", server.world().reads);
+        assert!(server.state().reads.iter().any(together), "{:?}", server.state().reads);
         watching.end().await;
     }
 }
 
 #[tokio::test]
-async fn a_server_that_offers_no_id_gets_none() {
+async fn id_is_sent_only_if_offered() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -263,7 +263,7 @@ async fn a_server_that_offers_no_id_gets_none() {
     watching.end().await;
 }
 
-/// The server refuses a FETCH of `n:*` when nothing is above n.
+/// Makes the server refuse a FETCH of `n:*` if no mail is at or above n.
 fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
     let answer = say(&format!("{{tag}} {status} No matching messages\r\n"));
     server.script(move |seen| {
@@ -274,7 +274,7 @@ fn refuses_the_empty_fetch(server: &Scripted, status: &str) {
 }
 
 #[tokio::test]
-async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
+async fn refusing_an_empty_fetch_means_an_empty_answer() {
     for status in ["BAD", "NO"] {
         for more in [DEDICATED, "idle_renew = \"1s\""] {
             for removed in [false, true] {
@@ -282,8 +282,8 @@ async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
                 server.deliver("old");
                 refuses_the_empty_fetch(&server, status);
                 if removed {
-                    // UIDNEXT says that there could be something above.
-                    server.change(|world| world.uid_next = 10);
+                    // According to UIDNEXT there could be more mails.
+                    server.change(|state| state.uid_next = 10);
                 }
                 let more = format!("{more}\nstart = \"all\"");
                 let mut watching = watch(&server, &more);
@@ -291,7 +291,7 @@ async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
                 watching.idle().await;
                 let looks = if more.contains("1s") || removed { 2 } else { 0 };
                 let renewals = server.count("DONE").max(looks);
-                watching.while_server("renewals", |world| world.count("DONE") >= renewals).await;
+                watching.while_server("renewals", |state| state.count("DONE") >= renewals).await;
                 server.deliver("new");
                 watching.mail("new").await;
                 watching.idle().await;
@@ -311,7 +311,7 @@ async fn a_refused_fetch_of_nothing_is_an_empty_answer() {
 }
 
 #[tokio::test]
-async fn a_refused_fetch_of_something_is_an_error() {
+async fn refusing_a_fetch_of_mails_is_an_error() {
     let server = Scripted::start().await;
     server.deliver("there");
     server.script(move |seen| match (seen.name, seen.nth) {
@@ -332,16 +332,16 @@ async fn odd_headers_in_a_shared_mailbox_are_read() {
         [("]<0>", "]<0.16384>"), ("HEADER.FIELDS (FROM)", "HEADER.FIELDS (\"FROM\")"), ("\r\n)", "\r\n\r\n)")]
     {
         let server = Scripted::start().await;
-        server.change(|world| {
-            world.deliver(&other("not ours"));
-            world.deliver(&notification("ours"));
+        server.change(|state| {
+            state.deliver(&other("not ours"));
+            state.deliver(&notification("ours"));
         });
         server.script(move |seen| {
             if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
                 return vec![Step::Usual];
             }
             let mails = [other("not ours"), notification("ours")];
-            let texts = mails.iter().zip(1..).map(|(mail, uid)| data(uid as usize, uid, mail, seen.line));
+            let texts = mails.iter().zip(1..).map(|(mail, uid)| fetch_response(uid as usize, uid, mail, seen.line));
             let text = texts.map(|text| String::from_utf8(text).unwrap().replace(from, to)).collect();
             vec![Step::Say(text), Step::Ok]
         });
@@ -358,6 +358,6 @@ async fn capabilities_without_imap4rev1_count() {
     let server = Scripted::start().await;
     always(&server, "CAPABILITY", &[say("* CAPABILITY IMAP4rev2 IDLE\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     watching.end().await;
 }

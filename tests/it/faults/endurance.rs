@@ -1,20 +1,20 @@
-//! Failures that go on and on cost little, and leave nothing behind.
+//! Endless failures cost little and leak nothing.
 
 use super::*;
-use crate::faults::alone::{block_on, cpu, is_alone, memory, open_files};
+use crate::faults::own_process::{block_on, cpu, is_alone, memory, open_files};
 use resmic_mailhook::backoff::Backoff;
 use testkit::watching::dedicated;
 
-/// How many connections `quick` allows in `TIME` where each fails: ever longer pauses, up to a fifth of a second.
+/// The largest number of failing connections in `TIME` with the timing `quick`, whose pauses grow up to 200 ms.
 const TIME: Duration = Duration::from_millis(1500);
 const BOUND: usize = 22;
 
 #[test]
-fn a_socket_that_always_fails_costs_few_reconnects_an_hour() {
+fn a_failing_socket_costs_few_reconnects() {
     let retry = Timing::default().retry;
     let (mut passed, mut attempts) = (Duration::ZERO, 0_u32);
     while passed < Duration::from_secs(3600) {
-        // At least half of each pause is always waited.
+        // A pause lasts at least half of its ceiling.
         passed += retry.ceiling(attempts) / 2;
         attempts += 1;
     }
@@ -22,8 +22,8 @@ fn a_socket_that_always_fails_costs_few_reconnects_an_hour() {
 }
 
 #[test]
-fn a_socket_that_always_fails_costs_next_to_no_processor_time() {
-    if !is_alone("faults::endurance::a_socket_that_always_fails_costs_next_to_no_processor_time") {
+fn a_failing_socket_costs_little_processor_time() {
+    if !is_alone("faults::endurance::a_failing_socket_costs_little_processor_time") {
         return;
     }
     block_on(async {
@@ -40,10 +40,10 @@ fn a_socket_that_always_fails_costs_next_to_no_processor_time() {
 }
 
 #[tokio::test]
-async fn a_port_where_nobody_listens_is_tried_with_ever_longer_pauses() {
+async fn retries_of_a_closed_port_back_off() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let settings = testkit::watching::settings(port, DEDICATED);
-    let mut watching = Watching::of(settings, quick(), Default::default());
+    let mut watching = Watching::from_cursor(settings, quick(), Default::default());
     watching.listen(TIME).await;
     let failures = watching.states.iter().filter(|(_, words)| words.is_some()).count();
     assert!((3..=BOUND).contains(&failures), "{failures}");
@@ -60,7 +60,7 @@ async fn a_login_alone_does_not_reset_the_backoff() {
         let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
         watching.listen(TIME).await;
         let logins = server.count("LOGIN");
-        // At least 10, 20, 40, 80, 160, 320 and 640 ms lie between them.
+        // The pauses are at least 10, 20, 40, 80, 160, 320 and 640 ms.
         assert!((3..=8).contains(&logins), "{name}: {logins}");
         watching.end().await;
     }
@@ -76,29 +76,29 @@ async fn a_complete_sync_resets_the_backoff() {
     });
     let retry = Backoff { base: ms(10), cap: Duration::from_secs(100) };
     let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
-    watching.while_server("the first sync", |world| world.count("IDLE") == 1).await;
+    watching.while_server("the first sync", |state| state.count("IDLE") == 1).await;
     let began = std::time::Instant::now();
-    watching.while_server("the next connection", |world| world.connections() == 10).await;
-    // The ninth pause in a row would have been 1280 ms at least.
+    watching.while_server("the next connection", |state| state.connections() == 10).await;
+    // Without the reset, the ninth pause would be at least 1280 ms.
     assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_server_that_always_ends_the_connection_after_the_sync_is_not_stormed() {
+async fn disconnects_after_each_sync_back_off() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Close]);
     let mut watching = dedicated(&server);
     watching.listen(TIME).await;
     let connections = server.connections();
-    // Some are replaced at once; then it takes ever longer.
+    // The first reconnects are immediate; then the pauses grow.
     assert!((8..=BOUND + 8).contains(&connections), "{connections}");
     watching.end().await;
 }
 
 #[test]
-fn memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open() {
-    if !is_alone("faults::endurance::memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open") {
+fn ten_thousand_reconnects_leak_nothing() {
+    if !is_alone("faults::endurance::ten_thousand_reconnects_leak_nothing") {
         return;
     }
     block_on(async {
@@ -114,16 +114,16 @@ fn memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open() {
         let mut watching = watch_in(&server, DEDICATED, Timing { retry, ..quick() });
         let mut measured = Vec::new();
         for target in (1..=RECONNECTS / 500).map(|n| n * 500) {
-            watching.while_server("reconnects", |world| world.connections() >= target).await;
+            watching.while_server("reconnects", |state| state.connections() >= target).await;
             watching.states.clear();
-            server.change(|world| {
-                world.lines = Vec::new();
-                world.reads = Vec::new();
+            server.change(|state| {
+                state.lines = Vec::new();
+                state.reads = Vec::new();
             });
             measured.push((memory(), open_files()));
         }
         assert_eq!(server.most_open(), 1, "one connection a mailbox");
-        // What is allocated for good is allocated in the first quarter.
+        // Permanent allocations happen in the first quarter.
         let (early, late) = (measured[measured.len() / 4], *measured.last().unwrap());
         assert!(late.0 <= early.0 + 1024, "{measured:?}");
         assert!(late.1 <= early.1 + 2, "{measured:?}");
@@ -134,7 +134,7 @@ fn memory_is_flat_over_ten_thousand_reconnects_and_none_is_left_open() {
 const RECONNECTS: usize = 10_000;
 
 #[tokio::test]
-async fn one_mailbox_has_one_connection_whatever_happens() {
+async fn a_mailbox_has_at_most_one_connection() {
     let server = Scripted::start().await;
     server.script(|seen| match (seen.name, seen.nth) {
         ("UID FETCH", 2) | ("IDLE", 2) => vec![Step::Untagged, Step::Close],
@@ -150,6 +150,6 @@ async fn one_mailbox_has_one_connection_whatever_happens() {
     assert!(server.connections() > 2);
     assert_eq!(server.most_open(), 1);
     watching.end().await;
-    server.until("it is closed", |world| world.open() == 0).await;
+    server.until("it is closed", |state| state.open() == 0).await;
     assert_eq!(server.asked("LOGOUT"), 1, "and goes politely");
 }

@@ -1,7 +1,7 @@
-//! What is asked for: no more than is needed, of no more than is ours, and without leaving a trace.
+//! FETCH commands request only the needed bytes of the needed mails, and do not set \Seen.
 
 use super::*;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 
 #[tokio::test]
@@ -9,7 +9,7 @@ async fn every_read_is_a_peek() {
     for more in [DEDICATED, SHARED, "dedicated = true\nafter = \"seen\""] {
         for capabilities in ["IDLE", "IDLE NOTIFY"] {
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             server.deliver("waits");
             let mut watching = watch(&server, more);
             watching.mail("waits").await;
@@ -29,19 +29,19 @@ async fn every_read_is_a_peek() {
 }
 
 #[tokio::test]
-async fn in_a_shared_mailbox_other_peoples_mails_are_never_fetched() {
+async fn other_mails_of_a_shared_mailbox_stay_unread() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.deliver(&other("a letter"));
-        world.deliver(&notification("ours"));
-        world.deliver(&other("another letter"));
+    server.change(|state| {
+        state.deliver(&other("a letter"));
+        state.deliver(&notification("ours"));
+        state.deliver(&other("another letter"));
     });
     let mut watching = watch(&server, SHARED);
     watching.mail("ours").await;
     watching.idle().await;
     assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 3)), "they are passed");
-    server.change(|world| world.deliver(&other("one more letter")));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    server.change(|state| state.deliver(&other("one more letter")));
+    watching.until_cursor(7, 4).await;
     assert_eq!(watching.handed.keys().collect::<Vec<_>>(), [&(7, 2)]);
     let bodies: Vec<_> = server.lines().iter().filter(|line| line.contains("BODY.PEEK[]")).cloned().collect();
     assert!(bodies.len() == 1 && bodies[0].contains("UID FETCH 2 ("), "{bodies:?}");
@@ -49,28 +49,29 @@ async fn in_a_shared_mailbox_other_peoples_mails_are_never_fetched() {
     watching.end().await;
 }
 
-/// As Dovecot does when the first answer has filled its buffer.
+/// Dovecot does this when the first response has filled its buffer.
 #[tokio::test]
-async fn what_comes_for_the_next_command_before_the_end_of_this_one_is_not_asked_for_again() {
+async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;
-    server.change(|world| (1..=600).map(|_| world.deliver(&other("a letter"))).max());
+    server.change(|state| (1..=600).map(|_| state.deliver(&other("a letter"))).max());
     server.script(|seen| match (seen.name, seen.nth) {
-        // The first is the listing; then there are two parts, of which the second is asked for more.
+        // The first FETCH is the listing. Two parts follow, and the second one requests more items.
         ("UID FETCH", 2) => {
-            let early = (401..=600).flat_map(|n| data(n as usize, n, &other("a letter"), seen.line)).collect();
+            let early =
+                (401..=600).flat_map(|n| fetch_response(n as usize, n, &other("a letter"), seen.line)).collect();
             vec![Step::Untagged, Step::Say(String::from_utf8(early).unwrap()), Step::Ok]
         }
         ("UID FETCH", 3) => vec![Step::BareOk],
         _ => vec![Step::Usual],
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 600))).await;
+    watching.until_cursor(7, 600).await;
     assert_eq!(server.asked("UID FETCH"), 3);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn in_a_dedicated_mailbox_a_new_mail_comes_whole_in_one_exchange() {
+async fn dedicated_mailbox_fetches_a_mail_in_one_exchange() {
     let server = Scripted::start().await;
     let mut watching = watch(&server, DEDICATED);
     watching.idle().await;
@@ -83,10 +84,10 @@ async fn in_a_dedicated_mailbox_a_new_mail_comes_whole_in_one_exchange() {
 }
 
 #[tokio::test]
-async fn no_more_than_max_size_is_fetched_of_a_mail_and_its_size_is_told() {
+async fn at_most_max_size_is_fetched() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 100_000]].concat();
-    server.change(|world| world.deliver(&long));
+    server.change(|state| state.deliver(&long));
     let mut watching = watch(&server, &format!("{DEDICATED}\nmax_size = \"2 KiB\""));
     watching.mail("long").await;
     assert_eq!(watching.handed[&(7, 1)].0, long[..2048]);
@@ -98,10 +99,10 @@ async fn no_more_than_max_size_is_fetched_of_a_mail_and_its_size_is_told() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_longer_than_was_asked_for_is_not_taken() {
+async fn a_longer_body_than_requested_is_refused() {
     let server = Scripted::start().await;
     let long = [notification("long"), vec![b'x'; 600_000]].concat();
-    server.change(|world| world.deliver(&long));
+    server.change(|state| state.deliver(&long));
     let answer = format!("* 1 FETCH (UID 1 BODY[] {{{}}}\r\n{})\r\n", long.len(), String::from_utf8(long).unwrap());
     once(&server, "UID FETCH", 2, &[say(&answer), Step::Ok]);
     let mut watching = watch(&server, &format!("{DEDICATED}\nmax_size = \"2 KiB\""));
@@ -112,15 +113,15 @@ async fn an_answer_that_is_longer_than_was_asked_for_is_not_taken() {
 }
 
 #[tokio::test]
-async fn literals_in_every_form_are_read_or_tried_again() {
+async fn every_form_of_literal_is_handled() {
     let mail = String::from_utf8(notification("odd")).unwrap();
     let length = mail.len();
     for (body, understood) in [
         (format!("BODY[]<0> {{{length}}}\r\n{mail}"), true),
         (format!("BODY[] {{{length}}}\r\n{mail}"), true),
-        // A literal for binary data (RFC 3516).
+        // literal8 for binary data (RFC 3516)
         (format!("BODY[]<0> ~{{{length}}}\r\n{mail}"), true),
-        // A literal of the client's kind (RFC 7888): not for an answer.
+        // A non-synchronizing literal (RFC 7888) is for clients only.
         (format!("BODY[]<0> {{{length}+}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{99999999999999999999}}\r\n{mail}"), false),
         (format!("BODY[]<0> {{-1}}\r\n{mail}"), false),
@@ -128,13 +129,13 @@ async fn literals_in_every_form_are_read_or_tried_again() {
         ("BODY[]<0> \"\"".to_owned(), false),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE LITERAL+".into());
+        server.change(|state| state.capabilities = "IDLE LITERAL+".into());
         server.deliver("odd");
         let answer = format!("* 1 FETCH (UID 1 RFC822.SIZE {length} {body})\r\n");
         once(&server, "UID FETCH", 2, &[say(&answer), Step::Ok]);
         let mut watching = watch(&server, DEDICATED);
         watching.mail("odd").await;
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1))).await;
+        watching.until_cursor(7, 1).await;
         assert_eq!(server.count("UID FETCH") == 2, understood, "{body}");
         assert_eq!(watching.handed[&(7, 1)].0, mail.as_bytes());
         watching.end().await;
@@ -142,15 +143,15 @@ async fn literals_in_every_form_are_read_or_tried_again() {
 }
 
 #[tokio::test]
-async fn a_thousand_mails_are_fetched_in_few_commands_and_in_order() {
+async fn a_thousand_mails_are_fetched_in_few_commands() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         (0..1_100).for_each(|n| {
-            world.deliver(&notification(&format!("number {n}")));
+            state.deliver(&notification(&format!("number {n}")));
         })
     });
     let mut watching = watch(&server, DEDICATED);
-    watching.until("all of them", |w| *w.cursor.lock().unwrap() == Some((7, 1_100))).await;
+    watching.until_cursor(7, 1_100).await;
     assert_eq!(watching.handed.len(), 1_100);
     assert_eq!(server.asked("UID FETCH"), 4, "a list, and three windows");
     watching.end().await;

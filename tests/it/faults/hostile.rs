@@ -1,23 +1,23 @@
-//! A server that means harm gets no memory, no processor and no word into the log.
+//! A hostile server cannot use up memory or processor time, and its text reaches the log only in a safe form.
 
 use super::*;
-use crate::faults::alone::{block_on, cpu, is_alone, memory_at_most};
+use crate::faults::own_process::{block_on, cpu, is_alone, memory_at_most};
 use resmic_mailhook::model::MailboxState;
 use testkit::watching::dedicated;
 
-/// Everywhere that a server can speak.
+/// The occasions on which a server can send data.
 const PLACES: [&str; 7] = ["greeting", "LOGIN", "CAPABILITY", "EXAMINE", "UID FETCH", "IDLE", "DONE"];
 
-/// The server answers so, once at each place; the watcher has to come back from it. Returns the processor seconds and
-/// the KiB that each took.
-async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
+/// Makes the server perform these steps once on each occasion. The watcher has to recover. Returns the processor seconds
+/// and the KiB for each occasion.
+async fn attack_costs(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, u64)> {
     let mut costs = Vec::new();
     for name in PLACES {
         let server = Scripted::start().await;
         once(&server, name, 1, steps);
         let before = (cpu(), memory_at_most());
         let mut watching = watch(&server, more);
-        watching.while_server("another connection", |world| world.connections() >= 2).await;
+        watching.while_server("another connection", |state| state.connections() >= 2).await;
         server.deliver("after all that");
         watching.mail("after all that").await;
         watching.end().await;
@@ -26,48 +26,48 @@ async fn endured(steps: &'static [Step], more: &str) -> Vec<(&'static str, f64, 
     costs
 }
 
-/// What one such attack may cost at most, the server's own work included.
+/// The limit for one attack, which includes the work of the test server.
 fn assert_cheap(costs: &[(&str, f64, u64)]) {
     assert!(costs.iter().all(|(_, seconds, kib)| *seconds < 6.0 && *kib < 24 * 1024), "{costs:?}");
 }
 
 #[test]
-fn a_huge_literal_that_is_announced_takes_no_memory() {
-    if !is_alone("faults::hostile::a_huge_literal_that_is_announced_takes_no_memory") {
+fn an_announced_huge_literal_takes_no_memory() {
+    if !is_alone("faults::hostile::an_announced_huge_literal_takes_no_memory") {
         return;
     }
     block_on(async {
         let huge = &*vec![say("* 1 FETCH (UID 1 BODY[] {536000000}\r\nFrom: "), Step::Mute].leak();
-        assert_cheap(&endured(huge, EACH_SECOND).await);
+        assert_cheap(&attack_costs(huge, EACH_SECOND).await);
     });
 }
 
 #[test]
-fn a_line_without_an_end_takes_little_time_and_memory() {
-    if !is_alone("faults::hostile::a_line_without_an_end_takes_little_time_and_memory") {
+fn an_endless_line_costs_little() {
+    if !is_alone("faults::hostile::an_endless_line_costs_little") {
         return;
     }
     let chunk: &'static str = "* OK and so on and so on and so on".repeat(100).leak();
     let steps = &*vec![Step::Flood(chunk)].leak();
-    // What a person allows for a mail is not allowed for a line.
+    // A large max_size does not allow a longer line.
     let more = &format!("{EACH_SECOND}\nmax_size = \"64 MiB\"");
-    block_on(async { assert_cheap(&endured(steps, more).await) });
+    block_on(async { assert_cheap(&attack_costs(steps, more).await) });
 }
 
 #[test]
-fn a_flood_of_unsolicited_answers_takes_little_time_and_memory() {
-    if !is_alone("faults::hostile::a_flood_of_unsolicited_answers_takes_little_time_and_memory") {
+fn a_flood_of_responses_costs_little() {
+    if !is_alone("faults::hostile::a_flood_of_responses_costs_little") {
         return;
     }
     for chunk in ["* OK still here\r\n", "* 3 FETCH (UID 3 FLAGS (\\Seen))\r\n", "* 5 EXISTS\r\n* 5 EXPUNGE\r\n"] {
         let steps = &*vec![Step::Flood(chunk.repeat(100).leak())].leak();
-        block_on(async { assert_cheap(&endured(steps, EACH_SECOND).await) });
+        block_on(async { assert_cheap(&attack_costs(steps, EACH_SECOND).await) });
     }
 }
 
 #[test]
-fn headers_that_nobody_asked_for_take_little_memory() {
-    if !is_alone("faults::hostile::headers_that_nobody_asked_for_take_little_memory") {
+fn unsolicited_headers_take_little_memory() {
+    if !is_alone("faults::hostile::unsolicited_headers_take_little_memory") {
         return;
     }
     let header = format!("From: {}\r\n\r\n", "x".repeat(1_000_000));
@@ -80,7 +80,7 @@ fn headers_that_nobody_asked_for_take_little_memory() {
             let timing = Timing { mail: Duration::from_secs(1), ..quick() };
             let before = memory_at_most();
             let mut watching = watch_in(&server, "idle_renew = \"1s\"", timing);
-            watching.while_server("another connection", |world| world.connections() >= 2).await;
+            watching.while_server("another connection", |state| state.connections() >= 2).await;
             watching.end().await;
             let taken = memory_at_most() - before;
             assert!(taken < 48 * 1024, "{name}: {taken} KiB");
@@ -91,7 +91,7 @@ fn headers_that_nobody_asked_for_take_little_memory() {
 const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]
-async fn a_list_of_far_more_mails_than_there_are_is_not_believed() {
+async fn a_too_long_list_is_refused() {
     let server = Scripted::start().await;
     server.deliver("real");
     let list: String = (1..=110_000).map(|n| format!("* {n} FETCH (UID {n})\r\n")).collect();
@@ -104,7 +104,7 @@ async fn a_list_of_far_more_mails_than_there_are_is_not_believed() {
 }
 
 #[tokio::test]
-async fn numbers_at_their_limits_do_no_harm() {
+async fn numbers_at_their_limits_are_harmless() {
     for lie in
         ["* 4294967295 EXISTS\r\n", "* 0 EXISTS\r\n", "* 4294967295 EXPUNGE\r\n", "* OK [UIDNEXT 4294967295] x\r\n"]
     {
@@ -119,7 +119,7 @@ async fn numbers_at_their_limits_do_no_harm() {
         watching.end().await;
     }
     let server = Scripted::start().await;
-    server.change(|world| world.uid_next = u32::MAX - 1);
+    server.change(|state| state.uid_next = u32::MAX - 1);
     server.deliver("the last number of all");
     let mut watching = dedicated(&server);
     watching.mail("the last number of all").await;
@@ -128,7 +128,7 @@ async fn numbers_at_their_limits_do_no_harm() {
 }
 
 #[tokio::test]
-async fn a_response_that_makes_the_parser_panic_is_skipped() {
+async fn a_response_that_panics_the_parser_is_skipped() {
     let server = Scripted::start().await;
     server.deliver("real");
     once(&server, "UID FETCH", 1, &[say("* OK [ALERT]\u{e9}\r\n"), Step::Usual]);
@@ -139,7 +139,7 @@ async fn a_response_that_makes_the_parser_panic_is_skipped() {
 }
 
 #[tokio::test]
-async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
+async fn nested_brackets_end_only_the_connection() {
     for deep in
         [format!("BODYSTRUCTURE {}", "(".repeat(60_000)), format!("BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000))]
     {
@@ -155,7 +155,7 @@ async fn brackets_within_brackets_cost_the_connection_and_not_the_program() {
 }
 
 #[tokio::test]
-async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_error() {
+async fn errors_contain_no_raw_text_and_no_mail() {
     let server = Scripted::start().await;
     let bell = "{tag} NO \u{1b}[31mred\u{7} and {tag}\u{202e} reversed\r\n";
     once(&server, "EXAMINE", 1, &[say(bell)]);
@@ -173,16 +173,16 @@ async fn what_a_server_says_is_not_repeated_raw_and_no_mail_text_gets_into_an_er
 }
 
 #[tokio::test]
-async fn a_mail_of_nothing_and_a_mail_of_garbage_are_handed_over_like_any_other() {
+async fn empty_and_garbage_mails_are_handed_over() {
     let server = Scripted::start().await;
     let garbage: Vec<u8> = (0..=255).cycle().take(5_000).collect();
-    server.change(|world| {
-        world.deliver(b"");
-        world.deliver(&garbage);
-        world.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
+    server.change(|state| {
+        state.deliver(b"");
+        state.deliver(&garbage);
+        state.deliver(b"\r\n)\r\nA1 OK done\r\n* BYE\r\n");
     });
     let mut watching = dedicated(&server);
-    watching.until("all three", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     assert_eq!(watching.handed[&(7, 1)].0, b"");
     assert_eq!(watching.handed[&(7, 2)].0, garbage);
     assert_eq!(server.connections(), 1);

@@ -1,31 +1,31 @@
-//! A change is seen within moments, whenever it is announced; and IDLE may end in every way but the agreed one.
+//! The watcher notices a change at once, whenever the server announces it, and survives each irregular end of an IDLE.
 
 use super::*;
 use testkit::watching::dedicated;
 
-/// How soon "at once" is, on a machine that is busy.
+/// The limit for "at once" on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
-/// A watcher of an empty mailbox, renewed once a minute, at rest.
-async fn at_rest(server: &Scripted) -> Watching {
+/// A watcher in IDLE on an empty mailbox, renewed once a minute.
+async fn idle_watcher(server: &Scripted) -> Watching {
     let mut watching = dedicated(server);
     watching.idle().await;
     watching
 }
 
 #[tokio::test]
-async fn an_exists_before_the_ok_of_a_fetch_is_not_dropped() {
+async fn exists_before_a_tagged_ok_is_used() {
     for nth in 1..=2 {
         let server = Scripted::start().await;
         server.deliver("first");
-        // It arrives after the answer was put together: the OK alone tells of it.
+        // The mail arrives after the server built its response. Only the EXISTS before the OK announces it.
         once(&server, "UID FETCH", nth, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
         let mut watching = dedicated(&server);
         assert!(watching.mail("second").await < AT_ONCE);
         watching.end().await;
     }
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     once(&server, "UID FETCH", 2, &[Step::Untagged, Step::Deliver("second"), Step::Ok]);
     server.deliver("first");
     assert!(watching.mail("second").await < AT_ONCE);
@@ -33,7 +33,7 @@ async fn an_exists_before_the_ok_of_a_fetch_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
+async fn exists_before_the_continuation_is_used() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Usual]);
     let mut watching = dedicated(&server);
@@ -42,8 +42,8 @@ async fn an_exists_between_idle_and_its_plus_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_idle_is_not_ended_before_its_plus() {
-    // The first one, the one that is pipelined behind a FETCH, and the one behind a MOVE.
+async fn done_waits_for_the_continuation() {
+    // The first IDLE, an IDLE that is pipelined after a FETCH, and one after a MOVE.
     for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
@@ -60,11 +60,11 @@ async fn an_idle_is_not_ended_before_its_plus() {
 }
 
 #[tokio::test]
-async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
+async fn shutdown_before_the_continuation_is_soon() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[Step::Pause(ms(100)), Step::Overhear, Step::Usual]);
     let mut watching = dedicated(&server);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     let began = std::time::Instant::now();
     watching.end().await;
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
@@ -72,7 +72,7 @@ async fn an_end_that_comes_before_the_plus_of_an_idle_is_polite_and_soon() {
 }
 
 #[tokio::test]
-async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
+async fn a_mail_between_fetch_and_idle_is_read() {
     for name in ["UID FETCH", "EXAMINE", "CAPABILITY"] {
         let server = Scripted::start().await;
         once(&server, name, 1, &[Step::Usual, Step::Deliver("between")]);
@@ -83,7 +83,7 @@ async fn a_mail_between_the_fetch_and_the_idle_is_not_missed() {
 }
 
 #[tokio::test]
-async fn an_exists_with_the_end_of_an_idle_is_not_dropped() {
+async fn exists_at_the_end_of_idle_is_used() {
     let server = Scripted::start().await;
     let mut watching = watch(&server, "dedicated = true\nidle_renew = \"1s\"");
     watching.idle().await;
@@ -93,12 +93,12 @@ async fn an_exists_with_the_end_of_an_idle_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_end_of_the_stream_in_idle_is_a_disconnect() {
+async fn end_of_stream_in_idle_is_a_disconnect() {
     for way in [Step::Close, Step::Reset] {
         let server = Scripted::start().await;
         once(&server, "IDLE", 1, &[Step::Usual, way]);
         let mut watching = dedicated(&server);
-        watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+        watching.while_server("a second IDLE", |state| state.count("IDLE") == 2).await;
         server.deliver("after");
         assert!(watching.mail("after").await < AT_ONCE);
         watching.end().await;
@@ -106,12 +106,12 @@ async fn an_end_of_the_stream_in_idle_is_a_disconnect() {
 }
 
 #[tokio::test]
-async fn a_bye_in_idle_is_no_new_mail_but_a_new_connection_and_a_new_login() {
+async fn a_bye_in_idle_leads_to_a_reconnect() {
     let server = Scripted::start().await;
     let bye = "* BYE Session invalidated - AccessTokenExpired\r\n";
     once(&server, "IDLE", 1, &[Step::Usual, say(bye), Step::Mute]);
     let mut watching = dedicated(&server);
-    watching.while_server("a second IDLE", |world| world.count("IDLE") == 2).await;
+    watching.while_server("a second IDLE", |state| state.count("IDLE") == 2).await;
     let said =
         watching.states.iter().any(|(_, words)| words.as_ref().is_some_and(|w| w.contains("AccessTokenExpired")));
     assert!(said, "{:?}", watching.states);
@@ -122,7 +122,7 @@ async fn a_bye_in_idle_is_no_new_mail_but_a_new_connection_and_a_new_login() {
 }
 
 #[tokio::test]
-async fn an_idle_that_is_refused_does_not_hang_and_the_mailbox_is_polled() {
+async fn a_refused_idle_is_replaced_by_polling() {
     for answer in ["{tag} NO not today\r\n", "{tag} BAD what is that\r\n"] {
         let server = Scripted::start().await;
         always(&server, "IDLE", &[say(answer)]);
@@ -139,7 +139,7 @@ async fn an_idle_that_is_refused_does_not_hang_and_the_mailbox_is_polled() {
 #[tokio::test]
 async fn a_server_without_idle_is_polled() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "NOTIFY".into());
+    server.change(|state| state.capabilities = "NOTIFY".into());
     let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), ..quick() });
     watching.state(resmic_mailhook::model::MailboxState::Polling).await;
     server.deliver("polled");
@@ -149,9 +149,9 @@ async fn a_server_without_idle_is_polled() {
 }
 
 #[tokio::test]
-async fn an_idle_that_the_server_ends_by_itself_is_begun_again_without_a_done() {
+async fn an_idle_ended_by_the_server_is_repeated() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
+    let mut watching = idle_watcher(&server).await;
     once(&server, "news", 1, &[Step::EndIdle, Step::Usual]);
     server.deliver("with its end");
     assert!(watching.mail("with its end").await < AT_ONCE);
@@ -162,12 +162,12 @@ async fn an_idle_that_the_server_ends_by_itself_is_begun_again_without_a_done() 
 }
 
 #[tokio::test]
-async fn a_server_that_drops_each_idle_early_is_idled_with_all_the_same() {
+async fn short_idles_are_repeated() {
     let server = Scripted::start().await;
-    // Later than `again`, so not at once; far earlier than the renewal.
+    // The IDLE lasts longer than `again`, so it did not end at once, but much shorter than the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
     let mut watching = dedicated(&server);
-    watching.while_server("eight IDLEs", |world| world.count("IDLE") >= 8).await;
+    watching.while_server("eight IDLEs", |state| state.count("IDLE") >= 8).await;
     server.deliver("all the same");
     assert!(watching.mail("all the same").await < AT_ONCE);
     assert_eq!(server.connections(), 1);
@@ -175,7 +175,7 @@ async fn a_server_that_drops_each_idle_early_is_idled_with_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_each_idle_early_is_reconnected_to_at_once() {
+async fn a_close_in_idle_is_reconnected_at_once() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(100)), Step::Close]);
     let timing = Timing { steady: ms(80), ..quick() };
@@ -184,13 +184,13 @@ async fn a_server_that_closes_each_idle_early_is_reconnected_to_at_once() {
         server.deliver(&format!("number {n}"));
         assert!(watching.mail(&format!("number {n}")).await < AT_ONCE);
         let before = server.connections();
-        watching.while_server("a new connection", |world| world.connections() > before).await;
+        watching.while_server("a new connection", |state| state.connections() > before).await;
     }
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_server_that_ends_each_idle_at_once_is_polled_instead() {
+async fn a_server_that_ends_idle_is_polled() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::EndIdle]);
     let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), again: ms(500), ..quick() });
@@ -204,10 +204,10 @@ async fn a_server_that_ends_each_idle_at_once_is_polled_instead() {
 }
 
 #[tokio::test]
-async fn a_done_that_crosses_the_end_of_its_idle_is_no_failure() {
+async fn a_done_after_the_idle_is_no_failure() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
-    // The server has ended the IDLE, and reads the DONE as a command of its own.
+    let mut watching = idle_watcher(&server).await;
+    // The server has ended the IDLE and treats the DONE as a command.
     once(&server, "DONE", 1, &[Step::Ok, say("DONE BAD unknown command\r\n")]);
     server.deliver("at the crossing");
     assert!(watching.mail("at the crossing").await < AT_ONCE);
@@ -218,9 +218,9 @@ async fn a_done_that_crosses_the_end_of_its_idle_is_no_failure() {
     watching.end().await;
 }
 
-// The server reads on another thread: what left in several writes it would see in several pieces, sooner or later.
+// The server reads on another thread. So it would see separate writes as separate reads, at least sometimes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn done_fetch_and_the_next_idle_leave_in_one_write() {
+async fn done_fetch_and_idle_leave_in_one_write() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
@@ -230,7 +230,7 @@ async fn done_fetch_and_the_next_idle_leave_in_one_write() {
             watching.mail(&format!("number {n}")).await;
             watching.idle().await;
         }
-        let reads = server.world().reads.clone();
+        let reads = server.state().reads.clone();
         let mut begun = reads.iter().filter(|read| read.starts_with("DONE\r\n"));
         assert!(begun.clone().count() >= 50);
         assert!(begun.all(|read| read.contains(" UID FETCH ") && read.ends_with(" IDLE\r\n")), "{reads:?}");
@@ -241,8 +241,8 @@ async fn done_fetch_and_the_next_idle_leave_in_one_write() {
 #[tokio::test]
 async fn commands_dropped_after_done_cost_one_timeout() {
     let server = Scripted::start().await;
-    let mut watching = at_rest(&server).await;
-    // Stalwart before 0.10: it answers the DONE, and what came with it is gone.
+    let mut watching = idle_watcher(&server).await;
+    // Stalwart before 0.10 answers the DONE and drops the commands in the same packet.
     server.script(|seen| match seen.name {
         "DONE" => vec![Step::Usual, Step::Overhear],
         _ => vec![Step::Usual],
@@ -257,7 +257,7 @@ async fn commands_dropped_after_done_cost_one_timeout() {
         watching.idle().await;
     }
     assert_eq!(server.connections(), 2);
-    // Also over a new connection.
+    // The watcher also remembers this on a new connection.
     once(&server, "news", server.count("news") + 1, &[Step::Close]);
     server.deliver("on a new connection");
     watching.mail("on a new connection").await;

@@ -1,4 +1,4 @@
-//! From the greeting to the login: what is tried again soon, what only a person can mend, and what is not said to whom.
+//! From the greeting to the login: which failures are retried soon, which ones need an operator, and where secrets go.
 
 use super::*;
 use resmic_mailhook::backoff::Backoff;
@@ -6,13 +6,13 @@ use resmic_mailhook::model::MailboxState;
 use resmic_mailhook::source::imap::{Account, Credentials, Login, Tls};
 use testkit::watching::dedicated;
 
-/// Refusals of a login are waited out far longer than a test runs.
-fn strict() -> Timing {
+/// A timing in which the pause after a refused login is longer than any test.
+fn long_login_pause() -> Timing {
     Timing { retry_login: Backoff { base: Duration::from_secs(600), cap: Duration::from_secs(600) }, ..quick() }
 }
 
 #[tokio::test]
-async fn a_bye_for_a_greeting_is_said_and_tried_again() {
+async fn a_bye_as_greeting_is_reported_and_retried() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* BYE overloaded\r\n"), Step::Close]);
     let mut watching = dedicated(&server);
@@ -24,7 +24,7 @@ async fn a_bye_for_a_greeting_is_said_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
+async fn a_missing_greeting_times_out() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { login: ms(200), ..quick() });
@@ -35,7 +35,7 @@ async fn a_greeting_that_never_comes_is_not_waited_for_without_end() {
 }
 
 #[tokio::test]
-async fn a_greeting_of_something_else_is_no_imap() {
+async fn a_greeting_of_another_protocol_is_reported() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("220 mail.example ESMTP\r\n")]);
     let mut watching = dedicated(&server);
@@ -46,10 +46,10 @@ async fn a_greeting_of_something_else_is_no_imap() {
 }
 
 #[tokio::test]
-async fn preauth_is_somebody_elses_login_and_gets_no_password() {
+async fn preauth_is_refused_without_a_password() {
     let server = Scripted::start().await;
     once(&server, "greeting", 1, &[say("* PREAUTH logged in as somebody\r\n")]);
-    let mut watching = watch_in(&server, DEDICATED, strict());
+    let mut watching = watch_in(&server, DEDICATED, long_login_pause());
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("PREAUTH"), "{words}");
     assert_eq!(server.count("LOGIN"), 0);
@@ -58,7 +58,7 @@ async fn preauth_is_somebody_elses_login_and_gets_no_password() {
 }
 
 #[tokio::test]
-async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
+async fn without_starttls_no_password_is_sent() {
     for (answer, said) in [
         ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
         ("* BYE overloaded", "the server said goodbye: overloaded"),
@@ -70,7 +70,7 @@ async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
         account.settings.tls = Tls::Starttls;
         account.login.tls = Some(resmic_mailhook::tls::client_config(None).unwrap());
         account.timing.login = ms(300);
-        let mut watching = Watching::with(account, "INBOX".into(), Default::default());
+        let mut watching = Watching::with_account(account, "INBOX".into(), Default::default());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.starts_with(said), "{words}");
         assert_eq!(server.count("LOGIN"), 0);
@@ -79,7 +79,7 @@ async fn without_starttls_no_password_is_sent_and_it_is_told_why() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_retried_seldom() {
+async fn wrong_credentials_are_retried_rarely() {
     for answer in [
         "{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n",
         "{tag} NO [EXPIRED] renew it\r\n",
@@ -90,11 +90,11 @@ async fn wrong_credentials_are_retried_seldom() {
     ] {
         let server = Scripted::start().await;
         always(&server, "LOGIN", &[say(answer)]);
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.starts_with("login refused") && words.contains("`password`"), "{words}");
         assert!(!words.contains("secret") && !words.contains("Some("), "{words}");
-        // An ordinary failure would have been tried again ten times by now.
+        // An ordinary failure would have been retried about ten times in this time.
         watching.listen(ms(400)).await;
         assert_eq!(server.count("LOGIN"), 1, "{answer}");
         watching.end().await;
@@ -102,12 +102,12 @@ async fn wrong_credentials_are_retried_seldom() {
 }
 
 #[tokio::test]
-async fn a_password_that_a_server_quotes_is_not_told_on() {
+async fn a_password_quoted_by_a_server_is_redacted() {
     for answer in [r#"{tag} NO "hunt\"er2" is not the password of "shop@example""#, r#"* BYE hunt"er2 is wrong"#] {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{answer}\r\n"))]);
         let mut watching =
-            Watching::with(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
+            Watching::with_account(with_password(&server, "hunt\"er2", DEDICATED), "INBOX".into(), Default::default());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.contains("(secret) is") && !words.contains("er2"), "{words}");
         watching.end().await;
@@ -128,15 +128,15 @@ async fn temporary_refusals_are_retried_soon() {
         "Rate limit exceeded",
         "Temporary authentication failure. [mx:2025-03-05 03:36:00]",
         "system busy",
-        // A lock after failed logins says nothing about this one.
+        // A lock after failed logins does not mean that this password is wrong.
         "[ALERT] Too many failed attempts",
-        // To the sixteenth connection (Gmail).
+        // Gmail's response to the sixteenth connection
         "[ALERT] Too many simultaneous connections. (Failure)",
     ] {
         for status in ["NO", "BAD"] {
             let server = Scripted::start().await;
             once(&server, "LOGIN", 1, &[say(&format!("{{tag}} {status} {answer}\r\n"))]);
-            let mut watching = watch_in(&server, DEDICATED, strict());
+            let mut watching = watch_in(&server, DEDICATED, long_login_pause());
             let words = watching.state(MailboxState::Failed).await.unwrap();
             assert!(words.contains("LOGIN refused") && words.contains("retries soon"), "{words}");
             assert!(!words.contains("password"), "{words}");
@@ -147,11 +147,11 @@ async fn temporary_refusals_are_retried_soon() {
 }
 
 #[tokio::test]
-async fn a_refusal_with_another_tag_is_no_wrong_password() {
+async fn a_refusal_with_another_tag_is_retried() {
     for tag in ["A9999", "a", "LOGIN"] {
         let server = Scripted::start().await;
         once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.contains("an answer to another command"), "{words}");
         watching.idle().await;
@@ -159,7 +159,7 @@ async fn a_refusal_with_another_tag_is_no_wrong_password() {
     }
 }
 
-/// What the client wrote for its login, without tags.
+/// The client lines before EXAMINE, without tags.
 fn login_lines(server: &Scripted) -> Vec<String> {
     let lines = server.lines();
     let before: Vec<_> = lines.iter().take_while(|line| !line.contains(" EXAMINE ")).collect();
@@ -188,7 +188,7 @@ async fn without_login_a_password_goes_by_sasl_plain() {
             _ if seen.line == BASE64_SECRET => vec![say("A0001 OK in\r\n")],
             _ => vec![Step::Usual],
         });
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         watching.idle().await;
         assert_eq!(login_lines(&server), lines, "{offered}");
         watching.end().await;
@@ -196,21 +196,21 @@ async fn without_login_a_password_goes_by_sasl_plain() {
 }
 
 #[tokio::test]
-async fn a_disabled_login_is_found_out_after_a_refusal() {
+async fn logindisabled_is_noticed_after_a_refusal() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
+    server.change(|state| state.capabilities = "IDLE LOGINDISABLED AUTH=PLAIN SASL-IR".into());
     always(&server, "LOGIN", &[say("{tag} NO LOGIN failed.\r\n")]);
-    let mut watching = watch_in(&server, DEDICATED, strict());
+    let mut watching = watch_in(&server, DEDICATED, long_login_pause());
     watching.idle().await;
     assert_eq!((server.connections(), server.count("AUTHENTICATE")), (1, 1));
     watching.end().await;
 }
 
 #[tokio::test]
-async fn an_impossible_login_says_what_to_do() {
+async fn the_error_of_an_impossible_login_helps() {
     for in_greeting in [true, false] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
+        server.change(|state| state.capabilities = "IDLE LOGINDISABLED AUTH=GSSAPI".into());
         server.script(move |seen| match seen.name {
             "greeting" if in_greeting => {
                 vec![say("* OK [CAPABILITY IMAP4rev1 LOGINDISABLED AUTH=GSSAPI] ready\r\n")]
@@ -218,7 +218,7 @@ async fn an_impossible_login_says_what_to_do() {
             "LOGIN" => vec![say("{tag} BAD disabled\r\n")],
             _ => vec![Step::Usual],
         });
-        let mut watching = watch_in(&server, DEDICATED, strict());
+        let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
         for part in ["LOGINDISABLED", "`tls`", "oauth2"] {
             assert!(words.contains(part), "{words}");
@@ -241,7 +241,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
         ("IDLE LITERAL-", vec!["LOGIN \"shop@example\" {11+}".into(), password.into()]),
     ] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = offered.into());
+        server.change(|state| state.capabilities = offered.into());
         server.script(move |seen| match seen.name {
             "LOGIN" if seen.line.ends_with("{11}") => vec![say("+ go on\r\n")],
             "LOGIN" => vec![],
@@ -249,7 +249,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
             _ => vec![Step::Usual],
         });
         let mut watching =
-            Watching::with(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
+            Watching::with_account(with_password(&server, password, DEDICATED), "INBOX".into(), Default::default());
         watching.idle().await;
         let expected: Vec<String> =
             ["CAPABILITY".to_owned()].into_iter().chain(lines).chain(["CAPABILITY".to_owned()]).collect();
@@ -259,7 +259,7 @@ async fn a_password_beyond_ascii_is_never_quoted() {
 }
 
 #[test]
-fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_further() {
+fn retries_after_wrong_passwords_start_at_one_minute() {
     let retry = Timing::default().retry_login;
     let range = |failures| (retry.ceiling(failures) / 2, retry.ceiling(failures));
     assert_eq!(range(0), (Duration::from_secs(60), Duration::from_secs(120)));
@@ -268,7 +268,7 @@ fn after_a_wrong_password_the_first_retry_is_a_minute_away_and_the_next_ones_fur
 }
 
 #[tokio::test]
-async fn refused_logins_are_tried_ever_more_seldom() {
+async fn retries_of_refused_logins_back_off() {
     let server = Scripted::start().await;
     always(&server, "LOGIN", &[say("{tag} NO wrong password\r\n")]);
     let retry_login = Backoff { base: ms(40), cap: ms(100_000) };
@@ -276,10 +276,10 @@ async fn refused_logins_are_tried_ever_more_seldom() {
     let mut pauses = Vec::new();
     for nth in 1..=5 {
         let began = std::time::Instant::now();
-        watching.while_server("a login", |world| world.count("LOGIN") >= nth).await;
+        watching.while_server("a login", |state| state.count("LOGIN") >= nth).await;
         pauses.push(began.elapsed());
     }
-    // Drawn from the upper half of 40, 80, 160, 320.
+    // Each pause is random, in the upper half of 40, 80, 160 and 320 ms.
     for (pause, least) in pauses[1..].iter().zip([20, 40, 80, 160]) {
         assert!(*pause >= ms(least), "{pauses:?}");
     }
@@ -292,14 +292,14 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
         login: Login { tls: None, credentials: Credentials::Password(password.to_owned().into()) },
         is_candidate: Box::new(|_| true),
         pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
-        timing: strict(),
+        timing: long_login_pause(),
         sleeps: resmic_mailhook::vigil::Sleeps::none(),
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     }
 }
 
 #[tokio::test]
-async fn line_breaks_in_names_and_passwords_are_never_written() {
+async fn line_breaks_in_credentials_are_never_written() {
     let crlf = "x\r\nA666 LOGOUT";
     for (password, more, wanted) in [
         (crlf, DEDICATED, "INBOX"),
@@ -308,7 +308,8 @@ async fn line_breaks_in_names_and_passwords_are_never_written() {
     ] {
         let server = Scripted::start().await;
         server.deliver("moved nowhere");
-        let mut watching = Watching::with(with_password(&server, password, more), wanted.into(), Default::default());
+        let mut watching =
+            Watching::with_account(with_password(&server, password, more), wanted.into(), Default::default());
         if password == crlf {
             watching.state(MailboxState::Failed).await.unwrap();
         } else {

@@ -1,22 +1,21 @@
-//! What a mail server, a network and a restart may do to the watcher: each line a test, against a server that lies,
-//! stalls and hangs up on cue.
+//! Faults of mail servers, networks and restarts, reproduced with a scripted server that lies, stalls and hangs up.
 
 mod after;
-mod alone;
 mod cursor;
+mod daemon;
 mod dialects;
 mod endurance;
 mod fetching;
-mod gaps;
 mod hostile;
 mod idle;
 mod login;
+mod missing_mails;
 mod notify;
-mod numbering;
-mod program;
+mod own_process;
 mod progress;
 mod renewal;
-mod sifting;
+mod renumbering;
+mod shared_backfill;
 mod start;
 mod undelivered;
 
@@ -29,13 +28,13 @@ use testkit::watching::{Watching, quick, settings};
 const DEDICATED: &str = "dedicated = true\nidle_renew = \"1m\"";
 const SHARED: &str = "idle_renew = \"1m\"";
 
-/// The server does this once, and is its usual self otherwise.
+/// The server performs these steps on the `nth` occasion with this name, and responds as usual on all others.
 fn once(server: &Scripted, name: &'static str, nth: usize, steps: &[Step]) {
     let steps = steps.to_vec();
     server.script(move |seen| if seen.name == name && seen.nth == nth { steps.clone() } else { vec![Step::Usual] });
 }
 
-/// The server always does this.
+/// The server performs these steps on each occasion with this name.
 fn always(server: &Scripted, name: &'static str, steps: &[Step]) {
     let steps = steps.to_vec();
     server.script(move |seen| if seen.name == name { steps.clone() } else { vec![Step::Usual] });

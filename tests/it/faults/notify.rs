@@ -1,40 +1,40 @@
-//! NOTIFY (RFC 5465): what is pushed is believed for speed, and for nothing else.
+//! NOTIFY (RFC 5465): pushed mails are used because they are early, but they do not move the cursor past unread mails.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 
 const ITEMS: &str = "RFC822.SIZE BODY.PEEK[]";
 
-async fn at_rest(more: &str) -> (Scripted, Watching) {
+async fn idle_watcher(more: &str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    server.change(|state| state.capabilities = "IDLE NOTIFY".into());
     let mut watching = watch(&server, more);
-    watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+    watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
     (server, watching)
 }
 
 fn pushed(place: usize, uid: u32, subject: &str) -> Step {
-    Step::Say(String::from_utf8(data(place, uid, &notification(subject), ITEMS)).unwrap())
+    Step::Say(String::from_utf8(fetch_response(place, uid, &notification(subject), ITEMS)).unwrap())
 }
 
 #[tokio::test]
-async fn a_pushed_mail_costs_not_one_command() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+async fn a_pushed_mail_costs_no_command() {
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     let before = server.lines().len();
     server.deliver("pushed");
     watching.mail("pushed").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1))).await;
+    watching.until_cursor(7, 1).await;
     assert_eq!(server.lines().len(), before, "{:?}", server.lines());
     watching.end().await;
 }
 
 #[tokio::test]
-async fn in_a_shared_mailbox_only_a_header_is_pushed_and_only_a_candidate_is_fetched() {
-    let (server, mut watching) = at_rest(SHARED).await;
+async fn shared_mailbox_gets_headers_pushed() {
+    let (server, mut watching) = idle_watcher(SHARED).await;
     assert_eq!((server.asked("NOTIFY SET"), server.asked("BODY.PEEK[]")), (1, 0));
-    server.change(|world| world.deliver(&other("a letter")));
+    server.change(|state| state.deliver(&other("a letter")));
     server.deliver("ours");
     watching.mail("ours").await;
     assert_eq!((watching.times("a letter"), server.asked("UID FETCH 2 ("), server.asked("BODY.PEEK[]")), (0, 1, 1));
@@ -42,10 +42,10 @@ async fn in_a_shared_mailbox_only_a_header_is_pushed_and_only_a_candidate_is_fet
 }
 
 #[tokio::test]
-async fn a_notify_that_is_refused_is_done_without() {
+async fn a_refused_notify_is_not_needed() {
     for answer in ["{tag} NO [BADEVENT] (FlagChange)\r\n", "{tag} BAD unknown\r\n"] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+        server.change(|state| state.capabilities = "IDLE NOTIFY".into());
         always(&server, "NOTIFY", &[say(answer)]);
         let mut watching = watch(&server, DEDICATED);
         watching.idle().await;
@@ -57,10 +57,10 @@ async fn a_notify_that_is_refused_is_done_without() {
 }
 
 #[tokio::test]
-async fn where_nothing_is_pushed_after_all_the_mail_is_fetched_and_soon_without_waiting() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+async fn a_mail_that_is_not_pushed_is_fetched() {
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     let grace = quick().push_grace;
-    // The server announces, and does no more.
+    // The server announces the mail but does not push it.
     always(&server, "news", &[Step::Announce]);
     for n in 0..2 {
         server.deliver(&format!("slow {n}"));
@@ -73,19 +73,19 @@ async fn where_nothing_is_pushed_after_all_the_mail_is_fetched_and_soon_without_
 }
 
 #[tokio::test]
-async fn where_only_a_part_is_pushed_the_rest_is_fetched() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
-    // Three mails, the second is pushed; then one without its body.
+async fn the_rest_of_a_partial_push_is_fetched() {
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
+    // The server pushes only the second of three mails. Later it pushes a mail without its body.
     once(&server, "news", 1, &[Step::Announce, pushed(2, 2, "second")]);
-    server.change(|world| {
+    server.change(|state| {
         for subject in ["first", "second", "third"] {
-            world.deliver(&notification(subject));
+            state.deliver(&notification(subject));
         }
     });
     for subject in ["second", "first", "third"] {
         watching.mail(subject).await;
     }
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     once(
         &server,
         "news",
@@ -100,8 +100,8 @@ async fn where_only_a_part_is_pushed_the_rest_is_fetched() {
 }
 
 #[tokio::test]
-async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+async fn a_wrong_uid_in_a_push_skips_nothing() {
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     once(&server, "news", 1, &[Step::Announce, pushed(1, 9, "under a wrong number")]);
     server.deliver("unread");
     watching.mail("under a wrong number").await;
@@ -115,25 +115,25 @@ async fn a_push_under_a_wrong_uid_moves_no_cursor_past_an_unread_mail() {
 }
 
 #[tokio::test]
-async fn what_comes_unasked_beside_a_fetch_moves_no_cursor_past_an_unread_mail() {
+async fn an_unsolicited_fetch_response_skips_nothing() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
-        watching.while_server("an IDLE", |world| world.count("IDLE") == 1).await;
+        watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
         once(&server, "DONE", 1, &[pushed(1, 9, "under a wrong number"), Step::Usual]);
         for n in 1..=3 {
             server.deliver(&format!("number {n}"));
             watching.mail(&format!("number {n}")).await;
         }
         assert_eq!(watching.times("under a wrong number"), 1);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+        watching.until_cursor(7, 3).await;
         watching.end().await;
     }
 }
 
 #[tokio::test]
 async fn a_push_of_an_old_uid_is_dropped() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     server.deliver("first");
     watching.mail("first").await;
     once(&server, "news", 2, &[pushed(1, 1, "first again"), Step::Usual]);
@@ -145,8 +145,8 @@ async fn a_push_of_an_old_uid_is_dropped() {
 }
 
 #[tokio::test]
-async fn an_overflow_that_ends_the_pushing_ends_nothing_else() {
-    let (server, mut watching) = at_rest(DEDICATED).await;
+async fn a_notification_overflow_ends_only_the_pushes() {
+    let (server, mut watching) = idle_watcher(DEDICATED).await;
     always(&server, "news", &[say("* OK [NOTIFICATIONOVERFLOW] too much to tell\r\n"), Step::Announce]);
     for n in 0..4 {
         server.deliver(&format!("number {n}"));

@@ -1,4 +1,4 @@
-//! The watchdog follows the work: what is fed while mails could come is hungry as soon as they could not.
+//! The watchdog gets its keep-alive only while the watcher makes progress.
 
 use std::sync::Arc;
 
@@ -15,11 +15,12 @@ use resmic_mailhook::vigil::Sleeps;
 use testkit::daemon::{Home, account};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// How long this watcher may be silent, and how long a test waits to see that it is or is not.
+/// The time without progress after which this watcher is late.
 const USUAL: Duration = Duration::from_secs(3);
 
-/// A watcher and its ingest, as the daemon joins them; their heartbeat. `pace`: how many may connect at once.
-fn begin(
+/// Starts a watcher and its ingest as the daemon does, and returns their heartbeat. `pace` is the number of simultaneous
+/// connection attempts.
+fn start_watcher(
     server: &Scripted,
     home: &Home,
     timing: Timing,
@@ -50,15 +51,16 @@ fn begin(
 }
 
 #[tokio::test]
-async fn the_watchdog_is_fed_by_progress_and_not_by_a_watcher_that_hangs() {
+async fn the_watchdog_notices_a_watcher_that_hangs() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
-    // As if nothing bounded a wait: a watcher that hangs at the fourth renewal.
+    // Without timeouts, the watcher hangs at the fourth renewal.
     let endless = Duration::from_secs(3600);
-    let (heartbeats, _shutdown) = begin(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
+    let (heartbeats, _shutdown) =
+        start_watcher(&server, &home, Timing { answer: endless, mail: endless, ..quick() }, 1, USUAL);
     once(&server, "DONE", 4, &[Step::Mute]);
     let began = std::time::Instant::now();
-    server.until("the fourth renewal", |world| world.count("DONE") == 4).await;
+    server.until("the fourth renewal", |state| state.count("DONE") == 4).await;
     assert!(began.elapsed() > USUAL, "longer than it may be silent");
     assert!(heartbeats.late().is_empty(), "each renewal was a sign of life");
     let late = async {
@@ -71,10 +73,10 @@ async fn the_watchdog_is_fed_by_progress_and_not_by_a_watcher_that_hangs() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_place_to_connect_behind_a_thousand_others_is_not_taken_for_one_that_hangs() {
+async fn waiting_for_a_connection_slot_is_progress() {
     let server = Scripted::start().await;
     let home = Home::new(&account(server.port, ""));
-    let (heartbeats, _shutdown) = begin(&server, &home, quick(), 0, Duration::ZERO);
+    let (heartbeats, _shutdown) = start_watcher(&server, &home, quick(), 0, Duration::ZERO);
     let in_time = async {
         while !heartbeats.late().is_empty() {
             tokio::time::sleep(ms(10)).await;

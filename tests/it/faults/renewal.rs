@@ -1,4 +1,4 @@
-//! A renewal comes at its time, whatever the server says or does not say, and costs an idle mailbox next to nothing.
+//! IDLE is renewed on time, whatever the server sends, and a renewal costs little for an idle mailbox.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -11,16 +11,16 @@ use testkit::watching::dedicated;
 const EACH_SECOND: &str = "dedicated = true\nidle_renew = \"1s\"";
 
 #[tokio::test]
-async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
+async fn sweeps_of_an_idle_mailbox_fetch_no_bodies() {
     let ways = ["IDLE", "IDLE NOTIFY", ""].map(|way| [(way, EACH_SECOND), (way, "idle_renew = \"1s\"")]).concat();
     let each = ways.into_iter().map(|(capabilities, more)| async move {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         server.deliver("read once");
         let mut watching = watch_in(&server, more, Timing { poll: ms(300), ..quick() });
         watching.mail("read once").await;
         let before = server.asked("BODY.PEEK[");
-        watching.while_server("three sweeps", |world| world.asked("UID FETCH 2:* (UID)") >= 3).await;
+        watching.while_server("three sweeps", |state| state.asked("UID FETCH 2:* (UID)") >= 3).await;
         assert_eq!(server.asked("BODY.PEEK["), before, "{more} {capabilities}");
         watching.end().await;
     });
@@ -28,7 +28,7 @@ async fn a_sweep_of_an_idle_mailbox_fetches_no_bodies() {
 }
 
 #[tokio::test]
-async fn a_sweep_finds_what_was_never_announced() {
+async fn a_sweep_finds_unannounced_mails() {
     let server = Scripted::start().await;
     server.deliver("known");
     let mut watching = watch(&server, EACH_SECOND);
@@ -47,9 +47,9 @@ async fn the_renewal_is_per_account() {
     let (mut often, mut seldom) = (watch(&server, EACH_SECOND), dedicated(&server));
     often.idle().await;
     seldom.idle().await;
-    often.while_server("three ends of an IDLE", |world| world.count("DONE") >= 3).await;
+    often.while_server("three ends of an IDLE", |state| state.count("DONE") >= 3).await;
     let connections: std::collections::BTreeSet<String> = server
-        .world()
+        .state()
         .lines
         .iter()
         .filter(|line| line.ends_with(" DONE"))
@@ -61,11 +61,11 @@ async fn the_renewal_is_per_account() {
 }
 
 #[tokio::test]
-async fn keepalives_do_not_put_off_the_renewal() {
+async fn keepalives_do_not_delay_the_renewal() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
     let mut watching = watch(&server, EACH_SECOND);
-    watching.while_server("two renewals", |world| world.count("DONE") >= 2).await;
+    watching.while_server("two renewals", |state| state.count("DONE") >= 2).await;
     watching.end().await;
 }
 
@@ -73,7 +73,7 @@ async fn keepalives_do_not_put_off_the_renewal() {
 static AHEAD: AtomicU64 = AtomicU64::new(0);
 
 #[tokio::test]
-async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back_does_nothing() {
+async fn a_resumed_machine_renews_at_once() {
     let clock = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
     AHEAD.store(7200, Ordering::SeqCst);
     let server = Scripted::start().await;
@@ -85,10 +85,10 @@ async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back
     watching.listen(ms(200)).await;
     assert_eq!(server.count("DONE"), 0);
     AHEAD.store(10_800, Ordering::SeqCst);
-    watching.while_server("a renewal", |world| world.count("DONE") == 1).await;
+    watching.while_server("a renewal", |state| state.count("DONE") == 1).await;
     watching.listen(ms(200)).await;
     assert_eq!(server.count("DONE"), 1, "once for each sleep");
-    // What came meanwhile was told to nobody.
+    // The server did not announce the mail that arrived during the suspend.
     always(&server, "news", &[]);
     server.deliver("while it slept");
     AHEAD.store(20_000, Ordering::SeqCst);
@@ -98,41 +98,41 @@ async fn a_machine_that_has_slept_renews_at_once_and_one_whose_clock_is_set_back
 }
 
 #[tokio::test]
-async fn a_connection_that_swallows_bytes_is_found_out_at_the_next_renewal() {
+async fn a_dead_connection_is_noticed_at_the_renewal() {
     let server = Scripted::start().await;
     once(&server, "IDLE", 1, &[Step::Usual, Step::Mute]);
     let mut watching = watch(&server, EACH_SECOND);
     watching.idle().await;
     server.deliver("into the silence");
-    // A second until the renewal, and one for its answer.
+    // One second until the renewal, and one for the timeout of its answer.
     assert!(watching.mail("into the silence").await < Duration::from_secs(6));
     assert_eq!(server.connections(), 2);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_of_an_open_mailbox_is_asked_one_time_only() {
+async fn a_refused_status_is_not_repeated() {
     for way in ["IDLE", ""] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = way.into());
+        server.change(|state| state.capabilities = way.into());
         always(&server, "STATUS", &[say("{tag} NO not of the mailbox that is selected\r\n")]);
         let mut watching = watch_in(&server, EACH_SECOND, Timing { poll: ms(300), ..quick() });
-        // A sync and a look for each of two connections, and two more.
-        watching.while_server("four looks", |world| world.asked("UID FETCH 1:* (UID)") >= 6).await;
+        // One sync and one sweep for each of two connections, and two more sweeps.
+        watching.while_server("four looks", |state| state.asked("UID FETCH 1:* (UID)") >= 6).await;
         assert_eq!((server.asked("STATUS \"INBOX\" (UIDVALIDITY)"), server.connections()), (1, 2), "{way}");
         watching.end().await;
     }
 }
 
 #[tokio::test]
-async fn by_default_a_dead_connection_is_found_out_within_ten_minutes() {
+async fn a_dead_connection_is_noticed_within_ten_minutes() {
     let settings = testkit::watching::settings(1, "");
     let silence = settings.idle_renew.0 + Timing::default().answer;
     assert!(silence <= Duration::from_secs(600), "{silence:?}");
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
+async fn a_server_that_hangs_is_left() {
     let steps = [
         ("greeting", 1),
         ("LOGIN", 1),
@@ -148,13 +148,13 @@ async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
     let timing = Timing { answer: ms(300), login: ms(300), ..quick() };
     let each = steps.map(|(name, nth)| async move {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
+        server.change(|state| state.capabilities = if name == "NOTIFY" { "IDLE NOTIFY" } else { "IDLE" }.into());
         server.deliver("first");
         once(&server, name, nth, &[Step::Mute]);
         let mut watching = watch_in(&server, EACH_SECOND, timing);
         watching.mail("first").await;
-        watching.while_server("the step", |world| world.count(name) >= nth).await;
-        watching.while_server("a second connection", |world| world.connections() >= 2).await;
+        watching.while_server("the step", |state| state.count(name) >= nth).await;
+        watching.while_server("a second connection", |state| state.connections() >= 2).await;
         let found = |w: &Watching| w.states.iter().any(|(_, e)| e.as_ref().is_some_and(|e| e.contains("no answer")));
         watching.until("its words", found).await;
         server.deliver("second");
@@ -165,10 +165,10 @@ async fn a_server_that_hangs_at_any_step_is_found_out_and_left() {
 }
 
 #[tokio::test]
-async fn a_command_that_was_given_up_poisons_nothing_its_connection_is_left() {
+async fn a_late_response_belongs_to_no_other_command() {
     let server = Scripted::start().await;
     server.deliver("unread");
-    // The answer comes, too late: another command would take it for its own.
+    // The response comes too late, when another command might be waiting.
     once(&server, "UID FETCH", 1, &[Step::Pause(ms(600)), say("{tag} OK nothing there\r\n")]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
     watching.mail("unread").await;
@@ -180,11 +180,11 @@ async fn a_command_that_was_given_up_poisons_nothing_its_connection_is_left() {
 }
 
 #[tokio::test]
-async fn a_mailbox_that_does_not_answer_does_not_look_active() {
+async fn a_mailbox_without_answers_does_not_look_active() {
     let server = Scripted::start().await;
     always(&server, "EXAMINE", &[Step::Mute]);
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(100), ..quick() });
-    watching.while_server("three attempts", |world| world.connections() >= 3).await;
+    watching.while_server("three attempts", |state| state.connections() >= 3).await;
     assert_eq!(watching.seen, 0, "no round trip is claimed that was not completed");
     assert!(watching.states.iter().any(|(_, words)| words.is_some()), "and it says what is wrong");
     server.script(|_| vec![Step::Usual]);

@@ -1,24 +1,24 @@
-//! Where the first run begins: `start`.
+//! `start`: the mails that the first run reads.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
 
-use testkit::scripted::{World, notification};
+use testkit::scripted::{ServerState, notification};
 
-/// So many seconds from now, as a server writes it.
+/// The INTERNALDATE that is this many seconds from now.
 pub(crate) fn date(seconds: i64) -> String {
     let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
     at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
 }
 
-/// A mail arrives that the server took then; one that is moved here keeps that.
-fn deliver_at(world: &mut World, subject: &str, date: &str) {
-    let uid = world.deliver(&notification(subject));
-    world.dates.insert(uid, date.to_owned());
+/// Delivers a mail with this INTERNALDATE. A moved mail keeps its date.
+fn deliver_at(state: &mut ServerState, subject: &str, date: &str) {
+    let uid = state.deliver(&notification(subject));
+    state.dates.insert(uid, date.to_owned());
 }
 
 #[tokio::test]
-async fn start_all_reads_what_is_there() {
+async fn start_all_reads_existing_mails() {
     let server = Scripted::start().await;
     server.deliver("old");
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"all\""));
@@ -27,18 +27,18 @@ async fn start_all_reads_what_is_there() {
 }
 
 #[tokio::test]
-async fn start_now_reads_nothing_old_and_everything_new() {
+async fn start_now_reads_only_new_mails() {
     for more in [DEDICATED, SHARED] {
         for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             for n in 0..3 {
                 server.deliver(&format!("old {n}"));
             }
             let timing = Timing { poll: ms(50), ..quick() };
             let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
             watching.old.extend(1..=3);
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+            watching.until_cursor(7, 3).await;
             for n in 0..3 {
                 server.deliver(&format!("new {n}"));
                 watching.mail(&format!("new {n}")).await;
@@ -50,7 +50,7 @@ async fn start_now_reads_nothing_old_and_everything_new() {
 }
 
 #[tokio::test]
-async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
+async fn start_now_reads_mails_before_the_first_idle() {
     let at = [
         ("EXAMINE", &[Step::Untagged, Step::Deliver("meanwhile"), Step::Ok][..]),
         ("EXAMINE", &[Step::Usual, Step::Deliver("meanwhile")]),
@@ -64,7 +64,7 @@ async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
                 continue;
             }
             let server = Scripted::start().await;
-            server.change(|world| world.capabilities = capabilities.into());
+            server.change(|state| state.capabilities = capabilities.into());
             server.deliver("old");
             once(&server, name, 1, steps);
             let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
@@ -78,10 +78,10 @@ async fn start_now_misses_nothing_that_comes_before_the_first_idle() {
 }
 
 #[tokio::test]
-async fn start_now_is_the_first_now_however_often_the_connection_ends() {
+async fn start_now_is_fixed_by_the_first_connection() {
     let server = Scripted::start().await;
     server.deliver("old");
-    // The first connection learns where "now" is, and ends before anybody could have written that down.
+    // The first connection learns the boundary of "now", and ends before it could be stored.
     once(&server, "UID FETCH", 1, &[Step::Deliver("after the first now"), Step::Close]);
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.forgetful = true;
@@ -92,25 +92,25 @@ async fn start_now_is_the_first_now_however_often_the_connection_ends() {
 }
 
 #[tokio::test]
-async fn start_with_a_date_reads_from_that_day_and_passes_what_is_older() {
+async fn start_with_a_date_passes_older_mails() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        server.change(|world| {
+        server.change(|state| {
             for (subject, date) in [
                 ("the day before", "04-Mar-2025 23:59:59 +0000"),
-                // Filed later than it was received: the order of UIDs is not that of the dates.
+                // UIDs and dates may have a different order.
                 ("that day", "05-Mar-2025 00:00:00 +0000"),
                 ("long before", " 1-Jan-2024 12:00:00 +0000"),
                 ("in another zone", "04-Mar-2025 20:00:00 -0800"),
                 ("in another zone, and too old", "05-Mar-2025 01:00:00 +0200"),
             ] {
-                let uid = world.deliver(&notification(subject));
-                world.dates.insert(uid, date.into());
+                let uid = state.deliver(&notification(subject));
+                state.dates.insert(uid, date.into());
             }
         });
         let mut watching = watch(&server, &format!("{more}\nstart = \"2025-03-05\""));
         watching.old.extend([1, 3, 5]);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        watching.until_cursor(7, 5).await;
         let uids: Vec<_> = watching.handed.keys().map(|(_, uid)| *uid).collect();
         assert_eq!(uids, [2, 4]);
         assert_eq!(
@@ -125,7 +125,7 @@ async fn start_with_a_date_reads_from_that_day_and_passes_what_is_older() {
 }
 
 #[tokio::test]
-async fn a_cursor_that_is_known_is_gone_by_whatever_start_says() {
+async fn a_stored_cursor_takes_precedence_over_start() {
     for start in ["all", "now", "2030-01-01"] {
         let server = Scripted::start().await;
         for subject in ["read before", "came while we were down"] {
@@ -133,43 +133,43 @@ async fn a_cursor_that_is_known_is_gone_by_whatever_start_says() {
         }
         let settings = testkit::watching::settings(server.port, &format!("{DEDICATED}\nstart = {start:?}"));
         let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 1))));
-        let mut watching = Watching::of(settings, quick(), cursor);
+        let mut watching = Watching::from_cursor(settings, quick(), cursor);
         watching.mail("came while we were down").await;
         assert_eq!(watching.times("read before"), 0, "{start}");
         watching.end().await;
     }
 }
 
-/// The server begins a new numbering, in another order: the last come first.
-fn renumber(world: &mut World) {
-    let mails: Vec<_> = std::mem::take(&mut world.mails).into_iter().rev().collect();
-    let dates = std::mem::take(&mut world.dates);
-    (world.uid_validity, world.uid_next) = (world.uid_validity + 1, 1);
+/// Renumbers the mailbox in reverse order, with a new UIDVALIDITY.
+fn renumber(state: &mut ServerState) {
+    let mails: Vec<_> = std::mem::take(&mut state.mails).into_iter().rev().collect();
+    let dates = std::mem::take(&mut state.dates);
+    (state.uid_validity, state.uid_next) = (state.uid_validity + 1, 1);
     for (uid, bytes) in mails {
-        let new = world.deliver(&bytes);
-        world.dates.extend(dates.get(&uid).map(|date| (new, date.clone())));
+        let new = state.deliver(&bytes);
+        state.dates.extend(dates.get(&uid).map(|date| (new, date.clone())));
     }
 }
 
 #[tokio::test]
-async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
+async fn old_mails_stay_unread_after_renumbering() {
     for more in [DEDICATED, SHARED] {
-        // With `after` there is a command, and a chance to end, between what is read and what is passed.
+        // With `after`, the connection may end at another command between the FETCH and the cursor.
         for (after, ends_in) in
             [("leave", None), ("seen", None), ("seen", Some("UID STORE")), ("leave", Some("UID FETCH"))]
         {
             let server = Scripted::start().await;
-            server.change(|world| {
-                deliver_at(world, "older", "05-Mar-2025 03:00:00 +0000");
-                deliver_at(world, "old", &date(-3600));
+            server.change(|state| {
+                deliver_at(state, "older", "05-Mar-2025 03:00:00 +0000");
+                deliver_at(state, "old", &date(-3600));
             });
             let mut watching = watch(&server, &format!("{more}\nstart = \"now\"\nafter = {after:?}"));
             watching.old.extend([1, 2]);
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
-            server.change(|world| deliver_at(world, "new", &date(0)));
+            watching.until_cursor(7, 2).await;
+            server.change(|state| deliver_at(state, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
-            // The second FETCH is the first that brings a mail.
+            // The second FETCH is the first one with a mail.
             let next = ends_in.map(|name| (name, server.count(name) + if name == "UID FETCH" { 2 } else { 1 }));
             let news = server.count("news") + 1;
             server.script(move |seen| match (seen.name, seen.nth) {
@@ -178,13 +178,13 @@ async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
                 _ => vec![Step::Usual],
             });
             watching.old = [3, 4].into();
-            server.change(|world| {
-                deliver_at(world, "while we were away", &date(0));
-                renumber(world);
+            server.change(|state| {
+                deliver_at(state, "while we were away", &date(0));
+                renumber(state);
             });
             watching.mail("while we were away").await;
-            watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 4))).await;
-            server.change(|world| deliver_at(world, "at last", &date(0)));
+            watching.until_cursor(8, 4).await;
+            server.change(|state| deliver_at(state, "at last", &date(0)));
             watching.mail("at last").await;
             assert_eq!((watching.times("older"), watching.times("old")), (0, 0), "{more} {after} {ends_in:?}");
             watching.end().await;
@@ -193,17 +193,17 @@ async fn what_was_old_when_start_was_now_stays_unread_in_a_new_numbering() {
 }
 
 #[tokio::test]
-async fn what_comes_after_now_is_read_whatever_its_date() {
+async fn new_mails_with_old_dates_are_read() {
     for old in [0, 2] {
         let server = Scripted::start().await;
-        server.change(|world| (0..old).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        server.change(|state| (0..old).for_each(|_| deliver_at(state, "old", "05-Mar-2025 03:00:00 +0000")));
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
         watching.old.extend(1..=old);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, old))).await;
+        watching.until_cursor(7, old).await;
         watching.idle().await;
-        // Moved here, with the date that it had, while there was no connection.
+        // A mail with an old date is moved here while there is no connection.
         once(&server, "news", 1, &[Step::Close]);
-        server.change(|world| deliver_at(world, "moved", "04-Mar-2025 03:00:00 +0000"));
+        server.change(|state| deliver_at(state, "moved", "04-Mar-2025 03:00:00 +0000"));
         watching.mail("moved").await;
         assert_eq!(watching.times("old"), 0);
         watching.end().await;
@@ -211,37 +211,37 @@ async fn what_comes_after_now_is_read_whatever_its_date() {
 }
 
 #[tokio::test]
-async fn where_now_was_is_written_down_before_anything_is_read_also_in_an_empty_mailbox() {
+async fn the_start_boundary_is_stored_first() {
     let server = Scripted::start().await;
     once(&server, "UID FETCH", 1, &[Step::Deliver("meanwhile"), Step::Mute]);
     let more = format!("{DEDICATED}\nstart = \"now\"");
     let mut watching = watch(&server, &more);
-    watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
+    watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
     let cursor = watching.cursor.clone();
-    // Whatever it said until then is committed; then it is killed.
+    // All reports until then are committed. Then the watcher is killed.
     watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
     watching.task.abort();
     let settings = testkit::watching::settings(server.port, &more);
-    let mut watching = Watching::of(settings, quick(), cursor);
+    let mut watching = Watching::from_cursor(settings, quick(), cursor);
     watching.mail("meanwhile").await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_numbering_that_begins_before_anything_is_written_down_hides_nothing_that_came_after_now() {
+async fn early_renumbering_hides_no_new_mail() {
     for restored in [false, true] {
         let server = Scripted::start().await;
-        server.change(|world| (0..3).for_each(|_| deliver_at(world, "old", "05-Mar-2025 03:00:00 +0000")));
+        server.change(|state| (0..3).for_each(|_| deliver_at(state, "old", "05-Mar-2025 03:00:00 +0000")));
         once(&server, "UID FETCH", 1, &[Step::Mute]);
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
         watching.forgetful = true;
         watching.old.extend(1..=3);
-        watching.while_server("the first listing", |world| world.count("UID FETCH") == 1).await;
-        server.change(|world| {
-            world.uid_validity += u32::from(!restored);
-            world.mails.truncate(1);
-            world.uid_next = 2;
-            deliver_at(world, "new", &date(0));
+        watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
+        server.change(|state| {
+            state.uid_validity += u32::from(!restored);
+            state.mails.truncate(1);
+            state.uid_next = 2;
+            deliver_at(state, "new", &date(0));
         });
         watching.old = [1].into();
         watching.mail("new").await;
@@ -250,24 +250,24 @@ async fn a_numbering_that_begins_before_anything_is_written_down_hides_nothing_t
     }
 }
 
-/// A server that reports UIDNEXT 0 in these answers, with three mails of long ago and one of an hour ago.
+/// A server that reports UIDNEXT 0 in these responses. It has three mails from long ago and one from an hour ago.
 async fn server_with_uid_next_0(answers: &[&'static str]) -> Scripted {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
-        (0..3).for_each(|_| deliver_at(world, "old", &date(-40 * 86_400)));
-        deliver_at(world, "an hour old", &date(-3600));
+    server.change(|state| {
+        state.false_uid_next.extend(answers.iter().map(|answer| (*answer, 0)));
+        (0..3).for_each(|_| deliver_at(state, "old", &date(-40 * 86_400)));
+        deliver_at(state, "an hour old", &date(-3600));
     });
     server
 }
 
 #[tokio::test]
-async fn uidnext_0_is_asked_by_status() {
+async fn uidnext_0_is_replaced_by_status() {
     for more in [DEDICATED, SHARED] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
         let mut watching = watch(&server, &format!("{more}\nstart = \"now\""));
         watching.old.extend(1..=4);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+        watching.until_cursor(7, 4).await;
         server.deliver("new");
         watching.mail("new").await;
         assert_eq!(watching.handed.len(), 1);
@@ -276,21 +276,21 @@ async fn uidnext_0_is_asked_by_status() {
 }
 
 #[tokio::test]
-async fn without_uidnext_start_now_goes_by_internaldate() {
+async fn without_uidnext_start_now_uses_internaldate() {
     for (more, capabilities) in [(DEDICATED, "IDLE"), (SHARED, "IDLE"), (DEDICATED, ""), (SHARED, "IDLE NOTIFY")] {
         let server = server_with_uid_next_0(&["EXAMINE", "SELECT", "STATUS"]).await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         let timing = Timing { poll: ms(50), ..quick() };
         let mut watching = watch_in(&server, &format!("{more}\nstart = \"now\""), timing);
         watching.old.extend(1..=4);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
-        server.change(|world| deliver_at(world, "new", &date(0)));
+        watching.until_cursor(7, 4).await;
+        server.change(|state| deliver_at(state, "new", &date(0)));
         watching.mail("new").await;
-        // Moved here after the start, with the date that it had.
-        server.change(|world| deliver_at(world, "moved", &date(-86_400)));
+        // A mail with an old date is moved here after the start.
+        server.change(|state| deliver_at(state, "moved", &date(-86_400)));
         watching.mail("moved").await;
         once(&server, "news", server.count("news") + 1, &[Step::Close]);
-        server.change(|world| deliver_at(world, "moved while we were away", &date(-86_400)));
+        server.change(|state| deliver_at(state, "moved while we were away", &date(-86_400)));
         watching.mail("moved while we were away").await;
         assert_eq!((watching.times("old"), watching.times("an hour old"), watching.times("new")), (0, 0, 1), "{more}");
         watching.end().await;
@@ -298,7 +298,7 @@ async fn without_uidnext_start_now_goes_by_internaldate() {
 }
 
 #[tokio::test]
-async fn without_uidnext_a_refused_status_is_no_end() {
+async fn without_uidnext_a_refused_status_is_survived() {
     let server = server_with_uid_next_0(&["EXAMINE", "SELECT"]).await;
     server.script(|seen| match seen.line.contains("(UIDNEXT)") {
         true => vec![say("{tag} NO not of the mailbox that is selected\r\n")],
@@ -306,8 +306,8 @@ async fn without_uidnext_a_refused_status_is_no_end() {
     });
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.old.extend(1..=4);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
-    server.change(|world| deliver_at(world, "new", &date(0)));
+    watching.until_cursor(7, 4).await;
+    server.change(|state| deliver_at(state, "new", &date(0)));
     watching.mail("new").await;
     assert_eq!(watching.handed.len(), 1);
     watching.end().await;

@@ -1,35 +1,36 @@
-//! Mails that the server lists and does not deliver: each gets a row, the mailbox goes on, and the mail is fetched again.
+//! Mails that the server lists but does not deliver: each one gets a row and is fetched again later, and other mails are
+//! read.
 
 use std::collections::BTreeSet;
 
 use super::*;
 use resmic_mailhook::model::{Availability, MailboxState};
-use testkit::scripted::{Spoilt, notification, other};
+use testkit::scripted::{FetchFault, notification, other};
 
-const FORMS: [Spoilt; 9] = [
-    Spoilt::Nil,
-    Spoilt::Empty,
-    Spoilt::NoItem,
-    Spoilt::Nothing,
-    Spoilt::Short,
-    Spoilt::Bye,
-    Spoilt::Close,
-    Spoilt::Mute,
-    Spoilt::No,
+const FORMS: [FetchFault; 9] = [
+    FetchFault::Nil,
+    FetchFault::Empty,
+    FetchFault::NoItem,
+    FetchFault::Nothing,
+    FetchFault::Short,
+    FetchFault::Bye,
+    FetchFault::Close,
+    FetchFault::Mute,
+    FetchFault::No,
 ];
 
 const EACH_SECOND: &str = "idle_renew = \"1s\"";
 
-/// Times in which a mail is given up soon.
-fn hasty() -> Timing {
+/// Short timeouts, after which an undelivered mail gets its row.
+fn short_timeouts() -> Timing {
     Timing { answer: ms(200), again: ms(10), ..quick() }
 }
 
-async fn server_with(mails: usize, spoilt: u32, form: Spoilt) -> Scripted {
+async fn server_with(mails: usize, faulty_uid: u32, form: FetchFault) -> Scripted {
     let server = Scripted::start().await;
-    server.change(|world| {
-        (1..=mails).for_each(|n| _ = world.deliver(&notification(&format!("payment {n}"))));
-        world.spoilt.insert(spoilt, form);
+    server.change(|state| {
+        (1..=mails).for_each(|n| _ = state.deliver(&notification(&format!("payment {n}"))));
+        state.fetch_faults.insert(faulty_uid, form);
     });
     server
 }
@@ -39,14 +40,14 @@ fn times(watching: &Watching, mails: std::ops::RangeInclusive<u32>) -> Vec<usize
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_gets_a_row_and_holds_nothing_back() {
+async fn an_undelivered_mail_gets_a_row() {
     let each = FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
         let server = server_with(5, 3, form).await;
-        let mut watching = watch_in(&server, more, hasty());
+        let mut watching = watch_in(&server, more, short_timeouts());
         watching.until(&format!("the end: {form:?}"), |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
         assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {more}");
-        // A refused window is fetched again in parts.
-        if form != Spoilt::No {
+        // A refused window is fetched again in parts, so that other mails may arrive twice.
+        if form != FetchFault::No {
             assert_eq!(times(&watching, 1..=5), [1, 1, 0, 1, 1], "{form:?} {more}");
         }
         watching.idle().await;
@@ -60,19 +61,19 @@ async fn an_undelivered_mail_gets_a_row_and_holds_nothing_back() {
 }
 
 #[tokio::test]
-async fn a_new_mail_that_is_not_delivered_gets_a_row() {
+async fn a_new_undelivered_mail_gets_a_row() {
     for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
         let each =
             FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
                 let server = server_with(0, 1, form).await;
-                server.change(|world| world.capabilities = capabilities.into());
-                let mut watching = watch_in(&server, more, Timing { poll: ms(50), ..hasty() });
+                server.change(|state| state.capabilities = capabilities.into());
+                let mut watching = watch_in(&server, more, Timing { poll: ms(50), ..short_timeouts() });
                 watching.until("a sync", |w| w.seen > 1).await;
                 server.deliver("withheld");
                 watching.until(&format!("the row: {form:?}"), |w| w.undelivered.contains(&(7, 1))).await;
                 server.deliver("next");
                 watching.mail("next").await;
-                watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+                watching.until_cursor(7, 2).await;
                 watching.end().await;
             });
         futures_util::future::join_all(each).await;
@@ -84,17 +85,17 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
     let each =
         FORMS.into_iter().flat_map(|form| [("dedicated = true\n", form), ("", form)]).map(|(more, form)| async move {
             let server = server_with(2, 1, form).await;
-            let mut watching = watch_in(&server, &format!("{more}{EACH_SECOND}"), hasty());
+            let mut watching = watch_in(&server, &format!("{more}{EACH_SECOND}"), short_timeouts());
             watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
             watching.idle().await;
             let asked = server.asked("UID FETCH 1 (");
-            watching.while_server("another FETCH", |world| world.asked("UID FETCH 1 (") > asked + 2).await;
-            server.change(|world| world.spoilt.clear());
+            watching.while_server("another FETCH", |state| state.asked("UID FETCH 1 (") > asked + 2).await;
+            server.change(|state| state.fetch_faults.clear());
             watching.mail("payment 1").await;
             assert_eq!(times(&watching, 1..=1), [1], "{form:?}");
             assert!(watching.undelivered.is_empty());
             let asked = server.asked("UID FETCH 1 (");
-            watching.while_server("a renewal", |world| world.count("DONE") > 4).await;
+            watching.while_server("a renewal", |state| state.count("DONE") > 4).await;
             assert_eq!(server.asked("UID FETCH 1 ("), asked, "and then no more");
             watching.end().await;
         });
@@ -102,43 +103,43 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
 }
 
 #[tokio::test]
-async fn a_mail_that_breaks_connections_leaves_the_mailbox_green() {
-    let server = server_with(2, 1, Spoilt::Bye).await;
-    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+async fn a_mail_that_breaks_connections_is_no_failure() {
+    let server = server_with(2, 1, FetchFault::Bye).await;
+    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
     watching.idle().await;
     let connections = server.connections();
     watching.states.clear();
-    watching.while_server("two more breaks", |world| world.connections() >= connections + 2).await;
+    watching.while_server("two more breaks", |state| state.connections() >= connections + 2).await;
     watching.idle().await;
     assert!(watching.states.iter().all(|(state, _)| *state != MailboxState::Failed), "{:?}", watching.states);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_that_is_removed_is_not_asked_for_again() {
-    let server = server_with(2, 1, Spoilt::Nil).await;
-    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+async fn a_removed_undelivered_mail_is_not_requested() {
+    let server = server_with(2, 1, FetchFault::Nil).await;
+    let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
-    server.change(|world| world.mails.retain(|(uid, _)| *uid != 1));
+    server.change(|state| state.mails.retain(|(uid, _)| *uid != 1));
     watching.until("its end", |w| w.availability.last() == Some(&(1, Availability::Gone))).await;
     let asked = server.asked("UID FETCH 1 (");
-    watching.while_server("a renewal", |world| world.count("DONE") > 4).await;
+    watching.while_server("a renewal", |state| state.count("DONE") > 4).await;
     assert_eq!(server.asked("UID FETCH 1 ("), asked);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_foreign_mail_with_a_late_header_is_not_read() {
+async fn foreign_mails_with_late_headers_are_not_read() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.deliver(&other("a letter"));
-        world.deliver(&other("another letter"));
-        world.spoilt.insert(1, Spoilt::Nil);
+    server.change(|state| {
+        state.deliver(&other("a letter"));
+        state.deliver(&other("another letter"));
+        state.fetch_faults.insert(1, FetchFault::Nil);
     });
-    let mut watching = watch_in(&server, EACH_SECOND, hasty());
+    let mut watching = watch_in(&server, EACH_SECOND, short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
-    server.change(|world| world.spoilt.clear());
+    server.change(|state| state.fetch_faults.clear());
     watching.until("its end", |w| w.availability.last() == Some(&(1, Availability::Foreign))).await;
     assert_eq!((watching.availability.len(), server.asked("BODY.PEEK[]")), (2, 0));
     watching.end().await;
@@ -146,28 +147,34 @@ async fn a_foreign_mail_with_a_late_header_is_not_read() {
 
 #[tokio::test]
 async fn several_undelivered_mails_do_not_stop_a_mailbox() {
-    let server = server_with(60, 3, Spoilt::Bye).await;
-    let spoilt = [(3, Spoilt::Bye), (4, Spoilt::Nil), (17, Spoilt::Short), (40, Spoilt::Close), (60, Spoilt::Bye)];
-    server.change(|world| world.spoilt.extend(spoilt));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 60))).await;
+    let server = server_with(60, 3, FetchFault::Bye).await;
+    let faults = [
+        (3, FetchFault::Bye),
+        (4, FetchFault::Nil),
+        (17, FetchFault::Short),
+        (40, FetchFault::Close),
+        (60, FetchFault::Bye),
+    ];
+    server.change(|state| state.fetch_faults.extend(faults));
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
+    watching.until_cursor(7, 60).await;
     let rows: BTreeSet<u32> = watching.undelivered.iter().map(|(_, uid)| *uid).collect();
-    assert_eq!(rows, spoilt.map(|(uid, _)| uid).into());
-    // Behind a mail that holds the cursor, others may come again; the database recognises them.
+    assert_eq!(rows, faults.map(|(uid, _)| uid).into());
+    // While a mail holds the cursor, later mails may be read twice. The database recognises them.
     assert!((1..=60).filter(|uid| !rows.contains(uid)).all(|uid| times(&watching, uid..=uid)[0] > 0));
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_server_that_closes_after_forty_bodies_is_read_to_the_end() {
+async fn a_server_with_a_fetch_limit_is_read() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        server.change(|world| {
-            (1..=300).for_each(|n| _ = world.deliver(&notification(&format!("payment {n}"))));
-            world.bodies = Some(40);
+        server.change(|state| {
+            (1..=300).for_each(|n| _ = state.deliver(&notification(&format!("payment {n}"))));
+            state.bodies = Some(40);
         });
         let mut watching = watch(&server, more);
-        watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+        watching.until_cursor(7, 300).await;
         assert!(times(&watching, 1..=300).iter().all(|times| *times == 1));
         assert!(watching.undelivered.is_empty());
         assert!(server.connections() <= 9, "{}", server.connections());
@@ -176,8 +183,8 @@ async fn a_server_that_closes_after_forty_bodies_is_read_to_the_end() {
 }
 
 #[tokio::test]
-async fn a_mailbox_stays_failed_until_a_sync_is_complete() {
-    let server = server_with(5, 1, Spoilt::Mute).await;
+async fn only_a_complete_sync_ends_a_failure() {
+    let server = server_with(5, 1, FetchFault::Mute).await;
     let mut watching = watch_in(&server, DEDICATED, Timing { answer: ms(200), ..quick() });
     watching.state(MailboxState::Failed).await;
     watching.until("the end", |w| w.states.iter().any(|(state, _)| *state == MailboxState::Idle)).await;
@@ -188,14 +195,14 @@ async fn a_mailbox_stays_failed_until_a_sync_is_complete() {
 }
 
 #[tokio::test]
-async fn a_body_that_fills_the_request_decides_what_is_too_large() {
+async fn the_body_decides_what_is_too_large() {
     for (mail, oversize, is_cut) in [(1_000, 500, false), (2_048, 500, false), (2_049, 0, true), (5_000, 500, true)] {
         let server = Scripted::start().await;
         let mut bytes = notification("sized");
         bytes.resize(mail, b'x');
-        server.change(|world| {
-            world.deliver(&bytes);
-            world.oversize = oversize;
+        server.change(|state| {
+            state.deliver(&bytes);
+            state.oversize = oversize;
         });
         let mut watching = watch(&server, &format!("{DEDICATED}\nmax_size = \"2 KiB\""));
         watching.mail("sized").await;
@@ -206,22 +213,22 @@ async fn a_body_that_fills_the_request_decides_what_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_all_mails_makes_no_rows() {
-    let server = server_with(3, 1, Spoilt::No).await;
-    server.change(|world| world.spoilt.extend([(2, Spoilt::No), (3, Spoilt::No)]));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
-    watching.while_server("several connections", |world| world.connections() > 5).await;
+async fn refusal_of_all_mails_makes_no_rows() {
+    let server = server_with(3, 1, FetchFault::No).await;
+    server.change(|state| state.fetch_faults.extend([(2, FetchFault::No), (3, FetchFault::No)]));
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
+    watching.while_server("several connections", |state| state.connections() > 5).await;
     assert!(watching.availability.is_empty());
-    server.change(|world| world.spoilt.clear());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    server.change(|state| state.fetch_faults.clear());
+    watching.until_cursor(7, 3).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn an_undelivered_mail_with_a_newer_date_is_no_renumbering() {
-    let server = server_with(3, 3, Spoilt::Bye).await;
-    server.change(|world| world.dates.insert(3, "06-Mar-2025 03:36:00 +0000".into()));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+async fn undelivered_mails_do_not_look_like_renumbering() {
+    let server = server_with(3, 3, FetchFault::Bye).await;
+    server.change(|state| state.dates.insert(3, "06-Mar-2025 03:36:00 +0000".into()));
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     watching.until("the row", |w| w.undelivered.contains(&(7, 3))).await;
     watching.idle().await;
     once(&server, "news", server.count("news") + 1, &[Step::Close]);
@@ -234,26 +241,26 @@ async fn an_undelivered_mail_with_a_newer_date_is_no_renumbering() {
 
 #[tokio::test]
 async fn a_server_that_delivers_nothing_makes_no_rows() {
-    let server = server_with(100, 1, Spoilt::Nil).await;
-    server.change(|world| world.spoilt.extend((1..=100).map(|uid| (uid, Spoilt::Nil))));
-    let mut watching = watch_in(&server, DEDICATED, hasty());
+    let server = server_with(100, 1, FetchFault::Nil).await;
+    server.change(|state| state.fetch_faults.extend((1..=100).map(|uid| (uid, FetchFault::Nil))));
+    let mut watching = watch_in(&server, DEDICATED, short_timeouts());
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("100 mails"), "{words}");
-    server.change(|world| world.spoilt.clear());
-    watching.until("the end", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    server.change(|state| state.fetch_faults.clear());
+    watching.until_cursor(7, 100).await;
     assert!(watching.availability.is_empty());
     watching.end().await;
 }
 
 #[tokio::test]
 async fn many_undelivered_mails_are_completed_at_one_renewal() {
-    for form in [Spoilt::Nil, Spoilt::No] {
+    for form in [FetchFault::Nil, FetchFault::No] {
         let server = server_with(101, 1, form).await;
-        server.change(|world| world.spoilt.extend((1..=100).map(|uid| (uid, form))));
-        let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), hasty());
+        server.change(|state| state.fetch_faults.extend((1..=100).map(|uid| (uid, form))));
+        let mut watching = watch_in(&server, &format!("dedicated = true\n{EACH_SECOND}"), short_timeouts());
         watching.until("the rows", |w| w.undelivered.len() == 100).await;
         watching.idle().await;
-        server.change(|world| world.spoilt.clear());
+        server.change(|state| state.fetch_faults.clear());
         let renewals = server.count("DONE");
         watching.until("all of them", |w| w.handed.len() == 101).await;
         assert!(server.count("DONE") <= renewals + 2);

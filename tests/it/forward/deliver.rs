@@ -1,4 +1,4 @@
-//! What a callback that works sees.
+//! Deliveries to a handler that works.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,18 +6,18 @@ use std::time::Duration;
 use ring::hmac;
 
 use super::*;
-use testkit::receiver::{Answer, Receiver, status};
+use testkit::receiver::{Receiver, ReceiverAnswer, status};
 
 #[tokio::test]
-async fn an_event_is_posted_as_the_webhook_would_be() {
+async fn an_event_has_the_form_of_the_webhook() {
     let receiver = Receiver::new(|_, _| status(204));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.start();
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.start();
     let mut event = paid(Some(1), 1);
     event.order_ref = Some("Größe 5".into());
     let (id, body) = (event.id().unwrap().to_string(), event.webhook());
-    world.record(vec![event]).await;
-    let row = world.until_all("delivered").await.remove(0);
+    setup.record(vec![event]).await;
+    let row = setup.until_all("delivered").await.remove(0);
     let request = receiver.requests().remove(0);
     assert_eq!((request.line.as_str(), request.text()), ("POST /hook HTTP/1.1", body.as_str()));
     assert_eq!(request.header("content-type"), Some("application/json"));
@@ -33,20 +33,20 @@ async fn an_event_is_posted_as_the_webhook_would_be() {
     assert_eq!(request.header("user-agent"), Some(concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION"))));
     assert_eq!((row.attempts, row.last_status, row.last_error), (1, Some(204), None));
     assert!(row.delivered_at.is_some());
-    world.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn events_of_a_session_keep_their_order_and_hold_back_no_other() {
+async fn events_of_a_session_keep_their_order() {
     let receiver = Receiver::new(|n, request| {
-        // Session 1's first event is refused twice; the others go on meanwhile.
+        // The handler refuses session 1 at first. The other sessions are delivered in the meantime.
         if n < 40 && request.text().contains(&session(1)) { status(503) } else { status(200) }
     });
     let events = (0..10).flat_map(|minute| (1..=5).map(move |of| failed(of, minute))).collect();
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record(events).await;
-    world.start();
-    world.until_all("delivered").await;
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record(events).await;
+    setup.start();
+    setup.until_all("delivered").await;
     let mut times: HashMap<String, Vec<String>> = HashMap::new();
     for request in receiver.requests() {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
@@ -58,32 +58,32 @@ async fn events_of_a_session_keep_their_order_and_hold_back_no_other() {
         sorted.sort();
         assert_eq!((times.len(), &times), (10, &sorted), "{of}");
     }
-    world.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn two_callbacks_have_their_own_statuses_and_outages() {
-    let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| Answer::Hang));
+async fn targets_are_independent_of_each_other() {
+    let (good, bad) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| ReceiverAnswer::Hang));
     let table =
         |name: &str, address, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/\"\n{more}"));
-    let mut world = World::new(vec![
+    let mut setup = ForwarderSetup::new(vec![
         table("bad", bad.listen().await, "timeout = \"200ms\""),
         table("good", good.listen().await, "statuses = [\"completed\"]\nunresolved = \"send\""),
     ]);
-    world.start();
-    world.record(vec![paid(None, 1), failed(2, 1), paid(Some(3), 2)]).await;
+    setup.start();
+    setup.record(vec![paid(None, 1), failed(2, 1), paid(Some(3), 2)]).await;
     let requests = good.wait_for(2).await;
     assert!(requests.iter().any(|r| r.text().starts_with("{\"session_id\":null,")));
     bad.wait_for(2).await;
-    let all = world.until("recorded", |all| all.iter().filter(|d| d.last_error.is_some()).count() == 2).await;
+    let all = setup.until("recorded", |all| all.iter().filter(|d| d.last_error.is_some()).count() == 2).await;
     assert_eq!(all.iter().filter(|d| d.state.as_str() == "delivered").count(), 2);
     assert_eq!(all.iter().filter(|d| d.target == "bad" && d.state.as_str() == "held").count(), 1);
     assert!(all.iter().any(|d| d.last_error.as_deref() == Some("no answer within 200ms")));
-    world.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_handler_on_a_unix_socket_is_served_too() {
+async fn a_unix_socket_target_is_served() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("shop.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -91,81 +91,81 @@ async fn a_handler_on_a_unix_socket_is_served_too() {
     let serving = receiver.clone();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        serving.talk(stream).await;
+        serving.serve_connection(stream).await;
     });
     let table = format!("name = \"shop\"\nunix = {path:?}\npath = \"/pay?x=1\"");
-    let mut world = World::new(vec![settings(&table)]);
-    world.start();
-    world.record(vec![paid(Some(1), 1)]).await;
-    world.until_all("delivered").await;
+    let mut setup = ForwarderSetup::new(vec![settings(&table)]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
     let request = receiver.requests().remove(0);
     assert_eq!((request.line.as_str(), request.header("host")), ("POST /pay?x=1 HTTP/1.1", Some("localhost")));
-    world.stop().await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn stopping_lets_a_request_end_and_starting_again_sends_nothing_twice() {
-    let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(300)));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.start();
-    world.record(vec![paid(Some(1), 1)]).await;
+async fn a_stop_completes_the_running_request() {
+    let receiver = Receiver::new(|_, _| ReceiverAnswer::Slowly(Duration::from_millis(300)));
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
     receiver.wait_for(1).await;
-    world.stop().await;
-    assert_eq!(world.deliveries()[0].state.as_str(), "delivered");
-    world.start();
-    world.record(vec![paid(Some(2), 2)]).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.stop().await;
+    assert_eq!(setup.deliveries()[0].state.as_str(), "delivered");
+    setup.start();
+    setup.record(vec![paid(Some(2), 2)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
     assert_eq!(receiver.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn time_in_which_nobody_tried_does_not_count_towards_the_end() {
+async fn downtime_does_not_count_towards_give_up_after() {
     let receiver = Receiver::new(|n, _| if n == 0 { status(503) } else { status(200) });
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record(vec![paid(Some(1), 1)]).await;
-    // It was tried once. Then the machine was off for long; or its clock was, and was set. The shop's program is slower to
-    // start than this one.
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    // There was one attempt. Then the machine was off for a long time, or its clock was corrected. At the next start the
+    // handler refuses the first request, because it starts more slowly than the daemon.
     let tried = "UPDATE deliveries SET attempts = 1, first_attempt_at = '2025-03-05T03:36:00.000Z',
         next_attempt_at = '2025-03-05T03:36:02.000Z'";
-    world.sql().execute(tried, []).unwrap();
-    world.start();
-    world.until("tried once more", |all| all[0].state.as_str() != "pending" || all[0].attempts > 2).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.sql().execute(tried, []).unwrap();
+    setup.start();
+    setup.until("tried once more", |all| all[0].state.as_str() != "pending" || all[0].attempts > 2).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
 }
 
-/// Each session's events are a failed one, some more, and the completed one at the end.
 #[tokio::test]
-async fn what_was_put_off_by_a_clock_that_is_set_back_by_now_is_tried_at_once() {
+async fn a_retry_after_a_clock_change_is_immediate() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record(vec![paid(Some(1), 1)]).await;
-    // A failed attempt of a clock that was five hours ahead.
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    // An attempt failed while the clock was five hours ahead.
     let ahead =
         "UPDATE deliveries SET attempts = 1, next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '+5 hours');
         INSERT INTO attempts (delivery_id, attempt, at) SELECT id, 1, next_attempt_at FROM deliveries";
-    world.sql().execute_batch(ahead).unwrap();
-    world.start();
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.sql().execute_batch(ahead).unwrap();
+    setup.start();
+    setup.until_all("delivered").await;
+    setup.stop().await;
 }
 
+/// Each session has several failed events, and the completed event at the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_arrives_whole_in_order_and_once() {
+async fn a_burst_arrives_once_and_in_order() {
     const SESSIONS: u32 = 2_000;
     const EACH: u32 = 5;
     let receiver = Receiver::new(|n, _| if n % 97 == 13 { status(500) } else { status(200) });
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     let mut events = Vec::new();
     for minute in 0..EACH - 1 {
         events.extend((0..SESSIONS).map(|of| failed(of, i64::from(minute))));
     }
     events.extend((0..SESSIONS).map(|of| paid(Some(of), of)));
-    world.record(events).await;
-    world.start();
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.record(events).await;
+    setup.start();
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let mut accepted: HashMap<String, Vec<String>> = HashMap::new();
     for (n, request) in receiver.requests().iter().enumerate().filter(|(n, _)| n % 97 != 13) {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();

@@ -1,27 +1,27 @@
-//! Callbacks that fail, hang, redirect, answer megabytes, die and return.
+//! Handlers that fail, hang, redirect, send megabytes, or restart.
 
 use std::time::{Duration, Instant};
 
 use resmic_mailhook::db::RetrySelection;
 
 use super::*;
-use testkit::receiver::{Answer, Receiver, status};
+use testkit::receiver::{Receiver, ReceiverAnswer, status};
 
-/// The first attempt's record, for a callback that answers in this way.
-async fn first_failure(answer: Answer) -> DeliveryRow {
+/// The delivery after its first attempt at a handler with this response.
+async fn first_failure(answer: ReceiverAnswer) -> DeliveryRow {
     let receiver = Receiver::new(move |_, _| answer.clone());
-    let mut world = World::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
-    world.start();
-    world.record(vec![paid(Some(1), 1)]).await;
-    let row = world.until("recorded", |all| all[0].last_error.is_some()).await.remove(0);
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"1s\"")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let row = setup.until("recorded", |all| all[0].last_error.is_some()).await.remove(0);
     assert_eq!(row.state.as_str(), "pending");
-    world.stop().await;
+    setup.stop().await;
     row
 }
 
 #[tokio::test]
-async fn failures_are_told_apart() {
-    let bytes = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+async fn failures_have_different_errors() {
+    let bytes = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
     for (answer, status, words) in [
         (status(500), Some(500), "500"),
         (
@@ -37,20 +37,20 @@ async fn failures_are_told_apart() {
         (bytes("HTTP/1.1 304 Not Modified\r\n\r\n"), Some(304), "304"),
         (bytes("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), Some(101), "101"),
         (bytes("220 mail.example ESMTP\r\n"), None, "no answer: "),
-        // Neither a status before the final one nor a part of a status line is an answer.
+        // An interim status or a part of a status line is no response.
         (bytes("HTTP/1.1 103 Early Hints\r\nX: HTTP/1.1 200 OK\r\n\r\n"), None, "no answer: "),
         (bytes("HTTP/1.1 200"), None, "no answer: "),
         (bytes("HTTP/1.1 2000 OK\r\n\r\n"), None, "no answer: "),
-        (Answer::Unended("HTTP/1.1 200 OK"), None, "no answer within 1s"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK"), None, "no answer within 1s"),
         (bytes("HTTP/1.1 503 Busy\r\nContent-Length: x\r\n\r\n"), Some(503), "503 Service Unavailable"),
         (
             bytes("HTTP/1.1 307 There\r\nLocation: http://10.0.0.1/\r\nContent-Length: -1\r\n\r\n"),
             Some(307),
             "a redirect to \"http://10.0.0.1/\", which is not",
         ),
-        (Answer::Close, None, "no answer: "),
-        (Answer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
-        (Answer::Hang, None, "no answer within 1s"),
+        (ReceiverAnswer::Close, None, "no answer: "),
+        (ReceiverAnswer::Unended("HTTP/1.1 503 Busy\r\n\r\n"), Some(503), "503"),
+        (ReceiverAnswer::Hang, None, "no answer within 1s"),
     ] {
         let row = first_failure(answer).await;
         let error = row.last_error.unwrap();
@@ -63,7 +63,7 @@ async fn failures_are_told_apart() {
 #[tokio::test]
 async fn attempts_record_their_result() {
     let (accepts, rejects) = (Receiver::new(|_, _| status(200)), Receiver::new(|_, _| status(500)));
-    let (hangs, closes) = (Receiver::new(|_, _| Answer::Hang), Receiver::new(|_, _| Answer::Close));
+    let (hangs, closes) = (Receiver::new(|_, _| ReceiverAnswer::Hang), Receiver::new(|_, _| ReceiverAnswer::Close));
     let [accepts, rejects, hangs, closes] =
         [accepts.listen().await, rejects.listen().await, hangs.listen().await, closes.listen().await];
     let refuses = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -74,21 +74,21 @@ async fn attempts_record_their_result() {
         (closes, "no_response"),
         (refuses, "not_sent"),
     ] {
-        let mut world = World::new(vec![shop(address, "timeout = \"1s\"")]);
-        world.start();
-        world.record(vec![paid(Some(1), 1)]).await;
-        world.until("recorded", |all| all[0].last_error.is_some() || all[0].delivered_at.is_some()).await;
-        world.stop().await;
+        let mut setup = ForwarderSetup::new(vec![shop(address, "timeout = \"1s\"")]);
+        setup.start();
+        setup.record(vec![paid(Some(1), 1)]).await;
+        setup.until("recorded", |all| all[0].last_error.is_some() || all[0].delivered_at.is_some()).await;
+        setup.stop().await;
         let sql = "SELECT result FROM attempts WHERE attempt = 1";
-        let found: String = world.sql().query_row(sql, [], |row| row.get(0)).unwrap();
+        let found: String = setup.sql().query_row(sql, [], |row| row.get(0)).unwrap();
         assert_eq!(found, result);
     }
 }
 
 #[tokio::test]
-async fn an_endless_answer_is_not_listened_to() {
+async fn an_endless_answer_is_cut_off() {
     let began = Instant::now();
-    let row = first_failure(Answer::Endless).await;
+    let row = first_failure(ReceiverAnswer::Endless).await;
     assert_eq!(row.last_error.as_deref(), Some("500 Internal Server Error: first line"));
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
@@ -96,14 +96,15 @@ async fn an_endless_answer_is_not_listened_to() {
 #[tokio::test]
 async fn a_status_of_2xx_counts_whatever_follows() {
     const CUT: &str = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\ncut";
-    let with = |fields: &str| Answer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
-    let text = |text: &str| Answer::Bytes(text.as_bytes().to_vec());
+    let with =
+        |fields: &str| ReceiverAnswer::Bytes(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n").into());
+    let text = |text: &str| ReceiverAnswer::Bytes(text.as_bytes().to_vec());
     let length =
         |version, length| text(&format!("HTTP/{version} 200 OK\r\nContent-Length: {length}\r\n\r\n{{\"ok\":1}}"));
     for (answer, timeout) in [
-        (Answer::Bytes(CUT.into()), "10s"),
-        // Also where its time is up before the rest of it would be waited for.
-        (Answer::Unended(CUT), "300ms"),
+        (ReceiverAnswer::Bytes(CUT.into()), "10s"),
+        // The timeout ends before the rest of the body could arrive.
+        (ReceiverAnswer::Unended(CUT), "300ms"),
         (with(&"X: y\r\n".repeat(500)), "10s"),
         (with("X: y\r\n\tz\r\n"), "10s"),
         (with("X-Größe : 5\r\n"), "10s"),
@@ -126,95 +127,95 @@ async fn a_status_of_2xx_counts_whatever_follows() {
         (text("HTTP/1.1 204 No Content\r\nContent-Length: x\r\n\r\nok"), "10s"),
         (text("HTTP/1.1 200 OK\r\nno field\r\n\r\nHTTP/1.1 500 Oh\r\n\r\n"), "10s"),
         (text("HTTP/1.1 200 OK\r\nContent-"), "10s"),
-        (Answer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
-        (Answer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\n"), "300ms"),
+        (ReceiverAnswer::Unended("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"), "10s"),
     ] {
         let said = format!("{answer:.200?}");
         let receiver = Receiver::new(move |_, _| answer.clone());
-        let mut world = World::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
-        world.start();
-        world.record(vec![paid(Some(1), 1)]).await;
-        world.until_all("delivered").await;
-        world.stop().await;
+        let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, &format!("timeout = \"{timeout}\""))]);
+        setup.start();
+        setup.record(vec![paid(Some(1), 1)]).await;
+        setup.until_all("delivered").await;
+        setup.stop().await;
         assert_eq!(receiver.requests().len(), 1, "delivered again after {said}");
     }
 }
 
 #[tokio::test]
-async fn a_callback_that_dies_and_returns_misses_nothing() {
+async fn a_handler_that_restarts_misses_nothing() {
     let receiver = Receiver::new(|_, _| status(200));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let mut world = World::new(vec![shop(address, "")]);
-    world.start();
-    world.record((0..20).map(|n| paid(Some(n), n)).collect()).await;
-    let all = world.until("all refused once", |all| all.iter().all(|d| d.last_error.is_some())).await;
+    let mut setup = ForwarderSetup::new(vec![shop(address, "")]);
+    setup.start();
+    setup.record((0..20).map(|n| paid(Some(n), n)).collect()).await;
+    let all = setup.until("all refused once", |all| all.iter().all(|d| d.last_error.is_some())).await;
     assert!(all[0].last_error.as_deref().unwrap().contains("cannot connect to 127.0.0.1"), "{:?}", all[0]);
     receiver.serve(tokio::net::TcpListener::bind(address).await.unwrap());
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
     assert_eq!(receiver.requests().len(), 20);
     let attempts: i64 =
-        world.sql().query_row("SELECT count(*) FROM attempts WHERE error IS NULL", [], |r| r.get(0)).unwrap();
+        setup.sql().query_row("SELECT count(*) FROM attempts WHERE error IS NULL", [], |r| r.get(0)).unwrap();
     assert_eq!(attempts, 20);
 }
 
 #[tokio::test]
-async fn retry_after_is_waited_for() {
+async fn retry_after_is_respected() {
     let receiver = Receiver::new(|n, _| match n {
-        0 => Answer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        0 => ReceiverAnswer::Bytes(b"HTTP/1.1 429 Slow\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n".to_vec()),
         _ => status(200),
     });
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.start();
-    world.record(vec![paid(Some(1), 1)]).await;
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
     receiver.wait_for(1).await;
     let began = Instant::now();
     receiver.wait_for(2).await;
     assert!(began.elapsed() >= Duration::from_millis(2900), "{:?}", began.elapsed());
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn what_is_given_up_is_dead_with_a_reason_and_may_be_retried() {
+async fn a_dead_delivery_may_be_retried() {
     let receiver = Receiver::new(|_, request| {
         let works = request.header("webhook-id").is_some_and(|id| id == failed(1, 2).id().unwrap().to_string());
         if works { status(200) } else { status(500) }
     });
-    let mut world = World::new(vec![shop(receiver.listen().await, "give_up_after = \"300ms\"")]);
-    world.start();
-    world.record(vec![failed(1, 1), failed(1, 2)]).await;
-    let all = world.until("ended", |all| all[0].state.as_str() == "dead" && all[1].state.as_str() == "delivered").await;
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "give_up_after = \"300ms\"")]);
+    setup.start();
+    setup.record(vec![failed(1, 1), failed(1, 2)]).await;
+    let all = setup.until("ended", |all| all[0].state.as_str() == "dead" && all[1].state.as_str() == "delivered").await;
     let error = all[0].last_error.as_deref().unwrap();
     assert!(error.starts_with("given up after 300ms and ") && error.contains("500"), "{error}");
     assert!(all[0].next_attempt_at.is_none() && all[0].attempts >= 2);
-    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
-    assert!(matches!(world.store.retry(RetrySelection::Ids(vec![99])).await, Err(db::Error::Refused(_))));
+    assert!(matches!(setup.store.retry(RetrySelection::Ids(vec![all[1].id])).await, Err(db::Error::Refused(_))));
+    assert!(matches!(setup.store.retry(RetrySelection::Ids(vec![99])).await, Err(db::Error::Refused(_))));
     let before = receiver.requests().len();
-    assert_eq!(world.store.retry(RetrySelection::Dead).await.unwrap(), 1);
+    assert_eq!(setup.store.retry(RetrySelection::Dead).await.unwrap(), 1);
     receiver.wait_for(before + 1).await;
-    world.until("dead again", |all| all[0].state.as_str() == "dead" && all[0].attempts > 2).await;
-    world.stop().await;
+    setup.until("dead again", |all| all[0].state.as_str() == "dead" && all[0].attempts > 2).await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_forwarder_that_is_killed_loses_nothing_and_repeats_only_what_was_under_way() {
+async fn a_killed_forwarder_repeats_only_running_attempts() {
     const MANY: usize = 300;
-    let receiver = Receiver::new(|_, _| Answer::Slowly(Duration::from_millis(5)));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record((0..MANY).map(|n| paid(Some(n as u32), n as u32)).collect()).await;
+    let receiver = Receiver::new(|_, _| ReceiverAnswer::Slowly(Duration::from_millis(5)));
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record((0..MANY).map(|n| paid(Some(n as u32), n as u32)).collect()).await;
     for kill_after in [40, 120, 200] {
-        world.start();
+        setup.start();
         receiver.wait_for(kill_after).await;
-        // Its tasks are gone between two instructions, whatever they were doing.
-        world.running.take().unwrap().1.abort();
-        world.store = open(&world.folder, &world.settings);
+        // An abort ends the tasks at any await point, like a kill.
+        setup.running.take().unwrap().1.abort();
+        setup.store = open(&setup.folder, &setup.settings);
     }
-    world.start();
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.start();
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let keys: Vec<String> =
         receiver.requests().iter().map(|r| r.header("idempotency-key").unwrap().to_owned()).collect();
     let different: std::collections::HashSet<_> = keys.iter().collect();
@@ -223,33 +224,33 @@ async fn a_forwarder_that_is_killed_loses_nothing_and_repeats_only_what_was_unde
 }
 
 #[tokio::test]
-async fn a_program_that_keeps_the_database_locked_only_delays() {
+async fn a_locked_database_only_delays_deliveries() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record(vec![paid(Some(1), 1)]).await;
-    let other = world.sql();
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let other = setup.sql();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    world.start();
-    // Longer than a statement waits for a lock.
+    setup.start();
+    // Longer than the busy timeout of SQLite.
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(receiver.requests().len(), 0, "nothing is sent that is not counted");
     other.execute_batch("COMMIT").unwrap();
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
-    let receiver = Receiver::new(|n, _| if n == 0 { Answer::Hang } else { status(200) });
-    let mut world = World::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
+async fn a_maybe_delivered_event_is_repeated_unchanged() {
+    let receiver = Receiver::new(|n, _| if n == 0 { ReceiverAnswer::Hang } else { status(200) });
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
     let mut bare = paid(Some(1), 1);
     bare.reading.blockchain = None;
-    world.start();
-    world.record(vec![bare.clone()]).await;
+    setup.start();
+    setup.record(vec![bare.clone()]).await;
     receiver.wait_for(1).await;
-    world.record(vec![paid(Some(1), 1)]).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let bodies: Vec<String> = receiver.requests().iter().map(|r| r.text().to_owned()).collect();
     assert_eq!(
         bodies,
@@ -259,7 +260,7 @@ async fn a_callback_that_may_have_accepted_is_told_the_same_again() {
 }
 
 #[tokio::test]
-async fn what_surely_was_not_accepted_may_be_told_better() {
+async fn an_undelivered_event_may_be_completed() {
     for (words, status, result, is_better) in [
         ("no answer within 10s", None, AttemptResult::NoResponse, false),
         (
@@ -273,18 +274,18 @@ async fn what_surely_was_not_accepted_may_be_told_better() {
         ("no answer within 10s: no connection was made", None, AttemptResult::NotSent, true),
         ("500 Internal Server Error", Some(500), AttemptResult::Rejected, true),
     ] {
-        let world = World::new(vec![shop("127.0.0.1:1", "unresolved = \"send\"")]);
+        let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", "unresolved = \"send\"")]);
         let mut bare = paid(None, 1);
         bare.reading.blockchain = None;
-        world.record(vec![bare.clone()]).await;
-        let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+        setup.record(vec![bare.clone()]).await;
+        let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
         let end = db::NextStep::RetryAt(words.into(), jiff::Timestamp::now());
         let (delivery_id, attempt, took) = (claimed.delivery_id, claimed.attempt, Duration::ZERO);
         let ended = db::FinishedAttempt { delivery_id, attempt, result, status, took, next_step: end };
-        world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
-        world.record(vec![paid(Some(1), 1)]).await;
-        let told = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
-        // Of whichever session it is, it is the same payment.
+        setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
+        setup.record(vec![paid(Some(1), 1)]).await;
+        let told = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
+        // Only the session is added; the payment is the same.
         bare.reading.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");
     }

@@ -1,4 +1,4 @@
-//! The forwarder against callbacks of every kind.
+//! The forwarder and sessions, with handlers of every kind.
 
 mod deliver;
 mod hostile;
@@ -19,8 +19,8 @@ use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
 use tokio::sync::watch;
 
-/// A store in a folder of its own, and a forwarder that runs until it is told to stop.
-struct World {
+/// A store in a temporary folder, and a forwarder that runs until [`ForwarderSetup::stop`].
+struct ForwarderSetup {
     folder: Arc<tempfile::TempDir>,
     store: Store,
     settings: Vec<ForwardSettings>,
@@ -31,7 +31,7 @@ fn settings(table: &str) -> ForwardSettings {
     toml::from_str(&format!("secret = {{ env = \"S\" }}\n{table}")).unwrap()
 }
 
-/// A callback named `shop` at an address.
+/// The settings of a target named `shop`.
 fn shop(address: impl std::fmt::Display, more: &str) -> ForwardSettings {
     settings(&format!("name = \"shop\"\nurl = \"http://{address}/hook\"\n{more}"))
 }
@@ -46,10 +46,10 @@ fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
     .unwrap()
 }
 
-impl World {
+impl ForwarderSetup {
     fn new(settings: Vec<ForwardSettings>) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        World { store: open(&folder, &settings), folder, settings, running: None }
+        ForwarderSetup { store: open(&folder, &settings), folder, settings, running: None }
     }
 
     fn start(&mut self) {
@@ -98,7 +98,7 @@ impl World {
         all
     }
 
-    /// Waits until the deliveries are as they should be.
+    /// Waits until the deliveries satisfy a condition.
     async fn until(&self, what: &str, holds: impl Fn(&[DeliveryRow]) -> bool) -> Vec<DeliveryRow> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
         loop {
@@ -111,12 +111,12 @@ impl World {
         }
     }
 
-    /// Waits until all deliveries are in a state.
+    /// Waits until all deliveries are in this state.
     async fn until_all(&self, state: &str) -> Vec<DeliveryRow> {
         self.until(state, |all| all.iter().all(|d| d.state.as_str() == state)).await
     }
 
-    /// What SQLite says when it is asked directly.
+    /// A direct connection to the database.
     fn sql(&self) -> rusqlite::Connection {
         rusqlite::Connection::open(self.folder.path().join("m.db")).unwrap()
     }

@@ -1,4 +1,4 @@
-//! Events whose session is found late: held, released, contradicted, decided by hand.
+//! Events whose session is found late. They are held, released, in conflict, or assigned by an operator.
 
 use std::time::Instant;
 
@@ -21,173 +21,173 @@ pub(super) fn of_order(order_ref: &str, n: u32) -> Event {
     Event { order_ref: Some(order_ref.into()), ..paid(None, n) }
 }
 
-pub(super) fn states(world: &World) -> Vec<String> {
-    world.deliveries().into_iter().map(|d| d.state.to_string()).collect()
+pub(super) fn states(setup: &ForwarderSetup) -> Vec<String> {
+    setup.deliveries().into_iter().map(|d| d.state.to_string()).collect()
 }
 
-/// The session, its source and the hold of each event, as they came.
-pub(super) fn events(world: &World) -> Vec<(Option<String>, Option<String>, Option<String>)> {
+/// The session, its source and the hold of each event, in the order of their arrival.
+pub(super) fn events(setup: &ForwarderSetup) -> Vec<(Option<String>, Option<String>, Option<String>)> {
     let mut all = Vec::new();
     let push = |e: db::EventRow| {
         all.push((e.session_id, e.session_source, e.hold));
         Ok::<_, db::Error>(())
     };
-    world.store.reader().unwrap().events(&db::EventQuery::default(), push).unwrap();
+    setup.store.reader().unwrap().events(&db::EventQuery::default(), push).unwrap();
     all
 }
 
-pub(super) fn any() -> Vec<ForwardSettings> {
+pub(super) fn one_target() -> Vec<ForwardSettings> {
     vec![shop("127.0.0.1:1", "")]
 }
 
 #[tokio::test]
-async fn a_row_from_another_process_lets_held_deliveries_go_within_a_second_and_in_order() {
+async fn an_inserted_row_releases_deliveries_in_order() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world =
-        World::new(vec![shop(receiver.listen().await, "statuses = [\"completed\", \"failed\", \"pending\"]")]);
-    world.start();
+    let mut setup =
+        ForwarderSetup::new(vec![shop(receiver.listen().await, "statuses = [\"completed\", \"failed\", \"pending\"]")]);
+    setup.start();
     let mut first = of_order("A-1", 1);
     first.reading.status = Status::Pending;
-    world.record(vec![first, of_order("A-1", 1), of_order("B-2", 2)]).await;
-    assert_eq!(states(&world), ["held", "held", "held"]);
-    // Any program that knows SQL, in a process of its own.
+    setup.record(vec![first, of_order("A-1", 1), of_order("B-2", 2)]).await;
+    assert_eq!(states(&setup), ["held", "held", "held"]);
+    // The row comes from another process and another SQLite library.
     let statement =
         format!("INSERT INTO sessions (session_id, order_ref) VALUES ('{}', 'A-1')", session(7).to_uppercase());
     let python =
         format!("import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"{statement}\"); c.commit()");
     let mut command = std::process::Command::new("python3");
-    let inserted = command.arg("-c").arg(python).arg(world.folder.path().join("m.db")).status();
+    let inserted = command.arg("-c").arg(python).arg(setup.folder.path().join("m.db")).status();
     assert!(inserted.expect("python3 is needed: apt-get install python3").success());
     let began = Instant::now();
     let requests = receiver.wait_for(2).await;
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(requests[0].text().contains("\"state\":\"pending\"") && requests[1].text().contains("\"status\":true"));
     assert!(requests.iter().all(|r| r.text().contains(&session(7)) && r.header("x-mailhook-order-ref") == Some("A-1")));
-    world.until("recorded", |all| all[1].state.as_str() == "delivered" && all[2].state.as_str() == "held").await;
-    world.stop().await;
+    setup.until("recorded", |all| all[1].state.as_str() == "delivered" && all[2].state.as_str() == "held").await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn what_was_registered_while_nobody_ran_is_found_at_the_start() {
+async fn sessions_registered_during_downtime_are_found() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
-    world.record((0..300).map(|n| of_order(&format!("o{n}"), n)).collect()).await;
-    let sql = world.sql();
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
+    setup.record((0..300).map(|n| of_order(&format!("o{n}"), n)).collect()).await;
+    let sql = setup.sql();
     for n in 0..300 {
         sql.execute("INSERT INTO sessions (session_id, order_ref) VALUES (?1, ?2)", (session(n), format!("o{n}")))
             .unwrap();
     }
-    assert_eq!(states(&world).iter().filter(|s| *s == "held").count(), 300);
-    world.start();
-    world.until_all("delivered").await;
-    world.stop().await;
+    assert_eq!(states(&setup).iter().filter(|s| *s == "held").count(), 300);
+    setup.start();
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let left: i64 = sql.query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);
 }
 
 #[tokio::test]
-async fn a_configuration_that_sends_now_releases_what_it_held() {
+async fn a_changed_configuration_releases_deliveries() {
     let receiver = Receiver::new(|_, _| status(200));
     let address = receiver.listen().await;
-    let mut world = World::new(vec![shop(address, "")]);
-    world.record(vec![paid(None, 1)]).await;
-    world.settings = vec![shop(address, "unresolved = \"send\"")];
-    world.store = open(&world.folder, &world.settings);
-    world.start();
-    world.until_all("delivered").await;
-    world.stop().await;
+    let mut setup = ForwarderSetup::new(vec![shop(address, "")]);
+    setup.record(vec![paid(None, 1)]).await;
+    setup.settings = vec![shop(address, "unresolved = \"send\"")];
+    setup.store = open(&setup.folder, &setup.settings);
+    setup.start();
+    setup.until_all("delivered").await;
+    setup.stop().await;
     assert!(receiver.requests()[0].text().starts_with("{\"session_id\":null,"));
 }
 
 #[tokio::test]
-async fn what_a_callback_takes_by_now_goes_also_if_the_database_is_locked_at_the_start() {
+async fn deliveries_are_released_despite_a_locked_database() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(any());
-    world.record(vec![paid(None, 1)]).await;
-    assert_eq!(states(&world), ["held"]);
-    world.settings = vec![shop(receiver.listen().await, "unresolved = \"send\"")];
-    world.store = open(&world.folder, &world.settings);
-    let other = world.sql();
+    let mut setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(None, 1)]).await;
+    assert_eq!(states(&setup), ["held"]);
+    setup.settings = vec![shop(receiver.listen().await, "unresolved = \"send\"")];
+    setup.store = open(&setup.folder, &setup.settings);
+    let other = setup.sql();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    world.start();
-    let waited = world.store.ping().await;
+    setup.start();
+    let waited = setup.store.ping().await;
     assert!(matches!(waited, Err(db::Error::Locked(_))), "{waited:?}");
     other.execute_batch("ROLLBACK").unwrap();
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
 }
 
 #[tokio::test]
-async fn a_cheap_payment_towards_a_dear_order_is_held_whenever_the_order_was_registered() {
-    let world = World::new(any());
-    world.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
-    world.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
-    assert_eq!(states(&world), ["held", "pending", "held"]);
-    // RegisteredSession late: for one that was about to go, and for one that waited.
-    let settled = world.store.session_add(new(2, None, Some("21"))).await.unwrap();
+async fn an_underpaid_order_is_held() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.store.session_add(new(1, Some("dear"), Some("2000.00"))).await.unwrap();
+    setup.record(vec![of_order("dear", 1), paid(Some(2), 2), of_order("late", 3)]).await;
+    assert_eq!(states(&setup), ["held", "pending", "held"]);
+    // The sessions are registered late: for a pending event and for a held one.
+    let settled = setup.store.session_add(new(2, None, Some("21"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (0, 0, 1));
-    world.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
-    assert_eq!(states(&world), ["held", "held", "held"]);
-    world.record(vec![paid(Some(4), 4)]).await;
-    world.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE id = 4", []).unwrap();
-    let settled = world.store.session_add(new(4, None, Some("21"))).await.unwrap();
-    // Nothing in the database says so: whoever registers it is told which, and how.
+    setup.store.session_add(new(3, Some("late"), Some("19.99"))).await.unwrap();
+    assert_eq!(states(&setup), ["held", "held", "held"]);
+    setup.record(vec![paid(Some(4), 4)]).await;
+    setup.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL WHERE id = 4", []).unwrap();
+    let settled = setup.store.session_add(new(4, None, Some("21"))).await.unwrap();
+    // The event was delivered already. The result names it and the conflict.
     assert_eq!((settled.held, settled.too_late.len()), (0, 1));
     assert!(settled.too_late[0].contains(": conflict: amount is registered as"), "{:?}", settled.too_late);
-    for (n, (known, _, hold)) in events(&world).into_iter().take(3).enumerate() {
+    for (n, (known, _, hold)) in events(&setup).into_iter().take(3).enumerate() {
         assert_eq!(known, Some(session(u32::try_from(n).unwrap() + 1)));
         assert!(hold.as_deref().unwrap().starts_with("conflict: amount is registered as \""), "{hold:?}");
     }
 }
 
 #[tokio::test]
-async fn a_second_payment_for_an_order_waits_for_a_person_who_may_let_it_go() {
-    let world = World::new(any());
-    world.record(vec![of_order("A", 1), of_order("A", 2)]).await;
-    let settled = world.store.session_add(new(1, Some("A"), Some("20.00"))).await.unwrap();
+async fn a_second_payment_waits_for_an_operator() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![of_order("A", 1), of_order("A", 2)]).await;
+    let settled = setup.store.session_add(new(1, Some("A"), Some("20.00"))).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (2, 1, 0));
-    assert_eq!(states(&world), ["pending", "held"]);
-    let hold = events(&world).remove(1).2.unwrap();
+    assert_eq!(states(&setup), ["pending", "held"]);
+    let hold = events(&setup).remove(1).2.unwrap();
     assert!(hold.starts_with("conflict: its session already has a completed payment"), "{hold}");
     let second = of_order("A", 2).id().unwrap().to_string();
-    let assigned = world.store.session_assign(&second, &session(1)).await.unwrap();
+    let assigned = setup.store.session_assign(&second, &session(1)).await.unwrap();
     assert_eq!((assigned.before, assigned.registered, assigned.released), (Some(session(1)), true, 1));
-    assert_eq!(states(&world), ["pending", "pending"]);
-    assert_eq!(events(&world).remove(1), (Some(session(1)), Some("address".into()), None));
+    assert_eq!(states(&setup), ["pending", "pending"]);
+    assert_eq!(events(&setup).remove(1), (Some(session(1)), Some("address".into()), None));
 }
 
 #[tokio::test]
-async fn a_person_resolves_what_nothing_else_could() {
-    let world = World::new(any());
-    world.record(vec![paid(None, 1), paid(Some(2), 2)]).await;
+async fn an_operator_resolves_a_conflict() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(None, 1), paid(Some(2), 2)]).await;
     let id = |event: Event| event.id().unwrap().to_string();
-    let assigned = world.store.session_assign(&id(paid(None, 1)), &session(9).to_uppercase()).await.unwrap();
+    let assigned = setup.store.session_assign(&id(paid(None, 1)), &session(9).to_uppercase()).await.unwrap();
     assert_eq!((assigned.before, assigned.registered, assigned.released), (None, false, 1));
-    assert_eq!(events(&world).remove(0), (Some(session(9)), Some("operator".into()), None));
-    let row = world.store.reader().unwrap().event(&id(paid(None, 1))).unwrap().unwrap();
+    assert_eq!(events(&setup).remove(0), (Some(session(9)), Some("operator".into()), None));
+    let row = setup.store.reader().unwrap().event(&id(paid(None, 1))).unwrap().unwrap();
     assert!(row.webhook.contains(&session(9)));
-    // A slip of the hand is mended as long as nobody was told.
-    world.store.session_assign(&id(paid(None, 1)), &session(8)).await.unwrap();
-    assert_eq!(events(&world).remove(0).0, Some(session(8)));
-    let refused = async |event: &str, to: &str| world.store.session_assign(event, to).await.unwrap_err().to_string();
+    // A wrong assignment can be corrected before the delivery.
+    setup.store.session_assign(&id(paid(None, 1)), &session(8)).await.unwrap();
+    assert_eq!(events(&setup).remove(0).0, Some(session(8)));
+    let refused = async |event: &str, to: &str| setup.store.session_assign(event, to).await.unwrap_err().to_string();
     assert!(refused(&id(paid(Some(2), 2)), &session(9)).await.contains("its mail says so"));
     assert!(refused(&id(paid(None, 77)), &session(9)).await.contains("is not there"));
     assert!(refused(&id(paid(None, 1)), "591abe63").await.contains("is no session id"));
-    world.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL", []).unwrap();
+    setup.sql().execute("UPDATE deliveries SET state = 'delivered', next_attempt_at = NULL", []).unwrap();
     assert!(refused(&id(paid(None, 1)), &session(9)).await.contains("was delivered with session"));
 }
 
 #[tokio::test]
-async fn a_person_waits_for_an_attempt_that_tells_another_session() {
-    let world = World::new(any());
-    world.record(vec![paid(None, 1)]).await;
+async fn assign_waits_for_a_running_attempt() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(None, 1)]).await;
     let id = paid(None, 1).id().unwrap().to_string();
-    let assign = async |n: u32| world.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
+    let assign = async |n: u32| setup.store.session_assign(&id, &session(n)).await.map_err(|error| error.to_string());
     assign(1).await.unwrap();
-    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
+    let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
     let refused = assign(2).await.unwrap_err();
     assert!(refused.contains(&format!("is being posted with session {}", session(1))), "{refused}");
-    // What it is told already may be said again.
+    // The same session may be assigned again.
     assign(1).await.unwrap();
     let Claimed { delivery_id, attempt, .. } = claimed;
     let end = NextStep::RetryAt("500".into(), jiff::Timestamp::now());
@@ -199,106 +199,106 @@ async fn a_person_waits_for_an_attempt_that_tells_another_session() {
         took: Duration::ZERO,
         next_step: end,
     };
-    world.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
+    setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
     assign(2).await.unwrap();
-    // One whose end nobody will ever tell is waited for as long as it could have taken.
-    world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
-    world.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
+    // An attempt whose end was never recorded blocks only for the longest possible duration of an attempt.
+    setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap();
+    setup.sql().execute("UPDATE attempts SET at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes')", []).unwrap();
     assign(1).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_callback_that_was_told_of_no_session_keeps_the_other_from_nothing() {
+async fn targets_receive_the_session_independently() {
     let receiver = Receiver::new(|_, _| status(200));
     let address = receiver.listen().await;
     let table =
         |name: &str, more: &str| settings(&format!("name = \"{name}\"\nurl = \"http://{address}/{name}\"\n{more}"));
-    let mut world = World::new(vec![table("sends", "unresolved = \"send\""), table("holds", "")]);
-    world.start();
-    world.record(vec![of_order("A", 1)]).await;
-    world.until("sent", |all| all[0].state.as_str() == "delivered" && all[1].state.as_str() == "held").await;
-    world.store.session_add(new(1, Some("A"), None)).await.unwrap();
-    world.until_all("delivered").await;
-    world.stop().await;
+    let mut setup = ForwarderSetup::new(vec![table("sends", "unresolved = \"send\""), table("holds", "")]);
+    setup.start();
+    setup.record(vec![of_order("A", 1)]).await;
+    setup.until("sent", |all| all[0].state.as_str() == "delivered" && all[1].state.as_str() == "held").await;
+    setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let bodies: Vec<_> = receiver.requests().iter().map(|r| (r.line.clone(), r.text().contains(&session(1)))).collect();
     assert_eq!(bodies, [("POST /sends HTTP/1.1".into(), false), ("POST /holds HTTP/1.1".into(), true)]);
 }
 
 #[tokio::test]
-async fn a_payment_that_was_told_without_its_session_is_that_sessions_once_it_is_registered() {
+async fn a_delivered_payment_belongs_to_its_later_session() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "unresolved = \"send\"")]);
-    world.start();
-    world.record(vec![of_order("A", 1), of_order("B", 2)]).await;
-    world.until_all("delivered").await;
-    let settled = world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "unresolved = \"send\"")]);
+    setup.start();
+    setup.record(vec![of_order("A", 1), of_order("B", 2)]).await;
+    setup.until_all("delivered").await;
+    let settled = setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     assert_eq!((settled.resolved, settled.released, settled.held), (1, 0, 0));
-    // That it contradicts what is registered is said, though nobody can be spared any more.
-    let settled = world.store.session_add(new(2, Some("B"), Some("2000"))).await.unwrap();
+    // The result reports the conflict, although the event was delivered.
+    let settled = setup.store.session_add(new(2, Some("B"), Some("2000"))).await.unwrap();
     assert_eq!((settled.resolved, settled.held, settled.too_late.len()), (1, 0, 1), "{:?}", settled.too_late);
-    let changed: i64 = world
+    let changed: i64 = setup
         .sql()
         .query_row("SELECT count(*) FROM events WHERE webhook NOT LIKE '{\"session_id\":null,%'", [], |row| row.get(0))
         .unwrap();
     assert_eq!(changed, 0, "what was posted stays");
-    world.record(vec![of_order("A", 3), of_order("B", 4)]).await;
-    world.stop().await;
-    assert_eq!(states(&world), ["delivered", "delivered", "held", "held"], "an order is not paid twice");
+    setup.record(vec![of_order("A", 3), of_order("B", 4)]).await;
+    setup.stop().await;
+    assert_eq!(states(&setup), ["delivered", "delivered", "held", "held"], "an order is not paid twice");
     assert_eq!(receiver.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn what_found_the_session_is_told_also_when_a_later_report_did() {
-    let world = World::new(any());
-    world.store.session_add(new(1, Some("A"), None)).await.unwrap();
-    world.record(vec![paid(None, 1), of_order("A", 1)]).await;
-    assert_eq!(events(&world), [(Some(session(1)), Some("address".into()), None)]);
-    // It is not the mail that says so: a person may know better.
-    world.store.session_assign(&paid(None, 1).id().unwrap().to_string(), &session(9)).await.unwrap();
-    assert_eq!(events(&world), [(Some(session(9)), Some("operator".into()), None)]);
+async fn a_later_report_sets_the_session_source() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    setup.record(vec![paid(None, 1), of_order("A", 1)]).await;
+    assert_eq!(events(&setup), [(Some(session(1)), Some("address".into()), None)]);
+    // The session does not come from the mail, so an operator may change it.
+    setup.store.session_assign(&paid(None, 1).id().unwrap().to_string(), &session(9)).await.unwrap();
+    assert_eq!(events(&setup), [(Some(session(9)), Some("operator".into()), None)]);
 }
 
 #[tokio::test]
-async fn what_a_person_let_go_is_not_held_again_for_what_was_registered_before() {
-    let world = World::new(any());
-    world.record(vec![paid(Some(1), 1)]).await;
+async fn a_released_delivery_is_not_held_again() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(Some(1), 1)]).await;
     let register = "INSERT INTO sessions (session_id, amount) VALUES (?1, '21')";
-    world.sql().execute(register, [session(1)]).unwrap();
-    // Nobody has looked at it yet.
-    world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
-    assert_eq!(world.store.reconcile().await.unwrap(), payments::Reconciled::default());
-    // Nor is what was registered another time because a shop says it twice.
-    world.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
-    assert_eq!(states(&world), ["pending"]);
-    let settled = world.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    setup.sql().execute(register, [session(1)]).unwrap();
+    // The new row has not been reconciled yet.
+    setup.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
+    assert_eq!(setup.store.reconcile().await.unwrap(), payments::Reconciled::default());
+    // A repeated registration holds nothing.
+    setup.store.session_add(new(1, None, Some("21.00"))).await.unwrap();
+    assert_eq!(states(&setup), ["pending"]);
+    let settled = setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
     assert_eq!(settled.held, 1, "it is what has changed that is looked at");
 }
 
 #[tokio::test]
-async fn what_may_go_is_not_held_for_what_came_later_and_is_held_itself() {
-    let world = World::new(any());
-    world.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
+async fn a_held_event_does_not_hold_earlier_ones() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
     let mut elsewhere = paid(None, 1);
     elsewhere.reading.blockchain = Some("Base".into());
-    world.record(vec![paid(Some(3), 5), elsewhere]).await;
+    setup.record(vec![paid(Some(3), 5), elsewhere]).await;
     let before = ["pending", "held", "pending", "pending", "held", "pending", "held"];
-    assert_eq!(states(&world), before);
+    assert_eq!(states(&setup), before);
     for (n, order_ref) in [(1, "A"), (2, "B"), (3, "C")] {
-        let settled = world.store.session_add(new(n, Some(order_ref), Some("20"))).await.unwrap();
+        let settled = setup.store.session_add(new(n, Some(order_ref), Some("20"))).await.unwrap();
         assert_eq!((settled.released, settled.held, settled.too_late), (0, 0, vec![]), "{order_ref}");
     }
-    assert_eq!(states(&world), before);
-    let holds: Vec<bool> = events(&world).into_iter().map(|e| e.2.is_some()).collect();
+    assert_eq!(states(&setup), before);
+    let holds: Vec<bool> = events(&setup).into_iter().map(|e| e.2.is_some()).collect();
     assert_eq!(holds, [false, true, false, false, true, false, true], "one payment of each session goes");
 }
 
 #[tokio::test]
-async fn what_is_held_is_of_its_session_s_order_too() {
-    let world = World::new(any());
-    world.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
-    world.store.session_add(new(1, Some("A"), None)).await.unwrap();
-    world.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
-    let claimed = world.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed;
+async fn held_events_get_the_order_reference() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(Some(1), 1), paid(Some(1), 2)]).await;
+    setup.store.session_add(new(1, Some("A"), None)).await.unwrap();
+    setup.store.session_assign(&paid(Some(1), 2).id().unwrap().to_string(), &session(1)).await.unwrap();
+    let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed;
     let Claimed { delivery_id, attempt, .. } = claimed[0];
     let took = Duration::ZERO;
     let ended = FinishedAttempt {
@@ -309,79 +309,79 @@ async fn what_is_held_is_of_its_session_s_order_too() {
         took,
         next_step: NextStep::Delivered,
     };
-    let second = world.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
+    let second = setup.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
     let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
     assert_eq!(orders, [Some("A"); 2]);
 }
 
 #[tokio::test]
-async fn pending_after_completed_is_told_to_nobody_whenever_the_session_is_registered() {
+async fn pending_after_completed_is_not_delivered() {
     let as_pending = |event: Event| Event { reading: Reading { status: Status::Pending, ..event.reading }, ..event };
     for is_known in [true, false] {
         let every = "statuses = [\"completed\", \"failed\", \"pending\"]";
-        let world = World::new(vec![shop("127.0.0.1:1", every)]);
-        // Of a transaction whose session nobody knows.
-        world.record(vec![paid(None, 1), as_pending(paid(None, 1))]).await;
+        let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", every)]);
+        // The session of this transaction is not known.
+        setup.record(vec![paid(None, 1), as_pending(paid(None, 1))]).await;
         let register = new(1, Some("A"), None);
         if is_known {
-            world.store.session_add(register.clone()).await.unwrap();
+            setup.store.session_add(register.clone()).await.unwrap();
         }
         let first = as_pending(of_order("A", 2));
-        world.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
-        world.store.session_add(register).await.unwrap();
-        let told: Vec<_> = world.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
+        setup.record(vec![first, of_order("A", 2), as_pending(of_order("A", 3))]).await;
+        setup.store.session_add(register).await.unwrap();
+        let told: Vec<_> = setup.deliveries().into_iter().map(|d| (d.event_id, d.state.to_string())).collect();
         let [held, first, second] = [paid(None, 1), as_pending(paid(None, 2)), paid(None, 2)];
         let is = |event: Event, state: &str| (event.id().unwrap().to_string(), state.to_owned());
         assert_eq!(told, [is(held, "held"), is(first, "pending"), is(second, "pending")], "known before: {is_known}");
-        // What waits for its callback goes, in its order, whatever is registered meanwhile.
-        world.store.session_add(new(1, None, Some("20"))).await.unwrap();
-        assert_eq!(states(&world), ["held", "pending", "pending"]);
+        // Pending deliveries stay pending and in order when a session is registered.
+        setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
+        assert_eq!(states(&setup), ["held", "pending", "pending"]);
     }
 }
 
 #[tokio::test]
-async fn what_was_given_up_and_contradicts_its_session_is_not_tried_again_with_the_rest() {
-    let world = World::new(any());
-    world.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
-    world.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
-    let settled = world.store.session_add(new(1, None, Some("2000"))).await.unwrap();
+async fn retry_skips_dead_deliveries_with_a_conflict() {
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![paid(Some(1), 1), paid(Some(2), 2)]).await;
+    setup.sql().execute("UPDATE deliveries SET state = 'dead', next_attempt_at = NULL", []).unwrap();
+    let settled = setup.store.session_add(new(1, None, Some("2000"))).await.unwrap();
     assert_eq!(settled.held, 1);
-    assert_eq!(world.store.retry(db::RetrySelection::Dead).await.unwrap(), 1);
-    assert_eq!(states(&world), ["held", "pending"]);
-    world.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
-    assert_eq!(states(&world), ["pending", "pending"]);
+    assert_eq!(setup.store.retry(db::RetrySelection::Dead).await.unwrap(), 1);
+    assert_eq!(states(&setup), ["held", "pending"]);
+    setup.store.session_assign(&paid(Some(1), 1).id().unwrap().to_string(), &session(1)).await.unwrap();
+    assert_eq!(states(&setup), ["pending", "pending"]);
 }
 
 #[tokio::test]
-async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
-    let world = World::new(any());
+async fn sessions_are_listed_with_their_payments() {
+    let setup = ForwarderSetup::new(one_target());
     let mut full = new(1, Some("A"), Some("20"));
     full.session_id = full.session_id.to_uppercase();
     full.blockchain = Some("BNB-CHAIN".into());
-    world.store.session_add(full.clone()).await.unwrap();
-    world.store.session_add(full).await.unwrap();
-    world
+    setup.store.session_add(full.clone()).await.unwrap();
+    setup.store.session_add(full).await.unwrap();
+    setup
         .store
         .session_add(SessionRegistration { token: Some("DAI".into()), ..new(1, None, Some("20.0")) })
         .await
         .unwrap();
-    world.store.session_add(new(2, None, None)).await.unwrap();
+    setup.store.session_add(new(2, None, None)).await.unwrap();
     for (wrong, words) in [
         (new(1, Some("B"), None), "another order reference"),
         (new(1, None, Some("21")), "another amount"),
         (new(3, None, Some("$21")), "expected US dollars"),
         (SessionRegistration { session_id: "x".into(), ..SessionRegistration::default() }, "is no session id"),
     ] {
-        let said = world.store.session_add(wrong).await.unwrap_err().to_string();
+        let said = setup.store.session_add(wrong).await.unwrap_err().to_string();
         assert!(said.contains(words), "{said}");
     }
-    world.record(vec![failed(2, 1)]).await;
+    setup.record(vec![failed(2, 1)]).await;
     let mut all = Vec::new();
     let push = |row: payments::SessionRow| {
         all.push(row);
         Ok::<_, db::Error>(())
     };
-    world.store.reader().unwrap().sessions(push).unwrap();
+    setup.store.reader().unwrap().sessions(push).unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!((all[0].session_id.as_str(), all[0].blockchain.as_deref()), (session(1).as_str(), Some("BNB-Chain")));
     assert_eq!((all[0].token.as_deref(), all[0].status.as_deref()), (Some("DAI"), None));
@@ -389,9 +389,9 @@ async fn sessions_are_listed_with_what_was_heard_of_them_and_registered_once() {
 }
 
 #[tokio::test]
-async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
-    let world = World::new(any());
-    let sql = world.sql();
+async fn session_times_are_normalized_or_refused() {
+    let setup = ForwarderSetup::new(one_target());
+    let sql = setup.sql();
     let insert = |n: u32, column: &str, value: &str| {
         sql.execute(&format!("INSERT INTO sessions (session_id, {column}) VALUES (?1, ?2)"), (session(n), value))
     };
@@ -406,7 +406,7 @@ async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
         insert(9, column, nonsense).unwrap_err();
     }
     sql.execute("INSERT INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(3),)).unwrap();
-    // Again, by a statement that brings its own conflict clause.
+    // The trigger also works with a conflict clause in the statement.
     sql.execute("INSERT OR FAIL INTO sessions (session_id, amount) VALUES (?1, 19.5)", (session(4),)).unwrap();
     sql.execute("UPDATE OR FAIL sessions SET amount = '20'", []).unwrap();
 }
@@ -415,21 +415,21 @@ async fn the_table_takes_times_as_others_write_them_and_refuses_nonsense() {
 async fn the_documented_insert_registers_a_session() {
     let document = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/sessions.md")).unwrap();
     let (_, insert) = document.split_once("```sql\n").unwrap();
-    let world = World::new(any());
-    world.record(vec![of_order("order-1001", 1)]).await;
-    world.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
-    assert_eq!(world.store.reconcile().await.unwrap().released, 1);
-    assert_eq!(states(&world), ["pending"]);
+    let setup = ForwarderSetup::new(one_target());
+    setup.record(vec![of_order("order-1001", 1)]).await;
+    setup.sql().execute_batch(insert.split_once("```").unwrap().0).unwrap();
+    assert_eq!(setup.store.reconcile().await.unwrap().released, 1);
+    assert_eq!(states(&setup), ["pending"]);
 }
 
 #[tokio::test]
-async fn the_payments_view_shows_the_newest_truth_of_each_session() {
-    let world = World::new(any());
+async fn the_payments_view_shows_each_sessions_state() {
+    let setup = ForwarderSetup::new(one_target());
     let mut late = paid(Some(1), 1);
     late.reading.status = Status::Pending;
     late.reading.tx_time = Some("2030-01-01T00:00:00Z".parse().unwrap());
-    world.record(vec![failed(1, 0), paid(Some(1), 1), late, paid(None, 2)]).await;
-    let sql = world.sql();
+    setup.record(vec![failed(1, 0), paid(Some(1), 1), late, paid(None, 2)]).await;
+    let sql = setup.sql();
     let mut read =
         sql.prepare("SELECT session_id, status, amount, delivery FROM payments ORDER BY session_id").unwrap();
     let line = |row: &rusqlite::Row| {

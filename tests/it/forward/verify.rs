@@ -1,4 +1,4 @@
-//! Standard Webhooks, checked by the specification's own verifier.
+//! Standard Webhooks: the specification's official verifier checks our signatures.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -9,7 +9,7 @@ use testkit::receiver::{Receiver, status};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/standard-webhooks");
 
-/// What the official verifier makes of a request: the parsed body, or its complaint.
+/// Runs the official verifier on a request and returns the parsed body or the error.
 fn verify(secret: &str, headers: &BTreeMap<String, String>, body: &str) -> Result<String, String> {
     assert!(
         std::path::Path::new(FOLDER).join("node_modules").exists(),
@@ -31,17 +31,17 @@ fn verify(secret: &str, headers: &BTreeMap<String, String>, body: &str) -> Resul
 }
 
 #[tokio::test]
-async fn the_official_verifier_accepts_what_is_posted_and_nothing_else() {
+async fn the_official_verifier_accepts_our_signatures() {
     let receiver = Receiver::new(|_, _| status(200));
-    let mut world = World::new(vec![shop(receiver.listen().await, "")]);
+    let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "")]);
     let secret = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
-    world.start_with(secret);
-    world.record(vec![paid(Some(1), 1)]).await;
-    world.until_all("delivered").await;
-    world.stop().await;
+    setup.start_with(secret);
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
     let request = receiver.requests().remove(0);
     let headers: BTreeMap<String, String> = request.headers.iter().cloned().collect();
-    // What JSON.parse and JSON.stringify make of the body is the body.
+    // JSON.parse and JSON.stringify reproduce the body.
     assert_eq!(verify(secret, &headers, request.text()).unwrap(), request.text());
     let dearer = request.text().replace("\"20\"", "\"2000\"");
     assert!(verify(secret, &headers, &dearer).unwrap_err().contains("No matching signature"));

@@ -27,7 +27,7 @@ async fn forged_results_prove_nothing() {
 
 #[tokio::test]
 async fn servers_result_counts_for_the_body() {
-    let genuine = signed(How::default());
+    let genuine = signed(SigningOptions::default());
     for mail in [genuine.clone(), replaced(&genuine, "Token: DAI", "Token: <https://safelinks.example/?url=DAI>")] {
         let authenticity = with_fields("mx.shop.example", PASS, &mail).await;
         let Authenticity::Trusted(proof) = &authenticity else { panic!("{authenticity:?}") };
@@ -48,10 +48,11 @@ async fn servers_result_counts_for_the_body() {
 
 #[tokio::test]
 async fn two_signatures_may_have_different_bodies() {
-    let other = sign(&replaced(MAIL.as_bytes(), "Token: DAI", "Token: DAI \r\nx"), &KEYS.rsa, &How::default());
+    let other =
+        sign(&replaced(MAIL.as_bytes(), "Token: DAI", "Token: DAI \r\nx"), &KEYS.rsa, &SigningOptions::default());
     let other = String::from_utf8(other).unwrap();
     let (signature, _) = other.split_once("From: ").unwrap();
-    let simple = signed(How { canonicalization: Canonicalization::Simple, ..How::default() });
+    let simple = signed(SigningOptions { canonicalization: Canonicalization::Simple, ..SigningOptions::default() });
     let mail = [signature.as_bytes(), &simple].concat();
     let authenticity = with_fields("mx.shop.example", PASS, &mail).await;
     assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
@@ -60,28 +61,29 @@ async fn two_signatures_may_have_different_bodies() {
 
 #[tokio::test]
 async fn servers_result_needs_a_verified_header() {
-    let good = signed(How::default());
-    let headers = |names: &'static [&'static str]| signed(How { headers: names, ..How::default() });
+    let good = signed(SigningOptions::default());
+    let headers =
+        |names: &'static [&'static str]| signed(SigningOptions { headers: names, ..SigningOptions::default() });
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("unsigned", MAIL.as_bytes().to_vec()),
         ("the subject was changed", replaced(&good, "Paymet received", "[EXTERNAL] Paymet received")),
         ("the To was changed", replaced(&good, "To: payments@shop", "To: Payments+x@shop")),
         ("the body hash was changed", replaced(&good, "bh=", "bh=AAAA")),
-        ("by another key", signed(How { selector: "other", ..How::default() })),
-        ("a key that is not there", signed(How { selector: "none", ..How::default() })),
-        ("a revoked key", signed(How { selector: "revoked", ..How::default() })),
-        ("a key in test mode", signed(How { selector: "testing", ..How::default() })),
-        ("a part of the body only", signed(How { body_length: true, ..How::default() })),
+        ("by another key", signed(SigningOptions { selector: "other", ..SigningOptions::default() })),
+        ("a key that is not there", signed(SigningOptions { selector: "none", ..SigningOptions::default() })),
+        ("a revoked key", signed(SigningOptions { selector: "revoked", ..SigningOptions::default() })),
+        ("a key in test mode", signed(SigningOptions { selector: "testing", ..SigningOptions::default() })),
+        ("a part of the body only", signed(SigningOptions { body_length: true, ..SigningOptions::default() })),
         ("nothing of the body", replaced(&good, "; bh=", "; l=0; bh=")),
         ("To is not signed", headers(&["From", "Subject", "Date"])),
         ("a second To on top", [b"To: payments@shop.example\r\n".as_slice(), &good].concat()),
-        ("expired", signed(How { expires_in: Some(3600), ahead: -7200, ..How::default() })),
-        ("of another organisation", signed(How { domain: "evil.tld", ..How::default() })),
+        ("expired", signed(SigningOptions { expires_in: Some(3600), ahead: -7200, ..SigningOptions::default() })),
+        ("of another organisation", signed(SigningOptions { domain: "evil.tld", ..SigningOptions::default() })),
     ];
     for (what, mail) in cases {
         assert_untrusted(&with_fields("mx.shop.example", PASS, &mail).await, what);
     }
-    let weak = sign(MAIL.as_bytes(), &KEYS.weak, &How { selector: "weak", ..How::default() });
+    let weak = sign(MAIL.as_bytes(), &KEYS.weak, &SigningOptions { selector: "weak", ..SigningOptions::default() });
     assert_untrusted(&with_fields("mx.shop.example", PASS, &weak).await, "a short key");
 }
 
@@ -106,7 +108,7 @@ async fn removed_signatures_need_permission() {
 async fn servers_result_waits_for_dns() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let servers = [silent.local_addr().unwrap().to_string()];
-    let mail = [PASS.as_bytes(), &signed(How::default())].concat();
+    let mail = [PASS.as_bytes(), &signed(SigningOptions::default())].concat();
     let authenticity = authenticate_with(&mail, &trusting("mx.shop.example"), Timestamp::now(), &servers).await;
     assert!(
         matches!(&authenticity, Authenticity::TempError(reason) if reason.code == ReasonCode::Dns),
@@ -116,7 +118,7 @@ async fn servers_result_waits_for_dns() {
 
 #[tokio::test]
 async fn several_fields_of_one_server_count_as_one() {
-    let genuine = signed(How::default());
+    let genuine = signed(SigningOptions::default());
     let dmarc = "Authentication-Results: mx.shop.example; dmarc=pass (p=reject dis=none) header.from=resmic.com\r\n";
     let spf = "Authentication-Results: mx.shop.example; spf=pass (sender SPF authorized) smtp.mailfrom=resmic.com (client-ip=192.0.2.25; helo=a.resmic.com; envelope-from=x@resmic.com; receiver=shop.example)\r\n";
     let received =
@@ -138,7 +140,7 @@ async fn several_fields_of_one_server_count_as_one() {
 
 #[tokio::test]
 async fn server_names_match_patterns_and_job_ids() {
-    let genuine = signed(How::default());
+    let genuine = signed(SigningOptions::default());
     for (id, server, known) in [
         ("mx.shop.example", "mx.shop.example/0C5B13F980", true),
         ("*.fastmail.com", "mx1.phl.fastmail.com", true),
@@ -154,7 +156,7 @@ async fn server_names_match_patterns_and_job_ids() {
 
 #[tokio::test]
 async fn microsofts_field_counts_with_a_verified_header() {
-    let genuine = signed(How::default());
+    let genuine = signed(SigningOptions::default());
     let rewritten =
         replaced(&genuine, "Token: DAI", "Token: DAI https://eur01.safelinks.protection.outlook.com/?url=x");
     let received =

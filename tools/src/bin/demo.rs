@@ -1,8 +1,8 @@
-//! `make demo`: payment mails arrive, become rows, and reach a callback; everything is real, and on loopback.
+//! `make demo`: payment mails arrive, become rows, and reach a callback, with real servers on loopback.
 //!
-//! A private Dovecot, a DNS server with keys made on the spot, the daemon, a callback. The sample mails are signed
-//! and delivered one after the other; one of them is forged, and ends in quarantine. Then two genuine mails report
-//! payments on a chain, a real EVM node: the money of one arrives, and the other's never does.
+//! The demo starts Dovecot, a DNS server with a new DKIM key, the daemon and a callback. It signs the sample mails and
+//! delivers them one after the other. The last sample is forged and ends in quarantine. Then two genuine mails report
+//! payments on a real EVM node: the money of one arrives, and the other's never does.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use testkit::anvil::{self, Anvil, calldata};
 use testkit::daemon::{Home, account, forward, samples};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 use testkit::paid::Paid;
 use testkit::receiver::{Receiver, status};
 
-/// How long a mail may take from its delivery to its end.
+/// The longest time from the delivery of a mail to its outcome.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[tokio::main]
@@ -36,7 +36,7 @@ async fn main() {
         }
         _ = interrupted => {
             println!("interrupted");
-            // The servers are children in this process group: the terminal has told them too.
+            // The servers are in this process group and have received the signal, too.
             std::process::exit(130);
         }
     }
@@ -121,7 +121,7 @@ fn confirmations(dovecot: &Dovecot, dns: &Dns, key: &Key) -> usize {
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
     let deliver = |paid: &Paid| {
-        dovecot.deliver("payments@shop.example", &sign(paid.mail().as_bytes(), key, &How::default()));
+        dovecot.deliver("payments@shop.example", &sign(paid.mail().as_bytes(), key, &SigningOptions::default()));
     };
     deliver(&Paid::new(1, &format!("0x{:064x}", 0xbad), payer));
     let hash = node.send(payer, Some(&token), 0, &calldata("transfer(address,uint256)", &[shop, "20000000"]));
@@ -145,7 +145,7 @@ fn confirmations(dovecot: &Dovecot, dns: &Dns, key: &Key) -> usize {
     usize::from(arrived != [hash.as_str()])
 }
 
-/// Waits for a mail's end and shows it; whether it is the expected one.
+/// Waits for the outcome of a mail and prints it. Returns whether it is the expected one.
 fn show(home: &Home, number: usize, sample: &Sample, at: Instant, called: impl Fn() -> bool) -> bool {
     let mut latency = None;
     let deadline = Instant::now() + PATIENCE;
@@ -172,7 +172,7 @@ fn show(home: &Home, number: usize, sample: &Sample, at: Instant, called: impl F
     outcome == sample.outcome
 }
 
-/// The newest mail: its number, its outcome, and its event in a line.
+/// The newest mail: its number, its outcome, and its event as one line.
 fn newest(home: &Home) -> Option<(usize, String, Option<String>)> {
     let sql = "SELECT m.id, m.outcome, printf('%14s  %-12s %-6s %s', coalesce(e.amount, '-') || ' ' || coalesce(e.currency, ''),
                  coalesce(e.blockchain, '-'), coalesce(e.token, '-'), substr(coalesce(e.transaction_hash, '-'), 1, 18))
@@ -203,7 +203,7 @@ fn table(home: &Home, sql: &str) {
     }
 }
 
-/// Signed sample mails, with what must become of them; and a forged one.
+/// The signed sample mails with their expected outcomes, and a forged mail.
 fn all_samples(key: &Key) -> Vec<Sample> {
     let mut names = BTreeMap::new();
     for folder in ["published", "documented", "unrelated"] {
@@ -215,7 +215,7 @@ fn all_samples(key: &Key) -> Vec<Sample> {
         }
     }
     let mut all: Vec<Sample> = names.into_iter().map(|(name, path)| sample(name, &path, key)).collect();
-    // Nobody has signed this one, and its amount is another.
+    // This mail has another amount and no signature.
     let forged = std::fs::read_to_string(samples().join("published/sepolia.eml")).unwrap().replace("$20", "$2000");
     let forged = forged.into_bytes();
     all.push(Sample { name: "a forged one".into(), mail: forged, outcome: "quarantined".into(), delivered: false });
@@ -223,11 +223,11 @@ fn all_samples(key: &Key) -> Vec<Sample> {
 }
 
 fn sample(name: String, path: &Path, key: &Key) -> Sample {
-    let mail = sign(&std::fs::read(path).unwrap(), key, &How::default());
+    let mail = sign(&std::fs::read(path).unwrap(), key, &SigningOptions::default());
     let expected = std::fs::read(path.with_extension("json")).unwrap();
     let expected: serde_json::Value = serde_json::from_slice(&expected).unwrap();
     let outcome = expected["outcome"].as_str().unwrap().to_owned();
-    // Nobody is told of a payment that is pending.
+    // Pending payments are not delivered.
     let delivered = outcome == "event" && expected["event"]["status"] != "pending";
     Sample { name, mail, outcome, delivered }
 }

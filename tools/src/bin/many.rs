@@ -1,7 +1,7 @@
-//! `make bench-many`: one process and a thousand mailboxes over TLS. What does each cost, in memory, descriptors and
-//! processor, and how fast are they connected?
+//! `make bench-many`: measures one process with a thousand mailboxes over TLS: memory, descriptors, processor time, and
+//! the time until all are connected.
 //!
-//! `cargo run --example many -- [MAILBOXES] [IDLE SECONDS]`, with the binary to be measured in `MAILHOOK_BINARY`.
+//! `cargo run --package tools --bin many -- [MAILBOXES] [IDLE SECONDS]`; `MAILHOOK_BINARY` is the binary to measure.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -11,18 +11,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use testkit::books::payment;
 use testkit::callback::Callback;
 use testkit::daemon::{Daemon, Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::payment;
 
-/// The most resident memory of the daemon with one idle mailbox, and for each further mailbox, over TLS.
+/// The memory limits in KiB for one mailbox, and for each further one over TLS.
 const ONE_KIB: u64 = 16 * 1024;
 const FURTHER_KIB: u64 = 100;
-/// Logins of a thousand users, each with a home to be made, on a small machine.
+/// The longest wait: on a small machine, Dovecot creates the homes of a thousand users at their first logins.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Both ends of a thousand sockets, and a process for each at the server's. To each who idles Dovecot says every two minutes
-/// that it is still there, which is not to count among what the program is woken by.
+/// Dovecot's limits for a thousand connections, each with its own process. The longer notify interval keeps Dovecot's
+/// "still here" lines, which it sends every two minutes, out of the wake-ups.
 const LIMITS: &str = "default_client_limit = 8192\ndefault_process_limit = 4096\nservice imap-login {\n  service_count = 0\n  \
                       client_limit = 8192\n}\nservice anvil {\n  client_limit = 8192\n}\nservice auth {\n  client_limit = 8192\n}\n\
                       imap_idle_notify_interval = 25 mins\n";
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-/// Runs so many mailboxes; the resident memory in KiB once each has had a mail, and rests.
+/// Runs the daemon with this many mailboxes and returns its resident memory in KiB after each has received a mail.
 fn measure(mailboxes: usize, seconds: u64) -> u64 {
     let (dovecot, callback) = (Dovecot::start_with(LIMITS), Callback::start());
     let home = Home::new(&config(&dovecot, &callback, mailboxes));
@@ -56,7 +56,7 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
         mailboxes as f64 / took.as_secs_f64(),
         busiest_second(&dovecot)
     );
-    tell("at rest", &daemon);
+    print_usage("at rest", &daemon);
     for n in 1..=mailboxes {
         dovecot.deliver(&user(n), &mail(n));
     }
@@ -64,22 +64,22 @@ fn measure(mailboxes: usize, seconds: u64) -> u64 {
     home.until("SELECT count(*) FROM events", &events, PATIENCE);
     home.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", &events, PATIENCE);
     println!("  mail to recorded, in ms: {}", latencies(&home));
-    let deaf = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
-    if deaf > 0 {
+    let without_inotify = dovecot.log().lines().filter(|line| line.contains("inotify")).count();
+    if without_inotify > 0 {
         println!(
-            "  (the kernel tells {deaf} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
+            "  (the kernel tells {without_inotify} of Dovecot's processes of no change, fs.inotify has its limits: they look twice a minute)"
         );
     }
     let before = processor(&daemon);
     std::thread::sleep(Duration::from_secs(seconds));
     let (mut nanos, mut woken) = (0, 0);
-    // A thread that has ended meanwhile takes its numbers with it.
+    // A thread that has ended in the meantime is not counted.
     for (task, (ran, slept)) in processor(&daemon) {
         let (ran_before, slept_before) = before.get(&task).copied().unwrap_or_default();
         (nanos, woken) = (nanos + ran - ran_before, woken + slept - slept_before);
     }
     println!("  idle for {seconds} s: {} ms of processor, woken {woken} times", nanos / 1_000_000);
-    tell("after a mail to each", &daemon);
+    print_usage("after a mail to each", &daemon);
     let resident = status(&daemon, "VmRSS:");
     assert_eq!(daemon.end(), Some(0));
     resident
@@ -89,7 +89,7 @@ fn user(n: usize) -> String {
     format!("shop{n}@shop.example")
 }
 
-/// A payment of its own, addressed to that user.
+/// Payment `n`, addressed to user `n`.
 fn mail(n: usize) -> Vec<u8> {
     String::from_utf8(payment(n)).unwrap().replace("payments@shop.example", &user(n)).into_bytes()
 }
@@ -107,7 +107,7 @@ fn config(dovecot: &Dovecot, callback: &Callback, mailboxes: usize) -> String {
     config
 }
 
-/// The most logins that Dovecot counted in a second.
+/// The largest number of logins within a second in Dovecot's log.
 fn busiest_second(dovecot: &Dovecot) -> usize {
     let log = dovecot.log();
     let mut most = (0, "", 0);
@@ -118,7 +118,7 @@ fn busiest_second(dovecot: &Dovecot) -> usize {
     most.0
 }
 
-/// From the server's word that it has the mail (in whole seconds, so this is coarse) to the row.
+/// The times from the server's INTERNALDATE, which has whole seconds, to the row.
 fn latencies(home: &Home) -> String {
     let sql = "SELECT CAST(max(0, 1000 * (julianday(judged_at) - julianday(received_at)) * 86400) AS INTEGER)
                FROM mails ORDER BY 1";
@@ -128,7 +128,7 @@ fn latencies(home: &Home) -> String {
     format!("median {}, slowest {} (of these up to 1000 are rounding)", all[all.len() / 2], all[all.len() - 1])
 }
 
-fn tell(when: &str, daemon: &Daemon) {
+fn print_usage(when: &str, daemon: &Daemon) {
     let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.process.id())).unwrap().count();
     let (resident, peak, threads) = (status(daemon, "VmRSS:"), status(daemon, "VmHWM:"), status(daemon, "Threads:"));
     let own = status(daemon, "RssAnon:");
@@ -138,22 +138,22 @@ fn tell(when: &str, daemon: &Daemon) {
     );
 }
 
-/// A number in proc(5)'s status.
+/// A number in /proc/PID/status (proc(5)).
 fn status(daemon: &Daemon, key: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Of each thread: the nanoseconds that it ran, and the times that it went to sleep.
+/// The CPU time in nanoseconds and the number of wake-ups of each thread.
 fn processor(daemon: &Daemon) -> BTreeMap<PathBuf, (u64, u64)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap().map(|task| task.unwrap().path());
-    let of = |task: &Path| {
+    let usage = |task: &Path| {
         let schedstat = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
         let nanos = schedstat.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
         let status = fs::read_to_string(task.join("status")).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         (nanos, line.and_then(|n| n.trim().parse().ok()).unwrap_or(0))
     };
-    tasks.map(|task| (task.clone(), of(&task))).collect()
+    tasks.map(|task| (task.clone(), usage(&task))).collect()
 }

@@ -1,7 +1,7 @@
-//! `make soak MINUTES=n`: signed mails arrive, and on their way goes wrong what can: the line, the callback, the database,
-//! the program itself. At the end the books are held against what was sent.
+//! `make soak MINUTES=n`: signed mails arrive under random faults of the connections, the callback, the database and the
+//! daemon. At the end, each payment must be stored and delivered once.
 //!
-//! `MAILHOOK_SEED` in the environment repeats the choices of an earlier run, if not its moments.
+//! `MAILHOOK_SEED` repeats the random choices of an earlier run, but not their timing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -11,31 +11,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use testkit::books::{self, payment};
-use testkit::callback::{Callback, Reply};
+use testkit::callback::{Callback, HandlerReply};
 use testkit::daemon::{Daemon, Home, account, forward};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
-use testkit::proxy::{Line, Proxy, Way};
+use testkit::payments::{self, payment};
+use testkit::proxy::{Direction, LinkFaults, Proxy};
 use testkit::random::Random;
 
-/// One mailbox that is Resmic's alone, and one that is shared.
+/// The users of a dedicated mailbox and of a shared one.
 const ADDRESSES: [&str; 2] = ["payments@shop.example", "everything@shop.example"];
-/// How long the last deliveries may take: a callback that refuses one is asked ever more seldom.
-const BALANCE: Duration = Duration::from_secs(180);
+/// The longest time for the last deliveries, whose retries back off.
+const COMPLETION: Duration = Duration::from_secs(180);
 
-struct World {
+struct Soak {
     dovecot: Dovecot,
-    lines: [Proxy; 2],
+    proxies: [Proxy; 2],
     callback: Callback,
     home: Home,
     key: Key,
     random: Arc<Random>,
     sent: AtomicUsize,
-    /// What was done to it, and how often.
+    /// The faults so far, with their counts.
     done: Mutex<BTreeMap<&'static str, usize>>,
-    /// The most resident memory that was seen, in KiB.
+    /// The peak of the sampled resident memory in KiB.
     resident: AtomicUsize,
     over: AtomicBool,
     _dns: Dns,
@@ -43,24 +43,24 @@ struct World {
 
 fn main() {
     let minutes: u64 = std::env::args().nth(1).map_or(10, |n| n.parse().expect("minutes"));
-    let world = World::new();
+    let soak = Soak::new();
     let until = Instant::now() + Duration::from_secs(60 * minutes);
     std::thread::scope(|scope| {
-        let over = Over(&world.over);
-        scope.spawn(|| world.deliver());
-        scope.spawn(|| world.trouble(0));
-        scope.spawn(|| world.trouble(1));
-        scope.spawn(|| world.lock());
-        world.live(until);
+        let over = StopOnDrop(&soak.over);
+        scope.spawn(|| soak.deliver());
+        scope.spawn(|| soak.disturb(0));
+        scope.spawn(|| soak.disturb(1));
+        scope.spawn(|| soak.lock_database());
+        soak.restart_until(until);
         drop(over);
     });
-    world.lines.iter().for_each(Proxy::heal);
-    let daemon = world.home.start();
-    let sent = world.sent.load(Ordering::SeqCst);
-    books::balance(&world.home, &world.callback, sent, BALANCE);
-    world.look(&daemon);
-    let (repeated, resident) = (world.callback.repeated().len(), world.resident.load(Ordering::SeqCst));
-    println!("{:?}", world.done.lock().unwrap());
+    soak.proxies.iter().for_each(Proxy::heal);
+    let daemon = soak.home.start();
+    let sent = soak.sent.load(Ordering::SeqCst);
+    payments::wait_until_complete(&soak.home, &soak.callback, sent, COMPLETION);
+    soak.print_progress(&daemon);
+    let (repeated, resident) = (soak.callback.repeated().len(), soak.resident.load(Ordering::SeqCst));
+    println!("{:?}", soak.done.lock().unwrap());
     println!(
         "{sent} payments, {sent} events, {sent} deliveries acknowledged, {repeated} of them posted more than once"
     );
@@ -68,24 +68,24 @@ fn main() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-impl World {
-    fn new() -> World {
-        let (random, key) = (Arc::new(Random::new()), Key::ed25519());
+impl Soak {
+    fn new() -> Soak {
+        let (random, key) = (Arc::new(Random::from_environment()), Key::ed25519());
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let dovecot = Dovecot::start();
-        let lines = [Proxy::before(dovecot.imaps), Proxy::before(dovecot.imap)];
+        let proxies = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
         let chance = random.clone();
-        // Whatever is refused is accepted in the end, so that the end comes soon.
-        let callback = Callback::that(move |_, before| match chance.below(20) {
-            0..2 if before < 2 => Reply::Refuse,
-            2 if before < 2 => Reply::HangUp,
-            3..6 => Reply::AcceptLate(chance.moment(Duration::from_millis(500))),
-            _ => Reply::Accept,
+        // The callback accepts each event at the third attempt, so that the run ends soon.
+        let callback = Callback::replying(move |_, before| match chance.below(20) {
+            0..2 if before < 2 => HandlerReply::Refuse,
+            2 if before < 2 => HandlerReply::HangUp,
+            3..6 => HandlerReply::AcceptLate(chance.moment(Duration::from_millis(500))),
+            _ => HandlerReply::Accept,
         });
         let tls = format!("tls = \"implicit\"\nca_file = \"{}\"", dovecot.ca().display());
-        let ours = account(lines[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+        let ours = account(proxies[0].port, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
             .replace("tls = \"none\"", &tls);
-        let shared = account(lines[1].port, "mailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
+        let shared = account(proxies[1].port, "mailboxes = [\"INBOX\"]\nidle_renew = \"5s\"")
             .replace("name = \"shop\"", "name = \"shared\"")
             .replace(ADDRESSES[0], ADDRESSES[1]);
         let home = Home::new(&format!(
@@ -94,18 +94,18 @@ impl World {
             forward(&callback.url(), "")
         ));
         let (sent, resident, over) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
-        World { dovecot, lines, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
+        Soak { dovecot, proxies, callback, home, key, random, sent, done: Mutex::default(), resident, over, _dns: dns }
     }
 
     fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    fn did(&self, what: &'static str) {
+    fn count(&self, what: &'static str) {
         *self.done.lock().unwrap().entry(what).or_default() += 1;
     }
 
-    /// Waits for some time, at most so long.
+    /// Waits for a random time, up to `limit` milliseconds.
     fn rest(&self, limit: u64) {
         let until = Instant::now() + self.random.moment(Duration::from_millis(limit));
         while !self.is_over() && Instant::now() < until {
@@ -113,7 +113,7 @@ impl World {
         }
     }
 
-    /// Payments in bursts, for one mailbox or the other; among those for the shared one is what is nobody's business.
+    /// Delivers bursts of payments to one mailbox or the other, with some private mails for the shared one.
     fn deliver(&self) {
         while !self.is_over() {
             let to = self.random.below(2) as usize;
@@ -125,7 +125,7 @@ impl World {
             if to == 1 && self.random.one_in(3) {
                 let private = b"From: Aunt <aunt@family.example>\r\nTo: you\r\nSubject: Hi\r\n\r\nAmount: $20\r\n";
                 self.dovecot.deliver(ADDRESSES[1], private);
-                self.did("private mail");
+                self.count("private mail");
             }
             self.rest(1_000);
         }
@@ -133,50 +133,50 @@ impl World {
 
     fn mail(&self, n: usize, to: &str) -> Vec<u8> {
         let mail = String::from_utf8(payment(n)).unwrap().replace(ADDRESSES[0], to);
-        sign(mail.as_bytes(), &self.key, &How::default())
+        sign(mail.as_bytes(), &self.key, &SigningOptions::default())
     }
 
-    /// One fault after the other on this line, with some peace between them.
-    fn trouble(&self, line: usize) {
-        let line = &self.lines[line];
+    /// Disturbs the connections of one proxy again and again, with pauses.
+    fn disturb(&self, proxy: usize) {
+        let proxy = &self.proxies[proxy];
         while !self.is_over() {
             self.rest(8_000);
-            let way = if self.random.one_in(2) { Way::ToServer } else { Way::ToClient };
-            let lasting: (_, fn(&mut Line)) = match self.random.below(8) {
+            let direction = if self.random.one_in(2) { Direction::ToServer } else { Direction::ToClient };
+            let (name, fault): (_, fn(&mut LinkFaults)) = match self.random.below(8) {
                 0 => {
-                    line.cut();
-                    self.did("cut");
+                    proxy.cut();
+                    self.count("cut");
                     continue;
                 }
                 1 => {
-                    line.reset();
-                    self.did("reset");
+                    proxy.reset();
+                    self.count("reset");
                     continue;
                 }
                 2 => {
-                    line.forget();
-                    self.did("forgotten");
+                    proxy.forget();
+                    self.count("forgotten");
                     continue;
                 }
                 3 => {
-                    line.refuse(true);
-                    line.cut();
+                    proxy.refuse(true);
+                    proxy.cut();
                     ("refused", |_| ())
                 }
-                4 => ("stalled", |line| line.stalled = true),
-                5 => ("swallowed", |line| line.swallows = true),
-                6 => ("single bytes", |line| line.single_bytes = true),
-                _ => ("delayed", |line| line.delay = Duration::from_millis(200)),
+                4 => ("stalled", |link| link.stalled = true),
+                5 => ("swallowed", |link| link.swallows = true),
+                6 => ("single bytes", |link| link.single_bytes = true),
+                _ => ("delayed", |link| link.delay = Duration::from_millis(200)),
             };
-            line.set(way, lasting.1);
-            self.did(lasting.0);
+            proxy.set(direction, fault);
+            self.count(name);
             self.rest(4_000);
-            line.heal();
+            proxy.heal();
         }
     }
 
-    /// Another program writes into the database, and takes its time.
-    fn lock(&self) {
+    /// Locks the database again and again, as a slow program would.
+    fn lock_database(&self) {
         while !self.is_over() {
             self.rest(20_000);
             let Ok(other) = rusqlite::Connection::open_with_flags(
@@ -188,36 +188,36 @@ impl World {
             if other.execute_batch("BEGIN IMMEDIATE").is_ok() {
                 self.rest(7_000);
                 other.execute_batch("ROLLBACK").unwrap();
-                self.did("database locked");
+                self.count("database locked");
             }
         }
     }
 
-    /// The program is started, and killed, or asked to end, again and again.
-    fn live(&self, until: Instant) {
-        let mut told = Instant::now();
+    /// Starts the daemon again and again, and kills or stops it after a random time.
+    fn restart_until(&self, until: Instant) {
+        let mut printed_at = Instant::now();
         while Instant::now() < until {
             let daemon = self.home.start();
             let death = Instant::now() + self.random.moment(Duration::from_secs(45));
             while Instant::now() < death.min(until) {
                 std::thread::sleep(Duration::from_millis(100));
                 self.resident.fetch_max(memory(&daemon), Ordering::SeqCst);
-                if told.elapsed() > Duration::from_secs(30) {
-                    told = Instant::now();
-                    self.look(&daemon);
+                if printed_at.elapsed() > Duration::from_secs(30) {
+                    printed_at = Instant::now();
+                    self.print_progress(&daemon);
                 }
             }
             if self.random.one_in(4) {
                 assert_eq!(daemon.end(), Some(0), "asked to end");
-                self.did("ended");
+                self.count("ended");
             } else {
                 daemon.kill();
-                self.did("killed");
+                self.count("killed");
             }
         }
     }
 
-    fn look(&self, daemon: &Daemon) {
+    fn print_progress(&self, daemon: &Daemon) {
         let count = |sql: &str| self.home.try_ask(sql).unwrap_or_default();
         println!(
             "sent {}, events {}, delivered {}, resident {} KiB",
@@ -229,17 +229,17 @@ impl World {
     }
 }
 
-/// Resident memory in KiB (proc(5)).
+/// The resident memory in KiB (proc(5)).
 fn memory(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
     line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
-/// Also when an assertion fails, so that the scope can end.
-struct Over<'a>(&'a AtomicBool);
+/// Sets the flag when it is dropped, so that the threads also end if an assertion fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }

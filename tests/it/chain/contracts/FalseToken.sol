@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.20;
 
-/// Has the symbol and the decimals of a real token, and writes any Transfer log that is asked for.
+/// Has the symbol and the decimals of a real token, and emits any Transfer event.
 contract FalseToken {
     event Transfer(address indexed from, address indexed to, uint256 value);
 

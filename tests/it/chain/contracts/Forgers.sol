@@ -5,7 +5,7 @@ interface IReaddressable {
     function setClient(address client) external;
 }
 
-/// Takes a temporary wallet's money, and has the wallet say that the shop got it.
+/// Receives a temporary wallet's money and makes the wallet's event name the shop.
 contract Readdresser {
     address private immutable shop;
 
@@ -18,20 +18,20 @@ contract Readdresser {
     }
 }
 
-/// Keeps the money that it is sent, and leaves traces that look as if the shop got it.
+/// Keeps the money that it receives, with traces that look as if the shop received it.
 contract FalseWallet {
     event NativeWithdrawn(address client, uint256 value);
 
     receive() external payable {}
 
-    /// A DELEGATECALL has the value of the call around it, and moves none.
+    /// The trace of a DELEGATECALL shows the value of the outer call, but no value moves.
     function delegate(address shop) external payable {
         (bool done,) = shop.delegatecall("");
         require(done);
         emit NativeWithdrawn(shop, msg.value);
     }
 
-    /// The call to the shop has no error; the one around it has, and takes it back.
+    /// The call to the shop succeeds in the trace, but the outer call reverts it.
     function takeBack(address shop) external payable {
         try this.payAndRevert(shop, msg.value) {} catch {}
         emit NativeWithdrawn(shop, msg.value);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.20;
 
-/// An ERC-20 token as far as payments need one. Anyone may mint, and anyone may move nothing in anyone's name.
+/// The part of an ERC-20 token that payments need. Anyone may mint.
 contract Token {
     event Transfer(address indexed from, address indexed to, uint256 value);
 
@@ -30,7 +30,7 @@ contract Token {
         transfer(to, second);
     }
 
-    /// Many real tokens let a stranger do this with a value of zero ("address poisoning").
+    /// Many real tokens allow a stranger a transfer of zero ("address poisoning").
     function transferFrom(address from, address to, uint256 value) external returns (bool) {
         require(value == 0, "allowance");
         emit Transfer(from, to, value);

@@ -6,7 +6,7 @@ interface IToken {
     function transfer(address to, uint256 value) external returns (bool);
 }
 
-/// A temporary wallet: it passes on what it has. Anyone may choose to whom, and when.
+/// A temporary wallet, which pays out its balance. Anyone may set the recipient and call it.
 contract TemporaryWallet {
     event TokenWithdrawn(address token, address client, uint256 value);
     event NativeWithdrawn(address client, uint256 value);
@@ -29,12 +29,12 @@ contract TemporaryWallet {
         uint256 value = address(this).balance;
         (bool done,) = client.call{value: value}("");
         require(done);
-        // The client is read after the call, so a client that re-addresses the wallet in it forges this event.
+        // `client` is read after the call, so a client that changes it during the call forges this event.
         emit NativeWithdrawn(client, value);
     }
 }
 
-/// Makes a temporary wallet at an address that is known before it exists (CREATE2).
+/// Deploys temporary wallets at addresses that are known in advance (CREATE2).
 contract Wallets {
     function create(bytes32 salt, address client) external returns (TemporaryWallet wallet) {
         wallet = new TemporaryWallet{salt: salt}();

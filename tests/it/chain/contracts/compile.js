@@ -1,11 +1,11 @@
-// Compiles the contracts beside it. Needed only when one of them changes; the tests read the .hex files.
+// Compiles the contracts in this folder. It is needed only after a change; the tests read the .hex files.
 //   npm install --ignore-scripts --prefix /tmp/solc solc@0.8.37
-//   NODE_PATH=/tmp/solc/node_modules node tests/chain/contracts/compile.js
+//   NODE_PATH=/tmp/solc/node_modules node tests/it/chain/contracts/compile.js
 const fs = require("fs");
 const path = require("path");
 const solc = require("solc");
 
-// TemporaryWallet is part of Wallets, which makes it.
+// The bytecode of Wallets contains TemporaryWallet.
 const DEPLOYED = ["Token", "FalseToken", "Wallets", "Readdresser", "FalseWallet"];
 
 const files = fs.readdirSync(__dirname).filter((file) => file.endsWith(".sol"));
@@ -15,7 +15,7 @@ const sources = Object.fromEntries(
 const settings = {
   optimizer: { enabled: true, runs: 200 },
   evmVersion: "paris",
-  // Bytecode that depends on the code alone.
+  // No metadata, so that the bytecode depends only on the code.
   metadata: { bytecodeHash: "none", appendCBOR: false },
   outputSelection: { "*": { "*": ["evm.bytecode.object"] } },
 };

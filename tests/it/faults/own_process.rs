@@ -1,10 +1,10 @@
-//! Memory and processor time can be measured only where no other test runs.
+//! Measurements of memory and processor time, in a process without other tests.
 
 use std::process::Command;
 
 const MARK: &str = "RESMIC_MAILHOOK_FAULTS_ALONE";
 
-/// Runs `test` once more, in a process of its own, and returns false; or true, in that process.
+/// Runs `test` again in a new process and returns false. In the new process it returns true.
 pub(crate) fn is_alone(test: &str) -> bool {
     if std::env::var_os(MARK).is_some() {
         return true;
@@ -17,34 +17,34 @@ pub(crate) fn is_alone(test: &str) -> bool {
     false
 }
 
-/// Runs a test's work on one thread.
+/// Runs a future on one thread.
 pub(crate) fn block_on(work: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
 }
 
-/// A figure of this process's status, in KiB.
+/// A value of /proc/self/status in KiB.
 fn status(key: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(key)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Resident memory in KiB.
+/// The resident memory in KiB.
 pub(crate) fn memory() -> u64 {
     status("VmRSS:")
 }
 
-/// The most that was resident at any time, in KiB.
+/// The peak of the resident memory in KiB.
 pub(crate) fn memory_at_most() -> u64 {
     status("VmHWM:")
 }
 
-/// How many files and sockets are open.
+/// The number of open files and sockets.
 pub(crate) fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Processor time of this process so far, in seconds.
+/// The seconds of processor time that this process used.
 pub(crate) fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (_, rest) = stat.rsplit_once(") ").unwrap();

@@ -1,18 +1,18 @@
-//! A copy is put in the place of the database while the daemon runs, and what belongs to the old one still lies beside it.
+//! A backup replaces the database file while the daemon runs and the WAL of the old file still exists.
 
 use std::time::Duration;
 
-use testkit::books::{self, payment};
 use testkit::callback::Callback;
 use testkit::daemon::{Home, account, forward};
 use testkit::dovecot::Dovecot;
+use testkit::payments::{self, payment};
 
 const SOON: Duration = Duration::from_secs(20);
-/// It looks once a minute.
+/// The daemon checks the file once a minute.
 const LATER: Duration = Duration::from_secs(90);
 
 #[test]
-fn the_copy_is_sound_and_what_came_since_is_fetched_again() {
+fn a_restored_copy_is_intact_and_completed() {
     for asked_to_end in [false, true] {
         let (dovecot, callback) = (Dovecot::start(), Callback::start());
         let home = Home::new(&format!(
@@ -24,11 +24,11 @@ fn the_copy_is_sound_and_what_came_since_is_fetched_again() {
         let mails: Vec<_> = (1..=200).map(payment).collect();
         let deliver = |mails: &[Vec<u8>]| dovecot.deliver_all("payments@shop.example", mails.iter().map(Vec::as_slice));
         deliver(&mails[..100]);
-        books::balance(&home, &callback, 100, SOON);
+        payments::wait_until_complete(&home, &callback, 100, SOON);
         let copy = home.folder.path().join("copy.db");
         home.data(&["backup", copy.to_str().unwrap()]);
         deliver(&mails[100..]);
-        books::balance(&home, &callback, 200, SOON);
+        payments::wait_until_complete(&home, &callback, 200, SOON);
         std::fs::rename(&copy, home.database()).unwrap();
         if asked_to_end {
             daemon.process.signal("-TERM");
@@ -39,7 +39,7 @@ fn the_copy_is_sound_and_what_came_since_is_fetched_again() {
             ("ok".into(), "100".into())
         );
         let daemon = home.start();
-        books::balance(&home, &callback, 200, SOON);
+        payments::wait_until_complete(&home, &callback, 200, SOON);
         assert_eq!(daemon.end(), Some(0));
     }
 }

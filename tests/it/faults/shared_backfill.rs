@@ -1,31 +1,30 @@
-//! A shared mailbox that is read from its beginning: other people's mails by the thousand, and what a server may do with
-//! them on their way.
+//! The backfill of a shared mailbox with thousands of other people's mails, with irregular responses of the server.
 
 use super::*;
-use testkit::scripted::connection::data;
-use testkit::scripted::{World, notification, other};
+use testkit::scripted::connection::fetch_response;
+use testkit::scripted::{ServerState, notification, other};
 
-/// Mails of others under numbers that are so far apart, and every hundredth one of Resmic's.
-fn fill(world: &mut World, count: u32, step: u32) -> Vec<u32> {
+/// Delivers `count` mails whose UIDs are `step` apart. Every hundredth one is a notification; returns their UIDs.
+fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
     let mut ours = Vec::new();
     for n in 1..=count {
-        world.uid_next = n * step;
+        state.uid_next = n * step;
         if n % 100 == 0 {
-            ours.push(world.deliver(&notification(&format!("number {n}"))));
+            ours.push(state.deliver(&notification(&format!("number {n}"))));
         } else {
-            world.deliver(&other("a letter"));
+            state.deliver(&other("a letter"));
         }
     }
     ours
 }
 
-async fn all_of(watching: &mut Watching, ours: &[u32], last: u32) {
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, last))).await;
+async fn assert_all_read(watching: &mut Watching, ours: &[u32], last: u32) {
+    watching.until_cursor(7, last).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(watching.handed.values().all(|(_, times)| *times == 1));
 }
 
-/// The sets of the FETCHes whose items hold these words, in the order in which they were asked.
+/// The sequence sets of the FETCH commands that contain `items`, in order.
 fn sets(server: &Scripted, items: &str) -> Vec<String> {
     let lines = server.lines().into_iter().filter(|line| line.contains(items));
     lines.map(|line| line.split(' ').nth(4).unwrap().to_owned()).collect()
@@ -35,25 +34,25 @@ const SENDERS: &str = "(UID BODY.PEEK[HEADER.FIELDS";
 const HEADERS: &str = "(UID INTERNALDATE BODY.PEEK[HEADER.FIELDS";
 
 #[tokio::test]
-async fn of_most_mails_no_more_is_asked_than_who_they_are_from() {
+async fn most_mails_cost_only_their_from() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 1_500, 1));
+    let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
-    all_of(&mut watching, &ours, 1_500).await;
-    // When a mail came is asked of those that are looked at when the cursor stands there and the mailbox is opened again.
+    assert_all_read(&mut watching, &ours, 1_500).await;
+    // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need those.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
-    assert!(server.world().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
+    assert!(server.state().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
     watching.end().await;
 }
 
 #[tokio::test]
-async fn numbers_with_gaps_are_asked_for_in_lines_that_are_not_too_long() {
+async fn sparse_uid_sets_fit_the_line_limit() {
     for step in [2, 7, 199, 2_000_000] {
         let server = Scripted::start().await;
-        let ours = server.change(|world| fill(world, 1_200, step));
+        let ours = server.change(|state| fill(state, 1_200, step));
         let mut watching = watch(&server, SHARED);
-        all_of(&mut watching, &ours, 1_200 * step).await;
+        assert_all_read(&mut watching, &ours, 1_200 * step).await;
         let longest = server.lines().iter().map(String::len).max().unwrap();
         assert!(longest < 6_000, "{longest}");
         watching.end().await;
@@ -61,24 +60,24 @@ async fn numbers_with_gaps_are_asked_for_in_lines_that_are_not_too_long() {
 }
 
 #[tokio::test]
-async fn the_order_in_which_mails_are_sent_and_what_is_said_between_them_do_not_matter() {
+async fn responses_may_come_in_any_order() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 1_200, 1));
-    let mails = server.world().mails.clone();
+    let ours = server.change(|state| fill(state, 1_200, 1));
+    let mails = server.state().mails.clone();
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
         }
-        // The second part before the first, each from its end; and other words between.
+        // The server sends the second part before the first, each in reverse order, with other responses in between.
         let range = if seen.line.contains(" 1:800 ") { 1..=1_000 } else { 1_001..=1_200 };
         let mut answer = Vec::new();
         for (uid, bytes) in mails.iter().rev().filter(|(uid, _)| range.contains(uid)) {
             let place = *uid as usize;
-            answer.extend(data(place, *uid, bytes, seen.line));
+            answer.extend(fetch_response(place, *uid, bytes, seen.line));
             answer.extend(
                 format!("* {place} FETCH (FLAGS (\\Seen))\r\n* {place} FETCH (UID {uid} FLAGS ())\r\n").bytes(),
             );
-            answer.extend(data(place, *uid, bytes, "UID"));
+            answer.extend(fetch_response(place, *uid, bytes, "UID"));
             answer.extend(format!("* OK {{{uid}}} so far\r\n* OK {{1}}\r\n").bytes());
         }
         if seen.line.contains(" 801:1000 ") {
@@ -88,20 +87,20 @@ async fn the_order_in_which_mails_are_sent_and_what_is_said_between_them_do_not_
         }
     });
     let mut watching = watch(&server, SHARED);
-    all_of(&mut watching, &ours, 1_200).await;
-    // A list, three parts, and the bodies in each: nothing was asked for twice.
+    assert_all_read(&mut watching, &ours, 1_200).await;
+    // One listing, three parts, and the bodies of each: nothing was requested twice.
     assert_eq!(server.asked("UID FETCH"), 7, "{:?}", server.lines());
     assert_eq!(server.connections(), 1);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn one_that_is_listed_and_left_out_is_asked_for_again_and_the_cursor_waits() {
+async fn the_cursor_waits_for_an_omitted_mail() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 2_400, 1));
+    let ours = server.change(|state| fill(state, 2_400, 1));
     server.script(|seen| match (seen.line.contains(" 1:800 "), seen.line.contains(" 300 ")) {
         (true, _) => vec![Step::Hide(vec![300]), Step::Untagged, Step::Hide(vec![]), Step::Ok],
-        // Once more it is not there.
+        // The next FETCH omits it again.
         (_, true) if seen.line.contains(SENDERS) && seen.nth < 7 => vec![Step::BareOk],
         _ => vec![Step::Usual],
     });
@@ -110,14 +109,14 @@ async fn one_that_is_listed_and_left_out_is_asked_for_again_and_the_cursor_waits
     assert!(!watching.handed.contains_key(&(7, 300)));
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 300));
     watching.mail("number 300").await;
-    all_of(&mut watching, &ours, 2_400).await;
+    assert_all_read(&mut watching, &ours, 2_400).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn one_whose_sender_the_server_cannot_read_out_holds_back_only_itself() {
+async fn an_unreadable_header_delays_only_its_mail() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 400, 1));
+    let ours = server.change(|state| fill(state, 400, 1));
     server.script(|seen| {
         let set = seen.line.split(' ').nth(3).unwrap_or_default();
         let (a, b) = set.split_once(':').unwrap_or((set, set));
@@ -134,21 +133,21 @@ async fn one_whose_sender_the_server_cannot_read_out_holds_back_only_itself() {
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 100), "it is not passed");
     server.script(|_| vec![Step::Usual]);
     watching.mail("number 100").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 400))).await;
+    watching.until_cursor(7, 400).await;
     assert_eq!(watching.handed.len(), ours.len());
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_in_a_later_window_goes_on_behind_the_earlier() {
+async fn a_reconnect_resumes_after_the_last_window() {
     let server = Scripted::start().await;
-    let ours = server.change(|world| fill(world, 3_000, 1));
+    let ours = server.change(|state| fill(state, 3_000, 1));
     server.script(|seen| match seen.connection == 1 && seen.line.contains(" 2001:2800 ") {
         true => vec![Step::CloseHalf],
         false => vec![Step::Usual],
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3_000))).await;
+    watching.until_cursor(7, 3_000).await;
     assert_eq!(watching.handed.keys().map(|(_, uid)| *uid).collect::<Vec<_>>(), ours);
     assert!(server.asked("2 A0003 UID FETCH 801:1000 (UID INTERNALDATE)") == 0, "{:?}", server.lines());
     let again: Vec<_> =

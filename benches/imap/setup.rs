@@ -1,4 +1,5 @@
-//! What is measured with: Dovecot, DNS, mails as Resmic publishes them, a callback, and eyes on the database.
+//! The environment of the measurements: Dovecot, DNS, signed mails in the published layout, a callback, and a watcher of
+//! the database.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,48 +11,48 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use testkit::daemon::{Daemon, Home, samples};
-use testkit::dkim::{How, Key, sign};
+use testkit::dkim::{Key, SigningOptions, sign};
 use testkit::dns::Dns;
 use testkit::dovecot::Dovecot;
 
-/// How long anything may take.
+/// The longest time that a benchmark waits for an event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
-/// Who all mails are for; each mailbox is another login's.
+/// The recipient of all mails. Each mailbox belongs to another login.
 const TO: &str = "payments@shop.example";
 
-pub(crate) struct World {
+pub(crate) struct BenchSetup {
     pub(crate) dovecot: Dovecot,
     dns: Dns,
     key: Key,
     layout: String,
 }
 
-impl World {
-    /// `more`: for Dovecot.
-    pub(crate) fn start(more: &str) -> World {
+impl BenchSetup {
+    /// Starts the servers, with more lines of configuration for Dovecot.
+    pub(crate) fn start(more: &str) -> BenchSetup {
         let key = Key::rsa(2048);
         let dns = Dns::start(&[("s1._domainkey.resmic.com".into(), key.record(""))]);
         let layout = fs::read_to_string(samples().join("published/sepolia.eml")).unwrap();
         let layout = layout.replace("\r\n", "\n").replace('\n', "\r\n");
         assert!(layout.contains("0x26b046c75021f22e") && layout.contains("<7d2f6a0e-"));
-        World { dovecot: Dovecot::start_with(more), dns, key, layout }
+        BenchSetup { dovecot: Dovecot::start_with(more), dns, key, layout }
     }
 
-    /// Payment number `n`, in the published layout, signed.
+    /// Payment `n` in the published layout, signed.
     pub(crate) fn payment(&self, n: usize) -> Vec<u8> {
         let mail = self.layout.replace("0x26b046c75021f22e", &format!("0x{n:016x}"));
-        sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &How::default())
+        sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &SigningOptions::default())
     }
 
-    /// Somebody else's mail, as large as one of Resmic's.
+    /// Another person's mail with the size of a notification.
     pub(crate) fn other(&self, n: usize) -> Vec<u8> {
         let body = self.layout.split_once("\r\n\r\n").unwrap().1;
         format!("From: Aunt {n} <aunt{n}@family.example>\r\nTo: {TO}\r\nSubject: Hi\r\nMessage-ID: <{n}@family.example>\r\n\r\n{body}")
             .into_bytes()
     }
 
-    /// Puts mails into a login's INBOX as files, without asking the server: on all cores, and owned as it wants it.
+    /// Writes mails as files into the Maildir of a login, on two threads and with the owner that Dovecot needs.
     pub(crate) fn fill(&self, user: &str, count: usize, mail: impl Fn(usize) -> Vec<u8> + Sync) {
         let home = self.dovecot.folder.path().join("mail").join(user);
         for part in ["new", "cur", "tmp"] {
@@ -74,7 +75,7 @@ impl World {
         assert!(Command::new("chown").arg("-R").arg(owner).arg(&home).status().unwrap().success());
     }
 
-    /// The program's folder for one mailbox of this login.
+    /// A configuration for INBOX of this login.
     pub(crate) fn home(&self, user: &str, port: u16, more: &str, callback: Option<u16>) -> Home {
         let mut config = format!(
             "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{user}\"\nrecipients = [\"{TO}\"]\n\
@@ -92,42 +93,42 @@ impl World {
         Home::new(&config)
     }
 
-    /// For `home`: TLS from the first byte.
+    /// The configuration lines for implicit TLS.
     pub(crate) fn tls(&self) -> String {
         format!("ca_file = \"{}\"", self.dovecot.ca().display())
     }
 }
 
-/// Starts it and waits until the mailbox is watched.
-pub(crate) fn watched(home: &Home) -> Daemon {
+/// Starts the daemon and waits until it is idle.
+pub(crate) fn start_and_wait_for_idle(home: &Home) -> Daemon {
     let daemon = home.start();
     home.until("SELECT count(*) FROM mailboxes WHERE state = 'idle'", "1", PATIENCE);
     daemon
 }
 
-/// Eyes on the database. Nothing tells another process of a commit, so they look every few microseconds, at what each commit
-/// changes last: the head of the index of the write-ahead log (sqlite.org/walformat.html, 2.1). A question to SQLite each
-/// time would take one of two cores, and what is measured would wait for who measures.
-pub(crate) struct Eyes {
+/// Notices commits of the daemon. SQLite does not announce the commits of other processes, so this polls the header of the
+/// WAL index, which each commit changes last (sqlite.org/walformat.html, 2.1). Polling by SQL would use one of two cores
+/// and slow down the measured process.
+pub(crate) struct CommitWatcher {
     database: rusqlite::Connection,
     index: fs::File,
     seen: [u8; 12],
 }
 
-impl Eyes {
-    pub(crate) fn on(home: &Home) -> Eyes {
+impl CommitWatcher {
+    pub(crate) fn new(home: &Home) -> CommitWatcher {
         let mut index = home.database().into_os_string();
         index.push("-shm");
-        Eyes { database: home.sqlite(), index: fs::File::open(index).unwrap(), seen: [0; 12] }
+        CommitWatcher { database: home.sqlite(), index: fs::File::open(index).unwrap(), seen: [0; 12] }
     }
 
-    /// What was committed so far is of no interest.
-    pub(crate) fn blink(&mut self) {
+    /// Ignores all commits so far.
+    pub(crate) fn skip_to_now(&mut self) {
         self.seen = self.head();
     }
 
-    /// Looks until there are so many mails; when the last of them was committed.
-    pub(crate) fn committed(&mut self, count: usize) -> Instant {
+    /// Waits until the database has this many mails and returns when the last one was committed.
+    pub(crate) fn wait_for_mails(&mut self, count: usize) -> Instant {
         let count = i64::try_from(count).unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -136,7 +137,7 @@ impl Eyes {
                 std::thread::sleep(Duration::from_micros(20));
             }
             let at = Instant::now();
-            self.blink();
+            self.skip_to_now();
             let mut ask = self.database.prepare_cached("SELECT coalesce(max(id), 0) FROM mails").unwrap();
             if ask.query_row([], |row| row.get::<_, i64>(0)).unwrap() >= count {
                 return at;
@@ -144,7 +145,7 @@ impl Eyes {
         }
     }
 
-    /// How often the log was committed to, and how long it is.
+    /// The change counter and the length of the WAL in the header of its index.
     fn head(&self) -> [u8; 12] {
         let mut head = [0; 12];
         self.index.read_exact_at(&mut head, 8).unwrap();
@@ -152,42 +153,42 @@ impl Eyes {
     }
 }
 
-/// The disk alone: whatever keeps a mail has to wait for it.
+/// The disk as a floor: each way to store a mail has to wait for its write.
 pub(crate) struct Disk {
     log: fs::File,
     _folder: tempfile::TempDir,
 }
 
 impl Disk {
-    /// Where the databases are, too.
+    /// Creates a file on the file system of the databases.
     pub(crate) fn new() -> Disk {
         let folder = tempfile::tempdir().unwrap();
         Disk { log: fs::File::create(folder.path().join("log")).unwrap(), _folder: folder }
     }
 
-    /// Writes so many bytes, and waits until they are safe.
-    pub(crate) fn make_sure_of(&mut self, bytes: usize) {
+    /// Writes and syncs this many bytes.
+    pub(crate) fn write_durably(&mut self, bytes: usize) {
         self.log.write_all(&vec![b'x'; bytes]).unwrap();
         self.log.sync_data().unwrap();
     }
 }
 
-/// Starts it with this folder, and waits until a question has a number for an answer; how long that took, from the
-/// moment at which the mailbox was open, and how many seconds of CPU.
-pub(crate) fn runs_until(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
+/// Starts the daemon and waits until a query returns at least `number`. Returns the time since the mailbox was selected,
+/// and the seconds of CPU.
+pub(crate) fn start_and_wait_for(home: &Home, question: &str, number: usize) -> (Daemon, Duration, f64) {
     const OPEN: &str = "SELECT count(*) FROM mailboxes WHERE state NOT IN ('connecting', 'failed')";
     let daemon = home.start();
     while !home.database().exists() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let database = home.sqlite();
-    let open = reached(&database, OPEN, 1, Duration::from_millis(1));
-    let at = reached(&database, question, number, Duration::from_millis(2));
+    let open = wait_for_number(&database, OPEN, 1, Duration::from_millis(1));
+    let at = wait_for_number(&database, question, number, Duration::from_millis(2));
     let cpu = cpu(&daemon);
     (daemon, at - open, cpu)
 }
 
-/// The seconds that all its threads ran (proc(5), schedstat).
+/// The seconds of CPU that all threads used (proc(5), schedstat).
 fn cpu(daemon: &Daemon) -> f64 {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.id())).unwrap();
     let ran = tasks.map(|task| {
@@ -197,10 +198,10 @@ fn cpu(daemon: &Daemon) -> f64 {
     Duration::from_nanos(ran.sum()).as_secs_f64()
 }
 
-fn reached(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
+fn wait_for_number(database: &rusqlite::Connection, question: &str, number: usize, pause: Duration) -> Instant {
     let number = i64::try_from(number).unwrap();
     let deadline = Instant::now() + PATIENCE;
-    // A table that is not there yet is no answer.
+    // An error counts as 0, because the table may not exist yet.
     while database.prepare_cached(question).and_then(|mut ask| ask.query_row([], |row| row.get(0))).unwrap_or(0)
         < number
     {
@@ -210,34 +211,34 @@ fn reached(database: &rusqlite::Connection, question: &str, number: usize, pause
     Instant::now()
 }
 
-/// A number of kB of a process's `/proc/PID/status`.
+/// A value of `/proc/PID/status` in KiB.
 pub(crate) fn memory(daemon: &Daemon, field: &str) -> usize {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// A callback that says 200 to everything, and when each request was there.
+/// Starts a callback that accepts everything. The channel gets the time at which each request arrives.
 pub(crate) fn callback() -> (u16, mpsc::Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (tell, told) = mpsc::channel();
+    let (sender, times) = mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let (mut request, mut buffer) = (Vec::new(), [0; 4096]);
-            // The bodies here end in a brace, and nothing before does.
+            // Only the body ends in a brace.
             while !request.ends_with(b"}") {
                 match stream.read(&mut buffer) {
                     Ok(read) if read > 0 => request.extend_from_slice(&buffer[..read]),
                     _ => break,
                 }
             }
-            if tell.send(Instant::now()).is_err() {
+            if sender.send(Instant::now()).is_err() {
                 return;
             }
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
     });
-    (port, told)
+    (port, times)
 }

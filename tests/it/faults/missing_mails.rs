@@ -1,16 +1,16 @@
-//! Mails that were announced and are not there, or not yet, or not to be had.
+//! Announced mails that do not exist, do not exist yet, or cannot be fetched.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::connection::data;
+use testkit::scripted::connection::fetch_response;
 use testkit::watching::dedicated;
 
 #[tokio::test]
-async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
+async fn an_announced_mail_is_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
-    // The first FETCH was the sync's; two more find nothing.
+    // The first FETCH belongs to the sync. Two more find nothing.
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", _) => vec![Step::Hide(vec![1]), Step::Usual],
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
@@ -24,7 +24,7 @@ async fn a_mail_that_is_announced_and_not_there_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
+async fn an_unlisted_mail_below_uidnext_is_requested_again() {
     let server = Scripted::start().await;
     server.deliver("late");
     server.script(|seen| match (seen.name, seen.nth) {
@@ -39,7 +39,7 @@ async fn a_mail_below_uidnext_that_is_not_listed_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
+async fn a_listed_mail_without_body_is_requested_again() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.deliver("late");
@@ -58,10 +58,10 @@ async fn a_mail_that_is_listed_and_not_sent_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
+async fn a_mail_without_header_is_requested_again() {
     for nothing in ["NIL", "\"\"", "{0}\r\n"] {
         let answer = format!("* 1 FETCH (UID 1 BODY[HEADER.FIELDS (FROM)]<0> {nothing})\r\n");
-        // The first FETCH is the sync's list.
+        // The first FETCH is the listing of the sync.
         let untold = [say(&answer), Step::Ok];
         let server = Scripted::start().await;
         server.deliver("there before");
@@ -80,7 +80,7 @@ async fn a_mail_whose_sender_is_not_told_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
+async fn a_flag_update_does_not_hide_a_mail() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, more);
@@ -93,38 +93,39 @@ async fn a_flag_that_changes_behind_a_mail_does_not_take_it_away() {
 }
 
 #[tokio::test]
-async fn mails_whose_senders_are_told_in_another_order_are_all_fetched() {
+async fn headers_in_any_order_lose_no_mail() {
     let server = Scripted::start().await;
     for subject in ["one", "two", "three"] {
         server.deliver(subject);
     }
-    let mails = server.world().mails.clone();
+    let mails = server.state().mails.clone();
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("HEADER.FIELDS") {
             return vec![Step::Usual];
         }
-        let told = mails.iter().rev().flat_map(|(uid, bytes)| data(*uid as usize, *uid, bytes, seen.line)).collect();
+        let told =
+            mails.iter().rev().flat_map(|(uid, bytes)| fetch_response(*uid as usize, *uid, bytes, seen.line)).collect();
         vec![Step::Say(String::from_utf8(told).unwrap()), Step::Ok]
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     assert_eq!(watching.handed.len(), 3);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_back() {
+async fn a_mail_that_never_comes_is_passed() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
     once(&server, "news", 1, &[Step::Hide(vec![1]), Step::Usual]);
-    // An OK that lists nothing has proved it gone.
+    // An OK without a listed mail proves that it does not exist.
     watching.old.insert(1);
     server.deliver("announced by mistake");
-    watching.while_server("four questions", |world| world.asked("UID FETCH 1:* ") >= 5).await;
+    watching.while_server("four questions", |state| state.asked("UID FETCH 1:* ") >= 5).await;
     server.deliver("real");
     watching.mail("real").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     let asked = server.asked("UID FETCH");
     watching.listen(ms(300)).await;
     assert_eq!(server.asked("UID FETCH"), asked, "and then there is peace");
@@ -132,30 +133,30 @@ async fn a_mail_that_never_comes_is_passed_after_some_tries_and_holds_nothing_ba
 }
 
 #[tokio::test]
-async fn a_mail_that_is_missing_from_a_burst_is_asked_for_again() {
+async fn mails_missing_in_a_burst_are_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", 1) => vec![Step::Hide(vec![100]), Step::Usual],
-        // The list of the burst is the second, and its mails are the third.
+        // The second FETCH lists the burst, and the third one fetches its mails.
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=100 {
-            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+            state.deliver(&testkit::scripted::notification(&format!("number {n}")));
         }
     });
     watching.mail("number 99").await;
     watching.mail("number 100").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 100))).await;
+    watching.until_cursor(7, 100).await;
     assert_eq!(server.connections(), 1);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
+async fn the_cursor_waits_for_a_missing_mail() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
@@ -164,23 +165,23 @@ async fn the_cursor_waits_for_a_mail_that_is_missing_before_one_that_came() {
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
         _ => vec![Step::Usual],
     });
-    server.change(|world| {
-        world.deliver(&testkit::scripted::notification("missing"));
-        world.deliver(&testkit::scripted::notification("came"));
+    server.change(|state| {
+        state.deliver(&testkit::scripted::notification("missing"));
+        state.deliver(&testkit::scripted::notification("came"));
     });
     watching.mail("came").await;
     assert_eq!(watching.times("missing"), 0);
     assert_eq!(*watching.cursor.lock().unwrap(), Some((7, 0)));
     watching.mail("missing").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     assert_eq!(watching.times("came"), 1);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
+async fn an_unreadable_mail_delays_no_other() {
     let server = Scripted::start().await;
-    for subject in ["one", "spoilt", "three", "four"] {
+    for subject in ["one", "unreadable", "three", "four"] {
         server.deliver(subject);
     }
     server.script(|seen| {
@@ -198,17 +199,17 @@ async fn one_mail_that_the_server_cannot_read_out_holds_back_only_itself() {
     assert_eq!((watching.times("one"), watching.times("three")), (1, 1));
     assert!(watching.cursor.lock().unwrap().is_none_or(|(_, last)| last < 2), "it is not passed");
     server.script(|_| vec![Step::Usual]);
-    watching.mail("spoilt").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 4))).await;
+    watching.mail("unreadable").await;
+    watching.until_cursor(7, 4).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_every_mail_says_so_soon() {
+async fn refusal_of_every_mail_is_reported_soon() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=300 {
-            world.deliver(&testkit::scripted::notification(&format!("number {n}")));
+            state.deliver(&testkit::scripted::notification(&format!("number {n}")));
         }
     });
     server.script(|seen| match seen.line.contains("BODY.PEEK[]") {
@@ -219,13 +220,13 @@ async fn a_server_that_refuses_every_mail_says_so_soon() {
     let words = watching.state(MailboxState::Failed).await.unwrap();
     assert!(words.contains("UID FETCH refused"), "{words}");
     server.script(|_| vec![Step::Usual]);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 300))).await;
+    watching.until_cursor(7, 300).await;
     assert_eq!(watching.handed.len(), 300);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed() {
+async fn a_mail_removed_before_its_fetch_is_passed() {
     let server = Scripted::start().await;
     server.deliver("stays");
     let mut watching = dedicated(&server);
@@ -233,22 +234,22 @@ async fn a_mail_that_is_removed_between_its_announcement_and_its_fetch_is_passed
     watching.idle().await;
     once(&server, "news", 1, &[Step::Usual, Step::Remove(2)]);
     server.deliver("moved away by a filter");
-    server.until("the announcement", |world| world.count("news") > 0).await;
+    server.until("the announcement", |state| state.count("news") > 0).await;
     watching.until("quiet", |w| w.states.iter().filter(|(s, _)| *s == MailboxState::Idle).count() > 4).await;
     server.deliver("next");
     watching.mail("next").await;
     assert_eq!((watching.times("stays"), watching.times("moved away by a filter")), (1, 0));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
-    // As Dovecot answers for it, in a first sync and later.
+async fn a_mail_removed_during_fetch_is_no_mail() {
+    // Dovecot's response for such a mail, in the first sync and later.
     let nothing = "* 1 FETCH (UID 1 INTERNALDATE \"01-Jan-1970 00:00:00 +0000\" RFC822.SIZE 0 BODY[]<0> NIL)\r\n";
     for is_there in [true, false] {
         let server = Scripted::start().await;
-        // The first one is the sync's list.
+        // The first FETCH is the listing of the sync.
         once(&server, "UID FETCH", 2, &[say(nothing), Step::Remove(1), Step::Ok]);
         if is_there {
             server.deliver("moved away by a person");
@@ -258,16 +259,16 @@ async fn a_mail_that_is_removed_while_it_is_fetched_is_no_mail_of_nothing() {
             watching.idle().await;
             server.deliver("moved away by a person");
         }
-        watching.while_server("the FETCH", |world| world.count("UID FETCH") >= 2).await;
+        watching.while_server("the FETCH", |state| state.count("UID FETCH") >= 2).await;
         server.deliver("next");
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+        watching.until_cursor(7, 2).await;
         assert_eq!(watching.handed.keys().copied().collect::<Vec<_>>(), [(7, 2)]);
         watching.end().await;
     }
 }
 
 #[tokio::test]
-async fn a_mail_that_is_removed_while_the_numbers_are_looked_at_does_not_look_like_another() {
+async fn a_mail_removed_during_comparison_is_no_renumbering() {
     let server = Scripted::start().await;
     server.deliver("first");
     let mut watching = dedicated(&server);

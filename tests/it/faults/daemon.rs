@@ -1,19 +1,11 @@
-//! The program itself against the scripted server: what is committed, what is doubled, and what a person is told.
+//! The daemon with the scripted server: stored events, duplicates, restarts and status.
 
 use super::*;
 use testkit::daemon::{Home, account};
 use testkit::dns::Dns;
+use testkit::payments::payment;
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
-
-pub(crate) fn payment(n: usize) -> Vec<u8> {
-    format!(
-        "From: Resmic <no-reply@resmic.com>\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
-         Date: Wed, 05 Mar 2025 03:36:41 +0000\r\nMessage-ID: <{n}@resmic.com>\r\n\r\nAmount: $20\r\nBlockchain: BASE\r\n\
-         Token: USDC\r\nTransaction Hash: 0x{n:064x}\r\nSession: 591abe63-aa61-411d-a419-{n:012x}\r\n"
-    )
-    .into_bytes()
-}
 
 pub(crate) fn home(server: &Scripted, more: &str) -> Home {
     let more = format!("mailboxes = [\"INBOX\"]\n{more}\n[trust]\naccept = [\"none\"]\n");
@@ -24,20 +16,20 @@ const EVENTS: &str = "SELECT count(*) FROM events";
 const MAILS: &str = "SELECT count(*) FROM mails";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_payment_under_a_new_uid_is_no_new_event() {
+async fn payments_under_new_uids_are_duplicates() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        world.deliver(&payment(1));
-        world.deliver(&payment(2));
+    server.change(|state| {
+        state.deliver(&payment(1));
+        state.deliver(&payment(2));
     });
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until(EVENTS, "2", SOON);
-    // Under new numbers, as after a migration; and once more, copied within the mailbox.
+    // Both mails get new UIDs, as after a migration, and one is also copied within the mailbox.
     once(&server, "news", 1, &[Step::Close]);
-    server.change(|world| {
-        world.uid_validity = 8;
-        world.deliver(&payment(1));
+    server.change(|state| {
+        state.uid_validity = 8;
+        state.deliver(&payment(1));
     });
     home.until("SELECT count(*) FROM mails WHERE outcome = 'duplicate'", "3", SOON);
     assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "5".into()));
@@ -45,43 +37,43 @@ async fn the_same_payment_under_a_new_uid_is_no_new_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_payment_under_a_number_that_was_used_before_is_an_event_of_its_own() {
+async fn a_payment_under_a_reused_uid_is_stored() {
     let server = Scripted::start().await;
-    server.change(|world| {
+    server.change(|state| {
         for n in 1..=3 {
-            world.deliver(&payment(n));
+            state.deliver(&payment(n));
         }
     });
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until(EVENTS, "3", SOON);
-    // Restored from a backup of when there was one mail; then two others come.
+    // The server is restored from a backup with one mail. Then two new mails arrive.
     once(&server, "news", 1, &[Step::Close]);
-    server.change(|world| {
-        world.mails.truncate(1);
-        world.uid_next = 2;
-        world.deliver(&payment(4));
+    server.change(|state| {
+        state.mails.truncate(1);
+        state.uid_next = 2;
+        state.deliver(&payment(4));
     });
     home.until(EVENTS, "4", SOON);
-    server.change(|world| world.deliver(&payment(5)));
+    server.change(|state| state.deliver(&payment(5)));
     home.until(EVENTS, "5", SOON);
     assert_eq!(home.ask(MAILS), "5", "and what was there all the time leaves no second row");
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// A mail arrives at this time by the server's clock.
+/// Delivers a mail with this INTERNALDATE.
 fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
-    server.change(|world| {
-        let uid = world.deliver(mail);
-        world.dates.insert(uid, date.into());
+    server.change(|state| {
+        let uid = state.deliver(mail);
+        state.dates.insert(uid, date.into());
     });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_however_often_we_start() {
+async fn reused_uids_are_read_once_over_restarts() {
     let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
     let friend = testkit::scripted::other("not ours");
-    // In the place of a payment that is known there is another mail, or one that cannot be told from it by its date.
+    // UID 3, which was a stored payment, is now another mail: with another date, or with the same date.
     for (more, third) in [
         ("dedicated = false", later),
         ("dedicated = true", later),
@@ -97,22 +89,22 @@ async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_howeve
         home.until("SELECT state FROM mailboxes", "idle", SOON);
         assert_eq!(daemon.end(), Some(0));
         assert_eq!(home.ask("SELECT newest_at FROM mailboxes"), "2025-03-05T03:00:00.000Z");
-        // Restored from when there was one mail. Payments have mails of others in their place, and the other way round;
-        // the last that was read is gone.
-        server.change(|world| {
-            world.mails.truncate(1);
-            world.uid_next = 2;
+        // The server is restored from a backup with one mail. Other mails take the UIDs of payments, and payments take
+        // the UIDs of other mails. The last mail that was read no longer exists.
+        server.change(|state| {
+            state.mails.truncate(1);
+            state.uid_next = 2;
         });
         deliver_at(&server, &friend, before);
         deliver_at(&server, &friend, third);
         deliver_at(&server, &payment(4), later);
         deliver_at(&server, &friend, later);
         deliver_at(&server, &payment(5), later);
-        server.change(|world| world.mails.retain(|(uid, _)| *uid != 5));
+        server.change(|state| state.mails.retain(|(uid, _)| *uid != 5));
         let idles = server.count("IDLE");
         let daemon = home.start();
         home.until(EVENTS, "5", SOON);
-        server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+        server.until("an IDLE", |state| state.count("IDLE") > idles).await;
         assert_eq!(daemon.end(), Some(0));
         assert_eq!(server.asked("UID FETCH 1:* "), 2, "all was read anew");
         for n in 6..=7 {
@@ -120,14 +112,14 @@ async fn what_a_restored_server_has_put_under_passed_numbers_is_read_once_howeve
             deliver_at(&server, &payment(n), later);
             let daemon = home.start();
             home.until(EVENTS, &n.to_string(), SOON);
-            server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+            server.until("an IDLE", |state| state.count("IDLE") > idles).await;
             assert_eq!(daemon.end(), Some(0));
         }
         assert_eq!(server.asked("UID FETCH 1:* "), 2, "{more}: once");
     }
 }
 
-/// The server begins a new numbering while nobody looks; then all that is there is read, as far as `start` has it so.
+/// Changes UIDVALIDITY and `start` while the daemon is stopped, then lets the daemon read the mailbox.
 async fn renumbered(server: &Scripted, home: &Home, start: &str) {
     let config = home.folder.path().join("config.toml");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -135,14 +127,14 @@ async fn renumbered(server: &Scripted, home: &Home, start: &str) {
     let (_, after) = rest.split_once('\n').unwrap();
     std::fs::write(&config, format!("{before}start = {start:?}\n{after}")).unwrap();
     let idles = server.count("IDLE");
-    server.change(|world| world.uid_validity += 1);
+    server.change(|state| state.uid_validity += 1);
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") > idles).await;
+    server.until("an IDLE", |state| state.count("IDLE") > idles).await;
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_start_is_changed_to_all() {
+async fn start_all_overrides_the_stored_boundary() {
     let server = Scripted::start().await;
     (1..=3).for_each(|n| deliver_at(&server, &payment(n), "05-Mar-2025 03:00:00 +0000"));
     let home = home(&server, "dedicated = true\nstart = \"now\"");
@@ -161,7 +153,7 @@ async fn where_the_first_run_began_is_in_the_database_and_all_is_read_where_star
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_whole() {
+async fn without_a_boundary_the_mailbox_is_reread() {
     let server = Scripted::start().await;
     deliver_at(&server, &payment(1), "05-Mar-2025 03:00:00 +0000");
     let home = home(&server, "dedicated = true\nstart = \"now\"");
@@ -176,32 +168,32 @@ async fn a_mailbox_of_which_it_is_not_known_where_it_began_is_read_anew_as_a_who
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_push_under_a_wrong_uid_hides_no_payment() {
+async fn a_wrong_uid_in_a_push_hides_nothing() {
     let server = Scripted::start().await;
-    server.change(|world| world.capabilities = "IDLE NOTIFY".into());
+    server.change(|state| state.capabilities = "IDLE NOTIFY".into());
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
-    // The first is pushed under the second's number.
+    server.until("an IDLE", |state| state.count("IDLE") == 1).await;
+    // The server pushes the first mail with the UID of the second one.
     let items = "RFC822.SIZE BODY.PEEK[]";
-    let wrong = String::from_utf8(testkit::scripted::connection::data(1, 2, &payment(1), items)).unwrap();
+    let wrong = String::from_utf8(testkit::scripted::connection::fetch_response(1, 2, &payment(1), items)).unwrap();
     once(&server, "news", 1, &[Step::Announce, Step::Say(wrong)]);
-    server.change(|world| world.deliver(&payment(1)));
+    server.change(|state| state.deliver(&payment(1)));
     home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "1", SOON);
-    server.change(|world| world.deliver(&payment(2)));
+    server.change(|state| state.deliver(&payment(2)));
     home.until(EVENTS, "2", SOON);
     assert_eq!(daemon.end(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
+async fn trace_logs_contain_no_password_and_no_mail() {
     let server = Scripted::start().await;
-    server.change(|world| world.deliver(&payment(1)));
+    server.change(|state| state.deliver(&payment(1)));
     let home = home(&server, "dedicated = true\n[telemetry]\nlog = \"trace\"\n");
     let daemon = home.start();
     home.until(EVENTS, "1", SOON);
     once(&server, "news", 1, &[say("* 1 FETCH (UID 9 BODY[] confidential ?\r\n"), Step::Usual]);
-    server.change(|world| world.deliver(&payment(2)));
+    server.change(|state| state.deliver(&payment(2)));
     home.until(EVENTS, "2", SOON);
     daemon.says("cannot be parsed", SOON);
     let log = daemon.log();
@@ -212,7 +204,7 @@ async fn at_the_loudest_log_there_is_no_password_and_no_mail_text() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
+async fn a_kill_at_every_step_loses_nothing() {
     let steps = [
         ("LOGIN", 1),
         ("SELECT", 1),
@@ -228,20 +220,20 @@ async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
         let each = steps.map(|(name, nth)| {
             tokio::spawn(async move {
                 let server = Scripted::start().await;
-                server.change(|world| world.deliver(&payment(1)));
+                server.change(|state| state.deliver(&payment(1)));
                 once(&server, name, nth, way);
                 let home = home(&server, "dedicated = true\nafter = \"seen\"");
                 let daemon = home.start();
                 if ["news", "DONE"].contains(&name) || (name, nth) == ("UID STORE", 2) {
-                    server.until("an IDLE", |world| world.count("IDLE") > 0).await;
+                    server.until("an IDLE", |state| state.count("IDLE") > 0).await;
                 }
-                server.change(|world| world.deliver(&payment(2)));
-                server.until("the step", |world| world.count(name) >= nth).await;
+                server.change(|state| state.deliver(&payment(2)));
+                server.until("the step", |state| state.count(name) >= nth).await;
                 tokio::task::block_in_place(|| daemon.kill());
                 server.script(|_| vec![Step::Usual]);
                 let idles = server.count("IDLE");
                 let daemon = home.start();
-                server.until("an IDLE after the kill", |world| world.count("IDLE") > idles).await;
+                server.until("an IDLE after the kill", |state| state.count("IDLE") > idles).await;
                 tokio::task::block_in_place(|| {
                     home.until("SELECT coalesce(max(last_uid), 0) FROM mailboxes", "2", SOON);
                     assert_eq!((home.ask(EVENTS), home.ask(MAILS)), ("2".into(), "2".into()), "{name} {nth}");
@@ -256,11 +248,11 @@ async fn a_kill_at_every_step_loses_nothing_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection() {
+async fn a_second_daemon_opens_no_connection() {
     let server = Scripted::start().await;
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
-    server.until("an IDLE", |world| world.count("IDLE") == 1).await;
+    server.until("an IDLE", |state| state.count("IDLE") == 1).await;
     let second = home.run(&["run"]);
     assert_eq!(second.status.code(), Some(1));
     assert_eq!((server.connections(), server.most_open()), (1, 1));
@@ -268,7 +260,7 @@ async fn a_second_daemon_on_the_same_database_is_refused_and_opens_no_connection
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green() {
+async fn status_follows_the_state_of_a_mailbox() {
     let server = Scripted::start().await;
     always(&server, "EXAMINE", &[say("{tag} NO [NONEXISTENT] gone\r\n")]);
     let home = home(&server, "dedicated = true");
@@ -283,7 +275,7 @@ async fn a_mailbox_that_is_dead_turns_status_red_and_one_that_lives_again_green(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_mailbox_that_cannot_be_opened_is_named_and_the_others_are_looked_at() {
+async fn check_reports_one_unusable_mailbox() {
     let server = Scripted::start().await;
     once(&server, "EXAMINE", 1, &[say("{tag} NO [NONEXISTENT] there is none\r\n")]);
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);

@@ -1,12 +1,12 @@
-//! A UID means something only beside its UIDVALIDITY, and only for as long as the server keeps its numbers.
+//! A UID names a mail only together with its UIDVALIDITY, and only while the server does not reuse UIDs.
 
 use super::*;
 use resmic_mailhook::model::MailboxState;
-use testkit::scripted::{World, notification, other};
+use testkit::scripted::{ServerState, notification, other};
 use testkit::watching::dedicated;
 
 #[tokio::test]
-async fn a_uid_without_its_uidvalidity_names_nothing() {
+async fn a_uid_needs_its_uidvalidity() {
     let server = Scripted::start().await;
     server.deliver("nameless");
     let without = [say("* 1 EXISTS\r\n* OK [UIDNEXT 2] next\r\n"), Step::BareOk];
@@ -25,41 +25,41 @@ async fn a_uid_without_its_uidvalidity_names_nothing() {
 }
 
 #[tokio::test]
-async fn another_uidvalidity_reads_the_mailbox_anew() {
+async fn a_new_uidvalidity_rereads_the_mailbox() {
     let server = Scripted::start().await;
     server.deliver("first");
     server.deliver("second");
     let mut watching = dedicated(&server);
     watching.mail("second").await;
     watching.idle().await;
-    server.change(|world| world.uid_validity = 8);
+    server.change(|state| state.uid_validity = 8);
     once(&server, "news", 1, &[Step::Close]);
     server.deliver("third");
     watching.mail("third").await;
     assert_eq!((watching.times("first"), watching.times("second"), watching.times("third")), (2, 2, 1));
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 3))).await;
+    watching.until_cursor(8, 3).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn another_uidvalidity_in_an_open_mailbox_ends_the_connection() {
+async fn a_new_uidvalidity_ends_the_open_connection() {
     let server = Scripted::start().await;
     server.deliver("first");
     once(&server, "news", 1, &[say("* OK [UIDVALIDITY 8] renumbered\r\n"), Step::Usual]);
     let mut watching = dedicated(&server);
     watching.mail("first").await;
     watching.idle().await;
-    server.change(|world| world.uid_validity = 8);
+    server.change(|state| state.uid_validity = 8);
     server.deliver("second");
     watching.mail("second").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((8, 2))).await;
+    watching.until_cursor(8, 2).await;
     assert!(watching.handed.keys().all(|key| *key != (7, 2)), "no new mail goes by the old numbers");
     assert_eq!(server.connections(), 2);
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_uidnext_that_has_fallen_is_a_restored_backup_and_reads_the_mailbox_anew() {
+async fn a_lower_uidnext_rereads_the_mailbox() {
     let server = Scripted::start().await;
     for subject in ["kept", "lost by the server", "lost too"] {
         server.deliver(subject);
@@ -68,21 +68,21 @@ async fn a_uidnext_that_has_fallen_is_a_restored_backup_and_reads_the_mailbox_an
     watching.mail("lost too").await;
     watching.idle().await;
     once(&server, "news", 1, &[Step::Close]);
-    server.change(|world| {
-        world.mails.truncate(1);
-        world.uid_next = 2;
+    server.change(|state| {
+        state.mails.truncate(1);
+        state.uid_next = 2;
     });
     server.deliver("under a number that was used before");
     watching.mail("under a number that was used before").await;
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 2))).await;
+    watching.until_cursor(7, 2).await;
     watching.end().await;
 }
 
 #[tokio::test]
-async fn a_missing_uidnext_is_asked_by_status() {
+async fn a_missing_uidnext_is_read_by_status() {
     for start in ["all", "now"] {
         let server = Scripted::start().await;
-        server.change(|world| world.tells_uid_next = false);
+        server.change(|state| state.tells_uid_next = false);
         server.deliver("before");
         let mut watching = watch(&server, &format!("{DEDICATED}\nstart = {start:?}"));
         watching.old.extend((start == "now").then_some(1));
@@ -97,10 +97,10 @@ async fn a_missing_uidnext_is_asked_by_status() {
 }
 
 #[tokio::test]
-async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by() {
+async fn a_made_up_uidvalidity_is_not_used() {
     let server = Scripted::start().await;
-    server.change(|world| world.tells_uid_next = false);
-    // Courier: another UIDVALIDITY for each EXAMINE, as long as nobody has used SELECT.
+    server.change(|state| state.tells_uid_next = false);
+    // Courier sends another UIDVALIDITY for each EXAMINE until a client has used SELECT.
     server.script(|seen| match seen.name {
         "EXAMINE" => vec![say(&format!("* 1 EXISTS\r\n* OK [UIDVALIDITY {}] now\r\n", 100 + seen.nth)), Step::BareOk],
         "IDLE" if seen.connection == 1 => vec![Step::Usual, Step::Close],
@@ -108,7 +108,7 @@ async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by()
     });
     server.deliver("once");
     let mut watching = dedicated(&server);
-    watching.while_server("an IDLE on another connection", |world| world.count("IDLE") == 2).await;
+    watching.while_server("an IDLE on another connection", |state| state.count("IDLE") == 2).await;
     server.deliver("later");
     watching.mail("later").await;
     assert_eq!(watching.times("once"), 1);
@@ -117,19 +117,19 @@ async fn numbers_that_a_server_makes_up_for_whoever_only_reads_are_not_gone_by()
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_made_anew_while_it_is_open_is_noticed_at_the_next_look() {
+async fn a_recreated_open_mailbox_is_noticed() {
     for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
         let server = Scripted::start().await;
-        server.change(|world| world.capabilities = capabilities.into());
+        server.change(|state| state.capabilities = capabilities.into());
         server.deliver("first");
         let timing = Timing { poll: ms(300), ..quick() };
         let mut watching = watch_in(&server, "dedicated = true\nidle_renew = \"1s\"", timing);
         watching.mail("first").await;
-        // Courier: a mailbox of the same name, and its mails under numbers that others had; it says nothing of that.
+        // Courier does not announce that the mailbox was deleted and created again with the same UIDs.
         always(&server, "news", &[]);
-        server.change(|world| {
-            (world.uid_validity, world.uid_next) = (8, 1);
-            world.mails.clear();
+        server.change(|state| {
+            (state.uid_validity, state.uid_next) = (8, 1);
+            state.mails.clear();
         });
         server.deliver("in the place of the first");
         watching.mail("in the place of the first").await;
@@ -139,7 +139,7 @@ async fn a_mailbox_that_is_made_anew_while_it_is_open_is_noticed_at_the_next_loo
 }
 
 #[tokio::test]
-async fn a_mailbox_that_vanishes_is_said_to_be_gone_and_read_again_when_it_comes_back() {
+async fn a_deleted_mailbox_is_reported_until_it_returns() {
     let server = Scripted::start().await;
     server.deliver("before");
     let mut watching = dedicated(&server);
@@ -149,13 +149,13 @@ async fn a_mailbox_that_vanishes_is_said_to_be_gone_and_read_again_when_it_comes
         "news" if seen.connection == 1 => vec![say("* BYE the mailbox was deleted\r\n"), Step::Close],
         _ => vec![Step::Usual],
     });
-    server.change(|world| {
-        world.mailbox = None;
-        world.mails.clear();
+    server.change(|state| {
+        state.mailbox = None;
+        state.mails.clear();
     });
     watching.until("words", |w| w.states.iter().any(|(_, e)| e.as_ref().is_some_and(|e| e.contains("no such")))).await;
-    server.change(|world| {
-        (world.mailbox, world.uid_validity, world.uid_next) = (Some("INBOX".into()), 9, 1);
+    server.change(|state| {
+        (state.mailbox, state.uid_validity, state.uid_next) = (Some("INBOX".into()), 9, 1);
     });
     server.deliver("in the new one");
     watching.mail("in the new one").await;
@@ -165,13 +165,13 @@ async fn a_mailbox_that_vanishes_is_said_to_be_gone_and_read_again_when_it_comes
 }
 
 #[tokio::test]
-async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
+async fn missing_special_use_mailboxes_are_looked_up_again() {
     let server = Scripted::start().await;
     let timing = Timing { retry_absent: ms(50), ..quick() };
     let mut watching = watch_in(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\"]", timing);
     let words = watching.state(MailboxState::Polling).await.unwrap();
     assert!(words.contains("\\Junk"), "{words}");
-    server.change(|world| world.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
+    server.change(|state| state.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
     server.deliver("misjudged");
     watching.mail("misjudged").await;
     assert_eq!(server.asked("EXAMINE \"Spam &- more\""), 1, "a name goes out as it came in");
@@ -179,24 +179,24 @@ async fn a_special_use_mailbox_that_is_not_there_is_looked_for_again() {
 }
 
 #[tokio::test]
-async fn a_special_use_mailbox_is_opened_by_the_name_that_the_server_gives_it_whatever_that_is() {
+async fn any_name_of_a_special_use_mailbox_works() {
     for name in ["Spam & more", "Unerwünscht", "&AOQ"] {
         let server = Scripted::start().await;
-        server.change(|world| world.list = vec![format!("(\\Junk) \"/\" \"{name}\"")]);
+        server.change(|state| state.list = vec![format!("(\\Junk) \"/\" \"{name}\"")]);
         server.deliver("misjudged");
         let mut watching = watch(&server, "dedicated = true\nidle_renew = \"1s\"\nmailboxes = [\"\\\\Junk\"]");
         watching.mail("misjudged").await;
         let status = format!("STATUS \"{name}\"");
-        watching.while_server("a look at the numbering", |world| world.asked(&status) > 0).await;
+        watching.while_server("a look at the numbering", |state| state.asked(&status) > 0).await;
         assert_eq!(server.asked(&format!("EXAMINE \"{name}\"")), 1, "a name goes out as it came in");
         watching.end().await;
     }
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_watched_by_its_name_is_not_watched_by_its_mark_as_well() {
+async fn a_mailbox_is_not_watched_twice() {
     let server = Scripted::start().await;
-    server.change(|world| world.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
+    server.change(|state| state.list = vec!["(\\Junk) \"/\" \"Spam &- more\"".into()]);
     server.deliver("the other watcher's");
     let mut watching = watch(&server, "dedicated = true\nmailboxes = [\"\\\\Junk\", \"Spam & more\"]");
     let words = watching.state(MailboxState::Polling).await.unwrap();
@@ -208,21 +208,21 @@ async fn a_mailbox_that_is_watched_by_its_name_is_not_watched_by_its_mark_as_wel
 const BEFORE: &str = "05-Mar-2025 03:00:00 +0000";
 const LATER: &str = "05-Mar-2025 05:00:00 +0000";
 
-/// A mail of these bytes arrives, at this time by the server's clock.
-fn deliver_at(world: &mut World, bytes: &[u8], date: &str) -> u32 {
-    let uid = world.deliver(bytes);
-    world.dates.insert(uid, date.to_owned());
+/// Delivers a mail with this INTERNALDATE.
+fn deliver_at(state: &mut ServerState, bytes: &[u8], date: &str) -> u32 {
+    let uid = state.deliver(bytes);
+    state.dates.insert(uid, date.to_owned());
     uid
 }
 
-/// The server is restored from a backup of when there were so many mails.
-fn restore(world: &mut World, mails: usize) {
-    world.mails.truncate(mails);
-    world.uid_next = world.mails.last().map_or(0, |(uid, _)| *uid) + 1;
+/// Restores the server from a backup with the first `mails` mails.
+fn restore(state: &mut ServerState, mails: usize) {
+    state.mails.truncate(mails);
+    state.uid_next = state.mails.last().map_or(0, |(uid, _)| *uid) + 1;
 }
 
-/// The connection ends at the next news, the mailbox changes, and a new connection finds it so.
-async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut World)) {
+/// Changes the mailbox between two connections.
+async fn change_while_disconnected(server: &Scripted, watching: &mut Watching, change: impl FnOnce(&mut ServerState)) {
     once(server, "news", server.count("news") + 1, &[Step::Close]);
     watching.states.clear();
     server.change(change);
@@ -234,32 +234,35 @@ async fn meanwhile(server: &Scripted, watching: &mut Watching, change: impl FnOn
 }
 
 #[tokio::test]
-async fn a_restored_backup_whose_numbers_have_caught_up_is_known_by_mails_that_are_newer_than_any() {
-    // In a shared mailbox mails of others are in the place of others' mails: none of them was recorded.
+async fn newer_dates_reveal_a_restored_backup() {
+    // In the shared mailbox, other people's mails replace other people's mails, and none of them has a row.
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        server.change(|world| {
-            deliver_at(world, &notification("kept"), BEFORE);
-            (0..4).for_each(|_| _ = deliver_at(world, &other("lost"), BEFORE));
+        server.change(|state| {
+            deliver_at(state, &notification("kept"), BEFORE);
+            (0..4).for_each(|_| _ = deliver_at(state, &other("lost"), BEFORE));
         });
         let mut watching = watch(&server, more);
-        watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
+        watching.until_cursor(7, 5).await;
         watching.idle().await;
-        meanwhile(&server, &mut watching, |world| {
-            restore(world, 1);
-            deliver_at(world, &notification("under a number that was passed"), LATER);
-            (0..5).for_each(|_| _ = deliver_at(world, &other("new"), LATER));
-            // The last that was read is gone for good.
-            world.mails.retain(|(uid, _)| *uid != 5);
+        change_while_disconnected(&server, &mut watching, |state| {
+            restore(state, 1);
+            deliver_at(state, &notification("under a number that was passed"), LATER);
+            (0..5).for_each(|_| _ = deliver_at(state, &other("new"), LATER));
+            // The last mail that was read no longer exists.
+            state.mails.retain(|(uid, _)| *uid != 5);
         })
         .await;
         watching.mail("under a number that was passed").await;
-        // Once is enough, also for the mails of others, which leave nothing that could be compared.
+        // The renumbering is noticed only once, although other people's mails leave no rows to compare.
         let kept = watching.times("kept");
         assert_eq!(kept, 2, "all was read anew");
         for n in 0..3 {
             let subject = format!("then {n}");
-            meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification(&subject), LATER)).await;
+            change_while_disconnected(&server, &mut watching, |state| {
+                _ = deliver_at(state, &notification(&subject), LATER)
+            })
+            .await;
             watching.mail(&subject).await;
         }
         assert_eq!(watching.times("kept"), kept, "{more}");
@@ -268,25 +271,28 @@ async fn a_restored_backup_whose_numbers_have_caught_up_is_known_by_mails_that_a
 }
 
 #[tokio::test]
-async fn another_mail_in_the_place_of_one_that_is_known_is_another_numbering_however_old_it_is() {
+async fn another_mail_under_a_known_uid_is_renumbering() {
     for more in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), LATER)));
+        server.change(|state| (0..3).for_each(|n| _ = deliver_at(state, &notification(&format!("{n}")), LATER)));
         let mut watching = watch(&server, more);
         watching.mail("2").await;
         watching.idle().await;
-        meanwhile(&server, &mut watching, |world| {
-            restore(world, 1);
-            deliver_at(world, &notification("filed late"), BEFORE);
-            // And somebody else's, where it leaves no trace: it is not to be found again and again.
-            (0..3).for_each(|_| _ = deliver_at(world, &other("filed late, too"), BEFORE));
+        change_while_disconnected(&server, &mut watching, |state| {
+            restore(state, 1);
+            deliver_at(state, &notification("filed late"), BEFORE);
+            // In the shared mailbox, other people's mails leave no rows. They must not look like another renumbering.
+            (0..3).for_each(|_| _ = deliver_at(state, &other("filed late, too"), BEFORE));
         })
         .await;
         watching.mail("filed late").await;
         assert_eq!(watching.times("0"), 2);
         for n in 3..6 {
             let subject = n.to_string();
-            meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification(&subject), LATER)).await;
+            change_while_disconnected(&server, &mut watching, |state| {
+                _ = deliver_at(state, &notification(&subject), LATER)
+            })
+            .await;
             watching.mail(&subject).await;
         }
         assert_eq!(watching.times("0"), 2, "{more}");
@@ -295,28 +301,28 @@ async fn another_mail_in_the_place_of_one_that_is_known_is_another_numbering_how
 }
 
 #[tokio::test]
-async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clock_says() {
+async fn wrong_server_clocks_are_no_renumbering() {
     let hour = |hours: i64| {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
         at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
     };
-    // By our clock: long ago, an hour ahead, and a date that no clock can be wrong by.
+    // Relative to our clock: long ago, an hour ahead, and ten years ahead.
     for date in [BEFORE.to_owned(), hour(1), hour(24 * 365 * 10)] {
         for more in [DEDICATED, SHARED] {
             let server = Scripted::start().await;
-            server.change(|world| _ = deliver_at(world, &notification("first"), &date));
+            server.change(|state| _ = deliver_at(state, &notification("first"), &date));
             let mut watching = watch(&server, more);
             watching.mail("first").await;
             watching.idle().await;
             for n in 0..3 {
                 let subject = format!("then {n}");
-                meanwhile(&server, &mut watching, |world| {
-                    // The last that was read is gone. Of those that come one is somebody else's, and one was moved here
-                    // with the date that it had.
-                    world.mails.truncate(world.mails.len().saturating_sub(1).max(1));
-                    deliver_at(world, &other("not ours"), &date);
-                    deliver_at(world, &notification("moved"), BEFORE);
-                    deliver_at(world, &notification(&subject), &date);
+                change_while_disconnected(&server, &mut watching, |state| {
+                    // The last mail that was read is removed. Three mails arrive: another person's, one that was moved
+                    // here with its old date, and a new one.
+                    state.mails.truncate(state.mails.len().saturating_sub(1).max(1));
+                    deliver_at(state, &other("not ours"), &date);
+                    deliver_at(state, &notification("moved"), BEFORE);
+                    deliver_at(state, &notification(&subject), &date);
                 })
                 .await;
                 watching.mail(&subject).await;
@@ -329,20 +335,20 @@ async fn a_mailbox_that_is_what_it_was_is_not_read_anew_whatever_the_servers_clo
 }
 
 #[tokio::test]
-async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
+async fn impossible_dates_are_ignored() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        deliver_at(world, &notification("kept"), BEFORE);
-        deliver_at(world, &other("in 2038"), "19-Jan-2038 03:14:07 +0000");
-        deliver_at(world, &other("lost"), BEFORE);
+    server.change(|state| {
+        deliver_at(state, &notification("kept"), BEFORE);
+        deliver_at(state, &other("in 2038"), "19-Jan-2038 03:14:07 +0000");
+        deliver_at(state, &other("lost"), BEFORE);
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 3))).await;
+    watching.until_cursor(7, 3).await;
     watching.idle().await;
-    meanwhile(&server, &mut watching, |world| {
-        restore(world, 2);
-        deliver_at(world, &notification("under a number that was passed"), LATER);
-        deliver_at(world, &other("new"), LATER);
+    change_while_disconnected(&server, &mut watching, |state| {
+        restore(state, 2);
+        deliver_at(state, &notification("under a number that was passed"), LATER);
+        deliver_at(state, &other("new"), LATER);
     })
     .await;
     watching.mail("under a number that was passed").await;
@@ -350,44 +356,44 @@ async fn a_date_that_no_clock_can_be_wrong_by_makes_no_other_look_old() {
 }
 
 #[tokio::test]
-async fn a_database_that_does_not_know_the_newest_mail_learns_it_at_once() {
+async fn a_missing_newest_date_is_read_at_once() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        deliver_at(world, &notification("kept"), BEFORE);
-        (0..4).for_each(|_| _ = deliver_at(world, &other("lost"), BEFORE));
+    server.change(|state| {
+        deliver_at(state, &notification("kept"), BEFORE);
+        (0..4).for_each(|_| _ = deliver_at(state, &other("lost"), BEFORE));
     });
     let cursor = std::sync::Arc::new(std::sync::Mutex::new(Some((7, 5))));
-    let mut watching = Watching::of(settings(server.port, SHARED), quick(), cursor);
+    let mut watching = Watching::from_cursor(settings(server.port, SHARED), quick(), cursor);
     watching.idle().await;
-    meanwhile(&server, &mut watching, |world| {
-        restore(world, 1);
-        deliver_at(world, &notification("under a number that was passed"), LATER);
-        (0..5).for_each(|_| _ = deliver_at(world, &other("new"), LATER));
+    change_while_disconnected(&server, &mut watching, |state| {
+        restore(state, 1);
+        deliver_at(state, &notification("under a number that was passed"), LATER);
+        (0..5).for_each(|_| _ = deliver_at(state, &other("new"), LATER));
     })
     .await;
     watching.mail("under a number that was passed").await;
     watching.end().await;
 }
 
-/// When they came is known only of the last that were read: by those a mailbox is known again, and by those a mail that is
-/// newer is found out, though one that is newer still was read long before.
+/// Dates are stored only for the last mails that were read. The comparison uses those, although an older mail in the
+/// mailbox has a newer date.
 #[tokio::test]
-async fn a_large_mailbox_is_known_again_by_the_last_that_were_read_whatever_came_before_them() {
+async fn only_the_last_uids_are_compared() {
     let server = Scripted::start().await;
-    server.change(|world| {
-        (0..50).for_each(|_| _ = deliver_at(world, &other("moved here"), "05-Mar-2025 09:00:00 +0000"));
-        (0..1_250).for_each(|_| _ = deliver_at(world, &other("not ours"), BEFORE));
+    server.change(|state| {
+        (0..50).for_each(|_| _ = deliver_at(state, &other("moved here"), "05-Mar-2025 09:00:00 +0000"));
+        (0..1_250).for_each(|_| _ = deliver_at(state, &other("not ours"), BEFORE));
     });
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1_300))).await;
+    watching.until_cursor(7, 1_300).await;
     watching.idle().await;
-    meanwhile(&server, &mut watching, |world| _ = deliver_at(world, &notification("new"), LATER)).await;
+    change_while_disconnected(&server, &mut watching, |state| _ = deliver_at(state, &notification("new"), LATER)).await;
     watching.mail("new").await;
     assert_eq!(server.asked("UID FETCH 1:* "), 1, "it is the same mailbox");
-    meanwhile(&server, &mut watching, |world| {
-        restore(world, 1_250);
-        deliver_at(world, &notification("under a number that was passed"), "05-Mar-2025 06:00:00 +0000");
-        (0..60).for_each(|_| _ = deliver_at(world, &other("new"), "05-Mar-2025 06:00:00 +0000"));
+    change_while_disconnected(&server, &mut watching, |state| {
+        restore(state, 1_250);
+        deliver_at(state, &notification("under a number that was passed"), "05-Mar-2025 06:00:00 +0000");
+        (0..60).for_each(|_| _ = deliver_at(state, &other("new"), "05-Mar-2025 06:00:00 +0000"));
     })
     .await;
     watching.mail("under a number that was passed").await;
@@ -395,14 +401,14 @@ async fn a_large_mailbox_is_known_again_by_the_last_that_were_read_whatever_came
 }
 
 #[tokio::test]
-async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
+async fn the_comparison_costs_one_bounded_round_trip() {
     let server = Scripted::start().await;
-    server.change(|world| (0..1000).for_each(|_| _ = world.deliver(&other("not ours"))));
+    server.change(|state| (0..1000).for_each(|_| _ = state.deliver(&other("not ours"))));
     let mut watching = watch(&server, SHARED);
-    watching.until("the cursor", |w| *w.cursor.lock().unwrap() == Some((7, 1000))).await;
+    watching.until_cursor(7, 1000).await;
     watching.idle().await;
     let before = server.lines().len();
-    meanwhile(&server, &mut watching, |world| _ = world.deliver(&notification("new"))).await;
+    change_while_disconnected(&server, &mut watching, |state| _ = state.deliver(&notification("new"))).await;
     watching.mail("new").await;
     let lines: Vec<_> = server.lines().into_iter().skip(before).filter(|line| line.contains("FETCH")).collect();
     assert!(lines[0].contains("UID FETCH 801:1000 (UID INTERNALDATE)"), "{lines:?}");
@@ -411,10 +417,10 @@ async fn what_is_looked_at_of_a_large_mailbox_is_bounded_and_one_round_trip() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_or_ends_while_the_numbers_are_looked_at_moves_nothing() {
+async fn a_failed_comparison_moves_no_cursor() {
     for way in [&[Step::Close][..], &[Step::Untagged, Step::Close], &[say("{tag} NO not now\r\n")], &[Step::Mute]] {
         let server = Scripted::start().await;
-        server.change(|world| (0..3).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), BEFORE)));
+        server.change(|state| (0..3).for_each(|n| _ = deliver_at(state, &notification(&format!("{n}")), BEFORE)));
         let mut watching = dedicated(&server);
         watching.mail("2").await;
         watching.idle().await;
@@ -425,9 +431,9 @@ async fn a_server_that_hangs_or_ends_while_the_numbers_are_looked_at_moves_nothi
             "UID FETCH" if seen.nth == fetches + 1 => way.clone(),
             _ => vec![Step::Usual],
         });
-        server.change(|world| {
-            restore(world, 1);
-            (3..7).for_each(|n| _ = deliver_at(world, &notification(&format!("{n}")), LATER));
+        server.change(|state| {
+            restore(state, 1);
+            (3..7).for_each(|n| _ = deliver_at(state, &notification(&format!("{n}")), LATER));
         });
         for n in 3..7 {
             watching.mail(&n.to_string()).await;

@@ -1,4 +1,4 @@
-//! A user who may read the database, and make no file beside it.
+//! A user with read access to the database who cannot create files in its folder.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use testkit::daemon::{Home, account, binary};
 
 const SOON: Duration = Duration::from_secs(20);
-/// Nobody, for whom root's files are to be read only.
+/// The user `nobody`.
 const NOBODY: &str = "65534";
 
-/// Runs a command as somebody who may not write into the folder: for root another user, else this one.
-fn look(home: &Home, arguments: &[&str]) -> Output {
+/// Runs a command as a user who cannot write into the folder: as `nobody` if the test runs as root.
+fn run_unprivileged(home: &Home, arguments: &[&str]) -> Output {
     let ours = home.command(arguments);
     let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
     let mut command = if is_root {
-        // The one that is tested may lie where nobody else gets.
+        // Other users may have no access to the path of the tested binary.
         let copy = home.folder.path().join("copy");
         if !copy.exists() {
             fs::copy(binary(), &copy).unwrap();
@@ -37,31 +37,35 @@ fn look(home: &Home, arguments: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
-fn mode(home: &Home, mode: u32) {
+fn set_mode(home: &Home, mode: u32) {
     fs::set_permissions(home.folder.path(), Permissions::from_mode(mode)).unwrap();
 }
 
 #[test]
-fn whoever_may_only_read_sees_how_it_is_whether_the_daemon_runs_or_not() {
+fn a_read_only_user_can_run_status() {
     let home = Home::new(&account(1, "mailboxes = [\"INBOX\"]"));
-    mode(&home, 0o755);
+    set_mode(&home, 0o755);
     let daemon = home.start();
     home.until("SELECT state FROM mailboxes", "failed", SOON);
-    let words = said(&look(&home, &["status"]));
+    let words = output_text(&run_unprivileged(&home, &["status"]));
     assert!(words.contains("cannot connect") && !words.contains("the daemon is not running"), "{words}");
     assert_eq!(daemon.end(), Some(0));
-    mode(&home, 0o555);
-    let words = said(&look(&home, &["status"]));
+    set_mode(&home, 0o555);
+    let words = output_text(&run_unprivileged(&home, &["status"]));
     assert!(words.contains("cannot connect") && words.contains("the daemon is not running"), "{words}");
-    let events = look(&home, &["events"]);
-    assert!(events.status.success(), "{}", said(&events));
-    // What it sees will not change; that is better said than waited for.
-    let follow = look(&home, &["events", "--follow"]);
-    assert!(follow.status.code() == Some(1) && said(&follow).contains("no events to follow"), "{}", said(&follow));
+    let events = run_unprivileged(&home, &["events"]);
+    assert!(events.status.success(), "{}", output_text(&events));
+    // The snapshot cannot change, so `--follow` is refused.
+    let follow = run_unprivileged(&home, &["events", "--follow"]);
+    assert!(
+        follow.status.code() == Some(1) && output_text(&follow).contains("no events to follow"),
+        "{}",
+        output_text(&follow)
+    );
     assert!(!home.folder.path().join("mailhook.db-shm").exists(), "somebody made a file");
-    mode(&home, 0o755);
+    set_mode(&home, 0o755);
 }
