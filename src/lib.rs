@@ -39,4 +39,3 @@ pub mod telemetry;
 pub mod tls;
 pub mod trust;
 pub mod units;
-pub mod vigil;

@@ -55,7 +55,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let Prepared { config, accounts, targets, chains, resolver, metrics, vigil } = prepared;
+    let Prepared { config, accounts, targets, chains, resolver, metrics } = prepared;
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -86,10 +86,6 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     }
     let (changed, ending) = (store.clone(), shutdown.clone());
     loops.spawn(async move { changed.watch_changes(ending).await.context("watching the database") });
-    loops.spawn(async move {
-        vigil.keep().await;
-        Ok(())
-    });
     let supervisor = Supervisor { store: store.clone(), expected: expected.clone(), heartbeats: heartbeats.clone() };
     let supervising = supervisor.run(shutdown.clone());
     loops.spawn(async move { supervising.await.context("supervising") });

@@ -14,7 +14,6 @@ use crate::config::Config;
 use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
 use crate::trust::dns::Resolver;
-use crate::vigil::{Sleeps, Vigil};
 use crate::{confirm, db, extract, forward, payments, tls, trust};
 
 /// How many connections to one mail server may be opening at the same time.
@@ -89,7 +88,6 @@ pub struct Prepared {
     pub(super) chains: Vec<confirm::WatchedChain>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
-    pub(super) vigil: Vigil,
 }
 
 /// Reads the secrets and certificates, and binds the port for metrics. It starts nothing.
@@ -102,8 +100,7 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
-    let (vigil, sleeps) = Vigil::new();
-    let accounts = accounts(&config, &sleeps).await?;
+    let accounts = accounts(&config).await?;
     let targets = forward_targets(&config).await?;
     let chains = chains(&config).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
@@ -112,7 +109,7 @@ pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Resul
         (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, chains, resolver, metrics, vigil })
+    Ok(Prepared { config, accounts, targets, chains, resolver, metrics })
 }
 
 /// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd
@@ -155,7 +152,6 @@ async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap:
             is_candidate: Box::new(move |header| trust::is_candidate(header, &trust)),
             pace: paces.entry(server.clone()).or_insert_with(|| Arc::new(Semaphore::new(CONNECTS))).clone(),
             timing: imap::Timing::default(),
-            sleeps: sleeps.clone(),
             quirks: quirks.entry(server).or_insert_with(imap::Quirks::default).clone(),
         };
         accounts.push((account, rules(config, settings).await?));

@@ -7,7 +7,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use resmic_mailhook::model::{Availability, MailboxState, Reached};
 use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Known, Login, Report, Settings, Timing};
-use resmic_mailhook::vigil::Sleeps;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
@@ -78,7 +77,7 @@ pub fn settings(port: u16, more: &str) -> Settings {
     toml::from_str(&text).unwrap()
 }
 
-/// An account with a valid password, on a machine that is never suspended.
+/// An account with a valid password.
 fn account(settings: Settings, timing: Timing) -> Account {
     Account {
         settings,
@@ -86,7 +85,6 @@ fn account(settings: Settings, timing: Timing) -> Account {
         is_candidate: Box::new(|header| header.windows(10).any(|w| w == b"resmic.com")),
         pace: Arc::new(Semaphore::new(4)),
         timing,
-        sleeps: Sleeps::none(),
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     }
 }
@@ -118,13 +116,6 @@ impl Watching {
     pub fn from_cursor(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
         let wanted = settings.mailboxes[0].clone();
         Self::with_account(account(settings, timing), wanted, cursor)
-    }
-
-    /// Watches INBOX on a machine that is suspended when `sleeps` says so.
-    pub fn asleep(server: &Scripted, settings: Settings, timing: Timing, sleeps: Sleeps) -> Self {
-        let account = Account { sleeps, ..account(settings, timing) };
-        let watching = Self::with_account(account, "INBOX".into(), Cursor::default());
-        Watching { server: Some(server.clone()), ..watching }
     }
 
     pub fn with_account(account: Account, wanted: String, cursor: Cursor) -> Self {

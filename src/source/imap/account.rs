@@ -11,7 +11,6 @@ use super::connect::Login;
 use super::settings::Settings;
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail, Reached, Undelivered};
-use crate::vigil::Sleeps;
 
 /// Whether a mail may be Resmic's, by its From field.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -28,8 +27,6 @@ pub struct Account {
     pub pace: Arc<Semaphore>,
     /// How long its watchers wait, and for what.
     pub timing: Timing,
-    /// Tells when the machine has slept.
-    pub sleeps: Sleeps,
     /// Quirks of the server; shared by all its accounts.
     pub quirks: Quirks,
 }

@@ -4,8 +4,6 @@
 //! of the IDLE, the FETCH and the next IDLE leave in one write: one and a half. What is pushed is a hint that is
 //! believed for speed; the cursor moves by the order of UIDs, and every renewal looks for what was not pushed.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use super::error::{Error, Result};
@@ -13,9 +11,7 @@ use super::fetch::{Item, Want};
 use super::interrupt::{AT_ONCE, Held, Numbering};
 use super::opened::{Opened, Outstanding, uid_set};
 use super::wire::{Heard, Sent, Wait};
-use crate::backoff::Backoff;
 use crate::model::MailboxState;
-use crate::vigil::Sleeps;
 
 /// How often a mail that was announced is asked for before a sync decides.
 const TRIES: u32 = 3;
@@ -64,20 +60,6 @@ enum Settled {
     Uncounted,
 }
 
-/// The next look for what was not told.
-struct Renewal {
-    due: Instant,
-    sleeps: Sleeps,
-}
-
-impl Renewal {
-    /// The machine has slept: it is due at a moment of its own, within the time that all have for it.
-    fn hasten(&mut self, all: Duration) -> Instant {
-        self.due = self.due.min(Instant::now() + Backoff { base: all, cap: all }.full_jitter(0));
-        self.due
-    }
-}
-
 impl Opened {
     /// Asks the server to send each new mail by itself.
     pub(super) async fn ask_for_pushes(&mut self) -> Result<Way> {
@@ -104,14 +86,14 @@ impl Opened {
             return self.poll().await;
         }
         let mut idle = self.wire.idle().await?;
-        let mut renewal = self.renewal();
+        let mut renewal = Instant::now() + self.account.settings.idle_renew.0;
         let timing = self.account.timing;
         let (mut tries, mut misses) = (u32::from(self.outstanding.top), 0);
         let (mut began, mut cut_short) = (Instant::now(), 0);
         self.report(MailboxState::Idle).await?;
         loop {
             let again = (tries > 0).then(|| Instant::now() + timing.again * tries);
-            let woken = match self.wait(&idle, way, again, &mut renewal).await {
+            let woken = match self.wait(&idle, way, again.map_or(renewal, |again| again.min(renewal))).await {
                 // Listed among the capabilities, and refused.
                 Err(Error::Refused { .. }) => return self.poll().await,
                 woken => woken?,
@@ -129,9 +111,8 @@ impl Opened {
                 misses = 0;
             }
             if settled == Settled::No {
-                renewal.sleeps.forget();
                 settled = self.look(&mut idle, woken, patience).await?;
-                renewal.due = Instant::now() + self.account.settings.idle_renew.0;
+                renewal = Instant::now() + self.account.settings.idle_renew.0;
                 if way == Way::Pushed && woken != Woken::Pushed && tries == 0 && self.highest() > highest {
                     misses += 1;
                 }
@@ -157,21 +138,14 @@ impl Opened {
         }
     }
 
-    fn renewal(&self) -> Renewal {
-        let mut sleeps = self.account.sleeps.clone();
-        sleeps.forget();
-        Renewal { due: Instant::now() + self.account.settings.idle_renew.0, sleeps }
-    }
-
     /// The highest UID that was handed over.
     fn highest(&self) -> u32 {
         self.outstanding.ahead.last().copied().unwrap_or(0).max(self.cursor)
     }
 
     /// Hears what the server says while it idles.
-    async fn wait(&mut self, idle: &Sent, way: Way, again: Option<Instant>, renewal: &mut Renewal) -> Result<Woken> {
+    async fn wait(&mut self, idle: &Sent, way: Way, mut deadline: Instant) -> Result<Woken> {
         self.until_plus(idle).await?;
-        let mut deadline = again.map_or(renewal.due, |again| again.min(renewal.due));
         loop {
             if !self.pushed.is_empty() {
                 return Ok(Woken::Pushed);
@@ -183,14 +157,7 @@ impl Opened {
                 }
                 deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
             }
-            let heard = tokio::select! {
-                heard = self.hear(idle, Wait::until(deadline)) => heard,
-                all = renewal.sleeps.next() => {
-                    deadline = deadline.min(renewal.hasten(all));
-                    continue;
-                }
-            };
-            match heard {
+            match self.hear(idle, Wait::until(deadline)).await {
                 Ok(Heard::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
                 Ok(Heard::Continue) => {}
                 Ok(Heard::Done) => return Ok(Woken::Ended),

@@ -24,6 +24,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a TLS handshake may take.
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a connection may be quiet before the kernel probes it, how often it then probes, and how many probes may stay
+/// unanswered. Together two minutes: no dead connection is kept for longer, also after the machine was suspended.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_RETRIES: u32 = 3;
+
 /// A connection's bytes.
 pub(super) struct Net {
     stream: Stream,
@@ -63,7 +69,10 @@ impl Net {
 
     fn prompt(tcp: TcpStream) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
-        let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_AFTER)
+            .with_interval(KEEPALIVE_EVERY)
+            .with_retries(KEEPALIVE_RETRIES);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
         Ok(Net {
             stream: Stream::Plain(tcp),
@@ -185,5 +194,21 @@ impl AsyncWrite for Net {
 impl fmt::Debug for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Net").field("peer", &self.tcp().peer_addr().ok()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dead_connections_are_found_within_two_minutes() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let net = Net::connect("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
+        let socket = SockRef::from(net.tcp());
+        assert!(socket.keepalive().unwrap());
+        let (after, every) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+        let longest = after + every * socket.tcp_keepalive_retries().unwrap();
+        assert_eq!(longest, Duration::from_secs(120));
     }
 }

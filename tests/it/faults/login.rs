@@ -293,7 +293,6 @@ fn with_password(server: &Scripted, password: &str, more: &str) -> Account {
         is_candidate: Box::new(|_| true),
         pace: std::sync::Arc::new(tokio::sync::Semaphore::new(1)),
         timing: long_login_pause(),
-        sleeps: resmic_mailhook::vigil::Sleeps::none(),
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     }
 }

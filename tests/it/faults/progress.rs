@@ -11,7 +11,6 @@ use resmic_mailhook::ingest::Ingest;
 use resmic_mailhook::source::imap::{self, Account, Credentials, Cursors, Login};
 use resmic_mailhook::telemetry::PushLatency;
 use resmic_mailhook::trust::dns::Resolver;
-use resmic_mailhook::vigil::Sleeps;
 use testkit::daemon::{Home, account};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -37,7 +36,6 @@ fn start_watcher(
         is_candidate: Box::new(|_| true),
         pace: Arc::new(Semaphore::new(pace)),
         timing,
-        sleeps: Sleeps::none(),
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     };
     let cursors: Cursors = Box::new(|_| Box::pin(async { Ok(None) }));

@@ -1,10 +1,5 @@
 //! IDLE is renewed on time, whatever the server sends, and a renewal costs little for an idle mailbox.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
-
-use resmic_mailhook::vigil::Vigil;
-
 use super::*;
 use testkit::watching::dedicated;
 
@@ -66,34 +61,6 @@ async fn keepalives_do_not_delay_the_renewal() {
     always(&server, "IDLE", &[Step::Usual, Step::Chatter("* OK still here\r\n", ms(20))]);
     let mut watching = watch(&server, EACH_SECOND);
     watching.while_server("two renewals", |state| state.count("DONE") >= 2).await;
-    watching.end().await;
-}
-
-/// By how much the clock on the wall is ahead.
-static AHEAD: AtomicU64 = AtomicU64::new(0);
-
-#[tokio::test]
-async fn a_resumed_machine_renews_at_once() {
-    let clock = || SystemTime::now() + Duration::from_secs(AHEAD.load(Ordering::SeqCst));
-    AHEAD.store(7200, Ordering::SeqCst);
-    let server = Scripted::start().await;
-    let (vigil, sleeps) = Vigil::looking(ms(20), clock);
-    tokio::spawn(vigil.keep());
-    let mut watching = Watching::asleep(&server, settings(server.port, DEDICATED), Timing { clock, ..quick() }, sleeps);
-    watching.idle().await;
-    AHEAD.store(3600, Ordering::SeqCst);
-    watching.listen(ms(200)).await;
-    assert_eq!(server.count("DONE"), 0);
-    AHEAD.store(10_800, Ordering::SeqCst);
-    watching.while_server("a renewal", |state| state.count("DONE") == 1).await;
-    watching.listen(ms(200)).await;
-    assert_eq!(server.count("DONE"), 1, "once for each sleep");
-    // The server did not announce the mail that arrived during the suspend.
-    always(&server, "news", &[]);
-    server.deliver("while it slept");
-    AHEAD.store(20_000, Ordering::SeqCst);
-    watching.mail("while it slept").await;
-    assert_eq!(server.connections(), 1);
     watching.end().await;
 }
 
