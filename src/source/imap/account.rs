@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::connect::Login;
+use super::login::Login;
 use super::settings::Settings;
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail, Reached, Undelivered};

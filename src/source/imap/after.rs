@@ -1,10 +1,10 @@
 //! What is done to a notification on the server once it is stored.
 
+use super::connection::quoted;
 use super::error::{Error, Result};
-use super::opened::{Opened, uid_set};
+use super::selected::{Opened, uid_set};
 use super::settings::After;
 use super::utf7;
-use super::wire::quoted;
 use crate::model::same_mailbox;
 
 /// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.

@@ -5,12 +5,12 @@ use async_imap::imap_proto::{AttributeValue, MailboxDatum, NameAttribute, Respon
 use jiff::{SignedDuration, Timestamp};
 
 use super::account::Known;
-use super::connect::Offers;
+use super::connection::{Wait, Wire, code, quoted};
 use super::error::{Error, Result};
 use super::fetch::Item;
+use super::login::Offers;
 use super::timing::Timing;
 use super::utf7;
-use super::wire::{Wait, Wire, code, quoted};
 use crate::model::Reached;
 
 /// How many of the last numbers that were read are looked at when a mailbox is opened again. New mails under old numbers

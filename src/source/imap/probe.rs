@@ -1,7 +1,7 @@
 //! Whether an account's settings lead to its mailboxes.
 
-use super::connect::{Login, connect};
 use super::error::{Error, Result};
+use super::login::{Login, connect};
 use super::mailbox;
 use super::settings::Settings;
 use super::timing::Timing;

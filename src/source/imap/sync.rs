@@ -10,12 +10,12 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::after;
+use super::connection::{Heard, Sent};
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
 use super::mailbox::REACH;
-use super::opened::{Opened, Outstanding, uid_set};
+use super::selected::{Opened, Outstanding, uid_set};
 use super::settings::Start;
-use super::wire::{Heard, Sent};
 use crate::model::{Availability, Begun, RawMail, Uid};
 
 /// How many mails one FETCH asks for, and how many numbers it is written with: servers bound the length of a line.

@@ -12,9 +12,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
-use super::answers::Answers;
 use super::error::{Error, Result};
-use super::net::Net;
+use super::response_buffer::Answers;
+use super::transport::Net;
 use crate::model::printable;
 
 /// How long a LOGOUT may take.

@@ -12,8 +12,13 @@ use memchr::memmem;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::error::Result;
-use super::{lenient, usual};
 use crate::catch_panic::catch_panic;
+
+mod fetch_fast_path;
+mod framing;
+mod lenient;
+
+pub(super) use framing::Framing;
 
 /// How much is read at once: what fits into a record of TLS.
 const BLOCK: usize = 16 * 1024;
@@ -36,7 +41,7 @@ impl Answers {
         if bytes.is_empty() {
             return Ok(None);
         }
-        if let Some((rest, response)) = usual::fetch(bytes) {
+        if let Some((rest, response)) = fetch_fast_path::fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
         // imap-proto panics on this date, and each panic is a line in the log.
@@ -89,7 +94,7 @@ mod tests {
     use std::task::Waker;
 
     use super::super::error::Error;
-    use super::super::framing::BRACKETS;
+    use super::framing::BRACKETS;
     use super::*;
 
     /// What comes in pieces of this length: each answer, in words, and how much is held at the end.

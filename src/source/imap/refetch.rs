@@ -6,11 +6,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::connection::{Heard, Wait};
 use super::error::{Error, Result};
 use super::fetch::Want;
-use super::opened::{Opened, uid_set};
+use super::selected::{Opened, uid_set};
 use super::timing::Timing;
-use super::wire::{Heard, Wait};
 use crate::model::Availability;
 
 /// How many rounds there are at once, as long as each brings a mail.

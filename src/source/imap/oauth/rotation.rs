@@ -6,8 +6,8 @@ use std::path::Path;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::endpoint::{Endpoint, Granted};
-use super::lasting::Lasting;
-use super::turn::Turn;
+use super::token_file::Lasting;
+use super::token_lock::Turn;
 use super::{Failure, Settings};
 
 /// How many tokens are tried at most: the file may hold another each time, if another process logs in too.

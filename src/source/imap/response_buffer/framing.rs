@@ -15,7 +15,7 @@ pub(super) const BRACKETS: usize = 100;
 
 /// Where in the server's answers the bytes are.
 #[derive(Debug, Default)]
-pub(super) struct Framing {
+pub(in crate::source::imap) struct Framing {
     /// How much of a literal is still to come.
     literal: usize,
     /// How long the line is so far, literals aside.
@@ -64,7 +64,7 @@ impl Framing {
     /// Takes note of bytes that came in; false: the server is to be cut off. `most`: what a literal may measure.
     ///
     /// Words that look like a literal's announcement (`* OK well {12}`) make it skip what follows, which does no harm.
-    pub(super) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
+    pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
             self.literal -= skipped;

@@ -6,12 +6,14 @@
 
 use tokio::time::Instant;
 
+use super::connection::{Heard, Sent, Wait};
 use super::error::{Error, Result};
 use super::fetch::{Item, Want};
-use super::interrupt::{AT_ONCE, Held, Numbering};
-use super::opened::{Opened, Outstanding, uid_set};
-use super::wire::{Heard, Sent, Wait};
+use super::selected::{Opened, Outstanding, uid_set};
 use crate::model::MailboxState;
+use idling::{AT_ONCE, Held, Numbering};
+
+mod idling;
 
 /// How often a mail that was announced is asked for before a sync decides.
 const TRIES: u32 = 3;

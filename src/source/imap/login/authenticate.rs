@@ -9,10 +9,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use async_imap::imap_proto::{Capability, Response, ResponseCode};
 
-use super::error::{Error, Result};
+use super::super::connection::{Heard, Sent, Wait, Wire, code, quoted};
+use super::super::error::{Error, Result};
+use super::super::settings::Settings;
 use super::refusal;
-use super::settings::Settings;
-use super::wire::{Heard, Sent, Wait, Wire, code, quoted};
 use crate::secret;
 
 /// The longest literal that LITERAL- lets a client send at once (RFC 7888).

@@ -8,15 +8,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::account::{Account, Cursors, Known, Report};
-use super::connect::connect;
+use super::connection::Wire;
 use super::error::{Error, Result};
-use super::history::FetchHistory;
+use super::fetch_history::FetchHistory;
+use super::login::connect;
 use super::mailbox::{self, Selected};
-use super::opened::{Finished, Opened, Outstanding};
+use super::selected::{Finished, Opened, Outstanding};
 use super::settings::{After, Start};
 use super::sync::UNKNOWN;
 use super::timing::Timing;
-use super::wire::Wire;
 use crate::model::{Availability, Begun, MailboxState, Origin, Reached, Uid, Undelivered, same_mailbox};
 
 /// How many short-lived connections in a row are each replaced at once.

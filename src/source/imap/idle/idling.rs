@@ -1,9 +1,9 @@
 //! Ending an IDLE for something, and beginning the next.
 
-use super::error::{Error, Result};
-use super::fetch::Item;
-use super::opened::Opened;
-use super::wire::{Heard, Sent, Wait, quoted};
+use super::super::connection::{Heard, Sent, Wait, quoted};
+use super::super::error::{Error, Result};
+use super::super::fetch::Item;
+use super::super::selected::Opened;
 
 /// How many mails are asked for in one command here. What comes in hundreds is for a sync.
 pub(super) const AT_ONCE: usize = 50;

@@ -6,14 +6,17 @@ use async_imap::imap_proto::{Capability, Response, Status};
 use secrecy::SecretString;
 use tokio_rustls::rustls::ClientConfig;
 
+use super::connection::{Wait, Wire};
 use super::error::{Error, Result};
-use super::login::{self, Offered};
-use super::net::Net;
 use super::oauth::Tokens;
-use super::refusal;
 use super::settings::{Settings, Tls};
 use super::timing::Timing;
-use super::wire::{Wait, Wire};
+use super::transport::Net;
+
+mod authenticate;
+mod refusal;
+
+use authenticate::Offered;
 
 /// What an account needs to log in, beside its settings.
 #[derive(Clone)]
@@ -102,9 +105,9 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
         let (mut wire, offered) = greet(Wire::new(net, timing.answer), settings, login, wait).await?;
         match proof {
             Proof::Password(password) => {
-                login::with_password(&mut wire, &settings.user, password, offered, wait).await?;
+                authenticate::with_password(&mut wire, &settings.user, password, offered, wait).await?;
             }
-            Proof::Token(token) => login::with_token(&mut wire, settings, token, wait).await?,
+            Proof::Token(token) => authenticate::with_token(&mut wire, settings, token, wait).await?,
         }
         Ok::<_, Error>(wire)
     };

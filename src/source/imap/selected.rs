@@ -8,13 +8,13 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::account::{Account, Batch, Report};
-use super::connect::Offers;
+use super::connection::{Heard, Sent, Wait, Wire};
 use super::error::{Error, Result};
 use super::fetch::Item;
-use super::history::FetchHistory;
+use super::fetch_history::FetchHistory;
+use super::login::Offers;
 use super::mailbox::Selected;
 use super::settings::After;
-use super::wire::{Heard, Sent, Wait, Wire};
 use crate::model::{Availability, Begun, MailboxState, Origin, RawMail, Reached, Uid, UidValidity, Undelivered};
 
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.

@@ -12,7 +12,7 @@ use async_imap::imap_proto::{
 };
 use memchr::memchr_iter;
 
-use super::error::{Error, Result};
+use super::super::error::{Error, Result};
 use super::framing;
 use crate::catch_panic::catch_panic;
 

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::error::{Error, Result};
-use super::framing::Framing;
+use super::response_buffer::Framing;
 
 /// How long the name may take, and how long one address is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);

@@ -2,9 +2,9 @@
 //! are valid, and shared by all mailboxes of an account.
 
 mod endpoint;
-mod lasting;
-mod refresh;
-mod turn;
+mod rotation;
+mod token_file;
+mod token_lock;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use super::error::Error;
 use crate::http::Url;
 use crate::secret;
 use endpoint::Endpoint;
-use refresh::Refresh;
+use rotation::Refresh;
 
 /// How long before its end a token is not used any more: a login takes its time, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(60);
