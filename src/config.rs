@@ -33,7 +33,7 @@ pub struct Config {
     pub store: StoreTable,
     /// `[[account]]`
     #[serde(default, rename = "account")]
-    pub accounts: Vec<imap::Settings>,
+    pub accounts: Vec<imap::ImapSettings>,
     /// `[trust]`
     #[serde(default)]
     pub trust: trust::TrustSettings,
@@ -177,7 +177,7 @@ impl Config {
             if let Some(password) = &mut account.password {
                 password.resolve_path(&base);
             }
-            for secret in account.oauth2.iter_mut().flat_map(imap::OAuth2::secrets_mut) {
+            for secret in account.oauth2.iter_mut().flat_map(imap::OAuthSettings::secrets_mut) {
                 secret.resolve_path(&base);
             }
         }

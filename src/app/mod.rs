@@ -138,7 +138,7 @@ async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Resul
 /// The mailboxes and targets that the configuration names.
 #[must_use]
 pub fn expected(config: &Config) -> Expected {
-    let watched = |account: &imap::Settings| {
+    let watched = |account: &imap::ImapSettings| {
         let (name, renew) = (account.name.clone(), account.idle_renew.0);
         let watched = move |wanted: &String| WatchedMailbox { account: name.clone(), wanted: wanted.clone(), renew };
         account.mailboxes.iter().map(watched).collect::<Vec<_>>()
@@ -185,7 +185,7 @@ fn watch_account(
 ) {
     for mailbox in &account.settings.mailboxes {
         let (out, reports) = mpsc::channel(QUEUE);
-        let watching = imap::watch(account.clone(), mailbox.clone(), cursors(ingest), out, shutdown.clone());
+        let watching = imap::watch(account.clone(), mailbox.clone(), load_resume_point(ingest), out, shutdown.clone());
         let name = format!("watching {}/{mailbox}", account.settings.name);
         let ingesting =
             ingest.clone().run(reports, heartbeats.begin(name, account.settings.idle_renew.0 + LONGEST_STEP));
@@ -207,7 +207,7 @@ async fn watch_and_ingest(
 }
 
 /// The function by which a watcher reads the resume point of its mailbox.
-fn cursors(ingest: &Ingest) -> imap::Cursors {
+fn load_resume_point(ingest: &Ingest) -> imap::LoadResumePoint {
     let (store, account) = (ingest.store.clone(), ingest.account.clone());
     Box::new(move |mailbox| {
         let (store, account) = (store.clone(), account.clone());
@@ -215,12 +215,12 @@ fn cursors(ingest: &Ingest) -> imap::Cursors {
     })
 }
 
-async fn resume_point(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::Known>> {
+async fn resume_point(store: &Store, account: &str, mailbox: &str) -> db::Result<Option<imap::ResumePoint>> {
     let Some(cursor) = store.cursor(account, mailbox).await? else { return Ok(None) };
-    let UidFingerprints { mails, last_row } = store.landmarks(&cursor, imap::REACH).await?;
+    let UidFingerprints { mails, last_row } = store.uid_fingerprints(&cursor, imap::FINGERPRINT_UIDS).await?;
     let undelivered = store.undelivered(&cursor).await?;
-    let landmarks = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
-    Ok(Some(imap::Known { reached: cursor.reached, landmarks, last_row, undelivered }))
+    let uid_fingerprints = mails.into_iter().map(|(uid, at)| (uid.0, at)).collect();
+    Ok(Some(imap::ResumePoint { position: cursor.position, uid_fingerprints, last_row, undelivered }))
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ const CONNECTS: usize = 16;
 ///
 /// # Errors
 /// A secret cannot be read, or a value in the configuration is invalid.
-pub async fn rules(config: &Config, account: &imap::Settings) -> anyhow::Result<Rules> {
+pub async fn rules(config: &Config, account: &imap::ImapSettings) -> anyhow::Result<Rules> {
     rules_with(config, account, addresses(config).await?)
 }
 
@@ -44,7 +44,7 @@ pub async fn addresses(config: &Config) -> anyhow::Result<Option<payments::Signe
 /// A value in the configuration is invalid.
 pub fn rules_with(
     config: &Config,
-    account: &imap::Settings,
+    account: &imap::ImapSettings,
     addresses: Option<payments::SignedAddresses>,
 ) -> anyhow::Result<Rules> {
     let own = if account.recipients.is_empty() { vec![account.user.clone()] } else { account.recipients.clone() };
@@ -139,7 +139,7 @@ impl Prepared {
 }
 
 /// The accounts with their secrets.
-async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
+async fn accounts(config: &Config) -> anyhow::Result<Vec<(imap::Account, Rules)>> {
     // Each server has its own limit, so that a server that does not answer does not block the others.
     let (mut paces, mut quirks, mut clients) = (HashMap::new(), HashMap::new(), tls::TlsClients::default());
     let mut accounts = Vec::new();
@@ -166,7 +166,7 @@ async fn accounts(config: &Config, sleeps: &Sleeps) -> anyhow::Result<Vec<(imap:
 pub async fn login(
     config: &Config,
     n: usize,
-    settings: &imap::Settings,
+    settings: &imap::ImapSettings,
     clients: &mut tls::TlsClients,
 ) -> anyhow::Result<imap::Login> {
     let key = format!("account[{n}]");
@@ -192,9 +192,9 @@ pub async fn login(
 async fn tokens(
     config: &Config,
     key: &str,
-    settings: &imap::OAuth2,
+    settings: &imap::OAuthSettings,
     tls: Option<Arc<ClientConfig>>,
-) -> anyhow::Result<imap::Tokens> {
+) -> anyhow::Result<imap::AccessTokens> {
     let client_secret = match &settings.client_secret {
         Some(source) => Some(config.secret(&format!("{key}.client_secret"), source).await?),
         None => None,
@@ -202,7 +202,7 @@ async fn tokens(
     let refresh_token = config.secret(&format!("{key}.refresh_token"), &settings.refresh_token).await?;
     let database = config.database();
     let folder = database.parent().unwrap_or(Path::new(""));
-    Ok(imap::Tokens::new(settings, client_secret, refresh_token, folder, tls))
+    Ok(imap::AccessTokens::new(settings, client_secret, refresh_token, folder, tls))
 }
 
 /// The targets with their secrets.

@@ -51,7 +51,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
 fn roots(
     config: &Config,
     n: usize,
-    account: &imap::Settings,
+    account: &imap::ImapSettings,
     way: &AuthorizationWay,
 ) -> anyhow::Result<Option<Arc<ClientConfig>>> {
     let (AuthorizationWay::Device(url) | AuthorizationWay::Browser(url)) = way;

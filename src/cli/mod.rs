@@ -174,7 +174,7 @@ fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMa
 }
 
 /// The account with this name, or the first account without a name.
-fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::Settings> {
+fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::ImapSettings> {
     let found = match name {
         Some(name) => config.accounts.iter().find(|a| a.name == name),
         None => config.accounts.first(),

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Result, Store, current_time};
-use crate::model::{Begun, MailboxState, Reached, Uid, iso};
+use crate::model::{MailboxState, StartBoundary, SyncPosition, Uid, iso};
 
 /// A mailbox and how far it has been read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Cursor {
     /// The mailbox's name on the server.
     pub mailbox: String,
     /// The last position that was read.
-    pub reached: Reached,
+    pub position: SyncPosition,
 }
 
 /// Mails that show whether the server's UIDs still mean the same mails.
@@ -32,21 +32,21 @@ impl Store {
     /// # Errors
     ///
     /// [`super::Error`].
-    pub async fn landmarks(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
-        let Cursor { account, mailbox, reached } = cursor.clone();
+    pub async fn uid_fingerprints(&self, cursor: &Cursor, reach: u32) -> Result<UidFingerprints> {
+        let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
             let mut found = tx.prepare_cached(
                 "SELECT uid, received_at FROM mails
                  WHERE account = ?1 AND mailbox = ?2 AND uid_validity = ?3 AND uid > ?4 AND uid <= ?5 AND id > ?6",
             )?;
-            let last = reached.last_uid;
+            let last = position.last_uid;
             let given = params![
                 account,
                 mailbox,
-                reached.uid_validity,
+                position.uid_validity,
                 last.0.saturating_sub(reach),
                 last,
-                reached.renumbered_after
+                position.renumbered_after
             ];
             let rows = found.query_map(given, |row| Ok((row.get(0)?, super::parse_time(row.get(1)?))))?;
             let rows = rows.collect::<rusqlite::Result<Vec<(Uid, Option<Timestamp>)>>>()?;
@@ -69,9 +69,9 @@ impl Store {
                     "SELECT uid_validity, last_uid, begun_at, begun_uid, newest_at, renumbered_after FROM mailboxes
                      WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
                 )?
-                .query_row(params![account, mailbox], reached)
+                .query_row(params![account, mailbox], position)
                 .optional()?;
-            Ok(found.map(|reached| Cursor { account, mailbox, reached }))
+            Ok(found.map(|position| Cursor { account, mailbox, position }))
         })
         .await
     }
@@ -116,13 +116,13 @@ impl Store {
     }
 }
 
-fn reached(row: &Row) -> rusqlite::Result<Reached> {
+fn position(row: &Row) -> rusqlite::Result<SyncPosition> {
     let begun_at = super::parse_time(row.get("begun_at")?);
     let begun_uid: Option<Uid> = row.get("begun_uid")?;
-    Ok(Reached {
+    Ok(SyncPosition {
         uid_validity: row.get("uid_validity")?,
         last_uid: row.get("last_uid")?,
-        begun: begun_at.zip(begun_uid).map(|(at, uid)| Begun { at, uid }),
+        start_boundary: begun_at.zip(begun_uid).map(|(at, uid)| StartBoundary { at, uid }),
         newest_at: super::parse_time(row.get("newest_at")?),
         renumbered_after: row.get("renumbered_after")?,
     })
@@ -130,7 +130,7 @@ fn reached(row: &Row) -> rusqlite::Result<Reached> {
 
 /// Moves the cursor, in the transaction that stores the mails up to it.
 pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
-    let Cursor { account, mailbox, reached } = cursor;
+    let Cursor { account, mailbox, position } = cursor;
     tx.prepare_cached(
         "INSERT INTO mailboxes (account, mailbox, uid_validity, last_uid, last_seen_at, begun_at, begun_uid, newest_at,
            renumbered_after)
@@ -142,13 +142,13 @@ pub(crate) fn advance(tx: &Connection, cursor: &Cursor) -> Result<()> {
     .execute(params![
         account,
         mailbox,
-        reached.uid_validity,
-        reached.last_uid,
+        position.uid_validity,
+        position.last_uid,
         current_time(),
-        reached.begun.map(|begun| iso(begun.at)),
-        reached.begun.map(|begun| begun.uid),
-        reached.newest_at.map(iso),
-        reached.renumbered_after
+        position.start_boundary.map(|start_boundary| iso(start_boundary.at)),
+        position.start_boundary.map(|start_boundary| start_boundary.uid),
+        position.newest_at.map(iso),
+        position.renumbered_after
     ])?;
     Ok(())
 }

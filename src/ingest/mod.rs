@@ -19,7 +19,7 @@ use crate::examine::Rules;
 use crate::heartbeat::Heartbeat;
 use crate::model::{Examined, Judgement, MailboxState, Outcome, RawMail, Reason, ReasonCode};
 use crate::payments::{ExaminedMail, Recorded};
-use crate::source::imap::{self, Batch, Report};
+use crate::source::imap::{self, Batch, WatcherReport};
 use crate::telemetry::PushLatency;
 use crate::trust::dns::Resolver;
 
@@ -89,7 +89,7 @@ impl Ingest {
     ///
     /// # Errors
     /// An error of the database that is not temporary.
-    pub async fn run(self, reports: mpsc::Receiver<Report>, heartbeat: Heartbeat) -> db::Result<()> {
+    pub async fn run(self, reports: mpsc::Receiver<WatcherReport>, heartbeat: Heartbeat) -> db::Result<()> {
         let incoming = stream::unfold(reports, |mut reports| async { reports.recv().await.map(|r| (r, reports)) });
         let steps = incoming.map(|report| self.prepare(report)).buffered(MAX_BATCHES);
         let mut steps = std::pin::pin!(steps);
@@ -109,16 +109,16 @@ impl Ingest {
         Ok(())
     }
 
-    async fn prepare(&self, report: Report) -> IngestStep {
+    async fn prepare(&self, report: WatcherReport) -> IngestStep {
         match report {
-            Report::State { mailbox, state, seen, error } => {
+            WatcherReport::State { mailbox, state, seen, error } => {
                 if seen {
                     self.prefetch_keys();
                 }
                 IngestStep::State { mailbox, state, seen, error }
             }
-            Report::Found { attribute } => IngestStep::Found { attribute },
-            Report::Mails(mut batch) => {
+            WatcherReport::Found { attribute } => IngestStep::Found { attribute },
+            WatcherReport::Mails(mut batch) => {
                 let mails = std::mem::take(&mut batch.mails);
                 let undelivered = std::mem::take(&mut batch.undelivered);
                 let mut entries = if mails.is_empty() { Vec::new() } else { self.examine(mails).await };
@@ -236,8 +236,8 @@ impl Ingest {
     }
 
     fn cursor(&self, batch: &Batch) -> Option<Cursor> {
-        let reached = batch.cursor?;
-        Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), reached })
+        let position = batch.cursor?;
+        Some(Cursor { account: self.account.clone(), mailbox: batch.mailbox.clone(), position })
     }
 
     /// Records mails, and retries after temporary errors.

@@ -99,14 +99,14 @@ impl Undelivered {
 
 /// The cursor of a mailbox, with the data that shows whether its UIDs still mean the same mails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reached {
+pub struct SyncPosition {
     /// The UIDVALIDITY of `last_uid` (RFC 3501, 2.3.1.1).
     pub uid_validity: UidValidity,
     /// The cursor's UID. Every mail up to it is stored, is known to be gone, or is older than the start of the first
     /// run.
     pub last_uid: Uid,
     /// The start of the first run, if that was not the oldest mail.
-    pub begun: Option<Begun>,
+    pub start_boundary: Option<StartBoundary>,
     /// The newest INTERNALDATE known, by the server's clock. It covers at least the last mails that were read.
     pub newest_at: Option<Timestamp>,
     /// The UIDs of mails up to this row of the database may mean other mails since the server was renumbered.
@@ -115,17 +115,17 @@ pub struct Reached {
 
 /// The boundary between skipped and fetched mails of a first run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Begun {
+pub struct StartBoundary {
     /// Mails that the server received before this time are skipped …
     pub at: Timestamp,
     /// … up to this UID. Mails above it came later, with any date.
     pub uid: Uid,
 }
 
-impl From<(u32, u32)> for Reached {
+impl From<(u32, u32)> for SyncPosition {
     fn from((uid_validity, last_uid): (u32, u32)) -> Self {
         let (uid_validity, last_uid) = (UidValidity(uid_validity), Uid(last_uid));
-        Reached { uid_validity, last_uid, begun: None, newest_at: None, renumbered_after: 0 }
+        SyncPosition { uid_validity, last_uid, start_boundary: None, newest_at: None, renumbered_after: 0 }
     }
 }
 

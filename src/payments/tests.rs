@@ -46,7 +46,7 @@ fn entry(uid: u32, event: Event) -> ExaminedMail {
 }
 
 fn cursor(last_uid: u32) -> Option<Cursor> {
-    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), reached: (7, last_uid).into() })
+    Some(Cursor { account: "shop".into(), mailbox: "INBOX".into(), position: (7, last_uid).into() })
 }
 
 fn deliveries(store: &Store) -> Vec<(String, String)> {

@@ -114,7 +114,7 @@ impl Store {
     /// # Errors
     /// [`crate::db::Error`].
     pub async fn undelivered(&self, cursor: &Cursor) -> Result<Vec<(u32, Option<Timestamp>)>> {
-        let Cursor { account, mailbox, reached } = cursor.clone();
+        let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
             // Not by the UID's index: most of a mailbox is not quarantined.
             let mut statement = tx.prepare_cached(
@@ -122,7 +122,7 @@ impl Store {
                  WHERE outcome = 'quarantined' AND sha256 = ?1 AND raw IS NULL
                    AND account = ?2 AND mailbox = ?3 AND uid_validity = ?4 ORDER BY id LIMIT ?5",
             )?;
-            let given = params![EMPTY_SHA256, account, mailbox, reached.uid_validity, MOST];
+            let given = params![EMPTY_SHA256, account, mailbox, position.uid_validity, MOST];
             let rows = statement.query_map(given, |row| Ok((row.get(0)?, parse_time(row.get(1)?))))?;
             Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
@@ -223,7 +223,7 @@ mod tests {
         let store = store(&folder);
         store.record(vec![undelivered(Availability::Listed)], None).await.unwrap();
         let cursor =
-            |validity| Cursor { account: "shop".into(), mailbox: "INBOX".into(), reached: (validity, 3).into() };
+            |validity| Cursor { account: "shop".into(), mailbox: "INBOX".into(), position: (validity, 3).into() };
         assert_eq!(store.undelivered(&cursor(7)).await.unwrap(), [(3, None)]);
         assert_eq!(store.undelivered(&cursor(8)).await.unwrap(), []);
         store.record(vec![undelivered(Availability::Gone)], None).await.unwrap();

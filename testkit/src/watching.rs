@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use resmic_mailhook::model::{Availability, MailboxState, Reached};
-use resmic_mailhook::source::imap::{self, Account, Batch, Credentials, Known, Login, Report, Settings, Timing};
+use resmic_mailhook::model::{Availability, MailboxState, SyncPosition};
+use resmic_mailhook::source::imap::{
+    self, Account, Batch, Credentials, ImapSettings, Login, ResumePoint, Timing, WatcherReport,
+};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::scripted::{PATIENCE, Scripted};
@@ -17,28 +19,29 @@ type Cursor = Arc<Mutex<Option<(u32, u32)>>>;
 /// The other stored facts: the last batch's cursor, and each mail with its row number.
 #[derive(Default)]
 struct StoredState {
-    reached: Option<Reached>,
+    position: Option<SyncPosition>,
     rows: Vec<(i64, (u32, u32), Timestamp)>,
     undelivered: BTreeSet<(u32, u32)>,
 }
 
 impl StoredState {
     /// The resume point that the store would return for this cursor.
-    fn resume_point(&self, cursor: (u32, u32)) -> Known {
-        let reached = self.reached.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
-        let is_landmark = |row: i64, uid: u32| row > reached.renumbered_after && uid.abs_diff(cursor.1) < imap::REACH;
+    fn resume_point(&self, cursor: (u32, u32)) -> ResumePoint {
+        let position = self.position.filter(|r| (r.uid_validity.0, r.last_uid.0) == cursor).unwrap_or(cursor.into());
+        let is_landmark =
+            |row: i64, uid: u32| row > position.renumbered_after && uid.abs_diff(cursor.1) < imap::FINGERPRINT_UIDS;
         let rows =
             self.rows.iter().filter(|(row, (v, uid), _)| *v == cursor.0 && *uid <= cursor.1 && is_landmark(*row, *uid));
-        let landmarks = rows.map(|(_, (_, uid), at)| (*uid, *at)).collect();
+        let uid_fingerprints = rows.map(|(_, (_, uid), at)| (*uid, *at)).collect();
         let undelivered =
             self.undelivered.iter().filter(|(v, _)| *v == cursor.0).map(|(_, uid)| (*uid, None)).collect();
-        Known { reached, landmarks, last_row: self.rows.len() as i64, undelivered }
+        ResumePoint { position, uid_fingerprints, last_row: self.rows.len() as i64, undelivered }
     }
 }
 
 /// A watcher and its reports so far.
 pub struct Watching {
-    reports: mpsc::Receiver<Report>,
+    reports: mpsc::Receiver<WatcherReport>,
     server: Option<Scripted>,
     pub cursor: Cursor,
     stored: Arc<Mutex<StoredState>>,
@@ -68,7 +71,7 @@ pub struct Watching {
 }
 
 /// The settings of an account at the scripted server, with more lines of configuration.
-pub fn settings(port: u16, more: &str) -> Settings {
+pub fn settings(port: u16, more: &str) -> ImapSettings {
     let mailboxes = if more.contains("mailboxes") { "" } else { "mailboxes = [\"INBOX\"]\n" };
     let text = format!(
         "name = \"shop\"\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\nuser = \"shop@example\"\n\
@@ -78,7 +81,7 @@ pub fn settings(port: u16, more: &str) -> Settings {
 }
 
 /// An account with a valid password.
-fn account(settings: Settings, timing: Timing) -> Account {
+fn account(settings: ImapSettings, timing: Timing) -> Account {
     Account {
         settings,
         login: Login { tls: None, credentials: Credentials::Password("secret".to_owned().into()) },
@@ -106,14 +109,14 @@ pub fn dedicated(server: &Scripted) -> Watching {
 }
 
 impl Watching {
-    pub fn start(server: &Scripted, settings: Settings, timing: Timing) -> Self {
+    pub fn start(server: &Scripted, settings: ImapSettings, timing: Timing) -> Self {
         let mut watching = Self::from_cursor(settings, timing, Cursor::default());
         watching.server = Some(server.clone());
         watching
     }
 
     /// Watches the first mailbox of an account, from this cursor on.
-    pub fn from_cursor(settings: Settings, timing: Timing, cursor: Cursor) -> Self {
+    pub fn from_cursor(settings: ImapSettings, timing: Timing, cursor: Cursor) -> Self {
         let wanted = settings.mailboxes[0].clone();
         Self::with_account(account(settings, timing), wanted, cursor)
     }
@@ -123,7 +126,7 @@ impl Watching {
         let (shutdown, ending) = watch::channel(false);
         let stored = Arc::<Mutex<StoredState>>::default();
         let (known, more) = (cursor.clone(), stored.clone());
-        let cursors: imap::Cursors = Box::new(move |_| {
+        let cursors: imap::LoadResumePoint = Box::new(move |_| {
             let cursor = *known.lock().unwrap();
             let known = cursor.map(|cursor| more.lock().unwrap().resume_point(cursor));
             Box::pin(async move { Ok(known) })
@@ -153,12 +156,12 @@ impl Watching {
     /// Waits for the next report and records it.
     async fn handle_next_report(&mut self) {
         match self.reports.recv().await {
-            Some(Report::Mails(batch)) => self.take_batch(batch),
-            Some(Report::State { state, seen, error, .. }) => {
+            Some(WatcherReport::Mails(batch)) => self.take_batch(batch),
+            Some(WatcherReport::State { state, seen, error, .. }) => {
                 self.states.push((state, error));
                 self.seen += usize::from(seen);
             }
-            Some(Report::Found { .. }) => {}
+            Some(WatcherReport::Found { .. }) => {}
             None => panic!("the watcher has ended by itself"),
         }
     }
@@ -188,11 +191,11 @@ impl Watching {
             };
         }
         self.stored.lock().unwrap().undelivered.clone_from(&self.undelivered);
-        if let Some(reached) = batch.cursor {
-            let cursor = (reached.uid_validity.0, reached.last_uid.0);
+        if let Some(position) = batch.cursor {
+            let cursor = (position.uid_validity.0, position.last_uid.0);
             self.assert_cursor_rule(cursor);
             if !self.forgetful {
-                self.stored.lock().unwrap().reached = Some(reached);
+                self.stored.lock().unwrap().position = Some(position);
                 *self.cursor.lock().unwrap() = Some(cursor);
             }
         }

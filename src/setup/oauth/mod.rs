@@ -16,7 +16,7 @@ pub use loopback::Loopback;
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret;
-use crate::source::imap::OAuth2;
+use crate::source::imap::OAuthSettings;
 
 /// Maximum length of an endpoint's words in an error.
 const KEPT_WORDS: usize = 200;
@@ -42,7 +42,7 @@ impl AuthorizationWay {
     ///
     /// # Errors
     /// In words, if neither is known.
-    pub fn of(settings: &OAuth2) -> Result<Self, String> {
+    pub fn of(settings: &OAuthSettings) -> Result<Self, String> {
         let token_url = &settings.token_url;
         if let Some(url) = &settings.device_url {
             return Ok(AuthorizationWay::Device(url.clone()));
@@ -101,7 +101,7 @@ enum Denial {
 impl OAuthClient {
     /// A client with the account's settings and its client secret. `tls` is required for https.
     #[must_use]
-    pub fn new(settings: &OAuth2, client_secret: Option<SecretString>, tls: Option<Arc<ClientConfig>>) -> Self {
+    pub fn new(settings: &OAuthSettings, client_secret: Option<SecretString>, tls: Option<Arc<ClientConfig>>) -> Self {
         let (token_url, client_id) = (settings.token_url.clone(), settings.client_id.clone());
         OAuthClient { token_url, client_id, client_secret, scope: settings.scope.clone(), tls }
     }

@@ -8,9 +8,9 @@ use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::login::Login;
-use super::settings::Settings;
+use super::settings::ImapSettings;
 use super::timing::Timing;
-use crate::model::{MailboxState, RawMail, Reached, Undelivered};
+use crate::model::{MailboxState, RawMail, SyncPosition, Undelivered};
 
 /// Whether a mail may be Resmic's, by its From field.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
@@ -18,7 +18,7 @@ pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 /// An account, with all that its watchers share.
 pub struct Account {
     /// Its settings.
-    pub settings: Settings,
+    pub settings: ImapSettings,
     /// How it logs in.
     pub login: Login,
     /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
@@ -49,7 +49,7 @@ impl Quirks {
 }
 
 /// What a watcher says.
-pub enum Report {
+pub enum WatcherReport {
     /// Mails, and how far the mailbox is read with them.
     Mails(Batch),
     /// The mailbox that was looked for by this attribute is found, and has a name of its own.
@@ -79,31 +79,32 @@ pub struct Batch {
     /// Mails that the server did not deliver, and what has become known of such mails.
     pub undelivered: Vec<Undelivered>,
     /// How far the mailbox is read, once these mails are committed; `None`: leave it.
-    pub cursor: Option<Reached>,
+    pub cursor: Option<SyncPosition>,
     /// Wants the UIDs of those that turned out to be notifications, once they are committed.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 
 /// What is known of a mailbox that was read before.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct ResumePoint {
     /// How far it was read.
-    pub reached: Reached,
+    pub position: SyncPosition,
     /// Of the last [`super::REACH`] UIDs those that were recorded, and when the server took each.
-    pub landmarks: Vec<(u32, Timestamp)>,
-    /// The last row that is recorded; see [`Reached::renumbered_after`].
+    pub uid_fingerprints: Vec<(u32, Timestamp)>,
+    /// The last row that is recorded; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,
     /// The UIDs of the mails that the server did not deliver, and when it took each.
     pub undelivered: Vec<(u32, Option<Timestamp>)>,
 }
 
-impl From<(u32, u32)> for Known {
-    fn from(reached: (u32, u32)) -> Self {
-        Known { reached: reached.into(), landmarks: Vec::new(), last_row: 0, undelivered: Vec::new() }
+impl From<(u32, u32)> for ResumePoint {
+    fn from(position: (u32, u32)) -> Self {
+        ResumePoint { position: position.into(), uid_fingerprints: Vec::new(), last_row: 0, undelivered: Vec::new() }
     }
 }
 
 /// What is known of a mailbox, asked for by name once the name is known.
 ///
 /// An error ends the connection: to go on without the cursor could mean to begin behind what was not read.
-pub type Cursors = Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<Known>, String>> + Send + Sync>;
+pub type LoadResumePoint =
+    Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<ResumePoint>, String>> + Send + Sync>;

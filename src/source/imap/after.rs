@@ -2,13 +2,13 @@
 
 use super::connection::quoted;
 use super::error::{Error, Result};
-use super::selected::{Opened, uid_set};
+use super::selected::{SelectedMailbox, uid_set};
 use super::settings::After;
 use super::utf7;
 use crate::model::same_mailbox;
 
 /// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.
-pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
+pub(super) async fn apply_after(opened: &mut SelectedMailbox, uids: &[u32]) -> Result<()> {
     if uids.is_empty() {
         return Ok(());
     }
@@ -35,29 +35,29 @@ pub(super) async fn put_away(opened: &mut Opened, uids: &[u32]) -> Result<()> {
     }
 }
 
-async fn store_flag(opened: &mut Opened, set: &str, flag: &str) -> Result<()> {
+async fn store_flag(opened: &mut SelectedMailbox, set: &str, flag: &str) -> Result<()> {
     let command = format!("UID STORE {set} +FLAGS.SILENT ({flag})");
     opened.run("UID STORE", &command).await
 }
 
 /// MOVE (RFC 6851) where there is one; else COPY, `\Deleted`, and UID EXPUNGE (RFC 4315) of just these. A bare
 /// EXPUNGE would remove what other programs have marked; without UIDPLUS the copy stays marked as deleted.
-async fn move_to(opened: &mut Opened, set: &str, target: &str) -> Result<()> {
+async fn move_to(opened: &mut SelectedMailbox, set: &str, target: &str) -> Result<()> {
     let target = quoted(&utf7::encode(target))
         .ok_or_else(|| Error::Refused { command: "UID MOVE", words: "the mailbox's name holds a line break".into() })?;
-    if opened.offers.moves {
-        return making_it(opened, &target, "UID MOVE", &format!("UID MOVE {set} {target}")).await;
+    if opened.capabilities.moves {
+        return create_and_retry(opened, &target, "UID MOVE", &format!("UID MOVE {set} {target}")).await;
     }
-    making_it(opened, &target, "UID COPY", &format!("UID COPY {set} {target}")).await?;
+    create_and_retry(opened, &target, "UID COPY", &format!("UID COPY {set} {target}")).await?;
     store_flag(opened, set, "\\Deleted").await?;
-    if opened.offers.uidplus {
+    if opened.capabilities.uidplus {
         opened.run("UID EXPUNGE", &format!("UID EXPUNGE {set}")).await?;
     }
     Ok(())
 }
 
 /// Runs a command that needs the target; where the server says that there is none, it is made (RFC 3501, TRYCREATE).
-async fn making_it(opened: &mut Opened, target: &str, name: &'static str, command: &str) -> Result<()> {
+async fn create_and_retry(opened: &mut SelectedMailbox, target: &str, name: &'static str, command: &str) -> Result<()> {
     match opened.run(name, command).await {
         Err(Error::Refused { words, .. }) => {
             let (account, mailbox) = (&opened.account.settings.name, &opened.name);

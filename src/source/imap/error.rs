@@ -48,7 +48,7 @@ pub enum Error {
     /// The connection ended or broke.
     Lost(std::io::Error),
     /// No answer in time.
-    Silent {
+    Timeout {
         /// The command.
         command: &'static str,
         /// How long it was waited for.
@@ -57,7 +57,7 @@ pub enum Error {
     /// The server does not keep to the protocol.
     Protocol(String),
     /// How far the mailbox was read cannot be learned.
-    Cursor(String),
+    ResumePoint(String),
     /// Nobody takes the mails any more: the program is ending.
     Closing,
 }
@@ -81,7 +81,7 @@ impl Error {
 
     /// Whether trying again soon is of no use: the credentials have to change.
     #[must_use]
-    pub fn needs_a_person(&self) -> bool {
+    pub fn needs_new_credentials(&self) -> bool {
         matches!(self, Error::Login(_) | Error::TokenRefused(_))
     }
 
@@ -117,9 +117,9 @@ impl fmt::Display for Error {
             Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
             Error::Bye(words) => write!(f, "the server said goodbye: {words}"),
             Error::Lost(e) => write!(f, "connection lost: {e}"),
-            Error::Silent { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),
+            Error::Timeout { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),
             Error::Protocol(words) => write!(f, "the server breaks the protocol: {words}"),
-            Error::Cursor(words) => write!(f, "cannot learn how far the mailbox was read: {words}"),
+            Error::ResumePoint(words) => write!(f, "cannot learn how far the mailbox was read: {words}"),
             Error::Closing => f.write_str("ending"),
         }
     }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 use jiff::Timestamp;
 
-use super::settings::Settings;
+use super::settings::ImapSettings;
 
 /// The header fields by which a shared mailbox is sifted.
 ///
@@ -16,7 +16,7 @@ const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>
 
 /// What is asked of a mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Want {
+pub(super) enum FetchKind {
     /// That it is there.
     Listing,
     /// And since when.
@@ -29,16 +29,16 @@ pub(super) enum Want {
     Body,
 }
 
-impl Want {
+impl FetchKind {
     /// The items of the FETCH. PEEK: reading a mail leaves it unseen.
-    pub(super) fn items(self, settings: &Settings) -> Cow<'static, str> {
+    pub(super) fn items(self, settings: &ImapSettings) -> Cow<'static, str> {
         match self {
-            Want::Listing => "UID".into(),
-            Want::Dates => "UID INTERNALDATE".into(),
-            Want::Senders => SENDERS.into(),
-            Want::Headers => HEADERS.into(),
+            FetchKind::Listing => "UID".into(),
+            FetchKind::Dates => "UID INTERNALDATE".into(),
+            FetchKind::Senders => SENDERS.into(),
+            FetchKind::Headers => HEADERS.into(),
             // One byte more than is kept: a body that does not fill this is complete, whatever RFC822.SIZE says.
-            Want::Body => {
+            FetchKind::Body => {
                 let bytes = settings.max_size.0.saturating_add(1);
                 format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
             }
@@ -48,7 +48,7 @@ impl Want {
 
 /// What the server says of one mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Item {
+pub(super) struct FetchedMail {
     pub(super) uid: u32,
     pub(super) size: Option<u64>,
     pub(super) received_at: Option<Timestamp>,
@@ -56,7 +56,7 @@ pub(super) struct Item {
     pub(super) body: Option<Vec<u8>>,
 }
 
-impl Item {
+impl FetchedMail {
     /// Says no more than that the mail is there.
     pub(super) fn is_listing(&self) -> bool {
         self.body.is_none() && self.header.is_none()
@@ -68,7 +68,7 @@ impl Item {
     }
 
     /// Takes over what another answer says of the same mail. One may say less than another did: that a flag has changed.
-    pub(super) fn learn(&mut self, other: Item) {
+    pub(super) fn merge(&mut self, other: FetchedMail) {
         self.size = other.size.or(self.size);
         self.received_at = other.received_at.or(self.received_at);
         self.header = other.header.or(self.header.take());
@@ -76,9 +76,9 @@ impl Item {
     }
 
     /// Reads an untagged FETCH; `None` if it is none, or names no UID (a flag that somebody changed).
-    pub(super) fn read(response: &Response<'_>) -> Option<Item> {
+    pub(super) fn from_response(response: &Response<'_>) -> Option<FetchedMail> {
         let Response::Fetch(_, attributes) = response else { return None };
-        let mut item = Item { uid: 0, size: None, received_at: None, header: None, body: None };
+        let mut item = FetchedMail { uid: 0, size: None, received_at: None, header: None, body: None };
         for attribute in attributes {
             match attribute {
                 AttributeValue::Uid(uid) => item.uid = *uid,
@@ -128,9 +128,9 @@ mod tests {
         let raw =
             b"* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" BODY[]<0> {5}\r\nhello)\r\n";
         let (_, response) = Response::parse(raw).unwrap();
-        let item = Item::read(&response).unwrap();
+        let item = FetchedMail::from_response(&response).unwrap();
         assert_eq!((item.uid, item.size, item.body.as_deref()), (9, Some(5), Some(&b"hello"[..])));
         let (_, response) = Response::parse(b"* 3 FETCH (FLAGS (\\Seen))\r\n").unwrap();
-        assert_eq!(Item::read(&response), None);
+        assert_eq!(FetchedMail::from_response(&response), None);
     }
 }

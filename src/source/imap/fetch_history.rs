@@ -128,7 +128,7 @@ impl FetchHistory {
     /// A FETCH of this mail failed; true: it has failed often enough.
     pub(super) fn strike(&mut self, uid: u32, error: &Error) -> bool {
         // A timeout has taken half a minute already.
-        let weight = if matches!(error, Error::Silent { .. }) { 2 } else { 1 };
+        let weight = if matches!(error, Error::Timeout { .. }) { 2 } else { 1 };
         let strikes = self.strikes.entry(uid).or_default();
         *strikes = strikes.saturating_add(weight);
         *strikes >= STRIKES

@@ -4,24 +4,24 @@ use async_imap::imap_proto::{AttributeValue, MailboxDatum, NameAttribute, Respon
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::account::Known;
-use super::connection::{Wait, Wire, code, quoted};
+use super::account::ResumePoint;
+use super::connection::{Connection, ResponseTimeout, quoted, response_code};
 use super::error::{Error, Result};
-use super::fetch::Item;
-use super::login::Offers;
+use super::fetch::FetchedMail;
+use super::login::Capabilities;
 use super::timing::Timing;
 use super::utf7;
-use crate::model::Reached;
+use crate::model::SyncPosition;
 
 /// How many of the last numbers that were read are looked at when a mailbox is opened again. New mails under old numbers
 /// lie right below the cursor; each mail costs some seventy bytes of the answer.
-pub const REACH: u32 = 200;
+pub const FINGERPRINT_UIDS: u32 = 200;
 /// How far a server's clock may be ahead of ours.
 const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// An open mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Selected {
+pub(super) struct MailboxStatus {
     /// Its numbering (RFC 3501, 2.3.1.1).
     pub(super) uid_validity: u32,
     /// The UID of the next mail, at least; `None` if the server does not say.
@@ -34,19 +34,19 @@ pub(super) struct Selected {
     pub(super) renumbered: bool,
     /// How many FETCH responses could not be parsed and named no UID.
     pub(super) unreadable: usize,
-    /// When the server took the newest mail of which that was asked here: of the last [`REACH`] numbers, at least.
+    /// When the server took the newest mail of which that was asked here: of the last [`FINGERPRINT_UIDS`] numbers, at least.
     pub(super) newest_at: Option<Timestamp>,
 }
 
-impl Selected {
+impl MailboxStatus {
     /// Takes note of when a mail came.
-    pub(super) fn saw(&mut self, item: &Item, now: Timestamp) {
+    pub(super) fn saw(&mut self, item: &FetchedMail, now: Timestamp) {
         self.newest_at = self.newest_at.max(credible(item, now));
     }
 
     /// Takes note of an untagged answer that is about the mailbox.
     pub(super) fn note(&mut self, response: &Response<'_>) {
-        match (response, code(response)) {
+        match (response, response_code(response)) {
             (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
                 self.fresh = self.fresh.saturating_add(n.saturating_sub(self.exists));
                 self.exists = *n;
@@ -70,50 +70,58 @@ impl Selected {
 /// A mailbox's name: as a person reads it, here and in the database, and as it goes over the wire. That is modified UTF-7,
 /// but some servers name a mailbox in another way, and know it by no other name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Named {
+pub(super) struct MailboxName {
     pub(super) name: String,
-    pub(super) wire: String,
+    pub(super) connection: String,
 }
 
-impl Named {
-    fn by_a_person(name: &str) -> Self {
-        Named { name: name.to_owned(), wire: utf7::encode(name) }
+impl MailboxName {
+    fn from_settings(name: &str) -> Self {
+        MailboxName { name: name.to_owned(), connection: utf7::encode(name) }
     }
 
-    fn by_the_server(wire: &str) -> Self {
-        Named { name: utf7::decode(wire).unwrap_or_else(|| wire.to_owned()), wire: wire.to_owned() }
+    fn from_server(connection: &str) -> Self {
+        MailboxName {
+            name: utf7::decode(connection).unwrap_or_else(|| connection.to_owned()),
+            connection: connection.to_owned(),
+        }
     }
 }
 
 /// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.
-pub(super) async fn resolve(wire: &mut Wire, offers: Offers, wanted: &str) -> Result<Option<Named>> {
+pub(super) async fn find_mailbox(
+    connection: &mut Connection,
+    capabilities: Capabilities,
+    wanted: &str,
+) -> Result<Option<MailboxName>> {
     if !wanted.starts_with('\\') {
-        return Ok(Some(Named::by_a_person(wanted)));
+        return Ok(Some(MailboxName::from_settings(wanted)));
     }
     // Without SPECIAL-USE some servers (Dovecot before 2.0.16, Courier) still mark what a plain LIST shows.
     const PLAIN: &str = "LIST \"\" \"*\"";
-    if !offers.special_use {
-        return marked(wire, PLAIN, wanted).await;
+    if !capabilities.special_use {
+        return find_marked(connection, PLAIN, wanted).await;
     }
-    match marked(wire, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
+    match find_marked(connection, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
         // Announced and refused (Proton Bridge).
-        Err(Error::Refused { .. }) => marked(wire, PLAIN, wanted).await,
+        Err(Error::Refused { .. }) => find_marked(connection, PLAIN, wanted).await,
         found => found,
     }
 }
 
 /// The first mailbox that this LIST shows with the attribute.
-async fn marked(wire: &mut Wire, list: &str, wanted: &str) -> Result<Option<Named>> {
+async fn find_marked(connection: &mut Connection, list: &str, wanted: &str) -> Result<Option<MailboxName>> {
     let mut found = None;
-    wire.command("LIST", list, |response| {
-        let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
-        let marked =
-            mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
-        if marked && found.is_none() {
-            found = Some(Named::by_the_server(&mailbox.name));
-        }
-    })
-    .await?;
+    connection
+        .command("LIST", list, |response| {
+            let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
+            let marked =
+                mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
+            if marked && found.is_none() {
+                found = Some(MailboxName::from_server(&mailbox.name));
+            }
+        })
+        .await?;
     Ok(found)
 }
 
@@ -132,38 +140,47 @@ fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
 }
 
 /// Opens a mailbox: for reading only, unless `writable`, or the server keeps its numbers only so.
-pub(super) async fn select(wire: &mut Wire, named: &Named, writable: bool) -> Result<Selected> {
-    let quoted_name = quoted(&named.wire)
+pub(super) async fn select(connection: &mut Connection, named: &MailboxName, writable: bool) -> Result<MailboxStatus> {
+    let quoted_name = quoted(&named.connection)
         .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
-    wire.command(command, &format!("{command} {quoted_name}"), |response| match (response, code(response)) {
-        (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
-        (_, Some(ResponseCode::UidNext(n))) => next = uid_next(*n),
-        (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
-        _ => {}
-    })
-    .await?;
+    connection
+        .command(command, &format!("{command} {quoted_name}"), |response| match (response, response_code(response)) {
+            (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
+            (_, Some(ResponseCode::UidNext(n))) => next = uid_next(*n),
+            (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
+            _ => {}
+        })
+        .await?;
     // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
     // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.) It leaves UIDNEXT out then;
     // Xeams leaves UIDVALIDITY out.
     if !writable && (validity.is_none() || next.is_none()) {
-        return Box::pin(select(wire, named, true)).await;
+        return Box::pin(select(connection, named, true)).await;
     }
     // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
     if validity.is_none() || next.is_none() {
         let items = if validity.is_none() { "UIDNEXT UIDVALIDITY" } else { "UIDNEXT" };
-        let status = status(wire, &quoted_name, items).await?;
+        let status = status(connection, &quoted_name, items).await?;
         (validity, next) = (validity.or(status.0), next.or(status.1));
     }
     let lacks = || Error::Protocol("no UIDVALIDITY, neither in SELECT nor in STATUS".into());
     let uid_validity = validity.ok_or_else(lacks)?;
-    Ok(Selected { uid_validity, uid_next: next, exists, fresh: 0, renumbered: false, unreadable: 0, newest_at: None })
+    Ok(MailboxStatus {
+        uid_validity,
+        uid_next: next,
+        exists,
+        fresh: 0,
+        renumbered: false,
+        unreadable: 0,
+        newest_at: None,
+    })
 }
 
 /// When the server took a mail; `None` for a date that no clock can be wrong by. (An APPEND may bring any: one from the
 /// year 2038 must not make all that comes until then look old.)
-fn credible(item: &Item, now: Timestamp) -> Option<Timestamp> {
+fn credible(item: &FetchedMail, now: Timestamp) -> Option<Timestamp> {
     item.received_at.filter(|at| at.duration_since(now) <= AHEAD)
 }
 
@@ -177,14 +194,14 @@ fn credible(item: &Item, now: Timestamp) -> Option<Timestamp> {
 ///
 /// Event ids make reading anew harmless. It is done once for each finding: what was found is noted, and by then what was
 /// recorded under the old numbers is no landmark any more.
-pub(super) async fn is_same(
-    wire: &mut Wire,
-    selected: &mut Selected,
-    known: &Known,
+pub(super) async fn uids_are_unchanged(
+    connection: &mut Connection,
+    selected: &mut MailboxStatus,
+    known: &ResumePoint,
     timing: &Timing,
     now: Timestamp,
 ) -> Result<bool> {
-    let Reached { uid_validity, last_uid, newest_at, .. } = known.reached;
+    let SyncPosition { uid_validity, last_uid, newest_at, .. } = known.position;
     selected.newest_at = newest_at;
     let (uid_validity, last_uid) = (uid_validity.0, last_uid.0);
     if uid_validity != selected.uid_validity || selected.uid_next.is_some_and(|next| last_uid >= next) {
@@ -193,34 +210,37 @@ pub(super) async fn is_same(
     if last_uid == 0 {
         return Ok(true);
     }
-    let first = last_uid.saturating_sub(REACH - 1).max(1);
-    let sent = wire.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
+    let first = last_uid.saturating_sub(FINGERPRINT_UIDS - 1).max(1);
+    let sent = connection.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
     let mut another = false;
-    wire.finish(&sent, Wait::flowing(timing.mail, timing.answer), |response| match Item::read(response) {
-        Some(item) => {
-            another |= item.uid <= last_uid && is_another(&item, known, now);
-            selected.saw(&item, now);
-        }
-        None => selected.note(response),
-    })
-    .await?;
+    connection
+        .finish(&sent, ResponseTimeout::streaming(timing.mail, timing.answer), |response| {
+            match FetchedMail::from_response(response) {
+                Some(item) => {
+                    another |= item.uid <= last_uid && is_another(&item, known, now);
+                    selected.saw(&item, now);
+                }
+                None => selected.note(response),
+            }
+        })
+        .await?;
     Ok(!another)
 }
 
 /// Whether this mail, under a number that was read, is not the one that was read. One that is gone proves nothing (Dovecot
 /// says 1970 of one that is removed while we ask), and two may have been recorded under one number: the server has pushed
 /// one of them under a wrong one.
-fn is_another(item: &Item, known: &Known, now: Timestamp) -> bool {
+fn is_another(item: &FetchedMail, known: &ResumePoint, now: Timestamp) -> bool {
     // The date of a mail that was not delivered may never have been seen.
     if known.undelivered.iter().any(|(uid, _)| *uid == item.uid) {
         return false;
     }
     let Some(at) = item.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
-    let mut recorded = known.landmarks.iter().filter(|(uid, _)| *uid == item.uid).peekable();
+    let mut recorded = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == item.uid).peekable();
     if recorded.peek().is_some() {
         return !recorded.any(|(_, then)| then.as_second() == at.as_second());
     }
-    known.reached.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
+    known.position.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
 }
 
 /// A UIDNEXT. Some servers report 0, which no mail can have (RFC 3501, 2.3.1.1): they do not know it.
@@ -229,10 +249,10 @@ fn uid_next(reported: u32) -> Option<u32> {
 }
 
 /// The UIDVALIDITY and the UIDNEXT that STATUS says.
-async fn status(wire: &mut Wire, quoted_name: &str, items: &str) -> Result<(Option<u32>, Option<u32>)> {
+async fn status(connection: &mut Connection, quoted_name: &str, items: &str) -> Result<(Option<u32>, Option<u32>)> {
     let (mut validity, mut next) = (None, None);
     let command = format!("STATUS {quoted_name} ({items})");
-    let asked = wire.command("STATUS", &command, |response| {
+    let asked = connection.command("STATUS", &command, |response| {
         let Response::MailboxData(MailboxDatum::Status { status, .. }) = response else { return };
         for attribute in status {
             match attribute {

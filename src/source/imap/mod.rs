@@ -1,7 +1,7 @@
 //! One mailbox on one server, watched for ever.
 //!
 //! `net` is bytes, `answers` are those that came, until they are whole (`usual`: as most of them are written; `lenient`: as
-//! some servers write them and imap-proto rejects them), `wire` is commands and answers under deadlines, `connect` and
+//! some servers write them and imap-proto rejects them), `connection` is commands and answers under deadlines, `connect` and
 //! `login` let us in (`oauth`: with a token; `refusal`: why not), `account` is what a watcher is told and says, `mailbox`
 //! finds and opens one, `fetch` knows how mails are asked for (`history`: and remembers FETCHes that failed), `opened` is an
 //! open mailbox, `sync` holds the cursor rule, `again` fetches mails again that were not delivered, `after` puts away what is stored, `idle` waits (`interrupt`: and asks for what is new meanwhile), `watch` begins anew
@@ -28,12 +28,12 @@ mod transport;
 mod utf7;
 mod watcher;
 
-pub use account::{Account, Batch, Cursors, IsCandidate, Known, Quirks, Report};
+pub use account::{Account, Batch, IsCandidate, LoadResumePoint, Quirks, ResumePoint, WatcherReport};
 pub use error::Error;
 pub use login::{Credentials, Login};
-pub use mailbox::REACH;
-pub use oauth::{Settings as OAuth2, Tokens};
+pub use mailbox::FINGERPRINT_UIDS;
+pub use oauth::{AccessTokens, OAuthSettings};
 pub use probe::probe;
-pub use settings::{After, Settings, Start, Tls, is_address, is_host};
+pub use settings::{After, ImapSettings, Start, Tls, is_address, is_host};
 pub use timing::Timing;
 pub use watcher::{LONGEST_PAUSE, watch};

@@ -3,7 +3,7 @@
 use super::error::{Error, Result};
 use super::login::{Login, connect};
 use super::mailbox;
-use super::settings::Settings;
+use super::settings::ImapSettings;
 use super::timing::Timing;
 use crate::model::printable;
 
@@ -11,27 +11,27 @@ use crate::model::printable;
 ///
 /// # Errors
 /// What keeps it from looking any further.
-pub async fn probe(settings: &Settings, login: &Login) -> Result<Vec<std::result::Result<String, String>>> {
-    let (mut wire, offers) = connect(settings, login, &Timing::default()).await?;
-    let how = match (offers.notify, offers.idle) {
+pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::result::Result<String, String>>> {
+    let (mut connection, capabilities) = connect(settings, login, &Timing::default()).await?;
+    let how = match (capabilities.notify, capabilities.idle) {
         (true, true) => "it pushes new mail (NOTIFY, IDLE)",
         (false, true) => "it announces new mail (IDLE)",
         _ => "it has to be asked for new mail (no IDLE)",
     };
     let mut found = vec![Ok(format!("logged in at {} as {}; {how}", settings.host, settings.user))];
     for wanted in &settings.mailboxes {
-        let Some(named) = mailbox::resolve(&mut wire, offers, wanted).await? else {
+        let Some(named) = mailbox::find_mailbox(&mut connection, capabilities, wanted).await? else {
             found.push(Ok(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100))));
             continue;
         };
         let shown = printable(&named.name, 100);
-        found.push(match mailbox::select(&mut wire, &named, false).await {
+        found.push(match mailbox::select(&mut connection, &named, false).await {
             Ok(selected) => Ok(format!("mailbox {shown}: {} mails", selected.exists)),
             // The others may be opened all the same.
             Err(error @ Error::Refused { .. }) => Err(format!("mailbox {shown}: {error}")),
             Err(error) => return Err(error),
         });
     }
-    wire.logout().await;
+    connection.logout().await;
     Ok(found)
 }

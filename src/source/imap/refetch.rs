@@ -6,10 +6,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::connection::{Heard, Wait};
+use super::connection::{ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
-use super::fetch::Want;
-use super::selected::{Opened, uid_set};
+use super::fetch::FetchKind;
+use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
@@ -18,9 +18,9 @@ const ROUNDS: usize = 25;
 /// A mail that has ended a connection is waited for so much less: the IDLE is interrupted meanwhile.
 const IMPATIENCE: u32 = 3;
 
-impl Opened {
+impl SelectedMailbox {
     /// Closes the rows of mails that are gone, and completes those of mails that arrive now. No IDLE is under way.
-    pub(super) async fn fetch_again(&mut self) -> Result<()> {
+    pub(super) async fn refetch_undelivered(&mut self) -> Result<()> {
         self.history.begin_fetching(self.account.settings.idle_renew.0);
         let Timing { answer, .. } = self.account.timing;
         for _ in 0..ROUNDS {
@@ -55,17 +55,17 @@ impl Opened {
         }
         let mut wanted: Vec<u32> = uids.iter().copied().filter(|uid| listed.contains(uid)).collect();
         if !self.account.settings.dedicated {
-            wanted = self.fetch_part(&wanted, Want::Headers, silence).await?;
+            wanted = self.fetch_part(&wanted, FetchKind::Headers, silence).await?;
         }
-        self.fetch_part(&wanted, Want::Body, silence).await.map(drop)
+        self.fetch_part(&wanted, FetchKind::Body, silence).await.map(drop)
     }
 
     async fn still_listed(&mut self, uids: &[u32]) -> Result<BTreeSet<u32>> {
         let mut listed = BTreeSet::new();
         self.selected.unreadable = 0;
-        let items = Want::Listing.items(&self.account.settings);
-        let sent = self.wire.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
-        let wait = self.flowing();
+        let items = FetchKind::Listing.items(&self.account.settings);
+        let sent = self.connection.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
+        let wait = self.streaming();
         self.finish(&sent, wait, |item| {
             listed.insert(item.uid);
         })
@@ -81,22 +81,22 @@ impl Opened {
     }
 
     /// Fetches bodies and hands them over; or headers, and returns which mails may be Resmic's.
-    async fn fetch_part(&mut self, uids: &[u32], want: Want, silence: Duration) -> Result<Vec<u32>> {
+    async fn fetch_part(&mut self, uids: &[u32], want: FetchKind, silence: Duration) -> Result<Vec<u32>> {
         let mut candidates = Vec::new();
         if uids.is_empty() {
             return Ok(candidates);
         }
         let (mut missing, mail) = (uids.to_vec(), self.account.timing.mail);
         let items = want.items(&self.account.settings);
-        let sent = self.wire.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
-        let flowing = || Wait::flowing(mail, silence);
+        let sent = self.connection.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
+        let flowing = || ResponseTimeout::streaming(mail, silence);
         let mut wait = flowing();
         loop {
-            let item = match self.hear(&sent, wait).await {
-                Ok(Heard::Done) => return Ok(candidates),
-                Ok(Heard::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
-                Ok(Heard::Data(None)) => continue,
-                Ok(Heard::Data(Some(item))) => item,
+            let item = match self.read_response(&sent, wait).await {
+                Ok(ServerResponse::Done) => return Ok(candidates),
+                Ok(ServerResponse::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
+                Ok(ServerResponse::Data(None)) => continue,
+                Ok(ServerResponse::Data(Some(item))) => item,
                 // One mail that the server cannot read spoils the answer for all of them (Exchange).
                 Err(Error::Refused { .. }) => {
                     for uid in missing.iter().filter(|_| missing.len() > 1) {
@@ -111,14 +111,14 @@ impl Opened {
                 }
             };
             let uid = item.uid;
-            let came = if want == Want::Body { item.body.is_some() } else { item.header.is_some() };
+            let came = if want == FetchKind::Body { item.body.is_some() } else { item.header.is_some() };
             if !came || !missing.contains(&uid) {
                 self.keep(item);
                 continue;
             }
             missing.retain(|other| *other != uid);
             wait = flowing();
-            if want == Want::Body {
+            if want == FetchKind::Body {
                 self.history.remove(uid);
                 let mails = self.mail(item);
                 self.hand_over(mails.into_iter().collect(), None).await?;

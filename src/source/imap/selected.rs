@@ -7,47 +7,49 @@ use async_imap::imap_proto::{MailboxDatum, Response};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use super::account::{Account, Batch, Report};
-use super::connection::{Heard, Sent, Wait, Wire};
+use super::account::{Account, Batch, WatcherReport};
+use super::connection::{Connection, PendingCommand, ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
-use super::fetch::Item;
+use super::fetch::FetchedMail;
 use super::fetch_history::FetchHistory;
-use super::login::Offers;
-use super::mailbox::Selected;
+use super::login::Capabilities;
+use super::mailbox::MailboxStatus;
 use super::settings::After;
-use crate::model::{Availability, Begun, MailboxState, Origin, RawMail, Reached, Uid, UidValidity, Undelivered};
+use crate::model::{
+    Availability, MailboxState, Origin, RawMail, StartBoundary, SyncPosition, Uid, UidValidity, Undelivered,
+};
 
 /// How much of what the server sends unasked is kept. It is a hint; what is dropped will be fetched.
 const KEPT_BYTES: usize = 8 << 20;
 const KEPT: usize = 256;
 
 /// An open mailbox on a connection, and how far it has been read.
-pub(super) struct Opened {
-    pub(super) wire: Wire,
-    pub(super) offers: Offers,
+pub(super) struct SelectedMailbox {
+    pub(super) connection: Connection,
+    pub(super) capabilities: Capabilities,
     pub(super) account: Arc<Account>,
     /// The mailbox's name on the server, as a person reads it.
     pub(super) name: String,
     /// And as it goes over the wire.
     pub(super) wire_name: String,
-    pub(super) selected: Selected,
+    pub(super) selected: MailboxStatus,
     /// Every UID up to this was handed over, or is known to be gone.
     pub(super) cursor: u32,
     /// The cursor that was handed over last.
     pub(super) handed: Option<u32>,
     /// Where the first run began, if not with the oldest mail.
-    pub(super) begun: Option<Begun>,
-    /// See [`Reached::renumbered_after`].
+    pub(super) start_boundary: Option<StartBoundary>,
+    /// See [`SyncPosition::renumbered_after`].
     pub(super) renumbered_after: i64,
     /// Whether the server says by which numbering a mailbox goes while it is open.
-    pub(super) tells_numbering: bool,
-    pub(super) out: mpsc::Sender<Report>,
+    pub(super) reports_uid_validity: bool,
+    pub(super) out: mpsc::Sender<WatcherReport>,
     /// Mails that the server pushed while we were busy with something else.
-    pub(super) pushed: Vec<Item>,
+    pub(super) pushed: Vec<FetchedMail>,
     /// What of the mailbox has not come yet, though it should be there.
     pub(super) outstanding: Outstanding,
     /// What is to be put away.
-    pub(super) finished: Finished,
+    pub(super) finished: AfterQueue,
     /// What is remembered of FETCHes that failed.
     pub(super) history: FetchHistory,
 }
@@ -65,7 +67,7 @@ pub(super) struct Outstanding {
 
 /// Notifications that `after` waits for. They outlive a connection.
 #[derive(Debug, Default)]
-pub(super) struct Finished {
+pub(super) struct AfterQueue {
     /// The numbering that they belong to.
     pub(super) uid_validity: u32,
     /// Batches that will name those that are committed.
@@ -74,10 +76,10 @@ pub(super) struct Finished {
     pub(super) uids: Vec<u32>,
 }
 
-impl Opened {
+impl SelectedMailbox {
     /// Keeps what the server sent unasked; that a flag changed is of no interest.
-    pub(super) fn keep(&mut self, item: Item) {
-        let bytes: usize = self.pushed.iter().map(Item::bytes).sum();
+    pub(super) fn keep(&mut self, item: FetchedMail) {
+        let bytes: usize = self.pushed.iter().map(FetchedMail::bytes).sum();
         if !item.is_listing() && bytes < KEPT_BYTES && self.pushed.len() < KEPT {
             self.pushed.push(item);
         }
@@ -85,27 +87,31 @@ impl Opened {
 
     /// Runs a command whose answer is of no interest beyond its OK; takes note of what else the server says.
     pub(super) async fn run(&mut self, name: &'static str, command: &str) -> Result<()> {
-        let sent = self.wire.send(name, command).await?;
-        self.finish(&sent, Wait::of(self.account.timing.answer), |_| {}).await
+        let sent = self.connection.send(name, command).await?;
+        self.finish(&sent, ResponseTimeout::within(self.account.timing.answer), |_| {}).await
     }
 
     /// How long the next mail of a long answer may take.
-    pub(super) fn flowing(&self) -> Wait {
-        Wait::flowing(self.account.timing.mail, self.account.timing.answer)
+    pub(super) fn streaming(&self) -> ResponseTimeout {
+        ResponseTimeout::streaming(self.account.timing.mail, self.account.timing.answer)
     }
 
     /// The next answer: a mail's data, or `Data(None)` for what was only taken note of.
-    pub(super) async fn hear(&mut self, sent: &Sent, wait: Wait) -> Result<Heard<Option<Item>>> {
+    pub(super) async fn read_response(
+        &mut self,
+        sent: &PendingCommand,
+        wait: ResponseTimeout,
+    ) -> Result<ServerResponse<Option<FetchedMail>>> {
         let (selected, now) = (&mut self.selected, self.account.timing.now());
         let read = |response: &Response<'_>| {
-            let item = Item::read(response);
+            let item = FetchedMail::from_response(response);
             match &item {
                 Some(item) => selected.saw(item, now),
                 None => selected.note(response),
             }
             item
         };
-        let heard = self.wire.hear(sent, wait, read).await?;
+        let heard = self.connection.read_response(sent, wait, read).await?;
         if self.selected.renumbered {
             return Err(Error::Protocol("it has begun another UIDVALIDITY while the mailbox was open".into()));
         }
@@ -113,14 +119,19 @@ impl Opened {
     }
 
     /// Hears a command to its end. What the server pushes meanwhile is kept; a mere listing goes to `each`.
-    pub(super) async fn finish(&mut self, sent: &Sent, wait: Wait, mut each: impl FnMut(Item)) -> Result<()> {
+    pub(super) async fn finish(
+        &mut self,
+        sent: &PendingCommand,
+        wait: ResponseTimeout,
+        mut each: impl FnMut(FetchedMail),
+    ) -> Result<()> {
         loop {
-            match self.hear(sent, wait).await? {
-                Heard::Done => return Ok(()),
-                Heard::Continue => return Err(Error::Protocol("a `+` that nobody waits for".into())),
-                Heard::Data(None) => {}
-                Heard::Data(Some(item)) if item.is_listing() => each(item),
-                Heard::Data(Some(item)) => self.keep(item),
+            match self.read_response(sent, wait).await? {
+                ServerResponse::Done => return Ok(()),
+                ServerResponse::Continue => return Err(Error::Protocol("a `+` that nobody waits for".into())),
+                ServerResponse::Data(None) => {}
+                ServerResponse::Data(Some(item)) if item.is_listing() => each(item),
+                ServerResponse::Data(Some(item)) => self.keep(item),
             }
         }
     }
@@ -143,7 +154,8 @@ impl Opened {
         }
         // UIDNEXT may be that of a mail that was removed. SEARCH has an empty answer in every server.
         let (cursor, mut highest) = (self.cursor, None);
-        let sent = self.wire.send("UID SEARCH", &format!("UID SEARCH UID {}:*", cursor.saturating_add(1))).await?;
+        let sent =
+            self.connection.send("UID SEARCH", &format!("UID SEARCH UID {}:*", cursor.saturating_add(1))).await?;
         let selected = &mut self.selected;
         let read = |response: &Response<'_>| match response {
             Response::MailboxData(MailboxDatum::Search(uids)) => {
@@ -151,19 +163,19 @@ impl Opened {
             }
             other => selected.note(other),
         };
-        match self.wire.finish(&sent, Wait::of(self.account.timing.answer), read).await {
+        match self.connection.finish(&sent, ResponseTimeout::within(self.account.timing.answer), read).await {
             Err(Error::Refused { .. }) => Ok(false),
             answered => answered.map(|()| highest.is_some_and(|highest| highest <= cursor)),
         }
     }
 
     /// Whether a mail in a shared mailbox may be Resmic's, by its From.
-    pub(super) fn is_candidate(&self, item: &Item) -> bool {
+    pub(super) fn is_candidate(&self, item: &FetchedMail) -> bool {
         item.header.as_deref().is_some_and(|header| (self.account.is_candidate)(header))
     }
 
     /// The mail that an item with a body is.
-    pub(super) fn mail(&self, item: Item) -> Option<RawMail> {
+    pub(super) fn mail(&self, item: FetchedMail) -> Option<RawMail> {
         let mut bytes = item.body?;
         let origin = Origin {
             account: self.account.settings.name.clone(),
@@ -209,20 +221,20 @@ impl Opened {
             self.finished.waiting.push(answer);
             done
         });
-        let cursor = cursor.map(|last_uid| Reached {
+        let cursor = cursor.map(|last_uid| SyncPosition {
             uid_validity: UidValidity(self.selected.uid_validity),
             last_uid: Uid(last_uid),
-            begun: self.begun,
+            start_boundary: self.start_boundary,
             newest_at: self.selected.newest_at,
             renumbered_after: self.renumbered_after,
         });
         let batch = Batch { mailbox: self.name.clone(), mails, undelivered, cursor, done };
-        self.out.send(Report::Mails(batch)).await.map_err(|_| Error::Closing)
+        self.out.send(WatcherReport::Mails(batch)).await.map_err(|_| Error::Closing)
     }
 
     /// Says how the mailbox is; a round trip was completed just now.
     pub(super) async fn report(&self, state: MailboxState) -> Result<()> {
-        let report = Report::State { mailbox: self.name.clone(), state, seen: true, error: None };
+        let report = WatcherReport::State { mailbox: self.name.clone(), state, seen: true, error: None };
         self.out.send(report).await.map_err(|_| Error::Closing)
     }
 }

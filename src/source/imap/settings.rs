@@ -14,7 +14,7 @@ use crate::units::{ByteSize, HumanDuration};
 /// One account of the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub struct ImapSettings {
     /// Its name in the database and the log.
     pub name: String,
     /// The mail server.
@@ -34,7 +34,7 @@ pub struct Settings {
     /// The password.
     pub password: Option<secret::SecretSource>,
     /// Access tokens in place of it.
-    pub oauth2: Option<oauth::Settings>,
+    pub oauth2: Option<oauth::OAuthSettings>,
     /// Names or special-use attributes (RFC 6154).
     #[serde(default = "default_mailboxes")]
     pub mailboxes: Vec<String>,
@@ -55,7 +55,7 @@ pub struct Settings {
     pub max_size: ByteSize,
 }
 
-impl Settings {
+impl ImapSettings {
     /// The port, by the protection if it is not named.
     #[must_use]
     pub fn port(&self) -> u16 {
@@ -66,7 +66,7 @@ impl Settings {
     }
 }
 
-impl Settings {
+impl ImapSettings {
     /// What holds between the keys, and what a type cannot say.
     ///
     /// # Errors
@@ -175,7 +175,7 @@ pub enum Tls {
 
 /// Where the first run begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "StartValue")]
 pub enum Start {
     /// With the oldest mail.
     #[default]
@@ -189,18 +189,18 @@ pub enum Start {
 /// As it stands in the file: TOML has dates of its own.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected \"all\", \"now\" or a date like \"2025-03-05\"")]
-enum Written {
+enum StartValue {
     Text(String),
     Date(toml::value::Datetime),
 }
 
-impl TryFrom<Written> for Start {
+impl TryFrom<StartValue> for Start {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(written: StartValue) -> Result<Self, String> {
         let text = match written {
-            Written::Text(text) => text,
-            Written::Date(date) => date.to_string(),
+            StartValue::Text(text) => text,
+            StartValue::Date(date) => date.to_string(),
         };
         match text.as_str() {
             "all" => Ok(Start::All),

@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep_until};
 
 use super::after;
-use super::connection::{Heard, Sent};
+use super::connection::{PendingCommand, ServerResponse};
 use super::error::{Error, Result};
-use super::fetch::{Item, Want};
-use super::mailbox::REACH;
-use super::selected::{Opened, Outstanding, uid_set};
+use super::fetch::{FetchKind, FetchedMail};
+use super::mailbox::FINGERPRINT_UIDS;
+use super::selected::{Outstanding, SelectedMailbox, uid_set};
 use super::settings::Start;
-use crate::model::{Availability, Begun, RawMail, Uid};
+use crate::model::{Availability, RawMail, StartBoundary, Uid};
 
 /// How many mails one FETCH asks for, and how many numbers it is written with: servers bound the length of a line.
 const WINDOW: usize = 500;
@@ -33,11 +33,11 @@ const LISTED: usize = 10_000_000;
 const TRIES: u8 = 3;
 /// A server that withholds more mails than this, and delivers none, is at fault itself: they get no rows.
 const MOST_WITHHELD: usize = 50;
-/// In [`Begun::uid`]: the server does not say which UIDs it has given, so the first listing has to.
+/// In [`StartBoundary::uid`]: the server does not say which UIDs it has given, so the first listing has to.
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 /// A range of UIDs on its way.
-struct Window {
+struct UidWindow {
     /// The mails that are neither handed over nor known to be gone, in order.
     left: VecDeque<u32>,
     last: u32,
@@ -46,10 +46,10 @@ struct Window {
 }
 
 /// A FETCH under way.
-struct Job {
-    sent: Sent,
+struct FetchCommand {
+    sent: PendingCommand,
     window: usize,
-    want: Want,
+    want: FetchKind,
     /// What was not sent yet.
     missing: VecDeque<u32>,
     /// Those that may be Resmic's, by their header; of a listing, those that are listed.
@@ -58,13 +58,13 @@ struct Job {
     asked_at: Instant,
 }
 
-impl Job {
+impl FetchCommand {
     /// Whether this is what it waits for; then it waits for it no longer.
-    fn takes(&mut self, item: &Item) -> bool {
+    fn takes(&mut self, item: &FetchedMail) -> bool {
         let has = match self.want {
-            Want::Listing | Want::Dates => item.is_listing(),
-            Want::Senders | Want::Headers => item.header.is_some(),
-            Want::Body => item.body.is_some(),
+            FetchKind::Listing | FetchKind::Dates => item.is_listing(),
+            FetchKind::Senders | FetchKind::Headers => item.header.is_some(),
+            FetchKind::Body => item.body.is_some(),
         };
         has && remove(&mut self.missing, item.uid)
     }
@@ -75,7 +75,7 @@ fn remove(uids: &mut VecDeque<u32>, uid: u32) -> bool {
 }
 
 /// What the mailbox has above the cursor.
-struct Listed {
+struct Listing {
     /// What is to be fetched, in order.
     uids: Vec<u32>,
     /// The highest UID of all.
@@ -86,10 +86,10 @@ struct Listed {
 #[derive(Default)]
 struct SyncFetches<'a> {
     waiting: &'a [u32],
-    windows: VecDeque<Window>,
+    windows: VecDeque<UidWindow>,
     /// How many windows have left the front of the queue: a window's number does not change.
     gone: usize,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<FetchCommand>,
     /// RFC822.SIZE and INTERNALDATE of mails whose bytes did not come with them.
     reported: BTreeMap<u32, (Option<u64>, Option<Timestamp>)>,
     /// The mails that the server has refused one by one.
@@ -102,7 +102,7 @@ struct SyncFetches<'a> {
 }
 
 impl SyncFetches<'_> {
-    fn window(&mut self, number: usize) -> Option<&mut Window> {
+    fn window(&mut self, number: usize) -> Option<&mut UidWindow> {
         self.windows.get_mut(number.checked_sub(self.gone)?)
     }
 
@@ -130,8 +130,8 @@ impl SyncFetches<'_> {
     }
 
     /// Takes note of what the server says of a mail that it does not send.
-    fn note(&mut self, item: &Item) {
-        let is_awaited = |job: &Job| job.missing.binary_search(&item.uid).is_ok();
+    fn note(&mut self, item: &FetchedMail) {
+        let is_awaited = |job: &FetchCommand| job.missing.binary_search(&item.uid).is_ok();
         if item.is_listing() && (item.size.is_some() || item.received_at.is_some()) && self.jobs.iter().any(is_awaited)
         {
             // Dovecot says 1970 of a mail that was removed while we asked.
@@ -147,7 +147,7 @@ impl SyncFetches<'_> {
     }
 }
 
-impl Opened {
+impl SelectedMailbox {
     /// Reads everything above the cursor.
     pub(super) async fn sync(&mut self) -> Result<()> {
         if self.handed.is_none() {
@@ -156,12 +156,12 @@ impl Opened {
             self.hand_over(Vec::new(), Some(self.cursor)).await?;
         }
         // Whoever changes `start` to "all" wants all of it, from the next time on that the mailbox is read anew.
-        let begun = self.begun.filter(|_| self.account.settings.start != Start::All);
-        let mut listed = self.list(begun).await?;
+        let start_boundary = self.start_boundary.filter(|_| self.account.settings.start != Start::All);
+        let mut listed = self.list(start_boundary).await?;
         self.bound_start(listed.highest).await?;
         listed.uids.retain(|uid| !self.outstanding.ahead.contains(uid));
         self.fetch_all(&listed.uids).await?;
-        self.put_away().await?;
+        self.apply_after().await?;
         // What was listed and is not wanted is passed too. Not what lies between the last one listed and UIDNEXT: a
         // mail that was announced may be listed a moment later.
         self.cursor = self.cursor.max(listed.highest);
@@ -172,28 +172,31 @@ impl Opened {
 
     /// The first listing says which UIDs were given before we began, where UIDNEXT did not.
     async fn bound_start(&mut self, highest: u32) -> Result<()> {
-        let Some(begun) = self.begun.filter(|begun| begun.uid.0 == UNKNOWN) else { return Ok(()) };
-        self.begun = Some(Begun { uid: Uid(highest), ..begun });
+        let Some(start_boundary) = self.start_boundary.filter(|start_boundary| start_boundary.uid.0 == UNKNOWN) else {
+            return Ok(());
+        };
+        self.start_boundary = Some(StartBoundary { uid: Uid(highest), ..start_boundary });
         self.handed = None;
         self.hand_over(Vec::new(), Some(self.cursor)).await
     }
 
     /// The mails above the cursor, in the order of their UIDs; of those to be fetched, only what came since we began.
-    async fn list(&mut self, begun: Option<Begun>) -> Result<Listed> {
-        let want = if begun.is_some() { Want::Dates } else { Want::Listing };
+    async fn list(&mut self, start_boundary: Option<StartBoundary>) -> Result<Listing> {
+        let want = if start_boundary.is_some() { FetchKind::Dates } else { FetchKind::Listing };
         let items = want.items(&self.account.settings);
         // `n:*` always has the last mail in it, even below n (RFC 3501, 6.4.8).
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
         (self.selected.fresh, self.selected.unreadable) = (0, 0);
-        let sent = self.wire.send("UID FETCH", &command).await?;
-        self.wire.expect_answers((self.selected.exists as usize).min(LISTED));
+        let sent = self.connection.send("UID FETCH", &command).await?;
+        self.connection.expect_responses((self.selected.exists as usize).min(LISTED));
         let cursor = self.cursor;
         let (mut uids, mut highest) = (Vec::new(), cursor);
-        let wait = self.flowing();
+        let wait = self.streaming();
         let answered = self.finish(&sent, wait, |item| {
             highest = highest.max(item.uid);
-            let is_old =
-                begun.is_some_and(|begun| item.uid <= begun.uid.0 && item.received_at.is_some_and(|at| at < begun.at));
+            let is_old = start_boundary.is_some_and(|start_boundary| {
+                item.uid <= start_boundary.uid.0 && item.received_at.is_some_and(|at| at < start_boundary.at)
+            });
             let wanted = !is_old;
             uids.extend((item.uid > cursor && wanted).then_some(item.uid));
         });
@@ -206,7 +209,7 @@ impl Opened {
         self.check_listing()?;
         uids.sort_unstable();
         uids.dedup();
-        Ok(Listed { uids, highest })
+        Ok(Listing { uids, highest })
     }
 
     /// Fetches these mails, window by window, and moves the cursor behind them mail by mail.
@@ -261,27 +264,35 @@ impl Opened {
         while reading.jobs.len() < ahead && !reading.waiting.is_empty() {
             let (uids, rest) = reading.waiting.split_at(window(reading.waiting, most));
             reading.waiting = rest;
-            let parts = if dedicated { vec![(Want::Body, uids)] } else { sifted(uids) };
+            let parts = if dedicated { vec![(FetchKind::Body, uids)] } else { sifted(uids) };
             let last = uids.last().copied().unwrap_or(0);
             let left = uids.iter().copied().collect();
-            reading.windows.push_back(Window { left, last, open: parts.len() });
-            self.wire.cork();
+            reading.windows.push_back(UidWindow { left, last, open: parts.len() });
+            self.connection.cork();
             for (want, uids) in parts {
                 let job = self.ask(reading.gone + reading.windows.len() - 1, want, uids.to_vec(), 1).await?;
                 reading.jobs.push_back(job);
             }
-            self.wire.uncork().await?;
+            self.connection.uncork().await?;
         }
         Ok(())
     }
 
-    async fn ask(&mut self, window: usize, want: Want, uids: Vec<u32>, tries: u8) -> Result<Job> {
+    async fn ask(&mut self, window: usize, want: FetchKind, uids: Vec<u32>, tries: u8) -> Result<FetchCommand> {
         let command = format!("UID FETCH {} ({})", uid_set(&uids), want.items(&self.account.settings));
-        if want == Want::Listing {
+        if want == FetchKind::Listing {
             self.selected.unreadable = 0;
         }
-        let sent = self.wire.send("UID FETCH", &command).await?;
-        Ok(Job { sent, window, want, missing: uids.into(), candidates: Vec::new(), tries, asked_at: Instant::now() })
+        let sent = self.connection.send("UID FETCH", &command).await?;
+        Ok(FetchCommand {
+            sent,
+            window,
+            want,
+            missing: uids.into(),
+            candidates: Vec::new(),
+            tries,
+            asked_at: Instant::now(),
+        })
     }
 
     /// Hears the first of these FETCHes to its end, hands over what came, and says what has to be asked for next.
@@ -290,7 +301,7 @@ impl Opened {
     async fn receive(&mut self, reading: &mut SyncFetches<'_>) -> Result<Option<FollowUps>> {
         let Some(sent) = reading.jobs.front().map(|job| job.sent.clone()) else { return Ok(None) };
         let mut chunk = Vec::new();
-        let heard = self.read_response(&sent, reading, &mut chunk).await;
+        let heard = self.read_fetch(&sent, reading, &mut chunk).await;
         // Also what came before the connection broke.
         self.hand_over_proven(chunk, reading).await?;
         let refused = match heard {
@@ -298,7 +309,7 @@ impl Opened {
             Err(error @ Error::Refused { .. }) => Some(error),
             Err(error) => return Err(error),
         };
-        if reading.jobs.front().is_some_and(|job| job.want == Want::Listing) {
+        if reading.jobs.front().is_some_and(|job| job.want == FetchKind::Listing) {
             self.check_listing()?;
         }
         let Some(job) = reading.jobs.pop_front() else { return Ok(None) };
@@ -307,19 +318,19 @@ impl Opened {
         Ok(Some(follow_ups))
     }
 
-    async fn read_response(
+    async fn read_fetch(
         &mut self,
-        sent: &Sent,
+        sent: &PendingCommand,
         reading: &mut SyncFetches<'_>,
         chunk: &mut Vec<RawMail>,
     ) -> Result<()> {
-        let (mut wait, mut bytes) = (self.flowing(), 0);
+        let (mut wait, mut bytes) = (self.streaming(), 0);
         loop {
-            let item = match self.hear(sent, wait).await? {
-                Heard::Done => return Ok(()),
-                Heard::Continue => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
-                Heard::Data(None) => continue,
-                Heard::Data(Some(item)) => item,
+            let item = match self.read_response(sent, wait).await? {
+                ServerResponse::Done => return Ok(()),
+                ServerResponse::Continue => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
+                ServerResponse::Data(None) => continue,
+                ServerResponse::Data(Some(item)) => item,
             };
             let Some(job) = reading.jobs.iter_mut().find_map(|job| job.takes(&item).then_some(job)) else {
                 reading.note(&item);
@@ -329,22 +340,22 @@ impl Opened {
             let (uid, window) = (item.uid, job.window);
             reading.answered |= !item.is_listing();
             match job.want {
-                Want::Body => {
+                FetchKind::Body => {
                     bytes += item.body.as_ref().map_or(0, Vec::len);
                     chunk.extend(self.mail(item));
                     reading.delivered = true;
                     reading.settle(window, uid);
                 }
-                Want::Listing | Want::Dates => job.candidates.push(uid),
-                Want::Senders | Want::Headers if self.is_candidate(&item) => job.candidates.push(uid),
-                Want::Senders | Want::Headers => reading.settle(window, uid),
+                FetchKind::Listing | FetchKind::Dates => job.candidates.push(uid),
+                FetchKind::Senders | FetchKind::Headers if self.is_candidate(&item) => job.candidates.push(uid),
+                FetchKind::Senders | FetchKind::Headers => reading.settle(window, uid),
             }
             if chunk.len() >= CHUNK || bytes >= CHUNK_BYTES {
                 bytes = 0;
                 self.hand_over_proven(std::mem::take(chunk), reading).await?;
             }
             // Each mail that comes buys time for the next: a slow line with large mails gets through all the same.
-            wait = self.flowing();
+            wait = self.streaming();
         }
     }
 
@@ -374,7 +385,7 @@ impl Opened {
     /// The connection has ended, and the first mail that was asked for may be the cause. One that was asked for alone, and
     /// has ended several connections, is given up.
     async fn judge_break(&mut self, reading: &mut SyncFetches<'_>, error: &Error, began: u32) -> Result<()> {
-        let is_break = matches!(error, Error::Bye(_) | Error::Lost(_) | Error::Silent { .. } | Error::Protocol(_));
+        let is_break = matches!(error, Error::Bye(_) | Error::Lost(_) | Error::Timeout { .. } | Error::Protocol(_));
         let (Some(first), asked) = reading.asked() else { return Ok(()) };
         if !is_break || self.selected.renumbered {
             return Ok(());
@@ -403,7 +414,7 @@ impl Opened {
     }
 
     /// Does to the notifications that are committed what `after` says. Only while no other command is under way.
-    pub(super) async fn put_away(&mut self) -> Result<()> {
+    pub(super) async fn apply_after(&mut self) -> Result<()> {
         while let Some(answer) = self.finished.waiting.last_mut() {
             // Taken off the list only when it is here, so that nothing is forgotten if the connection ends meanwhile.
             let uids = answer.await.map_err(|_| Error::Closing)?;
@@ -413,7 +424,7 @@ impl Opened {
         self.finished.uids.sort_unstable();
         while !self.finished.uids.is_empty() {
             let chunk: Vec<u32> = self.finished.uids.iter().copied().take(WINDOW).collect();
-            after::put_away(self, &chunk).await?;
+            after::apply_after(self, &chunk).await?;
             self.finished.uids.drain(..chunk.len());
         }
         Ok(())
@@ -433,26 +444,26 @@ fn window(uids: &[u32], most: usize) -> usize {
 }
 
 /// What is asked of mails in a shared mailbox. When a mail came matters for the last that the cursor passes: by that they
-/// are known again (see [`is_same`](super::mailbox::is_same)). Dovecot takes as long for it as for all the rest.
-fn sifted(uids: &[u32]) -> Vec<(Want, &[u32])> {
+/// are known again (see [`uids_are_unchanged`](super::mailbox::is_same)). Dovecot takes as long for it as for all the rest.
+fn sifted(uids: &[u32]) -> Vec<(FetchKind, &[u32])> {
     let last = uids.last().copied().unwrap_or(0);
-    let (before, reached) = uids.split_at(uids.partition_point(|uid| last - uid >= REACH));
-    let parts = [(Want::Senders, before), (Want::Headers, reached)];
+    let (before, position) = uids.split_at(uids.partition_point(|uid| last - uid >= FINGERPRINT_UIDS));
+    let parts = [(FetchKind::Senders, before), (FetchKind::Headers, position)];
     parts.into_iter().filter(|(_, uids)| !uids.is_empty()).collect()
 }
 
 /// What has to be asked for after this job.
-fn follow_ups(job: Job, refused: Option<Error>, reading: &mut SyncFetches<'_>) -> FollowUps {
+fn follow_ups(job: FetchCommand, refused: Option<Error>, reading: &mut SyncFetches<'_>) -> FollowUps {
     let mut new = Vec::new();
-    let Job { window, want, missing, mut candidates, tries, asked_at, .. } = job;
+    let FetchCommand { window, want, missing, mut candidates, tries, asked_at, .. } = job;
     // Of a thousand that are refused one by one none is to wait for the others.
     let since = if refused.is_some() { asked_at } else { Instant::now() };
     let missing = Vec::from(missing);
     // A server may send them in any order.
     candidates.sort_unstable();
-    let is_listing = want == Want::Listing;
+    let is_listing = want == FetchKind::Listing;
     let withheld = if is_listing { std::mem::take(&mut candidates) } else { Vec::new() };
-    new.extend(candidates.chunks(WINDOW).map(|part| (Want::Body, part.to_vec(), 1)));
+    new.extend(candidates.chunks(WINDOW).map(|part| (FetchKind::Body, part.to_vec(), 1)));
     match (missing.len(), refused) {
         (0, _) => {}
         // One mail that the server cannot read spoils the answer for all of them (Exchange): look for it.
@@ -470,7 +481,7 @@ fn follow_ups(job: Job, refused: Option<Error>, reading: &mut SyncFetches<'_>) -
             reading.refusal = Some(error);
         }
         // A tagged OK says which of them are gone.
-        (_, None) => new.extend(missing.chunks(WINDOW).map(|part| (Want::Listing, part.to_vec(), 1))),
+        (_, None) => new.extend(missing.chunks(WINDOW).map(|part| (FetchKind::Listing, part.to_vec(), 1))),
     }
     FollowUps { window, since, new, withheld }
 }
@@ -480,7 +491,7 @@ struct FollowUps {
     window: usize,
     /// From when on it is waited before a mail is asked for again.
     since: Instant,
-    new: Vec<(Want, Vec<u32>, u8)>,
+    new: Vec<(FetchKind, Vec<u32>, u8)>,
     /// Mails that the server lists and has not sent, whatever was tried.
     withheld: Vec<u32>,
 }
@@ -505,9 +516,12 @@ mod tests {
     #[test]
     fn when_a_mail_came_is_asked_of_those_that_are_looked_at_again_and_of_no_other() {
         let row: Vec<u32> = (1..=1_000).collect();
-        assert_eq!(sifted(&row), [(Want::Senders, &row[..800]), (Want::Headers, &row[800..])]);
+        assert_eq!(sifted(&row), [(FetchKind::Senders, &row[..800]), (FetchKind::Headers, &row[800..])]);
         // By their numbers: what is looked at again is `last - 199 : last`.
-        assert_eq!(sifted(&[1, 100, 101, 300]), [(Want::Senders, &[1, 100][..]), (Want::Headers, &[101, 300])]);
-        assert_eq!(sifted(&[4, 5]), [(Want::Headers, &[4, 5][..])]);
+        assert_eq!(
+            sifted(&[1, 100, 101, 300]),
+            [(FetchKind::Senders, &[1, 100][..]), (FetchKind::Headers, &[101, 300])]
+        );
+        assert_eq!(sifted(&[4, 5]), [(FetchKind::Headers, &[4, 5][..])]);
     }
 }

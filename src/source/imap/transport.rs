@@ -31,8 +31,8 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A connection's bytes.
-pub(super) struct Net {
-    stream: Stream,
+pub(super) struct Transport {
+    stream: ByteStream,
     /// How many bytes may be read for one answer, and so for one literal.
     most: usize,
     /// How many of them may still be read before the answer that is awaited must be complete.
@@ -44,12 +44,12 @@ pub(super) struct Net {
     corked: Option<Vec<u8>>,
 }
 
-enum Stream {
+enum ByteStream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Net {
+impl Transport {
     /// Connects to the first address of the host that answers.
     pub(super) async fn connect(host: &str, port: u16) -> Result<Self> {
         let peer = format!("{host}:{port}");
@@ -59,7 +59,7 @@ impl Net {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for address in addresses {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => return Net::prompt(tcp).map_err(|e| Error::Connect(peer, e)),
+                Ok(Ok(tcp)) => return Transport::prompt(tcp).map_err(|e| Error::Connect(peer, e)),
                 Ok(Err(e)) => last = e,
                 Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
@@ -74,8 +74,8 @@ impl Net {
             .with_interval(KEEPALIVE_EVERY)
             .with_retries(KEEPALIVE_RETRIES);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
-        Ok(Net {
-            stream: Stream::Plain(tcp),
+        Ok(Transport {
+            stream: ByteStream::Plain(tcp),
             most: usize::MAX,
             allowance: usize::MAX,
             framing: Framing::default(),
@@ -89,7 +89,7 @@ impl Net {
         let tls = |e| Error::Tls(host.to_owned(), e);
         let name =
             ServerName::try_from(host.to_owned()).map_err(|e| tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
-        let Stream::Plain(tcp) = self.stream else {
+        let ByteStream::Plain(tcp) = self.stream else {
             return Err(Error::Protocol("TLS is begun inside TLS".into()));
         };
         let handshake = TlsConnector::from(config).connect(name, tcp);
@@ -97,7 +97,7 @@ impl Net {
             .await
             .map_err(|_| tls(io::ErrorKind::TimedOut.into()))?
             .map_err(tls)?;
-        Ok(Net { stream: Stream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
+        Ok(Transport { stream: ByteStream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
     }
 
     /// Allows so many bytes for the next answer: a server that sends more is cut off.
@@ -110,7 +110,7 @@ impl Net {
         self.heard_at
     }
 
-    /// Holds back what is written until [`Net::uncork`].
+    /// Holds back what is written until [`Transport::uncork`].
     pub(super) fn cork(&mut self) {
         self.corked.get_or_insert_default();
     }
@@ -122,8 +122,8 @@ impl Net {
 
     fn tcp(&self) -> &TcpStream {
         match &self.stream {
-            Stream::Plain(tcp) => tcp,
-            Stream::Tls(tls) => tls.get_ref().0,
+            ByteStream::Plain(tcp) => tcp,
+            ByteStream::Tls(tls) => tls.get_ref().0,
         }
     }
 
@@ -139,7 +139,7 @@ fn without_end() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "an answer without end")
 }
 
-impl AsyncRead for Net {
+impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.allowance == 0 {
@@ -147,8 +147,8 @@ impl AsyncRead for Net {
         }
         let before = buf.filled().len();
         ready!(match &mut this.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+            ByteStream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            ByteStream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
         let came = buf.filled().get(before..).unwrap_or_default();
         this.allowance = this.allowance.saturating_sub(came.len());
@@ -161,15 +161,15 @@ impl AsyncRead for Net {
     }
 }
 
-impl AsyncWrite for Net {
+impl AsyncWrite for Transport {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         if let Some(held) = &mut self.corked {
             held.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }
         match &mut self.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
-            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+            ByteStream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            ByteStream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
 
@@ -178,20 +178,20 @@ impl AsyncWrite for Net {
             return Poll::Ready(Ok(()));
         }
         match &mut self.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            ByteStream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            ByteStream::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+            ByteStream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            ByteStream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }
 }
 
-impl fmt::Debug for Net {
+impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Net").field("peer", &self.tcp().peer_addr().ok()).finish_non_exhaustive()
     }
@@ -204,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn dead_connections_are_found_within_two_minutes() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let net = Net::connect("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
+        let net = Transport::connect("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
         let socket = SockRef::from(net.tcp());
         assert!(socket.keepalive().unwrap());
         let (after, every) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());

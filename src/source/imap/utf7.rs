@@ -13,34 +13,34 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// A name in modified UTF-7.
 pub(super) fn encode(name: &str) -> String {
-    let mut wire = String::with_capacity(name.len());
+    let mut connection = String::with_capacity(name.len());
     let mut foreign = Vec::new();
     for c in name.chars() {
         if matches!(c, ' '..='~') {
-            shift(&mut wire, &mut foreign);
+            shift(&mut connection, &mut foreign);
             match c {
-                '&' => wire.push_str("&-"),
-                c => wire.push(c),
+                '&' => connection.push_str("&-"),
+                c => connection.push(c),
             }
         } else {
             foreign.extend(c.encode_utf16(&mut [0; 2]).iter().flat_map(|unit| unit.to_be_bytes()));
         }
     }
-    shift(&mut wire, &mut foreign);
-    wire
+    shift(&mut connection, &mut foreign);
+    connection
 }
 
-fn shift(wire: &mut String, foreign: &mut Vec<u8>) {
+fn shift(connection: &mut String, foreign: &mut Vec<u8>) {
     if !foreign.is_empty() {
-        wire.push_str(&format!("&{}-", BASE64.encode(std::mem::take(foreign))));
+        connection.push_str(&format!("&{}-", BASE64.encode(std::mem::take(foreign))));
     }
 }
 
 /// The name that a server means; `None` if it is not modified UTF-7, or not in its one canonical form, so that the
 /// same words would not come back.
-pub(super) fn decode(wire: &str) -> Option<String> {
-    let mut name = String::with_capacity(wire.len());
-    let mut rest = wire;
+pub(super) fn decode(connection: &str) -> Option<String> {
+    let mut name = String::with_capacity(connection.len());
+    let mut rest = connection;
     while let Some((plain, shifted)) = rest.split_once('&') {
         let (coded, after) = shifted.split_once('-')?;
         name.push_str(plain);
@@ -51,7 +51,7 @@ pub(super) fn decode(wire: &str) -> Option<String> {
         rest = after;
     }
     name.push_str(rest);
-    (encode(&name) == wire).then_some(name)
+    (encode(&name) == connection).then_some(name)
 }
 
 fn utf16(bytes: &[u8]) -> Option<String> {
@@ -67,22 +67,22 @@ mod tests {
     #[test]
     fn names_go_over_the_wire_and_come_back() {
         // The second is the RFC's own example.
-        for (name, wire) in [
+        for (name, connection) in [
             ("INBOX", "INBOX"),
             ("~peter/mail/台北/日本語", "~peter/mail/&U,BTFw-/&ZeVnLIqe-"),
             ("Entwürfe", "Entw&APw-rfe"),
             ("R&D", "R&-D"),
             ("💶", "&2D3ctg-"),
         ] {
-            assert_eq!(encode(name), wire);
-            assert_eq!(decode(wire).as_deref(), Some(name));
+            assert_eq!(encode(name), connection);
+            assert_eq!(decode(connection).as_deref(), Some(name));
         }
     }
 
     #[test]
     fn what_is_no_modified_utf7_is_not_decoded() {
-        for wire in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
-            assert_eq!(decode(wire), None, "{wire}");
+        for connection in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
+            assert_eq!(decode(connection), None, "{connection}");
         }
     }
 }

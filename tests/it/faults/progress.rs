@@ -8,7 +8,7 @@ use resmic_mailhook::config::Config;
 use resmic_mailhook::db::Store;
 use resmic_mailhook::heartbeat::Heartbeats;
 use resmic_mailhook::ingest::Ingest;
-use resmic_mailhook::source::imap::{self, Account, Credentials, Cursors, Login};
+use resmic_mailhook::source::imap::{self, Account, Credentials, LoadResumePoint, Login};
 use resmic_mailhook::telemetry::PushLatency;
 use resmic_mailhook::trust::dns::Resolver;
 use testkit::daemon::{Home, account};
@@ -38,7 +38,7 @@ fn start_watcher(
         timing,
         quirks: resmic_mailhook::source::imap::Quirks::default(),
     };
-    let cursors: Cursors = Box::new(|_| Box::pin(async { Ok(None) }));
+    let cursors: LoadResumePoint = Box::new(|_| Box::pin(async { Ok(None) }));
     let (out, reports) = mpsc::channel(8);
     let (shutdown, ending) = watch::channel(false);
     let heartbeats = Heartbeats::default();

@@ -6,12 +6,12 @@
 
 use tokio::time::Instant;
 
-use super::connection::{Heard, Sent, Wait};
+use super::connection::{PendingCommand, ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
-use super::fetch::{Item, Want};
-use super::selected::{Opened, Outstanding, uid_set};
+use super::fetch::{FetchKind, FetchedMail};
+use super::selected::{Outstanding, SelectedMailbox, uid_set};
 use crate::model::MailboxState;
-use idling::{AT_ONCE, Held, Numbering};
+use idling::{AT_ONCE, Held, UidValidityCheck};
 
 mod idling;
 
@@ -24,7 +24,7 @@ const MISSES: u32 = 2;
 
 /// How new mail becomes known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum NewMailMode {
     /// The server sends it.
     Pushed,
     /// The server announces it.
@@ -35,7 +35,7 @@ pub(super) enum Way {
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Woken {
+enum WakeReason {
     /// Mails were pushed.
     Pushed,
     /// There is something new, and it has to be fetched.
@@ -62,32 +62,32 @@ enum Settled {
     Uncounted,
 }
 
-impl Opened {
+impl SelectedMailbox {
     /// Asks the server to send each new mail by itself.
-    pub(super) async fn ask_for_pushes(&mut self) -> Result<Way> {
-        if !self.offers.idle {
-            return Ok(Way::Polled);
+    pub(super) async fn ask_for_pushes(&mut self) -> Result<NewMailMode> {
+        if !self.capabilities.idle {
+            return Ok(NewMailMode::Polled);
         }
-        if !self.offers.notify {
-            return Ok(Way::Announced);
+        if !self.capabilities.notify {
+            return Ok(NewMailMode::Announced);
         }
-        let want = if self.account.settings.dedicated { Want::Body } else { Want::Headers };
+        let want = if self.account.settings.dedicated { FetchKind::Body } else { FetchKind::Headers };
         let items = want.items(&self.account.settings);
         let command = format!("NOTIFY SET (selected (MessageNew ({items}) MessageExpunge))");
         match self.run("NOTIFY", &command).await {
-            Ok(()) => Ok(Way::Pushed),
+            Ok(()) => Ok(NewMailMode::Pushed),
             // Announced and refused: the server still announces new mail.
-            Err(Error::Refused { .. }) => Ok(Way::Announced),
+            Err(Error::Refused { .. }) => Ok(NewMailMode::Announced),
             Err(e) => Err(e),
         }
     }
 
     /// Watches the mailbox until something goes wrong.
-    pub(super) async fn watch(&mut self, mut way: Way) -> Result<()> {
-        if way == Way::Polled {
+    pub(super) async fn watch(&mut self, mut mode: NewMailMode) -> Result<()> {
+        if mode == NewMailMode::Polled {
             return self.poll().await;
         }
-        let mut idle = self.wire.idle().await?;
+        let mut idle = self.connection.idle().await?;
         let mut renewal = Instant::now() + self.account.settings.idle_renew.0;
         let timing = self.account.timing;
         let (mut tries, mut misses) = (u32::from(self.outstanding.top), 0);
@@ -95,45 +95,46 @@ impl Opened {
         self.report(MailboxState::Idle).await?;
         loop {
             let again = (tries > 0).then(|| Instant::now() + timing.again * tries);
-            let woken = match self.wait(&idle, way, again.map_or(renewal, |again| again.min(renewal))).await {
+            let woken = match self.wait(&idle, mode, again.map_or(renewal, |again| again.min(renewal))).await {
                 // Listed among the capabilities, and refused.
                 Err(Error::Refused { .. }) => return self.poll().await,
                 woken => woken?,
             };
             // Some servers end an IDLE after a while; one that ends each at once would be asked without end.
-            cut_short = if woken == Woken::Ended && began.elapsed() < timing.again { cut_short + 1 } else { 0 };
+            cut_short = if woken == WakeReason::Ended && began.elapsed() < timing.again { cut_short + 1 } else { 0 };
             if cut_short >= CUT_SHORT {
                 return self.poll().await;
             }
             let patience = if tries < TRIES { Patience::Some } else { Patience::None };
             let highest = self.highest();
             let mut settled = Settled::No;
-            if woken == Woken::Pushed {
+            if woken == WakeReason::Pushed {
                 settled = self.take_pushed(&mut idle).await?;
                 misses = 0;
             }
             if settled == Settled::No {
                 settled = self.look(&mut idle, woken, patience).await?;
                 renewal = Instant::now() + self.account.settings.idle_renew.0;
-                if way == Way::Pushed && woken != Woken::Pushed && tries == 0 && self.highest() > highest {
+                if mode == NewMailMode::Pushed && woken != WakeReason::Pushed && tries == 0 && self.highest() > highest
+                {
                     misses += 1;
                 }
             }
-            if misses >= MISSES && way == Way::Pushed {
+            if misses >= MISSES && mode == NewMailMode::Pushed {
                 let (account, mailbox) = (&self.account.settings.name, &self.name);
                 tracing::info!(account, mailbox, "the server does not push what it promised; asking from now on");
-                way = Way::Announced;
+                mode = NewMailMode::Announced;
             }
             tries = match settled {
                 Settled::Yes => 0,
                 Settled::No => tries + 1,
                 Settled::Uncounted => 1,
             };
-            self.put_away_between(&mut idle).await?;
-            if self.history.is_due(woken == Woken::Renew) {
+            self.apply_after_outside_idle(&mut idle).await?;
+            if self.history.is_due(woken == WakeReason::Renew) {
                 self.end_idle(&idle).await?;
-                self.fetch_again().await?;
-                idle = self.wire.idle().await?;
+                self.refetch_undelivered().await?;
+                idle = self.connection.idle().await?;
             }
             self.report(MailboxState::Idle).await?;
             began = Instant::now();
@@ -146,25 +147,25 @@ impl Opened {
     }
 
     /// Hears what the server says while it idles.
-    async fn wait(&mut self, idle: &Sent, way: Way, mut deadline: Instant) -> Result<Woken> {
+    async fn wait(&mut self, idle: &PendingCommand, mode: NewMailMode, mut deadline: Instant) -> Result<WakeReason> {
         self.until_plus(idle).await?;
         loop {
             if !self.pushed.is_empty() {
-                return Ok(Woken::Pushed);
+                return Ok(WakeReason::Pushed);
             }
             // Also what came between our last FETCH and the server's `+`, or while that FETCH was answered.
             if self.selected.fresh > 0 {
-                if way == Way::Announced {
-                    return Ok(Woken::Announced);
+                if mode == NewMailMode::Announced {
+                    return Ok(WakeReason::Announced);
                 }
                 deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
             }
-            match self.hear(idle, Wait::until(deadline)).await {
-                Ok(Heard::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
-                Ok(Heard::Continue) => {}
-                Ok(Heard::Done) => return Ok(Woken::Ended),
-                Err(Error::Silent { .. }) if self.selected.fresh > 0 => return Ok(Woken::Announced),
-                Err(Error::Silent { .. }) => return Ok(Woken::Renew),
+            match self.read_response(idle, ResponseTimeout::until(deadline)).await {
+                Ok(ServerResponse::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
+                Ok(ServerResponse::Continue) => {}
+                Ok(ServerResponse::Done) => return Ok(WakeReason::Ended),
+                Err(Error::Timeout { .. }) if self.selected.fresh > 0 => return Ok(WakeReason::Announced),
+                Err(Error::Timeout { .. }) => return Ok(WakeReason::Renew),
                 Err(e) => return Err(e),
             }
         }
@@ -172,28 +173,28 @@ impl Opened {
 
     /// Fetches what is above the cursor. If it was announced it is fetched in the same breath; else it is listed first,
     /// and an idle mailbox costs no mail's bytes.
-    async fn look(&mut self, idle: &mut Sent, woken: Woken, patience: Patience) -> Result<Settled> {
+    async fn look(&mut self, idle: &mut PendingCommand, woken: WakeReason, patience: Patience) -> Result<Settled> {
         // Announcements from here on may be of mails that this FETCH does not see.
         self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
         if self.outstanding.owed > AT_ONCE {
             return self.read_through(idle).await;
         }
         let want = match (woken, self.account.settings.dedicated) {
-            (Woken::Announced, true) => Want::Body,
-            (Woken::Announced, false) => Want::Headers,
-            _ => Want::Listing,
+            (WakeReason::Announced, true) => FetchKind::Body,
+            (WakeReason::Announced, false) => FetchKind::Headers,
+            _ => FetchKind::Listing,
         };
         let items = want.items(&self.account.settings);
         let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
         self.selected.unreadable = 0;
-        let numbering = if woken == Woken::Renew { Numbering::Asked } else { Numbering::Believed };
+        let numbering = if woken == WakeReason::Renew { UidValidityCheck::Send } else { UidValidityCheck::Skip };
         let (mut items, held) = match self.interrupt(idle, &command, numbering).await {
             Err(error @ Error::Refused { command: "UID FETCH", .. }) => {
                 self.end_idle(idle).await?;
                 if !self.is_read_to_the_end().await? {
                     return Err(error);
                 }
-                *idle = self.wire.idle().await?;
+                *idle = self.connection.idle().await?;
                 self.outstanding = Outstanding::default();
                 (Vec::new(), Held::All)
             }
@@ -223,15 +224,15 @@ impl Opened {
     }
 
     /// Leaves the IDLE for a sync: that holds no more than a little of it at once.
-    async fn read_through(&mut self, idle: &mut Sent) -> Result<Settled> {
+    async fn read_through(&mut self, idle: &mut PendingCommand) -> Result<Settled> {
         self.end_idle(idle).await?;
         self.sync().await?;
-        *idle = self.wire.idle().await?;
+        *idle = self.connection.idle().await?;
         Ok(Settled::Uncounted)
     }
 
     /// Hands over what was pushed.
-    async fn take_pushed(&mut self, idle: &mut Sent) -> Result<Settled> {
+    async fn take_pushed(&mut self, idle: &mut PendingCommand) -> Result<Settled> {
         let mut items = std::mem::take(&mut self.pushed);
         self.sort_out(&mut items);
         self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
@@ -245,14 +246,14 @@ impl Opened {
     }
 
     /// By UID, each once, and only what is above the cursor.
-    fn sort_out(&self, items: &mut Vec<Item>) {
+    fn sort_out(&self, items: &mut Vec<FetchedMail>) {
         items.retain(|item| item.uid > self.cursor);
         items.sort_by_key(|item| (item.uid, item.body.is_none(), item.header.is_none()));
         items.dedup_by_key(|item| item.uid);
     }
 
     /// Takes those that have come off the number of those that were announced.
-    fn settle_debt(&mut self, items: &[Item]) {
+    fn settle_debt(&mut self, items: &[FetchedMail]) {
         let new = items.iter().filter(|item| !self.outstanding.ahead.contains(&item.uid)).count();
         self.outstanding.owed = self.outstanding.owed.saturating_sub(new);
         let top = self.selected.uid_next.map_or(0, |next| next.saturating_sub(1));
@@ -262,7 +263,7 @@ impl Opened {
 
     /// Hands over mails and moves the cursor behind them, as far as it may go: up to `listed`, where a tagged OK said that
     /// there are no others, and from there on where one UID follows the other.
-    async fn take(&mut self, items: Vec<Item>, listed: u32) -> Result<Settled> {
+    async fn take(&mut self, items: Vec<FetchedMail>, listed: u32) -> Result<Settled> {
         let mut settled = Settled::Yes;
         for item in items {
             let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
@@ -285,37 +286,44 @@ impl Opened {
     }
 
     /// Whether it should have a body, and came without.
-    fn is_lacking(&self, item: &Item) -> bool {
+    fn is_lacking(&self, item: &FetchedMail) -> bool {
         let handed = self.outstanding.ahead.contains(&item.uid);
         item.body.is_none() && !handed && (self.account.settings.dedicated || self.may_be_ours(item))
     }
 
     /// Not known to be somebody else's.
-    fn may_be_ours(&self, item: &Item) -> bool {
+    fn may_be_ours(&self, item: &FetchedMail) -> bool {
         item.header.is_none() || self.is_candidate(item)
     }
 
     /// Asks for what those that came without a body still lack: their header in a shared mailbox, then the body of
     /// those that may be Resmic's.
-    async fn complete_bodies(&mut self, items: &mut [Item], idle: &mut Sent) -> Result<Held> {
+    async fn complete_bodies(&mut self, items: &mut [FetchedMail], idle: &mut PendingCommand) -> Result<Held> {
         if !self.account.settings.dedicated {
             let unknown = self.uids(items, |item| item.header.is_none());
-            if self.complete(items, &unknown, Want::Headers, idle).await? == Held::NotAll {
+            if self.complete(items, &unknown, FetchKind::Headers, idle).await? == Held::NotAll {
                 return Ok(Held::NotAll);
             }
         }
         let dedicated = self.account.settings.dedicated;
         let lacking = self.uids(items, |item| dedicated || (item.header.is_some() && self.is_candidate(item)));
-        self.complete(items, &lacking, Want::Body, idle).await
+        self.complete(items, &lacking, FetchKind::Body, idle).await
     }
 
     /// Those without a body, and not handed over, that are so.
-    fn uids(&self, items: &[Item], which: impl Fn(&Item) -> bool) -> Vec<u32> {
-        let open = |item: &&Item| item.body.is_none() && !self.outstanding.ahead.contains(&item.uid) && which(item);
+    fn uids(&self, items: &[FetchedMail], which: impl Fn(&FetchedMail) -> bool) -> Vec<u32> {
+        let open =
+            |item: &&FetchedMail| item.body.is_none() && !self.outstanding.ahead.contains(&item.uid) && which(item);
         items.iter().filter(open).map(|item| item.uid).collect()
     }
 
-    async fn complete(&mut self, items: &mut [Item], lacking: &[u32], want: Want, idle: &mut Sent) -> Result<Held> {
+    async fn complete(
+        &mut self,
+        items: &mut [FetchedMail],
+        lacking: &[u32],
+        want: FetchKind,
+        idle: &mut PendingCommand,
+    ) -> Result<Held> {
         if lacking.is_empty() {
             return Ok(Held::All);
         }
@@ -323,10 +331,10 @@ impl Opened {
             return Ok(Held::NotAll);
         }
         let command = format!("UID FETCH {} ({})", uid_set(lacking), want.items(&self.account.settings));
-        let (came, held) = self.interrupt(idle, &command, Numbering::Believed).await?;
+        let (came, held) = self.interrupt(idle, &command, UidValidityCheck::Skip).await?;
         for item in came {
             match items.iter_mut().find(|known| known.uid == item.uid) {
-                Some(known) => known.learn(item),
+                Some(known) => known.merge(item),
                 None => self.keep(item),
             }
         }
@@ -334,13 +342,13 @@ impl Opened {
     }
 
     /// What `after` asks for, if anything waits for it.
-    async fn put_away_between(&mut self, idle: &mut Sent) -> Result<()> {
+    async fn apply_after_outside_idle(&mut self, idle: &mut PendingCommand) -> Result<()> {
         if self.finished.waiting.is_empty() {
             return Ok(());
         }
         self.end_idle(idle).await?;
-        self.put_away().await?;
-        *idle = self.wire.idle().await?;
+        self.apply_after().await?;
+        *idle = self.connection.idle().await?;
         Ok(())
     }
 
@@ -349,13 +357,13 @@ impl Opened {
         loop {
             self.report(MailboxState::Polling).await?;
             tokio::time::sleep(self.account.timing.poll.min(self.account.settings.idle_renew.0)).await;
-            let asked = self.ask_numbering().await?;
-            self.hear_numbering(asked).await?;
+            let asked = self.send_uid_validity_check().await?;
+            self.read_uid_validity_check(asked).await?;
             // All of it will be fetched.
             self.pushed.clear();
             self.sync().await?;
             if self.history.is_due(false) {
-                self.fetch_again().await?;
+                self.refetch_undelivered().await?;
             }
         }
     }

@@ -9,9 +9,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use async_imap::imap_proto::{Capability, Response, ResponseCode};
 
-use super::super::connection::{Heard, Sent, Wait, Wire, code, quoted};
+use super::super::connection::{Connection, PendingCommand, ResponseTimeout, ServerResponse, quoted, response_code};
 use super::super::error::{Error, Result};
-use super::super::settings::Settings;
+use super::super::settings::ImapSettings;
 use super::refusal;
 use crate::secret;
 
@@ -32,7 +32,7 @@ enum Mechanism {
 
 /// What the server offers for a login.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Offered {
+pub(super) struct LoginCapabilities {
     /// LOGIN must not be used (RFC 3501, 6.2.3).
     login_disabled: bool,
     plain: bool,
@@ -46,14 +46,14 @@ pub(super) struct Offered {
     literal_minus: bool,
 }
 
-impl Offered {
+impl LoginCapabilities {
     /// The capabilities that a response lists, by itself or in its code; `None` if it lists none.
     pub(super) fn read(response: &Response<'_>) -> Option<Self> {
-        let list = match (response, code(response)) {
+        let list = match (response, response_code(response)) {
             (Response::Capabilities(list), _) | (_, Some(ResponseCode::Capabilities(list))) => list,
             _ => return None,
         };
-        let mut offered = Offered::default();
+        let mut offered = LoginCapabilities::default();
         for capability in list {
             match capability {
                 Capability::Auth(name) => match name.to_ascii_uppercase().as_str() {
@@ -75,10 +75,10 @@ impl Offered {
         Some(offered)
     }
 
-    async fn ask(wire: &mut Wire, wait: Wait) -> Result<Self> {
+    async fn ask(connection: &mut Connection, wait: ResponseTimeout) -> Result<Self> {
         let mut offered = None;
-        let sent = wire.send("CAPABILITY", "CAPABILITY").await?;
-        wire.finish(&sent, wait, |response| offered = Offered::read(response).or(offered)).await?;
+        let sent = connection.send("CAPABILITY", "CAPABILITY").await?;
+        connection.finish(&sent, wait, |response| offered = LoginCapabilities::read(response).or(offered)).await?;
         Ok(offered.unwrap_or_default())
     }
 }
@@ -88,11 +88,11 @@ impl Offered {
 /// LOGIN works on most servers, so it is tried without a look at the capabilities. If the greeting has none, the server is
 /// asked for them when the password is not ASCII, or after a refusal.
 pub(super) async fn with_password(
-    wire: &mut Wire,
+    connection: &mut Connection,
     user: &str,
     password: &SecretString,
-    offered: Option<Offered>,
-    wait: Wait,
+    offered: Option<LoginCapabilities>,
+    wait: ResponseTimeout,
 ) -> Result<()> {
     let password = password.expose_secret();
     if [user, password].iter().any(|text| text.contains(['\r', '\n', '\0'])) {
@@ -101,24 +101,24 @@ pub(super) async fn with_password(
     let is_ascii = user.is_ascii() && password.is_ascii();
     let offered = match offered {
         None if is_ascii => {
-            let refused = match login(wire, user, password, Offered::default(), wait).await {
+            let refused = match login(connection, user, password, LoginCapabilities::default(), wait).await {
                 Err(refused @ (Error::Login(_) | Error::LoginDeferred { .. })) => refused,
                 done => return done,
             };
             // If LOGIN is disabled, the refusal says nothing about the password.
-            match Offered::ask(wire, Wait::of(AFTER_REFUSAL)).await {
+            match LoginCapabilities::ask(connection, ResponseTimeout::within(AFTER_REFUSAL)).await {
                 Ok(offered) if offered.login_disabled => offered,
                 _ => return Err(refused),
             }
         }
-        None => Offered::ask(wire, wait).await?,
+        None => LoginCapabilities::ask(connection, wait).await?,
         Some(offered) => offered,
     };
     match offered {
-        Offered { plain: true, .. } if offered.login_disabled || !is_ascii => {
-            plain(wire, user, password, offered, wait).await
+        LoginCapabilities { plain: true, .. } if offered.login_disabled || !is_ascii => {
+            plain(connection, user, password, offered, wait).await
         }
-        Offered { login_disabled: false, .. } => login(wire, user, password, offered, wait).await,
+        LoginCapabilities { login_disabled: false, .. } => login(connection, user, password, offered, wait).await,
         _ => Err(Error::NoLogin(
             "the server has disabled LOGIN (LOGINDISABLED) and does not offer AUTH=PLAIN; set `tls` to \"implicit\" or \
              \"starttls\", or use `[account.oauth2]` instead of `password`",
@@ -127,7 +127,13 @@ pub(super) async fn with_password(
 }
 
 /// LOGIN. A quoted string holds ASCII only, so anything else goes in a literal.
-async fn login(wire: &mut Wire, user: &str, password: &str, offered: Offered, wait: Wait) -> Result<()> {
+async fn login(
+    connection: &mut Connection,
+    user: &str,
+    password: &str,
+    offered: LoginCapabilities,
+    wait: ResponseTimeout,
+) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
     // A literal that the server has to agree to begins a part of its own.
@@ -145,36 +151,42 @@ async fn login(wire: &mut Wire, user: &str, password: &str, offered: Offered, wa
         }
     }
     let mut parts = parts.into_iter();
-    let sent = wire.send("LOGIN", &parts.next().unwrap_or_default()).await?;
-    converse(wire, &sent, wait, parts, &secrets).await
+    let sent = connection.send("LOGIN", &parts.next().unwrap_or_default()).await?;
+    converse(connection, &sent, wait, parts, &secrets).await
 }
 
 /// AUTHENTICATE PLAIN (RFC 4616).
-async fn plain(wire: &mut Wire, user: &str, password: &str, offered: Offered, wait: Wait) -> Result<()> {
+async fn plain(
+    connection: &mut Connection,
+    user: &str,
+    password: &str,
+    offered: LoginCapabilities,
+    wait: ResponseTimeout,
+) -> Result<()> {
     let response = STANDARD.encode(format!("\0{user}\0{password}"));
     let secrets = [response.as_str(), password];
     if offered.initial_response {
-        let sent = wire.send("AUTHENTICATE", &format!("AUTHENTICATE PLAIN {response}")).await?;
-        return converse(wire, &sent, wait, std::iter::empty(), &secrets).await;
+        let sent = connection.send("AUTHENTICATE", &format!("AUTHENTICATE PLAIN {response}")).await?;
+        return converse(connection, &sent, wait, std::iter::empty(), &secrets).await;
     }
-    let sent = wire.send("AUTHENTICATE", "AUTHENTICATE PLAIN").await?;
-    converse(wire, &sent, wait, std::iter::once(response.clone()), &secrets).await
+    let sent = connection.send("AUTHENTICATE", "AUTHENTICATE PLAIN").await?;
+    converse(connection, &sent, wait, std::iter::once(response.clone()), &secrets).await
 }
 
 /// Sends one of these lines for each `+`, until the command is done.
 async fn converse(
-    wire: &mut Wire,
-    sent: &Sent,
-    wait: Wait,
+    connection: &mut Connection,
+    sent: &PendingCommand,
+    wait: ResponseTimeout,
     mut lines: impl Iterator<Item = String>,
     secrets: &[&str],
 ) -> Result<()> {
     loop {
-        match wire.hear(sent, wait, |_| ()).await.map_err(|error| judged(error, secrets))? {
-            Heard::Done => return Ok(()),
-            Heard::Data(()) => {}
-            Heard::Continue => match lines.next() {
-                Some(line) => wire.say("login", &line).await?,
+        match connection.read_response(sent, wait, |_| ()).await.map_err(|error| judged(error, secrets))? {
+            ServerResponse::Done => return Ok(()),
+            ServerResponse::Data(()) => {}
+            ServerResponse::Continue => match lines.next() {
+                Some(line) => connection.write_line("login", &line).await?,
                 None => return Err(Error::Protocol("the login has no end".into())),
             },
         }
@@ -182,11 +194,16 @@ async fn converse(
 }
 
 /// Logs in with an access token.
-pub(super) async fn with_token(wire: &mut Wire, settings: &Settings, token: &SecretString, wait: Wait) -> Result<()> {
-    let offered = Offered::ask(wire, wait).await?;
+pub(super) async fn with_token(
+    connection: &mut Connection,
+    settings: &ImapSettings,
+    token: &SecretString,
+    wait: ResponseTimeout,
+) -> Result<()> {
+    let offered = LoginCapabilities::ask(connection, wait).await?;
     let mechanism = match offered {
-        Offered { oauthbearer: true, .. } => Mechanism::OAuthBearer,
-        Offered { xoauth2: true, .. } => Mechanism::XOAuth2,
+        LoginCapabilities { oauthbearer: true, .. } => Mechanism::OAuthBearer,
+        LoginCapabilities { xoauth2: true, .. } => Mechanism::XOAuth2,
         _ => return Err(Error::Login("the server offers neither OAUTHBEARER nor XOAUTH2".into())),
     };
     let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
@@ -196,11 +213,11 @@ pub(super) async fn with_token(wire: &mut Wire, settings: &Settings, token: &Sec
     let mut command = format!("AUTHENTICATE {}", mechanism.name());
     if offered.initial_response {
         command = format!("{command} {response}");
-        let sent = wire.send("AUTHENTICATE", &command).await?;
-        return converse(wire, &sent, wait, std::iter::once(acknowledgement), &secrets).await;
+        let sent = connection.send("AUTHENTICATE", &command).await?;
+        return converse(connection, &sent, wait, std::iter::once(acknowledgement), &secrets).await;
     }
-    let sent = wire.send("AUTHENTICATE", &command).await?;
-    converse(wire, &sent, wait, [response.clone(), acknowledgement].into_iter(), &secrets).await
+    let sent = connection.send("AUTHENTICATE", &command).await?;
+    converse(connection, &sent, wait, [response.clone(), acknowledgement].into_iter(), &secrets).await
 }
 
 impl Mechanism {
@@ -211,7 +228,7 @@ impl Mechanism {
         }
     }
 
-    fn response(self, settings: &Settings, token: &str) -> String {
+    fn response(self, settings: &ImapSettings, token: &str) -> String {
         let user = &settings.user;
         match self {
             Mechanism::OAuthBearer => {
@@ -250,7 +267,7 @@ fn judged(error: Error, secrets: &[&str]) -> Error {
 mod tests {
     use super::*;
 
-    fn settings(user: &str) -> Settings {
+    fn settings(user: &str) -> ImapSettings {
         toml::from_str(&format!("name = \"shop\"\nhost = \"server.example.com\"\nport = 143\nuser = \"{user}\""))
             .unwrap()
     }

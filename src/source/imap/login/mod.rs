@@ -6,17 +6,17 @@ use async_imap::imap_proto::{Capability, Response, Status};
 use secrecy::SecretString;
 use tokio_rustls::rustls::ClientConfig;
 
-use super::connection::{Wait, Wire};
+use super::connection::{Connection, ResponseTimeout};
 use super::error::{Error, Result};
-use super::oauth::Tokens;
-use super::settings::{Settings, Tls};
+use super::oauth::AccessTokens;
+use super::settings::{ImapSettings, Tls};
 use super::timing::Timing;
-use super::transport::Net;
+use super::transport::Transport;
 
 mod authenticate;
 mod refusal;
 
-use authenticate::Offered;
+use authenticate::LoginCapabilities;
 
 /// What an account needs to log in, beside its settings.
 #[derive(Clone)]
@@ -33,21 +33,21 @@ pub enum Credentials {
     /// A password.
     Password(SecretString),
     /// Access tokens.
-    OAuth2(Tokens),
+    OAuth2(AccessTokens),
 }
 
 impl Credentials {
     /// Returns when the program may end: a token that is asked for may come with the only good refresh token.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn wait_for_refresh(&self) {
         if let Credentials::OAuth2(tokens) = self {
-            tokens.settle().await;
+            tokens.wait_for_refresh().await;
         }
     }
 }
 
 /// What the server offers of what we can use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Offers {
+pub(super) struct Capabilities {
     /// IDLE (RFC 2177).
     pub(super) idle: bool,
     /// NOTIFY (RFC 5465).
@@ -63,60 +63,72 @@ pub(super) struct Offers {
 }
 
 /// Connects and logs in.
-pub(super) async fn connect(settings: &Settings, login: &Login, timing: &Timing) -> Result<(Wire, Offers)> {
+pub(super) async fn connect(
+    settings: &ImapSettings,
+    login: &Login,
+    timing: &Timing,
+) -> Result<(Connection, Capabilities)> {
     let tokens = match &login.credentials {
-        Credentials::Password(password) => return begin(settings, login, Proof::Password(password), timing).await,
+        Credentials::Password(password) => {
+            return log_in(settings, login, LoginSecret::Password(password), timing).await;
+        }
         Credentials::OAuth2(tokens) => tokens,
     };
     loop {
         let token = tokens.get().await?;
-        let begun = begin(settings, login, Proof::Token(&token.secret), timing).await;
-        match &begun {
+        let start_boundary = log_in(settings, login, LoginSecret::Token(&token.secret), timing).await;
+        match &start_boundary {
             Err(Error::Login(_)) => {}
             // The words do not say why. The next attempt gets a new token: this one may have been withdrawn.
-            Err(Error::LoginDeferred { words, .. }) if token.was_kept && !refusal::is_temporary(words) => {
+            Err(Error::LoginDeferred { words, .. }) if token.was_cached && !refusal::is_temporary(words) => {
                 tokens.drop_refused(&token).await;
-                return begun;
+                return start_boundary;
             }
-            _ => return begun,
+            _ => return start_boundary,
         }
         tokens.drop_refused(&token).await;
         // One that was just given would be refused again; one that was kept may have been withdrawn.
-        if !token.was_kept {
-            return begun;
+        if !token.was_cached {
+            return start_boundary;
         }
     }
 }
 
 /// What is shown to the server.
 #[derive(Clone, Copy)]
-enum Proof<'a> {
+enum LoginSecret<'a> {
     Password(&'a SecretString),
     Token(&'a SecretString),
 }
 
-async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Timing) -> Result<(Wire, Offers)> {
-    let mut net = Net::connect(&settings.host, settings.port()).await?;
+async fn log_in(
+    settings: &ImapSettings,
+    login: &Login,
+    proof: LoginSecret<'_>,
+    timing: &Timing,
+) -> Result<(Connection, Capabilities)> {
+    let mut net = Transport::connect(&settings.host, settings.port()).await?;
     if let (Tls::Implicit, Some(tls)) = (settings.tls, &login.tls) {
         net = net.secure(&settings.host, tls.clone()).await?;
     }
-    let wait = Wait::of(timing.login);
+    let wait = ResponseTimeout::within(timing.login);
     let steps = async {
-        let (mut wire, offered) = greet(Wire::new(net, timing.answer), settings, login, wait).await?;
+        let (mut connection, offered) =
+            read_greeting(Connection::new(net, timing.answer), settings, login, wait).await?;
         match proof {
-            Proof::Password(password) => {
-                authenticate::with_password(&mut wire, &settings.user, password, offered, wait).await?;
+            LoginSecret::Password(password) => {
+                authenticate::with_password(&mut connection, &settings.user, password, offered, wait).await?;
             }
-            Proof::Token(token) => authenticate::with_token(&mut wire, settings, token, wait).await?,
+            LoginSecret::Token(token) => authenticate::with_token(&mut connection, settings, token, wait).await?,
         }
-        Ok::<_, Error>(wire)
+        Ok::<_, Error>(connection)
     };
-    let silent = |_| Error::Silent { command: "login", seconds: timing.login.as_secs() };
-    let mut wire = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
-    wire.expect_literal(settings.max_size.0);
-    let offers = capabilities(&mut wire).await?;
-    if offers.id {
-        wire.send_with_next(concat!(
+    let silent = |_| Error::Timeout { command: "login", seconds: timing.login.as_secs() };
+    let mut connection = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
+    connection.expect_literal(settings.max_size.0);
+    let capabilities = read_capabilities(&mut connection).await?;
+    if capabilities.id {
+        connection.send_with_next(concat!(
             "ID (\"name\" \"",
             env!("CARGO_PKG_NAME"),
             "\" \"version\" \"",
@@ -124,14 +136,19 @@ async fn begin(settings: &Settings, login: &Login, proof: Proof<'_>, timing: &Ti
             "\")"
         ));
     }
-    Ok((wire, offers))
+    Ok((connection, capabilities))
 }
 
 /// Reads the greeting, and goes on in TLS where that is asked for. With the wire it returns the capabilities that the
 /// greeting named: those before TLS do not count.
-async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -> Result<(Wire, Option<Offered>)> {
-    let greeted = wire.greeting(wait, |response| match response {
-        Response::Data { status: Status::Ok, .. } => Ok(Offered::read(response)),
+async fn read_greeting(
+    mut connection: Connection,
+    settings: &ImapSettings,
+    login: &Login,
+    wait: ResponseTimeout,
+) -> Result<(Connection, Option<LoginCapabilities>)> {
+    let greeted = connection.read_greeting(wait, |response| match response {
+        Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::read(response)),
         // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
             Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()))
@@ -139,35 +156,36 @@ async fn greet(mut wire: Wire, settings: &Settings, login: &Login, wait: Wait) -
         _ => Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
     });
     let offered = greeted.await??;
-    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok((wire, offered)) };
-    let sent = wire.send("STARTTLS", "STARTTLS").await?;
-    wire.finish(&sent, wait, |_| ()).await.map_err(|error| match error {
+    let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok((connection, offered)) };
+    let sent = connection.send("STARTTLS", "STARTTLS").await?;
+    connection.finish(&sent, wait, |_| ()).await.map_err(|error| match error {
         Error::Refused { words, .. } => {
             Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {words}")))
         }
         other => other,
     })?;
-    Ok((wire.secure(&settings.host, tls.clone()).await?, None))
+    Ok((connection.secure(&settings.host, tls.clone()).await?, None))
 }
 
 /// Asked after the login: before it, servers keep most of it back.
-async fn capabilities(wire: &mut Wire) -> Result<Offers> {
-    let mut offers = Offers::default();
-    wire.command("CAPABILITY", "CAPABILITY", |response| {
-        let Response::Capabilities(list) = response else { return };
-        for capability in list {
-            let Capability::Atom(word) = capability else { continue };
-            match word.to_ascii_uppercase().as_str() {
-                "IDLE" => offers.idle = true,
-                "NOTIFY" => offers.notify = true,
-                "SPECIAL-USE" => offers.special_use = true,
-                "MOVE" => offers.moves = true,
-                "UIDPLUS" => offers.uidplus = true,
-                "ID" => offers.id = true,
-                _ => {}
+async fn read_capabilities(connection: &mut Connection) -> Result<Capabilities> {
+    let mut capabilities = Capabilities::default();
+    connection
+        .command("CAPABILITY", "CAPABILITY", |response| {
+            let Response::Capabilities(list) = response else { return };
+            for capability in list {
+                let Capability::Atom(word) = capability else { continue };
+                match word.to_ascii_uppercase().as_str() {
+                    "IDLE" => capabilities.idle = true,
+                    "NOTIFY" => capabilities.notify = true,
+                    "SPECIAL-USE" => capabilities.special_use = true,
+                    "MOVE" => capabilities.moves = true,
+                    "UIDPLUS" => capabilities.uidplus = true,
+                    "ID" => capabilities.id = true,
+                    _ => {}
+                }
             }
-        }
-    })
-    .await?;
-    Ok(offers)
+        })
+        .await?;
+    Ok(capabilities)
 }

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio_rustls::rustls::ClientConfig;
 
-use super::{Failure, Settings};
+use super::{OAuthSettings, TokenFailure};
 use crate::http::{self, Destination, FormAnswer, Url};
 use crate::model::printable;
 use crate::secret;
@@ -18,10 +18,10 @@ const KEPT_WORDS: usize = 200;
 /// The error code of a refresh token that is not good, or not any more.
 const ENDED: &str = "invalid_grant";
 /// Error codes that say nothing against us.
-const PASSING: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
+const TEMPORARY_ERRORS: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
 
 /// Where tokens are to be had, and as whom.
-pub(super) struct Endpoint {
+pub(super) struct TokenEndpoint {
     destination: Destination,
     url: Url,
     client_id: String,
@@ -31,7 +31,7 @@ pub(super) struct Endpoint {
 
 /// What was granted.
 #[derive(Debug)]
-pub(super) struct Granted {
+pub(super) struct TokenGrant {
     pub(super) access_token: SecretString,
     pub(super) expires_in: Option<Duration>,
     /// To be used from now on.
@@ -40,7 +40,7 @@ pub(super) struct Granted {
 
 /// Both of RFC 6749's answers; which one it is, is seen by what is there.
 #[derive(Default, Deserialize)]
-struct Fields {
+struct TokenFields {
     access_token: Option<String>,
     token_type: Option<String>,
     /// A number; some write it as a text.
@@ -50,9 +50,9 @@ struct Fields {
     error_description: Option<String>,
 }
 
-impl Endpoint {
+impl TokenEndpoint {
     pub(super) fn new(
-        settings: &Settings,
+        settings: &OAuthSettings,
         client_secret: Option<SecretString>,
         tls: Option<Arc<ClientConfig>>,
     ) -> Self {
@@ -61,11 +61,11 @@ impl Endpoint {
         let tls = tls.filter(|_| url.tls);
         // In the clear it stays on this machine, whatever DNS says.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
-        Endpoint { destination, url, client_id, client_secret, scope }
+        TokenEndpoint { destination, url, client_id, client_secret, scope }
     }
 
     /// Asks for an access token.
-    pub(super) async fn ask(&self, refresh_token: &SecretString) -> Result<Granted, Failure> {
+    pub(super) async fn request(&self, refresh_token: &SecretString) -> Result<TokenGrant, TokenFailure> {
         let mut form = vec![
             ("grant_type", "refresh_token"),
             ("refresh_token", refresh_token.expose_secret()),
@@ -74,20 +74,21 @@ impl Endpoint {
         form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
         form.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
         let answer = http::post_form(&self.destination, &self.url, &form).await;
-        let answer = answer.map_err(|words| Failure::Passing(format!("{}: {words}", self.url), None))?;
+        let answer = answer.map_err(|words| TokenFailure::Temporary(format!("{}: {words}", self.url), None))?;
         let secrets = [Some(refresh_token), self.client_secret.as_ref()];
-        judge(answer).map_err(|failure| failure.at(&self.url).without(secrets.into_iter().flatten()))
+        parse_response(answer)
+            .map_err(|failure| failure.with_url(&self.url).without_secrets(secrets.into_iter().flatten()))
     }
 }
 
 /// What an answer means.
-fn judge(answer: FormAnswer) -> Result<Granted, Failure> {
+fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
     let FormAnswer { status, retry_after, location, body } = answer;
-    let fields: Option<Fields> = serde_json::from_slice(&body).ok();
+    let fields: Option<TokenFields> = serde_json::from_slice(&body).ok();
     let is_json = fields.is_some();
     let fields = fields.unwrap_or_default();
     if let (true, Some(token)) = (status.is_success(), fields.access_token) {
-        return granted(token.into(), fields.token_type, fields.expires_in.as_ref(), fields.refresh_token);
+        return parse_grant(token.into(), fields.token_type, fields.expires_in.as_ref(), fields.refresh_token);
     }
     let words = match (&fields.error, &fields.error_description) {
         (Some(error), Some(description)) => format!("{status}: {error}: {}", description.trim()),
@@ -100,53 +101,53 @@ fn judge(answer: FormAnswer) -> Result<Granted, Failure> {
         _ => status.to_string(),
     };
     let waits = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
-    let is_passing = match &fields.error {
-        Some(error) => waits || status.is_server_error() || PASSING.contains(&error.as_str()),
+    let is_temporary = match &fields.error {
+        Some(error) => waits || status.is_server_error() || TEMPORARY_ERRORS.contains(&error.as_str()),
         // A page of somebody between us and the endpoint says nothing about our credentials.
         None => waits || status.is_server_error() || status.is_success() || status.is_informational(),
     };
     let words = printable(&words, KEPT_WORDS);
     Err(match fields.error.as_deref() {
-        _ if is_passing => Failure::Passing(words, retry_after),
-        Some(ENDED) => Failure::Ended(words),
-        _ => Failure::Refused(words),
+        _ if is_temporary => TokenFailure::Temporary(words, retry_after),
+        Some(ENDED) => TokenFailure::Ended(words),
+        _ => TokenFailure::Refused(words),
     })
 }
 
-fn granted(
+fn parse_grant(
     access_token: SecretString,
     kind: Option<String>,
     expires_in: Option<&serde_json::Value>,
     refresh_token: Option<String>,
-) -> Result<Granted, Failure> {
+) -> Result<TokenGrant, TokenFailure> {
     if let Some(kind) = kind.filter(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-        return Err(Failure::Refused(format!("its token is of the type {:?}, not Bearer", printable(&kind, 40))));
+        return Err(TokenFailure::Refused(format!("its token is of the type {:?}, not Bearer", printable(&kind, 40))));
     }
     let text = access_token.expose_secret();
     // RFC 6750, 2.1. Anything else would break out of the line that it is sent in.
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Failure::Passing("its access_token has characters that none can have".into(), None));
+        return Err(TokenFailure::Temporary("its access_token has characters that none can have".into(), None));
     }
     let seconds = expires_in.and_then(|value| value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()));
     let refresh_token = refresh_token.filter(|token| !token.is_empty()).map(SecretString::from);
-    Ok(Granted { access_token, expires_in: seconds.map(Duration::from_secs), refresh_token })
+    Ok(TokenGrant { access_token, expires_in: seconds.map(Duration::from_secs), refresh_token })
 }
 
-impl Failure {
+impl TokenFailure {
     fn words(&mut self) -> &mut String {
         match self {
-            Failure::Refused(words) | Failure::Ended(words) | Failure::Passing(words, _) => words,
+            TokenFailure::Refused(words) | TokenFailure::Ended(words) | TokenFailure::Temporary(words, _) => words,
         }
     }
 
     /// Names the endpoint.
-    fn at(mut self, url: &Url) -> Self {
+    fn with_url(mut self, url: &Url) -> Self {
         *self.words() = format!("{url}: {}", self.words());
         self
     }
 
     /// Takes out secrets that an endpoint may have quoted, as they are or as they were sent to it.
-    fn without<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
+    fn without_secrets<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
             for written in [secret, &http::encode_value(secret)] {
                 *self.words() = secret::redact(std::mem::take(self.words()), written);
@@ -171,11 +172,11 @@ mod tests {
     fn a_token_is_read_however_its_lifetime_is_written() {
         for (lifetime, seconds) in [("3599", Some(3599)), ("\"3599\"", Some(3599)), ("null", None), ("-1", None)] {
             let body = format!("{{\"access_token\":\"t\",\"token_type\":\"bearer\",\"expires_in\":{lifetime}}}");
-            let granted = judge(answer(200, &body)).unwrap();
+            let granted = parse_response(answer(200, &body)).unwrap();
             assert_eq!(granted.expires_in.map(|d| d.as_secs()), seconds, "{lifetime}");
             assert!(granted.refresh_token.is_none());
         }
-        let bare = judge(answer(200, "{\"access_token\":\"t\",\"refresh_token\":\"new\"}")).unwrap();
+        let bare = parse_response(answer(200, "{\"access_token\":\"t\",\"refresh_token\":\"new\"}")).unwrap();
         assert_eq!(bare.refresh_token.unwrap().expose_secret(), "new");
     }
 
@@ -189,10 +190,10 @@ mod tests {
             (200, "{\"access_token\":\"t\",\"token_type\":\"mac\"}"),
         ];
         for (status, body) in refused {
-            let failure = judge(answer(status, body)).unwrap_err();
-            assert!(matches!(failure, Failure::Refused(_)), "{status} {body}: {failure:?}");
+            let failure = parse_response(answer(status, body)).unwrap_err();
+            assert!(matches!(failure, TokenFailure::Refused(_)), "{status} {body}: {failure:?}");
         }
-        let passing = [
+        let temporary = [
             (503, "<html>"),
             (500, "{\"error\":\"server_error\"}"),
             (429, "{\"error\":\"invalid_request\"}"),
@@ -201,15 +202,15 @@ mod tests {
             (200, "{}"),
             (200, "{\"access_token\":\"a\\r\\nA1 LOGOUT\"}"),
         ];
-        for (status, body) in passing {
-            let failure = judge(answer(status, body)).unwrap_err();
-            assert!(matches!(failure, Failure::Passing(..)), "{status} {body}: {failure:?}");
+        for (status, body) in temporary {
+            let failure = parse_response(answer(status, body)).unwrap_err();
+            assert!(matches!(failure, TokenFailure::Temporary(..)), "{status} {body}: {failure:?}");
         }
         let ended = "{\"error\":\"invalid_grant\",\"error_description\":\"Token has been expired or revoked.\"}";
-        let failure = judge(answer(400, ended)).unwrap_err();
+        let failure = parse_response(answer(400, ended)).unwrap_err();
         assert_eq!(
             failure,
-            Failure::Ended("400 Bad Request: invalid_grant: Token has been expired or revoked.".into())
+            TokenFailure::Ended("400 Bad Request: invalid_grant: Token has been expired or revoked.".into())
         );
     }
 
@@ -217,21 +218,23 @@ mod tests {
     fn a_secret_that_is_quoted_back_is_taken_out() {
         let url: Url = "https://login.example/token".parse().unwrap();
         let secret = SecretString::from("s3cret".to_owned());
-        let said =
-            judge(answer(400, "{\"error\":\"invalid_grant\",\"error_description\":\"unknown s3cret\\u001b[31m\"}"));
-        let failure = said.unwrap_err().at(&url).without([&secret].into_iter());
+        let said = parse_response(answer(
+            400,
+            "{\"error\":\"invalid_grant\",\"error_description\":\"unknown s3cret\\u001b[31m\"}",
+        ));
+        let failure = said.unwrap_err().with_url(&url).without_secrets([&secret].into_iter());
         let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
-        assert_eq!(failure, Failure::Ended(words.into()));
+        assert_eq!(failure, TokenFailure::Ended(words.into()));
         let slashed: SecretString = "1//0g s3cret".to_owned().into();
         let redirect =
             FormAnswer { location: Some("https://x/?refresh_token=1%2F%2F0g+s3cret&x=1".into()), ..answer(302, "") };
-        let mut failure = judge(redirect).unwrap_err().without([&slashed].into_iter());
+        let mut failure = parse_response(redirect).unwrap_err().without_secrets([&slashed].into_iter());
         let words = "302 Found: a redirect to \"https://x/?refresh_token=(secret)&x=1\", which is not followed";
         assert_eq!(failure.words(), words);
         let long: SecretString = "s3cret".repeat(100).into();
         let body =
             format!("{{\"error\":\"invalid_grant\",\"error_description\":\"unknown {}\"}}", long.expose_secret());
-        let mut failure = judge(answer(400, &body)).unwrap_err().without([&long].into_iter());
+        let mut failure = parse_response(answer(400, &body)).unwrap_err().without_secrets([&long].into_iter());
         assert_eq!(failure.words(), "400 Bad Request: invalid_grant: unknown (secret)…", "it was cut off");
     }
 }

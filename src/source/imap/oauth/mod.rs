@@ -19,20 +19,20 @@ use tokio_rustls::rustls::ClientConfig;
 use super::error::Error;
 use crate::http::Url;
 use crate::secret;
-use endpoint::Endpoint;
-use rotation::Refresh;
+use endpoint::TokenEndpoint;
+use rotation::RefreshTokens;
 
 /// How long before its end a token is not used any more: a login takes its time, and clocks differ.
-const MARGIN: Duration = Duration::from_secs(60);
+const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 /// How long a token is kept whose end is not told (RFC 6749, 5.1, recommends to tell).
-const UNTOLD: Duration = Duration::from_secs(5 * 60);
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// How long an answer that is on its way is waited for at the end: less than the loops have for closing.
-const SETTLE: Duration = Duration::from_secs(3);
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `[[account]] oauth2`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
-pub struct Settings {
+pub struct OAuthSettings {
     /// Where tokens are to be had.
     pub token_url: Url,
     /// Who we are there.
@@ -49,7 +49,7 @@ pub struct Settings {
     pub auth_url: Option<Url>,
 }
 
-impl Settings {
+impl OAuthSettings {
     /// Whether the values can be used.
     ///
     /// # Errors
@@ -79,146 +79,146 @@ impl Settings {
 
 /// An account's tokens. Cheap to clone; clones share what they know. Shows nothing of it.
 #[derive(Clone)]
-pub struct Tokens(Arc<Inner>);
+pub struct AccessTokens(Arc<SharedTokens>);
 
-struct Inner {
-    endpoint: Endpoint,
-    state: Arc<Mutex<State>>,
+struct SharedTokens {
+    endpoint: TokenEndpoint,
+    state: Arc<Mutex<TokenState>>,
 }
 
-struct State {
-    refresh: Refresh,
-    kept: Option<Kept>,
+struct TokenState {
+    refresh: RefreshTokens,
+    cached: Option<CachedToken>,
     /// How many tokens there were.
     count: u64,
     /// What went wrong last, and when.
-    failed: Option<(Instant, Failure)>,
+    failed: Option<(Instant, TokenFailure)>,
     /// The endpoint asked not to be asked before.
-    closed_until: Option<Instant>,
+    retry_at: Option<Instant>,
 }
 
-struct Kept {
+struct CachedToken {
     secret: SecretString,
     until: Instant,
 }
 
 /// An access token.
-pub(super) struct Token {
+pub(super) struct AccessToken {
     pub(super) secret: SecretString,
     /// It was there already: if it is refused, a new one may be accepted.
-    pub(super) was_kept: bool,
+    pub(super) was_cached: bool,
     number: u64,
 }
 
 /// Why there is no token.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Failure {
+enum TokenFailure {
     /// A person has to do something.
     Refused(String),
     /// So they have, if this was the last refresh token that there is: it is not good, or not any more.
     Ended(String),
     /// It may be better soon.
-    Passing(String, Option<Duration>),
+    Temporary(String, Option<Duration>),
 }
 
-impl Tokens {
+impl AccessTokens {
     /// Makes one of its settings and its secrets. A refresh token that the endpoint replaces is kept in `folder`; until
     /// then nothing is written.
     #[must_use]
     pub fn new(
-        settings: &Settings,
+        settings: &OAuthSettings,
         client_secret: Option<SecretString>,
         refresh_token: SecretString,
         folder: &Path,
         tls: Option<Arc<ClientConfig>>,
     ) -> Self {
-        let endpoint = Endpoint::new(settings, client_secret, tls);
-        let refresh = Refresh::new(settings, refresh_token, folder);
-        let state = State { refresh, kept: None, count: 0, failed: None, closed_until: None };
-        Tokens(Arc::new(Inner { endpoint, state: Arc::new(Mutex::new(state)) }))
+        let endpoint = TokenEndpoint::new(settings, client_secret, tls);
+        let refresh = RefreshTokens::new(settings, refresh_token, folder);
+        let state = TokenState { refresh, cached: None, count: 0, failed: None, retry_at: None };
+        AccessTokens(Arc::new(SharedTokens { endpoint, state: Arc::new(Mutex::new(state)) }))
     }
 
     /// A token to log in with: the one there is, or a new one. Who asks while another asks already gets what that
     /// one gets, be it a failure.
-    pub(super) async fn get(&self) -> Result<Token, Error> {
+    pub(super) async fn get(&self) -> Result<AccessToken, Error> {
         let asked = Instant::now();
         let mut state = self.0.state.clone().lock_owned().await;
-        if let Some(kept) = state.kept.as_ref().filter(|kept| Instant::now() < kept.until) {
-            return Ok(Token { secret: kept.secret.clone(), was_kept: true, number: state.count });
+        if let Some(cached) = state.cached.as_ref().filter(|cached| Instant::now() < cached.until) {
+            return Ok(AccessToken { secret: cached.secret.clone(), was_cached: true, number: state.count });
         }
-        state.kept = None;
+        state.cached = None;
         if let Some((at, failure)) = &state.failed
             && *at >= asked
         {
             return Err(failure.clone().into());
         }
-        if let Some((until, (_, Failure::Passing(words, _)))) = state.closed_until.zip(state.failed.as_ref())
+        if let Some((until, (_, TokenFailure::Temporary(words, _)))) = state.retry_at.zip(state.failed.as_ref())
             && Instant::now() < until
         {
-            return Err(Failure::Passing(words.clone(), Some(until - Instant::now())).into());
+            return Err(TokenFailure::Temporary(words.clone(), Some(until - Instant::now())).into());
         }
         let inner = self.0.clone();
         // On its own: if nobody waits for the answer any more, the refresh token in it may still be the only good one.
         let asking = tokio::spawn(async move {
-            let answer = state.refresh.ask(&inner.endpoint).await;
-            state.take(answer)
+            let answer = state.refresh.request(&inner.endpoint).await;
+            state.apply(answer)
         });
         // Why not is told by its place alone: what a panic says may have a token in it.
-        let broken = || Failure::Passing("asking for it has failed".into(), None);
+        let broken = || TokenFailure::Temporary("asking for it has failed".into(), None);
         asking.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
     }
 
     /// Returns when no answer of the endpoint is on its way any more, or after some time.
-    pub(super) async fn settle(&self) {
+    pub(super) async fn wait_for_refresh(&self) {
         if self.0.state.try_lock().is_ok() {
             return;
         }
         tracing::debug!("waiting for the token endpoint: a new refresh token may be on its way");
-        if timeout(SETTLE, self.0.state.lock()).await.is_err() {
+        if timeout(CLOSING_TIMEOUT, self.0.state.lock()).await.is_err() {
             tracing::warn!("the token endpoint has not answered; if it has replaced the refresh token, that is lost");
         }
     }
 
     /// The server refused this token: it is not used again.
-    pub(super) async fn drop_refused(&self, token: &Token) {
+    pub(super) async fn drop_refused(&self, token: &AccessToken) {
         let mut state = self.0.state.lock().await;
         // Another mailbox may have a new one already.
         if state.count == token.number {
-            state.kept = None;
+            state.cached = None;
         }
     }
 }
 
-impl State {
-    fn take(&mut self, answer: Result<endpoint::Granted, Failure>) -> Result<Token, Failure> {
+impl TokenState {
+    fn apply(&mut self, answer: Result<endpoint::TokenGrant, TokenFailure>) -> Result<AccessToken, TokenFailure> {
         let now = Instant::now();
         let granted = answer.inspect_err(|failure| {
-            self.closed_until = match failure {
-                Failure::Passing(_, asked) => asked.and_then(|pause| now.checked_add(pause)),
-                Failure::Refused(_) | Failure::Ended(_) => None,
+            self.retry_at = match failure {
+                TokenFailure::Temporary(_, asked) => asked.and_then(|pause| now.checked_add(pause)),
+                TokenFailure::Refused(_) | TokenFailure::Ended(_) => None,
             };
             self.failed = Some((now, failure.clone()));
         })?;
-        (self.failed, self.closed_until) = (None, None);
+        (self.failed, self.retry_at) = (None, None);
         self.count += 1;
-        let lifetime = granted.expires_in.map_or(UNTOLD, |lifetime| lifetime.saturating_sub(MARGIN));
+        let lifetime = granted.expires_in.map_or(DEFAULT_LIFETIME, |lifetime| lifetime.saturating_sub(EXPIRY_MARGIN));
         let secret = granted.access_token;
-        self.kept = now.checked_add(lifetime).map(|until| Kept { secret: secret.clone(), until });
+        self.cached = now.checked_add(lifetime).map(|until| CachedToken { secret: secret.clone(), until });
         tracing::debug!(good_for_s = lifetime.as_secs(), "got an access token");
-        Ok(Token { secret, was_kept: false, number: self.count })
+        Ok(AccessToken { secret, was_cached: false, number: self.count })
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<TokenFailure> for Error {
+    fn from(failure: TokenFailure) -> Self {
         match failure {
-            Failure::Refused(words) | Failure::Ended(words) => Error::TokenRefused(words),
-            Failure::Passing(words, retry_after) => Error::Token { words, retry_after },
+            TokenFailure::Refused(words) | TokenFailure::Ended(words) => Error::TokenRefused(words),
+            TokenFailure::Temporary(words, retry_after) => Error::Token { words, retry_after },
         }
     }
 }
 
-impl std::fmt::Debug for Tokens {
+impl std::fmt::Debug for AccessTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokens").finish_non_exhaustive()
     }
@@ -228,8 +228,8 @@ impl std::fmt::Debug for Tokens {
 mod tests {
     use super::*;
 
-    fn read(table: &str) -> Result<Settings, String> {
-        let settings: Settings = toml::from_str(table).map_err(|e| e.message().to_owned())?;
+    fn read(table: &str) -> Result<OAuthSettings, String> {
+        let settings: OAuthSettings = toml::from_str(table).map_err(|e| e.message().to_owned())?;
         settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
         Ok(settings)
     }

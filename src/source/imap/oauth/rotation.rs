@@ -5,83 +5,83 @@ use std::path::Path;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::endpoint::{Endpoint, Granted};
-use super::token_file::Lasting;
-use super::token_lock::Turn;
-use super::{Failure, Settings};
+use super::endpoint::{TokenEndpoint, TokenGrant};
+use super::token_file::TokenFile;
+use super::token_lock::TokenLock;
+use super::{OAuthSettings, TokenFailure};
 
 /// How many tokens are tried at most: the file may hold another each time, if another process logs in too.
 const TRIES: usize = 5;
 
 /// The refresh tokens of one grant.
-pub(super) struct Refresh {
+pub(super) struct RefreshTokens {
     /// What a person has given us.
     configured: SecretString,
     /// Where its newest successor is kept, for a later start and for other processes.
-    file: Lasting,
+    file: TokenFile,
     /// The newest that we were given.
     newest: Option<SecretString>,
     /// It could be kept. Else it is newer than what is in the file.
-    is_kept: bool,
+    is_stored: bool,
     /// Those that had ended when another one was granted: shown again, one of them may be taken for a thief's.
     ended: Vec<SecretString>,
     /// That the endpoint replaces it was told.
-    told: bool,
+    announced: bool,
 }
 
-impl Refresh {
+impl RefreshTokens {
     /// Of settings, with the secret read; the file is in `folder`.
-    pub(super) fn new(settings: &Settings, configured: SecretString, folder: &Path) -> Self {
-        let file = Lasting::new(folder, &configured, settings);
-        Refresh { configured, file, newest: None, is_kept: true, ended: Vec::new(), told: false }
+    pub(super) fn new(settings: &OAuthSettings, configured: SecretString, folder: &Path) -> Self {
+        let file = TokenFile::new(folder, &configured, settings);
+        RefreshTokens { configured, file, newest: None, is_stored: true, ended: Vec::new(), announced: false }
     }
 
     /// Asks for an access token, and keeps the refresh token that came with it.
-    pub(super) async fn ask(&mut self, endpoint: &Endpoint) -> Result<Granted, Failure> {
-        let _turn = Turn::at(self.file.path()).await;
+    pub(super) async fn request(&mut self, endpoint: &TokenEndpoint) -> Result<TokenGrant, TokenFailure> {
+        let _lock = TokenLock::acquire(self.file.path()).await;
         let (mut tried, mut first) = (Vec::new(), None);
         // Read again before each try: another process may have been faster, and have ended the one that we had read.
-        while let Some(token) = self.next(&tried).await {
-            match endpoint.ask(&token).await {
+        while let Some(token) = self.next_candidate(&tried).await {
+            match endpoint.request(&token).await {
                 // What is said of the newest is what a person has to know.
-                Err(failure @ Failure::Ended(_)) => first = first.or(Some(failure)),
+                Err(failure @ TokenFailure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
                     if answer.is_ok() && !tried.is_empty() {
                         self.ended = tried;
                     }
                     if let Some(new) = answer.as_ref().ok().and_then(|granted| granted.refresh_token.as_ref())
-                        && !same(new, &token)
+                        && !is_equal(new, &token)
                     {
-                        self.replace(new.clone()).await;
+                        self.store_newest(new.clone()).await;
                     }
                     return answer;
                 }
             }
             tried.push(token);
         }
-        Err(first.unwrap_or_else(|| Failure::Ended("there is no refresh token".into())))
+        Err(first.unwrap_or_else(|| TokenFailure::Ended("there is no refresh token".into())))
     }
 
     /// The best one that was not tried yet; one that had ended when it was tried last, after all others.
-    async fn next(&self, tried: &[SecretString]) -> Option<SecretString> {
+    async fn next_candidate(&self, tried: &[SecretString]) -> Option<SecretString> {
         if tried.len() >= TRIES {
             return None;
         }
         let (file, memory) = (self.file.read().await, self.newest.clone());
-        let known = if self.is_kept { [file, memory] } else { [memory, file] };
+        let known = if self.is_stored { [file, memory] } else { [memory, file] };
         let known = known.into_iter().flatten().chain([self.configured.clone()]);
-        let is_one_of = |those: &[SecretString], token: &SecretString| those.iter().any(|other| same(other, token));
+        let is_one_of = |those: &[SecretString], token: &SecretString| those.iter().any(|other| is_equal(other, token));
         let (ended, good): (Vec<_>, Vec<_>) =
             known.filter(|token| !is_one_of(tried, token)).partition(|token| is_one_of(&self.ended, token));
         good.into_iter().chain(ended).next()
     }
 
-    async fn replace(&mut self, token: SecretString) {
+    async fn store_newest(&mut self, token: SecretString) {
         let written = self.file.write(&token).await;
-        self.is_kept = written.is_ok();
+        self.is_stored = written.is_ok();
         self.newest = Some(token);
         match written {
-            Ok(()) if std::mem::replace(&mut self.told, true) => {}
+            Ok(()) if std::mem::replace(&mut self.announced, true) => {}
             Ok(()) => {
                 tracing::info!(
                     "the token endpoint has replaced the refresh token; the new one is in {}",
@@ -98,7 +98,7 @@ impl Refresh {
     }
 }
 
-fn same(one: &SecretString, other: &SecretString) -> bool {
+fn is_equal(one: &SecretString, other: &SecretString) -> bool {
     one.expose_secret() == other.expose_secret()
 }
 
@@ -118,7 +118,7 @@ mod tests {
     fn grant(
         folder: &Path,
         mut answer: impl FnMut(&str) -> &'static str + Send + 'static,
-    ) -> (Endpoint, Refresh, Lasting) {
+    ) -> (TokenEndpoint, RefreshTokens, TokenFile) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/token", listener.local_addr().unwrap());
         std::thread::spawn(move || {
@@ -134,10 +134,10 @@ mod tests {
             }
         });
         let settings = format!("token_url = \"{url}\"\nclient_id = \"shop\"\nrefresh_token = {{ env = \"R\" }}");
-        let settings: Settings = toml::from_str(&settings).unwrap();
-        let refresh = Refresh::new(&settings, "configured".to_owned().into(), folder);
+        let settings: OAuthSettings = toml::from_str(&settings).unwrap();
+        let refresh = RefreshTokens::new(&settings, "configured".to_owned().into(), folder);
         let file = refresh.file.clone();
-        (Endpoint::new(&settings, None, None), refresh, file)
+        (TokenEndpoint::new(&settings, None, None), refresh, file)
     }
 
     fn token(text: &str) -> SecretString {
@@ -160,7 +160,7 @@ mod tests {
         });
         file.write(&token("old")).await.unwrap();
         replaces.send(file.path().to_owned()).unwrap();
-        refresh.ask(&endpoint).await.unwrap();
+        refresh.request(&endpoint).await.unwrap();
         assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "newest"], "and the configured one is left alone");
     }
 
@@ -173,15 +173,15 @@ mod tests {
             if token == "old" { REPLACED } else { GRANTED }
         });
         file.write(&token("old")).await.unwrap();
-        let mut other = Refresh {
+        let mut other = RefreshTokens {
             configured: token("configured"),
             file,
             newest: None,
-            is_kept: true,
+            is_stored: true,
             ended: Vec::new(),
-            told: false,
+            announced: false,
         };
-        let (first, second) = tokio::join!(one.ask(&endpoint), other.ask(&endpoint));
+        let (first, second) = tokio::join!(one.request(&endpoint), other.request(&endpoint));
         assert!(first.is_ok() && second.is_ok());
         assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "given"]);
     }
@@ -200,7 +200,7 @@ mod tests {
         file.write(&token("kept")).await.unwrap();
         let mut asked_for = async |good_one: &str| {
             good.send(good_one.to_owned()).unwrap();
-            refresh.ask(&endpoint).await.unwrap();
+            refresh.request(&endpoint).await.unwrap();
             shown.try_iter().collect::<Vec<_>>()
         };
         assert_eq!(asked_for("configured").await, ["kept", "configured"]);
@@ -223,8 +223,8 @@ mod tests {
             ENDED
         });
         replaces.send(file.path().to_owned()).unwrap();
-        let failure = refresh.ask(&endpoint).await.unwrap_err();
-        assert!(matches!(failure, Failure::Ended(_)), "{failure:?}");
+        let failure = refresh.request(&endpoint).await.unwrap_err();
+        assert!(matches!(failure, TokenFailure::Ended(_)), "{failure:?}");
         assert_eq!(file.read().await.unwrap().expose_secret(), format!("another-{TRIES}"));
     }
 
@@ -237,10 +237,10 @@ mod tests {
             if token == "configured" { REPLACED } else { GRANTED }
         });
         std::fs::create_dir(file.path()).unwrap();
-        refresh.ask(&endpoint).await.unwrap();
+        refresh.request(&endpoint).await.unwrap();
         std::fs::remove_dir(file.path()).unwrap();
         file.write(&token("old")).await.unwrap();
-        refresh.ask(&endpoint).await.unwrap();
+        refresh.request(&endpoint).await.unwrap();
         assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["configured", "given"]);
     }
 
@@ -254,7 +254,7 @@ mod tests {
                 said
             });
             file.write(&token("newest")).await.unwrap();
-            refresh.ask(&endpoint).await.unwrap_err();
+            refresh.request(&endpoint).await.unwrap_err();
             assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["newest"]);
         }
     }

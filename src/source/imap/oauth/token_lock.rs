@@ -10,55 +10,55 @@ use tokio::time::{Instant, sleep};
 
 /// How long another one is waited for: longer than a call of the endpoint takes. Who was stopped meanwhile does not hold
 /// up everybody else.
-const PATIENCE: Duration = Duration::from_secs(25);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(25);
 /// How often it is looked whether it is done: the kernel tells nobody.
-const LOOK: Duration = Duration::from_millis(50);
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// Lasts until it is dropped, or the process ends.
-pub(super) struct Turn {
+pub(super) struct TokenLock {
     /// Locked. `None`: no token was ever replaced, so none ends, or there can be no lock.
     _file: Option<File>,
 }
 
 /// What an attempt has led to.
-enum Attempt {
-    Ours(Turn),
+enum LockAttempt {
+    Acquired(TokenLock),
     /// What was locked is not the file any more.
-    Again,
+    Replaced,
     /// Another one has it.
-    Later,
+    Held,
 }
 
-impl Turn {
+impl TokenLock {
     /// Waits for it, at the file of a token that is kept; makes none.
-    pub(super) async fn at(path: &Path) -> Turn {
-        Turn::within(path, PATIENCE).await
+    pub(super) async fn acquire(path: &Path) -> TokenLock {
+        TokenLock::acquire_within(path, LOCK_TIMEOUT).await
     }
 
-    async fn within(path: &Path, patience: Duration) -> Turn {
+    async fn acquire_within(path: &Path, patience: Duration) -> TokenLock {
         let until = Instant::now() + patience;
         loop {
-            match attempt(path) {
-                Attempt::Ours(turn) => return turn,
-                Attempt::Again => {}
-                Attempt::Later if Instant::now() < until => sleep(LOOK).await,
-                Attempt::Later => {
+            match try_lock(path) {
+                LockAttempt::Acquired(lock) => return lock,
+                LockAttempt::Replaced => {}
+                LockAttempt::Held if Instant::now() < until => sleep(LOCK_POLL).await,
+                LockAttempt::Held => {
                     tracing::debug!("another process asks for an access token for too long; it is not waited for");
-                    return Turn { _file: None };
+                    return TokenLock { _file: None };
                 }
             }
         }
     }
 }
 
-fn attempt(path: &Path) -> Attempt {
-    let Ok(file) = File::open(path) else { return Attempt::Ours(Turn { _file: None }) };
+fn try_lock(path: &Path) -> LockAttempt {
+    let Ok(file) = File::open(path) else { return LockAttempt::Acquired(TokenLock { _file: None }) };
     match file.try_lock() {
-        Ok(()) if file.metadata().is_ok_and(|file| file.nlink() == 0) => Attempt::Again,
-        Ok(()) => Attempt::Ours(Turn { _file: Some(file) }),
-        Err(TryLockError::WouldBlock) => Attempt::Later,
+        Ok(()) if file.metadata().is_ok_and(|file| file.nlink() == 0) => LockAttempt::Replaced,
+        Ok(()) => LockAttempt::Acquired(TokenLock { _file: Some(file) }),
+        Err(TryLockError::WouldBlock) => LockAttempt::Held,
         // Some network file systems have no locks.
-        Err(TryLockError::Error(_)) => Attempt::Ours(Turn { _file: None }),
+        Err(TryLockError::Error(_)) => LockAttempt::Acquired(TokenLock { _file: None }),
     }
 }
 
@@ -70,11 +70,11 @@ mod tests {
     async fn the_second_waits_for_the_first_also_where_the_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (path, new) = (folder.path().join("oauth"), folder.path().join("new"));
-        assert!(Turn::at(&path).await._file.is_none() && !path.exists(), "nothing is made");
+        assert!(TokenLock::acquire(&path).await._file.is_none() && !path.exists(), "nothing is made");
         std::fs::write(&path, "second").unwrap();
-        let first = Turn::at(&path).await;
+        let first = TokenLock::acquire(&path).await;
         assert!(first._file.is_some());
-        let waiting = Turn::at(&path);
+        let waiting = TokenLock::acquire(&path);
         tokio::pin!(waiting);
         assert!(tokio::time::timeout(Duration::ZERO, &mut waiting).await.is_err(), "the first has it");
         std::fs::write(&new, "third").unwrap();
@@ -90,9 +90,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("oauth");
         std::fs::write(&path, "second").unwrap();
-        let first = Turn::at(&path).await;
-        assert!(Turn::within(&path, Duration::ZERO).await._file.is_none());
+        let first = TokenLock::acquire(&path).await;
+        assert!(TokenLock::acquire_within(&path, Duration::ZERO).await._file.is_none());
         drop(first);
-        assert!(Turn::within(&path, Duration::ZERO).await._file.is_some());
+        assert!(TokenLock::acquire_within(&path, Duration::ZERO).await._file.is_some());
     }
 }

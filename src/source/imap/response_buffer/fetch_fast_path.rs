@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 
 /// Reads a whole answer of that form, and returns what comes after it; `None`: it is not here to its end, or another.
-pub(super) fn fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
-    let mut rest = Rest(bytes);
+pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
+    let mut rest = FastInput(bytes);
     rest.word(b"* ")?;
     let place = rest.number()?;
     rest.word(b" FETCH (")?;
@@ -22,7 +22,7 @@ pub(super) fn fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
     }
 }
 
-fn attribute<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
+fn attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     if rest.word(b"UID ").is_some() {
         return rest.number().map(AttributeValue::Uid);
     }
@@ -37,7 +37,7 @@ fn attribute<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
 }
 
 /// A section from behind its `[` on.
-fn section<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
+fn section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     let fields = rest.word(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
     rest.word(b"]")?;
     let index = match rest.word(b"<") {
@@ -50,9 +50,9 @@ fn section<'a>(rest: &mut Rest<'a>) -> Option<AttributeValue<'a>> {
 }
 
 /// What is still to be read.
-struct Rest<'a>(&'a [u8]);
+struct FastInput<'a>(&'a [u8]);
 
-impl<'a> Rest<'a> {
+impl<'a> FastInput<'a> {
     /// Passes just these bytes.
     fn word(&mut self, word: &[u8]) -> Option<()> {
         self.0 = self.0.strip_prefix(word)?;
@@ -105,14 +105,14 @@ mod tests {
 
     #[test]
     fn what_servers_write_is_read_here() {
-        let (rest, first) = fetch(USUAL).unwrap();
+        let (rest, first) = parse_fetch(USUAL).unwrap();
         assert_eq!((rest, first), Response::parse(USUAL).unwrap());
-        assert_eq!(fetch(rest), Response::parse(rest).ok());
-        assert!((0..USUAL.len() - rest.len()).all(|end| fetch(&USUAL[..end]).is_none()), "it was not all there");
+        assert_eq!(parse_fetch(rest), Response::parse(rest).ok());
+        assert!((0..USUAL.len() - rest.len()).all(|end| parse_fetch(&USUAL[..end]).is_none()), "it was not all there");
         for other in
             ["* 3 FETCH (UID 9 FLAGS ())\r\n", "* 3 FETCH ()\r\n", "* 4294967296 FETCH (UID 1)\r\n", "* 3 EXISTS\r\n"]
         {
-            assert_eq!(fetch(other.as_bytes()), None, "{other}");
+            assert_eq!(parse_fetch(other.as_bytes()), None, "{other}");
         }
     }
 
@@ -144,7 +144,7 @@ mod tests {
             pieces(),
             (pieces(), pieces()).prop_map(|(a, b)| [b"* 1 FETCH (UID 2 ", &a[..], b")\r\n", &b].concat()),
         ]) {
-            if let Some(read) = fetch(&bytes) {
+            if let Some(read) = parse_fetch(&bytes) {
                 prop_assert_eq!(Response::parse(&bytes).unwrap(), read);
             }
         }

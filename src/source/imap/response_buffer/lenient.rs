@@ -22,11 +22,11 @@ const ITEMS: [&[u8]; 6] = [b"UID ", b"FLAGS ", b"INTERNALDATE ", b"RFC822", b"BO
 const LONGEST_ITEM: usize = 13;
 
 /// The next response and its length; `None` if it is not here to its end.
-pub(super) fn response(bytes: &[u8]) -> Result<Option<(Response<'static>, usize)>> {
+pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, usize)>> {
     let Some(length) = framing::length(bytes, continues) else { return Ok(None) };
     let whole = bytes.get(..length).unwrap_or_default();
     let response = match after_fetch(whole) {
-        Some((place, items)) => fetch(place, Rest(items)).unwrap_or_else(|| unreadable(place, items)),
+        Some((place, items)) => fetch(place, LenientInput(items)).unwrap_or_else(|| unreadable(place, items)),
         None => match squeezed(whole).or_else(|| list(whole)).or_else(|| capabilities(whole)) {
             Some(response) => response,
             None if whole.starts_with(b"*") || whole.trim_ascii().is_empty() => skipped(),
@@ -98,7 +98,7 @@ fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
 
 /// The sequence number of a FETCH, and what follows its name; `None` if it is another response.
 fn after_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
-    let mut rest = Rest(whole);
+    let mut rest = LenientInput(whole);
     rest.word(b"*")?;
     rest.blanks();
     let place = number(rest.atom()?)?;
@@ -109,7 +109,7 @@ fn after_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// The items of a FETCH. Parentheses around them have no meaning; an item that comes twice has two.
-fn fetch(place: u32, mut rest: Rest<'_>) -> Option<Response<'static>> {
+fn fetch(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
     rest.word(b"(")?;
     let (mut open, mut attributes) = (1_i32, Vec::new());
     loop {
@@ -144,7 +144,7 @@ fn kind(attribute: &AttributeValue<'_>) -> u8 {
 
 /// Passes an item and its value. `Some(None)`: one that was not asked for, or that has no value.
 #[allow(clippy::option_option)]
-fn attribute(rest: &mut Rest<'_>) -> Option<Option<AttributeValue<'static>>> {
+fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
     let name = rest.atom()?.to_ascii_uppercase();
     let section = rest.section()?;
     rest.blanks();
@@ -177,7 +177,7 @@ fn attribute(rest: &mut Rest<'_>) -> Option<Option<AttributeValue<'static>>> {
 /// A LIST response: of a server that does not escape its delimiter, of one that does not quote a name, and with extended
 /// data behind the name (RFC 5258).
 fn list(whole: &[u8]) -> Option<Response<'static>> {
-    let mut rest = Rest(whole.trim_ascii_end());
+    let mut rest = LenientInput(whole.trim_ascii_end());
     rest.word(b"*")?;
     rest.blanks();
     rest.word(b"LIST")?;
@@ -255,9 +255,9 @@ impl Value<'_> {
 }
 
 /// The part of a response that is still to be read.
-struct Rest<'a>(&'a [u8]);
+struct LenientInput<'a>(&'a [u8]);
 
-impl<'a> Rest<'a> {
+impl<'a> LenientInput<'a> {
     /// Passes this word, in any case.
     fn word(&mut self, word: &[u8]) -> Option<()> {
         let start = self.0.get(..word.len())?;
@@ -367,7 +367,7 @@ mod tests {
     fn read(text: &str) -> Response<'static> {
         let rest = "A1 OK done\r\n";
         let bytes = format!("{text}{rest}");
-        let (response, length) = response(bytes.as_bytes()).unwrap().unwrap();
+        let (response, length) = parse_response(bytes.as_bytes()).unwrap().unwrap();
         assert_eq!(length, text.len(), "{text}");
         response
     }
@@ -459,7 +459,7 @@ mod tests {
             assert_eq!(read(odd), skipped(), "{odd}");
         }
         for wrong in ["nonsense\r\n", "UID 5)\r\n", "\0\r\n"] {
-            assert!(response(wrong.as_bytes()).is_err(), "{wrong}");
+            assert!(parse_response(wrong.as_bytes()).is_err(), "{wrong}");
         }
     }
 
@@ -467,7 +467,7 @@ mod tests {
     fn an_unfinished_response_is_waited_for() {
         for odd in [USUAL.replace("hello)", "hello\r\n UID 9)"), USUAL.replace("BODY[]", "BODY[]<0.7>")] {
             for end in 0..odd.len() {
-                assert_eq!(response(&odd.as_bytes()[..end]).unwrap(), None, "{:?}", &odd[..end]);
+                assert_eq!(parse_response(&odd.as_bytes()[..end]).unwrap(), None, "{:?}", &odd[..end]);
             }
         }
     }
@@ -482,7 +482,7 @@ mod tests {
             let text = format!("* {place} FETCH (UID {uid} RFC822.SIZE {size}{more} BODY[]<0> {{{}}}\r\n{body})\r\n", body.len());
             let Response::Fetch(_, usual) = parsed(&text) else { panic!() };
             let (place_read, rest) = after_fetch(text.as_bytes()).unwrap();
-            let Response::Fetch(at, items) = fetch(place_read, Rest(rest)).unwrap() else { panic!() };
+            let Response::Fetch(at, items) = fetch(place_read, LenientInput(rest)).unwrap() else { panic!() };
             prop_assert_eq!(at, place);
             prop_assert_eq!(items.len(), 3);
             for item in items {
@@ -500,7 +500,7 @@ mod tests {
             prop::sample::select(b"* 1FETCH(UIDBODY[]<>{}~\"\\\r\n)".to_vec()), any::<u8>()
         ], 0..80)) {
             for bytes in [bytes.clone(), [b"* 1 FETCH (UID 2 ", &bytes[..]].concat(), [b"* LIST (", &bytes[..]].concat()] {
-                if let Ok(Some((_, length))) = response(&bytes) {
+                if let Ok(Some((_, length))) = parse_response(&bytes) {
                     prop_assert!(length > 0 && length <= bytes.len());
                 }
             }

@@ -28,46 +28,46 @@ const LARGE: usize = 4 * BLOCK;
 
 /// What has come and was not used yet. While nothing has come it takes no memory: that is most of a connection's life.
 #[derive(Default)]
-pub(super) struct Answers {
+pub(super) struct ResponseBuffer {
     bytes: Vec<u8>,
     /// How much of them was used.
-    used: usize,
+    consumed: usize,
 }
 
-impl Answers {
+impl ResponseBuffer {
     /// The next answer, and how long it is; `None` if it is not all here.
-    pub(super) fn next(&self) -> Result<Option<(Response<'_>, usize)>> {
-        let bytes = self.bytes.get(self.used..).unwrap_or_default();
+    pub(super) fn parse_next(&self) -> Result<Option<(Response<'_>, usize)>> {
+        let bytes = self.bytes.get(self.consumed..).unwrap_or_default();
         if bytes.is_empty() {
             return Ok(None);
         }
-        if let Some((rest, response)) = fetch_fast_path::fetch(bytes) {
+        if let Some((rest, response)) = fetch_fast_path::parse_fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
         // imap-proto panics on this date, and each panic is a line in the log.
         let first_line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or_default();
         if memmem::find(first_line, b"INTERNALDATE NIL").is_some() {
-            return lenient::response(bytes);
+            return lenient::parse_response(bytes);
         }
         // Of its error nothing is kept: it embeds what was parsed, mail text and all.
         match catch_panic(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
-            _ => lenient::response(bytes),
+            _ => lenient::parse_response(bytes),
         }
     }
 
     /// An answer of this length was used.
-    pub(super) fn take(&mut self, length: usize) {
-        self.used += length;
+    pub(super) fn consume(&mut self, length: usize) {
+        self.consumed += length;
         // What is left is no more than was read at once.
-        if self.used >= self.bytes.len() || self.bytes.capacity() > LARGE {
-            self.forget_used(&[]);
+        if self.consumed >= self.bytes.len() || self.bytes.capacity() > LARGE {
+            self.discard_consumed(&[]);
         }
     }
 
-    fn forget_used(&mut self, came: &[u8]) {
-        let left = self.bytes.get(self.used..).unwrap_or_default();
-        (self.bytes, self.used) = ([left, came].concat(), 0);
+    fn discard_consumed(&mut self, received: &[u8]) {
+        let left = self.bytes.get(self.consumed..).unwrap_or_default();
+        (self.bytes, self.consumed) = ([left, received].concat(), 0);
     }
 
     /// Adds what has come in; how much that is: nothing is the end of the stream.
@@ -79,13 +79,13 @@ impl Answers {
         let mut block = [MaybeUninit::uninit(); BLOCK];
         let mut block = ReadBuf::uninit(&mut block);
         ready!(Pin::new(net).poll_read(cx, &mut block))?;
-        let came = block.filled();
-        if self.used > 0 {
-            self.forget_used(came);
+        let received = block.filled();
+        if self.consumed > 0 {
+            self.discard_consumed(received);
         } else {
-            self.bytes.extend_from_slice(came);
+            self.bytes.extend_from_slice(received);
         }
-        Poll::Ready(Ok(came.len()))
+        Poll::Ready(Ok(received.len()))
     }
 }
 
@@ -98,20 +98,20 @@ mod tests {
     use super::*;
 
     /// What comes in pieces of this length: each answer, in words, and how much is held at the end.
-    fn heard(bytes: &[u8], piece: usize) -> (Vec<String>, usize) {
-        let (mut answers, mut said) = (Answers::default(), Vec::new());
+    fn responses(bytes: &[u8], piece: usize) -> (Vec<String>, usize) {
+        let (mut buffer, mut parsed) = (ResponseBuffer::default(), Vec::new());
         for mut piece in bytes.chunks(piece) {
             while !piece.is_empty() {
-                let came = answers.poll_fill(&mut piece, &mut Context::from_waker(Waker::noop()));
-                assert!(matches!(came, Poll::Ready(Ok(1..))));
+                let received = buffer.poll_fill(&mut piece, &mut Context::from_waker(Waker::noop()));
+                assert!(matches!(received, Poll::Ready(Ok(1..))));
             }
-            while let Some((response, length)) = answers.next().unwrap() {
-                said.push(format!("{response:?}"));
+            while let Some((response, length)) = buffer.parse_next().unwrap() {
+                parsed.push(format!("{response:?}"));
                 drop(response);
-                answers.take(length);
+                buffer.consume(length);
             }
         }
-        (said, answers.bytes.capacity())
+        (parsed, buffer.bytes.capacity())
     }
 
     #[test]
@@ -121,25 +121,25 @@ mod tests {
             "* OK {{6}} well\r\n* OK {{6}}\r\n* 1 FETCH (UID 7 BODY[] {{6}}\r\n)\r\n* 2)\r\n{large}* 2 FETCH (FLAGS (\\Seen))\r\n\
              + idling\r\nA1 OK done\r\n"
         );
-        let (said, held) = heard(bytes.as_bytes(), bytes.len());
-        assert_eq!((said.len(), held), (7, 0));
+        let (parsed, held) = responses(bytes.as_bytes(), bytes.len());
+        assert_eq!((parsed.len(), held), (7, 0));
         for piece in [1, 2, 7, 1_000, BLOCK, BLOCK + 1] {
-            assert_eq!(heard(bytes.as_bytes(), piece), (said.clone(), 0), "in pieces of {piece}");
+            assert_eq!(responses(bytes.as_bytes(), piece), (parsed.clone(), 0), "in pieces of {piece}");
         }
     }
 
     #[test]
     fn a_large_mail_does_not_stay() {
         let large = format!("* 2 FETCH (UID 8 BODY[] {{4000000}}\r\n{})\r\n* 3 EX", "x".repeat(4_000_000));
-        let (said, held) = heard(large.as_bytes(), BLOCK);
-        assert_eq!(said.len(), 1);
+        let (parsed, held) = responses(large.as_bytes(), BLOCK);
+        assert_eq!(parsed.len(), 1);
         assert!(held <= 2 * BLOCK, "{held}");
     }
 
     /// The first response of these bytes, and what is left of them.
     fn first(bytes: &str) -> (String, usize) {
-        let answers = Answers { bytes: bytes.into(), used: 0 };
-        let (response, length) = answers.next().unwrap().unwrap();
+        let buffer = ResponseBuffer { bytes: bytes.into(), consumed: 0 };
+        let (response, length) = buffer.parse_next().unwrap().unwrap();
         (format!("{response:?}"), bytes.len() - length)
     }
 
@@ -157,8 +157,8 @@ mod tests {
         ] {
             assert_eq!(first(&format!("{odd}{rest}")), (left.into(), rest.len()), "{odd}");
         }
-        let answers = Answers { bytes: "nonsense\r\n".into(), used: 0 };
-        assert!(matches!(answers.next(), Err(Error::Protocol(_))));
+        let buffer = ResponseBuffer { bytes: "nonsense\r\n".into(), consumed: 0 };
+        assert!(matches!(buffer.parse_next(), Err(Error::Protocol(_))));
     }
 
     #[test]
