@@ -43,7 +43,7 @@ impl Quirks {
         self.drops_after_done.load(Ordering::Relaxed)
     }
 
-    pub(super) fn learn_that_it_drops_after_done(&self) {
+    pub(super) fn set_drops_after_done(&self) {
         self.drops_after_done.store(true, Ordering::Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! What is done to a notification on the server once it is stored.
+//! Applies `after` to notifications on the server once they are stored.
 
 use super::connection::quoted;
 use super::error::{Error, Result};
@@ -7,64 +7,77 @@ use super::settings::After;
 use super::utf7;
 use crate::model::same_mailbox;
 
-/// Marks or moves mails that are committed. Repeating it does no harm, so a crash before it costs nothing.
-pub(super) async fn apply_after(opened: &mut SelectedMailbox, uids: &[u32]) -> Result<()> {
-    if uids.is_empty() {
-        return Ok(());
-    }
-    let set = uid_set(uids);
-    let done = match opened.account.settings.after.clone() {
-        After::Leave => Ok(()),
-        After::Seen => store_flag(opened, &set, "\\Seen").await,
-        // It lies there already, and would come again, under a number of its own, for ever.
-        After::Move(target) if same_mailbox(&target, &opened.name) => Ok(()),
-        After::Move(target) => move_to(opened, &set, &target).await,
-    };
-    match done {
-        // A NO leaves the connection as it was. The mails are stored; where they lie on the server is worth a word, and
-        // not the next notification's time.
-        Err(error @ Error::Refused { .. }) => {
-            tracing::warn!(
-                account = opened.account.settings.name,
-                mailbox = opened.name,
-                "`after` cannot be done: {error}"
-            );
-            Ok(())
+/// How many UIDs one command contains: servers limit the length of a line.
+const CHUNK: usize = 500;
+
+impl SelectedMailbox {
+    /// Applies `after` to all notifications that are handed over. Waits for their commits.
+    pub(super) async fn apply_after(&mut self) -> Result<()> {
+        self.reader.after.wait_for_commits().await?;
+        loop {
+            let uids = self.reader.after.next_chunk(CHUNK);
+            if uids.is_empty() {
+                return Ok(());
+            }
+            self.apply_after_to(&uid_set(&uids)).await?;
+            self.reader.after.remove(uids.len());
         }
-        done => done,
     }
-}
 
-async fn store_flag(opened: &mut SelectedMailbox, set: &str, flag: &str) -> Result<()> {
-    let command = format!("UID STORE {set} +FLAGS.SILENT ({flag})");
-    opened.run("UID STORE", &command).await
-}
-
-/// MOVE (RFC 6851) where there is one; else COPY, `\Deleted`, and UID EXPUNGE (RFC 4315) of just these. A bare
-/// EXPUNGE would remove what other programs have marked; without UIDPLUS the copy stays marked as deleted.
-async fn move_to(opened: &mut SelectedMailbox, set: &str, target: &str) -> Result<()> {
-    let target = quoted(&utf7::encode(target))
-        .ok_or_else(|| Error::Refused { command: "UID MOVE", words: "the mailbox's name holds a line break".into() })?;
-    if opened.capabilities.moves {
-        return create_and_retry(opened, &target, "UID MOVE", &format!("UID MOVE {set} {target}")).await;
-    }
-    create_and_retry(opened, &target, "UID COPY", &format!("UID COPY {set} {target}")).await?;
-    store_flag(opened, set, "\\Deleted").await?;
-    if opened.capabilities.uidplus {
-        opened.run("UID EXPUNGE", &format!("UID EXPUNGE {set}")).await?;
-    }
-    Ok(())
-}
-
-/// Runs a command that needs the target; where the server says that there is none, it is made (RFC 3501, TRYCREATE).
-async fn create_and_retry(opened: &mut SelectedMailbox, target: &str, name: &'static str, command: &str) -> Result<()> {
-    match opened.run(name, command).await {
-        Err(Error::Refused { words, .. }) => {
-            let (account, mailbox) = (&opened.account.settings.name, &opened.name);
-            tracing::info!(account, mailbox, "{name} refused ({words}); making the mailbox {target}");
-            opened.run("CREATE", &format!("CREATE {target}")).await?;
-            opened.run(name, command).await
+    /// Marks or moves these mails. A repetition is harmless, so a crash before this costs nothing.
+    async fn apply_after_to(&mut self, uids: &str) -> Result<()> {
+        let applied = match self.reader.facts.account.settings.after.clone() {
+            After::Leave => Ok(()),
+            After::Seen => self.add_flag(uids, "\\Seen").await,
+            // A move within one mailbox would give the mail a new UID each time, without end.
+            After::Move(target) if same_mailbox(&target, &self.reader.facts.name.display) => Ok(()),
+            After::Move(target) => self.move_to(uids, &target).await,
+        };
+        match applied {
+            // The connection still works after a NO, and the mails are stored. The next notification must not wait.
+            Err(error @ Error::Refused { .. }) => {
+                let (account, mailbox) = (&self.reader.facts.account.settings.name, &self.reader.facts.name.display);
+                tracing::warn!(account, mailbox, "cannot apply `after`: {error}");
+                Ok(())
+            }
+            applied => applied,
         }
-        done => done,
+    }
+
+    async fn add_flag(&mut self, uids: &str, flag: &str) -> Result<()> {
+        self.run("UID STORE", &format!("UID STORE {uids} +FLAGS.SILENT ({flag})")).await
+    }
+
+    /// MOVE (RFC 6851), if the server has it. Otherwise COPY, `\Deleted` and UID EXPUNGE (RFC 4315) of these mails. A plain
+    /// EXPUNGE would remove mails that other programs have marked; without UIDPLUS the original stays, marked as deleted.
+    async fn move_to(&mut self, uids: &str, target: &str) -> Result<()> {
+        let target = quoted(&utf7::encode(target)).ok_or_else(|| Error::Refused {
+            command: "UID MOVE",
+            words: "the mailbox's name contains a line break".into(),
+        })?;
+        let capabilities = self.reader.facts.capabilities;
+        if capabilities.moves {
+            return self.run_with_target("UID MOVE", &format!("UID MOVE {uids} {target}"), &target).await;
+        }
+        self.run_with_target("UID COPY", &format!("UID COPY {uids} {target}"), &target).await?;
+        self.add_flag(uids, "\\Deleted").await?;
+        if capabilities.uidplus {
+            self.run("UID EXPUNGE", &format!("UID EXPUNGE {uids}")).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a command that needs the mailbox `target`. If the server refuses it, creates the mailbox and runs the command again
+    /// (RFC 3501, TRYCREATE).
+    async fn run_with_target(&mut self, name: &'static str, command: &str, target: &str) -> Result<()> {
+        match self.run(name, command).await {
+            Err(Error::Refused { words, .. }) => {
+                let (account, mailbox) = (&self.reader.facts.account.settings.name, &self.reader.facts.name.display);
+                tracing::info!(account, mailbox, "{name} refused ({words}); creating the mailbox {target}");
+                self.run("CREATE", &format!("CREATE {target}")).await?;
+                self.run(name, command).await
+            }
+            done => done,
+        }
     }
 }

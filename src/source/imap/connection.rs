@@ -174,7 +174,7 @@ impl Connection {
     }
 
     /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
-    pub(super) async fn idle(&mut self) -> Result<PendingCommand> {
+    pub(super) async fn send_idle(&mut self) -> Result<PendingCommand> {
         let pending = self.send("IDLE", "IDLE").await?;
         (self.idling, self.accepted) = (Some(pending.tag.clone()), false);
         Ok(pending)
@@ -188,7 +188,7 @@ impl Connection {
 
     /// Ends the IDLE. True: its tagged OK is still to come; false: the server ended it before, and a DONE would be
     /// taken for a command.
-    pub(super) async fn done(&mut self) -> Result<bool> {
+    pub(super) async fn send_done(&mut self) -> Result<bool> {
         if self.idling.take().is_none() {
             return Ok(false);
         }
@@ -312,7 +312,7 @@ impl Connection {
             while self.awaits_plus() && left.next().is_some() {
                 self.read_during_logout(&idle, wait).await?;
             }
-            self.done().await?;
+            self.send_done().await?;
             let pending = self.send("LOGOUT", "LOGOUT").await?;
             while left.next().is_some() && !self.read_during_logout(&pending, wait).await? {}
             Ok(())

@@ -1,94 +1,99 @@
-//! Finding and opening a mailbox.
+//! Finds and selects a mailbox.
 
 use async_imap::imap_proto::{AttributeValue, MailboxDatum, NameAttribute, Response, ResponseCode, StatusAttribute};
+use jiff::Timestamp;
 
-use jiff::{SignedDuration, Timestamp};
-
-use super::account::ResumePoint;
-use super::connection::{Connection, ResponseTimeout, quoted, response_code};
+use super::connection::{Connection, quoted, response_code};
 use super::error::{Error, Result};
 use super::fetch::FetchedMail;
 use super::login::Capabilities;
-use super::timing::Timing;
+use super::renumbering::credible_date;
 use super::utf7;
-use crate::model::SyncPosition;
 
-/// How many of the last numbers that were read are looked at when a mailbox is opened again. New mails under old numbers
-/// lie right below the cursor; each mail costs some seventy bytes of the answer.
+/// How many of the last UIDs below the cursor are compared with their stored dates when a mailbox is opened. After a restore of
+/// the server, new mails get the UIDs just below the cursor. Each UID costs about seventy bytes of the answer.
 pub const FINGERPRINT_UIDS: u32 = 200;
-/// How far a server's clock may be ahead of ours.
-const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 
-/// An open mailbox.
+/// The state of the selected mailbox, as the server reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MailboxStatus {
-    /// Its numbering (RFC 3501, 2.3.1.1).
+    /// UIDVALIDITY (RFC 3501, 2.3.1.1).
     pub(super) uid_validity: u32,
-    /// The UID of the next mail, at least; `None` if the server does not say.
+    /// The highest UIDNEXT reported; `None` if the server reports none.
     pub(super) uid_next: Option<u32>,
-    /// How many mails are in it.
+    /// The number of mails.
     pub(super) exists: u32,
-    /// How many of them were announced, and not looked for yet.
-    pub(super) fresh: u32,
-    /// The server has begun another numbering since.
-    pub(super) renumbered: bool,
+    /// How many mails were announced and not fetched since.
+    pub(super) announced: u32,
+    /// The UIDVALIDITY has changed since SELECT.
+    pub(super) is_renumbered: bool,
     /// How many FETCH responses could not be parsed and named no UID.
-    pub(super) unreadable: usize,
-    /// When the server took the newest mail of which that was asked here: of the last [`FINGERPRINT_UIDS`] numbers, at least.
+    pub(super) unparsed_fetches: usize,
+    /// The newest INTERNALDATE seen. It covers at least the last [`FINGERPRINT_UIDS`] UIDs.
     pub(super) newest_at: Option<Timestamp>,
 }
 
 impl MailboxStatus {
-    /// Takes note of when a mail came.
-    pub(super) fn saw(&mut self, item: &FetchedMail, now: Timestamp) {
-        self.newest_at = self.newest_at.max(credible(item, now));
+    /// Records the date of a mail.
+    pub(super) fn record_date(&mut self, mail: &FetchedMail, now: Timestamp) {
+        self.newest_at = self.newest_at.max(credible_date(mail, now));
     }
 
-    /// Takes note of an untagged answer that is about the mailbox.
-    pub(super) fn note(&mut self, response: &Response<'_>) {
+    /// Records an untagged response about the mailbox.
+    pub(super) fn record(&mut self, response: &Response<'_>) {
         match (response, response_code(response)) {
             (Response::MailboxData(MailboxDatum::Exists(n)), _) => {
-                self.fresh = self.fresh.saturating_add(n.saturating_sub(self.exists));
+                self.announced = self.announced.saturating_add(n.saturating_sub(self.exists));
                 self.exists = *n;
             }
-            (_, Some(ResponseCode::UidValidity(n))) => self.renumbered |= *n != self.uid_validity,
-            // imap-proto takes `UID ?` for an unknown item.
+            (_, Some(ResponseCode::UidValidity(n))) => self.is_renumbered |= *n != self.uid_validity,
+            // imap-proto parses `UID ?` as an unknown item.
             (Response::Fetch(_, items), _) if items.is_empty() || items.contains(&AttributeValue::Unknown) => {
-                self.unreadable += 1;
+                self.unparsed_fetches += 1;
             }
             (Response::Expunge(_), _) => self.exists = self.exists.saturating_sub(1),
-            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(uid_next(*n)),
+            (_, Some(ResponseCode::UidNext(n))) => self.uid_next = self.uid_next.max(valid_uid_next(*n)),
             (Response::MailboxData(MailboxDatum::Status { status, .. }), _) => {
-                let other = |s: &_| matches!(s, StatusAttribute::UidValidity(n) if *n != self.uid_validity);
-                self.renumbered |= status.iter().any(other);
+                let is_other = |s: &_| matches!(s, StatusAttribute::UidValidity(n) if *n != self.uid_validity);
+                self.is_renumbered |= status.iter().any(is_other);
             }
             _ => {}
         }
     }
+
+    /// Returns how many mails were announced, and sets the number to 0.
+    pub(super) fn take_announced(&mut self) -> usize {
+        std::mem::take(&mut self.announced) as usize
+    }
+
+    /// Sets the number of announced mails, after some of them have arrived.
+    pub(super) fn announce_again(&mut self, count: usize) {
+        self.announced = u32::try_from(count).unwrap_or(u32::MAX);
+    }
 }
 
-/// A mailbox's name: as a person reads it, here and in the database, and as it goes over the wire. That is modified UTF-7,
-/// but some servers name a mailbox in another way, and know it by no other name.
+/// The name of a mailbox. On the wire it is modified UTF-7, but some servers send other names and accept only those.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MailboxName {
-    pub(super) name: String,
-    pub(super) connection: String,
+    /// As people read it, in the configuration and the database.
+    pub(super) display: String,
+    /// As the server writes it.
+    pub(super) encoded: String,
 }
 
 impl MailboxName {
     fn from_settings(name: &str) -> Self {
-        MailboxName { name: name.to_owned(), connection: utf7::encode(name) }
+        MailboxName { display: name.to_owned(), encoded: utf7::encode(name) }
     }
 
-    fn from_server(connection: &str) -> Self {
-        MailboxName {
-            name: utf7::decode(connection).unwrap_or_else(|| connection.to_owned()),
-            connection: connection.to_owned(),
-        }
+    fn from_server(encoded: &str) -> Self {
+        let display = utf7::decode(encoded).unwrap_or_else(|| encoded.to_owned());
+        MailboxName { display, encoded: encoded.to_owned() }
     }
 }
 
-/// The name of the mailbox that `wanted` stands for: itself, or for `\Junk` the one so marked; `None` if none is.
+/// The name of the mailbox `wanted`. For a special-use attribute such as `\Junk`, the mailbox with that attribute; `None` if
+/// there is none.
 pub(super) async fn find_mailbox(
     connection: &mut Connection,
     capabilities: Capabilities,
@@ -97,27 +102,26 @@ pub(super) async fn find_mailbox(
     if !wanted.starts_with('\\') {
         return Ok(Some(MailboxName::from_settings(wanted)));
     }
-    // Without SPECIAL-USE some servers (Dovecot before 2.0.16, Courier) still mark what a plain LIST shows.
+    // Some servers without SPECIAL-USE (Dovecot before 2.0.16, Courier) still report the attributes in a plain LIST.
     const PLAIN: &str = "LIST \"\" \"*\"";
     if !capabilities.special_use {
-        return find_marked(connection, PLAIN, wanted).await;
+        return find_with_attribute(connection, PLAIN, wanted).await;
     }
-    match find_marked(connection, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
-        // Announced and refused (Proton Bridge).
-        Err(Error::Refused { .. }) => find_marked(connection, PLAIN, wanted).await,
+    match find_with_attribute(connection, "LIST \"\" \"*\" RETURN (SPECIAL-USE)", wanted).await {
+        // Proton Bridge lists SPECIAL-USE and refuses it.
+        Err(Error::Refused { .. }) => find_with_attribute(connection, PLAIN, wanted).await,
         found => found,
     }
 }
 
-/// The first mailbox that this LIST shows with the attribute.
-async fn find_marked(connection: &mut Connection, list: &str, wanted: &str) -> Result<Option<MailboxName>> {
+/// The first mailbox with this attribute in the answer to the LIST.
+async fn find_with_attribute(connection: &mut Connection, list: &str, wanted: &str) -> Result<Option<MailboxName>> {
     let mut found = None;
+    let has_attribute = |a: &NameAttribute<'_>| attribute_name(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted));
     connection
         .command("LIST", list, |response| {
             let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
-            let marked =
-                mailbox.name_attributes.iter().any(|a| attribute(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted)));
-            if marked && found.is_none() {
+            if found.is_none() && mailbox.name_attributes.iter().any(has_attribute) {
                 found = Some(MailboxName::from_server(&mailbox.name));
             }
         })
@@ -125,7 +129,7 @@ async fn find_marked(connection: &mut Connection, list: &str, wanted: &str) -> R
     Ok(found)
 }
 
-fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
+fn attribute_name<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     Some(match attribute {
         NameAttribute::All => "\\All",
         NameAttribute::Archive => "\\Archive",
@@ -139,30 +143,32 @@ fn attribute<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     })
 }
 
-/// Opens a mailbox: for reading only, unless `writable`, or the server keeps its numbers only so.
-pub(super) async fn select(connection: &mut Connection, named: &MailboxName, writable: bool) -> Result<MailboxStatus> {
-    let quoted_name = quoted(&named.connection)
-        .ok_or_else(|| Error::Refused { command: "SELECT", words: "the mailbox's name holds a line break".into() })?;
+/// Selects a mailbox, read-only if possible. `writable`: `after` needs to change it.
+pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writable: bool) -> Result<MailboxStatus> {
+    let quoted_name = quoted(&name.encoded).ok_or_else(|| Error::Refused {
+        command: "SELECT",
+        words: "the mailbox's name contains a line break".into(),
+    })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
     connection
         .command(command, &format!("{command} {quoted_name}"), |response| match (response, response_code(response)) {
             (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
-            (_, Some(ResponseCode::UidNext(n))) => next = uid_next(*n),
+            (_, Some(ResponseCode::UidNext(n))) => next = valid_uid_next(*n),
             (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
             _ => {}
         })
         .await?;
-    // Courier: what is only ever opened for reading has another UIDVALIDITY each time, and new mails are numbered
-    // anew, perhaps in another order. (SELECT leaves them unseen too, if no longer recent.) It leaves UIDNEXT out then;
-    // Xeams leaves UIDVALIDITY out.
+    // Courier gives a mailbox that is only ever opened read-only a new UIDVALIDITY each time, numbers its new mails again, and
+    // leaves UIDNEXT out. SELECT makes the numbers permanent. It also leaves mails unseen, though no longer recent. Xeams
+    // leaves UIDVALIDITY out.
     if !writable && (validity.is_none() || next.is_none()) {
-        return Box::pin(select(connection, named, true)).await;
+        return Box::pin(select(connection, name, true)).await;
     }
-    // Some servers leave UIDNEXT out of SELECT, which RFC 3501 allows.
+    // RFC 3501 allows a server to leave UIDNEXT out of SELECT.
     if validity.is_none() || next.is_none() {
         let items = if validity.is_none() { "UIDNEXT UIDVALIDITY" } else { "UIDNEXT" };
-        let status = status(connection, &quoted_name, items).await?;
+        let status = request_status(connection, &quoted_name, items).await?;
         (validity, next) = (validity.or(status.0), next.or(status.1));
     }
     let lacks = || Error::Protocol("no UIDVALIDITY, neither in SELECT nor in STATUS".into());
@@ -171,99 +177,38 @@ pub(super) async fn select(connection: &mut Connection, named: &MailboxName, wri
         uid_validity,
         uid_next: next,
         exists,
-        fresh: 0,
-        renumbered: false,
-        unreadable: 0,
+        announced: 0,
+        is_renumbered: false,
+        unparsed_fetches: 0,
         newest_at: None,
     })
 }
 
-/// When the server took a mail; `None` for a date that no clock can be wrong by. (An APPEND may bring any: one from the
-/// year 2038 must not make all that comes until then look old.)
-fn credible(item: &FetchedMail, now: Timestamp) -> Option<Timestamp> {
-    item.received_at.filter(|at| at.duration_since(now) <= AHEAD)
-}
-
-/// Whether the numbers still mean the mails that they meant.
-///
-/// Another UIDVALIDITY: they do not, so all is read anew. A UIDNEXT that has fallen means the same, whatever the server
-/// says: it was restored from a backup. If by now so many new mails have come that UIDNEXT is past our cursor, they are
-/// seen among the last numbers that were read: another mail is in the place of one that we know, or one that we do not
-/// know (of somebody else, in a shared mailbox) is newer than any of the last that were read. Only the server's clock is
-/// asked. A COPY or a MOVE keeps the date, and gives a number of its own.
-///
-/// Event ids make reading anew harmless. It is done once for each finding: what was found is noted, and by then what was
-/// recorded under the old numbers is no landmark any more.
-pub(super) async fn uids_are_unchanged(
-    connection: &mut Connection,
-    selected: &mut MailboxStatus,
-    known: &ResumePoint,
-    timing: &Timing,
-    now: Timestamp,
-) -> Result<bool> {
-    let SyncPosition { uid_validity, last_uid, newest_at, .. } = known.position;
-    selected.newest_at = newest_at;
-    let (uid_validity, last_uid) = (uid_validity.0, last_uid.0);
-    if uid_validity != selected.uid_validity || selected.uid_next.is_some_and(|next| last_uid >= next) {
-        return Ok(false);
-    }
-    if last_uid == 0 {
-        return Ok(true);
-    }
-    let first = last_uid.saturating_sub(FINGERPRINT_UIDS - 1).max(1);
-    let sent = connection.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
-    let mut another = false;
-    connection
-        .finish(&sent, ResponseTimeout::streaming(timing.mail, timing.answer), |response| {
-            match FetchedMail::from_response(response) {
-                Some(item) => {
-                    another |= item.uid <= last_uid && is_another(&item, known, now);
-                    selected.saw(&item, now);
-                }
-                None => selected.note(response),
-            }
-        })
-        .await?;
-    Ok(!another)
-}
-
-/// Whether this mail, under a number that was read, is not the one that was read. One that is gone proves nothing (Dovecot
-/// says 1970 of one that is removed while we ask), and two may have been recorded under one number: the server has pushed
-/// one of them under a wrong one.
-fn is_another(item: &FetchedMail, known: &ResumePoint, now: Timestamp) -> bool {
-    // The date of a mail that was not delivered may never have been seen.
-    if known.undelivered.iter().any(|(uid, _)| *uid == item.uid) {
-        return false;
-    }
-    let Some(at) = item.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
-    let mut recorded = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == item.uid).peekable();
-    if recorded.peek().is_some() {
-        return !recorded.any(|(_, then)| then.as_second() == at.as_second());
-    }
-    known.position.newest_at.is_some_and(|newest| credible(item, now).is_some_and(|at| at > newest))
-}
-
-/// A UIDNEXT. Some servers report 0, which no mail can have (RFC 3501, 2.3.1.1): they do not know it.
-fn uid_next(reported: u32) -> Option<u32> {
+/// A UIDNEXT. Some servers report 0 if they do not know it. No mail has the UID 0 (RFC 3501, 2.3.1.1).
+fn valid_uid_next(reported: u32) -> Option<u32> {
     Some(reported).filter(|next| *next > 0)
 }
 
-/// The UIDVALIDITY and the UIDNEXT that STATUS says.
-async fn status(connection: &mut Connection, quoted_name: &str, items: &str) -> Result<(Option<u32>, Option<u32>)> {
+/// UIDVALIDITY and UIDNEXT from STATUS.
+async fn request_status(
+    connection: &mut Connection,
+    quoted_name: &str,
+    items: &str,
+) -> Result<(Option<u32>, Option<u32>)> {
     let (mut validity, mut next) = (None, None);
     let command = format!("STATUS {quoted_name} ({items})");
-    let asked = connection.command("STATUS", &command, |response| {
+    let answered = connection.command("STATUS", &command, |response| {
         let Response::MailboxData(MailboxDatum::Status { status, .. }) = response else { return };
         for attribute in status {
             match attribute {
                 StatusAttribute::UidValidity(n) => validity = Some(*n),
-                StatusAttribute::UidNext(n) => next = uid_next(*n),
+                StatusAttribute::UidNext(n) => next = valid_uid_next(*n),
                 _ => {}
             }
         }
     });
-    match asked.await {
-        // RFC 3501 (6.3.10) lets a server refuse this for the mailbox that is selected.
+    match answered.await {
+        // RFC 3501 (6.3.10) allows a server to refuse STATUS for the selected mailbox.
         Ok(()) | Err(Error::Refused { .. }) => Ok((validity, next)),
         Err(error) => Err(error),
     }

@@ -9,6 +9,8 @@
 
 mod account;
 mod after;
+mod after_queue;
+mod arrivals;
 mod connection;
 mod error;
 mod fetch;
@@ -18,11 +20,15 @@ mod login;
 mod mailbox;
 mod oauth;
 mod probe;
+mod progress;
+mod reader;
 mod refetch;
+mod renumbering;
 mod response_buffer;
 mod selected;
 mod settings;
 mod sync;
+mod sync_queue;
 mod timing;
 mod transport;
 mod utf7;

@@ -24,7 +24,7 @@ pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::re
             found.push(Ok(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100))));
             continue;
         };
-        let shown = printable(&named.name, 100);
+        let shown = printable(&named.display, 100);
         found.push(match mailbox::select(&mut connection, &named, false).await {
             Ok(selected) => Ok(format!("mailbox {shown}: {} mails", selected.exists)),
             // The others may be opened all the same.

@@ -1,131 +1,135 @@
-//! Fetching again the mails that the server lists and did not deliver.
+//! Fetches mails again that the server lists and has not delivered.
 //!
-//! Such a mail may end the connection each time. So a mail that did so is asked for last and alone, and the number of those
-//! that are fetched together is bounded.
+//! Such a mail may end the connection each time. So the number of mails in one FETCH is limited, and a mail that has ended a
+//! connection is fetched last and alone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::connection::{ResponseTimeout, ServerResponse};
+use super::connection::{PendingCommand, ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
 use super::fetch::FetchKind;
 use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
-/// How many rounds there are at once, as long as each brings a mail.
-const ROUNDS: usize = 25;
-/// A mail that has ended a connection is waited for so much less: the IDLE is interrupted meanwhile.
-const IMPATIENCE: u32 = 3;
+/// How many rounds follow each other, as long as each round brings a mail.
+const MAX_ROUNDS: usize = 25;
+/// A mail that has ended a connection gets this fraction of the usual timeout, because there is no IDLE meanwhile.
+const HARMFUL_TIMEOUT_DIVISOR: u32 = 3;
 
 impl SelectedMailbox {
-    /// Closes the rows of mails that are gone, and completes those of mails that arrive now. No IDLE is under way.
+    /// Completes the rows of mails that arrive now, and closes the rows of mails that are gone.
     pub(super) async fn refetch_undelivered(&mut self) -> Result<()> {
-        self.history.begin_fetching(self.account.settings.idle_renew.0);
-        let Timing { answer, .. } = self.account.timing;
-        for _ in 0..ROUNDS {
-            let (uids, before) = (self.history.next_round(), self.history.len());
-            self.fetch_listed(&uids, answer).await?;
-            if uids.is_empty() || self.history.len() == before {
+        self.reader.history.begin_fetching(self.reader.facts.account.settings.idle_renew.0);
+        let Timing { answer, .. } = self.reader.facts.account.timing;
+        for _ in 0..MAX_ROUNDS {
+            let (uids, before) = (self.reader.history.next_round(), self.reader.history.len());
+            self.refetch(&uids, answer).await?;
+            if uids.is_empty() || self.reader.history.len() == before {
                 break;
             }
         }
-        for _ in 0..ROUNDS {
-            let (uids, before) = (self.history.next_alone(), self.history.len());
-            self.fetch_listed(&uids, answer / IMPATIENCE).await?;
-            self.history.mark_harmful(&uids, false);
-            if uids.is_empty() || self.history.len() == before {
+        for _ in 0..MAX_ROUNDS {
+            let (uids, before) = (self.reader.history.next_alone(), self.reader.history.len());
+            self.refetch(&uids, answer / HARMFUL_TIMEOUT_DIVISOR).await?;
+            self.reader.history.mark_harmful(&uids, false);
+            if uids.is_empty() || self.reader.history.len() == before {
                 break;
             }
         }
-        self.history.end_fetching();
-        // The dates that were seen are written down too: by them the mailbox is recognised later.
-        self.handed = None;
-        self.hand_over(Vec::new(), Some(self.cursor)).await
+        self.reader.history.end_fetching();
+        // The report contains the dates that were seen, which are UID fingerprints later.
+        self.reader.progress.require_report();
+        self.reader.hand_over_with_cursor(Vec::new()).await
     }
 
-    /// `silence`: how long the server may say nothing.
-    async fn fetch_listed(&mut self, uids: &[u32], silence: Duration) -> Result<()> {
+    /// `silence`: how long the server may send nothing.
+    async fn refetch(&mut self, uids: &[u32], silence: Duration) -> Result<()> {
         if uids.is_empty() {
             return Ok(());
         }
-        let listed = self.still_listed(uids).await?;
+        let listed = self.list(uids).await?;
         for uid in uids.iter().filter(|uid| !listed.contains(uid)) {
-            self.close(*uid, Availability::Gone).await?;
+            self.close_row(*uid, Availability::Gone).await?;
         }
         let mut wanted: Vec<u32> = uids.iter().copied().filter(|uid| listed.contains(uid)).collect();
-        if !self.account.settings.dedicated {
+        if !self.reader.facts.account.settings.dedicated {
             wanted = self.fetch_part(&wanted, FetchKind::Headers, silence).await?;
         }
         self.fetch_part(&wanted, FetchKind::Body, silence).await.map(drop)
     }
 
-    async fn still_listed(&mut self, uids: &[u32]) -> Result<BTreeSet<u32>> {
+    /// The mails among these that the server still lists.
+    async fn list(&mut self, uids: &[u32]) -> Result<BTreeSet<u32>> {
         let mut listed = BTreeSet::new();
-        self.selected.unreadable = 0;
-        let items = FetchKind::Listing.items(&self.account.settings);
-        let sent = self.connection.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
-        let wait = self.streaming();
-        self.finish(&sent, wait, |item| {
-            listed.insert(item.uid);
+        self.reader.status.unparsed_fetches = 0;
+        let pending = self.send_refetch(uids, FetchKind::Listing).await?;
+        let timeout = self.reader.streaming();
+        self.finish(&pending, timeout, |mail| {
+            listed.insert(mail.uid);
         })
         .await?;
-        self.check_listing()?;
+        self.reader.check_listing()?;
         Ok(listed)
     }
 
-    async fn close(&mut self, uid: u32, state: Availability) -> Result<()> {
-        let received_at = self.history.remove(uid);
-        let undelivered = self.undelivered(uid, 0, received_at, state);
-        self.hand_over_all(Vec::new(), vec![undelivered], None).await
+    async fn send_refetch(&mut self, uids: &[u32], kind: FetchKind) -> Result<PendingCommand> {
+        let items = kind.items(&self.reader.facts.account.settings);
+        self.connection.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await
     }
 
-    /// Fetches bodies and hands them over; or headers, and returns which mails may be Resmic's.
-    async fn fetch_part(&mut self, uids: &[u32], want: FetchKind, silence: Duration) -> Result<Vec<u32>> {
+    async fn close_row(&mut self, uid: u32, state: Availability) -> Result<()> {
+        let received_at = self.reader.history.remove(uid);
+        let undelivered = self.reader.undelivered(uid, 0, received_at, state);
+        self.reader.hand_over_undelivered(vec![undelivered], false).await
+    }
+
+    /// Fetches bodies and hands them over. Or fetches headers, and returns the mails whose sender may be Resmic.
+    async fn fetch_part(&mut self, uids: &[u32], kind: FetchKind, silence: Duration) -> Result<Vec<u32>> {
         let mut candidates = Vec::new();
         if uids.is_empty() {
             return Ok(candidates);
         }
-        let (mut missing, mail) = (uids.to_vec(), self.account.timing.mail);
-        let items = want.items(&self.account.settings);
-        let sent = self.connection.send("UID FETCH", &format!("UID FETCH {} ({items})", uid_set(uids))).await?;
-        let flowing = || ResponseTimeout::streaming(mail, silence);
-        let mut wait = flowing();
+        let (mut missing, limit) = (uids.to_vec(), self.reader.facts.account.timing.mail);
+        let pending = self.send_refetch(uids, kind).await?;
+        let mut timeout = ResponseTimeout::streaming(limit, silence);
         loop {
-            let item = match self.read_response(&sent, wait).await {
+            let mail = match self.read_response(&pending, timeout).await {
                 Ok(ServerResponse::Done) => return Ok(candidates),
                 Ok(ServerResponse::Continue) => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
                 Ok(ServerResponse::Data(None)) => continue,
-                Ok(ServerResponse::Data(Some(item))) => item,
-                // One mail that the server cannot read spoils the answer for all of them (Exchange).
-                Err(Error::Refused { .. }) => {
-                    for uid in missing.iter().filter(|_| missing.len() > 1) {
-                        candidates.extend(Box::pin(self.fetch_part(&[*uid], want, silence)).await?);
+                Ok(ServerResponse::Data(Some(mail))) => mail,
+                // One unreadable mail makes Exchange refuse the whole FETCH.
+                Err(Error::Refused { .. }) if missing.len() > 1 => {
+                    for uid in missing {
+                        candidates.extend(Box::pin(self.fetch_part(&[uid], kind, silence)).await?);
                     }
                     return Ok(candidates);
                 }
+                Err(Error::Refused { .. }) => return Ok(candidates),
                 Err(error) => {
-                    // Servers answer in the order of UIDs.
-                    self.history.mark_harmful(missing.get(..1).unwrap_or_default(), true);
+                    // Servers answer in the order of UIDs, so the first missing mail is the likely cause.
+                    self.reader.history.mark_harmful(missing.get(..1).unwrap_or_default(), true);
                     return Err(error);
                 }
             };
-            let uid = item.uid;
-            let came = if want == FetchKind::Body { item.body.is_some() } else { item.header.is_some() };
-            if !came || !missing.contains(&uid) {
-                self.keep(item);
+            let uid = mail.uid;
+            let is_complete = if kind == FetchKind::Body { mail.body.is_some() } else { mail.header.is_some() };
+            if !is_complete || !missing.contains(&uid) {
+                self.reader.pushed.keep(mail);
                 continue;
             }
             missing.retain(|other| *other != uid);
-            wait = flowing();
-            if want == FetchKind::Body {
-                self.history.remove(uid);
-                let mails = self.mail(item);
-                self.hand_over(mails.into_iter().collect(), None).await?;
-            } else if self.is_candidate(&item) {
+            timeout = ResponseTimeout::streaming(limit, silence);
+            if kind == FetchKind::Body {
+                self.reader.history.remove(uid);
+                let raw = self.reader.raw_mail(mail);
+                self.reader.hand_over(raw.into_iter().collect()).await?;
+            } else if self.reader.is_candidate(&mail) {
                 candidates.push(uid);
             } else {
-                self.close(uid, Availability::Foreign).await?;
+                self.close_row(uid, Availability::Foreign).await?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One mailbox, for ever: connect, open, read what is new, wait; and begin anew whenever something ends.
+//! Watches one mailbox: connects, opens it, reads the new mails, waits, and starts over after an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,117 +8,120 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::account::{Account, LoadResumePoint, ResumePoint, WatcherReport};
+use super::after_queue::AfterQueue;
+use super::arrivals::{Outstanding, PushedMails};
 use super::connection::Connection;
 use super::error::{Error, Result};
 use super::fetch_history::FetchHistory;
 use super::login::connect;
 use super::mailbox::{self, MailboxStatus};
-use super::selected::{AfterQueue, Outstanding, SelectedMailbox};
+use super::progress::SyncProgress;
+use super::reader::{MailboxFacts, MailboxReader};
+use super::renumbering::uids_are_unchanged;
+use super::selected::SelectedMailbox;
 use super::settings::{After, Start};
-use super::sync::UNKNOWN;
+use super::sync::UNKNOWN_UID;
 use super::timing::Timing;
 use crate::model::{Availability, MailboxState, Origin, StartBoundary, SyncPosition, Uid, Undelivered, same_mailbox};
 
-/// How many short-lived connections in a row are each replaced at once.
+/// How many short connections in a row are each replaced at once.
 const MAX_BRIEF: u32 = 5;
-/// The longest that a watcher is silent between two attempts.
+/// The longest pause between two connections of a watcher.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+/// How far the clock of a server may be behind.
+const SERVER_CLOCK_LAG: SignedDuration = SignedDuration::from_secs(60);
 
-/// Watches one mailbox until `shutdown`; says everything that happens to `out`.
+/// Watches one mailbox until `shutdown`, and sends reports to `out`.
 ///
-/// `wanted` is a name or a special-use attribute; `cursors` tells how far a mailbox was read before.
+/// `wanted` is a name or a special-use attribute. `load_resume_point` reads the stored position of a mailbox.
 pub async fn watch(
     account: Arc<Account>,
     wanted: String,
-    cursors: LoadResumePoint,
+    load_resume_point: LoadResumePoint,
     out: mpsc::Sender<WatcherReport>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let name = wanted.clone();
-    let (failures, finished) = (FailureCounts::default(), AfterQueue::default());
-    let (first_now, hides_uid_validity, opened, history) = (None, None, None, FetchHistory::default());
     let mut watcher = Watcher {
         account,
-        name,
+        name: wanted.clone(),
         wanted,
-        cursors,
+        load_resume_point,
         out,
-        failures,
-        first_now,
-        hides_uid_validity,
-        finished,
-        history,
-        opened,
+        failures: FailureCounts::default(),
+        first_now: None,
+        hides_uid_validity: None,
+        after: AfterQueue::default(),
+        history: FetchHistory::default(),
+        mailbox: None,
     };
     tokio::select! {
         () = watcher.run() => {}
         _ = shutdown.wait_for(|ending| *ending) => {}
     }
-    let opened = watcher.opened.take();
-    let closing = async {
-        if let Some(opened) = opened {
-            opened.connection.logout().await;
+    let mailbox = watcher.mailbox.take();
+    let log_out = async {
+        if let Some(mailbox) = mailbox {
+            mailbox.connection.logout().await;
         }
     };
-    tokio::join!(closing, watcher.account.login.credentials.wait_for_refresh());
+    tokio::join!(log_out, watcher.account.login.credentials.wait_for_refresh());
 }
 
 struct Watcher {
     account: Arc<Account>,
     wanted: String,
-    /// The name under which the mailbox is known so far.
+    /// The mailbox's name on the server; `wanted` until it is found.
     name: String,
-    cursors: LoadResumePoint,
+    load_resume_point: LoadResumePoint,
     out: mpsc::Sender<WatcherReport>,
     failures: FailureCounts,
-    /// Where `start` = "now" was, and the UIDVALIDITY of then.
+    /// The position of `start = "now"` and its UIDVALIDITY, from the first connection.
     first_now: Option<(u32, StartBoundary)>,
-    /// The numbering that the server would not tell of the open mailbox, which RFC 3501 (6.3.10) lets it refuse. Had the
-    /// mailbox been deleted, the next connection would not have found it as it was.
+    /// The UIDVALIDITY for which the server refuses STATUS of the selected mailbox, which RFC 3501 (6.3.10) allows. If the
+    /// mailbox is deleted, the next connection finds another UIDVALIDITY.
     hides_uid_validity: Option<u32>,
-    /// What the last connection did not get round to putting away.
-    finished: AfterQueue,
-    /// What is remembered of FETCHes that failed.
+    /// From the last connection: notifications that wait for `after`.
+    after: AfterQueue,
     history: FetchHistory,
-    /// The connection, here so that it can be closed politely whatever was going on.
-    opened: Option<SelectedMailbox>,
+    /// The open mailbox. It is kept here, so that the watcher can log out at any time.
+    mailbox: Option<SelectedMailbox>,
 }
 
-/// Where a connection goes on reading.
+/// Where a connection begins to read.
 struct ReadingStart {
     position: SyncPosition,
-    /// The database knows it so.
+    /// The database has exactly this position.
     is_stored: bool,
-    /// The numbers mean other mails than they did.
+    /// The UIDs mean other mails than before, so the mailbox is read again.
     is_reset: bool,
-    /// Mails that were not delivered, and that another UIDVALIDITY has put out of reach.
+    /// Undelivered mails of an earlier UIDVALIDITY, which cannot be fetched any longer.
     lost: Vec<Undelivered>,
 }
 
-/// What went wrong of late, in a row.
+/// Recent failures in a row.
 #[derive(Debug, Default)]
 struct FailureCounts {
-    /// Attempts that did not get as far as a complete sync.
+    /// Attempts without a complete sync.
     attempts: u32,
     /// Refused logins.
     logins: u32,
-    /// Connections that ended soon after their sync: a server that always does that is not to be stormed.
+    /// Connections that ended soon after their sync. The pauses grow for a server that always does that.
     brief: u32,
-    /// When the connection's first sync was complete.
+    /// When the first sync of the connection was complete.
     synced: Option<Instant>,
     /// No sync was completed since the last failure.
-    unsynced: bool,
+    is_failing: bool,
 }
 
 impl FailureCounts {
-    /// A sync is complete: all that went wrong before is over.
-    fn synced(&mut self) {
-        (self.attempts, self.logins, self.synced, self.unsynced) = (0, 0, Some(Instant::now()), false);
+    /// A sync is complete, which ends a series of failures.
+    fn record_sync(&mut self) {
+        (self.attempts, self.logins, self.synced, self.is_failing) = (0, 0, Some(Instant::now()), false);
     }
 
-    /// A connection ended, or did not come about: how long to wait before the next.
-    fn pause(&mut self, error: &Error, timing: &Timing) -> Duration {
-        self.unsynced = true;
+    /// Counts a failure, and returns the pause before the next attempt.
+    fn record_failure(&mut self, error: &Error, timing: &Timing) -> Duration {
+        self.is_failing = true;
         if error.needs_new_credentials() {
             self.logins = self.logins.saturating_add(1);
             return timing.retry_login.pause(self.logins - 1);
@@ -133,8 +136,8 @@ impl FailureCounts {
         timing.retry.pause(failures).max(error.retry_after().unwrap_or_default().min(LONGEST_PAUSE))
     }
 
-    /// The cursor has moved, though the connection ended before its sync was complete.
-    fn progressed(&mut self) {
+    /// The cursor has moved, although the connection ended before its sync was complete.
+    fn record_progress(&mut self) {
         self.attempts = 0;
     }
 }
@@ -143,20 +146,21 @@ impl Watcher {
     async fn run(&mut self) {
         loop {
             let ended = self.run_connection().await;
-            if let Some(opened) = self.opened.take() {
+            if let Some(mailbox) = self.mailbox.take() {
+                let reader = mailbox.reader;
                 if matches!(ended, Err(Error::Refused { command: "STATUS", .. })) {
-                    self.hides_uid_validity = Some(opened.selected.uid_validity);
+                    self.hides_uid_validity = Some(reader.status.uid_validity);
                 }
-                self.finished = opened.finished;
-                self.history = opened.history;
+                self.after = reader.after;
+                self.history = reader.history;
             }
             if self.history.take_progress() {
-                self.failures.progressed();
+                self.failures.record_progress();
             }
             let pause = match ended {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
-                // A mail that has a row has ended the connection once more. The mailbox itself is well.
+                // A mail that has a row has ended the connection again. The mailbox itself works.
                 Err(error) if self.history.take_asking() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(
@@ -167,7 +171,7 @@ impl Watcher {
                     self.account.timing.retry.pause(0)
                 }
                 Err(error) => {
-                    let pause = self.failures.pause(&error, &self.account.timing);
+                    let pause = self.failures.record_failure(&error, &self.account.timing);
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::warn!(account, mailbox, retry_in_s = pause.as_secs(), "{error}");
                     if self.report(MailboxState::Failed, false, Some(error.to_string())).await.is_err() {
@@ -180,115 +184,103 @@ impl Watcher {
         }
     }
 
-    /// One connection's life. Ok: there is no such mailbox, for now.
+    /// One connection, until it fails. Ok: the mailbox does not exist yet, or another watcher reads it.
     async fn run_connection(&mut self) -> Result<()> {
-        // What is wrong is still wrong until a sync is complete.
-        if !self.failures.unsynced {
+        // A failure stays visible until a sync is complete.
+        if !self.failures.is_failing {
             self.report(MailboxState::Connecting, false, None).await?;
         }
-        if let Some(words) = self.open().await? {
-            self.failures.synced();
-            return self.report(MailboxState::Polling, true, Some(words)).await;
+        if let Some(reason) = self.open().await? {
+            self.failures.record_sync();
+            return self.report(MailboxState::Polling, true, Some(reason)).await;
         }
-        let Some(opened) = &mut self.opened else { return Ok(()) };
-        if !self.failures.unsynced {
-            opened.report(MailboxState::Syncing).await?;
+        let Some(mailbox) = &mut self.mailbox else { return Ok(()) };
+        if !self.failures.is_failing {
+            mailbox.reader.report(MailboxState::Syncing).await?;
         }
-        let mode = opened.ask_for_pushes().await?;
-        opened.sync().await?;
-        self.failures.synced();
-        if opened.history.is_due(false) {
-            opened.refetch_undelivered().await?;
+        let mode = mailbox.request_pushes().await?;
+        mailbox.sync().await?;
+        self.failures.record_sync();
+        if mailbox.reader.history.is_due(false) {
+            mailbox.refetch_undelivered().await?;
         }
-        opened.watch(mode).await
+        mailbox.watch(mode).await
     }
 
-    /// Connects and opens the mailbox; else, in words, why there is none to open.
+    /// Connects and opens the mailbox. Returns the reason if there is no mailbox to open.
     async fn open(&mut self) -> Result<Option<String>> {
-        // The place is given back when the mailbox is open: a thousand watchers start in turns.
+        // The permit is returned when the mailbox is open, so that a thousand watchers connect in turns.
         let _permit = self.account.pace.clone().acquire_owned().await.map_err(|_| Error::Closing)?;
         let settings = &self.account.settings;
         let (mut connection, capabilities) = connect(settings, &self.account.login, &self.account.timing).await?;
-        let Some(mailbox_name) = mailbox::find_mailbox(&mut connection, capabilities, &self.wanted).await? else {
+        let Some(name) = mailbox::find_mailbox(&mut connection, capabilities, &self.wanted).await? else {
             connection.logout().await;
             return Ok(Some(format!("no mailbox is marked {}", self.wanted)));
         };
-        let name = mailbox_name.name.clone();
-        // What is watched by its own name needs no second connection, and has its row in the database already.
-        if name != self.wanted && settings.mailboxes.iter().any(|other| same_mailbox(other, &name)) {
+        // A mailbox that is also configured by its name has a watcher and a row in the database already.
+        let is_watched = settings.mailboxes.iter().any(|other| same_mailbox(other, &name.display));
+        if name.display != self.wanted && is_watched {
             connection.logout().await;
+            let name = name.display;
             return Ok(Some(format!("the mailbox marked {} is watched by its name, {name}", self.wanted)));
         }
-        if self.name != name {
-            self.name.clone_from(&name);
-            (self.finished, self.first_now, self.hides_uid_validity) = (AfterQueue::default(), None, None);
-            self.history = FetchHistory::default();
-            let found = WatcherReport::Found { attribute: self.wanted.clone() };
-            self.out.send(found).await.map_err(|_| Error::Closing)?;
+        let is_writable = settings.after != After::Leave;
+        if self.name != name.display {
+            self.begin_mailbox(&name.display).await?;
         }
         let now = self.account.timing.now();
-        let mut selected = mailbox::select(&mut connection, &mailbox_name, settings.after != After::Leave).await?;
+        let mut status = mailbox::select(&mut connection, &name, is_writable).await?;
         let ReadingStart { position, is_stored, is_reset, lost } =
-            self.find_start(&mut connection, &mut selected, now).await?;
-        let uid_validity = selected.uid_validity;
-        let finished = match std::mem::take(&mut self.finished) {
-            // The numbers would mean other mails.
-            known if is_reset || known.uid_validity != uid_validity => {
-                AfterQueue { uid_validity, ..AfterQueue::default() }
-            }
-            known => known,
-        };
-        self.opened = Some(SelectedMailbox {
-            connection,
-            capabilities,
-            account: self.account.clone(),
-            name,
-            wire_name: mailbox_name.connection,
-            selected,
-            cursor: position.last_uid.0,
-            handed: is_stored.then_some(position.last_uid.0),
-            start_boundary: position.start_boundary,
-            renumbered_after: position.renumbered_after,
-            reports_uid_validity: self.hides_uid_validity != Some(uid_validity),
-            out: self.out.clone(),
-            pushed: Vec::new(),
+            self.find_start(&mut connection, &mut status, now).await?;
+        let reports_uid_validity = self.hides_uid_validity != Some(status.uid_validity);
+        let reader = MailboxReader {
+            facts: MailboxFacts { account: self.account.clone(), name, capabilities, reports_uid_validity },
+            status,
+            progress: SyncProgress::new(position, is_stored),
+            pushed: PushedMails::default(),
             outstanding: Outstanding::default(),
-            finished,
+            after: std::mem::take(&mut self.after).for_uid_validity(status.uid_validity, is_reset),
             history: std::mem::take(&mut self.history),
-        });
-        if let Some(opened) = &mut self.opened {
-            opened.hand_over_all(Vec::new(), lost, None).await?;
-        }
+            out: self.out.clone(),
+        };
+        let mailbox = self.mailbox.insert(SelectedMailbox { connection, reader });
+        mailbox.reader.hand_over_undelivered(lost, false).await?;
         Ok(None)
     }
 
-    /// Where to go on reading, or to begin. `now`: before the mailbox was opened.
+    /// Forgets the state of another mailbox, and reports that the wanted one is found.
+    async fn begin_mailbox(&mut self, name: &str) -> Result<()> {
+        name.clone_into(&mut self.name);
+        (self.after, self.first_now, self.hides_uid_validity) = (AfterQueue::default(), None, None);
+        self.history = FetchHistory::default();
+        let found = WatcherReport::Found { attribute: self.wanted.clone() };
+        self.out.send(found).await.map_err(|_| Error::Closing)
+    }
+
+    /// Where to begin reading. `now`: the time before the mailbox was selected.
     async fn find_start(
         &mut self,
         connection: &mut Connection,
-        selected: &mut MailboxStatus,
+        status: &mut MailboxStatus,
         now: Timestamp,
     ) -> Result<ReadingStart> {
-        let Some(known) = (self.cursors)(self.name.clone()).await.map_err(Error::ResumePoint)? else {
-            self.history.begin(selected.uid_validity, Vec::new());
-            let position = self.first_position(selected, now);
+        let known = (self.load_resume_point)(self.name.clone()).await.map_err(Error::ResumePoint)?;
+        let Some(known) = known else {
+            self.history.begin(status.uid_validity, Vec::new());
+            let position = self.first_position(status, now);
             return Ok(ReadingStart { position, is_stored: false, is_reset: false, lost: Vec::new() });
         };
-        let lost = self.load_history(selected.uid_validity, &known);
-        if !mailbox::uids_are_unchanged(connection, selected, &known, &self.account.timing, now).await? {
-            return Ok(ReadingStart {
-                position: self.reset_position(selected, &known),
-                is_stored: false,
-                is_reset: true,
-                lost,
-            });
+        let lost = self.load_history(status.uid_validity, &known);
+        if !uids_are_unchanged(connection, status, &known, &self.account.timing, now).await? {
+            let position = self.reset_position(status, &known);
+            return Ok(ReadingStart { position, is_stored: false, is_reset: true, lost });
         }
-        // What a database did not know, and was only learned now, is to be written down.
-        let is_stored = known.position.newest_at == selected.newest_at;
+        // A newer date than the stored one has to be stored.
+        let is_stored = known.position.newest_at == status.newest_at;
         Ok(ReadingStart { position: known.position, is_stored, is_reset: false, lost })
     }
 
-    /// Takes over which mails were not delivered, from the database; those of another UIDVALIDITY are lost.
+    /// Loads the undelivered mails of this UIDVALIDITY. Returns those of an earlier one, which are lost.
     fn load_history(&mut self, uid_validity: u32, known: &ResumePoint) -> Vec<Undelivered> {
         if known.position.uid_validity.0 == uid_validity {
             self.history.begin(uid_validity, known.undelivered.clone());
@@ -303,37 +295,39 @@ impl Watcher {
         known.undelivered.iter().map(lost).collect()
     }
 
-    /// Where to begin in a mailbox that never was read.
+    /// The start in a mailbox that was never read.
     ///
-    /// What "now" was first stays so: until it is written down a connection may end, mails may come, and the server may
-    /// begin another numbering.
-    fn first_position(&mut self, selected: &MailboxStatus, now: Timestamp) -> SyncPosition {
-        let uid = Uid(last_uid(selected));
+    /// The first connection decides where "now" is. Before that position is stored, the connection may end, mails may arrive, and
+    /// the UIDVALIDITY may change.
+    fn first_position(&mut self, status: &MailboxStatus, now: Timestamp) -> SyncPosition {
+        let uid = Uid(last_uid(status));
         let (last_uid, start_boundary) = match self.account.settings.start {
             Start::All => (0, None),
             Start::Since(at) => (0, Some(StartBoundary { at, uid })),
             Start::Now => {
-                let (validity, first) = *self
-                    .first_now
-                    .get_or_insert((selected.uid_validity, StartBoundary { at: before_server_clock(now), uid }));
-                let same = validity == selected.uid_validity && first.uid <= uid && first.uid != Uid(UNKNOWN);
-                if same { (first.uid.0, Some(first)) } else { (0, Some(StartBoundary { uid, ..first })) }
+                let boundary = StartBoundary { at: before_server_clock(now), uid };
+                let (validity, first) = *self.first_now.get_or_insert((status.uid_validity, boundary));
+                let is_same = validity == status.uid_validity && first.uid <= uid && first.uid != Uid(UNKNOWN_UID);
+                if is_same { (first.uid.0, Some(first)) } else { (0, Some(StartBoundary { uid, ..first })) }
             }
         };
-        SyncPosition { start_boundary, ..(selected.uid_validity, last_uid).into() }
+        SyncPosition { start_boundary, ..(status.uid_validity, last_uid).into() }
     }
 
-    /// Where to begin in a mailbox that was read, and whose numbers mean other mails by now: with all, but for what was
-    /// too old the first time.
-    fn reset_position(&self, selected: &MailboxStatus, known: &ResumePoint) -> SyncPosition {
+    /// The start in a renumbered mailbox: the oldest mail, or the start boundary of the first run.
+    fn reset_position(&self, status: &MailboxStatus, known: &ResumePoint) -> SyncPosition {
         let (account, mailbox) = (&self.account.settings.name, &self.name);
-        tracing::warn!(account, mailbox, "the server's numbers mean other mails than they did; all is read anew");
+        tracing::warn!(
+            account,
+            mailbox,
+            "mailbox was renumbered (UIDVALIDITY or UIDs changed); reading it again from the start"
+        );
         let at = match self.account.settings.start {
             Start::Since(at) => Some(at),
-            Start::All | Start::Now => known.position.start_boundary.map(|start_boundary| start_boundary.at),
+            Start::All | Start::Now => known.position.start_boundary.map(|boundary| boundary.at),
         };
-        let start_boundary = at.map(|at| StartBoundary { at, uid: Uid(last_uid(selected)) });
-        SyncPosition { start_boundary, renumbered_after: known.last_row, ..(selected.uid_validity, 0).into() }
+        let start_boundary = at.map(|at| StartBoundary { at, uid: Uid(last_uid(status)) });
+        SyncPosition { start_boundary, renumbered_after: known.last_row, ..(status.uid_validity, 0).into() }
     }
 
     async fn report(&self, state: MailboxState, seen: bool, error: Option<String>) -> Result<()> {
@@ -342,16 +336,13 @@ impl Watcher {
     }
 }
 
-/// The last UID that is given to a mail. Where the server does not say, the first listing does.
-fn last_uid(selected: &MailboxStatus) -> u32 {
-    selected.uid_next.map_or(UNKNOWN, |next| next.saturating_sub(1))
+/// The last UID that a mail has. If the server does not report it, the first listing shows it.
+fn last_uid(status: &MailboxStatus) -> u32 {
+    status.uid_next.map_or(UNKNOWN_UID, |next| next.saturating_sub(1))
 }
 
-/// By how much a server's clock may be behind ours.
-const SERVER_CLOCK_LAG: SignedDuration = SignedDuration::from_secs(60);
-
-/// A moment from which on the server's dates are later, in its whole seconds. Its clock may be slow: that a mail of the
-/// minute before is read, after a new numbering, is better than that one of the minute after is not.
+/// A time before which the server has dated no mail that arrives from `now` on, in whole seconds. The server's clock may be
+/// slow. After a renumbering, reading a mail of the minute before is better than missing one of the minute after.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

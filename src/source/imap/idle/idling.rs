@@ -1,130 +1,158 @@
-//! Ending an IDLE for something, and beginning the next.
+//! A mailbox in IDLE (RFC 2177): the end of an IDLE, and its interruption for a FETCH.
 
-use super::super::connection::{PendingCommand, ResponseTimeout, ServerResponse, quoted};
+use super::super::connection::{PendingCommand, ResponseTimeout, ServerResponse};
 use super::super::error::{Error, Result};
 use super::super::fetch::FetchedMail;
+use super::super::reader::MailboxReader;
 use super::super::selected::SelectedMailbox;
 
-/// How many mails are asked for in one command here. What comes in hundreds is for a sync.
-pub(super) const AT_ONCE: usize = 50;
-/// How many bytes of mails are held at once here. What is larger is for a sync too.
-const HELD_BYTES: usize = 16 << 20;
+/// The most mails that one interruption fetches. A sync fetches more than that.
+pub(super) const MAX_MAILS: usize = 50;
+/// The most bytes of mails that one interruption holds. A sync fetches more than that.
+const MAX_BYTES: usize = 16 << 20;
 
-/// Whether all that a command brought could be held, or only a part.
+/// Whether an interruption could hold all mails of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Held {
-    All,
-    NotAll,
+pub(super) enum Completeness {
+    Complete,
+    TooMany,
 }
 
-/// Whether the server is asked if the mailbox still goes by the numbering that we know.
+/// Whether a STATUS asks for the UIDVALIDITY before the FETCH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UidValidityCheck {
     Send,
     Skip,
 }
 
+/// A mailbox in IDLE. It has no method that sends an arbitrary command: [`Self::interrupt`] goes from this IDLE to the next,
+/// [`Self::done`] gives the mailbox back.
+///
+/// The mailbox is borrowed, not owned: at shutdown this value is dropped, and the watcher still logs out politely.
+#[must_use = "an IDLE ends with `done`"]
+pub(in super::super) struct Idling<'a> {
+    mailbox: &'a mut SelectedMailbox,
+    pending: PendingCommand,
+}
+
 impl SelectedMailbox {
-    /// Ends the IDLE, asks for mails and begins a new IDLE, all in one write. Returns what came, and whether all of it
-    /// could be held.
+    /// Starts an IDLE.
+    pub(in super::super) async fn idle(&mut self) -> Result<Idling<'_>> {
+        let pending = self.connection.send_idle().await?;
+        Ok(Idling { mailbox: self, pending })
+    }
+}
+
+impl<'a> Idling<'a> {
+    /// The state of the mailbox, without its connection.
+    pub(super) fn reader(&mut self) -> &mut MailboxReader {
+        &mut self.mailbox.reader
+    }
+
+    /// The next response during the IDLE. `Done`: the server has ended the IDLE.
+    pub(super) async fn read_response(
+        &mut self,
+        timeout: ResponseTimeout,
+    ) -> Result<ServerResponse<Option<FetchedMail>>> {
+        self.mailbox.read_response(&self.pending, timeout).await
+    }
+
+    /// Waits for the `+` of the server, if it has not arrived yet. Mails that arrive before it are kept.
+    pub(super) async fn wait_for_plus(&mut self) -> Result<()> {
+        let timeout = self.mailbox.reader.streaming();
+        while self.mailbox.connection.awaits_plus() {
+            if let ServerResponse::Data(Some(mail)) = self.read_response(timeout).await? {
+                self.mailbox.reader.pushed.keep(mail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the IDLE, sends a FETCH and starts the next IDLE, all in one write: no round trip is added. Returns the mails
+    /// above the cursor, as many as can be held.
     ///
-    /// Stalwart before 0.10 drops what comes together with a DONE. After one timeout that looks like this, the DONE is
-    /// written alone.
+    /// Stalwart before 0.10 drops commands that arrive together with a DONE. After one timeout that looks like this, the DONE
+    /// is written alone.
     pub(super) async fn interrupt(
         &mut self,
-        idle: &mut PendingCommand,
         fetch: &str,
-        numbering: UidValidityCheck,
-    ) -> Result<(Vec<FetchedMail>, Held)> {
-        if self.account.quirks.drops_after_done() {
-            self.end_idle(idle).await?;
-        } else {
-            self.until_plus(idle).await?;
+        check: UidValidityCheck,
+    ) -> Result<(Vec<FetchedMail>, Completeness)> {
+        self.wait_for_plus().await?;
+        if self.mailbox.reader.facts.account.quirks.drops_after_done() {
+            self.end().await?;
         }
-        self.connection.cork();
-        let ending = self.connection.done().await?;
-        let asked = if numbering == UidValidityCheck::Send { self.send_uid_validity_check().await? } else { None };
-        let sent = self.connection.send("UID FETCH", fetch).await?;
-        let next = self.connection.idle().await?;
-        self.connection.uncork().await?;
-        let ended = std::mem::replace(idle, next);
-        if ending {
-            self.end_of_idle(&ended).await?;
+        let mailbox = &mut *self.mailbox;
+        mailbox.connection.cork();
+        let is_open = mailbox.connection.send_done().await?;
+        let check = match check {
+            UidValidityCheck::Send => mailbox.send_uid_validity_check().await?,
+            UidValidityCheck::Skip => None,
+        };
+        let fetch = mailbox.connection.send("UID FETCH", fetch).await?;
+        let next = mailbox.connection.send_idle().await?;
+        mailbox.connection.uncork().await?;
+        if is_open {
+            self.read_end().await?;
         }
-        let answered = async {
-            // Before the mails, so that none is read under a wrong numbering.
-            self.read_uid_validity_check(asked).await?;
-            self.collect(&sent).await
+        self.pending = next;
+        let answer = self.read_answers(check, &fetch).await;
+        // The server has answered the DONE and not the commands after it.
+        if is_open && matches!(answer, Err(Error::Timeout { .. })) {
+            self.mailbox.reader.facts.account.quirks.set_drops_after_done();
         }
-        .await;
-        // The DONE was answered, and the commands behind it were not.
-        if ending && matches!(answered, Err(Error::Timeout { .. })) {
-            self.account.quirks.learn_that_it_drops_after_done();
-        }
-        answered
+        answer
     }
 
-    async fn collect(&mut self, sent: &PendingCommand) -> Result<(Vec<FetchedMail>, Held)> {
-        let (mut items, mut bytes, mut held) = (Vec::new(), 0, Held::All);
-        let mut wait = self.streaming();
+    async fn read_answers(
+        &mut self,
+        check: Option<PendingCommand>,
+        fetch: &PendingCommand,
+    ) -> Result<(Vec<FetchedMail>, Completeness)> {
+        // Before the mails, so that no mail is read under a wrong UIDVALIDITY.
+        self.mailbox.read_uid_validity_check(check).await?;
+        let (mut mails, mut bytes, mut completeness) = (Vec::new(), 0, Completeness::Complete);
+        let mut timeout = self.mailbox.reader.streaming();
         loop {
-            let item = match self.read_response(sent, wait).await? {
-                ServerResponse::Done => return Ok((items, held)),
+            let mail = match self.mailbox.read_response(fetch, timeout).await? {
+                ServerResponse::Done => return Ok((mails, completeness)),
                 ServerResponse::Continue => return Err(Error::Protocol("a `+` in answer to UID FETCH".into())),
                 ServerResponse::Data(None) => continue,
-                ServerResponse::Data(Some(item)) => item,
+                ServerResponse::Data(Some(mail)) => mail,
             };
-            bytes += item.bytes();
-            if bytes > HELD_BYTES || items.len() > AT_ONCE {
-                held = Held::NotAll;
-            } else if item.uid > self.cursor {
-                items.push(item);
-                wait = self.streaming();
+            bytes += mail.bytes();
+            if bytes > MAX_BYTES || mails.len() > MAX_MAILS {
+                completeness = Completeness::TooMany;
+            } else if mail.uid > self.mailbox.reader.progress.cursor() {
+                mails.push(mail);
+                timeout = self.mailbox.reader.streaming();
             }
         }
     }
 
-    /// Asks by which numbering the mailbox goes now. Courier does not say when one that is open is deleted and made
-    /// again, and answers for the new one under the numbers of the old.
-    pub(super) async fn send_uid_validity_check(&mut self) -> Result<Option<PendingCommand>> {
-        let Some(name) = quoted(&self.wire_name).filter(|_| self.reports_uid_validity) else { return Ok(None) };
-        self.connection.send("STATUS", &format!("STATUS {name} (UIDVALIDITY)")).await.map(Some)
+    /// Ends the IDLE and gives the mailbox back for other commands. Sends no DONE if the server has ended the IDLE.
+    pub(super) async fn done(mut self) -> Result<&'a mut SelectedMailbox> {
+        self.wait_for_plus().await?;
+        self.end().await?;
+        Ok(self.mailbox)
     }
 
-    /// Hears the answer; another numbering is an error, as is a mailbox that is not there any more.
-    pub(super) async fn read_uid_validity_check(&mut self, asked: Option<PendingCommand>) -> Result<()> {
-        let Some(asked) = asked else { return Ok(()) };
-        self.finish(&asked, ResponseTimeout::within(self.account.timing.answer), |_| {}).await
-    }
-
-    /// Hears the server's `+`, where it has not come yet.
-    pub(super) async fn until_plus(&mut self, idle: &PendingCommand) -> Result<()> {
-        let wait = self.streaming();
-        while self.connection.awaits_plus() {
-            if let ServerResponse::Data(Some(item)) = self.read_response(idle, wait).await? {
-                self.keep(item);
-            }
+    async fn end(&mut self) -> Result<()> {
+        if self.mailbox.connection.send_done().await? {
+            self.read_end().await?;
         }
         Ok(())
     }
 
-    /// Ends the IDLE for something that takes more than one command.
-    pub(super) async fn end_idle(&mut self, idle: &PendingCommand) -> Result<()> {
-        self.until_plus(idle).await?;
-        if self.connection.done().await? {
-            self.end_of_idle(idle).await?;
-        }
-        Ok(())
-    }
-
-    async fn end_of_idle(&mut self, ended: &PendingCommand) -> Result<()> {
-        let wait = ResponseTimeout::within(self.account.timing.answer);
+    /// Reads up to the tagged OK of the IDLE. Mails that arrive before it are kept.
+    async fn read_end(&mut self) -> Result<()> {
+        let timeout = ResponseTimeout::within(self.mailbox.reader.facts.account.timing.answer);
         loop {
-            match self.read_response(ended, wait).await? {
+            match self.read_response(timeout).await? {
                 ServerResponse::Done => return Ok(()),
-                ServerResponse::Data(item) => item.into_iter().for_each(|item| self.keep(item)),
-                // One `+` too many.
-                ServerResponse::Continue => {}
+                ServerResponse::Data(Some(mail)) => self.mailbox.reader.pushed.keep(mail),
+                // Some servers send a second `+`.
+                ServerResponse::Data(None) | ServerResponse::Continue => {}
             }
         }
     }

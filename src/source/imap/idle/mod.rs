@@ -1,370 +1,373 @@
-//! Waiting for the next mail, so that it is here in as few round trips as the server allows.
+//! Waits for new mail, and fetches it in as few round trips as the server allows.
 //!
-//! With NOTIFY (RFC 5465) the server sends a new mail by itself: half a round trip. Elsewhere, at `EXISTS`, the end
-//! of the IDLE, the FETCH and the next IDLE leave in one write: one and a half. What is pushed is a hint that is
-//! believed for speed; the cursor moves by the order of UIDs, and every renewal looks for what was not pushed.
+//! With NOTIFY (RFC 5465) the server pushes a new mail: half a round trip. On other servers, the end of the IDLE, the FETCH
+//! and the next IDLE leave in one write after an `EXISTS`: one and a half. A push makes delivery fast; it is no proof. The
+//! cursor moves in the order of UIDs, and each renewal looks for mails that the server did not announce.
 
 use tokio::time::Instant;
 
-use super::connection::{PendingCommand, ResponseTimeout, ServerResponse};
+use super::arrivals::Outstanding;
+use super::connection::{ResponseTimeout, ServerResponse};
 use super::error::{Error, Result};
 use super::fetch::{FetchKind, FetchedMail};
-use super::selected::{Outstanding, SelectedMailbox, uid_set};
+use super::reader::MailboxReader;
+use super::selected::{SelectedMailbox, uid_set};
 use crate::model::MailboxState;
-use idling::{AT_ONCE, Held, UidValidityCheck};
+use idling::{Completeness, MAX_MAILS, UidValidityCheck};
 
 mod idling;
 
-/// How often a mail that was announced is asked for before a sync decides.
-const TRIES: u32 = 3;
-/// How many IDLEs in a row a server may end at once before it is asked instead.
-const CUT_SHORT: u32 = 5;
-/// How many mails a server that has promised to push may fail to push before it is asked for each.
-const MISSES: u32 = 2;
+pub(super) use idling::Idling;
 
-/// How new mail becomes known.
+/// How often an announced mail is fetched before a sync decides whether it exists.
+const MAX_ATTEMPTS: u32 = 3;
+/// After this many IDLEs in a row that the server ended at once, the watcher polls.
+const MAX_SHORT_IDLES: u32 = 5;
+/// After this many mails that a server did not push although it accepted NOTIFY, the watcher fetches each announced mail.
+const MAX_MISSED_PUSHES: u32 = 2;
+
+/// How the watcher learns of new mail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NewMailMode {
-    /// The server sends it.
+    /// The server sends the mail (NOTIFY).
     Pushed,
-    /// The server announces it.
+    /// The server announces the mail (IDLE).
     Announced,
-    /// The server is asked.
+    /// The watcher asks the server.
     Polled,
 }
 
 /// Why a wait ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WakeReason {
-    /// Mails were pushed.
+    /// The server pushed mails.
     Pushed,
-    /// There is something new, and it has to be fetched.
+    /// The server announced mails, which must be fetched.
     Announced,
-    /// Time for a renewal.
+    /// The deadline: a renewal, or another attempt for a missing mail.
     Renew,
-    /// The server ended the IDLE by itself.
+    /// The server ended the IDLE.
     Ended,
 }
 
-/// Whether mails that were announced, and have not come, are waited for.
+/// Whether the cursor has passed all mails that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    Some,
-    None,
-}
-
-/// Whether the cursor passed all that came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settled {
-    Yes,
-    No,
-    /// It did, but whether all came that was announced was not counted: one more look is due.
+enum Coverage {
+    Complete,
+    Incomplete,
+    /// A sync has passed all mails that it listed. Announcements during the sync were not counted, so one more look is due.
     Uncounted,
 }
 
 impl SelectedMailbox {
-    /// Asks the server to send each new mail by itself.
-    pub(super) async fn ask_for_pushes(&mut self) -> Result<NewMailMode> {
-        if !self.capabilities.idle {
+    /// Asks the server to push new mails (NOTIFY), if it can.
+    pub(super) async fn request_pushes(&mut self) -> Result<NewMailMode> {
+        let facts = &self.reader.facts;
+        if !facts.capabilities.idle {
             return Ok(NewMailMode::Polled);
         }
-        if !self.capabilities.notify {
+        if !facts.capabilities.notify {
             return Ok(NewMailMode::Announced);
         }
-        let want = if self.account.settings.dedicated { FetchKind::Body } else { FetchKind::Headers };
-        let items = want.items(&self.account.settings);
-        let command = format!("NOTIFY SET (selected (MessageNew ({items}) MessageExpunge))");
+        let settings = &facts.account.settings;
+        let kind = if settings.dedicated { FetchKind::Body } else { FetchKind::Headers };
+        let command = format!("NOTIFY SET (selected (MessageNew ({}) MessageExpunge))", kind.items(settings));
         match self.run("NOTIFY", &command).await {
             Ok(()) => Ok(NewMailMode::Pushed),
-            // Announced and refused: the server still announces new mail.
+            // The server lists NOTIFY and refuses it. It still announces new mail.
             Err(Error::Refused { .. }) => Ok(NewMailMode::Announced),
             Err(e) => Err(e),
         }
     }
 
-    /// Watches the mailbox until something goes wrong.
+    /// Watches the mailbox until the connection fails.
     pub(super) async fn watch(&mut self, mut mode: NewMailMode) -> Result<()> {
         if mode == NewMailMode::Polled {
             return self.poll().await;
         }
-        let mut idle = self.connection.idle().await?;
-        let mut renewal = Instant::now() + self.account.settings.idle_renew.0;
-        let timing = self.account.timing;
-        let (mut tries, mut misses) = (u32::from(self.outstanding.top), 0);
-        let (mut began, mut cut_short) = (Instant::now(), 0);
-        self.report(MailboxState::Idle).await?;
+        let account = self.reader.facts.account.clone();
+        let (timing, idle_renew) = (account.timing, account.settings.idle_renew.0);
+        let mut idling = self.idle().await?;
+        let mut renewal = Instant::now() + idle_renew;
+        let mut attempts = u32::from(idling.reader().outstanding.is_below_uid_next());
+        let (mut missed_pushes, mut short_idles, mut started) = (0, 0, Instant::now());
+        idling.reader().report(MailboxState::Idle).await?;
         loop {
-            let again = (tries > 0).then(|| Instant::now() + timing.again * tries);
-            let woken = match self.wait(&idle, mode, again.map_or(renewal, |again| again.min(renewal))).await {
-                // Listed among the capabilities, and refused.
-                Err(Error::Refused { .. }) => return self.poll().await,
-                woken => woken?,
+            let mut deadline = renewal;
+            if attempts > 0 {
+                deadline = deadline.min(Instant::now() + timing.again * attempts);
+            }
+            let reason = match idling.wait(mode, deadline).await {
+                // The server lists IDLE and refuses it.
+                Err(Error::Refused { .. }) => return idling.done().await?.poll().await,
+                reason => reason?,
             };
-            // Some servers end an IDLE after a while; one that ends each at once would be asked without end.
-            cut_short = if woken == WakeReason::Ended && began.elapsed() < timing.again { cut_short + 1 } else { 0 };
-            if cut_short >= CUT_SHORT {
-                return self.poll().await;
+            // Some servers end an IDLE after a while. A server that ends each IDLE at once would cause a busy loop.
+            let is_short = reason == WakeReason::Ended && started.elapsed() < timing.again;
+            short_idles = if is_short { short_idles + 1 } else { 0 };
+            if short_idles >= MAX_SHORT_IDLES {
+                return idling.done().await?.poll().await;
             }
-            let patience = if tries < TRIES { Patience::Some } else { Patience::None };
-            let highest = self.highest();
-            let mut settled = Settled::No;
-            if woken == WakeReason::Pushed {
-                settled = self.take_pushed(&mut idle).await?;
-                misses = 0;
+            let highest = idling.reader().highest_uid();
+            let mut coverage = Coverage::Incomplete;
+            if reason == WakeReason::Pushed {
+                (idling, coverage) = idling.take_pushed().await?;
+                missed_pushes = 0;
             }
-            if settled == Settled::No {
-                settled = self.look(&mut idle, woken, patience).await?;
-                renewal = Instant::now() + self.account.settings.idle_renew.0;
-                if mode == NewMailMode::Pushed && woken != WakeReason::Pushed && tries == 0 && self.highest() > highest
-                {
-                    misses += 1;
+            if coverage == Coverage::Incomplete {
+                (idling, coverage) = idling.fetch_new(reason, attempts < MAX_ATTEMPTS).await?;
+                renewal = Instant::now() + idle_renew;
+                let is_new = idling.reader().highest_uid() > highest;
+                if mode == NewMailMode::Pushed && reason != WakeReason::Pushed && attempts == 0 && is_new {
+                    missed_pushes += 1;
                 }
             }
-            if misses >= MISSES && mode == NewMailMode::Pushed {
-                let (account, mailbox) = (&self.account.settings.name, &self.name);
-                tracing::info!(account, mailbox, "the server does not push what it promised; asking from now on");
+            if missed_pushes >= MAX_MISSED_PUSHES && mode == NewMailMode::Pushed {
+                let (account, mailbox) = (&account.settings.name, &idling.reader().facts.name.display);
+                tracing::info!(
+                    account,
+                    mailbox,
+                    "the server does not push new mails as promised; fetching each one now"
+                );
                 mode = NewMailMode::Announced;
             }
-            tries = match settled {
-                Settled::Yes => 0,
-                Settled::No => tries + 1,
-                Settled::Uncounted => 1,
+            attempts = match coverage {
+                Coverage::Complete => 0,
+                Coverage::Incomplete => attempts + 1,
+                Coverage::Uncounted => 1,
             };
-            self.apply_after_outside_idle(&mut idle).await?;
-            if self.history.is_due(woken == WakeReason::Renew) {
-                self.end_idle(&idle).await?;
-                self.refetch_undelivered().await?;
-                idle = self.connection.idle().await?;
-            }
-            self.report(MailboxState::Idle).await?;
-            began = Instant::now();
+            idling = idling.work_outside_idle(reason).await?;
+            idling.reader().report(MailboxState::Idle).await?;
+            started = Instant::now();
         }
     }
 
-    /// The highest UID that was handed over.
-    fn highest(&self) -> u32 {
-        self.outstanding.ahead.last().copied().unwrap_or(0).max(self.cursor)
-    }
-
-    /// Hears what the server says while it idles.
-    async fn wait(&mut self, idle: &PendingCommand, mode: NewMailMode, mut deadline: Instant) -> Result<WakeReason> {
-        self.until_plus(idle).await?;
+    /// Polls the mailbox until the connection fails: for servers without IDLE.
+    async fn poll(&mut self) -> Result<()> {
+        let account = self.reader.facts.account.clone();
         loop {
-            if !self.pushed.is_empty() {
+            self.reader.report(MailboxState::Polling).await?;
+            tokio::time::sleep(account.timing.poll.min(account.settings.idle_renew.0)).await;
+            let check = self.send_uid_validity_check().await?;
+            self.read_uid_validity_check(check).await?;
+            // The sync fetches these mails.
+            drop(self.reader.pushed.take());
+            self.sync().await?;
+            if self.reader.history.is_due(false) {
+                self.refetch_undelivered().await?;
+            }
+        }
+    }
+}
+
+impl Idling<'_> {
+    /// Waits for a push, an announcement, the end of the IDLE or the deadline.
+    async fn wait(&mut self, mode: NewMailMode, mut deadline: Instant) -> Result<WakeReason> {
+        self.wait_for_plus().await?;
+        loop {
+            let reader = self.reader();
+            if !reader.pushed.is_empty() {
                 return Ok(WakeReason::Pushed);
             }
-            // Also what came between our last FETCH and the server's `+`, or while that FETCH was answered.
-            if self.selected.fresh > 0 {
+            // Also true for announcements before the `+`, and during the answer to the last FETCH.
+            let is_announced = reader.status.announced > 0;
+            if is_announced {
                 if mode == NewMailMode::Announced {
                     return Ok(WakeReason::Announced);
                 }
-                deadline = deadline.min(Instant::now() + self.account.timing.push_grace);
+                deadline = deadline.min(Instant::now() + reader.facts.account.timing.push_grace);
             }
-            match self.read_response(idle, ResponseTimeout::until(deadline)).await {
-                Ok(ServerResponse::Data(item)) => item.into_iter().for_each(|item| self.keep(item)),
-                Ok(ServerResponse::Continue) => {}
+            match self.read_response(ResponseTimeout::until(deadline)).await {
+                Ok(ServerResponse::Data(Some(mail))) => self.reader().pushed.keep(mail),
+                Ok(ServerResponse::Data(None) | ServerResponse::Continue) => {}
                 Ok(ServerResponse::Done) => return Ok(WakeReason::Ended),
-                Err(Error::Timeout { .. }) if self.selected.fresh > 0 => return Ok(WakeReason::Announced),
+                Err(Error::Timeout { .. }) if is_announced => return Ok(WakeReason::Announced),
                 Err(Error::Timeout { .. }) => return Ok(WakeReason::Renew),
                 Err(e) => return Err(e),
             }
         }
     }
 
-    /// Fetches what is above the cursor. If it was announced it is fetched in the same breath; else it is listed first,
-    /// and an idle mailbox costs no mail's bytes.
-    async fn look(&mut self, idle: &mut PendingCommand, woken: WakeReason, patience: Patience) -> Result<Settled> {
-        // Announcements from here on may be of mails that this FETCH does not see.
-        self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
-        if self.outstanding.owed > AT_ONCE {
-            return self.read_through(idle).await;
+    /// Fetches the mails above the cursor. Announced mails are fetched at once. For a renewal they are listed first, so that an
+    /// idle mailbox costs no bytes of mails.
+    ///
+    /// `may_retry`: a missing mail can be fetched again later. Otherwise a sync decides.
+    async fn fetch_new(mut self, reason: WakeReason, may_retry: bool) -> Result<(Self, Coverage)> {
+        let reader = self.reader();
+        // Announcements from here on may be of mails that this FETCH does not return.
+        let announced = reader.status.take_announced();
+        reader.outstanding.announce(announced);
+        if reader.outstanding.announced() > MAX_MAILS {
+            return self.sync().await;
         }
-        let want = match (woken, self.account.settings.dedicated) {
+        let (command, check) = reader.fetch_new_command(reason);
+        let (mut mails, completeness) = match self.interrupt(&command, check).await {
+            Err(error @ Error::Refused { command: "UID FETCH", .. }) => {
+                let mailbox = self.done().await?;
+                if !mailbox.is_read_to_the_end().await? {
+                    return Err(error);
+                }
+                mailbox.reader.outstanding = Outstanding::default();
+                self = mailbox.idle().await?;
+                (Vec::new(), Completeness::Complete)
+            }
+            answer => answer?,
+        };
+        let reader = self.reader();
+        reader.check_listing()?;
+        let listed = mails.iter().map(|mail| mail.uid).max().unwrap_or(0);
+        mails.append(&mut reader.pushed.take());
+        reader.sort_new(&mut mails);
+        reader.outstanding.settle(&mails, reader.status.uid_next);
+        if completeness == Completeness::TooMany || self.complete_bodies(&mut mails).await? == Completeness::TooMany {
+            return self.sync().await;
+        }
+        let reader = self.reader();
+        if !may_retry && mails.iter().any(|mail| reader.lacks_body(mail)) {
+            // The sync asks whether these mails are still listed. It does not fetch the others again.
+            reader.hand_over_new(mails, 0).await?;
+            return self.sync().await;
+        }
+        let is_short = may_retry && reader.outstanding.is_incomplete();
+        let coverage = reader.hand_over_new(mails, if is_short { 0 } else { listed }).await?;
+        if is_short || (coverage == Coverage::Incomplete && may_retry) {
+            return Ok((self, Coverage::Incomplete));
+        }
+        reader.outstanding = Outstanding::default();
+        Ok((self, Coverage::Complete))
+    }
+
+    /// Hands over the pushed mails.
+    async fn take_pushed(mut self) -> Result<(Self, Coverage)> {
+        let reader = self.reader();
+        let mut mails = reader.pushed.take();
+        reader.sort_new(&mut mails);
+        let announced = reader.status.take_announced();
+        reader.outstanding.announce(announced);
+        reader.outstanding.settle(&mails, reader.status.uid_next);
+        // The server pushes the other announced mails next, or the next FETCH returns them.
+        let announced = reader.outstanding.take_announced();
+        reader.status.announce_again(announced);
+        if self.complete_bodies(&mut mails).await? == Completeness::TooMany {
+            return self.sync().await;
+        }
+        let coverage = self.reader().hand_over_new(mails, 0).await?;
+        Ok((self, coverage))
+    }
+
+    /// Leaves the IDLE for a sync, which holds only a few mails in memory at a time.
+    async fn sync(self) -> Result<(Self, Coverage)> {
+        let mailbox = self.done().await?;
+        mailbox.sync().await?;
+        Ok((mailbox.idle().await?, Coverage::Uncounted))
+    }
+
+    /// Leaves the IDLE to apply `after` and to fetch undelivered mails again, if one of them is due.
+    async fn work_outside_idle(mut self, reason: WakeReason) -> Result<Self> {
+        if self.reader().after.is_waiting() {
+            let mailbox = self.done().await?;
+            mailbox.apply_after().await?;
+            self = mailbox.idle().await?;
+        }
+        if self.reader().history.is_due(reason == WakeReason::Renew) {
+            let mailbox = self.done().await?;
+            mailbox.refetch_undelivered().await?;
+            self = mailbox.idle().await?;
+        }
+        Ok(self)
+    }
+
+    /// Fetches the missing parts of mails without a body: in a shared mailbox the header, then the body of candidates.
+    async fn complete_bodies(&mut self, mails: &mut [FetchedMail]) -> Result<Completeness> {
+        let is_dedicated = self.reader().facts.account.settings.dedicated;
+        if !is_dedicated {
+            let uids = self.reader().without_body(mails, |_, mail| mail.header.is_none());
+            if self.complete(mails, &uids, FetchKind::Headers).await? == Completeness::TooMany {
+                return Ok(Completeness::TooMany);
+            }
+        }
+        let uids = self.reader().without_body(mails, |reader, mail| is_dedicated || reader.is_candidate(mail));
+        self.complete(mails, &uids, FetchKind::Body).await
+    }
+
+    async fn complete(&mut self, mails: &mut [FetchedMail], uids: &[u32], kind: FetchKind) -> Result<Completeness> {
+        if uids.is_empty() {
+            return Ok(Completeness::Complete);
+        }
+        if uids.len() > MAX_MAILS {
+            return Ok(Completeness::TooMany);
+        }
+        let items = kind.items(&self.reader().facts.account.settings).into_owned();
+        let command = format!("UID FETCH {} ({items})", uid_set(uids));
+        let (fetched, completeness) = self.interrupt(&command, UidValidityCheck::Skip).await?;
+        for part in fetched {
+            match mails.iter_mut().find(|mail| mail.uid == part.uid) {
+                Some(mail) => mail.merge(part),
+                None => self.reader().pushed.keep(part),
+            }
+        }
+        Ok(completeness)
+    }
+}
+
+impl MailboxReader {
+    /// The FETCH for mails above the cursor, and whether the UIDVALIDITY is checked before it.
+    fn fetch_new_command(&mut self, reason: WakeReason) -> (String, UidValidityCheck) {
+        let settings = &self.facts.account.settings;
+        let kind = match (reason, settings.dedicated) {
             (WakeReason::Announced, true) => FetchKind::Body,
             (WakeReason::Announced, false) => FetchKind::Headers,
             _ => FetchKind::Listing,
         };
-        let items = want.items(&self.account.settings);
-        let command = format!("UID FETCH {}:* ({items})", self.cursor.saturating_add(1));
-        self.selected.unreadable = 0;
-        let numbering = if woken == WakeReason::Renew { UidValidityCheck::Send } else { UidValidityCheck::Skip };
-        let (mut items, held) = match self.interrupt(idle, &command, numbering).await {
-            Err(error @ Error::Refused { command: "UID FETCH", .. }) => {
-                self.end_idle(idle).await?;
-                if !self.is_read_to_the_end().await? {
-                    return Err(error);
+        let command = format!("UID FETCH {}:* ({})", self.progress.next_uid(), kind.items(settings));
+        self.status.unparsed_fetches = 0;
+        let check = if reason == WakeReason::Renew { UidValidityCheck::Send } else { UidValidityCheck::Skip };
+        (command, check)
+    }
+
+    /// Sorts by UID, keeps the most complete copy of each mail, and drops mails that the cursor has passed.
+    fn sort_new(&self, mails: &mut Vec<FetchedMail>) {
+        mails.retain(|mail| mail.uid > self.progress.cursor());
+        mails.sort_by_key(|mail| (mail.uid, mail.body.is_none(), mail.header.is_none()));
+        mails.dedup_by_key(|mail| mail.uid);
+    }
+
+    /// Hands mails over, and moves the cursor as far as the rule of [`sync`](super::sync) allows: up to `listed`, where a tagged
+    /// OK proved that there are no other mails, and above it while one UID follows the other.
+    async fn hand_over_new(&mut self, mails: Vec<FetchedMail>, listed: u32) -> Result<Coverage> {
+        let mut coverage = Coverage::Complete;
+        for mail in mails {
+            let uid = mail.uid;
+            let follows = self.progress.cursor().checked_add(1) == Some(uid);
+            let lacks_body = self.lacks_body(&mail);
+            if (uid > listed && !follows) || lacks_body {
+                coverage = Coverage::Incomplete;
+            }
+            let raw: Vec<_> = self.raw_mail(mail).into_iter().collect();
+            if coverage == Coverage::Complete {
+                self.progress.advance(uid);
+                self.outstanding.pass(uid);
+                self.hand_over_with_cursor(raw).await?;
+            } else {
+                self.hand_over(raw).await?;
+                if !lacks_body {
+                    self.outstanding.add_ahead(uid);
                 }
-                *idle = self.connection.idle().await?;
-                self.outstanding = Outstanding::default();
-                (Vec::new(), Held::All)
-            }
-            answered => answered?,
-        };
-        self.check_listing()?;
-        let listed = items.iter().map(|item| item.uid).max().unwrap_or(0);
-        items.append(&mut self.pushed);
-        self.sort_out(&mut items);
-        self.settle_debt(&items);
-        if held == Held::NotAll || self.complete_bodies(&mut items, idle).await? == Held::NotAll {
-            return self.read_through(idle).await;
-        }
-        if patience == Patience::None && items.iter().any(|item| self.is_lacking(item)) {
-            // A sync asks whether they are still listed. It does not fetch those again that came.
-            self.take(items, 0).await?;
-            return self.read_through(idle).await;
-        }
-        let missing = self.outstanding.owed > 0 || self.outstanding.top;
-        let short = missing && patience == Patience::Some;
-        let settled = self.take(items, if short { 0 } else { listed }).await?;
-        if short || (settled == Settled::No && patience == Patience::Some) {
-            return Ok(Settled::No);
-        }
-        self.outstanding = Outstanding::default();
-        Ok(Settled::Yes)
-    }
-
-    /// Leaves the IDLE for a sync: that holds no more than a little of it at once.
-    async fn read_through(&mut self, idle: &mut PendingCommand) -> Result<Settled> {
-        self.end_idle(idle).await?;
-        self.sync().await?;
-        *idle = self.connection.idle().await?;
-        Ok(Settled::Uncounted)
-    }
-
-    /// Hands over what was pushed.
-    async fn take_pushed(&mut self, idle: &mut PendingCommand) -> Result<Settled> {
-        let mut items = std::mem::take(&mut self.pushed);
-        self.sort_out(&mut items);
-        self.outstanding.owed += std::mem::take(&mut self.selected.fresh) as usize;
-        self.settle_debt(&items);
-        // What was announced beside them is pushed next, or else asked for.
-        self.selected.fresh = u32::try_from(std::mem::take(&mut self.outstanding.owed)).unwrap_or(u32::MAX);
-        if self.complete_bodies(&mut items, idle).await? == Held::NotAll {
-            return self.read_through(idle).await;
-        }
-        self.take(items, 0).await
-    }
-
-    /// By UID, each once, and only what is above the cursor.
-    fn sort_out(&self, items: &mut Vec<FetchedMail>) {
-        items.retain(|item| item.uid > self.cursor);
-        items.sort_by_key(|item| (item.uid, item.body.is_none(), item.header.is_none()));
-        items.dedup_by_key(|item| item.uid);
-    }
-
-    /// Takes those that have come off the number of those that were announced.
-    fn settle_debt(&mut self, items: &[FetchedMail]) {
-        let new = items.iter().filter(|item| !self.outstanding.ahead.contains(&item.uid)).count();
-        self.outstanding.owed = self.outstanding.owed.saturating_sub(new);
-        let top = self.selected.uid_next.map_or(0, |next| next.saturating_sub(1));
-        let top = items.last().is_some_and(|item| item.uid >= top);
-        self.outstanding.top &= !top;
-    }
-
-    /// Hands over mails and moves the cursor behind them, as far as it may go: up to `listed`, where a tagged OK said that
-    /// there are no others, and from there on where one UID follows the other.
-    async fn take(&mut self, items: Vec<FetchedMail>, listed: u32) -> Result<Settled> {
-        let mut settled = Settled::Yes;
-        for item in items {
-            let (uid, follows) = (item.uid, self.cursor.checked_add(1) == Some(item.uid));
-            let lacking = self.is_lacking(&item);
-            if (uid > listed && !follows) || lacking {
-                settled = Settled::No;
-            }
-            let passes = settled == Settled::Yes;
-            if passes {
-                self.cursor = self.cursor.max(uid);
-                self.outstanding.ahead.remove(&uid);
-            }
-            let mails: Vec<_> = self.mail(item).into_iter().collect();
-            self.hand_over(mails, passes.then_some(self.cursor)).await?;
-            if !passes && !lacking {
-                self.outstanding.ahead.insert(uid);
             }
         }
-        Ok(settled)
+        Ok(coverage)
     }
 
-    /// Whether it should have a body, and came without.
-    fn is_lacking(&self, item: &FetchedMail) -> bool {
-        let handed = self.outstanding.ahead.contains(&item.uid);
-        item.body.is_none() && !handed && (self.account.settings.dedicated || self.may_be_ours(item))
+    /// Whether the body of this mail is wanted and has not arrived.
+    fn lacks_body(&self, mail: &FetchedMail) -> bool {
+        let may_be_ours = self.facts.account.settings.dedicated || mail.header.is_none() || self.is_candidate(mail);
+        mail.body.is_none() && may_be_ours && !self.outstanding.is_ahead(mail.uid)
     }
 
-    /// Not known to be somebody else's.
-    fn may_be_ours(&self, item: &FetchedMail) -> bool {
-        item.header.is_none() || self.is_candidate(item)
-    }
-
-    /// Asks for what those that came without a body still lack: their header in a shared mailbox, then the body of
-    /// those that may be Resmic's.
-    async fn complete_bodies(&mut self, items: &mut [FetchedMail], idle: &mut PendingCommand) -> Result<Held> {
-        if !self.account.settings.dedicated {
-            let unknown = self.uids(items, |item| item.header.is_none());
-            if self.complete(items, &unknown, FetchKind::Headers, idle).await? == Held::NotAll {
-                return Ok(Held::NotAll);
-            }
-        }
-        let dedicated = self.account.settings.dedicated;
-        let lacking = self.uids(items, |item| dedicated || (item.header.is_some() && self.is_candidate(item)));
-        self.complete(items, &lacking, FetchKind::Body, idle).await
-    }
-
-    /// Those without a body, and not handed over, that are so.
-    fn uids(&self, items: &[FetchedMail], which: impl Fn(&FetchedMail) -> bool) -> Vec<u32> {
-        let open =
-            |item: &&FetchedMail| item.body.is_none() && !self.outstanding.ahead.contains(&item.uid) && which(item);
-        items.iter().filter(open).map(|item| item.uid).collect()
-    }
-
-    async fn complete(
-        &mut self,
-        items: &mut [FetchedMail],
-        lacking: &[u32],
-        want: FetchKind,
-        idle: &mut PendingCommand,
-    ) -> Result<Held> {
-        if lacking.is_empty() {
-            return Ok(Held::All);
-        }
-        if lacking.len() > AT_ONCE {
-            return Ok(Held::NotAll);
-        }
-        let command = format!("UID FETCH {} ({})", uid_set(lacking), want.items(&self.account.settings));
-        let (came, held) = self.interrupt(idle, &command, UidValidityCheck::Skip).await?;
-        for item in came {
-            match items.iter_mut().find(|known| known.uid == item.uid) {
-                Some(known) => known.merge(item),
-                None => self.keep(item),
-            }
-        }
-        Ok(held)
-    }
-
-    /// What `after` asks for, if anything waits for it.
-    async fn apply_after_outside_idle(&mut self, idle: &mut PendingCommand) -> Result<()> {
-        if self.finished.waiting.is_empty() {
-            return Ok(());
-        }
-        self.end_idle(idle).await?;
-        self.apply_after().await?;
-        *idle = self.connection.idle().await?;
-        Ok(())
-    }
-
-    /// Asks again and again: for a server without IDLE.
-    async fn poll(&mut self) -> Result<()> {
-        loop {
-            self.report(MailboxState::Polling).await?;
-            tokio::time::sleep(self.account.timing.poll.min(self.account.settings.idle_renew.0)).await;
-            let asked = self.send_uid_validity_check().await?;
-            self.read_uid_validity_check(asked).await?;
-            // All of it will be fetched.
-            self.pushed.clear();
-            self.sync().await?;
-            if self.history.is_due(false) {
-                self.refetch_undelivered().await?;
-            }
-        }
+    /// The UIDs of mails that have no body, are not handed over, and match `filter`.
+    fn without_body(&self, mails: &[FetchedMail], filter: impl Fn(&Self, &FetchedMail) -> bool) -> Vec<u32> {
+        let is_wanted =
+            |mail: &&FetchedMail| mail.body.is_none() && !self.outstanding.is_ahead(mail.uid) && filter(self, mail);
+        mails.iter().filter(is_wanted).map(|mail| mail.uid).collect()
     }
 }

@@ -1,0 +1,78 @@
+//! Whether the UIDs of a mailbox still mean the same mails as before.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::account::ResumePoint;
+use super::connection::{Connection, ResponseTimeout};
+use super::error::Result;
+use super::fetch::FetchedMail;
+use super::mailbox::{FINGERPRINT_UIDS, MailboxStatus};
+use super::timing::Timing;
+use crate::model::SyncPosition;
+
+/// How far the clock of a server may be ahead.
+const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
+
+/// Whether the UIDs up to the cursor still mean the mails that were read.
+///
+/// They do not if UIDVALIDITY changed, or if UIDNEXT has fallen: then the server was restored from a backup. After a restore,
+/// new mails may have raised UIDNEXT above the cursor again. So the INTERNALDATEs of the last [`FINGERPRINT_UIDS`] UIDs are
+/// compared with the stored ones. A different date under a known UID shows another mail. So does a date under an unknown UID
+/// (of another sender, in a shared mailbox) that is newer than all dates known. Both dates come from the server's clock. COPY
+/// and MOVE keep the date, but they give a new UID.
+///
+/// Event ids make it harmless to read a mailbox again. It happens once for each finding, because the new position excludes the
+/// fingerprints from before the renumbering.
+pub(super) async fn uids_are_unchanged(
+    connection: &mut Connection,
+    status: &mut MailboxStatus,
+    known: &ResumePoint,
+    timing: &Timing,
+    now: Timestamp,
+) -> Result<bool> {
+    let SyncPosition { uid_validity, last_uid, newest_at, .. } = known.position;
+    status.newest_at = newest_at;
+    let (uid_validity, last_uid) = (uid_validity.0, last_uid.0);
+    if uid_validity != status.uid_validity || status.uid_next.is_some_and(|next| last_uid >= next) {
+        return Ok(false);
+    }
+    if last_uid == 0 {
+        return Ok(true);
+    }
+    let first = last_uid.saturating_sub(FINGERPRINT_UIDS - 1).max(1);
+    let pending = connection.send("UID FETCH", &format!("UID FETCH {first}:{last_uid} (UID INTERNALDATE)")).await?;
+    let mut is_changed = false;
+    let timeout = ResponseTimeout::streaming(timing.mail, timing.answer);
+    connection
+        .finish(&pending, timeout, |response| match FetchedMail::from_response(response) {
+            Some(mail) => {
+                is_changed |= mail.uid <= last_uid && is_another_mail(&mail, known, now);
+                status.record_date(&mail, now);
+            }
+            None => status.record(response),
+        })
+        .await?;
+    Ok(!is_changed)
+}
+
+/// Whether the date shows another mail than the one that was read under this UID.
+fn is_another_mail(mail: &FetchedMail, known: &ResumePoint, now: Timestamp) -> bool {
+    // The date of a mail that was not delivered may be unknown.
+    if known.undelivered.iter().any(|(uid, _)| *uid == mail.uid) {
+        return false;
+    }
+    // Dovecot reports 1970 for a mail that is removed during the FETCH. That proves nothing.
+    let Some(at) = mail.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
+    // A UID can have two dates, if the server once pushed a mail under a wrong UID. One match is enough.
+    let mut dates = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == mail.uid).peekable();
+    if dates.peek().is_some() {
+        return !dates.any(|(_, date)| date.as_second() == at.as_second());
+    }
+    known.position.newest_at.is_some_and(|newest| credible_date(mail, now).is_some_and(|at| at > newest))
+}
+
+/// The INTERNALDATE, unless it is too far in the future. An APPEND can set any date: a mail dated 2038 must not make all mails
+/// before that year look old.
+pub(super) fn credible_date(mail: &FetchedMail, now: Timestamp) -> Option<Timestamp> {
+    mail.received_at.filter(|at| at.duration_since(now) <= MAX_CLOCK_LEAD)
+}
