@@ -1,4 +1,4 @@
-//! Where mails come from: a mail server that tells of each new one, or files.
+//! The sources of mails: IMAP servers and files.
 
 pub mod files;
 pub mod imap;

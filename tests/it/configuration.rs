@@ -63,7 +63,7 @@ fn access_tokens_replace_the_password_in_the_example() {
             .unwrap();
     assert_eq!(indented.find_iter(&text).count(), 8);
     let both = indented.replace_all(&text, "$1");
-    assert!(parse_config(&both).unwrap_err().contains("account[0].oauth2: stands in place of `password`"));
+    assert!(parse_config(&both).unwrap_err().contains("account[0].oauth2: expected either `password` or `oauth2`"));
     let without_password = Regex::new("(?m)^password = .*$").unwrap().replace(&both, "").into_owned();
     let config = parse_config(&without_password).unwrap();
     assert!(config.accounts[0].oauth2.is_some() && config.accounts[0].password.is_none());

@@ -112,7 +112,7 @@ fn tokens_are_requested_over_tls() {
     let unknown = home(&connection, &format!("https://127.0.0.1:{port}/token"), "\"INBOX\"");
     let output = unknown.run(&["check", "--connect"]);
     let words = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(words.contains("FAILED: no access token for now") && words.contains("certificate"), "{words}");
+    assert!(words.contains("FAILED: no access token: ") && words.contains("certificate"), "{words}");
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn a_failing_endpoint_is_retried_soon() {
     endpoint.answer_instead(503, &[], "<html>maintenance</html>");
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();
-    daemon.says("no access token for now", SOON);
+    daemon.says("no access token: ", SOON);
     home.until("SELECT last_error LIKE '%503 Service Unavailable%' FROM mailboxes", "1", SOON);
     endpoint.answer_with_tokens();
     until_idle(&home, 1);
@@ -328,7 +328,7 @@ fn a_rotation_during_shutdown_is_stored() {
     let daemon = home.start();
     endpoint.until(SOON, |world| world.given.len() == 1);
     daemon.process.signal("-TERM");
-    daemon.says("a new refresh token may be on its way", SOON);
+    daemon.says("whose answer may contain a new refresh token", SOON);
     endpoint.release();
     assert_eq!(daemon.end(), Some(0));
     run_once(&home, &endpoint);
@@ -397,9 +397,9 @@ fn an_unwritable_token_file_is_survived() {
     let nth = |n: usize| format!("{REFRESH_TOKEN}-{n}");
     assert_eq!(used_tokens(&endpoint)[1..], [REFRESH_TOKEN.into(), nth(2), nth(3)]);
     let log = daemon.log();
-    let told = format!("cannot be kept in {}", file.display());
+    let told = format!("cannot be written to {}", file.display());
     assert_eq!(log.lines().filter(|line| line.contains(&told) && line.contains("WARN")).count(), 3, "{log}");
-    assert!(log.contains("See that there is room"), "{log}");
+    assert!(log.contains("Check free space"), "{log}");
     assert_eq!(token_files(&home), [file], "nothing unfinished is left");
     assert_no_secrets(&home, &daemon, &endpoint);
     assert_eq!(daemon.end(), Some(0));
@@ -503,7 +503,7 @@ fn tokens_in_server_responses_are_redacted() {
         "+ e30=\r\n",
         "+ e30=\r\n",
     ]);
-    assert!(printed.contains("breaks the protocol"), "{printed}");
+    assert!(printed.contains("violates the protocol"), "{printed}");
 }
 
 #[test]
@@ -536,7 +536,7 @@ fn errors_in_oauth_contain_no_secret() {
             format!(
                 "password = {{ env = \"MAILHOOK_PASSWORD\" }}\noauth2 = {{ {good}, refresh_token = {{ env = \"R\" }} }}"
             ),
-            "account[0].oauth2: stands in place of `password`",
+            "account[0].oauth2: expected either `password` or `oauth2`",
         ),
         (
             "oauth2 = { token_url = \"http://login.example/\", client_id = \"c\", refresh_token = { env = \"R\" } }"

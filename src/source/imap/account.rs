@@ -1,4 +1,4 @@
-//! What a watcher is told, and what it says.
+//! The inputs of a watcher, and its reports.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,33 +12,33 @@ use super::settings::ImapSettings;
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail, SyncPosition, Undelivered};
 
-/// Whether a mail may be Resmic's, by its From field.
+/// Whether the sender of a mail may be Resmic, by its header.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
-/// An account, with all that its watchers share.
+/// An account, with everything that its watchers share.
 pub struct Account {
     /// Its settings.
     pub settings: ImapSettings,
     /// How it logs in.
     pub login: Login,
-    /// Whether a mail in a shared mailbox may be Resmic's, by its header's From field.
+    /// Decides in a shared mailbox which mails are fetched.
     pub is_candidate: IsCandidate,
-    /// How many connections may be on their way at once; shared by all accounts of a server.
+    /// Limits how many watchers connect at the same time. All accounts of a server share it.
     pub pace: Arc<Semaphore>,
-    /// How long its watchers wait, and for what.
+    /// Timeouts and pauses.
     pub timing: Timing,
-    /// Quirks of the server; shared by all its accounts.
+    /// Quirks of the server. All its accounts share them.
     pub quirks: Quirks,
 }
 
-/// Quirks of a server that its watchers find out while the program runs.
+/// Quirks of a server that watchers detect at run time.
 #[derive(Debug, Clone, Default)]
 pub struct Quirks {
     drops_after_done: Arc<AtomicBool>,
 }
 
 impl Quirks {
-    /// Whether the server drops commands that come in one packet with a DONE (Stalwart before 0.10).
+    /// Whether the server drops commands that arrive in one packet with a DONE (Stalwart before 0.10).
     pub(super) fn drops_after_done(&self) -> bool {
         self.drops_after_done.load(Ordering::Relaxed)
     }
@@ -48,24 +48,24 @@ impl Quirks {
     }
 }
 
-/// What a watcher says.
+/// A report of a watcher.
 pub enum WatcherReport {
-    /// Mails, and how far the mailbox is read with them.
+    /// Mails, and the cursor after them.
     Mails(Batch),
-    /// The mailbox that was looked for by this attribute is found, and has a name of its own.
+    /// The mailbox with this special-use attribute is found. Later reports use its name.
     Found {
         /// The attribute.
         attribute: String,
     },
-    /// How the mailbox is.
+    /// The state of the watcher.
     State {
-        /// Its name on the server, or the attribute it is looked for by.
+        /// The name of the mailbox; until it is found, the special-use attribute.
         mailbox: String,
-        /// What the watcher does.
+        /// The activity of the watcher.
         state: MailboxState,
-        /// Whether a round trip was completed just now.
+        /// A round trip was just completed.
         seen: bool,
-        /// What is wrong, in words.
+        /// The reason of a failure, for people.
         error: Option<String>,
     },
 }
@@ -76,24 +76,24 @@ pub struct Batch {
     pub mailbox: String,
     /// The mails.
     pub mails: Vec<RawMail>,
-    /// Mails that the server did not deliver, and what has become known of such mails.
+    /// Mails that the server did not deliver, with their new state.
     pub undelivered: Vec<Undelivered>,
-    /// How far the mailbox is read, once these mails are committed; `None`: leave it.
+    /// The position after the commit of these mails; `None` leaves the stored one.
     pub cursor: Option<SyncPosition>,
-    /// Wants the UIDs of those that turned out to be notifications, once they are committed.
+    /// Receives the UIDs of the notifications among these mails, after the commit.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 
-/// What is known of a mailbox that was read before.
+/// The stored state of a mailbox that was read before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResumePoint {
-    /// How far it was read.
+    /// The stored cursor.
     pub position: SyncPosition,
-    /// Of the last [`super::REACH`] UIDs those that were recorded, and when the server took each.
+    /// UID and INTERNALDATE of the stored mails among the last [`super::FINGERPRINT_UIDS`] UIDs.
     pub uid_fingerprints: Vec<(u32, Timestamp)>,
-    /// The last row that is recorded; see [`SyncPosition::renumbered_after`].
+    /// The last row of the database; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,
-    /// The UIDs of the mails that the server did not deliver, and when it took each.
+    /// UID and INTERNALDATE of the mails that the server has not delivered.
     pub undelivered: Vec<(u32, Option<Timestamp>)>,
 }
 
@@ -103,8 +103,8 @@ impl From<(u32, u32)> for ResumePoint {
     }
 }
 
-/// What is known of a mailbox, asked for by name once the name is known.
+/// Reads the stored state of a mailbox, given its name; `None` for a mailbox that was never read.
 ///
-/// An error ends the connection: to go on without the cursor could mean to begin behind what was not read.
+/// An error ends the connection. Without the cursor, the watcher could skip mails.
 pub type LoadResumePoint =
     Box<dyn Fn(String) -> BoxFuture<'static, std::result::Result<Option<ResumePoint>, String>> + Send + Sync>;

@@ -1,7 +1,7 @@
-//! Commands and answers. A tagged OK or an error, within an absolute time; nothing in between.
+//! Commands and their responses: a tagged OK or an error, within a timeout.
 //!
-//! async-imap's own calls report a NO, a BAD and an end of the stream as success, and wait without end, so only its
-//! parser is used. Whatever goes wrong, the connection is not used again.
+//! async-imap's own calls report a NO, a BAD and the end of the stream as success, and have no timeout. So only its parser is
+//! used. After an error other than a NO or BAD, the connection is not used again.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -17,100 +17,97 @@ use super::response_buffer::ResponseBuffer;
 use super::transport::Transport;
 use crate::model::printable;
 
-/// How long a LOGOUT may take.
+/// The timeout of a LOGOUT.
 const LOGOUT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many answers a LOGOUT waits through.
+/// The most responses that are read before the OK of a LOGOUT.
 const MAX_LOGOUT_RESPONSES: usize = 1_000;
 
-/// What a line may measure before anything is known of the server.
+/// The longest response before the login, in bytes.
 const LINE: usize = 64 * 1024;
 
-/// What an answer may measure beside the mail in it: lines and header fields of one response.
+/// The most bytes of one response in addition to the literal of a mail: its lines and header fields.
 const OVERHEAD: usize = 256 * 1024;
 
-/// How many answers there may be from one command to the next, beside those that are known to come. Who says more says
-/// it to keep us busy.
+/// The most responses from one command to the next, in addition to the expected ones. A server that sends more keeps the daemon
+/// busy without a result.
 const MAX_RESPONSES: usize = 100_000;
 
-/// A command on its way, and its name for errors.
+/// A command without its tagged response, and its name for errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PendingCommand {
     tag: RequestId,
     name: &'static str,
 }
 
-/// How long an answer is waited for.
+/// How long to wait for a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ResponseTimeout {
     deadline: Instant,
-    /// How long it may be quiet meanwhile.
+    /// The longest time without a byte.
     silence: Option<Duration>,
 }
 
 impl ResponseTimeout {
-    /// Until then.
     pub(super) fn until(deadline: Instant) -> Self {
         ResponseTimeout { deadline, silence: None }
     }
 
-    /// So long.
     pub(super) fn within(limit: Duration) -> Self {
         Self::until(Instant::now() + limit)
     }
 
-    /// The end of it, if bytes came last at `heard`.
-    fn expires_at(&self, heard: Instant) -> Instant {
-        self.silence.map_or(self.deadline, |silence| self.deadline.min(heard + silence))
+    /// When the timeout expires, given the time of the last byte.
+    fn expires_at(&self, last_byte: Instant) -> Instant {
+        self.silence.map_or(self.deadline, |silence| self.deadline.min(last_byte + silence))
     }
 
-    /// So long, as long as bytes come: a large mail may take its time, a dead connection may not.
+    /// At most `limit`, and at most `silence` without a byte. A large mail may take long; a dead connection is found soon.
     pub(super) fn streaming(limit: Duration, silence: Duration) -> Self {
         ResponseTimeout { deadline: Instant::now() + limit, silence: Some(silence) }
     }
 }
 
-/// A connection to a server.
+/// A connection to a mail server.
 pub(super) struct Connection {
-    net: Transport,
-    /// What came of its answers.
+    transport: Transport,
     buffer: ResponseBuffer,
-    /// How many commands were written.
+    /// The number of commands, for their tags.
     commands: u64,
-    /// The most that one answer may measure.
+    /// The most bytes of one response.
     response_limit: usize,
-    /// How long a server may take for an ordinary command.
+    /// The timeout of an ordinary command.
     command_timeout: Duration,
-    /// The IDLE that was begun and not ended.
+    /// The tag of the open IDLE.
     idling: Option<RequestId>,
-    /// The server has said its `+` to it.
+    /// The server has sent the `+` of the open IDLE.
     accepted: bool,
-    /// How many more answers there may be before the next command.
+    /// How many more responses are accepted before the next command.
     responses_left: usize,
-    /// Written in front of the next command.
+    /// A command that is written together with the next one.
     prepended: String,
-    /// A command whose answer does not matter.
+    /// The tag of the command whose result is ignored.
     ignored: Option<RequestId>,
 }
 
-/// What one answer was.
+/// One response of the server.
 pub(super) enum ServerResponse<R> {
     /// The tagged OK of a command.
     Done,
-    /// `+`: the server waits for us.
+    /// `+`: the server waits for a line.
     Continue,
-    /// Untagged data, as it was read.
+    /// Untagged data.
     Data(R),
 }
 
 impl Connection {
-    /// Takes over a connection. `answer`: how long a server may take for an ordinary command.
-    pub(super) fn new(net: Transport, command_timeout: Duration) -> Self {
+    /// `command_timeout`: for ordinary commands, and for each write.
+    pub(super) fn new(transport: Transport, command_timeout: Duration) -> Self {
         let buffer = ResponseBuffer::default();
         let (prepended, ignored) = (String::new(), None);
         let (idling, accepted, responses_left) = (None, false, MAX_RESPONSES);
         Connection {
-            net,
+            transport,
             buffer,
             commands: 0,
             response_limit: LINE,
@@ -123,17 +120,21 @@ impl Connection {
         }
     }
 
-    /// Goes on in TLS. What the server sent in the clear after its OK is dropped: it is nobody's word (RFC 9051, 6.2.1).
+    /// Starts TLS. Bytes that arrived in the clear after the OK of STARTTLS are dropped (RFC 9051, 6.2.1).
     pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
-        Ok(Connection { net: self.net.secure(host, config).await?, buffer: ResponseBuffer::default(), ..self })
+        Ok(Connection {
+            transport: self.transport.secure(host, config).await?,
+            buffer: ResponseBuffer::default(),
+            ..self
+        })
     }
 
-    /// From here on pieces of mails as large as this will be asked for.
+    /// Allows literals of this many bytes from now on.
     pub(super) fn expect_literal(&mut self, literal: u64) {
         self.response_limit = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
     }
 
-    /// Writes a command. `name` is what errors call it; a command's text may hold a user's words, and a password.
+    /// Writes a command. Errors contain `name`, not `command`, which can contain a password.
     pub(super) async fn send(&mut self, name: &'static str, command: &str) -> Result<PendingCommand> {
         let tag = self.next_tag();
         let prepended = std::mem::take(&mut self.prepended);
@@ -147,47 +148,47 @@ impl Connection {
         format!("A{:04}", self.commands)
     }
 
-    /// Writes this command together with the next one, so that it costs no round trip. Its answer is read and ignored.
+    /// Writes this command together with the next one, so that it costs no round trip. Its result is ignored.
     pub(super) fn send_with_next(&mut self, command: &str) {
         let tag = self.next_tag();
         self.prepended = format!("{tag} {command}\r\n");
         self.ignored = Some(RequestId(tag));
     }
 
-    /// Writes a line that is no command: what the server waits for after its `+`.
+    /// Writes a line that is no command, after a `+` of the server.
     pub(super) async fn write_line(&mut self, name: &'static str, line: &str) -> Result<()> {
         self.write(name, format!("{line}\r\n").as_bytes()).await
     }
 
-    /// In one piece, so that it leaves as one packet.
+    /// Writes all bytes at once, so that they leave in one packet.
     async fn write(&mut self, name: &'static str, bytes: &[u8]) -> Result<()> {
         let write = async {
-            self.net.write_all(bytes).await?;
-            self.net.flush().await
+            self.transport.write_all(bytes).await?;
+            self.transport.flush().await
         };
         within(self.command_timeout, name, write).await?.map_err(Error::io)
     }
 
-    /// The answer to the command just sent has so many parts.
-    pub(super) fn expect_responses(&mut self, responses_left: usize) {
-        self.responses_left = MAX_RESPONSES.saturating_add(responses_left);
+    /// Allows this many responses more for the command that was just sent.
+    pub(super) fn expect_responses(&mut self, count: usize) {
+        self.responses_left = MAX_RESPONSES.saturating_add(count);
     }
 
-    /// Begins an IDLE (RFC 2177); the server answers with a `+`, and with what is new.
+    /// Starts an IDLE (RFC 2177). The server answers with a `+`, and then announces changes.
     pub(super) async fn send_idle(&mut self) -> Result<PendingCommand> {
         let pending = self.send("IDLE", "IDLE").await?;
         (self.idling, self.accepted) = (Some(pending.tag.clone()), false);
         Ok(pending)
     }
 
-    /// Whether an IDLE was begun that the server has not said its `+` to yet. A DONE has to wait for it: Cyrus reads both
-    /// at once, looks at its socket only, where nothing more comes, and idles on for a minute.
+    /// Whether the `+` of the open IDLE is missing. A DONE must wait for it: Cyrus reads IDLE and DONE together, then waits for
+    /// the socket, and notices the DONE only after a minute.
     pub(super) fn awaits_plus(&self) -> bool {
         self.idling.is_some() && !self.accepted
     }
 
-    /// Ends the IDLE. True: its tagged OK is still to come; false: the server ended it before, and a DONE would be
-    /// taken for a command.
+    /// Ends the IDLE. Returns true if its tagged OK follows. Returns false if the server has ended the IDLE: then no DONE is sent,
+    /// because the server would read it as a command.
     pub(super) async fn send_done(&mut self) -> Result<bool> {
         if self.idling.take().is_none() {
             return Ok(false);
@@ -196,18 +197,18 @@ impl Connection {
         Ok(true)
     }
 
-    /// From here on commands are collected, so that they leave in one write; see [`Connection::uncork`].
+    /// Collects commands from now on, so that [`Connection::uncork`] sends them in one write.
     pub(super) fn cork(&mut self) {
-        self.net.cork();
+        self.transport.cork();
     }
 
-    /// Writes what was collected.
+    /// Writes the collected commands.
     pub(super) async fn uncork(&mut self) -> Result<()> {
-        let held = self.net.uncork();
+        let held = self.transport.uncork();
         self.write("write", &held).await
     }
 
-    /// What the server says before it is asked anything.
+    /// Reads the greeting.
     pub(super) async fn read_greeting<R>(
         &mut self,
         wait: ResponseTimeout,
@@ -220,12 +221,12 @@ impl Connection {
         }
     }
 
-    /// The next answer of the server, for the command `pending`; untagged data goes through `read`.
+    /// Reads the next response while `pending` is open. `read` converts untagged data.
     ///
-    /// Giving up on the wait loses nothing: what has come so far stays where it is.
+    /// This is cancel safe: received bytes stay in the buffer.
     ///
     /// # Errors
-    /// A NO or BAD to any command, a BYE, an end of the stream, silence.
+    /// A NO or BAD to `pending`, a tagged response to another command, a BYE, the end of the stream, a timeout.
     pub(super) async fn read_response<R>(
         &mut self,
         pending: &PendingCommand,
@@ -235,8 +236,8 @@ impl Connection {
         self.responses_left = self
             .responses_left
             .checked_sub(1)
-            .ok_or_else(|| Error::Protocol("it says far more than was asked".into()))?;
-        self.net.allow(self.response_limit);
+            .ok_or_else(|| Error::Protocol("it sends far more responses than expected".into()))?;
+        self.transport.allow(self.response_limit);
         let mut began = None;
         loop {
             if let Some((response, length)) = self.buffer.parse_next()? {
@@ -254,19 +255,18 @@ impl Connection {
                     self.buffer.consume(length);
                     continue;
                 }
-                let heard = heard(&response, pending, read);
+                let result = interpret(&response, pending, read);
                 drop(response);
                 self.buffer.consume(length);
-                return heard;
+                return result;
             }
             let began = *began.get_or_insert_with(Instant::now);
-            let until = wait.expires_at(self.net.heard_at().max(began));
-            // Looked at before a timeout would: that tries its work first, and one who never stops talking would never
-            // be interrupted. What was not read is not lost.
-            if Instant::now() >= until {
+            let expires_at = wait.expires_at(self.transport.last_byte_at().max(began));
+            // Checked here, because `timeout_at` polls the read first: a server that never stops sending would never time out.
+            if Instant::now() >= expires_at {
                 return Err(Error::Timeout { command: pending.name, seconds: began.elapsed().as_secs() });
             }
-            match timeout_at(until, poll_fn(|cx| self.buffer.poll_fill(&mut self.net, cx))).await {
+            match timeout_at(expires_at, poll_fn(|cx| self.buffer.poll_fill(&mut self.transport, cx))).await {
                 Ok(Ok(0)) => return Err(Error::Lost(std::io::ErrorKind::UnexpectedEof.into())),
                 Ok(Err(error)) => return Err(Error::io(error)),
                 Ok(Ok(_)) | Err(_) => {}
@@ -274,7 +274,7 @@ impl Connection {
         }
     }
 
-    /// Hears everything up to the tagged OK of `pending`; each piece of untagged data goes to `each`.
+    /// Reads up to the tagged OK of `pending`. Untagged data goes to `each`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
@@ -292,7 +292,7 @@ impl Connection {
         }
     }
 
-    /// Sends a command and hears it to its end.
+    /// Sends a command and reads up to its tagged OK. Untagged data goes to `each`.
     pub(super) async fn command(
         &mut self,
         name: &'static str,
@@ -303,9 +303,9 @@ impl Connection {
         self.finish(&pending, ResponseTimeout::within(self.command_timeout), each).await
     }
 
-    /// Says goodbye. What else was on its way does not matter any more, nor does a server that is slow to answer.
+    /// Logs out, within two seconds. Open commands and errors are ignored.
     pub(super) async fn logout(mut self) {
-        self.net.uncork();
+        self.transport.uncork();
         let logout = async {
             let (wait, mut left) = (ResponseTimeout::within(LOGOUT_TIMEOUT), 0..MAX_LOGOUT_RESPONSES);
             let idle = PendingCommand { tag: RequestId(String::new()), name: "IDLE" };
@@ -320,35 +320,37 @@ impl Connection {
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(LOGOUT_TIMEOUT, logout).await;
     }
 
-    /// Hears one more answer; true: the OK to `pending`. The BYE before it, and the end of an IDLE, are errors anywhere else.
+    /// Reads one response. Returns true for the OK of `pending`. Ignores the BYE and the end of an IDLE, which are errors elsewhere.
     async fn read_during_logout(&mut self, pending: &PendingCommand, wait: ResponseTimeout) -> Result<bool> {
         match self.read_response(pending, wait, |_| ()).await {
-            Ok(heard) => Ok(matches!(heard, ServerResponse::Done)),
+            Ok(response) => Ok(matches!(response, ServerResponse::Done)),
             Err(error @ (Error::Lost(_) | Error::Timeout { .. })) => Err(error),
             Err(_) => Ok(false),
         }
     }
 }
 
-/// What an answer is to whoever waits for that of `pending`.
-fn heard<R>(
+/// The meaning of a response while `pending` is open.
+fn interpret<R>(
     response: &Response<'_>,
     pending: &PendingCommand,
     read: impl FnOnce(&Response<'_>) -> R,
 ) -> Result<ServerResponse<R>> {
     match response {
         Response::Done { tag, status: Status::Ok, .. } if *tag == pending.tag => {
-            // Its response code may hold a UIDVALIDITY.
+            // Its response code may contain a UIDVALIDITY.
             read(response);
             Ok(ServerResponse::Done)
         }
-        // The server ended the IDLE while our DONE was on its way, and took it for a command.
+        // The server ended the IDLE before the DONE arrived, and read the DONE as a command.
         Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(ServerResponse::Data(read(response))),
         Response::Done { tag, status: status @ (Status::No | Status::Bad), outcome } if *tag == pending.tag => {
             Err(Error::refused(pending.name, status, outcome.information.as_deref()))
         }
-        // An answer to a command that was not sent, or not yet: whose answers are we reading?
-        Response::Done { .. } => Err(Error::Protocol(format!("an answer to another command than {}", pending.name))),
+        // A tagged response to another command: the connection is out of step.
+        Response::Done { .. } => {
+            Err(Error::Protocol(format!("sent a tagged response to another command than {}", pending.name)))
+        }
         Response::Data { status: Status::Bye, outcome } => {
             Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)))
         }
@@ -361,7 +363,7 @@ async fn within<T>(limit: Duration, command: &'static str, work: impl Future<Out
     tokio::time::timeout(limit, work).await.map_err(|_| Error::Timeout { command, seconds: limit.as_secs() })
 }
 
-/// A string as an IMAP quoted string (RFC 3501, 4.3); `None` if it holds what none can.
+/// A string as an IMAP quoted string (RFC 3501, 4.3); `None` if it contains a line break or NUL.
 pub(super) fn quoted(text: &str) -> Option<String> {
     if text.contains(['\r', '\n', '\0']) {
         return None;
@@ -369,7 +371,7 @@ pub(super) fn quoted(text: &str) -> Option<String> {
     Some(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// The UIDVALIDITY or UIDNEXT that an OK carries. It belongs into an untagged one; Xeams writes it into the tagged one.
+/// The response code of an OK. UIDVALIDITY and UIDNEXT belong into an untagged OK; Xeams writes them into the tagged one.
 pub(super) fn response_code<'a>(response: &'a Response<'_>) -> Option<&'a ResponseCode<'a>> {
     match response {
         Response::Data { status: Status::Ok, outcome } | Response::Done { status: Status::Ok, outcome, .. } => {

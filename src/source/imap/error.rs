@@ -1,4 +1,4 @@
-//! What can go wrong on the way to a mailbox, told apart because each asks for something else.
+//! The errors of a connection. Each kind needs another reaction.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use async_imap::imap_proto::Status;
 
 use crate::model::printable;
 
-/// Why a connection ended. The connection is thrown away on every one of them.
+/// Why a connection ended. It is not used again, except after [`Error::Refused`].
 #[derive(Debug)]
 pub enum Error {
-    /// The host has no address, or the resolver did not answer.
+    /// The host has no address, or DNS did not answer.
     Dns(String, std::io::Error),
-    /// No TCP connection.
+    /// The TCP connection failed.
     Connect(String, std::io::Error),
-    /// The certificate or the handshake.
+    /// The TLS handshake failed, or the certificate is invalid.
     Tls(String, std::io::Error),
-    /// The server refused the credentials: a person has to do something.
+    /// The server refused the credentials. The operator must change them.
     Login(String),
     /// The server refused the login and did not say that the credentials are wrong.
     LoginDeferred {
@@ -25,44 +25,44 @@ pub enum Error {
         /// The server's words.
         words: String,
     },
-    /// The server offers no way to log in that the account can use.
+    /// The server offers no login that the account can use.
     NoLogin(&'static str),
-    /// The token endpoint gave no token, and will not: a person has to do something.
+    /// The token endpoint refused a token permanently. The operator must act.
     TokenRefused(String),
-    /// The token endpoint gave no token, for now.
+    /// The token endpoint returned no token this time.
     Token {
-        /// Its words, or what went wrong on the way.
+        /// The words of the endpoint, or the cause.
         words: String,
-        /// How long it asked to be left alone.
+        /// The pause that the endpoint asked for.
         retry_after: Option<Duration>,
     },
-    /// A tagged NO or BAD: the command and the server's words.
+    /// A tagged NO or BAD.
     Refused {
         /// The command.
         command: &'static str,
         /// The server's words.
         words: String,
     },
-    /// The server ended the connection, and says why.
+    /// The server ended the connection with a BYE, and its reason.
     Bye(String),
-    /// The connection ended or broke.
+    /// The connection was closed or broke.
     Lost(std::io::Error),
-    /// No answer in time.
+    /// The server did not answer in time.
     Timeout {
         /// The command.
         command: &'static str,
-        /// How long it was waited for.
+        /// The time waited, in seconds.
         seconds: u64,
     },
-    /// The server does not keep to the protocol.
+    /// The server violates the protocol.
     Protocol(String),
-    /// How far the mailbox was read cannot be learned.
+    /// The stored position cannot be read.
     ResumePoint(String),
-    /// Nobody takes the mails any more: the program is ending.
+    /// The daemon is ending, and receives no more mails.
     Closing,
 }
 
-/// The result of a step on the way.
+/// The result of an IMAP operation.
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -71,7 +71,7 @@ impl Error {
         Error::Refused { command, words: words.trim().to_owned() }
     }
 
-    /// A read or write that failed.
+    /// A failed read or write.
     pub(super) fn io(error: std::io::Error) -> Self {
         match error.kind() {
             std::io::ErrorKind::InvalidData => Error::Protocol(printable(&error.to_string(), 200)),
@@ -79,13 +79,13 @@ impl Error {
         }
     }
 
-    /// Whether trying again soon is of no use: the credentials have to change.
+    /// Whether an early retry is useless, because the credentials must change first.
     #[must_use]
     pub fn needs_new_credentials(&self) -> bool {
         matches!(self, Error::Login(_) | Error::TokenRefused(_))
     }
 
-    /// How long to wait at least, because somebody asked for it.
+    /// The pause that the token endpoint asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         if let Error::Token { retry_after, .. } = self { *retry_after } else { None }
     }
@@ -110,16 +110,16 @@ impl fmt::Display for Error {
             Error::NoLogin(advice) => write!(f, "no way to log in: {advice}"),
             Error::TokenRefused(words) => write!(
                 f,
-                "no access token, and asking again will not help: {words}; check `oauth2`; if the refresh token has \
+                "token endpoint refused: {words}; check `oauth2`; if the refresh token has \
                  ended, run `resmic-mailhook authorize` for this account, and restart the daemon"
             ),
-            Error::Token { words, .. } => write!(f, "no access token for now: {words}"),
+            Error::Token { words, .. } => write!(f, "no access token: {words}"),
             Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
-            Error::Bye(words) => write!(f, "the server said goodbye: {words}"),
+            Error::Bye(words) => write!(f, "the server ended the connection (BYE): {words}"),
             Error::Lost(e) => write!(f, "connection lost: {e}"),
             Error::Timeout { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),
-            Error::Protocol(words) => write!(f, "the server breaks the protocol: {words}"),
-            Error::ResumePoint(words) => write!(f, "cannot learn how far the mailbox was read: {words}"),
+            Error::Protocol(words) => write!(f, "the server violates the protocol: {words}"),
+            Error::ResumePoint(words) => write!(f, "cannot read the mailbox's cursor from the database: {words}"),
             Error::Closing => f.write_str("ending"),
         }
     }

@@ -1,4 +1,4 @@
-//! How mails are asked for, and how the answers are read.
+//! The items of a FETCH, and the FETCH responses.
 
 use std::borrow::Cow;
 
@@ -7,37 +7,37 @@ use jiff::Timestamp;
 
 use super::settings::ImapSettings;
 
-/// The header fields by which a shared mailbox is sifted.
+/// The header field that decides in a shared mailbox which mails are fetched.
 ///
-/// Cut off where no address of Resmic's can be: a From field of megabytes must not stop a mailbox.
+/// Limited to 16 KiB, so that a From field of megabytes does not stop a mailbox.
 const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
-/// And what is known of each of the last mails.
+/// The same with the date, for UIDs whose date is a fingerprint.
 const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
-/// What is asked of a mail.
+/// Which data items a FETCH requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FetchKind {
-    /// That it is there.
+    /// The UID.
     Listing,
-    /// And since when.
+    /// UID and INTERNALDATE.
     Dates,
-    /// Who it is from.
+    /// UID and From.
     Senders,
-    /// And since when.
+    /// UID, From and INTERNALDATE.
     Headers,
-    /// All of it.
+    /// The whole mail, up to `max_size`.
     Body,
 }
 
 impl FetchKind {
-    /// The items of the FETCH. PEEK: reading a mail leaves it unseen.
+    /// The items in IMAP syntax. PEEK leaves the mail unseen.
     pub(super) fn items(self, settings: &ImapSettings) -> Cow<'static, str> {
         match self {
             FetchKind::Listing => "UID".into(),
             FetchKind::Dates => "UID INTERNALDATE".into(),
             FetchKind::Senders => SENDERS.into(),
             FetchKind::Headers => HEADERS.into(),
-            // One byte more than is kept: a body that does not fill this is complete, whatever RFC822.SIZE says.
+            // One byte more than `max_size`: a shorter body is complete, whatever RFC822.SIZE says.
             FetchKind::Body => {
                 let bytes = settings.max_size.0.saturating_add(1);
                 format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
@@ -46,7 +46,7 @@ impl FetchKind {
     }
 }
 
-/// What the server says of one mail.
+/// The data of one mail in a FETCH response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FetchedMail {
     pub(super) uid: u32,
@@ -57,17 +57,17 @@ pub(super) struct FetchedMail {
 }
 
 impl FetchedMail {
-    /// Says no more than that the mail is there.
+    /// Whether the response has neither header nor body.
     pub(super) fn is_listing(&self) -> bool {
         self.body.is_none() && self.header.is_none()
     }
 
-    /// How many bytes of the mail it holds.
+    /// The size of header and body, in bytes.
     pub(super) fn bytes(&self) -> usize {
         [&self.header, &self.body].into_iter().flatten().map(Vec::len).sum()
     }
 
-    /// Takes over what another answer says of the same mail. One may say less than another did: that a flag has changed.
+    /// Adds the data of another response about the same mail. That response may have less data, for example changed flags only.
     pub(super) fn merge(&mut self, other: FetchedMail) {
         self.size = other.size.or(self.size);
         self.received_at = other.received_at.or(self.received_at);
@@ -75,7 +75,7 @@ impl FetchedMail {
         self.body = other.body.or(self.body.take());
     }
 
-    /// Reads an untagged FETCH; `None` if it is none, or names no UID (a flag that somebody changed).
+    /// The data of an untagged FETCH; `None` for other responses, and without a UID (as for a changed flag).
     pub(super) fn from_response(response: &Response<'_>) -> Option<FetchedMail> {
         let Response::Fetch(_, attributes) = response else { return None };
         let mut item = FetchedMail { uid: 0, size: None, received_at: None, header: None, body: None };
@@ -84,7 +84,7 @@ impl FetchedMail {
                 AttributeValue::Uid(uid) => item.uid = *uid,
                 AttributeValue::Rfc822Size(size) => item.size = Some(u64::from(*size)),
                 AttributeValue::InternalDate(date) => item.received_at = internal_date(date),
-                // NIL, with a size of 0: Dovecot's answer for a mail that was removed while we asked.
+                // Dovecot sends NIL and a size of 0 for a mail that is removed during the FETCH.
                 AttributeValue::BodySection { section: None, data, .. } => {
                     item.body = data.as_deref().map(<[u8]>::to_vec);
                 }
@@ -96,8 +96,8 @@ impl FetchedMail {
                 _ => {}
             }
         }
-        // Other servers send an empty string for such a mail (RFC 2180, 4.1), and iCloud for one that is there. Of a header the
-        // server would send the empty line at least (RFC 3501, 6.4.5).
+        // Other servers send an empty string for such a mail (RFC 2180, 4.1); iCloud also does for an existing mail. A header
+        // contains at least the empty line (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_internal_date_is_read_with_its_zone() {
+    fn internal_dates_keep_their_zone() {
         let at = internal_date("17-Jul-1996 02:44:25 -0700").unwrap();
         assert_eq!(at.to_string(), "1996-07-17T09:44:25Z");
         assert_eq!(internal_date(" 7-Jul-1996 02:44:25 +0000").unwrap().to_string(), "1996-07-07T02:44:25Z");
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fetch_is_read_and_a_flag_update_is_none() {
+    fn flag_updates_are_no_mails() {
         let raw =
             b"* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" BODY[]<0> {5}\r\nhello)\r\n";
         let (_, response) = Response::parse(raw).unwrap();

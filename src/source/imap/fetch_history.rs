@@ -1,4 +1,4 @@
-//! What a watcher remembers of FETCHes that failed. It outlives a connection.
+//! The failed FETCHes of a mailbox, kept across connections.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,44 +8,44 @@ use tokio::time::Instant;
 
 use super::error::Error;
 
-/// How many failures one mail may cause before it gets a row without bytes.
+/// How many failures a mail may cause before it gets a row without bytes.
 const STRIKES: u8 = 3;
 /// How many mails that have such a row are fetched again in one round.
 const ROUND: usize = 20;
-/// How much larger a window may be than the one that came before it.
+/// The growth of the window after each complete one.
 const GROWTH: usize = 8;
 
 /// A mail that has a row without bytes.
 #[derive(Debug, Clone, Copy)]
 struct UndeliveredRow {
     received_at: Option<Timestamp>,
-    /// A FETCH of it has ended a connection: it is asked for alone.
+    /// A FETCH of it has ended a connection, so it is fetched alone.
     harmful: bool,
-    /// In which round it was last asked for.
+    /// The last round that fetched it.
     round: u64,
 }
 
-/// Memory of FETCHes that failed in one mailbox, under one UIDVALIDITY.
+/// Failed FETCHes in one mailbox, under one UIDVALIDITY.
 #[derive(Debug, Default)]
 pub(super) struct FetchHistory {
-    /// `None`: the database was not asked yet.
+    /// `None` until the rows are loaded from the database.
     uid_validity: Option<u32>,
     rows: BTreeMap<u32, UndeliveredRow>,
     round: u64,
-    /// When they are fetched again.
+    /// When the rows are fetched again.
     due: Option<Instant>,
     /// How many failures each mail has caused.
     strikes: BTreeMap<u32, u8>,
-    /// How many mails one FETCH may ask for; `None`: as many as usual.
+    /// The most mails of one FETCH; `None`: the usual number.
     limit: Option<usize>,
-    /// The cursor has moved since this was last asked.
+    /// The cursor has moved since [`Self::take_progress`].
     progress: bool,
-    /// Such mails are being fetched.
+    /// The rows are being fetched.
     asking: bool,
 }
 
 impl FetchHistory {
-    /// Begins a connection. `rows`: the mails that the database knows as undelivered; taken over one time for each UIDVALIDITY.
+    /// Begins a connection. `rows`: the undelivered mails of the database, loaded once for each UIDVALIDITY.
     pub(super) fn begin(&mut self, uid_validity: u32, rows: Vec<(u32, Option<Timestamp>)>) {
         if self.uid_validity == Some(uid_validity) {
             return;
@@ -55,22 +55,22 @@ impl FetchHistory {
         *self = FetchHistory { uid_validity: Some(uid_validity), rows, due: Some(Instant::now()), ..Self::default() };
     }
 
-    /// Whether it is time to fetch them again. `renewed`: the IDLE was renewed just now.
+    /// Whether the rows must be fetched now. `renewed`: the IDLE was just renewed.
     pub(super) fn is_due(&self, renewed: bool) -> bool {
         !self.rows.is_empty() && (renewed || self.due.is_none_or(|due| due <= Instant::now()))
     }
 
-    /// Begins to fetch again. The next time is due after `pause`, also if this one ends the connection.
+    /// Begins to fetch the rows. They are due again after `pause`, even if this ends the connection.
     pub(super) fn begin_fetching(&mut self, pause: Duration) {
         (self.due, self.asking) = (Some(Instant::now() + pause), true);
     }
 
-    /// The mails of the next round, which are fetched together: those that were not asked for longest.
+    /// The mails of the next round, which one FETCH requests. The longest waiting come first.
     pub(super) fn next_round(&mut self) -> Vec<u32> {
         self.next(false, ROUND)
     }
 
-    /// A mail that has to be asked for alone.
+    /// The next mail that must be fetched alone.
     pub(super) fn next_alone(&mut self) -> Vec<u32> {
         self.next(true, 1)
     }
@@ -93,7 +93,7 @@ impl FetchHistory {
         self.rows.len()
     }
 
-    /// All that is due was fetched.
+    /// All due rows were fetched.
     pub(super) fn end_fetching(&mut self) {
         self.asking = false;
     }
@@ -113,21 +113,21 @@ impl FetchHistory {
         self.progress = true;
     }
 
-    /// Its row is closed; when the server took it.
+    /// Its row is closed. Returns its INTERNALDATE.
     pub(super) fn remove(&mut self, uid: u32) -> Option<Timestamp> {
         self.rows.remove(&uid).and_then(|row| row.received_at)
     }
 
-    /// Whether a FETCH of these mails ends the connection.
+    /// Records whether a FETCH of these mails ends the connection.
     pub(super) fn mark_harmful(&mut self, uids: &[u32], harmful: bool) {
         for uid in uids {
             self.rows.entry(*uid).and_modify(|row| row.harmful = harmful);
         }
     }
 
-    /// A FETCH of this mail failed; true: it has failed often enough.
+    /// Records a failure of this mail. Returns true if the mail has failed often enough.
     pub(super) fn strike(&mut self, uid: u32, error: &Error) -> bool {
-        // A timeout has taken half a minute already.
+        // A timeout has already taken half a minute.
         let weight = if matches!(error, Error::Timeout { .. }) { 2 } else { 1 };
         let strikes = self.strikes.entry(uid).or_default();
         *strikes = strikes.saturating_add(weight);
@@ -140,22 +140,22 @@ impl FetchHistory {
         self.strikes.retain(|uid, _| *uid > cursor);
     }
 
-    /// Whether the cursor has moved since this was last asked.
+    /// Whether the cursor has moved since the last call.
     pub(super) fn take_progress(&mut self) -> bool {
         std::mem::take(&mut self.progress)
     }
 
-    /// How many mails one FETCH may ask for; `None`: as many as usual.
+    /// The most mails of one FETCH; `None`: the usual number.
     pub(super) fn limit(&self) -> Option<usize> {
         self.limit
     }
 
-    /// A connection ended before anything came of the first mail: from here on mails are asked for one by one.
+    /// The connection ended before the first mail arrived. From now on each FETCH requests one mail.
     pub(super) fn shrink(&mut self) {
         self.limit = Some(1);
     }
 
-    /// A window is read to its end.
+    /// A window is complete, so the next one may be larger.
     pub(super) fn grow(&mut self, usual: usize) {
         self.limit = self.limit.map(|limit| limit.saturating_mul(GROWTH)).filter(|limit| *limit < usual);
     }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_round_is_bounded_and_leaves_nothing_out() {
+    fn rounds_are_bounded_and_reach_all_rows() {
         let mut history = FetchHistory::default();
         history.begin(7, (1..=50).map(|uid| (uid, None)).collect());
         history.mark_harmful(&[1, 2], true);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_asked_once_for_each_uidvalidity() {
+    fn rows_are_loaded_once_per_uidvalidity() {
         let mut history = FetchHistory::default();
         history.begin(7, vec![(1, None)]);
         history.remove(1);

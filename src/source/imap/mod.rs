@@ -1,11 +1,14 @@
-//! One mailbox on one server, watched for ever.
+//! Watches one mailbox of a mail server over IMAP (RFC 3501), with IDLE (RFC 2177) and NOTIFY (RFC 5465).
 //!
-//! `net` is bytes, `answers` are those that came, until they are whole (`usual`: as most of them are written; `lenient`: as
-//! some servers write them and imap-proto rejects them), `connection` is commands and answers under deadlines, `connect` and
-//! `login` let us in (`oauth`: with a token; `refusal`: why not), `account` is what a watcher is told and says, `mailbox`
-//! finds and opens one, `fetch` knows how mails are asked for (`history`: and remembers FETCHes that failed), `opened` is an
-//! open mailbox, `sync` holds the cursor rule, `again` fetches mails again that were not delivered, `after` puts away what is stored, `idle` waits (`interrupt`: and asks for what is new meanwhile), `watch` begins anew
-//! whenever something ends; `timing` says how long each of them waits. A file imports only from those before it.
+//! | layer | modules |
+//! | --- | --- |
+//! | bytes | `transport`: TCP and TLS. `response_buffer`: bytes → responses, with limits |
+//! | commands | `connection`: a command and its OK, with a timeout |
+//! | login | `login`: from the settings to a connection that is logged in. `oauth`: access tokens. `probe`: `check --connect` |
+//! | mailbox | `mailbox`: finds and selects it. `renumbering`: do the UIDs mean the same mails? `fetch`: FETCH items and responses |
+//! | state | `reader`: everything known about an open mailbox: `progress`, `arrivals`, `fetch_history`, `after_queue` |
+//! | work | `selected`: an open mailbox. `sync` and `sync_queue`: the cursor rule. `refetch`: undelivered mails. `after`. `idle`: waiting |
+//! | whole | `watcher`: connects, reads, waits, and starts over after an error. `account`: its inputs and reports |
 
 mod account;
 mod after;

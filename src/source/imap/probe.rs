@@ -1,4 +1,4 @@
-//! Whether an account's settings lead to its mailboxes.
+//! `check --connect`: tests whether the settings of an account lead to its mailboxes.
 
 use super::error::{Error, Result};
 use super::login::{Login, connect};
@@ -7,10 +7,10 @@ use super::settings::ImapSettings;
 use super::timing::Timing;
 use crate::model::printable;
 
-/// For `check --connect`: logs in and opens each mailbox; says in words what it found, or what is wrong with a mailbox.
+/// Logs in and opens each mailbox. Returns a line for each finding: Ok, or Err for a mailbox that cannot be opened.
 ///
 /// # Errors
-/// What keeps it from looking any further.
+/// The error that ended the connection.
 pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::result::Result<String, String>>> {
     let (mut connection, capabilities) = connect(settings, login, &Timing::default()).await?;
     let how = match (capabilities.notify, capabilities.idle) {
@@ -27,7 +27,7 @@ pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::re
         let shown = printable(&named.display, 100);
         found.push(match mailbox::select(&mut connection, &named, false).await {
             Ok(selected) => Ok(format!("mailbox {shown}: {} mails", selected.exists)),
-            // The others may be opened all the same.
+            // The other mailboxes can still be opened.
             Err(error @ Error::Refused { .. }) => Err(format!("mailbox {shown}: {error}")),
             Err(error) => return Err(error),
         });

@@ -1,4 +1,4 @@
-//! `[[account]]`, as far as the mail server is concerned.
+//! `[[account]]`: the settings of a mail server and its mailboxes.
 
 use std::path::PathBuf;
 
@@ -15,48 +15,48 @@ use crate::units::{ByteSize, HumanDuration};
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImapSettings {
-    /// Its name in the database and the log.
+    /// The name in the database and the log.
     pub name: String,
     /// The mail server.
     pub host: String,
-    /// Its port; by default 993, or 143 where TLS is not implicit.
+    /// The port. The default is 993 with implicit TLS, and 143 otherwise.
     pub port: Option<u16>,
-    /// How the connection is protected.
+    /// The protection of the connection.
     #[serde(default)]
     pub tls: Tls,
-    /// Certificates to trust beside the system's.
+    /// Certificates that are trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
     /// The login.
     pub user: String,
-    /// Addresses that are ours; empty: the user, if it is an address.
+    /// The merchant's addresses. If there are none: `user`, if that is an address.
     #[serde(default)]
     pub recipients: Vec<String>,
     /// The password.
     pub password: Option<secret::SecretSource>,
-    /// Access tokens in place of it.
+    /// Access tokens instead of a password.
     pub oauth2: Option<oauth::OAuthSettings>,
-    /// Names or special-use attributes (RFC 6154).
+    /// Mailboxes: names or special-use attributes (RFC 6154).
     #[serde(default = "default_mailboxes")]
     pub mailboxes: Vec<String>,
-    /// Every mail here may be Resmic's: fetch the body at once.
+    /// The mailbox receives only Resmic's mails, so bodies are fetched at once.
     #[serde(default)]
     pub dedicated: bool,
-    /// Where to begin on the first run.
+    /// The oldest mail that the first run reads.
     #[serde(default)]
     pub start: Start,
-    /// How often IDLE is renewed and the mailbox swept.
+    /// The time between IDLE renewals. Each renewal also syncs the mailbox.
     #[serde(default = "default_idle_renew")]
     pub idle_renew: HumanDuration,
-    /// What is done to a notification on the server once it is stored.
+    /// The change to a notification on the server after it is stored.
     #[serde(default)]
     pub after: After,
-    /// The most that is fetched of one mail.
+    /// The most bytes that are fetched of one mail.
     #[serde(default = "default_max_size")]
     pub max_size: ByteSize,
 }
 
 impl ImapSettings {
-    /// The port, by the protection if it is not named.
+    /// The port, or the default for `tls`.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port.unwrap_or(match self.tls {
@@ -67,14 +67,14 @@ impl ImapSettings {
 }
 
 impl ImapSettings {
-    /// What holds between the keys, and what a type cannot say.
+    /// Checks the values, and the rules between keys.
     ///
     /// # Errors
-    /// The key, and what is wrong with it.
+    /// The key and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
         if !is_host(&self.host) {
-            return wrong("host", "expected a host name or an IP address, and nothing else; `port` stands by itself");
+            return wrong("host", "expected a host name or an IP address; the port belongs into `port`");
         }
         if self.port == Some(0) {
             return wrong("port", "expected a port, from 1 to 65535");
@@ -85,7 +85,7 @@ impl ImapSettings {
         match (&self.password, &self.oauth2) {
             (Some(_), None) => {}
             (None, Some(oauth2)) => oauth2.check()?,
-            (Some(_), Some(_)) => return wrong("oauth2", "stands in place of `password`; expected one of the two"),
+            (Some(_), Some(_)) => return wrong("oauth2", "expected either `password` or `oauth2`, not both"),
             (None, None) => {
                 return wrong(
                     "password",
@@ -96,12 +96,15 @@ impl ImapSettings {
         if self.tls == Tls::None && !is_loopback_host(&self.host) {
             return wrong(
                 "tls",
-                "\"none\" is for a server on this machine only; expected \"implicit\" or \"starttls\"",
+                "\"none\" is allowed for a server on this machine only; expected \"implicit\" or \"starttls\"",
             );
         }
         self.check_mailboxes()?;
         if self.recipients.is_empty() && !self.user.contains('@') {
-            return wrong("recipients", "expected the addresses that are ours: `user` is no address to take for it");
+            return wrong(
+                "recipients",
+                "expected the addresses that receive Resmic's mails, because `user` is no address",
+            );
         }
         if let Some(address) = self.recipients.iter().find(|a| !is_address(a)) {
             return wrong("recipients", &format!("{address:?} is no address, like \"payments@shop.example\""));
@@ -124,7 +127,7 @@ impl ImapSettings {
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
-        // Both would have one row in the database, and one of them would look as if it were never reached.
+        // Both would share one row in the database, so one of them would seem never reached.
         let again =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
         if let Some((_, name)) = self.mailboxes.iter().enumerate().find(again) {
@@ -139,12 +142,12 @@ impl ImapSettings {
     }
 }
 
-/// What a mailbox may be called.
+/// Whether this can be the name of a mailbox.
 fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.chars().any(char::is_control)
 }
 
-/// What may be looked up or connected to: no URL, no port, no brackets.
+/// Whether this is a host name or an IP address: no URL, no port, no brackets.
 #[must_use]
 pub fn is_host(text: &str) -> bool {
     let is_name =
@@ -152,7 +155,7 @@ pub fn is_host(text: &str) -> bool {
     is_name || text.parse::<std::net::IpAddr>().is_ok()
 }
 
-/// An address as a mail's To is compared with: without a name or brackets, which would make every mail somebody else's.
+/// Whether this is a bare address, which can equal an address in a mail's To. A display name or brackets would never match.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
     let whole = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
@@ -160,7 +163,7 @@ pub fn is_address(text: &str) -> bool {
     text.rsplit_once('@').is_some_and(whole) && !text.contains(strange)
 }
 
-/// How the connection is protected.
+/// The protection of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tls {
@@ -169,24 +172,24 @@ pub enum Tls {
     Implicit,
     /// TLS after STARTTLS (RFC 3501, 6.2.1).
     Starttls,
-    /// Not at all; to this machine only.
+    /// No TLS, for a server on this machine only.
     None,
 }
 
-/// Where the first run begins.
+/// The oldest mail that the first run reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "StartValue")]
 pub enum Start {
-    /// With the oldest mail.
+    /// The oldest mail of the mailbox.
     #[default]
     All,
-    /// With the next one.
+    /// The next mail that arrives.
     Now,
-    /// With what the server received on this day or later (UTC).
+    /// The first mail that the server received on or after this day (UTC).
     Since(Timestamp),
 }
 
-/// As it stands in the file: TOML has dates of its own.
+/// The value in the file: TOML has a type for dates.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected \"all\", \"now\" or a date like \"2025-03-05\"")]
 enum StartValue {
@@ -208,7 +211,7 @@ impl TryFrom<StartValue> for Start {
             date => {
                 let expected = || "expected \"all\", \"now\" or a date like \"2025-03-05\"".to_owned();
                 let at: jiff::civil::DateTime = date.parse().map_err(|_| expected())?;
-                // A date is asked for: a time of day is better refused than passed over.
+                // A date is expected. A time of day would be ignored silently.
                 if at.time() != jiff::civil::Time::midnight() {
                     return Err(expected());
                 }
@@ -219,16 +222,16 @@ impl TryFrom<StartValue> for Start {
     }
 }
 
-/// What is done to a notification on the server once it is stored.
+/// The change to a notification on the server after it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum After {
-    /// Nothing: the mailbox is opened read-only.
+    /// No change; the mailbox is opened read-only.
     #[default]
     Leave,
-    /// It is marked as seen.
+    /// Mark it as seen.
     Seen,
-    /// It is moved to this mailbox.
+    /// Move it to this mailbox.
     Move(String),
 }
 

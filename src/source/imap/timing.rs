@@ -1,4 +1,4 @@
-//! How long a watcher waits, and for what.
+//! The timeouts and pauses of a watcher.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,31 +6,30 @@ use jiff::Timestamp;
 
 use crate::backoff::Backoff;
 
-/// The times of a watcher.
+/// The timeouts and pauses of a watcher.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// How long the greeting, STARTTLS and the login may take together. Servers slow down logins on purpose.
+    /// Timeout of greeting, STARTTLS and login together. Servers slow down logins on purpose.
     pub login: Duration,
-    /// How long a server may take for an ordinary command.
+    /// Timeout of an ordinary command, and of a pause in a long answer.
     pub answer: Duration,
-    /// How long it may take for the next mail of a long answer.
+    /// Timeout of the next mail in a long answer.
     pub mail: Duration,
-    /// How long after an `EXISTS` the pushed mail may take before it is asked for.
+    /// How long a push may follow an `EXISTS` before the mail is fetched.
     pub push_grace: Duration,
-    /// How soon a mail that was announced and not sent is asked for again, the first time.
+    /// The first pause before an announced mail that did not arrive is fetched again.
     pub again: Duration,
-    /// How often a server without IDLE is asked, at most.
+    /// The pause between two polls of a server without IDLE.
     pub poll: Duration,
     /// The pause after a failure.
     pub retry: Backoff,
-    /// The pause after a refused login: a password does not mend itself, and servers lock out who insists.
+    /// The pause after a refused login. Servers lock out clients that retry too often.
     pub retry_login: Backoff,
-    /// How soon a special-use mailbox that is not there is looked for again.
+    /// The pause before a missing special-use mailbox is searched again.
     pub retry_absent: Duration,
-    /// A connection that lives as long as this after its first sync was a good one. Some servers drop every IDLE
-    /// after a minute.
+    /// A connection that lives this long after its first sync counts as good. Some servers drop every IDLE after a minute.
     pub steady: Duration,
-    /// The clock on the wall.
+    /// The wall clock.
     pub clock: fn() -> SystemTime,
 }
 
@@ -45,7 +44,7 @@ impl Default for Timing {
             again: seconds(1),
             poll: seconds(60),
             retry: Backoff { base: seconds(1), cap: seconds(300) },
-            // A pause is drawn from the upper half: from one minute to two, at first.
+            // The backoff draws from the upper half: from one to two minutes at first.
             retry_login: Backoff { base: seconds(120), cap: seconds(3600) },
             retry_absent: seconds(3600),
             steady: seconds(30),
@@ -55,7 +54,7 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// What the clock on the wall says.
+    /// The time of the wall clock.
     pub(super) fn now(&self) -> Timestamp {
         Timestamp::try_from((self.clock)()).unwrap_or(Timestamp::MAX)
     }

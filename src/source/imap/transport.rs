@@ -1,4 +1,4 @@
-//! The bytes under IMAP: TCP or TLS, prompt in both directions, and no more of them than was asked for.
+//! TCP or TLS for IMAP: without delays in both directions, and with a limit for each response.
 
 use std::fmt;
 use std::io;
@@ -19,28 +19,27 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::error::{Error, Result};
 use super::response_buffer::Framing;
 
-/// How long the name may take, and how long one address is tried.
+/// The timeout of the name lookup, and of the connection to one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a TLS handshake may take.
+/// The timeout of a TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a connection may be quiet before the kernel probes it, how often it then probes, and how many probes may stay
-/// unanswered. Together two minutes: no dead connection is kept for longer, also after the machine was suspended.
+/// TCP keepalive: the idle time before the first probe, the time between probes, and the number of unanswered probes. Together
+/// two minutes, after which a dead connection is closed, also after the machine was suspended.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// A connection's bytes.
+/// The byte stream of a connection.
 pub(super) struct Transport {
     stream: ByteStream,
-    /// How many bytes may be read for one answer, and so for one literal.
-    most: usize,
-    /// How many of them may still be read before the answer that is awaited must be complete.
-    allowance: usize,
+    /// The most bytes of one response, and so of one literal.
+    response_limit: usize,
+    /// How many bytes may be read before the current response must be complete.
+    bytes_left: usize,
     framing: Framing,
-    /// When bytes came last.
-    heard_at: Instant,
-    /// While set, what is written stays here, so that several commands leave as one packet.
+    last_byte_at: Instant,
+    /// Collects written bytes while it is set, so that several commands leave in one packet.
     corked: Option<Vec<u8>>,
 }
 
@@ -59,7 +58,7 @@ impl Transport {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for address in addresses {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
-                Ok(Ok(tcp)) => return Transport::prompt(tcp).map_err(|e| Error::Connect(peer, e)),
+                Ok(Ok(tcp)) => return Transport::with_options(tcp).map_err(|e| Error::Connect(peer, e)),
                 Ok(Err(e)) => last = e,
                 Err(_) => last = io::ErrorKind::TimedOut.into(),
             }
@@ -67,7 +66,7 @@ impl Transport {
         Err(Error::Connect(peer, last))
     }
 
-    fn prompt(tcp: TcpStream) -> io::Result<Self> {
+    fn with_options(tcp: TcpStream) -> io::Result<Self> {
         tcp.set_nodelay(true)?;
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE_AFTER)
@@ -76,21 +75,21 @@ impl Transport {
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
         Ok(Transport {
             stream: ByteStream::Plain(tcp),
-            most: usize::MAX,
-            allowance: usize::MAX,
+            response_limit: usize::MAX,
+            bytes_left: usize::MAX,
             framing: Framing::default(),
-            heard_at: Instant::now(),
+            last_byte_at: Instant::now(),
             corked: None,
         })
     }
 
-    /// Goes on in TLS.
+    /// Starts TLS.
     pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
         let tls = |e| Error::Tls(host.to_owned(), e);
         let name =
             ServerName::try_from(host.to_owned()).map_err(|e| tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let ByteStream::Plain(tcp) = self.stream else {
-            return Err(Error::Protocol("TLS is begun inside TLS".into()));
+            return Err(Error::Protocol("STARTTLS inside TLS".into()));
         };
         let handshake = TlsConnector::from(config).connect(name, tcp);
         let stream = tokio::time::timeout(TLS_TIMEOUT, handshake)
@@ -100,22 +99,22 @@ impl Transport {
         Ok(Transport { stream: ByteStream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
     }
 
-    /// Allows so many bytes for the next answer: a server that sends more is cut off.
+    /// Allows this many bytes for the next response. A read beyond them fails.
     pub(super) fn allow(&mut self, bytes: usize) {
-        (self.most, self.allowance) = (bytes, bytes);
+        (self.response_limit, self.bytes_left) = (bytes, bytes);
     }
 
-    /// When bytes came last.
-    pub(super) fn heard_at(&self) -> Instant {
-        self.heard_at
+    /// When the last bytes arrived.
+    pub(super) fn last_byte_at(&self) -> Instant {
+        self.last_byte_at
     }
 
-    /// Holds back what is written until [`Transport::uncork`].
+    /// Collects written bytes until [`Transport::uncork`].
     pub(super) fn cork(&mut self) {
         self.corked.get_or_insert_default();
     }
 
-    /// What was held back, to be written.
+    /// Returns the collected bytes, and collects no longer.
     pub(super) fn uncork(&mut self) -> Vec<u8> {
         self.corked.take().unwrap_or_default()
     }
@@ -127,35 +126,35 @@ impl Transport {
         }
     }
 
-    /// Acknowledges at once what was just read. Linux forgets this setting, so it is renewed with every
-    /// read: Cyrus waits for the acknowledgement of the `EXISTS` before it sends on, 40 ms otherwise.
+    /// Sends the TCP acknowledgement at once. Linux resets this option, so each read sets it again. Cyrus waits for the
+    /// acknowledgement of the `EXISTS` before it sends more; a delayed one takes 40 ms.
     fn acknowledge(&self) {
         #[cfg(target_os = "linux")]
         let _ = SockRef::from(self.tcp()).set_tcp_quickack(true);
     }
 }
 
-fn without_end() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "an answer without end")
+fn too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a response without end")
 }
 
 impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.allowance == 0 {
-            return Poll::Ready(Err(without_end()));
+        if this.bytes_left == 0 {
+            return Poll::Ready(Err(too_long()));
         }
         let before = buf.filled().len();
         ready!(match &mut this.stream {
             ByteStream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             ByteStream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         })?;
-        let came = buf.filled().get(before..).unwrap_or_default();
-        this.allowance = this.allowance.saturating_sub(came.len());
-        if !this.framing.allows(came, this.most) {
-            return Poll::Ready(Err(without_end()));
+        let received = buf.filled().get(before..).unwrap_or_default();
+        this.bytes_left = this.bytes_left.saturating_sub(received.len());
+        if !this.framing.allows(received, this.response_limit) {
+            return Poll::Ready(Err(too_long()));
         }
-        this.heard_at = Instant::now();
+        this.last_byte_at = Instant::now();
         this.acknowledge();
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,4 @@
-//! Mailbox names as they go over the wire: modified UTF-7 (RFC 3501, 5.1.3).
+//! Modified UTF-7, the encoding of mailbox names (RFC 3501, 5.1.3).
 
 use base64::Engine;
 use base64::alphabet::IMAP_MUTF7;
@@ -36,8 +36,7 @@ fn shift(connection: &mut String, foreign: &mut Vec<u8>) {
     }
 }
 
-/// The name that a server means; `None` if it is not modified UTF-7, or not in its one canonical form, so that the
-/// same words would not come back.
+/// Decodes modified UTF-7; `None` if the name is not canonical, because encoding the result would give another name.
 pub(super) fn decode(connection: &str) -> Option<String> {
     let mut name = String::with_capacity(connection.len());
     let mut rest = connection;
@@ -65,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_over_the_wire_and_come_back() {
+    fn names_survive_encoding_and_decoding() {
         // The second is the RFC's own example.
         for (name, connection) in [
             ("INBOX", "INBOX"),
@@ -80,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_modified_utf7_is_not_decoded() {
+    fn invalid_utf7_is_not_decoded() {
         for connection in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
             assert_eq!(decode(connection), None, "{connection}");
         }

@@ -61,7 +61,7 @@ async fn preauth_is_refused_without_a_password() {
 async fn without_starttls_no_password_is_sent() {
     for (answer, said) in [
         ("{tag} BAD what is STARTTLS?", "TLS with 127.0.0.1 failed: STARTTLS: Bad what is STARTTLS?"),
-        ("* BYE overloaded", "the server said goodbye: overloaded"),
+        ("* BYE overloaded", "the server ended the connection (BYE): overloaded"),
         ("* OK wait", "no answer to "),
     ] {
         let server = Scripted::start().await;

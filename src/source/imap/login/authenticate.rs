@@ -1,5 +1,4 @@
-//! Proving who we are: LOGIN or AUTHENTICATE PLAIN with a password, AUTHENTICATE with an access token (OAUTHBEARER,
-//! XOAUTH2).
+//! LOGIN or AUTHENTICATE PLAIN with a password; AUTHENTICATE with an access token (OAUTHBEARER, XOAUTH2).
 
 use std::time::Duration;
 
@@ -15,10 +14,10 @@ use super::super::settings::ImapSettings;
 use super::refusal;
 use crate::secret;
 
-/// The longest literal that LITERAL- lets a client send at once (RFC 7888).
+/// The longest literal that a client may send at once with LITERAL- (RFC 7888).
 const LITERAL_MINUS: usize = 4096;
 
-/// How long a server may take to list its capabilities after it refused a login.
+/// The timeout of CAPABILITY after a refused login.
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 
 /// A SASL mechanism that takes an access token.
@@ -26,11 +25,11 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 enum Mechanism {
     /// RFC 7628.
     OAuthBearer,
-    /// What Google and Microsoft had before there was a standard.
+    /// The mechanism of Google and Microsoft from before the standard.
     XOAuth2,
 }
 
-/// What the server offers for a login.
+/// The capabilities of the server for the login.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LoginCapabilities {
     /// LOGIN must not be used (RFC 3501, 6.2.3).
@@ -38,17 +37,17 @@ pub(super) struct LoginCapabilities {
     plain: bool,
     oauthbearer: bool,
     xoauth2: bool,
-    /// The first response may stand in the command (RFC 4959).
+    /// SASL-IR: the first response may be part of the command (RFC 4959).
     initial_response: bool,
-    /// A literal may follow at once, whatever its length (RFC 7888).
+    /// LITERAL+: a literal of any length may follow at once (RFC 7888).
     literal_plus: bool,
-    /// And this is so for short ones.
+    /// LITERAL-: a short literal may follow at once (RFC 7888).
     literal_minus: bool,
 }
 
 impl LoginCapabilities {
-    /// The capabilities that a response lists, by itself or in its code; `None` if it lists none.
-    pub(super) fn read(response: &Response<'_>) -> Option<Self> {
+    /// The capabilities in a response or in its response code; `None` if it lists none.
+    pub(super) fn from_response(response: &Response<'_>) -> Option<Self> {
         let list = match (response, response_code(response)) {
             (Response::Capabilities(list), _) | (_, Some(ResponseCode::Capabilities(list))) => list,
             _ => return None,
@@ -75,18 +74,20 @@ impl LoginCapabilities {
         Some(offered)
     }
 
-    async fn ask(connection: &mut Connection, wait: ResponseTimeout) -> Result<Self> {
+    async fn request(connection: &mut Connection, wait: ResponseTimeout) -> Result<Self> {
         let mut offered = None;
         let sent = connection.send("CAPABILITY", "CAPABILITY").await?;
-        connection.finish(&sent, wait, |response| offered = LoginCapabilities::read(response).or(offered)).await?;
+        connection
+            .finish(&sent, wait, |response| offered = LoginCapabilities::from_response(response).or(offered))
+            .await?;
         Ok(offered.unwrap_or_default())
     }
 }
 
-/// Logs in with a password. `offered`: what the greeting said, if it did.
+/// Logs in with a password. `offered`: the capabilities of the greeting, if it lists them.
 ///
-/// LOGIN works on most servers, so it is tried without a look at the capabilities. If the greeting has none, the server is
-/// asked for them when the password is not ASCII, or after a refusal.
+/// LOGIN works on most servers, so it is tried without a request for the capabilities. If the greeting lists none, they are
+/// requested for a password that is not ASCII, and after a refusal.
 pub(super) async fn with_password(
     connection: &mut Connection,
     user: &str,
@@ -96,7 +97,7 @@ pub(super) async fn with_password(
 ) -> Result<()> {
     let password = password.expose_secret();
     if [user, password].iter().any(|text| text.contains(['\r', '\n', '\0'])) {
-        return Err(Error::Login("the user or the password holds a line break or a NUL".into()));
+        return Err(Error::Login("the user or the password contains a line break or a NUL".into()));
     }
     let is_ascii = user.is_ascii() && password.is_ascii();
     let offered = match offered {
@@ -105,13 +106,13 @@ pub(super) async fn with_password(
                 Err(refused @ (Error::Login(_) | Error::LoginDeferred { .. })) => refused,
                 done => return done,
             };
-            // If LOGIN is disabled, the refusal says nothing about the password.
-            match LoginCapabilities::ask(connection, ResponseTimeout::within(AFTER_REFUSAL)).await {
+            // If LOGIN is disabled, the refusal is no statement about the password.
+            match LoginCapabilities::request(connection, ResponseTimeout::within(AFTER_REFUSAL)).await {
                 Ok(offered) if offered.login_disabled => offered,
                 _ => return Err(refused),
             }
         }
-        None => LoginCapabilities::ask(connection, wait).await?,
+        None => LoginCapabilities::request(connection, wait).await?,
         Some(offered) => offered,
     };
     match offered {
@@ -126,7 +127,7 @@ pub(super) async fn with_password(
     }
 }
 
-/// LOGIN. A quoted string holds ASCII only, so anything else goes in a literal.
+/// LOGIN. A quoted string is ASCII, so other values are sent as literals.
 async fn login(
     connection: &mut Connection,
     user: &str,
@@ -136,7 +137,7 @@ async fn login(
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
-    // A literal that the server has to agree to begins a part of its own.
+    // A literal that needs the server's `+` begins a new part.
     let mut parts = vec!["LOGIN".to_owned()];
     for text in [user, password] {
         let at_once = offered.literal_plus || (offered.literal_minus && text.len() <= LITERAL_MINUS);
@@ -173,7 +174,7 @@ async fn plain(
     converse(connection, &sent, wait, std::iter::once(response.clone()), &secrets).await
 }
 
-/// Sends one of these lines for each `+`, until the command is done.
+/// Sends the next line after each `+`, until the command is done.
 async fn converse(
     connection: &mut Connection,
     sent: &PendingCommand,
@@ -182,12 +183,12 @@ async fn converse(
     secrets: &[&str],
 ) -> Result<()> {
     loop {
-        match connection.read_response(sent, wait, |_| ()).await.map_err(|error| judged(error, secrets))? {
+        match connection.read_response(sent, wait, |_| ()).await.map_err(|error| classify(error, secrets))? {
             ServerResponse::Done => return Ok(()),
             ServerResponse::Data(()) => {}
             ServerResponse::Continue => match lines.next() {
                 Some(line) => connection.write_line("login", &line).await?,
-                None => return Err(Error::Protocol("the login has no end".into())),
+                None => return Err(Error::Protocol("sent more `+` than the login has lines".into())),
             },
         }
     }
@@ -200,7 +201,7 @@ pub(super) async fn with_token(
     token: &SecretString,
     wait: ResponseTimeout,
 ) -> Result<()> {
-    let offered = LoginCapabilities::ask(connection, wait).await?;
+    let offered = LoginCapabilities::request(connection, wait).await?;
     let mechanism = match offered {
         LoginCapabilities { oauthbearer: true, .. } => Mechanism::OAuthBearer,
         LoginCapabilities { xoauth2: true, .. } => Mechanism::XOAuth2,
@@ -208,7 +209,7 @@ pub(super) async fn with_token(
     };
     let response = STANDARD.encode(mechanism.response(settings, token.expose_secret()));
     let secrets = [token.expose_secret(), response.as_str()];
-    // A `+` asks for the response, and after that it brings an error that has to be acknowledged before the NO comes.
+    // The first `+` asks for the response. A second `+` contains an error, which must be acknowledged before the NO arrives.
     let acknowledgement = mechanism.acknowledgement().to_owned();
     let mut command = format!("AUTHENTICATE {}", mechanism.name());
     if offered.initial_response {
@@ -232,7 +233,7 @@ impl Mechanism {
         let user = &settings.user;
         match self {
             Mechanism::OAuthBearer => {
-                // RFC 5801, 4: a name in this header has no comma and no equals sign.
+                // RFC 5801, 4: a name in this header contains no comma and no equals sign.
                 let user = user.replace('=', "=3D").replace(',', "=2C");
                 let (host, port) = (&settings.host, settings.port());
                 format!("n,a={user},\x01host={host}\x01port={port}\x01auth=Bearer {token}\x01\x01")
@@ -241,7 +242,7 @@ impl Mechanism {
         }
     }
 
-    /// What the error of a server is answered with.
+    /// The line that acknowledges an error of the server.
     fn acknowledgement(self) -> &'static str {
         match self {
             // One \x01 (RFC 7628, 3.2.3).
@@ -251,8 +252,8 @@ impl Mechanism {
     }
 }
 
-/// What a refused login means. Servers have quoted what they were sent.
-fn judged(error: Error, secrets: &[&str]) -> Error {
+/// Classifies a refused login. Some servers quote the secret, so it is removed from their words.
+fn classify(error: Error, secrets: &[&str]) -> Error {
     let secrets = secrets.iter().filter(|secret| !secret.is_empty());
     let without = |words| secrets.fold(words, |words, secret| secret::redact(words, secret));
     match error {
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_as_rfc_7628_and_google_write_it() {
+    fn sasl_responses_match_rfc_7628_and_google() {
         // RFC 7628, 4.1.
         let response = Mechanism::OAuthBearer
             .response(&settings("user@example.com"), "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==");
@@ -290,17 +291,17 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_quotes_of_a_secret_is_left_out_wherever_it_was_cut_off() {
+    fn quoted_secrets_are_removed_even_if_cut() {
         let token: String = ('a'..='z').cycle().take(1_500).collect();
         let words = format!("No your token {token} is wrong");
         for length in [words.len(), 200, 20, 18] {
             let words = crate::model::printable(&words, length);
             let refused = Error::Refused { command: "AUTHENTICATE", words: words.clone() };
-            for said in [judged(refused, &[&token]), judged(Error::Bye(words), &[&token])].map(|e| e.to_string()) {
+            for said in [classify(refused, &[&token]), classify(Error::Bye(words), &[&token])].map(|e| e.to_string()) {
                 assert!(said.contains("your token (secret)") && !said.contains("abcd"), "{length}: {said}");
             }
         }
-        let others = judged(Error::Bye("closed for a…".into()), &["abc", &token]).to_string();
+        let others = classify(Error::Bye("closed for a…".into()), &["abc", &token]).to_string();
         assert!(others.ends_with("closed for a…"), "{others}");
     }
 }

@@ -1,4 +1,4 @@
-//! From an account's settings to a logged-in connection.
+//! From the settings of an account to a connection that is logged in.
 
 use std::sync::Arc;
 
@@ -18,16 +18,16 @@ mod refusal;
 
 use authenticate::LoginCapabilities;
 
-/// What an account needs to log in, beside its settings.
+/// Everything an account needs to log in, in addition to its settings.
 #[derive(Clone)]
 pub struct Login {
-    /// How TLS is done; `None` for an account without TLS.
+    /// The TLS configuration; `None` for an account without TLS.
     pub tls: Option<Arc<ClientConfig>>,
-    /// What proves who we are.
+    /// The password or the access tokens.
     pub credentials: Credentials,
 }
 
-/// What proves who we are. Shows nothing of it.
+/// A password or access tokens. `Debug` shows nothing of them.
 #[derive(Debug, Clone)]
 pub enum Credentials {
     /// A password.
@@ -37,7 +37,7 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// Returns when the program may end: a token that is asked for may come with the only good refresh token.
+    /// Waits until the program may end: the answer to a token request can contain the only valid refresh token.
     pub(super) async fn wait_for_refresh(&self) {
         if let Credentials::OAuth2(tokens) = self {
             tokens.wait_for_refresh().await;
@@ -45,7 +45,7 @@ impl Credentials {
     }
 }
 
-/// What the server offers of what we can use.
+/// The capabilities of the server that this program uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Capabilities {
     /// IDLE (RFC 2177).
@@ -58,7 +58,7 @@ pub(super) struct Capabilities {
     pub(super) moves: bool,
     /// UIDPLUS (RFC 4315).
     pub(super) uidplus: bool,
-    /// ID (RFC 2971). NetEase (163.com, 126.com) opens no mailbox before a client has sent one.
+    /// ID (RFC 2971). NetEase (163.com, 126.com) opens a mailbox only after the client has sent it.
     pub(super) id: bool,
 }
 
@@ -76,10 +76,10 @@ pub(super) async fn connect(
     };
     loop {
         let token = tokens.get().await?;
-        let start_boundary = log_in(settings, login, LoginSecret::Token(&token.secret), timing).await;
+        let start_boundary = log_in(settings, login, LoginSecret::AccessToken(&token.secret), timing).await;
         match &start_boundary {
             Err(Error::Login(_)) => {}
-            // The words do not say why. The next attempt gets a new token: this one may have been withdrawn.
+            // The refusal has no clear cause. The cached token may have been revoked, so the next attempt requests a new one.
             Err(Error::LoginDeferred { words, .. }) if token.was_cached && !refusal::is_temporary(words) => {
                 tokens.drop_refused(&token).await;
                 return start_boundary;
@@ -87,18 +87,18 @@ pub(super) async fn connect(
             _ => return start_boundary,
         }
         tokens.drop_refused(&token).await;
-        // One that was just given would be refused again; one that was kept may have been withdrawn.
+        // A new token would be refused again. A cached one may have been revoked, so a new one is tried at once.
         if !token.was_cached {
             return start_boundary;
         }
     }
 }
 
-/// What is shown to the server.
+/// The secret of this login.
 #[derive(Clone, Copy)]
 enum LoginSecret<'a> {
     Password(&'a SecretString),
-    Token(&'a SecretString),
+    AccessToken(&'a SecretString),
 }
 
 async fn log_in(
@@ -119,7 +119,7 @@ async fn log_in(
             LoginSecret::Password(password) => {
                 authenticate::with_password(&mut connection, &settings.user, password, offered, wait).await?;
             }
-            LoginSecret::Token(token) => authenticate::with_token(&mut connection, settings, token, wait).await?,
+            LoginSecret::AccessToken(token) => authenticate::with_token(&mut connection, settings, token, wait).await?,
         }
         Ok::<_, Error>(connection)
     };
@@ -139,8 +139,8 @@ async fn log_in(
     Ok((connection, capabilities))
 }
 
-/// Reads the greeting, and goes on in TLS where that is asked for. With the wire it returns the capabilities that the
-/// greeting named: those before TLS do not count.
+/// Reads the greeting, and starts TLS if the settings say so. Returns the capabilities of the greeting; those from before TLS do
+/// not count.
 async fn read_greeting(
     mut connection: Connection,
     settings: &ImapSettings,
@@ -148,10 +148,10 @@ async fn read_greeting(
     wait: ResponseTimeout,
 ) -> Result<(Connection, Option<LoginCapabilities>)> {
     let greeted = connection.read_greeting(wait, |response| match response {
-        Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::read(response)),
-        // As whom? And in the clear it would be somebody between us and the server (RFC 9051, 11.1).
+        Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::from_response(response)),
+        // The user is unknown. Without TLS, an attacker between client and server can send this (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
-            Err(Error::Protocol("PREAUTH: somebody is logged in already; check `host` and `port`".into()))
+            Err(Error::Protocol("PREAUTH: the connection is already logged in; check `host` and `port`".into()))
         }
         _ => Err(Error::Protocol("no greeting; is this an IMAP port, and `tls` right?".into())),
     });
@@ -167,7 +167,7 @@ async fn read_greeting(
     Ok((connection.secure(&settings.host, tls.clone()).await?, None))
 }
 
-/// Asked after the login: before it, servers keep most of it back.
+/// Requests the capabilities after the login: before it, servers list only a few.
 async fn read_capabilities(connection: &mut Connection) -> Result<Capabilities> {
     let mut capabilities = Capabilities::default();
     connection

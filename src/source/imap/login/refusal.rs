@@ -1,13 +1,13 @@
 //! Why a server refuses a login.
 //!
-//! A wrong password does not mend itself, so it is retried seldom. Everything else is retried soon. Only a response that
-//! says that the credentials are wrong counts as that: by its code (RFC 5530), or by the words of the server, where it
-//! sends no code. This is the one place where words decide.
+//! A login with wrong credentials is retried rarely, because the operator must act first. All other refusals are retried soon.
+//! The response code decides (RFC 5530). Without a code, the text of the server decides. This is the only place where text
+//! does.
 
-/// Codes that say so.
+/// Codes of wrong credentials.
 const CREDENTIALS: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
 
-/// Codes that say something else, whatever words follow them.
+/// Codes of other causes. They outweigh the text.
 const OTHER: [&str; 11] = [
     "unavailable",
     "inuse",
@@ -22,9 +22,8 @@ const OTHER: [&str; 11] = [
     "sys/temp",
 ];
 
-/// Words that say something else, also beside words of the table below. QQ lists a wrong password and a busy system in one
-/// sentence.
-const PASSING: [&str; 12] = [
+/// Text of temporary causes. It outweighs the table below: QQ names a wrong password and a busy system in one sentence.
+const TEMPORARY: [&str; 12] = [
     "temporar",
     "try again",
     "later",
@@ -39,19 +38,19 @@ const PASSING: [&str; 12] = [
     "timed out",
 ];
 
-/// How the words of a refusal are compared.
+/// How the text of a refusal is compared.
 #[derive(Clone, Copy)]
-enum Words {
-    /// The text holds them.
+enum TextMatch {
+    /// The text contains this.
     Part(&'static str),
-    /// They are the whole text.
+    /// This is the whole text.
     Whole(&'static str),
 }
-use Words::{Part, Whole};
+use TextMatch::{Part, Whole};
 
-/// What servers say when the user or the password is wrong, and which server says it. The last rows are of no server in
-/// particular: nothing else can be meant by them.
-const TABLE: [(Words, &str); 26] = [
+/// Texts of servers for a wrong user or password, with the servers that send them. The last rows belong to no particular server,
+/// but have no other meaning.
+const TABLE: [(TextMatch, &str); 26] = [
     (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
     (Part("empty username or password"), "Gmail"),
     (Part("application-specific password required"), "Gmail"),
@@ -80,21 +79,21 @@ const TABLE: [(Words, &str); 26] = [
     (Part("login incorrect"), "-"),
 ];
 
-/// The response codes of a text in lower case.
+/// The response codes in a text, which must be in lower case.
 fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next())
 }
 
-/// Whether a refusal says that it is temporary. `words`: the status (`No`, `Bad`) and the server's text.
+/// Whether a refusal has a temporary cause. `words`: the status (`No`, `Bad`) and the text of the server.
 pub(super) fn is_temporary(words: &str) -> bool {
     let text = words.to_lowercase();
     if codes(&text).any(|code| OTHER.contains(&code)) {
         return true;
     }
-    !codes(&text).any(|code| CREDENTIALS.contains(&code)) && PASSING.iter().any(|passing| text.contains(passing))
+    !codes(&text).any(|code| CREDENTIALS.contains(&code)) && TEMPORARY.iter().any(|part| text.contains(part))
 }
 
-/// Whether a refusal says that the credentials are wrong. `words`: as for [`is_temporary`].
+/// Whether the cause of a refusal is wrong credentials. `words`: as for [`is_temporary`].
 pub(super) fn is_about_credentials(words: &str) -> bool {
     if is_temporary(words) {
         return false;
@@ -116,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_decide_before_words() {
+    fn codes_outweigh_text() {
         for credentials in [
             "No [AUTHENTICATIONFAILED] Authentication failed.",
             "No [AUTHENTICATIONFAILED] Service temporarily unavailable",
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn known_words_of_wrong_credentials_count() {
+    fn known_texts_mean_wrong_credentials() {
         for words in [
             "No Authentication failed.",
             "No LOGIN failed.",
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn all_other_words_are_temporary() {
+    fn other_texts_are_temporary() {
         for words in [
             "No Request is throttled. Suggested Backoff Time: 297499 milliseconds",
             "Bad User is authenticated but not connected.",

@@ -1,4 +1,4 @@
-//! The token endpoint: one POST of a refresh token, and what its answer means (RFC 6749, 5 and 6).
+//! The token endpoint: one POST with a refresh token, and the parser of its answer (RFC 6749, 5 and 6).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::http::{self, Destination, FormAnswer, Url};
 use crate::model::printable;
 use crate::secret;
 
-/// The most of an endpoint's words that is kept for people.
+/// The most characters of the endpoint's words in an error.
 const KEPT_WORDS: usize = 200;
-/// The error code of a refresh token that is not good, or not any more.
+/// The error code of an invalid or expired refresh token.
 const ENDED: &str = "invalid_grant";
-/// Error codes that say nothing against us.
+/// Error codes of temporary failures.
 const TEMPORARY_ERRORS: [&str; 3] = ["temporarily_unavailable", "server_error", "slow_down"];
 
-/// Where tokens are to be had, and as whom.
+/// The token endpoint, with the identity of the client.
 pub(super) struct TokenEndpoint {
     destination: Destination,
     url: Url,
@@ -29,21 +29,21 @@ pub(super) struct TokenEndpoint {
     scope: Option<String>,
 }
 
-/// What was granted.
+/// A successful answer.
 #[derive(Debug)]
 pub(super) struct TokenGrant {
     pub(super) access_token: SecretString,
     pub(super) expires_in: Option<Duration>,
-    /// To be used from now on.
+    /// Replaces the refresh token of the request.
     pub(super) refresh_token: Option<SecretString>,
 }
 
-/// Both of RFC 6749's answers; which one it is, is seen by what is there.
+/// The fields of a successful answer and of an error (RFC 6749, 5.1 and 5.2).
 #[derive(Default, Deserialize)]
 struct TokenFields {
     access_token: Option<String>,
     token_type: Option<String>,
-    /// A number; some write it as a text.
+    /// A number; some endpoints send a string.
     expires_in: Option<serde_json::Value>,
     refresh_token: Option<String>,
     error: Option<String>,
@@ -59,12 +59,12 @@ impl TokenEndpoint {
         let url = settings.token_url.clone();
         let (client_id, scope) = (settings.client_id.clone(), settings.scope.clone());
         let tls = tls.filter(|_| url.tls);
-        // In the clear it stays on this machine, whatever DNS says.
+        // Without TLS, only addresses of this machine are allowed, whatever DNS returns.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         TokenEndpoint { destination, url, client_id, client_secret, scope }
     }
 
-    /// Asks for an access token.
+    /// Requests an access token.
     pub(super) async fn request(&self, refresh_token: &SecretString) -> Result<TokenGrant, TokenFailure> {
         let mut form = vec![
             ("grant_type", "refresh_token"),
@@ -81,7 +81,7 @@ impl TokenEndpoint {
     }
 }
 
-/// What an answer means.
+/// Parses an answer.
 fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
     let FormAnswer { status, retry_after, location, body } = answer;
     let fields: Option<TokenFields> = serde_json::from_slice(&body).ok();
@@ -103,7 +103,7 @@ fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
     let waits = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
     let is_temporary = match &fields.error {
         Some(error) => waits || status.is_server_error() || TEMPORARY_ERRORS.contains(&error.as_str()),
-        // A page of somebody between us and the endpoint says nothing about our credentials.
+        // A page of a proxy or captive portal is no statement about the credentials.
         None => waits || status.is_server_error() || status.is_success() || status.is_informational(),
     };
     let words = printable(&words, KEPT_WORDS);
@@ -124,9 +124,9 @@ fn parse_grant(
         return Err(TokenFailure::Refused(format!("its token is of the type {:?}, not Bearer", printable(&kind, 40))));
     }
     let text = access_token.expose_secret();
-    // RFC 6750, 2.1. Anything else would break out of the line that it is sent in.
+    // RFC 6750, 2.1. Other characters could end the line of the IMAP command.
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(TokenFailure::Temporary("its access_token has characters that none can have".into(), None));
+        return Err(TokenFailure::Temporary("its access_token has invalid characters".into(), None));
     }
     let seconds = expires_in.and_then(|value| value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()));
     let refresh_token = refresh_token.filter(|token| !token.is_empty()).map(SecretString::from);
@@ -140,13 +140,13 @@ impl TokenFailure {
         }
     }
 
-    /// Names the endpoint.
+    /// Puts the URL before the words.
     fn with_url(mut self, url: &Url) -> Self {
         *self.words() = format!("{url}: {}", self.words());
         self
     }
 
-    /// Takes out secrets that an endpoint may have quoted, as they are or as they were sent to it.
+    /// Removes secrets that the endpoint may have quoted, plain or percent-encoded.
     fn without_secrets<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
             for written in [secret, &http::encode_value(secret)] {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_read_however_its_lifetime_is_written() {
+    fn lifetimes_are_numbers_or_strings() {
         for (lifetime, seconds) in [("3599", Some(3599)), ("\"3599\"", Some(3599)), ("null", None), ("-1", None)] {
             let body = format!("{{\"access_token\":\"t\",\"token_type\":\"bearer\",\"expires_in\":{lifetime}}}");
             let granted = parse_response(answer(200, &body)).unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_person_is_told_from_what_passes() {
+    fn permanent_and_temporary_failures_differ() {
         let refused = [
             (401, "{\"error\":\"invalid_client\"}"),
             (400, "{\"error\":\"invalid_scope\"}"),
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_quoted_back_is_taken_out() {
+    fn quoted_secrets_are_removed() {
         let url: Url = "https://login.example/token".parse().unwrap();
         let secret = SecretString::from("s3cret".to_owned());
         let said = parse_response(answer(
@@ -235,6 +235,6 @@ mod tests {
         let body =
             format!("{{\"error\":\"invalid_grant\",\"error_description\":\"unknown {}\"}}", long.expose_secret());
         let mut failure = parse_response(answer(400, &body)).unwrap_err().without_secrets([&long].into_iter());
-        assert_eq!(failure.words(), "400 Bad Request: invalid_grant: unknown (secret)…", "it was cut off");
+        assert_eq!(failure.words(), "400 Bad Request: invalid_grant: unknown (secret)…", "cut");
     }
 }

@@ -1,5 +1,5 @@
-//! Access tokens in place of a password (RFC 6749): asked for with a refresh token, kept in memory for as long as they
-//! are valid, and shared by all mailboxes of an account.
+//! Access tokens instead of a password (RFC 6749). They are requested with a refresh token, cached in memory while they are
+//! valid, and shared by all mailboxes of an account.
 
 mod endpoint;
 mod rotation;
@@ -22,26 +22,26 @@ use crate::secret;
 use endpoint::TokenEndpoint;
 use rotation::RefreshTokens;
 
-/// How long before its end a token is not used any more: a login takes its time, and clocks differ.
+/// How long before its expiry a token is replaced. A login takes time, and clocks differ.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-/// How long a token is kept whose end is not told (RFC 6749, 5.1, recommends to tell).
+/// The lifetime of a token without `expires_in`, which RFC 6749 (5.1) recommends.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
-/// How long an answer that is on its way is waited for at the end: less than the loops have for closing.
+/// How long the end of the program waits for an open token request. It is shorter than the time that the loops have to close.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// `[[account]] oauth2`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table")]
 pub struct OAuthSettings {
-    /// Where tokens are to be had.
+    /// The token endpoint.
     pub token_url: Url,
-    /// Who we are there.
+    /// The client identifier of this application.
     pub client_id: String,
-    /// And how we prove it, if we must.
+    /// The client secret, if the endpoint requires one.
     pub client_secret: Option<secret::SecretSource>,
-    /// What we were given when a person agreed.
+    /// The refresh token from the authorization.
     pub refresh_token: secret::SecretSource,
-    /// What the token is to be good for; by default what was agreed to.
+    /// The requested scope. The default is the scope of the authorization.
     pub scope: Option<String>,
     /// The device authorization endpoint (RFC 8628), for `authorize`.
     pub device_url: Option<Url>,
@@ -53,7 +53,7 @@ impl OAuthSettings {
     /// Whether the values can be used.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    /// The key and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, words: &str| Err((format!("oauth2.{key}"), words.to_owned()));
         let is_open = |url: &Url| !url.tls && !url.is_loopback();
@@ -77,7 +77,7 @@ impl OAuthSettings {
     }
 }
 
-/// An account's tokens. Cheap to clone; clones share what they know. Shows nothing of it.
+/// The tokens of an account. Clones share their state. `Debug` shows nothing of it.
 #[derive(Clone)]
 pub struct AccessTokens(Arc<SharedTokens>);
 
@@ -89,11 +89,11 @@ struct SharedTokens {
 struct TokenState {
     refresh: RefreshTokens,
     cached: Option<CachedToken>,
-    /// How many tokens there were.
+    /// The number of tokens received so far.
     count: u64,
-    /// What went wrong last, and when.
+    /// The last failure, and its time.
     failed: Option<(Instant, TokenFailure)>,
-    /// The endpoint asked not to be asked before.
+    /// The endpoint asked for no request before this time.
     retry_at: Option<Instant>,
 }
 
@@ -105,25 +105,24 @@ struct CachedToken {
 /// An access token.
 pub(super) struct AccessToken {
     pub(super) secret: SecretString,
-    /// It was there already: if it is refused, a new one may be accepted.
+    /// It was cached. If the server refuses it, a new token may work.
     pub(super) was_cached: bool,
     number: u64,
 }
 
-/// Why there is no token.
+/// Why a token request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum TokenFailure {
-    /// A person has to do something.
+    /// The operator must act.
     Refused(String),
-    /// So they have, if this was the last refresh token that there is: it is not good, or not any more.
+    /// The refresh token is invalid or expired. The operator must act if no other is left.
     Ended(String),
-    /// It may be better soon.
+    /// A later request may succeed, after the pause if there is one.
     Temporary(String, Option<Duration>),
 }
 
 impl AccessTokens {
-    /// Makes one of its settings and its secrets. A refresh token that the endpoint replaces is kept in `folder`; until
-    /// then nothing is written.
+    /// A new refresh token from the endpoint is stored in `folder`. Until then no file is created.
     #[must_use]
     pub fn new(
         settings: &OAuthSettings,
@@ -138,8 +137,7 @@ impl AccessTokens {
         AccessTokens(Arc::new(SharedTokens { endpoint, state: Arc::new(Mutex::new(state)) }))
     }
 
-    /// A token to log in with: the one there is, or a new one. Who asks while another asks already gets what that
-    /// one gets, be it a failure.
+    /// The cached token, or a new one. Concurrent callers share one request, and its failure.
     pub(super) async fn get(&self) -> Result<AccessToken, Error> {
         let asked = Instant::now();
         let mut state = self.0.state.clone().lock_owned().await;
@@ -158,31 +156,34 @@ impl AccessTokens {
             return Err(TokenFailure::Temporary(words.clone(), Some(until - Instant::now())).into());
         }
         let inner = self.0.clone();
-        // On its own: if nobody waits for the answer any more, the refresh token in it may still be the only good one.
+        // A task of its own, because the answer can contain the only valid refresh token. It must be stored even if the caller is
+        // dropped.
         let asking = tokio::spawn(async move {
             let answer = state.refresh.request(&inner.endpoint).await;
             state.apply(answer)
         });
-        // Why not is told by its place alone: what a panic says may have a token in it.
-        let broken = || TokenFailure::Temporary("asking for it has failed".into(), None);
+        // The text of a panic may contain a token, so it is not used.
+        let broken = || TokenFailure::Temporary("the token request failed".into(), None);
         asking.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
     }
 
-    /// Returns when no answer of the endpoint is on its way any more, or after some time.
+    /// Waits until no token request is open, at most three seconds.
     pub(super) async fn wait_for_refresh(&self) {
         if self.0.state.try_lock().is_ok() {
             return;
         }
-        tracing::debug!("waiting for the token endpoint: a new refresh token may be on its way");
+        tracing::debug!("waiting for the token endpoint, whose answer may contain a new refresh token");
         if timeout(CLOSING_TIMEOUT, self.0.state.lock()).await.is_err() {
-            tracing::warn!("the token endpoint has not answered; if it has replaced the refresh token, that is lost");
+            tracing::warn!(
+                "the token endpoint did not answer before the end; if it has replaced the refresh token, the new one is lost"
+            );
         }
     }
 
-    /// The server refused this token: it is not used again.
+    /// Removes a token from the cache that the mail server has refused.
     pub(super) async fn drop_refused(&self, token: &AccessToken) {
         let mut state = self.0.state.lock().await;
-        // Another mailbox may have a new one already.
+        // Another mailbox may have requested a new one meanwhile.
         if state.count == token.number {
             state.cached = None;
         }
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refresh_token_travels_in_the_clear_on_this_machine_only() {
+    fn plain_http_is_for_this_machine_only() {
         let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
         for url in ["https://login.example/token", "http://127.0.0.1:8080/token", "http://localhost/token"] {
             read(&format!("token_url = \"{url}\"\n{rest}")).unwrap();

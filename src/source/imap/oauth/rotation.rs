@@ -1,5 +1,4 @@
-//! Which refresh token is shown to the endpoint: the newest that is known, and the one that was configured if that has
-//! ended.
+//! Chooses the refresh token for a request: the newest one known, and the configured one if the newest has expired.
 
 use std::path::Path;
 
@@ -10,40 +9,40 @@ use super::token_file::TokenFile;
 use super::token_lock::TokenLock;
 use super::{OAuthSettings, TokenFailure};
 
-/// How many tokens are tried at most: the file may hold another each time, if another process logs in too.
+/// The most tokens tried for one request. The file can contain another token each time, if another process logs in too.
 const TRIES: usize = 5;
 
 /// The refresh tokens of one grant.
 pub(super) struct RefreshTokens {
-    /// What a person has given us.
+    /// The token of the configuration.
     configured: SecretString,
-    /// Where its newest successor is kept, for a later start and for other processes.
+    /// The file of its newest successor, for later starts and other processes.
     file: TokenFile,
-    /// The newest that we were given.
+    /// The newest token that this process received.
     newest: Option<SecretString>,
-    /// It could be kept. Else it is newer than what is in the file.
+    /// `newest` is stored in the file. Otherwise it is newer than the file.
     is_stored: bool,
-    /// Those that had ended when another one was granted: shown again, one of them may be taken for a thief's.
+    /// Tokens that had expired when another one worked. An endpoint may treat a second use as theft.
     ended: Vec<SecretString>,
-    /// That the endpoint replaces it was told.
+    /// The log contains that the endpoint replaces the token.
     announced: bool,
 }
 
 impl RefreshTokens {
-    /// Of settings, with the secret read; the file is in `folder`.
+    /// `configured`: the refresh token of the settings. The file is in `folder`.
     pub(super) fn new(settings: &OAuthSettings, configured: SecretString, folder: &Path) -> Self {
         let file = TokenFile::new(folder, &configured, settings);
         RefreshTokens { configured, file, newest: None, is_stored: true, ended: Vec::new(), announced: false }
     }
 
-    /// Asks for an access token, and keeps the refresh token that came with it.
+    /// Requests an access token, and stores the refresh token of the answer.
     pub(super) async fn request(&mut self, endpoint: &TokenEndpoint) -> Result<TokenGrant, TokenFailure> {
         let _lock = TokenLock::acquire(self.file.path()).await;
         let (mut tried, mut first) = (Vec::new(), None);
-        // Read again before each try: another process may have been faster, and have ended the one that we had read.
+        // The file is read before each try: another process may have replaced the token meanwhile.
         while let Some(token) = self.next_candidate(&tried).await {
             match endpoint.request(&token).await {
-                // What is said of the newest is what a person has to know.
+                // The error about the newest token is the one that helps the operator.
                 Err(failure @ TokenFailure::Ended(_)) => first = first.or(Some(failure)),
                 answer => {
                     if answer.is_ok() && !tried.is_empty() {
@@ -62,7 +61,7 @@ impl RefreshTokens {
         Err(first.unwrap_or_else(|| TokenFailure::Ended("there is no refresh token".into())))
     }
 
-    /// The best one that was not tried yet; one that had ended when it was tried last, after all others.
+    /// The best token that was not tried yet. Tokens that had expired come last.
     async fn next_candidate(&self, tried: &[SecretString]) -> Option<SecretString> {
         if tried.len() >= TRIES {
             return None;
@@ -89,9 +88,9 @@ impl RefreshTokens {
                 );
             }
             Err(error) => tracing::warn!(
-                "the token endpoint has replaced the refresh token, and the new one cannot be kept in {}: {error}; it is \
-                 used for as long as this process runs. See that there is room and the folder can be written: if the old \
-                 one ends with it, a restart needs a new one (docs/mail-providers.md)",
+                "the token endpoint has replaced the refresh token, and the new one cannot be written to {}: {error}; it is \
+                 used while this process runs. Check free space and permissions of the folder: after a restart only the old \
+                 token is left, and it may have expired (docs/mail-providers.md)",
                 self.file.path().display()
             ),
         }
@@ -113,8 +112,7 @@ mod tests {
     const REPLACED: &str = "200 OK\r\n\r\n{\"access_token\":\"a\",\"refresh_token\":\"given\"}";
     const ENDED: &str = "400 Bad Request\r\n\r\n{\"error\":\"invalid_grant\"}";
 
-    /// An endpoint that answers each token as it is told to, and the tokens of a grant there, the first of which is
-    /// configured.
+    /// An endpoint that answers each token with `answer`, and the refresh tokens of one grant there.
     fn grant(
         folder: &Path,
         mut answer: impl FnMut(&str) -> &'static str + Send + 'static,
@@ -145,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_another_process_was_given_meanwhile_is_used() {
+    async fn a_token_of_another_process_is_used() {
         let folder = tempfile::tempdir().unwrap();
         let (asked, shown) = std::sync::mpsc::channel();
         let (replaces, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
@@ -154,7 +152,7 @@ mod tests {
             if token == "newest" {
                 return GRANTED;
             }
-            // Another process has shown it first, and keeps what it got for it.
+            // Another process has used the token first, and stored the new one.
             std::fs::write(path.recv().unwrap(), "newest\n").unwrap();
             ENDED
         });
@@ -165,7 +163,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_that_ask_at_once_show_each_token_once() {
+    async fn concurrent_requests_use_each_token_once() {
         let folder = tempfile::tempdir().unwrap();
         let (asked, shown) = std::sync::mpsc::channel();
         let (endpoint, mut one, file) = grant(folder.path(), move |token| {
@@ -187,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_has_ended_is_not_shown_each_time_before_one_that_is_good() {
+    async fn expired_tokens_are_tried_last() {
         let folder = tempfile::tempdir().unwrap();
         let (asked, shown) = std::sync::mpsc::channel();
         let (good, is_good) = std::sync::mpsc::channel();
@@ -211,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_always_has_another_is_not_followed_for_ever() {
+    async fn tries_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let (replaces, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
         let mut path_of = None;
@@ -229,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_cannot_be_kept_goes_before_an_older_one_that_is() {
+    async fn an_unstored_token_precedes_an_older_file() {
         let folder = tempfile::tempdir().unwrap();
         let (asked, shown) = std::sync::mpsc::channel();
         let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
@@ -245,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_refusal_of_the_token_leads_to_no_other() {
+    async fn other_errors_try_no_other_token() {
         for said in ["503 Service Unavailable\r\n\r\n", "401 Unauthorized\r\n\r\n{\"error\":\"invalid_client\"}"] {
             let folder = tempfile::tempdir().unwrap();
             let (asked, shown) = std::sync::mpsc::channel();

@@ -1,5 +1,5 @@
-//! A refresh token that outlives the process: in a file beside the database, because a token endpoint may replace the
-//! one that was configured (RFC 6749, 6) and let it end.
+//! The file of the newest refresh token, next to the database. A token endpoint may replace the configured token and then reject
+//! it (RFC 6749, 6).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,12 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::OAuthSettings;
 
-/// The most of a refresh token that is kept. Microsoft's have about 2,000 characters.
+/// The longest refresh token, in bytes. Microsoft's have about 2,000.
 const MAX_LENGTH: usize = 16 * 1024;
-/// How many names that somebody else has are passed by.
+/// How many names are tried for a temporary file.
 const MAX_NAMES: usize = 100;
-/// Makes the names of unfinished files differ within the process; its number does among others, but for what one of the
-/// same number has left behind.
+/// The number of the next temporary file. With the process id it makes the name unique, except for files that a killed process
+/// with the same id left behind.
 static PARTS: AtomicU64 = AtomicU64::new(0);
 
 /// The file. Cheap to clone.
@@ -27,8 +27,8 @@ static PARTS: AtomicU64 = AtomicU64::new(0);
 pub(super) struct TokenFile(Arc<Path>);
 
 impl TokenFile {
-    /// The file in `folder` for the newest successor of a configured token. Who configures another token, endpoint or
-    /// client begins afresh; no name that a person chose becomes a path.
+    /// The file in `folder` for the newest successor of a configured token. Another token, endpoint or client gives another file.
+    /// The name is a hash, so no configured text becomes a path.
     pub(super) fn new(folder: &Path, configured: &SecretString, settings: &OAuthSettings) -> Self {
         let mut sum = digest::Context::new(&digest::SHA256);
         for part in [configured.expose_secret(), &settings.token_url.to_string(), &settings.client_id] {
@@ -38,32 +38,32 @@ impl TokenFile {
         TokenFile(folder.join(format!("oauth-{}", HEXLOWER.encode(sum.finish().as_ref()))).into())
     }
 
-    /// Where it is.
+    /// Its path.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The token that is kept; `None` if there is none, or what is there is none, which is said.
+    /// The stored token; `None` without a file. A file without a valid token is logged and ignored.
     pub(super) async fn read(&self) -> Option<SecretString> {
         let file = self.clone();
         let found = run_blocking(move || read_token(&file.0)).await;
         found.unwrap_or_else(|error| {
-            tracing::warn!("cannot use the refresh token that is kept in {}: {error}; it is ignored", self.0.display());
+            tracing::warn!("cannot use the refresh token in {}: {error}; ignoring it", self.0.display());
             None
         })
     }
 
-    /// Keeps this one in place of what was kept. When it is done, it outlasts a power cut.
+    /// Replaces the stored token. After that it survives a power cut.
     ///
     /// # Errors
-    /// What the system says; what was kept is still there.
+    /// The error of the system. The file is unchanged then.
     pub(super) async fn write(&self, token: &SecretString) -> io::Result<()> {
         let (file, token) = (self.clone(), token.clone());
         run_blocking(move || write_token(&file.0, &token)).await
     }
 }
 
-/// Where waiting for a disk holds up nobody.
+/// Runs file operations on a thread where they may block.
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(io::Error::other(e)))
 }
@@ -79,25 +79,25 @@ fn read_token(path: &Path) -> io::Result<Option<SecretString>> {
     check_characters(text).map(|text| Some(SecretString::from(text)))
 }
 
-/// The characters of RFC 6749, A.17, and not too many.
+/// Returns the text if it is a refresh token (RFC 6749, A.17) of acceptable length.
 fn check_characters(text: &str) -> io::Result<&str> {
     let is_token = (1..=MAX_LENGTH).contains(&text.len()) && text.bytes().all(|b| matches!(b, b' '..=b'~'));
-    if is_token { Ok(text) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "this is no refresh token")) }
+    if is_token { Ok(text) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "it contains no refresh token")) }
 }
 
 fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
     let text = check_characters(token.expose_secret())?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // `check --connect` comes before the first start, which makes it.
+    // `check --connect` may run before the first start, which creates the folder.
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let (part, file) = create_part_file(path)?;
     let whole = write_part_file(file, text, folder).and_then(|()| fs::rename(&part, path));
-    // Nothing may be left of one that did not get its name: the disk may be full.
+    // Remove the temporary file after an error: the disk may be full.
     whole.inspect_err(|_| drop(fs::remove_file(&part)))?;
     File::open(folder)?.sync_all()
 }
 
-/// A new file that nobody else can read, under a name of its own: one that two wrote at once would be nobody's token.
+/// Creates a temporary file with mode 0600 and a unique name, so that two processes never write the same file.
 fn create_part_file(path: &Path) -> io::Result<(PathBuf, File)> {
     let new = || {
         let number = PARTS.fetch_add(1, Ordering::Relaxed);
@@ -114,12 +114,12 @@ fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()>
     file.sync_all()
 }
 
-/// What root writes (`check --connect`) is the daemon's, whose the folder is: it could not read it.
+/// Gives the file to the owner of the folder. The daemon could not read a file that root writes with `check --connect`.
 fn match_owner(file: &File, folder: &Path) {
     if let (Ok(folder), Ok(own)) = (folder.metadata(), file.metadata())
         && (folder.uid(), folder.gid()) != (own.uid(), own.gid())
     {
-        // Who is not root must not, and the file is their own.
+        // This fails without root, and then the file already has the right owner.
         let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
     }
 }
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_is_kept_for_its_owner_alone_and_nothing_beside_it() {
+    async fn only_the_owner_reads_the_newest_token() {
         let folder = tempfile::tempdir().unwrap();
         let cached = token_file(&folder.path().join("not/yet"), "first");
         assert!(cached.read().await.is_none());
@@ -158,9 +158,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_belongs_to_whom_the_folder_belongs() {
+    async fn the_file_has_the_folders_owner() {
         let folder = tempfile::tempdir().unwrap();
-        // Only root can give a folder away; for anybody else it is theirs, and so is the file.
+        // Only root can change the owner. Other users own both the folder and the file.
         let _ = std::os::unix::fs::chown(folder.path(), Some(1234), Some(2345));
         let cached = token_file(folder.path(), "first");
         cached.write(&"second".to_owned().into()).await.unwrap();
@@ -169,12 +169,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_kept_is_replaced_as_a_whole() {
+    async fn the_file_is_replaced_atomically() {
         let folder = tempfile::tempdir().unwrap();
         let cached = token_file(folder.path(), "first");
         cached.write(&"second".to_owned().into()).await.unwrap();
         let mut open = File::open(&cached.0).unwrap();
-        // Left behind by one that was killed, and had the same number.
+        // Left behind by a killed process with the same id.
         for number in PARTS.load(Ordering::Relaxed)..PARTS.load(Ordering::Relaxed) + 5 {
             let part = cached.0.with_extension(format!("{}-{number}.part", std::process::id()));
             fs::write(part, "half a tok").unwrap();
@@ -182,12 +182,12 @@ mod tests {
         cached.write(&"third".to_owned().into()).await.unwrap();
         let mut before = String::new();
         open.read_to_string(&mut before).unwrap();
-        assert_eq!(before, "second\n", "who had it open reads what it was");
+        assert_eq!(before, "second\n", "an open file keeps the old token");
         assert_eq!(cached.read().await.unwrap().expose_secret(), "third");
     }
 
     #[tokio::test]
-    async fn what_is_no_token_is_neither_read_nor_written() {
+    async fn invalid_tokens_are_neither_read_nor_written() {
         let folder = tempfile::tempdir().unwrap();
         let cached = token_file(folder.path(), "first");
         let long = "x".repeat(MAX_LENGTH + 1);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn another_grant_is_another_file_and_shows_nothing_of_it() {
+    fn each_grant_has_its_own_file() {
         let at = |token: &str, url, client| {
             TokenFile::new(Path::new("/f"), &token.to_owned().into(), &settings(url, client))
         };

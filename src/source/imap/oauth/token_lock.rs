@@ -1,5 +1,5 @@
-//! One at a time: the daemon and a command beside it, or two accounts of one grant, must not show the endpoint the same
-//! refresh token. It takes the second for a thief's, and may end the grant with it (RFC 9700, 4.14.2).
+//! A lock for the refresh token. The daemon and a command, or two accounts of one grant, must not use the same refresh token
+//! twice. An endpoint treats the second use as theft, and may revoke the grant (RFC 9700, 4.14.2).
 
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
@@ -8,29 +8,28 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long another one is waited for: longer than a call of the endpoint takes. Who was stopped meanwhile does not hold
-/// up everybody else.
+/// The timeout of the lock. It is longer than a token request. A stopped process does not block the others for longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(25);
-/// How often it is looked whether it is done: the kernel tells nobody.
+/// The pause between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// Lasts until it is dropped, or the process ends.
+/// The lock. It ends when this is dropped, or with the process.
 pub(super) struct TokenLock {
-    /// Locked. `None`: no token was ever replaced, so none ends, or there can be no lock.
+    /// The locked file. `None` if no token was ever replaced, if the file system has no locks, or after the timeout.
     _file: Option<File>,
 }
 
-/// What an attempt has led to.
+/// The result of an attempt.
 enum LockAttempt {
     Acquired(TokenLock),
-    /// What was locked is not the file any more.
+    /// The file was replaced before it was locked.
     Replaced,
-    /// Another one has it.
+    /// Another process or task has the lock.
     Held,
 }
 
 impl TokenLock {
-    /// Waits for it, at the file of a token that is kept; makes none.
+    /// Waits for the lock of a token file. Creates no file.
     pub(super) async fn acquire(path: &Path) -> TokenLock {
         TokenLock::acquire_within(path, LOCK_TIMEOUT).await
     }
@@ -43,7 +42,9 @@ impl TokenLock {
                 LockAttempt::Replaced => {}
                 LockAttempt::Held if Instant::now() < until => sleep(LOCK_POLL).await,
                 LockAttempt::Held => {
-                    tracing::debug!("another process asks for an access token for too long; it is not waited for");
+                    tracing::debug!(
+                        "another process holds the lock of the refresh token for too long; continuing without it"
+                    );
                     return TokenLock { _file: None };
                 }
             }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_second_waits_for_the_first_also_where_the_file_is_replaced() {
+    async fn the_second_waits_even_if_the_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (path, new) = (folder.path().join("oauth"), folder.path().join("new"));
         assert!(TokenLock::acquire(&path).await._file.is_none() && !path.exists(), "nothing is made");
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_never_ends_is_not_waited_for_any_longer() {
+    async fn the_lock_has_a_timeout() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("oauth");
         std::fs::write(&path, "second").unwrap();

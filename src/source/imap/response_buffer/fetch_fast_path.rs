@@ -1,11 +1,11 @@
-//! The one form of an answer that comes by the hundred thousand: an untagged FETCH of what we ask for, as every server
-//! writes it. Whatever is written in another way is for the parser that knows all of IMAP; a test holds both together.
+//! A fast parser for the most frequent response: an untagged FETCH with the items that this program requests, in the form of
+//! most servers. imap-proto parses all other forms. A property test compares both parsers.
 
 use std::borrow::Cow;
 
 use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 
-/// Reads a whole answer of that form, and returns what comes after it; `None`: it is not here to its end, or another.
+/// Parses one complete response of that form, and returns the bytes after it; `None` if it is incomplete or has another form.
 pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
     let mut rest = FastInput(bytes);
     rest.word(b"* ")?;
@@ -36,7 +36,7 @@ fn attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     rest.number().map(AttributeValue::Rfc822Size)
 }
 
-/// A section from behind its `[` on.
+/// A section after its `[`.
 fn section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     let fields = rest.word(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
     rest.word(b"]")?;
@@ -49,24 +49,24 @@ fn section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     Some(AttributeValue::BodySection { section: fields, index, data: Some(Cow::Borrowed(data)) })
 }
 
-/// What is still to be read.
+/// The bytes that are not parsed yet.
 struct FastInput<'a>(&'a [u8]);
 
 impl<'a> FastInput<'a> {
-    /// Passes just these bytes.
+    /// Skips exactly these bytes.
     fn word(&mut self, word: &[u8]) -> Option<()> {
         self.0 = self.0.strip_prefix(word)?;
         Some(())
     }
 
-    /// Passes so many bytes.
+    /// Returns and skips this many bytes.
     fn take(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
-    /// Digits, and behind them something else.
+    /// A number in digits.
     fn number(&mut self) -> Option<u32> {
         let (mut number, mut length) = (0_u32, 0);
         while let Some(digit @ b'0'..=b'9') = self.0.get(length) {
@@ -77,7 +77,7 @@ impl<'a> FastInput<'a> {
         Some(number)
     }
 
-    /// A string in quotes that holds no quote, and ASCII only.
+    /// A quoted string in ASCII without escapes.
     fn quoted(&mut self) -> Option<&'a str> {
         self.word(b"\"")?;
         let length = self.0.iter().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))?;
@@ -86,7 +86,7 @@ impl<'a> FastInput<'a> {
         std::str::from_utf8(text).ok()
     }
 
-    /// `{5}` and a line break, and so many bytes.
+    /// A literal: `{5}`, a line break and that many bytes.
     fn literal(&mut self) -> Option<&'a [u8]> {
         self.word(b"{")?;
         let length = self.number()?;
@@ -104,7 +104,7 @@ mod tests {
                            BODY[HEADER.FIELDS (FROM)]<0> {6}\r\nFrom: )\r\n* 4 FETCH (UID 10 BODY[] {0}\r\n)\r\n";
 
     #[test]
-    fn what_servers_write_is_read_here() {
+    fn the_usual_response_is_parsed() {
         let (rest, first) = parse_fetch(USUAL).unwrap();
         assert_eq!((rest, first), Response::parse(USUAL).unwrap());
         assert_eq!(parse_fetch(rest), Response::parse(rest).ok());
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    /// Pieces of answers, whole and broken, in any order.
+    /// Valid and invalid parts of responses, in any order.
     fn pieces() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             8 => prop::sample::select(vec![
@@ -130,8 +130,8 @@ mod tests {
         prop::collection::vec(piece, 1..12).prop_map(|pieces| pieces.concat())
     }
 
-    /// An answer as we ask for it, with one place that is otherwise.
-    fn nearly() -> impl Strategy<Value = Vec<u8>> {
+    /// The usual response with one change.
+    fn changed_usual() -> impl Strategy<Value = Vec<u8>> {
         (0..USUAL.len(), 0..4_usize, pieces())
             .prop_map(|(at, gone, other)| [&USUAL[..at], &other, USUAL.get(at + gone..).unwrap_or_default()].concat())
     }
@@ -139,8 +139,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
         #[test]
-        fn what_is_read_here_the_parser_reads_the_same(bytes in prop_oneof![
-            nearly(),
+        fn both_parsers_agree(bytes in prop_oneof![
+            changed_usual(),
             pieces(),
             (pieces(), pieces()).prop_map(|(a, b)| [b"* 1 FETCH (UID 2 ", &a[..], b")\r\n", &b].concat()),
         ]) {

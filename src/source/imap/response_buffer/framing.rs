@@ -1,32 +1,32 @@
-//! What a line and a literal may measure, found out while the bytes come in.
+//! Limits for lines, literals and parentheses, checked while the bytes arrive.
 //!
-//! The parser looks through an unfinished answer again at each read, and a literal is in memory before it is whole: one
-//! line of a hostile server could take half a gigabyte, or a processor for minutes. And the parser calls itself for each
-//! bracket that is opened in another: some thousand of them, and there is no stack left, which ends the program.
+//! The parser parses an incomplete response again after each read, and holds a literal in memory before it is complete. Without
+//! limits, one line of a hostile server could take half a gigabyte, or a CPU for minutes. The parser is also recursive: a few
+//! thousand nested parentheses overflow the stack, which ends the program.
 
 use memchr::{memchr, memchr_iter, memrchr};
 
-/// The longest line, with those that literals join to it: the parser makes fifty bytes and more of one. Nothing that is asked
-/// for comes near it outside of a literal.
+/// The longest response in bytes, without its literals. The parser needs more than fifty bytes of memory for each of them. The
+/// responses to this program's commands are much shorter.
 const LINE: usize = 64 * 1024;
 
-/// How many brackets one answer may open. What is asked for takes three.
+/// The most opening parentheses in one response. The responses to this program's commands have three.
 pub(super) const BRACKETS: usize = 100;
 
-/// Where in the server's answers the bytes are.
+/// The state at the end of the bytes received so far.
 #[derive(Debug, Default)]
 pub(in crate::source::imap) struct Framing {
-    /// How much of a literal is still to come.
+    /// The missing bytes of the current literal.
     literal: usize,
-    /// How long the line is so far, literals aside.
+    /// The length of the response so far, without literals.
     line: usize,
-    /// How many brackets were opened in the answer so far.
+    /// The opening parentheses of the response so far.
     brackets: usize,
-    /// What the end of the line may announce.
+    /// The end of the received line, which may announce a literal.
     ending: Ending,
 }
 
-/// The end of a line, as far as it looks like `{123}` and a line break.
+/// The part of `{123}` and a line break that ends the received bytes.
 #[derive(Debug, Clone, Copy, Default)]
 enum Ending {
     #[default]
@@ -36,10 +36,10 @@ enum Ending {
     Return(usize),
 }
 
-/// How long the first response of these bytes is, its literals included; `None` if it is not here to its end.
+/// The length of the first response, including its literals; `None` if it is incomplete.
 ///
-/// `continues`: whether the response goes on in the line behind a literal and a line break; `None` if that cannot be told
-/// yet. Takes one look at each line, whatever a literal holds.
+/// `continues` decides whether the response continues in the line after a literal and a line break; `None` if too few bytes have
+/// arrived. Literals are skipped, not scanned.
 pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) -> Option<usize> {
     let (mut at, mut behind_literal) = (0, false);
     loop {
@@ -61,9 +61,9 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 }
 
 impl Framing {
-    /// Takes note of bytes that came in; false: the server is to be cut off. `most`: what a literal may measure.
+    /// Records received bytes. Returns false if they exceed a limit. `most`: the most bytes of a literal.
     ///
-    /// Words that look like a literal's announcement (`* OK well {12}`) make it skip what follows, which does no harm.
+    /// A text that looks like the announcement of a literal (`* OK well {12}`) makes it skip bytes, which is harmless.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
@@ -88,7 +88,7 @@ impl Framing {
         true
     }
 
-    /// Takes note of what the end of a line, or of a part of one, announces; true: a literal.
+    /// Records the end of a line, or of a part of one. Returns true if it announces a literal.
     fn announces(&mut self, line: &[u8]) -> bool {
         let from = match (memrchr(b'{', line), self.ending) {
             (Some(from), _) => from,
@@ -118,7 +118,7 @@ impl Framing {
 mod tests {
     use super::*;
 
-    /// Fed at once, and byte by byte.
+    /// Feeds the bytes at once, and byte by byte.
     fn allows(bytes: &[u8], most: usize) -> bool {
         let (mut whole, mut parts) = (Framing::default(), Framing::default());
         let together = whole.allows(bytes, most);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_literal_may_be_as_long_as_was_asked_for_and_no_longer() {
+    fn literals_have_a_limit() {
         assert!(allows(b"* 1 FETCH (BODY[] {5}\r\nhello UID 1)\r\n", 5));
         assert!(!allows(b"* 1 FETCH (BODY[] {6}\r\n", 5));
         assert!(!allows(b"* 1 FETCH (BODY[] {99999999999999999999999}\r\n", 5));
@@ -141,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inside_a_literal_announces_nothing() {
+    fn literals_contain_no_announcements() {
         assert!(allows(b"* 1 FETCH (BODY[] {8}\r\n{999}\r\nx BODY[1] {1}\r\n \r\n)", 10));
         assert!(!allows(b"* 1 FETCH (BODY[] {7}\r\n{999}\r\n BODY[1] {999}\r\n", 10));
     }
 
     #[test]
-    fn an_answer_opens_few_brackets_however_many_there_are_in_a_mail() {
+    fn parentheses_are_limited_outside_literals() {
         let many = "(".repeat(BRACKETS);
         assert!(allows(format!("* 1 FETCH {many}\r\n* 2 FETCH {many}\r\n").as_bytes(), 5));
         assert!(!allows(format!("* 1 FETCH ({many}").as_bytes(), 5));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_an_end_and_a_literal_may_be_longer_than_a_line() {
+    fn lines_are_limited_without_their_literals() {
         let long = vec![b'x'; LINE + 1];
         assert!(!allows(&long, 5));
         assert!(allows(&[&b"{70000}\r\n"[..], &vec![b'x'; 70_000], b"\r\n"].concat(), 70_000));

@@ -1,7 +1,7 @@
-//! Responses that imap-proto rejects and that have one meaning all the same.
+//! Responses that imap-proto rejects although they have one clear meaning.
 //!
 //! Servers write double spaces, a second pair of parentheses, a line break after a literal. A connection that ends on
-//! such a response ends on it every time, and the mailbox stays closed. So this parser has four outcomes: it reads the
+//! such a response ends on it every time, and the mailbox stays closed. So this parser has four outcomes: it parses the
 //! response, it waits for the rest of it, it skips an untagged response that has no clear meaning, or it gives up.
 //! A FETCH without a clear meaning keeps its UID. So its mail is listed without a body, and the cursor rule covers that.
 
@@ -16,12 +16,12 @@ use super::super::error::{Error, Result};
 use super::framing;
 use crate::catch_panic::catch_panic;
 
-/// The FETCH items that may stand at the beginning of a line, behind a literal and a line break.
+/// The FETCH items that may begin a line after a literal and a line break.
 const ITEMS: [&[u8]; 6] = [b"UID ", b"FLAGS ", b"INTERNALDATE ", b"RFC822", b"BODY", b"MODSEQ "];
 /// The longest of them.
 const LONGEST_ITEM: usize = 13;
 
-/// The next response and its length; `None` if it is not here to its end.
+/// The next response and its length; `None` if it is incomplete.
 pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, usize)>> {
     let Some(length) = framing::length(bytes, continues) else { return Ok(None) };
     let whole = bytes.get(..length).unwrap_or_default();
@@ -30,13 +30,13 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, 
         None => match squeezed(whole).or_else(|| list(whole)).or_else(|| capabilities(whole)) {
             Some(response) => response,
             None if whole.starts_with(b"*") || whole.trim_ascii().is_empty() => skipped(),
-            None => return Err(Error::Protocol("sent what cannot be parsed".into())),
+            None => return Err(Error::Protocol("sent a response that cannot be parsed".into())),
         },
     };
     Ok(Some((response, length)))
 }
 
-/// A response that says nothing: FLAGS without flags.
+/// A response without content: FLAGS without flags.
 fn skipped() -> Response<'static> {
     tracing::debug!("skipped an untagged response that cannot be parsed");
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
@@ -45,7 +45,7 @@ fn skipped() -> Response<'static> {
 /// A FETCH without a clear meaning: it keeps its UID, so that the mail is listed. Without a clear UID it is empty.
 fn unreadable(place: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
-    // Text behind a quote or a literal may come from the mail.
+    // Text after a quote or a literal may come from the mail.
     let before = items.split(|byte| b"\"{\r".contains(byte)).next().unwrap_or_default();
     let mut words = before.split(|byte| b" ()".contains(byte)).filter(|word| !word.is_empty());
     let mut uids = Vec::new();
@@ -60,7 +60,8 @@ fn unreadable(place: u32, items: &[u8]) -> Response<'static> {
     }
 }
 
-/// Whether a FETCH goes on in this line, which follows a literal and a line break (Domino); `None`: not enough is here.
+/// Whether a FETCH continues in this line, which follows a literal and a line break (Domino); `None` if too few bytes have
+/// arrived.
 fn continues(line: &[u8]) -> Option<bool> {
     let line = line.trim_ascii_start();
     let is_item = |name: &&[u8]| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
@@ -70,7 +71,7 @@ fn continues(line: &[u8]) -> Option<bool> {
     (line.len() >= LONGEST_ITEM || line.contains(&b'\n')).then_some(false)
 }
 
-/// A response of one line, with single spaces, as imap-proto reads it.
+/// A response of one line, parsed by imap-proto after double spaces are removed.
 fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
     if memchr_iter(b'\n', whole).count() != 1 {
         return None;
@@ -96,7 +97,7 @@ fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
     })?
 }
 
-/// The sequence number of a FETCH, and what follows its name; `None` if it is another response.
+/// The sequence number of a FETCH and the bytes after its name; `None` for another response.
 fn after_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
     let mut rest = LenientInput(whole);
     rest.word(b"*")?;
@@ -131,7 +132,7 @@ fn fetch(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
     (open <= 0 && kinds.len() == attributes.len()).then_some(Response::Fetch(place, attributes))
 }
 
-/// Which item it is.
+/// A number for each kind of item.
 fn kind(attribute: &AttributeValue<'_>) -> u8 {
     match attribute {
         AttributeValue::Uid(_) => 0,
@@ -142,7 +143,7 @@ fn kind(attribute: &AttributeValue<'_>) -> u8 {
     }
 }
 
-/// Passes an item and its value. `Some(None)`: one that was not asked for, or that has no value.
+/// Parses an item and its value. `Some(None)`: an item that was not requested, or without a value.
 #[allow(clippy::option_option)]
 fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
     let name = rest.atom()?.to_ascii_uppercase();
@@ -151,7 +152,7 @@ fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stati
     let value = rest.value()?;
     Some(match (name.as_slice(), section) {
         (b"UID", None) => Some(AttributeValue::Uid(number(&value.text()?)?)),
-        // Larger than four bytes hold, or `-1`: not known.
+        // More than four bytes can hold, or `-1`: unknown.
         (b"RFC822.SIZE", None) => value.text().and_then(|size| number(&size)).map(AttributeValue::Rfc822Size),
         (b"INTERNALDATE", None) => value
             .bytes()
@@ -174,8 +175,8 @@ fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stati
     })
 }
 
-/// A LIST response: of a server that does not escape its delimiter, of one that does not quote a name, and with extended
-/// data behind the name (RFC 5258).
+/// A LIST response: with a delimiter that is not escaped, a name that is not quoted, or extended data after the name (RFC
+/// 5258).
 fn list(whole: &[u8]) -> Option<Response<'static>> {
     let mut rest = LenientInput(whole.trim_ascii_end());
     rest.word(b"*")?;
@@ -206,7 +207,7 @@ fn list(whole: &[u8]) -> Option<Response<'static>> {
     Some(Response::MailboxData(MailboxDatum::List(list)))
 }
 
-/// A CAPABILITY response without `IMAP4rev1`, which imap-proto insists on.
+/// A CAPABILITY response without `IMAP4rev1`, which imap-proto requires.
 fn capabilities(whole: &[u8]) -> Option<Response<'static>> {
     let words = std::str::from_utf8(whole).ok()?;
     let mut words = words.split_ascii_whitespace();
@@ -230,7 +231,7 @@ enum Value<'a> {
     /// A quoted string, without its escapes.
     Quoted(Vec<u8>),
     Literal(&'a [u8]),
-    /// What stands between parentheses.
+    /// The text between parentheses.
     Group(&'a [u8]),
 }
 
@@ -244,7 +245,7 @@ impl Value<'_> {
         }
     }
 
-    /// A number, in quotes or without.
+    /// The text of an atom or a quoted string.
     fn text(&self) -> Option<Cow<'_, [u8]>> {
         match self {
             Value::Quoted(bytes) => Some(Cow::Borrowed(bytes)),
@@ -254,11 +255,11 @@ impl Value<'_> {
     }
 }
 
-/// The part of a response that is still to be read.
+/// The part of a response that is not parsed yet.
 struct LenientInput<'a>(&'a [u8]);
 
 impl<'a> LenientInput<'a> {
-    /// Passes this word, in any case.
+    /// Skips this word, in any case.
     fn word(&mut self, word: &[u8]) -> Option<()> {
         let start = self.0.get(..word.len())?;
         start.eq_ignore_ascii_case(word).then(|| self.take(word.len()))??;
@@ -271,12 +272,12 @@ impl<'a> LenientInput<'a> {
         Some(taken)
     }
 
-    /// Passes spaces and line breaks.
+    /// Skips spaces and line breaks.
     fn blanks(&mut self) {
         self.0 = self.0.trim_ascii_start();
     }
 
-    /// Passes everything up to one of these bytes; `None` if there is none of them.
+    /// Returns and skips everything before the first of these bytes; `None` if none of them follows.
     fn until(&mut self, ends: &[u8]) -> Option<&'a [u8]> {
         let length = self.0.iter().position(|byte| ends.contains(byte))?;
         self.take(length)
@@ -286,7 +287,7 @@ impl<'a> LenientInput<'a> {
         self.until(b" ()[]\"{\r\n").filter(|atom| !atom.is_empty())
     }
 
-    /// Passes `[section]<origin>`, if it is here. `None`: it has no end.
+    /// Parses `[section]<origin>`, if it is here; `None` if it is incomplete.
     #[allow(clippy::option_option)]
     fn section(&mut self) -> Option<Option<&'a [u8]>> {
         if self.word(b"[").is_none() {

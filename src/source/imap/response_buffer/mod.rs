@@ -1,7 +1,8 @@
-//! The bytes that have come, until they are whole answers.
+//! Received bytes, until they are complete responses.
 //!
-//! async-imap's own stream makes two blocks of zeroes for each answer: of a mailbox that is read from its beginning, that
-//! was half of the work. Here only its parser is used, and not for what comes by the hundred thousand.
+//! async-imap's own stream allocates and zeroes two blocks for each response, which took half of the time of a backfill. Here
+//! only its parser is used, and not for the most frequent form of FETCH (`fetch_fast_path`). `lenient` parses responses that
+//! imap-proto rejects; `framing` limits their size.
 
 use std::mem::MaybeUninit;
 use std::pin::Pin;
@@ -20,22 +21,22 @@ mod lenient;
 
 pub(super) use framing::Framing;
 
-/// How much is read at once: what fits into a record of TLS.
+/// The size of one read, in bytes: a TLS record.
 const BLOCK: usize = 16 * 1024;
 
-/// What is given back as soon as it is not needed.
+/// A buffer above this capacity is freed as soon as possible.
 const LARGE: usize = 4 * BLOCK;
 
-/// What has come and was not used yet. While nothing has come it takes no memory: that is most of a connection's life.
+/// Received bytes that are not parsed yet. An empty buffer needs no memory: most connections are idle most of the time.
 #[derive(Default)]
 pub(super) struct ResponseBuffer {
     bytes: Vec<u8>,
-    /// How much of them was used.
+    /// How many of them are consumed.
     consumed: usize,
 }
 
 impl ResponseBuffer {
-    /// The next answer, and how long it is; `None` if it is not all here.
+    /// Parses the next response. Returns it with its length; `None` if it is incomplete.
     pub(super) fn parse_next(&self) -> Result<Option<(Response<'_>, usize)>> {
         let bytes = self.bytes.get(self.consumed..).unwrap_or_default();
         if bytes.is_empty() {
@@ -44,22 +45,22 @@ impl ResponseBuffer {
         if let Some((rest, response)) = fetch_fast_path::parse_fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
-        // imap-proto panics on this date, and each panic is a line in the log.
+        // imap-proto panics on this date, and each panic writes a line into the log.
         let first_line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or_default();
         if memmem::find(first_line, b"INTERNALDATE NIL").is_some() {
             return lenient::parse_response(bytes);
         }
-        // Of its error nothing is kept: it embeds what was parsed, mail text and all.
+        // The error is dropped: it contains the input, so text of mails.
         match catch_panic(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
             _ => lenient::parse_response(bytes),
         }
     }
 
-    /// An answer of this length was used.
+    /// Removes a response of this length.
     pub(super) fn consume(&mut self, length: usize) {
         self.consumed += length;
-        // What is left is no more than was read at once.
+        // The rest is at most one block.
         if self.consumed >= self.bytes.len() || self.bytes.capacity() > LARGE {
             self.discard_consumed(&[]);
         }
@@ -70,7 +71,7 @@ impl ResponseBuffer {
         (self.bytes, self.consumed) = ([left, received].concat(), 0);
     }
 
-    /// Adds what has come in; how much that is: nothing is the end of the stream.
+    /// Reads a block. Returns the number of bytes; 0 is the end of the stream.
     pub(super) fn poll_fill(
         &mut self,
         net: &mut (impl AsyncRead + Unpin),
@@ -97,7 +98,7 @@ mod tests {
     use super::framing::BRACKETS;
     use super::*;
 
-    /// What comes in pieces of this length: each answer, in words, and how much is held at the end.
+    /// The responses of bytes that arrive in pieces of this length, and the capacity of the buffer at the end.
     fn responses(bytes: &[u8], piece: usize) -> (Vec<String>, usize) {
         let (mut buffer, mut parsed) = (ResponseBuffer::default(), Vec::new());
         for mut piece in bytes.chunks(piece) {
@@ -129,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn a_large_mail_does_not_stay() {
+    fn large_mails_are_freed() {
         let large = format!("* 2 FETCH (UID 8 BODY[] {{4000000}}\r\n{})\r\n* 3 EX", "x".repeat(4_000_000));
         let (parsed, held) = responses(large.as_bytes(), BLOCK);
         assert_eq!(parsed.len(), 1);
         assert!(held <= 2 * BLOCK, "{held}");
     }
 
-    /// The first response of these bytes, and what is left of them.
+    /// The first response of these bytes, and the number of bytes after it.
     fn first(bytes: &str) -> (String, usize) {
         let buffer = ResponseBuffer { bytes: bytes.into(), consumed: 0 };
         let (response, length) = buffer.parse_next().unwrap().unwrap();
@@ -144,11 +145,11 @@ mod tests {
     }
 
     #[test]
-    fn an_untagged_response_that_cannot_be_parsed_is_skipped() {
+    fn unparsable_untagged_responses_are_skipped() {
         let rest = "A1 OK done\r\n";
-        // As deep as it may be, there is stack enough.
+        // The deepest nesting allowed does not overflow the stack.
         let deep = format!("* 1 FETCH (BODYSTRUCTURE {}x)\r\n", "(".repeat(BRACKETS));
-        // imap-proto waits for the second parenthesis, wherever it is.
+        // imap-proto waits for the second parenthesis without end.
         for (odd, left) in [
             ("* NOOP\r\n", "MailboxData(Flags([]))"),
             ("* OK [ALERT]\u{e9}\r\n", "MailboxData(Flags([]))"),
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_that_is_nil_is_no_panic() {
+    fn a_nil_date_causes_no_panic() {
         for odd in ["INTERNALDATE NIL UID 1", "UID 1 INTERNALDATE NIL"] {
             assert_eq!(first(&format!("* 1 FETCH ({odd})\r\n")), ("Fetch(1, [Uid(1)])".into(), 0));
         }
