@@ -27,7 +27,7 @@ impl PushedMails {
     }
 
     /// Returns the mails and forgets them.
-    pub(super) fn take(&mut self) -> Vec<FetchedMail> {
+    pub(super) fn take_all(&mut self) -> Vec<FetchedMail> {
         std::mem::take(&mut self.0)
     }
 }

@@ -136,6 +136,7 @@ impl Connection {
 
     /// Writes a command. Errors contain `name`, not `command`, which can contain a password.
     pub(super) async fn send(&mut self, name: &'static str, command: &str) -> Result<PendingCommand> {
+        debug_assert!(self.idling.is_none(), "{name} during IDLE");
         let tag = self.next_tag();
         let prepended = std::mem::take(&mut self.prepended);
         self.write(name, format!("{prepended}{tag} {command}\r\n").as_bytes()).await?;

@@ -151,7 +151,7 @@ impl SelectedMailbox {
             let check = self.send_uid_validity_check().await?;
             self.read_uid_validity_check(check).await?;
             // The sync fetches these mails.
-            drop(self.reader.pushed.take());
+            drop(self.reader.pushed.take_all());
             self.sync().await?;
             if self.reader.history.is_due(false) {
                 self.refetch_undelivered().await?;
@@ -216,7 +216,7 @@ impl Idling<'_> {
         let reader = self.reader();
         reader.check_listing()?;
         let listed = mails.iter().map(|mail| mail.uid).max().unwrap_or(0);
-        mails.append(&mut reader.pushed.take());
+        mails.append(&mut reader.pushed.take_all());
         reader.sort_new(&mut mails);
         reader.outstanding.settle(&mails, reader.status.uid_next);
         if completeness == Completeness::TooMany || self.complete_bodies(&mut mails).await? == Completeness::TooMany {
@@ -240,7 +240,7 @@ impl Idling<'_> {
     /// Hands over the pushed mails.
     async fn take_pushed(mut self) -> Result<(Self, Coverage)> {
         let reader = self.reader();
-        let mut mails = reader.pushed.take();
+        let mut mails = reader.pushed.take_all();
         reader.sort_new(&mut mails);
         let announced = reader.status.take_announced();
         reader.outstanding.announce(announced);

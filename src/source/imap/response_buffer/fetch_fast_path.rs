@@ -8,44 +8,44 @@ use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPa
 /// Parses one complete response of that form, and returns the bytes after it; `None` if it is incomplete or has another form.
 pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
     let mut rest = FastInput(bytes);
-    rest.word(b"* ")?;
-    let place = rest.number()?;
-    rest.word(b" FETCH (")?;
+    rest.skip(b"* ")?;
+    let place = rest.take_number()?;
+    rest.skip(b" FETCH (")?;
     // UID, INTERNALDATE, RFC822.SIZE and a section.
     let mut attributes = Vec::with_capacity(4);
     loop {
-        attributes.push(attribute(&mut rest)?);
-        if rest.word(b" ").is_none() {
-            rest.word(b")\r\n")?;
+        attributes.push(parse_attribute(&mut rest)?);
+        if rest.skip(b" ").is_none() {
+            rest.skip(b")\r\n")?;
             return Some((rest.0, Response::Fetch(place, attributes)));
         }
     }
 }
 
-fn attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
-    if rest.word(b"UID ").is_some() {
-        return rest.number().map(AttributeValue::Uid);
+fn parse_attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
+    if rest.skip(b"UID ").is_some() {
+        return rest.take_number().map(AttributeValue::Uid);
     }
-    if rest.word(b"BODY[").is_some() {
-        return section(rest);
+    if rest.skip(b"BODY[").is_some() {
+        return parse_section(rest);
     }
-    if rest.word(b"INTERNALDATE ").is_some() {
-        return rest.quoted().map(|date| AttributeValue::InternalDate(Cow::Borrowed(date)));
+    if rest.skip(b"INTERNALDATE ").is_some() {
+        return rest.take_quoted().map(|date| AttributeValue::InternalDate(Cow::Borrowed(date)));
     }
-    rest.word(b"RFC822.SIZE ")?;
-    rest.number().map(AttributeValue::Rfc822Size)
+    rest.skip(b"RFC822.SIZE ")?;
+    rest.take_number().map(AttributeValue::Rfc822Size)
 }
 
 /// A section after its `[`.
-fn section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
-    let fields = rest.word(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
-    rest.word(b"]")?;
-    let index = match rest.word(b"<") {
-        Some(()) => Some(rest.number()?),
+fn parse_section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
+    let fields = rest.skip(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
+    rest.skip(b"]")?;
+    let index = match rest.skip(b"<") {
+        Some(()) => Some(rest.take_number()?),
         None => None,
     };
-    rest.word(if index.is_some() { b"> " } else { b" " })?;
-    let data = rest.literal()?;
+    rest.skip(if index.is_some() { b"> " } else { b" " })?;
+    let data = rest.take_literal()?;
     Some(AttributeValue::BodySection { section: fields, index, data: Some(Cow::Borrowed(data)) })
 }
 
@@ -54,44 +54,44 @@ struct FastInput<'a>(&'a [u8]);
 
 impl<'a> FastInput<'a> {
     /// Skips exactly these bytes.
-    fn word(&mut self, word: &[u8]) -> Option<()> {
-        self.0 = self.0.strip_prefix(word)?;
+    fn skip(&mut self, expected: &[u8]) -> Option<()> {
+        self.0 = self.0.strip_prefix(expected)?;
         Some(())
     }
 
     /// Returns and skips this many bytes.
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    fn take_bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
     /// A number in digits.
-    fn number(&mut self) -> Option<u32> {
+    fn take_number(&mut self) -> Option<u32> {
         let (mut number, mut length) = (0_u32, 0);
         while let Some(digit @ b'0'..=b'9') = self.0.get(length) {
             number = number.checked_mul(10)?.checked_add(u32::from(digit - b'0'))?;
             length += 1;
         }
-        (length > 0).then(|| self.take(length))??;
+        (length > 0).then(|| self.take_bytes(length))??;
         Some(number)
     }
 
     /// A quoted string in ASCII without escapes.
-    fn quoted(&mut self) -> Option<&'a str> {
-        self.word(b"\"")?;
+    fn take_quoted(&mut self) -> Option<&'a str> {
+        self.skip(b"\"")?;
         let length = self.0.iter().position(|byte| !matches!(byte, b' '..=b'~') || matches!(byte, b'"' | b'\\'))?;
-        let text = self.take(length)?;
-        self.word(b"\"")?;
+        let text = self.take_bytes(length)?;
+        self.skip(b"\"")?;
         std::str::from_utf8(text).ok()
     }
 
     /// A literal: `{5}`, a line break and that many bytes.
-    fn literal(&mut self) -> Option<&'a [u8]> {
-        self.word(b"{")?;
-        let length = self.number()?;
-        self.word(b"}\r\n")?;
-        self.take(usize::try_from(length).ok()?)
+    fn take_literal(&mut self) -> Option<&'a [u8]> {
+        self.skip(b"{")?;
+        let length = self.take_number()?;
+        self.skip(b"}\r\n")?;
+        self.take_bytes(usize::try_from(length).ok()?)
     }
 }
 

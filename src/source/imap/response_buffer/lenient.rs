@@ -25,11 +25,13 @@ const LONGEST_ITEM: usize = 13;
 pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, usize)>> {
     let Some(length) = framing::length(bytes, continues) else { return Ok(None) };
     let whole = bytes.get(..length).unwrap_or_default();
-    let response = match after_fetch(whole) {
-        Some((place, items)) => fetch(place, LenientInput(items)).unwrap_or_else(|| unreadable(place, items)),
-        None => match squeezed(whole).or_else(|| list(whole)).or_else(|| capabilities(whole)) {
+    let response = match split_fetch(whole) {
+        Some((place, items)) => {
+            parse_fetch_items(place, LenientInput(items)).unwrap_or_else(|| without_content(place, items))
+        }
+        None => match parse_squeezed(whole).or_else(|| parse_list(whole)).or_else(|| parse_capabilities(whole)) {
             Some(response) => response,
-            None if whole.starts_with(b"*") || whole.trim_ascii().is_empty() => skipped(),
+            None if whole.starts_with(b"*") || whole.trim_ascii().is_empty() => empty_response(),
             None => return Err(Error::Protocol("sent a response that cannot be parsed".into())),
         },
     };
@@ -37,13 +39,13 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, 
 }
 
 /// A response without content: FLAGS without flags.
-fn skipped() -> Response<'static> {
+fn empty_response() -> Response<'static> {
     tracing::debug!("skipped an untagged response that cannot be parsed");
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
 }
 
 /// A FETCH without a clear meaning: it keeps its UID, so that the mail is listed. Without a clear UID it is empty.
-fn unreadable(place: u32, items: &[u8]) -> Response<'static> {
+fn without_content(place: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
     // Text after a quote or a literal may come from the mail.
     let before = items.split(|byte| b"\"{\r".contains(byte)).next().unwrap_or_default();
@@ -51,7 +53,7 @@ fn unreadable(place: u32, items: &[u8]) -> Response<'static> {
     let mut uids = Vec::new();
     while let Some(word) = words.next() {
         if word.eq_ignore_ascii_case(b"UID") {
-            uids.push(words.next().and_then(number));
+            uids.push(words.next().and_then(parse_number));
         }
     }
     match uids.as_slice() {
@@ -72,7 +74,7 @@ fn continues(line: &[u8]) -> Option<bool> {
 }
 
 /// A response of one line, parsed by imap-proto after double spaces are removed.
-fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
+fn parse_squeezed(whole: &[u8]) -> Option<Response<'static>> {
     if memchr_iter(b'\n', whole).count() != 1 {
         return None;
     }
@@ -98,42 +100,42 @@ fn squeezed(whole: &[u8]) -> Option<Response<'static>> {
 }
 
 /// The sequence number of a FETCH and the bytes after its name; `None` for another response.
-fn after_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
+fn split_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
     let mut rest = LenientInput(whole);
-    rest.word(b"*")?;
-    rest.blanks();
-    let place = number(rest.atom()?)?;
-    rest.blanks();
-    rest.word(b"FETCH")?;
-    rest.blanks();
+    rest.skip_word(b"*")?;
+    rest.skip_blanks();
+    let place = parse_number(rest.take_atom()?)?;
+    rest.skip_blanks();
+    rest.skip_word(b"FETCH")?;
+    rest.skip_blanks();
     Some((place, rest.0))
 }
 
 /// The items of a FETCH. Parentheses around them have no meaning; an item that comes twice has two.
-fn fetch(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
-    rest.word(b"(")?;
+fn parse_fetch_items(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
+    rest.skip_word(b"(")?;
     let (mut open, mut attributes) = (1_i32, Vec::new());
     loop {
-        rest.blanks();
+        rest.skip_blanks();
         match rest.0.first() {
             None => break,
             Some(b'(') => open += 1,
             Some(b')') => open -= 1,
             Some(_) => {
-                attributes.extend(attribute(&mut rest)?);
+                attributes.extend(parse_item(&mut rest)?);
                 continue;
             }
         }
-        rest.take(1)?;
+        rest.take_bytes(1)?;
     }
-    let mut kinds: Vec<_> = attributes.iter().map(kind).collect();
+    let mut kinds: Vec<_> = attributes.iter().map(item_kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
     (open <= 0 && kinds.len() == attributes.len()).then_some(Response::Fetch(place, attributes))
 }
 
 /// A number for each kind of item.
-fn kind(attribute: &AttributeValue<'_>) -> u8 {
+fn item_kind(attribute: &AttributeValue<'_>) -> u8 {
     match attribute {
         AttributeValue::Uid(_) => 0,
         AttributeValue::Rfc822Size(_) => 1,
@@ -145,17 +147,19 @@ fn kind(attribute: &AttributeValue<'_>) -> u8 {
 
 /// Parses an item and its value. `Some(None)`: an item that was not requested, or without a value.
 #[allow(clippy::option_option)]
-fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
-    let name = rest.atom()?.to_ascii_uppercase();
-    let section = rest.section()?;
-    rest.blanks();
-    let value = rest.value()?;
+fn parse_item(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
+    let name = rest.take_atom()?.to_ascii_uppercase();
+    let section = rest.take_section()?;
+    rest.skip_blanks();
+    let value = rest.take_value()?;
     Some(match (name.as_slice(), section) {
-        (b"UID", None) => Some(AttributeValue::Uid(number(&value.text()?)?)),
+        (b"UID", None) => Some(AttributeValue::Uid(parse_number(&value.as_number_text()?)?)),
         // More than four bytes can hold, or `-1`: unknown.
-        (b"RFC822.SIZE", None) => value.text().and_then(|size| number(&size)).map(AttributeValue::Rfc822Size),
+        (b"RFC822.SIZE", None) => {
+            value.as_number_text().and_then(|size| parse_number(&size)).map(AttributeValue::Rfc822Size)
+        }
         (b"INTERNALDATE", None) => value
-            .bytes()
+            .into_bytes()
             .and_then(|date| String::from_utf8(date).ok())
             .map(|date| AttributeValue::InternalDate(Cow::Owned(date))),
         (b"BODY" | b"BODY.PEEK", Some(section)) => {
@@ -167,7 +171,7 @@ fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stati
             };
             let data = match value {
                 Value::Atom(atom) if !atom.eq_ignore_ascii_case(b"NIL") => return None,
-                value => value.bytes().map(Cow::Owned),
+                value => value.into_bytes().map(Cow::Owned),
             };
             Some(AttributeValue::BodySection { section, index: None, data })
         }
@@ -177,23 +181,23 @@ fn attribute(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stati
 
 /// A LIST response: with a delimiter that is not escaped, a name that is not quoted, or extended data after the name (RFC
 /// 5258).
-fn list(whole: &[u8]) -> Option<Response<'static>> {
+fn parse_list(whole: &[u8]) -> Option<Response<'static>> {
     let mut rest = LenientInput(whole.trim_ascii_end());
-    rest.word(b"*")?;
-    rest.blanks();
-    rest.word(b"LIST")?;
-    rest.blanks();
-    let Value::Group(attributes) = rest.value()? else { return None };
-    rest.blanks();
-    if rest.word(b"\"\\\" ").is_none() {
-        rest.value()?;
+    rest.skip_word(b"*")?;
+    rest.skip_blanks();
+    rest.skip_word(b"LIST")?;
+    rest.skip_blanks();
+    let Value::Group(attributes) = rest.take_value()? else { return None };
+    rest.skip_blanks();
+    if rest.skip_word(b"\"\\\" ").is_none() {
+        rest.take_value()?;
     }
-    rest.blanks();
+    rest.skip_blanks();
     let name = match rest.0 {
         [b'"', inner @ .., b'"'] if !inner.contains(&b'"') => inner.to_vec(),
         [b'"', ..] => {
-            let name = rest.value()?.bytes()?;
-            rest.blanks();
+            let name = rest.take_value()?.into_bytes()?;
+            rest.skip_blanks();
             rest.0.first().is_none_or(|byte| *byte == b'(').then_some(name)?
         }
         bare if bare.iter().any(|byte| matches!(byte, b'"' | b'(' | b'{' | b'\r' | b'\n')) => return None,
@@ -208,7 +212,7 @@ fn list(whole: &[u8]) -> Option<Response<'static>> {
 }
 
 /// A CAPABILITY response without `IMAP4rev1`, which imap-proto requires.
-fn capabilities(whole: &[u8]) -> Option<Response<'static>> {
+fn parse_capabilities(whole: &[u8]) -> Option<Response<'static>> {
     let words = std::str::from_utf8(whole).ok()?;
     let mut words = words.split_ascii_whitespace();
     let is_named = words.next() == Some("*") && words.next()?.eq_ignore_ascii_case("CAPABILITY");
@@ -221,7 +225,7 @@ fn capabilities(whole: &[u8]) -> Option<Response<'static>> {
     is_named.then(|| Response::Capabilities(words.map(capability).collect()))
 }
 
-fn number(digits: &[u8]) -> Option<u32> {
+fn parse_number(digits: &[u8]) -> Option<u32> {
     std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
 }
 
@@ -237,7 +241,7 @@ enum Value<'a> {
 
 impl Value<'_> {
     /// The bytes of a string; `None` for NIL.
-    fn bytes(self) -> Option<Vec<u8>> {
+    fn into_bytes(self) -> Option<Vec<u8>> {
         match self {
             Value::Quoted(bytes) => Some(bytes),
             Value::Literal(bytes) => Some(bytes.to_vec()),
@@ -246,7 +250,7 @@ impl Value<'_> {
     }
 
     /// The text of an atom or a quoted string.
-    fn text(&self) -> Option<Cow<'_, [u8]>> {
+    fn as_number_text(&self) -> Option<Cow<'_, [u8]>> {
         match self {
             Value::Quoted(bytes) => Some(Cow::Borrowed(bytes)),
             Value::Atom(bytes) => Some(Cow::Borrowed(bytes)),
@@ -260,98 +264,98 @@ struct LenientInput<'a>(&'a [u8]);
 
 impl<'a> LenientInput<'a> {
     /// Skips this word, in any case.
-    fn word(&mut self, word: &[u8]) -> Option<()> {
+    fn skip_word(&mut self, word: &[u8]) -> Option<()> {
         let start = self.0.get(..word.len())?;
-        start.eq_ignore_ascii_case(word).then(|| self.take(word.len()))??;
+        start.eq_ignore_ascii_case(word).then(|| self.take_bytes(word.len()))??;
         Some(())
     }
 
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+    fn take_bytes(&mut self, count: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(taken)
     }
 
     /// Skips spaces and line breaks.
-    fn blanks(&mut self) {
+    fn skip_blanks(&mut self) {
         self.0 = self.0.trim_ascii_start();
     }
 
     /// Returns and skips everything before the first of these bytes; `None` if none of them follows.
-    fn until(&mut self, ends: &[u8]) -> Option<&'a [u8]> {
+    fn take_until(&mut self, ends: &[u8]) -> Option<&'a [u8]> {
         let length = self.0.iter().position(|byte| ends.contains(byte))?;
-        self.take(length)
+        self.take_bytes(length)
     }
 
-    fn atom(&mut self) -> Option<&'a [u8]> {
-        self.until(b" ()[]\"{\r\n").filter(|atom| !atom.is_empty())
+    fn take_atom(&mut self) -> Option<&'a [u8]> {
+        self.take_until(b" ()[]\"{\r\n").filter(|atom| !atom.is_empty())
     }
 
     /// Parses `[section]<origin>`, if it is here; `None` if it is incomplete.
     #[allow(clippy::option_option)]
-    fn section(&mut self) -> Option<Option<&'a [u8]>> {
-        if self.word(b"[").is_none() {
+    fn take_section(&mut self) -> Option<Option<&'a [u8]>> {
+        if self.skip_word(b"[").is_none() {
             return Some(None);
         }
-        let section = self.until(b"]\r\n")?;
-        self.word(b"]")?;
-        if self.word(b"<").is_some() {
-            self.until(b">\r\n")?;
-            self.word(b">")?;
+        let section = self.take_until(b"]\r\n")?;
+        self.skip_word(b"]")?;
+        if self.skip_word(b"<").is_some() {
+            self.take_until(b">\r\n")?;
+            self.skip_word(b">")?;
         }
         Some(Some(section))
     }
 
-    fn value(&mut self) -> Option<Value<'a>> {
+    fn take_value(&mut self) -> Option<Value<'a>> {
         match self.0 {
-            [b'"', ..] => self.quoted().map(Value::Quoted),
-            [b'(', ..] => self.group().map(Value::Group),
-            [b'{', ..] | [b'~', b'{', ..] => self.literal().map(Value::Literal),
-            _ => self.atom().map(Value::Atom),
+            [b'"', ..] => self.take_quoted().map(Value::Quoted),
+            [b'(', ..] => self.take_group().map(Value::Group),
+            [b'{', ..] | [b'~', b'{', ..] => self.take_literal().map(Value::Literal),
+            _ => self.take_atom().map(Value::Atom),
         }
     }
 
-    fn quoted(&mut self) -> Option<Vec<u8>> {
-        self.word(b"\"")?;
+    fn take_quoted(&mut self) -> Option<Vec<u8>> {
+        self.skip_word(b"\"")?;
         let mut text = Vec::new();
         loop {
-            text.extend(self.until(b"\"\\\r\n")?);
-            match self.take(1)? {
+            text.extend(self.take_until(b"\"\\\r\n")?);
+            match self.take_bytes(1)? {
                 b"\"" => return Some(text),
-                b"\\" => text.extend(self.take(1)?),
+                b"\\" => text.extend(self.take_bytes(1)?),
                 _ => return None,
             }
         }
     }
 
     /// A literal, or a literal8 (RFC 3516).
-    fn literal(&mut self) -> Option<&'a [u8]> {
-        let _ = self.word(b"~");
-        self.word(b"{")?;
-        let length = number(self.until(b"}\r\n")?)?;
-        self.word(b"}\r\n")?;
-        self.take(usize::try_from(length).ok()?)
+    fn take_literal(&mut self) -> Option<&'a [u8]> {
+        let _ = self.skip_word(b"~");
+        self.skip_word(b"{")?;
+        let length = parse_number(self.take_until(b"}\r\n")?)?;
+        self.skip_word(b"}\r\n")?;
+        self.take_bytes(usize::try_from(length).ok()?)
     }
 
-    /// Passes a pair of parentheses, which may hold others, and returns what is inside.
-    fn group(&mut self) -> Option<&'a [u8]> {
+    /// Skips a pair of parentheses, which may contain others. Returns the text inside.
+    fn take_group(&mut self) -> Option<&'a [u8]> {
         let whole = self.0;
         let mut open = 0_u32;
         loop {
             match self.0.first()? {
                 b'"' => {
-                    self.quoted()?;
+                    self.take_quoted()?;
                     continue;
                 }
                 b'{' => {
-                    self.literal()?;
+                    self.take_literal()?;
                     continue;
                 }
                 b'(' => open += 1,
                 b')' => open -= 1,
                 _ => {}
             }
-            self.take(1)?;
+            self.take_bytes(1)?;
             if open == 0 {
                 let length = whole.len() - self.0.len();
                 return whole.get(1..length - 1);
@@ -365,7 +369,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(text: &str) -> Response<'static> {
+    fn parse_all(text: &str) -> Response<'static> {
         let rest = "A1 OK done\r\n";
         let bytes = format!("{text}{rest}");
         let (response, length) = parse_response(bytes.as_bytes()).unwrap().unwrap();
@@ -381,7 +385,7 @@ mod tests {
         "* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" BODY[] {5}\r\nhello)\r\n";
 
     #[test]
-    fn odd_fetch_responses_read_like_usual_ones() {
+    fn odd_fetch_responses_parse_like_usual_ones() {
         for odd in [
             USUAL.replace("BODY[]", "BODY[]<0.1048576>"),
             USUAL.replace("BODY[]", "BODY.PEEK[]<0>"),
@@ -395,22 +399,22 @@ mod tests {
             USUAL.replace("UID 9 ", "").replace("hello)", "helloUID 9 FLAGS (\\Seen \"odd\\\"\" {1}\r\n)))"),
             USUAL.replace("BODY[] {5}\r\nhello", "BODY[] \"hello\""),
         ] {
-            let Response::Fetch(3, mut items) = read(&odd) else { panic!("{odd}") };
-            items.sort_by_key(kind);
+            let Response::Fetch(3, mut items) = parse_all(&odd) else { panic!("{odd}") };
+            items.sort_by_key(item_kind);
             let Response::Fetch(3, mut usual) = parsed(USUAL) else { panic!() };
-            usual.sort_by_key(kind);
+            usual.sort_by_key(item_kind);
             assert_eq!(items, usual, "{odd}");
         }
         for (odd, without) in
             [("INTERNALDATE \"17-Jul-1996 02:44:25 -0700\"", "INTERNALDATE NIL"), ("RFC822.SIZE 5", "RFC822.SIZE -1")]
         {
-            let Response::Fetch(3, items) = read(&USUAL.replace(odd, without)) else { panic!("{odd}") };
+            let Response::Fetch(3, items) = parse_all(&USUAL.replace(odd, without)) else { panic!("{odd}") };
             assert_eq!(items.len(), 3, "{without}");
         }
     }
 
     #[test]
-    fn a_fetch_without_a_clear_meaning_lists_its_mail() {
+    fn unclear_fetch_responses_keep_their_uid() {
         let listed = parsed("* 3 FETCH (UID 9)\r\n");
         for odd in [
             USUAL.replace("hello)", "hello BODY[] {5}\r\nother)"),
@@ -419,7 +423,7 @@ mod tests {
             USUAL.replace("BODY[] {5}\r\nhello", "BODY[] hello"),
             USUAL.replace("BODY[] {5}\r\nhello", "BODY[ hello"),
         ] {
-            assert_eq!(read(&odd), listed, "{odd}");
+            assert_eq!(parse_all(&odd), listed, "{odd}");
         }
         let nameless = Response::Fetch(3, Vec::new());
         for odd in [
@@ -428,12 +432,12 @@ mod tests {
             USUAL.replace("UID 9 ", "X \" UID 9 "),
             USUAL.replace("UID 9 ", "((((").replace("hello)", "hello UID 9)"),
         ] {
-            assert_eq!(read(&odd), nameless, "{odd}");
+            assert_eq!(parse_all(&odd), nameless, "{odd}");
         }
     }
 
     #[test]
-    fn odd_lists_name_their_mailbox_or_are_skipped() {
+    fn odd_lists_name_their_mailbox_or_are_empty_response() {
         for (odd, name) in [
             (r#"* LIST (\Junk)  "/" Spam"#, "Spam"),
             (r#"* LIST (\Junk) "\" "Mail\Spam""#, r"Mail\Spam"),
@@ -442,22 +446,24 @@ mod tests {
             (r#"* LIST (\Junk) "/" "Spam" ("OLDNAME" ("Junk"))"#, "Spam"),
             (r#"* LIST ( \Junk ) NIL  "Spam" "#, "Spam"),
         ] {
-            let Response::MailboxData(MailboxDatum::List(list)) = read(&format!("{odd}\r\n")) else { panic!("{odd}") };
+            let Response::MailboxData(MailboxDatum::List(list)) = parse_all(&format!("{odd}\r\n")) else {
+                panic!("{odd}")
+            };
             assert_eq!((&*list.name, list.name_attributes.len()), (name, 1), "{odd}");
         }
         for odd in [r#"* LIST () "/" "a "b" c""#, r#"* LIST () "/" a"b"#, r#"* LIST () "/""#, "* LIST", "* LIST (\\x"] {
-            assert_eq!(read(&format!("{odd}\r\n")), skipped(), "{odd}");
+            assert_eq!(parse_all(&format!("{odd}\r\n")), empty_response(), "{odd}");
         }
     }
 
     #[test]
-    fn other_odd_lines_are_read_or_skipped() {
-        assert_eq!(read("*  5  EXISTS \r\n"), parsed("* 5 EXISTS\r\n"));
-        assert_eq!(read("A7  OK  done\r\n"), parsed("A7 OK done\r\n"));
+    fn other_odd_lines_are_read_or_empty_response() {
+        assert_eq!(parse_all("*  5  EXISTS \r\n"), parsed("* 5 EXISTS\r\n"));
+        assert_eq!(parse_all("A7  OK  done\r\n"), parsed("A7 OK done\r\n"));
         let offered = [Capability::Atom("IMAP4rev2".into()), Capability::Auth("PLAIN".into())];
-        assert_eq!(read("* CAPABILITY IMAP4rev2 auth=PLAIN\r\n"), Response::Capabilities(offered.into()));
+        assert_eq!(parse_all("* CAPABILITY IMAP4rev2 auth=PLAIN\r\n"), Response::Capabilities(offered.into()));
         for odd in ["* NOOP\r\n", "\r\n", "* \r\n", "*\r\n", "* 5 FOO (\r\n", "* CAPABILITY\u{e9}\r\n"] {
-            assert_eq!(read(odd), skipped(), "{odd}");
+            assert_eq!(parse_all(odd), empty_response(), "{odd}");
         }
         for wrong in ["nonsense\r\n", "UID 5)\r\n", "\0\r\n"] {
             assert!(parse_response(wrong.as_bytes()).is_err(), "{wrong}");
@@ -465,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_response_is_waited_for() {
+    fn incomplete_responses_are_not_parsed() {
         for odd in [USUAL.replace("hello)", "hello\r\n UID 9)"), USUAL.replace("BODY[]", "BODY[]<0.7>")] {
             for end in 0..odd.len() {
                 assert_eq!(parse_response(&odd.as_bytes()[..end]).unwrap(), None, "{:?}", &odd[..end]);
@@ -476,14 +482,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
         #[test]
-        fn what_imap_proto_reads_is_read_alike(
+        fn both_parsers_agree(
             place in any::<u32>(), uid in 1..u32::MAX, size in any::<u32>(), body in "[ -~\r\n]{0,40}", more in 0..4_usize
         ) {
             let more = ["", " FLAGS (\\Seen)", " MODSEQ (5)", " X-GM-MSGID 7"][more];
             let text = format!("* {place} FETCH (UID {uid} RFC822.SIZE {size}{more} BODY[]<0> {{{}}}\r\n{body})\r\n", body.len());
             let Response::Fetch(_, usual) = parsed(&text) else { panic!() };
-            let (place_read, rest) = after_fetch(text.as_bytes()).unwrap();
-            let Response::Fetch(at, items) = fetch(place_read, LenientInput(rest)).unwrap() else { panic!() };
+            let (place_read, rest) = split_fetch(text.as_bytes()).unwrap();
+            let Response::Fetch(at, items) = parse_fetch_items(place_read, LenientInput(rest)).unwrap() else { panic!() };
             prop_assert_eq!(at, place);
             prop_assert_eq!(items.len(), 3);
             for item in items {
@@ -497,7 +503,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(prop_oneof![
+        fn no_bytes_cause_a_panic(bytes in prop::collection::vec(prop_oneof![
             prop::sample::select(b"* 1FETCH(UIDBODY[]<>{}~\"\\\r\n)".to_vec()), any::<u8>()
         ], 0..80)) {
             for bytes in [bytes.clone(), [b"* 1 FETCH (UID 2 ", &bytes[..]].concat(), [b"* LIST (", &bytes[..]].concat()] {
