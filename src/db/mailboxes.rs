@@ -69,7 +69,7 @@ impl Store {
                     "SELECT uid_validity, last_uid, begun_at, begun_uid, newest_at, renumbered_after FROM mailboxes
                      WHERE account = ?1 AND mailbox = ?2 AND uid_validity IS NOT NULL AND last_uid IS NOT NULL",
                 )?
-                .query_row(params![account, mailbox], position)
+                .query_row(params![account, mailbox], parse_position)
                 .optional()?;
             Ok(found.map(|position| Cursor { account, mailbox, position }))
         })
@@ -116,7 +116,7 @@ impl Store {
     }
 }
 
-fn position(row: &Row) -> rusqlite::Result<SyncPosition> {
+fn parse_position(row: &Row) -> rusqlite::Result<SyncPosition> {
     let begun_at = super::parse_time(row.get("begun_at")?);
     let begun_uid: Option<Uid> = row.get("begun_uid")?;
     Ok(SyncPosition {

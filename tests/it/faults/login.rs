@@ -153,7 +153,7 @@ async fn a_refusal_with_another_tag_is_retried() {
         once(&server, "LOGIN", 1, &[say(&format!("{tag} NO [AUTHENTICATIONFAILED] Authentication failed.\r\n"))]);
         let mut watching = watch_in(&server, DEDICATED, long_login_pause());
         let words = watching.state(MailboxState::Failed).await.unwrap();
-        assert!(words.contains("an answer to another command"), "{words}");
+        assert!(words.contains("a tagged response to another command"), "{words}");
         watching.idle().await;
         watching.end().await;
     }
