@@ -258,7 +258,7 @@ async fn session_and_chain_hold_independently() {
     shop.delivery_is(&confirmed, "held");
     let invented = unresolved(&format!("0x{:064x}", 0xbad));
     let assign = |event: &str, session: &str| shop.home.data(&["session", "assign", event, session]);
-    assert!(assign(&invented, "591abe63-aa61-411d-a419-0b546729bbd1").contains("deliveries let go: 0"));
+    assert!(assign(&invented, "591abe63-aa61-411d-a419-0b546729bbd1").contains("deliveries released: 0"));
     shop.delivery_is(&invented, "held");
     // A new session may change the verdict, so the chain is asked again.
     assign(&confirmed, session);

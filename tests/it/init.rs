@@ -156,7 +156,7 @@ fn a_person_sets_it_up_on_a_terminal() {
     assert!(content(&home, "webhook-secret").len() == 65 && content(&home, "address-key").len() == 65);
     assert_ne!(content(&home, "webhook-secret"), content(&home, "address-key"));
     let checked = home.data(&["check", "--connect"]);
-    assert!(checked.contains("logged in at localhost") && checked.contains("callback shop"), "{checked}");
+    assert!(checked.contains("logged in at localhost") && checked.contains("target shop"), "{checked}");
     // The next commands are on the screen as a shell takes them.
     let config = home.folder.path().join("config.toml");
     for next in ["check --connect", "run", "events --follow"] {
