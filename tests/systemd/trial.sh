@@ -114,7 +114,7 @@ moment
 systemctl restart $unit
 await "does not idle" idle
 before=$(property MainPID)
-sleep 5 # longer than WatchdogSec: an idle daemon sends keep-alives
+sleep 5 # longer than WatchdogSec: an idle daemon sends WATCHDOG=1
 [ "$(property MainPID)" = "$before" ] || fail "the watchdog bit an idle daemon"
 moment
 kill -STOP "$before"
