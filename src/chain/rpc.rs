@@ -74,7 +74,7 @@ struct Answer {
 
 /// A JSON-RPC response. A field that is `null` is there; one that is absent is not.
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct RpcResponse<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -232,7 +232,7 @@ async fn read_body(response: Response<Incoming>) -> Result<Answer, String> {
 /// Takes the result out of an answer to the call `id`.
 fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
     let Answer { status, retry_after, .. } = answer;
-    let envelope: Result<Envelope<'_>, _> = serde_json::from_slice(&answer.body);
+    let envelope: Result<RpcResponse<'_>, _> = serde_json::from_slice(&answer.body);
     let said = envelope.as_ref().ok().and_then(|envelope| envelope.error.as_ref());
     let words = said.map_or_else(|| status.to_string(), |error| format!("{status}: {}", error.message.trim()));
     let words = printable(&words, KEPT_WORDS);
@@ -265,7 +265,7 @@ fn throttled(retry_after: Option<Duration>, by_http: bool, words: String) -> Nod
 }
 
 fn open_envelope<'a>(
-    envelope: Envelope<'a>,
+    envelope: RpcResponse<'a>,
     status: &StatusCode,
     retry_after: Option<Duration>,
     id: u64,

@@ -119,7 +119,7 @@ impl<'de> Deserialize<'de> for Finality {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "expected \"finalized\", \"safe\" or a number of blocks from 1 to 100000")]
-        enum Written {
+        enum FinalityValue {
             Tag(Tag),
             #[serde(deserialize_with = "depth")]
             Depth(u64),
@@ -130,10 +130,10 @@ impl<'de> Deserialize<'de> for Finality {
             Finalized,
             Safe,
         }
-        Ok(match Written::deserialize(from)? {
-            Written::Tag(Tag::Finalized) => Finality::Finalized,
-            Written::Tag(Tag::Safe) => Finality::Safe,
-            Written::Depth(blocks) => Finality::Depth(blocks),
+        Ok(match FinalityValue::deserialize(from)? {
+            FinalityValue::Tag(Tag::Finalized) => Finality::Finalized,
+            FinalityValue::Tag(Tag::Safe) => Finality::Safe,
+            FinalityValue::Depth(blocks) => Finality::Depth(blocks),
         })
     }
 }

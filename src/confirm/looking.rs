@@ -30,7 +30,7 @@ pub struct NodeAnswers {
 }
 
 /// The logs and calls that pay other events.
-type Claimed = HashSet<(Hash, i64)>;
+type ClaimedArrivals = HashSet<(Hash, i64)>;
 
 /// The question of a claim, for the chain that the event was assigned to.
 pub(super) fn question<'a>(claim: &Claim, chain: &'a Chain) -> Result<Question<'a>, ConfirmationReason> {
@@ -54,7 +54,12 @@ async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
 }
 
 /// The arrivals among these answers that pay other events.
-pub(super) async fn claimed(store: &Store, chain: &Chain, due: &DueLook, seen: &[Observation]) -> db::Result<Claimed> {
+pub(super) async fn claimed(
+    store: &Store,
+    chain: &Chain,
+    due: &DueLook,
+    seen: &[Observation],
+) -> db::Result<ClaimedArrivals> {
     let transactions: HashSet<Hash> = seen.iter().flat_map(Observation::transactions).collect();
     store.claimed_by_others(chain.id, &due.event_id, transactions.into_iter().collect()).await
 }
@@ -65,7 +70,7 @@ pub(super) fn finish(
     hosts: &str,
     due: DueLook,
     seen: &[Observation],
-    claimed: &Claimed,
+    claimed: &ClaimedArrivals,
 ) -> FinishedLook {
     let confirmation = match question(&due.claim, chain) {
         Ok(question) => judge(&question, seen, Timestamp::now(), &|hash, log| claimed.contains(&(hash, log))),

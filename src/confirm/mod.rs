@@ -3,9 +3,9 @@
 //! Each chain has a loop, so that a slow node delays no other chain. The loop looks at the newest event first. It sleeps
 //! until a commit wakes it, or until the next look is due. Without a `[[chain]]` there is no loop and no socket.
 
+mod chain_status;
 mod looking;
 mod probe;
-mod report;
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ use crate::chain::{Chain, ConfirmationReason, ConfirmationState, Finality, Node,
 use crate::db::{self, Store};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::payments::{DueLook, RecordedLook, next_look};
+use chain_status::ChainStatus;
 use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
-use report::Report;
 
 /// The pauses after errors of a node.
 const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
@@ -61,12 +61,12 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
-    let report = Report::new(store.clone(), &watched);
-    let mut worker = Worker { store, watched, report, heartbeat, failures: 0, not_before: None };
+    let status = ChainStatus::new(store.clone(), &watched);
+    let mut worker = Worker { store, watched, status, heartbeat, failures: 0, not_before: None };
     let mut ending = shutdown.clone();
     let work = async {
         // A node of another chain is noticed at the start, not with the first payment.
-        match worker.report.refresh(&worker.watched, false).await {
+        match worker.status.refresh(&worker.watched, false).await {
             Err(db::Error::Stopped) => return Err(db::Error::Stopped),
             Err(error) => {
                 tracing::warn!(chain = worker.watched.chain.name, %error, "cannot record the state of the nodes")
@@ -87,7 +87,7 @@ pub async fn run(
 struct Worker {
     store: Store,
     watched: WatchedChain,
-    report: Report,
+    status: ChainStatus,
     heartbeat: Heartbeat,
     /// How many looks in a row failed because of a node.
     failures: u32,
@@ -130,7 +130,7 @@ impl Worker {
             let wait = next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP));
             return Ok(Some(Instant::now() + wait));
         };
-        self.report.refresh(&self.watched, true).await?;
+        self.status.refresh(&self.watched, true).await?;
         if due.state == ConfirmationState::Confirmed {
             self.revisit(due).await?
         } else {
@@ -152,7 +152,7 @@ impl Worker {
             if finished.confirmation.outcome.is_ok() { revisit_pause(&self.watched.chain, &due) } else { Some(pause) };
         finished.next_look_at = next.map(from_now);
         let recorded = self.store.record_look(finished).await?;
-        self.report.looked(&self.watched, &seen).await?;
+        self.status.looked(&self.watched, &seen).await?;
         tell(&self.watched.chain.name, &due, &recorded);
         Ok(())
     }
@@ -174,7 +174,7 @@ impl Worker {
         let age = Timestamp::now().duration_since(due.confirmed_at.unwrap_or(due.stored_at));
         let is_over = age > SignedDuration::try_from(chain.give_up_after).unwrap_or(SignedDuration::MAX);
         self.store.record_revisit(&due, revisited, (!is_over).then(|| from_now(pause))).await?;
-        self.report.looked(&self.watched, &seen).await
+        self.status.looked(&self.watched, &seen).await
     }
 
     /// How long to wait before the next look at this event. An error of a node makes all events wait.

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::WatchedChain;
-use super::report::{Heartbeat, ask};
+use super::chain_status::{NodeBlocks, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 
 /// An older newest block makes a node suspicious.
@@ -24,7 +24,7 @@ pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
 }
 
 async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
-    let Heartbeat { head, last } = match ask(node, chain).await {
+    let NodeBlocks { head, last } = match ask(node, chain).await {
         Ok(heartbeat) => heartbeat,
         Err(fault) => return vec![Err(fault.words)],
     };

@@ -10,7 +10,9 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::events::{self, Admitted};
 use super::undelivered::{self, RowsOfUid};
 use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time};
-use crate::model::{Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, SignedHeaders, Undelivered, iso};
+use crate::model::{
+    Envelope, Examined, Judgement, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Undelivered, iso,
+};
 
 /// A mail with the result of its examination.
 #[derive(Debug, Clone)]
@@ -195,7 +197,7 @@ fn soon() -> String {
 }
 
 /// The signed header fields, as they are stored.
-pub(super) fn covers(proof: &Proof) -> String {
+pub(super) fn covers(proof: &TrustProof) -> String {
     match &proof.signed_headers {
         SignedHeaders::All => "*".into(),
         SignedHeaders::Only(names) => names.join(" "),

@@ -155,7 +155,7 @@ pub(super) enum AnswerError {
 
 /// The frame around every answer. Unknown keys are ignored.
 #[derive(Deserialize)]
-pub(super) struct Envelope<'a> {
+pub(super) struct ApiResponse<'a> {
     status: u16,
     success: bool,
     #[serde(default)]
@@ -164,7 +164,7 @@ pub(super) struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
-impl<'a> Envelope<'a> {
+impl<'a> ApiResponse<'a> {
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, AnswerError> {
         serde_json::from_slice(body).map_err(|e| {
             let words = if looks_like_html(body) { "it is an HTML page".to_owned() } else { json_words(&e) };
@@ -207,7 +207,7 @@ pub(super) fn parse_details(http: u16, body: &[u8], requested: SessionId) -> Res
 }
 
 fn parse_data<'a, T: Deserialize<'a>>(http: u16, body: &'a [u8]) -> Result<T, AnswerError> {
-    let envelope = Envelope::parse(body)?;
+    let envelope = ApiResponse::parse(body)?;
     if !envelope.success {
         let words = envelope.message().unwrap_or_default();
         return Err(AnswerError::Malformed(format!("HTTP {http} with success false: {words:?}")));

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::answer::{
-    AnswerError, Envelope, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
+    AnswerError, ApiResponse, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
 };
 use super::settings::{ResmicSettings, check_url};
 use crate::http::{self, Destination, Url};
@@ -294,8 +294,8 @@ async fn receive(response: Response<Incoming>) -> Result<HttpAnswer, String> {
 /// The HTTP status, if the body may be an answer.
 fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
     let HttpAnswer { status, retry_after, location, body } = answer;
-    let envelope = Envelope::parse(body).ok();
-    let words = match envelope.as_ref().and_then(Envelope::message) {
+    let envelope = ApiResponse::parse(body).ok();
+    let words = match envelope.as_ref().and_then(ApiResponse::message) {
         Some(message) => format!("{status}: {message}"),
         None => status.to_string(),
     };
@@ -305,7 +305,7 @@ fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
         StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, words },
         _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, words },
         // A proxy's page, or a wrong URL, says nothing about the session.
-        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(Envelope::is_failure) => ApiError::NotFound(words),
+        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(ApiResponse::is_failure) => ApiError::NotFound(words),
         _ if status.is_redirection() => {
             let to = printable(location.as_deref().unwrap_or_default(), KEPT_WORDS);
             ApiError::Malformed(format!("{status}: a redirect to {to:?}, which is not followed"))

@@ -41,10 +41,10 @@ fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::SecretSou
         expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
                      a secret never stands in the configuration itself"
     )]
-    enum Written {
+    enum TokenTable {
         Secret(secret::SecretSource),
     }
-    let Written::Secret(source) = Written::deserialize(from)?;
+    let TokenTable::Secret(source) = TokenTable::deserialize(from)?;
     Ok(source)
 }
 

@@ -11,7 +11,7 @@ use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError, Error};
 use super::dns::Resolver;
 use super::header::{Header, has_lone_cr};
 use super::{Candidate, is_aligned, untrusted};
-use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust, printable};
+use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, printable};
 
 /// The number of signatures of the From's organisation that are verified. Each may need a DNS lookup, and the sender
 /// chooses its name.
@@ -238,7 +238,7 @@ fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
 }
 
 fn trusted(signature: &Signature, header: &Header<'_>) -> Authenticity {
-    Authenticity::Trusted(Proof {
+    Authenticity::Trusted(TrustProof {
         trust: Trust::Dkim,
         domain: Some(printable(&signature.d, 253)),
         selector: Some(printable(&signature.s, 253)),

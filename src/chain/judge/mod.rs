@@ -25,7 +25,7 @@ use super::verdict::{
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
 /// The proof in one node's answers.
-type Finding = Result<Arrival, Reason>;
+type ArrivalResult = Result<Arrival, Reason>;
 
 /// Judges one look at every node of the chain.
 #[must_use]
@@ -35,7 +35,7 @@ pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_c
         // With several nodes the reader has to know which one it was.
         finding.map_err(|reason| if seen.len() > 1 { named(&node.host, &reason) } else { reason })
     };
-    let findings: Vec<Finding> = seen.iter().map(judge_one).collect();
+    let findings: Vec<ArrivalResult> = seen.iter().map(judge_one).collect();
     let outcome = combine(question, findings).map_err(|reason| give_up(question, reason, now));
     let paid = outcome.as_ref().ok().map(|arrival| arrival.paid).or_else(|| seen.iter().find_map(paid_block));
     Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
@@ -100,14 +100,14 @@ fn paid_block(node: &Observation) -> Option<BlockId> {
 }
 
 /// All nodes must have been asked, and must have said the same.
-fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
+fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResult {
     let (asked, expected) = (findings.len(), question.chain.nodes);
     if findings.is_empty() || asked != expected {
         return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
     }
     // A reason that needs a person will not pass; one that waits says that the others may be early.
     for state in [State::Unproven, State::Waiting] {
-        let is = |finding: &&Finding| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
+        let is = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
         if let Some(Err(reason)) = findings.iter().find(is) {
             return Err(reason.clone());
         }
@@ -119,7 +119,7 @@ fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
     let words = words.collect::<Vec<_>>().join("; ");
     let mut findings = findings.into_iter();
     let first = findings.next().unwrap_or_else(|| Err(Reason::new(Code::Node, "no node was asked")));
-    let same = |other: Finding| match (&first, &other) {
+    let same = |other: ArrivalResult| match (&first, &other) {
         (Ok(one), Ok(other)) => one == other,
         (Err(one), Err(other)) => one.code == other.code,
         _ => false,
@@ -152,7 +152,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn finding(&self, is_claimed: IsClaimed<'_>) -> Finding {
+    fn finding(&self, is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { chain, coin, hash, payer, .. } = self.question;
         let last = self.final_block()?;
         let payment = self.node.payment.as_ref();
@@ -343,7 +343,7 @@ impl Judge<'_> {
     }
 
     /// The first movement that pays no other event and suffices.
-    fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> Finding {
+    fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));
         let suffices = |movement: &&Movement| least.is_none_or(|least| movement.units >= least);

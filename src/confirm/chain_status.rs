@@ -17,12 +17,12 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const KEPT_WORDS: usize = 300;
 
 /// The age of a node's blocks.
-pub(super) struct Heartbeat {
+pub(super) struct NodeBlocks {
     pub(super) head: Block,
     pub(super) last: Block,
 }
 
-pub(super) struct Report {
+pub(super) struct ChainStatus {
     store: Store,
     row: ChainRow,
     written: Option<ChainRow>,
@@ -37,7 +37,7 @@ pub(super) struct Fault {
     pub(super) needs_person: bool,
 }
 
-impl Report {
+impl ChainStatus {
     pub(super) fn new(store: Store, watched: &WatchedChain) -> Self {
         let row = ChainRow {
             chain_id: i64::try_from(watched.chain.id).unwrap_or(i64::MAX),
@@ -45,7 +45,7 @@ impl Report {
             nodes: watched.hosts(),
             ..ChainRow::default()
         };
-        Report { store, row, written: None, asked: None, failing: false }
+        ChainStatus { store, row, written: None, asked: None, failing: false }
     }
 
     /// Asks the nodes for their blocks, unless that was done less than a minute ago. `events_wait`: an event is due, whose
@@ -66,7 +66,7 @@ impl Report {
         // The node that is furthest behind decides.
         let furthest =
             answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|heartbeat| heartbeat.last.number);
-        if let Some(Heartbeat { head, last }) = furthest {
+        if let Some(NodeBlocks { head, last }) = furthest {
             let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
             self.row.head = i64::try_from(head.number).ok();
             self.row.head_age_s = Some(now.as_second().saturating_sub(seconds(head)).max(0));
@@ -99,7 +99,7 @@ impl Report {
 }
 
 /// Asks a node for its chain, its newest block and its last final block.
-pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Heartbeat, Fault> {
+pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<NodeBlocks, Fault> {
     let id = node.chain_id().await.map_err(|error| fault(&error))?;
     if id != chain.id {
         return Err(wrong_chain(node.host(), id, chain));
@@ -113,7 +113,7 @@ pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Heartbeat, Fault> 
             node.block_at(number).await.map(|block| block.unwrap_or(head))
         }
     };
-    Ok(Heartbeat { head, last: last.map_err(|error| fault(&error))? })
+    Ok(NodeBlocks { head, last: last.map_err(|error| fault(&error))? })
 }
 
 pub(super) fn fault(error: &NodeError) -> Fault {
