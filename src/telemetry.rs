@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -162,7 +161,7 @@ impl PushLatency {
     }
 }
 
-/// The label of [`NODE_REQUESTS`].
+/// The label of a counter in [`NodeRequests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NodeRequest {
     /// The chain's name.
@@ -171,10 +170,19 @@ pub struct NodeRequest {
     pub outcome: &'static str,
 }
 
-/// How many calls the nodes of each chain have answered, by outcome.
-pub static NODE_REQUESTS: LazyLock<Family<NodeRequest, Counter>> = LazyLock::new(Family::default);
+/// The number of calls to the nodes of each chain, by outcome. Clones share the counters.
+#[derive(Debug, Clone, Default)]
+pub struct NodeRequests(Family<NodeRequest, Counter>);
 
-/// Counts a call at a node.
-pub fn node_answered(chain: &str, outcome: &'static str) {
-    NODE_REQUESTS.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
+impl NodeRequests {
+    /// Counts a call that has ended.
+    pub fn count(&self, chain: &str, outcome: &'static str) {
+        self.0.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
+    }
+
+    /// The counters, for `/metrics`.
+    #[must_use]
+    pub fn counters(&self) -> Family<NodeRequest, Counter> {
+        self.0.clone()
+    }
 }

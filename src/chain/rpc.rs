@@ -25,7 +25,7 @@ use super::node_error::{NodeError, NodeErrorKind};
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret::redact;
-use crate::telemetry;
+use crate::telemetry::NodeRequests;
 
 /// How long one call may take, from the look-up of the name to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +50,7 @@ pub struct Node {
     host: String,
     /// The chain's name, for the metrics.
     chain: String,
+    requests: NodeRequests,
     url: Url,
     destination: Destination,
     /// Parts of the URL that a node may quote.
@@ -114,7 +115,17 @@ impl Node {
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let keys = keys(url.path.as_str());
         let (host, next_id, pace) = (url.host.clone(), AtomicU64::new(1), Mutex::new(VecDeque::new()));
-        Ok(Node { host, chain: String::new(), url, destination, keys, timeout: TIMEOUT, next_id, pace })
+        Ok(Node {
+            host,
+            chain: String::new(),
+            requests: NodeRequests::default(),
+            url,
+            destination,
+            keys,
+            timeout: TIMEOUT,
+            next_id,
+            pace,
+        })
     }
 
     /// Allows one call this much time, in place of ten seconds.
@@ -124,10 +135,11 @@ impl Node {
         self
     }
 
-    /// Counts its calls under the name of its chain.
+    /// Counts the calls in `requests`, under the name of the chain.
     #[must_use]
-    pub(super) fn of_chain(mut self, name: &str) -> Self {
-        self.chain = name.to_owned();
+    pub(super) fn counted_in(mut self, requests: &NodeRequests, chain: &str) -> Self {
+        self.requests = requests.clone();
+        self.chain = chain.to_owned();
         self
     }
 
@@ -144,7 +156,7 @@ impl Node {
     pub async fn call<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, NodeError> {
         let result = self.exchange(method, params).await;
         let outcome = result.as_ref().map_or_else(|error: &NodeError| error.kind.label(), |_| "ok");
-        telemetry::node_answered(&self.chain, outcome);
+        self.requests.count(&self.chain, outcome);
         result
     }
 

@@ -14,6 +14,7 @@ use super::hex::Address;
 use super::rpc::Node;
 use crate::model::fold_chain;
 use crate::secret;
+use crate::telemetry::NodeRequests;
 use crate::units::HumanDuration;
 
 /// The most blocks that one look searches for a log.
@@ -213,16 +214,20 @@ impl ChainSettings {
         Ok(())
     }
 
-    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL.
+    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL; the nodes count their calls in `requests`.
     ///
     /// # Errors
     /// The key to look at, such as `nodes[0]`, and what is wrong with it; never the URL.
-    pub async fn open_nodes(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Vec<Node>, Problem> {
+    pub async fn open_nodes(
+        &self,
+        tls: Option<&Arc<ClientConfig>>,
+        requests: &NodeRequests,
+    ) -> Result<Vec<Node>, Problem> {
         let mut nodes = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
-            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.of_chain(&self.name));
+            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.counted_in(requests, &self.name));
         }
         Ok(nodes)
     }
@@ -373,13 +378,13 @@ mod tests {
                 .unwrap();
         settings.nodes[0].resolve(folder.path());
         std::fs::write(&path, "http://127.0.0.1:1/v2/s3cret\n").unwrap();
-        let nodes = settings.open_nodes(None).await.unwrap();
+        let nodes = settings.open_nodes(None, &NodeRequests::default()).await.unwrap();
         assert_eq!(nodes[0].host(), "127.0.0.1");
         assert!(!format!("{nodes:?} {settings:?}").contains("s3cret"));
         for bad in ["http://node.example/v2/s3cret", "s3cret", "https://s3cret@node.example/", "ws://127.0.0.1/s3cret"]
         {
             std::fs::write(&path, bad).unwrap();
-            let (key, words) = settings.open_nodes(None).await.unwrap_err();
+            let (key, words) = settings.open_nodes(None, &NodeRequests::default()).await.unwrap_err();
             assert!(key == "nodes[0]" && !words.contains("s3cret"), "{key}: {words}");
         }
     }

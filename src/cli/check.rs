@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::output::{ignore_closed_pipe, message};
 use crate::config::Config;
 use crate::source::imap;
+use crate::telemetry::NodeRequests;
 use crate::{app, confirm, forward, telemetry, tls, trust};
 
 pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
@@ -17,7 +18,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         app::rules(config, account).await?;
     }
     let targets = app::forward_targets(config).await?;
-    let chains = app::chains(config).await?;
+    let chains = app::chains(config, &NodeRequests::default()).await?;
     if config.trust.accepts_unproven() {
         message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }

@@ -11,6 +11,7 @@ use crate::confirm::{self, NodeAnswers, WatchedChain};
 use crate::db::StoreReader;
 use crate::model::fold_chain;
 use crate::payments::{DueLook, RecordedLook};
+use crate::telemetry::NodeRequests;
 
 /// What `confirm --json` prints. The keys are an interface.
 #[derive(Serialize)]
@@ -44,7 +45,7 @@ pub(super) async fn look(config: &Config, event_id: &str, explain: bool, json: b
     let event = StoreReader::open(&config.database())?.event(&event_id)?;
     event.with_context(|| format!("no event {event_id:?}; `resmic-mailhook events` lists them"))?;
     anyhow::ensure!(!config.chains.is_empty(), "no [[chain]] is configured, so no node can be asked");
-    let chains = app::chains(config).await?;
+    let chains = app::chains(config, &NodeRequests::default()).await?;
     let store = crate::db::Store::open(app::store_settings(config))?;
     let looked = look_with(&store, &chains, &event_id).await;
     store.close().await;
