@@ -77,7 +77,7 @@ pub struct Logging(reload::Handle<Targets, Registry>);
 impl Logging {
     /// Sets the log level.
     pub fn set(&self, log: LogLevel) {
-        // It fails only if the subscriber is gone. Then nothing is logged anyway.
+        // This fails only if there is no subscriber, and without one nothing is logged.
         let _ = self.0.reload(filter(log));
     }
 }
@@ -87,7 +87,7 @@ impl Logging {
 pub fn start(settings: &TelemetrySettings) -> Logging {
     let (filter, handle) = reload::Layer::new(filter(settings.log));
     let lines = lines(settings).with_filter(filter);
-    // Tests call this repeatedly. The first subscriber stays.
+    // Tests call this repeatedly. Only the first call installs a subscriber.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Logging(handle)
 }

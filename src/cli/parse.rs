@@ -119,7 +119,7 @@ impl Parsing {
                 self.rules.examine_with(mail, authenticity)
             }
             None => {
-                // The outcome as if the mail were authenticated. It was not, so no trust is printed.
+                // Shows the outcome that a trusted mail would have. The mail was not authenticated, so no trust is printed.
                 let to = trust::to_addresses(&mail.bytes);
                 let asked = TrustProof {
                     trust: Trust::None,

@@ -1,4 +1,4 @@
-//! What the nodes of a chain said last, for `status` and the metrics.
+//! The last state of the nodes of a chain, for `status` and the metrics.
 
 use std::time::Duration;
 
@@ -11,27 +11,28 @@ use crate::chain::{Block, Chain, Finality, Node, NodeError, Observation};
 use crate::db::{self, ChainRow, Store};
 use crate::model::{iso, printable};
 
-/// How often the nodes are asked for their head while events wait.
+/// The shortest time between two requests for the newest block while events wait.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// The most of an error that is kept.
+/// The longest error that is stored, in characters.
 const KEPT_WORDS: usize = 300;
 
-/// The age of a node's blocks.
+/// The newest block of a node, and its last final block.
 pub(super) struct NodeBlocks {
     pub(super) head: Block,
     pub(super) last: Block,
 }
 
+/// The row of a chain in `chains`, and what the loop has to remember to update it.
 pub(super) struct ChainStatus {
     store: Store,
     row: ChainRow,
     written: Option<ChainRow>,
     asked: Option<Instant>,
-    /// The last look has an error.
+    /// Whether a node failed in the last look.
     failing: bool,
 }
 
-/// Why the nodes are of no use now.
+/// The reason why a node cannot be used now.
 pub(super) struct Fault {
     pub(super) words: String,
     pub(super) needs_person: bool,
@@ -48,8 +49,8 @@ impl ChainStatus {
         ChainStatus { store, row, written: None, asked: None, failing: false }
     }
 
-    /// Asks the nodes for their blocks, unless that was done less than a minute ago. `events_wait`: an event is due, whose
-    /// look reports the errors.
+    /// Asks the nodes for their blocks, at most once a minute. `events_wait`: an event is due, and its look reports the errors
+    /// of the nodes.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());
@@ -63,7 +64,7 @@ impl ChainStatus {
         self.row.last_error = fault.map(|fault| fault.words.clone());
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         let now = Timestamp::now();
-        // The node that is furthest behind decides.
+        // A block is final only if all nodes say so. So the node with the oldest final block counts.
         let furthest =
             answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|heartbeat| heartbeat.last.number);
         if let Some(NodeBlocks { head, last }) = furthest {
@@ -77,7 +78,7 @@ impl ChainStatus {
         self.write().await
     }
 
-    /// Takes the error of a look, or its end.
+    /// Records whether a node failed in a look.
     pub(super) async fn looked(&mut self, watched: &WatchedChain, seen: &[Observation]) -> db::Result<()> {
         let fault = seen.iter().find_map(|node| fault_of(node, &watched.chain));
         self.failing = fault.is_some();

@@ -164,7 +164,7 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
 /// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322 without a tag.
 ///
 /// # Errors
-/// In words.
+/// A message about the problem.
 pub fn check_mailbox(mailbox: &str) -> Result<(), String> {
     const EXPECTED: &str = "expected a plain address such as \"payments@shop.example\", without a + tag";
     let (local, domain) = mailbox.rsplit_once('@').ok_or(EXPECTED)?;

@@ -187,7 +187,7 @@ impl SecretPlace {
     }
 }
 
-/// A text as TOML writes it.
+/// A text in the syntax of TOML.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
