@@ -216,7 +216,7 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     if !same_wallet(&k.from_wallet_address, &n.from_wallet_address) {
         return differs("from_wallet_address", &k.from_wallet_address, &n.from_wallet_address);
     }
-    // The webhook's time has no seconds, so two spellings of one time may differ in them.
+    // The time in the webhook has no seconds, so only the minutes are compared.
     if !agree(&k.tx_time, &n.tx_time, |a, b| a.as_second().div_euclid(60) == b.as_second().div_euclid(60)) {
         return differs("txTime", &k.tx_time.map(model::iso), &n.tx_time.map(model::iso));
     }
