@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// The result of a daemon with this loop and a second one that does not end.
+    /// Runs the loop `part` together with a second loop that never ends, and returns the result of the daemon.
     async fn supervise_with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
         let (_shutdown, ending) = watch::channel(false);
         let mut loops = JoinSet::new();

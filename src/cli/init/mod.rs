@@ -255,7 +255,7 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// Checks the new configuration as `check` does, except for refresh tokens, which may be missing still.
+/// Checks the new configuration as `check` does, except for refresh tokens, which may still be missing.
 async fn check(config: &Config) -> anyhow::Result<()> {
     let mut clients = crate::tls::TlsClients::default();
     for (n, account) in config.accounts.iter().enumerate() {
