@@ -31,7 +31,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         Some(source) => Some(config.secret(&key("oauth2.client_secret"), source).await?),
         None => None,
     };
-    // Before the person begins: the token could not be stored afterwards.
+    // Checked before the person begins, because the provider may issue the token only once.
     let replacement = Replacement::begin(&file)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}; run authorize with sudo", file.display()))?;
     let client = OAuthClient::new(settings, client_secret, roots(config, n, account, &way)?);

@@ -27,7 +27,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
-        // A login may fail to store a new refresh token, and reports that in the log only.
+        // If a login cannot store a new refresh token, only the log reports it.
         let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
         let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }

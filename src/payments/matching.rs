@@ -1,6 +1,6 @@
 //! Matches an event with the registered sessions. Pure: sessions and an event in, a session out.
 //!
-//! Two sessions that both match are no answer: nothing is invented, and a person can decide.
+//! If two sessions match, there is no result. The program does not guess, and an operator can decide.
 
 use jiff::Timestamp;
 

@@ -1,5 +1,4 @@
-//! The transaction that promise 1 depends on: mails, their events, their deliveries and the cursor are committed
-//! together.
+//! Records mails. One transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
 
 use std::sync::Arc;
 
@@ -149,7 +148,7 @@ fn recorded_before(
     Ok(imported.optional()?)
 }
 
-/// `id`: of the row that it had without its bytes.
+/// `id`: the row that the mail had before its bytes arrived.
 fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
     let ExaminedMail { mail, examined, sha256, .. } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;

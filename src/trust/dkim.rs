@@ -126,7 +126,7 @@ async fn check_key_and_time(
     match resolver.key_record(signature).await.map(|key| key.rejection()) {
         Err(words) => SignatureResult::TempError(words),
         Ok(Some(words)) => SignatureResult::Invalid(format!("{} {words}", describe_key(signature))),
-        // Either the sender's clock or this machine's is wrong.
+        // The clock of the sender or of this machine is wrong.
         Ok(None) if mail.clock.is_behind(signature) => {
             SignatureResult::TempError(format!("{} is from the future by this machine's clock", describe(signature)))
         }
