@@ -25,7 +25,7 @@ pub(super) struct DialogueQuestion<'a> {
     pub(super) given: Option<&'a str>,
     /// The question for the person.
     pub(super) words: &'a str,
-    /// The answer if the person only presses Enter, or if no person is asked.
+    /// The answer if the person only presses Enter, or without a person.
     pub(super) default: Option<&'a str>,
 }
 
@@ -58,7 +58,7 @@ impl Dialogue {
         }
     }
 
-    /// Asks for yes or no. `default` is the answer for Enter, and if no person is asked.
+    /// Asks for yes or no. `default` is the answer for Enter, and without a person.
     pub(super) async fn confirm(&self, words: &str, default: bool) -> anyhow::Result<bool> {
         if !self.asks {
             return Ok(default);
@@ -105,7 +105,7 @@ pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<Secre
     if text.is_empty() { Err(UsageError(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
 }
 
-/// The error if an answer is missing and no person is asked.
+/// The error if an answer is missing and there is no person.
 pub(super) fn missing(flag: &str) -> UsageError {
     UsageError(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
 }

@@ -16,7 +16,7 @@ pub(super) fn is_wallet(text: &str, chain: &str) -> bool {
     match fold_chain(chain).as_str() {
         "starknet" => is_hex(text, 1..=64),
         "solana" => base58_length(text) == Some(32),
-        // XDC also uses the prefix `xdc` for `0x`.
+        // XDC addresses may have the prefix `xdc` instead of `0x`.
         "xdcnetwork" => is_hex(&text.replacen("xdc", "0x", 1), 40..=40),
         _ => is_hex(text, 40..=40),
     }
