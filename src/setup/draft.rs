@@ -37,7 +37,7 @@ pub struct Draft {
 pub enum LoginDraft {
     /// A password.
     Password,
-    /// OAuth, with the client id and secret of this application.
+    /// OAuth, with the registration of this application at the provider.
     OAuth(ProviderApp),
 }
 
