@@ -37,7 +37,12 @@ pub struct Claim {
 impl Claim {
     /// The claim of an event.
     #[must_use]
-    pub fn of(event: &Event, sent_at: Timestamp, registered_at: Option<Timestamp>, waits_since: Timestamp) -> Self {
+    pub fn from_event(
+        event: &Event,
+        sent_at: Timestamp,
+        registered_at: Option<Timestamp>,
+        waits_since: Timestamp,
+    ) -> Self {
         let said = event.reading.clone();
         Claim {
             blockchain: said.blockchain,

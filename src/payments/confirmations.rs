@@ -235,7 +235,7 @@ fn due_look(row: &Row) -> rusqlite::Result<DueLook> {
     let event = event_from_row(row)?;
     Ok(DueLook {
         event_id: row.get("event_id")?,
-        claim: Claim::of(&event, time("sent_at")?.unwrap_or(stored_at), time("registered_at")?, waits_since),
+        claim: Claim::from_event(&event, time("sent_at")?.unwrap_or(stored_at), time("registered_at")?, waits_since),
         state: state.and_then(|state| state.parse().ok()).unwrap_or(ConfirmationState::Waiting),
         stored_at,
         confirmed_at: time("confirmed_at")?,
@@ -250,7 +250,7 @@ fn sql_id(chain_id: u64) -> i64 {
 
 /// The state of an event before the first look: it waits, or nodes cannot check it.
 fn first_state(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
-    Question::new(&Claim::of(event, now, None, now), &settings.chains).err()
+    Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
 }
 
 fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {

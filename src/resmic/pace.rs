@@ -44,7 +44,7 @@ impl Pace {
     ///
     /// # Errors
     /// No request may be sent at `now`. The error is the time of the next attempt.
-    pub fn take(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
+    pub fn start_request(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Err(at);
         }
@@ -93,14 +93,14 @@ mod tests {
     fn background_requests_leave_room_for_events() {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         for _ in 0..7 {
-            pace.take(start, Priority::Background).unwrap();
+            pace.start_request(start, Priority::Background).unwrap();
         }
-        assert_eq!(pace.take(start, Priority::Background), Err(start + MINUTE));
+        assert_eq!(pace.start_request(start, Priority::Background), Err(start + MINUTE));
         for _ in 0..3 {
-            pace.take(start + seconds(1), Priority::Event).unwrap();
+            pace.start_request(start + seconds(1), Priority::Event).unwrap();
         }
-        assert_eq!(pace.take(start + seconds(1), Priority::Event), Err(start + MINUTE));
-        assert_eq!(pace.take(start + MINUTE, Priority::Event), Ok(()));
+        assert_eq!(pace.start_request(start + seconds(1), Priority::Event), Err(start + MINUTE));
+        assert_eq!(pace.start_request(start + MINUTE, Priority::Event), Ok(()));
     }
 
     #[test]
@@ -108,11 +108,11 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         let (mut now, mut sent) = (start, 0);
         while sent < 1000 {
-            match pace.take(now, Priority::Background) {
+            match pace.start_request(now, Priority::Background) {
                 Ok(()) => sent += 1,
                 Err(at) => {
                     now = at;
-                    assert_eq!(pace.take(now, Priority::Event), Ok(()), "after {sent} sessions");
+                    assert_eq!(pace.start_request(now, Priority::Event), Ok(()), "after {sent} sessions");
                 }
             }
         }
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn one_request_a_minute_is_possible() {
         let (start, mut pace) = (Instant::now(), Pace::new(1));
-        pace.take(start, Priority::Background).unwrap();
-        assert_eq!(pace.take(start + seconds(59), Priority::Event), Err(start + MINUTE));
-        pace.take(start + MINUTE, Priority::Background).unwrap();
+        pace.start_request(start, Priority::Background).unwrap();
+        assert_eq!(pace.start_request(start + seconds(59), Priority::Event), Err(start + MINUTE));
+        pace.start_request(start + MINUTE, Priority::Background).unwrap();
     }
 
     #[test]
@@ -132,11 +132,11 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         pace.failed(start, Some(seconds(90)));
         pace.failed(start, Some(seconds(5)));
-        assert_eq!(pace.take(start + seconds(89), Priority::Event), Err(start + seconds(90)));
-        pace.take(start + seconds(90), Priority::Event).unwrap();
+        assert_eq!(pace.start_request(start + seconds(89), Priority::Event), Err(start + seconds(90)));
+        pace.start_request(start + seconds(90), Priority::Event).unwrap();
         pace.failed(start, Some(Duration::MAX));
         pace.succeeded();
-        assert_eq!(pace.take(start, Priority::Event), Err(start + MAX_RETRY_AFTER));
+        assert_eq!(pace.start_request(start, Priority::Event), Err(start + MAX_RETRY_AFTER));
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         let mut pause = |n: u32| {
             pace.not_before = None;
             pace.failed(start, None);
-            let pause = pace.take(start, Priority::Event).unwrap_err() - start;
+            let pause = pace.start_request(start, Priority::Event).unwrap_err() - start;
             assert!(pause >= BACKOFF.ceiling(n) / 2 && pause <= BACKOFF.ceiling(n), "{n}: {pause:?}");
         };
         (0..12).for_each(&mut pause);
@@ -161,7 +161,7 @@ mod tests {
             for (millis, is_event) in steps {
                 now += Duration::from_millis(millis);
                 let priority = if is_event { Priority::Event } else { Priority::Background };
-                match pace.take(now, priority) {
+                match pace.start_request(now, priority) {
                     Ok(()) => sent.push(now),
                     Err(at) => prop_assert!(at > now && at <= now + MINUTE),
                 }

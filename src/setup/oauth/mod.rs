@@ -42,7 +42,7 @@ impl AuthorizationWay {
     ///
     /// # Errors
     /// A message for the operator, if neither is known.
-    pub fn of(settings: &OAuthSettings) -> Result<Self, String> {
+    pub fn from_settings(settings: &OAuthSettings) -> Result<Self, String> {
         let token_url = &settings.token_url;
         if let Some(url) = &settings.device_url {
             return Ok(AuthorizationWay::Device(url.clone()));
@@ -194,7 +194,7 @@ mod tests {
 
     fn way(table: &str) -> Result<AuthorizationWay, String> {
         let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
-        AuthorizationWay::of(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
+        AuthorizationWay::from_settings(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
     }
 
     #[test]
