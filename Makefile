@@ -32,11 +32,9 @@ check: deps words spelling ## before a commit: words, spelling, format, lints, r
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
-# Files and folders that follow STYLE.md. To extend the check to the code, add: src tests testkit tools/src benches build.rs
-PROSE = $(filter-out $(UNCHECKED),$(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci/run .github contrib \
-        $(wildcard packaging/debian/*) systemd Makefile)
-# Documents that are still to be rewritten.
-UNCHECKED = ARCHITECTURE.md docs/trust.md
+# Files and folders that follow STYLE.md. src/source is being rewritten.
+PROSE = $(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci/run .github contrib $(wildcard packaging/debian/*) \
+        systemd Makefile $(filter-out src/source,$(wildcard src/*)) tests testkit tools/src benches build.rs
 words:
 	tools/words $(PROSE)
 

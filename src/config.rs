@@ -1,6 +1,6 @@
-//! TOML → a valid [`Config`].
+//! Parses TOML into a valid [`Config`].
 //!
-//! Each room defines and checks its own settings. This one reads the file and checks rules that concern several keys. An error
+//! Each room defines and checks its settings. This module reads the file, and checks rules that concern several keys. An error
 //! names the file, the line and the key, and never quotes a value, which may be a secret.
 
 use std::ops::Range;

@@ -9,7 +9,7 @@ use mail_parser::{Message, MessageParser};
 use crate::catch_panic::catch_panic;
 use crate::extract::{self, NO_TEXT, Parsed, SignedFields};
 use crate::model::{
-    Authenticity, Envelope, Event, Examined, Judgement, Proof, RawMail, Reading, Reason, ReasonCode, printable,
+    Authenticity, Envelope, Event, Examined, Judgement, RawMail, Reading, Reason, ReasonCode, TrustProof, printable,
 };
 use crate::payments;
 use crate::trust::{self, Clock, Recipients, dns::Resolver};
@@ -65,7 +65,7 @@ impl Rules {
 
     /// Parses a mail with a given proof: an operator released it, or it was authenticated before.
     #[must_use]
-    pub fn examine_trusted(&self, mail: &RawMail, proof: Proof) -> (Examined, extract::ParseReport) {
+    pub fn examine_trusted(&self, mail: &RawMail, proof: TrustProof) -> (Examined, extract::ParseReport) {
         self.examine_with(mail, Authenticity::Trusted(proof))
     }
 
@@ -125,7 +125,7 @@ impl Rules {
         (Examined { judgement, proof, envelope }, report)
     }
 
-    fn event(&self, reading: &Reading, proof: &Proof, date: Option<Timestamp>) -> Judgement {
+    fn event(&self, reading: &Reading, proof: &TrustProof, date: Option<Timestamp>) -> Judgement {
         let order_ref = self.addresses.as_ref().and_then(|addresses| addresses.order_of(&proof.to));
         let header_time = date.filter(|_| reading.tx_time.is_none() && proof.signed_headers.contains("date"));
         Judgement::Event(Box::new(Event { reading: reading.clone(), header_time, order_ref }))
@@ -190,7 +190,7 @@ mod tests {
         let origin = crate::model::Origin { account: "a".into(), mailbox: "INBOX".into(), uid: None };
         let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
         let becomes = |authenticity| rules.examine_with(&mail, authenticity).0.judgement;
-        let proof = Proof {
+        let proof = TrustProof {
             trust: Trust::Dkim,
             domain: None,
             selector: None,

@@ -55,7 +55,7 @@ pub struct Health {
     pub deliveries: BTreeMap<String, i64>,
     /// How many events have each state of confirmation.
     pub confirmations: BTreeMap<String, i64>,
-    /// The configured chains whose nodes were asked.
+    /// The configured chains whose nodes have answered or failed.
     pub chains: Vec<ChainHealth>,
     /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
@@ -86,7 +86,7 @@ pub struct ChainHealth {
     pub name: String,
     /// The hosts of its nodes.
     pub nodes: Vec<String>,
-    /// The age of the newest block, when the nodes were asked.
+    /// The age of the newest block at `asked_at`.
     pub head_age_s: Option<i64>,
     /// The last error.
     pub last_error: Option<String>,
@@ -99,7 +99,7 @@ pub struct ChainHealth {
     /// How much older the final block is than the newest.
     #[serde(skip)]
     pub final_lag_s: Option<i64>,
-    /// When the nodes were asked.
+    /// The time of the last answer of the nodes.
     #[serde(skip)]
     pub asked_at: Option<String>,
     /// How many events wait for the chain.

@@ -1,7 +1,7 @@
 //! `/metrics` for Prometheus and `/healthz` for monitors, on a loopback address.
 //!
-//! Each request reads the counts from the database, so the numbers survive a restart. Only the latency is measured in the
-//! running process.
+//! Each request reads the counts from the database, so the numbers survive a restart. Only the latency and the
+//! calls to nodes are counted in the running process.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -27,7 +27,7 @@ use crate::db::{self, Store, StoreReader};
 use crate::health::{Expected, Health, own_health};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState};
-use crate::telemetry::{self, PushLatency};
+use crate::telemetry::{NodeRequests, PushLatency};
 
 /// How many connections are served at the same time. Others wait.
 const CONNECTIONS: usize = 8;
@@ -44,6 +44,8 @@ pub struct MetricsEndpoint {
     pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
+    /// How many calls the nodes of the chains received.
+    pub node_requests: NodeRequests,
 }
 
 /// Answers requests until `shutdown`. An error of a connection is logged, and the loop goes on.
@@ -96,7 +98,7 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
     };
     Ok(match request.uri().path() {
         "/healthz" => healthz(&health),
-        "/metrics" => match metrics(&reader, &health, &endpoint.latency) {
+        "/metrics" => match metrics(&reader, &health, endpoint) {
             Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
         },
@@ -147,7 +149,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::Result<String> {
+fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
@@ -167,11 +169,11 @@ fn metrics(reader: &StoreReader, health: &Health, latency: &PushLatency) -> db::
     registry.register("events", "Events, by status", events);
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
-    chains(&mut registry, health);
+    chains(&mut registry, health, &endpoint.node_requests);
     registry.register(
         "push_latency_seconds",
         "Time from the receipt of a mail by its server to its commit in the database",
-        latency.histogram(),
+        endpoint.latency.histogram(),
     );
     let mut text = String::new();
     match encode(&mut text, &registry) {
@@ -196,7 +198,7 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
     Ok(())
 }
 
-fn chains(registry: &mut Registry, health: &Health) {
+fn chains(registry: &mut Registry, health: &Health, requests: &NodeRequests) {
     let (confirmations, lags) = (Family::<ByState, Gauge>::default(), Family::<ByChain, Gauge>::default());
     for (state, n) in &health.confirmations {
         confirmations.get_or_create(&ByState { state: state.clone() }).set(*n);
@@ -209,7 +211,7 @@ fn chains(registry: &mut Registry, health: &Health) {
     registry.register("confirmations", "Events that were to be confirmed by a chain, by state", confirmations);
     registry.register("chain_final_lag_seconds", "How much older the last final block is than the newest", lags);
     // The library adds `_total`.
-    registry.register("node_requests", "Calls at the nodes of a chain, by outcome", telemetry::NODE_REQUESTS.clone());
+    registry.register("node_requests", "Calls at the nodes of a chain, by outcome", requests.counters());
 }
 
 fn mailboxes(registry: &mut Registry, health: &Health) {

@@ -163,7 +163,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
     })
 }
 
-/// The credential in the folder that systemd made: loaded by its name in a drop-in, or with the whole folder.
+/// The file of a credential in systemd's folder. A drop-in loads it under its name, the packaged unit with a prefix.
 fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(format!("{FOLDER_ID}_{name}"))].into_iter().find(|path| path.exists())
 }

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -78,7 +77,7 @@ pub struct Logging(reload::Handle<Targets, Registry>);
 impl Logging {
     /// Sets the log level.
     pub fn set(&self, log: LogLevel) {
-        // It fails only if the subscriber is gone. Then nothing is logged anyway.
+        // This fails only if there is no subscriber, and without one nothing is logged.
         let _ = self.0.reload(filter(log));
     }
 }
@@ -88,7 +87,7 @@ impl Logging {
 pub fn start(settings: &TelemetrySettings) -> Logging {
     let (filter, handle) = reload::Layer::new(filter(settings.log));
     let lines = lines(settings).with_filter(filter);
-    // Tests call this repeatedly. The first subscriber stays.
+    // Tests call this repeatedly. Only the first call installs a subscriber.
     let _ = tracing_subscriber::registry().with(lines).try_init();
     Logging(handle)
 }
@@ -162,7 +161,7 @@ impl PushLatency {
     }
 }
 
-/// The label of [`NODE_REQUESTS`].
+/// The label of a counter in [`NodeRequests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NodeRequest {
     /// The chain's name.
@@ -171,10 +170,19 @@ pub struct NodeRequest {
     pub outcome: &'static str,
 }
 
-/// How many calls the nodes of each chain have answered, by outcome.
-pub static NODE_REQUESTS: LazyLock<Family<NodeRequest, Counter>> = LazyLock::new(Family::default);
+/// The number of calls to the nodes of each chain, by outcome. Clones share the counters.
+#[derive(Debug, Clone, Default)]
+pub struct NodeRequests(Family<NodeRequest, Counter>);
 
-/// Counts a call at a node.
-pub fn node_answered(chain: &str, outcome: &'static str) {
-    NODE_REQUESTS.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
+impl NodeRequests {
+    /// Counts a call that has ended.
+    pub fn count(&self, chain: &str, outcome: &'static str) {
+        self.0.get_or_create(&NodeRequest { chain: chain.to_owned(), outcome }).inc();
+    }
+
+    /// The counters, for `/metrics`.
+    #[must_use]
+    pub fn counters(&self) -> Family<NodeRequest, Counter> {
+        self.0.clone()
+    }
 }

@@ -66,7 +66,7 @@ impl TlsClients {
 /// [`Error`].
 pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
-    // A root certificate that cannot be parsed is skipped. Without any, there is an error below.
+    // A root certificate that cannot be parsed is skipped. If none is left, the result is `Error::NoRoots`.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let configured = extra.map(|path| add_file(&mut roots, path)).transpose()?.unwrap_or_default();
     if roots.is_empty() {

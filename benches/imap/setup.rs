@@ -153,7 +153,7 @@ impl CommitWatcher {
     }
 }
 
-/// The disk as a floor: each way to store a mail has to wait for its write.
+/// The floor for the disk: every program that stores a mail waits for such a write.
 pub(crate) struct Disk {
     log: fs::File,
     _folder: tempfile::TempDir,

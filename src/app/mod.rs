@@ -55,7 +55,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let Prepared { config, accounts, targets, chains, resolver, metrics } = prepared;
+    let Prepared { config, accounts, targets, chains, node_requests, resolver, metrics } = prepared;
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -92,7 +92,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     if let Some((address, listener)) = metrics {
         let serving = metrics::serve(
             listener,
-            metrics::MetricsEndpoint { store: store.clone(), expected, heartbeats, latency },
+            metrics::MetricsEndpoint { store: store.clone(), expected, heartbeats, latency, node_requests },
             shutdown.clone(),
         );
         loops.spawn(async move {
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// The result of a daemon with this loop and a second one that does not end.
+    /// Runs the loop `part` together with a second loop that never ends, and returns the result of the daemon.
     async fn supervise_with(part: impl Future<Output = anyhow::Result<()>> + Send + 'static) -> anyhow::Result<()> {
         let (_shutdown, ending) = watch::channel(false);
         let mut loops = JoinSet::new();

@@ -13,6 +13,7 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::config::Config;
 use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
+use crate::telemetry::NodeRequests;
 use crate::trust::dns::Resolver;
 use crate::{confirm, db, extract, forward, payments, tls, trust};
 
@@ -86,30 +87,36 @@ pub struct Prepared {
     pub(super) accounts: Vec<(imap::Account, Rules)>,
     pub(super) targets: Vec<forward::Target>,
     pub(super) chains: Vec<confirm::WatchedChain>,
+    pub(super) node_requests: NodeRequests,
     pub(super) resolver: Arc<Resolver>,
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
 }
 
 /// Reads the secrets and certificates, and binds the port for metrics. It starts nothing.
 ///
-/// `before`: the listener of the running daemon, which is used again if its address stays the same.
+/// `before`: the listener of the running daemon, which is used again if its address stays the same. `node_requests`:
+/// the counters of calls to nodes, which a reload does not reset.
 ///
 /// # Errors
 /// A value in the configuration is invalid, or a secret, a certificate or the port is not available.
-pub async fn prepare(config: Config, before: Option<&Listener>) -> anyhow::Result<Prepared> {
+pub async fn prepare(
+    config: Config,
+    before: Option<&Listener>,
+    node_requests: NodeRequests,
+) -> anyhow::Result<Prepared> {
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
     let accounts = accounts(&config).await?;
     let targets = forward_targets(&config).await?;
-    let chains = chains(&config).await?;
+    let chains = chains(&config, &node_requests).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
         (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, chains, resolver, metrics })
+    Ok(Prepared { config, accounts, targets, chains, node_requests, resolver, metrics })
 }
 
 /// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd
@@ -219,18 +226,21 @@ pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Tar
     Ok(targets)
 }
 
-/// The chains with their nodes. A node is not asked anything yet.
+/// The chains with their nodes, which count their calls in `requests`. This function sends no request.
 ///
 /// # Errors
 /// A URL that cannot be read, or is not one of a node.
-pub async fn chains(config: &Config) -> anyhow::Result<Vec<confirm::WatchedChain>> {
+pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<Vec<confirm::WatchedChain>> {
     let mut chains = Vec::new();
     for (n, settings) in config.chains.iter().enumerate() {
         let wrong = |(key, words): (String, String)| config.wrong(&format!("chain[{n}].{key}"), words);
         let chain = settings.chain().map_err(wrong)?;
         // Without the system's roots, an https URL is refused and http on this machine works.
         let tls = tls::client_config(None).ok();
-        chains.push(confirm::WatchedChain { chain, nodes: settings.open_nodes(tls.as_ref()).await.map_err(wrong)? });
+        chains.push(confirm::WatchedChain {
+            chain,
+            nodes: settings.open_nodes(tls.as_ref(), requests).await.map_err(wrong)?,
+        });
     }
     Ok(chains)
 }

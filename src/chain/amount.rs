@@ -1,4 +1,4 @@
-//! Amounts in integers: a decimal text times a discount, in a token's smallest units. Never a float.
+//! Calculates amounts in integers, without floating point: a decimal text, less a discount, in a token's smallest units.
 
 use std::str::FromStr;
 
@@ -9,7 +9,7 @@ const WHOLE: u32 = 1_000_000;
 /// The most decimals that a token may have here; 10 to this power fits into 128 bits.
 pub(super) const MOST_DECIMALS: u8 = 30;
 
-/// The largest discount that a merchant gives: `0%` up to less than `100%`.
+/// The largest discount that a merchant gives: at least `0%`, and less than `100%`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Discount {
@@ -39,7 +39,7 @@ impl TryFrom<String> for Discount {
     }
 }
 
-/// The digits of a plain decimal number, and how many of them stand behind the point.
+/// The digits of a plain decimal number, and how many of them follow the decimal point.
 fn digits(number: &str) -> Option<(u128, u32)> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
     let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
@@ -52,7 +52,7 @@ fn digits(number: &str) -> Option<(u128, u32)> {
 }
 
 /// The least that must arrive: `floor(amount × (1 − discount) × 10^decimals) − 1`, in the token's smallest units.
-/// The one unit allows for a payer's wallet that rounds. `None`: no plain decimal number, or too large for 128 bits.
+/// One unit is subtracted because a payer's wallet may round. `None`: not a plain decimal number, or too large for 128 bits.
 #[must_use]
 pub(super) fn least(amount: &str, discount: Discount, decimals: u8) -> Option<u128> {
     let (digits, scale) = digits(amount)?;
@@ -62,13 +62,13 @@ pub(super) fn least(amount: &str, discount: Discount, decimals: u8) -> Option<u1
     let units = if up >= down {
         scaled.checked_mul(10_u128.checked_pow(up - down)?)?
     } else {
-        // Dividing by more than 128 bits hold leaves nothing.
+        // The divisor does not fit into 128 bits, so the quotient is zero.
         10_u128.checked_pow(down - up).map_or(0, |divisor| scaled / divisor)
     };
     Some(units.saturating_sub(1))
 }
 
-/// Smallest units as a plain decimal number: 12500000 with 6 decimals is `12.5`.
+/// Converts smallest units to a plain decimal number: 12500000 with 6 decimals is `12.5`.
 #[must_use]
 pub(super) fn format_units(units: u128, decimals: u8) -> String {
     let digits = format!("{units:0>width$}", width = usize::from(decimals) + 1);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_amount_that_is_no_number_or_too_large_is_refused() {
+    fn an_invalid_amount_is_refused() {
         for bad in ["", "-1", "1e3", "1,000", "0x1", "1.", ".1", "9".repeat(40).as_str(), "9".repeat(30).as_str()] {
             assert_eq!(least(bad, Discount::default(), 18), None, "{bad}");
         }

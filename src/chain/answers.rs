@@ -1,4 +1,4 @@
-//! What a node answers, as far as payments need it. Every field is read exactly or the answer is refused.
+//! The answers of a node, with the fields that payments need. If a field has an unexpected form, the whole answer is refused.
 
 use serde::{Deserialize, Deserializer, de};
 
@@ -43,7 +43,7 @@ pub struct Receipt {
     /// Whether it was executed, and not reverted.
     #[serde(rename = "status", deserialize_with = "status")]
     pub succeeded: bool,
-    /// The logs that it wrote.
+    /// The logs that its contracts wrote.
     pub logs: Vec<Log>,
     /// Whether the bloom filter over the logs is empty.
     #[serde(rename = "logsBloom", deserialize_with = "is_zero_bloom")]
@@ -56,12 +56,12 @@ pub struct Receipt {
 pub struct Log {
     /// The contract.
     pub address: Address,
-    /// Up to four words.
+    /// Up to four words that can be searched for. The first names the event.
     pub topics: Vec<Hash>,
-    /// The rest.
+    /// The values of the event that are not in its topics.
     #[serde(deserialize_with = "any_data")]
     pub data: Vec<u8>,
-    /// Its place among the logs of the block.
+    /// Its index in the block.
     #[serde(deserialize_with = "u64_quantity")]
     pub log_index: u64,
     /// The transaction that wrote it.
@@ -81,7 +81,7 @@ pub struct Transaction {
     pub hash: Hash,
     /// Its sender.
     pub from: Address,
-    /// Its recipient. `None`: it makes a contract.
+    /// Its recipient. `None`: it creates a contract.
     pub to: Option<Address>,
     /// How much of the native coin it moves.
     #[serde(deserialize_with = "u128_quantity")]
@@ -104,7 +104,7 @@ pub struct Frame {
     /// How much of the native coin goes with it.
     #[serde(default)]
     pub value: Option<Quantity>,
-    /// Why it was taken back.
+    /// The reason if the call was reverted.
     #[serde(default)]
     pub error: Option<String>,
     /// The calls that it made.
@@ -112,22 +112,22 @@ pub struct Frame {
     pub calls: Vec<Frame>,
 }
 
-/// An ERC-20 transfer that moved something.
+/// An ERC-20 transfer of more than zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transfer {
     /// The sender of the token.
     pub from: Address,
     /// The recipient of the token.
     pub to: Address,
-    /// How much, in the token's smallest units; more than nothing.
+    /// The amount in the token's smallest units. Not zero.
     pub value: u128,
-    /// The log's place in the block.
+    /// The index of the log in its block.
     pub log_index: u64,
 }
 
 impl Log {
-    /// The transfer of `token` that this log reports, if it moved something. A value beyond 128 bits reports none: no real
-    /// token has as many units.
+    /// The transfer of `token` that this log reports. `None` for an amount of zero, and for an amount of more than 128 bits:
+    /// no real token has so many units.
     #[must_use]
     pub fn transfer(&self, token: Address) -> Option<Transfer> {
         let [TRANSFER, from, to] = self.topics.as_slice() else { return None };
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_transfer_topic_is_the_hash_of_its_signature() {
+    fn the_transfer_topic_is_a_hash() {
         let mut sum = [0; 32];
         let mut keccak = tiny_keccak::Keccak::v256();
         tiny_keccak::Hasher::update(&mut keccak, b"Transfer(address,address,uint256)");

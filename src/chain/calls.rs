@@ -1,4 +1,4 @@
-//! The calls that a look makes at a node, with their results as values.
+//! The JSON-RPC calls that a look sends to a node. Each returns a typed result.
 
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -11,15 +11,15 @@ use super::settings::MOST_BLOCKS;
 
 /// The selector of ERC-20's `decimals()`.
 const DECIMALS: &str = "0x313ce567";
-/// The most logs that one search keeps. A payment has one or two.
+/// The most logs that one search returns. A payment has one or two.
 const MOST_LOGS: usize = 1_000;
 
-/// Which logs are searched for.
+/// The filter of a search for logs.
 #[derive(Debug, Clone)]
 pub struct LogFilter {
     /// The contract that wrote them.
     pub address: Address,
-    /// For each topic the words that it may be; fewer than a log has means any.
+    /// The allowed words of each topic. A topic without an entry may have any value.
     pub topics: Vec<Vec<Hash>>,
 }
 
@@ -31,7 +31,7 @@ impl LogFilter {
         LogFilter { address: token, topics: vec![vec![TRANSFER], vec![Hash::of_address(from)], wallets] }
     }
 
-    /// Whether a log is one of them. A node may answer with others.
+    /// Whether the filter includes a log. A dishonest node may return other logs, too.
     fn has(&self, log: &Log) -> bool {
         let fits = |(n, words): (usize, &Vec<Hash>)| log.topics.get(n).is_some_and(|topic| words.contains(topic));
         log.address == self.address && !log.removed && self.topics.iter().enumerate().all(fits)
@@ -68,7 +68,7 @@ impl Node {
     /// The block that a tag names: `latest`, `safe` or `finalized`.
     ///
     /// # Errors
-    /// [`NodeError`]; also if the node has no such block.
+    /// [`NodeError`], also if the node has no such block.
     pub async fn tagged_block(&self, tag: &'static str) -> Result<Block, NodeError> {
         const METHOD: &str = "eth_getBlockByNumber";
         let block: Option<Block> = self.call(METHOD, json!([tag, false])).await?;
@@ -78,7 +78,7 @@ impl Node {
     /// The block at a height, if the node has it.
     ///
     /// # Errors
-    /// [`NodeError`]; also if the node answers with another block.
+    /// [`NodeError`], also if the node returns another block.
     pub async fn block_at(&self, number: u64) -> Result<Option<Block>, NodeError> {
         const METHOD: &str = "eth_getBlockByNumber";
         let block: Option<Block> = self.call(METHOD, json!([hex(number), false])).await?;
@@ -88,7 +88,7 @@ impl Node {
     /// A transaction's receipt, if the node has it.
     ///
     /// # Errors
-    /// [`NodeError`]; also if the node answers with another transaction's.
+    /// [`NodeError`], also if the node returns the receipt of another transaction.
     pub async fn receipt(&self, hash: Hash) -> Result<Option<Receipt>, NodeError> {
         const METHOD: &str = "eth_getTransactionReceipt";
         let receipt: Option<Receipt> = self.call(METHOD, json!([hash.to_string()])).await?;
@@ -98,7 +98,7 @@ impl Node {
     /// A transaction, if the node has it.
     ///
     /// # Errors
-    /// [`NodeError`]; also if the node answers with another one.
+    /// [`NodeError`], also if the node returns another transaction.
     pub async fn transaction(&self, hash: Hash) -> Result<Option<Transaction>, NodeError> {
         const METHOD: &str = "eth_getTransactionByHash";
         let transaction: Option<Transaction> = self.call(METHOD, json!([hash.to_string()])).await?;
@@ -125,8 +125,8 @@ impl Node {
         value.ok_or_else(|| self.bad(METHOD, "decimals() is larger than 255".into()))
     }
 
-    /// Logs from one block to another, both included, at most 500 blocks. Asks for `range` blocks at once; after an error
-    /// for half as many, down to one.
+    /// Searches the logs of at most 500 blocks; both ends are included. One call covers `range` blocks. After an error, the
+    /// search goes on with half as many blocks for each call, down to one.
     ///
     /// # Errors
     /// [`NodeError`].
@@ -154,7 +154,7 @@ impl Node {
         u64::try_from(value).map_err(|_| self.bad(method, "the number is larger than 64 bits".into()))
     }
 
-    /// Refuses an answer about another block or transaction.
+    /// Returns an error for an answer about another block or transaction.
     fn same<T: DeserializeOwned>(
         &self,
         method: &'static str,

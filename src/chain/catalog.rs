@@ -1,16 +1,16 @@
 //! The chains and tokens that are built in.
 //!
-//! Contracts and decimals are those that Resmic's published payment page and a public token list agree on. Where they
-//! disagree, the true decimals stand here. A merchant configures all others.
+//! Contracts and decimals are those of Resmic's published payment page, compared with a public token list. Where the two
+//! disagree, this table has the true decimals. A merchant can configure other tokens.
 
 use std::time::Duration;
 
 /// A chain that is built in.
 #[derive(Debug)]
 pub(super) struct BuiltIn {
-    /// As Resmic names it.
+    /// Resmic's name for it.
     pub(super) name: &'static str,
-    /// EIP-155.
+    /// The chain id of EIP-155.
     pub(super) id: u64,
     pub(super) block_time: Duration,
     /// The names of the native coin. It has 18 decimals on every chain.

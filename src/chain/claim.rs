@@ -1,4 +1,4 @@
-//! A mail's claim, and the question that the claim becomes for the nodes of a chain.
+//! The claim in a mail, and the question to the nodes of a chain that is made from the claim.
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use super::hex::{Address, Hash};
 use super::verdict::{ConfirmationCode, ConfirmationReason};
 use crate::model::{Event, fold_chain, printable, same_token};
 
-/// The most of a mail's value that a reason quotes.
+/// The longest quotation from a mail in a reason, in characters.
 const KEPT_VALUE: usize = 40;
 
 /// The claim of a mail about a completed payment.
@@ -24,20 +24,25 @@ pub struct Claim {
     pub from_wallet_address: Option<String>,
     /// The session's amount.
     pub amount: Option<String>,
-    /// `USD`, a token's symbol, or nothing for dollars.
+    /// `USD` or the symbol of a token. `None`: dollars.
     pub currency: Option<String>,
-    /// The mail's Date. Without one: when the server received the mail.
+    /// The mail's Date. If there is no Date, the time at which the server received the mail.
     pub sent_at: Timestamp,
     /// When the merchant registered the session, if it was registered.
     pub registered_at: Option<Timestamp>,
-    /// Since when the event waits for the chain.
+    /// The time since which the event has waited for the chain.
     pub waits_since: Timestamp,
 }
 
 impl Claim {
     /// The claim of an event.
     #[must_use]
-    pub fn of(event: &Event, sent_at: Timestamp, registered_at: Option<Timestamp>, waits_since: Timestamp) -> Self {
+    pub fn from_event(
+        event: &Event,
+        sent_at: Timestamp,
+        registered_at: Option<Timestamp>,
+        waits_since: Timestamp,
+    ) -> Self {
         let said = event.reading.clone();
         Claim {
             blockchain: said.blockchain,
@@ -53,7 +58,7 @@ impl Claim {
     }
 }
 
-/// A claim that nodes can be asked about.
+/// A claim that nodes can check.
 #[derive(Debug, Clone)]
 pub struct Question<'a> {
     /// The chain.
@@ -64,24 +69,24 @@ pub struct Question<'a> {
     pub hash: Hash,
     /// The payer's wallet.
     pub payer: Address,
-    /// The least that must arrive, in the coin's smallest units. `None`: the coin has no dollar price, so that the amount
+    /// The smallest sufficient amount, in the coin's smallest units. `None`: the coin has no fixed dollar price, so the amount
     /// is not compared.
     pub least: Option<u128>,
-    /// The amount as the mail says it.
+    /// The amount as it is written in the mail.
     pub amount: Option<String>,
     /// The mail's Date.
     pub sent_at: Timestamp,
     /// When the session was registered.
     pub registered_at: Option<Timestamp>,
-    /// Since when the event waits.
+    /// The time since which the event has waited.
     pub waits_since: Timestamp,
 }
 
 impl<'a> Question<'a> {
-    /// Makes a claim a question.
+    /// Turns a claim into a question.
     ///
     /// # Errors
-    /// Why nodes cannot be asked: `no-node`, `no-token` or `no-hash`.
+    /// The reason why nodes cannot check the claim: `no-node`, `no-token` or `no-hash`.
     pub fn new(claim: &Claim, chains: &'a [Chain]) -> Result<Self, ConfirmationReason> {
         let name = claim.blockchain.as_deref().unwrap_or_default();
         let chain = chains.iter().find(|chain| fold_chain(&chain.name) == fold_chain(name));
@@ -119,7 +124,8 @@ fn value<T>(
     parse(text).map_err(|e| fail(format!("the {what} {} cannot be looked up: {e}", quoted(text))))
 }
 
-/// The least that must arrive. An amount in dollars is compared for dollar tokens, an amount in the coin itself for all.
+/// The smallest sufficient amount. An amount in dollars can be compared only for dollar tokens. An amount in units of the coin
+/// can always be compared.
 fn least(claim: &Claim, chain: &Chain, coin: &Coin) -> Result<Option<u128>, ConfirmationReason> {
     let fail = |words| unproven(ConfirmationCode::NoToken, words);
     match claim.currency.as_deref().filter(|currency| !currency.eq_ignore_ascii_case("USD")) {
@@ -173,7 +179,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_claim_that_nodes_cannot_be_asked_about_has_its_reason() {
+    fn an_uncheckable_claim_has_its_reason() {
         assert!(reason(|c| c.blockchain = Some("Solana".into())).starts_with("no-node: "));
         assert!(reason(|c| c.blockchain = None).starts_with("no-node: "));
         assert!(reason(|c| c.token = Some("x".repeat(5_000))).starts_with("no-token: the token \"xxx"));
@@ -185,7 +191,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn amounts_are_compared_in_dollars_or_in_the_coin() {
+    fn amounts_are_in_dollars_or_coins() {
         assert_eq!(reason(|_| ()), "Some(19999999)");
         assert_eq!(reason(|c| c.currency = None), "Some(19999999)");
         assert_eq!(reason(|c| c.currency = Some("USDC".into())), "Some(19999999)");

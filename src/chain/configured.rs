@@ -1,4 +1,4 @@
-//! A chain with all that is built in and all that is configured.
+//! A chain: its built-in values, combined with its configuration.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::model::{fold_chain, same_token};
 
 /// The decimals of every native coin.
 const NATIVE_DECIMALS: u8 = 18;
-/// The block time that is assumed of a chain that is not built in.
+/// The assumed block time of a chain that is not built in.
 const ASSUMED_BLOCK_TIME: Duration = Duration::from_secs(12);
 
 /// A coin of a chain: the native one, or a token.
@@ -26,14 +26,14 @@ pub struct Coin {
     pub dollar: bool,
 }
 
-/// A chain with all that is built in and all that is configured. Holds no secret.
+/// A chain: its built-in values, combined with its configuration. It contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// In Resmic's spelling, or as configured.
+    /// The name, in Resmic's spelling or as configured.
     pub name: String,
-    /// EIP-155.
+    /// The chain id of EIP-155.
     pub id: u64,
-    /// How often a block is made: the pace of looking.
+    /// The time between two blocks. Looks at an event repeat at this pace.
     pub block_time: Duration,
     /// The native coin's names; the first is its symbol.
     pub native: Vec<String>,
@@ -41,21 +41,21 @@ pub struct Chain {
     pub tokens: Vec<Coin>,
     /// The merchant's wallets.
     pub wallets: Vec<Address>,
-    /// How many nodes must agree.
+    /// The number of nodes. All of them must agree.
     pub nodes: usize,
-    /// When a block is final.
+    /// The rule for when a block is final.
     pub finality: Finality,
     /// The largest coupon.
     pub discount: Discount,
-    /// How old a transaction may be when its mail was sent.
+    /// The maximum age of a transaction at the Date of its mail.
     pub window: Duration,
-    /// How long a confirmed event waits for a contradiction.
+    /// How long an event is held after the money arrived, so that a contradicting mail can arrive.
     pub settle: Duration,
-    /// Whether the nodes can trace.
+    /// Whether the nodes answer `debug_traceTransaction`.
     pub trace: bool,
-    /// Blocks for one `eth_getLogs`.
+    /// The number of blocks for one `eth_getLogs`.
     pub log_range: u64,
-    /// How long an event waits.
+    /// How long an event waits for the chain. After that, it needs review.
     pub give_up_after: Duration,
 }
 
@@ -82,10 +82,10 @@ impl Chain {
 }
 
 impl ChainSettings {
-    /// The chain, with all that is built in.
+    /// Combines this configuration with the built-in values of the chain.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    /// The wrong key, and the problem.
     pub fn chain(&self) -> Result<Chain, Problem> {
         self.check_nodes_and_wallets()?;
         self.check_numbers()?;

@@ -1,4 +1,4 @@
-//! Hexadecimal as JSON-RPC writes it: quantities without leading zeros, data of an exact length.
+//! The hexadecimal values of JSON-RPC: quantities without leading zeros, and data of a fixed length.
 //!
 //! See the [execution API's encoding rules](https://ethereum.org/developers/docs/apis/json-rpc/#conventions).
 
@@ -16,13 +16,13 @@ pub struct Hash(pub [u8; 32]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Address(pub [u8; 20]);
 
-/// Reads a quantity. A value beyond 128 bits is refused: no amount, block number or time needs more.
+/// Parses a quantity of at most 128 bits. No amount, block number or time needs more.
 ///
 /// # Errors
-/// In words, without the text.
+/// A message that does not quote the text.
 pub(super) fn quantity(text: &str) -> Result<u128, String> {
     let digits = text.strip_prefix("0x").ok_or("a quantity begins with 0x")?;
-    // `from_str_radix` would take a sign.
+    // `from_str_radix` would accept a sign.
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err("a quantity has hexadecimal digits after 0x".into());
     }
@@ -32,10 +32,10 @@ pub(super) fn quantity(text: &str) -> Result<u128, String> {
     u128::from_str_radix(digits, 16).map_err(|_| "a quantity is larger than 128 bits".into())
 }
 
-/// Reads data: `0x` and an even number of digits.
+/// Parses data: `0x` and an even number of digits.
 ///
 /// # Errors
-/// In words, without the text.
+/// A message that does not quote the text.
 pub(super) fn data(text: &str) -> Result<Vec<u8>, String> {
     let digits = text.strip_prefix("0x").ok_or("data begins with 0x")?;
     data_encoding::HEXLOWER_PERMISSIVE
@@ -56,7 +56,7 @@ pub(super) fn word(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Hash {
-    /// A word that holds an address, as topics do.
+    /// Pads an address to a word, as topics do.
     #[must_use]
     pub fn of_address(address: Address) -> Self {
         let mut word = [0; 32];
@@ -66,7 +66,7 @@ impl Hash {
         Hash(word)
     }
 
-    /// The address in a word, if it holds one.
+    /// The address in a word, if the other bytes are zero.
     #[must_use]
     pub fn address(&self) -> Option<Address> {
         let (zeros, address) = self.0.split_first_chunk::<12>()?;
@@ -83,13 +83,13 @@ impl FromStr for Hash {
 }
 
 impl Address {
-    /// The address that no key belongs to. A token that is sent there is gone.
+    /// The zero address. It has no key, so tokens that are sent there are lost.
     pub const ZERO: Address = Address([0; 20]);
 
-    /// Reads an address that a person or a mail wrote. Where it has letters of both cases, they carry a checksum (EIP-55).
+    /// Parses an address from a configuration or a mail. If it has letters of both cases, their case is a checksum (EIP-55).
     ///
     /// # Errors
-    /// In words, without the text.
+    /// A message that does not quote the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         const EXPECTED: &str = "expected an address: 0x and 40 hexadecimal digits";
         let address = exact(text).map(Address).map_err(|_| EXPECTED.to_owned())?;
@@ -124,7 +124,7 @@ fn keccak(bytes: &[u8]) -> [u8; 32] {
 
 impl FromStr for Address {
     type Err = String;
-    /// As a node writes it: the case of its letters means nothing.
+    /// Parses an address from a node. The case of its letters has no meaning.
     fn from_str(text: &str) -> Result<Self, String> {
         exact(text).map(Address)
     }
@@ -154,7 +154,7 @@ impl fmt::Debug for Address {
     }
 }
 
-/// Reads a JSON string with one of the functions above.
+/// Parses a JSON string with one of the functions above.
 fn read<'de, D: Deserializer<'de>, T>(from: D, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, D::Error> {
     let text = String::deserialize(from)?;
     parse(&text).map_err(de::Error::custom)
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_address_in_mixed_case_carries_its_checksum() {
+    fn an_address_in_mixed_case_has_a_checksum() {
         let good = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
         assert_eq!(Address::parse(good).unwrap().to_string(), good);
         assert_eq!(Address::parse(&good.to_lowercase()), Address::parse(good));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_holds_an_address_or_a_value_or_neither() {
+    fn a_word_is_an_address_or_a_value() {
         let address = Address([7; 20]);
         assert_eq!(Hash::of_address(address).address(), Some(address));
         assert_eq!(Hash([1; 32]).address(), None);

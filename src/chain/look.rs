@@ -1,7 +1,7 @@
-//! One look at one node: the calls in their order, and the answers to them.
+//! One look at one node: decides which calls to send, and collects the answers.
 //!
-//! A look starts from nothing and keeps nothing for the next. It decides only what to ask next; [`super::judge`] checks
-//! every answer again.
+//! A look uses no result of an earlier look. It only decides which call comes next; [`super::judge`] checks every answer
+//! again.
 
 use std::collections::HashSet;
 
@@ -16,9 +16,9 @@ use super::rpc::Node;
 use super::settings::Finality;
 use super::verdict::BlockId;
 
-/// The most temporary wallets that one payment is followed to. An honest one pays one.
+/// The most temporary wallets that a look follows. An honest payment has one.
 const MOST_WALLETS: usize = 3;
-/// The most transactions in which an arrival is looked for.
+/// The most transactions in which a look searches for the arrival.
 const MOST_CANDIDATES: usize = 16;
 
 /// The answers of one node.
@@ -26,7 +26,7 @@ const MOST_CANDIDATES: usize = 16;
 pub struct Observation {
     /// The node's host.
     pub host: String,
-    /// The chain that the node says it is on.
+    /// The chain id that the node reports.
     pub chain_id: Option<u64>,
     /// The newest block, if finality is a number of blocks.
     pub head: Option<u64>,
@@ -34,37 +34,37 @@ pub struct Observation {
     pub final_block: Option<u64>,
     /// The mail's transaction.
     pub payment: Option<Seen>,
-    /// For the native coin: what the mail's transaction moves.
+    /// For the native coin: the mail's transaction with its value.
     pub transaction: Option<Transaction>,
     /// Transactions in which the money may have arrived.
     pub candidates: Vec<Seen>,
-    /// Why the look ended early.
+    /// The reason if the look ended early.
     pub error: Option<NodeError>,
-    /// The calls, for people.
+    /// The calls and their results, as text for people.
     pub steps: Vec<Step>,
 }
 
-/// A call of a look, for people.
+/// A call of a look, as text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// The JSON-RPC method, with its argument in words.
+    /// The JSON-RPC method and its argument.
     pub asked: String,
-    /// The answer, in words.
+    /// The result.
     pub answered: String,
 }
 
-/// One transaction, as a node has it.
+/// One transaction in the answers of a node.
 #[derive(Debug, Clone)]
 pub struct Seen {
     /// The receipt.
     pub receipt: Receipt,
     /// The chain's block at the receipt's height, if the node has one.
     pub block: Option<Block>,
-    /// The calls of the transaction, if they were asked for.
+    /// The calls of the transaction, if the look has requested them.
     pub trace: Option<Frame>,
 }
 
-/// Looks a payment up at a node. It never fails: an error is part of the observation.
+/// Looks a payment up at a node. If a call fails, its error is part of the observation.
 pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
     let seen = Observation { host: node.host().to_owned(), ..Observation::default() };
     let mut look = Look { node, question, seen };
@@ -73,7 +73,7 @@ pub async fn look(node: &Node, question: &Question<'_>) -> Observation {
 }
 
 impl Observation {
-    /// The time of a block in which a transaction of this look stands.
+    /// The time of a block that contains a transaction of this look.
     #[must_use]
     pub fn block_time(&self, id: BlockId) -> Option<Timestamp> {
         let blocks = self.payment.iter().chain(&self.candidates).filter_map(|seen| seen.block);
@@ -94,7 +94,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Asks until nothing is left to ask. `None`: the look has ended early.
+    /// Sends all calls of the look. `None`: the look has ended early.
     async fn walk(&mut self) -> Option<()> {
         let Question { chain, coin, hash, .. } = self.question;
         let answer = self.node.chain_id().await;
@@ -116,7 +116,7 @@ impl Look<'_> {
         }
     }
 
-    /// The last final block. A node that does not know a tag is never asked for another one in its place.
+    /// Asks for the last final block. If the node does not know the tag, no other tag replaces it.
     async fn final_block(&mut self, finality: Finality) -> Option<u64> {
         let Finality::Depth(blocks) = finality else {
             let tag = if finality == Finality::Safe { "safe" } else { "finalized" };
@@ -131,7 +131,7 @@ impl Look<'_> {
         Some(head.saturating_add(1).saturating_sub(blocks))
     }
 
-    /// Follows a token from the temporary wallets that the payer paid to the merchant's wallets.
+    /// Follows a token from the payer's transaction over temporary wallets to the merchant's wallets.
     async fn follow_token(&mut self, token: Address, payment: &Receipt, last: u64) -> Option<()> {
         let chain = self.question.chain;
         let paid = temporary_wallets(self.question, token, payment)?;
@@ -140,7 +140,7 @@ impl Look<'_> {
             let answer = self.node.logs(&filter, payment.block_number, last, chain.log_range).await;
             let asked = format!("eth_getLogs (transfers from {wallet} to our wallets)");
             let logs = self.note(asked, answer, |logs| count(logs.len(), "log"))?;
-            // A stranger can make many tokens write transfers of nothing.
+            // With many tokens, a stranger can cause a Transfer log with an amount of zero.
             let moved = logs.iter().filter(|log| log.transfer(token).is_some()).map(|log| log.transaction_hash);
             for hash in distinct(moved) {
                 let seen = self.candidate(hash).await?;
@@ -150,7 +150,7 @@ impl Look<'_> {
         Some(())
     }
 
-    /// Follows the native coin. It leaves no log of the chain's own, so only a trace proves what a temporary wallet did.
+    /// Follows the native coin. The chain writes no logs for it, so only a trace proves a payment by a temporary wallet.
     async fn follow_native(&mut self, payment: &Seen, last: u64) -> Option<()> {
         let Question { chain, hash, payer, .. } = self.question;
         let answer = self.node.transaction(*hash).await;
@@ -164,7 +164,7 @@ impl Look<'_> {
         let filter = LogFilter { address: wallet, topics: Vec::new() };
         let answer = self.node.logs(&filter, payment.receipt.block_number, last, chain.log_range).await;
         let logs = self.note(format!("eth_getLogs (of {wallet})"), answer, |logs| count(logs.len(), "log"))?;
-        // The wallet may pass the money on at once.
+        // The wallet may pass the money on in the same transaction.
         let hashes = [*hash].into_iter().chain(logs.iter().map(|log| log.transaction_hash));
         for hash in distinct(hashes) {
             let is_payment = hash == payment.receipt.transaction_hash;
@@ -178,7 +178,7 @@ impl Look<'_> {
         Some(())
     }
 
-    /// The receipt of a transaction, and the chain's block at its height.
+    /// Asks for the receipt of a transaction, and for the block of the chain at its height.
     async fn transaction(&mut self, hash: Hash) -> Option<Seen> {
         let answer = self.node.receipt(hash).await;
         let describe = |found: &Option<Receipt>| found.as_ref().map_or("null".into(), describe_receipt);
@@ -190,13 +190,13 @@ impl Look<'_> {
         Some(Seen { receipt, block, trace: None })
     }
 
-    /// A transaction that a log names. The node may have the log and not the receipt; `None` means that a call failed.
+    /// Adds a transaction that a log names. The node may have the log without the receipt. `None`: a call has failed.
     async fn candidate(&mut self, hash: Hash) -> Option<Option<Seen>> {
         let seen = self.transaction(hash).await;
         if seen.is_none() && self.seen.error.is_some() { None } else { Some(seen) }
     }
 
-    /// Writes a call down. `None`: it failed, and the look ends.
+    /// Adds a call to the steps. `None`: the call has failed, and the look ends.
     fn note<T>(
         &mut self,
         asked: String,
@@ -209,7 +209,7 @@ impl Look<'_> {
     }
 }
 
-/// Whom the payer paid, if that was not the merchant. `None`: the payer paid the merchant directly.
+/// The temporary wallets that the payer paid. `None`: the payer paid the merchant directly.
 fn temporary_wallets(question: &Question<'_>, token: Address, payment: &Receipt) -> Option<Vec<Address>> {
     let paid: Vec<Address> = payment
         .transfers(token)

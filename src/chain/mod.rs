@@ -1,9 +1,9 @@
-//! Did the money arrive? Looks a payment up at JSON-RPC nodes that the merchant names.
+//! Checks at JSON-RPC nodes whether the money of a payment arrived. The merchant configures the nodes.
 //!
-//! A genuine mail may repeat the payer's own words, so it does not prove that money moved. This room makes a mail's claim a
-//! question (`claim`), asks each node (`look`, over `rpc` and `calls`), and judges the answers (`judge`, which is pure).
-//! `settings`, `catalog` and `configured` are the chains, tokens and wallets; `hex`, `amount` and `answers` are exact values; `verdict`
-//! has the states and reasons. The room keeps nothing, has no loop, and knows no database.
+//! A genuine mail may repeat false statements of the payer, so it does not prove that money moved. This room turns a mail's
+//! claim into a question (`claim`), asks each node (`look`, with `rpc` and `calls`), and judges the answers (`judge`, which
+//! is pure). `settings`, `catalog` and `configured` describe the chains, tokens and wallets. `hex`, `amount` and `answers`
+//! parse values exactly. `verdict` has the states and reasons. The room has no state, no loop and no database.
 
 mod amount;
 mod answers;

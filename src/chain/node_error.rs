@@ -1,8 +1,8 @@
-//! Why a call at a node has no result: a type for each reason that a caller branches on.
+//! The errors of calls to a node. There is a kind for each case that a caller distinguishes.
 
 use std::time::Duration;
 
-/// Why a call has no result.
+/// The error of a call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{host}: {method}: {kind}")]
 pub struct NodeError {
@@ -14,26 +14,26 @@ pub struct NodeError {
     pub kind: NodeErrorKind,
 }
 
-/// The reason why a call has no result. The words are the node's or the system's, made printable.
+/// The kind of an error. The texts are from the node or the system, with unprintable characters replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeErrorKind {
-    /// No connection, no answer in time, or a server's own failure. It may pass.
+    /// No connection, no answer in time, or an internal error of the node. It may be temporary.
     #[error("{0}")]
     Unreachable(String),
     /// HTTP 429, HTTP 503 or the error −32005: too many calls.
     #[error("the node throttles us: {words}")]
     Throttled {
-        /// How long the node asks us to wait.
+        /// The pause in `Retry-After`.
         retry_after: Option<Duration>,
-        /// Whether HTTP said so. The error −32005 may mean a range of blocks instead.
+        /// Whether it was an HTTP status. The error −32005 may also mean a range of too many blocks.
         by_http: bool,
-        /// The node's words.
+        /// The node's message.
         words: String,
     },
-    /// HTTP 401, 402 or 403: the key or the quota. A person has to look.
+    /// HTTP 401, 402 or 403: a wrong key, or an exhausted quota. An operator must correct it.
     #[error("the node refuses us: {0}; look at the key and the quota of its plan")]
     Refused(String),
-    /// The node lacks the method. A person has to look.
+    /// The node lacks the method. An operator must choose another node or setting.
     #[error("the node lacks this method: {0}")]
     NoMethod(String),
     /// The node has removed this part of the history.
@@ -44,7 +44,7 @@ pub enum NodeErrorKind {
     Rejected {
         /// The code of the JSON-RPC error, or the HTTP status.
         code: i64,
-        /// The node's words.
+        /// The node's message.
         words: String,
     },
     /// An unusable answer: another id, no JSON, too long, or an impossible value.
@@ -53,19 +53,19 @@ pub enum NodeErrorKind {
 }
 
 impl NodeError {
-    /// Whether a person has to do something before it can work.
+    /// Whether only an operator can solve the problem.
     #[must_use]
     pub fn needs_person(&self) -> bool {
         matches!(self.kind, NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_))
     }
 
-    /// Whether it concerns all calls at the node, and not only this one.
+    /// Whether it concerns all calls to the node, not only this one.
     #[must_use]
     pub fn is_of_node(&self) -> bool {
         matches!(self.kind, NodeErrorKind::Unreachable(_) | NodeErrorKind::Throttled { .. } | NodeErrorKind::Refused(_))
     }
 
-    /// How long the node asks us to wait.
+    /// The pause that the node demands.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.kind {
@@ -74,7 +74,7 @@ impl NodeError {
         }
     }
 
-    /// Whether a smaller range of blocks may help. Each provider has its own code and words for its limit.
+    /// Whether a smaller range of blocks may help. Each provider has another code and text for its limit.
     pub(super) fn may_be_the_range(&self) -> bool {
         match &self.kind {
             NodeErrorKind::Throttled { by_http, .. } => !by_http,
@@ -88,7 +88,7 @@ impl NodeError {
 }
 
 impl NodeErrorKind {
-    /// The word for it in the metrics.
+    /// The label in the metrics.
     #[must_use]
     pub fn label(&self) -> &'static str {
         match self {

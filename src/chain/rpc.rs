@@ -1,6 +1,6 @@
-//! A JSON-RPC client for one node: one POST for each call, and an answer that is read exactly or refused.
+//! A JSON-RPC client for one node. It sends one POST for each call, and refuses an answer with an unexpected form.
 //!
-//! The URL of a node contains the provider's key. It is in no error, no log line and no `Debug`; only its host is.
+//! The URL of a node contains the provider's key. Errors, log lines and `Debug` contain only its host.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -25,17 +25,17 @@ use super::node_error::{NodeError, NodeErrorKind};
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret::redact;
-use crate::telemetry;
+use crate::telemetry::NodeRequests;
 
-/// How long one call may take, from the look-up of the name to the end of the answer.
+/// The time limit of one call, from the lookup of the host to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most of an answer that is read.
+/// The longest accepted answer, in bytes.
 const LONGEST_ANSWER: usize = 4 * 1024 * 1024;
 /// The most calls in one second.
 const CALLS_PER_SECOND: usize = 5;
-/// The most of a node's words that is kept for people.
+/// The longest message of a node that is kept, in characters.
 const KEPT_WORDS: usize = 200;
-/// The shortest part of a URL's path that may be a key.
+/// A shorter part of a URL's path is not treated as a key.
 const SHORTEST_KEY: usize = 6;
 
 /// EIP-1474: the method does not exist, or is not supported.
@@ -50,9 +50,10 @@ pub struct Node {
     host: String,
     /// The chain's name, for the metrics.
     chain: String,
+    requests: NodeRequests,
     url: Url,
     destination: Destination,
-    /// Parts of the URL that a node may quote.
+    /// Parts of the URL that may be keys. They are removed from messages of the node.
     keys: Vec<SecretString>,
     timeout: Duration,
     next_id: AtomicU64,
@@ -72,9 +73,9 @@ struct Answer {
     body: Bytes,
 }
 
-/// A JSON-RPC response. A field that is `null` is there; one that is absent is not.
+/// A JSON-RPC response. A field with the value `null` counts as present.
 #[derive(Deserialize)]
-struct Envelope<'a> {
+struct RpcResponse<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
@@ -95,10 +96,10 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Op
 }
 
 impl Node {
-    /// A node at a URL: https, or http on this machine. `tls` is for https.
+    /// Creates a client for a URL: https, or http on this machine. `tls` is needed for https.
     ///
     /// # Errors
-    /// In words, without the URL.
+    /// A message that does not contain the URL.
     pub fn new(url: &SecretString, tls: Option<Arc<ClientConfig>>) -> Result<Node, String> {
         let url: Url = url.expose_secret().trim().parse().map_err(|_| {
             "expected the URL of a JSON-RPC node, such as \"https://node.example/v2/KEY\", without a user and a password"
@@ -114,37 +115,48 @@ impl Node {
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let keys = keys(url.path.as_str());
         let (host, next_id, pace) = (url.host.clone(), AtomicU64::new(1), Mutex::new(VecDeque::new()));
-        Ok(Node { host, chain: String::new(), url, destination, keys, timeout: TIMEOUT, next_id, pace })
+        Ok(Node {
+            host,
+            chain: String::new(),
+            requests: NodeRequests::default(),
+            url,
+            destination,
+            keys,
+            timeout: TIMEOUT,
+            next_id,
+            pace,
+        })
     }
 
-    /// Allows one call this much time, in place of ten seconds.
+    /// Changes the time limit of a call, which is ten seconds by default.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Counts its calls under the name of its chain.
+    /// Counts the calls in `requests`, under the name of the chain.
     #[must_use]
-    pub(super) fn of_chain(mut self, name: &str) -> Self {
-        self.chain = name.to_owned();
+    pub(super) fn counted_in(mut self, requests: &NodeRequests, chain: &str) -> Self {
+        self.requests = requests.clone();
+        self.chain = chain.to_owned();
         self
     }
 
-    /// The host of the node: all of its URL that may be shown.
+    /// The host of the node. No other part of its URL may be shown.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Makes a call, at most five a second, and reads its result.
+    /// Sends a call and parses its result. It waits if five calls were sent in the last second.
     ///
     /// # Errors
     /// [`NodeError`].
     pub async fn call<T: DeserializeOwned>(&self, method: &'static str, params: Value) -> Result<T, NodeError> {
         let result = self.exchange(method, params).await;
         let outcome = result.as_ref().map_or_else(|error: &NodeError| error.kind.label(), |_| "ok");
-        telemetry::node_answered(&self.chain, outcome);
+        self.requests.count(&self.chain, outcome);
         result
     }
 
@@ -158,7 +170,7 @@ impl Node {
             .map_err(|e| fail(self.without_keys(NodeErrorKind::BadAnswer(printable(&e.to_string(), KEPT_WORDS)))))
     }
 
-    /// Waits until fewer than five calls were made in the last second.
+    /// Waits until fewer than five calls were sent in the last second.
     async fn wait_for_turn(&self) {
         let mut recent = self.pace.lock().await;
         if recent.len() >= CALLS_PER_SECOND
@@ -210,14 +222,14 @@ impl Node {
     }
 }
 
-/// The whole path, and each part of it that may be a key.
+/// The whole path of a URL, and each part of it that may be a key.
 fn keys(path: &str) -> Vec<SecretString> {
     let parts = path.split(['/', '?', '&', '=', '#']);
     let long = [path].into_iter().chain(parts).filter(|part| part.len() >= SHORTEST_KEY);
     long.map(SecretString::from).collect()
 }
 
-/// How the words of an answer begin that is longer than is read, or broken off.
+/// The beginning of the error for an answer that is too long or incomplete.
 const TOO_LONG: &str = "the answer is not complete, or longer than 4 MiB";
 
 async fn read_body(response: Response<Incoming>) -> Result<Answer, String> {
@@ -229,10 +241,10 @@ async fn read_body(response: Response<Incoming>) -> Result<Answer, String> {
     Ok(Answer { status, retry_after, body })
 }
 
-/// Takes the result out of an answer to the call `id`.
+/// Returns the result in an answer to the call `id`.
 fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
     let Answer { status, retry_after, .. } = answer;
-    let envelope: Result<Envelope<'_>, _> = serde_json::from_slice(&answer.body);
+    let envelope: Result<RpcResponse<'_>, _> = serde_json::from_slice(&answer.body);
     let said = envelope.as_ref().ok().and_then(|envelope| envelope.error.as_ref());
     let words = said.map_or_else(|| status.to_string(), |error| format!("{status}: {}", error.message.trim()));
     let words = printable(&words, KEPT_WORDS);
@@ -241,7 +253,7 @@ fn read_answer(answer: &Answer, id: u64) -> Result<&RawValue, NodeErrorKind> {
         StatusCode::UNAUTHORIZED | StatusCode::PAYMENT_REQUIRED | StatusCode::FORBIDDEN => {
             return Err(NodeErrorKind::Refused(words));
         }
-        // Its Location may contain the key.
+        // The Location of a redirect may contain the key.
         status if status.is_redirection() => {
             return Err(NodeErrorKind::BadAnswer(format!("{status}: a redirect, which is not followed")));
         }
@@ -265,7 +277,7 @@ fn throttled(retry_after: Option<Duration>, by_http: bool, words: String) -> Nod
 }
 
 fn open_envelope<'a>(
-    envelope: Envelope<'a>,
+    envelope: RpcResponse<'a>,
     status: &StatusCode,
     retry_after: Option<Duration>,
     id: u64,
@@ -274,7 +286,7 @@ fn open_envelope<'a>(
     let answered = envelope.id.map(RawValue::get);
     let is_ours = answered == Some(id.to_string().as_str());
     match (envelope.result, envelope.error) {
-        // A node that cannot read the id of a request answers with an error and no id (JSON-RPC 2.0, 5).
+        // A node that cannot parse the id of a request answers with an error without an id (JSON-RPC 2.0, 5).
         (None, Some(error)) if is_ours || matches!(answered, None | Some("null")) => {
             Err(rpc_error(&error, retry_after))
         }
@@ -308,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_has_our_id_and_no_error_beside_it() {
+    fn a_result_has_our_id_and_no_error() {
         assert_eq!(read(200, "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":\"0x1\"}").unwrap(), "\"0x1\"");
         assert_eq!(read(200, "{\"id\":7,\"result\":null,\"more\":[1]}").unwrap(), "null");
         for bad in [
@@ -359,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_reached_by_https_or_on_this_machine() {
+    fn a_remote_node_needs_https() {
         let new = |url: &str| Node::new(&SecretString::from(url), None).map(drop);
         assert!(new("http://127.0.0.1:8545").is_ok() && new("http://localhost:8545/").is_ok());
         assert!(new("http://10.0.0.1:8545/s3cretkey").unwrap_err().contains("https://"));

@@ -1,4 +1,4 @@
-//! `[[chain]]`: one chain on which the merchant is paid, as the configuration describes it.
+//! `[[chain]]`: the configuration of one chain on which the merchant is paid.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,42 +14,42 @@ use super::hex::Address;
 use super::rpc::Node;
 use crate::model::fold_chain;
 use crate::secret;
+use crate::telemetry::NodeRequests;
 use crate::units::HumanDuration;
 
-/// The most blocks that one look searches for a log.
+/// The most blocks in which one look searches for logs.
 pub(super) const MOST_BLOCKS: u64 = 500;
 
-/// One `[[chain]]` table. Each value is right in itself once it is read; [`ChainSettings::check`] asks whether they go
-/// together.
+/// One `[[chain]]` table. Deserialization checks each value; [`ChainSettings::check`] checks them together.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSettings {
-    /// The chain's name, as Resmic writes it.
+    /// The chain's name in Resmic's mails.
     pub name: String,
-    /// Where the URLs of the nodes are kept. All nodes must give the same answer.
+    /// The places of the nodes' URLs. All nodes must give the same answer.
     pub nodes: Vec<NodeSource>,
     /// The merchant's wallets.
     #[serde(deserialize_with = "wallets")]
     pub wallets: Vec<Address>,
-    /// When a block is final.
+    /// The rule for when a block is final.
     #[serde(default, rename = "final")]
     pub finality: Finality,
     /// The largest coupon that the merchant gives.
     #[serde(default)]
     pub discount: Discount,
-    /// How old a transaction may be when its mail was sent.
+    /// The maximum age of a transaction at the Date of its mail.
     #[serde(default = "default_window")]
     pub window: HumanDuration,
-    /// How long a confirmed event waits for a mail that contradicts it.
+    /// How long an event is held after the money arrived, so that a contradicting mail can arrive.
     #[serde(default = "default_settle")]
     pub settle: HumanDuration,
     /// Whether the nodes answer `debug_traceTransaction`.
     #[serde(default)]
     pub trace: bool,
-    /// How many blocks one `eth_getLogs` asks for at first.
+    /// The number of blocks for the first `eth_getLogs`.
     #[serde(default = "default_log_range")]
     pub log_range: u64,
-    /// How long an event waits for the chain.
+    /// How long an event waits for the chain. After that, it needs review.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
     /// The chain's id (EIP-155), for a chain that is not built in.
@@ -71,20 +71,20 @@ pub struct TokenSettings {
     pub contract: Address,
     /// How many decimals its amounts have.
     pub decimals: u8,
-    /// Whether one unit is one dollar by design. By default: if the symbol is a known dollar token's.
+    /// Whether one unit is one dollar by design. By default, this is decided by the symbol.
     pub dollar: Option<bool>,
 }
 
-/// Where a node's URL is kept. A provider's URL contains a key, so it is a secret.
+/// The place of a node's URL. A provider's URL contains a key, so it is a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
-    // The library's own words would quote a URL that stands here by mistake.
+    // The library's error would quote a URL that was written here by mistake.
     expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
                  a node's URL is a secret and never stands in the configuration itself"
 )]
 pub enum NodeSource {
-    /// As any other secret.
+    /// A secret, with the same syntax as elsewhere in the configuration.
     Secret(secret::SecretSource),
 }
 
@@ -96,7 +96,7 @@ impl NodeSource {
         source
     }
 
-    /// Takes a relative path from the folder `base`.
+    /// Resolves a relative path against the folder `base`.
     pub fn resolve(&mut self, base: &Path) {
         let NodeSource::Secret(source) = self;
         source.resolve_path(base);
@@ -106,12 +106,12 @@ impl NodeSource {
 /// When a block is final.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Finality {
-    /// When the node's `finalized` tag has reached it.
+    /// A block is final when the node's `finalized` tag has reached it.
     #[default]
     Finalized,
-    /// When the node's `safe` tag has reached it.
+    /// A block is final when the node's `safe` tag has reached it.
     Safe,
-    /// When it is among all but the last so many blocks, less one: with 1 the newest block is final.
+    /// A block is final when it has this many blocks, itself included. With 1, the newest block is final.
     Depth(u64),
 }
 
@@ -119,7 +119,7 @@ impl<'de> Deserialize<'de> for Finality {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "expected \"finalized\", \"safe\" or a number of blocks from 1 to 100000")]
-        enum Written {
+        enum FinalityValue {
             Tag(Tag),
             #[serde(deserialize_with = "depth")]
             Depth(u64),
@@ -130,10 +130,10 @@ impl<'de> Deserialize<'de> for Finality {
             Finalized,
             Safe,
         }
-        Ok(match Written::deserialize(from)? {
-            Written::Tag(Tag::Finalized) => Finality::Finalized,
-            Written::Tag(Tag::Safe) => Finality::Safe,
-            Written::Depth(blocks) => Finality::Depth(blocks),
+        Ok(match FinalityValue::deserialize(from)? {
+            FinalityValue::Tag(Tag::Finalized) => Finality::Finalized,
+            FinalityValue::Tag(Tag::Safe) => Finality::Safe,
+            FinalityValue::Depth(blocks) => Finality::Depth(blocks),
         })
     }
 }
@@ -178,7 +178,7 @@ fn default_give_up_after() -> HumanDuration {
     HumanDuration(StdDuration::from_secs(86_400))
 }
 
-/// A key of the table, and its error.
+/// The wrong key of the table, and the problem.
 pub(super) type Problem = (String, String);
 
 pub(super) fn wrong<T>(key: impl Into<String>, words: impl Into<String>) -> Result<T, Problem> {
@@ -186,18 +186,18 @@ pub(super) fn wrong<T>(key: impl Into<String>, words: impl Into<String>) -> Resu
 }
 
 impl ChainSettings {
-    /// Whether the values go together.
+    /// Checks rules that concern several values.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    /// The wrong key, and the problem.
     pub fn check(&self) -> Result<(), Problem> {
         self.chain().map(drop)
     }
 
-    /// Whether the tables of several chains go together.
+    /// Checks rules that concern several chains.
     ///
     /// # Errors
-    /// The key to look at, such as `chain[1].name`, and what is wrong with it.
+    /// The wrong key, such as `chain[1].name`, and the problem.
     pub fn check_all(all: &[ChainSettings]) -> Result<(), Problem> {
         let mut known: Vec<Chain> = Vec::new();
         for (n, settings) in all.iter().enumerate() {
@@ -213,16 +213,20 @@ impl ChainSettings {
         Ok(())
     }
 
-    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL.
+    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL; the nodes count their calls in `requests`.
     ///
     /// # Errors
-    /// The key to look at, such as `nodes[0]`, and what is wrong with it; never the URL.
-    pub async fn open_nodes(&self, tls: Option<&Arc<ClientConfig>>) -> Result<Vec<Node>, Problem> {
+    /// The wrong key, such as `nodes[0]`, and the problem. It never contains the URL.
+    pub async fn open_nodes(
+        &self,
+        tls: Option<&Arc<ClientConfig>>,
+        requests: &NodeRequests,
+    ) -> Result<Vec<Node>, Problem> {
         let mut nodes = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
             let key = || format!("nodes[{n}]");
             let url = node.source().load().await.map_err(|missing| (key(), missing.to_string()))?;
-            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.of_chain(&self.name));
+            nodes.push(Node::new(&url, tls.cloned()).map_err(|words| (key(), words))?.counted_in(requests, &self.name));
         }
         Ok(nodes)
     }
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_is_not_built_in_needs_its_id() {
+    fn an_unknown_chain_needs_its_id() {
         let chain =
             read(&format!("name = \"Gnosis\"\nid = 100\nnative = [\"XDAI\", \"xdai\"]\nfinal = \"safe\"{REST}"))
                 .unwrap();
@@ -350,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_in_the_configuration_is_refused_and_not_quoted() {
+    fn a_plain_url_is_refused_and_not_quoted() {
         let said = read("name = \"Polygon\"\nnodes = [\"https://node.example/v2/s3cret\"]\nwallets = []").unwrap_err();
         assert!(said.contains("a node's URL is a secret") && !said.contains("s3cret"), "{said}");
     }
@@ -373,13 +377,13 @@ mod tests {
                 .unwrap();
         settings.nodes[0].resolve(folder.path());
         std::fs::write(&path, "http://127.0.0.1:1/v2/s3cret\n").unwrap();
-        let nodes = settings.open_nodes(None).await.unwrap();
+        let nodes = settings.open_nodes(None, &NodeRequests::default()).await.unwrap();
         assert_eq!(nodes[0].host(), "127.0.0.1");
         assert!(!format!("{nodes:?} {settings:?}").contains("s3cret"));
         for bad in ["http://node.example/v2/s3cret", "s3cret", "https://s3cret@node.example/", "ws://127.0.0.1/s3cret"]
         {
             std::fs::write(&path, bad).unwrap();
-            let (key, words) = settings.open_nodes(None).await.unwrap_err();
+            let (key, words) = settings.open_nodes(None, &NodeRequests::default()).await.unwrap_err();
             assert!(key == "nodes[0]" && !words.contains("s3cret"), "{key}: {words}");
         }
     }

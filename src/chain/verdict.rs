@@ -8,30 +8,30 @@ use crate::model::{printable, string_enum};
 /// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationState {
-    /// Not yet; it is looked up again.
+    /// Not confirmed yet. The loop looks at it again.
     Waiting,
     /// The money arrived.
     Confirmed,
-    /// The chain contradicts the mail. A person decides.
+    /// The chain contradicts the mail. An operator decides.
     Doubtful,
-    /// Nothing can be said. A person decides.
+    /// The nodes cannot answer the question. An operator decides.
     Unproven,
-    /// A person vouched for it.
+    /// An operator has confirmed it with `confirm --vouch`.
     Operator,
 }
 string_enum!(ConfirmationState, "confirmation state", Waiting => "waiting", Confirmed => "confirmed",
     Doubtful => "doubtful", Unproven => "unproven", Operator => "operator");
 
-/// Why an event is not confirmed. These words are an interface.
+/// Why an event is not confirmed. The codes are an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationCode {
-    /// The node does not have the transaction, or has it in a block that is not the chain's.
+    /// The node does not have the transaction, or has it in a block that is not part of its chain.
     Unseen,
     /// The payment or the arrival is not in a final block.
     Fresh,
     /// The temporary wallet has not passed the money on.
     Unarrived,
-    /// Two nodes say different things.
+    /// Two nodes contradict each other.
     Disagree,
     /// A node gives no usable answer.
     Node,
@@ -43,7 +43,7 @@ pub enum ConfirmationCode {
     Token,
     /// Less arrived than the mail says.
     Short,
-    /// The transaction is older than the claim may be.
+    /// The transaction is too old for the mail or the session.
     Old,
     /// The arrival pays another event.
     Claimed,
@@ -53,11 +53,11 @@ pub enum ConfirmationCode {
     NoNode,
     /// The token is not known on this chain, or its amount cannot be compared.
     NoToken,
-    /// Only a trace could prove it, and the node gives none.
+    /// Only a trace could prove the payment, and the node returns no trace.
     NoTrace,
     /// The mail lacks the hash or the wallet.
     NoHash,
-    /// It has waited too long.
+    /// The event has waited longer than `give_up_after`.
     GaveUp,
 }
 string_enum!(ConfirmationCode, "confirmation reason", Unseen => "unseen", Fresh => "fresh", Unarrived => "unarrived",
@@ -79,17 +79,17 @@ impl ConfirmationCode {
     }
 }
 
-/// A reason: a code for machines, words for people.
+/// A reason: a code for programs, and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfirmationReason {
-    /// The interface.
+    /// The code, which is an interface.
     pub code: ConfirmationCode,
-    /// One line, fit for a log.
+    /// The text: one printable line.
     pub words: String,
 }
 
 impl ConfirmationReason {
-    /// A reason; the words are made fit for a log line.
+    /// Creates a reason. Unprintable characters in the text are replaced.
     #[must_use]
     pub fn new(code: ConfirmationCode, words: impl AsRef<str>) -> Self {
         ConfirmationReason { code, words: printable(words.as_ref(), 500) }
@@ -118,14 +118,14 @@ pub struct Arrival {
     pub paid: BlockId,
     /// The transaction in which the money arrived; the mail's own if the payer paid the merchant directly.
     pub transaction: Hash,
-    /// The keys of what moved the money in that transaction. A log has its index in the block. A call without a log has −1
-    /// for the transaction itself, −2 for the first call that it made, and so on, in the order of the trace.
+    /// The keys of the logs or calls that moved the money in that transaction. The key of a log is its index in the block.
+    /// Calls have negative keys in the order of the trace: −1 is the transaction itself, −2 the first call that it made.
     pub keys: Vec<i64>,
     /// The block of that transaction.
     pub block: BlockId,
-    /// How much arrived, in the coin's smallest units; at most what the payer paid.
+    /// The amount that arrived, in the coin's smallest units. At most the amount that the payer paid.
     pub units: u128,
-    /// The same as a plain decimal number.
+    /// The same amount as a plain decimal number.
     pub received: String,
     /// The coin's symbol.
     pub token: String,
@@ -136,11 +136,11 @@ pub struct Arrival {
 /// The result of one look at all nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmation {
-    /// The money arrived, or why that is not proven.
+    /// The arrival, or the reason why none is proven.
     pub outcome: Result<Arrival, ConfirmationReason>,
     /// The block of the mail's transaction, if the nodes have it.
     pub paid: Option<BlockId>,
-    /// The last final block: the lowest of the nodes'.
+    /// The last final block. If the nodes differ, the lowest one.
     pub final_block: Option<u64>,
 }
 

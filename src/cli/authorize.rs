@@ -24,14 +24,15 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     let Some(settings) = &account.oauth2 else {
         return Err(config.wrong(&key("password"), "authorize needs [account.oauth2] in place of it").into());
     };
-    let way = AuthorizationWay::of(settings).map_err(|words| config.wrong(&key("oauth2.token_url"), words))?;
+    let way =
+        AuthorizationWay::from_settings(settings).map_err(|words| config.wrong(&key("oauth2.token_url"), words))?;
     let wrong_place = |words: String| config.wrong(&key("oauth2.refresh_token"), words);
     let file = settings.refresh_token.file().map_err(|missing| wrong_place(missing.to_string()))?;
     let client_secret = match &settings.client_secret {
         Some(source) => Some(config.secret(&key("oauth2.client_secret"), source).await?),
         None => None,
     };
-    // Before the person begins: the token could not be stored afterwards.
+    // Checked before the person begins, because the provider may issue the token only once.
     let replacement = Replacement::begin(&file)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}; run authorize with sudo", file.display()))?;
     let client = OAuthClient::new(settings, client_secret, roots(config, n, account, &way)?);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::output::{ignore_closed_pipe, message};
 use crate::config::Config;
 use crate::source::imap;
+use crate::telemetry::NodeRequests;
 use crate::{app, confirm, forward, telemetry, tls, trust};
 
 pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCode> {
@@ -17,7 +18,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         app::rules(config, account).await?;
     }
     let targets = app::forward_targets(config).await?;
-    let chains = app::chains(config).await?;
+    let chains = app::chains(config, &NodeRequests::default()).await?;
     if config.trust.accepts_unproven() {
         message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -26,7 +27,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
-        // A login may fail to store a new refresh token, and reports that in the log only.
+        // If a login cannot store a new refresh token, only the log reports it.
         let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
         let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }

@@ -1,4 +1,4 @@
-//! `confirm`: what does the chain say of an event, and a person's decision about it.
+//! `confirm`: looks at an event's chain immediately, or records the decision of an operator.
 
 use anyhow::Context;
 use serde::Serialize;
@@ -11,8 +11,9 @@ use crate::confirm::{self, NodeAnswers, WatchedChain};
 use crate::db::StoreReader;
 use crate::model::fold_chain;
 use crate::payments::{DueLook, RecordedLook};
+use crate::telemetry::NodeRequests;
 
-/// What `confirm --json` prints. The keys are an interface.
+/// The output of `confirm --json`. The keys are an interface.
 #[derive(Serialize)]
 struct Found<'a> {
     event_id: &'a str,
@@ -38,13 +39,13 @@ struct StepLine {
     answered: String,
 }
 
-/// Looks now.
+/// Looks at an event immediately, and prints the result.
 pub(super) async fn look(config: &Config, event_id: &str, explain: bool, json: bool) -> anyhow::Result<()> {
     let event_id = event_id.trim().to_ascii_lowercase();
     let event = StoreReader::open(&config.database())?.event(&event_id)?;
     event.with_context(|| format!("no event {event_id:?}; `resmic-mailhook events` lists them"))?;
     anyhow::ensure!(!config.chains.is_empty(), "no [[chain]] is configured, so no node can be asked");
-    let chains = app::chains(config).await?;
+    let chains = app::chains(config, &NodeRequests::default()).await?;
     let store = crate::db::Store::open(app::store_settings(config))?;
     let looked = look_with(&store, &chains, &event_id).await;
     store.close().await;
@@ -79,7 +80,7 @@ fn chain_of<'a>(due: &DueLook, chains: &'a [WatchedChain]) -> Option<&'a Watched
     chains.iter().find(|watched| fold_chain(&watched.chain.name) == name)
 }
 
-/// The state after the look. What is recorded counts: another event may have taken the arrival.
+/// The state after the look. The recorded result comes first, because the arrival may already pay another event.
 fn state_and_reason(
     confirmation: &Confirmation,
     recorded: Option<&RecordedLook>,
@@ -154,7 +155,7 @@ fn print(
     Ok(())
 }
 
-/// What `confirm --vouch --json` prints. The keys are an interface.
+/// The output of `confirm --vouch --json`. The keys are an interface.
 #[derive(Serialize)]
 struct VouchedLine<'a> {
     event_id: &'a str,
@@ -163,9 +164,9 @@ struct VouchedLine<'a> {
     held: i64,
 }
 
-/// Records a person's decision.
+/// Records that an operator vouches for an event.
 pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow::Result<()> {
-    // Nothing is made where nothing is.
+    // Fails if there is no database. The store below would create one.
     drop(StoreReader::open(&config.database())?);
     let event_id = event_id.trim().to_ascii_lowercase();
     let vouched = super::with_store(config, async |store| store.vouch(&event_id).await).await?;

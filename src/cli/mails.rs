@@ -9,7 +9,7 @@ use super::output::{self, cell};
 use crate::app;
 use crate::config::Config;
 use crate::db::StoreReader;
-use crate::model::{Outcome, Proof, SignedHeaders, Trust};
+use crate::model::{Outcome, SignedHeaders, Trust, TrustProof};
 use crate::payments::Reevaluation;
 
 pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
@@ -62,7 +62,8 @@ pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode
     let rules = app::rules(config, account).await?;
     // Only a signed To header names an order.
     let to = stored.proof.map(|proof| proof.to).unwrap_or_default();
-    let proof = Proof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
+    let proof =
+        TrustProof { trust: Trust::Operator, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
     let (examined, _) = rules.examine_trusted(&stored.mail, proof);
     let change = super::with_store(config, async |store| store.reevaluate(id, examined, None).await).await?;
     let description = super::reparse::describe(&change);

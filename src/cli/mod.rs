@@ -138,7 +138,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Status { json } => status::run(&config, json),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
-        // They have returned above.
+        // The commands without a configuration have returned above.
         Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
         Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),

@@ -12,7 +12,9 @@ use crate::app;
 use crate::config::Config;
 use crate::examine::Rules;
 use crate::extract::ParseReport;
-use crate::model::{self, Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, SignedHeaders, Trust};
+use crate::model::{
+    self, Event, Examined, Judgement, Origin, Outcome, RawMail, Reason, SignedHeaders, Trust, TrustProof,
+};
 use crate::source::files::FileMail;
 use crate::trust::{self, dns::Resolver};
 
@@ -117,10 +119,15 @@ impl Parsing {
                 self.rules.examine_with(mail, authenticity)
             }
             None => {
-                // The outcome as if the mail were authenticated. It was not, so no trust is printed.
+                // Shows the outcome that a trusted mail would have. The mail was not authenticated, so no trust is printed.
                 let to = trust::to_addresses(&mail.bytes);
-                let asked =
-                    Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to };
+                let asked = TrustProof {
+                    trust: Trust::None,
+                    domain: None,
+                    selector: None,
+                    signed_headers: SignedHeaders::All,
+                    to,
+                };
                 let (mut examined, report) = self.rules.examine_trusted(mail, asked);
                 examined.proof = None;
                 (examined, report)

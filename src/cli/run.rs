@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::app::{self, Listener, Prepared};
 use crate::config::Config;
 use crate::systemd;
-use crate::telemetry::{self, PushLatency};
+use crate::telemetry::{self, NodeRequests, PushLatency};
 
 /// A request by signal.
 enum SignalRequest {
@@ -53,15 +53,15 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
     let file = config.path().to_owned();
+    // A reload does not reset the metrics.
+    let (latency, node_requests) = (PushLatency::default(), NodeRequests::default());
     // A command that prints a secret may wait for input. A shutdown does not wait for it.
     let mut prepared = tokio::select! {
-        prepared = app::prepare(config, None) => prepared?,
+        prepared = app::prepare(config, None, node_requests.clone()) => prepared?,
         () = signals.shutdown() => return Ok(()),
     };
     let database = prepared.database();
     let lock = app::lock(&database)?;
-    // A reload does not reset it.
-    let latency = PushLatency::default();
     loop {
         let (end, shutdown) = watch::channel(false);
         let listener = prepared.listener();
@@ -74,7 +74,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
             let reloaded = match request {
                 SignalRequest::Shutdown => break None,
                 SignalRequest::Reload => tokio::select! {
-                    reloaded = reload(&file, &database, listener.as_ref()) => reloaded,
+                    reloaded = reload(&file, &database, listener.as_ref(), &node_requests) => reloaded,
                     ended = &mut running => return ended,
                     () = signals.shutdown() => break None,
                 },
@@ -111,11 +111,12 @@ async fn reload(
     file: &std::path::Path,
     database: &std::path::Path,
     listener: Option<&Listener>,
+    node_requests: &NodeRequests,
 ) -> anyhow::Result<(telemetry::LogLevel, Prepared)> {
     systemd::reloading();
     let config = Config::read(file)?;
     let log = config.telemetry.log;
-    let prepared = app::prepare(config, listener).await?;
+    let prepared = app::prepare(config, listener, node_requests.clone()).await?;
     // The process holds the lock of the old database.
     anyhow::ensure!(prepared.database() == database, "a change of [store] path needs a restart");
     Ok((log, prepared))

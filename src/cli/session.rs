@@ -1,4 +1,4 @@
-//! `session` and `address`: which session belongs to which order.
+//! `session` and `address`: sessions, and the addresses of orders.
 
 use super::args::NewSession;
 use super::output::{self, cell};

@@ -14,7 +14,7 @@ use crate::health::{self, ChainHealth, Health, Mailbox};
 use crate::model::MailboxState;
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    // An error of the database is a health, too. A program that runs `status --json` always gets JSON.
+    // If the database cannot be read, the output is a report with this problem. So `status --json` always prints JSON.
     let (health, last_mail) = assess(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
     let printed = if json { output::json(&health) } else { print(config, &health, last_mail.as_deref()) };
     output::ignore_closed_pipe(printed)?;

@@ -1,4 +1,4 @@
-//! One look at one event: asks every node, and judges what they answer.
+//! One look at one event: asks every node of its chain, and judges the answers.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use crate::chain::{
 use crate::db::{self, Store};
 use crate::payments::{DueLook, FinishedLook, RecordedLook};
 
-/// How long one look may take. An honest node needs two seconds.
+/// The time limit of one look. A look at an honest node takes two seconds.
 pub(super) const LONGEST_LOOK: Duration = Duration::from_secs(300);
 
-/// The answers of one node, for people.
+/// The answers of one node, as text for `confirm --explain`.
 #[derive(Debug, Clone)]
 pub struct NodeAnswers {
     /// The node's host.
     pub host: String,
-    /// Its calls.
+    /// The calls of the look, with their results.
     pub steps: Vec<Step>,
-    /// Why the look ended early.
+    /// The reason if the look ended early.
     pub error: Option<String>,
 }
 
-/// The logs and calls that pay other events.
-type Claimed = HashSet<(Hash, i64)>;
+/// The movements of money that already pay other events: the transaction, and the key of a log or call in it.
+type ClaimedArrivals = HashSet<(Hash, i64)>;
 
-/// The question of a claim, for the chain that the event was assigned to.
+/// Turns a claim into a question for its chain.
 pub(super) fn question<'a>(claim: &Claim, chain: &'a Chain) -> Result<Question<'a>, ConfirmationReason> {
     Question::new(claim, std::slice::from_ref(chain))
 }
@@ -42,7 +42,7 @@ pub(super) async fn look_at(nodes: &[Node], question: &Question<'_>) -> Vec<Obse
     join_all(nodes.iter().map(|node| look_in_time(node, question))).await
 }
 
-/// A slow node answers each call in time, and the whole look never.
+/// Looks at one node within [`LONGEST_LOOK`]. Each call has its own deadline, but a slow node could use it up in every call.
 async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     let host = node.host().to_owned();
     let words = || format!("the look did not end within {}", crate::units::HumanDuration(LONGEST_LOOK));
@@ -53,19 +53,24 @@ async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     timeout(LONGEST_LOOK, look(node, question)).await.unwrap_or_else(late)
 }
 
-/// The arrivals among these answers that pay other events.
-pub(super) async fn claimed(store: &Store, chain: &Chain, due: &DueLook, seen: &[Observation]) -> db::Result<Claimed> {
+/// Reads which arrivals in these answers already pay other events.
+pub(super) async fn claimed(
+    store: &Store,
+    chain: &Chain,
+    due: &DueLook,
+    seen: &[Observation],
+) -> db::Result<ClaimedArrivals> {
     let transactions: HashSet<Hash> = seen.iter().flat_map(Observation::transactions).collect();
     store.claimed_by_others(chain.id, &due.event_id, transactions.into_iter().collect()).await
 }
 
-/// Judges the answers. The time of the next look is left to the caller.
+/// Judges the answers. The caller sets the time of the next look.
 pub(super) fn finish(
     chain: &Chain,
     hosts: &str,
     due: DueLook,
     seen: &[Observation],
-    claimed: &Claimed,
+    claimed: &ClaimedArrivals,
 ) -> FinishedLook {
     let confirmation = match question(&due.claim, chain) {
         Ok(question) => judge(&question, seen, Timestamp::now(), &|hash, log| claimed.contains(&(hash, log))),
@@ -83,21 +88,22 @@ pub(super) fn finish(
     }
 }
 
-/// Contradicting mails are waited for after the mail was stored and after the money arrived: the honest mail comes after the
-/// arrival, however early a thief has claimed it.
+/// The time before which the event is not confirmed: `settle` after the mail was stored or the money arrived, whichever is
+/// later. A thief can claim a payment early, but the honest mail arrives only after the money. It must have time to arrive,
+/// so that it can contradict the thief's mail.
 fn settles_at(chain: &Chain, due: &DueLook, seen: &[Observation], confirmation: &Confirmation) -> Timestamp {
     let block = confirmation.outcome.as_ref().ok().map(|arrival| arrival.block);
     let arrived_at = block.and_then(|block| seen.iter().filter_map(|node| node.block_time(block)).max());
-    // A block is not in the future; a node's clock may be.
+    // A block cannot be from the future, but a node may report such a time.
     let from = arrived_at.map_or(due.stored_at, |at| at.max(due.stored_at)).min(Timestamp::now());
     let settle = SignedDuration::try_from(chain.settle).unwrap_or(SignedDuration::MAX);
     from.checked_add(settle).unwrap_or(Timestamp::MAX)
 }
 
-/// Looks at an event now, for a person. A result is recorded if the event waits for the chain or for a person.
+/// Looks at an event immediately, for `confirm`. The result is recorded only if the event has a row in `confirmations`.
 ///
 /// # Errors
-/// An error of the store.
+/// The database cannot be read or written.
 pub async fn look_now(
     store: &Store,
     watched: &WatchedChain,

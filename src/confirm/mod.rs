@@ -1,11 +1,11 @@
-//! The loop that confirms payments: waiting event → nodes of its chain → verdict → recorded.
+//! The loop that confirms payments. It takes a waiting event, asks the nodes of its chain, and records the verdict.
 //!
-//! Each chain has a loop, so that a slow node delays no other chain. The loop looks at the newest event first. It sleeps
-//! until a commit wakes it, or until the next look is due. Without a `[[chain]]` there is no loop and no socket.
+//! Each chain has one loop, so a slow node does not delay other chains. The loop looks at the newest event first. It sleeps
+//! until a commit wakes it, or until the next look is due. Without a `[[chain]]` there is no loop and no connection.
 
+mod chain_status;
 mod looking;
 mod probe;
-mod report;
 
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ use crate::chain::{Chain, ConfirmationReason, ConfirmationState, Finality, Node,
 use crate::db::{self, Store};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::payments::{DueLook, RecordedLook, next_look};
+use chain_status::ChainStatus;
 use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
-use report::Report;
 
-/// The pauses after errors of a node.
+/// The pauses after errors of nodes.
 const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
-/// The longest pause that a node can ask for.
+/// The limit of `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// The pause after a failed call of the store.
+/// The pause after an error of the database.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep, after which the wall clock is compared again.
+/// The longest sleep. After it, the loop reads the wall clock again, which may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 /// A chain with its nodes.
@@ -61,12 +61,12 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
-    let report = Report::new(store.clone(), &watched);
-    let mut worker = Worker { store, watched, report, heartbeat, failures: 0, not_before: None };
+    let status = ChainStatus::new(store.clone(), &watched);
+    let mut worker = Worker { store, watched, status, heartbeat, failures: 0, not_before: None };
     let mut ending = shutdown.clone();
     let work = async {
-        // A node of another chain is noticed at the start, not with the first payment.
-        match worker.report.refresh(&worker.watched, false).await {
+        // A node of the wrong chain is reported at the start, not only with the first payment.
+        match worker.status.refresh(&worker.watched, false).await {
             Err(db::Error::Stopped) => return Err(db::Error::Stopped),
             Err(error) => {
                 tracing::warn!(chain = worker.watched.chain.name, %error, "cannot record the state of the nodes")
@@ -76,7 +76,7 @@ pub async fn run(
         worker.work().await
     };
     tokio::select! {
-        // A look keeps nothing, so it can end at any moment.
+        // A look stores nothing before its end, so it can be cancelled at any moment.
         _ = ending.wait_for(|ending| *ending) => {}
         ended = work => ended?,
     }
@@ -87,11 +87,11 @@ pub async fn run(
 struct Worker {
     store: Store,
     watched: WatchedChain,
-    report: Report,
+    status: ChainStatus,
     heartbeat: Heartbeat,
-    /// How many looks in a row failed because of a node.
+    /// The number of looks in a row that failed because of a node.
     failures: u32,
-    /// The nodes are not asked before this.
+    /// The loop sends no calls before this time.
     not_before: Option<Instant>,
 }
 
@@ -105,7 +105,7 @@ impl Worker {
                 sleep_until(at).await;
             }
             self.heartbeat.beat();
-            let wake_at = match self.turn().await {
+            let wake_at = match self.look_at_next().await {
                 Ok(None) => continue,
                 Ok(Some(wake_at)) => wake_at,
                 Err(db::Error::Stopped) => return Err(db::Error::Stopped),
@@ -123,14 +123,14 @@ impl Worker {
         }
     }
 
-    /// Looks at one event. `None`: another one may be due; otherwise when to look for one again.
-    async fn turn(&mut self) -> db::Result<Option<Instant>> {
+    /// Looks at the next due event. `None`: another event may be due. Otherwise the time of the next search for one.
+    async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;
         let Some(due) = due else {
             let wait = next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP));
             return Ok(Some(Instant::now() + wait));
         };
-        self.report.refresh(&self.watched, true).await?;
+        self.status.refresh(&self.watched, true).await?;
         if due.state == ConfirmationState::Confirmed {
             self.revisit(due).await?
         } else {
@@ -152,12 +152,12 @@ impl Worker {
             if finished.confirmation.outcome.is_ok() { revisit_pause(&self.watched.chain, &due) } else { Some(pause) };
         finished.next_look_at = next.map(from_now);
         let recorded = self.store.record_look(finished).await?;
-        self.report.looked(&self.watched, &seen).await?;
-        tell(&self.watched.chain.name, &due, &recorded);
+        self.status.looked(&self.watched, &seen).await?;
+        log_look(&self.watched.chain.name, &due, &recorded);
         Ok(())
     }
 
-    /// Looks once more at an event that was confirmed by a number of blocks.
+    /// Looks again at an event that was confirmed before its block was `finalized`. A reorganisation may have removed it.
     async fn revisit(&mut self, due: DueLook) -> db::Result<()> {
         let chain = Chain { finality: Finality::Finalized, ..self.watched.chain.clone() };
         let (Ok(question), Some(arrival)) = (question(&due.claim, &chain), due.arrival) else {
@@ -174,10 +174,10 @@ impl Worker {
         let age = Timestamp::now().duration_since(due.confirmed_at.unwrap_or(due.stored_at));
         let is_over = age > SignedDuration::try_from(chain.give_up_after).unwrap_or(SignedDuration::MAX);
         self.store.record_revisit(&due, revisited, (!is_over).then(|| from_now(pause))).await?;
-        self.report.looked(&self.watched, &seen).await
+        self.status.looked(&self.watched, &seen).await
     }
 
-    /// How long to wait before the next look at this event. An error of a node makes all events wait.
+    /// The pause before the next look at this event. An error of a node delays all events of the chain.
     fn pause(&mut self, due: &DueLook, seen: &[Observation]) -> Duration {
         let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
         let errors: Vec<_> = seen.iter().filter_map(|node| node.error.as_ref()).collect();
@@ -190,12 +190,12 @@ impl Worker {
         let pause = AFTER_ERRORS.pause(self.failures).max(asked.min(LONGEST_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        // The others go first: the error may be this event's alone.
+        // Other events are looked at first, because only this event may cause the error.
         pause + (waited / 10).min(AFTER_ERRORS.cap)
     }
 }
 
-/// When a confirmation is looked at again: only if it was by a number of blocks, or by a tag that a reorganisation can pass.
+/// The pause before the next look at a confirmed event. `None`: its block is `finalized`, so a reorganisation cannot remove it.
 fn revisit_pause(chain: &Chain, due: &DueLook) -> Option<Duration> {
     let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
     (chain.finality != Finality::Finalized).then(|| next_look(waited, chain.block_time))
@@ -209,18 +209,18 @@ fn from_now(pause: Duration) -> Timestamp {
     Timestamp::now().checked_add(pause).unwrap_or(Timestamp::MAX)
 }
 
-fn tell(chain: &str, due: &DueLook, recorded: &RecordedLook) {
+fn log_look(chain: &str, due: &DueLook, recorded: &RecordedLook) {
     let event_id = due.event_id.as_str();
     match recorded {
         RecordedLook::Confirmed { released } => {
             tracing::info!(chain, event_id, released, "the chain has confirmed the payment");
         }
-        RecordedLook::Open(reason) => tell_open(chain, event_id, reason),
+        RecordedLook::Open(reason) => log_open(chain, event_id, reason),
         RecordedLook::Outdated => tracing::debug!(chain, event_id, "the event changed during the look"),
     }
 }
 
-fn tell_open(chain: &str, event_id: &str, reason: &ConfirmationReason) {
+fn log_open(chain: &str, event_id: &str, reason: &ConfirmationReason) {
     match reason.code.state() {
         ConfirmationState::Waiting => tracing::debug!(chain, event_id, %reason, "waiting for the chain"),
         _ => {

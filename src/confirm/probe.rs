@@ -1,15 +1,15 @@
-//! `check --connect`: whether the nodes of a chain can do what a look needs.
+//! For `check --connect`: checks that the nodes of a chain support all calls of a look.
 
 use jiff::Timestamp;
 
 use super::WatchedChain;
-use super::report::{Heartbeat, ask};
+use super::chain_status::{NodeBlocks, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 
-/// An older newest block makes a node suspicious.
+/// A node whose newest block is older does not follow its chain.
 const STALE_SECONDS: i64 = 600;
 
-/// Asks each node of a chain; a line for each answer. `Err`: something must be corrected.
+/// Asks each node of a chain, and returns a line for each answer. `Err`: the operator must correct something.
 pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
     let mut found = Vec::new();
     for node in &watched.nodes {
@@ -24,7 +24,7 @@ pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
 }
 
 async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
-    let Heartbeat { head, last } = match ask(node, chain).await {
+    let NodeBlocks { head, last } = match ask(node, chain).await {
         Ok(heartbeat) => heartbeat,
         Err(fault) => return vec![Err(fault.words)],
     };
@@ -60,7 +60,8 @@ async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>>
     })
 }
 
-/// A node that can trace answers that it does not know the transaction.
+/// Asks for the trace of a transaction that does not exist. A node that can trace answers that it does not know the
+/// transaction.
 async fn probe_trace(node: &Node) -> Result<String, String> {
     match node.trace(Hash([0; 32])).await {
         Err(error) if matches!(error.kind, NodeErrorKind::NoMethod(_) | NodeErrorKind::Refused(_)) => {

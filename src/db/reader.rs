@@ -323,7 +323,7 @@ pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (Stri
     (condition, given)
 }
 
-/// Writes the body, which is JSON text, as JSON with its keys in their order.
+/// Serializes a stored JSON text as JSON, and keeps the order of its keys.
 fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     match serde_json::from_str::<&serde_json::value::RawValue>(body) {
         Ok(raw) => raw.serialize(serializer),
@@ -331,7 +331,7 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
     }
 }
 
-/// An event with its confirmation. The names of the columns of `confirmations` that `events` does not have stay as they are.
+/// An event with its confirmation. Only those columns of `confirmations` are listed that `events` does not have.
 const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
     c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at

@@ -145,7 +145,8 @@ async fn an_idle_writer_checkpoints_the_wal() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     record(&store, 1, 8 << 20).await.unwrap();
-    // With a second connection open, closing the store does not checkpoint. So the writer thread did it.
+    // SQLite checkpoints when the last connection closes. This second connection prevents that, so that the checkpoint below
+    // is the writer thread's.
     let looking = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
     let look = || {
         let noop = "PRAGMA wal_checkpoint(NOOP)";

@@ -43,18 +43,18 @@ pub struct ForwardSettings {
     /// The handling of events without a session.
     #[serde(default)]
     pub unresolved: Unresolved,
-    /// What becomes of an event that the chain has not confirmed. Without a `[[chain]]` there must be none.
+    /// The handling of completed events that their chain has not confirmed. It needs a `[[chain]]`.
     pub confirm: Option<Confirm>,
 }
 
-/// What becomes of a completed event until its chain has confirmed it.
+/// The handling of a completed event that its chain has not confirmed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Confirm {
-    /// It is held.
+    /// The event is held until it is confirmed.
     #[default]
     Require,
-    /// It is posted at once; a header says that it is not confirmed.
+    /// The event is delivered at once. A header reports that it is not confirmed.
     Tell,
 }
 

@@ -31,7 +31,7 @@ pub struct FormAnswer {
 /// Posts a form to `url` at `destination`.
 ///
 /// # Errors
-/// In words, for the operator: no connection, no complete answer within 20 seconds, or a body that is too long.
+/// A message for the operator: no connection, no complete answer within 20 seconds, or a body that is too long.
 pub async fn post_form(destination: &Destination, url: &Url, fields: &[(&str, &str)]) -> Result<FormAnswer, String> {
     let deadline = Instant::now() + TIMEOUT;
     let request = request(url, fields).map_err(|e| format!("cannot make the request: {e}"))?;

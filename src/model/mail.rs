@@ -156,7 +156,7 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authenticity {
     /// Trusted.
-    Trusted(Proof),
+    Trusted(TrustProof),
     /// Rejected: `untrusted` or `not-ours`.
     Rejected(Reason),
     /// Temporary error: DNS did not answer. The mail is authenticated again later.
@@ -165,7 +165,7 @@ pub enum Authenticity {
 
 /// The proof that authenticated a mail, and the header fields that it includes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
+pub struct TrustProof {
     /// The kind of proof.
     pub trust: Trust,
     /// The signing domain (`d=`), if a signature is the proof.
@@ -232,7 +232,7 @@ pub struct Examined {
     /// The outcome.
     pub judgement: Judgement,
     /// The proof, if the mail is trusted.
-    pub proof: Option<Proof>,
+    pub proof: Option<TrustProof>,
     /// Fields of its header.
     pub envelope: Envelope,
 }

@@ -14,8 +14,8 @@ pub(crate) use enums::string_enum;
 pub use enums::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
 pub use event::{Event, Reading};
 pub use mail::{
-    Authenticity, Availability, Envelope, Examined, Judgement, Origin, Proof, RawMail, Reason, SignedHeaders,
-    StartBoundary, SyncPosition, Uid, UidValidity, Undelivered,
+    Authenticity, Availability, Envelope, Examined, Judgement, Origin, RawMail, Reason, SignedHeaders, StartBoundary,
+    SyncPosition, TrustProof, Uid, UidValidity, Undelivered,
 };
 pub use matching::Matching;
 pub use normalize::{

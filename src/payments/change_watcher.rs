@@ -1,8 +1,8 @@
-//! Notices what other programs commit: sessions of a shop, mails of `import`, a retry by a person.
+//! Notices commits of other programs, for example new sessions of a shop, mails of `import`, or a retry by an operator.
 //!
 //! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon costs nothing. It
-//! reports our own commits as well; `PRAGMA data_version` changes only for those of others. The watch is a one-shot,
-//! armed before each check: a report for each of a backfill's thousands of writes would cost as much as the writes.
+//! reports our own commits as well; `PRAGMA data_version` changes only for those of others. The watch is one-shot
+//! and is armed before each check. In a backfill, a report for each of thousands of writes would cost as much as the writes.
 //! Without inotify, and on shared folders where it does not work, the version is polled.
 
 use std::path::Path;
@@ -37,7 +37,7 @@ impl Store {
     pub async fn watch_changes(&self, mut shutdown: watch::Receiver<bool>) -> Result<()> {
         let mut changes = Changes::new(&self.settings.path);
         loop {
-            // Before the check, so that no later write is missed.
+            // Arm the watch before the check, so that no later write is missed.
             changes.arm();
             let checked = self.check().await;
             match &checked {
@@ -67,7 +67,7 @@ impl Store {
             self.write(|tx| Ok(tx.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))?)).await?;
         if self.seen_version.swap(version, Ordering::Relaxed) != version {
             let reconciled = self.reconcile().await.inspect_err(|_| {
-                // The next check reconciles what this one could not.
+                // The next check tries to reconcile the remaining sessions.
                 self.seen_version.store(i64::MIN, Ordering::Relaxed);
             })?;
             if reconciled != reconcile::Reconciled::default() {

@@ -1,7 +1,7 @@
-//! When an event waits for the chain, and the effects of each look at the nodes.
+//! The confirmation of events by their chain: which events wait, and the effects of each look at the nodes.
 //!
-//! The row of an event is created in the transaction that stores the event. A confirmation, its arrivals and the release of
-//! its deliveries are one transaction, so a crash between any two steps loses nothing and doubles nothing.
+//! One transaction stores an event and its row in `confirmations`. Another one stores the confirmation and its arrivals, and
+//! releases the deliveries. So a crash at any moment loses nothing and doubles nothing.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::chain::{
 use crate::db::{Error, Result, Store, StoreSettings, current_time, holds, parse_time, word};
 use crate::model::{Event, Reason, Status, fold_chain, iso};
 
-/// A look is at most this far ahead, beside `settle`. A later time was written while the clock was ahead.
+/// The next look is at most this much later, plus `settle`. A later time was written while the clock was wrong.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
-/// An event that is to be looked up, as it was when it was read.
+/// An event that is due for a look, with the values at the time of reading.
 #[derive(Debug, Clone)]
 pub struct DueLook {
     /// The event.
@@ -36,7 +36,7 @@ pub struct DueLook {
     pub confirmed_at: Option<Timestamp>,
     /// The arrival that confirmed it.
     pub arrival: Option<ConfirmedArrival>,
-    /// The number of looks and changes. A result is recorded only while it is the same.
+    /// The number of looks and changes. If it has changed during a look, the result is not recorded.
     pub looks: i64,
 }
 
@@ -47,45 +47,45 @@ pub struct FinishedLook {
     pub due: DueLook,
     /// The verdict.
     pub confirmation: Confirmation,
-    /// EIP-155.
+    /// The chain id of EIP-155.
     pub chain_id: u64,
-    /// What counted as final.
+    /// The rule for when a block is final.
     pub finality: String,
     /// The hosts of the nodes.
     pub nodes: String,
-    /// The event may not be confirmed before this time.
+    /// The event is not confirmed before this time.
     pub settles_at: Timestamp,
-    /// When it is looked up again: if it waits, or to see whether a confirmation lasts.
+    /// The time of the next look. A confirmed event is looked at again if a reorganisation can still remove its payment.
     pub next_look_at: Option<Timestamp>,
 }
 
-/// What became of an event after a look.
+/// The state of an event after a look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedLook {
-    /// The event has changed during the look, so the look counts for nothing.
+    /// The event has changed during the look, so the result is discarded.
     Outdated,
-    /// It waits, or a person decides.
+    /// The event waits, or an operator must decide.
     Open(ConfirmationReason),
-    /// It is confirmed.
+    /// The event is confirmed.
     Confirmed {
         /// How many deliveries were released.
         released: usize,
     },
 }
 
-/// The result of a person's decision that an event was paid.
+/// The result of `confirm --vouch`: an operator decided that an event was paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouched {
-    /// Its state before; `None`: it did not wait for the chain.
+    /// Its state before. `None`: it did not wait for the chain.
     pub before: Option<ConfirmationState>,
     /// How many deliveries were released.
     pub released: usize,
-    /// How many are held still, for a session or a conflict.
+    /// How many deliveries are still held, for a session or a conflict.
     pub held: i64,
 }
 
 impl Store {
-    /// The next event of a chain to look up, the newest first, and the time at which the next one becomes due.
+    /// Reads the newest due event of a chain, and the time at which the next one becomes due.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl Store {
         .await
     }
 
-    /// One event, to be looked up now. `None`: it does not exist, or is not completed.
+    /// Reads one event, for a look at it now. `None`: it does not exist, or is not completed.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Store {
         .await
     }
 
-    /// The logs and calls of these transactions that pay other events.
+    /// Reads which logs and calls of these transactions already pay other events.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error`]. Then nothing was recorded.
+    /// [`Error`]. In that case nothing was recorded.
     pub async fn record_look(&self, look: FinishedLook) -> Result<RecordedLook> {
         let settings = self.settings.clone();
         let recorded = self.write(move |tx| record_look(tx, &settings, &look, Timestamp::now())).await?;
@@ -173,7 +173,7 @@ impl Store {
         Ok(recorded)
     }
 
-    /// Records a second look at a confirmed event. `next`: when to look again, if the nodes do not say yet.
+    /// Records a later look at a confirmed event. `next`: the time of another look, if the nodes cannot decide yet.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl Store {
         .await
     }
 
-    /// Records that a person vouches for an event, and releases its deliveries if nothing else holds them.
+    /// Records that an operator vouches for an event, and releases its deliveries if nothing else holds them.
     ///
     /// # Errors
     ///
@@ -216,8 +216,8 @@ impl Store {
     }
 }
 
-/// The columns of a [`DueLook`]. The first mail of an event is the one whose Date counts. A session that was registered
-/// after its event, or that a person assigned, says nothing about how old the payment may be.
+/// The columns of a [`DueLook`]. The Date of the first mail of an event counts. If a session was registered after its event,
+/// or assigned by an operator, its time does not limit the age of the payment.
 const COLUMNS: &str = "
     e.*, c.looks, c.state, c.waits_since, c.confirmed_at, c.arrival, c.arrival_block,
       (SELECT coalesce(m.sent_at, m.received_at) FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS sent_at,
@@ -235,7 +235,7 @@ fn due_look(row: &Row) -> rusqlite::Result<DueLook> {
     let event = event_from_row(row)?;
     Ok(DueLook {
         event_id: row.get("event_id")?,
-        claim: Claim::of(&event, time("sent_at")?.unwrap_or(stored_at), time("registered_at")?, waits_since),
+        claim: Claim::from_event(&event, time("sent_at")?.unwrap_or(stored_at), time("registered_at")?, waits_since),
         state: state.and_then(|state| state.parse().ok()).unwrap_or(ConfirmationState::Waiting),
         stored_at,
         confirmed_at: time("confirmed_at")?,
@@ -248,9 +248,9 @@ fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }
 
-/// The state of an event before the first look: it waits, or nodes cannot be asked about it.
+/// The state of an event before the first look: it waits, or nodes cannot check it.
 fn first_state(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
-    Question::new(&Claim::of(event, now, None, now), &settings.chains).err()
+    Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
 }
 
 fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
@@ -258,8 +258,8 @@ fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
     settings.chains.iter().find(|chain| fold_chain(&chain.name) == name).map(|chain| sql_id(chain.id))
 }
 
-/// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for it. Without a
-/// `[[chain]]` nothing waits.
+/// Creates the row in `confirmations` for a completed event with deliveries. Returns whether the event must wait for its chain.
+/// Without a `[[chain]]`, no event waits.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     if settings.chains.is_empty() || event.reading.status != Status::Completed {
         return Ok(false);
@@ -282,7 +282,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     Ok(true)
 }
 
-/// Starts the confirmation of an event again, if the new values change its claim. An earlier look was about other values.
+/// Starts the confirmation of an event again if new values change its claim. An earlier look does not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: &str, new: &Event) -> Result<()> {
     let r = &new.reading;
     let changed: bool = tx
@@ -322,8 +322,8 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 
-/// Creates the missing rows of events that are to be delivered, and starts those again whose chain or token was added or
-/// removed. A configured chain also applies to events that were stored earlier.
+/// Creates the missing rows of events with deliveries. If a chain or token was added or removed, starts the confirmation of its
+/// events again. A configured chain also applies to events that were stored earlier.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.chains.is_empty() {
         return Ok(());
@@ -348,7 +348,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
         let is_askable = first_state(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
-            // The chain was added, or removed.
+            // The chain was added or removed.
             Some(state) if (state == ConfirmationState::Waiting.as_str()) != is_askable => {
                 restart(tx, settings, &id, &event)?;
             }
@@ -358,7 +358,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// Holds an event that waits for its delivery, because another mail claims its transaction.
+/// Holds the pending deliveries of an event, because another mail claims its transaction.
 pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> {
     let waits: bool = tx
         .prepare_cached(
@@ -410,7 +410,7 @@ fn record_look(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, n
     confirm(tx, settings, look, arrival)
 }
 
-/// The reason if the arrival pays another event already.
+/// The reason if the arrival already pays another event.
 fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<ConfirmationReason>> {
     let mut statement = tx.prepare_cached(
         "SELECT event_id FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND log = ?3 AND event_id <> ?4",
@@ -426,7 +426,7 @@ fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Re
     Ok(None)
 }
 
-/// Another event for which the same money has arrived, and that is not confirmed either.
+/// Another unconfirmed event that claims the same arrival.
 fn rival(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<String>> {
     let sql = "SELECT event_id FROM confirmations WHERE chain_id = ?1 AND arrival = ?2 AND arrival_log = ?3 AND event_id <> ?4
                  AND (state = 'waiting' OR state = 'doubtful') LIMIT 1";
@@ -499,8 +499,7 @@ fn write(
     Ok(())
 }
 
-/// Releases the deliveries of an event that the chain or a person has confirmed, unless another confirmed payment has its
-/// session.
+/// Releases the deliveries of a confirmed event, unless its session has another confirmed payment.
 fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let event =
         tx.prepare_cached("SELECT * FROM events WHERE event_id = ?1")?.query_row(params![id], event_from_row)?;
@@ -539,8 +538,8 @@ fn vouch(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Vouched>
     Ok(Vouched { before, released, held })
 }
 
-/// When an event that waits is looked up again: as often as the chain makes blocks at first, more rarely the longer it
-/// waits.
+/// The pause before the next look at a waiting event. It begins with the time of a block, and grows with the time that the
+/// event has waited.
 #[must_use]
 pub fn next_look(waited: Duration, block_time: Duration) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(2);

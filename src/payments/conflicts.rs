@@ -1,7 +1,7 @@
 //! Compares a payment report with the stored events. Pure: events in, a classification out.
 //!
-//! The same payment is reported more than once, and a report may contradict another. Promise 3 depends on this file:
-//! a payment is one event, and a person decides about contradictions.
+//! Several mails may report the same payment, and they may contradict each other. This file ensures that nothing is paid
+//! twice: a payment is one event, and an operator decides about contradictions.
 
 use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount, same_token};
 
@@ -16,7 +16,7 @@ pub struct StoredEvent {
     pub delivered: bool,
     /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
-    /// It waits for the chain, or the chain contradicts it.
+    /// The event waits for the chain, or the chain contradicts it.
     pub unconfirmed: bool,
 }
 
@@ -113,8 +113,8 @@ pub fn contested<'k>(
     })
 }
 
-/// The event without the session and the transaction that it already had. Later events with the same ones were
-/// compared with it when they came, and are held themselves.
+/// The event without the session and the transaction that it already had. Later events with the same values were compared with
+/// it when they arrived, and are held themselves.
 fn without_known_parts(before: Option<&Reading>, event: &Event) -> Event {
     let had = |of: fn(&Reading) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -216,7 +216,7 @@ fn contradiction(known: &Event, new: &Event) -> Option<String> {
     if !same_wallet(&k.from_wallet_address, &n.from_wallet_address) {
         return differs("from_wallet_address", &k.from_wallet_address, &n.from_wallet_address);
     }
-    // The webhook's time has no seconds, so two spellings of one time may differ in them.
+    // The time in the webhook has no seconds, so only the minutes are compared.
     if !agree(&k.tx_time, &n.tx_time, |a, b| a.as_second().div_euclid(60) == b.as_second().div_euclid(60)) {
         return differs("txTime", &k.tx_time.map(model::iso), &n.tx_time.map(model::iso));
     }
@@ -266,7 +266,7 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
         let is_its_session = session.is_some()
             && k.event.reading.session_id.is_some()
             && same_text(session, &k.event.reading.session_id);
-        // A payment that nothing proves yet must not block one that is real.
+        // An unconfirmed payment must not block a real one.
         let counts = !k.unconfirmed || k.delivered;
         k.event.reading.status == Status::Completed
             && counts

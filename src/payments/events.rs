@@ -64,9 +64,9 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -
     }
 }
 
-/// Whether the session was found only because a payment of another session was reported again. A session that is open
-/// under the same order, or with the same amount, is not paid by a second report. An address with an order that was
-/// unknown until now is new information.
+/// Whether a session was found only because a payment of another session was reported again. A second report does not pay an
+/// open session of the same order or amount. But if the address of the second mail names an order for the first time, that is
+/// new information.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
         k.event.reading.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)

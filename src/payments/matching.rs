@@ -1,6 +1,6 @@
 //! Matches an event with the registered sessions. Pure: sessions and an event in, a session out.
 //!
-//! Two sessions that both match are no answer: nothing is invented, and a person can decide.
+//! If two sessions match, there is no result. The program does not guess, and an operator can decide.
 
 use jiff::Timestamp;
 
@@ -92,7 +92,7 @@ pub fn session_of_order<'a>(
     let open = || sessions.iter().filter(|(_, completed)| !completed).map(|(session, _)| session);
     let fit = || open().filter(|session| contradiction(event, session).is_none());
     let alive = || fit().filter(|session| event.time().is_none_or(|at| is_alive(session, at, window)));
-    // If no session matches, a single open one shows the contradiction.
+    // If no session matches and only one is open, returns that one, so that the caller reports the contradiction.
     only(alive()).or_else(|| only(fit())).or_else(|| if fit().next().is_none() { only(open()) } else { None })
 }
 

@@ -81,7 +81,7 @@ impl Store {
         Ok(released)
     }
 
-    /// Assigns a session to an event by a person's decision, and releases its deliveries.
+    /// Assigns a session to an event by the decision of an operator, and releases its deliveries.
     ///
     /// # Errors
     ///
@@ -92,8 +92,8 @@ impl Store {
         let settings = self.settings.clone();
         let assigned = self
             .write(move |tx| {
-                // The person may know the sessions that are registered now. Reconciled later, one of them would hold
-                // the event again.
+                // Reconcile registered sessions first. If that happened after the assignment, one of them could hold the event
+                // again.
                 reconcile_all(tx, &settings)?;
                 assign(tx, &settings, &event_id, &session_id)
             })
@@ -157,8 +157,8 @@ fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     Ok(())
 }
 
-/// Matches again the events without a session that this session may belong to. Another session that matched as well
-/// may be gone. Events that have a session do not change.
+/// Matches events without a session again, because this session may be theirs. Before, two sessions may have matched, and one
+/// of them was changed. Events with a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -233,7 +233,7 @@ fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) ->
     }
     let Some(found) = sessions::find_session(tx, settings, &state.event)? else { return Ok(reconciled) };
     let had_none = state.event.reading.session_id.is_none();
-    // A session that a handler got does not change. Only the targets that do not have the event yet can be held.
+    // The session of a delivered event does not change. Only deliveries to other targets can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(&found)) } else { state.event };
         if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(&found))? {
@@ -289,7 +289,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 
-/// Writes the session that a person chose, in place of the one that was found.
+/// Replaces the session of an event by the one that the operator chose.
 fn replace_session(
     tx: &Connection,
     settings: &StoreSettings,

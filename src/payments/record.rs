@@ -1,5 +1,4 @@
-//! The transaction that promise 1 depends on: mails, their events, their deliveries and the cursor are committed
-//! together.
+//! Records mails. One transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
 
 use std::sync::Arc;
 
@@ -10,7 +9,9 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use super::events::{self, Admitted};
 use super::undelivered::{self, RowsOfUid};
 use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time};
-use crate::model::{Envelope, Examined, Judgement, Outcome, Proof, RawMail, Reason, SignedHeaders, Undelivered, iso};
+use crate::model::{
+    Envelope, Examined, Judgement, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Undelivered, iso,
+};
 
 /// A mail with the result of its examination.
 #[derive(Debug, Clone)]
@@ -147,7 +148,7 @@ fn recorded_before(
     Ok(imported.optional()?)
 }
 
-/// `id`: of the row that it had without its bytes.
+/// `id`: the row that the mail had before its bytes arrived.
 fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
     let ExaminedMail { mail, examined, sha256, .. } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
@@ -195,7 +196,7 @@ fn soon() -> String {
 }
 
 /// The signed header fields, as they are stored.
-pub(super) fn covers(proof: &Proof) -> String {
+pub(super) fn covers(proof: &TrustProof) -> String {
     match &proof.signed_headers {
         SignedHeaders::All => "*".into(),
         SignedHeaders::Only(names) => names.join(" "),

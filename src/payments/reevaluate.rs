@@ -9,7 +9,7 @@ use super::record::covers;
 use super::stored_events;
 use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
 use crate::model::{
-    Event, Examined, Judgement, Origin, Outcome, Proof, RawMail, Reason, SignedHeaders, Uid, UidValidity, iso,
+    Event, Examined, Judgement, Origin, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Uid, UidValidity, iso,
 };
 
 /// A stored mail with the result of its last examination.
@@ -20,7 +20,7 @@ pub struct StoredMail {
     /// The mail.
     pub mail: RawMail,
     /// The proof that was found at that time.
-    pub proof: Option<Proof>,
+    pub proof: Option<TrustProof>,
     /// Its outcome.
     pub outcome: Outcome,
     /// The reason, as it is stored.
@@ -223,13 +223,13 @@ fn read_stored_mail(row: &Row) -> rusqlite::Result<StoredMail> {
     })
 }
 
-fn proof(row: &Row) -> rusqlite::Result<Option<Proof>> {
+fn proof(row: &Row) -> rusqlite::Result<Option<TrustProof>> {
     let words = |text: Option<String>| {
         text.unwrap_or_default().split(' ').filter(|w| !w.is_empty()).map(str::to_owned).collect()
     };
     let Some(trust) = row.get::<_, Option<String>>("trust")?.and_then(|t| t.parse().ok()) else { return Ok(None) };
     let covers: Option<String> = row.get("trust_covers")?;
-    Ok(Some(Proof {
+    Ok(Some(TrustProof {
         trust,
         domain: row.get("trust_domain")?,
         selector: row.get("trust_selector")?,

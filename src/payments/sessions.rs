@@ -91,8 +91,8 @@ pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Op
     Ok(tx.prepare_cached(&sql)?.query_row(params![session_id], read_session).optional()?)
 }
 
-/// The sessions of an order, and whether a completed payment is known for each. The number is limited: so many
-/// sessions give no answer anyway.
+/// The sessions of an order, and whether a completed payment is known for each. The number is limited,
+/// because more sessions would not lead to an answer.
 fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(RegisteredSession, bool)>> {
     let sql = format!(
         "SELECT {COLUMNS}, {COMPLETED} FROM sessions s WHERE order_ref = ?1 ORDER BY created_at DESC, rowid DESC LIMIT 100"
@@ -107,7 +107,7 @@ const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.s
 /// The sessions that may be paid at the event's time and have no completed payment.
 fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some(at) = event.time() else { return Ok(Vec::new()) };
-    // `payment_window` from the event's side.
+    // The inverse of `payment_window`: the registration times of sessions that may be paid at `at`.
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
     let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
     let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");

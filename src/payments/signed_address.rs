@@ -17,7 +17,7 @@ const LONGEST_ADDRESS: usize = 254;
 /// The prefix of the signed text, so that no other use of the key can produce an address.
 const DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
-/// 80 bits: too many to guess by mail. They take 16 of the 64 characters.
+/// An attacker would have to send 2^80 mails to guess a signature. It takes 16 of the 64 characters of a local part.
 const MAC_BYTES: usize = 10;
 
 /// The first character of an order reference that is base32-encoded.
@@ -164,7 +164,7 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
 /// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322 without a tag.
 ///
 /// # Errors
-/// In words.
+/// A message about the problem.
 pub fn check_mailbox(mailbox: &str) -> Result<(), String> {
     const EXPECTED: &str = "expected a plain address such as \"payments@shop.example\", without a + tag";
     let (local, domain) = mailbox.rsplit_once('@').ok_or(EXPECTED)?;

@@ -1,6 +1,6 @@
-//! Rows of mails of which the server has delivered no bytes.
+//! Rows of mails whose bytes the server did not deliver.
 //!
-//! Such a row is quarantined as `unavailable`, and its `raw` is NULL. The bytes, once they arrive, complete the same row.
+//! Such a row is quarantined as `unavailable`, and its `raw` is NULL. If the bytes arrive later, they complete the same row.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
@@ -109,14 +109,15 @@ pub(super) fn close(tx: &Connection, id: i64, event_id: Option<&str>) -> Result<
 }
 
 impl Store {
-    /// The mails that were not delivered so far, under this cursor's UIDVALIDITY, and when the server took each.
+    /// The UIDs of mails that the server did not deliver so far, under this cursor's UIDVALIDITY. Each has the time at which the
+    /// server received the mail.
     ///
     /// # Errors
     /// [`crate::db::Error`].
     pub async fn undelivered(&self, cursor: &Cursor) -> Result<Vec<(u32, Option<Timestamp>)>> {
         let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
-            // Not by the UID's index: most of a mailbox is not quarantined.
+            // The index by outcome is smaller than the index by UID here, because few mails are quarantined.
             let mut statement = tx.prepare_cached(
                 "SELECT uid, received_at FROM mails INDEXED BY mails_by_outcome
                  WHERE outcome = 'quarantined' AND sha256 = ?1 AND raw IS NULL

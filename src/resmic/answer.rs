@@ -1,4 +1,4 @@
-//! Parses the bodies of Resmic's API. A body that is not exactly as documented is an error.
+//! Parses the bodies of Resmic's API. A body with an undocumented form is an error.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use crate::model::printable;
 
-/// The longest text of a field, in bytes. The longest real one is a Solana signature of 88 characters.
+/// The longest accepted text of a field, in bytes. The longest real one is a Solana signature of 88 characters.
 const LONGEST_TEXT: usize = 200;
-/// The most characters of the server's words that an error shows.
+/// The longest message of the server in an error, in characters.
 pub(super) const KEPT_WORDS: usize = 200;
 
 /// The id of a payment session. Only hexadecimal digits and hyphens, so it is safe in a URL.
@@ -27,7 +27,7 @@ impl SessionId {
 impl FromStr for SessionId {
     type Err = String;
 
-    /// Accepts the hyphenated form only, in either case.
+    /// Parses the hyphenated form, in upper or lower case. Other forms are refused.
     fn from_str(text: &str) -> Result<Self, String> {
         let id = Some(text).filter(|t| t.len() == 36).and_then(|t| Uuid::try_parse(t).ok());
         id.map(SessionId).ok_or_else(|| {
@@ -38,7 +38,7 @@ impl FromStr for SessionId {
 }
 
 impl fmt::Display for SessionId {
-    /// In lower case.
+    /// The hyphenated form in lower case.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.hyphenated().fmt(f)
     }
@@ -59,7 +59,7 @@ pub enum PaymentStatus {
     Failed,
     /// `initiated`: not paid yet. An expired session keeps this status.
     Initiated,
-    /// Any other word, made printable. The case matters: `completed` is another word than `Completed`.
+    /// Any other word, with unprintable characters replaced. The case matters: `completed` is not `Completed`.
     Other(String),
 }
 
@@ -98,16 +98,16 @@ pub struct StatusAnswer {
     pub session_id: SessionId,
     /// The payment status.
     pub payment_status: PaymentStatus,
-    /// US dollars of the session: plain decimal digits as sent, before any coupon.
+    /// The amount of the session in US dollars, before any coupon: plain decimal digits as sent.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
     /// When the session was created.
     #[serde(default, rename = "created_at_utc", deserialize_with = "moment")]
     pub created_at: Option<Timestamp>,
-    /// When its status changed.
+    /// When the status changed.
     #[serde(default, deserialize_with = "moment")]
     pub updated_at: Option<Timestamp>,
-    /// A wallet. Documentation and source disagree on whose it is, so nothing may be derived from it.
+    /// A wallet. Resmic's documentation and source code disagree whose wallet it is, so no decision may depend on it.
     #[serde(default, deserialize_with = "text")]
     pub wallet_address: Option<String>,
     /// Whether the payer paid less than `amount`.
@@ -132,15 +132,15 @@ pub struct TransactionDetails {
     /// The payer's wallet, as sent.
     #[serde(default, deserialize_with = "text")]
     pub from_wallet_address: Option<String>,
-    /// US dollars: plain decimal digits as sent.
+    /// The amount in US dollars: plain decimal digits as sent.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
 }
 
-/// Why a body is no answer.
+/// The error of a body that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum AnswerError {
-    /// No JSON, another shape, a wrong type, `success` other than true, or another `status` than HTTP's.
+    /// The body is not JSON, has another structure or a wrong type, reports no success, or its `status` is not the HTTP status.
     #[error("{0}")]
     Malformed(String),
     /// The answer is about another session.
@@ -153,9 +153,9 @@ pub(super) enum AnswerError {
     },
 }
 
-/// The frame around every answer. Unknown keys are ignored.
+/// The object that contains every answer. Unknown keys are ignored.
 #[derive(Deserialize)]
-pub(super) struct Envelope<'a> {
+pub(super) struct ApiResponse<'a> {
     status: u16,
     success: bool,
     #[serde(default)]
@@ -164,7 +164,7 @@ pub(super) struct Envelope<'a> {
     data: Option<&'a RawValue>,
 }
 
-impl<'a> Envelope<'a> {
+impl<'a> ApiResponse<'a> {
     pub(super) fn parse(body: &'a [u8]) -> Result<Self, AnswerError> {
         serde_json::from_slice(body).map_err(|e| {
             let words = if looks_like_html(body) { "it is an HTML page".to_owned() } else { json_words(&e) };
@@ -172,12 +172,12 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// Whether it reports a failure of the request. The number in `status` often differs from HTTP's then.
+    /// Whether it reports a failure of the request. In a failure, the number in `status` often differs from the HTTP status.
     pub(super) fn is_failure(&self) -> bool {
         !self.success && (400..500).contains(&self.status)
     }
 
-    /// The server's words, made printable.
+    /// The server's message, with unprintable characters replaced.
     pub(super) fn message(&self) -> Option<String> {
         self.message.as_str().map(|words| printable(words.trim(), KEPT_WORDS)).filter(|words| !words.is_empty())
     }
@@ -187,7 +187,7 @@ fn looks_like_html(body: &[u8]) -> bool {
     body.trim_ascii_start().starts_with(b"<")
 }
 
-/// serde_json's words may quote a value, which the server chose.
+/// The message of serde_json, with unprintable characters replaced: it may quote a value from the server.
 fn json_words(error: &serde_json::Error) -> String {
     printable(&error.to_string(), KEPT_WORDS)
 }
@@ -207,7 +207,7 @@ pub(super) fn parse_details(http: u16, body: &[u8], requested: SessionId) -> Res
 }
 
 fn parse_data<'a, T: Deserialize<'a>>(http: u16, body: &'a [u8]) -> Result<T, AnswerError> {
-    let envelope = Envelope::parse(body)?;
+    let envelope = ApiResponse::parse(body)?;
     if !envelope.success {
         let words = envelope.message().unwrap_or_default();
         return Err(AnswerError::Malformed(format!("HTTP {http} with success false: {words:?}")));
@@ -224,7 +224,7 @@ fn same_session(requested: SessionId, answered: SessionId) -> Result<(), AnswerE
     if requested == answered { Ok(()) } else { Err(AnswerError::OtherSession { requested, answered }) }
 }
 
-/// A text that may become part of an event.
+/// Parses a text that may become part of an event.
 fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(from)?.filter(|text| !text.is_empty());
     match &text {
@@ -236,14 +236,14 @@ fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
     }
 }
 
-/// ISO 8601 with its offset from UTC.
+/// Parses an ISO 8601 time. It must have an offset from UTC.
 fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     let moment =
         text(from)?.map(|text| text.parse().map_err(|_| de::Error::custom("expected an ISO 8601 time in UTC")));
     moment.transpose()
 }
 
-/// Plain decimal digits, as PostgreSQL prints a DECIMAL. Not zero: nothing is paid with that.
+/// Parses plain decimal digits, as PostgreSQL prints a DECIMAL. Zero is refused, because it is not a payment.
 fn amount<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     let amount = text(from)?;
     match &amount {

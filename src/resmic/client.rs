@@ -1,6 +1,6 @@
-//! The client: one GET for each question, and an answer that is parsed exactly or refused.
+//! The client. It sends one GET for each question, and refuses an answer with an undocumented form.
 //!
-//! The key and the user id are in the request's header fields only. They are in no error, no log line and no `Debug`.
+//! The key and the user id are only in header fields of requests. Errors, log lines and `Debug` do not contain them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,25 +16,25 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::answer::{
-    AnswerError, Envelope, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
+    AnswerError, ApiResponse, KEPT_WORDS, SessionId, StatusAnswer, TransactionDetails, parse_details, parse_status,
 };
 use super::settings::{ResmicSettings, check_url};
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret::redact;
 
-/// How long one request may take, from the look-up of the name to the end of the answer.
+/// The time limit of one request, from the lookup of the host to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most of an answer that is read, in bytes.
+/// The longest accepted answer, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// A shorter user id is not removed from the server's words.
+/// A shorter user id is not removed from messages of the server. A number such as 7 is part of many words.
 const SHORTEST_USER_ID: usize = 4;
 
 const STATUS_PATH: &str = "/api/v1/makepayment/payment-status";
 const DETAILS_PATH: &str = "/api/v1/makepayment/transaction-details";
 
-/// A client of Resmic's API, with the merchant's own key.
+/// A client of Resmic's API, with the merchant's key.
 pub struct ResmicClient {
     destination: Destination,
     url: Url,
@@ -43,7 +43,7 @@ pub struct ResmicClient {
     timeout: Duration,
 }
 
-/// A secret, and the header value that carries it.
+/// A secret, and the header value that contains it.
 struct Credential {
     secret: SecretString,
     header: HeaderValue,
@@ -67,13 +67,13 @@ impl fmt::Debug for ResmicClient {
     }
 }
 
-/// Why a request has no answer. The words of the server are printable, short, and without the secrets.
+/// The error of a request. Messages of the server are printable, short, and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
     /// HTTP 401 or 403.
     #[error("Resmic refuses the key: {0}; check api_key and user_id of [resmic]")]
     Unauthorized(String),
-    /// HTTP 404 with an envelope. The published backend also sends 404 when its database fails.
+    /// HTTP 404 with JSON from Resmic. The published backend also sends 404 when its database fails.
     #[error("Resmic does not find the session: {0}")]
     NotFound(String),
     /// HTTP 429.
@@ -81,7 +81,7 @@ pub enum ApiError {
     RateLimited {
         /// `Retry-After`.
         retry_after: Option<Duration>,
-        /// The server's words.
+        /// The server's message.
         words: String,
     },
     /// HTTP 5xx.
@@ -89,13 +89,13 @@ pub enum ApiError {
     Server {
         /// `Retry-After`.
         retry_after: Option<Duration>,
-        /// The server's words.
+        /// The server's message.
         words: String,
     },
     /// No connection, or no complete answer in time.
     #[error("cannot reach Resmic's API: {0}")]
     Unreachable(String),
-    /// The answer is not as documented: a redirect, HTML, another shape, or an envelope that contradicts HTTP.
+    /// The answer is not as documented: a redirect, HTML, another structure, or a `status` that is not the HTTP status.
     #[error("Resmic's API sent a malformed answer: {0}")]
     Malformed(String),
     /// The answer is about another session.
@@ -109,7 +109,7 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether it concerns every session, so that other requests must wait, too.
+    /// Whether the error concerns every session, so that other requests must wait, too.
     #[must_use]
     pub fn concerns_all_sessions(&self) -> bool {
         match self {
@@ -121,7 +121,7 @@ impl ApiError {
         }
     }
 
-    /// How long the server asks us to wait.
+    /// The pause that the server demands.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -130,13 +130,13 @@ impl ApiError {
         }
     }
 
-    /// Whether a person has to do something before it can work.
+    /// Whether only an operator can solve the problem.
     #[must_use]
     pub fn needs_person(&self) -> bool {
         matches!(self, ApiError::Unauthorized(_))
     }
 
-    /// A short name for metrics.
+    /// The label in the metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -160,7 +160,7 @@ impl From<AnswerError> for ApiError {
     }
 }
 
-/// What came back over HTTP.
+/// An HTTP response.
 struct HttpAnswer {
     status: StatusCode,
     retry_after: Option<Duration>,
@@ -169,10 +169,10 @@ struct HttpAnswer {
 }
 
 impl ResmicClient {
-    /// A client for the settings. `tls` has the system's roots; an https URL needs it.
+    /// Creates a client. `tls` has the system's root certificates; an https URL needs it.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it. Never a secret.
+    /// The wrong key, and the problem. It never contains a secret.
     pub fn new(
         settings: &ResmicSettings,
         api_key: SecretString,
@@ -186,12 +186,12 @@ impl ResmicClient {
         }
         let api_key = Credential::new(api_key).map_err(|words| ("api_key".to_owned(), words))?;
         let user_id = Credential::new(user_id).map_err(|words| ("user_id".to_owned(), words))?;
-        // Without TLS the connection stays on this machine, whatever DNS answers.
+        // Without TLS, only loopback addresses are allowed, even if DNS returns others.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
         Ok(ResmicClient { destination, url, api_key, user_id, timeout: TIMEOUT })
     }
 
-    /// Allows one request this much time, in place of ten seconds.
+    /// Changes the time limit of a request, which is ten seconds by default.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -222,10 +222,10 @@ impl ResmicClient {
         self.without_secrets(accept(&answer).and_then(|http| Ok(parse_details(http, &answer.body, session)?)))
     }
 
-    /// Whether Resmic accepts the key. It asks about a session that cannot exist.
+    /// Checks that Resmic accepts the key, with a question about a session that cannot exist.
     ///
     /// # Errors
-    /// [`ApiError`], but not for the answer that there is no such session.
+    /// [`ApiError`]. The answer that there is no such session is a success.
     pub async fn check_key(&self) -> Result<(), ApiError> {
         match self.payment_status(SessionId::NIL).await {
             Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
@@ -259,12 +259,12 @@ impl ResmicClient {
             .body(Full::new(Bytes::new()))
     }
 
-    /// Removes the secrets from an error, because the server may have quoted the request.
+    /// Removes the secrets from an error. The server may have quoted the request.
     fn without_secrets<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
         let clean = |words: String| {
             let words = redact(words, self.api_key.secret.expose_secret());
             match self.user_id.secret.expose_secret() {
-                // A number such as 7 is no secret, and it is part of many words.
+                // A number such as 7 is not a secret, and it is part of many words.
                 short if short.len() < SHORTEST_USER_ID => words,
                 user_id => redact(words, user_id),
             }
@@ -291,11 +291,11 @@ async fn receive(response: Response<Incoming>) -> Result<HttpAnswer, String> {
     Ok(HttpAnswer { status, retry_after, location, body })
 }
 
-/// The HTTP status, if the body may be an answer.
+/// Checks the HTTP status, and returns it if the body may be an answer.
 fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
     let HttpAnswer { status, retry_after, location, body } = answer;
-    let envelope = Envelope::parse(body).ok();
-    let words = match envelope.as_ref().and_then(Envelope::message) {
+    let envelope = ApiResponse::parse(body).ok();
+    let words = match envelope.as_ref().and_then(ApiResponse::message) {
         Some(message) => format!("{status}: {message}"),
         None => status.to_string(),
     };
@@ -304,8 +304,8 @@ fn accept(answer: &HttpAnswer) -> Result<u16, ApiError> {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ApiError::Unauthorized(words),
         StatusCode::TOO_MANY_REQUESTS => ApiError::RateLimited { retry_after: *retry_after, words },
         _ if status.is_server_error() => ApiError::Server { retry_after: *retry_after, words },
-        // A proxy's page, or a wrong URL, says nothing about the session.
-        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(Envelope::is_failure) => ApiError::NotFound(words),
+        // The page of a proxy, or the answer at a wrong URL, is not a statement about the session.
+        StatusCode::NOT_FOUND if envelope.as_ref().is_some_and(ApiResponse::is_failure) => ApiError::NotFound(words),
         _ if status.is_redirection() => {
             let to = printable(location.as_deref().unwrap_or_default(), KEPT_WORDS);
             ApiError::Malformed(format!("{status}: a redirect to {to:?}, which is not followed"))

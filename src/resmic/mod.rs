@@ -1,8 +1,8 @@
-//! Resmic's API: asks what a mail does not say, and judges the answers.
+//! Resmic's API: asks for facts that are not in a mail, and judges the answers.
 //!
-//! `client` sends the requests, at the `pace` that the `settings` allow. `answer` parses the bodies. `judge` is pure: it
-//! takes parsed answers and the time as arguments, and it decides. The API is another party's server, so an answer that is
-//! not exactly as documented decides nothing.
+//! `client` sends the requests, and `pace` limits their rate. `answer` parses the bodies. `judge` is pure: it decides from
+//! parsed answers and the time, which are its arguments. The API may fail or change, so an answer with an undocumented form
+//! decides nothing.
 
 mod answer;
 mod client;

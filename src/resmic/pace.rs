@@ -1,4 +1,4 @@
-//! Limits the requests in a minute. Pure: the time is an argument.
+//! Limits the requests in a minute. It has no clock: the time is an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,22 +8,22 @@ use crate::http::MAX_RETRY_AFTER;
 
 /// The window of the limit.
 const MINUTE: Duration = Duration::from_secs(60);
-/// The pauses after failures that name no time.
+/// The pauses after failures without `Retry-After`.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(600) };
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Priority {
     /// An event waits for the answer.
     Event,
-    /// Reconciliation. It leaves a third of the requests to events, so that a thousand sessions cannot delay them.
+    /// Reconciliation. A third of the limit is reserved for events, so that a thousand sessions cannot delay them.
     Background,
 }
 
 /// The times of the last requests, and a pause that the server or a failure demands.
 ///
-/// A bucket that fills continuously would allow twice the rate in some minutes. The server counts in minutes, so this
-/// bucket has one token for each request, and a token comes back a minute after its request.
+/// A token bucket that fills continuously would allow twice the rate in some minutes, and the server counts in minutes. So
+/// each request takes a token, and the token is returned a minute later.
 #[derive(Debug)]
 pub struct Pace {
     rate: usize,
@@ -33,18 +33,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// At most `rate` requests in any minute; at least one.
+    /// Allows `rate` requests in any minute, at least one.
     #[must_use]
     pub fn new(rate: u32) -> Self {
         let rate = usize::try_from(rate.max(1)).unwrap_or(usize::MAX);
         Pace { rate, sent: VecDeque::new(), not_before: None, failures: 0 }
     }
 
-    /// Takes one request out of the limit.
+    /// Counts a request that is sent now.
     ///
     /// # Errors
-    /// The time of the next attempt, if no request may be sent at `now`.
-    pub fn take(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
+    /// No request may be sent at `now`. The error is the time of the next attempt.
+    pub fn start_request(&mut self, now: Instant, priority: Priority) -> Result<(), Instant> {
         if let Some(at) = self.not_before.filter(|at| *at > now) {
             return Err(at);
         }
@@ -55,7 +55,7 @@ impl Pace {
             Priority::Event => self.rate,
             Priority::Background => self.rate - self.rate / 3,
         };
-        // The request that must leave the window before this one may enter it.
+        // This request may be sent when that one is a minute old.
         let blocking = self.sent.len().checked_sub(limit).and_then(|n| self.sent.get(n));
         if let Some(at) = blocking {
             return Err(*at + MINUTE);
@@ -64,14 +64,14 @@ impl Pace {
         Ok(())
     }
 
-    /// The server answered, so the next failure is the first one again. A pause stays: the server may have demanded it
-    /// after it received the request of this answer.
+    /// Notes that the server answered, so the count of failures starts again. An existing pause stays: a later response may
+    /// have demanded it.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }
 
-    /// The server refused, failed, or did not answer. The pause is `Retry-After`, at most a day. If there is none, the pause
-    /// grows with each failure, up to ten minutes. A shorter pause never replaces a longer one.
+    /// Notes that the server refused, failed, or did not answer. The pause is `Retry-After`, at most a day. Without that field,
+    /// the pause grows with each failure, up to ten minutes. A shorter pause never replaces a longer one.
     pub fn failed(&mut self, now: Instant, retry_after: Option<Duration>) {
         let pause = retry_after.map_or_else(|| BACKOFF.pause(self.failures), |asked| asked.min(MAX_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
@@ -93,14 +93,14 @@ mod tests {
     fn background_requests_leave_room_for_events() {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         for _ in 0..7 {
-            pace.take(start, Priority::Background).unwrap();
+            pace.start_request(start, Priority::Background).unwrap();
         }
-        assert_eq!(pace.take(start, Priority::Background), Err(start + MINUTE));
+        assert_eq!(pace.start_request(start, Priority::Background), Err(start + MINUTE));
         for _ in 0..3 {
-            pace.take(start + seconds(1), Priority::Event).unwrap();
+            pace.start_request(start + seconds(1), Priority::Event).unwrap();
         }
-        assert_eq!(pace.take(start + seconds(1), Priority::Event), Err(start + MINUTE));
-        assert_eq!(pace.take(start + MINUTE, Priority::Event), Ok(()));
+        assert_eq!(pace.start_request(start + seconds(1), Priority::Event), Err(start + MINUTE));
+        assert_eq!(pace.start_request(start + MINUTE, Priority::Event), Ok(()));
     }
 
     #[test]
@@ -108,11 +108,11 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         let (mut now, mut sent) = (start, 0);
         while sent < 1000 {
-            match pace.take(now, Priority::Background) {
+            match pace.start_request(now, Priority::Background) {
                 Ok(()) => sent += 1,
                 Err(at) => {
                     now = at;
-                    assert_eq!(pace.take(now, Priority::Event), Ok(()), "after {sent} sessions");
+                    assert_eq!(pace.start_request(now, Priority::Event), Ok(()), "after {sent} sessions");
                 }
             }
         }
@@ -122,9 +122,9 @@ mod tests {
     #[test]
     fn one_request_a_minute_is_possible() {
         let (start, mut pace) = (Instant::now(), Pace::new(1));
-        pace.take(start, Priority::Background).unwrap();
-        assert_eq!(pace.take(start + seconds(59), Priority::Event), Err(start + MINUTE));
-        pace.take(start + MINUTE, Priority::Background).unwrap();
+        pace.start_request(start, Priority::Background).unwrap();
+        assert_eq!(pace.start_request(start + seconds(59), Priority::Event), Err(start + MINUTE));
+        pace.start_request(start + MINUTE, Priority::Background).unwrap();
     }
 
     #[test]
@@ -132,11 +132,11 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::new(10));
         pace.failed(start, Some(seconds(90)));
         pace.failed(start, Some(seconds(5)));
-        assert_eq!(pace.take(start + seconds(89), Priority::Event), Err(start + seconds(90)));
-        pace.take(start + seconds(90), Priority::Event).unwrap();
+        assert_eq!(pace.start_request(start + seconds(89), Priority::Event), Err(start + seconds(90)));
+        pace.start_request(start + seconds(90), Priority::Event).unwrap();
         pace.failed(start, Some(Duration::MAX));
         pace.succeeded();
-        assert_eq!(pace.take(start, Priority::Event), Err(start + MAX_RETRY_AFTER));
+        assert_eq!(pace.start_request(start, Priority::Event), Err(start + MAX_RETRY_AFTER));
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
         let mut pause = |n: u32| {
             pace.not_before = None;
             pace.failed(start, None);
-            let pause = pace.take(start, Priority::Event).unwrap_err() - start;
+            let pause = pace.start_request(start, Priority::Event).unwrap_err() - start;
             assert!(pause >= BACKOFF.ceiling(n) / 2 && pause <= BACKOFF.ceiling(n), "{n}: {pause:?}");
         };
         (0..12).for_each(&mut pause);
@@ -161,7 +161,7 @@ mod tests {
             for (millis, is_event) in steps {
                 now += Duration::from_millis(millis);
                 let priority = if is_event { Priority::Event } else { Priority::Background };
-                match pace.take(now, priority) {
+                match pace.start_request(now, priority) {
                     Ok(()) => sent.push(now),
                     Err(at) => prop_assert!(at > now && at <= now + MINUTE),
                 }

@@ -1,4 +1,4 @@
-//! `[resmic]`: the access to Resmic's API, as the configuration describes it.
+//! `[resmic]`: the configuration of the access to Resmic's API.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub struct ResmicSettings {
     /// The merchant's user id at Resmic.
     #[serde(deserialize_with = "secret_source")]
     pub user_id: secret::SecretSource,
-    /// The API's host: https, or http on this machine. A path is a prefix of every request's path.
+    /// The URL of the API: https, or http on this machine. Its path is a prefix of the path of every request.
     #[serde(default = "hosted", deserialize_with = "url")]
     pub url: Url,
     /// The most requests in a minute.
@@ -33,7 +33,7 @@ pub struct ResmicSettings {
     pub require: bool,
 }
 
-/// The library's error for a plain text would quote it, and a key may stand here by mistake.
+/// Parses the place of a secret. The library's error would quote a key that was written here by mistake.
 fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::SecretSource, D::Error> {
     #[derive(Deserialize)]
     #[serde(
@@ -41,10 +41,10 @@ fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::SecretSou
         expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
                      a secret never stands in the configuration itself"
     )]
-    enum Written {
+    enum TokenTable {
         Secret(secret::SecretSource),
     }
-    let Written::Secret(source) = Written::deserialize(from)?;
+    let TokenTable::Secret(source) = TokenTable::deserialize(from)?;
     Ok(source)
 }
 
@@ -63,10 +63,10 @@ fn default_rate() -> u32 {
 }
 
 impl ResmicSettings {
-    /// Whether the values go together.
+    /// Checks rules that concern several values.
     ///
     /// # Errors
-    /// The key to look at, and what is wrong with it.
+    /// The wrong key, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         check_url(&self.url).map_err(|words| ("url".to_owned(), words))?;
         if self.rate == 0 || self.rate > MOST_REQUESTS {
@@ -82,7 +82,7 @@ impl ResmicSettings {
     }
 }
 
-/// The key travels in a header, so plain http stays on this machine.
+/// Plain http is allowed only on this machine, because a header contains the key.
 pub(super) fn check_url(url: &Url) -> Result<(), String> {
     if !url.tls && !url.is_loopback() {
         return Err(format!("{:?} is another machine, so the URL must begin with https://", url.host));

@@ -5,7 +5,7 @@ use crate::source::imap::{Tls, is_host};
 use crate::trust::dns::Resolver;
 use crate::trust::mail_servers;
 
-/// Services of RFC 6186 and RFC 8314, the better one first.
+/// The SRV services of RFC 6186 and RFC 8314. Implicit TLS comes first.
 const SERVICES: [(&str, Tls); 2] = [("_imaps._tcp", Tls::Implicit), ("_imap._tcp", Tls::Starttls)];
 /// Usual names of IMAP servers.
 const NAMES: [&str; 2] = ["imap", "mail"];
@@ -21,21 +21,21 @@ pub struct MailServer {
     pub tls: Tls,
 }
 
-/// What was found, and by what: words for the person.
+/// The result of the search, with a text for the person about its source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovered {
     /// A known provider.
     Provider(&'static Provider, String),
     /// A server of another provider.
     Server(MailServer, String),
-    /// Nothing.
+    /// No server.
     Nothing,
 }
 
 /// Finds the IMAP server for addresses of a domain: by the domain's name, its MX records, its SRV records, or a usual name.
 ///
 /// # Errors
-/// In words, if DNS does not answer.
+/// A message for the operator, if DNS does not answer.
 pub async fn discover(resolver: &Resolver, domain: &str) -> Result<Discovered, String> {
     if let Some(provider) = Provider::by_domain(domain) {
         return Ok(Discovered::Provider(provider, format!("the domain is {domain}")));
@@ -67,7 +67,7 @@ fn is_plain_host(host: &str) -> bool {
     is_host(host) && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
-/// The port without `port` in the configuration.
+/// The default of `port` in the configuration.
 fn usual_port(tls: Tls) -> u16 {
     match tls {
         Tls::Implicit => 993,

@@ -37,7 +37,7 @@ pub struct Draft {
 pub enum LoginDraft {
     /// A password.
     Password,
-    /// OAuth, as this application.
+    /// OAuth, with the registration of this application at the provider.
     OAuth(ProviderApp),
 }
 
@@ -187,7 +187,7 @@ impl SecretPlace {
     }
 }
 
-/// A text as TOML writes it.
+/// A text in the syntax of TOML.
 fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }

@@ -1,4 +1,4 @@
-//! New files: complete or absent, never over an existing one; and a secret that takes the place of an older one.
+//! Creates files that are either complete or absent, and never overwrites a file. Also replaces a secret file atomically.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ impl NewFiles {
     /// Creates a folder (0755) and its parents, as far as they are absent.
     ///
     /// # Errors
-    /// The system's.
+    /// An error of the system.
     pub fn create_folder(&mut self, folder: &Path) -> io::Result<()> {
         let absent: Vec<_> = folder.ancestors().take_while(|path| !is_here(path)).collect();
         for path in absent.into_iter().rev() {
@@ -31,10 +31,10 @@ impl NewFiles {
     /// Creates a file with this mode and content. Another process sees the whole file or none.
     ///
     /// # Errors
-    /// [`io::ErrorKind::AlreadyExists`] if the file exists, which then stays as it is; others of the system.
+    /// [`io::ErrorKind::AlreadyExists`] if the file exists; it is not changed. Other errors are of the system.
     pub fn create_file(&mut self, path: &Path, mode: u32, content: &str) -> io::Result<()> {
         let (part, mut file) = unfinished(path, mode)?;
-        // A link never replaces a file, as a rename would.
+        // link(2) fails if the file exists; rename(2) would replace it.
         let linked = fill(&mut file, mode, content).and_then(|()| fs::hard_link(&part, path));
         let removed = fs::remove_file(&part);
         linked?;
@@ -45,7 +45,7 @@ impl NewFiles {
     /// Keeps the files. They survive a power cut.
     ///
     /// # Errors
-    /// The system's; then nothing is kept.
+    /// An error of the system. In that case nothing is kept.
     pub fn keep(mut self) -> io::Result<()> {
         for folder in self.files.iter().map(|path| folder_of(path)) {
             File::open(folder)?.sync_all()?;
@@ -58,7 +58,7 @@ impl NewFiles {
 
 impl Drop for NewFiles {
     fn drop(&mut self) {
-        // An error cannot be reported here; a folder stays if another program put a file into it.
+        // An error cannot be reported here. A folder stays if another program has put a file into it.
         for file in self.files.drain(..) {
             let _ = fs::remove_file(file);
         }
@@ -80,19 +80,19 @@ impl Replacement {
     /// Creates the file under a temporary name, so that a folder without write permission is detected early.
     ///
     /// # Errors
-    /// The system's.
+    /// An error of the system.
     pub fn begin(path: &Path) -> io::Result<Self> {
         let (part, file) = unfinished(path, 0o600)?;
         Ok(Replacement { path: path.to_owned(), part, file })
     }
 
-    /// Writes the content and takes the place of the older file, which keeps its owner.
+    /// Writes the content and replaces the older file. The new file has the owner of the older one.
     ///
     /// # Errors
-    /// The system's; the older file is then still there.
+    /// An error of the system. In that case the older file still exists.
     pub fn commit(mut self, content: &str) -> io::Result<()> {
         if let Ok(older) = fs::metadata(&self.path) {
-            // Only root may do this; for other users the file is their own.
+            // Only root may change the owner. Other users own both files.
             let _ = fchown(&self.file, Some(older.uid()), Some(older.gid()));
         }
         fill(&mut self.file, 0o600, content)?;
@@ -103,7 +103,7 @@ impl Replacement {
 
 impl Drop for Replacement {
     fn drop(&mut self) {
-        // After a commit there is nothing under this name.
+        // After a commit, the temporary name does not exist.
         let _ = fs::remove_file(&self.part);
     }
 }
@@ -114,7 +114,7 @@ fn unfinished(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let part = folder_of(path).join(format!(".{name}.{}.part", std::process::id()));
     let create = || OpenOptions::new().write(true).create_new(true).mode(mode).open(&part);
     let file = create().or_else(|error| match error.kind() {
-        // A killed process with the same id left it behind.
+        // A killed process with the same id has left this file.
         io::ErrorKind::AlreadyExists => fs::remove_file(&part).and_then(|()| create()),
         _ => Err(error),
     })?;

@@ -1,7 +1,7 @@
-//! Everything that a first configuration needs, except the conversation with the person: knowledge about mail providers,
-//! discovery of a mail server, the text of the configuration, new files, and authorization at an OAuth provider.
+//! The parts of `init` and `authorize` without the dialogue: the table of mail providers, the discovery of a mail server, the
+//! text of the configuration, new files, and the authorization at an OAuth provider.
 //!
-//! Nothing here prints or asks.
+//! This room does not print, and does not ask the person.
 
 mod discovery;
 mod draft;

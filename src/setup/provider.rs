@@ -15,18 +15,18 @@ pub struct Provider {
     pub local_user: bool,
     /// Domains of its addresses.
     domains: &'static [&'static str],
-    /// Ends of the names of its mail exchangers.
+    /// The domains of its mail exchangers (MX).
     exchangers: &'static [&'static str],
 }
 
 /// How a program logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignIn {
-    /// With a password for this program only; the text tells the person where to make one.
+    /// With a password for this program only. The text explains where to create one.
     AppPassword(&'static str),
     /// With an app password, or with OAuth at Google.
     Google,
-    /// With OAuth at Microsoft; passwords are refused.
+    /// With OAuth at Microsoft, which refuses passwords.
     Microsoft,
 }
 
@@ -47,7 +47,7 @@ const fn zoho(host: &'static str, domains: &'static [&'static str], exchangers: 
     }
 }
 
-/// The first that fits is taken.
+/// The known providers. The first match counts.
 static PROVIDERS: [Provider; 12] = [
     Provider {
         name: "Gmail",
@@ -141,7 +141,7 @@ impl Provider {
     }
 }
 
-/// Whether a name is `end`, or below it.
+/// Whether a name is the domain `end` or one of its subdomains.
 fn is_below(name: &str, end: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == end || name.strip_suffix(end).is_some_and(|before| before.ends_with('.'))

@@ -6,7 +6,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 /// 256 bits from the system's random source, as 64 hexadecimal digits.
 ///
 /// # Errors
-/// In words, if the system gives none.
+/// A message, if the random source fails.
 pub fn random_hex() -> Result<String, String> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).map_err(|_| "the system's random source does not work".to_owned())?;

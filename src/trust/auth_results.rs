@@ -11,7 +11,7 @@ use super::dkim::{self, MAX_SIGNATURES, VerifiedPart};
 use super::dns::Resolver;
 use super::header::Header;
 use super::{Candidate, TrustSettings, authserv, is_aligned, untrusted};
-use crate::model::{Authenticity, Proof, SignedHeaders, Trust, printable};
+use crate::model::{Authenticity, SignedHeaders, Trust, TrustProof, printable};
 
 /// A signature that the server found valid.
 pub(super) struct PassedSignature {
@@ -34,7 +34,9 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
         return without_signature(mail.header, &passed, settings);
     }
     match dkim::authenticate(mail, &VerifiedPart::Header(&passed), resolver).await {
-        Authenticity::Trusted(proof) => Authenticity::Trusted(Proof { trust: Trust::AuthenticationResults, ..proof }),
+        Authenticity::Trusted(proof) => {
+            Authenticity::Trusted(TrustProof { trust: Trust::AuthenticationResults, ..proof })
+        }
         verdict => verdict,
     }
 }
@@ -101,7 +103,7 @@ fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: 
         return untrusted("it has more than one To, or a malformed one");
     }
     let first = passed.first();
-    Authenticity::Trusted(Proof {
+    Authenticity::Trusted(TrustProof {
         trust: Trust::AuthenticationResults,
         domain: first.and_then(|p| p.domain.as_ref().or(p.identity.as_ref())).map(|domain| printable(domain, 253)),
         selector: first.and_then(|p| p.selector.as_ref()).map(|selector| printable(selector, 253)),

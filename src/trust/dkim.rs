@@ -11,7 +11,7 @@ use mail_auth::{AuthenticatedMessage, DkimOutput, DkimResult, DnsError, Error};
 use super::dns::Resolver;
 use super::header::{Header, has_lone_cr};
 use super::{Candidate, is_aligned, untrusted};
-use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust, printable};
+use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, printable};
 
 /// The number of signatures of the From's organisation that are verified. Each may need a DNS lookup, and the sender
 /// chooses its name.
@@ -126,7 +126,7 @@ async fn check_key_and_time(
     match resolver.key_record(signature).await.map(|key| key.rejection()) {
         Err(words) => SignatureResult::TempError(words),
         Ok(Some(words)) => SignatureResult::Invalid(format!("{} {words}", describe_key(signature))),
-        // Either the sender's clock or this machine's is wrong.
+        // The clock of the sender or of this machine is wrong.
         Ok(None) if mail.clock.is_behind(signature) => {
             SignatureResult::TempError(format!("{} is from the future by this machine's clock", describe(signature)))
         }
@@ -238,7 +238,7 @@ fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
 }
 
 fn trusted(signature: &Signature, header: &Header<'_>) -> Authenticity {
-    Authenticity::Trusted(Proof {
+    Authenticity::Trusted(TrustProof {
         trust: Trust::Dkim,
         domain: Some(printable(&signature.d, 253)),
         selector: Some(printable(&signature.s, 253)),

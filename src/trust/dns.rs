@@ -258,7 +258,7 @@ impl ResolverCache<Box<str>, Txt> for KeyCache {
         }
         let Ok(mut keys) = self.0.lock() else { return };
         if keys.len() >= MAX_KEYS {
-            // Mails with ever new selectors must not fill the memory.
+            // Mails that each name another selector must not fill the memory.
             let now = Instant::now();
             keys.retain(|_, (_, until)| *until > now);
             if keys.len() >= MAX_KEYS {

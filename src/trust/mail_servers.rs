@@ -9,7 +9,7 @@ use crate::model::printable;
 /// The hosts that receive the domain's mails, the preferred one first; empty if there is no MX record.
 ///
 /// # Errors
-/// In words, if DNS does not answer.
+/// A message, if DNS does not answer.
 pub async fn exchangers(resolver: &Resolver, domain: &str) -> Result<Vec<String>, String> {
     let records = records(resolver, domain, RecordType::MX).await?;
     let mut found: Vec<_> = records
@@ -26,7 +26,7 @@ pub async fn exchangers(resolver: &Resolver, domain: &str) -> Result<Vec<String>
 /// Host and port of a service such as `_imaps._tcp`, the preferred one first; empty if the domain does not offer it.
 ///
 /// # Errors
-/// In words, if DNS does not answer.
+/// A message, if DNS does not answer.
 pub async fn services(resolver: &Resolver, service: &str, domain: &str) -> Result<Vec<(String, u16)>, String> {
     let records = records(resolver, &format!("{service}.{domain}"), RecordType::SRV).await?;
     let mut found: Vec<_> = records
@@ -48,7 +48,7 @@ pub async fn services(resolver: &Resolver, service: &str, domain: &str) -> Resul
 /// Whether a host has an address.
 ///
 /// # Errors
-/// In words, if DNS does not answer.
+/// A message, if DNS does not answer.
 pub async fn has_address(resolver: &Resolver, host: &str) -> Result<bool, String> {
     for kind in [RecordType::A, RecordType::AAAA] {
         let records = records(resolver, host, kind).await?;

@@ -24,7 +24,7 @@ pub use clock::Clock;
 use serde::Deserialize;
 
 use crate::catch_panic::{catch_panic, catch_panic_async};
-use crate::model::{Authenticity, Proof, Reason, ReasonCode, SignedHeaders, Trust};
+use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof};
 use dns::Resolver;
 use header::Header;
 
@@ -229,12 +229,12 @@ struct Candidate<'a> {
 }
 
 /// The stand-in for a proof with `accept = ["none"]`. All header fields count.
-fn unproven() -> Proof {
-    Proof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
+fn unproven() -> TrustProof {
+    TrustProof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }
 
 /// Trusts a proven mail if its signed To contains one of the account's addresses.
-fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: Proof) -> Authenticity {
+fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: TrustProof) -> Authenticity {
     if !proof.signed_headers.contains("to") {
         return untrusted("its To is not signed");
     }

@@ -16,7 +16,7 @@ pub const SEPOLIA: &str = "11155111";
 /// More gas than any transaction of a test needs. An estimate would reject failing transactions before they are mined.
 const GAS: &str = "0x300000";
 
-/// A running anvil; dropping it ends the process. It finalises all but the last four blocks.
+/// A running anvil (an EVM node). Dropping it ends the process. All blocks except the last four are final.
 pub struct Anvil {
     pub port: u16,
     pub accounts: Vec<String>,

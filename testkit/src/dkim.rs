@@ -80,7 +80,7 @@ impl Writable for Bytes {
     }
 }
 
-/// A key of a sender with a wrong clock: the difference in seconds.
+/// A key whose signatures have times of a wrong clock: the key, and the difference in seconds.
 struct Shifted<K>(K, i64);
 
 impl<K: SigningKey<Hasher = Sha256>> SigningKey for Shifted<K> {

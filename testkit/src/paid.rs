@@ -18,7 +18,7 @@ impl Paid {
         Paid { session, hash, wallet, amount: "20", chain: "SEPOLIA", token: "USDC" }
     }
 
-    /// The mail, sent now.
+    /// The bytes of the mail, with the current time as its Date.
     pub fn mail(&self) -> String {
         let Paid { session, hash, wallet, amount, chain, token } = self;
         // A payment without a session is number 0.

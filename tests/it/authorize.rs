@@ -1,4 +1,4 @@
-//! `authorize`: by device code and by redirect, at an authorization server of our own, and a login with the result.
+//! `authorize` by device code and by redirect, with a fake authorization server, and a login with the new token.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use testkit::daemon::Home;
 use testkit::dovecot::Dovecot;
 use testkit::tokens::{CLIENT_SECRET, CODE, DEVICE_CODE, Endpoint, REFRESH_TOKEN, USER, USER_CODE};
 
-/// An account at this Dovecot, whose refresh token has ended.
+/// The configuration of an account at this Dovecot. Its refresh token has expired.
 fn home(connection: &str, oauth2: &str) -> Home {
     let home = Home::new(&format!(
         "[[account]]\nname = \"shop\"\nhost = \"127.0.0.1\"\n{connection}\nuser = \"{USER}\"\nmailboxes = [\"INBOX\"]\n\
@@ -22,7 +22,7 @@ fn home(connection: &str, oauth2: &str) -> Home {
     home
 }
 
-/// An account with a redirect at this endpoint.
+/// The configuration of an account that is authorized by redirect at this endpoint.
 fn with_redirect(endpoint: &Endpoint, dovecot: &Dovecot) -> Home {
     let at = format!("http://127.0.0.1:{}", endpoint.port);
     home(
@@ -43,14 +43,14 @@ fn token(home: &Home) -> String {
     fs::read_to_string(home.folder.path().join("refresh-token")).unwrap()
 }
 
-/// The token is stored, nobody else can read it, and it opens the mailbox.
+/// Asserts that the token is stored, that other users cannot read it, and that it works for a login.
 fn is_authorized(home: &Home) {
     let path = home.folder.path().join("refresh-token");
     assert_eq!(token(home), format!("{REFRESH_TOKEN}\n"));
     assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o600);
     let left: Vec<_> = fs::read_dir(home.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left.len(), 3, "{left:?}");
-    // The names of resmic.com are not asked for here.
+    // The exit code is ignored, because the names of resmic.com are not in DNS here.
     let checked = home.run(&["check", "--connect"]);
     let words = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(words.contains("logged in at 127.0.0.1") && words.contains("mailbox INBOX"), "{words}");
@@ -68,7 +68,7 @@ fn words(output: &Output) -> String {
     words
 }
 
-/// `authorize` while it waits for a redirect.
+/// A running `authorize` that waits for a redirect.
 struct Waiting {
     child: Child,
     page: String,
@@ -95,7 +95,7 @@ impl Waiting {
         Waiting { child, page, redirect_uri, lines }
     }
 
-    /// The rest of its words, and its exit code.
+    /// The rest of the output, and the exit code.
     fn end(mut self) -> (String, Option<i32>) {
         let mut rest = String::new();
         self.lines.read_to_string(&mut rest).unwrap();
@@ -104,7 +104,7 @@ impl Waiting {
     }
 }
 
-/// What a browser gets: the head and the body.
+/// Opens a URL as a browser does. Returns the head and the body of the response.
 fn visit(url: &str) -> String {
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
@@ -115,7 +115,7 @@ fn visit(url: &str) -> String {
     answer
 }
 
-/// The redirect of the provider's page.
+/// The URL of the redirect from the provider's page.
 fn location(page: &str) -> String {
     let answer = visit(page);
     let line = answer.lines().find(|line| line.to_ascii_lowercase().starts_with("location: "));
@@ -151,7 +151,7 @@ fn a_redirect_becomes_a_refresh_token() {
     let (endpoint, dovecot) = start();
     let home = with_redirect(&endpoint, &dovecot);
     let waiting = Waiting::start(&home);
-    // Another page of the browser, or another program, does not know the state.
+    // Another page in the browser, or another program, does not have the `state`.
     for strange in ["", "favicon.ico", "?code=stolen", "?code=stolen&state=guessed"] {
         assert!(visit(&format!("{}{strange}", waiting.redirect_uri)).starts_with("HTTP/1.1 404"), "{strange}");
     }
@@ -202,7 +202,7 @@ fn each_error_of_a_device_code_has_advice() {
     let at = format!("http://127.0.0.1:{}", endpoint.port);
     let urls = format!("token_url = \"{at}/token\"\ndevice_url = \"{at}/device\"");
     let home = home("port = 1\ntls = \"none\"", &urls);
-    // This client must have a secret, and has none.
+    // The provider demands a client secret, and the configuration has none.
     for (error, advice) in [
         (None, "check client_id and client_secret"),
         (Some("access_denied"), "an administrator refused"),
@@ -222,7 +222,7 @@ fn each_error_of_a_device_code_has_advice() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_authorized_is_refused() {
+fn an_unusable_configuration_is_refused() {
     let token_url = "token_url = \"https://login.example/token\"";
     let no_way = home("port = 1\ntls = \"none\"", token_url);
     let run = |home: &Home, account: &str| {
@@ -244,7 +244,7 @@ fn a_configuration_that_cannot_be_authorized_is_refused() {
 }
 
 #[test]
-fn a_token_that_cannot_be_stored_is_not_asked_for() {
+fn an_unwritable_token_file_stops_authorization() {
     let endpoint = Endpoint::start();
     let at = format!("http://127.0.0.1:{}", endpoint.port);
     let home = home("port = 1\ntls = \"none\"", &format!("token_url = \"{at}/token\"\ndevice_url = \"{at}/device\""));

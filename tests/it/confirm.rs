@@ -1,4 +1,4 @@
-//! Payments that a chain must confirm: the real program, a real EVM node, and a callback.
+//! Payments that a chain must confirm, with the real program, a real EVM node, and a handler.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use testkit::receiver::{Receiver, Request, status};
 const SOON: Duration = Duration::from_secs(30);
 const UNITS: u128 = 20_000_000;
 
-/// A shop with a node, a token, and a callback.
+/// A shop with a node, a token, and a handler.
 struct Shop {
     anvil: Anvil,
     token: String,
@@ -22,7 +22,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// With these lines for the chain, and for the target.
+    /// Creates a shop. `chain` and `target` are additional lines of its `[[chain]]` and its `[[forward]]`.
     async fn open(chain: &str, target: &str) -> Shop {
         let anvil = Anvil::start();
         let (node, wallet) = (anvil.url(), anvil.accounts[0].clone());
@@ -44,7 +44,7 @@ impl Shop {
         Shop { anvil, token, receiver, home }
     }
 
-    /// Pays in the token; the transaction.
+    /// Pays in the token, and returns the transaction hash.
     fn pay(&self, to: &str, units: u128) -> String {
         let data = calldata("transfer(address,uint256)", &[to, &units.to_string()]);
         self.anvil.send(&self.anvil.accounts[1], Some(&self.token), 0, &data)
@@ -58,7 +58,7 @@ impl Shop {
         Paid::new(session, hash, &self.anvil.accounts[1])
     }
 
-    /// Stores a mail; its outcome and its event.
+    /// Imports a mail, and returns its outcome and the id of its event.
     fn receive(&self, mail: &Paid) -> (String, String) {
         let file = self.home.folder.path().join(format!("{}.{}.eml", mail.hash, mail.session));
         std::fs::write(&file, mail.mail()).unwrap();
@@ -87,7 +87,7 @@ impl Shop {
 }
 
 fn sepolia(nodes: &[&str], wallet: &str, token: &str, more: &str) -> String {
-    // A command prints the URL, as a program for secrets does.
+    // The URL is the output of a command, as with a password manager.
     let nodes: Vec<_> = nodes.iter().map(|url| format!("{{ command = [\"echo\", \"{url}\"] }}")).collect();
     format!(
         "[[chain]]\nname = \"Sepolia\"\nnodes = [{}]\nwallets = [\"{wallet}\"]\n{more}\n\
@@ -143,7 +143,7 @@ async fn money_of_another_merchant_is_not_delivered() {
     shop.state_is(&no_chain, "unproven no-node");
     shop.state_is(&no_token, "unproven no-token");
     shop.state_is(&short, "doubtful short");
-    // An honest payment passes all of them.
+    // With the same configuration, an honest payment is confirmed.
     let hash = shop.pay_shop();
     shop.anvil.mine(5);
     let (_, honest) = shop.receive(&shop.mail(6, &hash));
@@ -172,7 +172,7 @@ async fn a_fake_claim_does_not_block_its_session() {
     let (_, honest) = shop.receive(&shop.mail(1, &hash));
     shop.delivery_is(&honest, "delivered");
     shop.delivery_is(&fake, "held");
-    // A second real payment of the session needs a person.
+    // A second real payment for the session needs review.
     let second = shop.pay_shop();
     shop.anvil.mine(5);
     let (_, second) = shop.receive(&Paid { amount: "20.00", ..shop.mail(1, &second) });
@@ -183,7 +183,7 @@ async fn a_fake_claim_does_not_block_its_session() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stolen_claim_holds_both_within_settle() {
+async fn a_stolen_claim_holds_both_events() {
     let shop = Shop::open("settle = \"1h\"", "").await;
     let daemon = shop.home.start();
     let hash = shop.pay_shop();
@@ -194,7 +194,7 @@ async fn a_stolen_claim_holds_both_within_settle() {
     assert_eq!(outcome, "quarantined");
     let hold = shop.home.ask(&format!("SELECT hold FROM events WHERE event_id = '{thief}'"));
     assert!(hold.starts_with("conflict: another mail claims the same transaction: session_id"), "{hold}");
-    // Clearing the chain's hold does not clear the other one.
+    // An event can have two holds: the chain and the conflict. The release of one leaves the other.
     let vouched = shop.home.run(&["confirm", "--vouch", "--json", &thief]);
     let vouched: Value = serde_json::from_slice(&vouched.stdout).unwrap();
     assert_eq!((&vouched["before"], &vouched["released"], &vouched["held"]), (&json!("waiting"), &json!(0), &json!(1)));
@@ -218,7 +218,7 @@ async fn settle_delays_a_confirmation() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_claims_of_one_arrival_are_both_doubtful() {
     let shop = Shop::open("settle = \"5s\"", "").await;
-    // A → B with one hash, B → shop with another: each has a genuine mail.
+    // A pays B in one transaction, and B pays the shop in another. Each transaction has a genuine mail.
     let wallet = shop.anvil.accounts[4].clone();
     let first = shop.pay(&wallet, UNITS);
     let data = calldata("transfer(address,uint256)", &[&shop.anvil.accounts[0], &UNITS.to_string()]);
@@ -234,7 +234,7 @@ async fn two_claims_of_one_arrival_are_both_doubtful() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tell_delivers_at_once_and_says_so() {
+async fn confirm_tell_delivers_at_once_unconfirmed() {
     let shop = Shop::open("settle = \"0s\"", "confirm = \"tell\"").await;
     let daemon = shop.home.start();
     let (_, event) = shop.receive(&shop.mail(1, &format!("0x{:064x}", 0xbad)));
@@ -260,7 +260,7 @@ async fn session_and_chain_hold_independently() {
     let assign = |event: &str, session: &str| shop.home.data(&["session", "assign", event, session]);
     assert!(assign(&invented, "591abe63-aa61-411d-a419-0b546729bbd1").contains("deliveries released: 0"));
     shop.delivery_is(&invented, "held");
-    // A new session may change the verdict, so the chain is asked again.
+    // The new session may change the result, so there is another look.
     assign(&confirmed, session);
     shop.delivery_is(&confirmed, "delivered");
     assert_eq!(shop.requests().len(), 1);
@@ -268,7 +268,7 @@ async fn session_and_chain_hold_independently() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kills_at_random_moments_lose_and_double_nothing() {
+async fn random_kills_lose_and_double_nothing() {
     let shop = Shop::open("settle = \"0s\"", "").await;
     let random = Random::from_environment();
     let count = 12;
@@ -310,7 +310,7 @@ async fn a_reorganisation_before_finality_unconfirms() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reorganisation_after_the_depth_is_lost_loudly() {
+async fn a_reorganisation_after_confirmation_is_reported() {
     let shop = Shop::open("settle = \"0s\"\nfinal = 1", "").await;
     let daemon = shop.home.start();
     let hash = shop.pay_shop();
@@ -327,7 +327,7 @@ async fn a_reorganisation_after_the_depth_is_lost_loudly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_confirmation_by_depth_that_lasts_is_left_alone() {
+async fn a_lasting_confirmation_by_depth_stays() {
     let shop = Shop::open("settle = \"0s\"\nfinal = 1", "").await;
     let daemon = shop.home.start();
     let hash = shop.pay_shop();
@@ -339,7 +339,7 @@ async fn a_confirmation_by_depth_that_lasts_is_left_alone() {
     ends_well(daemon);
 }
 
-/// A node that forwards to another one, and changes the answers.
+/// A node that forwards calls to the node `honest`, and changes the answers.
 fn lying(anvil: &Anvil, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> ScriptedNode {
     let port = anvil.port;
     ScriptedNode::start(move |call| {
@@ -353,7 +353,7 @@ fn lying(anvil: &Anvil, change: impl Fn(&str, &mut Value) + Send + Sync + 'stati
 async fn one_lying_node_of_two_confirms_nothing() {
     let anvil = Anvil::start();
     let liar = lying(&anvil, |method, answer| {
-        // The receipt says that twice as much arrived.
+        // The changed receipt shows twice the amount.
         if method == "eth_getTransactionReceipt" && !answer["result"].is_null() {
             answer["result"]["logs"][0]["data"] = json!(format!("0x{:064x}", 2 * UNITS));
         }
@@ -392,7 +392,7 @@ async fn a_node_of_another_chain_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_asks_each_node_for_what_a_look_needs() {
+async fn check_connect_tests_each_node() {
     let anvil = Anvil::start();
     let (node, wallet) = (anvil.url(), anvil.accounts[0].clone());
     let chain =
@@ -405,7 +405,7 @@ async fn check_asks_each_node_for_what_a_look_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_node_is_no_attention_at_first() {
+async fn a_throttled_node_is_healthy_at_first() {
     let anvil = Anvil::start();
     let node = ScriptedNode::start(|_| Some(NodeReply::new("429 Too Many Requests", "Retry-After: 1\r\n", "")));
     let (url, wallet) = (format!("http://127.0.0.1:{}/v2/s3cret-key", node.port), anvil.accounts[0].clone());
@@ -442,7 +442,7 @@ async fn without_a_chain_nothing_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_chain_that_is_added_holds_what_was_stored_before() {
+async fn an_added_chain_holds_earlier_events() {
     let shop = Shop::open("settle = \"0s\"", "").await;
     let file = shop.home.folder.path().join("config.toml");
     let config = std::fs::read_to_string(&file).unwrap();

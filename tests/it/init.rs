@@ -1,4 +1,4 @@
-//! `init`: on a pseudo-terminal as a person uses it, and with flags, against a real Dovecot and a real DNS server.
+//! `init` on a pseudo-terminal and with flags, with a real Dovecot and a real DNS server.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -21,12 +21,12 @@ fn empty() -> Home {
     Home { folder: tempfile::Builder::new().prefix("init").tempdir().unwrap() }
 }
 
-/// DNS with this record of shop.example, and Resmic's domain for `check --connect`.
+/// A DNS server with this record of shop.example, and the domain of Resmic that `check --connect` looks up.
 fn dns(record: (&str, &str)) -> Dns {
     Dns::start(&[(record.0.into(), record.1.into()), ("resmic.com".into(), "MX 10 mail.resmic.com.".into())])
 }
 
-/// A handler that can be reached.
+/// A handler that accepts connections, and its URL.
 fn handler() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/payment-webhook", listener.local_addr().unwrap());
@@ -48,11 +48,11 @@ fn content(home: &Home, name: &str) -> String {
     fs::read_to_string(home.folder.path().join(name)).unwrap()
 }
 
-/// Runs `init` without a terminal, with this on standard input.
+/// Runs `init` without a terminal. `input` is its standard input.
 fn init(home: &Home, arguments: &[&str], input: &str) -> Output {
     let mut command = home.command(&[&["init"], arguments].concat());
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // It may end without reading.
+    // The program may end before it has read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -61,11 +61,11 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// A pseudo-terminal, of util-linux, with a command in it.
+/// A command on a pseudo-terminal, which `script` of util-linux creates.
 struct Terminal {
     child: Child,
     screen: Arc<(Mutex<String>, Condvar)>,
-    /// How much of the screen was read.
+    /// The length of the output that was already searched.
     seen: usize,
 }
 
@@ -87,13 +87,13 @@ impl Terminal {
         Terminal { child, screen, seen: 0 }
     }
 
-    /// `init` with these arguments.
+    /// Starts `init` with these arguments.
     fn init(home: &Home, arguments: &str) -> Terminal {
         let config = home.folder.path().join("config.toml");
         Terminal::start(&format!("{} --config {} init {arguments}", binary().display(), config.display()))
     }
 
-    /// Waits for words that were not seen yet.
+    /// Waits until the words appear in new output.
     fn expect(&mut self, words: &str) {
         let screen = self.screen.0.lock().unwrap();
         let absent = |screen: &mut String| !screen[self.seen..].contains(words);
@@ -106,13 +106,13 @@ impl Terminal {
         self.child.stdin.as_mut().unwrap().write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits for a question and answers it.
+    /// Waits for a question, and answers it.
     fn answer(&mut self, question: &str, answer: &str) {
         self.expect(question);
         self.press(&format!("{answer}\n"));
     }
 
-    /// Waits for the end; the screen and the exit code.
+    /// Waits for the end of the program. Returns its output and the exit code.
     fn end(mut self) -> (String, Option<i32>) {
         let code = self.child.wait().unwrap().code();
         (self.screen.0.lock().unwrap().clone(), code)
@@ -120,7 +120,7 @@ impl Terminal {
 }
 
 #[test]
-fn a_person_sets_it_up_on_a_terminal() {
+fn answers_on_a_terminal_make_a_working_configuration() {
     let dovecot = Dovecot::start();
     let dns = dns(("_imaps._tcp.shop.example", &format!("SRV 0 1 {} localhost.", dovecot.imaps)));
     let (_listener, url) = handler();
@@ -157,7 +157,7 @@ fn a_person_sets_it_up_on_a_terminal() {
     assert_ne!(content(&home, "webhook-secret"), content(&home, "address-key"));
     let checked = home.data(&["check", "--connect"]);
     assert!(checked.contains("logged in at localhost") && checked.contains("target shop"), "{checked}");
-    // The next commands are on the screen as a shell takes them.
+    // `init` prints the next commands in the syntax of a shell.
     let config = home.folder.path().join("config.toml");
     for next in ["check --connect", "run", "events --follow"] {
         assert!(
@@ -169,10 +169,10 @@ fn a_person_sets_it_up_on_a_terminal() {
 }
 
 #[test]
-fn a_person_names_another_server() {
+fn another_server_can_be_entered() {
     let dovecot = Dovecot::start();
     let home = empty();
-    // DNS knows a server that is not there.
+    // DNS has the address of a server that does not run.
     let dns = dns(("imap.shop.example", "A 127.0.0.1"));
     let mut terminal =
         Terminal::init(&home, &format!("--dns {} --no-forward --ca-file {}", dns.address, dovecot.ca().display()));
@@ -199,7 +199,7 @@ fn a_person_names_another_server() {
 }
 
 #[test]
-fn an_interrupted_person_leaves_no_trace() {
+fn an_interruption_leaves_no_files() {
     let home = empty();
     let config = home.folder.path().join("new/config.toml");
     let command = format!(
@@ -207,7 +207,7 @@ fn an_interrupted_person_leaves_no_trace() {
         binary().display(),
         config.display()
     );
-    // Ctrl-C, and Ctrl-D.
+    // The keys Ctrl-C and Ctrl-D.
     for (question, keys, words) in [
         ("Password (not shown): ", "\u{3}", "interrupted; nothing was written"),
         ("Password (not shown): ", "\u{4}", "the input has ended; nothing was written"),
@@ -217,7 +217,7 @@ fn an_interrupted_person_leaves_no_trace() {
         terminal.press(keys);
         terminal.expect(words);
         terminal.expect("code 1");
-        // The terminal shows again what is typed.
+        // The terminal echoes typed characters again.
         terminal.expect(" echo ");
         terminal.end();
         assert_eq!(names(home.folder.path()), Vec::<String>::new());
@@ -225,7 +225,7 @@ fn an_interrupted_person_leaves_no_trace() {
 }
 
 #[test]
-fn flags_take_the_place_of_answers() {
+fn flags_replace_answers() {
     let dovecot = Dovecot::start();
     let dns = dns(("shop.example", "MX 10 mx.shop.example."));
     let (_listener, url) = handler();
@@ -261,7 +261,7 @@ fn flags_take_the_place_of_answers() {
     assert!(checked.contains("logged in at localhost"), "{checked}");
     let text = content(&home, "config.toml");
     assert!(text.contains("match = true") && text.contains("dedicated = true"), "{text}");
-    // A second time, everything is there already.
+    // The second run finds all files of the first one.
     let output = init(&home, &arguments, &format!("{PASSWORD}\n"));
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("exists, and init overwrites nothing"), "{}", said(&output));
@@ -281,7 +281,7 @@ fn a_missing_answer_names_its_flag() {
     ];
     let dns = dns(("other.example", "MX 0 mx.other.example."));
     let address = dns.address.to_string();
-    // Without --yes too: standard input is no terminal.
+    // Standard input is not a terminal, so `init` asks nothing, even without --yes.
     for first in ["--yes", "--no-login"] {
         for (flag, _) in &all {
             let home = empty();
@@ -323,7 +323,7 @@ fn a_wrong_password_writes_nothing() {
     ];
     fs::write(home.folder.path().join("wrong"), "wr0ng\n").unwrap();
     let run = || {
-        // With the umask of a careful root.
+        // Some administrators use such a strict umask.
         let mut command = Command::new("sh");
         command.args(["-c", "umask 077; exec \"$0\" \"$@\""]).arg(binary()).args(arguments);
         command.current_dir(home.folder.path()).stdin(Stdio::null()).output().unwrap()
@@ -340,14 +340,14 @@ fn a_wrong_password_writes_nothing() {
     let output = run();
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert_eq!(names(config.parent().unwrap()), ["config.toml", "imap-password"]);
-    // The daemon is another user, and reads the configuration.
+    // The daemon runs as another user, and must be able to read the configuration.
     for (name, expected) in [("deep", 0o755), ("deep/folder", 0o755), ("deep/folder/config.toml", 0o644)] {
         assert_eq!(mode(&home, name), expected, "{name}");
     }
 }
 
 #[test]
-fn a_secret_that_exists_is_used() {
+fn existing_secrets_are_used() {
     let home = empty();
     let flags = [
         "--yes",
@@ -370,7 +370,7 @@ fn a_secret_that_exists_is_used() {
         assert_eq!(content(&home, name), format!("older {name}\n"));
     }
     home.data(&["check"]);
-    // An empty one is neither used nor filled.
+    // `init` does not use an empty secret file, and does not write to it.
     fs::remove_file(home.folder.path().join("config.toml")).unwrap();
     fs::write(home.folder.path().join("address-key"), "").unwrap();
     let output = init(&home, &flags, "");
@@ -443,7 +443,7 @@ fn the_server_is_found_in_dns() {
         assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
         assert!(content(&home, "config.toml").contains(expected), "{name}: {}", content(&home, "config.toml"));
     }
-    // The domain says that it has no such service.
+    // This SRV record means that the domain does not offer the service.
     let dns = dns(("_imaps._tcp.shop.example", "SRV 0 0 0 ."));
     let (home, address) = (empty(), dns.address.to_string());
     let output = init(&home, &["--yes", "--email", EMAIL, "--dns", &address], "");

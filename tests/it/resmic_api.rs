@@ -1,4 +1,4 @@
-//! The client of Resmic's API, with a fake API in each of its moods.
+//! The client of Resmic's API, with a fake API that can fail in several ways.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use testkit::resmic_api::{API_KEY, ApiRequest, Mood, ResmicApi, Session, USER_ID
 const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 
-/// An API with one completed session.
+/// A fake API with one completed session.
 fn api() -> ResmicApi {
     let api = ResmicApi::start();
     api.set_session(SESSION, Session::completed("20", TX));
@@ -43,7 +43,7 @@ fn details(api: &ResmicApi) -> Result<TransactionDetails, ApiError> {
     wait(client(api, API_KEY).transaction_details(session()))
 }
 
-/// The error in this mood, which both requests must return.
+/// Sets the behaviour of the fake API, and returns the error. Both requests must return the same.
 fn error(api: &ResmicApi, mood: Mood) -> ApiError {
     api.set_mood(mood);
     let error = status(api).unwrap_err();

@@ -114,7 +114,7 @@ moment
 systemctl restart $unit
 await "does not idle" idle
 before=$(property MainPID)
-sleep 5 # longer than WatchdogSec: an idle daemon sends WATCHDOG=1
+sleep 5 # Longer than WatchdogSec. An idle daemon must reset the watchdog, too.
 [ "$(property MainPID)" = "$before" ] || fail "the watchdog bit an idle daemon"
 moment
 kill -STOP "$before"

@@ -1,4 +1,4 @@
-//! Money that moved in one transaction: in logs of a token, or in calls with a value.
+//! Finds the money that moved in one transaction: in the logs of a token, or in calls with a value.
 
 use super::super::answers::{Frame, Receipt, Transfer};
 use super::super::hex::{Address, Hash, Quantity};
@@ -13,19 +13,19 @@ pub(super) struct Movement {
 }
 
 impl Movement {
-    /// No more can have come from the payer than the payer paid.
+    /// Limits the amount to the amount that the payer paid. The rest came from another wallet.
     pub(super) fn at_most(mut self, units: u128) -> Self {
         self.units = self.units.min(units);
         self
     }
 }
 
-/// Where a transaction stands in the chain.
+/// The position of a receipt in the chain, as a sort key.
 pub(super) fn place(receipt: &Receipt) -> (u64, u64, Hash) {
     (receipt.block_number, receipt.transaction_index, receipt.transaction_hash)
 }
 
-/// The wallets that the payer paid, each with the first log of it and the sum.
+/// The wallets that the payer paid, each with the index of its first log and the sum.
 pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, u128)>, Reason> {
     let mut wallets: Vec<(Address, u64, u128)> = Vec::new();
     for transfer in paid {
@@ -37,7 +37,7 @@ pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, 
     Ok(wallets)
 }
 
-/// The sum that moved in one transaction, if anything moved.
+/// Adds up the parts that moved in one transaction. `None` if there are none.
 pub(super) fn sum_up(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
     let (mut keys, mut units) = (Vec::new(), 0);
     for (key, value) in parts {
@@ -56,13 +56,14 @@ pub(super) fn log_key(index: u64) -> i64 {
     i64::try_from(index).unwrap_or(i64::MAX)
 }
 
-/// The key of a call: −1 for the transaction itself, −2 for the first call that it made.
+/// The key of a call in [`super::Arrival::keys`]: −1 for the transaction itself, −2 for the first call that it made.
 pub(super) fn frame_key(index: usize) -> i64 {
     -1 - i64::try_from(index).unwrap_or(i64::MAX - 1)
 }
 
-/// The calls with a value that were not taken back, with their keys. Only a CALL moves money to its callee: a DELEGATECALL
-/// shows the value of the call around it, and a CALLCODE pays its own caller.
+/// Collects the calls with a value that were not reverted, with their keys.
+///
+/// Only a CALL moves money to its callee. A DELEGATECALL shows the value of the outer call, and a CALLCODE pays its caller.
 pub(super) fn collect_calls(root: &Frame, is_wanted: &dyn Fn(&Frame) -> bool, found: &mut Vec<(i64, u128)>) {
     let mut waiting = vec![(root, false)];
     let mut index = 0;

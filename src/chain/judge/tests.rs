@@ -1,4 +1,4 @@
-//! The judge, held against worlds that are made by hand and by chance.
+//! Tests the judge with observations that are written by hand, and with random ones.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -100,13 +100,13 @@ fn ask(chain: &Chain, claim: &Claim, seen: &[Observation]) -> Confirmation {
     judge(&Question::new(claim, &chains).unwrap(), seen, NOW.parse().unwrap(), &|_, _| false)
 }
 
-/// The reason why one node's answers confirm nothing, or the empty text.
+/// The reason why one node's answers confirm nothing. Empty if they confirm the payment.
 fn reason(token: &str, seen: Observation) -> String {
     let confirmation = ask(&chain("trace = true"), &claim(token), &[seen]);
     confirmation.outcome.map(|_| String::new()).unwrap_or_else(|reason| reason.to_string())
 }
 
-/// The code, after a change of the answers.
+/// Changes the answers, and returns the reason code.
 fn code(token: &str, mut seen: Observation, change: impl FnOnce(&mut Observation)) -> String {
     change(&mut seen);
     reason(token, seen).split(':').next().unwrap().to_owned()
@@ -153,7 +153,7 @@ fn a_transfer_that_proves_nothing_has_its_reason() {
 }
 
 #[test]
-fn money_of_the_merchant_s_own_wallet_pays_nothing() {
+fn money_from_the_merchants_wallet_pays_nothing() {
     let mut claim = claim("USDC");
     claim.from_wallet_address = Some(SHOP.to_string());
     let seen = Observation { payment: Some(seen(TX, 90, vec![log(usdc(), SHOP, SHOP, UNITS, 4)])), ..node() };
@@ -171,7 +171,7 @@ fn a_coupon_is_allowed_up_to_the_discount() {
 }
 
 #[test]
-fn no_more_comes_from_the_payer_than_the_payer_paid() {
+fn an_arrival_is_limited_by_the_payment() {
     let dust = |seen: &mut Observation| payment(seen).logs = vec![log(usdc(), PAYER, WALLET, 1, 4)];
     let own = |seen: &mut Observation| {
         dust(seen);
@@ -245,7 +245,7 @@ fn only_final_blocks_confirm_or_contradict() {
 }
 
 #[test]
-fn an_answer_that_cannot_be_makes_the_event_wait() {
+fn an_impossible_answer_makes_the_event_wait() {
     assert_eq!(code("USDC", direct(), |seen| seen.payment = None), "unseen");
     assert_eq!(code("USDC", direct(), |seen| seen.final_block = None), "node");
     assert_eq!(code("USDC", direct(), |seen| seen.chain_id = Some(1)), "node");
@@ -341,7 +341,7 @@ fn a_wait_that_is_too_long_ends() {
 }
 
 #[test]
-fn an_arrival_that_is_gone_when_final_is_lost() {
+fn an_arrival_missing_when_final_is_lost() {
     let (chains, claim) = ([chain("")], claim("USDC"));
     let question = Question::new(&claim, &chains).unwrap();
     let again = |seen: Observation| {
@@ -358,7 +358,7 @@ fn an_arrival_that_is_gone_when_final_is_lost() {
     assert_eq!(again(down), Revisited::Later);
 }
 
-// ---- by chance ----
+// ---- random observations ----
 
 fn any_address() -> impl Strategy<Value = Address> {
     prop::sample::select(vec![PAYER, SHOP, WALLET, STRANGER])
@@ -438,7 +438,7 @@ prop_compose! {
     }
 }
 
-/// How much of the token the merchant got in a receipt, in the logs of these keys; written without the judge's functions.
+/// The amount of the token that the merchant received in the logs with these keys. It does not use the judge's functions.
 fn units_in_logs(receipt: &Receipt, keys: &[i64]) -> u128 {
     let logs = receipt.logs.iter().filter(|log| {
         let is_ours = log.topics[2].0[12..] == SHOP.0 && log.topics[0] == TRANSFER && log.address == usdc();
@@ -448,7 +448,7 @@ fn units_in_logs(receipt: &Receipt, keys: &[i64]) -> u128 {
     values.fold(0, u128::saturating_add)
 }
 
-/// How much of the native coin the merchant got in the calls of a trace that stand.
+/// The amount of the native coin that the merchant received in the calls of a trace that were not reverted.
 fn units_in_calls(frame: &Frame) -> u128 {
     if frame.error.is_some() {
         return 0;
@@ -457,7 +457,7 @@ fn units_in_calls(frame: &Frame) -> u128 {
     frame.calls.iter().map(units_in_calls).fold(own, u128::saturating_add)
 }
 
-/// Whether the arrival stands in a receipt that the node gave, in a final block of the node's chain.
+/// Whether a receipt in a final block of the node's chain shows the arrival.
 fn stands(seen: &Observation, arrival: &Arrival, is_native: bool) -> bool {
     seen.payment.iter().chain(&seen.candidates).any(|tx| {
         let is_it = tx.receipt.transaction_hash == arrival.transaction && tx.receipt.succeeded;
@@ -474,7 +474,7 @@ fn stands(seen: &Observation, arrival: &Arrival, is_native: bool) -> bool {
     })
 }
 
-/// Judges 4,000 observations; how many of them confirm.
+/// Judges 4,000 random observations, and returns how many of them confirm the payment.
 fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
     let (chains, claim) = ([chain("trace = true")], claim(token));
     let question = Question::new(&claim, &chains).unwrap();
@@ -488,7 +488,7 @@ fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
             prop_assert!(is_native || arrival.units >= UNITS - 1);
             prop_assert_eq!(seen.chain_id, Some(137));
         }
-        // A contradiction comes from a final block.
+        // Only a final block can contradict a mail.
         if confirmation.state() == State::Doubtful {
             prop_assert!(seen.payment.unwrap().receipt.block_number <= 100);
         }
@@ -501,7 +501,7 @@ fn confirmed_by_chance(token: &str, is_native: bool) -> usize {
 
 #[test]
 fn nothing_confirms_without_an_arrival_in_a_receipt() {
-    // Chance makes payments too, so that the property has something to hold.
+    // Some of the random observations must be payments. Otherwise the property would never be checked.
     assert!(confirmed_by_chance("USDC", false) > 20);
     assert!(confirmed_by_chance("MATIC", true) > 20);
 }

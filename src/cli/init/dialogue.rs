@@ -1,4 +1,4 @@
-//! One answer at a time: from a flag, from the person, or from a default.
+//! Gets the answers to the questions of `init`, each from a flag, from the person, or from a default.
 
 use std::path::Path;
 
@@ -23,14 +23,14 @@ pub(super) struct DialogueQuestion<'a> {
     pub(super) flag: &'a str,
     /// Its value.
     pub(super) given: Option<&'a str>,
-    /// The words for the person.
+    /// The question for the person.
     pub(super) words: &'a str,
-    /// The answer if the person only presses Enter, and without a person.
+    /// The answer if the person only presses Enter, or without a person.
     pub(super) default: Option<&'a str>,
 }
 
 impl Dialogue {
-    /// A text that `check` accepts.
+    /// Gets a text that `check` accepts.
     pub(super) async fn text(
         &self,
         question: DialogueQuestion<'_>,
@@ -58,7 +58,7 @@ impl Dialogue {
         }
     }
 
-    /// Yes or no; without a person, and for Enter, `default`.
+    /// Asks for yes or no. `default` is the answer for Enter, and without a person.
     pub(super) async fn confirm(&self, words: &str, default: bool) -> anyhow::Result<bool> {
         if !self.asks {
             return Ok(default);
@@ -74,7 +74,7 @@ impl Dialogue {
         }
     }
 
-    /// A secret: from the file of a flag, or typed.
+    /// Gets a secret, from the file that a flag names or from the person.
     pub(super) async fn secret(&self, flag: &str, file: Option<&Path>, words: &str) -> anyhow::Result<SecretString> {
         if let Some(file) = file {
             return secret_from(flag, file).await;
@@ -105,7 +105,7 @@ pub(super) async fn secret_from(flag: &str, file: &Path) -> anyhow::Result<Secre
     if text.is_empty() { Err(UsageError(format!("{flag}: standard input is empty")).into()) } else { Ok(text.into()) }
 }
 
-/// The error for a question that is not asked.
+/// The error if an answer is missing and there is no person.
 pub(super) fn missing(flag: &str) -> UsageError {
     UsageError(format!("{flag} is missing; without a terminal, or with --yes, init asks no question"))
 }

@@ -1,4 +1,4 @@
-//! The mail account: its server, its login, and a first try.
+//! The mail account for `init`: its server, its login, and a test of both.
 
 use anyhow::bail;
 use secrecy::{ExposeSecret, SecretString};
@@ -18,7 +18,7 @@ use crate::trust::dns::{self, Resolver};
 const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
 
 impl Setup<'_> {
-    /// The account, tried out, and the secret that has to be written.
+    /// The tested account, and the secret that must be written to a file.
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
         let question =
@@ -87,13 +87,13 @@ impl Setup<'_> {
         }
     }
 
-    /// The server with --port and --tls.
+    /// Applies the flags --port and --tls to a server.
     fn with_flags(&self, server: MailServer) -> MailServer {
         let arguments = self.arguments;
         MailServer { port: arguments.port.or(server.port), tls: arguments.tls.unwrap_or(server.tls), ..server }
     }
 
-    /// The server that the person names.
+    /// Gets the server from the flag --host, or from the person.
     async fn server_by_hand(&self, given: Option<&str>, known: Option<&MailServer>) -> anyhow::Result<MailServer> {
         let default = known.map(|server| server.host.as_str());
         let question = DialogueQuestion { flag: "--host", given, words: "IMAP server", default };
@@ -109,7 +109,7 @@ impl Setup<'_> {
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
         let port = number(&port).map_err(|words| UsageError(words.to_owned()))?;
-        // Port 143 begins without TLS; a server on this machine may have none.
+        // Connections to port 143 begin without TLS. A server on this machine may not support TLS at all.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
         let usual = if tls == Tls::Implicit { 993 } else { 143 };
         Ok(MailServer { host, port: Some(port).filter(|port| *port != usual), tls })
@@ -177,7 +177,7 @@ impl Setup<'_> {
         Ok(Some(self.secret(Draft::CLIENT_SECRET, obtain).await?))
     }
 
-    /// The password, with which a login was possible.
+    /// Gets the password and tests it with a login.
     async fn password(&self, draft: &mut Draft, provider: Option<&Provider>) -> anyhow::Result<Obtained> {
         loop {
             let file = self.arguments.password_file.as_deref();
@@ -222,7 +222,7 @@ impl Setup<'_> {
     }
 }
 
-/// Whether signed addresses may not be delivered by this provider.
+/// Whether the provider of the account does not deliver addresses with a `+` tag, as signed addresses have.
 pub(super) fn lacks_tags(draft: &Draft) -> bool {
     Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
 }

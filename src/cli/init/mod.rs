@@ -1,4 +1,4 @@
-//! `init`: from a few answers to a configuration that `check` accepts. Until the last answer, it writes nothing.
+//! `init`: asks a few questions, and writes a configuration that `check` accepts. It writes nothing before the last answer.
 
 mod dialogue;
 mod mail;
@@ -47,12 +47,12 @@ pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyho
         _ = hangup.recv() => "the terminal is gone",
         _ = terminate.recv() => "ended by a signal",
     };
-    // The cursor is still behind a question.
+    // The cursor of the terminal is still in the line of a question.
     message("");
     bail!("{why}; nothing was written")
 }
 
-/// One run of the command.
+/// The state of one run of the command.
 struct Setup<'a> {
     arguments: &'a InitArguments,
     dialogue: Dialogue,
@@ -112,7 +112,7 @@ impl<'a> Setup<'a> {
         self.print_next_commands(&draft)
     }
 
-    /// Writes the secrets, has them and the configuration checked, and writes the configuration last.
+    /// Writes the secrets, checks the configuration with them, and then writes the configuration.
     async fn write(&self, draft: &Draft, new: &[(PathBuf, SecretString)]) -> anyhow::Result<()> {
         let text = draft.text(self.place);
         let config = Config::parse(&self.path, text.clone())?;
@@ -129,7 +129,7 @@ impl<'a> Setup<'a> {
         files.keep().context("cannot write; nothing was written")
     }
 
-    /// A secret of this name: the one that exists, or a new one.
+    /// The existing secret with this name, or a new one.
     async fn secret(
         &self,
         name: &str,
@@ -255,7 +255,7 @@ impl<'a> Setup<'a> {
     }
 }
 
-/// Checks the new configuration as `check` does, except for refresh tokens, which may be missing still.
+/// Checks the new configuration as `check` does, except for refresh tokens, which may still be missing.
 async fn check(config: &Config) -> anyhow::Result<()> {
     let mut clients = crate::tls::TlsClients::default();
     for (n, account) in config.accounts.iter().enumerate() {
@@ -290,7 +290,7 @@ fn handler_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell, if necessary.
 fn shell_word(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {

@@ -38,7 +38,7 @@ pub struct Claimed {
     pub order_ref: Option<String>,
     /// The body, byte for byte.
     pub webhook: String,
-    /// What the chain says of the event; `None`: no chain was asked.
+    /// The confirmation of the event by its chain. `None`: it needs none.
     pub confirmation: Option<DeliveredConfirmation>,
 }
 

@@ -1,4 +1,4 @@
-//! From the values that were found to the fields of a notification.
+//! Turns the values that were found into the fields of a notification.
 //!
 //! `consistency` compares all values of a field, `topic` classifies subject and headings, and `payment_status` combines
 //! everything that states the status.

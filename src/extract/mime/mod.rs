@@ -1,4 +1,4 @@
-//! From the bytes of a mail to its text parts.
+//! Extracts the text parts from the bytes of a mail.
 //!
 //! `limits` refuses mails that are too large, `prepare` repairs bytes that the MIME parser does not accept, and
 //! `message` parses the structure.

@@ -13,9 +13,9 @@ pub(crate) struct Appearance {
     pub(crate) visibility: Option<bool>,
     /// Whether the font has a size, which an inner element can change.
     pub(crate) has_font_size: Option<bool>,
-    /// The layout, where it is not the default of the element.
+    /// The layout, if it differs from the element's default.
     pub(crate) display: Option<Display>,
-    /// It has space around it, or is higher or lower: its text does not touch its neighbours'.
+    /// It has space around it, or is raised or lowered, so its text does not touch the text of its neighbours.
     pub(crate) apart: bool,
     /// Its children are laid out side by side.
     pub(crate) is_row: bool,

@@ -30,7 +30,7 @@ pub(crate) fn plain_text_view(text: &str, flowed: Option<Flowed>) -> View {
     view
 }
 
-/// Whether a line is only drawn, below a heading or between rows of a table.
+/// Whether a line consists only of ruler characters, as below a heading or between the rows of a table.
 fn is_ruler(line: &str) -> bool {
     !line.is_empty() && line.chars().all(|c| matches!(c, '-' | '=' | '_' | '*' | '+' | '|' | ':' | '─' | ' ' | '\t'))
 }

@@ -31,7 +31,7 @@ pub(crate) const MAX_LINKS: usize = 32;
 /// The problem of a view with more lines.
 pub(crate) const TOO_MANY_LINES: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
 
-/// Marks text that looks different from its characters: struck out, superscript, reversed. No value contains it.
+/// Surrounds text that looks different from its characters: struck out, superscript or reversed. No valid value contains it.
 pub(crate) const ODD_MARK: char = '\u{fffd}';
 
 /// A line of text, or a block of HTML.

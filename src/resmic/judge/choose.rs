@@ -1,4 +1,4 @@
-//! Finds the session of a transaction among the sessions that Resmic has answered about.
+//! Finds the session of a transaction in Resmic's answers about candidate sessions.
 
 use super::same_transaction;
 use crate::model::{Reading, fold_hash};

@@ -1,4 +1,4 @@
-//! `require = true`: whether a completed event may be delivered.
+//! For `require = true`: decides whether a completed event may be delivered.
 
 use super::{Same, conflict, difference, same_chain, same_transaction};
 use crate::model::{Reading, Reason, fold_hash, same_amount, same_token};
@@ -10,16 +10,16 @@ use crate::resmic::client::ApiError;
 pub enum Clearance {
     /// The session is `Completed`, and nothing contradicts the event.
     Clear,
-    /// The answers decide nothing yet. The event stays held, and the daemon asks again. A person must look if this lasts.
+    /// The answers decide nothing yet. The event stays held, and the daemon asks again. If this lasts, an operator must decide.
     Wait(String),
-    /// Resmic contradicts the event. A person must decide.
+    /// Resmic contradicts the event. An operator must decide.
     Contradicts(Reason),
 }
 
 /// Judges the answers about the session of a completed event.
 ///
-/// `details` is the answer of `transaction-details`. It may be an error: a session whose transaction Resmic does not
-/// find names no transaction, and any other error waits.
+/// `details` is the answer of `transaction-details`, or its error. If Resmic does not find a transaction, the session has
+/// none. After any other error, the event waits.
 #[must_use]
 pub fn clear_delivery(
     event: &Reading,
@@ -58,7 +58,8 @@ fn contradiction(event: &Reading, status: &StatusAnswer, details: Option<&Transa
     if let Some(details) = details.filter(|d| d.transaction_hash.is_some() && !same_transaction(event, d)) {
         return Some(another_transaction(event, details));
     }
-    // The amount of the mail is the session's. After a coupon, it is not certain which of the two Resmic means.
+    // The amount in the mail is the amount of the session. With a coupon, it is
+    // not documented whether Resmic reports the amount before or after the discount.
     let amount = status.amount.as_deref().filter(|_| status.is_coupon_applied != Some(true));
     let dollars = event.amount.as_deref().filter(|_| event.currency.as_deref().is_none_or(|c| c == "USD"));
     let chain = details.and_then(|d| d.blockchain.as_deref());

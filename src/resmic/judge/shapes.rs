@@ -1,8 +1,8 @@
-//! The shapes of hashes and wallets. An event is made only from values that fit their chain.
+//! Checks the form of hashes and wallets. An event is made only from values that are valid on their chain.
 
 use crate::model::fold_chain;
 
-/// Whether a text has the shape of a transaction hash of this chain.
+/// Whether a text has the form of a transaction hash of this chain.
 pub(super) fn is_hash(text: &str, chain: &str) -> bool {
     match fold_chain(chain).as_str() {
         "starknet" => is_hex(text, 1..=64),
@@ -11,18 +11,18 @@ pub(super) fn is_hash(text: &str, chain: &str) -> bool {
     }
 }
 
-/// Whether a text has the shape of a wallet address of this chain.
+/// Whether a text has the form of a wallet address of this chain.
 pub(super) fn is_wallet(text: &str, chain: &str) -> bool {
     match fold_chain(chain).as_str() {
         "starknet" => is_hex(text, 1..=64),
         "solana" => base58_length(text) == Some(32),
-        // XDC has its own prefix in place of 0x.
+        // XDC addresses may have the prefix `xdc` instead of `0x`.
         "xdcnetwork" => is_hex(&text.replacen("xdc", "0x", 1), 40..=40),
         _ => is_hex(text, 40..=40),
     }
 }
 
-/// `0x` and so many hexadecimal digits. Zeros alone are no transaction and no wallet.
+/// Whether a text is `0x` and so many hexadecimal digits, not all of them zero.
 fn is_hex(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
     let digits = text.strip_prefix("0x").unwrap_or_default();
     length.contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()) && digits.bytes().any(|b| b != b'0')

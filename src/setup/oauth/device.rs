@@ -10,15 +10,15 @@ use crate::http::Url;
 use crate::model::printable;
 
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:device_code";
-/// The pause between questions if the endpoint names none (RFC 8628, 3.2), and its limits.
+/// The pause between two questions to the token endpoint if it names none (RFC 8628, 3.2), and the limits of a pause.
 const USUAL_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// Added to the pause after `slow_down` (RFC 8628, 3.5).
 const SLOWER: Duration = Duration::from_secs(5);
-/// The number of questions in a row without a usable answer, after which it gives up.
+/// After so many questions in a row without a usable answer, the authorization fails.
 const PATIENCE: u32 = 5;
-/// The lifetime of a code if the endpoint names none, and its limit.
+/// The lifetime of a code if the endpoint names none, and the longest lifetime.
 const USUAL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
@@ -34,10 +34,10 @@ pub struct DeviceCode {
     interval: Duration,
 }
 
-/// When the next question may be asked.
+/// The pace of the questions to the token endpoint.
 struct PollPace {
     interval: Duration,
-    /// Questions in a row without a usable answer.
+    /// The number of questions in a row without a usable answer.
     unanswered: u32,
 }
 
@@ -45,7 +45,7 @@ impl DeviceCode {
     /// Asks the device authorization endpoint for a code.
     ///
     /// # Errors
-    /// In words, for the operator.
+    /// A message for the operator.
     pub async fn request(client: &OAuthClient, device_url: &Url) -> Result<Self, String> {
         let mut form = vec![("client_id", client.client_id.as_str())];
         form.extend(client.scope.as_deref().map(|scope| ("scope", scope)));
@@ -64,10 +64,10 @@ impl DeviceCode {
         }
     }
 
-    /// Waits until the person has entered the code; the refresh token.
+    /// Waits until the person has entered the code. Returns the refresh token.
     ///
     /// # Errors
-    /// In words, for the operator.
+    /// A message for the operator.
     pub async fn wait(&self, client: &OAuthClient) -> Result<SecretString, String> {
         let deadline = Instant::now() + self.expires_in;
         let mut pace = PollPace { interval: self.interval, unanswered: 0 };
@@ -87,14 +87,14 @@ impl DeviceCode {
 }
 
 impl PollPace {
-    /// Adjusts the pace to an answer; false if another question is of no use.
+    /// Adjusts the pace to an answer. Returns false if no more questions must be sent.
     fn goes_on(&mut self, denial: &Denial) -> bool {
         self.unanswered = if matches!(denial, Denial::Passing(_)) { self.unanswered + 1 } else { 0 };
         self.interval = match denial {
             Denial::Code(code, _) if code == "authorization_pending" => self.interval,
             Denial::Code(code, _) if code == "slow_down" => self.interval + SLOWER,
             Denial::Code(..) => return false,
-            // RFC 8628, 3.5: after a timeout, ask less often.
+            // RFC 8628, 3.5: after a timeout, the client must poll less often.
             Denial::Passing(_) => self.interval * 2,
         }
         .min(LONGEST_INTERVAL);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_endpoint_is_asked_less_often_and_given_up() {
+    fn polling_slows_down_and_ends() {
         let mut pace = PollPace { interval: Duration::from_secs(5), unanswered: 0 };
         let silent = Denial::Passing("timeout".into());
         let mut pauses = Vec::new();
@@ -131,7 +131,7 @@ mod tests {
             pauses.push(pace.interval.as_secs());
         }
         assert_eq!(pauses, [10, 20, 40, 60]);
-        // An answer begins the count again.
+        // A usable answer resets the count.
         assert!(pace.goes_on(&code("authorization_pending")) && pace.goes_on(&silent));
     }
 }

@@ -24,9 +24,9 @@ use crate::http::{self, Url};
 use crate::model::printable;
 use crate::setup::random_hex;
 
-/// Time that the person has.
+/// The time limit for the person.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
-/// Time limit of one connection of a browser, and how many there may be at once.
+/// The time limit of a connection from a browser, and the number of connections at the same time.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 16;
 
@@ -42,7 +42,7 @@ pub struct Loopback {
 #[derive(Debug, PartialEq, Eq)]
 enum Redirect {
     Code(String),
-    /// The provider refused; words for the operator.
+    /// The provider refused. Contains a message for the operator.
     Refused(String),
 }
 
@@ -50,7 +50,7 @@ impl Loopback {
     /// Listens on a free port of 127.0.0.1.
     ///
     /// # Errors
-    /// In words, for the operator.
+    /// A message for the operator.
     pub async fn listen() -> Result<Self, String> {
         let listener =
             TcpListener::bind("127.0.0.1:0").await.map_err(|e| format!("cannot listen on 127.0.0.1: {e}"))?;
@@ -87,11 +87,11 @@ impl Loopback {
         format!("{auth_url}{separator}{}", http::encode_form(&query))
     }
 
-    /// Waits for the redirect, or for its URL in `pasted`; the refresh token. `notice` gets words for the person about a
-    /// pasted text that is no redirect.
+    /// Waits for the redirect, or for its URL in `pasted`, and returns the refresh token. If a pasted text is not a redirect,
+    /// `notice` gets a message for the person.
     ///
     /// # Errors
-    /// In words, for the operator.
+    /// A message for the operator.
     pub async fn wait(
         self,
         client: &OAuthClient,
@@ -108,7 +108,7 @@ impl Loopback {
                     None => notice("this is not the URL of the redirect; paste the whole address of the browser"),
                 }
             }
-            // Standard input has ended; a browser may still come.
+            // Standard input has ended, but a browser may still follow the redirect.
             std::future::pending().await
         };
         let redirect = tokio::select! {
@@ -133,7 +133,7 @@ impl Loopback {
     }
 }
 
-/// The redirect in a query. `None` for a query of another authorization, or of none.
+/// Parses a redirect from a query. `None` if the query does not belong to this authorization.
 fn redirect(query: &str, state: &str) -> Option<Redirect> {
     if http::query_value(query, "state").as_deref() != Some(state) {
         return None;
@@ -147,7 +147,7 @@ fn redirect(query: &str, state: &str) -> Option<Redirect> {
     Some(Redirect::Refused(format!("the provider refused ({words}); {}", advice(&error))))
 }
 
-/// The redirect in a text that a person pasted.
+/// Parses the redirect from a text that a person pasted.
 fn pasted_redirect(text: &str, state: &str) -> Option<Redirect> {
     let (_, query) = text.trim().split_once('?')?;
     redirect(query.split('#').next().unwrap_or_default(), state)
@@ -165,7 +165,7 @@ async fn serve(listener: TcpListener, state: Arc<str>, found: mpsc::Sender<Redir
                     drop(place);
                 });
             }
-            // For example no free file descriptor.
+            // For example, the process has no free file descriptor.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
     }
@@ -182,7 +182,7 @@ async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redir
                 None => (StatusCode::NOT_FOUND, "This is not the expected redirect.\n"),
             };
             if let Some(redirect) = redirect {
-                // The first one counts.
+                // The first redirect counts.
                 let _ = found.try_send(redirect);
             }
             Ok::<_, Infallible>(response(status, text))
@@ -198,7 +198,7 @@ async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redir
 fn response(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
-    // The address of this page contains the code.
+    // The URL of this page contains the code, so the page must not be cached or sent as a referrer.
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),

@@ -18,7 +18,7 @@ use crate::model::printable;
 use crate::secret;
 use crate::source::imap::OAuthSettings;
 
-/// Maximum length of an endpoint's words in an error.
+/// The maximum length of an endpoint's message in an error.
 const KEPT_WORDS: usize = 200;
 /// Maximum length of a refresh token.
 const LONGEST_TOKEN: usize = 16 * 1024;
@@ -28,7 +28,7 @@ const GOOGLE: (&str, &str) = ("oauth2.googleapis.com", "https://accounts.google.
 const MICROSOFT: [&str; 3] =
     ["login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"];
 
-/// The way to a refresh token, with its endpoint.
+/// The method to get a refresh token, with its endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthorizationWay {
     /// The person enters a code on any device.
@@ -38,11 +38,11 @@ pub enum AuthorizationWay {
 }
 
 impl AuthorizationWay {
-    /// The way that is configured, or the provider's own.
+    /// The configured method, or the usual one of the provider.
     ///
     /// # Errors
-    /// In words, if neither is known.
-    pub fn of(settings: &OAuthSettings) -> Result<Self, String> {
+    /// A message for the operator, if neither is known.
+    pub fn from_settings(settings: &OAuthSettings) -> Result<Self, String> {
         let token_url = &settings.token_url;
         if let Some(url) = &settings.device_url {
             return Ok(AuthorizationWay::Device(url.clone()));
@@ -65,7 +65,7 @@ impl AuthorizationWay {
     }
 }
 
-/// This application at the provider.
+/// A client of the provider's endpoints.
 pub struct OAuthClient {
     token_url: Url,
     client_id: String,
@@ -89,12 +89,12 @@ struct Reply {
     error_description: Option<String>,
 }
 
-/// No token.
+/// Why an endpoint returned no token.
 #[derive(Debug, PartialEq, Eq)]
 enum Denial {
-    /// No usable answer; the next one may be better.
+    /// The answer is unusable, but a later one may be usable.
     Passing(String),
-    /// An error code, and words for the operator.
+    /// An error code, and a message for the operator.
     Code(String, String),
 }
 
@@ -109,7 +109,7 @@ impl OAuthClient {
     /// Posts a form to an endpoint of the provider. Errors leave out the secrets of the form.
     async fn post(&self, url: &Url, form: &[(&str, &str)]) -> Result<Reply, Denial> {
         let tls = self.tls.clone().filter(|_| url.tls);
-        // Without TLS, the request stays on this machine, whatever DNS says.
+        // Without TLS, only loopback addresses are allowed, even if DNS returns others.
         let place = Destination::Net { url: url.clone(), allow_remote: url.tls, tls };
         let answer = http::post_form(&place, url, form).await;
         let answer = answer.map_err(|words| Denial::Passing(format!("{url}: {words}")))?;
@@ -159,14 +159,14 @@ impl Denial {
     }
 }
 
-/// Leaves out the values of a form that are secrets.
+/// Removes the secrets of a form from a message.
 fn without_secrets(words: String, form: &[(&str, &str)]) -> String {
     const SECRETS: [&str; 4] = ["client_secret", "code", "code_verifier", "device_code"];
     let secrets = form.iter().filter(|(key, value)| SECRETS.contains(key) && !value.is_empty());
     secrets.fold(words, |words, (_, value)| secret::redact(secret::redact(words, value), &http::encode_value(value)))
 }
 
-/// What to do about an error code (RFC 6749, 4.1.2.1 and 5.2; RFC 8628, 3.5).
+/// Advice for an error code (RFC 6749, 4.1.2.1 and 5.2; RFC 8628, 3.5).
 fn advice(code: &str) -> &'static str {
     match code {
         "invalid_client" => "check client_id and client_secret",
@@ -182,7 +182,7 @@ fn advice(code: &str) -> &'static str {
     }
 }
 
-/// Seconds in an answer, as a number or as a text.
+/// Deserializes seconds that are a number or a text.
 fn seconds(value: Option<&serde_json::Value>) -> Option<Duration> {
     let value = value?;
     value.as_u64().or_else(|| value.as_str()?.trim().parse().ok()).map(Duration::from_secs)
@@ -194,7 +194,7 @@ mod tests {
 
     fn way(table: &str) -> Result<AuthorizationWay, String> {
         let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
-        AuthorizationWay::of(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
+        AuthorizationWay::from_settings(&toml::from_str(&format!("{table}\n{rest}")).unwrap())
     }
 
     #[test]

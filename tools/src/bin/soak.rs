@@ -175,7 +175,7 @@ impl Soak {
         }
     }
 
-    /// Locks the database again and again, as a slow program would.
+    /// Locks the database repeatedly, like another slow program.
     fn lock_database(&self) {
         while !self.is_over() {
             self.rest(20_000);

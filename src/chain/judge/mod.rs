@@ -1,8 +1,8 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge trusts nothing that [`super::look`] has concluded; it takes the answers and checks all of them. Only presence
-//! counts: an arrival must stand in the receipt of a transaction of a final block. A "no" of a node makes an event wait, or
-//! puts it before a person. It never makes an event fail.
+//! The judge uses no conclusion of [`super::look`]; it checks all answers itself. Only a positive proof counts: the receipt of
+//! a transaction in a final block must show the arrival. If a node does not have it, the event waits or needs review. It never
+//! becomes a failed event.
 
 mod movement;
 
@@ -21,27 +21,27 @@ use super::verdict::{
     Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
 };
 
-/// Whether what moved money in a transaction, by [`Arrival::keys`], pays another event already.
+/// Whether a log or call of a transaction already pays another event. Its key is one of [`Arrival::keys`].
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
-/// The proof in one node's answers.
-type Finding = Result<Arrival, Reason>;
+/// The arrival that one node's answers prove, or the reason why they prove none.
+type ArrivalResult = Result<Arrival, Reason>;
 
 /// Judges one look at every node of the chain.
 #[must_use]
 pub fn judge(question: &Question<'_>, seen: &[Observation], now: Timestamp, is_claimed: IsClaimed<'_>) -> Confirmation {
     let judge_one = |node: &Observation| {
         let finding = Judge { question, node }.finding(is_claimed);
-        // With several nodes the reader has to know which one it was.
+        // With several nodes, the reason names its node.
         finding.map_err(|reason| if seen.len() > 1 { named(&node.host, &reason) } else { reason })
     };
-    let findings: Vec<Finding> = seen.iter().map(judge_one).collect();
+    let findings: Vec<ArrivalResult> = seen.iter().map(judge_one).collect();
     let outcome = combine(question, findings).map_err(|reason| give_up(question, reason, now));
     let paid = outcome.as_ref().ok().map(|arrival| arrival.paid).or_else(|| seen.iter().find_map(paid_block));
     Confirmation { outcome, paid, final_block: seen.iter().filter_map(|node| node.final_block).min() }
 }
 
-/// The transaction of an arrival, and its block's number when it was confirmed.
+/// A confirmed arrival: its transaction, and the block of the transaction at that time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConfirmedArrival {
     /// The transaction.
@@ -50,19 +50,20 @@ pub struct ConfirmedArrival {
     pub block: u64,
 }
 
-/// The fate of an arrival that was confirmed by a number of blocks.
+/// The result of a later look at an arrival that was confirmed before its block was `finalized`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revisited {
-    /// It is final.
+    /// The arrival is final.
     Stands,
-    /// The nodes do not say yet.
+    /// The nodes cannot decide yet.
     Later,
-    /// It is gone. Nothing is taken back; a person decides.
+    /// The arrival has disappeared. The confirmation stays, and an operator decides.
     Lost(Reason),
 }
 
-/// Judges a look at an arrival that was confirmed by a number of blocks, once `finalized` has passed its block. The look is
-/// made with [`Finality::Finalized`]; `is_claimed` knows the arrivals of all other events.
+/// Judges a later look at an arrival that was confirmed before its block was `finalized`.
+///
+/// The look uses [`Finality::Finalized`]. `is_claimed` knows the arrivals of all other events.
 #[must_use]
 pub fn revisit(
     question: &Question<'_>,
@@ -82,7 +83,7 @@ pub fn revisit(
     }
 }
 
-/// Whether a reason says that an arrival is not there, after it was.
+/// Whether a reason means that an arrival has disappeared.
 fn is_gone(code: Code) -> bool {
     [Code::Unseen, Code::Unarrived].contains(&code) || code.state() == State::Doubtful
 }
@@ -99,15 +100,15 @@ fn paid_block(node: &Observation) -> Option<BlockId> {
     Some(BlockId { number: receipt.block_number, hash: receipt.block_hash })
 }
 
-/// All nodes must have been asked, and must have said the same.
-fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
+/// Combines the results of all nodes. They must agree, and none may be missing.
+fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResult {
     let (asked, expected) = (findings.len(), question.chain.nodes);
     if findings.is_empty() || asked != expected {
         return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
     }
-    // A reason that needs a person will not pass; one that waits says that the others may be early.
+    // A reason that needs review is permanent, so it comes first. If a node only waits, its answers may change.
     for state in [State::Unproven, State::Waiting] {
-        let is = |finding: &&Finding| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
+        let is = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
         if let Some(Err(reason)) = findings.iter().find(is) {
             return Err(reason.clone());
         }
@@ -119,7 +120,7 @@ fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
     let words = words.collect::<Vec<_>>().join("; ");
     let mut findings = findings.into_iter();
     let first = findings.next().unwrap_or_else(|| Err(Reason::new(Code::Node, "no node was asked")));
-    let same = |other: Finding| match (&first, &other) {
+    let same = |other: ArrivalResult| match (&first, &other) {
         (Ok(one), Ok(other)) => one == other,
         (Err(one), Err(other)) => one.code == other.code,
         _ => false,
@@ -127,8 +128,9 @@ fn combine(question: &Question<'_>, findings: Vec<Finding>) -> Finding {
     if findings.all(same) { first } else { Err(Reason::new(Code::Disagree, words)) }
 }
 
-/// An event that has waited too long is for a person. A transaction that is not there, for a mail that is old already, is
-/// history that the nodes have pruned or that never was: it is not waited for.
+/// Replaces the reason of an event that has waited too long: it needs review.
+///
+/// A missing transaction of an old mail needs review at once. The nodes have pruned it, or it never existed.
 fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     let limit = question.chain.give_up_after;
     let is_over = |since: Timestamp| now.duration_since(since) >= limit.try_into().unwrap_or(jiff::SignedDuration::MAX);
@@ -145,14 +147,14 @@ fn give_up(question: &Question<'_>, reason: Reason, now: Timestamp) -> Reason {
     }
 }
 
-/// The judge of one node's answers.
+/// Judges the answers of one node.
 struct Judge<'a> {
     question: &'a Question<'a>,
     node: &'a Observation,
 }
 
 impl Judge<'_> {
-    fn finding(&self, is_claimed: IsClaimed<'_>) -> Finding {
+    fn finding(&self, is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { chain, coin, hash, payer, .. } = self.question;
         let last = self.final_block()?;
         let payment = self.node.payment.as_ref();
@@ -180,7 +182,7 @@ impl Judge<'_> {
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
-    /// The reason for an answer that is missing: `node` if a call failed, else `code`.
+    /// The reason for a missing answer: [`Code::Node`] if a call failed, otherwise `code`.
     fn missing(&self, code: Code, words: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
@@ -189,7 +191,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The block of a transaction that was executed, in a final block of the node's chain.
+    /// Checks that a transaction was executed in a final block of the node's chain, and returns the block.
     fn settled(&self, seen: &Seen, hash: Hash, last: u64) -> Result<Block, Reason> {
         let receipt = &seen.receipt;
         if let Some(words) = unsound(receipt, hash) {
@@ -224,7 +226,7 @@ impl Judge<'_> {
         }
     }
 
-    /// An old payment does not pay for a new order.
+    /// Rejects an old payment that is presented for a new order.
     fn check_time(&self, block: Block) -> Result<(), Reason> {
         let Question { chain, sent_at, registered_at, .. } = self.question;
         let paid_at = i128::from(block.timestamp);
@@ -233,7 +235,7 @@ impl Judge<'_> {
             let window = crate::units::HumanDuration(chain.window);
             return doubt(Code::Old, format!("the transaction is more than {window} older than the mail"));
         }
-        // A block's time has no fractions of a second.
+        // The time of a block has whole seconds.
         if registered_at.is_some_and(|at| paid_at < i128::from(at.as_second())) {
             return doubt(Code::Old, "the transaction is older than the session's registration".into());
         }
@@ -307,7 +309,8 @@ impl Judge<'_> {
         self.arrived(movements, last)
     }
 
-    /// Everything of a temporary wallet but its trace can be forged: its events, its code, our balance.
+    /// Only a trace proves that a temporary wallet passed on the native coin. Its events and its code can be forged, and anyone
+    /// can change our balance.
     fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
         let chain = self.question.chain;
         let lacks = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
@@ -321,7 +324,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The candidates that are final, oldest first, each once.
+    /// The candidates in final blocks, oldest first and without duplicates.
     fn candidates(&self, last: u64) -> Result<Vec<&Seen>, Reason> {
         let settled = |seen: &&Seen| self.settled(seen, seen.receipt.transaction_hash, last).is_ok();
         let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(settled).collect();
@@ -330,7 +333,7 @@ impl Judge<'_> {
         Ok(candidates)
     }
 
-    /// Without a movement, the reason: the arrival is not final, the node failed, or nothing has arrived.
+    /// Returns the movements. Without a movement, the reason: the arrival is not final, the node failed, or no money arrived.
     fn arrived(&self, movements: Vec<Movement>, last: u64) -> Result<Vec<Movement>, Reason> {
         if !movements.is_empty() {
             return Ok(movements);
@@ -342,8 +345,8 @@ impl Judge<'_> {
         }))
     }
 
-    /// The first movement that pays no other event and suffices.
-    fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> Finding {
+    /// The first movement that is sufficient and does not pay another event.
+    fn choose(&self, payment: &Seen, movements: &[Movement], is_claimed: IsClaimed<'_>) -> ArrivalResult {
         let Question { coin, least, .. } = self.question;
         let is_free = |movement: &&Movement| !movement.keys.iter().any(|key| is_claimed(movement.transaction, *key));
         let suffices = |movement: &&Movement| least.is_none_or(|least| movement.units >= least);
@@ -378,7 +381,7 @@ fn doubt<T>(code: Code, words: String) -> Result<T, Reason> {
     Err(Reason::new(code, words))
 }
 
-/// Why a receipt cannot be one of the transaction `hash`.
+/// The reason why a receipt cannot belong to the transaction `hash`.
 fn unsound(receipt: &Receipt, hash: Hash) -> Option<&'static str> {
     let is_own = |log: &super::answers::Log| {
         log.transaction_hash == receipt.transaction_hash && log.block_hash == receipt.block_hash

@@ -9,13 +9,13 @@ use crate::model::{Event, Reading, Reason, Status, same_amount, same_token, spel
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
-/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more.
+/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
 const LIFETIME: Duration = Duration::from_secs(40 * 60);
 /// The time between the first look after the expiry and the second.
 const SECOND_LOOK: Duration = Duration::from_secs(3_600);
 /// How long a mail may take after Resmic reports a session as `Completed`.
 const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
-/// The shortest pause after an error that may pass.
+/// The shortest pause after a temporary error.
 const PAUSE: Duration = Duration::from_secs(300);
 
 /// A registered session.
@@ -33,7 +33,7 @@ pub struct Registration {
     pub token: Option<String>,
     /// When it was registered.
     pub created_at: Timestamp,
-    /// Until when it can be paid.
+    /// When it expires.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -46,7 +46,7 @@ pub struct PaymentsOfSession {
     pub has_failed: bool,
 }
 
-/// Earlier answers about a session. The caller stores them, so that a restart does not lose a look.
+/// The times of earlier answers about a session. The caller stores them, so that they survive a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PreviousLooks {
     /// When Resmic was first asked after the session's expiry.
@@ -58,14 +58,14 @@ pub struct PreviousLooks {
 /// The meaning of the answers about a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// Nothing is certain yet. Ask again at `until`.
+    /// The answers decide nothing yet. Ask again at `until`.
     Wait {
         /// The time of the next look.
         until: Timestamp,
     },
-    /// The stored events agree with Resmic. Nothing is left to ask.
+    /// The stored events agree with Resmic. No further question is needed.
     Agrees,
-    /// The session will not be paid: a failed event, with the time from `updated_at`.
+    /// The session will not be paid. Contains the failed event, whose time is `updated_at`.
     FailedEvent(Box<Event>),
     /// Resmic reports `Completed`, and the mail may still arrive. Look again at `until`.
     MailMissing {
@@ -74,11 +74,11 @@ pub enum Finding {
     },
     /// The mail is overdue. Ask for the transaction details and judge again.
     NeedsDetails,
-    /// The mail is overdue, and the details have everything that the webhook has.
+    /// The mail is overdue, and the details have all fields of the webhook. Contains the completed event.
     CompletedEvent(Box<Event>),
-    /// A person must look.
+    /// An operator must decide.
     NeedsReview {
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 }
@@ -111,7 +111,7 @@ pub fn reconcile(
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
             Ok(details) => completed(session, known, looks, status, details, now),
-            // Without the details, a missing mail is still a missing mail.
+            // The details could not be fetched, but the mail is missing all the same.
             Err(error) => match completed(session, known, looks, status, None, now) {
                 Finding::NeedsDetails => after_error(session, looks, error, now),
                 finding => finding,
@@ -131,7 +131,7 @@ pub fn reconcile(
     }
 }
 
-/// The time of the next look, or `None` if this look decides.
+/// The time of the next look. `None`: the present look decides.
 fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
@@ -150,7 +150,7 @@ fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
     Finding::FailedEvent(Box::new(event(session, reading)))
 }
 
-/// An unclear answer waits for the second look, and then for a person.
+/// After an unclear answer, there is a second look. If that is unclear, too, an operator must decide.
 fn undecided(session: &Registration, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
     match second_look(session, looks, now) {
         Some(until) => Finding::Wait { until },
@@ -188,7 +188,7 @@ fn completed(
     }
 }
 
-/// One of the known payments must be the transaction that Resmic names, if it names one.
+/// Compares the known payments with Resmic's answer. If it names a transaction, one of the payments must have it.
 fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>) -> Finding {
     let named = details.filter(|details| details.transaction_hash.is_some());
     match named {
@@ -200,7 +200,7 @@ fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>)
     }
 }
 
-/// Everything that the webhook has, from answers that agree with each other and with the registration.
+/// All fields of the webhook, from answers that agree with each other and with the registration.
 fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionDetails) -> Result<Reading, Reason> {
     if details.session_id != session.session_id {
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
@@ -238,7 +238,7 @@ fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionD
         token: Some(need("token", token)?),
         blockchain: Some(chain),
         from_wallet_address: Some(wallet),
-        // Events have hexadecimal hashes in lower case, with the zeros as written.
+        // In events, hexadecimal hashes are in lower case.
         transaction_hash: Some(if hash.starts_with("0x") { hash.to_ascii_lowercase() } else { hash }),
         tx_time: Some(to_minute(tx_time)),
         ..Reading::new(Status::Completed)
@@ -253,12 +253,12 @@ fn review(reason: Reason) -> Finding {
     Finding::NeedsReview { reason }
 }
 
-/// The webhook's form knows no seconds. So a mail about the same report has the same time.
+/// Rounds a time down to a minute, as in the webhook. So an event from the API has the same time as one from a mail.
 fn to_minute(at: Timestamp) -> Timestamp {
     at.round(TimestampRound::new().smallest(Unit::Minute).mode(RoundMode::Floor)).unwrap_or(at)
 }
 
-/// `at` and `wait` more; the end of time if that is too much.
+/// `at` plus `wait`, at most the last representable time.
 fn later(at: Timestamp, wait: Duration) -> Timestamp {
     at.checked_add(wait).unwrap_or(Timestamp::MAX)
 }

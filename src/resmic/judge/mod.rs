@@ -1,7 +1,7 @@
-//! Decides what answers mean. Pure: no clock, no network, no database.
+//! Decides the meaning of answers. Pure: no clock, no network, no database.
 //!
-//! An answer is another party's statement. It chooses a session only by the transaction itself, it never makes a payment
-//! failed that is known as completed, and whatever is unclear waits or needs review.
+//! An answer is a statement of Resmic, not a proof. It chooses a session only by the transaction hash. It never turns a
+//! completed payment into a failed one. An unclear answer makes the event wait, or it needs review.
 
 mod choose;
 mod reconcile;
@@ -15,7 +15,7 @@ pub use require::{Clearance, clear_delivery};
 use super::answer::TransactionDetails;
 use crate::model::{Reading, Reason, ReasonCode, fold_chain, fold_hash};
 
-/// Whether two values of a field are the same, however they are written.
+/// Whether two values of a field are the same, apart from their spelling.
 type Same = fn(&str, &str) -> bool;
 
 fn conflict(words: impl AsRef<str>) -> Reason {
@@ -26,7 +26,7 @@ fn unreadable(words: impl AsRef<str>) -> Reason {
     Reason::new(ReasonCode::Unreadable, words)
 }
 
-/// Whether both name a transaction, and it is the same one: the same hash, and not on two chains.
+/// Whether both statements name the same transaction: the same hash, and not two different chains.
 fn same_transaction(reading: &Reading, details: &TransactionDetails) -> bool {
     let hashes = reading.transaction_hash.as_deref().zip(details.transaction_hash.as_deref());
     let chains = reading.blockchain.as_deref().zip(details.blockchain.as_deref());
@@ -34,7 +34,7 @@ fn same_transaction(reading: &Reading, details: &TransactionDetails) -> bool {
         && chains.is_none_or(|(a, b)| fold_chain(a) == fold_chain(b))
 }
 
-/// The first field in which two statements differ, in words. A field that only one of them names does not differ.
+/// A message about the first field in which two statements differ. A field that only one of them has does not differ.
 fn difference<'a>(
     fields: impl IntoIterator<Item = (&'static str, Option<&'a str>, Option<&'a str>, Same)>,
 ) -> Option<String> {

@@ -1,4 +1,4 @@
-//! What the nodes of a chain said last, for `status` and the metrics.
+//! The last state of the nodes of a chain, for `status` and the metrics.
 
 use std::time::Duration;
 
@@ -11,33 +11,34 @@ use crate::chain::{Block, Chain, Finality, Node, NodeError, Observation};
 use crate::db::{self, ChainRow, Store};
 use crate::model::{iso, printable};
 
-/// How often the nodes are asked for their head while events wait.
+/// The shortest time between two requests for the newest block while events wait.
 const INTERVAL: Duration = Duration::from_secs(60);
-/// The most of an error that is kept.
+/// The longest error that is stored, in characters.
 const KEPT_WORDS: usize = 300;
 
-/// The age of a node's blocks.
-pub(super) struct Heartbeat {
+/// The newest block of a node, and its last final block.
+pub(super) struct NodeBlocks {
     pub(super) head: Block,
     pub(super) last: Block,
 }
 
-pub(super) struct Report {
+/// The row of a chain in `chains`, and what the loop has to remember to update it.
+pub(super) struct ChainStatus {
     store: Store,
     row: ChainRow,
     written: Option<ChainRow>,
     asked: Option<Instant>,
-    /// The last look has an error.
+    /// Whether a node failed in the last look.
     failing: bool,
 }
 
-/// Why the nodes are of no use now.
+/// The reason why a node cannot be used now.
 pub(super) struct Fault {
     pub(super) words: String,
     pub(super) needs_person: bool,
 }
 
-impl Report {
+impl ChainStatus {
     pub(super) fn new(store: Store, watched: &WatchedChain) -> Self {
         let row = ChainRow {
             chain_id: i64::try_from(watched.chain.id).unwrap_or(i64::MAX),
@@ -45,11 +46,11 @@ impl Report {
             nodes: watched.hosts(),
             ..ChainRow::default()
         };
-        Report { store, row, written: None, asked: None, failing: false }
+        ChainStatus { store, row, written: None, asked: None, failing: false }
     }
 
-    /// Asks the nodes for their blocks, unless that was done less than a minute ago. `events_wait`: an event is due, whose
-    /// look reports the errors.
+    /// Asks the nodes for their blocks, at most once a minute. `events_wait`: an event is due, and its look reports the errors
+    /// of the nodes.
     pub(super) async fn refresh(&mut self, watched: &WatchedChain, events_wait: bool) -> db::Result<()> {
         if self.asked.is_some_and(|at| at.elapsed() < INTERVAL) || events_wait && self.failing {
             return Ok(());
@@ -63,10 +64,10 @@ impl Report {
         self.row.last_error = fault.map(|fault| fault.words.clone());
         self.row.needs_person = fault.is_some_and(|fault| fault.needs_person);
         let now = Timestamp::now();
-        // The node that is furthest behind decides.
+        // A block is final only if all nodes say so. So the node with the oldest final block counts.
         let furthest =
             answers.iter().filter_map(|answer| answer.as_ref().ok()).min_by_key(|heartbeat| heartbeat.last.number);
-        if let Some(Heartbeat { head, last }) = furthest {
+        if let Some(NodeBlocks { head, last }) = furthest {
             let seconds = |block: &Block| i64::try_from(block.timestamp).unwrap_or(i64::MAX);
             self.row.head = i64::try_from(head.number).ok();
             self.row.head_age_s = Some(now.as_second().saturating_sub(seconds(head)).max(0));
@@ -77,7 +78,7 @@ impl Report {
         self.write().await
     }
 
-    /// Takes the error of a look, or its end.
+    /// Records whether a node failed in a look.
     pub(super) async fn looked(&mut self, watched: &WatchedChain, seen: &[Observation]) -> db::Result<()> {
         let fault = seen.iter().find_map(|node| fault_of(node, &watched.chain));
         self.failing = fault.is_some();
@@ -99,7 +100,7 @@ impl Report {
 }
 
 /// Asks a node for its chain, its newest block and its last final block.
-pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Heartbeat, Fault> {
+pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<NodeBlocks, Fault> {
     let id = node.chain_id().await.map_err(|error| fault(&error))?;
     if id != chain.id {
         return Err(wrong_chain(node.host(), id, chain));
@@ -113,7 +114,7 @@ pub(super) async fn ask(node: &Node, chain: &Chain) -> Result<Heartbeat, Fault> 
             node.block_at(number).await.map(|block| block.unwrap_or(head))
         }
     };
-    Ok(Heartbeat { head, last: last.map_err(|error| fault(&error))? })
+    Ok(NodeBlocks { head, last: last.map_err(|error| fault(&error))? })
 }
 
 pub(super) fn fault(error: &NodeError) -> Fault {
