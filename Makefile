@@ -32,9 +32,9 @@ check: deps words spelling ## before a commit: words, spelling, format, lints, r
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
-# Files and folders that follow STYLE.md. src/source is being rewritten.
+# Files and folders that follow STYLE.md.
 PROSE = $(wildcard *.md *.toml docs/*.md) docs/decisions .cargo/config.toml .ci/run .github contrib $(wildcard packaging/debian/*) \
-        systemd Makefile $(filter-out src/source,$(wildcard src/*)) tests testkit tools/src benches build.rs
+        systemd Makefile src tests testkit tools/src benches build.rs
 words:
 	tools/words $(PROSE)
 

@@ -1,6 +1,6 @@
 //! One look at one node: decides which calls to send, and collects the answers.
 //!
-//! A look uses no result of an earlier look. It only decides which call comes next; [`super::judge`] checks every answer
+//! A look uses no result of an earlier look. It only decides which call comes next; [`judge`](super::judge()) checks every answer
 //! again.
 
 use std::collections::HashSet;

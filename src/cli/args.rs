@@ -236,7 +236,7 @@ pub(super) struct InitArguments {
     /// How payments find their orders: by signed address, by a registered session with the same amount, or in your handler
     #[arg(long, value_name = "WAY", value_parser = ["address", "match", "send"])]
     pub(super) orders: Option<String>,
-    /// A DNS server to ask, as in [dns] servers; may be repeated [default: the system's]
+    /// A DNS server to ask, as in `[dns] servers`; may be repeated [default: the system's]
     #[arg(long, value_name = "ADDRESS")]
     pub(super) dns: Vec<String>,
     /// Do not try the login

@@ -1,6 +1,6 @@
 //! The loop: due deliveries → signed POST → recorded.
 //!
-//! Each target has its own [`worker`], so that a handler that hangs delays no other target.
+//! Each target has its own `worker`, so that a handler that hangs delays no other target.
 
 mod post;
 mod retry;

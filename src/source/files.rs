@@ -75,7 +75,7 @@ fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mai
             // Mails in `tmp` are incomplete (maildir(5)).
             Ok(metadata) if metadata.is_dir() && is_maildir && name == "tmp" => {}
             Ok(metadata) if metadata.is_dir() => read_folder(&path, max_size, outer, on_mail)?,
-            // Reading a pipe without a writer would block for ever.
+            // Reading a pipe without a writer would never end.
             Ok(metadata) if is_mail && metadata.is_file() => read_file(&path, max_size, on_mail)?,
             Err(source) if is_mail => on_mail(Err(Error { path, source }))?,
             _ => {}

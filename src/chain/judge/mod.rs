@@ -1,6 +1,6 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge uses no conclusion of [`super::look`]; it checks all answers itself. Only a positive proof counts: the receipt of
+//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: the receipt of
 //! a transaction in a final block must show the arrival. If a node does not have it, the event waits or needs review. It never
 //! becomes a failed event.
 

@@ -10,7 +10,7 @@ use super::mailbox::{FINGERPRINT_UIDS, MailboxStatus};
 use super::timing::Timing;
 use crate::model::SyncPosition;
 
-/// How far the clock of a server may be ahead.
+/// The largest lead of a server's clock.
 const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// Whether the UIDs up to the cursor still mean the mails that were read.
@@ -61,7 +61,7 @@ fn is_another_mail(mail: &FetchedMail, known: &ResumePoint, now: Timestamp) -> b
     if known.undelivered.iter().any(|(uid, _)| *uid == mail.uid) {
         return false;
     }
-    // Dovecot reports 1970 for a mail that is removed during the FETCH. That proves nothing.
+    // Dovecot reports 1970 for a mail that is removed during the FETCH. It is no evidence.
     let Some(at) = mail.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
     // A UID can have two dates, if the server once pushed a mail under a wrong UID. One match is enough.
     let mut dates = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == mail.uid).peekable();

@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_are_as_long_as_a_command_may_be() {
+    fn windows_fill_one_command() {
         let scattered: Vec<u32> = (0..2_000).map(|n| 4_000_000_000 + 2 * n).collect();
         let pairs: Vec<u32> = (0..1_000).flat_map(|n| [4_000_000_000 + 3 * n, 4_000_000_001 + 3 * n]).collect();
         let row: Vec<u32> = (4_000_000_000..4_000_002_000).collect();

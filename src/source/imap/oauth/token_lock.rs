@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_second_waits_even_if_the_file_is_replaced() {
+    async fn a_replaced_file_does_not_end_the_wait() {
         let folder = tempfile::tempdir().unwrap();
         let (path, new) = (folder.path().join("oauth"), folder.path().join("new"));
         assert!(TokenLock::acquire(&path).await._file.is_none() && !path.exists(), "nothing is made");

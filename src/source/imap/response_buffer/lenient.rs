@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_lists_name_their_mailbox_or_are_empty_response() {
+    fn odd_list_lines_give_a_name_or_nothing() {
         for (odd, name) in [
             (r#"* LIST (\Junk)  "/" Spam"#, "Spam"),
             (r#"* LIST (\Junk) "\" "Mail\Spam""#, r"Mail\Spam"),

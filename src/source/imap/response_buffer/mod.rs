@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_the_same_however_they_come_and_leave_nothing_behind() {
+    fn split_responses_parse_alike_and_leave_nothing() {
         let large = format!("* 2 FETCH (UID 8 BODY[] {{40000}}\r\n{})\r\n", "x".repeat(40_000));
         let bytes = format!(
             "* OK {{6}} well\r\n* OK {{6}}\r\n* 1 FETCH (UID 7 BODY[] {{6}}\r\n)\r\n* 2)\r\n{large}* 2 FETCH (FLAGS (\\Seen))\r\n\
