@@ -30,13 +30,18 @@ fn all_matches(pattern: &str, text: &str) -> BTreeSet<String> {
 
 /// Sends a GET request to the daemon and returns the status and the body.
 fn get(port: u16, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    try_get(port, path).unwrap()
+}
+
+/// The same; `None` if the daemon closes the connection, as it does during a reload.
+fn try_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head[9..12].parse().unwrap(), body.to_owned())
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head[9..12].parse().unwrap(), body.to_owned()))
 }
 
 /// Starts a daemon that watches an empty INBOX, and returns its HTTP port.
@@ -73,15 +78,37 @@ fn sepolia() -> ScriptedNode {
     })
 }
 
+/// The `[[chain]]` table of that node.
+fn chain_of(node: &ScriptedNode) -> String {
+    format!(
+        "[[chain]]\nname = \"Sepolia\"\nnodes = [{{ command = [\"echo\", \"http://127.0.0.1:{}\"] }}]\n\
+         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n",
+        node.port
+    )
+}
+
+#[test]
+fn node_requests_survive_a_reload() {
+    let dovecot = Dovecot::start();
+    let node = sepolia();
+    let (_home, mut daemon, port) = watching_with(&dovecot, &chain_of(&node));
+    // A start asks for the chain id, the newest block and the last final block.
+    let await_calls = |daemon: &mut Daemon, calls: u32| {
+        let line = format!("resmic_mailhook_node_requests_total{{chain=\"Sepolia\",outcome=\"ok\"}} {calls}\n");
+        let is_served = || try_get(port, "/metrics").filter(|(_, served)| served.contains(&line)).map(drop);
+        assert!(daemon.process.until(SOON, is_served).is_some(), "{line}{}", get(port, "/metrics").1);
+    };
+    await_calls(&mut daemon, 3);
+    daemon.process.signal("-HUP");
+    await_calls(&mut daemon, 6);
+    assert_eq!(daemon.end(), Some(0));
+}
+
 #[test]
 fn dashboard_and_alerts_use_existing_metrics() {
     let dovecot = Dovecot::start();
     let node = sepolia();
-    let chain = format!(
-        "[[chain]]\nname = \"Sepolia\"\nnodes = [{{ command = [\"echo\", \"http://127.0.0.1:{}\"] }}]\n\
-         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n",
-        node.port
-    );
+    let chain = chain_of(&node);
     let (home, daemon, port) = watching_with(&dovecot, &chain);
     home.until("SELECT final_lag_s FROM chains", "64", SOON);
     let (status, served) = get(port, "/metrics");
