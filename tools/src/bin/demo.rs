@@ -199,7 +199,7 @@ fn table(home: &Home, sql: &str) {
                 _ => "-".into(),
             })
             .collect();
-        println!("  {}", cells.iter().map(|c| format!("{c:<12}")).collect::<String>());
+        println!("  {}", cells.iter().map(|c| format!("{c:<12} ")).collect::<String>());
     }
 }
 
