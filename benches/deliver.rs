@@ -182,6 +182,7 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
         targets: vec![settings.target()],
         matching: Matching { enabled: false, window: Duration::from_secs(60) },
         chains: Vec::new(),
+        resmic: None,
     });
     (folder, store.unwrap(), Target::new(settings, "secret".into()).unwrap())
 }

@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::chain::ChainSettings;
+use crate::resmic::ResmicSettings;
 use crate::source::imap;
 use crate::{extract, forward, payments, secret, telemetry, trust};
 
@@ -22,7 +23,8 @@ const ETC: &str = "/etc/resmic-mailhook";
 const STATE: &str = "/var/lib/resmic-mailhook";
 
 /// The keys whose value is the source of a secret.
-const SECRETS: [&str; 6] = ["password", "secret", "key", "client_secret", "refresh_token", "nodes"];
+const SECRETS: [&str; 8] =
+    ["password", "secret", "key", "client_secret", "refresh_token", "nodes", "api_key", "user_id"];
 
 /// The whole configuration.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -52,6 +54,8 @@ pub struct Config {
     /// `[[chain]]`
     #[serde(default, rename = "chain")]
     pub chains: Vec<ChainSettings>,
+    /// `[resmic]`
+    pub resmic: Option<ResmicSettings>,
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
@@ -165,6 +169,9 @@ impl Config {
         }
         self.trust.check().map_err(|(key, problem)| (format!("trust.{key}"), problem))?;
         self.sessions.check().map_err(|(key, problem)| (format!("sessions.{key}"), problem))?;
+        if let Some(resmic) = &self.resmic {
+            resmic.check().map_err(|(key, problem)| (format!("resmic.{key}"), problem))?;
+        }
         self.telemetry.check().map_err(|(key, problem)| (format!("telemetry.{key}"), problem))?;
         self.extract.check().map_err(|(key, problem)| (format!("extract.{key}"), problem))
     }
@@ -186,6 +193,9 @@ impl Config {
         }
         for node in self.chains.iter_mut().flat_map(|chain| &mut chain.nodes) {
             node.resolve(&base);
+        }
+        if let Some(resmic) = &mut self.resmic {
+            resmic.resolve(&base);
         }
         if let Some(address) = &mut self.sessions.address {
             address.key.resolve_path(&base);

@@ -27,6 +27,8 @@ pub struct Expected {
     pub targets: Vec<String>,
     /// The chains' names.
     pub chains: Vec<String>,
+    /// Whether Resmic's API is asked.
+    pub resmic: bool,
 }
 
 /// A mailbox that the configuration names.
@@ -57,6 +59,8 @@ pub struct Health {
     pub confirmations: BTreeMap<String, i64>,
     /// The configured chains whose nodes have answered or failed.
     pub chains: Vec<ChainHealth>,
+    /// Resmic's API; `null` without `[resmic]`.
+    pub resmic: Option<ResmicHealth>,
     /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
     /// The database cannot be written: the disk is full, or another program has locked it.
@@ -107,6 +111,25 @@ pub struct ChainHealth {
     pub waiting: i64,
 }
 
+/// Resmic's API, and what waits for it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ResmicHealth {
+    /// The API's host, if it was asked.
+    pub host: Option<String>,
+    /// The last request that was recorded.
+    pub asked_at: Option<String>,
+    /// The last error; `None` if the last request succeeded.
+    pub last_error: Option<String>,
+    /// Events that wait until Resmic reports their session as `Completed`.
+    pub waiting: i64,
+    /// Events that Resmic contradicts.
+    pub doubtful: i64,
+    /// Sessions that are completed at Resmic and whose mail is missing.
+    pub missing_mails: i64,
+    /// Sessions that need review.
+    pub to_review: i64,
+}
+
 /// Reads the state from the database. `running`: a daemon uses it. It takes seconds if another program has locked it.
 ///
 /// # Errors
@@ -145,6 +168,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     }
     attention.extend(waiting(reader, expected)?);
     let chains = chains(reader, expected, now, &mut attention)?;
+    let resmic = resmic(reader, expected, now, &mut attention)?;
     // Words without rows are counted as 0.
     let counts = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
@@ -161,6 +185,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         deliveries: counts(&states, reader.count_by("deliveries", "state")?),
         confirmations: counts(&confirmed, reader.count_by("confirmations", "state")?),
         chains,
+        resmic,
         attention,
         waits: room.is_some() || locked,
     })
@@ -205,6 +230,56 @@ fn chains(
         )
     }));
     Ok(chains)
+}
+
+/// Resmic's API, and what is wrong with it. An error that passes is a problem only after ten minutes, and a waiting event after
+/// an hour.
+fn resmic(
+    reader: &StoreReader,
+    expected: &Expected,
+    now: Timestamp,
+    attention: &mut Vec<String>,
+) -> db::Result<Option<ResmicHealth>> {
+    let found = reader.resmic_backlog()?;
+    let is_older = |since: &Option<String>, minutes| {
+        let since = since.as_deref().and_then(|since| since.parse::<Timestamp>().ok());
+        since.is_some_and(|since| now.duration_since(since) > SignedDuration::from_mins(minutes))
+    };
+    let error = found.last_error.as_deref().filter(|_| expected.resmic);
+    attention.extend(
+        error.filter(|_| found.needs_person || is_older(&found.failing_since, 10)).map(|e| format!("[resmic]: {e}")),
+    );
+    let review = found.session_to_review.as_deref().unwrap_or_default();
+    let review = format!("in doubt: `session check {}` shows why", crate::model::printable(review, 40));
+    let waits = is_older(&found.waiting_since, 60);
+    let lines = [
+        (
+            found.doubtful,
+            "event",
+            "contradicted by Resmic: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
+        ),
+        (
+            found.missing_mails,
+            "session",
+            "completed at Resmic, and the mail is missing: look for it in the mailbox's other folders",
+        ),
+        (found.to_review, "session", review.as_str()),
+        (
+            if waits { found.waiting } else { 0 },
+            "event",
+            "waiting for Resmic, the oldest for more than an hour: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
+        ),
+    ];
+    attention.extend(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, noun, text)| counted(n, noun, text)));
+    Ok(expected.resmic.then_some(ResmicHealth {
+        host: found.host,
+        asked_at: found.asked_at,
+        last_error: found.last_error,
+        waiting: found.waiting,
+        doubtful: found.doubtful,
+        missing_mails: found.missing_mails,
+        to_review: found.to_review,
+    }))
 }
 
 fn chain_health(row: &ChainRow, waiting: i64) -> ChainHealth {
@@ -375,6 +450,7 @@ impl Health {
             deliveries: none(),
             confirmations: none(),
             chains: Vec::new(),
+            resmic: None,
             attention: vec![why],
             waits: false,
         }

@@ -26,6 +26,7 @@ pub mod health;
 pub mod heartbeat;
 pub mod http;
 pub mod ingest;
+pub mod inquire;
 pub mod loopback;
 pub mod metrics;
 pub mod model;

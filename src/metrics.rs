@@ -170,6 +170,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
     chains(&mut registry, health, &endpoint.node_requests);
+    resmic(&mut registry, health);
     registry.register(
         "push_latency_seconds",
         "Time from the receipt of a mail by its server to its commit in the database",
@@ -212,6 +213,28 @@ fn chains(registry: &mut Registry, health: &Health, requests: &NodeRequests) {
     registry.register("chain_final_lag_seconds", "How much older the last final block is than the newest", lags);
     // The library adds `_total`.
     registry.register("node_requests", "Calls at the nodes of a chain, by outcome", requests.counters());
+}
+
+fn resmic(registry: &mut Registry, health: &Health) {
+    let Some(resmic) = &health.resmic else { return };
+    for (name, help, n) in [
+        ("resmic_waiting", "Events that wait until Resmic reports their session as Completed", resmic.waiting),
+        (
+            "resmic_missing_mails",
+            "Sessions that are completed at Resmic and whose mail is missing",
+            resmic.missing_mails,
+        ),
+        ("resmic_sessions_to_review", "Sessions about which Resmic's answers need review", resmic.to_review),
+    ] {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(n);
+        registry.register(name, help, gauge);
+    }
+    registry.register(
+        "resmic_requests",
+        "Requests to Resmic's API, by outcome",
+        crate::telemetry::RESMIC_REQUESTS.clone(),
+    );
 }
 
 fn mailboxes(registry: &mut Registry, health: &Health) {

@@ -186,3 +186,19 @@ impl NodeRequests {
         self.0.clone()
     }
 }
+
+/// The label of [`RESMIC_REQUESTS`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResmicRequest {
+    /// `ok`, or the kind of the error.
+    pub outcome: &'static str,
+}
+
+/// How many requests Resmic's API has answered, by outcome.
+pub static RESMIC_REQUESTS: std::sync::LazyLock<Family<ResmicRequest, Counter>> =
+    std::sync::LazyLock::new(Family::default);
+
+/// Counts a request to Resmic's API.
+pub fn resmic_answered(outcome: &'static str) {
+    RESMIC_REQUESTS.get_or_create(&ResmicRequest { outcome }).inc();
+}

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use prepare::{
-    Listener, Prepared, addresses, chains, forward_targets, login, prepare, rules, rules_with, rules_without_account,
-    store_settings,
+    Listener, Prepared, addresses, chains, forward_targets, login, prepare, resmic_client, rules, rules_with,
+    rules_without_account, store_settings,
 };
 use supervisor::Supervisor;
 
@@ -26,7 +26,7 @@ use crate::heartbeat::Heartbeats;
 use crate::ingest::{self, DeferredMails, Ingest};
 use crate::source::imap;
 use crate::telemetry::PushLatency;
-use crate::{confirm, forward, metrics, systemd};
+use crate::{confirm, forward, inquire, metrics, systemd};
 
 /// The capacity of the channel from a watcher to its ingest, in reports.
 const QUEUE: usize = 8;
@@ -55,7 +55,7 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
-    let Prepared { config, accounts, targets, chains, node_requests, resolver, metrics } = prepared;
+    let Prepared { config, accounts, targets, chains, resmic, node_requests, resolver, metrics } = prepared;
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -83,6 +83,12 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         let (store, heartbeats, ending) = (store.clone(), heartbeats.clone(), shutdown.clone());
         loops
             .spawn(async move { confirm::run(store, chain, &heartbeats, ending).await.context("confirming payments") });
+    }
+    if let (Some(client), Some(settings)) = (resmic, &config.resmic) {
+        let (store, heartbeats, ending, rate) = (store.clone(), heartbeats.clone(), shutdown.clone(), settings.rate);
+        loops.spawn(
+            async move { inquire::run(store, client, rate, &heartbeats, ending).await.context("asking Resmic") },
+        );
     }
     let (changed, ending) = (store.clone(), shutdown.clone());
     loops.spawn(async move { changed.watch_changes(ending).await.context("watching the database") });
@@ -147,6 +153,7 @@ pub fn expected(config: &Config) -> Expected {
         mailboxes: config.accounts.iter().flat_map(watched).collect(),
         targets: config.forwards.iter().map(|forward| forward.name.clone()).collect(),
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).map(|chain| chain.name).collect(),
+        resmic: config.resmic.is_some(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
 use crate::telemetry::NodeRequests;
 use crate::trust::dns::Resolver;
-use crate::{confirm, db, extract, forward, payments, tls, trust};
+use crate::{confirm, db, extract, forward, payments, resmic, tls, trust};
 
 /// How many connections to one mail server may be opening at the same time.
 const CONNECTS: usize = 16;
@@ -78,6 +78,7 @@ pub fn store_settings(config: &Config) -> db::StoreSettings {
         matching: config.sessions.matching(),
         // The configuration was checked, so each of them is a chain.
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).collect(),
+        resmic: config.resmic.as_ref().map(|resmic| db::ResmicRules { require: resmic.require }),
     }
 }
 
@@ -88,6 +89,7 @@ pub struct Prepared {
     pub(super) targets: Vec<forward::Target>,
     pub(super) chains: Vec<confirm::WatchedChain>,
     pub(super) node_requests: NodeRequests,
+    pub(super) resmic: Option<resmic::ResmicClient>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
 }
@@ -110,13 +112,14 @@ pub async fn prepare(
     let accounts = accounts(&config).await?;
     let targets = forward_targets(&config).await?;
     let chains = chains(&config, &node_requests).await?;
+    let resmic = resmic_client(&config).await?;
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
         (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, chains, node_requests, resolver, metrics })
+    Ok(Prepared { config, accounts, targets, chains, resmic, node_requests, resolver, metrics })
 }
 
 /// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd
@@ -243,4 +246,17 @@ pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<
         });
     }
     Ok(chains)
+}
+
+/// The client of Resmic's API, if `[resmic]` is configured. It has sent no request yet.
+///
+/// # Errors
+/// A secret that cannot be read or is invalid.
+pub async fn resmic_client(config: &Config) -> anyhow::Result<Option<resmic::ResmicClient>> {
+    let Some(settings) = &config.resmic else { return Ok(None) };
+    let api_key = config.secret("resmic.api_key", &settings.api_key).await?;
+    let user_id = config.secret("resmic.user_id", &settings.user_id).await?;
+    // Without the system's roots, an https URL is refused and http on this machine works.
+    let client = resmic::ResmicClient::new(settings, api_key, user_id, tls::client_config(None).ok());
+    Ok(Some(client.map_err(|(key, words)| config.wrong(&format!("resmic.{key}"), words))?))
 }

@@ -115,9 +115,14 @@ mod tests {
     fn supervisor(folder: &tempfile::TempDir) -> Supervisor {
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: LONGEST_PAUSE };
-        let store =
-            Store::open(db::StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new() })
-                .unwrap();
+        let store = Store::open(db::StoreSettings {
+            path: path.clone(),
+            targets: Vec::new(),
+            matching,
+            chains: Vec::new(),
+            resmic: None,
+        })
+        .unwrap();
         let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
             INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
               VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";

@@ -133,6 +133,12 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: SessionCommand,
     },
+    /// Ask Resmic now about all registered sessions without a completed or failed event; needs [resmic]
+    Reconcile {
+        /// Print JSON Lines
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the signed address to give Resmic as webhook_url for an order
     Address {
         /// Your name for the thing that is paid
@@ -288,6 +294,14 @@ pub(super) enum MailsCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionCommand {
+    /// Ask Resmic now how a session ended; needs [resmic]
+    Check {
+        /// The session's id
+        session_id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Register a session
     Add(NewSession),
     /// List the registered sessions, oldest first

@@ -19,6 +19,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     let targets = app::forward_targets(config).await?;
     let chains = app::chains(config, &NodeRequests::default()).await?;
+    let resmic = app::resmic_client(config).await?;
     if config.trust.accepts_unproven() {
         message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -46,6 +47,10 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     }
     for chain in &chains {
         all_ok &= print_results(&format!("chain {}", chain.chain.name), confirm::probe(chain).await)?;
+    }
+    if let Some(client) = &resmic {
+        let found = client.check_key().await.map(|()| vec![format!("{} accepts the key", client.host())]);
+        all_ok &= print_results("resmic", each_line(found.map_err(|error| error.to_string())))?;
     }
     Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

@@ -130,6 +130,9 @@ fn print_event(e: &EventRow) -> anyhow::Result<()> {
         ("tx_time_source", e.tx_time_source.as_ref()),
         ("hold", e.hold.as_ref()),
         ("created_at", Some(&e.created_at)),
+        ("source", Some(&e.source)),
+        ("clearance", e.clearance.as_ref()),
+        ("clearance_reason", e.clearance_reason.as_ref()),
     ];
     for (name, value) in fields {
         output::line(&format!("{name:<20} {}", cell(value.map(String::as_str))))?;

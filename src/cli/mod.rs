@@ -11,6 +11,7 @@ mod deliveries;
 mod events;
 mod import;
 mod init;
+mod inquire;
 mod mails;
 mod maintain;
 mod output;
@@ -134,6 +135,10 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Session { command: SessionCommand::Assign { event_id, session_id } } => {
             session::assign(&config, &event_id, &session_id).await.map(done)
         }
+        Command::Session { command: SessionCommand::Check { session_id, json } } => {
+            inquire::check(&config, &session_id, json).await
+        }
+        Command::Reconcile { json } => inquire::reconcile(&config, json).await,
         Command::Address { order_ref } => session::address(&config, &order_ref).await.map(done),
         Command::Status { json } => status::run(&config, json),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),

@@ -42,6 +42,16 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line("")?;
         health.chains.iter().try_for_each(chain)?;
     }
+    if let Some(resmic) = &health.resmic {
+        let asked = resmic.asked_at.as_deref().map_or("not asked yet".to_owned(), |at| format!("asked {at}"));
+        let error = resmic.last_error.as_ref().map_or(String::new(), |error| format!("; {}", cell(Some(error))));
+        line(&format!(
+            "\nresmic at {}: {} events waiting, {} sessions without their mail; {asked}{error}",
+            cell(resmic.host.as_deref()),
+            resmic.waiting,
+            resmic.missing_mails
+        ))?;
+    }
     line("")?;
     let mut kinds = vec![("mails", &health.mails), ("events", &health.events), ("deliveries", &health.deliveries)];
     if health.confirmations.values().any(|n| *n > 0) || !config.chains.is_empty() {

@@ -64,7 +64,8 @@ impl StoreReader {
             (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
                WHERE d.state = 'held' AND e.hold IS NULL AND e.session_id IS NULL
                  AND NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
-                                 AND c.state <> 'confirmed' AND c.state <> 'operator')),
+                                 AND c.state <> 'confirmed' AND c.state <> 'operator')
+                 AND NOT EXISTS (SELECT 1 FROM session_searches s WHERE s.event_id = e.event_id AND s.result IS NULL)),
             (SELECT count(*) FROM deliveries WHERE state = 'dead'),
             (SELECT count(*) FROM deliveries WHERE state = 'pending'
                AND target NOT IN (SELECT value FROM json_each(?1))),

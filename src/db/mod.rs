@@ -13,6 +13,7 @@ mod lock;
 mod mailboxes;
 mod maintenance;
 mod reader;
+mod resmic_api;
 mod schema;
 mod store;
 #[cfg(test)]
@@ -33,5 +34,6 @@ pub use mailboxes::{Cursor, UidFingerprints};
 pub use maintenance::{Backlog, Pruned};
 pub use reader::{DeliveryRow, EventQuery, EventRow, MailRow, MailboxRow, StoreReader};
 pub(crate) use reader::{optional, where_clause};
-pub use store::{Store, StoreSettings, TargetRules};
+pub use resmic_api::ResmicBacklog;
+pub use store::{ResmicRules, Store, StoreSettings, TargetRules};
 pub use writer::MAX_WAL_BACKLOG;

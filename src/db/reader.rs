@@ -55,7 +55,12 @@ pub struct EventRow {
     pub webhook: String,
     pub hold: Option<String>,
     pub created_at: String,
+    /// `mail`, or `resmic` if Resmic's API reported it.
+    pub source: String,
     pub confirmation: Option<ConfirmationRow>,
+    /// Whether Resmic has cleared it for delivery; `None`: it does not wait for Resmic.
+    pub clearance: Option<String>,
+    pub clearance_reason: Option<String>,
 }
 
 /// A row of `mails` without the bytes.
@@ -334,8 +339,9 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
 /// An event with its confirmation. Only those columns of `confirmations` are listed that `events` does not have.
 const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
-    c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at
-    FROM events e LEFT JOIN confirmations c ON c.event_id = e.event_id";
+    c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at, r.state AS clearance, r.reason AS clearance_reason
+    FROM events e LEFT JOIN confirmations c ON c.event_id = e.event_id
+    LEFT JOIN clearances r ON r.event_id = e.event_id";
 
 fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
     Ok(EventRow {
@@ -356,7 +362,10 @@ fn event_row(row: &Row) -> rusqlite::Result<EventRow> {
         webhook: row.get("webhook")?,
         hold: row.get("hold")?,
         created_at: row.get("created_at")?,
+        source: row.get("source")?,
         confirmation: confirmations::of_event_row(row)?,
+        clearance: row.get("clearance")?,
+        clearance_reason: row.get("clearance_reason")?,
     })
 }
 

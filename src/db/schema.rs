@@ -229,7 +229,10 @@ mod tests {
         let trusts = ["authentication-results", "operator", "none", "some"];
         assert_eq!(trusts.map(|t| mail("event", t)), [true, true, true, false]);
         assert_eq!(["completed", "failed", "pending", "paid"].map(|s| event(s, "mail")), [true, true, true, false]);
-        assert_eq!(["address", "match", "operator", "guess"].map(|s| event("failed", s)), [true, true, true, false]);
+        assert_eq!(
+            ["address", "match", "operator", "resmic", "guess"].map(|s| event("failed", s)),
+            [true, true, true, true, false]
+        );
         connection
             .execute_batch("INSERT INTO deliveries (id, event_id, target, state, created_at) VALUES (9, 'failedmatch', 'x', 'held', '')")
             .unwrap();

@@ -23,6 +23,15 @@ pub struct StoreSettings {
     pub matching: Matching,
     /// The chains on which payments are confirmed. None: no event waits for a chain.
     pub chains: Vec<Chain>,
+    /// The rules for Resmic's API. None: it is never asked.
+    pub resmic: Option<ResmicRules>,
+}
+
+/// The part of `[resmic]` that the store needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResmicRules {
+    /// Whether a completed event waits until Resmic reports its session as `Completed`.
+    pub require: bool,
 }
 
 impl StoreSettings {

@@ -9,8 +9,14 @@ use crate::model::Matching;
 
 fn store(folder: &tempfile::TempDir) -> Store {
     let matching = Matching { enabled: false, window: std::time::Duration::from_secs(2700) };
-    Store::open(StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching, chains: Vec::new() })
-        .unwrap()
+    Store::open(StoreSettings {
+        path: folder.path().join("m.db"),
+        targets: Vec::new(),
+        matching,
+        chains: Vec::new(),
+        resmic: None,
+    })
+    .unwrap()
 }
 
 /// Commits a mail of `size` bytes.

@@ -246,8 +246,13 @@ mod tests {
     async fn a_panic_after_the_request_is_interrupted() {
         let folder = tempfile::tempdir().unwrap();
         let matching = Matching { enabled: false, window: STORE_PAUSE };
-        let settings =
-            db::StoreSettings { path: folder.path().join("m.db"), targets: Vec::new(), matching, chains: Vec::new() };
+        let settings = db::StoreSettings {
+            path: folder.path().join("m.db"),
+            targets: Vec::new(),
+            matching,
+            chains: Vec::new(),
+            resmic: None,
+        };
         let store = Store::open(settings).unwrap();
         let claimed = Claimed {
             delivery_id: 1,

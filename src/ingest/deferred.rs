@@ -112,7 +112,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         let matching = Matching { enabled: false, window: PAUSES.base };
-        let settings = db::StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new() };
+        let settings =
+            db::StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new(), resmic: None };
         let store = Store::open(settings).unwrap();
         let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(1))) };
         let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };

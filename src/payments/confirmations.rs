@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
-use super::conflicts;
 use super::stored_events::{event_from_row, related_events};
+use super::{clearances, conflicts};
 use crate::chain::{
     Arrival, BlockId, Chain, Claim, Confirmation, ConfirmationCode, ConfirmationReason, ConfirmationState,
     ConfirmedArrival, Hash, Question, Revisited,
@@ -76,7 +76,7 @@ pub enum RecordedLook {
 /// The result of `confirm --vouch`: an operator decided that an event was paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouched {
-    /// Its state before. `None`: it did not wait for the chain.
+    /// Its state before; `None`: it waited neither for the chain nor for Resmic.
     pub before: Option<ConfirmationState>,
     /// How many deliveries were released.
     pub released: usize,
@@ -362,7 +362,8 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
 pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> {
     let waits: bool = tx
         .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM confirmations WHERE event_id = ?1)
+            "SELECT (EXISTS (SELECT 1 FROM confirmations WHERE event_id = ?1)
+                     OR EXISTS (SELECT 1 FROM clearances WHERE event_id = ?1))
                AND EXISTS (SELECT 1 FROM deliveries WHERE event_id = ?1 AND state <> 'delivered')",
         )?
         .query_row(params![id], |row| row.get(0))?;
@@ -499,8 +500,9 @@ fn write(
     Ok(())
 }
 
-/// Releases the deliveries of a confirmed event, unless its session has another confirmed payment.
-fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
+/// Releases the deliveries of an event that the chain, Resmic or a person has confirmed, unless another confirmed payment has its
+/// session.
+pub(super) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let event =
         tx.prepare_cached("SELECT * FROM events WHERE event_id = ?1")?.query_row(params![id], event_from_row)?;
     let known = related_events(tx, id, &event)?;
@@ -532,6 +534,7 @@ fn vouch(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Vouched>
             params![id, current_time()],
         )?;
     }
+    let before = clearances::vouch(tx, id)?.or(before);
     let released = if before.is_some() { release(tx, settings, id)? } else { 0 };
     let sql = "SELECT count(*) FROM deliveries WHERE event_id = ?1 AND state = 'held'";
     let held = tx.query_row(sql, params![id], |row| row.get(0))?;

@@ -16,8 +16,30 @@ pub struct StoredEvent {
     pub delivered: bool,
     /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
-    /// The event waits for the chain, or the chain contradicts it.
+    /// It waits for the chain or for Resmic, or one of them contradicts it.
     pub unconfirmed: bool,
+    /// Resmic's API reported it. Its time is that of a row at Resmic, and not that of a mail.
+    pub is_from_api: bool,
+}
+
+/// Who reported an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventSource {
+    /// A mail.
+    Mail,
+    /// Resmic's API, because the mail is missing.
+    Resmic,
+}
+model::string_enum!(EventSource, "source", Mail => "mail", Resmic => "resmic");
+
+impl StoredEvent {
+    /// The event as it is compared with a later report. The time from the API differs from the mail's by as much as the mail
+    /// was late, so it is left out.
+    fn to_compare(&self) -> Event {
+        let mut event = self.event.clone();
+        event.reading.tx_time.take_if(|_| self.is_from_api);
+        event
+    }
 }
 
 /// The classification of a new event, compared with the stored ones.
@@ -45,7 +67,7 @@ pub enum Classification {
 #[must_use]
 pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
     if let Some(same) = find_repeated(id, new, known) {
-        return match contradiction(&same.event, new) {
+        return match contradiction(&same.to_compare(), new) {
             Some(words) => conflict(&same.event_id, &words),
             None => Classification::Duplicate { event_id: same.event_id.clone(), filled: fill_gaps(same, new) },
         };
@@ -59,7 +81,7 @@ pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification 
 /// The stored event that `new` reports again.
 #[must_use]
 pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
-    known.iter().find(|k| k.event_id == id || is_same_report(&k.event.reading, &new.reading))
+    known.iter().find(|k| k.event_id == id || is_same_report(&k.to_compare().reading, &new.reading))
 }
 
 /// Why a stored event is not delivered.
@@ -324,6 +346,7 @@ mod tests {
             delivered,
             maybe_delivered: false,
             unconfirmed: false,
+            is_from_api: false,
         }
     }
 

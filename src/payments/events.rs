@@ -2,11 +2,11 @@
 
 use rusqlite::{Connection, named_params, params};
 
-use super::confirmations;
-use super::conflicts::{self, Classification, HoldReason, StoredEvent};
+use super::conflicts::{self, Classification, EventSource, HoldReason, StoredEvent};
 use super::matching;
 use super::sessions::{self, FoundSession};
 use super::stored_events::related_events;
+use super::{clearances, confirmations, searches};
 use crate::db::{Result, StoreSettings, current_time, holds};
 use crate::model::{DeliveryState, Event, Outcome, Reason, ReasonCode, iso};
 
@@ -25,14 +25,27 @@ impl Admitted {
     }
 }
 
-/// Stores a new event, adds to a stored one, or rejects it.
+/// Stores the new event of a mail, adds to a stored one, or rejects it.
 pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -> Result<Admitted> {
+    admit_from(tx, settings, parsed, EventSource::Mail)
+}
+
+/// Does the same for an event of this source. An event from Resmic's API has its session from there, too.
+pub(super) fn admit_from(
+    tx: &Connection,
+    settings: &StoreSettings,
+    parsed: &Event,
+    from: EventSource,
+) -> Result<Admitted> {
     let Some(id) = parsed.id() else {
         let reason = Reason::new(ReasonCode::Unreadable, "it has neither a transaction nor a session");
         return Ok(Admitted::without_event(Outcome::Quarantined, &reason));
     };
     let id = id.to_string();
-    let found = sessions::find_session(tx, settings, parsed)?;
+    let found = sessions::find_session(tx, settings, &id, parsed)?.map(|found| match from {
+        EventSource::Mail => found,
+        EventSource::Resmic => FoundSession { source: matching::SessionSource::Resmic, ..found },
+    });
     let event = with_session(parsed.clone(), found.as_ref());
     let known = related_events(tx, &id, &event)?;
     let (found, event) = match found {
@@ -43,7 +56,8 @@ pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -
     match conflicts::classify(&id, &event, &known) {
         Classification::New { hold, superseded } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
-            insert(tx, &id, &event, found.as_ref(), hold.as_ref())?;
+            insert(tx, &id, &event, found.as_ref(), hold.as_ref(), from)?;
+            searches::begin(tx, settings, &id, &event)?;
             if !superseded {
                 enqueue(tx, settings, &id, &event, hold.is_some())?;
             }
@@ -89,13 +103,20 @@ fn contradicts_registration(event: &Event, found: Option<&FoundSession>) -> Opti
     matching::contradiction(event, registered).map(|words| Reason::new(ReasonCode::Conflict, words))
 }
 
-fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>, hold: Option<&Reason>) -> Result<()> {
+fn insert(
+    tx: &Connection,
+    id: &str,
+    event: &Event,
+    found: Option<&FoundSession>,
+    hold: Option<&Reason>,
+    from: EventSource,
+) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
         "INSERT INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
-           from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at)
+           from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at, source)
          VALUES (:event_id, :status, :session_id, :session_source, :order_ref, :amount, :currency, :blockchain, :token,
-           :from_wallet_address, :transaction_hash, :tx_time, :tx_time_source, :webhook, :hold, :created_at)",
+           :from_wallet_address, :transaction_hash, :tx_time, :tx_time_source, :webhook, :hold, :created_at, :source)",
     )?
     .execute(named_params! {
         ":event_id": id,
@@ -114,6 +135,7 @@ fn insert(tx: &Connection, id: &str, event: &Event, found: Option<&FoundSession>
         ":webhook": event.webhook(),
         ":hold": hold.map(Reason::to_string),
         ":created_at": current_time(),
+        ":source": from.as_str(),
     })?;
     Ok(())
 }
@@ -124,9 +146,10 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     let resolved = event.reading.session_id.is_some();
     let targets = || settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status));
     let unconfirmed = targets().next().is_some() && confirmations::begin(tx, settings, id, event)?;
+    let uncleared = targets().next().is_some() && clearances::begin(tx, settings, id, event)?;
     for target in targets() {
         let waits_for_chain = unconfirmed && !target.send_unconfirmed;
-        let held = hold || waits_for_chain || !(resolved || target.send_unresolved);
+        let held = hold || uncleared || waits_for_chain || !(resolved || target.send_unresolved);
         let (state, due) = if held { (DeliveryState::Held, None) } else { (DeliveryState::Pending, Some(&at)) };
         tx.prepare_cached(
             "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -145,7 +168,7 @@ pub(super) fn refill(
     event: &Event,
     source: Option<matching::SessionSource>,
 ) -> Result<()> {
-    let found = sessions::find_session(tx, settings, event)?;
+    let found = sessions::find_session(tx, settings, id, event)?;
     let found = found.map(|f| FoundSession { source: source.unwrap_or(f.source), ..f });
     resolve(tx, settings, id, event, found.as_ref()).map(drop)
 }
@@ -196,6 +219,7 @@ pub(super) fn update(
 ) -> Result<()> {
     let r = &event.reading;
     confirmations::restart_if_changed(tx, settings, id, event)?;
+    clearances::restart_if_changed(tx, id, event)?;
     tx.prepare_cached(
         "UPDATE events SET session_id = :session_id,
            session_source = CASE WHEN session_id = :session_id THEN session_source ELSE :source END,

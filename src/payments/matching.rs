@@ -36,8 +36,10 @@ pub enum SessionSource {
     Match,
     /// A person assigned it.
     Operator,
+    /// Resmic names the event's transaction for this session.
+    Resmic,
 }
-model::string_enum!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator");
+model::string_enum!(SessionSource, "session source", Mail => "mail", Address => "address", Match => "match", Operator => "operator", Resmic => "resmic");
 
 /// The one open session that this event pays; `None` if none matches, or more than one.
 #[must_use]
@@ -57,6 +59,13 @@ fn only<T>(mut candidates: impl Iterator<Item = T>) -> Option<T> {
 #[must_use]
 pub fn may_pay(event: &Event, session: &RegisteredSession, how: Matching) -> bool {
     event.time().is_some_and(|at| is_candidate(event, session, at, how))
+}
+
+/// Whether a session may have been paid by an event, if Resmic names the event's transaction for it. The amount of either may
+/// be unknown.
+#[must_use]
+pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, window: std::time::Duration) -> bool {
+    contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
 }
 
 fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: Matching) -> bool {

@@ -4,14 +4,17 @@
 //! them inside a transaction of `db`.
 
 mod change_watcher;
+mod clearances;
 mod confirmations;
 pub mod conflicts;
 mod events;
+mod inquiries;
 mod matching;
 mod reconcile;
 mod record;
 mod reevaluate;
 mod register;
+mod searches;
 mod sessions;
 mod settings;
 mod signed_address;
@@ -20,11 +23,14 @@ mod stored_events;
 mod tests;
 mod undelivered;
 
+pub use clearances::{DueClearance, RecordedClearance};
 pub use confirmations::{DueLook, FinishedLook, RecordedLook, Vouched, next_look};
+pub use inquiries::{DueInquiry, RecordedSession};
 pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
 pub use reconcile::{Assigned, Reconciled};
 pub use record::{ExaminedMail, Recorded};
 pub use reevaluate::{Reevaluation, StoredMail};
 pub use register::{SessionRegistration, SessionRow};
+pub use searches::DueSearch;
 pub use settings::{AddressSettings, SessionSettings};
 pub use signed_address::{OrderLookup, SignedAddresses, check_mailbox};

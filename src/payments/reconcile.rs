@@ -5,12 +5,11 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::confirmations;
 use super::conflicts::HoldReason;
 use super::events::{self, Resolved};
 use super::matching::{RegisteredSession, SessionSource};
 use super::sessions::{self, FoundSession};
-use super::stored_events;
+use super::{clearances, confirmations, inquiries, searches, stored_events};
 use crate::db::{Error, Result, Store, StoreSettings, holds};
 use crate::model::Event;
 
@@ -73,7 +72,10 @@ impl Store {
         let released = self
             .write(move |tx| {
                 confirmations::adopt(tx, &settings)?;
+                clearances::adopt(tx, &settings)?;
+                inquiries::adopt(tx, &settings)?;
                 holds::hold_all_for_chain(tx, &settings)?;
+                holds::hold_all_for_resmic(tx)?;
                 holds::release_all(tx, &settings)
             })
             .await?;
@@ -140,7 +142,9 @@ pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Resul
     for id in &ids {
         if let Some(session) = sessions::registered_session(tx, &String::from_utf8_lossy(id))? {
             copy_order_ref(tx, &session)?;
+            inquiries::begin(tx, settings, &session.session_id)?;
             for event_id in affected_events(tx, settings, &session)? {
+                searches::resume(tx, settings, &event_id)?;
                 reconciled.add(reconcile_event(tx, settings, &event_id)?);
             }
         }
@@ -172,7 +176,7 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
 
 /// The events that a session may concern, in the order in which they came.
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
-    let matched = settings.matching.enabled && session.amount.is_some();
+    let matched = settings.matching.enabled && session.amount.is_some() || settings.resmic.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
     let mut statement = tx.prepare_cached(
         "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
@@ -224,19 +228,48 @@ fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
 }
 
 /// Finds an event's session again and compares the event with it.
-fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
-    let mut reconciled = Reconciled::default();
-    let Some(state) = event_state(tx, event_id)? else { return Ok(reconciled) };
+pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
+    let Some(state) = event_state(tx, event_id)? else { return Ok(Reconciled::default()) };
     // A person decides about a held event.
     if state.on_hold {
-        return Ok(reconciled);
+        return Ok(Reconciled::default());
     }
-    let Some(found) = sessions::find_session(tx, settings, &state.event)? else { return Ok(reconciled) };
+    match sessions::find_session(tx, settings, event_id, &state.event)? {
+        Some(found) => give_session(tx, settings, event_id, state, &found),
+        None => Ok(Reconciled::default()),
+    }
+}
+
+/// Gives an event without a session the one for which Resmic names its transaction.
+pub(super) fn give_named_session(
+    tx: &Connection,
+    settings: &StoreSettings,
+    event_id: &str,
+    session: RegisteredSession,
+) -> Result<Reconciled> {
+    let state = event_state(tx, event_id)?.filter(|state| !state.on_hold && state.event.reading.session_id.is_none());
+    let Some(state) = state else { return Ok(Reconciled::default()) };
+    let found = FoundSession {
+        session_id: session.session_id.clone(),
+        source: SessionSource::Resmic,
+        registered: Some(session),
+    };
+    give_session(tx, settings, event_id, state, &found)
+}
+
+fn give_session(
+    tx: &Connection,
+    settings: &StoreSettings,
+    event_id: &str,
+    state: EventState,
+    found: &FoundSession,
+) -> Result<Reconciled> {
+    let mut reconciled = Reconciled::default();
     let had_none = state.event.reading.session_id.is_none();
     // The session of a delivered event does not change. Only deliveries to other targets can be held.
     if state.delivered && !(state.open && had_none) {
-        let event = if had_none { events::with_session(state.event, Some(&found)) } else { state.event };
-        if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(&found))? {
+        let event = if had_none { events::with_session(state.event, Some(found)) } else { state.event };
+        if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(found))? {
             tracing::warn!(event_id, %reason, "the event was delivered before its session was registered, and contradicts it");
             reconciled.too_late.push(format!("{event_id}: {reason}"));
             reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
@@ -249,7 +282,7 @@ fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) ->
         return Ok(reconciled);
     }
     reconciled.resolved = usize::from(had_none);
-    match events::resolve(tx, settings, event_id, &state.event, Some(&found))? {
+    match events::resolve(tx, settings, event_id, &state.event, Some(found))? {
         Resolved::Released(n) => reconciled.released = n,
         Resolved::Held(n) => reconciled.held = n,
     }
@@ -286,6 +319,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
         )?;
     }
     tx.prepare_cached("UPDATE events SET hold = NULL WHERE event_id = ?1")?.execute(params![event_id])?;
+    inquiries::settle(tx, session_id)?;
     Ok(Assigned { before, registered: is_registered, released: holds::release(tx, settings, event_id)? })
 }
 

@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::matching::{self, RegisteredSession, SessionSource};
-use super::stored_events;
+use super::{searches, stored_events};
 use crate::db::{Error, Result, StoreSettings, parse_time};
 use crate::model::{self, Event, iso};
 
@@ -17,8 +17,14 @@ pub(super) struct FoundSession {
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session: named by the mail, else by the signed address, else by the only match.
-pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Option<FoundSession>> {
+/// Finds the event's session: named by the mail, else by the signed address, else by the only match. With `[resmic]`, the
+/// match waits until Resmic has named the transaction of no session.
+pub(super) fn find_session(
+    tx: &Connection,
+    settings: &StoreSettings,
+    id: &str,
+    event: &Event,
+) -> Result<Option<FoundSession>> {
     if let Some(session_id) = &event.reading.session_id {
         let registered = registered_session(tx, session_id)?;
         return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
@@ -29,10 +35,10 @@ pub(super) fn find_session(tx: &Connection, settings: &StoreSettings, event: &Ev
         let only = matching::session_of_order(event, &sessions, settings.matching.window);
         return Ok(only.map(|registered| found(registered.clone(), SessionSource::Address)));
     }
-    if !settings.matching.enabled {
+    if !settings.matching.enabled || searches::may_find_session(tx, settings, id, event)? {
         return Ok(None);
     }
-    let open = open_sessions(tx, event, settings)?;
+    let open = unpaid_sessions(tx, event, settings)?;
     match matching::only_match(event, &open, settings.matching) {
         Some(only) if !has_rival(tx, settings, event, only)? => Ok(Some(found(only.clone(), SessionSource::Match))),
         _ => Ok(None),
@@ -103,6 +109,36 @@ fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered
 }
 
 const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
+
+/// The open sessions for which Resmic has named no transaction. If it has named one, that is not the event's.
+fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    let mut open = open_sessions(tx, event, settings)?;
+    if settings.resmic.is_some() && event.reading.transaction_hash.is_some() {
+        let paid = |session: &RegisteredSession| searches::has_transaction(tx, &session.session_id);
+        let mut unpaid = Vec::new();
+        for session in open {
+            if !paid(&session)? {
+                unpaid.push(session);
+            }
+        }
+        open = unpaid;
+    }
+    Ok(open)
+}
+
+/// The sessions for which Resmic may name the transaction of an event, the newest first.
+pub(super) fn candidates(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    let mut sessions = match &event.order_ref {
+        Some(order_ref) => {
+            let of_order = sessions_of_order(tx, order_ref)?.into_iter();
+            of_order.filter(|(_, completed)| !completed).map(|(session, _)| session).collect()
+        }
+        None => open_sessions(tx, event, settings)?,
+    };
+    sessions.retain(|session| matching::may_have_transaction(event, session, settings.matching.window));
+    sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
+    Ok(sessions)
+}
 
 /// The sessions that may be paid at the event's time and have no completed payment.
 fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {

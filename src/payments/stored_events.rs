@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::conflicts::StoredEvent;
+use super::conflicts::{EventSource, StoredEvent};
 use crate::db::{Result, parse_time};
 use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
 
@@ -21,7 +21,9 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
              SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id
              WHERE d.event_id = e.event_id AND (a.result = 'no_response' OR a.result = 'interrupted')) AS maybe_delivered,
            EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
-                   AND c.state <> 'confirmed' AND c.state <> 'operator') AS unconfirmed
+                   AND c.state <> 'confirmed' AND c.state <> 'operator')
+             OR EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = e.event_id
+                        AND r.state <> 'confirmed' AND r.state <> 'operator') AS unconfirmed
          FROM events e WHERE event_id = ?1 OR transaction_hash {matches} OR session_id = ?3"
     ))?;
     let rows = statement.query_map(params![id, spellings.as_deref().or(hash), event.reading.session_id], |row| {
@@ -31,6 +33,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
             delivered: row.get("delivered")?,
             maybe_delivered: row.get("maybe_delivered")?,
             unconfirmed: row.get("unconfirmed")?,
+            is_from_api: row.get::<_, String>("source")? == EventSource::Resmic.as_str(),
         })
     })?;
     let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;

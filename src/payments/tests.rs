@@ -22,6 +22,7 @@ fn store(folder: &tempfile::TempDir) -> Store {
         targets: vec![target("holds", false), target("sends", true)],
         matching: Matching { enabled: false, window: std::time::Duration::from_secs(2700) },
         chains: Vec::new(),
+        resmic: None,
     })
     .unwrap()
 }

@@ -159,6 +159,7 @@ mod tests {
             targets: Vec::new(),
             matching,
             chains: Vec::new(),
+            resmic: None,
         })
         .unwrap()
     }

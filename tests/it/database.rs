@@ -35,7 +35,16 @@ fn read_file(name: &str) -> String {
 fn database(folder: &Path) -> Connection {
     let path = folder.join("mailhook.db");
     let matching = resmic_mailhook::config::Config::default().sessions.matching();
-    drop(Store::open(StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new() }).unwrap());
+    drop(
+        Store::open(StoreSettings {
+            path: path.clone(),
+            targets: Vec::new(),
+            matching,
+            chains: Vec::new(),
+            resmic: None,
+        })
+        .unwrap(),
+    );
     let connection = Connection::open(path).unwrap();
     connection.execute_batch(ROWS).unwrap();
     connection

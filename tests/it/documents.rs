@@ -169,6 +169,15 @@ fn json_keys_and_types_match_the_documentation() {
     fs::write(&file, fs::read_to_string(&file).unwrap() + chain).unwrap();
     let status = printed(&["status", "--json"]);
     compare("The chains of status --json", status["chains"][0].as_object().unwrap());
+    // No API answers, and the keys are the same.
+    let resmic = "[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = { command = [\"echo\", \"key\"] }\n\
+        user_id = { command = [\"echo\", \"user\"] }\n";
+    let without = fs::read_to_string(&file).unwrap();
+    fs::write(&file, without.clone() + resmic).unwrap();
+    let status = printed(&["status", "--json"]);
+    compare("The resmic of status --json", status["resmic"].as_object().unwrap());
+    compare("session check --json", &printed(&["session", "check", "--json", SESSION]));
+    fs::write(&file, without).unwrap();
     // A mail that the chain must confirm, and whose node does not answer.
     let paid = PAYMENT.replace("0x1111", "0x2222").replace("0b546729bbd0", "0b546729bbd1")
         + "Blockchain: Sepolia\r\nToken: DAI\r\nFrom Wallet: 0x056397760b973BfB921Bc10Be9DA5034B1e921d7\r\n";

@@ -18,6 +18,7 @@ mod end_to_end;
 mod faults;
 mod forward;
 mod init;
+mod inquire;
 mod metrics;
 mod network_faults;
 mod oauth;

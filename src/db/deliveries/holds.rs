@@ -27,9 +27,9 @@ pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Which held deliveries may be released. Two holds are independent, and both must be clear: the event needs no review and
+/// Which held deliveries may be released. Three holds are independent, and all must be clear: the event needs no review and
 /// its session is known (?2 are the targets that do not wait for a session); the chain has confirmed it (?3 are the targets
-/// that do not wait for the chain).
+/// that do not wait for the chain); Resmic reports its session as `Completed`.
 const RELEASE: &str = "
     UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
     WHERE state = 'held'
@@ -37,7 +37,16 @@ const RELEASE: &str = "
                   AND (e.session_id IS NOT NULL OR deliveries.target IN (SELECT value FROM json_each(?2))))
       AND (target IN (SELECT value FROM json_each(?3))
            OR NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = deliveries.event_id
-                          AND c.state <> 'confirmed' AND c.state <> 'operator'))";
+                          AND c.state <> 'confirmed' AND c.state <> 'operator'))
+      AND NOT EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
+                      AND r.state <> 'confirmed' AND r.state <> 'operator')";
+
+/// Which deliveries must wait for Resmic.
+const HOLD_FOR_RESMIC: &str = "
+    UPDATE deliveries SET state = 'held', next_attempt_at = NULL
+    WHERE (state = 'pending' OR state = 'dead')
+      AND EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
+                  AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
 /// Which deliveries must wait for the chain; ?1 are the targets that do not wait.
 const HOLD_FOR_CHAIN: &str = "
@@ -70,6 +79,19 @@ pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str
 /// The same for all events. The configuration may have changed.
 pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
     Ok(tx.execute(HOLD_FOR_CHAIN, params![settings.tellers()])?)
+}
+
+/// Holds the deliveries of an event that Resmic has not cleared.
+pub(crate) fn hold_for_resmic(tx: &Connection, id: &str) -> Result<()> {
+    if tx.prepare_cached(&format!("{HOLD_FOR_RESMIC} AND event_id = ?1"))?.execute(params![id])? > 0 {
+        free_followers(tx, id)?;
+    }
+    Ok(())
+}
+
+/// The same for all events. The configuration may have changed.
+pub(crate) fn hold_all_for_resmic(tx: &Connection) -> Result<usize> {
+    Ok(tx.execute(HOLD_FOR_RESMIC, [])?)
 }
 
 /// Makes the later deliveries of an event's session due, because they do not wait for a held one.

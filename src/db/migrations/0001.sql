@@ -49,7 +49,7 @@ CREATE TABLE events (
   session_id          TEXT COLLATE NOCASE,     -- the payment session; NULL while it is unknown
   session_source      TEXT                     -- how the session was found
                       CHECK (session_source = 'mail' OR session_source = 'address' OR session_source = 'match'
-                             OR session_source = 'operator'),
+                             OR session_source = 'operator' OR session_source = 'resmic'),
   order_ref           TEXT,                    -- the merchant's reference for what is paid
   amount              TEXT,                    -- plain decimal digits, as written
   currency            TEXT,                    -- 'USD', or the token that the amount names
@@ -62,6 +62,8 @@ CREATE TABLE events (
   webhook             TEXT NOT NULL,           -- the body that is posted
   hold                TEXT,                    -- why the event needs review before it is delivered; NULL: it does not
   created_at          TEXT NOT NULL,
+  source              TEXT NOT NULL DEFAULT 'mail'   -- who reported it: a mail, or Resmic's API because the mail is missing
+                      CHECK (source = 'mail' OR source = 'resmic'),
   CHECK ((session_id IS NULL) = (session_source IS NULL)),
   CHECK ((tx_time IS NULL) = (tx_time_source IS NULL))
 ) STRICT;
@@ -209,6 +211,66 @@ CREATE TABLE chains (
   final_lag_s  INTEGER,                        -- how much older than the newest block it is
   asked_at     TEXT,
   last_error   TEXT,                           -- NULL: the last calls succeeded
+  needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
+) STRICT;
+
+-- The registered sessions that Resmic's API is asked about, while [resmic] is configured.
+CREATE TABLE session_inquiries (
+  session_id         TEXT PRIMARY KEY COLLATE NOCASE,
+  next_ask_at        TEXT,                     -- not before this time; NULL: it is not asked about again
+  first_after_expiry TEXT,                     -- the first answer after the session expired
+  completed_since    TEXT,                     -- since when Resmic reports it as Completed
+  status             TEXT,                     -- payment_status of the last answer
+  reason             TEXT,                     -- 'code: message', why it needs review; NULL: it does not
+  asks               INTEGER NOT NULL DEFAULT 0,
+  asked_at           TEXT
+) STRICT;
+CREATE INDEX session_inquiries_due ON session_inquiries (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX session_inquiries_missing ON session_inquiries (completed_since)
+  WHERE completed_since IS NOT NULL AND next_ask_at IS NOT NULL;
+CREATE INDEX session_inquiries_review ON session_inquiries (session_id) WHERE reason IS NOT NULL;
+
+-- The events whose session Resmic's API is asked for.
+CREATE TABLE session_searches (
+  event_id    TEXT PRIMARY KEY REFERENCES events (event_id),
+  result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: it goes on
+  next_ask_at TEXT,                            -- not before this time
+  since       TEXT NOT NULL,
+  CHECK ((result IS NULL) = (next_ask_at IS NOT NULL))
+) STRICT;
+CREATE INDEX session_searches_due ON session_searches (next_ask_at) WHERE next_ask_at IS NOT NULL;
+
+-- The transaction that Resmic's API names for a session. It is not asked for again without a new event.
+CREATE TABLE session_transactions (
+  session_id       TEXT PRIMARY KEY COLLATE NOCASE,
+  transaction_hash TEXT,                       -- NULL: Resmic named none
+  blockchain       TEXT,
+  asked_for        TEXT NOT NULL,              -- the event that was searched for
+  asked_at         TEXT NOT NULL
+) STRICT;
+
+-- Whether Resmic's API reports the session of a completed event as Completed, for events that were to be delivered with
+-- [resmic] require = true. An event without a row does not wait for Resmic.
+CREATE TABLE clearances (
+  event_id    TEXT PRIMARY KEY REFERENCES events (event_id),
+  state       TEXT NOT NULL
+              CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'operator'),
+  reason      TEXT,                            -- why it waits, or 'code: message'
+  next_ask_at TEXT,                            -- not before this time; NULL: its session is unknown, or it is decided
+  asks        INTEGER NOT NULL DEFAULT 0,      -- how often it was asked about or changed
+  asked_at    TEXT,
+  waits_since TEXT NOT NULL
+) STRICT;
+CREATE INDEX clearances_due ON clearances (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX clearances_open ON clearances (state, waits_since) WHERE state = 'waiting' OR state = 'doubtful';
+
+-- What Resmic's API said last. The daemon writes it while it runs; `status` reads it.
+CREATE TABLE resmic_api (
+  id           INTEGER PRIMARY KEY CHECK (id = 1),
+  host         TEXT NOT NULL,
+  asked_at     TEXT NOT NULL,
+  failing_since TEXT,                          -- NULL: the last request succeeded
+  last_error   TEXT,
   needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
 ) STRICT;
 

@@ -10,9 +10,14 @@ fn matching() -> ForwarderSetup {
     let folder = tempfile::tempdir().unwrap();
     let matching = Matching { enabled: true, window: Duration::from_secs(2700) };
     let targets = one_target().iter().map(ForwardSettings::target).collect();
-    let store =
-        Store::open(db::StoreSettings { path: folder.path().join("m.db"), targets, matching, chains: Vec::new() })
-            .unwrap();
+    let store = Store::open(db::StoreSettings {
+        path: folder.path().join("m.db"),
+        targets,
+        matching,
+        chains: Vec::new(),
+        resmic: None,
+    })
+    .unwrap();
     ForwarderSetup { folder: Arc::new(folder), store, settings: one_target(), running: None }
 }
 

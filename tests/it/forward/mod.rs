@@ -42,6 +42,7 @@ fn open(folder: &tempfile::TempDir, settings: &[ForwardSettings]) -> Store {
         targets: settings.iter().map(ForwardSettings::target).collect(),
         matching: Matching { enabled: false, window: Duration::from_secs(2700) },
         chains: Vec::new(),
+        resmic: None,
     })
     .unwrap()
 }

@@ -1,0 +1,156 @@
+//! `session check` and `reconcile`: asks Resmic now, and records the answers like the daemon.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::output::{self, cell};
+use crate::app;
+use crate::config::Config;
+use crate::db::{Store, StoreReader};
+use crate::inquire::Inquirer;
+use crate::model::iso;
+use crate::payments::RecordedSession;
+use crate::resmic::{ApiError, SessionId, StatusAnswer, TransactionDetails};
+
+/// A session as Resmic reports it. The keys are an interface.
+#[derive(Serialize)]
+struct Answer {
+    session_id: String,
+    payment_status: Option<String>,
+    amount: Option<String>,
+    updated_at: Option<String>,
+    transaction_hash: Option<String>,
+    blockchain: Option<String>,
+    token: Option<String>,
+    from_wallet_address: Option<String>,
+    error: Option<String>,
+    finding: &'static str,
+    reason: Option<String>,
+    event_id: Option<String>,
+}
+
+impl Answer {
+    fn new(
+        session: SessionId,
+        status: Result<StatusAnswer, ApiError>,
+        details: Option<Result<TransactionDetails, ApiError>>,
+        recorded: RecordedSession,
+    ) -> Self {
+        let error = status.as_ref().err().map(ToString::to_string);
+        let (status, details) = (status.ok(), details.and_then(Result::ok));
+        let (finding, reason, event_id) = match recorded {
+            RecordedSession::NotRegistered => ("not-registered", None, None),
+            RecordedSession::Waits | RecordedSession::NeedsDetails => ("waits", None, None),
+            RecordedSession::Agrees => ("agrees", None, None),
+            RecordedSession::MailMissing => ("mail-missing", None, None),
+            RecordedSession::NeedsReview(reason) => ("needs-review", Some(reason.to_string()), None),
+            RecordedSession::Event { event_id, .. } => ("event", None, Some(event_id)),
+        };
+        let details = details.as_ref();
+        Answer {
+            session_id: session.to_string(),
+            payment_status: status.as_ref().map(|answer| answer.payment_status.to_string()),
+            amount: status.as_ref().and_then(|answer| answer.amount.clone()),
+            updated_at: status.as_ref().and_then(|answer| answer.updated_at).map(iso),
+            transaction_hash: details.and_then(|d| d.transaction_hash.clone()),
+            blockchain: details.and_then(|d| d.blockchain.clone()),
+            token: details.and_then(|d| d.token.clone()),
+            from_wallet_address: details.and_then(|d| d.from_wallet_address.clone()),
+            error,
+            finding,
+            reason,
+            event_id,
+        }
+    }
+
+    fn print(&self) -> anyhow::Result<()> {
+        let fields = [
+            ("session_id", Some(&self.session_id)),
+            ("payment_status", self.payment_status.as_ref()),
+            ("amount", self.amount.as_ref()),
+            ("updated_at", self.updated_at.as_ref()),
+            ("transaction_hash", self.transaction_hash.as_ref()),
+            ("blockchain", self.blockchain.as_ref()),
+            ("token", self.token.as_ref()),
+            ("from_wallet_address", self.from_wallet_address.as_ref()),
+            ("error", self.error.as_ref()),
+            ("finding", Some(&self.finding.to_owned())),
+            ("reason", self.reason.as_ref()),
+            ("event_id", self.event_id.as_ref()),
+        ];
+        for (name, value) in fields {
+            output::line(&format!("{name:<20} {}", cell(value.map(String::as_str))))?;
+        }
+        Ok(())
+    }
+
+    /// What was found, in one line.
+    fn line(&self) -> String {
+        let words = [&self.reason, &self.event_id, &self.error].into_iter().flatten().next();
+        let status = cell(self.payment_status.as_deref());
+        format!("{}  {status:<10} {:<14} {}", self.session_id, self.finding, cell(words.map(String::as_str)))
+    }
+}
+
+/// The database, and an inquirer for it. Nothing is created where no database is.
+async fn open(config: &Config) -> anyhow::Result<(Store, Inquirer)> {
+    let client = app::resmic_client(config).await?;
+    let (Some(client), Some(settings)) = (client, &config.resmic) else {
+        return Err(config.wrong("resmic", "no [resmic] is configured, so Resmic cannot be asked").into());
+    };
+    drop(StoreReader::open(&config.database())?);
+    let store = Store::open(app::store_settings(config))?;
+    let inquirer = Inquirer::new(store.clone(), client, settings.rate);
+    Ok((store, inquirer))
+}
+
+/// Asks about one session.
+pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let session: SessionId = session_id.trim().parse().map_err(super::UsageError)?;
+    let (store, mut inquirer) = open(config).await?;
+    let asked = async {
+        let (status, recorded) = inquirer.inquire(session).await?;
+        let details = match &status {
+            Ok(_) => Some(inquirer.ask_details_in_turn(session).await?),
+            Err(_) => None,
+        };
+        anyhow::Ok(Answer::new(session, status, details, recorded))
+    }
+    .await;
+    drop(inquirer);
+    store.close().await;
+    let answer = asked.context("asking Resmic")?;
+    output::ignore_closed_pipe(if json { output::json(&answer) } else { answer.print() })?;
+    Ok(if answer.error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
+}
+
+/// Asks about all registered sessions without a completed or failed event.
+pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let (store, mut inquirer) = open(config).await?;
+    let asked = async {
+        // Sessions that were registered while no daemon was running.
+        store.reconcile().await?;
+        let mut failed = false;
+        for session in store.unsettled_sessions().await? {
+            let (status, recorded) = inquirer.inquire(session).await?;
+            let needs_person = status.as_ref().err().is_some_and(ApiError::needs_person);
+            let answer = Answer::new(session, status, None, recorded);
+            failed |= answer.error.is_some();
+            if json {
+                output::json(&answer)?
+            } else {
+                output::line(&answer.line())?
+            }
+            if needs_person {
+                break;
+            }
+        }
+        anyhow::Ok(failed)
+    }
+    .await;
+    drop(inquirer);
+    store.close().await;
+    Ok(if asked? { ExitCode::from(super::FAILED) } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,92 @@
+//! Keeps what Resmic's API said last, and counts what waits for it.
+
+use rusqlite::params;
+
+use super::{Result, Store, StoreReader, current_time};
+
+/// What waits for Resmic, or needs review.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResmicBacklog {
+    /// The API's host; `None` if it was never asked.
+    pub host: Option<String>,
+    /// The last request.
+    pub asked_at: Option<String>,
+    /// Since when each request has failed.
+    pub failing_since: Option<String>,
+    /// The last error.
+    pub last_error: Option<String>,
+    /// The error does not pass by itself.
+    pub needs_person: bool,
+    /// Events that wait until Resmic reports their session as `Completed`.
+    pub waiting: i64,
+    /// Since when the oldest of them waits.
+    pub waiting_since: Option<String>,
+    /// Events that Resmic contradicts.
+    pub doubtful: i64,
+    /// Sessions that are completed at Resmic and whose mail is missing.
+    pub missing_mails: i64,
+    /// Sessions that need review.
+    pub to_review: i64,
+    /// One of them.
+    pub session_to_review: Option<String>,
+}
+
+impl Store {
+    /// Records the result of a request: `Err` with the words, and whether a person must do something.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn record_api(&self, host: String, result: std::result::Result<(), (String, bool)>) -> Result<()> {
+        self.write(move |tx| {
+            let now = current_time();
+            let (error, needs_person) = result.err().map_or((None, false), |(words, person)| (Some(words), person));
+            tx.prepare_cached(
+                "INSERT INTO resmic_api (id, host, asked_at, failing_since, last_error, needs_person)
+                 VALUES (1, ?1, ?2, CASE WHEN ?3 IS NULL THEN NULL ELSE ?2 END, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET host = excluded.host, asked_at = excluded.asked_at,
+                   failing_since = CASE WHEN excluded.last_error IS NULL THEN NULL
+                                        ELSE coalesce(failing_since, excluded.asked_at) END,
+                   last_error = excluded.last_error, needs_person = excluded.needs_person",
+            )?
+            .execute(params![host, now, error, needs_person])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl StoreReader {
+    /// What Resmic's API said last, and what waits for it.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn resmic_backlog(&self) -> Result<ResmicBacklog> {
+        let sql = "SELECT a.host, a.asked_at, a.failing_since, a.last_error, coalesce(a.needs_person, 0),
+            (SELECT count(*) FROM clearances WHERE state = 'waiting'),
+            (SELECT min(waits_since) FROM clearances WHERE state = 'waiting'),
+            (SELECT count(*) FROM clearances WHERE state = 'doubtful'),
+            (SELECT count(*) FROM session_inquiries s WHERE completed_since IS NOT NULL AND next_ask_at IS NOT NULL
+               AND NOT EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')),
+            (SELECT count(*) FROM session_inquiries WHERE reason IS NOT NULL),
+            (SELECT session_id FROM session_inquiries WHERE reason IS NOT NULL LIMIT 1)
+          FROM (SELECT 1) LEFT JOIN resmic_api a ON a.id = 1";
+        let found = self.query_one(sql, &[], |row| {
+            Ok(ResmicBacklog {
+                host: row.get(0)?,
+                asked_at: row.get(1)?,
+                failing_since: row.get(2)?,
+                last_error: row.get(3)?,
+                needs_person: row.get(4)?,
+                waiting: row.get(5)?,
+                waiting_since: row.get(6)?,
+                doubtful: row.get(7)?,
+                missing_mails: row.get(8)?,
+                to_review: row.get(9)?,
+                session_to_review: row.get(10)?,
+            })
+        })?;
+        Ok(found.unwrap_or_default())
+    }
+}

@@ -1,0 +1,253 @@
+//! The loop that asks Resmic: due question → Resmic's API → recorded.
+//!
+//! It asks one question at a time, at the pace that the configuration allows. Events go before sessions. The loop sleeps until
+//! a commit wakes it, or until the next question is due. Without `[resmic]` there is no loop and no socket.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::db::{self, Store};
+use crate::heartbeat::{Heartbeat, Heartbeats};
+use crate::model::printable;
+use crate::payments::{DueInquiry, RecordedClearance, RecordedSession};
+use crate::resmic::{
+    ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
+};
+use crate::telemetry;
+
+/// The pause after a failed call of the store.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest sleep, after which the wall clock is compared again.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+/// How often a success is recorded.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+/// The longest time that one question may take: two requests, and the pause between them.
+const LONGEST_QUESTION: Duration = Duration::from_secs(180);
+/// The most of an error that is kept.
+const KEPT_WORDS: usize = 300;
+
+/// Asks until `shutdown`, at most `rate` times in a minute.
+///
+/// # Errors
+/// [`db::Error::Stopped`] if the writer has ended.
+pub async fn run(
+    store: Store,
+    client: ResmicClient,
+    rate: u32,
+    heartbeats: &Heartbeats,
+    mut shutdown: watch::Receiver<bool>,
+) -> db::Result<()> {
+    let heartbeat = heartbeats.begin("asking Resmic".to_owned(), LONGEST_QUESTION * 2);
+    let mut worker = Worker { inquirer: Inquirer::new(store, client, rate), heartbeat };
+    let mut ending = shutdown.clone();
+    tokio::select! {
+        // A question keeps nothing, so it can end at any moment.
+        _ = ending.wait_for(|ending| *ending) => {}
+        ended = worker.work() => ended?,
+    }
+    let _ = shutdown.wait_for(|ending| *ending).await;
+    Ok(())
+}
+
+struct Worker {
+    inquirer: Inquirer,
+    heartbeat: Heartbeat,
+}
+
+impl Worker {
+    async fn work(&mut self) -> db::Result<()> {
+        let mut commits = self.inquirer.store.watch_outbox();
+        loop {
+            commits.mark_unchanged();
+            self.heartbeat.beat();
+            let wake_at = match self.turn().await {
+                Ok(None) => continue,
+                Ok(Some(wake_at)) => wake_at.min(Instant::now() + LONGEST_SLEEP),
+                Err(db::Error::Stopped) => return Err(db::Error::Stopped),
+                Err(error) => {
+                    tracing::error!(%error, "cannot read or record the questions to Resmic; trying again");
+                    sleep(STORE_PAUSE).await;
+                    continue;
+                }
+            };
+            self.heartbeat.beat_before(LONGEST_SLEEP);
+            tokio::select! {
+                changed = commits.changed() => changed.map_err(|_| db::Error::Stopped)?,
+                () = sleep_until(wake_at) => {}
+            }
+        }
+    }
+
+    /// Asks one question. `None`: another one may be due; otherwise when to look for one again.
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
+        let (due, next) = self.inquirer.store.due_inquiry().await?;
+        let Some(due) = due else {
+            let until = |at: Timestamp| {
+                Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
+            };
+            return Ok(Some(Instant::now() + next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP))));
+        };
+        let priority = match due {
+            DueInquiry::Session(_) => Priority::Background,
+            DueInquiry::Clearance(_) | DueInquiry::Search(_) => Priority::Event,
+        };
+        if let Err(at) = self.inquirer.pace.start_request(Instant::now().into_std(), priority) {
+            return Ok(Some(at.into()));
+        }
+        match due {
+            DueInquiry::Clearance(due) => {
+                let status = self.inquirer.ask_status(due.session).await?;
+                let details = match &status {
+                    // Nothing else can clear the event, so the details are not asked for.
+                    Ok(answer) if answer.payment_status != PaymentStatus::Completed => {
+                        Err(ApiError::NotFound("the session is not completed".into()))
+                    }
+                    Ok(_) => self.inquirer.ask_details_in_turn(due.session).await?,
+                    Err(error) => Err(error.clone()),
+                };
+                let event_id = due.event_id.clone();
+                report_clearance(&event_id, &self.inquirer.store.record_clearance(due, status, details).await?);
+            }
+            DueInquiry::Search(due) => {
+                let answer = self.inquirer.ask_details(due.session).await?;
+                self.inquirer.store.record_transaction(due, answer).await?;
+            }
+            DueInquiry::Session(session) => {
+                let status = self.inquirer.ask_status(session).await?;
+                report_session(session, &self.inquirer.settle(session, status).await?);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Asks Resmic at the allowed pace, and records how the API answers.
+pub struct Inquirer {
+    store: Store,
+    client: ResmicClient,
+    pace: Pace,
+    reported: Option<Instant>,
+    failing: bool,
+}
+
+impl Inquirer {
+    /// An inquirer that has sent no request yet.
+    #[must_use]
+    pub fn new(store: Store, client: ResmicClient, rate: u32) -> Self {
+        Inquirer { store, client, pace: Pace::new(rate), reported: None, failing: false }
+    }
+
+    /// Asks now how a session ended, and records the answer if the session is registered. It waits for its turn.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn inquire(
+        &mut self,
+        session: SessionId,
+    ) -> db::Result<(Result<StatusAnswer, ApiError>, RecordedSession)> {
+        self.wait_for_turn().await;
+        let status = self.ask_status(session).await?;
+        let recorded = self.settle(session, status.clone()).await?;
+        Ok((status, recorded))
+    }
+
+    /// The transaction of a session. It waits for its turn.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn ask_details_in_turn(
+        &mut self,
+        session: SessionId,
+    ) -> db::Result<Result<TransactionDetails, ApiError>> {
+        self.wait_for_turn().await;
+        self.ask_details(session).await
+    }
+
+    /// Records the status of a session. It asks for the details if the status alone decides nothing.
+    async fn settle(
+        &mut self,
+        session: SessionId,
+        status: Result<StatusAnswer, ApiError>,
+    ) -> db::Result<RecordedSession> {
+        match self.store.record_session(session, status.clone(), None).await? {
+            RecordedSession::NeedsDetails => {
+                let details = self.ask_details_in_turn(session).await?;
+                self.store.record_session(session, status, Some(details)).await
+            }
+            recorded => Ok(recorded),
+        }
+    }
+
+    async fn wait_for_turn(&mut self) {
+        while let Err(at) = self.pace.start_request(Instant::now().into_std(), Priority::Event) {
+            sleep_until(at.into()).await;
+        }
+    }
+
+    async fn ask_status(&mut self, session: SessionId) -> db::Result<Result<StatusAnswer, ApiError>> {
+        let answer = self.client.payment_status(session).await;
+        self.note(answer.as_ref().err()).await?;
+        Ok(answer)
+    }
+
+    async fn ask_details(&mut self, session: SessionId) -> db::Result<Result<TransactionDetails, ApiError>> {
+        let answer = self.client.transaction_details(session).await;
+        self.note(answer.as_ref().err()).await?;
+        Ok(answer)
+    }
+
+    /// Takes a result into account: for the pace, the metrics, and `status`.
+    async fn note(&mut self, error: Option<&ApiError>) -> db::Result<()> {
+        telemetry::resmic_answered(error.map_or("ok", ApiError::kind));
+        let error = error.filter(|error| error.concerns_all_sessions());
+        match error {
+            Some(error) => self.pace.failed(Instant::now().into_std(), error.retry_after()),
+            None => self.pace.succeeded(),
+        }
+        let is_recent = self.reported.is_some_and(|at| at.elapsed() < REPORT_INTERVAL);
+        if error.is_none() && !self.failing && is_recent {
+            return Ok(());
+        }
+        if let (Some(error), false) = (error, self.failing) {
+            tracing::warn!(%error, "Resmic's API gives no answer; asking again later");
+        }
+        (self.failing, self.reported) = (error.is_some(), Some(Instant::now()));
+        let result = error.map_or(Ok(()), |e| Err((printable(&e.to_string(), KEPT_WORDS), e.needs_person())));
+        self.store.record_api(self.client.host().to_owned(), result).await
+    }
+}
+
+fn report_clearance(event_id: &str, recorded: &RecordedClearance) {
+    match recorded {
+        RecordedClearance::Cleared { released } => {
+            tracing::info!(event_id, released, "Resmic reports the session of the event as Completed");
+        }
+        RecordedClearance::Contradicted(reason) => {
+            tracing::warn!(event_id, %reason, "Resmic contradicts the event; `show EVENT_ID` shows both");
+        }
+        RecordedClearance::Waits(words) => tracing::debug!(event_id, words, "waiting for Resmic"),
+        RecordedClearance::Outdated => tracing::debug!(event_id, "the event changed during the question"),
+    }
+}
+
+fn report_session(session: SessionId, recorded: &RecordedSession) {
+    let session_id = session.to_string();
+    match recorded {
+        RecordedSession::Event { event_id, status } => {
+            tracing::info!(session_id, event_id, %status, "Resmic reports how a session without a mail ended");
+        }
+        RecordedSession::MailMissing => {
+            tracing::warn!(session_id, "Resmic reports the session as Completed, and its mail is missing");
+        }
+        RecordedSession::NeedsReview(reason) => {
+            tracing::warn!(session_id, %reason, "a session needs review: `session check SESSION_ID`");
+        }
+        RecordedSession::Waits
+        | RecordedSession::Agrees
+        | RecordedSession::NeedsDetails
+        | RecordedSession::NotRegistered => tracing::debug!(session_id, ?recorded, "asked Resmic"),
+    }
+}

@@ -1,0 +1,176 @@
+//! `[resmic] require = true`: a completed event waits until Resmic reports its session as `Completed`.
+//!
+//! This hold is independent of the session, of a conflict and of the chain.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::confirmations;
+use super::searches::next_ask;
+use super::stored_events::event_from_row;
+use crate::chain::ConfirmationState;
+use crate::db::{Result, StoreSettings, current_time, holds, parse_time, word};
+use crate::model::{Event, Reason, Status, iso};
+use crate::resmic::{ApiError, Clearance, SessionId, StatusAnswer, TransactionDetails, clear_delivery};
+
+/// An event that waits for Resmic, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueClearance {
+    /// The event.
+    pub event_id: String,
+    /// Its session.
+    pub session: SessionId,
+    /// The number of answers and changes. An answer is recorded only while it is the same.
+    pub asks: i64,
+}
+
+/// The result of an answer about a waiting event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordedClearance {
+    /// The event has changed since the question, so the answer counts for nothing.
+    Outdated,
+    /// It waits still.
+    Waits(String),
+    /// Resmic contradicts it.
+    Contradicted(Reason),
+    /// Resmic has cleared it.
+    Cleared {
+        /// How many deliveries were released.
+        released: usize,
+    },
+}
+
+/// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for it.
+pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
+    let is_required = settings.resmic.is_some_and(|resmic| resmic.require);
+    if !is_required || event.reading.status != Status::Completed {
+        return Ok(false);
+    }
+    let now = current_time();
+    let next = event.reading.session_id.as_ref().map(|_| now.clone());
+    tx.prepare_cached(
+        "INSERT INTO clearances (event_id, state, next_ask_at, waits_since) VALUES (?1, 'waiting', ?2, ?3)",
+    )?
+    .execute(params![id, next, now])?;
+    Ok(true)
+}
+
+/// Asks again about an event, if the new values change the question. An earlier answer was about other values.
+pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Result<()> {
+    let r = &new.reading;
+    let now = current_time();
+    let next = r.session_id.as_ref().map(|_| now.clone());
+    let restarted = tx
+        .prepare_cached(
+            "UPDATE clearances SET state = 'waiting', reason = NULL, next_ask_at = ?6, waits_since = ?7, asks = asks + 1
+             WHERE event_id = ?1 AND state <> 'operator'
+               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = ?1 AND d.state <> 'delivered')
+               AND EXISTS (SELECT 1 FROM events e WHERE e.event_id = ?1
+                           AND (e.session_id IS NOT ?2 OR e.amount IS NOT ?3 OR e.blockchain IS NOT ?4 OR e.token IS NOT ?5))",
+        )?
+        .execute(params![id, r.session_id, r.amount, r.blockchain, r.token, next, now])?;
+    if restarted > 0 { holds::hold_for_resmic(tx, id) } else { Ok(()) }
+}
+
+/// Applies a change of `require`. It also concerns events that were stored earlier.
+pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
+    if settings.resmic.is_some_and(|resmic| resmic.require) {
+        tx.execute(
+            "INSERT INTO clearances (event_id, state, next_ask_at, waits_since)
+             SELECT e.event_id, 'waiting', CASE WHEN e.session_id IS NULL THEN NULL ELSE ?1 END, ?1 FROM events e
+             WHERE e.status = 'completed' AND e.event_id NOT IN (SELECT event_id FROM clearances)
+               AND e.event_id IN (SELECT event_id FROM deliveries WHERE state <> 'delivered')",
+            params![current_time()],
+        )?;
+    } else {
+        // A contradiction that was found stays a contradiction.
+        tx.execute("DELETE FROM clearances WHERE state = 'waiting'", [])?;
+    }
+    Ok(())
+}
+
+/// The newest event to ask about.
+pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance>> {
+    let sql = "SELECT c.event_id, c.asks, e.session_id FROM clearances c JOIN events e ON e.event_id = c.event_id
+               WHERE c.next_ask_at <= ?1 ORDER BY c.rowid DESC LIMIT 1";
+    loop {
+        let newest = tx.prepare_cached(sql)?.query_row(params![iso(now)], |row| {
+            Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?))
+        });
+        let Some((event_id, asks, session)) = newest.optional()? else { return Ok(None) };
+        match session.unwrap_or_default().parse() {
+            Ok(session) => return Ok(Some(DueClearance { event_id, session, asks })),
+            Err(words) => write(tx, &event_id, ConfirmationState::Doubtful, Some(&words), None)?,
+        }
+    }
+}
+
+fn write(
+    tx: &Connection,
+    id: &str,
+    state: ConfirmationState,
+    reason: Option<&str>,
+    next: Option<Timestamp>,
+) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE clearances SET state = ?2, reason = ?3, next_ask_at = ?4, asks = asks + 1, asked_at = ?5
+         WHERE event_id = ?1",
+    )?
+    .execute(params![id, state.as_str(), reason, next.map(iso), current_time()])?;
+    Ok(())
+}
+
+/// Records the answers about a waiting event, with all their effects.
+pub(super) fn record(
+    tx: &Connection,
+    settings: &StoreSettings,
+    due: &DueClearance,
+    status: std::result::Result<&StatusAnswer, &ApiError>,
+    details: std::result::Result<&TransactionDetails, &ApiError>,
+    now: Timestamp,
+) -> Result<RecordedClearance> {
+    let id = &due.event_id;
+    let found = tx
+        .prepare_cached(
+            "SELECT e.*, c.waits_since FROM clearances c JOIN events e ON e.event_id = c.event_id
+             WHERE c.event_id = ?1 AND c.asks = ?2 AND c.state = 'waiting'",
+        )?
+        .query_row(params![id, due.asks], |row| Ok((event_from_row(row)?, parse_time(row.get("waits_since")?))));
+    let Some((event, since)) = found.optional()? else { return Ok(RecordedClearance::Outdated) };
+    match clear_delivery(&event.reading, status, details) {
+        Clearance::Clear => {
+            write(tx, id, ConfirmationState::Confirmed, None, None)?;
+            Ok(RecordedClearance::Cleared { released: confirmations::release(tx, settings, id)? })
+        }
+        Clearance::Wait(words) => {
+            let error = status.err().or(details.err());
+            let next = next_ask(since.unwrap_or(now), error.and_then(ApiError::retry_after), now);
+            write(tx, id, ConfirmationState::Waiting, Some(&words), Some(next))?;
+            Ok(RecordedClearance::Waits(words))
+        }
+        Clearance::Contradicts(reason) => {
+            write(tx, id, ConfirmationState::Doubtful, Some(&reason.to_string()), None)?;
+            Ok(RecordedClearance::Contradicted(reason))
+        }
+    }
+}
+
+/// Records that a person vouches for an event. Returns its state before, if Resmic had not cleared it.
+pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationState>> {
+    let sql = "SELECT state FROM clearances WHERE event_id = ?1 AND (state = 'waiting' OR state = 'doubtful')";
+    let before = tx.prepare_cached(sql)?.query_row(params![id], |row| word(row, "state")).optional()?;
+    if before.is_some() {
+        write(tx, id, ConfirmationState::Operator, None, None)?;
+    }
+    Ok(before)
+}
+
+/// Asks about the waiting events of a session without delay.
+pub(super) fn hasten(tx: &Connection, session_id: &str, now: Timestamp) -> Result<()> {
+    tx.prepare_cached(
+        "UPDATE clearances SET next_ask_at = ?2 WHERE state = 'waiting'
+           AND event_id IN (SELECT event_id FROM events WHERE session_id = ?1)",
+    )?
+    .execute(params![session_id, iso(now)])?;
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! What Resmic's API is asked about: registered sessions whose mail did not arrive, and events that wait for an answer.
+//!
+//! An answer is judged in the transaction that stores it. So a crash between question and answer loses nothing, and an event
+//! that was stored meanwhile is seen.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::clearances::{self, DueClearance, RecordedClearance};
+use super::conflicts::EventSource;
+use super::searches::{self, DueSearch};
+use super::sessions::registered_session;
+use super::stored_events::event_from_row;
+use super::{events, reconcile::Reconciled};
+use crate::db::{Result, Store, StoreSettings, parse_time};
+use crate::model::{Event, Outcome, Reason, ReasonCode, Status, iso};
+use crate::resmic::{
+    ApiError, Finding, PaymentsOfSession, PreviousLooks, Registration, SessionId, StatusAnswer, TransactionDetails,
+    reconcile,
+};
+
+/// Older sessions are not asked about when `[resmic]` is configured for the first time.
+const ADOPTED: &str = "-7 days";
+
+/// The next question for Resmic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DueInquiry {
+    /// Whether an event may be delivered.
+    Clearance(DueClearance),
+    /// Which transaction a session has, for an event without a session.
+    Search(DueSearch),
+    /// How a registered session ended.
+    Session(SessionId),
+}
+
+/// What an answer about a registered session has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordedSession {
+    /// The session is not registered.
+    NotRegistered,
+    /// Nothing is certain yet; the session is asked about again.
+    Waits,
+    /// The stored events agree with Resmic.
+    Agrees,
+    /// The session is completed, and its mail is missing.
+    MailMissing,
+    /// The transaction details are needed.
+    NeedsDetails,
+    /// A person must look.
+    NeedsReview(Reason),
+    /// An event was stored, or was there already.
+    Event {
+        /// The event.
+        event_id: String,
+        /// `failed`, or `completed`.
+        status: Status,
+    },
+}
+
+impl Store {
+    /// The next question, and the time at which the next one becomes due. Events go first.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn due_inquiry(&self) -> Result<(Option<DueInquiry>, Option<Timestamp>)> {
+        let settings = self.settings.clone();
+        let (due, next, decided) = self
+            .write(move |tx| {
+                let now = Timestamp::now();
+                let (search, decided) = searches::due(tx, &settings, now)?;
+                let due = match (clearances::due(tx, now)?, search) {
+                    (Some(due), _) => Some(DueInquiry::Clearance(due)),
+                    (None, Some(due)) => Some(DueInquiry::Search(due)),
+                    (None, None) => due_session(tx, now)?.map(DueInquiry::Session),
+                };
+                let next: Option<String> = tx
+                    .prepare_cached(
+                        "SELECT min(at) FROM (
+                       SELECT min(next_ask_at) AS at FROM clearances WHERE next_ask_at > ?1
+                       UNION ALL SELECT min(next_ask_at) FROM session_searches WHERE next_ask_at > ?1
+                       UNION ALL SELECT min(next_ask_at) FROM session_inquiries WHERE next_ask_at > ?1)",
+                    )?
+                    .query_row(params![iso(now)], |row| row.get(0))?;
+                Ok((due, parse_time(next), decided))
+            })
+            .await?;
+        if decided != Reconciled::default() {
+            self.wake_outbox();
+        }
+        Ok((due, next))
+    }
+
+    /// Records the answers about an event that waits for Resmic.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`]. Then nothing was recorded.
+    pub async fn record_clearance(
+        &self,
+        due: DueClearance,
+        status: std::result::Result<StatusAnswer, ApiError>,
+        details: std::result::Result<TransactionDetails, ApiError>,
+    ) -> Result<RecordedClearance> {
+        let settings = self.settings.clone();
+        let now = Timestamp::now();
+        let recorded = self
+            .write(move |tx| clearances::record(tx, &settings, &due, status.as_ref(), details.as_ref(), now))
+            .await?;
+        if matches!(recorded, RecordedClearance::Cleared { released } if released > 0) {
+            self.wake_outbox();
+        }
+        Ok(recorded)
+    }
+
+    /// Records the transaction of a session, for an event whose session is searched for.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`]. Then nothing was recorded.
+    pub async fn record_transaction(
+        &self,
+        due: DueSearch,
+        answer: std::result::Result<TransactionDetails, ApiError>,
+    ) -> Result<Reconciled> {
+        let settings = self.settings.clone();
+        let now = Timestamp::now();
+        let reconciled = self.write(move |tx| searches::record(tx, &settings, &due, answer, now)).await?;
+        if reconciled != Reconciled::default() {
+            self.wake_outbox();
+        }
+        Ok(reconciled)
+    }
+
+    /// Records the answers about a registered session. `details`: if they were asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`]. Then nothing was recorded.
+    pub async fn record_session(
+        &self,
+        session: SessionId,
+        status: std::result::Result<StatusAnswer, ApiError>,
+        details: Option<std::result::Result<TransactionDetails, ApiError>>,
+    ) -> Result<RecordedSession> {
+        let settings = self.settings.clone();
+        let now = Timestamp::now();
+        let recorded = self
+            .write(move |tx| {
+                let details = details.as_ref().map(|details| details.as_ref());
+                record(tx, &settings, session, status.as_ref(), details, now)
+            })
+            .await?;
+        if matches!(recorded, RecordedSession::Event { .. }) {
+            self.wake_outbox();
+        }
+        Ok(recorded)
+    }
+
+    /// The registered sessions without a completed or failed event, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn unsettled_sessions(&self) -> Result<Vec<SessionId>> {
+        self.write(|tx| {
+            let sql = format!("SELECT s.session_id FROM sessions s WHERE NOT {SETTLED} ORDER BY s.created_at DESC");
+            let mut statement = tx.prepare(&sql)?;
+            // As bytes: SQLite accepts text that is not UTF-8.
+            let ids = statement.query_map([], |row| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec()))?;
+            let ids: Vec<Vec<u8>> = ids.collect::<rusqlite::Result<_>>()?;
+            Ok(ids.iter().filter_map(|id| std::str::from_utf8(id).ok()?.parse().ok()).collect())
+        })
+        .await
+    }
+}
+
+const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id
+    AND (e.status = 'completed' OR e.status = 'failed'))";
+
+/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more.
+const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
+    strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
+
+/// Creates the row of a registered session. If the session has changed before the first question, its time changes, too.
+pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
+    if settings.resmic.is_none() {
+        return Ok(());
+    }
+    tx.prepare_cached(&format!(
+        "INSERT INTO session_inquiries (session_id, next_ask_at)
+         SELECT lower(s.session_id), {FIRST_ASK} FROM sessions s WHERE s.session_id = ?1 AND NOT {SETTLED}
+         ON CONFLICT DO UPDATE SET next_ask_at = excluded.next_ask_at WHERE asks = 0"
+    ))?
+    .execute(params![session_id])?;
+    Ok(())
+}
+
+/// Creates the missing rows of sessions that were registered before `[resmic]` was configured.
+pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
+    if settings.resmic.is_some() {
+        tx.execute(
+            &format!(
+                "INSERT INTO session_inquiries (session_id, next_ask_at)
+                 SELECT lower(s.session_id), {FIRST_ASK} FROM sessions s
+                 WHERE s.created_at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '{ADOPTED}') AND NOT {SETTLED}
+                 ON CONFLICT DO NOTHING"
+            ),
+            [],
+        )?;
+    }
+    Ok(())
+}
+
+/// A person has decided about a session, so it needs no review.
+pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
+    tx.prepare_cached("UPDATE session_inquiries SET next_ask_at = NULL, reason = NULL WHERE session_id = ?1")?
+        .execute(params![session_id])?;
+    Ok(())
+}
+
+/// The session that has been due for the longest time. A session whose event was stored is not asked about.
+fn due_session(tx: &Connection, now: Timestamp) -> Result<Option<SessionId>> {
+    let sql = format!(
+        "SELECT s.session_id, {SETTLED} OR NOT EXISTS (SELECT 1 FROM sessions r WHERE r.session_id = s.session_id)
+         FROM session_inquiries s WHERE s.next_ask_at <= ?1 ORDER BY s.next_ask_at LIMIT 1"
+    );
+    loop {
+        let found = tx
+            .prepare_cached(&sql)?
+            .query_row(params![iso(now)], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)));
+        let Some((text, settled)) = found.optional()? else { return Ok(None) };
+        match text.parse() {
+            Ok(session) if !settled => return Ok(Some(session)),
+            _ => {
+                tx.prepare_cached("UPDATE session_inquiries SET next_ask_at = NULL WHERE session_id = ?1")?
+                    .execute(params![text])?;
+            }
+        }
+    }
+}
+
+fn record(
+    tx: &Connection,
+    settings: &StoreSettings,
+    session: SessionId,
+    status: std::result::Result<&StatusAnswer, &ApiError>,
+    details: Option<std::result::Result<&TransactionDetails, &ApiError>>,
+    now: Timestamp,
+) -> Result<RecordedSession> {
+    let id = session.to_string();
+    let Some(registered) = registered_session(tx, &id)? else { return Ok(RecordedSession::NotRegistered) };
+    let registration = Registration {
+        session_id: session,
+        order_ref: registered.order_ref,
+        amount: registered.amount,
+        blockchain: registered.blockchain,
+        token: registered.token,
+        created_at: registered.created_at,
+        expires_at: registered.expires_at,
+    };
+    clearances::hasten(tx, &id, now)?;
+    let looks = note_answer(tx, &registration, status, now)?;
+    let known = payments_of(tx, &id)?;
+    let finding = reconcile(&registration, &known, looks, status, details, now);
+    let (recorded, next, reason) = match finding {
+        Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
+        Finding::Agrees => (RecordedSession::Agrees, None, None),
+        Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
+        // The caller asks for them now. If the program ends before that, both questions are asked again.
+        Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
+        Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
+        Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,
+    };
+    let sql = "UPDATE session_inquiries SET next_ask_at = ?2, reason = ?3 WHERE session_id = ?1";
+    tx.prepare_cached(sql)?.execute(params![id, next.map(iso), reason.map(|reason| reason.to_string())])?;
+    Ok(recorded)
+}
+
+type Admitted = (RecordedSession, Option<Timestamp>, Option<Reason>);
+
+/// Stores an event that no mail has reported.
+fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Admitted> {
+    let admitted = events::admit_from(tx, settings, event, EventSource::Resmic)?;
+    Ok(match (admitted.outcome, admitted.event_id) {
+        (Outcome::Event | Outcome::Duplicate, Some(event_id)) => {
+            (RecordedSession::Event { event_id, status: event.reading.status }, None, None)
+        }
+        _ => {
+            let nothing = || Reason::new(ReasonCode::Unreadable, "Resmic's answer makes no event");
+            let reason = admitted.reason.unwrap_or_else(nothing);
+            (RecordedSession::NeedsReview(reason.clone()), None, Some(reason))
+        }
+    })
+}
+
+/// Counts the answer, and returns what the answers before and this one say. An error that concerns all sessions says nothing.
+fn note_answer(
+    tx: &Connection,
+    session: &Registration,
+    status: std::result::Result<&StatusAnswer, &ApiError>,
+    now: Timestamp,
+) -> Result<PreviousLooks> {
+    let id = session.session_id.to_string();
+    let is_answer = status.as_ref().map_or_else(|error| !error.concerns_all_sessions(), |_| true);
+    let word = status.ok().map(|answer| answer.payment_status.to_string());
+    let is_expired = now >= crate::resmic::expiry(session);
+    let is_completed = status.is_ok_and(|answer| answer.payment_status == crate::resmic::PaymentStatus::Completed);
+    let (first, completed) = tx
+        .prepare_cached(
+            "INSERT INTO session_inquiries (session_id, asks, asked_at, status, first_after_expiry, completed_since)
+             VALUES (?1, 1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO UPDATE SET asks = asks + 1, asked_at = excluded.asked_at,
+               status = coalesce(excluded.status, status),
+               first_after_expiry = coalesce(first_after_expiry, excluded.first_after_expiry),
+               completed_since = coalesce(completed_since, excluded.completed_since)
+             RETURNING first_after_expiry, completed_since",
+        )?
+        .query_row(
+            params![id, iso(now), word, (is_answer && is_expired).then(|| iso(now)), is_completed.then(|| iso(now)),],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+    Ok(PreviousLooks { first_after_expiry: parse_time(first), completed_since: parse_time(completed) })
+}
+
+fn payments_of(tx: &Connection, session_id: &str) -> Result<PaymentsOfSession> {
+    let mut known = PaymentsOfSession::default();
+    let mut statement = tx.prepare_cached("SELECT * FROM events WHERE session_id = ?1 LIMIT 100")?;
+    for event in statement.query_map(params![session_id], event_from_row)? {
+        let reading = event?.reading;
+        match reading.status {
+            Status::Completed => known.completed.push(reading),
+            Status::Failed => known.has_failed = true,
+            Status::Pending => {}
+        }
+    }
+    Ok(known)
+}

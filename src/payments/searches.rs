@@ -1,0 +1,209 @@
+//! The search for the session of an event whose mail names none: Resmic names the transaction of each session that fits.
+//!
+//! An answer is stored, so that a session is not asked about twice. Only a new event is a reason to ask again about a session
+//! for which Resmic named no transaction.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::reconcile::{self, Reconciled};
+use super::sessions::candidates;
+use super::stored_events::event_from_row;
+use crate::db::{Result, StoreSettings, current_time, parse_time};
+use crate::model::{Event, iso};
+use crate::resmic::{ApiError, SessionChoice, SessionId, TransactionDetails, choose_session};
+
+/// An event, and the session to ask about next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueSearch {
+    /// The event without a session.
+    pub event_id: String,
+    /// The session whose transaction may be the event's.
+    pub session: SessionId,
+}
+
+/// Whether the sessions of an event are searched for at Resmic.
+fn applies(settings: &StoreSettings, event: &Event) -> bool {
+    settings.resmic.is_some() && event.reading.session_id.is_none() && event.reading.transaction_hash.is_some()
+}
+
+/// Creates the row of a new event.
+pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
+    if applies(settings, event) {
+        let sql = "INSERT INTO session_searches (event_id, next_ask_at, since) VALUES (?1, ?2, ?2)
+                   ON CONFLICT DO UPDATE SET result = NULL, next_ask_at = excluded.next_ask_at";
+        tx.prepare_cached(sql)?.execute(params![id, current_time()])?;
+    }
+    Ok(())
+}
+
+/// Searches again, because a session was registered that the event may pay.
+pub(super) fn resume(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<()> {
+    if settings.resmic.is_none() {
+        return Ok(());
+    }
+    match stored_event(tx, id)? {
+        Some(event) => begin(tx, settings, id, &event),
+        None => Ok(()),
+    }
+}
+
+/// Whether Resmic may still name the event's session, or has named more than one. Then nothing is matched by amount.
+pub(super) fn may_find_session(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
+    if !applies(settings, event) {
+        return Ok(false);
+    }
+    let sql = "SELECT EXISTS (SELECT 1 FROM session_searches WHERE event_id = ?1 AND result = 'none')";
+    let has_ended: bool = tx.prepare_cached(sql)?.query_row(params![id], |row| row.get(0))?;
+    Ok(!has_ended)
+}
+
+/// Whether Resmic has named a transaction of this session.
+pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool> {
+    let sql =
+        "SELECT EXISTS (SELECT 1 FROM session_transactions WHERE session_id = ?1 AND transaction_hash IS NOT NULL)";
+    Ok(tx.prepare_cached(sql)?.query_row(params![session_id], |row| row.get(0))?)
+}
+
+/// The next question, about the newest event. A search without a question is decided here; the second value is the effect.
+pub(super) fn due(
+    tx: &Connection,
+    settings: &StoreSettings,
+    now: Timestamp,
+) -> Result<(Option<DueSearch>, Reconciled)> {
+    let mut decided = Reconciled::default();
+    let sql = "SELECT event_id FROM session_searches WHERE next_ask_at <= ?1 ORDER BY rowid DESC LIMIT 1";
+    loop {
+        let newest = tx.prepare_cached(sql)?.query_row(params![iso(now)], |row| row.get(0));
+        let Some(event_id): Option<String> = newest.optional()? else { return Ok((None, decided)) };
+        match next_question(tx, settings, &event_id)? {
+            Some(session) => return Ok((Some(DueSearch { event_id, session }), decided)),
+            None => decided = decided.and(decide(tx, settings, &event_id)?),
+        }
+    }
+}
+
+fn stored_event(tx: &Connection, id: &str) -> Result<Option<Event>> {
+    let found = tx.prepare_cached("SELECT * FROM events WHERE event_id = ?1")?.query_row(params![id], event_from_row);
+    Ok(found.optional()?)
+}
+
+/// The newest session that fits and that has no answer for this event.
+fn next_question(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Option<SessionId>> {
+    let Some(event) = stored_event(tx, id)?.filter(|event| applies(settings, event)) else { return Ok(None) };
+    let sql = "SELECT EXISTS (SELECT 1 FROM session_transactions
+               WHERE session_id = ?1 AND (transaction_hash IS NOT NULL OR asked_for = ?2))";
+    for session in candidates(tx, &event, settings)? {
+        // Other programs insert sessions. An id that is no UUID is none of Resmic's.
+        let Ok(session_id) = session.session_id.parse() else { continue };
+        if !tx.prepare_cached(sql)?.query_row(params![session.session_id, id], |row| row.get::<_, bool>(0))? {
+            return Ok(Some(session_id));
+        }
+    }
+    Ok(None)
+}
+
+/// Ends a search: all sessions that fit have an answer.
+fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconciled> {
+    let Some(event) = stored_event(tx, id)? else { return end(tx, id, "none") };
+    let (mut sessions, mut answers) = (Vec::new(), Vec::new());
+    if applies(settings, &event) {
+        for session in candidates(tx, &event, settings)? {
+            answers.extend(stored_answer(tx, &session.session_id)?);
+            sessions.push(session);
+        }
+    }
+    match choose_session(&event.reading, &answers) {
+        SessionChoice::Exact(chosen) => {
+            end(tx, id, "found")?;
+            let chosen = chosen.to_string();
+            match sessions.into_iter().find(|session| session.session_id == chosen) {
+                Some(session) => {
+                    tracing::info!(event_id = id, session_id = chosen, "Resmic names the event's session");
+                    reconcile::give_named_session(tx, settings, id, session)
+                }
+                None => Ok(Reconciled::default()),
+            }
+        }
+        SessionChoice::NoneHasIt => {
+            end(tx, id, "none")?;
+            reconcile::reconcile_event(tx, settings, id)
+        }
+        SessionChoice::Ambiguous => {
+            tracing::warn!(event_id = id, "Resmic names the event's transaction for more than one session");
+            end(tx, id, "ambiguous")
+        }
+    }
+}
+
+fn end(tx: &Connection, id: &str, result: &str) -> Result<Reconciled> {
+    tx.prepare_cached("UPDATE session_searches SET result = ?2, next_ask_at = NULL WHERE event_id = ?1")?
+        .execute(params![id, result])?;
+    Ok(Reconciled::default())
+}
+
+fn stored_answer(tx: &Connection, session_id: &str) -> Result<Option<TransactionDetails>> {
+    let sql = "SELECT transaction_hash, blockchain FROM session_transactions WHERE session_id = ?1";
+    let found: Option<(Option<String>, Option<String>)> =
+        tx.prepare_cached(sql)?.query_row(params![session_id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let answer = |(transaction_hash, blockchain)| {
+        let session_id = session_id.parse().ok()?;
+        let (token, from_wallet_address, amount) = (None, None, None);
+        Some(TransactionDetails { session_id, transaction_hash, blockchain, token, from_wallet_address, amount })
+    };
+    Ok(found.and_then(answer))
+}
+
+/// Records an answer about a session, and decides if it was the last one. An error that concerns all sessions is no answer.
+pub(super) fn record(
+    tx: &Connection,
+    settings: &StoreSettings,
+    due: &DueSearch,
+    answer: std::result::Result<TransactionDetails, ApiError>,
+    now: Timestamp,
+) -> Result<Reconciled> {
+    if let Err(error) = &answer
+        && error.concerns_all_sessions()
+    {
+        return postpone(tx, &due.event_id, error, now);
+    }
+    let details = answer.ok();
+    let details = details.as_ref();
+    tx.prepare_cached(
+        "INSERT OR REPLACE INTO session_transactions (session_id, transaction_hash, blockchain, asked_for, asked_at)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![
+        due.session.to_string(),
+        details.and_then(|d| d.transaction_hash.as_deref()),
+        details.and_then(|d| d.blockchain.as_deref()),
+        due.event_id,
+        iso(now),
+    ])?;
+    match next_question(tx, settings, &due.event_id)? {
+        Some(_) => Ok(Reconciled::default()),
+        None => decide(tx, settings, &due.event_id),
+    }
+}
+
+fn postpone(tx: &Connection, id: &str, error: &ApiError, now: Timestamp) -> Result<Reconciled> {
+    let since: Option<String> = tx
+        .prepare_cached("SELECT since FROM session_searches WHERE event_id = ?1")?
+        .query_row(params![id], |row| row.get(0))
+        .optional()?;
+    let next = next_ask(parse_time(since).unwrap_or(now), error.retry_after(), now);
+    let sql = "UPDATE session_searches SET next_ask_at = ?2 WHERE event_id = ?1 AND next_ask_at IS NOT NULL";
+    tx.prepare_cached(sql)?.execute(params![id, iso(next)])?;
+    Ok(Reconciled::default())
+}
+
+/// When Resmic is asked again about an event: soon at first, and more rarely the longer it waits.
+pub(super) fn next_ask(since: Timestamp, retry_after: Option<Duration>, now: Timestamp) -> Timestamp {
+    const SHORTEST: Duration = Duration::from_secs(5);
+    const LONGEST: Duration = Duration::from_secs(3_600);
+    let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
+    let pause = (waited / 4).clamp(SHORTEST, LONGEST).max(retry_after.unwrap_or_default());
+    now.checked_add(pause).unwrap_or(Timestamp::MAX)
+}
