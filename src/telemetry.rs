@@ -194,9 +194,12 @@ pub struct ResmicRequest {
     pub outcome: &'static str,
 }
 
-/// How many requests Resmic's API has answered, by outcome.
-pub static RESMIC_REQUESTS: std::sync::LazyLock<Family<ResmicRequest, Counter>> =
-    std::sync::LazyLock::new(Family::default);
+/// How many requests Resmic's API has answered, by outcome. The first success is counted from zero.
+pub static RESMIC_REQUESTS: std::sync::LazyLock<Family<ResmicRequest, Counter>> = std::sync::LazyLock::new(|| {
+    let requests = Family::<ResmicRequest, Counter>::default();
+    drop(requests.get_or_create(&ResmicRequest { outcome: "ok" }));
+    requests
+});
 
 /// Counts a request to Resmic's API.
 pub fn resmic_answered(outcome: &'static str) {

@@ -108,7 +108,11 @@ fn node_requests_survive_a_reload() {
 fn dashboard_and_alerts_use_existing_metrics() {
     let dovecot = Dovecot::start();
     let node = sepolia();
-    let chain = chain_of(&node);
+    let chain = format!(
+        "{}[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = {{ command = [\"echo\", \"key\"] }}\n\
+         user_id = {{ command = [\"echo\", \"user\"] }}\n",
+        chain_of(&node)
+    );
     let (home, daemon, port) = watching_with(&dovecot, &chain);
     home.until("SELECT final_lag_s FROM chains", "64", SOON);
     let (status, served) = get(port, "/metrics");
