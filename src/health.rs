@@ -27,7 +27,7 @@ pub struct Expected {
     pub targets: Vec<String>,
     /// The chains' names.
     pub chains: Vec<String>,
-    /// Whether Resmic's API is asked.
+    /// Whether the configuration has `[resmic]`.
     pub resmic: bool,
 }
 
@@ -114,7 +114,7 @@ pub struct ChainHealth {
 /// Resmic's API, and what waits for it.
 #[derive(Debug, Clone, Serialize)]
 pub struct ResmicHealth {
-    /// The API's host, if it was asked.
+    /// The API's host, after the first request.
     pub host: Option<String>,
     /// The last request that was recorded.
     pub asked_at: Option<String>,

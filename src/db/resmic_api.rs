@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::{Result, Store, StoreReader, current_time};
 
-/// What waits for Resmic, or needs review.
+/// Counts of the events and sessions that wait for Resmic, or need review.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResmicBacklog {
     /// The API's host; `None` if it was never asked.
@@ -57,7 +57,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// What Resmic's API said last, and what waits for it.
+    /// The last answer of Resmic's API, and the counts of what waits for it.
     ///
     /// # Errors
     ///

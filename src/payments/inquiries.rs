@@ -1,4 +1,4 @@
-//! What Resmic's API is asked about: registered sessions whose mail did not arrive, and events that wait for an answer.
+//! The questions to Resmic's API: about registered sessions whose mail did not arrive, and about events that wait for an answer.
 //!
 //! An answer is judged in the transaction that stores it. So a crash between question and answer loses nothing, and an event
 //! that was stored meanwhile is seen.
@@ -33,12 +33,12 @@ pub enum DueInquiry {
     Session(SessionId),
 }
 
-/// What an answer about a registered session has changed.
+/// The change that an answer about a registered session has made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedSession {
     /// The session is not registered.
     NotRegistered,
-    /// Nothing is certain yet; the session is asked about again.
+    /// Nothing is certain yet. The daemon asks about the session again.
     Waits,
     /// The stored events agree with Resmic.
     Agrees,
@@ -132,7 +132,7 @@ impl Store {
         Ok(reconciled)
     }
 
-    /// Records the answers about a registered session. `details`: if they were asked for.
+    /// Records the answers about a registered session. `details`: the answer about the transaction, if the caller requested it.
     ///
     /// # Errors
     ///
@@ -267,7 +267,7 @@ fn record(
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
         Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
-        // The caller asks for them now. If the program ends before that, both questions are asked again.
+        // The caller asks for them now. If the program ends before that, it repeats both questions.
         Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
         Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
         Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,

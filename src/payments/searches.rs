@@ -199,7 +199,7 @@ fn postpone(tx: &Connection, id: &str, error: &ApiError, now: Timestamp) -> Resu
     Ok(Reconciled::default())
 }
 
-/// When Resmic is asked again about an event: soon at first, and more rarely the longer it waits.
+/// The time of the next question about an event: soon at first, and more rarely the longer it waits.
 pub(super) fn next_ask(since: Timestamp, retry_after: Option<Duration>, now: Timestamp) -> Timestamp {
     const SHORTEST: Duration = Duration::from_secs(5);
     const LONGEST: Duration = Duration::from_secs(3_600);
