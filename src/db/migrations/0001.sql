@@ -72,6 +72,7 @@ CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash 
 CREATE INDEX events_unresolved ON events (tx_time) WHERE session_id IS NULL;
 CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
+CREATE INDEX events_by_tx_time ON events (tx_time);
 
 -- One row for each event and target.
 CREATE TABLE deliveries (
@@ -275,20 +276,21 @@ CREATE TABLE resmic_api (
 ) STRICT;
 
 -- The newest state of each session. A completed payment is never hidden by a later report that it is pending or by a
--- failed attempt. An event without a session has a row of its own.
+-- failed attempt. An event without a session has a row of its own. NOT EXISTS, unlike a window function, lets SQLite answer
+-- a query from the indexes of `events`, without a look at all sessions.
 CREATE VIEW payments AS
-WITH ranked AS (
-  SELECT *, row_number() OVER (
-    PARTITION BY coalesce(lower(session_id), event_id)
-    ORDER BY status = 'completed' DESC, coalesce(tx_time, created_at) DESC, created_at DESC, rowid DESC) AS place
-  FROM events)
-SELECT r.session_id, r.order_ref, r.status, r.amount, r.currency, r.blockchain, r.token, r.from_wallet_address,
-       r.transaction_hash, r.tx_time, r.event_id, r.session_source, r.hold, r.created_at,
+SELECT e.session_id, e.order_ref, e.status, e.amount, e.currency, e.blockchain, e.token, e.from_wallet_address,
+       e.transaction_hash, e.tx_time, e.event_id, e.session_source, e.hold, e.created_at,
        (SELECT CASE WHEN count(*) = 0 THEN NULL
                     WHEN sum(d.state = 'dead') > 0 THEN 'dead'
                     WHEN sum(d.state = 'held') > 0 THEN 'held'
                     WHEN sum(d.state = 'pending') > 0 THEN 'pending'
                     ELSE 'delivered' END
-        FROM deliveries d WHERE d.event_id = r.event_id) AS delivery,
-       (SELECT c.state FROM confirmations c WHERE c.event_id = r.event_id) AS confirmation
-FROM ranked r WHERE r.place = 1;
+        FROM deliveries d WHERE d.event_id = e.event_id) AS delivery,
+       (SELECT c.state FROM confirmations c WHERE c.event_id = e.event_id) AS confirmation
+FROM events e
+WHERE NOT EXISTS (
+  SELECT 1 FROM events o
+  WHERE o.session_id = e.session_id
+    AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
+      > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
