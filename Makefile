@@ -16,7 +16,7 @@ TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
-.PHONY: demo test check words spelling deps servers node anvil bench bench-many soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+.PHONY: demo test check words spelling deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
         test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
 
 demo: deps ## watch payments arrive
@@ -53,6 +53,11 @@ bench-many: deps ## memory and CPU of a thousand mailboxes: make bench-many [MAI
 	cargo build --release --locked --bin resmic-mailhook
 	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
 	  cargo run --locked --quiet --package tools --bin many -- $(or $(MAILBOXES),1000) $(or $(SECONDS),60)
+
+bench-scale: deps ## commands and queries over a small and a large database: make bench-scale [SMALL=10000] [LARGE=1000000]
+	cargo build --release --locked --bin resmic-mailhook
+	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
+	  cargo run --locked --quiet --package tools --bin scale -- $(or $(SMALL),10000) $(or $(LARGE),1000000)
 
 soak: deps ## mails under random faults: make soak [MINUTES=10]
 	cargo build --locked --bin resmic-mailhook
