@@ -110,6 +110,9 @@ pub(super) enum Command {
         /// Only mails with this outcome
         #[arg(long, value_parser = one_of(Outcome::ALL, Outcome::as_str))]
         outcome: Option<Outcome>,
+        /// Only the newest N [default: 50 on a terminal, all with --json, to a file or a pipe]
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
         /// Print JSON Lines
         #[arg(long)]
         json: bool,
@@ -122,6 +125,9 @@ pub(super) enum Command {
         /// Only deliveries in this state
         #[arg(long, value_parser = one_of(DeliveryState::ALL, DeliveryState::as_str))]
         state: Option<DeliveryState>,
+        /// Only the newest N [default: 50 on a terminal, all with --json, to a file or a pipe]
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
         /// Print JSON Lines
         #[arg(long)]
         json: bool,
@@ -276,6 +282,9 @@ pub(super) struct EventFilter {
     /// Only events stored since this time: 2025-03-05, 2025-03-05T03:36:00Z, or 2h for two hours ago
     #[arg(long, value_name = "T", value_parser = since)]
     pub(super) since: Option<jiff::Timestamp>,
+    /// Only the newest N [default: 50 on a terminal, all with --json, to a file or a pipe]
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -306,6 +315,9 @@ pub(super) enum SessionCommand {
     Add(NewSession),
     /// List the registered sessions, oldest first
     List {
+        /// Only the newest N [default: 50 on a terminal, all with --json, to a file or a pipe]
+        #[arg(long, value_name = "N")]
+        limit: Option<u32>,
         /// Print JSON Lines
         #[arg(long)]
         json: bool,

@@ -5,13 +5,20 @@ use crate::config::Config;
 use crate::db::{RetrySelection, StoreReader};
 use crate::model::DeliveryState;
 
-pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(
+    config: &Config,
+    state: Option<DeliveryState>,
+    asked: Option<u32>,
+    json: bool,
+) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
+    let limit = output::limit(asked, json);
     if json {
-        return reader.deliveries::<anyhow::Error>(state, None, |delivery| output::json(&delivery));
+        return reader.deliveries::<anyhow::Error>(state, limit, |delivery| output::json(&delivery)).map(drop);
     }
-    let mut table = output::table(&["id", "created", "target", "state", "attempts", "next", "last response", "event"]);
-    reader.deliveries::<anyhow::Error>(state, None, |d| {
+    let columns = &["id", "created", "target", "state", "attempts", "next", "last response", "event"];
+    let mut table = output::LongTable::new(columns);
+    let left_out = reader.deliveries::<anyhow::Error>(state, limit, |d| {
         let status = d.last_status.map(|s| s.to_string());
         let answer = cell(d.last_error.as_deref().or(status.as_deref()));
         let next = cell(d.next_attempt_at.as_deref());
@@ -24,10 +31,11 @@ pub(super) fn list(config: &Config, state: Option<DeliveryState>, json: bool) ->
             next,
             answer,
             d.event_id,
-        ]);
-        Ok(())
+        ])
     })?;
-    output::line(&table.trim_fmt())
+    table.finish()?;
+    output::report_left_out(asked, left_out);
+    Ok(())
 }
 
 pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow::Result<()> {

@@ -22,10 +22,12 @@ pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bo
         status: filter.status.map(|s| s.to_string()),
         since: filter.since.map(iso),
         after: None,
+        limit: output::limit(filter.limit, json),
     };
     anyhow::ensure!(!follow || !reader.is_frozen(), "the daemon is not running, so there are no events to follow");
     if !follow && !json {
-        return table(&reader, &query);
+        output::report_left_out(filter.limit, table(&reader, &query)?);
+        return Ok(());
     }
     loop {
         let version = reader.data_version()?;
@@ -36,6 +38,8 @@ pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bo
         if !follow {
             return Ok(());
         }
+        // The limit is for the events that are stored already.
+        query.limit = None;
         while reader.data_version()? == version {
             if output::is_closed() {
                 return Ok(());
@@ -45,9 +49,10 @@ pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bo
     }
 }
 
-fn table(reader: &StoreReader, query: &EventQuery) -> anyhow::Result<()> {
-    let mut table = output::table(&["stored", "status", "amount", "chain", "token", "session", "order", "event"]);
-    reader.events::<anyhow::Error>(query, |e| {
+fn table(reader: &StoreReader, query: &EventQuery) -> anyhow::Result<bool> {
+    let columns = &["stored", "status", "amount", "chain", "token", "session", "order", "event"];
+    let mut table = output::LongTable::new(columns);
+    let left_out = reader.events::<anyhow::Error>(query, |e| {
         table.add_row([
             e.created_at.clone(),
             e.status.clone(),
@@ -57,10 +62,10 @@ fn table(reader: &StoreReader, query: &EventQuery) -> anyhow::Result<()> {
             cell(e.session_id.as_deref()),
             cell(e.order_ref.as_deref()),
             e.event_id.clone(),
-        ]);
-        Ok(())
+        ])
     })?;
-    output::line(&table.trim_fmt())
+    table.finish()?;
+    Ok(left_out)
 }
 
 fn amount(event: &EventRow) -> String {
@@ -88,15 +93,7 @@ pub(super) fn show(config: &Config, event_id: &str, json: bool) -> anyhow::Resul
     // An id is a UUID. Some programs print UUIDs in capitals.
     let event_id = event_id.to_ascii_lowercase();
     let event = reader.event(&event_id)?.with_context(|| format!("there is no event {event_id:?}"))?;
-    let (mut mails, mut deliveries) = (Vec::new(), Vec::new());
-    reader.mails::<anyhow::Error>(None, Some(&event_id), |mail| {
-        mails.push(mail);
-        Ok(())
-    })?;
-    reader.deliveries::<anyhow::Error>(None, Some(&event_id), |delivery| {
-        deliveries.push(delivery);
-        Ok(())
-    })?;
+    let (mails, deliveries) = (reader.mails_of_event(&event_id)?, reader.deliveries_of_event(&event_id)?);
     if json {
         return output::json(&ShownEvent { event, mails, deliveries });
     }

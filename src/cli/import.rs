@@ -1,12 +1,10 @@
 //! `import`: stores mails from files. It examines and records them as `run` does.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::output;
@@ -45,7 +43,7 @@ pub(super) async fn run(
         latency: PushLatency::default(),
     };
     let (mut mails, reading) = super::read_files(paths, account.max_size.0);
-    let progress = progress();
+    let progress = output::progress("{spinner} {pos} mails, {per_sec}");
     let (mut counts, mut all_read) = (BTreeMap::new(), true);
     let mut batch = Vec::new();
     while mails.recv_many(&mut batch, super::BATCH).await > 0 {
@@ -79,17 +77,6 @@ pub(super) async fn run(
 fn mail(account: &str, found: FileMail) -> (String, RawMail) {
     let origin = Origin { account: account.to_owned(), mailbox: "import".into(), uid: None };
     (found.name, RawMail { origin, bytes: found.bytes, size: found.size, received_at: None })
-}
-
-fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} mails, {per_sec}") {
-        bar.set_style(style);
-    }
-    bar
 }
 
 fn print_json(file: &str, recorded: &Recorded) -> anyhow::Result<()> {

@@ -12,19 +12,20 @@ use crate::db::StoreReader;
 use crate::model::{Outcome, SignedHeaders, Trust, TrustProof};
 use crate::payments::Reevaluation;
 
-pub(super) fn list(config: &Config, outcome: Option<Outcome>, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(config: &Config, outcome: Option<Outcome>, asked: Option<u32>, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
-    let outcome = outcome.map(Outcome::as_str);
+    let (outcome, limit) = (outcome.map(Outcome::as_str), output::limit(asked, json));
     if json {
-        return reader.mails::<anyhow::Error>(outcome, None, |mail| output::json(&mail));
+        return reader.mails::<anyhow::Error>(outcome, limit, |mail| output::json(&mail)).map(drop);
     }
-    let mut table = output::table(&["id", "judged", "outcome", "from", "subject", "reason"]);
-    reader.mails::<anyhow::Error>(outcome, None, |m| {
+    let mut table = output::LongTable::new(&["id", "judged", "outcome", "from", "subject", "reason"]);
+    let left_out = reader.mails::<anyhow::Error>(outcome, limit, |m| {
         let [from, subject, reason] = [&m.sender, &m.subject, &m.reason].map(|v| cell(v.as_deref()));
-        table.add_row([m.id.to_string(), m.judged_at, m.outcome, from, subject, reason]);
-        Ok(())
+        table.add_row([m.id.to_string(), m.judged_at, m.outcome, from, subject, reason])
     })?;
-    output::line(&table.trim_fmt())
+    table.finish()?;
+    output::report_left_out(asked, left_out);
+    Ok(())
 }
 
 /// Prints the bytes of a mail, for `| less`, `| resmic-mailhook parse -`, or another program.

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use jiff::Timestamp;
 
-use super::output::message;
+use super::output::{self, message};
 use crate::config::Config;
-use crate::db::StoreReader;
+use crate::db::{Pruned, StoreReader};
 use crate::model::iso;
 use crate::units::HumanDuration;
 
@@ -22,10 +22,20 @@ pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool
     // If the database does not exist, this is an error. Opening the store would create it.
     drop(StoreReader::open(&config.database())?);
     let before = Timestamp::now().checked_sub(age.0).context("--older-than is too long; try 90d")?;
-    let pruned = super::with_store(config, async |store| store.prune(iso(before), quarantined).await).await?;
-    message(&format!(
-        "deleted the bytes of {} mails, {} ignored mails and {} attempts from before {before:.0}",
-        pruned.raw, pruned.mails, pruned.attempts
-    ));
+    let bar = output::progress("{spinner} {msg}");
+    let show = |pruned: &Pruned| {
+        bar.set_message(describe(pruned));
+        bar.tick();
+    };
+    let pruned = super::with_store(config, async |store| store.prune(iso(before), quarantined, show).await).await;
+    bar.finish_and_clear();
+    message(&format!("{}; from before {before:.0}", describe(&pruned?)));
     Ok(())
+}
+
+fn describe(pruned: &Pruned) -> String {
+    let Pruned { raw, mails, attempts, pages } = pruned;
+    format!(
+        "deleted the bytes of {raw} mails, {mails} ignored mails and {attempts} attempts, returned {pages} pages to the file system"
+    )
 }

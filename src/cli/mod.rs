@@ -123,15 +123,19 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Confirm { event_id, explain, json, .. } => {
             confirm::look(&config, &event_id, explain, json).await.map(done)
         }
-        Command::Mails { outcome, json, command: None } => mails::list(&config, outcome, json).map(done),
+        Command::Mails { outcome, limit, json, command: None } => mails::list(&config, outcome, limit, json).map(done),
         Command::Mails { command: Some(MailsCommand::Raw { id }), .. } => mails::raw(&config, id).map(done),
         Command::Mails { command: Some(MailsCommand::Release { id }), .. } => mails::release(&config, id).await,
-        Command::Deliveries { state, json, command: None } => deliveries::list(&config, state, json).map(done),
+        Command::Deliveries { state, limit, json, command: None } => {
+            deliveries::list(&config, state, limit, json).map(done)
+        }
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
             deliveries::retry(&config, ids, dead).await.map(done)
         }
         Command::Session { command: SessionCommand::Add(new) } => session::add(&config, new).await.map(done),
-        Command::Session { command: SessionCommand::List { json } } => session::list(&config, json).map(done),
+        Command::Session { command: SessionCommand::List { limit, json } } => {
+            session::list(&config, limit, json).map(done)
+        }
         Command::Session { command: SessionCommand::Assign { event_id, session_id } } => {
             session::assign(&config, &event_id, &session_id).await.map(done)
         }

@@ -1,9 +1,10 @@
 //! Output: JSON Lines for programs, tables for people, messages on standard error.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use comfy_table::presets;
 use comfy_table::{ContentArrangement, Table};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::Serialize;
 
@@ -61,6 +62,74 @@ pub(super) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(columns);
     table
+}
+
+/// The number of rows on a terminal without --limit.
+pub(super) const NEWEST: u32 = 50;
+
+/// The number of rows that a list prints: what --limit says, else the newest on a terminal, else all.
+pub(super) fn limit(asked: Option<u32>, json: bool) -> Option<u32> {
+    asked.or((!json && io::stdout().is_terminal()).then_some(NEWEST))
+}
+
+/// Reports that older rows were left out, unless --limit was given.
+pub(super) fn report_left_out(asked: Option<u32>, left_out: bool) {
+    if left_out && asked.is_none() {
+        message(&format!("these are the newest {NEWEST}; --limit N shows more, --json shows all"));
+    }
+}
+
+/// The rows of a table that are laid out together. A wider cell changes the columns of its part only.
+const PART: usize = 1_000;
+
+/// A table of many rows. It is printed in parts, so that its memory does not grow with the number of rows.
+pub(super) struct LongTable {
+    part: Table,
+    rows: usize,
+}
+
+impl LongTable {
+    pub(super) fn new(columns: &[&str]) -> Self {
+        LongTable { part: table(columns), rows: 0 }
+    }
+
+    pub(super) fn add_row<const N: usize>(&mut self, cells: [String; N]) -> anyhow::Result<()> {
+        self.part.add_row(cells);
+        self.rows += 1;
+        if self.rows < PART {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.part, unnamed_table());
+        self.rows = 0;
+        line(&full.trim_fmt())
+    }
+
+    /// Prints the last part.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        if self.part.is_empty() && self.part.header().is_none() {
+            return Ok(());
+        }
+        line(&self.part.trim_fmt())
+    }
+}
+
+/// A table without a header.
+fn unnamed_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+}
+
+/// A progress bar on standard error, if that is a terminal.
+pub(super) fn progress(template: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// The text of a cell; `-` for an absent value.

@@ -31,20 +31,22 @@ pub(super) async fn add(config: &Config, new: NewSession) -> anyhow::Result<()> 
     Ok(())
 }
 
-pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<()> {
+pub(super) fn list(config: &Config, asked: Option<u32>, json: bool) -> anyhow::Result<()> {
     let reader = StoreReader::open(&config.database())?;
+    let limit = output::limit(asked, json);
     if json {
-        return reader.sessions::<anyhow::Error>(|session| output::json(&session));
+        return reader.sessions::<anyhow::Error>(limit, |session| output::json(&session)).map(drop);
     }
-    let mut table = output::table(&["session", "order", "amount", "chain", "token", "registered", "status"]);
-    reader.sessions::<anyhow::Error>(|s| {
+    let mut table = output::LongTable::new(&["session", "order", "amount", "chain", "token", "registered", "status"]);
+    let left_out = reader.sessions::<anyhow::Error>(limit, |s| {
         let [order, amount, chain, token, status] =
             [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
         // Other programs insert rows. The schema limits only the length of an id, so it is printed like other text.
-        table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status]);
-        Ok(())
+        table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status])
     })?;
-    output::line(&table.trim_fmt())
+    table.finish()?;
+    output::report_left_out(asked, left_out);
+    Ok(())
 }
 
 /// Assigns an event to a session by the operator's decision.

@@ -1,4 +1,4 @@
-//! Maintenance of the file: backlog, size, backup and pruning.
+//! Maintenance of the file: backlog, size and backup.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode};
 
 use super::disk::free_space;
 use super::{EMPTY_SHA256, Error, Result, Store, StoreReader, schema, word};
@@ -38,17 +38,6 @@ pub struct Backlog {
     pub unproven: i64,
 }
 
-/// The numbers of rows that [`Store::prune`] deleted or emptied.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pruned {
-    /// Mails whose bytes were deleted; their rows stay.
-    pub raw: usize,
-    /// Ignored mails that were deleted.
-    pub mails: usize,
-    /// Attempts of successful deliveries that were deleted.
-    pub attempts: usize,
-}
-
 impl StoreReader {
     /// Counts what needs review. `targets`, `accounts`: the configured names.
     ///
@@ -56,49 +45,63 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
+        // The partial indexes of `mails` contain nothing but the mails that are counted here. `pending` jumps from one
+        // target to the next in an index.
         let sql = "SELECT
-            (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NOT NULL),
-            (SELECT count(*) FROM mails WHERE outcome = 'quarantined' AND raw IS NULL AND sha256 = ?3),
-            (SELECT count(*) FROM events e WHERE hold IS NOT NULL
-               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held')),
-            (SELECT count(DISTINCT d.event_id) FROM deliveries d JOIN events e ON e.event_id = d.event_id
-               WHERE d.state = 'held' AND e.hold IS NULL AND e.session_id IS NULL
-                 AND NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = e.event_id
-                                 AND c.state <> 'confirmed' AND c.state <> 'operator')
-                 AND NOT EXISTS (SELECT 1 FROM session_searches s WHERE s.event_id = e.event_id AND s.result IS NULL)),
-            (SELECT count(*) FROM deliveries WHERE state = 'dead'),
-            (SELECT count(*) FROM deliveries WHERE state = 'pending'
-               AND target NOT IN (SELECT value FROM json_each(?1))),
-            (SELECT count(*) FROM mails WHERE outcome = 'deferred'
+            (SELECT count(*) FROM mails INDEXED BY mails_to_review WHERE outcome = 'quarantined' AND raw IS NOT NULL),
+            (SELECT count(*) FROM mails INDEXED BY mails_without_raw
+               WHERE outcome = 'quarantined' AND raw IS NULL AND sha256 = ?3),
+            (SELECT n FROM counts WHERE name = 'held' AND key = 'conflict'),
+            (SELECT n FROM counts WHERE name = 'held' AND key = 'session') - (
+               SELECT count(*) FROM confirmations c JOIN events e ON e.event_id = c.event_id
+               WHERE c.state IN ('waiting', 'doubtful', 'unproven') AND e.session_id IS NULL AND e.hold IS NULL
+                 AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = c.event_id AND d.state = 'held')) - (
+               SELECT count(*) FROM session_searches s JOIN events e ON e.event_id = s.event_id
+               WHERE s.next_ask_at IS NOT NULL AND s.result IS NULL AND e.session_id IS NULL AND e.hold IS NULL
+                 AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = s.event_id AND d.state = 'held')
+                 AND NOT EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = s.event_id
+                                 AND c.state IN ('waiting', 'doubtful', 'unproven'))),
+            (SELECT n FROM counts WHERE name = 'deliveries' AND key = 'dead'),
+            (WITH RECURSIVE pending (target) AS (
+               SELECT min(target) FROM deliveries WHERE state = 'pending'
+               UNION ALL SELECT (SELECT min(d.target) FROM deliveries d WHERE d.state = 'pending' AND d.target > p.target)
+               FROM pending p WHERE p.target IS NOT NULL)
+             SELECT sum((SELECT count(*) FROM deliveries d WHERE d.state = 'pending' AND d.target = p.target))
+             FROM pending p WHERE p.target NOT IN (SELECT value FROM json_each(?1))),
+            (SELECT count(*) FROM mails INDEXED BY mails_deferred WHERE outcome = 'deferred'
                AND account NOT IN (SELECT value FROM json_each(?2))),
-            (SELECT count(*) FROM confirmations WHERE state = 'doubtful'),
-            (SELECT count(*) FROM confirmations c WHERE state = 'unproven'
+            (SELECT n FROM counts WHERE name = 'confirmations' AND key = 'doubtful'),
+            (SELECT count(*) FROM confirmations c WHERE c.state = 'unproven'
                AND EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = c.event_id AND d.state = 'held'))";
         let json = |names: serde_json::Result<String>| names.unwrap_or_else(|_| "[]".into());
         let (targets, accounts) = (json(serde_json::to_string(targets)), json(serde_json::to_string(accounts)));
         let found = self.query_one(sql, &[&targets, &accounts, &EMPTY_SHA256], |row| {
+            // A sum of no rows is NULL.
+            let number = |n| Ok::<i64, rusqlite::Error>(row.get::<_, Option<i64>>(n)?.unwrap_or(0));
             Ok(Backlog {
-                quarantined: row.get(0)?,
-                undelivered: row.get(1)?,
-                conflicting: row.get(2)?,
-                unresolved: row.get(3)?,
-                dead: row.get(4)?,
-                orphaned: row.get(5)?,
-                unjudged: row.get(6)?,
-                doubtful: row.get(7)?,
-                unproven: row.get(8)?,
+                quarantined: number(0)?,
+                undelivered: number(1)?,
+                conflicting: number(2)?,
+                unresolved: number(3)?,
+                dead: number(4)?,
+                orphaned: number(5)?,
+                unjudged: number(6)?,
+                doubtful: number(7)?,
+                unproven: number(8)?,
             })
         })?;
         Ok(found.unwrap_or_default())
     }
 
-    /// For each state, the creation time of the oldest delivery.
+    /// For each state but `delivered`, the creation time of the delivery with the lowest id.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
     pub fn oldest_deliveries(&self) -> Result<Vec<(DeliveryState, String)>> {
-        let sql = "SELECT state, min(created_at) FROM deliveries WHERE state <> 'delivered' GROUP BY state";
+        let sql = "SELECT d.state, d.created_at FROM (VALUES ('held'), ('pending'), ('dead')) AS s
+            JOIN deliveries d ON d.id = (SELECT o.id FROM deliveries o INDEXED BY deliveries_open
+              WHERE o.state = s.column1 AND o.state <> 'delivered' ORDER BY o.id LIMIT 1)";
         self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
     }
 
@@ -108,8 +111,8 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn outbox_stands_still(&self, targets: &[String], since: &str) -> Result<bool> {
-        let sql = "SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'pending' AND next_attempt_at < ?1
-                AND target IN (SELECT value FROM json_each(?2)))
+        let sql = "SELECT EXISTS (SELECT 1 FROM json_each(?2) t CROSS JOIN deliveries d INDEXED BY deliveries_due
+                WHERE d.state = 'pending' AND d.target = t.value AND d.next_attempt_at < ?1)
             AND NOT EXISTS (SELECT 1 FROM attempts WHERE at >= ?1)";
         let names = serde_json::to_string(targets).unwrap_or_default();
         Ok(self.query_one(sql, &[&since, &names], |row| row.get(0))?.unwrap_or(false))
@@ -224,18 +227,6 @@ fn create_private(path: &Path) -> std::io::Result<()> {
 }
 
 impl Store {
-    /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed.
-    ///
-    /// Events, deliveries and the rows of their mails stay: they recognise a replayed mail. A mail stays whole while
-    /// it is deferred or its event is not delivered. So does a quarantined mail, unless `quarantined` is set.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`].
-    pub async fn prune(&self, before: String, quarantined: bool) -> Result<Pruned> {
-        self.write(move |tx| prune(tx, &before, quarantined)).await
-    }
-
     /// Returns when the writer thread has replied.
     ///
     /// # Errors
@@ -244,23 +235,6 @@ impl Store {
     pub async fn ping(&self) -> Result<()> {
         self.write(|_| Ok(())).await
     }
-}
-
-fn prune(tx: &Connection, before: &str, quarantined: bool) -> Result<Pruned> {
-    let mails =
-        tx.execute("DELETE FROM mails WHERE outcome = 'ignored' AND event_id IS NULL AND judged_at < ?1", [before])?;
-    let raw = tx.execute(
-        "UPDATE mails SET raw = NULL WHERE raw IS NOT NULL AND judged_at < ?1 AND outcome <> 'deferred'
-           AND (?2 OR outcome <> 'quarantined')
-           AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')",
-        params![before, quarantined],
-    )?;
-    let attempts = tx.execute(
-        "DELETE FROM attempts WHERE at < ?1
-           AND delivery_id IN (SELECT id FROM deliveries WHERE state = 'delivered' AND delivered_at < ?1)",
-        params![before],
-    )?;
-    Ok(Pruned { raw, mails, attempts })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use serde::Serialize;
 
 use super::confirmations::{self, ConfirmationRow};
+use super::pages::List;
 use super::{Error, Result, schema, word};
 use crate::model::{DeliveryState, Uid, UidValidity, hash_spellings};
 
@@ -30,6 +31,8 @@ pub struct EventQuery {
     pub since: Option<String>,
     /// Stored after this row.
     pub after: Option<i64>,
+    /// At most so many, the newest.
+    pub limit: Option<u32>,
 }
 
 /// A row of `events`; the column names are the JSON keys.
@@ -121,6 +124,16 @@ pub struct MailboxRow {
 /// Matches a transaction by all spellings of its hash.
 pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
+/// The second part names the condition of the partial index.
+const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
+
+/// Most events are completed, so a scan finds them. The others have an index, which is worse than that of a session.
+fn status_condition(filter: &EventQuery) -> &'static str {
+    let EventQuery { session, transaction, status, .. } = filter;
+    let alone = session.is_none() && transaction.is_none();
+    if alone && status.as_deref() != Some("completed") { "status = ? AND status <> 'completed'" } else { "status = ?" }
+}
+
 impl StoreReader {
     /// Opens the database for reading.
     ///
@@ -147,7 +160,7 @@ impl StoreReader {
         &self.connection
     }
 
-    /// Passes events to `each`, oldest first.
+    /// Passes events to `each`, oldest first. Returns whether older events were left out because of the limit.
     ///
     /// # Errors
     ///
@@ -156,18 +169,42 @@ impl StoreReader {
         &self,
         filter: &EventQuery,
         mut each: impl FnMut(EventRow) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let EventQuery { session, transaction, status, since, after } = filter;
+    ) -> std::result::Result<bool, E> {
+        let EventQuery { session, transaction, status, since, after, limit } = filter;
         let hashes = transaction.as_deref().map(|hash| serde_json::json!(hash_spellings(hash)).to_string());
-        let (condition, given) = where_clause(&[
+        let first = since.as_deref().map(|since| self.first_event_since(since)).transpose()?;
+        if first == Some(None) {
+            return Ok(false);
+        }
+        let conditions = [
             ("session_id = ?", optional(session)),
             (TRANSACTION_CONDITION, optional(&hashes)),
-            ("status = ?", optional(status)),
+            (status_condition(filter), optional(status)),
             // `+` keeps SQLite from this index: it would sort all events before it returns the first.
             ("+created_at >= ?", optional(since)),
+            ("e.rowid >= ?", first.as_ref().and_then(optional)),
             ("e.rowid > ?", optional(after)),
-        ]);
-        self.query_each(&format!("SELECT {EVENT_COLUMNS} {condition} ORDER BY e.rowid"), &given, event_row, &mut each)
+        ];
+        let list = List {
+            columns: EVENT_COLUMNS,
+            table: EVENT_TABLES,
+            key: "e.rowid",
+            conditions: &conditions,
+            read: event_row,
+            key_of: |event| event.row,
+        };
+        self.list(&list, *limit, &mut each)
+    }
+
+    /// The lowest row number of the events that were stored since then. The clock may have been set back, so later rows may
+    /// be older.
+    fn first_event_since(&self, since: &str) -> Result<Option<i64>> {
+        let found = self.query_one(
+            "SELECT min(rowid) FROM events INDEXED BY events_by_time WHERE created_at >= ?1",
+            &[&since],
+            |row| row.get(0),
+        )?;
+        Ok(found.flatten())
     }
 
     /// One event.
@@ -175,10 +212,15 @@ impl StoreReader {
     /// # Errors
     /// An error of SQLite.
     pub fn event(&self, event_id: &str) -> Result<Option<EventRow>> {
-        self.query_one(&format!("SELECT {EVENT_COLUMNS} WHERE e.event_id = ?1"), &[&event_id], event_row)
+        self.query_one(
+            &format!("SELECT {EVENT_COLUMNS} FROM {EVENT_TABLES} WHERE e.event_id = ?1"),
+            &[&event_id],
+            event_row,
+        )
     }
 
-    /// Passes mails to `each`, oldest first: all, those with an outcome, or those of an event.
+    /// Passes mails to `each`, oldest first: all, or those with an outcome. Returns whether older mails were left out
+    /// because of the limit.
     ///
     /// # Errors
     ///
@@ -186,17 +228,28 @@ impl StoreReader {
     pub fn mails<E: From<Error>>(
         &self,
         outcome: Option<&str>,
-        event_id: Option<&str>,
+        limit: Option<u32>,
         mut each: impl FnMut(MailRow) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let (condition, given) =
-            where_clause(&[("outcome = ?", optional(&outcome)), ("event_id = ?", optional(&event_id))]);
-        self.query_each(
-            &format!("SELECT {MAIL_COLUMNS} FROM mails {condition} ORDER BY id"),
-            &given,
-            mail_row,
-            &mut each,
-        )
+    ) -> std::result::Result<bool, E> {
+        let conditions = [("outcome = ?", optional(&outcome))];
+        let list = List {
+            columns: MAIL_COLUMNS,
+            table: "mails",
+            key: "id",
+            conditions: &conditions,
+            read: mail_row,
+            key_of: |mail| mail.id,
+        };
+        self.list(&list, limit, &mut each)
+    }
+
+    /// The mails of an event, oldest first.
+    ///
+    /// # Errors
+    /// An error of SQLite.
+    pub fn mails_of_event(&self, event_id: &str) -> Result<Vec<MailRow>> {
+        let sql = format!("SELECT {MAIL_COLUMNS} FROM mails WHERE event_id = ?1 ORDER BY id");
+        self.query_all(&sql, &[&event_id], mail_row)
     }
 
     /// The bytes of a mail. The inner `None`: they were pruned.
@@ -208,7 +261,8 @@ impl StoreReader {
         self.query_one("SELECT raw FROM mails WHERE id = ?1", &[&id], |row| row.get(0))
     }
 
-    /// Passes deliveries to `each`, oldest first: all, those in a state, or those of an event.
+    /// Passes deliveries to `each`, oldest first: all, or those in a state. Returns whether older deliveries were left out
+    /// because of the limit.
     ///
     /// # Errors
     ///
@@ -216,13 +270,30 @@ impl StoreReader {
     pub fn deliveries<E: From<Error>>(
         &self,
         state: Option<DeliveryState>,
-        event_id: Option<&str>,
+        limit: Option<u32>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
+    ) -> std::result::Result<bool, E> {
+        // Most deliveries are delivered, so a scan finds them. The others have an index.
+        let is_in = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
         let state = state.map(DeliveryState::as_str);
-        let (condition, given) =
-            where_clause(&[("state = ?", optional(&state)), ("event_id = ?", optional(&event_id))]);
-        self.query_each(&format!("SELECT * FROM deliveries {condition} ORDER BY id"), &given, delivery_row, &mut each)
+        let conditions = [(is_in, optional(&state))];
+        let list = List {
+            columns: "*",
+            table: "deliveries",
+            key: "id",
+            conditions: &conditions,
+            read: delivery_row,
+            key_of: |delivery| delivery.id,
+        };
+        self.list(&list, limit, &mut each)
+    }
+
+    /// The deliveries of an event, oldest first.
+    ///
+    /// # Errors
+    /// An error of SQLite.
+    pub fn deliveries_of_event(&self, event_id: &str) -> Result<Vec<DeliveryRow>> {
+        self.query_all("SELECT * FROM deliveries WHERE event_id = ?1 ORDER BY id", &[&event_id], delivery_row)
     }
 
     /// The watched mailboxes.
@@ -246,15 +317,15 @@ impl StoreReader {
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// The number of rows for each value of a column: `count_by("mails", "outcome")`.
+    /// The numbers of rows that triggers maintain: of `mails` by outcome, of `events` by status, of `deliveries` by
+    /// state. A value that no row has is left out.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
-    pub fn count_by(&self, table: &'static str, column: &'static str) -> Result<Vec<(String, i64)>> {
-        self.query_all(&format!("SELECT {column}, count(*) FROM {table} GROUP BY 1 ORDER BY 1"), &[], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
+    pub fn counts(&self, table: &'static str) -> Result<Vec<(String, i64)>> {
+        let sql = "SELECT key, n FROM counts WHERE name = ?1 AND n <> 0 ORDER BY key";
+        self.query_all(sql, &[&table], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     /// All rows of a small result.
@@ -339,8 +410,9 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
 /// An event with its confirmation. Only those columns of `confirmations` are listed that `events` does not have.
 const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
-    c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at, r.state AS clearance, r.reason AS clearance_reason
-    FROM events e LEFT JOIN confirmations c ON c.event_id = e.event_id
+    c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at,
+    r.state AS clearance, r.reason AS clearance_reason";
+const EVENT_TABLES: &str = "events e LEFT JOIN confirmations c ON c.event_id = e.event_id
     LEFT JOIN clearances r ON r.event_id = e.event_id";
 
 fn event_row(row: &Row) -> rusqlite::Result<EventRow> {

@@ -35,6 +35,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     configure(&connection).map_err(sqlite)?;
+    // Only before the first page is written: `prune` returns free pages to the file system in small steps.
+    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
     turn_on_wal(&connection).map_err(sqlite)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
     migrate(&mut connection, path)?;
@@ -191,6 +193,8 @@ mod tests {
         assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
         let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
         assert_eq!(mode, "wal");
+        let vacuum: i64 = connection.pragma_query_value(None, "auto_vacuum", |r| r.get(0)).unwrap();
+        assert_eq!(vacuum, 2, "incremental");
     }
 
     #[test]

@@ -27,34 +27,93 @@ async fn record(store: &Store, uid: u32, size: usize) -> Result<()> {
 }
 
 #[tokio::test]
-async fn list_queries_use_an_index() {
+async fn pages_of_lists_use_an_index() {
     let folder = tempfile::tempdir().unwrap();
     let reader = store(&folder).reader().unwrap();
-    let (word, words, row) = (Some("x"), Some("[\"x\"]"), Some(1));
-    for (table, asked_for) in [
-        ("mails", ("outcome = ?", reader::optional(&word))),
-        ("mails", ("event_id = ?", reader::optional(&word))),
-        ("deliveries", ("event_id = ?", reader::optional(&word))),
-        ("events", ("session_id = ?", reader::optional(&word))),
-        ("events", (reader::TRANSACTION_CONDITION, reader::optional(&words))),
-        ("events", ("rowid > ?", reader::optional(&row))),
+    for (table, key, condition, index) in [
+        ("mails", "id", "", "USING INTEGER PRIMARY KEY (rowid>?)"),
+        ("mails", "id", "outcome = ? AND ", "INDEX mails_by_outcome (outcome=? AND id>?)"),
+        ("deliveries", "id", "state = ? AND ", "USING INTEGER PRIMARY KEY (rowid>?)"),
+        ("deliveries", "id", "state = ? AND state <> 'delivered' AND ", "INDEX deliveries_open (state=? AND id>?)"),
+        ("events", "rowid", "", "USING INTEGER PRIMARY KEY (rowid>?)"),
+        ("events", "rowid", "status = ? AND ", "USING INTEGER PRIMARY KEY (rowid>?)"),
+        (
+            "events",
+            "rowid",
+            "status = ? AND status <> 'completed' AND ",
+            "INDEX events_not_completed (status=? AND rowid>?)",
+        ),
+        ("events", "rowid", "session_id = ? AND status = ? AND ", "INDEX events_by_session (session_id=? AND rowid>?)"),
+        ("events", "rowid", "+created_at >= ? AND rowid >= ? AND ", "USING INTEGER PRIMARY KEY (rowid>?)"),
     ] {
-        let (condition, given) = reader::where_clause(&[("nothing = ?", None), asked_for]);
-        let plan = format!("EXPLAIN QUERY PLAN SELECT * FROM {table} {condition} ORDER BY rowid");
-        let steps = reader.query_all(&plan, &given, |row| row.get::<_, String>(3)).unwrap();
-        let is_slow = |step: &String| step.starts_with("SCAN ") && !step.starts_with("SCAN json_each ");
-        assert!(!steps.iter().any(is_slow), "{plan}: {steps:?}");
+        for select in [
+            format!("SELECT * FROM {table} WHERE {condition}{key} > ? ORDER BY {key} LIMIT ?"),
+            format!("SELECT {key} FROM {table} WHERE {condition}{key} > 0 ORDER BY {key} DESC LIMIT 1 OFFSET ?"),
+        ] {
+            let steps = plan(&reader, &select);
+            assert!(steps.len() == 1 && steps[0].ends_with(index), "{select}: {steps:?}");
+        }
     }
-    let nothing = EventQuery::default();
-    let mut count = 0;
-    for filter in [nothing.clone(), EventQuery { status: Some("failed".into()), after: Some(0), ..nothing }] {
-        let each = |_| {
-            count += 1;
+    for (table, condition) in [
+        ("mails", "event_id = ?"),
+        ("deliveries", "event_id = ?"),
+        ("events", reader::TRANSACTION_CONDITION),
+        ("events", "created_at >= ?"),
+    ] {
+        let steps = plan(&reader, &format!("SELECT * FROM {table} WHERE {condition}"));
+        assert!(steps[0].contains("USING INDEX"), "{table} {condition}: {steps:?}");
+    }
+}
+
+/// The steps of SQLite's plan.
+fn plan(reader: &StoreReader, sql: &str) -> Vec<String> {
+    let mut statement = reader.connection().prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let (mut rows, mut steps) = (statement.raw_query(), Vec::new());
+    while let Some(row) = rows.next().unwrap() {
+        steps.push(row.get(3).unwrap());
+    }
+    steps
+}
+
+#[tokio::test]
+async fn a_limit_keeps_the_newest_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    for uid in 1..=1_203 {
+        record(&store, uid, 1).await.unwrap();
+    }
+    let reader = store.reader().unwrap();
+    let list = |outcome, limit| {
+        let mut ids = Vec::new();
+        let left_out = reader.mails(outcome, limit, |mail| {
+            ids.push(mail.id);
             Ok::<_, Error>(())
-        };
-        reader.events(&filter, each).unwrap();
+        });
+        (ids, left_out.unwrap())
+    };
+    assert_eq!(list(None, None), ((1..=1_203).collect(), false));
+    assert_eq!(list(None, Some(0)), (vec![], true));
+    assert_eq!(list(Some("ignored"), Some(2)), (vec![1_202, 1_203], true));
+    assert_eq!(list(Some("ignored"), Some(1_100)), ((104..=1_203).collect(), true));
+    assert_eq!(list(None, Some(1_203)), ((1..=1_203).collect(), false));
+    assert_eq!(list(Some("event"), Some(5)), (vec![], false));
+}
+
+#[tokio::test]
+async fn a_slow_list_blocks_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    for uid in 1..=20 {
+        record(&store, uid, 1).await.unwrap();
     }
-    assert_eq!(count, 0);
+    let (reader, other) = (store.reader().unwrap(), Connection::open(folder.path().join("m.db")).unwrap());
+    let mut busy = Vec::new();
+    let each = |_| {
+        busy.push(other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0)).unwrap());
+        Ok::<_, Error>(())
+    };
+    reader.mails(None, None, each).unwrap();
+    assert_eq!(busy, [0; 20]);
 }
 
 #[tokio::test]
@@ -66,7 +125,7 @@ async fn failing_work_does_not_affect_other_work() {
     let (bad, good) = tokio::join!(bad, good);
     assert!(matches!(bad, Err(Error::Sqlite { .. })));
     good.unwrap();
-    assert_eq!(store.reader().unwrap().count_by("mails", "outcome").unwrap(), [("ignored".into(), 1)]);
+    assert_eq!(store.reader().unwrap().counts("mails").unwrap(), [("ignored".into(), 1)]);
 }
 
 #[tokio::test]

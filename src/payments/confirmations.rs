@@ -268,7 +268,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     let reason = first_state(settings, event, now);
     let state = reason.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state());
     tx.prepare_cached(
-        "INSERT INTO confirmations (event_id, state, reason, chain_id, next_look_at, waits_since)
+        "INSERT OR FAIL INTO confirmations (event_id, state, reason, chain_id, next_look_at, waits_since)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
     .execute(params![

@@ -113,7 +113,7 @@ fn insert(
 ) -> Result<()> {
     let r = &event.reading;
     tx.prepare_cached(
-        "INSERT INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
+        "INSERT OR FAIL INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
            from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at, source)
          VALUES (:event_id, :status, :session_id, :session_source, :order_ref, :amount, :currency, :blockchain, :token,
            :from_wallet_address, :transaction_hash, :tx_time, :tx_time_source, :webhook, :hold, :created_at, :source)",
@@ -152,7 +152,7 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
         let held = hold || uncleared || waits_for_chain || !(resolved || target.send_unresolved);
         let (state, due) = if held { (DeliveryState::Held, None) } else { (DeliveryState::Pending, Some(&at)) };
         tx.prepare_cached(
-            "INSERT INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR FAIL INTO deliveries (event_id, target, state, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute(params![id, target.name, state.as_str(), due, at])?;
     }

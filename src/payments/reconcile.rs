@@ -178,13 +178,16 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some() || settings.resmic.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };
+    let [low, amount, high] = sessions::sqlite_amounts(session.amount.as_deref());
     let mut statement = tx.prepare_cached(
         "SELECT rowid AS n, event_id FROM events WHERE session_id = ?1
          UNION SELECT rowid, event_id FROM events WHERE order_ref = ?2 AND session_id IS NULL
-         UNION SELECT rowid, event_id FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?3 AND ?4
+         UNION SELECT rowid, event_id FROM events INDEXED BY events_unmatched WHERE session_id IS NULL AND order_ref IS NULL
+           AND CAST(amount AS REAL) IN (?5, ?6, ?7) AND tx_time BETWEEN ?3 AND ?4
          ORDER BY n",
     )?;
-    let rows = statement.query_map(params![session.session_id, session.order_ref, from, to], |row| row.get(1))?;
+    let given = params![session.session_id, session.order_ref, from, to, low, amount, high];
+    let rows = statement.query_map(given, |row| row.get(1))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 

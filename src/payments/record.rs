@@ -154,15 +154,14 @@ fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Adm
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;
     let proof = examined.proof.as_ref();
     tx.prepare_cached(
-        "INSERT INTO mails (id, account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at,
+        "INSERT OR FAIL INTO mails (account, mailbox, uid_validity, uid, message_id, sender, recipient, subject, sent_at,
            received_at, size, sha256, raw, outcome, reason, trust, event_id, trust_domain, trust_selector, trust_covers,
            trust_to, judged_at, next_judgement_at)
-         VALUES (:id, :account, :mailbox, :uid_validity, :uid, :message_id, :sender, :recipient, :subject, :sent_at,
+         VALUES (:account, :mailbox, :uid_validity, :uid, :message_id, :sender, :recipient, :subject, :sent_at,
            :received_at, :size, :sha256, :raw, :outcome, :reason, :trust, :event_id, :trust_domain, :trust_selector,
            :trust_covers, :trust_to, :judged_at, :next_judgement_at)",
     )?
     .execute(named_params! {
-        ":id": id,
         ":account": mail.origin.account,
         ":mailbox": mail.origin.mailbox,
         ":uid_validity": mail.origin.uid.map(|(validity, _)| validity),
@@ -187,7 +186,11 @@ fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Adm
         ":judged_at": current_time(),
         ":next_judgement_at": (admitted.outcome == Outcome::Deferred).then(soon),
     })?;
-    Ok(tx.last_insert_rowid())
+    let new = tx.last_insert_rowid();
+    if let Some(id) = id {
+        tx.prepare_cached("UPDATE mails SET id = ?2 WHERE id = ?1")?.execute(params![new, id])?;
+    }
+    Ok(id.unwrap_or(new))
 }
 
 /// When a mail that was just deferred is examined again for the first time.

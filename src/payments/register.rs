@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::matching::RegisteredSession;
 use super::reconcile::{self, Reconciled};
 use super::sessions::{parse_session_id, registered_session, text_column};
-use crate::db::{Error, Result, Store, StoreReader};
+use crate::db::{Error, PAGE, Result, Store, StoreReader};
 use crate::model::{self, iso, same_amount};
 
 /// A session to register.
@@ -70,22 +70,48 @@ impl Store {
 }
 
 impl StoreReader {
-    /// Passes the registered sessions to `each`, oldest first.
+    /// Passes the newest `limit` registered sessions to `each`, or all, oldest first. Returns whether older ones were left
+    /// out.
     ///
     /// # Errors
     ///
     /// An error of SQLite, or the first error of `each`.
     pub fn sessions<E: From<Error>>(
         &self,
+        limit: Option<u32>,
         mut each: impl FnMut(SessionRow) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
-        let sql = "SELECT s.*, e.status, e.event_id FROM sessions s LEFT JOIN events e ON e.rowid = (
-               SELECT n.rowid FROM events n WHERE n.session_id = s.session_id
-               ORDER BY n.status = 'completed' DESC, coalesce(n.tx_time, n.created_at) DESC, n.created_at DESC, n.rowid DESC
-               LIMIT 1)
-             ORDER BY s.created_at, s.rowid";
-        self.query_each(sql, &[], session_row, &mut each)
+    ) -> std::result::Result<bool, E> {
+        let newest = "SELECT CAST(created_at AS BLOB), rowid FROM sessions ORDER BY created_at DESC, rowid DESC LIMIT 1 OFFSET ?1";
+        let before = limit.map(|limit| self.query_one(newest, &[&limit], place)).transpose()?.flatten();
+        let (left_out, mut left) = (before.is_some(), limit.map_or(usize::MAX, |limit| limit as usize));
+        let mut after = before.unwrap_or((Vec::new(), i64::MIN));
+        while left > 0 {
+            let rows = i64::try_from(left.min(PAGE)).unwrap_or(i64::MAX);
+            let page = self
+                .query_all(SESSIONS_PAGE, &[&after.0, &after.1, &rows], |row| Ok((place(row)?, session_row(row)?)))?;
+            let is_last = page.len() < PAGE;
+            for (place, session) in page {
+                after = place;
+                left = left.saturating_sub(1);
+                each(session)?;
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(left_out)
     }
+}
+
+/// The sessions after a place in their order.
+pub(super) const SESSIONS_PAGE: &str = "
+    SELECT CAST(s.created_at AS BLOB), s.rowid, s.*, p.status, p.event_id
+    FROM sessions s LEFT JOIN payments p ON p.session_id = s.session_id
+    WHERE (s.created_at, s.rowid) > (CAST(?1 AS TEXT), ?2) ORDER BY s.created_at, s.rowid LIMIT ?3";
+
+/// A session's place in the order of registration. Other programs write the time, so it may be no UTF-8.
+fn place(row: &Row) -> rusqlite::Result<(Vec<u8>, i64)> {
+    Ok((row.get(0)?, row.get(1)?))
 }
 
 fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {

@@ -59,10 +59,12 @@ fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: 
         }
     }
     let (from, to) = payment_window(session, settings);
+    let [low, amount, high] = sqlite_amounts(session.amount.as_deref());
     let mut statement = tx.prepare_cached(
-        "SELECT * FROM events WHERE session_id IS NULL AND order_ref IS NULL AND tx_time BETWEEN ?1 AND ?2",
+        "SELECT * FROM events INDEXED BY events_unmatched WHERE session_id IS NULL AND order_ref IS NULL
+           AND CAST(amount AS REAL) IN (?3, ?4, ?5) AND tx_time BETWEEN ?1 AND ?2",
     )?;
-    for rival in statement.query_map(params![from, to], stored_events::event_from_row)? {
+    for rival in statement.query_map(params![from, to, low, amount, high], stored_events::event_from_row)? {
         let rival = rival?;
         if is_another(&rival) && matching::may_pay(&rival, session, settings.matching) {
             return Ok(true);
@@ -110,20 +112,39 @@ fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered
 
 const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
-/// The open sessions for which Resmic has named no transaction. If it has named one, that is not the event's.
-fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
-    let mut open = open_sessions(tx, event, settings)?;
-    if settings.resmic.is_some() && event.reading.transaction_hash.is_some() {
-        let paid = |session: &RegisteredSession| searches::has_transaction(tx, &session.session_id);
-        let mut unpaid = Vec::new();
-        for session in open {
-            if !paid(&session)? {
-                unpaid.push(session);
-            }
-        }
-        open = unpaid;
+/// The values that SQLite's `CAST(amount AS REAL)` may have for an amount: SQLite and Rust may round the last bit
+/// differently. `matching` compares the decimal digits.
+pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
+    match amount.and_then(|amount| amount.parse::<f64>().ok()) {
+        Some(amount) => [Some(amount.next_down()), Some(amount), Some(amount.next_up())],
+        None => [None; 3],
     }
-    Ok(open)
+}
+
+/// Up to two open sessions that match the event and for which Resmic has named no transaction: if it has named one, that is
+/// not the event's. A second session already makes the answer ambiguous.
+fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
+    let may_be_named = settings.resmic.is_some() && event.reading.transaction_hash.is_some();
+    let [low, amount, high] = sqlite_amounts(event.reading.amount.as_deref());
+    let sql = format!(
+        "SELECT {COLUMNS} FROM sessions s INDEXED BY sessions_by_amount WHERE amount IS NOT NULL
+           AND CAST(amount AS REAL) IN (?3, ?4, ?5) AND created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}"
+    );
+    let mut statement = tx.prepare_cached(&sql)?;
+    let mut unpaid = Vec::new();
+    for session in statement.query_map(params![from, to, low, amount, high], read_session)? {
+        let session = session?;
+        if matching::may_pay(event, &session, settings.matching)
+            && !(may_be_named && searches::has_transaction(tx, &session.session_id)?)
+        {
+            unpaid.push(session);
+        }
+        if unpaid.len() == 2 {
+            break;
+        }
+    }
+    Ok(unpaid)
 }
 
 /// The sessions for which Resmic may name the transaction of an event, the newest first.
@@ -140,12 +161,17 @@ pub(super) fn candidates(tx: &Connection, event: &Event, settings: &StoreSetting
     Ok(sessions)
 }
 
-/// The sessions that may be paid at the event's time and have no completed payment.
-fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
-    let Some(at) = event.time() else { return Ok(Vec::new()) };
-    // The inverse of `payment_window`: the registration times of sessions that may be paid at `at`.
+/// The inverse of `payment_window`: the registration times of sessions that may be paid at the event's time.
+fn registration_times(event: &Event, settings: &StoreSettings) -> Option<(String, String)> {
+    let at = event.time()?;
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
-    let to = at.checked_add(SLACK).map_or_else(|_| String::new(), iso);
+    Some((from, at.checked_add(SLACK).map_or_else(|_| String::new(), iso)))
+}
+
+/// The sessions that may be paid at the event's time and have no completed payment. A mail without an amount may belong to any
+/// of them, so all are read.
+fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
+    let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
     let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
     let mut statement = tx.prepare_cached(&sql)?;
     let rows = statement.query_map(params![from, to], read_session)?;

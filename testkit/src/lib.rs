@@ -7,6 +7,7 @@ pub mod anvil;
 pub mod callback;
 pub mod certificate;
 pub mod client;
+pub mod counts;
 pub mod courier;
 pub mod cyrus;
 pub mod daemon;

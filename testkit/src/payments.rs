@@ -44,6 +44,7 @@ pub fn assert_complete(home: &Home, callback: &Callback, payments: usize) {
     assert_eq!(home.ask(events), payments.to_string(), "each event has the mail that made it");
     assert_eq!(home.ask("SELECT count(*) FROM mails WHERE outcome = 'event'"), payments.to_string());
     assert_eq!(home.ask("SELECT count(*) FROM deliveries"), payments.to_string());
+    crate::counts::check(&home.sqlite());
     let posts = callback.posts();
     assert_eq!(posts.len(), payments, "the callback knows each event by one key");
     let mut posted = BTreeSet::new();

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use testkit::daemon::{Home, account, binary};
+use testkit::daemon::{Home, account, binary, forward};
 use testkit::dns::Dns;
 use testkit::process::Process;
 
@@ -264,5 +264,51 @@ fn manual_pages_exist_and_help_lists_values() {
     ] {
         let help = home.data(command).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(help.contains(&format!("[possible values: {words}]")), "{help}");
+    }
+}
+
+/// Runs a command on a terminal of 300 columns; its output and messages.
+fn on_terminal(home: &Home, arguments: &[&str]) -> String {
+    let command = home.command(arguments);
+    let mut terminal = Command::new("python3");
+    terminal.args(["-c", "import pty, sys; pty.spawn(sys.argv[1:])", "sh", "-c", "stty cols 300; exec \"$@\"", "sh"]);
+    terminal.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    String::from_utf8(terminal.stdin(Stdio::null()).output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_terminal_gets_the_newest_fifty_rows() {
+    let home =
+        Home::new(&format!("{}[trust]\naccept = [\"none\"]\n{}", account(1, ""), forward("http://127.0.0.1:1/", "")));
+    home.data(&["import", &payments(&home, 60)]);
+    for n in 1..=60 {
+        home.data(&[
+            "session",
+            "add",
+            &format!("591abe63-aa61-411d-a419-{n:012}"),
+            "--order",
+            &format!("order-{n:02}"),
+        ]);
+    }
+    for (list, row) in [
+        (["events"].as_slice(), "completed"),
+        (&["mails"], "Payment received"),
+        (&["deliveries"], "held"),
+        (&["session", "list"], "order-"),
+    ] {
+        let count = |text: &str| text.matches(row).count();
+        let shown = on_terminal(&home, list);
+        assert_eq!((count(&shown), shown.contains("these are the newest 50")), (50, true), "{list:?}: {shown}");
+        assert_eq!(count(&home.data(list)), 60, "{list:?} to a pipe");
+        let limited = |limit: &str, more: &[&str]| home.data(&[list, &["--limit", limit], more].concat());
+        assert_eq!(count(&limited("7", &[])), 7, "{list:?}");
+        let (newest, all) = (limited("2", &["--json"]), home.data(&[list, &["--json"]].concat()));
+        assert_eq!(newest.lines().collect::<Vec<_>>(), all.lines().skip(58).collect::<Vec<_>>(), "{list:?}");
     }
 }

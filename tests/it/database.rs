@@ -104,6 +104,89 @@ fn documented_queries_run() {
     assert!(asked > 15, "{asked}");
 }
 
+/// The queries of the documents and of Datasette, each with its place.
+fn documented() -> Vec<(String, String)> {
+    let block = Regex::new(r"(?s)```sql\n(.*?)```").unwrap();
+    let mut found = Vec::new();
+    for file in ["docs/database.md", "README.md"] {
+        let text = read_file(file);
+        let blocks = block.captures_iter(&text).map(|c| c[1].to_owned()).collect::<String>();
+        found.extend(blocks.split_inclusive(';').map(|sql| (file.to_owned(), sql.to_owned())));
+    }
+    let metadata: serde_json::Value = serde_json::from_str(&read_file("contrib/datasette/metadata.json")).unwrap();
+    let database = &metadata["databases"]["mailhook"];
+    for (name, query) in database["queries"].as_object().unwrap() {
+        found.push((name.clone(), query["sql"].as_str().unwrap().to_owned()));
+    }
+    for (table, page) in database["tables"].as_object().unwrap() {
+        if let Some(column) = page.get("sort_desc").and_then(|column| column.as_str()) {
+            found.push((table.clone(), format!("SELECT * FROM {table} ORDER BY {column} DESC LIMIT 51")));
+        }
+    }
+    found.retain(|(_, sql)| !sql.trim().is_empty());
+    found
+}
+
+/// Tables with one row for each mailbox, value, day or token, and the rows of a subquery with a LIMIT.
+const SMALL: [&str; 6] = ["SCAN mailboxes", "SCAN counts", "SCAN (subquery-", "SCAN days", "SCAN t", "SCAN sums"];
+
+/// The steps that read more rows than the result needs, or sort them.
+fn slow_steps(connection: &Connection, sql: &str) -> Vec<String> {
+    let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap_or_else(|e| panic!("{sql}: {e}"));
+    let mut steps = Vec::new();
+    let mut rows = plan.raw_query();
+    while let Some(row) = rows.next().unwrap() {
+        steps.push(row.get::<_, String>(3).unwrap());
+    }
+    // In a table with an INTEGER PRIMARY KEY, the newest rows are the last ones.
+    let newest_first = sql.contains("ORDER BY id DESC LIMIT");
+    let scans = |step: &str| step.starts_with("SCAN ") && !step.contains(" USING ") && !newest_first;
+    steps.retain(|step| {
+        scans(step) && !SMALL.iter().any(|small| step.starts_with(small)) || step.contains("TEMP B-TREE")
+    });
+    steps
+}
+
+#[test]
+fn documented_queries_use_indexes() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = database(folder.path());
+    let documented = documented();
+    assert!(documented.len() > 30, "{}", documented.len());
+    for (place, sql) in documented {
+        assert_eq!(slow_steps(&connection, &sql), Vec::<String>::new(), "{place}: {sql}");
+    }
+}
+
+#[test]
+fn payments_are_found_by_indexes() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = database(folder.path());
+    let first_step = |condition: &str| -> String {
+        let sql = format!("SELECT * FROM payments {condition}");
+        assert_eq!(slow_steps(&connection, &sql), Vec::<String>::new(), "{sql}");
+        let plan = format!("EXPLAIN QUERY PLAN {sql}");
+        connection.query_row(&plan, [], |row| row.get(3)).unwrap()
+    };
+    for (condition, index) in [
+        ("WHERE session_id = '591ABE63-AA61-411d-a419-0b546729bbd0'", "events_by_session (session_id=?)"),
+        ("WHERE order_ref = 'A-1001'", "events_by_order (order_ref=?)"),
+        ("WHERE event_id = 'fd50a56e-6359-5deb-bbb1-c18babd155ef'", "sqlite_autoindex_events_1 (event_id=?)"),
+        ("WHERE transaction_hash = '0xA'", "events_by_hash (transaction_hash=?)"),
+        ("WHERE status = 'completed' AND session_id = 'x'", "events_by_session (session_id=?)"),
+        ("WHERE created_at >= date('now')", "events_by_time (created_at>?)"),
+        ("ORDER BY created_at DESC LIMIT 20", "events_by_time"),
+        ("WHERE status = 'completed' ORDER BY created_at DESC LIMIT 20", "events_by_time"),
+        ("ORDER BY tx_time DESC LIMIT 20", "events_by_tx_time"),
+        ("ORDER BY tx_time DESC NULLS LAST LIMIT 20", "events_by_tx_time"),
+        ("WHERE session_id IS NULL ORDER BY created_at DESC LIMIT 20", "events_unresolved"),
+        ("WHERE hold IS NOT NULL ORDER BY created_at DESC LIMIT 20", "events_on_hold"),
+    ] {
+        let step = first_step(condition);
+        assert!(step.ends_with(&format!("INDEX {index}")), "{condition}: {step}");
+    }
+}
+
 #[test]
 fn datasette_queries_run() {
     let folder = tempfile::tempdir().unwrap();

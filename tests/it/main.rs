@@ -10,6 +10,7 @@ mod commands;
 mod configuration;
 mod confirm;
 mod contradictions;
+mod counts;
 mod crash;
 mod database;
 mod dns;

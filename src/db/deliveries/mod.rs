@@ -290,7 +290,7 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
         NextStep::Delivered => {
             // In any state: the handler has the event.
             tx.prepare_cached(
-                "UPDATE deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
+                "UPDATE OR FAIL deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
             )?
             .execute(params![id, at, status])?;
@@ -339,7 +339,7 @@ fn set_failed(
     next: Option<&str>,
 ) -> Result<()> {
     tx.prepare_cached(
-        "UPDATE deliveries SET last_status = ?2, last_error = ?3,
+        "UPDATE OR FAIL deliveries SET last_status = ?2, last_error = ?3,
            next_attempt_at = CASE state WHEN 'pending' THEN ?5 END, state = CASE state WHEN 'pending' THEN ?4 ELSE state END
          WHERE id = ?1 AND state <> 'delivered'",
     )?

@@ -19,28 +19,34 @@ CREATE TABLE mails (
   received_at       TEXT,                      -- when the mail server received it (INTERNALDATE)
   size              INTEGER NOT NULL,          -- bytes of the whole mail; more than length(raw) if it was cut
   sha256            TEXT NOT NULL,             -- of raw, in hex
-  raw               BLOB,                      -- the mail, byte for byte; NULL once pruned
   outcome           TEXT NOT NULL
                     CHECK (outcome = 'event' OR outcome = 'duplicate' OR outcome = 'ignored'
                            OR outcome = 'quarantined' OR outcome = 'deferred'),
   reason            TEXT,                      -- 'code: message'; NULL for an event
   trust             TEXT
                     CHECK (trust = 'dkim' OR trust = 'authentication-results' OR trust = 'operator' OR trust = 'none'),
-  event_id          TEXT REFERENCES events (event_id),   -- the event that the mail made or repeats
+  event_id          TEXT REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,   -- the event that the mail made or repeats
   trust_domain      TEXT,                      -- the signing domain (d=)
   trust_selector    TEXT,                      -- the selector of its key (s=)
   trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
   trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
   judged_at         TEXT NOT NULL,             -- when it was last examined
   judgements        INTEGER NOT NULL DEFAULT 1,-- how often it was examined
-  next_judgement_at TEXT                       -- deferred: when it is examined again
+  next_judgement_at TEXT,                      -- deferred: when it is examined again
+  -- The last column: SQLite reads the columns before it without the pages that contain the mail.
+  raw               BLOB                       -- the mail, byte for byte; NULL once pruned
 ) STRICT;
 -- A mail server that was restored from a backup gives a used UID to another mail; sha256 tells them apart.
 CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid, sha256) WHERE uid IS NOT NULL;
 CREATE UNIQUE INDEX mails_imported ON mails (account, sha256) WHERE uid IS NULL;
 CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
-CREATE INDEX mails_deferred ON mails (next_judgement_at) WHERE outcome = 'deferred';
+CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
+CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
+-- Mails that the mail server lists and does not deliver; their sha256 is that of no bytes.
+CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
+  WHERE outcome = 'quarantined' AND raw IS NULL;
+CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
 
 -- One row for each payment report, in the webhook's model.
 CREATE TABLE events (
@@ -69,15 +75,21 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX events_by_session ON events (session_id) WHERE session_id IS NOT NULL;
 CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash IS NOT NULL;
-CREATE INDEX events_unresolved ON events (tx_time) WHERE session_id IS NULL;
 CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
 CREATE INDEX events_by_tx_time ON events (tx_time);
+-- No index on `status` alone: SQLite would take it for the better one where a session is given, too.
+CREATE INDEX events_not_completed ON events (status) WHERE status <> 'completed';
+-- For paid_by_day. An index on `token` itself would be taken where a session and a token are given.
+CREATE INDEX events_by_token ON events (token || '', coalesce(tx_time, created_at));
+CREATE INDEX events_unresolved ON events (created_at) WHERE session_id IS NULL;
+CREATE INDEX events_unmatched ON events (CAST(amount AS REAL), tx_time) WHERE session_id IS NULL AND order_ref IS NULL;
+CREATE INDEX events_on_hold ON events (created_at) WHERE hold IS NOT NULL;
 
 -- One row for each event and target.
 CREATE TABLE deliveries (
   id              INTEGER PRIMARY KEY,
-  event_id        TEXT NOT NULL REFERENCES events (event_id),
+  event_id        TEXT NOT NULL REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   target          TEXT NOT NULL,               -- the [[forward]] entry's name
   state           TEXT NOT NULL CHECK (state = 'held' OR state = 'pending' OR state = 'delivered' OR state = 'dead'),
   attempts        INTEGER NOT NULL DEFAULT 0,  -- counted before each attempt
@@ -106,6 +118,7 @@ CREATE TABLE attempts (
                      OR result = 'interrupted'),
   PRIMARY KEY (delivery_id, attempt)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX attempts_by_time ON attempts (at);
 
 -- The payment sessions that the merchant opened at Resmic. The one table that other programs may insert into.
 CREATE TABLE sessions (
@@ -120,6 +133,7 @@ CREATE TABLE sessions (
 ) STRICT;
 CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX sessions_by_time ON sessions (created_at);
+CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
 
 -- Sessions that any program inserted or changed. The daemon compares their events with them and deletes the row.
 CREATE TABLE sessions_to_reconcile (
@@ -164,7 +178,7 @@ CREATE TABLE mailboxes (
 -- The chain's verdict about each completed event that was to be delivered while a [[chain]] was configured. An event without
 -- a row does not wait for the chain.
 CREATE TABLE confirmations (
-  event_id        TEXT PRIMARY KEY REFERENCES events (event_id),
+  event_id        TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state           TEXT NOT NULL
                   CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'unproven'
                          OR state = 'operator'),
@@ -196,7 +210,7 @@ CREATE TABLE arrivals (
   chain_id INTEGER NOT NULL,
   tx       TEXT NOT NULL,
   log      INTEGER NOT NULL,                   -- the log's index in the block; -1: the transaction itself, -2, -3 …: its calls
-  event_id TEXT NOT NULL REFERENCES events (event_id),
+  event_id TEXT NOT NULL REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   PRIMARY KEY (chain_id, tx, log)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX arrivals_by_event ON arrivals (event_id);
@@ -233,7 +247,7 @@ CREATE INDEX session_inquiries_review ON session_inquiries (session_id) WHERE re
 
 -- The events whose session Resmic's API is asked for.
 CREATE TABLE session_searches (
-  event_id    TEXT PRIMARY KEY REFERENCES events (event_id),
+  event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: it goes on
   next_ask_at TEXT,                            -- not before this time
   since       TEXT NOT NULL,
@@ -253,7 +267,7 @@ CREATE TABLE session_transactions (
 -- Whether Resmic's API reports the session of a completed event as Completed, for events that were to be delivered with
 -- [resmic] require = true. An event without a row does not wait for Resmic.
 CREATE TABLE clearances (
-  event_id    TEXT PRIMARY KEY REFERENCES events (event_id),
+  event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state       TEXT NOT NULL
               CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'operator'),
   reason      TEXT,                            -- why it waits, or 'code: message'
@@ -294,3 +308,125 @@ WHERE NOT EXISTS (
   WHERE o.session_id = e.session_id
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
+
+-- What was paid on each of the newest 31 days, for each token. Each day and token is one search in an index. LIMIT -1 keeps
+-- SQLite from repeating the search for each column.
+CREATE VIEW paid_by_day AS
+WITH RECURSIVE
+  -- The last row is NULL, and stands for the events without a token.
+  tokens (token) AS (
+    SELECT min(token || '') FROM events
+    UNION ALL SELECT (SELECT min(e.token || '') FROM events e WHERE e.token || '' > t.token) FROM tokens t WHERE t.token IS NOT NULL),
+  days (day) AS (
+    SELECT substr(max((SELECT max(coalesce(e.tx_time, e.created_at)) FROM events e WHERE e.token || '' IS t.token
+      AND coalesce(e.tx_time, e.created_at) < date('now', '+2 days'))), 1, 10) FROM tokens t
+    UNION ALL SELECT date(day, '-1 day') FROM days LIMIT 31),
+  sums (day, token, paid) AS (
+    SELECT day, t.token,
+           (SELECT json_array(count(*), sum(CAST(p.amount AS REAL))) FROM payments p
+            WHERE p.token || '' IS t.token AND p.status = 'completed'
+              AND coalesce(p.tx_time, p.created_at) >= day AND coalesce(p.tx_time, p.created_at) < date(day, '+1 day'))
+    FROM days CROSS JOIN tokens t LIMIT -1)
+SELECT day, token, json_extract(paid, '$[0]') AS payments, json_extract(paid, '$[1]') AS about
+FROM sums WHERE json_extract(paid, '$[0]') > 0;
+
+-- How many rows there are, so that `status` and the metrics need not count them. Triggers maintain this table, for
+-- every program that writes.
+CREATE TABLE counts (
+  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery
+  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation'
+  n    INTEGER NOT NULL,
+  PRIMARY KEY (name, key)
+) STRICT, WITHOUT ROWID;
+INSERT INTO counts (name, key, n) VALUES
+  ('mails', 'event', 0), ('mails', 'duplicate', 0), ('mails', 'ignored', 0), ('mails', 'quarantined', 0),
+  ('mails', 'deferred', 0), ('events', 'completed', 0), ('events', 'failed', 0), ('events', 'pending', 0),
+  ('deliveries', 'held', 0), ('deliveries', 'pending', 0), ('deliveries', 'delivered', 0), ('deliveries', 'dead', 0),
+  ('confirmations', 'waiting', 0), ('confirmations', 'confirmed', 0), ('confirmations', 'doubtful', 0),
+  ('confirmations', 'unproven', 0), ('confirmations', 'operator', 0),
+  ('held', 'conflict', 0), ('held', 'session', 0), ('held', 'confirmation', 0);
+
+-- SQLite copies each page that a statement changes if the statement fires a trigger and may be undone by itself. INSERT OR
+-- FAIL (or UPDATE OR FAIL) is not undone, so it needs no copies, under these conditions: the triggers and the indexes call
+-- no function and have no ON CONFLICT clause, and foreign keys are deferred. It is a tenth of the time of a backfill.
+CREATE TRIGGER mails_count_insert AFTER INSERT ON mails BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
+END;
+CREATE TRIGGER mails_count_update AFTER UPDATE OF outcome ON mails WHEN OLD.outcome <> NEW.outcome BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
+  UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
+END;
+CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
+END;
+
+CREATE TRIGGER events_count_insert AFTER INSERT ON events BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'events' AND key = NEW.status;
+END;
+CREATE TRIGGER events_count_update AFTER UPDATE OF status ON events WHEN OLD.status <> NEW.status BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'events' AND key = OLD.status;
+  UPDATE counts SET n = n + 1 WHERE name = 'events' AND key = NEW.status;
+END;
+CREATE TRIGGER events_count_delete AFTER DELETE ON events BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'events' AND key = OLD.status;
+END;
+
+CREATE TRIGGER deliveries_count_insert AFTER INSERT ON deliveries BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'deliveries' AND key = NEW.state;
+END;
+CREATE TRIGGER deliveries_count_update AFTER UPDATE OF state ON deliveries WHEN OLD.state <> NEW.state BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'deliveries' AND key = OLD.state;
+  UPDATE counts SET n = n + 1 WHERE name = 'deliveries' AND key = NEW.state;
+END;
+CREATE TRIGGER deliveries_count_delete AFTER DELETE ON deliveries BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'deliveries' AND key = OLD.state;
+END;
+
+-- An event counts as held while at least one of its deliveries is.
+CREATE TRIGGER held_count_insert AFTER INSERT ON deliveries
+WHEN NEW.state = 'held' AND NOT EXISTS (
+  SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held' AND d.id <> NEW.id) BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'held'
+    AND key = (SELECT CASE WHEN hold IS NOT NULL THEN 'conflict' WHEN session_id IS NULL THEN 'session' ELSE 'confirmation' END
+               FROM events WHERE event_id = NEW.event_id);
+END;
+CREATE TRIGGER held_count_begin AFTER UPDATE OF state ON deliveries
+WHEN NEW.state = 'held' AND OLD.state <> 'held' AND NOT EXISTS (
+  SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held' AND d.id <> NEW.id) BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'held'
+    AND key = (SELECT CASE WHEN hold IS NOT NULL THEN 'conflict' WHEN session_id IS NULL THEN 'session' ELSE 'confirmation' END
+               FROM events WHERE event_id = NEW.event_id);
+END;
+CREATE TRIGGER held_count_end AFTER UPDATE OF state ON deliveries
+WHEN OLD.state = 'held' AND NEW.state <> 'held' AND NOT EXISTS (
+  SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held') BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'held'
+    AND key = (SELECT CASE WHEN hold IS NOT NULL THEN 'conflict' WHEN session_id IS NULL THEN 'session' ELSE 'confirmation' END
+               FROM events WHERE event_id = NEW.event_id);
+END;
+CREATE TRIGGER held_count_delete AFTER DELETE ON deliveries
+WHEN OLD.state = 'held' AND NOT EXISTS (
+  SELECT 1 FROM deliveries d WHERE d.event_id = OLD.event_id AND d.state = 'held') BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'held'
+    AND key = (SELECT CASE WHEN hold IS NOT NULL THEN 'conflict' WHEN session_id IS NULL THEN 'session' ELSE 'confirmation' END
+               FROM events WHERE event_id = OLD.event_id);
+END;
+CREATE TRIGGER held_count_cause AFTER UPDATE OF hold, session_id ON events
+WHEN ((OLD.hold IS NULL) <> (NEW.hold IS NULL) OR (OLD.session_id IS NULL) <> (NEW.session_id IS NULL)) AND EXISTS (
+  SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held') BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'held'
+    AND key = CASE WHEN OLD.hold IS NOT NULL THEN 'conflict' WHEN OLD.session_id IS NULL THEN 'session' ELSE 'confirmation' END;
+  UPDATE counts SET n = n + 1 WHERE name = 'held'
+    AND key = CASE WHEN NEW.hold IS NOT NULL THEN 'conflict' WHEN NEW.session_id IS NULL THEN 'session' ELSE 'confirmation' END;
+END;
+
+CREATE TRIGGER confirmations_count_insert AFTER INSERT ON confirmations BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'confirmations' AND key = NEW.state;
+END;
+CREATE TRIGGER confirmations_count_update AFTER UPDATE OF state ON confirmations WHEN OLD.state <> NEW.state BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'confirmations' AND key = OLD.state;
+  UPDATE counts SET n = n + 1 WHERE name = 'confirmations' AND key = NEW.state;
+END;
+CREATE TRIGGER confirmations_count_delete AFTER DELETE ON confirmations BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'confirmations' AND key = OLD.state;
+END;

@@ -138,7 +138,7 @@ async fn invalid_utf8_in_sessions_is_harmless() {
         listed.push(row.order_ref);
         Ok::<_, db::Error>(())
     };
-    setup.store.reader().unwrap().sessions(push).unwrap();
+    setup.store.reader().unwrap().sessions(None, push).unwrap();
     assert_eq!(listed, [Some("G\u{fffd}\u{fffd}e".into()), Some("A".into())]);
     let left: i64 = setup.sql().query_row("SELECT count(*) FROM sessions_to_reconcile", [], |row| row.get(0)).unwrap();
     assert_eq!(left, 0);

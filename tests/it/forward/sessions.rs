@@ -381,7 +381,7 @@ async fn sessions_are_listed_with_their_payments() {
         all.push(row);
         Ok::<_, db::Error>(())
     };
-    setup.store.reader().unwrap().sessions(push).unwrap();
+    setup.store.reader().unwrap().sessions(None, push).unwrap();
     assert_eq!(all.len(), 2);
     assert_eq!((all[0].session_id.as_str(), all[0].blockchain.as_deref()), (session(1).as_str(), Some("BNB-Chain")));
     assert_eq!((all[0].token.as_deref(), all[0].status.as_deref()), (Some("DAI"), None));

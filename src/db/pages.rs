@@ -1,0 +1,69 @@
+//! Reads long lists in pages. Each page is one short read transaction, so that a slow reader of the output does not block WAL
+//! checkpoints.
+
+use rusqlite::Row;
+use rusqlite::types::ToSql;
+
+use super::reader::where_clause;
+use super::{Error, Result, StoreReader};
+
+/// How many rows are read at once.
+pub(crate) const PAGE: usize = 500;
+
+/// A list in the order of an integer key.
+pub(super) struct List<'a, T> {
+    pub(super) columns: &'a str,
+    pub(super) table: &'static str,
+    /// The key's column: `id` or `rowid`.
+    pub(super) key: &'static str,
+    /// As for [`where_clause`].
+    pub(super) conditions: &'a [(&'a str, Option<&'a dyn ToSql>)],
+    pub(super) read: fn(&Row) -> rusqlite::Result<T>,
+    pub(super) key_of: fn(&T) -> i64,
+}
+
+impl StoreReader {
+    /// Passes the newest `limit` rows to `each`, or all, oldest first. Returns whether older rows were left out.
+    pub(super) fn list<T, E: From<Error>>(
+        &self,
+        list: &List<T>,
+        limit: Option<u32>,
+        each: &mut dyn FnMut(T) -> std::result::Result<(), E>,
+    ) -> std::result::Result<bool, E> {
+        let last_left_out = limit.map(|limit| self.row_before_newest(list, limit)).transpose()?.flatten();
+        let (mut after, mut left) = (last_left_out.unwrap_or(i64::MIN), limit.map_or(usize::MAX, |n| n as usize));
+        while left > 0 {
+            let page = self.page(list, after, left.min(PAGE))?;
+            let is_last = page.len() < PAGE;
+            for row in page {
+                after = (list.key_of)(&row);
+                left = left.saturating_sub(1);
+                each(row)?;
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(last_left_out.is_some())
+    }
+
+    /// The key of the row before the newest `limit` rows.
+    fn row_before_newest<T>(&self, list: &List<T>, limit: u32) -> Result<Option<i64>> {
+        let (condition, mut given) = where_clause(list.conditions);
+        let List { table, key, .. } = list;
+        given.push(&limit);
+        let sql = format!("SELECT {key} FROM {table} {condition} ORDER BY {key} DESC LIMIT 1 OFFSET ?");
+        self.query_one(&sql, &given, |row| row.get(0))
+    }
+
+    fn page<T>(&self, list: &List<T>, after: i64, rows: usize) -> Result<Vec<T>> {
+        let List { columns, table, key, .. } = list;
+        let (after_key, rows) = (format!("{key} > ?"), i64::try_from(rows).unwrap_or(i64::MAX));
+        let mut conditions = list.conditions.to_vec();
+        conditions.push((&after_key, Some(&after)));
+        let (condition, mut given) = where_clause(&conditions);
+        given.push(&rows);
+        let sql = format!("SELECT {columns} FROM {table} {condition} ORDER BY {key} LIMIT ?");
+        self.query_all(&sql, &given, list.read)
+    }
+}

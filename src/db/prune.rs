@@ -1,0 +1,312 @@
+//! Deletes rows and bytes that are no longer needed, in small transactions.
+//!
+//! A reader looks for the rows, without a lock. The writer changes a few of them in each transaction, and pauses between two
+//! transactions, so that a daemon can store its mails meanwhile.
+
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, Row, ToSql, params};
+
+use super::{Result, Store, StoreReader};
+
+/// How long the writer works in one transaction, at most and at least. The commit takes as long again.
+const LONGEST_WORK: Duration = Duration::from_millis(12);
+const SHORTEST_WORK: Duration = Duration::from_millis(1);
+
+/// A transaction that took longer makes the next ones shorter.
+const LONG: Duration = Duration::from_millis(25);
+
+/// How many rows a reader looks for at once.
+const CANDIDATES: usize = 2_000;
+
+/// The numbers of rows that [`Store::prune`] deleted or emptied, and of freed pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Mails whose bytes were deleted; their rows stay.
+    pub raw: usize,
+    /// Ignored mails that were deleted.
+    pub mails: usize,
+    /// Attempts of successful deliveries that were deleted.
+    pub attempts: usize,
+    /// Pages that were returned to the file system.
+    pub pages: u32,
+}
+
+/// Which rows are old enough, and whether quarantined mails are included.
+#[derive(Clone)]
+struct Retention {
+    before: String,
+    quarantined: bool,
+}
+
+/// A row that may be deleted: its place in the index, and its key.
+struct Candidate {
+    at: String,
+    id: i64,
+    attempt: i64,
+}
+
+/// One kind of row that is deleted.
+struct Kind {
+    /// Selects candidates after a place. Parameters: `before`, `quarantined`, the place (3 to 5), and their number.
+    find: &'static str,
+    /// Changes one of them, if it is still one. Parameters: `quarantined`, its attempt, `before`, its id.
+    change: &'static str,
+    count: fn(&mut Pruned) -> &mut usize,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        find: "SELECT '' AS at, id, 0 AS attempt FROM mails INDEXED BY mails_by_outcome
+            WHERE outcome = 'ignored' AND id > ?4 AND event_id IS NULL AND judged_at < ?1
+            ORDER BY id LIMIT ?6",
+        change: "DELETE FROM mails WHERE id = ?4 AND outcome = 'ignored' AND event_id IS NULL AND judged_at < ?3",
+        count: |pruned| &mut pruned.mails,
+    },
+    Kind {
+        find: "SELECT judged_at AS at, id, 0 AS attempt FROM mails INDEXED BY mails_to_prune
+            WHERE raw IS NOT NULL AND judged_at < ?1 AND (judged_at, id) > (?3, ?4) AND outcome <> 'deferred'
+              AND (?2 OR outcome <> 'quarantined')
+              AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')
+            ORDER BY judged_at, id LIMIT ?6",
+        change: "UPDATE mails SET raw = NULL WHERE id = ?4 AND raw IS NOT NULL AND judged_at < ?3 AND outcome <> 'deferred'
+            AND (?1 OR outcome <> 'quarantined')
+            AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')",
+        count: |pruned| &mut pruned.raw,
+    },
+    Kind {
+        find: "SELECT at, delivery_id AS id, attempt FROM attempts INDEXED BY attempts_by_time
+            WHERE at < ?1 AND (at, delivery_id, attempt) > (?3, ?4, ?5)
+              AND EXISTS (SELECT 1 FROM deliveries d WHERE d.id = delivery_id AND d.state = 'delivered' AND d.delivered_at < ?1)
+            ORDER BY at, delivery_id, attempt LIMIT ?6",
+        change: "DELETE FROM attempts WHERE delivery_id = ?4 AND attempt = ?2 AND at < ?3
+            AND EXISTS (SELECT 1 FROM deliveries d WHERE d.id = delivery_id AND d.state = 'delivered' AND d.delivered_at < ?3)",
+        count: |pruned| &mut pruned.attempts,
+    },
+];
+
+impl Store {
+    /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed, and returns
+    /// free pages to the file system. `progress` is called after each transaction.
+    ///
+    /// Events, deliveries and the rows of their mails stay: they recognise a replayed mail. A mail stays whole while
+    /// it is deferred or its event is not delivered. So does a quarantined mail, unless `quarantined` is set.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`]. The transactions before it are committed; pruning can be repeated.
+    pub async fn prune(&self, before: String, quarantined: bool, progress: impl FnMut(&Pruned)) -> Result<Pruned> {
+        let retention = Retention { before, quarantined };
+        let mut pruning = Pruning { store: self, pruned: Pruned::default(), work: LONGEST_WORK, progress };
+        let reader = self.reader()?;
+        for kind in &KINDS {
+            pruning.delete(&reader, kind, &retention).await?;
+        }
+        drop(reader);
+        pruning.shrink().await?;
+        Ok(pruning.pruned)
+    }
+}
+
+struct Pruning<'s, P> {
+    store: &'s Store,
+    pruned: Pruned,
+    /// How long the next transaction works.
+    work: Duration,
+    progress: P,
+}
+
+impl<P: FnMut(&Pruned)> Pruning<'_, P> {
+    async fn delete(&mut self, reader: &StoreReader, kind: &Kind, retention: &Retention) -> Result<()> {
+        let mut place = Candidate { at: String::new(), id: i64::MIN, attempt: i64::MIN };
+        loop {
+            let mut candidates = find(reader, kind, retention, &place)?;
+            let is_last = candidates.len() < CANDIDATES;
+            while !candidates.is_empty() {
+                let (retention, change) = (retention.clone(), kind.change);
+                let step = move |tx: &Connection, work| change_some(tx, change, &retention, candidates, work);
+                let (changed, last, left) = self.step(step).await?;
+                *(kind.count)(&mut self.pruned) += changed;
+                (self.progress)(&self.pruned);
+                (place, candidates) = (last.unwrap_or(place), left);
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns free pages from the end of the file. SQLite moves a used page from there to a free one.
+    async fn shrink(&mut self) -> Result<()> {
+        loop {
+            let (freed, is_done) = self.step(free_some).await?;
+            self.pruned.pages += freed;
+            (self.progress)(&self.pruned);
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One transaction, and a pause of the same length for other programs.
+    async fn step<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Connection, Duration) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (begun, longest) = (Instant::now(), self.work);
+        let done = self.store.write(move |tx| work(tx, longest)).await?;
+        let took = begun.elapsed();
+        let next = if took > LONG { self.work / 2 } else { self.work * 2 };
+        self.work = next.clamp(SHORTEST_WORK, LONGEST_WORK);
+        tokio::time::sleep(took).await;
+        Ok(done)
+    }
+}
+
+fn find(reader: &StoreReader, kind: &Kind, retention: &Retention, after: &Candidate) -> Result<Vec<Candidate>> {
+    let Retention { before, quarantined } = retention;
+    let number = i64::try_from(CANDIDATES).unwrap_or(i64::MAX);
+    let given: [&dyn ToSql; 6] = [before, quarantined, &after.at, &after.id, &after.attempt, &number];
+    reader.query_all(kind.find, &given, candidate)
+}
+
+fn candidate(row: &Row) -> rusqlite::Result<Candidate> {
+    Ok(Candidate { at: row.get("at")?, id: row.get("id")?, attempt: row.get("attempt")? })
+}
+
+/// Changes candidates until the time is over. Returns how many were changed, the last one, and those that are left.
+fn change_some(
+    tx: &Connection,
+    change: &str,
+    retention: &Retention,
+    candidates: Vec<Candidate>,
+    work: Duration,
+) -> Result<(usize, Option<Candidate>, Vec<Candidate>)> {
+    let begun = Instant::now();
+    let mut statement = tx.prepare_cached(change)?;
+    let (mut changed, mut last, mut left) = (0, None, candidates.into_iter());
+    for candidate in left.by_ref() {
+        changed +=
+            statement.execute(params![retention.quarantined, candidate.attempt, retention.before, candidate.id])?;
+        last = Some(candidate);
+        if begun.elapsed() >= work {
+            break;
+        }
+    }
+    Ok((changed, last, left.collect()))
+}
+
+/// Returns free pages until the time is over. `true`: none is left, or the file was made without `auto_vacuum`.
+fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
+    let begun = Instant::now();
+    let free = || tx.pragma_query_value(None, "freelist_count", |row| row.get::<_, u32>(0));
+    let before = free()?;
+    let mut left = before;
+    while left > 0 && begun.elapsed() < work {
+        // Each row of the result is one page.
+        let mut statement = tx.prepare_cached("PRAGMA incremental_vacuum(16)")?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {}
+        let now = free()?;
+        if now == left {
+            return Ok((before - now, true));
+        }
+        left = now;
+    }
+    Ok((before - left, left == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::StoreSettings;
+    use crate::model::Matching;
+
+    const BEFORE: &str = "2026-01-01T00:00:00.000Z";
+
+    fn open(folder: &tempfile::TempDir) -> Store {
+        Store::open(StoreSettings {
+            path: folder.path().join("m.db"),
+            targets: Vec::new(),
+            matching: Matching { enabled: false, window: Duration::from_secs(2700) },
+            chains: Vec::new(),
+            resmic: None,
+        })
+        .unwrap()
+    }
+
+    /// Mails of all outcomes, with deliveries and attempts of which every fifth is not delivered.
+    async fn filled(folder: &tempfile::TempDir, mails: u32) -> Store {
+        let store = open(folder);
+        let rows = format!(
+            "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {mails}) SELECT i FROM n;
+             INSERT INTO events (event_id, status, webhook, created_at) SELECT 'e' || i, 'completed', '{{}}', '2025' FROM n;
+             INSERT INTO deliveries (id, event_id, target, state, delivered_at, created_at)
+               SELECT i, 'e' || i, 'shop', iif(i % 5, 'delivered', 'dead'), '2025-03-05', '2025' FROM n;
+             INSERT INTO attempts (delivery_id, attempt, at) SELECT i, 1, '2025-03-05' FROM n;
+             INSERT INTO mails (account, mailbox, size, sha256, raw, judged_at, outcome, event_id)
+               SELECT 'shop', 'import', 6200, i, randomblob(6200), iif(i % 2, '2025', '2027'),
+                 CASE i % 4 WHEN 0 THEN 'ignored' WHEN 1 THEN 'event' WHEN 2 THEN 'deferred' ELSE 'quarantined' END,
+                 iif(i % 4 = 1, 'e' || i, NULL) FROM n;
+             UPDATE mails SET judged_at = '2025' WHERE outcome = 'ignored' AND id % 8 = 0;"
+        );
+        store.write(move |tx| Ok(tx.execute_batch(&rows)?)).await.unwrap();
+        store
+    }
+
+    /// The result of the same conditions in one statement each.
+    const KEPT: &str = "SELECT
+        (SELECT count(*) FROM mails WHERE outcome = 'ignored' AND judged_at < '2026'),
+        (SELECT count(*) FROM mails WHERE raw IS NULL),
+        (SELECT count(*) FROM mails WHERE raw IS NULL AND (judged_at > '2026' OR outcome = 'deferred' OR EXISTS (
+           SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered'))),
+        (SELECT count(*) FROM attempts)";
+
+    #[tokio::test]
+    async fn pruning_keeps_what_is_needed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = filled(&folder, 4_000).await;
+        let kept = |row: &Row| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?]);
+        let mut calls = 0;
+        let pruned = store.prune(BEFORE.into(), false, |_| calls += 1).await.unwrap();
+        // A quarter made events; every fifth of these is not delivered.
+        assert_eq!((pruned.mails, pruned.raw, pruned.attempts), (500, 800, 3_200));
+        assert!(calls > 3, "{calls}");
+        assert_eq!(store.reader().unwrap().query_one(KEPT, &[], kept).unwrap(), Some([0, 800, 0, 800]));
+        let again = store.prune(BEFORE.into(), true, |_| ()).await.unwrap();
+        assert_eq!((again.mails, again.raw, again.attempts), (0, 1_000, 0), "the quarantined ones");
+    }
+
+    #[tokio::test]
+    async fn pruning_returns_space_without_growing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = filled(&folder, 4_000).await;
+        let size = |name: &str| std::fs::metadata(folder.path().join(name)).map_or(0, |file| file.len());
+        store.close().await;
+        let before = size("m.db");
+        let store = open(&folder);
+        let mut largest = 0;
+        let pruned = store.prune(BEFORE.into(), true, |_| largest = largest.max(size("m.db"))).await.unwrap();
+        store.close().await;
+        assert!(largest <= before, "{largest} of {before}");
+        assert!(pruned.pages > 2_500, "{pruned:?}");
+        let (after, free) = (size("m.db"), u64::from(pruned.pages) * 4_096);
+        assert!(after <= before - free, "{after} of {before}, freed {free}");
+    }
+
+    #[tokio::test]
+    async fn searches_for_old_rows_use_indexes() {
+        let folder = tempfile::tempdir().unwrap();
+        let reader = filled(&folder, 1).await.reader().unwrap();
+        for kind in &KINDS {
+            for sql in [kind.find, kind.change] {
+                let mut statement = reader.connection().prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+                let mut rows = statement.raw_query();
+                while let Some(row) = rows.next().unwrap() {
+                    let step: String = row.get(3).unwrap();
+                    assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{sql}: {step}");
+                }
+            }
+        }
+    }
+}
