@@ -139,7 +139,7 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: SessionCommand,
     },
-    /// Ask Resmic now about all registered sessions without a completed or failed event; needs [resmic]
+    /// Ask Resmic now about all registered sessions without a completed or failed event; needs `[resmic]`
     Reconcile {
         /// Print JSON Lines
         #[arg(long)]
@@ -303,7 +303,7 @@ pub(super) enum MailsCommand {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SessionCommand {
-    /// Ask Resmic now how a session ended; needs [resmic]
+    /// Ask Resmic now how a session ended; needs `[resmic]`
     Check {
         /// The session's id
         session_id: String,
