@@ -15,7 +15,7 @@ use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{
-    Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+    Envelope, Event, Examined, Judgement, Origin, PaymentDetails, RawMail, Status, Uid, UidValidity,
 };
 use resmic_mailhook::payments::ExaminedMail;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -221,15 +221,15 @@ async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Ins
 }
 
 fn paid(n: u32) -> Event {
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: Some(format!("591abe63-aa61-411d-a419-{n:012}")),
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
         transaction_hash: Some(format!("0x{n:064x}")),
-        ..Reading::new(Status::Completed)
+        ..PaymentDetails::new(Status::Completed)
     };
-    Event { reading, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
+    Event { payment, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }
 
 fn entry(n: u32) -> ExaminedMail {

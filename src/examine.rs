@@ -9,7 +9,8 @@ use mail_parser::{Message, MessageParser};
 use crate::catch_panic::catch_panic;
 use crate::extract::{self, NO_TEXT, Parsed, SignedFields};
 use crate::model::{
-    Authenticity, Envelope, Event, Examined, Judgement, RawMail, Reading, Reason, ReasonCode, TrustProof, printable,
+    Authenticity, Envelope, Event, Examined, Judgement, PaymentDetails, RawMail, Reason, ReasonCode, TrustProof,
+    printable,
 };
 use crate::payments;
 use crate::trust::{self, Clock, Recipients, dns::Resolver};
@@ -117,7 +118,7 @@ impl Rules {
             (_, Authenticity::Rejected(reason)) if !is_truncated => Judgement::Quarantined(reason.clone()),
             (_, Authenticity::TempError(reason)) if !is_truncated => Judgement::Deferred(reason.clone()),
             _ if is_truncated => Judgement::Quarantined(too_large(mail)),
-            (Parsed::Payment(reading), Authenticity::Trusted(proof)) => self.event(reading, proof, date),
+            (Parsed::Payment(payment), Authenticity::Trusted(proof)) => self.event(payment, proof, date),
             (Parsed::Unreadable(reason), _) => Judgement::Quarantined(reason.clone()),
             (Parsed::Payment(_), _) => Judgement::Quarantined(Reason::new(ReasonCode::Untrusted, "no proof")),
         };
@@ -125,10 +126,10 @@ impl Rules {
         (Examined { judgement, proof, envelope }, report)
     }
 
-    fn event(&self, reading: &Reading, proof: &TrustProof, date: Option<Timestamp>) -> Judgement {
+    fn event(&self, payment: &PaymentDetails, proof: &TrustProof, date: Option<Timestamp>) -> Judgement {
         let order_ref = self.addresses.as_ref().and_then(|addresses| addresses.order_of(&proof.to));
-        let header_time = date.filter(|_| reading.tx_time.is_none() && proof.signed_headers.contains("date"));
-        Judgement::Event(Box::new(Event { reading: reading.clone(), header_time, order_ref }))
+        let header_time = date.filter(|_| payment.tx_time.is_none() && proof.signed_headers.contains("date"));
+        Judgement::Event(Box::new(Event { payment: payment.clone(), header_time, order_ref }))
     }
 }
 

@@ -43,7 +43,7 @@ impl Claim {
         registered_at: Option<Timestamp>,
         waits_since: Timestamp,
     ) -> Self {
-        let said = event.reading.clone();
+        let said = event.payment.clone();
         Claim {
             blockchain: said.blockchain,
             token: said.token,

@@ -158,7 +158,7 @@ fn print_json(file: &str, examined: &Examined) -> anyhow::Result<()> {
 }
 
 fn event_line(event: &Event) -> EventLine<'_> {
-    let r = &event.reading;
+    let r = &event.payment;
     EventLine {
         session_id: r.session_id.as_deref(),
         status: r.status,

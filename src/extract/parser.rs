@@ -14,7 +14,7 @@ use super::settings::ExtractSettings;
 use super::views::ViewLine;
 use super::{mime, values};
 use crate::catch_panic::catch_panic;
-use crate::model::{Reading, Reason, ReasonCode, Status};
+use crate::model::{PaymentDetails, Reason, ReasonCode, Status};
 
 /// Which header fields are signed. Others are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct SignedFields {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parsed {
     /// A payment.
-    Payment(Reading),
+    Payment(PaymentDetails),
     /// The mail is not about a payment, with the reason.
     NotAPayment(Reason),
     /// The mail has no readable text, and its subject does not mention a payment.
@@ -200,7 +200,7 @@ fn complete_payment(fields: AgreedFields, status: Status) -> Parsed {
         return unreadable("it reports a completed payment without an amount");
     }
     let (amount, currency) = fields.amount.map(|a| (a.digits, a.currency)).unzip();
-    Parsed::Payment(Reading {
+    Parsed::Payment(PaymentDetails {
         status,
         session_id: fields.session_id,
         amount,

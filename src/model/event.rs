@@ -14,7 +14,7 @@ const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0xd146_3efd_5c7f_5b1a_8130_7d45_08
 
 /// The parsed fields of a notification. A field has one certain value or is absent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
+pub struct PaymentDetails {
     /// The status of the payment.
     pub status: Status,
     /// The payment session, a UUID in lower case.
@@ -35,11 +35,11 @@ pub struct Reading {
     pub tx_time: Option<Timestamp>,
 }
 
-impl Reading {
-    /// Creates a reading that has a status and no other field.
+impl PaymentDetails {
+    /// Creates details that have a status and no other field.
     #[must_use]
     pub fn new(status: Status) -> Self {
-        Reading {
+        PaymentDetails {
             status,
             session_id: None,
             amount: None,
@@ -53,11 +53,11 @@ impl Reading {
     }
 }
 
-impl Reading {
+impl PaymentDetails {
     /// Fills absent values with those of `other`. The status stays.
     #[must_use]
-    pub fn or(self, other: Reading) -> Reading {
-        Reading {
+    pub fn or(self, other: PaymentDetails) -> PaymentDetails {
+        PaymentDetails {
             status: self.status,
             session_id: self.session_id.or(other.session_id),
             amount: self.amount.or(other.amount),
@@ -75,7 +75,7 @@ impl Reading {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     /// The parsed fields.
-    pub reading: Reading,
+    pub payment: PaymentDetails,
     /// The signed Date header, for a notification without a time in its text.
     pub header_time: Option<Timestamp>,
     /// The order reference, from a signed address.
@@ -86,21 +86,21 @@ impl Event {
     /// Fills absent values with those of `other`. A time in a mail's text replaces that of a Date header.
     #[must_use]
     pub fn or(self, other: Event) -> Event {
-        let reading = self.reading.or(other.reading);
-        let header_time = self.header_time.or(other.header_time).filter(|_| reading.tx_time.is_none());
-        Event { reading, header_time, order_ref: self.order_ref.or(other.order_ref) }
+        let payment = self.payment.or(other.payment);
+        let header_time = self.header_time.or(other.header_time).filter(|_| payment.tx_time.is_none());
+        Event { payment, header_time, order_ref: self.order_ref.or(other.order_ref) }
     }
 
     /// The time of the payment: the one in the mail's text, or else that of its Date header.
     #[must_use]
     pub fn time(&self) -> Option<Timestamp> {
-        self.reading.tx_time.or(self.header_time)
+        self.payment.tx_time.or(self.header_time)
     }
 
     /// The source of [`Event::time`]: `mail` or `header`.
     #[must_use]
     pub fn time_source(&self) -> Option<&'static str> {
-        match (self.reading.tx_time, self.header_time) {
+        match (self.payment.tx_time, self.header_time) {
             (Some(_), _) => Some("mail"),
             (None, Some(_)) => Some("header"),
             (None, None) => None,
@@ -114,7 +114,7 @@ impl Event {
     /// time in the mail's text. The Date header is left out, because it differs between two reports of one payment.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {
-        let r = &self.reading;
+        let r = &self.payment;
         let name = if let Some(hash) = &r.transaction_hash {
             let chain = r.blockchain.as_deref().unwrap_or("");
             format!("tx\n{}\n{}\n{}", fold_chain(chain), fold_hash(hash), r.status)
@@ -134,7 +134,7 @@ impl Event {
     /// order, `null` for absent fields.
     #[must_use]
     pub fn webhook(&self) -> String {
-        let r = &self.reading;
+        let r = &self.payment;
         let time = self.time().map(webhook_time);
         let session_id = r.session_id.as_deref();
         let json = if r.status == Status::Completed {
@@ -187,7 +187,7 @@ mod tests {
 
     fn paid() -> Event {
         Event {
-            reading: Reading {
+            payment: PaymentDetails {
                 session_id: Some("591abe63-aa61-411d-a419-0b546729bbd0".into()),
                 amount: Some("20".into()),
                 blockchain: Some("Sepolia".into()),
@@ -195,7 +195,7 @@ mod tests {
                 from_wallet_address: Some("0x056397760b973BfB921Bc10Be9DA5034B1e921d7".into()),
                 transaction_hash: Some("0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2".into()),
                 tx_time: Some("2025-03-05T03:36:00Z".parse().unwrap()),
-                ..Reading::new(Status::Completed)
+                ..PaymentDetails::new(Status::Completed)
             },
             header_time: None,
             order_ref: None,
@@ -213,31 +213,31 @@ mod tests {
     #[test]
     fn merging_fills_gaps_and_changes_nothing_else() {
         let at = |text: &str| Some(text.parse().unwrap());
-        let mut sparse = Event { reading: Reading::new(Status::Completed), header_time: None, order_ref: None };
+        let mut sparse = Event { payment: PaymentDetails::new(Status::Completed), header_time: None, order_ref: None };
         assert_eq!(sparse.clone().or(paid()), paid());
         assert_eq!(paid().or(sparse.clone()), paid());
-        sparse.reading.amount = Some("21".into());
+        sparse.payment.amount = Some("21".into());
         sparse.header_time = at("2025-03-05T04:00:00Z");
         let merged = sparse.clone().or(paid());
-        assert_eq!((merged.reading.amount.as_deref(), merged.header_time), (Some("21"), None));
+        assert_eq!((merged.payment.amount.as_deref(), merged.header_time), (Some("21"), None));
         let mut untimed = paid();
-        (untimed.reading.tx_time, untimed.header_time) = (None, at("2025-03-05T05:00:00Z"));
+        (untimed.payment.tx_time, untimed.header_time) = (None, at("2025-03-05T05:00:00Z"));
         assert_eq!(sparse.clone().or(untimed).header_time, sparse.header_time);
     }
 
     #[test]
     fn unpaid_bodies_have_status_false() {
         let mut event = paid();
-        event.reading.status = Status::Failed;
+        event.payment.status = Status::Failed;
         assert!(event.webhook().ends_with(r#""txTime":"Mar 5, 2025, 03:36","status":false}"#));
-        event.reading.status = Status::Pending;
+        event.payment.status = Status::Pending;
         assert!(event.webhook().ends_with(r#""status":false,"state":"pending"}"#));
     }
 
     #[test]
     fn the_body_is_escaped_like_json_stringify() {
         let mut event = paid();
-        event.reading.token = Some("a/\"\\\u{1}\u{8}\u{7f}\u{2028}é".into());
+        event.payment.token = Some("a/\"\\\u{1}\u{8}\u{7f}\u{2028}é".into());
         assert!(event.webhook().contains("\"token\":\"a/\\\"\\\\\\u0001\\b\u{7f}\u{2028}é\""));
     }
 
@@ -245,12 +245,12 @@ mod tests {
     fn the_id_is_independent_of_the_spelling() {
         let id = paid().id();
         let mut other = paid();
-        other.reading.blockchain = Some("SEPOLIA".into());
-        other.reading.transaction_hash = other.reading.transaction_hash.map(|h| h.to_uppercase().replace("0X", "0x"));
-        other.reading.session_id = None;
-        other.reading.tx_time = None;
+        other.payment.blockchain = Some("SEPOLIA".into());
+        other.payment.transaction_hash = other.payment.transaction_hash.map(|h| h.to_uppercase().replace("0X", "0x"));
+        other.payment.session_id = None;
+        other.payment.tx_time = None;
         assert_eq!(id, other.id());
-        other.reading.status = Status::Failed;
+        other.payment.status = Status::Failed;
         assert_ne!(id, other.id());
         assert_eq!(id.unwrap().to_string(), "fd50a56e-6359-5deb-bbb1-c18babd155ef", "an id never changes");
     }
@@ -258,11 +258,11 @@ mod tests {
     #[test]
     fn without_a_hash_the_session_determines_the_id() {
         let mut event = paid();
-        event.reading.transaction_hash = None;
+        event.payment.transaction_hash = None;
         let id = event.id();
         event.header_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
         assert_eq!(id, event.id());
-        event.reading.session_id = None;
+        event.payment.session_id = None;
         assert_eq!(event.id(), None);
     }
 }

@@ -12,7 +12,7 @@ mod normalize;
 
 pub(crate) use enums::string_enum;
 pub use enums::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
-pub use event::{Event, Reading};
+pub use event::{Event, PaymentDetails};
 pub use mail::{
     Authenticity, Availability, Envelope, Examined, Judgement, Origin, RawMail, Reason, SignedHeaders, StartBoundary,
     SyncPosition, TrustProof, Uid, UidValidity, Undelivered,

@@ -43,11 +43,11 @@ pub enum RecordedClearance {
 /// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for it.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     let is_required = settings.resmic.is_some_and(|resmic| resmic.require);
-    if !is_required || event.reading.status != Status::Completed {
+    if !is_required || event.payment.status != Status::Completed {
         return Ok(false);
     }
     let now = current_time();
-    let next = event.reading.session_id.as_ref().map(|_| now.clone());
+    let next = event.payment.session_id.as_ref().map(|_| now.clone());
     tx.prepare_cached(
         "INSERT INTO clearances (event_id, state, next_ask_at, waits_since) VALUES (?1, 'waiting', ?2, ?3)",
     )?
@@ -57,7 +57,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
 
 /// Asks again about an event, if the new values change the question. An earlier answer was about other values.
 pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Result<()> {
-    let r = &new.reading;
+    let r = &new.payment;
     let now = current_time();
     let next = r.session_id.as_ref().map(|_| now.clone());
     let restarted = tx
@@ -137,7 +137,7 @@ pub(super) fn record(
         )?
         .query_row(params![id, due.asks], |row| Ok((event_from_row(row)?, parse_time(row.get("waits_since")?))));
     let Some((event, since)) = found.optional()? else { return Ok(RecordedClearance::Outdated) };
-    match clear_delivery(&event.reading, status, details) {
+    match clear_delivery(&event.payment, status, details) {
         Clearance::Clear => {
             write(tx, id, ConfirmationState::Confirmed, None, None)?;
             Ok(RecordedClearance::Cleared { released: confirmations::release(tx, settings, id)? })

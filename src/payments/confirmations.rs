@@ -254,14 +254,14 @@ fn first_state(settings: &StoreSettings, event: &Event, now: Timestamp) -> Optio
 }
 
 fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
-    let name = fold_chain(event.reading.blockchain.as_deref()?);
+    let name = fold_chain(event.payment.blockchain.as_deref()?);
     settings.chains.iter().find(|chain| fold_chain(&chain.name) == name).map(|chain| sql_id(chain.id))
 }
 
 /// Creates the row in `confirmations` for a completed event with deliveries. Returns whether the event must wait for its chain.
 /// Without a `[[chain]]`, no event waits.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
-    if settings.chains.is_empty() || event.reading.status != Status::Completed {
+    if settings.chains.is_empty() || event.payment.status != Status::Completed {
         return Ok(false);
     }
     let now = Timestamp::now();
@@ -284,7 +284,7 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
 
 /// Starts the confirmation of an event again if new values change its claim. An earlier look does not apply to the new values.
 pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: &str, new: &Event) -> Result<()> {
-    let r = &new.reading;
+    let r = &new.payment;
     let changed: bool = tx
         .prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM confirmations c JOIN events e ON e.event_id = c.event_id

@@ -3,7 +3,7 @@
 //! Several mails may report the same payment, and they may contradict each other. This file ensures that nothing is paid
 //! twice: a payment is one event, and an operator decides about contradictions.
 
-use crate::model::{self, Event, Reading, Reason, ReasonCode, Status, same_amount, same_token};
+use crate::model::{self, Event, PaymentDetails, Reason, ReasonCode, Status, same_amount, same_token};
 
 /// An event that is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl StoredEvent {
     /// was late, so it is left out.
     fn to_compare(&self) -> Event {
         let mut event = self.event.clone();
-        event.reading.tx_time.take_if(|_| self.is_from_api);
+        event.payment.tx_time.take_if(|_| self.is_from_api);
         event
     }
 }
@@ -81,7 +81,7 @@ pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification 
 /// The stored event that `new` reports again.
 #[must_use]
 pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
-    known.iter().find(|k| k.event_id == id || is_same_report(&k.to_compare().reading, &new.reading))
+    known.iter().find(|k| k.event_id == id || is_same_report(&k.to_compare().payment, &new.payment))
 }
 
 /// Why a stored event is not delivered.
@@ -97,7 +97,7 @@ pub enum HoldReason {
 #[must_use]
 pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
-    let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.reading);
+    let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.payment);
     if let Some(reason) = conflict_with_siblings(event, &others) {
         return Some(HoldReason::NeedsReview(reason));
     }
@@ -126,9 +126,9 @@ pub fn contested<'k>(
     known: &'k [StoredEvent],
 ) -> impl Iterator<Item = (&'k StoredEvent, Reason)> {
     known.iter().filter_map(move |k| {
-        let is_same = k.event_id == id || shares_transaction(&k.event.reading, &new.reading);
+        let is_same = k.event_id == id || shares_transaction(&k.event.payment, &new.payment);
         let words = contradiction_of_claims(&k.event, new).filter(|_| {
-            is_same && k.event.reading.status == Status::Completed && new.reading.status == Status::Completed
+            is_same && k.event.payment.status == Status::Completed && new.payment.status == Status::Completed
         })?;
         let words = format!("another mail claims the same transaction: {words}");
         Some((k, Reason::new(ReasonCode::Conflict, words)))
@@ -137,15 +137,15 @@ pub fn contested<'k>(
 
 /// The event without the session and the transaction that it already had. Later events with the same values were compared with
 /// it when they arrived, and are held themselves.
-fn without_known_parts(before: Option<&Reading>, event: &Event) -> Event {
-    let had = |of: fn(&Reading) -> &Option<String>| {
+fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
+    let had = |of: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
-            of(before).is_some() == of(&event.reading).is_some() && same_text(of(before), of(&event.reading))
+            of(before).is_some() == of(&event.payment).is_some() && same_text(of(before), of(&event.payment))
         })
     };
     let mut new = event.clone();
-    new.reading.session_id.take_if(|_| had(|r| &r.session_id));
-    new.reading.transaction_hash.take_if(|_| had(|r| &r.blockchain));
+    new.payment.session_id.take_if(|_| had(|r| &r.session_id));
+    new.payment.transaction_hash.take_if(|_| had(|r| &r.blockchain));
     new
 }
 
@@ -159,13 +159,13 @@ fn conflict_with(event_id: &str, words: &str) -> Reason {
 
 /// The first contradiction to another event of the same transaction.
 fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
-    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.reading, &new.reading));
+    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.payment, &new.payment));
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
 /// Whether two readings are the same report. One of them may lack the chain or the time, which would give them one
 /// id, or may have lacked it until another report filled the gap.
-fn is_same_report(a: &Reading, b: &Reading) -> bool {
+fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     if a.status != b.status {
         return false;
     }
@@ -181,11 +181,11 @@ fn is_same_report(a: &Reading, b: &Reading) -> bool {
 }
 
 /// The same hash, on chains that may be the same.
-fn shares_transaction(a: &Reading, b: &Reading) -> bool {
+fn shares_transaction(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }
 
-fn shares_hash(a: &Reading, b: &Reading) -> bool {
+fn shares_hash(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     let hashes = a.transaction_hash.as_deref().zip(b.transaction_hash.as_deref());
     hashes.is_some_and(|(x, y)| model::fold_hash(x) == model::fold_hash(y))
 }
@@ -205,7 +205,7 @@ fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
 
 /// What a report claims a transaction for: the session, the order or the amount in which two reports differ.
 fn contradiction_of_claims(known: &Event, new: &Event) -> Option<String> {
-    let (k, n) = (&known.reading, &new.reading);
+    let (k, n) = (&known.payment, &new.payment);
     if !same_text(&k.session_id, &n.session_id) {
         return differs("session_id", &k.session_id, &n.session_id);
     }
@@ -225,7 +225,7 @@ fn differs(field: &str, a: &Option<String>, b: &Option<String>) -> Option<String
 
 /// The first value in which two reports of one payment differ, as a message.
 fn contradiction(known: &Event, new: &Event) -> Option<String> {
-    let (k, n) = (&known.reading, &new.reading);
+    let (k, n) = (&known.payment, &new.payment);
     if let Some(words) = contradiction_of_claims(known, new) {
         return Some(words);
     }
@@ -252,12 +252,12 @@ fn same_wallet(a: &Option<String>, b: &Option<String>) -> bool {
 
 /// Two statuses of one transaction: the first value that may not differ between them.
 fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
-    if known.reading.status == Status::Completed && new.reading.status == Status::Failed {
+    if known.payment.status == Status::Completed && new.payment.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
     // The statuses of a payment may have different times, but must have the same session and amount.
     let timeless =
-        |event: &Event| Event { reading: Reading { tx_time: None, ..event.reading.clone() }, ..event.clone() };
+        |event: &Event| Event { payment: PaymentDetails { tx_time: None, ..event.payment.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))
 }
 
@@ -274,28 +274,28 @@ fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification 
 /// A transaction hash belongs to one chain, unless a signed transaction was sent again on another chain. So this may
 /// be a second payment, or the same payment under another name of the chain.
 fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
-    let is_elsewhere = |a: &Reading, b: &Reading| shares_hash(a, b) && !shares_transaction(a, b);
-    let other = known.iter().find(|k| is_elsewhere(&k.event.reading, &new.reading))?;
+    let is_elsewhere = |a: &PaymentDetails, b: &PaymentDetails| shares_hash(a, b) && !shares_transaction(a, b);
+    let other = known.iter().find(|k| is_elsewhere(&k.event.payment, &new.payment))?;
     Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
 }
 
 /// Compares a new event with the other events of its session. A pending report is superseded if its transaction or
 /// session is completed.
 fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
-    let session = &new.reading.session_id;
-    let is_pending = new.reading.status == Status::Pending;
+    let session = &new.payment.session_id;
+    let is_pending = new.payment.status == Status::Pending;
     let completed = known.iter().find(|k| {
         let is_its_session = session.is_some()
-            && k.event.reading.session_id.is_some()
-            && same_text(session, &k.event.reading.session_id);
+            && k.event.payment.session_id.is_some()
+            && same_text(session, &k.event.payment.session_id);
         // An unconfirmed payment must not block a real one.
         let counts = !k.unconfirmed || k.delivered;
-        k.event.reading.status == Status::Completed
+        k.event.payment.status == Status::Completed
             && counts
-            && (is_its_session || is_pending && shares_transaction(&k.event.reading, &new.reading))
+            && (is_its_session || is_pending && shares_transaction(&k.event.payment, &new.payment))
     });
     let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
-    let words = match new.reading.status {
+    let words = match new.payment.status {
         Status::Pending => return Classification::New { hold: None, superseded: true },
         Status::Completed => "its session already has a completed payment with another transaction",
         Status::Failed => "it reports a failure of a session that is already completed",
@@ -314,8 +314,8 @@ fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     }
     let mut new = new.clone();
     if known.maybe_delivered {
-        let session_id = new.reading.session_id.take();
-        new.reading = Reading { session_id, ..Reading::new(new.reading.status) };
+        let session_id = new.payment.session_id.take();
+        new.payment = PaymentDetails { session_id, ..PaymentDetails::new(new.payment.status) };
         new.header_time = None;
     }
     let filled = known.event.clone().or(new);
@@ -329,14 +329,14 @@ mod tests {
     const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 
     fn paid() -> Event {
-        let reading = Reading {
+        let payment = PaymentDetails {
             amount: Some("20".into()),
             currency: Some("USD".into()),
             blockchain: Some("Sepolia".into()),
             transaction_hash: Some(TX.into()),
-            ..Reading::new(Status::Completed)
+            ..PaymentDetails::new(Status::Completed)
         };
-        Event { reading, header_time: None, order_ref: None }
+        Event { payment, header_time: None, order_ref: None }
     }
 
     fn known(event: Event, delivered: bool) -> StoredEvent {
@@ -357,12 +357,12 @@ mod tests {
     #[test]
     fn duplicates_fill_gaps_until_delivery() {
         let mut again = paid();
-        again.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        again.payment.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         let Classification::Duplicate { filled: Some(filled), .. } = classify_new(&again, &[known(paid(), false)])
         else {
             panic!()
         };
-        assert_eq!(filled.reading.session_id, again.reading.session_id);
+        assert_eq!(filled.payment.session_id, again.payment.session_id);
         assert!(matches!(classify_new(&again, &[known(paid(), true)]), Classification::Duplicate { filled: None, .. }));
         assert!(matches!(
             classify_new(&paid(), &[known(again, false)]),
@@ -371,14 +371,14 @@ mod tests {
     }
 
     fn in_session(mut event: Event, n: u32) -> Event {
-        event.reading.session_id = Some(format!("591abe63-aa61-411d-a419-{n:012}"));
+        event.payment.session_id = Some(format!("591abe63-aa61-411d-a419-{n:012}"));
         event
     }
 
     #[test]
     fn an_unconfirmed_payment_does_not_block_its_session() {
         let mut other = in_session(paid(), 1);
-        other.reading.transaction_hash = Some(TX.replace('a', "b"));
+        other.payment.transaction_hash = Some(TX.replace('a', "b"));
         let fake = StoredEvent { unconfirmed: true, ..known(in_session(paid(), 1), false) };
         let new = Classification::New { hold: None, superseded: false };
         assert_eq!(classify_new(&other, std::slice::from_ref(&fake)), new);
@@ -405,25 +405,26 @@ mod tests {
             reason.starts_with("conflict: another mail claims the same transaction: session_id is known"),
             "{reason}"
         );
-        let amount = Event { reading: Reading { amount: Some("21".into()), ..paid().reading }, ..paid() };
+        let amount = Event { payment: PaymentDetails { amount: Some("21".into()), ..paid().payment }, ..paid() };
         let order = |name: &str| Event { order_ref: Some(name.into()), ..paid() };
         assert!(contests(&amount, paid()).is_some() && contests(&order("A"), order("B")).is_some());
         let wallet = |name: &str| {
             let from_wallet_address = Some(name.into());
-            Event { reading: Reading { from_wallet_address, ..paid().reading }, ..paid() }
+            Event { payment: PaymentDetails { from_wallet_address, ..paid().payment }, ..paid() }
         };
         assert_eq!(contests(&wallet("0x1"), wallet("0x2")), None, "the chain knows the payer");
         assert_eq!(contests(&paid(), order("A")), None);
-        let failed = Event { reading: Reading { status: Status::Failed, ..in_session(paid(), 2).reading }, ..paid() };
+        let failed =
+            Event { payment: PaymentDetails { status: Status::Failed, ..in_session(paid(), 2).payment }, ..paid() };
         assert_eq!(contests(&failed, in_session(paid(), 1)), None);
     }
 
     #[test]
     fn another_value_conflicts_another_spelling_does_not() {
         let mut other = paid();
-        other.reading.amount = Some("20.00".into());
+        other.payment.amount = Some("20.00".into());
         assert!(matches!(classify_new(&other, &[known(paid(), true)]), Classification::Duplicate { .. }));
-        other.reading.amount = Some("21".into());
+        other.payment.amount = Some("21".into());
         let Classification::Conflict(reason) = classify_new(&other, &[known(paid(), true)]) else { panic!() };
         assert!(reason.to_string().starts_with("conflict: amount is known as \"20\" and this mail says \"21\""));
     }
@@ -432,7 +433,7 @@ mod tests {
     fn a_tokens_other_name_contradicts_nothing() {
         let of = |token: &str, currency: &str| {
             let (token, currency) = (Some(token.into()), Some(currency.into()));
-            Event { reading: Reading { token, currency, ..paid().reading }, ..paid() }
+            Event { payment: PaymentDetails { token, currency, ..paid().payment }, ..paid() }
         };
         let (page, backend) = (of("ETH", "USD"), of("ethereum", "USD"));
         for (first, second) in [(&page, &backend), (&backend, &page)] {
@@ -449,17 +450,17 @@ mod tests {
     #[test]
     fn one_transaction_has_one_session() {
         let mut first = paid();
-        first.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
-        first.reading.status = Status::Pending;
+        first.payment.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        first.payment.status = Status::Pending;
         let mut second = paid();
-        second.reading.session_id = Some("00000000-aa61-411d-a419-0b546729bbd0".into());
+        second.payment.session_id = Some("00000000-aa61-411d-a419-0b546729bbd0".into());
         assert!(matches!(classify_new(&second, &[known(first, false)]), Classification::Conflict(_)));
     }
 
     #[test]
     fn a_hash_without_chain_is_the_same_payment() {
         let mut bare = paid();
-        bare.reading.blockchain = None;
+        bare.payment.blockchain = None;
         assert_ne!(bare.id(), paid().id());
         assert!(matches!(classify_new(&bare, &[known(paid(), true)]), Classification::Duplicate { .. }));
         assert!(matches!(
@@ -471,7 +472,7 @@ mod tests {
     #[test]
     fn a_filled_gap_keeps_the_payment_one() {
         let mut bare = paid();
-        bare.reading.blockchain = None;
+        bare.payment.blockchain = None;
         let filled = |first: &Event, second: &Event| {
             let known = known(first.clone(), false);
             let Classification::Duplicate { filled: Some(filled), .. } =
@@ -490,16 +491,16 @@ mod tests {
             classify_new(&bare, &[filled(&bare, &paid())]),
             Classification::Duplicate { filled: None, .. }
         ));
-        let mut timed = Event { reading: Reading::new(Status::Failed), ..paid() };
-        timed.reading.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
+        let mut timed = Event { payment: PaymentDetails::new(Status::Failed), ..paid() };
+        timed.payment.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
         let timeless = timed.clone();
-        timed.reading.tx_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
+        timed.payment.tx_time = Some("2025-03-05T03:36:00Z".parse().unwrap());
         assert!(matches!(
             classify_new(&timed, &[filled(&timeless, &timed)]),
             Classification::Duplicate { filled: None, .. }
         ));
         let mut later = timed.clone();
-        later.reading.tx_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
+        later.payment.tx_time = Some("2025-03-05T03:37:00Z".parse().unwrap());
         assert!(
             matches!(classify_new(&later, &[filled(&timeless, &timed)]), Classification::New { .. }),
             "it failed a second time"
@@ -513,7 +514,7 @@ mod tests {
         b.header_time = Some("2025-03-05T04:00:00Z".parse().unwrap());
         assert!(matches!(classify_new(&b, &[known(a.clone(), false)]), Classification::Duplicate { filled: None, .. }));
         // A header time adds nothing to a payment with a stated time.
-        (a.reading.tx_time, a.header_time) = (a.header_time, None);
+        (a.payment.tx_time, a.header_time) = (a.header_time, None);
         assert!(matches!(classify_new(&b, &[known(a, false)]), Classification::Duplicate { filled: None, .. }));
     }
 
@@ -521,15 +522,15 @@ mod tests {
     fn later_reports_of_a_completed_session() {
         let session = Some("591abe63-aa61-411d-a419-0b546729bbd0".to_owned());
         let mut first = paid();
-        first.reading.session_id = session.clone();
+        first.payment.session_id = session.clone();
         let mut second = first.clone();
-        second.reading.transaction_hash = Some(TX.replace("0xa4", "0xb4"));
+        second.payment.transaction_hash = Some(TX.replace("0xa4", "0xb4"));
         assert!(matches!(
             classify_new(&second, &[known(first.clone(), true)]),
             Classification::New { hold: Some(_), .. }
         ));
         let late = |status| Event {
-            reading: Reading { session_id: session.clone(), ..Reading::new(status) },
+            payment: PaymentDetails { session_id: session.clone(), ..PaymentDetails::new(status) },
             header_time: None,
             order_ref: None,
         };
@@ -540,7 +541,7 @@ mod tests {
             Classification::New { hold: None, superseded: true }
         ));
         let mut failed_tx = first;
-        failed_tx.reading.status = Status::Failed;
+        failed_tx.payment.status = Status::Failed;
         assert!(matches!(classify_new(&failed_tx, &after), Classification::Conflict(_)));
     }
 }

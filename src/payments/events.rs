@@ -52,7 +52,7 @@ pub(super) fn admit_from(
         Some(found) if belongs_to_other_session(&id, parsed, &found, &known) => (None, parsed.clone()),
         found => (found, event),
     };
-    let session_id = event.reading.session_id.clone();
+    let session_id = event.payment.session_id.clone();
     match conflicts::classify(&id, &event, &known) {
         Classification::New { hold, superseded } => {
             let hold = hold.or_else(|| contradicts_registration(&event, found.as_ref()));
@@ -83,7 +83,7 @@ pub(super) fn admit_from(
 /// new information.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
-        k.event.reading.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)
+        k.event.payment.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)
     };
     found.source != matching::SessionSource::Mail
         && conflicts::find_repeated(id, parsed, known).is_some_and(has_its_own)
@@ -92,7 +92,7 @@ fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, know
 /// The event with the session that was found for it.
 pub(super) fn with_session(mut event: Event, found: Option<&FoundSession>) -> Event {
     if let Some(found) = found {
-        event.reading.session_id = Some(found.session_id.clone());
+        event.payment.session_id = Some(found.session_id.clone());
         event.order_ref = event.order_ref.or_else(|| found.registered.as_ref().and_then(|r| r.order_ref.clone()));
     }
     event
@@ -111,7 +111,7 @@ fn insert(
     hold: Option<&Reason>,
     from: EventSource,
 ) -> Result<()> {
-    let r = &event.reading;
+    let r = &event.payment;
     tx.prepare_cached(
         "INSERT OR FAIL INTO events (event_id, status, session_id, session_source, order_ref, amount, currency, blockchain, token,
            from_wallet_address, transaction_hash, tx_time, tx_time_source, webhook, hold, created_at, source)
@@ -143,8 +143,8 @@ fn insert(
 /// Writes the deliveries of a new event.
 fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, hold: bool) -> Result<()> {
     let at = current_time();
-    let resolved = event.reading.session_id.is_some();
-    let targets = || settings.targets.iter().filter(|t| t.statuses.contains(&event.reading.status));
+    let resolved = event.payment.session_id.is_some();
+    let targets = || settings.targets.iter().filter(|t| t.statuses.contains(&event.payment.status));
     let unconfirmed = targets().next().is_some() && confirmations::begin(tx, settings, id, event)?;
     let uncleared = targets().next().is_some() && clearances::begin(tx, settings, id, event)?;
     for target in targets() {
@@ -159,7 +159,7 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, after a second report or a better reading. `source`: how its session
+/// Rewrites an event that was not delivered yet, after a second report or after a better parse. `source`: how its session
 /// was found, if it had none.
 pub(super) fn refill(
     tx: &Connection,
@@ -217,7 +217,7 @@ pub(super) fn update(
     event: &Event,
     source: Option<matching::SessionSource>,
 ) -> Result<()> {
-    let r = &event.reading;
+    let r = &event.payment;
     confirmations::restart_if_changed(tx, settings, id, event)?;
     clearances::restart_if_changed(tx, id, event)?;
     tx.prepare_cached(
@@ -248,6 +248,6 @@ pub(super) fn update(
 /// Writes the session of an event that was delivered without it. Its body does not change.
 pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
-        .execute(params![id, event.reading.session_id, source.as_str(), event.order_ref])?;
+        .execute(params![id, event.payment.session_id, source.as_str(), event.order_ref])?;
     Ok(())
 }

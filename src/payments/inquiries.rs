@@ -284,7 +284,7 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
     let admitted = events::admit_from(tx, settings, event, EventSource::Resmic)?;
     Ok(match (admitted.outcome, admitted.event_id) {
         (Outcome::Event | Outcome::Duplicate, Some(event_id)) => {
-            (RecordedSession::Event { event_id, status: event.reading.status }, None, None)
+            (RecordedSession::Event { event_id, status: event.payment.status }, None, None)
         }
         _ => {
             let nothing = || Reason::new(ReasonCode::Unreadable, "Resmic's answer makes no event");
@@ -327,9 +327,9 @@ fn payments_of(tx: &Connection, session_id: &str) -> Result<PaymentsOfSession> {
     let mut known = PaymentsOfSession::default();
     let mut statement = tx.prepare_cached("SELECT * FROM events WHERE session_id = ?1 LIMIT 100")?;
     for event in statement.query_map(params![session_id], event_from_row)? {
-        let reading = event?.reading;
-        match reading.status {
-            Status::Completed => known.completed.push(reading),
+        let payment = event?.payment;
+        match payment.status {
+            Status::Completed => known.completed.push(payment),
             Status::Failed => known.has_failed = true,
             Status::Pending => {}
         }

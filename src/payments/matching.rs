@@ -69,7 +69,7 @@ pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, w
 }
 
 fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: Matching) -> bool {
-    let amounts = session.amount.as_deref().zip(event.reading.amount.as_deref());
+    let amounts = session.amount.as_deref().zip(event.payment.amount.as_deref());
     amounts.is_some_and(|(owed, paid)| same_amount(owed, paid))
         && contradiction(event, session).is_none()
         && is_alive(session, at, how.window)
@@ -111,7 +111,7 @@ pub fn contradiction(event: &Event, session: &RegisteredSession) -> Option<Strin
     let mismatch = |field: &str, registered: &str, reported: &str| {
         Some(format!("{field} is registered as {registered:?} for its session and the event says {reported:?}"))
     };
-    let r = &event.reading;
+    let r = &event.payment;
     let amounts = session.amount.as_deref().zip(r.amount.as_deref());
     if let Some((a, b)) = amounts.filter(|(a, b)| !same_amount(a, b)) {
         return mismatch("amount", a, b);
@@ -138,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::model::{Reading, Status};
+    use crate::model::{PaymentDetails, Status};
 
     const HOW: Matching = Matching { enabled: true, window: std::time::Duration::from_secs(2700) };
 
@@ -147,14 +147,14 @@ mod tests {
     }
 
     fn paid(amount: &str, chain: &str) -> Event {
-        let reading = Reading {
+        let payment = PaymentDetails {
             amount: Some(amount.into()),
             blockchain: Some(chain.into()),
             token: Some("DAI".into()),
             tx_time: Some(at(0)),
-            ..Reading::new(Status::Completed)
+            ..PaymentDetails::new(Status::Completed)
         };
-        Event { reading, header_time: None, order_ref: None }
+        Event { payment, header_time: None, order_ref: None }
     }
 
     fn owed(n: usize, amount: &str, age: i64) -> RegisteredSession {
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), Some(&open[0]));
         assert_eq!(only_match(&paid("20", "Base"), &open, HOW), None);
         let mut tokens = paid("20", "Sepolia");
-        tokens.reading.currency = Some("DOGE".into());
+        tokens.payment.currency = Some("DOGE".into());
         assert_eq!(only_match(&tokens, &open, HOW), None);
         open[0].expires_at = Some(at(-1));
         assert_eq!(only_match(&paid("20", "Sepolia"), &open, HOW), None);
@@ -207,7 +207,7 @@ mod tests {
     fn a_token_matches_its_other_name() {
         let mut open = vec![owed(1, "20", 60)];
         let mut event = paid("20", "Sepolia");
-        event.reading.token = Some("ethereum".into());
+        event.payment.token = Some("ethereum".into());
         for (asked, fits) in [("SETH", true), ("ETH", true), ("Ethereum", true), ("BNB", false), ("USDC", false)] {
             open[0].token = Some(asked.into());
             assert_eq!(only_match(&event, &open, HOW).is_some(), fits, "{asked}");

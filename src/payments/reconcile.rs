@@ -167,7 +167,7 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
     for event_id in affected_events(tx, settings, &session)? {
-        if event_state(tx, &event_id)?.is_some_and(|state| state.event.reading.session_id.is_none()) {
+        if event_state(tx, &event_id)?.is_some_and(|state| state.event.payment.session_id.is_none()) {
             reconciled.add(reconcile_event(tx, settings, &event_id)?);
         }
     }
@@ -250,7 +250,7 @@ pub(super) fn give_named_session(
     event_id: &str,
     session: RegisteredSession,
 ) -> Result<Reconciled> {
-    let state = event_state(tx, event_id)?.filter(|state| !state.on_hold && state.event.reading.session_id.is_none());
+    let state = event_state(tx, event_id)?.filter(|state| !state.on_hold && state.event.payment.session_id.is_none());
     let Some(state) = state else { return Ok(Reconciled::default()) };
     let found = FoundSession {
         session_id: session.session_id.clone(),
@@ -268,7 +268,7 @@ fn give_session(
     found: &FoundSession,
 ) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
-    let had_none = state.event.reading.session_id.is_none();
+    let had_none = state.event.payment.session_id.is_none();
     // The session of a delivered event does not change. Only deliveries to other targets can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(found)) } else { state.event };
@@ -297,7 +297,7 @@ fn assign(tx: &Connection, settings: &StoreSettings, event_id: &str, session_id:
     let Some(state) = event_state(tx, event_id)? else {
         return refuse("is not there; `resmic-mailhook events` lists them".into());
     };
-    let before = state.event.reading.session_id.clone();
+    let before = state.event.payment.session_id.clone();
     let other = before.as_deref().filter(|known| !known.eq_ignore_ascii_case(session_id));
     match other {
         Some(known) if state.source.as_deref() == Some(SessionSource::Mail.as_str()) => {

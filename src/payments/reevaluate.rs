@@ -120,7 +120,7 @@ fn reevaluate(
     Ok(Reevaluation::Outcome { outcome: new, reason: why, event_id })
 }
 
-/// Updates the event of a mail with a better reading, if no delivery of it was attempted.
+/// Updates the event of a mail after a better parse, if no delivery of it was attempted.
 fn reevaluate_event(
     tx: &Connection,
     settings: &StoreSettings,
@@ -143,7 +143,7 @@ fn reevaluate_event(
     )?;
     // The mail contradicts the operator's decision, so only an operator can resolve it.
     let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
-        && new.reading.session_id.as_deref() != known.reading.session_id.as_deref();
+        && new.payment.session_id.as_deref() != known.payment.session_id.as_deref();
     if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
         return Ok(Reevaluation::Kept(event_id.to_owned()));
     }

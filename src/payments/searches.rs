@@ -26,7 +26,7 @@ pub struct DueSearch {
 
 /// Whether the sessions of an event are searched for at Resmic.
 fn applies(settings: &StoreSettings, event: &Event) -> bool {
-    settings.resmic.is_some() && event.reading.session_id.is_none() && event.reading.transaction_hash.is_some()
+    settings.resmic.is_some() && event.payment.session_id.is_none() && event.payment.transaction_hash.is_some()
 }
 
 /// Creates the row of a new event.
@@ -115,7 +115,7 @@ fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconci
             sessions.push(session);
         }
     }
-    match choose_session(&event.reading, &answers) {
+    match choose_session(&event.payment, &answers) {
         SessionChoice::Exact(chosen) => {
             end(tx, id, "found")?;
             let chosen = chosen.to_string();

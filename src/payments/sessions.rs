@@ -25,7 +25,7 @@ pub(super) fn find_session(
     id: &str,
     event: &Event,
 ) -> Result<Option<FoundSession>> {
-    if let Some(session_id) = &event.reading.session_id {
+    if let Some(session_id) = &event.payment.session_id {
         let registered = registered_session(tx, session_id)?;
         return Ok(Some(FoundSession { session_id: session_id.clone(), source: SessionSource::Mail, registered }));
     }
@@ -48,8 +48,8 @@ pub(super) fn find_session(
 /// Whether another payment without a session matches this session as well, or another transaction for it is pending.
 /// Then it is unknown which of the two pays it.
 fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
-    let hash = event.reading.transaction_hash.as_deref().map(model::fold_hash);
-    let is_another = |rival: &Event| rival.reading.transaction_hash.as_deref().map(model::fold_hash) != hash;
+    let hash = event.payment.transaction_hash.as_deref().map(model::fold_hash);
+    let is_another = |rival: &Event| rival.payment.transaction_hash.as_deref().map(model::fold_hash) != hash;
     let mut statement = tx.prepare_cached(
         "SELECT * FROM events WHERE session_id = ?1 AND status = 'pending' AND transaction_hash IS NOT NULL",
     )?;
@@ -125,8 +125,8 @@ pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
 /// not the event's. A second session already makes the answer ambiguous.
 fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
-    let may_be_named = settings.resmic.is_some() && event.reading.transaction_hash.is_some();
-    let [low, amount, high] = sqlite_amounts(event.reading.amount.as_deref());
+    let may_be_named = settings.resmic.is_some() && event.payment.transaction_hash.is_some();
+    let [low, amount, high] = sqlite_amounts(event.payment.amount.as_deref());
     let sql = format!(
         "SELECT {COLUMNS} FROM sessions s INDEXED BY sessions_by_amount WHERE amount IS NOT NULL
            AND CAST(amount AS REAL) IN (?3, ?4, ?5) AND created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}"

@@ -4,12 +4,12 @@ use rusqlite::{Connection, Row, params};
 
 use super::conflicts::{EventSource, StoredEvent};
 use crate::db::{Result, parse_time};
-use crate::model::{Event, Reading, Status, fold_chain, hash_spellings};
+use crate::model::{Event, PaymentDetails, Status, fold_chain, hash_spellings};
 
 /// The stored events with the new event's id, transaction or session. `maybe_delivered` is read from
 /// `attempts.result`.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
-    let hash = event.reading.transaction_hash.as_deref();
+    let hash = event.payment.transaction_hash.as_deref();
     let spellings = match hash {
         Some(hash) if may_lack_zeros(event) => Some(serde_json::json!(hash_spellings(hash)).to_string()),
         _ => None,
@@ -26,7 +26,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
                         AND r.state <> 'confirmed' AND r.state <> 'operator') AS unconfirmed
          FROM events e WHERE event_id = ?1 OR transaction_hash {matches} OR session_id = ?3"
     ))?;
-    let rows = statement.query_map(params![id, spellings.as_deref().or(hash), event.reading.session_id], |row| {
+    let rows = statement.query_map(params![id, spellings.as_deref().or(hash), event.payment.session_id], |row| {
         Ok(StoredEvent {
             event_id: row.get("event_id")?,
             event: event_from_row(row)?,
@@ -45,7 +45,7 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
 /// Whether the transaction may be one of Starknet. Its hashes are written with or without leading zeros; all others
 /// have a fixed length.
 fn may_lack_zeros(event: &Event) -> bool {
-    let chain = event.reading.blockchain.as_deref();
+    let chain = event.payment.blockchain.as_deref();
     chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))
 }
 
@@ -55,7 +55,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
     let time = parse_time(row.get("tx_time")?);
     let is_from_mail = row.get::<_, Option<String>>("tx_time_source")?.as_deref() == Some("mail");
     let (tx_time, header_time) = if is_from_mail { (time, None) } else { (None, time) };
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: row.get("session_id")?,
         amount: row.get("amount")?,
         currency: row.get("currency")?,
@@ -65,7 +65,7 @@ pub(super) fn event_from_row(row: &Row) -> rusqlite::Result<Event> {
         transaction_hash: row.get("transaction_hash")?,
         tx_time,
         // The CHECK of the column allows no other words. `pending` is the safe default.
-        ..Reading::new(status.parse().unwrap_or(Status::Pending))
+        ..PaymentDetails::new(status.parse().unwrap_or(Status::Pending))
     };
-    Ok(Event { reading, header_time, order_ref: row.get("order_ref")? })
+    Ok(Event { payment, header_time, order_ref: row.get("order_ref")? })
 }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
 use crate::model::{
-    Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, RawMail, Reading, Reason, ReasonCode, Status, Uid,
-    UidValidity,
+    Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, PaymentDetails, RawMail, Reason, ReasonCode,
+    Status, Uid, UidValidity,
 };
 
 const TX: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
@@ -28,14 +28,14 @@ fn store(folder: &tempfile::TempDir) -> Store {
 }
 
 fn paid(session: Option<&str>) -> Event {
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: session.map(str::to_owned),
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         transaction_hash: Some(TX.into()),
-        ..Reading::new(Status::Completed)
+        ..PaymentDetails::new(Status::Completed)
     };
-    Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
+    Event { payment, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }
 
 fn entry(uid: u32, event: Event) -> ExaminedMail {
@@ -87,9 +87,9 @@ async fn leading_zeros_do_not_change_a_hash() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(&folder);
         let (mut paid, mut failed) = (paid(Some(SESSION)), paid(None));
-        (paid.reading.transaction_hash, paid.reading.blockchain) = (Some(first.clone()), Some("Starknet".into()));
-        (failed.reading.transaction_hash, failed.reading.blockchain) = (Some(second.clone()), Some("Starknet".into()));
-        failed.reading.status = Status::Failed;
+        (paid.payment.transaction_hash, paid.payment.blockchain) = (Some(first.clone()), Some("Starknet".into()));
+        (failed.payment.transaction_hash, failed.payment.blockchain) = (Some(second.clone()), Some("Starknet".into()));
+        failed.payment.status = Status::Failed;
         let recorded = store.record(vec![entry(1, paid), entry(2, failed)], cursor(2)).await.unwrap();
         assert_eq!(recorded[1].reason.as_ref().map(|r| r.code), Some(ReasonCode::Conflict), "{:?}", recorded[1]);
     }
@@ -112,7 +112,7 @@ async fn a_contradiction_leaves_the_event_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(&folder);
     let mut dearer = paid(Some(SESSION));
-    dearer.reading.amount = Some("2000".into());
+    dearer.payment.amount = Some("2000".into());
     let recorded = store.record(vec![entry(1, paid(None)), entry(2, dearer)], cursor(2)).await.unwrap();
     assert_eq!(recorded[1].outcome, Outcome::Quarantined);
     assert!(recorded[1].reason.as_ref().unwrap().to_string().starts_with("conflict: amount"));

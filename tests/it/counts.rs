@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use resmic_mailhook::db::{ClaimedBatch, FinishedAttempt, NextStep, RetrySelection, Store, StoreSettings, TargetRules};
 use resmic_mailhook::model::{
-    AttemptResult, Envelope, Event, Examined, Judgement, Matching, Origin, RawMail, Reading, Reason, ReasonCode, Status,
+    AttemptResult, Envelope, Event, Examined, Judgement, Matching, Origin, PaymentDetails, RawMail, Reason, ReasonCode,
+    Status,
 };
 use resmic_mailhook::payments::{ExaminedMail, SessionRegistration};
 use rusqlite::Connection;
@@ -35,15 +36,15 @@ fn session(n: u64) -> String {
 fn event(random: &Random) -> Event {
     let status = [Status::Completed, Status::Failed, Status::Pending][random.below(3) as usize];
     let minute = random.below(30);
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: (!random.one_in(3)).then(|| session(random.below(8))),
         amount: Some(["20", "20.00", "7"][random.below(3) as usize].into()),
         blockchain: Some("Sepolia".into()),
         transaction_hash: Some(format!("0x{:064x}", random.below(30))),
         tx_time: Some(format!("2025-03-05T03:{minute:02}:00Z").parse().unwrap()),
-        ..Reading::new(status)
+        ..PaymentDetails::new(status)
     };
-    Event { reading, header_time: None, order_ref: random.one_in(5).then(|| "A-1".into()) }
+    Event { payment, header_time: None, order_ref: random.one_in(5).then(|| "A-1".into()) }
 }
 
 fn judgement(random: &Random) -> Judgement {

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use proptest::prelude::*;
 use resmic_mailhook::extract::{ExtractSettings, MailParser, Parsed, SignedFields, html_view};
-use resmic_mailhook::model::{Reading, Status};
+use resmic_mailhook::model::{PaymentDetails, Status};
 
 fn parse(mail: &[u8]) -> Parsed {
     let report = MailParser::new(&ExtractSettings::default()).parse(mail, SignedFields { subject: true });
@@ -59,7 +59,7 @@ impl Payment {
         named.filter_map(|(label, value)| Some((label, value?))).collect()
     }
 
-    fn equals(&self, parsed: &Reading) -> bool {
+    fn equals(&self, parsed: &PaymentDetails) -> bool {
         let (month, day, hour, minute) = self.time;
         let time = format!("2025-{:02}-{day:02}T{:02}:{minute:02}:00Z", month + 1, hour % 24);
         parsed.status == self.status
@@ -185,7 +185,7 @@ fn a_configured_label_permits_sessions_in_the_list() {
     let mut settings = ExtractSettings::default();
     settings.labels.session_id = vec!["Session ID".into()];
     let report = MailParser::new(&settings).parse(&mail, SignedFields { subject: true });
-    assert!(matches!(report.parsed, Parsed::Payment(reading) if reading.session_id.as_deref() == Some(session)));
+    assert!(matches!(report.parsed, Parsed::Payment(payment) if payment.session_id.as_deref() == Some(session)));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn the_published_list_needs_no_signed_subject() {
         (wrong.as_bytes(), true, false),
     ] {
         let report = MailParser::new(&ExtractSettings::default()).parse(bytes, SignedFields { subject });
-        let is_completed = matches!(&report.parsed, Parsed::Payment(reading) if reading.status == Status::Completed);
+        let is_completed = matches!(&report.parsed, Parsed::Payment(payment) if payment.status == Status::Completed);
         assert_eq!(is_completed, completed, "{:?}", report.parsed);
     }
 }
@@ -246,7 +246,7 @@ proptest! {
         let (html, text) = body(&payment, layout);
         let mail = mail(html, &text, encoding, width);
         match parse(&mail) {
-            Parsed::Payment(reading) => prop_assert!(payment.equals(&reading), "{reading:?}\n{text}"),
+            Parsed::Payment(details) => prop_assert!(payment.equals(&details), "{details:?}\n{text}"),
             other => prop_assert!(false, "{other:?}\n{}", String::from_utf8_lossy(&mail)),
         }
     }
@@ -260,7 +260,7 @@ proptest! {
         let at = at.index(text.len());
         let rest = text.get(at + removed..).unwrap_or_default();
         let damaged = format!("{}{inserted}{rest}", &text[..at]);
-        if let Parsed::Payment(reading) = parse(&mail(html, &damaged, 0, 70)) {
+        if let Parsed::Payment(payment) = parse(&mail(html, &damaged, 0, 70)) {
             let shown = if html {
                 html_view(&damaged).lines.iter().map(|l| l.to_text()).collect::<Vec<_>>().join("\n")
             } else {
@@ -270,7 +270,7 @@ proptest! {
                 let (value, shown) = (v.to_lowercase(), shown.to_lowercase());
                 shown.contains(&value) || shown.replace(',', "").contains(&value)
             });
-            for value in [&reading.amount, &reading.token, &reading.from_wallet_address, &reading.transaction_hash, &reading.session_id] {
+            for value in [&payment.amount, &payment.token, &payment.from_wallet_address, &payment.transaction_hash, &payment.session_id] {
                 prop_assert!(is_shown(value), "{value:?} is not in\n{shown}");
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use resmic_mailhook::model::{Reading, Status};
+use resmic_mailhook::model::{PaymentDetails, Status};
 use resmic_mailhook::resmic::{
     ApiError, Clearance, Finding, PaymentStatus, PaymentsOfSession, PreviousLooks, Registration, ResmicClient,
     ResmicSettings, SessionChoice, SessionId, StatusAnswer, TransactionDetails, choose_session, clear_delivery,
@@ -180,10 +180,10 @@ fn wrong_types_are_malformed() {
 #[test]
 fn unknown_statuses_do_not_complete_a_payment() {
     let api = api();
-    let event = Reading {
+    let event = PaymentDetails {
         session_id: Some(SESSION.into()),
         transaction_hash: Some(TX.into()),
-        ..Reading::new(Status::Completed)
+        ..PaymentDetails::new(Status::Completed)
     };
     let clear = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
@@ -210,7 +210,7 @@ fn session_is_found_by_its_transaction() {
     let client = client(&api, API_KEY);
     let answers: Vec<_> =
         [other, SESSION].map(|id| wait(client.transaction_details(id.parse().unwrap())).unwrap()).into();
-    let event = Reading { transaction_hash: Some(TX.into()), ..Reading::new(Status::Completed) };
+    let event = PaymentDetails { transaction_hash: Some(TX.into()), ..PaymentDetails::new(Status::Completed) };
     assert_eq!(choose_session(&event, &answers), SessionChoice::Exact(session()));
 }
 

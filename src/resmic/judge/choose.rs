@@ -1,7 +1,7 @@
 //! Finds the session of a transaction in Resmic's answers about candidate sessions.
 
 use super::same_transaction;
-use crate::model::{Reading, fold_hash};
+use crate::model::{PaymentDetails, fold_hash};
 use crate::resmic::answer::{SessionId, TransactionDetails};
 
 /// The session that an event's transaction paid.
@@ -19,7 +19,7 @@ pub enum SessionChoice {
 ///
 /// Only the hash decides. An answer without a hash, or with the same hash on another chain, decides nothing.
 #[must_use]
-pub fn choose_session(event: &Reading, answers: &[TransactionDetails]) -> SessionChoice {
+pub fn choose_session(event: &PaymentDetails, answers: &[TransactionDetails]) -> SessionChoice {
     let Some(chosen) = answers.iter().find(|answer| same_transaction(event, answer)) else {
         return SessionChoice::NoneHasIt;
     };
@@ -57,11 +57,11 @@ mod tests {
         }
     }
 
-    fn event(hash: Option<&str>) -> Reading {
-        Reading {
+    fn event(hash: Option<&str>) -> PaymentDetails {
+        PaymentDetails {
             transaction_hash: hash.map(str::to_owned),
             blockchain: Some("Sepolia".into()),
-            ..Reading::new(Status::Completed)
+            ..PaymentDetails::new(Status::Completed)
         }
     }
 

@@ -13,7 +13,7 @@ pub use reconcile::{Finding, PaymentsOfSession, PreviousLooks, Registration, exp
 pub use require::{Clearance, clear_delivery};
 
 use super::answer::TransactionDetails;
-use crate::model::{Reading, Reason, ReasonCode, fold_chain, fold_hash};
+use crate::model::{PaymentDetails, Reason, ReasonCode, fold_chain, fold_hash};
 
 /// Whether two values of a field are the same, apart from their spelling.
 type Same = fn(&str, &str) -> bool;
@@ -27,9 +27,9 @@ fn unreadable(words: impl AsRef<str>) -> Reason {
 }
 
 /// Whether both statements name the same transaction: the same hash, and not two different chains.
-fn same_transaction(reading: &Reading, details: &TransactionDetails) -> bool {
-    let hashes = reading.transaction_hash.as_deref().zip(details.transaction_hash.as_deref());
-    let chains = reading.blockchain.as_deref().zip(details.blockchain.as_deref());
+fn same_transaction(payment: &PaymentDetails, details: &TransactionDetails) -> bool {
+    let hashes = payment.transaction_hash.as_deref().zip(details.transaction_hash.as_deref());
+    let chains = payment.blockchain.as_deref().zip(details.blockchain.as_deref());
     hashes.is_some_and(|(a, b)| fold_hash(a) == fold_hash(b))
         && chains.is_none_or(|(a, b)| fold_chain(a) == fold_chain(b))
 }

@@ -1,7 +1,7 @@
 //! For `require = true`: decides whether a completed event may be delivered.
 
 use super::{Same, conflict, difference, same_chain, same_transaction};
-use crate::model::{Reading, Reason, fold_hash, same_amount, same_token};
+use crate::model::{PaymentDetails, Reason, fold_hash, same_amount, same_token};
 use crate::resmic::answer::{PaymentStatus, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
@@ -22,7 +22,7 @@ pub enum Clearance {
 /// none. After any other error, the event waits.
 #[must_use]
 pub fn clear_delivery(
-    event: &Reading,
+    event: &PaymentDetails,
     status: Result<&StatusAnswer, &ApiError>,
     details: Result<&TransactionDetails, &ApiError>,
 ) -> Clearance {
@@ -54,7 +54,11 @@ pub fn clear_delivery(
     contradiction(event, status, details).map_or(Clearance::Clear, Clearance::Contradicts)
 }
 
-fn contradiction(event: &Reading, status: &StatusAnswer, details: Option<&TransactionDetails>) -> Option<Reason> {
+fn contradiction(
+    event: &PaymentDetails,
+    status: &StatusAnswer,
+    details: Option<&TransactionDetails>,
+) -> Option<Reason> {
     if let Some(details) = details.filter(|d| d.transaction_hash.is_some() && !same_transaction(event, d)) {
         return Some(another_transaction(event, details));
     }
@@ -72,7 +76,7 @@ fn contradiction(event: &Reading, status: &StatusAnswer, details: Option<&Transa
     difference.map(conflict)
 }
 
-fn another_transaction(event: &Reading, details: &TransactionDetails) -> Reason {
+fn another_transaction(event: &PaymentDetails, details: &TransactionDetails) -> Reason {
     let theirs = details.transaction_hash.as_deref().unwrap_or_default();
     match event.transaction_hash.as_deref() {
         Some(ours) if fold_hash(ours) == fold_hash(theirs) => {
@@ -92,15 +96,15 @@ mod tests {
 
     const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
 
-    fn event() -> Reading {
-        Reading {
+    fn event() -> PaymentDetails {
+        PaymentDetails {
             session_id: Some(SESSION.into()),
             amount: Some("20".into()),
             currency: Some("USD".into()),
             blockchain: Some("Sepolia".into()),
             token: Some("DAI".into()),
             transaction_hash: Some("0xab".into()),
-            ..Reading::new(Status::Completed)
+            ..PaymentDetails::new(Status::Completed)
         }
     }
 
@@ -127,7 +131,7 @@ mod tests {
         }
     }
 
-    fn clear(event: &Reading, status: &StatusAnswer, details: &TransactionDetails) -> Clearance {
+    fn clear(event: &PaymentDetails, status: &StatusAnswer, details: &TransactionDetails) -> Clearance {
         clear_delivery(event, Ok(status), Ok(details))
     }
 
@@ -154,7 +158,7 @@ mod tests {
         assert_eq!(said, "conflict: Resmic names another transaction for the session: \"0xac\"");
         let elsewhere = TransactionDetails { blockchain: Some("Base".into()), ..details(Some("0xab")) };
         assert!(reason(clear(&event(), &completed, &elsewhere)).contains("on another chain"));
-        let hashless = Reading { transaction_hash: None, ..event() };
+        let hashless = PaymentDetails { transaction_hash: None, ..event() };
         assert!(reason(clear(&hashless, &completed, &details(Some("0xab")))).contains("names no transaction"));
         let mut dear = StatusAnswer { amount: Some("21".into()), ..completed };
         let said = reason(clear(&event(), &dear, &details(None)));
@@ -182,7 +186,7 @@ mod tests {
     fn answer_about_another_session_waits() {
         let (completed, same) = (status(PaymentStatus::Completed), details(Some("0xab")));
         for session_id in [None, Some(SESSION.replace('5', "6"))] {
-            assert!(matches!(clear(&Reading { session_id, ..event() }, &completed, &same), Clearance::Wait(_)));
+            assert!(matches!(clear(&PaymentDetails { session_id, ..event() }, &completed, &same), Clearance::Wait(_)));
         }
         let other = TransactionDetails { session_id: SESSION.replace('5', "6").parse().unwrap(), ..same };
         assert!(matches!(clear(&event(), &completed, &other), Clearance::Wait(_)));
@@ -196,7 +200,7 @@ mod tests {
             said in prop::option::of(prop::sample::select(vec!["0xab", "0xac"])),
         ) {
             let payment_status = serde_json::from_value(word.into()).unwrap();
-            let event = Reading { transaction_hash: said.map(str::to_owned), ..event() };
+            let event = PaymentDetails { transaction_hash: said.map(str::to_owned), ..event() };
             let same = hash.is_none_or(|hash| said.is_some_and(|said| fold_hash(hash) == fold_hash(said)));
             let is_clear = clear(&event, &status(payment_status), &details(hash)) == Clearance::Clear;
             prop_assert_eq!(is_clear, word == "Completed" && same);

@@ -244,7 +244,7 @@ async fn a_maybe_delivered_event_is_repeated_unchanged() {
     let receiver = Receiver::new(|n, _| if n == 0 { ReceiverAnswer::Hang } else { status(200) });
     let mut setup = ForwarderSetup::new(vec![shop(receiver.listen().await, "timeout = \"300ms\"")]);
     let mut bare = paid(Some(1), 1);
-    bare.reading.blockchain = None;
+    bare.payment.blockchain = None;
     setup.start();
     setup.record(vec![bare.clone()]).await;
     receiver.wait_for(1).await;
@@ -276,7 +276,7 @@ async fn an_undelivered_event_may_be_completed() {
     ] {
         let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", "unresolved = \"send\"")]);
         let mut bare = paid(None, 1);
-        bare.reading.blockchain = None;
+        bare.payment.blockchain = None;
         setup.record(vec![bare.clone()]).await;
         let claimed = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0);
         let end = db::NextStep::RetryAt(words.into(), jiff::Timestamp::now());
@@ -286,7 +286,7 @@ async fn an_undelivered_event_may_be_completed() {
         setup.record(vec![paid(Some(1), 1)]).await;
         let told = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
         // Only the session is added; the payment is the same.
-        bare.reading.session_id = Some(session(1));
+        bare.payment.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");
     }
 }

@@ -50,7 +50,7 @@ async fn matching_by_amount_needs_a_unique_session() {
     setup.store.session_add(new(6, None, Some("33"))).await.unwrap();
     let dearer = |n| {
         let mut event = with_current_time(paid(None, n));
-        event.reading.amount = Some("44".into());
+        event.payment.amount = Some("44".into());
         event
     };
     setup.record(vec![dearer(5), dearer(6)]).await;
@@ -86,7 +86,7 @@ async fn a_session_is_matched_with_one_transaction() {
     let setup = matching();
     setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
     let mut pending = with_current_time(paid(None, 1));
-    pending.reading.status = Status::Pending;
+    pending.payment.status = Status::Pending;
     setup.record(vec![pending, with_current_time(paid(None, 2))]).await;
     assert_eq!(events(&setup).into_iter().map(|e| e.0).collect::<Vec<_>>(), [Some(session(1)), None]);
     // Now that there are two candidates, the first one is held as well, and an operator has to decide.
@@ -100,13 +100,13 @@ async fn the_spelling_of_a_hash_does_not_matter() {
     setup.store.session_add(new(1, None, Some("20"))).await.unwrap();
     let short = |status: Status| {
         let mut event = with_current_time(paid(None, 1));
-        let reading = &mut event.reading;
-        (reading.status, reading.blockchain, reading.transaction_hash) =
+        let payment = &mut event.payment;
+        (payment.status, payment.blockchain, payment.transaction_hash) =
             (status, Some("Starknet".into()), Some("0x1".into()));
         event
     };
     let mut padded = short(Status::Completed);
-    padded.reading.transaction_hash = Some(format!("0x{:064x}", 1));
+    padded.payment.transaction_hash = Some(format!("0x{:064x}", 1));
     setup.record(vec![short(Status::Pending), padded]).await;
     let sessions: Vec<_> = events(&setup).into_iter().map(|e| e.0).collect();
     assert_eq!(sessions, [Some(session(1)), Some(session(1))], "it is pending first, and then completed");

@@ -13,7 +13,7 @@ use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
 use resmic_mailhook::model::{
-    AttemptResult, Envelope, Event, Examined, Judgement, Origin, RawMail, Reading, Status, Uid, UidValidity,
+    AttemptResult, Envelope, Event, Examined, Judgement, Origin, PaymentDetails, RawMail, Status, Uid, UidValidity,
 };
 use resmic_mailhook::payments::ExaminedMail;
 use secrecy::SecretString;
@@ -129,20 +129,21 @@ fn session(n: u32) -> String {
 
 /// A completed payment of session `of`, with transaction `n`.
 fn paid(of: Option<u32>, n: u32) -> Event {
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: of.map(session),
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
         transaction_hash: Some(format!("0x{n:064x}")),
-        ..Reading::new(Status::Completed)
+        ..PaymentDetails::new(Status::Completed)
     };
-    Event { reading, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
+    Event { payment, header_time: Some("2025-03-05T03:36:00Z".parse().unwrap()), order_ref: None }
 }
 
 /// A failed payment of session `of`, at minute `n`.
 fn failed(of: u32, n: i64) -> Event {
     let at = jiff::Timestamp::from_second(1_741_000_000 / 60 * 60 + 60 * n).unwrap();
-    let reading = Reading { session_id: Some(session(of)), tx_time: Some(at), ..Reading::new(Status::Failed) };
-    Event { reading, header_time: None, order_ref: None }
+    let payment =
+        PaymentDetails { session_id: Some(session(of)), tx_time: Some(at), ..PaymentDetails::new(Status::Failed) };
+    Event { payment, header_time: None, order_ref: None }
 }

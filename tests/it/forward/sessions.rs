@@ -47,7 +47,7 @@ async fn an_inserted_row_releases_deliveries_in_order() {
         ForwarderSetup::new(vec![shop(receiver.listen().await, "statuses = [\"completed\", \"failed\", \"pending\"]")]);
     setup.start();
     let mut first = of_order("A-1", 1);
-    first.reading.status = Status::Pending;
+    first.payment.status = Status::Pending;
     setup.record(vec![first, of_order("A-1", 1), of_order("B-2", 2)]).await;
     assert_eq!(states(&setup), ["held", "held", "held"]);
     // The row comes from another process and another SQLite library.
@@ -279,7 +279,7 @@ async fn a_held_event_does_not_hold_earlier_ones() {
     let setup = ForwarderSetup::new(one_target());
     setup.record(vec![paid(Some(1), 1), paid(Some(1), 2), failed(2, 0), paid(Some(2), 3), of_order("C", 4)]).await;
     let mut elsewhere = paid(None, 1);
-    elsewhere.reading.blockchain = Some("Base".into());
+    elsewhere.payment.blockchain = Some("Base".into());
     setup.record(vec![paid(Some(3), 5), elsewhere]).await;
     let before = ["pending", "held", "pending", "pending", "held", "pending", "held"];
     assert_eq!(states(&setup), before);
@@ -316,7 +316,8 @@ async fn held_events_get_the_order_reference() {
 
 #[tokio::test]
 async fn pending_after_completed_is_not_delivered() {
-    let as_pending = |event: Event| Event { reading: Reading { status: Status::Pending, ..event.reading }, ..event };
+    let as_pending =
+        |event: Event| Event { payment: PaymentDetails { status: Status::Pending, ..event.payment }, ..event };
     for is_known in [true, false] {
         let every = "statuses = [\"completed\", \"failed\", \"pending\"]";
         let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", every)]);
@@ -426,8 +427,8 @@ async fn the_documented_insert_registers_a_session() {
 async fn the_payments_view_shows_each_sessions_state() {
     let setup = ForwarderSetup::new(one_target());
     let mut late = paid(Some(1), 1);
-    late.reading.status = Status::Pending;
-    late.reading.tx_time = Some("2030-01-01T00:00:00Z".parse().unwrap());
+    late.payment.status = Status::Pending;
+    late.payment.tx_time = Some("2030-01-01T00:00:00Z".parse().unwrap());
     setup.record(vec![failed(1, 0), paid(Some(1), 1), late, paid(None, 2)]).await;
     let sql = setup.sql();
     let mut read =

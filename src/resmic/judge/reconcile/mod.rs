@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use super::{Same, conflict, difference, same_chain, same_transaction, shapes, unreadable};
-use crate::model::{Event, Reading, Reason, Status, same_amount, same_token, spell_chain};
+use crate::model::{Event, PaymentDetails, Reason, Status, same_amount, same_token, spell_chain};
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
@@ -41,7 +41,7 @@ pub struct Registration {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PaymentsOfSession {
     /// The completed events.
-    pub completed: Vec<Reading>,
+    pub completed: Vec<PaymentDetails>,
     /// Whether there is a failed event.
     pub has_failed: bool,
 }
@@ -142,12 +142,12 @@ fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> 
 }
 
 fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
-    let reading = Reading {
+    let payment = PaymentDetails {
         session_id: Some(session.session_id.to_string()),
         tx_time: status.updated_at.map(to_minute),
-        ..Reading::new(Status::Failed)
+        ..PaymentDetails::new(Status::Failed)
     };
-    Finding::FailedEvent(Box::new(event(session, reading)))
+    Finding::FailedEvent(Box::new(event(session, payment)))
 }
 
 /// After an unclear answer, there is a second look. If that is unclear, too, an operator must decide.
@@ -182,8 +182,8 @@ fn completed(
         return Finding::MailMissing { until };
     }
     let Some(details) = details else { return Finding::NeedsDetails };
-    match reading(session, status, details) {
-        Ok(reading) => Finding::CompletedEvent(Box::new(event(session, reading))),
+    match payment_details(session, status, details) {
+        Ok(payment) => Finding::CompletedEvent(Box::new(event(session, payment))),
         Err(reason) => review(reason),
     }
 }
@@ -201,7 +201,11 @@ fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>)
 }
 
 /// All fields of the webhook, from answers that agree with each other and with the registration.
-fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionDetails) -> Result<Reading, Reason> {
+fn payment_details(
+    session: &Registration,
+    status: &StatusAnswer,
+    details: &TransactionDetails,
+) -> Result<PaymentDetails, Reason> {
     if details.session_id != session.session_id {
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
@@ -231,7 +235,7 @@ fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionD
         }
     }
     let tx_time = status.updated_at.ok_or_else(|| unreadable("the mail is missing, and Resmic names no updated_at"))?;
-    Ok(Reading {
+    Ok(PaymentDetails {
         session_id: Some(session.session_id.to_string()),
         amount: Some(need("amount", amount)?),
         currency: Some("USD".into()),
@@ -241,12 +245,12 @@ fn reading(session: &Registration, status: &StatusAnswer, details: &TransactionD
         // In events, hexadecimal hashes are in lower case.
         transaction_hash: Some(if hash.starts_with("0x") { hash.to_ascii_lowercase() } else { hash }),
         tx_time: Some(to_minute(tx_time)),
-        ..Reading::new(Status::Completed)
+        ..PaymentDetails::new(Status::Completed)
     })
 }
 
-fn event(session: &Registration, reading: Reading) -> Event {
-    Event { reading, header_time: None, order_ref: session.order_ref.clone() }
+fn event(session: &Registration, payment: PaymentDetails) -> Event {
+    Event { payment, header_time: None, order_ref: session.order_ref.clone() }
 }
 
 fn review(reason: Reason) -> Finding {

@@ -49,8 +49,9 @@ fn details() -> TransactionDetails {
 }
 
 fn paid(hash: Option<&str>) -> PaymentsOfSession {
-    let reading = Reading { transaction_hash: hash.map(str::to_owned), ..Reading::new(Status::Completed) };
-    PaymentsOfSession { completed: vec![reading], has_failed: false }
+    let payment =
+        PaymentDetails { transaction_hash: hash.map(str::to_owned), ..PaymentDetails::new(Status::Completed) };
+    PaymentsOfSession { completed: vec![payment], has_failed: false }
 }
 
 fn unpaid() -> PaymentsOfSession {
@@ -85,7 +86,7 @@ fn failed_session_is_a_failed_event() {
     };
     let body = format!("{{\"session_id\":\"{SESSION}\",\"txTime\":\"Mar 5, 2025, 03:37\",\"status\":false}}");
     assert_eq!((event.webhook(), event.order_ref.as_deref()), (body, Some("order-1001")));
-    assert_eq!(event.reading.tx_time, Some(at(60)), "the webhook knows no seconds");
+    assert_eq!(event.payment.tx_time, Some(at(60)), "the webhook knows no seconds");
 }
 
 #[test]
@@ -276,7 +277,7 @@ proptest! {
         let finding = reconcile(&session(), &unpaid(), looks, Ok(&status), Some(Ok(&details)), at(now));
         match finding {
             Finding::CompletedEvent(event) => {
-                let r = &event.reading;
+                let r = &event.payment;
                 prop_assert_eq!(&status.payment_status, &PaymentStatus::Completed);
                 prop_assert!(looks.completed_since.is_some_and(|since| at(now).duration_since(since).as_secs() >= 600));
                 prop_assert_eq!((r.amount.as_deref(), r.token.as_deref()), (Some("20"), Some("DAI")));
