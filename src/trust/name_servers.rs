@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use mail_auth::hickory_resolver::config::{
@@ -41,22 +41,33 @@ struct LoadedConfig {
     query_ways: QueryWays,
 }
 
-/// The same servers, with three ways to query them.
+type Resolver = Result<Arc<MessageAuthenticator>, DnsError>;
+type LazyResolver = LazyLock<Resolver, Box<dyn FnOnce() -> Resolver + Send>>;
+
+/// The same servers, with three ways to query them: UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some
+/// routers reject or drop queries with EDNS (RFC 6891), and some firewalls drop DNS over UDP.
 #[derive(Clone)]
 struct QueryWays {
-    /// UDP with EDNS, UDP without EDNS, and TCP without EDNS. Old servers and some routers reject or drop queries with EDNS
-    /// (RFC 6891), and some firewalls drop DNS over UDP.
-    ways: [Arc<MessageAuthenticator>; 3],
+    usual: Arc<MessageAuthenticator>,
+    /// Made when they are needed: each resolver of hickory holds the system's certificate authorities, about 130 KB.
+    fallbacks: Arc<[LazyResolver; 2]>,
     /// The index of the way that worked last. It comes first, so that only the first lookup waits for a timeout.
     last_working: Arc<AtomicUsize>,
 }
 
 impl QueryWays {
     /// All ways; the one that worked last comes first.
-    fn ways(&self) -> impl Iterator<Item = (usize, &Arc<MessageAuthenticator>)> {
+    fn ways(&self) -> impl Iterator<Item = (usize, Resolver)> {
         let first = self.last_working.load(Ordering::Relaxed);
-        let all = self.ways.iter().enumerate();
-        all.clone().filter(move |(way, _)| *way == first).chain(all.filter(move |(way, _)| *way != first))
+        let others = (0..=self.fallbacks.len()).filter(move |way| *way != first);
+        std::iter::once(first).chain(others).map(|way| (way, self.resolver(way)))
+    }
+
+    fn resolver(&self, way: usize) -> Resolver {
+        match way.checked_sub(1).and_then(|fallback| self.fallbacks.get(fallback)) {
+            Some(fallback) => LazyLock::force(fallback).clone(),
+            None => Ok(self.usual.clone()),
+        }
     }
 }
 
@@ -104,7 +115,11 @@ impl NameServers {
         let query_ways = self.query_ways();
         let mut failure = None;
         for (way, dns) in query_ways.ways() {
-            match lookup(dns.clone()).await {
+            let answer = match dns {
+                Ok(dns) => lookup(dns).await,
+                Err(error) => Err(mail_auth::Error::Dns(error)),
+            };
+            match answer {
                 Err(error) if !is_answer(&error) => failure = failure.or(Some(error)),
                 answer => {
                     if query_ways.last_working.swap(way, Ordering::Relaxed) != way {
@@ -120,7 +135,7 @@ impl NameServers {
     /// The way that worked last.
     pub(super) fn preferred(&self) -> Arc<MessageAuthenticator> {
         let query_ways = self.query_ways();
-        query_ways.ways().next().map_or_else(|| query_ways.ways[0].clone(), |(_, dns)| dns.clone())
+        query_ways.resolver(query_ways.last_working.load(Ordering::Relaxed)).unwrap_or(query_ways.usual)
     }
 
     /// The current ways. A file without servers, as between two networks, changes nothing.
@@ -158,11 +173,12 @@ fn query_ways(servers: Servers, set: fn(&mut ResolverOpts)) -> anyhow::Result<Qu
     set(&mut options);
     // Query all servers at once: a server that does not answer must not use up the time of the others.
     options.num_concurrent_reqs = config.name_servers.len();
-    let usual = authenticator(config.clone(), options.clone())?;
+    let usual =
+        resolver(config.clone(), options.clone()).map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))?;
     options.edns0 = false;
-    let plain = authenticator(config.clone(), options.clone())?;
-    let tcp = authenticator(over_tcp(config), options)?;
-    Ok(QueryWays { ways: [usual, plain, tcp], last_working: Arc::default() })
+    let plain = lazy_resolver(config.clone(), options.clone());
+    let tcp = lazy_resolver(over_tcp(config), options);
+    Ok(QueryWays { usual, fallbacks: Arc::new([plain, tcp]), last_working: Arc::default() })
 }
 
 /// With UDP configured, hickory uses TCP only after a truncated answer. So this configuration has no UDP.
@@ -173,9 +189,12 @@ fn over_tcp(mut config: ResolverConfig) -> ResolverConfig {
     config
 }
 
-fn authenticator(config: ResolverConfig, options: ResolverOpts) -> anyhow::Result<Arc<MessageAuthenticator>> {
-    let made = MessageAuthenticator::new(config, options);
-    made.map(Arc::new).map_err(|e| anyhow::anyhow!("cannot start the DNS resolver: {e}"))
+fn lazy_resolver(config: ResolverConfig, options: ResolverOpts) -> LazyResolver {
+    LazyLock::new(Box::new(|| resolver(config, options)))
+}
+
+fn resolver(config: ResolverConfig, options: ResolverOpts) -> Resolver {
+    MessageAuthenticator::new(config, options).map(Arc::new).map_err(|e| DnsError::Resolver(e.to_string()))
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {
