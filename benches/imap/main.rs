@@ -236,5 +236,5 @@ fn idle() {
     let home = setup.home("idle@shop.example", setup.dovecot.imaps, &setup.tls(), None);
     let daemon = start_and_wait_for_idle(&home);
     std::thread::sleep(Duration::from_secs(3));
-    at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 15.0);
+    at_most("resident memory", memory(&daemon, "VmRSS") as f64 / 1024.0, "MB", 16.0);
 }
