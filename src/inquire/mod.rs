@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::db::{self, Store};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::model::printable;
-use crate::payments::{DueInquiry, RecordedClearance, RecordedSession};
+use crate::payments::{DueClearance, DueInquiry, RecordedClearance, RecordedSession};
 use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
@@ -63,9 +63,10 @@ impl Worker {
         loop {
             commits.mark_unchanged();
             self.heartbeat.beat();
-            let wake_at = match self.turn().await {
-                Ok(None) => continue,
-                Ok(Some(wake_at)) => wake_at.min(Instant::now() + LONGEST_SLEEP),
+            let wake_at = match self.inquirer.ask_next(|| Instant::now().into_std()).await {
+                Ok(Turn::Asked) => continue,
+                Ok(Turn::Paced(at)) => Instant::from_std(at).min(Instant::now() + LONGEST_SLEEP),
+                Ok(Turn::Idle(next)) => Instant::now() + next.map_or(LONGEST_SLEEP, pause_until),
                 Err(db::Error::Stopped) => return Err(db::Error::Stopped),
                 Err(error) => {
                     tracing::error!(%error, "cannot read or record the questions to Resmic; trying again");
@@ -80,48 +81,23 @@ impl Worker {
             }
         }
     }
+}
 
-    /// Asks one question. `None`: another one may be due; otherwise when to look for one again.
-    async fn turn(&mut self) -> db::Result<Option<Instant>> {
-        let (due, next) = self.inquirer.store.due_inquiry().await?;
-        let Some(due) = due else {
-            let until = |at: Timestamp| {
-                Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
-            };
-            return Ok(Some(Instant::now() + next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP))));
-        };
-        let priority = match due {
-            DueInquiry::Session(_) => Priority::Background,
-            DueInquiry::Clearance(_) | DueInquiry::Search(_) => Priority::Event,
-        };
-        if let Err(at) = self.inquirer.pace.start_request(Instant::now().into_std(), priority) {
-            return Ok(Some(at.into()));
-        }
-        match due {
-            DueInquiry::Clearance(due) => {
-                let status = self.inquirer.ask_status(due.session).await?;
-                let details = match &status {
-                    // Nothing else can clear the event, so the details are not asked for.
-                    Ok(answer) if answer.payment_status != PaymentStatus::Completed => {
-                        Err(ApiError::NotFound("the session is not completed".into()))
-                    }
-                    Ok(_) => self.inquirer.ask_details_in_turn(due.session).await?,
-                    Err(error) => Err(error.clone()),
-                };
-                let event_id = due.event_id.clone();
-                report_clearance(&event_id, &self.inquirer.store.record_clearance(due, status, details).await?);
-            }
-            DueInquiry::Search(due) => {
-                let answer = self.inquirer.ask_details(due.session).await?;
-                self.inquirer.store.record_transaction(due, answer).await?;
-            }
-            DueInquiry::Session(session) => {
-                let status = self.inquirer.ask_status(session).await?;
-                report_session(session, &self.inquirer.settle(session, status).await?);
-            }
-        }
-        Ok(None)
-    }
+/// The time until `at`, at most [`LONGEST_SLEEP`].
+fn pause_until(at: Timestamp) -> Duration {
+    let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
+    (pause + Duration::from_millis(1)).min(LONGEST_SLEEP)
+}
+
+/// The result of [`Inquirer::ask_next`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It asked a question and recorded the answer. Another one may be due.
+    Asked,
+    /// A question is due. The pace allows it at this time.
+    Paced(std::time::Instant),
+    /// No question is due. The next one becomes due at this time.
+    Idle(Option<Timestamp>),
 }
 
 /// Asks Resmic at the allowed pace, and records how the API answers.
@@ -138,6 +114,51 @@ impl Inquirer {
     #[must_use]
     pub fn new(store: Store, client: ResmicClient, rate: u32) -> Self {
         Inquirer { store, client, pace: Pace::new(rate), reported: None, failing: false }
+    }
+
+    /// Asks the most urgent question, if the pace allows a request now, and records the answer. The clock is read immediately
+    /// before the request, because reading the question may take long.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub async fn ask_next(&mut self, clock: impl FnOnce() -> std::time::Instant) -> db::Result<Turn> {
+        let (due, next) = self.store.due_inquiry().await?;
+        let Some(due) = due else { return Ok(Turn::Idle(next)) };
+        let priority = match due {
+            DueInquiry::Session(_) => Priority::Background,
+            DueInquiry::Clearance(_) | DueInquiry::Search(_) => Priority::Event,
+        };
+        if let Err(at) = self.pace.start_request(clock(), priority) {
+            return Ok(Turn::Paced(at));
+        }
+        match due {
+            DueInquiry::Clearance(due) => self.ask_about_event(due).await?,
+            DueInquiry::Search(due) => {
+                let answer = self.ask_details(due.session).await?;
+                self.store.record_transaction(due, answer).await?;
+            }
+            DueInquiry::Session(session) => {
+                let status = self.ask_status(session).await?;
+                report_session(session, &self.settle(session, status).await?);
+            }
+        }
+        Ok(Turn::Asked)
+    }
+
+    /// Asks whether an event may be delivered.
+    async fn ask_about_event(&mut self, due: DueClearance) -> db::Result<()> {
+        let status = self.ask_status(due.session).await?;
+        let details = match &status {
+            // Nothing else can clear the event, so the details are not asked for.
+            Ok(answer) if answer.payment_status != PaymentStatus::Completed => {
+                Err(ApiError::NotFound("the session is not completed".into()))
+            }
+            Ok(_) => self.ask_details_in_turn(due.session).await?,
+            Err(error) => Err(error.clone()),
+        };
+        let event_id = due.event_id.clone();
+        report_clearance(&event_id, &self.store.record_clearance(due, status, details).await?);
+        Ok(())
     }
 
     /// Asks now how a session ended, and records the answer if the session is registered. It waits for its turn.

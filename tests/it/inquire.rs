@@ -9,22 +9,22 @@ use testkit::receiver::{Receiver, Request, status};
 use testkit::resmic_api::{API_KEY, Mood, ResmicApi, Session, USER_ID};
 use tokio::runtime::Runtime;
 
-const SOON: Duration = Duration::from_secs(30);
-const HASH: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const HASH: &str = "0xa43df332c8d376fc14ffc992c4b87e04a5707a3bc7a92ec4eef7b90c66388db2";
 const WALLET: &str = "0x056397760b973BfB921Bc10Be9DA5034B1e921d7";
 const DETAILS: &str = "/api/v1/makepayment/transaction-details";
 
-/// A shop with a callback and an API.
-struct Shop {
-    api: ResmicApi,
+/// A shop with a callback and an API. `api_events` uses it, too.
+pub(crate) struct Shop {
+    pub(crate) api: ResmicApi,
     receiver: Receiver,
-    home: Home,
+    pub(crate) home: Home,
     _runtime: Runtime,
 }
 
 impl Shop {
     /// With these lines in `[resmic]`, and these tables.
-    fn open(resmic: &str, more: &str) -> Shop {
+    pub(crate) fn open(resmic: &str, more: &str) -> Shop {
         let api = ResmicApi::start();
         let table = format!("{}{more}", api.table(resmic));
         Shop::with(api, &table)
@@ -45,7 +45,7 @@ impl Shop {
     }
 
     /// Registers a session that was created this many minutes ago.
-    fn register(&self, session: u32, minutes: u32) {
+    pub(crate) fn register(&self, session: u32, minutes: u32) {
         self.change(&format!(
             "INSERT INTO sessions (session_id, order_ref, amount, created_at)
              VALUES ('{}', 'order-{session}', '20', datetime('now', '-{minutes} minutes'))",
@@ -61,7 +61,7 @@ impl Shop {
     }
 
     /// Lets the pauses of the sessions pass.
-    fn let_time_pass(&self) {
+    pub(crate) fn let_time_pass(&self) {
         self.change(
             "UPDATE session_inquiries SET next_ask_at = '2025-01-01T00:00:00.000Z',
                first_after_expiry = '2025-01-01T00:00:00.000Z',
@@ -70,7 +70,7 @@ impl Shop {
     }
 
     /// Stores a mail; its outcome and its event.
-    fn receive(&self, mail: &Paid) -> (String, String) {
+    pub(crate) fn receive(&self, mail: &Paid) -> (String, String) {
         let file = self.home.folder.path().join(format!("{}.{}.eml", mail.hash, mail.session));
         std::fs::write(&file, mail.mail()).unwrap();
         let imported: Value =
@@ -79,11 +79,11 @@ impl Shop {
         (imported["outcome"].as_str().unwrap().to_owned(), event)
     }
 
-    fn delivered(&self) -> Vec<Value> {
+    pub(crate) fn delivered(&self) -> Vec<Value> {
         self.receiver.requests().iter().map(|r: &Request| serde_json::from_slice(&r.body).unwrap()).collect()
     }
 
-    fn delivery_is(&self, event: &str, want: &str) {
+    pub(crate) fn delivery_is(&self, event: &str, want: &str) {
         self.home.until(&format!("SELECT state FROM deliveries WHERE event_id = '{event}'"), want, SOON);
     }
 
@@ -91,16 +91,16 @@ impl Shop {
         serde_json::from_slice(&self.home.run(&["status", "--json"]).stdout).unwrap()
     }
 
-    fn attention(&self) -> String {
+    pub(crate) fn attention(&self) -> String {
         self.status()["attention"].to_string()
     }
 }
 
-fn id(session: u32) -> String {
+pub(crate) fn id(session: u32) -> String {
     format!("591abe63-aa61-411d-a419-{session:012x}")
 }
 
-fn mail(session: u32) -> Paid {
+pub(crate) fn mail(session: u32) -> Paid {
     Paid { token: "DAI", ..Paid::new(session, HASH, WALLET) }
 }
 

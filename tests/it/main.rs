@@ -20,6 +20,7 @@ mod faults;
 mod forward;
 mod init;
 mod inquire;
+mod inquiry_pace;
 mod metrics;
 mod network_faults;
 mod oauth;
