@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::output::{self, cell};
 use crate::app;
+use crate::chain::ConfirmationState;
 use crate::config::Config;
-use crate::db::{Store, StoreReader};
-use crate::inquire::Inquirer;
-use crate::model::iso;
+use crate::db::{self, EventQuery, EventRow, Store, StoreReader};
+use crate::inquire::{Inquirer, SessionAnswers};
+use crate::model::{DeliveryState, iso, printable};
 use crate::payments::RecordedSession;
-use crate::resmic::{ApiError, SessionId, StatusAnswer, TransactionDetails};
+use crate::resmic::{ApiError, SessionId};
 
 /// A session as Resmic reports it. The keys are an interface.
 #[derive(Serialize)]
@@ -29,15 +30,13 @@ struct Answer {
     finding: &'static str,
     reason: Option<String>,
     event_id: Option<String>,
+    held_event_id: Option<String>,
+    held_reason: Option<String>,
 }
 
 impl Answer {
-    fn new(
-        session: SessionId,
-        status: Result<StatusAnswer, ApiError>,
-        details: Option<Result<TransactionDetails, ApiError>>,
-        recorded: RecordedSession,
-    ) -> Self {
+    fn new(session: SessionId, answers: SessionAnswers) -> Self {
+        let SessionAnswers { status, details, recorded } = answers;
         let error = status.as_ref().err().map(ToString::to_string);
         let (status, details) = (status.ok(), details.and_then(Result::ok));
         let (finding, reason, event_id) = match recorded {
@@ -62,7 +61,18 @@ impl Answer {
             finding,
             reason,
             event_id,
+            held_event_id: None,
+            held_reason: None,
         }
+    }
+
+    /// The same, with the newest event of the session that is held, and the reasons for that.
+    fn with_held_event(mut self, reader: &StoreReader) -> anyhow::Result<Self> {
+        if let Some(event) = newest_held_event(reader, &self.session_id)? {
+            self.held_reason = Some(reasons_to_hold(&event));
+            self.held_event_id = Some(event.event_id);
+        }
+        Ok(self)
     }
 
     fn print(&self) -> anyhow::Result<()> {
@@ -79,9 +89,13 @@ impl Answer {
             ("finding", Some(&self.finding.to_owned())),
             ("reason", self.reason.as_ref()),
             ("event_id", self.event_id.as_ref()),
+            ("held_event_id", self.held_event_id.as_ref()),
+            ("held_reason", self.held_reason.as_ref()),
         ];
         for (name, value) in fields {
-            output::line(&format!("{name:<20} {}", cell(value.map(String::as_str))))?;
+            // A held event can have three reasons.
+            let value = value.map_or_else(|| "-".into(), |value| printable(value, 1_000));
+            output::line(&format!("{name:<20} {value}"))?;
         }
         Ok(())
     }
@@ -92,6 +106,41 @@ impl Answer {
         let status = cell(self.payment_status.as_deref());
         format!("{}  {status:<10} {:<14} {}", self.session_id, self.finding, cell(words.map(String::as_str)))
     }
+}
+
+/// How many events of a session are looked at for a held one, the newest first.
+const LOOKED_AT: u32 = 100;
+
+/// The newest event of a session with a held delivery.
+fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Option<EventRow>> {
+    let query = EventQuery { session: Some(session_id.to_owned()), limit: Some(LOOKED_AT), ..EventQuery::default() };
+    let mut events = Vec::new();
+    reader.events::<db::Error>(&query, |event| {
+        events.push(event);
+        Ok(())
+    })?;
+    for event in events.into_iter().rev() {
+        let deliveries = reader.deliveries_of_event(&event.event_id)?;
+        if deliveries.iter().any(|delivery| delivery.state == DeliveryState::Held) {
+            return Ok(Some(event));
+        }
+    }
+    Ok(None)
+}
+
+/// Each hold of an event whose session is known, with its reason. The holds are independent.
+fn reasons_to_hold(event: &EventRow) -> String {
+    let is_open =
+        |state: &str| ![ConfirmationState::Confirmed, ConfirmationState::Operator].iter().any(|s| s.as_str() == state);
+    let words = |state: &str, reason: Option<&str>| match reason {
+        Some(reason) => format!("{state}: {reason}"),
+        None => state.to_owned(),
+    };
+    let resmic = event.clearance.as_deref().filter(|state| is_open(state));
+    let resmic = resmic.map(|state| format!("Resmic: {}", words(state, event.clearance_reason.as_deref())));
+    let chain = event.confirmation.as_ref().filter(|confirmation| is_open(confirmation.state.as_str()));
+    let chain = chain.map(|c| format!("chain: {}", words(c.state.as_str(), c.reason.as_deref())));
+    [event.hold.clone(), resmic, chain].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 /// The database, and an inquirer for it. Nothing is created where no database is.
@@ -110,18 +159,11 @@ async fn open(config: &Config) -> anyhow::Result<(Store, Inquirer)> {
 pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyhow::Result<ExitCode> {
     let session: SessionId = session_id.trim().parse().map_err(super::UsageError)?;
     let (store, mut inquirer) = open(config).await?;
-    let asked = async {
-        let (status, recorded) = inquirer.inquire(session).await?;
-        let details = match &status {
-            Ok(_) => Some(inquirer.ask_details_in_turn(session).await?),
-            Err(_) => None,
-        };
-        anyhow::Ok(Answer::new(session, status, details, recorded))
-    }
-    .await;
+    let asked = inquirer.inquire_with_details(session).await;
     drop(inquirer);
     store.close().await;
-    let answer = asked.context("asking Resmic")?;
+    let reader = StoreReader::open(&config.database())?;
+    let answer = Answer::new(session, asked.context("asking Resmic")?).with_held_event(&reader)?;
     output::ignore_closed_pipe(if json { output::json(&answer) } else { answer.print() })?;
     Ok(if answer.error.is_none() { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
@@ -136,7 +178,7 @@ pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<Exi
         for session in store.unsettled_sessions().await? {
             let (status, recorded) = inquirer.inquire(session).await?;
             let needs_person = status.as_ref().err().is_some_and(ApiError::needs_person);
-            let answer = Answer::new(session, status, None, recorded);
+            let answer = Answer::new(session, SessionAnswers { status, details: None, recorded });
             failed |= answer.error.is_some();
             if json {
                 output::json(&answer)?

@@ -100,6 +100,17 @@ pub enum Turn {
     Idle(Option<Timestamp>),
 }
 
+/// Both answers about a session.
+#[derive(Debug, Clone)]
+pub struct SessionAnswers {
+    /// How the session ended.
+    pub status: Result<StatusAnswer, ApiError>,
+    /// Its transaction; `None` if the first question had no answer.
+    pub details: Option<Result<TransactionDetails, ApiError>>,
+    /// The change that the answers have made.
+    pub recorded: RecordedSession,
+}
+
 /// Asks Resmic at the allowed pace, and records how the API answers.
 pub struct Inquirer {
     store: Store,
@@ -175,14 +186,23 @@ impl Inquirer {
         Ok((status, recorded))
     }
 
-    /// The transaction of a session. It waits for its turn.
+    /// Does the same, and also asks for the transaction of the session, so that a stored event with another one is noticed.
     ///
     /// # Errors
     /// An error of the store.
-    pub async fn ask_details_in_turn(
-        &mut self,
-        session: SessionId,
-    ) -> db::Result<Result<TransactionDetails, ApiError>> {
+    pub async fn inquire_with_details(&mut self, session: SessionId) -> db::Result<SessionAnswers> {
+        self.wait_for_turn().await;
+        let status = self.ask_status(session).await?;
+        let details = match &status {
+            Ok(_) => Some(self.ask_details_in_turn(session).await?),
+            Err(_) => None,
+        };
+        let recorded = self.store.record_session(session, status.clone(), details.clone()).await?;
+        Ok(SessionAnswers { status, details, recorded })
+    }
+
+    /// The transaction of a session. It waits for its turn.
+    async fn ask_details_in_turn(&mut self, session: SessionId) -> db::Result<Result<TransactionDetails, ApiError>> {
         self.wait_for_turn().await;
         self.ask_details(session).await
     }

@@ -13,12 +13,12 @@ use testkit::receiver::{Receiver, Request, status};
 const SOON: Duration = Duration::from_secs(30);
 const UNITS: u128 = 20_000_000;
 
-/// A shop with a node, a token, and a handler.
-struct Shop {
-    anvil: Anvil,
+/// A shop with a node, a token, and a handler. `three_holds` uses it, too.
+pub(crate) struct Shop {
+    pub(crate) anvil: Anvil,
     token: String,
     receiver: Receiver,
-    home: Home,
+    pub(crate) home: Home,
 }
 
 impl Shop {
@@ -29,7 +29,7 @@ impl Shop {
         Shop::with(anvil, |token| sepolia(&[&node], &wallet, token, chain), target).await
     }
 
-    async fn with(anvil: Anvil, chain: impl FnOnce(&str) -> String, target: &str) -> Shop {
+    pub(crate) async fn with(anvil: Anvil, chain: impl FnOnce(&str) -> String, target: &str) -> Shop {
         let token = anvil.deploy("Token", &["6"]);
         let mint = calldata("mint(address,uint256)", &[&anvil.accounts[1], "1000000000000"]);
         anvil.send(&anvil.accounts[1], Some(&token), 0, &mint);
@@ -50,16 +50,16 @@ impl Shop {
         self.anvil.send(&self.anvil.accounts[1], Some(&self.token), 0, &data)
     }
 
-    fn pay_shop(&self) -> String {
+    pub(crate) fn pay_shop(&self) -> String {
         self.pay(&self.anvil.accounts[0], UNITS)
     }
 
-    fn mail(&self, session: u32, hash: &str) -> Paid {
+    pub(crate) fn mail(&self, session: u32, hash: &str) -> Paid {
         Paid::new(session, hash, &self.anvil.accounts[1])
     }
 
     /// Imports a mail, and returns its outcome and the id of its event.
-    fn receive(&self, mail: &Paid) -> (String, String) {
+    pub(crate) fn receive(&self, mail: &Paid) -> (String, String) {
         let file = self.home.folder.path().join(format!("{}.{}.eml", mail.hash, mail.session));
         std::fs::write(&file, mail.mail()).unwrap();
         let printed = self.home.data(&["import", "--json", file.to_str().unwrap()]);
@@ -68,7 +68,7 @@ impl Shop {
         (imported["outcome"].as_str().unwrap().to_owned(), event)
     }
 
-    fn state_is(&self, event: &str, want: &str) {
+    pub(crate) fn state_is(&self, event: &str, want: &str) {
         let sql = "coalesce(substr(reason, 1, instr(reason, ':') - 1), '')";
         self.home.until(
             &format!("SELECT trim(state || ' ' || {sql}) FROM confirmations WHERE event_id = '{event}'"),
@@ -77,16 +77,16 @@ impl Shop {
         );
     }
 
-    fn delivery_is(&self, event: &str, want: &str) {
+    pub(crate) fn delivery_is(&self, event: &str, want: &str) {
         self.home.until(&format!("SELECT state FROM deliveries WHERE event_id = '{event}'"), want, SOON);
     }
 
-    fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.receiver.requests()
     }
 }
 
-fn sepolia(nodes: &[&str], wallet: &str, token: &str, more: &str) -> String {
+pub(crate) fn sepolia(nodes: &[&str], wallet: &str, token: &str, more: &str) -> String {
     // The URL is the output of a command, as with a password manager.
     let nodes: Vec<_> = nodes.iter().map(|url| format!("{{ command = [\"echo\", \"{url}\"] }}")).collect();
     format!(

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout)]
 
 mod addresses;
+mod api_events;
 mod authorize;
 mod chain;
 mod checkout;
@@ -36,6 +37,7 @@ mod sample_mails;
 mod servers;
 mod sessions;
 mod signals;
+mod three_holds;
 mod trust;
 mod undelivered;
 mod waiting;
