@@ -100,7 +100,7 @@ pub(super) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Deliver it by your decision, whatever the chain says; nodes are not asked
+        /// Deliver it by your decision, whatever the chain and Resmic say. It sends no request
         #[arg(long, conflicts_with = "explain")]
         vouch: bool,
     },

@@ -175,8 +175,12 @@ pub(super) async fn vouch(config: &Config, event_id: &str, json: bool) -> anyhow
         return output::json(&VouchedLine { event_id: &event_id, before, released, held });
     }
     match vouched.before {
-        None => output::line(&format!("event {event_id} does not wait for a chain; nothing was changed"))?,
-        Some(ConfirmationState::Confirmed) => output::line(&format!("event {event_id} is confirmed by its chain"))?,
+        None => {
+            output::line(&format!("event {event_id} waits neither for a chain nor for Resmic; nothing was changed"))?;
+        }
+        Some(ConfirmationState::Confirmed) => {
+            output::line(&format!("event {event_id} is confirmed already; nothing was changed"))?;
+        }
         Some(before) => output::line(&format!("event {event_id} was {before}, and is operator now"))?,
     }
     output::line(&format!("deliveries released: {}", vouched.released))?;

@@ -377,7 +377,7 @@ fn retry_one(tx: &Connection, id: i64) -> Result<usize> {
             refuse(format!("was accepted by its handler at {}", at.as_deref().unwrap_or("?")))
         }
         Some((DeliveryState::Held, _)) => {
-            refuse("is held; `resmic-mailhook session assign EVENT_ID SESSION_ID` releases it from a conflict or a missing session, `resmic-mailhook confirm EVENT_ID` shows what the chain says".into())
+            refuse("is held; `resmic-mailhook show EVENT_ID` shows why. `session assign EVENT_ID SESSION_ID` releases it from a conflict or a missing session, `confirm EVENT_ID --vouch` from the chain and from Resmic".into())
         }
         Some((DeliveryState::Pending | DeliveryState::Dead, _)) => {
             Ok(tx.execute(&format!("{MAKE_DUE} WHERE id = ?2"), params![current_time(), id])?)
