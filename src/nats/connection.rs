@@ -69,6 +69,14 @@ impl std::fmt::Display for NatsServers {
     }
 }
 
+impl NatsServers {
+    /// Whether messages travel unencrypted to another machine.
+    #[must_use]
+    pub fn is_cleartext_remote(&self) -> bool {
+        self.allow_remote && self.urls.iter().any(|url| !url.tls && !url.is_loopback())
+    }
+}
+
 /// Why no connection could be opened. The text names the servers, and is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NatsError {

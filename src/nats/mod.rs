@@ -4,9 +4,13 @@
 //! connection, which is never reused after it was lost.
 
 mod connection;
+mod jetstream;
 mod settings;
 mod url;
 
 pub use connection::{NatsConnection, NatsError, NatsServers};
+pub use jetstream::{
+    EngineError, Fitness, PublishAnswer, RequiredStream, ServerVersion, StoredMessage, StreamInfo, judge_server,
+};
 pub use settings::NatsSettings;
 pub use url::NatsUrl;

@@ -38,7 +38,7 @@ impl FromStr for NatsUrl {
         if authority.as_str().contains('@') {
             return Err("a URL must not contain a user or a password; set `user` and `password`, or `token`".into());
         }
-        if uri.path().trim_matches('/') != "" || uri.query().is_some() {
+        if !uri.path().trim_matches('/').is_empty() || uri.query().is_some() {
             return Err(format!("{EXPECTED}, without a path"));
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
