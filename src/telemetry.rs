@@ -190,6 +190,11 @@ impl NodeRequests {
     }
 }
 
+/// How long acknowledged publishes to streams have taken, in seconds.
+pub static PUBLISH_SECONDS: std::sync::LazyLock<Histogram> = std::sync::LazyLock::new(|| {
+    Histogram::new([0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
+});
+
 /// The label of [`RESMIC_REQUESTS`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResmicRequest {
