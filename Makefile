@@ -2,10 +2,10 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
-# Programs that the tests and the demo start: a mail server, a DNS server, openssl, the languages of the examples, and kill
-# (package procps) and mount, which a minimal Debian may lack. cc compiles SQLite.
+# Programs that the tests and the demo start: a mail server, a DNS server, a message engine, openssl, the languages of the
+# examples, and kill (package procps) and mount, which a minimal Debian may lack. cc compiles SQLite.
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
-         python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount
+         python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount nats-server:nats-server
 # Tests that cc links a program: gcc only recommends libc6-dev, which has the headers and the start files.
 LINKS := program=$$(mktemp) && { echo 'int main(void) { return 0; }' | cc -x c -o "$$program" - 2>/dev/null; \
          links=$$?; rm -f "$$program"; [ $$links = 0 ]; }

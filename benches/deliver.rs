@@ -49,7 +49,7 @@ async fn main() {
 
 /// Measures the commit of one row, which is the least cost of recording an attempt.
 async fn commits(address: SocketAddr) -> Vec<Duration> {
-    let (_folder, store, _) = open(address);
+    let (_folder, store, _) = open(address).await;
     let mut times = Vec::new();
     for n in 0..SINGLE {
         let began = Instant::now();
@@ -62,7 +62,7 @@ async fn commits(address: SocketAddr) -> Vec<Duration> {
 
 /// Measures an idle forwarder, which watches the database for rows of other programs: wake-ups and microseconds of CPU.
 async fn idle(address: SocketAddr) -> (u64, u64) {
-    let (_folder, store, target) = open(address);
+    let (_folder, store, target) = open(address).await;
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(forward::run(store, vec![target], stopped));
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -173,7 +173,7 @@ fn drain(seen: &mut mpsc::UnboundedReceiver<Instant>) {
     while seen.try_recv().is_ok() {}
 }
 
-fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
+async fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
     let folder = tempfile::tempdir().unwrap();
     let table = format!("name = \"shop\"\nurl = \"http://{address}/\"\nsecret = {{ env = \"S\" }}");
     let settings: ForwardSettings = toml::from_str(&table).unwrap();
@@ -184,11 +184,11 @@ fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
         chains: Vec::new(),
         resmic: None,
     });
-    (folder, store.unwrap(), Target::new(settings, "secret".into()).unwrap())
+    (folder, store.unwrap(), Target::load(settings, "secret".into()).await.unwrap())
 }
 
 async fn our_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> f64 {
-    let (_folder, store, target) = open(address);
+    let (_folder, store, target) = open(address).await;
     for n in (0..BURST).step_by(500) {
         store.record((n..n + 500).map(entry).collect::<Vec<_>>(), None).await.unwrap();
     }
@@ -205,7 +205,7 @@ async fn our_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Insta
 }
 
 async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> Vec<Duration> {
-    let (_folder, store, target) = open(address);
+    let (_folder, store, target) = open(address).await;
     let (stop, stopped) = watch::channel(false);
     let running = tokio::spawn(forward::run(store.clone(), vec![target], stopped));
     let mut times = Vec::new();

@@ -8,12 +8,14 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use crate::chain::ConfirmationState;
-use crate::db::{self, ChainRow, MailboxRow, Store, StoreReader};
+use crate::db::{self, ChainRow, MailboxRow, Store, StoreReader, StreamRow};
 use crate::heartbeat::Heartbeats;
-use crate::model::{DeliveryState, MailboxState, Outcome, Status, same_mailbox};
+use crate::model::{DeliveryState, MailboxState, Outcome, Status, StreamState, same_mailbox};
 
 /// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
+/// How long a stream may be unreachable before that is a problem.
+const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
 /// The text about a locked database.
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
     it); mails and deliveries wait until then";
@@ -25,6 +27,8 @@ pub struct Expected {
     pub mailboxes: Vec<WatchedMailbox>,
     /// The targets' names.
     pub targets: Vec<String>,
+    /// The names of the targets that are streams.
+    pub streams: Vec<String>,
     /// The chains' names.
     pub chains: Vec<String>,
     /// Whether the configuration has `[resmic]`.
@@ -57,6 +61,8 @@ pub struct Health {
     pub deliveries: BTreeMap<String, i64>,
     /// How many events have each state of confirmation.
     pub confirmations: BTreeMap<String, i64>,
+    /// The targets that are streams, after the daemon has begun to connect.
+    pub streams: Vec<StreamHealth>,
     /// The configured chains whose nodes have answered or failed.
     pub chains: Vec<ChainHealth>,
     /// Resmic's API; `null` without `[resmic]`.
@@ -81,6 +87,29 @@ pub struct Mailbox {
     pub last_seen_at: Option<String>,
     /// The last error.
     pub last_error: Option<String>,
+}
+
+/// A target that is a JetStream stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamHealth {
+    /// The target's name.
+    pub target: String,
+    /// The stream's name.
+    pub stream: String,
+    /// `connecting`, `connected` or `failed`.
+    pub state: StreamState,
+    /// The configured URLs, separated by commas.
+    pub servers: String,
+    /// The version of the server that was connected last.
+    pub version: Option<String>,
+    /// Why it cannot publish.
+    pub problems: Vec<String>,
+    /// What should be changed.
+    pub notes: Vec<String>,
+    /// How many deliveries the stream already had.
+    pub there_already: i64,
+    /// How many messages the stream had lost and got again.
+    pub refilled: i64,
 }
 
 /// A chain on which payments are confirmed.
@@ -167,6 +196,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         attention.push(format!("a long-running reader blocks WAL checkpoints, so the -wal file has grown by {mib} MiB: stop it (`fuser -v` on the database names it)"));
     }
     attention.extend(waiting(reader, expected)?);
+    let streams = streams(reader, expected, now, &mut attention)?;
     let chains = chains(reader, expected, now, &mut attention)?;
     let resmic = resmic(reader, expected, now, &mut attention)?;
     // Words without rows are counted as 0.
@@ -184,11 +214,47 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         events: counts(&statuses, reader.counts("events")?),
         deliveries: counts(&states, reader.counts("deliveries")?),
         confirmations: counts(&confirmed, reader.counts("confirmations")?),
+        streams,
         chains,
         resmic,
         attention,
         waits: room.is_some() || locked,
     })
+}
+
+/// The targets that are streams, and what is wrong with them. An unreachable server is a problem after half a minute, which is
+/// longer than a restart of the server or an election in its cluster takes.
+fn streams(
+    reader: &StoreReader,
+    expected: &Expected,
+    now: Timestamp,
+    attention: &mut Vec<String>,
+) -> db::Result<Vec<StreamHealth>> {
+    // Without streams, the table is not read.
+    if expected.streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut streams = Vec::new();
+    for row in reader.streams()?.into_iter().filter(|row| expected.streams.contains(&row.target)) {
+        let since = row.failing_since.as_deref().and_then(|since| since.parse::<Timestamp>().ok());
+        let is_late = since.is_some_and(|since| now.duration_since(since) > UNREACHABLE);
+        if row.needs_person || is_late {
+            attention.extend(row.problems.iter().map(|problem| format!("target {}: {problem}", row.target)));
+        }
+        let StreamRow { target, stream, state, servers, version, problems, notes, there_already, refilled, .. } = row;
+        streams.push(StreamHealth {
+            target,
+            stream,
+            state,
+            servers,
+            version,
+            problems,
+            notes,
+            there_already,
+            refilled,
+        });
+    }
+    Ok(streams)
 }
 
 /// The chains, and what is wrong with them. A node that throttles or does not answer is a problem only after events have
@@ -449,11 +515,22 @@ impl Health {
             events: none(),
             deliveries: none(),
             confirmations: none(),
+            streams: Vec::new(),
             chains: Vec::new(),
             resmic: None,
             attention: vec![why],
             waits: false,
         }
+    }
+
+    /// The names of the targets whose deliveries are attempted now. A stream that cannot be reached gets none.
+    #[must_use]
+    pub fn attempted_targets(&self, expected: &Expected) -> Vec<String> {
+        let is_connected = |name: &String| {
+            self.streams.iter().any(|stream| stream.target == *name && stream.state == StreamState::Connected)
+        };
+        let is_attempted = |name: &&String| !expected.streams.contains(name) || is_connected(name);
+        expected.targets.iter().filter(is_attempted).cloned().collect()
     }
 
     /// One line for `systemctl status`.

@@ -30,6 +30,7 @@ pub mod inquire;
 pub mod loopback;
 pub mod metrics;
 pub mod model;
+pub mod nats;
 pub mod payments;
 pub mod resmic;
 pub mod secret;

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -26,8 +27,8 @@ use tokio::task::JoinSet;
 use crate::db::{self, Store, StoreReader};
 use crate::health::{Expected, Health, own_health};
 use crate::heartbeat::Heartbeats;
-use crate::model::{DeliveryState, MailboxState};
-use crate::telemetry::{NodeRequests, PushLatency};
+use crate::model::{DeliveryState, MailboxState, StreamState};
+use crate::telemetry::{NodeRequests, PUBLISH_SECONDS, PushLatency};
 
 /// How many connections are served at the same time. Others wait.
 const CONNECTIONS: usize = 8;
@@ -139,6 +140,11 @@ struct ByState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByTarget {
+    target: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByChain {
     chain: String,
 }
@@ -169,6 +175,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     registry.register("events", "Events, by status", events);
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
+    streams(&mut registry, health);
     chains(&mut registry, health, &endpoint.node_requests);
     resmic(&mut registry, health);
     registry.register(
@@ -197,6 +204,26 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
     registry.register("deliveries", "Deliveries, by state", counts);
     registry.register("delivery_oldest_age_seconds", "Age of the oldest delivery in a state; 0 if there is none", ages);
     Ok(())
+}
+
+/// Without a stream among the targets, there is no metric of streams.
+fn streams(registry: &mut Registry, health: &Health) {
+    if health.streams.is_empty() {
+        return;
+    }
+    let connected = Family::<ByTarget, Gauge>::default();
+    let (there_already, refilled) = (Counter::<u64>::default(), Counter::<u64>::default());
+    for stream in &health.streams {
+        let label = ByTarget { target: stream.target.clone() };
+        connected.get_or_create(&label).set((stream.state == StreamState::Connected).into());
+        there_already.inc_by(u64::try_from(stream.there_already).unwrap_or(0));
+        refilled.inc_by(u64::try_from(stream.refilled).unwrap_or(0));
+    }
+    registry.register("nats_connected", "1 if the target can publish to its stream", connected);
+    registry.register("publish_seconds", "Time from a publish to its acknowledgement", PUBLISH_SECONDS.clone());
+    // The library adds `_total`.
+    registry.register("there_already", "Deliveries that the stream had before they were acknowledged", there_already);
+    registry.register("refilled", "Messages that the stream had lost and got again", refilled);
 }
 
 fn chains(registry: &mut Registry, health: &Health, requests: &NodeRequests) {

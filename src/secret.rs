@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// The folders from which the packaged unit loads credentials: unencrypted, and encrypted (systemd-creds(1)) with the ending
 /// of the file's name.
@@ -31,6 +31,32 @@ pub enum SecretSource {
     Env(String),
     /// The output of a program, which runs without a shell.
     Command(Vec<String>),
+}
+
+/// Parses the place of a secret. The library's error would quote a secret that was written here by mistake.
+///
+/// # Errors
+/// The error of the deserializer, without the value.
+pub fn deserialize_source<'de, D: Deserializer<'de>>(from: D) -> Result<SecretSource, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(
+        untagged,
+        expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
+                     a secret never stands in the configuration itself"
+    )]
+    enum SecretTable {
+        Source(SecretSource),
+    }
+    let SecretTable::Source(source) = SecretTable::deserialize(from)?;
+    Ok(source)
+}
+
+/// Does the same for a key that may be absent.
+///
+/// # Errors
+/// The error of the deserializer, without the value.
+pub fn deserialize_optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SecretSource>, D::Error> {
+    deserialize_source(from).map(Some)
 }
 
 /// Why a secret cannot be loaded. It names the place, never the value.

@@ -93,7 +93,7 @@ pub fn start(settings: &TelemetrySettings) -> Logging {
 }
 
 /// Libraries log from `warn` on, or from `debug` on at the level `trace`. async-imap's trace level would log the LOGIN command
-/// with the password.
+/// with the password. async-nats logs text of the server unchanged; the room `nats` logs what an operator needs.
 fn filter(log: LogLevel) -> Targets {
     let level = match log {
         LogLevel::Off => LevelFilter::OFF,
@@ -104,7 +104,10 @@ fn filter(log: LogLevel) -> Targets {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let others = level.min(if log == LogLevel::Trace { LevelFilter::DEBUG } else { LevelFilter::WARN });
-    Targets::new().with_default(others).with_target("resmic_mailhook", level)
+    Targets::new()
+        .with_default(others)
+        .with_target("async_nats", LevelFilter::OFF)
+        .with_target("resmic_mailhook", level)
 }
 
 fn lines(settings: &TelemetrySettings) -> Box<dyn Layer<Registry> + Send + Sync> {
@@ -186,6 +189,11 @@ impl NodeRequests {
         self.0.clone()
     }
 }
+
+/// How long acknowledged publishes to streams have taken, in seconds.
+pub static PUBLISH_SECONDS: std::sync::LazyLock<Histogram> = std::sync::LazyLock::new(|| {
+    Histogram::new([0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
+});
 
 /// The label of [`RESMIC_REQUESTS`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{WebPkiServerVerifier, verify_server_name};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
     self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -25,6 +26,17 @@ pub enum Error {
         /// What is wrong with the file.
         detail: String,
     },
+    /// A `client_certificate` cannot be used.
+    #[error("certificate in {path}: {detail}")]
+    ClientCertificate {
+        /// The file.
+        path: PathBuf,
+        /// The problem.
+        detail: String,
+    },
+    /// A `client_key` is no key, or belongs to another certificate. It says nothing about the value.
+    #[error("{0}")]
+    ClientKey(&'static str),
     /// The system has no root certificates, and none are configured.
     #[error("the system has no root certificates; install ca-certificates, or set ca_file")]
     NoRoots,
@@ -60,11 +72,52 @@ impl TlsClients {
     }
 }
 
+/// The certificate by which a server knows this program. `Debug` prints nothing of its key.
+pub struct ClientCertificate {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl std::fmt::Debug for ClientCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientCertificate").finish_non_exhaustive()
+    }
+}
+
+impl ClientCertificate {
+    /// Reads the PEM file `path` with the certificate and its intermediate ones. `key` is its key as PEM.
+    ///
+    /// # Errors
+    /// [`Error::ClientCertificate`] and [`Error::ClientKey`].
+    pub fn read(path: &Path, key: &SecretString) -> Result<Self, Error> {
+        let error = |detail: String| Error::ClientCertificate { path: path.to_owned(), detail };
+        let chain = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let chain = chain.map_err(|e| error(e.to_string()))?;
+        if chain.is_empty() {
+            return Err(error("it has no certificate; PEM is expected".into()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes());
+        let key = key.map_err(|_| Error::ClientKey("expected a private key as PEM, without a password"))?;
+        Ok(ClientCertificate { chain, key })
+    }
+}
+
 /// A client for TLS 1.2 and 1.3. It trusts the system's root certificates and those of the PEM file `extra`.
 ///
 /// # Errors
 /// [`Error`].
 pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
+    client_config_with(extra, None)
+}
+
+/// Does the same as [`client_config`], for a client that presents a certificate.
+///
+/// # Errors
+/// [`Error`].
+pub fn client_config_with(
+    extra: Option<&Path>,
+    certificate: Option<ClientCertificate>,
+) -> Result<Arc<ClientConfig>, Error> {
     let mut roots = RootCertStore::empty();
     // A root certificate that cannot be parsed is skipped. If none is left, the result is `Error::NoRoots`.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -76,8 +129,13 @@ pub fn client_config(extra: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier { standard, configured }))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier { standard, configured }));
+    let config = match certificate {
+        None => config.with_no_client_auth(),
+        Some(ClientCertificate { chain, key }) => config
+            .with_client_auth_cert(chain, key)
+            .map_err(|_| Error::ClientKey("this key belongs to another certificate, or its kind is not supported"))?,
+    };
     Ok(Arc::new(config))
 }
 

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 pub use prepare::{
-    Listener, Prepared, addresses, chains, forward_targets, login, prepare, resmic_client, rules, rules_with,
-    rules_without_account, store_settings,
+    Listener, Prepared, addresses, chains, forward_target, forward_targets, login, prepare, resmic_client, rules,
+    rules_with, rules_without_account, store_settings,
 };
 use supervisor::Supervisor;
 
@@ -152,6 +152,7 @@ pub fn expected(config: &Config) -> Expected {
     Expected {
         mailboxes: config.accounts.iter().flat_map(watched).collect(),
         targets: config.forwards.iter().map(|forward| forward.name.clone()).collect(),
+        streams: config.forwards.iter().filter(|f| f.nats.is_some()).map(|f| f.name.clone()).collect(),
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).map(|chain| chain.name).collect(),
         resmic: config.resmic.is_some(),
     }

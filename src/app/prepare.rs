@@ -222,11 +222,23 @@ async fn tokens(
 pub async fn forward_targets(config: &Config) -> anyhow::Result<Vec<forward::Target>> {
     let mut targets = Vec::new();
     for (n, settings) in config.forwards.iter().enumerate() {
-        let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
-        let target = forward::Target::new(settings.clone(), secret);
-        targets.push(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.message))?);
+        targets.push(forward_target(config, n, settings).await?);
     }
     Ok(targets)
+}
+
+/// The target at index `n` of the configuration, with its secrets.
+///
+/// # Errors
+/// A secret cannot be read or is invalid.
+pub async fn forward_target(
+    config: &Config,
+    n: usize,
+    settings: &forward::ForwardSettings,
+) -> anyhow::Result<forward::Target> {
+    let secret = config.secret(&format!("forward[{n}].secret"), &settings.secret).await?;
+    let target = forward::Target::load(settings.clone(), secret).await;
+    Ok(target.map_err(|wrong| config.wrong(&format!("forward[{n}].{}", wrong.key), wrong.message))?)
 }
 
 /// The chains with their nodes, which count their calls in `requests`. This function sends no request.

@@ -96,7 +96,8 @@ impl Supervisor {
     async fn check(&self) -> db::Result<(String, bool)> {
         let (reader, health) = health::own_health(&self.store, &self.expected, &self.heartbeats).await?;
         let since = Timestamp::now() - OUTBOX_TIMEOUT;
-        let moves = health.waits || !reader.outbox_stands_still(&self.expected.targets, &iso(since))?;
+        let targets = health.attempted_targets(&self.expected);
+        let moves = health.waits || !reader.outbox_stands_still(&targets, &iso(since))?;
         Ok((health.line(), moves))
     }
 }

@@ -119,7 +119,7 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: Option<MailsCommand>,
     },
-    /// List the deliveries; `deliveries retry` makes them due
+    /// List the deliveries; `deliveries retry` makes them due, `deliveries verify` compares streams with the database
     #[command(args_conflicts_with_subcommands = true)]
     Deliveries {
         /// Only deliveries in this state
@@ -359,6 +359,18 @@ pub(super) enum DeliveriesCommand {
         /// All dead deliveries
         #[arg(long)]
         dead: bool,
+    },
+    /// Compare the streams with the database: does each stream still have what it has acknowledged?
+    Verify {
+        /// Only this `[[forward]]`; it has the key nats
+        #[arg(long, value_name = "T")]
+        target: Option<String>,
+        /// Only events delivered since then: 30d for thirty days ago, 2025-03-05, 2025-03-05T03:36:00Z
+        #[arg(long, value_name = "D", value_parser = since)]
+        since: Option<jiff::Timestamp>,
+        /// Publish again what the stream has lost
+        #[arg(long)]
+        refill: bool,
     },
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
             print_results(&format!("domain {domain}"), each_line(trust::dns::check_domain(&resolver, domain).await))?;
     }
     for target in &targets {
-        all_ok &= print_results(&format!("target {}", target.name()), each_line(forward::probe(target).await))?;
+        all_ok &= print_results(&format!("target {}", target.name()), forward::probe(target).await)?;
     }
     for chain in &chains {
         all_ok &= print_results(&format!("chain {}", chain.chain.name), confirm::probe(chain).await)?;

@@ -132,6 +132,9 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Deliveries { command: Some(DeliveriesCommand::Retry { ids, dead }), .. } => {
             deliveries::retry(&config, ids, dead).await.map(done)
         }
+        Command::Deliveries { command: Some(DeliveriesCommand::Verify { target, since, refill }), .. } => {
+            deliveries::verify(&config, target.as_deref(), since, refill).await
+        }
         Command::Session { command: SessionCommand::Add(new) } => session::add(&config, new).await.map(done),
         Command::Session { command: SessionCommand::List { limit, json } } => {
             session::list(&config, limit, json).map(done)

@@ -10,7 +10,7 @@ use super::output::{self, cell, line};
 use crate::app;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, StoreReader};
-use crate::health::{self, ChainHealth, Health, Mailbox};
+use crate::health::{self, ChainHealth, Health, Mailbox, StreamHealth};
 use crate::model::MailboxState;
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
@@ -37,6 +37,10 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     if !health.mailboxes.is_empty() {
         line("")?;
         mailboxes(&health.mailboxes)?;
+    }
+    if !health.streams.is_empty() {
+        line("")?;
+        health.streams.iter().try_for_each(stream)?;
     }
     if !health.chains.is_empty() {
         line("")?;
@@ -66,6 +70,19 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line("\nnote: [trust] accept has \"none\": mails are trusted without proof; use it for tests only")?;
     }
     Ok(())
+}
+
+/// A line for each target that is a stream, and one for each note about it.
+fn stream(of: &StreamHealth) -> anyhow::Result<()> {
+    let version = of.version.as_ref().map_or(String::new(), |version| format!(", NATS {}", cell(Some(version))));
+    line(&format!(
+        "target {}: stream {} at {}{version}; {}",
+        cell(Some(&of.target)),
+        cell(Some(&of.stream)),
+        cell(Some(&of.servers)),
+        of.state
+    ))?;
+    of.notes.iter().try_for_each(|note| line(&format!("  note: {}", crate::model::printable(note, 400))))
 }
 
 /// A line for each chain.

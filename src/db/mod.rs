@@ -18,6 +18,7 @@ mod reader;
 mod resmic_api;
 mod schema;
 mod store;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -26,7 +27,8 @@ pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub use confirmations::{ChainRow, ConfirmationRow};
 pub(crate) use deliveries::holds;
 pub use deliveries::{
-    Claimed, ClaimedBatch, DeliveredConfirmation, FinishedAttempt, InFlight, NextStep, RetrySelection,
+    Claimed, ClaimedBatch, DeliveredConfirmation, DeliveredEvent, DeliveredPosition, FinishedAttempt, InFlight,
+    NextStep, OutboundEvent, Receipt, RetrySelection,
 };
 pub use disk::LOW_SPACE;
 pub use error::{Error, Result};
@@ -40,4 +42,5 @@ pub use reader::{DeliveryRow, EventQuery, EventRow, MailRow, MailboxRow, StoreRe
 pub(crate) use reader::{optional, where_clause};
 pub use resmic_api::ResmicBacklog;
 pub use store::{ResmicRules, Store, StoreSettings, TargetRules};
+pub use streams::{StreamChange, StreamRow};
 pub use writer::MAX_WAL_BACKLOG;

@@ -106,6 +106,8 @@ pub struct DeliveryRow {
     pub last_error: Option<String>,
     pub delivered_at: Option<String>,
     pub created_at: String,
+    /// Where a stream has the event; `None`: it was not delivered to a stream.
+    pub receipt: Option<String>,
 }
 
 /// A row of `mailboxes`.
@@ -482,6 +484,7 @@ fn delivery_row(row: &Row) -> rusqlite::Result<DeliveryRow> {
         last_error: row.get("last_error")?,
         delivered_at: row.get("delivered_at")?,
         created_at: row.get("created_at")?,
+        receipt: row.get("receipt")?,
     })
 }
 

@@ -1,7 +1,11 @@
-//! The loop: due deliveries → signed POST → recorded.
+//! The loop: due deliveries → signed POST, or a message in a stream → recorded.
 //!
-//! Each target has its own `worker`, so that a handler that hangs delays no other target.
+//! Each target has its own `worker`, so that a handler that hangs delays no other target. A target that is a JetStream stream is
+//! in `jetstream`.
 
+mod attempt;
+mod headers;
+mod jetstream;
 mod post;
 mod retry;
 mod settings;
@@ -12,7 +16,9 @@ mod worker;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-pub use settings::{Confirm, ForwardSettings, HttpPath, Unresolved};
+pub use jetstream::{Finding, FindingKind, Verification, verify};
+pub use settings::{Confirm, ForwardSettings, HttpPath, StreamName, SubjectPrefix, Unresolved};
+use target::TargetKind;
 pub use target::{Target, TargetError};
 use worker::{DeliveryWorker, STORE_PAUSE};
 
@@ -36,13 +42,17 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
         Ok(())
     });
     for target in targets {
-        if target.destination.is_cleartext_remote() {
+        if target.is_cleartext_remote() {
             tracing::warn!(
                 callback = target.name(),
-                "http to another machine: others on the network can read the events; use https"
+                "no TLS to another machine: others on the network can read the events; use https or tls"
             );
         }
-        workers.spawn(DeliveryWorker::new(store.clone(), target).run(shutdown.clone()));
+        let worker = DeliveryWorker::new(store.clone(), target.common);
+        match target.kind {
+            TargetKind::Handler(handler) => workers.spawn(worker.run(handler, shutdown.clone())),
+            TargetKind::Stream(stream) => workers.spawn(jetstream::run(worker, stream, shutdown.clone())),
+        };
     }
     while let Some(ended) = workers.join_next().await {
         match ended {
@@ -71,11 +81,14 @@ async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Resul
     }
 }
 
-/// Connects to the handler of a target, with the TLS handshake, and sends no request. Returns lines for the operator.
-///
-/// # Errors
-/// The reason why the connection failed, for the operator.
-pub async fn probe(target: &Target) -> Result<Vec<String>, String> {
-    let connected = post::check_connection(target).await;
-    connected.map(|()| vec![format!("{} can be reached; no event was sent", target.destination)])
+/// Connects to a target, with the TLS handshake, and sends it no event. Returns lines for the operator; an error is a line about
+/// something that must be corrected.
+pub async fn probe(target: &Target) -> Vec<Result<String, String>> {
+    match &target.kind {
+        TargetKind::Handler(handler) => {
+            let connected = post::check_connection(&target.common, handler).await;
+            vec![connected.map(|()| format!("{} can be reached; no event was sent", handler.destination))]
+        }
+        TargetKind::Stream(stream) => jetstream::probe(stream).await,
+    }
 }

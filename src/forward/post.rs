@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName};
 use hyper::{Method, Request, Response, StatusCode};
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
-use super::sign;
-use super::target::Target;
-use crate::db::{Claimed, DeliveredConfirmation};
+use super::headers::event_headers;
+use super::target::{CommonTarget, HandlerTarget};
+use crate::db::OutboundEvent;
 use crate::http::{self, ResponseHead, header_text};
 use crate::model::{NO_ANSWER, printable};
 
@@ -42,15 +42,20 @@ impl HandlerResponse {
     }
 }
 
-/// Posts an event to its target. `sent` is set before the first byte of the request is written.
-pub(super) async fn post(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> HandlerResponse {
+/// Posts an event to a handler. `sent` is set before the first byte of the request is written.
+pub(super) async fn post(
+    target: &CommonTarget,
+    handler: &HandlerTarget,
+    event: &OutboundEvent,
+    sent: &AtomicBool,
+) -> HandlerResponse {
     let deadline = Instant::now() + target.timeout;
-    let request = match request(target, claimed, Timestamp::now()) {
+    let request = match request(target, handler, event, Timestamp::now()) {
         Ok(request) => request,
         Err(e) => return HandlerResponse::without_status(format!("cannot create the request: {e}")),
     };
     let (head, mut received) = (ResponseHead::default(), None);
-    let ended = timeout_at(deadline, exchange(target, request, deadline, sent, &head, &mut received)).await;
+    let ended = timeout_at(deadline, exchange(handler, request, deadline, sent, &head, &mut received)).await;
     // A status is a response, even if the body takes too long or violates HTTP.
     received.or_else(|| recover_status(&head)).unwrap_or_else(|| {
         HandlerResponse::without_status(match ended {
@@ -61,48 +66,34 @@ pub(super) async fn post(target: &Target, claimed: &Claimed, sent: &AtomicBool) 
 }
 
 /// The request: the headers and the body of Resmic's webhook, and the headers that this program adds.
-fn request(target: &Target, claimed: &Claimed, now: Timestamp) -> hyper::http::Result<Request<Full<Bytes>>> {
-    let body = claimed.webhook.as_bytes();
-    let name = HeaderName::from_static;
+fn request(
+    target: &CommonTarget,
+    handler: &HandlerTarget,
+    event: &OutboundEvent,
+    now: Timestamp,
+) -> hyper::http::Result<Request<Full<Bytes>>> {
     let mut request = Request::builder()
         .method(Method::POST)
-        .uri(target.path.as_str())
-        .header(header::HOST, &target.host)
+        .uri(handler.path.as_str())
+        .header(header::HOST, &handler.host)
         .header(header::CONNECTION, "close")
         .header(header::USER_AGENT, concat!("resmic-mailhook/", env!("CARGO_PKG_VERSION")))
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(name("x-signature"), target.signer.resmic(body))
-        .header(name("idempotency-key"), &claimed.event_id)
-        .header(name("webhook-id"), &claimed.event_id);
-    if let Some(signature) = target.signer.standard(&claimed.event_id, now, body) {
-        request =
-            request.header(name("webhook-timestamp"), now.as_second()).header(name("webhook-signature"), signature);
+        .header(header::CONTENT_TYPE, "application/json");
+    for (name, value) in event_headers(&target.signer, event, now) {
+        request = request.header(name, value);
     }
-    if let Some(order_ref) = &claimed.order_ref {
-        request = request.header(name("x-mailhook-order-ref"), sign::header_text(order_ref));
-    }
-    if let Some(DeliveredConfirmation { state, received, arrival }) = &claimed.confirmation {
-        request = request.header(HeaderName::from_static("x-mailhook-chain"), state.as_str());
-        let arrived = received.iter().map(|value| ("x-mailhook-received", value));
-        for (name, value) in arrived.chain(arrival.iter().map(|value| ("x-mailhook-arrival", value))) {
-            // Symbols of tokens are visible ASCII, as the configuration requires.
-            if let Ok(value) = HeaderValue::from_str(value) {
-                request = request.header(HeaderName::from_static(name), value);
-            }
-        }
-    }
-    request.body(Full::new(Bytes::from(claimed.webhook.clone())))
+    request.body(Full::new(Bytes::from(event.webhook.clone())))
 }
 
 async fn exchange(
-    target: &Target,
+    handler: &HandlerTarget,
     request: Request<Full<Bytes>>,
     deadline: Instant,
     sent: &AtomicBool,
     head: &ResponseHead,
     received: &mut Option<HandlerResponse>,
 ) -> Result<(), String> {
-    let stream = head.record(target.destination.connect(deadline).await?);
+    let stream = head.record(handler.destination.connect(deadline).await?);
     sent.store(true, Ordering::Relaxed);
     http::exchange(stream, request, async |response| receive(response, received).await).await
 }
@@ -159,9 +150,9 @@ async fn read_body(mut body: Incoming, excerpt: &mut Vec<u8>) {
 }
 
 /// Connects to the handler and sends no request.
-pub(super) async fn check_connection(target: &Target) -> Result<(), String> {
+pub(super) async fn check_connection(target: &CommonTarget, handler: &HandlerTarget) -> Result<(), String> {
     let deadline = Instant::now() + target.timeout;
-    match timeout_at(deadline, target.destination.connect(deadline)).await {
+    match timeout_at(deadline, handler.destination.connect(deadline)).await {
         Ok(connected) => connected.map(drop),
         Err(_) => Err(format!("no connection within {}", crate::units::HumanDuration(target.timeout))),
     }

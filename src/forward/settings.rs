@@ -1,7 +1,7 @@
 //! `[[forward]]`: the settings of one target.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper::http::uri::PathAndQuery;
@@ -11,6 +11,7 @@ use crate::db;
 use crate::http::Url;
 use crate::loopback::is_loopback;
 use crate::model::Status;
+use crate::nats::{NatsSettings, NatsUrl};
 use crate::secret;
 use crate::units::HumanDuration;
 
@@ -20,15 +21,35 @@ use crate::units::HumanDuration;
 pub struct ForwardSettings {
     /// The target's name in the database and in the log.
     pub name: String,
-    /// The URL of the handler. Either this or `unix` is set.
+    /// The URL of the handler. One of this, `unix` and `nats` is set.
     pub url: Option<Url>,
-    /// The Unix socket of the handler. Either this or `url` is set.
+    /// The Unix socket of the handler.
     pub unix: Option<PathBuf>,
     /// With `unix`: the path of the request.
     pub path: Option<HttpPath>,
+    /// The servers of a NATS cluster, in place of a handler.
+    pub nats: Option<Vec<NatsUrl>>,
+    /// With `nats`: the stream's name.
+    pub stream: Option<StreamName>,
+    /// With `nats`: the beginning of each subject; the status and the event's id follow.
+    pub subject: Option<SubjectPrefix>,
+    /// With `nats`: the user's name.
+    pub user: Option<String>,
+    /// With `nats`: the user's password.
+    pub password: Option<secret::SecretSource>,
+    /// With `nats`: a token, in place of `user` and `password`.
+    #[serde(default, deserialize_with = "secret::deserialize_optional")]
+    pub token: Option<secret::SecretSource>,
+    /// With `nats`: a PEM file with a client certificate.
+    pub client_certificate: Option<PathBuf>,
+    /// With `nats`: the key of that certificate.
+    #[serde(default, deserialize_with = "secret::deserialize_optional")]
+    pub client_key: Option<secret::SecretSource>,
+    /// With `nats`: a PEM file with certificates that are trusted besides the system's roots.
+    pub ca_file: Option<PathBuf>,
     /// The secret that signs the requests.
     pub secret: secret::SecretSource,
-    /// Whether the handler may be on another machine.
+    /// Whether the handler, or a server that is reached without TLS, may be on another machine.
     #[serde(default)]
     pub allow_remote: bool,
     /// How long one attempt may take, from the lookup of the host to the response.
@@ -93,6 +114,48 @@ impl TryFrom<String> for HttpPath {
     }
 }
 
+/// The name of a stream. It stands in subjects and in a command for the operator's shell.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct StreamName(pub String);
+
+impl TryFrom<String> for StreamName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if is_token(&text) && text.len() <= MAX_STREAM_NAME {
+            return Ok(StreamName(text));
+        }
+        Err("expected the name of a stream, of letters, digits, - and _, for example \"RESMIC_EVENTS\"".into())
+    }
+}
+
+/// The beginning of subjects: tokens that are separated by dots.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SubjectPrefix(pub String);
+
+impl TryFrom<String> for SubjectPrefix {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        // The server sends answers on subjects below _INBOX.
+        if text.split('.').all(is_token) && text.len() <= MAX_PREFIX && !text.starts_with("_INBOX") {
+            return Ok(SubjectPrefix(text));
+        }
+        Err("expected the beginning of a subject: words of letters, digits, - and _, separated by dots, for example \
+             \"resmic.events\"; the status and the event's id are appended"
+            .into())
+    }
+}
+
+/// The longest name of a stream, and the longest prefix of subjects.
+const MAX_STREAM_NAME: usize = 200;
+const MAX_PREFIX: usize = 200;
+
+/// Whether a text can be one token of a subject. It has no character that NATS or a shell would interpret.
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
 fn default_timeout() -> HumanDuration {
     HumanDuration(Duration::from_secs(10))
 }
@@ -129,13 +192,74 @@ impl ForwardSettings {
     }
 
     fn check_address(&self) -> Checked {
+        if let Some(nats) = self.nats_settings() {
+            return self.check_stream(&nats);
+        }
+        let foreign = [
+            ("stream", self.stream.is_some()),
+            ("subject", self.subject.is_some()),
+            ("user", self.user.is_some()),
+            ("password", self.password.is_some()),
+            ("token", self.token.is_some()),
+            ("client_certificate", self.client_certificate.is_some()),
+            ("client_key", self.client_key.is_some()),
+            ("ca_file", self.ca_file.is_some()),
+        ];
+        if let Some((key, _)) = foreign.into_iter().find(|(_, is_set)| *is_set) {
+            return wrong(key, "belongs to `nats`, which is not set");
+        }
         match (&self.url, &self.unix) {
             (Some(_), Some(_)) => wrong("unix", "expected either `url` or `unix`, not both"),
-            (None, None) => wrong("url", "expected `url = \"http://…\"`, or `unix = \"/run/….sock\"`"),
+            (None, None) => {
+                wrong("url", "expected `url = \"http://…\"`, `unix = \"/run/….sock\"`, or `nats = [\"tls://…\"]`")
+            }
             (Some(_), None) if self.path.is_some() => wrong("path", "belongs to `unix`; a URL contains its path"),
             (Some(url), None) => self.check_host(url),
             (None, Some(socket)) if !socket.is_absolute() => wrong("unix", "expected an absolute path"),
             (None, Some(_)) => Ok(()),
+        }
+    }
+
+    fn check_stream(&self, nats: &NatsSettings) -> Checked {
+        let foreign = [("url", self.url.is_some()), ("unix", self.unix.is_some()), ("path", self.path.is_some())];
+        if let Some((key, _)) = foreign.into_iter().find(|(_, is_set)| *is_set) {
+            return wrong(key, "expected one of `url`, `unix` and `nats`");
+        }
+        if self.stream.is_none() {
+            return wrong("stream", "expected the name of a stream with `nats`, for example \"RESMIC_EVENTS\"");
+        }
+        if self.subject.is_none() {
+            return wrong(
+                "subject",
+                "expected the beginning of the subjects with `nats`, for example \"resmic.events\"",
+            );
+        }
+        nats.check()
+    }
+
+    /// The servers and the login, if the target is a stream.
+    #[must_use]
+    pub fn nats_settings(&self) -> Option<NatsSettings> {
+        Some(NatsSettings {
+            servers: self.nats.clone()?,
+            allow_remote: self.allow_remote,
+            user: self.user.clone(),
+            password: self.password.clone(),
+            token: self.token.clone(),
+            client_certificate: self.client_certificate.clone(),
+            client_key: self.client_key.clone(),
+            ca_file: self.ca_file.clone(),
+        })
+    }
+
+    /// Resolves relative paths against the folder `base`.
+    pub fn resolve(&mut self, base: &Path) {
+        for file in [&mut self.client_certificate, &mut self.ca_file].into_iter().flatten() {
+            *file = base.join(&*file);
+        }
+        let optional = [&mut self.password, &mut self.token, &mut self.client_key];
+        for secret in optional.into_iter().flatten().chain([&mut self.secret]) {
+            secret.resolve_path(base);
         }
     }
 
@@ -216,5 +340,33 @@ mod tests {
             assert!(error.contains(expected), "{table}: {error}");
         }
         assert!(parse("url = \"http://127.0.0.1/\"\nname = \"shop\"").unwrap_err().contains("secret"));
+    }
+
+    #[test]
+    fn streams_have_a_name_and_a_subject() {
+        const STREAM: &str = "nats = [\"tls://n1.example\"]\nstream = \"PAID\"\nsubject = \"shop.paid\"";
+        let settings = parse(&format!("{STREAM}{REST}")).unwrap();
+        assert_eq!(settings.nats_settings().unwrap().servers[0].to_string(), "tls://n1.example:4222");
+        for (table, expected) in [
+            ("nats = [\"tls://n1.example\"]\nsubject = \"x\"", "stream: expected the name"),
+            ("nats = [\"tls://n1.example\"]\nstream = \"X\"", "subject: expected the beginning"),
+            ("nats = []\nstream = \"X\"\nsubject = \"x\"", "nats: expected at least one"),
+            ("nats = [\"nats://10.0.0.1\"]\nstream = \"X\"\nsubject = \"x\"", "nats: 10.0.0.1 is not a loopback"),
+            (&format!("{STREAM}\nurl = \"http://127.0.0.1/\""), "url: expected one of"),
+            (&format!("{STREAM}\npath = \"/x\""), "path: expected one of"),
+            (&format!("{STREAM}\nuser = \"me\""), "user: expected a `password`"),
+            ("url = \"http://127.0.0.1/\"\nstream = \"X\"", "stream: belongs to `nats`"),
+            ("url = \"http://127.0.0.1/\"\ntoken = { env = \"T\" }", "token: belongs to `nats`"),
+            (&format!("{STREAM}\ntoken = \"s3cret\""), "never stands in the configuration"),
+        ] {
+            let error = parse(&format!("{table}{REST}")).unwrap_err();
+            assert!(error.contains(expected) && !error.contains("s3cret"), "{table}: {error}");
+        }
+        for name in ["", "a b", "a.b", "a*", ">", "$(x)", "é"] {
+            assert!(StreamName::try_from(name.to_owned()).is_err(), "{name}");
+        }
+        for prefix in ["", ".", "a.", "a..b", "a.*", "a.>", "_INBOX.x", "$JS.x", "a b"] {
+            assert!(SubjectPrefix::try_from(prefix.to_owned()).is_err(), "{prefix}");
+        }
     }
 }

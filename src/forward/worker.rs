@@ -13,13 +13,15 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::target::Target;
-use super::{post, retry};
-use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
+use super::attempt::{AttemptEnd, Failure, RetryRule, after_panic};
+use super::jetstream::StreamSession;
+use super::post::{self, HandlerResponse};
+use super::target::{CommonTarget, HandlerTarget};
+use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, Store};
 use crate::model::AttemptResult;
 
-/// How many requests to one handler may be open at the same time.
-const CONCURRENCY: usize = 16;
+/// How many requests to one target may be open at the same time.
+pub(super) const CONCURRENCY: usize = 16;
 
 /// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
 const GRACE: Duration = Duration::from_secs(3);
@@ -31,14 +33,40 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// Sends the deliveries of one target.
 pub(super) struct DeliveryWorker {
-    store: Store,
-    target: Arc<Target>,
+    pub(super) store: Store,
+    pub(super) target: Arc<CommonTarget>,
     requests: JoinSet<FinishedAttempt>,
     in_flight: HashMap<Id, RunningAttempt>,
     /// Attempts that have ended and are not recorded yet.
     ended: Vec<FinishedAttempt>,
     /// The wall clock at the last call of the store.
     clock: Option<Timestamp>,
+}
+
+/// The way by which attempts reach their target.
+#[derive(Clone)]
+pub(super) enum Route {
+    Handler(Arc<HandlerTarget>),
+    /// A session with a stream. It ends when the connection is lost.
+    Stream(Arc<StreamSession>),
+}
+
+impl Route {
+    /// How many attempts may run at the same time. None after the session has ended.
+    fn concurrency(&self) -> usize {
+        match self {
+            Route::Handler(_) => CONCURRENCY,
+            Route::Stream(session) => session.concurrency(),
+        }
+    }
+
+    /// Returns when no attempt can reach the target by this way.
+    async fn ended(&self) {
+        match self {
+            Route::Handler(_) => std::future::pending().await,
+            Route::Stream(session) => session.ended().await,
+        }
+    }
 }
 
 /// An attempt whose task runs.
@@ -49,8 +77,7 @@ struct RunningAttempt {
 }
 
 impl DeliveryWorker {
-    pub(super) fn new(store: Store, target: Target) -> Self {
-        let target = Arc::new(target);
+    pub(super) fn new(store: Store, target: Arc<CommonTarget>) -> Self {
         DeliveryWorker {
             store,
             target,
@@ -61,38 +88,61 @@ impl DeliveryWorker {
         }
     }
 
-    /// Delivers until `shutdown`.
+    /// Delivers to a handler until `shutdown`.
     ///
     /// # Errors
     /// [`db::Error::Stopped`]: the database writer has ended.
-    pub(super) async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
+    pub(super) async fn run(
+        mut self,
+        handler: Arc<HandlerTarget>,
+        mut shutdown: watch::Receiver<bool>,
+    ) -> db::Result<()> {
+        self.deliver(&Route::Handler(handler), &mut shutdown).await?;
+        self.stop().await
+    }
+
+    /// Delivers until `shutdown`, or until the way to the target has ended.
+    ///
+    /// # Errors
+    /// [`db::Error::Stopped`]: the database writer has ended.
+    pub(super) async fn deliver(&mut self, route: &Route, shutdown: &mut watch::Receiver<bool>) -> db::Result<()> {
         let mut outbox = self.store.watch_outbox();
+        let ended = route.ended();
+        tokio::pin!(ended);
         while !*shutdown.borrow() {
             outbox.mark_unchanged();
-            let wake_at = self.record_and_send().await?;
+            let wake_at = self.record_and_send(route).await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.collect_ended(ended),
                 changed = outbox.changed() => changed.map_err(|_| db::Error::Stopped)?,
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 changed = shutdown.changed() => if changed.is_err() { break },
+                () = &mut ended => break,
             }
         }
-        self.stop().await
+        Ok(())
     }
 
     /// Records ended attempts, claims due deliveries and sends them. Returns when the next delivery is due.
-    async fn record_and_send(&mut self) -> db::Result<Option<Instant>> {
-        let free = CONCURRENCY.saturating_sub(self.in_flight.len());
+    async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
+        let free = route.concurrency().saturating_sub(self.in_flight.len());
         match self.record_and_claim(free).await {
             Ok(batch) => {
+                if let Route::Stream(session) = route
+                    && free > 0
+                    && batch.claimed.is_empty()
+                    && self.in_flight.is_empty()
+                {
+                    session.note_idle();
+                }
                 for claimed in batch.claimed {
-                    self.send(claimed);
+                    self.send(route.clone(), claimed);
                 }
                 Ok(batch.next_due.map(instant))
             }
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
             Err(error) => {
-                tracing::error!(callback = self.target.name(), %error, "cannot use the outbox; trying again");
+                tracing::error!(callback = self.target.name, %error, "cannot use the outbox; trying again");
                 Ok(Some(Instant::now() + STORE_PAUSE))
             }
         }
@@ -102,25 +152,25 @@ impl DeliveryWorker {
         let clock = Timestamp::now();
         // At the start, too: the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
-            self.store.requeue_after_clock_change(self.target.name()).await?;
+            self.store.requeue_after_clock_change(&self.target.name).await?;
         }
         self.clock = Some(clock);
         let in_flight = self.in_flight.values();
         let in_flight = in_flight
             .map(|RunningAttempt { claimed, .. }| InFlight {
                 delivery_id: claimed.delivery_id,
-                session_id: claimed.session_id.clone(),
+                session_id: claimed.event.session_id.clone(),
             })
             .collect();
-        let batch = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, free).await?;
+        let batch = self.store.record_and_claim(&self.target.name, self.ended.clone(), in_flight, free).await?;
         self.ended.clear();
         Ok(batch)
     }
 
-    fn send(&mut self, claimed: Claimed) {
+    fn send(&mut self, route: Route, claimed: Claimed) {
         let (target, request, sent) = (self.target.clone(), claimed.clone(), Arc::<AtomicBool>::default());
         let is_sent = sent.clone();
-        let handle = self.requests.spawn(async move { attempt(&target, &request, &is_sent).await });
+        let handle = self.requests.spawn(async move { attempt(&target, &route, &request, &is_sent).await });
         self.in_flight.insert(handle.id(), RunningAttempt { claimed, sent });
     }
 
@@ -131,19 +181,37 @@ impl DeliveryWorker {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
             match (ended, self.in_flight.remove(&id)) {
                 (Ok((_, finished)), _) => self.ended.push(finished),
-                (Err(_), Some(running)) => self.ended.push(after_panic(&self.target, &running)),
+                (Err(_), Some(RunningAttempt { claimed, sent })) => {
+                    self.ended.push(after_panic(&self.target, &claimed, sent.load(Ordering::Relaxed)));
+                }
                 (Err(_), None) => {}
             }
             next = self.requests.try_join_next_with_id();
         }
     }
 
-    /// Waits up to [`GRACE`] for open requests, and records the results.
-    async fn stop(mut self) -> db::Result<()> {
+    /// Waits up to [`GRACE`] for open requests. Their results are recorded with the next claim.
+    pub(super) async fn wait_for_requests(&mut self) {
         let deadline = Instant::now() + GRACE;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
             self.collect_ended(ended);
         }
+    }
+
+    /// Records the attempts that have ended.
+    ///
+    /// # Errors
+    /// [`db::Error::Stopped`]: the database writer has ended. Other errors are tried again with the next claim.
+    pub(super) async fn record_ended(&mut self) -> db::Result<()> {
+        match self.record_and_claim(0).await {
+            Err(db::Error::Stopped) => Err(db::Error::Stopped),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits up to [`GRACE`] for open requests, and records the results.
+    pub(super) async fn stop(mut self) -> db::Result<()> {
+        self.wait_for_requests().await;
         self.requests.abort_all();
         self.record_and_claim(0).await.map(drop)
     }
@@ -158,89 +226,33 @@ fn instant(at: Timestamp) -> Instant {
 }
 
 /// Makes one attempt. The result contains the next step for the delivery.
-async fn attempt(target: &Target, claimed: &Claimed, sent: &AtomicBool) -> FinishedAttempt {
+async fn attempt(target: &CommonTarget, route: &Route, claimed: &Claimed, sent: &AtomicBool) -> FinishedAttempt {
     let (began, at) = (Instant::now(), Timestamp::now());
-    let response = post::post(target, claimed, sent).await;
-    let took = began.elapsed();
-    let result = match (response.status, &response.error) {
-        (_, None) => AttemptResult::Accepted,
-        (Some(_), Some(_)) => AttemptResult::Rejected,
-        (None, Some(_)) if sent.load(Ordering::Relaxed) => AttemptResult::NoResponse,
-        (None, Some(_)) => AttemptResult::NotSent,
+    let end = match route {
+        Route::Handler(handler) => evaluate(post::post(target, handler, &claimed.event, sent).await, sent),
+        Route::Stream(session) => session.deliver(target, &claimed.event, sent).await,
     };
-    let next_step = match response.error {
-        None => NextStep::Delivered,
-        Some(error) => {
-            let now = retry::ended(at, took, Timestamp::now());
-            after_failure(target, claimed, now, error, response.retry_after)
-        }
+    end.finish(target, claimed, at, began.elapsed())
+}
+
+/// The end of an attempt with this response of a handler.
+fn evaluate(response: HandlerResponse, sent: &AtomicBool) -> AttemptEnd {
+    let HandlerResponse { status, error, retry_after } = response;
+    let Some(error) = error else { return AttemptEnd::Accepted(status) };
+    let result = match status {
+        Some(_) => AttemptResult::Rejected,
+        None if sent.load(Ordering::Relaxed) => AttemptResult::NoResponse,
+        None => AttemptResult::NotSent,
     };
-    log_attempt(target, claimed, response.status, took, &next_step);
-    FinishedAttempt {
-        delivery_id: claimed.delivery_id,
-        attempt: claimed.attempt,
-        result,
-        status: response.status,
-        took,
-        next_step,
-    }
-}
-
-fn after_failure(
-    target: &Target,
-    claimed: &Claimed,
-    now: Timestamp,
-    error: String,
-    retry_after: Option<Duration>,
-) -> NextStep {
-    let last = retry::later(claimed.first_attempt_at, target.give_up_after);
-    match retry::next(now, retry::pause(claimed.attempt), retry_after, last) {
-        Some(at) => NextStep::RetryAt(error, at),
-        None => {
-            let after = crate::units::HumanDuration(target.give_up_after);
-            NextStep::GiveUp(format!("given up after {after} and {} attempts; the last: {error}", claimed.attempt))
-        }
-    }
-}
-
-/// The result of an attempt whose task panicked. The handler may have the event if the request was sent.
-fn after_panic(target: &Target, running: &RunningAttempt) -> FinishedAttempt {
-    let RunningAttempt { claimed, sent } = running;
-    let result = if sent.load(Ordering::Relaxed) { AttemptResult::Interrupted } else { AttemptResult::NotSent };
-    let next_step = after_failure(target, claimed, Timestamp::now(), "internal error during the attempt".into(), None);
-    FinishedAttempt {
-        delivery_id: claimed.delivery_id,
-        attempt: claimed.attempt,
-        result,
-        status: None,
-        took: Duration::ZERO,
-        next_step,
-    }
-}
-
-fn log_attempt(target: &Target, claimed: &Claimed, status: Option<u16>, took: Duration, next_step: &NextStep) {
-    // Names of journal fields are an interface.
-    let (callback, attempt) = (target.name(), claimed.attempt);
-    let (event_id, session_id) = (claimed.event_id.as_str(), claimed.session_id.as_deref());
-    let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-    match next_step {
-        NextStep::Delivered => {
-            tracing::info!(callback, event_id, session_id, attempt, status, millis, "delivered");
-        }
-        NextStep::RetryAt(error, at) => {
-            let again = at.to_string();
-            tracing::warn!(callback, event_id, session_id, attempt, status, millis, %error, again, "not delivered yet");
-        }
-        NextStep::GiveUp(error) => {
-            tracing::error!(callback, event_id, session_id, attempt, status, millis, %error, "delivery is dead");
-        }
-    }
+    AttemptEnd::Failed(Failure { result, status, error, retry: RetryRule::Counted(retry_after) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Matching;
+    use crate::db::OutboundEvent;
+    use crate::forward::Target;
+    use crate::model::{Matching, Status};
 
     #[tokio::test]
     async fn a_panic_after_the_request_is_interrupted() {
@@ -254,20 +266,20 @@ mod tests {
             resmic: None,
         };
         let store = Store::open(settings).unwrap();
-        let claimed = Claimed {
-            delivery_id: 1,
-            attempt: 1,
-            first_attempt_at: Timestamp::now(),
+        let event = OutboundEvent {
             event_id: "e".into(),
+            status: Status::Failed,
             session_id: None,
             order_ref: None,
+            account: None,
             webhook: "{}".into(),
             confirmation: None,
         };
+        let claimed = Claimed { delivery_id: 1, attempt: 1, first_attempt_at: Timestamp::now(), event };
         for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
             let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";
-            let target = Target::new(toml::from_str(settings).unwrap(), "secret".into()).unwrap();
-            let mut worker = DeliveryWorker::new(store.clone(), target);
+            let target = Target::load(toml::from_str(settings).unwrap(), "secret".into()).await.unwrap();
+            let mut worker = DeliveryWorker::new(store.clone(), target.common);
             let handle = worker.requests.spawn(async { panic!("this test panics on purpose") });
             let running = RunningAttempt { claimed: claimed.clone(), sent: Arc::new(AtomicBool::new(sent)) };
             worker.in_flight.insert(handle.id(), running);

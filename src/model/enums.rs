@@ -157,3 +157,15 @@ pub enum MailboxState {
 }
 string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing => "syncing", Idle => "idle",
     Polling => "polling", Failed => "failed");
+
+/// The state of a target that is a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamState {
+    /// The daemon connects, or publishes the last events again.
+    Connecting,
+    /// The target can publish.
+    Connected,
+    /// No server can be reached, or the stream must not be used.
+    Failed,
+}
+string_enum!(StreamState, "stream state", Connecting => "connecting", Connected => "connected", Failed => "failed");

@@ -11,7 +11,9 @@ mod matching;
 mod normalize;
 
 pub(crate) use enums::string_enum;
-pub use enums::{AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, Trust};
+pub use enums::{
+    AttemptResult, DeliveryState, MailboxState, NO_ANSWER, Outcome, ReasonCode, Status, StreamState, Trust,
+};
 pub use event::{Event, PaymentDetails};
 pub use mail::{
     Authenticity, Availability, Envelope, Examined, Judgement, Origin, RawMail, Reason, SignedHeaders, StartBoundary,

@@ -17,10 +17,10 @@ const MOST_REQUESTS: u32 = 600;
 #[serde(deny_unknown_fields)]
 pub struct ResmicSettings {
     /// The merchant's API key.
-    #[serde(deserialize_with = "secret_source")]
+    #[serde(deserialize_with = "secret::deserialize_source")]
     pub api_key: secret::SecretSource,
     /// The merchant's user id at Resmic.
-    #[serde(deserialize_with = "secret_source")]
+    #[serde(deserialize_with = "secret::deserialize_source")]
     pub user_id: secret::SecretSource,
     /// The URL of the API: https, or http on this machine. Its path is a prefix of the path of every request.
     #[serde(default = "hosted", deserialize_with = "url")]
@@ -31,21 +31,6 @@ pub struct ResmicSettings {
     /// Whether a completed event is delivered only when Resmic reports its session as `Completed`.
     #[serde(default)]
     pub require: bool,
-}
-
-/// Parses the place of a secret. The library's error would quote a key that was written here by mistake.
-fn secret_source<'de, D: Deserializer<'de>>(from: D) -> Result<secret::SecretSource, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(
-        untagged,
-        expecting = "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
-                     a secret never stands in the configuration itself"
-    )]
-    enum TokenTable {
-        Secret(secret::SecretSource),
-    }
-    let TokenTable::Secret(source) = TokenTable::deserialize(from)?;
-    Ok(source)
 }
 
 fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Url, D::Error> {

@@ -169,6 +169,13 @@ fn json_keys_and_types_match_the_documentation() {
     fs::write(&file, fs::read_to_string(&file).unwrap() + chain).unwrap();
     let status = printed(&["status", "--json"]);
     compare("The chains of status --json", status["chains"][0].as_object().unwrap());
+    let stream = "INSERT INTO streams (target, stream, state, servers, changed_at) VALUES ('stream', 'PAID', 'connecting', 'x', 'now')";
+    sqlite.execute(stream, []).unwrap();
+    let nats = "[[forward]]\nname = \"stream\"\nnats = [\"nats://127.0.0.1:1\"]\nstream = \"PAID\"\nsubject = \"shop.paid\"\n\
+        secret = { env = \"MAILHOOK_SECRET\" }\n";
+    fs::write(&file, fs::read_to_string(&file).unwrap() + nats).unwrap();
+    let status = printed(&["status", "--json"]);
+    compare("The streams of status --json", status["streams"][0].as_object().unwrap());
     // No API answers, and the keys are the same.
     let resmic = "[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = { command = [\"echo\", \"key\"] }\n\
         user_id = { command = [\"echo\", \"user\"] }\n";

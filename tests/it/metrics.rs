@@ -104,17 +104,22 @@ fn node_requests_survive_a_reload() {
     assert_eq!(daemon.end(), Some(0));
 }
 
+/// A target whose server does not exist.
+const UNREACHABLE_STREAM: &str = "[[forward]]\nname = \"stream\"\nnats = [\"nats://127.0.0.1:1\"]\nstream = \"PAID\"\n\
+    subject = \"shop.paid\"\nsecret = { env = \"MAILHOOK_SECRET\" }\n";
+
 #[test]
 fn dashboard_and_alerts_use_existing_metrics() {
     let dovecot = Dovecot::start();
     let node = sepolia();
     let chain = format!(
         "{}[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = {{ command = [\"echo\", \"key\"] }}\n\
-         user_id = {{ command = [\"echo\", \"user\"] }}\n",
+         user_id = {{ command = [\"echo\", \"user\"] }}\n{UNREACHABLE_STREAM}",
         chain_of(&node)
     );
     let (home, daemon, port) = watching_with(&dovecot, &chain);
     home.until("SELECT final_lag_s FROM chains", "64", SOON);
+    home.until("SELECT state FROM streams", "failed", SOON);
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");

@@ -5,6 +5,7 @@
 //! the later ones. A `held` or `dead` delivery does not block them.
 
 pub(crate) mod holds;
+mod in_streams;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +16,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, parse_time, word};
-use crate::model::{AttemptResult, DeliveryState, iso};
+use crate::model::{AttemptResult, DeliveryState, Status, iso};
+
+pub use in_streams::{DeliveredEvent, DeliveredPosition, Receipt};
 
 /// The error in an attempt's row until its end is recorded.
 const NO_END: &str = "the program stopped during this attempt, so its result is unknown";
@@ -30,12 +33,23 @@ pub struct Claimed {
     /// The first attempt since the delivery last became pending, moved later by the time in which it could not be
     /// tried.
     pub first_attempt_at: Timestamp,
+    /// The event.
+    pub event: OutboundEvent,
+}
+
+/// An event in the form in which targets get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboundEvent {
     /// The event's id.
     pub event_id: String,
-    /// The event's session.
+    /// Its status.
+    pub status: Status,
+    /// Its session.
     pub session_id: Option<String>,
     /// The merchant's order reference.
     pub order_ref: Option<String>,
+    /// The account of the mail that reported it. `None`: no mail did.
+    pub account: Option<String>,
     /// The body, byte for byte.
     pub webhook: String,
     /// The confirmation of the event by its chain. `None`: it needs none.
@@ -75,8 +89,12 @@ pub struct FinishedAttempt {
 pub enum NextStep {
     /// The handler accepted it.
     Delivered,
+    /// A stream has it.
+    Stored(Receipt),
     /// It is retried at this time; the text is the error.
     RetryAt(String, Timestamp),
+    /// The same, and `give_up_after` starts over, because the target could not be reached.
+    RetryUncounted(String, Timestamp),
     /// It becomes `dead`; the text is the error.
     GiveUp(String),
 }
@@ -162,17 +180,28 @@ impl Store {
     }
 }
 
+/// The columns of an [`OutboundEvent`], and the tables that they are read from.
+macro_rules! event_columns {
+    () => {
+        "e.event_id, e.status, e.session_id, e.order_ref, e.webhook, c.state AS confirmation,
+         c.received || ' ' || c.received_token AS received, c.arrival,
+         (SELECT m.account FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS account
+       FROM deliveries d JOIN events e ON e.event_id = d.event_id LEFT JOIN confirmations c ON c.event_id = d.event_id"
+    };
+}
+use event_columns;
+
 /// The due deliveries of a target, oldest first, without those that an earlier pending delivery of their session
 /// blocks.
-const DUE: &str = "
-    SELECT d.id, d.attempts, d.first_attempt_at, d.event_id, e.session_id, e.order_ref, e.webhook, d.next_attempt_at,
-           c.state, c.received || ' ' || c.received_token, c.arrival
-    FROM deliveries d JOIN events e ON e.event_id = d.event_id LEFT JOIN confirmations c ON c.event_id = d.event_id
-    WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
+const DUE: &str = concat!(
+    "SELECT d.id, d.attempts, d.first_attempt_at, d.next_attempt_at, ",
+    event_columns!(),
+    " WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
       AND NOT EXISTS (
         SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
         WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
-    ORDER BY d.next_attempt_at, d.id LIMIT ?3";
+    ORDER BY d.next_attempt_at, d.id LIMIT ?3"
+);
 
 /// The next time at which a delivery becomes due. Deliveries that are due already wait for an attempt that is being
 /// made.
@@ -227,26 +256,35 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
 }
 
 fn read_claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
-    let (first, due) = (parse_time(row.get(2)?), parse_time(row.get(7)?));
+    let (first, due) = (parse_time(row.get("first_attempt_at")?), parse_time(row.get("next_attempt_at")?));
     Ok(Claimed {
-        delivery_id: row.get(0)?,
-        attempt: row.get::<_, i64>(1)? + 1,
+        delivery_id: row.get("id")?,
+        attempt: row.get::<_, i64>("attempts")? + 1,
         first_attempt_at: first.map_or(at, |first| retry_period_start(first, due.unwrap_or(at), at)),
-        event_id: row.get(3)?,
-        session_id: row.get(4)?,
-        order_ref: row.get(5)?,
-        webhook: row.get(6)?,
+        event: read_event(row)?,
+    })
+}
+
+/// Reads the columns of [`event_columns`].
+fn read_event(row: &Row) -> rusqlite::Result<OutboundEvent> {
+    Ok(OutboundEvent {
+        event_id: row.get("event_id")?,
+        status: word(row, "status")?,
+        session_id: row.get("session_id")?,
+        order_ref: row.get("order_ref")?,
+        account: row.get("account")?,
+        webhook: row.get("webhook")?,
         confirmation: read_confirmation(row)?,
     })
 }
 
 fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
-    let state: Option<String> = row.get(8)?;
+    let state: Option<String> = row.get("confirmation")?;
     let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
     // While it waits for contradicting mails, the arrival is not confirmed yet.
     let is_confirmed = state == ConfirmationState::Confirmed;
     let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
-    Ok(Some(DeliveredConfirmation { state, received: value(9)?, arrival: value(10)? }))
+    Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
 }
 
 /// An attempt that is later than this shows that the program or the machine was off. A slow handler delays others by
@@ -265,7 +303,11 @@ fn retry_period_start(first: Timestamp, due: Timestamp, now: Timestamp) -> Times
 /// A delivery whose event got its session late may have a lower id than one of that session in flight.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
-        || flight.session_id.as_ref().zip(delivery.session_id.as_ref()).is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+        || flight
+            .session_id
+            .as_ref()
+            .zip(delivery.event.session_id.as_ref())
+            .is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
 }
 
 fn count_attempt(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
@@ -287,22 +329,33 @@ fn record_attempt(tx: &Connection, target: &str, attempted: &FinishedAttempt) ->
     let FinishedAttempt { delivery_id: id, status, next_step, .. } = attempted;
     let at = current_time();
     let (error, followers) = match next_step {
-        NextStep::Delivered => {
+        NextStep::Delivered | NextStep::Stored(_) => {
             // In any state: the handler has the event.
             tx.prepare_cached(
                 "UPDATE OR FAIL deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
             )?
             .execute(params![id, at, status])?;
+            if let NextStep::Stored(receipt) = next_step {
+                in_streams::record_receipt(tx, target, *id, receipt)?;
+            }
             (None, at)
         }
         // A person has retried it meanwhile: the period starts now.
-        NextStep::RetryAt(error, _) | NextStep::GiveUp(error) if was_made_due(tx, *id)? => {
+        NextStep::RetryAt(error, _) | NextStep::RetryUncounted(error, _) | NextStep::GiveUp(error)
+            if was_made_due(tx, *id)? =>
+        {
             set_failed(tx, attempted, error, DeliveryState::Pending, Some(&at))?;
             (Some(error), at)
         }
         NextStep::RetryAt(error, next) => {
             set_failed(tx, attempted, error, DeliveryState::Pending, Some(&iso(*next)))?;
+            (Some(error), iso(*next))
+        }
+        NextStep::RetryUncounted(error, next) => {
+            set_failed(tx, attempted, error, DeliveryState::Pending, Some(&iso(*next)))?;
+            let sql = "UPDATE deliveries SET first_attempt_at = NULL WHERE id = ?1 AND state = 'pending'";
+            tx.prepare_cached(sql)?.execute(params![id])?;
             (Some(error), iso(*next))
         }
         NextStep::GiveUp(error) => {
@@ -353,7 +406,8 @@ fn move_followers(tx: &Connection, target: &str, attempted: &FinishedAttempt, at
         .query_row(params![attempted.delivery_id], |row| row.get(0))
         .optional()?;
     let Some(session) = session.flatten() else { return Ok(()) };
-    let sql = if matches!(attempted.next_step, NextStep::RetryAt(..)) { FOLLOWERS_WAIT } else { FOLLOWERS_GO };
+    let is_retried = matches!(attempted.next_step, NextStep::RetryAt(..) | NextStep::RetryUncounted(..));
+    let sql = if is_retried { FOLLOWERS_WAIT } else { FOLLOWERS_GO };
     tx.prepare_cached(sql)?.execute(params![target, attempted.delivery_id, at, session])?;
     Ok(())
 }

@@ -99,10 +99,12 @@ CREATE TABLE deliveries (
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
   first_attempt_at TEXT,                       -- the first attempt since it last became pending; give_up_after counts from here
+  receipt         TEXT,                        -- where a stream has it: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
+CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
 
 -- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
 CREATE TABLE attempts (
@@ -119,6 +121,22 @@ CREATE TABLE attempts (
   PRIMARY KEY (delivery_id, attempt)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX attempts_by_time ON attempts (at);
+
+-- The state of each target that is a JetStream stream. The daemon writes it while it runs; `status` reads it.
+CREATE TABLE streams (
+  target       TEXT PRIMARY KEY,               -- the [[forward]] entry's name
+  stream       TEXT NOT NULL,                  -- the stream's name
+  state        TEXT NOT NULL CHECK (state = 'connecting' OR state = 'connected' OR state = 'failed'),
+  servers      TEXT NOT NULL,                  -- the configured URLs, separated by commas
+  version      TEXT,                           -- the version of the server that was connected last
+  changed_at   TEXT NOT NULL,                  -- since when it is in this state
+  failing_since TEXT,                          -- NULL: it is connected, or was not tried yet
+  problems     TEXT,                           -- why it failed; one problem on each line
+  notes        TEXT,                           -- what should be changed; one note on each line
+  needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
+  there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries the stream already had
+  refilled     INTEGER NOT NULL DEFAULT 0      -- how many messages the stream had lost and got again
+) STRICT;
 
 -- The payment sessions that the merchant opened at Resmic. The one table that other programs may insert into.
 CREATE TABLE sessions (

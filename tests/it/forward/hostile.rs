@@ -284,7 +284,8 @@ async fn an_undelivered_event_may_be_completed() {
         let ended = db::FinishedAttempt { delivery_id, attempt, result, status, took, next_step: end };
         setup.store.record_and_claim("shop", vec![ended], vec![], 0).await.unwrap();
         setup.record(vec![paid(Some(1), 1)]).await;
-        let told = setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).webhook;
+        let told =
+            setup.store.record_and_claim("shop", vec![], vec![], 1).await.unwrap().claimed.remove(0).event.webhook;
         // Only the session is added; the payment is the same.
         bare.payment.session_id = Some(session(1));
         assert_eq!(told, if is_better { paid(Some(1), 1).webhook() } else { bare.webhook() }, "{words}");

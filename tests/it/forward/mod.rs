@@ -4,11 +4,13 @@ mod deliver;
 mod hostile;
 mod matching;
 mod sessions;
+mod streams;
 mod verify;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use resmic_mailhook::db::{self, DeliveryRow, Store};
 use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
@@ -59,7 +61,8 @@ impl ForwarderSetup {
 
     fn start_with(&mut self, secret: &str) {
         let secret = SecretString::from(secret);
-        let targets = self.settings.iter().map(|s| Target::new(s.clone(), secret.clone()).unwrap()).collect();
+        let load = |s: &ForwardSettings| Target::load(s.clone(), secret.clone()).now_or_never().unwrap().unwrap();
+        let targets = self.settings.iter().map(load).collect();
         let (stop, stopped) = watch::channel(false);
         let watching = {
             let (store, stopped) = (self.store.clone(), stopped.clone());

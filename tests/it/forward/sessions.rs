@@ -310,7 +310,7 @@ async fn held_events_get_the_order_reference() {
         next_step: NextStep::Delivered,
     };
     let second = setup.store.record_and_claim("shop", vec![ended], vec![], 1).await.unwrap().claimed;
-    let orders = [&claimed[0], &second[0]].map(|c| c.order_ref.as_deref());
+    let orders = [&claimed[0], &second[0]].map(|c| c.event.order_ref.as_deref());
     assert_eq!(orders, [Some("A"); 2]);
 }
 

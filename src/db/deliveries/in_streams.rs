@@ -1,0 +1,161 @@
+//! Deliveries to targets that are streams: their receipts, and the delivered events that may have to be published again.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+
+use super::{OutboundEvent, event_columns, read_event};
+use crate::db::{Result, Store, current_time, parse_time};
+use crate::model::iso;
+
+/// Where a stream has an event. `Display` is the text in `deliveries.receipt`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The stream's name.
+    pub stream: String,
+    /// The sequence number of the message, from 1.
+    pub sequence: u64,
+    /// The stream had the message before this attempt.
+    pub was_there: bool,
+}
+
+impl std::fmt::Display for Receipt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let before = if self.was_there { "there already: " } else { "" };
+        write!(f, "{before}{}:{}", self.stream, self.sequence)
+    }
+}
+
+/// A delivered event that has a receipt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredEvent {
+    /// The id of the delivery.
+    pub delivery_id: i64,
+    /// The receipt, as text.
+    pub receipt: String,
+    /// When it was delivered, in the database's form.
+    pub delivered_at: String,
+    /// The event.
+    pub event: OutboundEvent,
+}
+
+/// A position in the order in which events were delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveredPosition {
+    delivered_at: String,
+    delivery_id: i64,
+}
+
+impl DeliveredPosition {
+    /// Before all events that were delivered at `time` or later. `None`: before all events.
+    #[must_use]
+    pub fn before(time: Option<Timestamp>) -> Self {
+        DeliveredPosition { delivered_at: time.map(iso).unwrap_or_default(), delivery_id: i64::MIN }
+    }
+
+    /// After this event.
+    #[must_use]
+    pub fn after(delivered: &DeliveredEvent) -> Self {
+        DeliveredPosition { delivered_at: delivered.delivered_at.clone(), delivery_id: delivered.delivery_id }
+    }
+}
+
+/// The events that a target's stream has acknowledged, in the order of their acknowledgements.
+pub(super) const DELIVERED: &str = concat!(
+    "SELECT d.id, d.receipt, d.delivered_at, ",
+    event_columns!(),
+    " WHERE d.target = ?1 AND d.receipt IS NOT NULL AND (d.delivered_at, d.id) > (?2, ?3)
+    ORDER BY d.delivered_at, d.id LIMIT ?4"
+);
+
+/// When a target's stream acknowledged an event last.
+pub(super) const LAST_RECEIPT: &str =
+    "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
+
+/// Makes all deliveries due that were retried before, and restarts their `give_up_after`.
+pub(super) const RESTART_PERIODS: &str = "
+    UPDATE deliveries SET next_attempt_at = min(next_attempt_at, ?2), first_attempt_at = NULL
+    WHERE state = 'pending' AND target = ?1 AND next_attempt_at > '' AND (first_attempt_at IS NOT NULL OR next_attempt_at > ?2)";
+
+impl Store {
+    /// Makes the pending deliveries of a target due and restarts their `give_up_after`, because the target can be reached
+    /// again.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn restart_periods(&self, target: &str) -> Result<usize> {
+        let target = target.to_owned();
+        self.write(move |tx| Ok(tx.prepare_cached(RESTART_PERIODS)?.execute(params![target, current_time()])?)).await
+    }
+
+    /// The position `window` before the last acknowledgement of a target's stream; `None` if there was none. An
+    /// acknowledgement in the future counts as now: the clock was wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn last_delivered(&self, target: &str, window: Duration) -> Result<Option<DeliveredPosition>> {
+        let target = target.to_owned();
+        let last: Option<String> =
+            self.write(move |tx| Ok(tx.prepare_cached(LAST_RECEIPT)?.query_row([target], |row| row.get(0))?)).await?;
+        let last = parse_time(last).map(|last| last.min(Timestamp::now()));
+        Ok(last.map(|last| DeliveredPosition::before(last.checked_sub(window).ok())))
+    }
+
+    /// At most `limit` events after a position that a target's stream has acknowledged, in the order of the
+    /// acknowledgements.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn delivered_events(
+        &self,
+        target: &str,
+        after: DeliveredPosition,
+        limit: u32,
+    ) -> Result<Vec<DeliveredEvent>> {
+        let target = target.to_owned();
+        let read = move |tx: &Connection| {
+            let mut statement = tx.prepare_cached(DELIVERED)?;
+            let rows = statement.query_map(params![target, after.delivered_at, after.delivery_id, limit], |row| {
+                Ok(DeliveredEvent {
+                    delivery_id: row.get("id")?,
+                    receipt: row.get("receipt")?,
+                    delivered_at: row.get("delivered_at")?,
+                    event: read_event(row)?,
+                })
+            })?;
+            Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
+        };
+        self.write(read).await
+    }
+
+    /// Records that a stream had lost a message and has stored it again.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::db::Error`].
+    pub async fn record_refill(&self, target: &str, delivery_id: i64, receipt: Receipt) -> Result<()> {
+        let target = target.to_owned();
+        self.write(move |tx| {
+            record_receipt(tx, &target, delivery_id, &receipt)?;
+            let sql = "UPDATE streams SET refilled = refilled + 1 WHERE target = ?1";
+            tx.prepare_cached(sql)?.execute(params![target])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// Writes the receipt of a delivery, and counts it if the message was there before.
+pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &Receipt) -> Result<()> {
+    tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
+        .execute(params![delivery_id, receipt.to_string()])?;
+    if receipt.was_there {
+        let sql = "UPDATE streams SET there_already = there_already + 1 WHERE target = ?1";
+        tx.prepare_cached(sql)?.execute(params![target])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Keeps the state of each target that is a stream.
+
+use rusqlite::params;
+
+use super::{Result, Store, StoreReader, current_time, word};
+use crate::model::StreamState;
+
+/// A row of `streams`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRow {
+    /// The target's name.
+    pub target: String,
+    /// The stream's name.
+    pub stream: String,
+    /// Whether the target can publish.
+    pub state: StreamState,
+    /// The configured URLs, separated by commas.
+    pub servers: String,
+    /// The version of the server that was connected last.
+    pub version: Option<String>,
+    /// Since when it cannot publish.
+    pub failing_since: Option<String>,
+    /// Why it cannot publish.
+    pub problems: Vec<String>,
+    /// The settings that should be changed.
+    pub notes: Vec<String>,
+    /// The problem does not pass by itself.
+    pub needs_person: bool,
+    /// How many deliveries the stream already had.
+    pub there_already: i64,
+    /// How many messages the stream had lost and got again.
+    pub refilled: i64,
+}
+
+/// A change of the state of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamChange {
+    /// The daemon starts, and connects for the first time.
+    Connecting,
+    /// The target can publish.
+    Connected {
+        /// The version of the server.
+        version: String,
+        /// The settings that should be changed.
+        notes: Vec<String>,
+    },
+    /// The target cannot publish.
+    Failed {
+        /// The reasons.
+        problems: Vec<String>,
+        /// The problem does not pass by itself.
+        needs_person: bool,
+    },
+}
+
+impl Store {
+    /// Records the state of a target's stream.
+    ///
+    /// # Errors
+    ///
+    /// [`super::Error`].
+    pub async fn record_stream(&self, target: &str, stream: &str, servers: &str, change: StreamChange) -> Result<()> {
+        let (target, stream, servers) = (target.to_owned(), stream.to_owned(), servers.to_owned());
+        let lines = |lines: Vec<String>| Some(lines.join("\n")).filter(|text| !text.is_empty());
+        let (state, version, notes, problems, needs_person) = match change {
+            StreamChange::Connecting => (StreamState::Connecting, None, None, None, false),
+            StreamChange::Connected { version, notes } => {
+                (StreamState::Connected, Some(version), lines(notes), None, false)
+            }
+            StreamChange::Failed { problems, needs_person } => {
+                (StreamState::Failed, None, None, lines(problems), needs_person)
+            }
+        };
+        self.write(move |tx| {
+            tx.prepare_cached(
+                "INSERT INTO streams (target, stream, state, servers, version, changed_at, failing_since, problems, notes,
+                   needs_person)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN ?3 = 'failed' THEN ?6 END, ?7, ?8, ?9)
+                 ON CONFLICT DO UPDATE SET stream = excluded.stream, state = excluded.state, servers = excluded.servers,
+                   version = coalesce(excluded.version, version),
+                   notes = CASE excluded.state WHEN 'connected' THEN excluded.notes ELSE notes END,
+                   changed_at = CASE WHEN state = excluded.state THEN changed_at ELSE excluded.changed_at END,
+                   failing_since = CASE excluded.state WHEN 'failed' THEN coalesce(failing_since, ?6) END,
+                   problems = excluded.problems, needs_person = excluded.needs_person",
+            )?
+            .execute(params![
+                target,
+                stream,
+                state.as_str(),
+                servers,
+                version,
+                current_time(),
+                problems,
+                notes,
+                needs_person
+            ])?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl StoreReader {
+    /// The streams of the targets, also of targets that are no longer configured.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn streams(&self) -> Result<Vec<StreamRow>> {
+        self.query_all("SELECT * FROM streams ORDER BY target", &[], |row| {
+            let lines = |column| {
+                let text: Option<String> = row.get(column)?;
+                Ok::<_, rusqlite::Error>(text.unwrap_or_default().lines().map(str::to_owned).collect())
+            };
+            Ok(StreamRow {
+                target: row.get("target")?,
+                stream: row.get("stream")?,
+                state: word(row, "state")?,
+                servers: row.get("servers")?,
+                version: row.get("version")?,
+                failing_since: row.get("failing_since")?,
+                problems: lines("problems")?,
+                notes: lines("notes")?,
+                needs_person: row.get("needs_person")?,
+                there_already: row.get("there_already")?,
+                refilled: row.get("refilled")?,
+            })
+        })
+    }
+}

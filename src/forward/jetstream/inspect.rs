@@ -1,0 +1,80 @@
+//! Connects and reads the stream's configuration.
+
+use super::{StreamProblem, StreamTarget};
+use crate::model::printable;
+use crate::nats::{EngineError, Fitness, NatsConnection, NatsError, StreamInfo, judge_server};
+
+/// A connection, and what the server and the stream say about themselves.
+pub(super) struct Inspection {
+    pub(super) connection: NatsConnection,
+    /// The version that the server reports.
+    pub(super) version: String,
+    pub(super) info: StreamInfo,
+    pub(super) fitness: Fitness,
+    pub(super) is_cluster: bool,
+}
+
+impl StreamTarget {
+    /// Connects to a server and reads the stream's configuration.
+    ///
+    /// # Errors
+    /// [`StreamProblem`], if no server can be reached or the stream cannot be read.
+    pub(super) async fn inspect(&self) -> Result<Inspection, StreamProblem> {
+        let connection = self.servers.connect().await.map_err(|error| match error {
+            NatsError::NotAllowed(text) => StreamProblem::lasting(text),
+            NatsError::Unreachable(text) => StreamProblem::passing(text),
+        })?;
+        let server = connection.client().server_info();
+        let info = connection.stream_info(&self.name).await;
+        let info = info.map_err(|error| self.explain(error, server.cluster.is_some()))?;
+        let is_cluster = server.cluster.is_some() || info.is_clustered();
+        let mut fitness = info.judge(&self.required());
+        match judge_server(&server.version, is_cluster) {
+            Ok(note) => fitness.notes.extend(note),
+            Err(problem) => fitness.problems.insert(0, problem),
+        }
+        Ok(Inspection { connection, version: printable(&server.version, 40), info, fitness, is_cluster })
+    }
+
+    fn explain(&self, error: EngineError, is_cluster: bool) -> StreamProblem {
+        let text = format!("stream {}: {error}", self.name);
+        match error {
+            EngineError::NoStream => StreamProblem { lines: vec![text, self.advice(is_cluster)], needs_person: true },
+            EngineError::Refused(_) => StreamProblem::lasting(text),
+            EngineError::NoAnswer(_) => StreamProblem::passing(text),
+        }
+    }
+
+    /// The line with the command that creates the stream that is meant.
+    fn advice(&self, is_cluster: bool) -> String {
+        format!("the stream that is meant: {}", self.required().command(is_cluster))
+    }
+
+    /// The lines about the settings with which the stream must not be used, and the command; empty if there are none.
+    pub(super) fn problems(&self, inspection: &Inspection) -> Vec<String> {
+        let problems = &inspection.fitness.problems;
+        let mut lines: Vec<_> = problems.iter().map(|problem| format!("stream {}: {problem}", self.name)).collect();
+        if !lines.is_empty() {
+            lines.push(self.advice(inspection.is_cluster));
+        }
+        lines
+    }
+}
+
+/// For `check --connect`: connects, reads the stream's configuration, and publishes nothing.
+pub(in crate::forward) async fn probe(stream: &StreamTarget) -> Vec<Result<String, String>> {
+    let inspection = match stream.inspect().await {
+        Ok(inspection) => inspection,
+        Err(problem) => return problem.lines.into_iter().map(Err).collect(),
+    };
+    let Inspection { version, info, fitness, .. } = &inspection;
+    let mut lines = vec![Ok(format!(
+        "{} can be reached, NATS {version}; stream {} has {} messages; nothing was published",
+        stream.servers,
+        stream.name,
+        info.messages()
+    ))];
+    lines.extend(fitness.notes.iter().map(|note| Ok(format!("note: {note}"))));
+    lines.extend(stream.problems(&inspection).into_iter().map(Err));
+    lines
+}

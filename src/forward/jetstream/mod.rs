@@ -1,0 +1,101 @@
+//! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
+//!
+//! The server creates the message only if the subject has none. So a message can be published any number of times, and the
+//! stream has it once. `session` is one connection with a stream that was found fit, `run` keeps a session open and lets the
+//! worker deliver, `republish` publishes the last events again after each connect, and `verify` compares the stream with the
+//! database.
+
+mod inspect;
+mod republish;
+mod run;
+mod session;
+mod verify;
+
+use async_nats::{HeaderMap, HeaderValue};
+use jiff::Timestamp;
+
+pub(super) use inspect::probe;
+pub(super) use run::run;
+pub(super) use session::StreamSession;
+pub use verify::{Finding, FindingKind, Verification, verify};
+
+use super::headers::event_headers;
+use super::settings::ForwardSettings;
+use super::sign;
+use super::target::CommonTarget;
+use crate::db::OutboundEvent;
+use crate::model::Status;
+use crate::nats::{NatsServers, RequiredStream};
+
+/// The stream of a target.
+#[derive(Debug)]
+pub(super) struct StreamTarget {
+    pub(super) servers: NatsServers,
+    name: String,
+    prefix: String,
+    statuses: Vec<Status>,
+}
+
+/// Why a stream cannot be used now. Each line is a text for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StreamProblem {
+    lines: Vec<String>,
+    /// The problem does not pass by itself.
+    needs_person: bool,
+}
+
+impl StreamProblem {
+    fn passing(line: impl Into<String>) -> Self {
+        StreamProblem { lines: vec![line.into()], needs_person: false }
+    }
+
+    fn lasting(line: impl Into<String>) -> Self {
+        StreamProblem { lines: vec![line.into()], needs_person: true }
+    }
+
+    fn text(&self) -> String {
+        self.lines.join("; ")
+    }
+}
+
+impl StreamTarget {
+    /// The stream that the settings name. The settings were checked, so the names are there.
+    pub(super) fn new(servers: NatsServers, settings: &ForwardSettings) -> Self {
+        StreamTarget {
+            servers,
+            name: settings.stream.as_ref().map(|name| name.0.clone()).unwrap_or_default(),
+            prefix: settings.subject.as_ref().map(|prefix| prefix.0.clone()).unwrap_or_default(),
+            statuses: settings.statuses.clone(),
+        }
+    }
+
+    fn required(&self) -> RequiredStream<'_> {
+        RequiredStream { name: &self.name, prefix: &self.prefix, statuses: &self.statuses }
+    }
+
+    /// The subject of an event. It is the key of the message: a function of the event's id and its status.
+    fn subject(&self, event: &OutboundEvent) -> String {
+        format!("{}.{}.{}", self.prefix, event.status, event.event_id)
+    }
+
+    /// The headers of a message.
+    fn headers(&self, target: &CommonTarget, event: &OutboundEvent) -> Result<HeaderMap, String> {
+        let mut headers = HeaderMap::new();
+        let mut add = |name: &str, value: &str| {
+            let value = value.parse::<HeaderValue>().map_err(|e| format!("cannot create the header {name}: {e}"))?;
+            headers.insert(name, value);
+            Ok::<(), String>(())
+        };
+        // Create the message only if the subject has none. There is no Nats-Msg-Id: servers acknowledge a repetition that
+        // has it although no quorum has stored the message.
+        add("Nats-Expected-Last-Subject-Sequence", "0")?;
+        add("Nats-Expected-Stream", &self.name)?;
+        for (name, value) in event_headers(&target.signer, event, Timestamp::now()) {
+            add(name, &value)?;
+        }
+        if let Some(account) = &event.account {
+            add("X-Mailhook-Account", &sign::header_text(account))?;
+        }
+        Ok(headers)
+    }
+}

@@ -1,0 +1,103 @@
+//! Publishes the last acknowledged events again.
+//!
+//! A server acknowledges a message before it is on the disk (`sync_interval`, by default two minutes). After a power failure
+//! the stream lacks the last messages. Those that it still has are not stored a second time.
+
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use super::StreamProblem;
+use super::session::StreamSession;
+use crate::db::{self, DeliveredEvent, DeliveredPosition, Store};
+use crate::forward::target::CommonTarget;
+use crate::forward::worker::CONCURRENCY;
+use crate::nats::PublishAnswer;
+
+/// How long before the last acknowledgement a message may not have been on the disk.
+const WINDOW: Duration = Duration::from_secs(5 * 60);
+/// How many events are read at once.
+const PAGE: u32 = 500;
+
+/// Why publishing again has stopped.
+pub(super) enum RepublishError {
+    Store(db::Error),
+    /// The session has ended or must end.
+    Session(StreamProblem),
+}
+
+impl From<db::Error> for RepublishError {
+    fn from(error: db::Error) -> Self {
+        RepublishError::Store(error)
+    }
+}
+
+/// Publishes the events of the last five minutes in which the stream acknowledged any. Events of one session are published one
+/// after the other.
+pub(super) async fn republish(
+    session: &StreamSession,
+    target: &CommonTarget,
+    store: &Store,
+) -> Result<(), RepublishError> {
+    let Some(mut position) = store.last_delivered(&target.name, WINDOW).await? else { return Ok(()) };
+    loop {
+        let page = store.delivered_events(&target.name, position, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        position = DeliveredPosition::after(last);
+        let mut running = FuturesUnordered::new();
+        let mut sessions: Vec<Option<String>> = Vec::new();
+        for delivered in page {
+            while running.len() >= CONCURRENCY || is_blocked(&sessions, &delivered) {
+                finish(running.next().await, &mut sessions)?;
+            }
+            let session_id = delivered.event.session_id.clone();
+            sessions.push(session_id.clone());
+            running.push(async move { (session_id, put_again(session, target, store, &delivered).await) });
+        }
+        while !running.is_empty() {
+            finish(running.next().await, &mut sessions)?;
+        }
+    }
+}
+
+/// The session of an event that was published again, and the result.
+type Ended = (Option<String>, Result<(), RepublishError>);
+
+fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<(), RepublishError> {
+    let Some((session_id, result)) = ended else { return Ok(()) };
+    if let Some(n) = sessions.iter().position(|running| *running == session_id) {
+        sessions.swap_remove(n);
+    }
+    result
+}
+
+/// Whether an event of the same session is being published.
+fn is_blocked(sessions: &[Option<String>], delivered: &DeliveredEvent) -> bool {
+    let Some(session_id) = &delivered.event.session_id else { return false };
+    sessions.iter().flatten().any(|running| running.eq_ignore_ascii_case(session_id))
+}
+
+async fn put_again(
+    session: &StreamSession,
+    target: &CommonTarget,
+    store: &Store,
+    delivered: &DeliveredEvent,
+) -> Result<(), RepublishError> {
+    match session.put(target, &delivered.event).await {
+        PublishAnswer::SubjectTaken => Ok(()),
+        PublishAnswer::Stored(sequence) => {
+            let (event_id, lost) = (delivered.event.event_id.as_str(), delivered.receipt.as_str());
+            let receipt = session.receipt(sequence, false);
+            tracing::warn!(callback = target.name, event_id, lost, %receipt, "the stream had lost this event; it has it again");
+            Ok(store.record_refill(&target.name, delivered.delivery_id, receipt).await?)
+        }
+        PublishAnswer::Refused { reason, passes } => {
+            let line = session.about(&format!("cannot publish the last events again: {reason}"));
+            Err(RepublishError::Session(StreamProblem { lines: vec![line], needs_person: !passes }))
+        }
+        PublishAnswer::Unproven(reason) => Err(RepublishError::Session(StreamProblem::lasting(session.about(&reason)))),
+        PublishAnswer::NoAnswer(reason) | PublishAnswer::NotSent(reason) => {
+            Err(RepublishError::Session(StreamProblem::passing(session.about(&reason))))
+        }
+    }
+}

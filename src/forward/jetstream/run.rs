@@ -1,0 +1,176 @@
+//! Keeps a session with the stream open and lets the worker deliver through it.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use tokio::sync::watch;
+
+use super::republish::{RepublishError, republish};
+use super::session::StreamSession;
+use super::{StreamProblem, StreamTarget};
+use crate::backoff::Backoff;
+use crate::db::{self, Store, StreamChange};
+use crate::forward::worker::{DeliveryWorker, Route};
+
+/// The pauses between two sessions.
+const RECONNECT: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
+
+/// Delivers until `shutdown`.
+///
+/// # Errors
+/// [`db::Error::Stopped`]: the database writer has ended.
+pub(in crate::forward) async fn run(
+    worker: DeliveryWorker,
+    stream: Arc<StreamTarget>,
+    mut shutdown: watch::Receiver<bool>,
+) -> db::Result<()> {
+    let log = StateLog { store: worker.store.clone(), target: worker.target.name.clone(), stream: stream.clone() };
+    log.record(StreamChange::Connecting).await?;
+    let mut keeper = SessionKeeper { worker, stream, log, failures: 0, reported: None };
+    while !*shutdown.borrow() {
+        let opened = tokio::select! {
+            opened = StreamSession::open(&keeper.stream) => opened,
+            _ = shutdown.wait_for(|ending| *ending) => break,
+        };
+        let ended = match opened {
+            Ok(session) => keeper.use_session(Arc::new(session), &mut shutdown).await?,
+            Err(problem) => Some(problem),
+        };
+        let Some(problem) = ended else { break };
+        keeper.report(problem).await?;
+        tokio::select! {
+            () = tokio::time::sleep(RECONNECT.pause(keeper.failures)) => {}
+            _ = shutdown.wait_for(|ending| *ending) => break,
+        }
+        keeper.failures = keeper.failures.saturating_add(1);
+    }
+    keeper.worker.stop().await
+}
+
+/// The worker, and what is remembered from one session to the next.
+struct SessionKeeper {
+    worker: DeliveryWorker,
+    stream: Arc<StreamTarget>,
+    log: StateLog,
+    /// How many sessions in a row have ended without an acknowledgement.
+    failures: u32,
+    /// The problem of the last session, until the stream answers again.
+    reported: Option<StreamProblem>,
+}
+
+impl SessionKeeper {
+    /// Delivers through a session. Returns why it has ended; `None` after `shutdown`.
+    async fn use_session(
+        &mut self,
+        session: Arc<StreamSession>,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> db::Result<Option<StreamProblem>> {
+        let prepared = tokio::select! {
+            prepared = self.prepare(&session) => prepared?,
+            _ = shutdown.wait_for(|ending| *ending) => return Ok(None),
+        };
+        if let Err(problem) = prepared {
+            return Ok(Some(problem));
+        }
+        // After a failure, a stream counts as connected when it has answered, or when there is nothing to publish. Otherwise
+        // its state would change with each attempt that fails.
+        let (log, must_prove) = (self.log.clone(), self.reported.is_some());
+        let recording = async {
+            if must_prove {
+                session.proven().await;
+            }
+            log.connected(&session).await;
+        };
+        let route = Route::Stream(session.clone());
+        let delivering = self.worker.deliver(&route, shutdown);
+        match select(pin!(delivering), pin!(recording)).await {
+            Either::Left((delivered, _)) => delivered?,
+            Either::Right(((), delivering)) => delivering.await?,
+        }
+        if *shutdown.borrow() {
+            return Ok(None);
+        }
+        if session.is_proven() {
+            self.reported = None;
+        }
+        if session.has_acknowledged() {
+            self.failures = 0;
+        }
+        // The attempts that were running end with the session.
+        self.worker.wait_for_requests().await;
+        self.worker.record_ended().await?;
+        Ok(Some(session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the session has ended")))))
+    }
+
+    /// Makes the waiting deliveries due, and publishes the last events again.
+    async fn prepare(&self, session: &StreamSession) -> db::Result<Result<(), StreamProblem>> {
+        let (store, target) = (&self.worker.store, &self.worker.target);
+        let preparing = async {
+            store.restart_periods(&target.name).await?;
+            republish(session, target, store).await
+        };
+        let prepared = tokio::select! {
+            prepared = preparing => prepared,
+            () = session.ended() => Err(RepublishError::Session(
+                session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the session has ended"))),
+            )),
+        };
+        match prepared {
+            Ok(()) => Ok(Ok(())),
+            Err(RepublishError::Session(problem)) => Ok(Err(problem)),
+            Err(RepublishError::Store(db::Error::Stopped)) => Err(db::Error::Stopped),
+            Err(RepublishError::Store(error)) => {
+                Ok(Err(StreamProblem::passing(format!("cannot use the outbox: {error}"))))
+            }
+        }
+    }
+
+    /// Records why the last session ended. The same problem is logged once.
+    async fn report(&mut self, problem: StreamProblem) -> db::Result<()> {
+        let callback = self.worker.target.name.as_str();
+        if self.reported.as_ref() != Some(&problem) {
+            let error = problem.text();
+            if problem.needs_person {
+                tracing::error!(callback, error, "cannot publish");
+            } else {
+                tracing::warn!(callback, error, "cannot publish now; trying again");
+            }
+        }
+        let StreamProblem { lines, needs_person } = problem.clone();
+        self.reported = Some(problem);
+        self.log.record(StreamChange::Failed { problems: lines, needs_person }).await
+    }
+}
+
+/// Writes the state of the stream into the database.
+#[derive(Clone)]
+struct StateLog {
+    store: Store,
+    target: String,
+    stream: Arc<StreamTarget>,
+}
+
+impl StateLog {
+    async fn connected(&self, session: &StreamSession) {
+        let (version, notes) = (session.version().to_owned(), session.notes().to_vec());
+        tracing::info!(callback = self.target, version, "connected to {}", self.stream.servers);
+        // The worker reports that the database writer has ended.
+        let _ = self.record(StreamChange::Connected { version, notes }).await;
+    }
+
+    /// # Errors
+    /// [`db::Error::Stopped`] only. Without a row, the deliveries go on.
+    async fn record(&self, change: StreamChange) -> db::Result<()> {
+        let StreamTarget { name, servers, .. } = &*self.stream;
+        match self.store.record_stream(&self.target, name, &servers.to_string(), change).await {
+            Err(db::Error::Stopped) => Err(db::Error::Stopped),
+            Err(error) => {
+                tracing::warn!(callback = self.target, %error, "cannot record the state of the stream");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! One connection with a stream that was found fit. It publishes events until the connection is lost, or an answer shows that
+//! the stream cannot be relied on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::body::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::inspect::Inspection;
+use super::{StreamProblem, StreamTarget};
+use crate::db::{OutboundEvent, Receipt};
+use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
+use crate::forward::target::CommonTarget;
+use crate::forward::worker::CONCURRENCY;
+use crate::model::{AttemptResult, NO_ANSWER};
+use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
+use crate::telemetry;
+
+/// A session with a stream.
+pub(in crate::forward) struct StreamSession {
+    stream: Arc<StreamTarget>,
+    connection: NatsConnection,
+    reads_directly: bool,
+    version: String,
+    notes: Vec<String>,
+    /// An event was acknowledged. Until then, one attempt is made at a time.
+    is_acknowledged: AtomicBool,
+    /// The stream answers, or there is nothing to publish.
+    is_proven: watch::Sender<bool>,
+    /// Why the session has ended.
+    end: watch::Sender<Option<StreamProblem>>,
+}
+
+impl StreamSession {
+    /// Connects, and refuses a stream that does not keep what it acknowledges.
+    pub(super) async fn open(stream: &Arc<StreamTarget>) -> Result<Self, StreamProblem> {
+        let inspection = stream.inspect().await?;
+        let lines = stream.problems(&inspection);
+        if !lines.is_empty() {
+            return Err(StreamProblem { lines, needs_person: true });
+        }
+        Ok(StreamSession::new(stream, inspection))
+    }
+
+    /// A session with a stream that was inspected.
+    pub(super) fn new(stream: &Arc<StreamTarget>, inspection: Inspection) -> Self {
+        let Inspection { connection, version, info, fitness, .. } = inspection;
+        StreamSession {
+            stream: stream.clone(),
+            connection,
+            reads_directly: info.allows_direct(),
+            version,
+            notes: fitness.notes,
+            is_acknowledged: AtomicBool::new(false),
+            is_proven: watch::Sender::new(false),
+            end: watch::Sender::new(None),
+        }
+    }
+
+    /// How many attempts may run at the same time.
+    pub(in crate::forward) fn concurrency(&self) -> usize {
+        if self.end.borrow().is_some() {
+            0
+        } else if self.is_acknowledged.load(Ordering::Relaxed) {
+            CONCURRENCY
+        } else {
+            1
+        }
+    }
+
+    /// Returns when the session has ended.
+    pub(in crate::forward) async fn ended(&self) {
+        let mut end = self.end.subscribe();
+        tokio::select! {
+            _ = end.wait_for(Option::is_some) => {}
+            () = self.connection.lost() => self.end(StreamProblem::passing(format!(
+                "the connection to {} was lost",
+                self.stream.servers
+            ))),
+        }
+    }
+
+    /// Returns when the stream has answered, or nothing was to be published.
+    pub(super) async fn proven(&self) {
+        let _ = self.is_proven.subscribe().wait_for(|proven| *proven).await;
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        *self.is_proven.borrow()
+    }
+
+    /// Notes that nothing is due.
+    pub(in crate::forward) fn note_idle(&self) {
+        self.is_proven.send_if_modified(|proven| !std::mem::replace(proven, true));
+    }
+
+    /// Ends the session. The first reason stays.
+    pub(super) fn end(&self, problem: StreamProblem) {
+        self.end.send_if_modified(|end| {
+            let is_first = end.is_none();
+            end.get_or_insert(problem);
+            is_first
+        });
+    }
+
+    /// Why the session has ended.
+    pub(super) fn problem(&self) -> Option<StreamProblem> {
+        self.end.borrow().clone()
+    }
+
+    pub(super) fn has_acknowledged(&self) -> bool {
+        self.is_acknowledged.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(super) fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Publishes an event and waits for the answer, or for the end of the session.
+    pub(super) async fn put(&self, target: &CommonTarget, event: &OutboundEvent) -> PublishAnswer {
+        let headers = match self.stream.headers(target, event) {
+            Ok(headers) => headers,
+            Err(error) => return PublishAnswer::NotSent(error),
+        };
+        if self.problem().is_some() || self.connection.is_lost() {
+            self.end(StreamProblem::passing(format!("the connection to {} was lost", self.stream.servers)));
+            return PublishAnswer::NotSent("the connection was lost before the attempt".into());
+        }
+        let (subject, body) = (self.stream.subject(event), Bytes::copy_from_slice(event.webhook.as_bytes()));
+        let publishing = self.connection.publish(&self.stream.name, subject, headers, body, target.timeout);
+        let mut end = self.end.subscribe();
+        let ended = async {
+            let _ = end.wait_for(Option::is_some).await;
+        };
+        tokio::select! {
+            biased;
+            answer = publishing => answer,
+            () = ended => PublishAnswer::NoAnswer(format!("{NO_ANSWER}: the connection was lost")),
+        }
+    }
+
+    /// Makes one attempt. `sent` is set before the message is written.
+    pub(in crate::forward) async fn deliver(
+        &self,
+        target: &CommonTarget,
+        event: &OutboundEvent,
+        sent: &AtomicBool,
+    ) -> AttemptEnd {
+        sent.store(true, Ordering::Relaxed);
+        let began = Instant::now();
+        let answer = self.put(target, event).await;
+        match answer {
+            PublishAnswer::Stored(sequence) => {
+                self.note_acknowledgement(began.elapsed());
+                AttemptEnd::Stored(self.receipt(sequence, false))
+            }
+            PublishAnswer::SubjectTaken => self.read_back(event, began).await,
+            PublishAnswer::Refused { reason, passes: false } => {
+                self.note_idle();
+                failed(AttemptResult::Rejected, reason, RetryRule::Counted(None))
+            }
+            PublishAnswer::Refused { reason, passes: true } => {
+                self.end(StreamProblem::passing(self.about(&reason)));
+                failed(AttemptResult::Rejected, reason, RetryRule::WhenReachable)
+            }
+            PublishAnswer::Unproven(reason) => {
+                self.end(StreamProblem::lasting(self.about(&reason)));
+                failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable)
+            }
+            PublishAnswer::NoAnswer(reason) => {
+                self.end(StreamProblem::passing(self.about(&reason)));
+                failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable)
+            }
+            PublishAnswer::NotSent(reason) if self.problem().is_some() => {
+                failed(AttemptResult::NotSent, reason, RetryRule::WhenReachable)
+            }
+            PublishAnswer::NotSent(reason) => failed(AttemptResult::NotSent, reason, RetryRule::Counted(None)),
+        }
+    }
+
+    /// Reads the message that the subject already has. It counts as a delivery only if it can be read.
+    async fn read_back(&self, event: &OutboundEvent, began: Instant) -> AttemptEnd {
+        match self.stored(event).await {
+            Ok(Some(found)) => {
+                self.note_acknowledgement(began.elapsed());
+                if found.body != event.webhook.as_bytes() {
+                    let (event_id, sequence) = (event.event_id.as_str(), found.sequence);
+                    tracing::warn!(
+                        event_id,
+                        sequence,
+                        stream = self.stream.name,
+                        "the stream already has this event with another body; it stays as it is"
+                    );
+                }
+                AttemptEnd::Stored(self.receipt(found.sequence, true))
+            }
+            Ok(None) => {
+                let error = "the stream refuses the event as a repetition, and has no such message".into();
+                failed(AttemptResult::NoResponse, error, RetryRule::Uncounted)
+            }
+            Err(error) => {
+                let reason = format!("the stream has the event already, and it cannot be read: {error}");
+                if matches!(error, EngineError::NoAnswer(_)) {
+                    self.end(StreamProblem::passing(self.about(&reason)));
+                    return failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable);
+                }
+                failed(AttemptResult::NoResponse, reason, RetryRule::Uncounted)
+            }
+        }
+    }
+
+    /// The message that the stream has for an event.
+    pub(super) async fn stored(&self, event: &OutboundEvent) -> Result<Option<StoredMessage>, EngineError> {
+        self.connection.stored_message(&self.stream.name, &self.stream.subject(event), self.reads_directly).await
+    }
+
+    pub(super) fn receipt(&self, sequence: u64, was_there: bool) -> Receipt {
+        Receipt { stream: self.stream.name.clone(), sequence, was_there }
+    }
+
+    fn note_acknowledgement(&self, took: Duration) {
+        telemetry::PUBLISH_SECONDS.observe(took.as_secs_f64());
+        self.is_acknowledged.store(true, Ordering::Relaxed);
+        self.note_idle();
+    }
+
+    /// A line about this stream.
+    pub(super) fn about(&self, reason: &str) -> String {
+        format!("stream {} at {}: {reason}", self.stream.name, self.stream.servers)
+    }
+}
+
+fn failed(result: AttemptResult, error: String, retry: RetryRule) -> AttemptEnd {
+    AttemptEnd::Failed(Failure { result, status: None, error, retry })
+}

@@ -1,0 +1,144 @@
+//! Compares the stream with the database: `deliveries verify`.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt};
+use jiff::Timestamp;
+
+use super::StreamTarget;
+use super::session::StreamSession;
+use crate::db::{DeliveredEvent, DeliveredPosition, Store};
+use crate::forward::Target;
+use crate::forward::target::{CommonTarget, TargetKind};
+use crate::forward::worker::CONCURRENCY;
+use crate::nats::{PublishAnswer, StoredMessage};
+
+/// How many events are read at once.
+const PAGE: u32 = 500;
+
+/// An event that the stream does not have as it was delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The event's id.
+    pub event_id: String,
+    /// The receipt that the delivery had.
+    pub receipt: String,
+    /// The problem.
+    pub kind: FindingKind,
+}
+
+/// The problem of a [`Finding`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FindingKind {
+    /// The stream has no message for the event.
+    Missing,
+    /// The stream has another body under this sequence number.
+    Different(u64),
+    /// The stream had lost the event; now it has it under this receipt.
+    Refilled(String),
+}
+
+/// The counts of a comparison.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// How many delivered events were compared.
+    pub checked: u64,
+    /// How many of them the stream does not have.
+    pub missing: u64,
+    /// How many of them it has with another body.
+    pub different: u64,
+    /// How many of them it got again.
+    pub refilled: u64,
+}
+
+impl Verification {
+    /// Whether the stream has every event as it was delivered.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.different == 0
+    }
+}
+
+/// Reads the message of each event that the target's stream has acknowledged since a time, and compares the bodies. With
+/// `refill`, missing events are published again. `None`: the target is no stream.
+///
+/// # Errors
+/// A text for the operator: the stream cannot be reached, must not be used, or the database cannot be read.
+pub async fn verify(
+    target: &Target,
+    store: &Store,
+    since: Option<Timestamp>,
+    refill: bool,
+    mut report: impl FnMut(Finding) -> Result<(), String>,
+) -> Option<Result<Verification, String>> {
+    let TargetKind::Stream(stream) = &target.kind else { return None };
+    let compared = async {
+        let session = open(stream, refill).await?;
+        let mut counts = Verification::default();
+        let mut position = DeliveredPosition::before(since);
+        loop {
+            let page = store.delivered_events(target.name(), position, PAGE).await.map_err(|e| e.to_string())?;
+            let Some(last) = page.last() else { return Ok(counts) };
+            position = DeliveredPosition::after(last);
+            let mut reading = stream::iter(page)
+                .map(|delivered| async { (session.stored(&delivered.event).await, delivered) })
+                .buffered(CONCURRENCY);
+            while let Some((found, delivered)) = reading.next().await {
+                let found = found.map_err(|error| session.about(&error.to_string()))?;
+                counts.checked += 1;
+                let Some(kind) = compare(found.as_ref(), &delivered) else { continue };
+                let kind = match kind {
+                    FindingKind::Missing if refill => put_again(&session, &target.common, store, &delivered).await?,
+                    kind => kind,
+                };
+                match kind {
+                    FindingKind::Missing => counts.missing += 1,
+                    FindingKind::Different(_) => counts.different += 1,
+                    FindingKind::Refilled(_) => counts.refilled += 1,
+                }
+                let DeliveredEvent { receipt, event, .. } = delivered;
+                report(Finding { event_id: event.event_id, receipt, kind })?;
+            }
+        }
+    };
+    Some(compared.await)
+}
+
+/// A session for reading. An unfit stream can be read, but not refilled.
+async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamSession, String> {
+    let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
+    let problems = stream.problems(&inspection);
+    if refill && !problems.is_empty() {
+        return Err(problems.join("; "));
+    }
+    Ok(StreamSession::new(stream, inspection))
+}
+
+fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<FindingKind> {
+    match found {
+        None => Some(FindingKind::Missing),
+        Some(found) if found.body != delivered.event.webhook.as_bytes() => Some(FindingKind::Different(found.sequence)),
+        Some(_) => None,
+    }
+}
+
+async fn put_again(
+    session: &StreamSession,
+    target: &CommonTarget,
+    store: &Store,
+    delivered: &DeliveredEvent,
+) -> Result<FindingKind, String> {
+    let sequence = match session.put(target, &delivered.event).await {
+        PublishAnswer::Stored(sequence) => sequence,
+        // The daemon has published it meanwhile.
+        PublishAnswer::SubjectTaken => return Ok(FindingKind::Refilled(delivered.receipt.clone())),
+        PublishAnswer::Refused { reason, .. }
+        | PublishAnswer::Unproven(reason)
+        | PublishAnswer::NoAnswer(reason)
+        | PublishAnswer::NotSent(reason) => return Err(session.about(&reason)),
+    };
+    let receipt = session.receipt(sequence, false);
+    let text = receipt.to_string();
+    store.record_refill(&target.name, delivered.delivery_id, receipt).await.map_err(|e| e.to_string())?;
+    Ok(FindingKind::Refilled(text))
+}

@@ -1,0 +1,266 @@
+//! One connection to a NATS server.
+//!
+//! The library connects again by itself after a connection was lost, and then sends the messages that it had not sent before.
+//! Here a lost connection stays lost: the caller drops it, calls [`NatsServers::connect`], and knows that nothing was sent in
+//! between.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Statistics};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_rustls::rustls::ClientConfig;
+
+use super::url::NatsUrl;
+use crate::loopback::is_loopback;
+use crate::model::printable;
+
+/// How often the server is pinged. After two pings without an answer, the connection is lost.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long one address of a server may take until it accepts the login.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request waits for its answer, if it names no other timeout.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The size of the library's buffers. The defaults are for thousands of messages at once.
+const QUEUED_COMMANDS: usize = 256;
+const READ_BUFFER: u16 = 16 * 1024;
+/// The largest message that a server may send, in bytes. The library has no limit.
+const MAX_MESSAGE: u64 = 16 << 20;
+/// How often the size of an incomplete message is checked.
+const SIZE_CHECK: Duration = Duration::from_secs(3);
+/// The longest error message, in characters.
+const MAX_ERROR_LENGTH: usize = 200;
+
+/// How this program logs in.
+pub(super) enum NatsLogin {
+    /// No login, or only a client certificate.
+    None,
+    Password {
+        user: String,
+        password: SecretString,
+    },
+    Token(SecretString),
+}
+
+/// The servers with the login and the TLS configuration. `Debug` prints the URLs only.
+pub struct NatsServers {
+    pub(super) urls: Vec<NatsUrl>,
+    pub(super) allow_remote: bool,
+    pub(super) login: NatsLogin,
+    pub(super) tls: Option<Arc<ClientConfig>>,
+}
+
+impl std::fmt::Debug for NatsServers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("NatsServers").field(&self.urls).finish_non_exhaustive()
+    }
+}
+
+/// The URLs, separated by commas.
+impl std::fmt::Display for NatsServers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let urls: Vec<_> = self.urls.iter().map(NatsUrl::to_string).collect();
+        f.write_str(&urls.join(", "))
+    }
+}
+
+impl NatsServers {
+    /// Whether messages travel unencrypted to another machine.
+    #[must_use]
+    pub fn is_cleartext_remote(&self) -> bool {
+        self.allow_remote && self.urls.iter().any(|url| !url.tls && !url.is_loopback())
+    }
+}
+
+/// Why no connection could be opened. The text names the servers, and is for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NatsError {
+    /// The configuration or the server's rules do not allow it. It does not pass by itself.
+    #[error("{0}")]
+    NotAllowed(String),
+    /// No server can be reached now.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+impl NatsServers {
+    /// Connects to one of the servers and logs in. It tries each server once.
+    ///
+    /// # Errors
+    /// [`NatsError`], with the last server's answer.
+    pub async fn connect(&self) -> Result<NatsConnection, NatsError> {
+        let addresses = self.addresses().await?;
+        let shared = Arc::<Shared>::default();
+        let (ended, lost) = watch::channel(false);
+        let seen = shared.clone();
+        // Each server may be tried once. After the connection is lost, that many logins fail, and the library's task ends.
+        let options = self.options(shared.clone()).max_reconnects(addresses.len()).event_callback(move |event| {
+            seen.note(&event);
+            if matches!(event, Event::Disconnected | Event::Closed) {
+                ended.send_replace(true);
+            }
+            std::future::ready(())
+        });
+        let client = options.connect(addresses).await.map_err(|error| self.explain(&error))?;
+        shared.is_used.store(true, Ordering::Relaxed);
+        Ok(NatsConnection { client, shared, lost })
+    }
+
+    fn options(&self, shared: Arc<Shared>) -> ConnectOptions {
+        let mut auth = Auth::new();
+        match &self.login {
+            NatsLogin::None => {}
+            NatsLogin::Password { user, password } => {
+                auth.username = Some(user.clone());
+                auth.password = Some(password.expose_secret().to_owned());
+            }
+            NatsLogin::Token(token) => auth.token = Some(token.expose_secret().to_owned()),
+        }
+        // The library calls this for each login.
+        let options = ConnectOptions::with_auth_callback(move |_| {
+            let again = shared.is_used.load(Ordering::Relaxed);
+            std::future::ready(if again { Err(AuthError::new("this connection was lost")) } else { Ok(auth.clone()) })
+        });
+        let options = options
+            .name("resmic-mailhook")
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            .client_capacity(QUEUED_COMMANDS)
+            .read_buffer_capacity(READ_BUFFER)
+            // A server announces the addresses of its cluster, to which the login would be sent without TLS.
+            .ignore_discovered_servers();
+        match &self.tls {
+            Some(tls) => options.tls_client_config(ClientConfig::clone(tls)),
+            None => options,
+        }
+    }
+
+    /// The addresses for the library. An unencrypted server is resolved here: without `allow_remote`, only loopback addresses
+    /// are used.
+    async fn addresses(&self) -> Result<Vec<ServerAddr>, NatsError> {
+        let (mut addresses, mut problem) = (Vec::new(), None);
+        for url in &self.urls {
+            if url.tls || self.allow_remote {
+                addresses.push(url.to_string());
+                continue;
+            }
+            match local_addresses(url).await {
+                Ok(local) => addresses.extend(local),
+                Err(error) => problem = Some(error),
+            }
+        }
+        if let (true, Some(problem)) = (addresses.is_empty(), problem) {
+            return Err(problem);
+        }
+        let parsed = addresses.iter().map(|address| address.parse::<ServerAddr>());
+        parsed.collect::<Result<_, _>>().map_err(|e| NatsError::NotAllowed(format!("cannot connect to {self}: {e}")))
+    }
+
+    fn explain(&self, error: &async_nats::ConnectError) -> NatsError {
+        let detail = printable(&error.to_string(), MAX_ERROR_LENGTH);
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation => {
+                NatsError::NotAllowed(format!("cannot log in to {self}: the server refuses the login"))
+            }
+            ConnectErrorKind::Tls => NatsError::NotAllowed(format!("cannot connect to {self}: {detail}")),
+            _ => NatsError::Unreachable(format!("cannot connect to {self}: {detail}")),
+        }
+    }
+}
+
+/// The loopback addresses of an unencrypted server, as URLs.
+async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
+    let found = lookup_host((url.host.as_str(), url.port)).await;
+    let found = found.map_err(|e| NatsError::Unreachable(format!("cannot look up {:?}: {e}", url.host)))?;
+    let (local, others): (Vec<_>, Vec<_>) = found.partition(|address| is_loopback(address.ip()));
+    match others.first() {
+        Some(other) if local.is_empty() => Err(NatsError::NotAllowed(format!(
+            "{:?} is {}, which is no loopback address, and nats:// is not encrypted; use tls://, or set allow_remote",
+            url.host,
+            other.ip()
+        ))),
+        _ => Ok(local.iter().map(|address| format!("nats://{address}")).collect()),
+    }
+}
+
+/// The state that the library's callbacks share with the connection.
+#[derive(Debug, Default)]
+struct Shared {
+    /// The connection was opened once, so the library must not log in again.
+    is_used: AtomicBool,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn note(&self, event: &Event) {
+        if let Event::ServerError(error) = event {
+            let error = printable(&error.to_string(), MAX_ERROR_LENGTH);
+            tracing::debug!(error, "the NATS server reports an error");
+            *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    }
+}
+
+/// A connection that was opened by [`NatsServers::connect`]. When it is lost, it stays lost.
+#[derive(Debug)]
+pub struct NatsConnection {
+    client: Client,
+    shared: Arc<Shared>,
+    lost: watch::Receiver<bool>,
+}
+
+impl NatsConnection {
+    /// The client, for requests and for the library's JetStream and key-value store. A clone of it keeps the connection open
+    /// after this value is dropped.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether the connection was lost.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        // The sender is dropped when the library's task ends.
+        let has_ended = self.lost.has_changed().is_err();
+        has_ended || *self.lost.borrow() || self.client.connection_state() != State::Connected
+    }
+
+    /// Returns when the connection is lost, or must be dropped because the server sends a message that is too large. Keep this
+    /// future between two polls: it counts what the server sends.
+    pub async fn lost(&self) {
+        let mut lost = self.lost.clone();
+        tokio::select! {
+            _ = lost.wait_for(|lost| *lost) => {}
+            () = too_large_message(self.client.statistics()) => {}
+        }
+    }
+
+    /// The last error that the server reported on this connection, such as a missing permission. A publish or a request that
+    /// the server does not allow has no other answer.
+    #[must_use]
+    pub fn last_error(&self) -> Option<String> {
+        self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Returns when the server sends a message that is too large. The library collects a whole message in memory.
+async fn too_large_message(statistics: Arc<Statistics>) {
+    let counts = || (statistics.in_messages.load(Ordering::Relaxed), statistics.in_bytes.load(Ordering::Relaxed));
+    let mut complete = counts();
+    loop {
+        sleep(SIZE_CHECK).await;
+        let now = counts();
+        if now.0 != complete.0 {
+            complete = now;
+        } else if now.1.saturating_sub(complete.1) > MAX_MESSAGE {
+            tracing::warn!("the NATS server sends a message of more than {} MiB; connecting again", MAX_MESSAGE >> 20);
+            return;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The answer to a publish. Pure.
+//!
+//! Anyone who subscribes to the subject can answer first, and servers acknowledge messages that they have not stored. So an
+//! answer counts only if it names a sequence number and the expected stream.
+
+use serde_json::Value;
+
+use crate::model::printable;
+
+/// The subject has a message already (nats-server, `JSStreamWrongLastSequenceErrF`).
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). It has the code 503, too.
+const STORE_FAILED: u64 = 10077;
+/// The code of errors that pass by themselves: no leader, no quorum, no resources.
+const UNAVAILABLE: u64 = 503;
+/// The longest error message, in characters.
+const MAX_MESSAGE: usize = 200;
+
+/// The answer to a publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishAnswer {
+    /// The expected stream has stored the message under this sequence number.
+    Stored(u64),
+    /// The subject has a message already, so this one was not stored.
+    SubjectTaken,
+    /// The stream has not stored the message, and gives the reason. `passes`: a later attempt may succeed without a change.
+    Refused {
+        /// The reason.
+        reason: String,
+        /// Whether the engine is only unavailable now.
+        passes: bool,
+    },
+    /// The answer proves nothing. The message may be stored.
+    Unproven(String),
+    /// There was no answer. The message may be stored.
+    NoAnswer(String),
+    /// Nothing was sent.
+    NotSent(String),
+}
+
+impl PublishAnswer {
+    /// Parses the body of an answer to a message for `stream`.
+    #[must_use]
+    pub fn parse(body: &[u8], stream: &str) -> Self {
+        let Ok(Value::Object(answer)) = serde_json::from_slice(body) else {
+            let text = printable(&String::from_utf8_lossy(body), MAX_MESSAGE);
+            return PublishAnswer::Unproven(format!(
+                "{text:?} is no acknowledgement; another program may answer on the subject"
+            ));
+        };
+        if let Some(error) = answer.get("error").filter(|error| !error.is_null()) {
+            return refusal(error);
+        }
+        let found = answer.get("stream").and_then(Value::as_str).unwrap_or_default();
+        match answer.get("seq").and_then(Value::as_u64) {
+            Some(sequence) if sequence > 0 && found == stream => PublishAnswer::Stored(sequence),
+            _ if found == stream => {
+                PublishAnswer::Unproven("the acknowledgement has no sequence number, so nothing is stored".into())
+            }
+            _ => PublishAnswer::Unproven(format!(
+                "the acknowledgement is of stream {:?}, not of {stream:?}",
+                printable(found, MAX_MESSAGE)
+            )),
+        }
+    }
+}
+
+fn refusal(error: &Value) -> PublishAnswer {
+    let number = |key| error.get(key).and_then(Value::as_u64);
+    if number("err_code") == Some(WRONG_LAST_SEQUENCE) {
+        return PublishAnswer::SubjectTaken;
+    }
+    let text = error.get("description").and_then(Value::as_str).unwrap_or("no reason");
+    let code = number("err_code").or(number("code")).unwrap_or_default();
+    let reason = format!("the stream refuses the message: {} ({code})", printable(text, MAX_MESSAGE));
+    let passes = number("code") == Some(UNAVAILABLE) && number("err_code") != Some(STORE_FAILED);
+    PublishAnswer::Refused { reason, passes }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> PublishAnswer {
+        PublishAnswer::parse(body.as_bytes(), "PAID")
+    }
+
+    #[test]
+    fn a_sequence_of_the_expected_stream_is_stored() {
+        assert_eq!(parse(r#"{"stream":"PAID","seq":7}"#), PublishAnswer::Stored(7));
+        assert_eq!(parse(r#"{"stream":"PAID","seq":18446744073709551615}"#), PublishAnswer::Stored(u64::MAX));
+        let taken =
+            r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"},"stream":"PAID","seq":0}"#;
+        assert_eq!(parse(taken), PublishAnswer::SubjectTaken);
+    }
+
+    #[test]
+    fn other_acknowledgements_prove_nothing() {
+        for body in [
+            "",
+            "+OK",
+            "{}",
+            "[]",
+            "null",
+            "\u{1b}[31m",
+            r#"{"stream":"PAID"}"#,
+            r#"{"stream":"PAID","seq":0}"#,
+            r#"{"stream":"PAID","seq":0,"duplicate":true}"#,
+            r#"{"stream":"PAID","seq":-1}"#,
+            r#"{"stream":"PAID","seq":"7"}"#,
+            r#"{"stream":"PAID","seq":1.5}"#,
+            r#"{"stream":"OTHER","seq":7}"#,
+            r#"{"stream":"paid","seq":7}"#,
+            r#"{"seq":7}"#,
+            r#"{"stream":"PAID","seq":7"#,
+        ] {
+            assert!(matches!(parse(body), PublishAnswer::Unproven(_)), "{body}: {:?}", parse(body));
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_reason() {
+        let refused = |code: u64, err_code: u64| {
+            let body = format!(
+                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"no\u001b"}},"stream":"PAID","seq":9}}"#
+            );
+            match parse(&body) {
+                PublishAnswer::Refused { reason, passes } => (reason.contains(&format!("no  ({err_code})")), passes),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refused(400, 10_158), (true, false));
+        assert_eq!(refused(400, 10_164), (true, false));
+        assert_eq!(refused(503, 10_008), (true, true));
+        assert_eq!(refused(503, 10_077), (true, false));
+        assert!(matches!(parse(r#"{"error":"x","stream":"PAID","seq":9}"#), PublishAnswer::Refused { .. }));
+    }
+}

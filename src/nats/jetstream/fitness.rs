@@ -1,0 +1,309 @@
+//! Whether a stream keeps what it acknowledges. Pure.
+//!
+//! Each setting that is refused here was seen to acknowledge a message that a consumer then never got, or got twice.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::model::{Status, printable};
+use crate::units::HumanDuration;
+
+/// A message that expires sooner is lost if its consumer is down for that long.
+const SHORTEST_AGE: Duration = Duration::from_secs(30 * 86_400);
+/// A message should outlive the year in which it was paid. Until it expires, it cannot be published a second time.
+const RECOMMENDED_AGE: Duration = Duration::from_secs(400 * 86_400);
+
+/// The stream that a target publishes to.
+#[derive(Debug, Clone, Copy)]
+pub struct RequiredStream<'a> {
+    /// The stream's name.
+    pub name: &'a str,
+    /// The beginning of each subject; the status and the event's id follow.
+    pub prefix: &'a str,
+    /// The statuses that are published.
+    pub statuses: &'a [Status],
+}
+
+/// The answer of `STREAM.INFO`. Unknown fields are ignored, and missing ones have the server's defaults.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct StreamInfo {
+    config: StreamConfig,
+    #[serde(default)]
+    state: StreamState,
+    cluster: Option<ClusterInfo>,
+}
+
+/// A single server has no name and no replicas here.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+struct ClusterInfo {
+    name: String,
+    replicas: Vec<serde::de::IgnoredAny>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct StreamState {
+    #[serde(default)]
+    messages: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+struct StreamConfig {
+    subjects: Vec<String>,
+    retention: String,
+    storage: String,
+    discard: String,
+    max_msgs: i64,
+    max_bytes: i64,
+    /// Nanoseconds; 0: messages do not expire.
+    max_age: i64,
+    num_replicas: u64,
+    no_ack: bool,
+    sealed: bool,
+    deny_delete: bool,
+    deny_purge: bool,
+    allow_direct: bool,
+    mirror: Option<serde::de::IgnoredAny>,
+    subject_transform: Option<serde::de::IgnoredAny>,
+    /// `async`: the server acknowledges before it writes (2.12).
+    persist_mode: String,
+}
+
+impl Default for StreamConfig {
+    fn default() -> Self {
+        StreamConfig {
+            subjects: Vec::new(),
+            retention: "limits".into(),
+            storage: "file".into(),
+            discard: "old".into(),
+            max_msgs: -1,
+            max_bytes: -1,
+            max_age: 0,
+            num_replicas: 1,
+            no_ack: false,
+            sealed: false,
+            deny_delete: false,
+            deny_purge: false,
+            allow_direct: false,
+            mirror: None,
+            subject_transform: None,
+            persist_mode: String::new(),
+        }
+    }
+}
+
+/// The judgement about a stream. Each text is a line for the operator.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fitness {
+    /// The settings with which the stream must not be used.
+    pub problems: Vec<String>,
+    /// The settings that should be changed.
+    pub notes: Vec<String>,
+}
+
+impl StreamInfo {
+    /// Whether the stream answers reads on every node, and not only on its leader.
+    #[must_use]
+    pub fn allows_direct(&self) -> bool {
+        self.config.allow_direct
+    }
+
+    /// Whether the server is part of a cluster.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| !cluster.name.is_empty() || !cluster.replicas.is_empty())
+    }
+
+    /// The number of stored messages.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.state.messages
+    }
+
+    /// Compares the stream with what a target needs.
+    #[must_use]
+    pub fn judge(&self, required: &RequiredStream) -> Fitness {
+        let config = &self.config;
+        let mut fitness = Fitness::default();
+        let refused = [
+            (
+                config.retention != "limits",
+                text(
+                    "retention",
+                    &config.retention,
+                    "limits",
+                    "messages are deleted when consumers have read them, or at once if there are none",
+                ),
+            ),
+            (
+                config.storage != "file",
+                text("storage", &config.storage, "file", "a restart of the server loses every message"),
+            ),
+            (config.discard != "new", text("discard", &config.discard, "new", "a full stream deletes old messages")),
+            (
+                config.max_msgs > 0,
+                format!("max_msgs is {}, and must be -1: the number of payments has no limit", config.max_msgs),
+            ),
+            (
+                config.no_ack,
+                "no_ack is true, and must be false: the server does not report whether a message is stored".into(),
+            ),
+            (config.sealed, "the stream is sealed, and accepts no message".into()),
+            (!config.deny_delete, "deny_delete is false, and must be true: a client can delete a payment".into()),
+            (!config.deny_purge, "deny_purge is false, and must be true: a client can delete all payments".into()),
+            (config.mirror.is_some(), "the stream is a mirror, which accepts no message".into()),
+            (
+                config.subject_transform.is_some(),
+                "subject_transform is set, and must not be: the subject identifies the event".into(),
+            ),
+            (
+                config.persist_mode == "async",
+                text("persist_mode", "async", "default", "the server acknowledges before it writes"),
+            ),
+        ];
+        fitness.problems.extend(refused.into_iter().filter(|(is_wrong, _)| *is_wrong).map(|(_, text)| text));
+        fitness.problems.extend(self.uncovered(required));
+        self.judge_age(&mut fitness);
+        if self.is_clustered() && config.num_replicas < 3 {
+            fitness.notes.push(format!(
+                "num_replicas is {}: a failure of one node can stop or lose the stream; 3 is recommended",
+                config.num_replicas
+            ));
+        }
+        fitness
+    }
+
+    fn judge_age(&self, fitness: &mut Fitness) {
+        let age = Duration::from_nanos(u64::try_from(self.config.max_age).unwrap_or(0));
+        // A part of a millisecond is not worth a word.
+        let shown = HumanDuration(Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
+        let expected = HumanDuration(RECOMMENDED_AGE);
+        if age.is_zero() || age >= RECOMMENDED_AGE {
+            return;
+        }
+        let line = format!(
+            "max_age is {shown}, and should be 0 or at least {expected}: expired payments can be published again"
+        );
+        if age < SHORTEST_AGE {
+            fitness.problems.push(format!("{line}, and a consumer that was down for {shown} never gets them"));
+        } else {
+            fitness.notes.push(line);
+        }
+    }
+
+    /// The subjects of the target that the stream does not have by their own name.
+    fn uncovered(&self, required: &RequiredStream) -> Option<String> {
+        let RequiredStream { prefix, statuses, .. } = required;
+        let has = |subject: String| self.config.subjects.contains(&subject);
+        if has(format!("{prefix}.>")) || has(format!("{prefix}.*.*")) {
+            return None;
+        }
+        let is_missing =
+            |status: &&Status| !has(format!("{prefix}.{status}.*")) && !has(format!("{prefix}.{status}.>"));
+        statuses.iter().any(|status| is_missing(&status)).then(|| {
+            let found = printable(&self.config.subjects.join(", "), 100);
+            format!(
+                "subjects are {found:?}, and must have {:?}, neither more general nor more special",
+                format!("{prefix}.>")
+            )
+        })
+    }
+}
+
+fn text(setting: &str, found: &str, expected: &str, why: &str) -> String {
+    format!("{setting} is {:?}, and must be {expected:?}: {why}", printable(found, 40))
+}
+
+impl RequiredStream<'_> {
+    /// The command of the NATS CLI that creates a fitting stream. Names and subjects contain no character that a shell would
+    /// interpret; the settings check that.
+    #[must_use]
+    pub fn command(&self, is_cluster: bool) -> String {
+        let replicas = if is_cluster { 3 } else { 1 };
+        format!(
+            "nats stream add {} --subjects='{}.>' --storage=file --replicas={replicas} --retention=limits --discard=new \
+             --max-msgs=-1 --max-bytes=-1 --max-age=0 --max-msgs-per-subject=-1 --deny-delete --deny-purge --allow-direct --defaults",
+            self.name, self.prefix
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The judgement about a fitting stream with these changes.
+    fn judge(changes: Value) -> Fitness {
+        let mut config = json!({
+            "name": "PAID", "subjects": ["shop.paid.>"], "retention": "limits", "storage": "file", "discard": "new",
+            "max_msgs": -1, "max_bytes": -1, "max_age": 0, "num_replicas": 1, "deny_delete": true, "deny_purge": true,
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let info: StreamInfo = serde_json::from_value(json!({"config": config, "state": {"messages": 3}})).unwrap();
+        info.judge(&RequiredStream {
+            name: "PAID",
+            prefix: "shop.paid",
+            statuses: &[Status::Completed, Status::Failed],
+        })
+    }
+
+    #[test]
+    fn fitting_streams_have_no_problem() {
+        for changes in [
+            json!({}),
+            json!({"subjects": ["other.>", "shop.paid.*.*"]}),
+            json!({"subjects": ["shop.paid.completed.*", "shop.paid.failed.>"]}),
+            json!({"max_age": 400 * 86_400 * 1_000_000_000_i64}),
+            json!({"max_bytes": 1_000_000, "allow_direct": true, "persist_mode": "default", "something": ["new"]}),
+        ] {
+            assert_eq!(judge(changes.clone()), Fitness::default(), "{changes}");
+        }
+    }
+
+    #[test]
+    fn each_unfit_setting_is_named() {
+        for (changes, setting) in [
+            (json!({"retention": "interest"}), "retention is \"interest\""),
+            (json!({"retention": "workqueue"}), "retention is \"workqueue\""),
+            (json!({"storage": "memory"}), "storage is \"memory\""),
+            (json!({"discard": "old"}), "discard is \"old\""),
+            (json!({"max_msgs": 1000}), "max_msgs is 1000"),
+            (json!({"max_age": 60_000_000_000_i64}), "max_age is 1m"),
+            (json!({"no_ack": true}), "no_ack"),
+            (json!({"sealed": true}), "sealed"),
+            (json!({"deny_delete": false}), "deny_delete"),
+            (json!({"deny_purge": false}), "deny_purge"),
+            (json!({"mirror": {"name": "X"}}), "mirror"),
+            (json!({"subject_transform": {"src": ">", "dest": "x.>"}}), "subject_transform"),
+            (json!({"persist_mode": "async"}), "persist_mode"),
+            (json!({"subjects": ["shop.>"]}), "subjects are \"shop.>\""),
+            (json!({"subjects": ["shop.paid.completed.*"]}), "subjects are"),
+            (json!({"subjects": []}), "subjects are"),
+        ] {
+            let fitness = judge(changes.clone());
+            assert!(matches!(&fitness.problems[..], [one] if one.contains(setting)), "{changes}: {fitness:?}");
+        }
+        let two = judge(json!({"discard": "old", "max_msgs": 5}));
+        assert_eq!(two.problems.len(), 2);
+    }
+
+    #[test]
+    fn an_age_of_months_is_a_note() {
+        let fitness = judge(json!({"max_age": 90 * 86_400 * 1_000_000_000_i64}));
+        assert!(fitness.problems.is_empty() && fitness.notes[0].contains("max_age is 90d"), "{fitness:?}");
+    }
+
+    #[test]
+    fn the_command_creates_what_is_required() {
+        let required = RequiredStream { name: "PAID", prefix: "shop.paid", statuses: &[Status::Completed] };
+        let command = required.command(true);
+        assert!(command.starts_with("nats stream add PAID --subjects='shop.paid.>' "), "{command}");
+        assert!(command.contains("--replicas=3") && required.command(false).contains("--replicas=1"));
+    }
+}

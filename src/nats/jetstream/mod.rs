@@ -1,0 +1,13 @@
+//! The requests to JetStream that a target needs: read a stream's configuration, publish, and read a message.
+//!
+//! The answers are parsed here and not by the library, because only one of them may count as a delivery.
+
+mod answer;
+mod fitness;
+mod requests;
+mod version;
+
+pub use answer::PublishAnswer;
+pub use fitness::{Fitness, RequiredStream, StreamInfo};
+pub use requests::{EngineError, StoredMessage};
+pub use version::{ServerVersion, judge_server};

@@ -1,0 +1,193 @@
+//! The requests, and errors of answers.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Request, RequestErrorKind};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::PublishAnswer;
+use super::fitness::StreamInfo;
+use crate::model::{NO_ANSWER, printable};
+use crate::nats::NatsConnection;
+use crate::units::HumanDuration;
+
+/// How long a request to the JetStream API may take.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// "No message found" and "stream not found" (nats-server, errors.json).
+const NO_MESSAGE: u64 = 10037;
+const NO_STREAM: u64 = 10059;
+/// The longest error message, in characters.
+const MAX_ERROR_LENGTH: usize = 200;
+
+/// Why a request to the engine has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// No stream has this name.
+    #[error("the stream does not exist")]
+    NoStream,
+    /// The engine refuses the request, or has no JetStream.
+    #[error("{0}")]
+    Refused(String),
+    /// There was no answer in time, or the connection was lost.
+    #[error("{0}")]
+    NoAnswer(String),
+}
+
+/// The message that a stream has for a subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// Its sequence number in the stream.
+    pub sequence: u64,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl NatsConnection {
+    /// Reads the configuration of a stream.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn stream_info(&self, stream: &str) -> Result<StreamInfo, EngineError> {
+        let answer = self.call(&format!("$JS.API.STREAM.INFO.{stream}"), "").await?;
+        let answer = refusals(&answer)?;
+        serde_json::from_value(answer).map_err(|e| unreadable(&e.to_string()))
+    }
+
+    /// Publishes a message for `stream`, and waits for the acknowledgement.
+    pub async fn publish(
+        &self,
+        stream: &str,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+        timeout: Duration,
+    ) -> PublishAnswer {
+        let request = Request::new().headers(headers).payload(body).timeout(Some(timeout));
+        match self.client().send_request(subject, request).await {
+            Ok(Message { status: Some(status), .. }) => {
+                PublishAnswer::Unproven(format!("the answer is the status {status}, and no acknowledgement"))
+            }
+            Ok(answer) => PublishAnswer::parse(&answer.payload, stream),
+            Err(error) => match error.kind() {
+                RequestErrorKind::NoResponders => {
+                    PublishAnswer::Refused { reason: "no stream listens on the subject (503)".into(), passes: true }
+                }
+                RequestErrorKind::MaxPayloadExceeded => {
+                    PublishAnswer::NotSent("the event is larger than max_payload of the server".into())
+                }
+                RequestErrorKind::InvalidSubject => PublishAnswer::NotSent("the subject is not valid".into()),
+                RequestErrorKind::TimedOut => PublishAnswer::NoAnswer(
+                    self.with_last_error(format!("{NO_ANSWER} within {}", HumanDuration(timeout))),
+                ),
+                RequestErrorKind::Other => PublishAnswer::NoAnswer(format!("{NO_ANSWER}: the connection was lost")),
+            },
+        }
+    }
+
+    /// Reads the message that `stream` has for a subject. `direct`: any node may answer; if it has no message, the leader is
+    /// asked, because a node may be behind.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub async fn stored_message(
+        &self,
+        stream: &str,
+        subject: &str,
+        direct: bool,
+    ) -> Result<Option<StoredMessage>, EngineError> {
+        if direct {
+            let answer = self.call(&format!("$JS.API.DIRECT.GET.{stream}.{subject}"), "").await?;
+            if let Some(found) = direct_message(&answer, stream, subject) {
+                return Ok(Some(found));
+            }
+        }
+        let request = json!({ "last_by_subj": subject }).to_string();
+        let answer = self.call(&format!("$JS.API.STREAM.MSG.GET.{stream}"), &request).await?;
+        message_of_leader(&answer, subject)
+    }
+
+    async fn call(&self, subject: &str, body: &str) -> Result<Message, EngineError> {
+        let request = Request::new().payload(Bytes::copy_from_slice(body.as_bytes())).timeout(Some(API_TIMEOUT));
+        self.client().send_request(subject.to_owned(), request).await.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => EngineError::NoAnswer(
+                "JetStream does not answer; it is not enabled for this user, or has no leader".into(),
+            ),
+            RequestErrorKind::TimedOut => {
+                let what = format!("{NO_ANSWER} to {subject} within {}", HumanDuration(API_TIMEOUT));
+                EngineError::NoAnswer(self.with_last_error(what))
+            }
+            _ => EngineError::NoAnswer(format!("{NO_ANSWER} to {subject}: the connection was lost")),
+        })
+    }
+
+    /// Adds the last error that the server reported: it does not answer a request for which a permission is missing.
+    fn with_last_error(&self, what: String) -> String {
+        match self.last_error() {
+            Some(error) => format!("{what}; the server reported: {error}"),
+            None => what,
+        }
+    }
+}
+
+fn unreadable(why: &str) -> EngineError {
+    EngineError::Refused(format!("the answer of the engine cannot be read: {}", printable(why, MAX_ERROR_LENGTH)))
+}
+
+/// An answer of the API as JSON, or its error.
+fn refusals(answer: &Message) -> Result<Value, EngineError> {
+    let value: Value = serde_json::from_slice(&answer.payload).map_err(|e| unreadable(&e.to_string()))?;
+    let Some(error) = value.get("error").filter(|error| !error.is_null()) else { return Ok(value) };
+    let number = |key| error.get(key).and_then(Value::as_u64);
+    let text = printable(error.get("description").and_then(Value::as_str).unwrap_or("no reason"), MAX_ERROR_LENGTH);
+    Err(match (number("code"), number("err_code")) {
+        (_, Some(NO_STREAM)) => EngineError::NoStream,
+        (Some(503), _) => EngineError::NoAnswer(format!("the engine is not available: {text}")),
+        (_, code) => {
+            EngineError::Refused(format!("the engine refuses the request: {text} ({})", code.unwrap_or_default()))
+        }
+    })
+}
+
+/// The message in the answer to a direct read, if it is the one of this subject.
+fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<StoredMessage> {
+    let headers = answer.headers.as_ref()?;
+    let text = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
+    if answer.status.is_some() || text("Nats-Stream") != Some(stream) || text("Nats-Subject") != Some(subject) {
+        return None;
+    }
+    let sequence = text("Nats-Sequence")?.parse().ok().filter(|sequence| *sequence > 0)?;
+    Some(StoredMessage { sequence, body: answer.payload.to_vec() })
+}
+
+/// The message in the leader's answer; `None`: it has no message for the subject.
+fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, EngineError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        message: Found,
+    }
+    #[derive(Deserialize)]
+    struct Found {
+        subject: String,
+        seq: u64,
+        #[serde(default)]
+        data: String,
+    }
+    if is_no_message(answer) {
+        return Ok(None);
+    }
+    let Answer { message } = serde_json::from_value(refusals(answer)?).map_err(|e| unreadable(&e.to_string()))?;
+    if message.subject != subject || message.seq == 0 {
+        return Err(unreadable("it has a message of another subject"));
+    }
+    let body = STANDARD.decode(&message.data).map_err(|e| unreadable(&e.to_string()))?;
+    Ok(Some(StoredMessage { sequence: message.seq, body }))
+}
+
+fn is_no_message(answer: &Message) -> bool {
+    let value = serde_json::from_slice::<Value>(&answer.payload).unwrap_or_default();
+    value.pointer("/error/err_code").and_then(Value::as_u64) == Some(NO_MESSAGE)
+}

@@ -1,0 +1,108 @@
+//! Logins and TLS at a real server.
+
+use resmic_mailhook::nats::{NatsError, NatsSettings};
+use resmic_mailhook::secret::SecretSource;
+
+use super::*;
+
+/// A secret that a command prints.
+fn secret(value: &str) -> Option<SecretSource> {
+    Some(SecretSource::Command(vec!["printf".into(), "%s".into(), value.into()]))
+}
+
+fn nats(url: String) -> NatsSettings {
+    NatsSettings { servers: vec![url.parse().unwrap()], ..NatsSettings::default() }
+}
+
+async fn connect(settings: &NatsSettings) -> Result<(), NatsError> {
+    settings.check().unwrap();
+    let connection = settings.load().await.unwrap().connect().await?;
+    connection.client().flush().await.unwrap();
+    assert!(!connection.is_lost());
+    Ok(())
+}
+
+fn is_refused(connected: &Result<(), NatsError>) -> bool {
+    matches!(connected, Err(NatsError::NotAllowed(text)) if text.contains("refuses the login") && !text.contains("s3cret"))
+}
+
+#[tokio::test]
+async fn users_and_tokens_log_in() {
+    let server = NatsServer::start_with("authorization { user: mailhook, password: \"s3cret\" }");
+    let mut settings = nats(server.url());
+    assert!(is_refused(&connect(&settings).await));
+    (settings.user, settings.password) = (Some("mailhook".into()), secret("s3cret"));
+    connect(&settings).await.unwrap();
+    settings.password = secret("s3cret-wrong");
+    assert!(is_refused(&connect(&settings).await));
+    let server = NatsServer::start_with("authorization { token: \"s3cret\" }");
+    let mut settings = nats(server.url());
+    settings.token = secret("s3cret");
+    connect(&settings).await.unwrap();
+    settings.token = secret("s3cret-wrong");
+    assert!(is_refused(&connect(&settings).await));
+}
+
+const TLS: &str = "tls { cert_file: server.pem, key_file: server.key, ca_file: ca.pem";
+
+#[tokio::test]
+async fn tls_needs_a_trusted_certificate() {
+    let server = NatsServer::start_with(&format!("{TLS} }}"));
+    let mut settings = nats(format!("tls://localhost:{}", server.port));
+    let unknown = connect(&settings).await.unwrap_err().to_string();
+    assert!(unknown.contains("certificate"), "{unknown}");
+    settings.ca_file = Some(server.ca());
+    connect(&settings).await.unwrap();
+    settings.servers = vec![format!("tls://127.0.0.1:{}", server.port).parse().unwrap()];
+    connect(&settings).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_tls_gets_no_login() {
+    let server = NatsServer::start_with("authorization { user: mailhook, password: \"s3cret\" }");
+    let mut settings = nats(format!("tls://localhost:{}", server.port));
+    (settings.user, settings.password) = (Some("mailhook".into()), secret("s3cret"));
+    settings.ca_file = Some(server.ca());
+    assert!(connect(&settings).await.is_err());
+}
+
+#[tokio::test]
+async fn client_certificates_are_presented() {
+    let server = NatsServer::start_with(&format!("{TLS}, verify: true }}"));
+    let mut settings = nats(format!("tls://localhost:{}", server.port));
+    settings.ca_file = Some(server.ca());
+    assert!(connect(&settings).await.is_err());
+    let key = server.folder.path().join("server.key");
+    settings.client_certificate = Some(server.folder.path().join("server.pem"));
+    settings.client_key = Some(SecretSource::File(key));
+    connect(&settings).await.unwrap();
+    settings.client_key = Some(SecretSource::File(server.ca()));
+    assert_eq!(settings.load().await.unwrap_err().0, "client_key");
+    settings.client_certificate = Some(server.folder.path().join("server.key"));
+    settings.client_key = Some(SecretSource::File(server.folder.path().join("server.key")));
+    assert_eq!(settings.load().await.unwrap_err().0, "client_certificate");
+}
+
+#[tokio::test]
+async fn a_lost_connection_stays_lost() {
+    let mut server = NatsServer::start();
+    let settings = nats(server.url());
+    let servers = settings.load().await.unwrap();
+    let connection = servers.connect().await.unwrap();
+    server.stop();
+    tokio::time::timeout(Duration::from_secs(20), connection.lost()).await.unwrap();
+    assert!(connection.is_lost());
+    let unreachable = servers.connect().await.unwrap_err();
+    assert!(matches!(&unreachable, NatsError::Unreachable(text) if text.contains("refused")), "{unreachable}");
+    server.restart();
+    assert!(connection.is_lost(), "the library must not log in again");
+    servers.connect().await.unwrap();
+}
+
+#[tokio::test]
+async fn another_machine_is_refused_without_tls() {
+    // This address is for documentation (RFC 5737). Nothing is sent there.
+    let servers = nats("nats://192.0.2.1".into()).load().await.unwrap();
+    let refused = servers.connect().await.unwrap_err();
+    assert!(matches!(&refused, NatsError::NotAllowed(text) if text.contains("no loopback address")), "{refused}");
+}

@@ -1,0 +1,130 @@
+//! A scripted server that acknowledges falsely in each known way.
+
+use testkit::nats_engine::{EngineAnswer, NatsEngine};
+
+use super::*;
+
+/// Delivers one event to a server that answers the first publish with `answer` and then stores. Returns the error and the
+/// result of the first attempt.
+async fn first_attempt(answer: EngineAnswer) -> (String, String) {
+    let first = answer.clone();
+    let engine = NatsEngine::start(move |n, _| if n == 0 { first.clone() } else { EngineAnswer::Store(9) }).await;
+    let mut setup =
+        ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"300ms\"\ngive_up_after = \"100d\"")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let row = setup.until_all("delivered").await.remove(0);
+    assert_eq!((row.attempts, row.receipt.as_deref()), (2, Some("PAID:9")), "{answer:?}");
+    setup.stop().await;
+    let sql = "SELECT result, error FROM attempts WHERE attempt = 1";
+    setup.sql().query_row(sql, [], |row| Ok((row.get(1)?, row.get(0)?))).unwrap()
+}
+
+fn body(text: &str) -> EngineAnswer {
+    EngineAnswer::Body(text.into())
+}
+
+#[tokio::test]
+async fn false_acknowledgements_are_no_deliveries() {
+    for (answer, error, result) in [
+        (body(r#"{"stream":"PAID","seq":0}"#), "no sequence number", "no_response"),
+        (body(r#"{"stream":"PAID","seq":0,"duplicate":true}"#), "no sequence number", "no_response"),
+        (body(r#"{"stream":"OTHER","seq":5}"#), "stream \"OTHER\"", "no_response"),
+        (body("{}"), "stream \"\"", "no_response"),
+        (body(""), "no acknowledgement", "no_response"),
+        (body("+OK"), "no acknowledgement", "no_response"),
+        (body("{\"stream\":\"PAID\",\"seq\":\u{1b}"), "no acknowledgement", "no_response"),
+        (EngineAnswer::error(400, 10_158), "(10158)", "rejected"),
+        (EngineAnswer::error(400, 10_164), "(10164)", "rejected"),
+        (EngineAnswer::error(503, 10_008), "(10008)", "rejected"),
+        (EngineAnswer::Status(503), "503", "rejected"),
+        (EngineAnswer::Status(100), "status 100", "no_response"),
+        (EngineAnswer::Silence, "no answer within 300ms", "no_response"),
+        (EngineAnswer::Close, "the connection was lost", "no_response"),
+    ] {
+        let (found, kind) = first_attempt(answer.clone()).await;
+        assert!(found.contains(error) && kind == result, "{answer:?}: {kind}: {found}");
+    }
+}
+
+#[tokio::test]
+async fn malformed_protocol_ends_only_the_session() {
+    for bytes in [
+        "-ERR\r\n",
+        "-ERR 'Permissions Violation for Publish to \"shop.paid\"'\r\n",
+        "NONSENSE\r\n",
+        "MSG a b c d e f\r\n",
+        "MSG x 0 99999999999999999999999\r\n",
+        "HMSG x 0 5 1\r\nhello\r\n",
+        "HMSG x 0 18446744073709551000 18446744073709551615\r\n",
+        "INFO {\r\n",
+    ] {
+        let (found, kind) = first_attempt(EngineAnswer::Raw(bytes.into())).await;
+        assert_eq!(kind, "no_response", "{bytes:?}: {found}");
+    }
+}
+
+#[tokio::test]
+async fn missing_permissions_are_in_the_error() {
+    let denied = "-ERR 'Permissions Violation for Publish to \"shop.paid.x\"'\r\n";
+    let (found, _) = first_attempt(EngineAnswer::Raw(denied.into())).await;
+    assert!(found.contains("Permissions Violation"), "{found}");
+}
+
+#[tokio::test]
+async fn a_message_without_an_answer_may_be_there() {
+    let engine =
+        NatsEngine::start(
+            |n, _| {
+                if n == 0 { EngineAnswer::StoreSilently(4) } else { EngineAnswer::error(400, 10_071) }
+            },
+        )
+        .await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"300ms\"")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let row = setup.until_all("delivered").await.remove(0);
+    assert_eq!(row.receipt.as_deref(), Some("there already: PAID:4"));
+    setup.stop().await;
+    assert_eq!(setup.results(), ["no_response", "accepted"]);
+    engine.until_logins(2).await;
+}
+
+#[tokio::test]
+async fn an_unreadable_repetition_is_no_delivery() {
+    let engine =
+        NatsEngine::start(|n, _| if n == 0 { EngineAnswer::error(400, 10_071) } else { EngineAnswer::Store(2) }).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let row = setup.until_all("delivered").await.remove(0);
+    assert_eq!((row.attempts, row.receipt.as_deref()), (2, Some("PAID:2")));
+    setup.stop().await;
+    assert_eq!(setup.results(), ["no_response", "accepted"]);
+}
+
+#[tokio::test]
+async fn another_subscriber_is_named_in_status() {
+    let engine = NatsEngine::start(|_, _| body("{\"ok\":true}")).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    let row = "SELECT needs_person || ' ' || problems FROM streams WHERE state = 'failed'";
+    setup.until_sql(row, "1 stream PAID").await;
+    engine.until_published(3).await;
+    assert_eq!(setup.deliveries()[0].state.as_str(), "pending");
+    setup.stop().await;
+}
+
+/// The first message of a session goes alone. Then sixteen are open at the same time, and no more.
+#[tokio::test]
+async fn sixteen_messages_wait_for_their_answers() {
+    let engine = NatsEngine::start(|n, _| if n == 0 { EngineAnswer::Store(1) } else { EngineAnswer::Silence }).await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&engine.url(), "timeout = \"500ms\"")]);
+    setup.record((1..=40).map(|n| paid(Some(n), n)).collect()).await;
+    setup.start();
+    engine.until_logins(2).await;
+    setup.stop().await;
+    let first = engine.published().iter().filter(|message| message.connection == 1).count();
+    assert_eq!(first, 17, "one, and then sixteen");
+}

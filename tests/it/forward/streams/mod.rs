@@ -1,0 +1,98 @@
+//! Deliveries to JetStream: Debian's nats-server, and a scripted one for answers that a real one does not give.
+
+mod connection;
+mod deliver;
+mod false_answers;
+mod program;
+mod unfit;
+mod verify;
+
+use super::*;
+use serde_json::{Value, json};
+use testkit::nats_server::NatsServer;
+
+const STREAM: &str = "PAID";
+
+/// The settings of a target for the stream of this server.
+fn paid_stream(url: &str, more: &str) -> ForwardSettings {
+    settings(&format!("name = \"stream\"\nnats = [\"{url}\"]\nstream = \"{STREAM}\"\nsubject = \"shop.paid\"\n{more}"))
+}
+
+/// A server with a fitting stream.
+async fn server_with_stream() -> NatsServer {
+    let server = NatsServer::start();
+    create_stream(&server, json!({})).await;
+    server
+}
+
+async fn create_stream(server: &NatsServer, changes: Value) {
+    server.create_stream(STREAM, &["shop.paid.>"], changes).await;
+}
+
+/// A message of the stream.
+#[derive(Debug, Clone)]
+struct Stored {
+    subject: String,
+    headers: String,
+    body: Vec<u8>,
+}
+
+impl Stored {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+}
+
+/// All messages of the stream, in their order.
+async fn messages(server: &NatsServer) -> Vec<Stored> {
+    let client = server.client().await;
+    let info = server.api(&format!("STREAM.INFO.{STREAM}"), json!({})).await;
+    let mut found = Vec::new();
+    for sequence in info["state"]["first_seq"].as_u64().unwrap()..=info["state"]["last_seq"].as_u64().unwrap() {
+        let request = json!({ "seq": sequence }).to_string();
+        let answer = client.request(format!("$JS.API.STREAM.MSG.GET.{STREAM}"), request.into()).await.unwrap();
+        let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+        let decode = |key: &str| {
+            let text = answer["message"][key].as_str().unwrap_or_default();
+            data_encoding::BASE64.decode(text.as_bytes()).unwrap()
+        };
+        found.push(Stored {
+            subject: answer["message"]["subject"].as_str().unwrap().to_owned(),
+            headers: String::from_utf8(decode("hdrs")).unwrap(),
+            body: decode("data"),
+        });
+    }
+    found
+}
+
+impl ForwarderSetup {
+    /// The results of all attempts, in their order.
+    fn results(&self) -> Vec<String> {
+        let sql = self.sql();
+        let mut statement = sql.prepare("SELECT result FROM attempts ORDER BY delivery_id, attempt").unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// Waits until a query of the database returns `want`.
+    async fn until_sql(&self, query: &str, want: &str) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(40);
+        loop {
+            let has: rusqlite::Result<rusqlite::types::Value> = self.sql().query_row(query, [], |row| row.get(0));
+            let has = format!("{has:?}");
+            if has.contains(want) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{query}: {has} and not {want:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until the target is connected.
+    async fn until_connected(&self) {
+        self.until_sql("SELECT state FROM streams", "\"connected\"").await;
+    }
+}

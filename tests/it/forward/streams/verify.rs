@@ -1,0 +1,73 @@
+//! `deliveries verify`: a stream that has lost or changed messages.
+
+use resmic_mailhook::forward::{Finding, FindingKind, Verification};
+
+use super::*;
+
+/// Compares the stream of the only target. Returns the counts and the findings.
+async fn verify(setup: &ForwarderSetup, refill: bool) -> Result<(Verification, Vec<Finding>), String> {
+    let target = Target::load(setup.settings[0].clone(), "secret".into()).await.unwrap();
+    let mut findings = Vec::new();
+    let report = |finding| {
+        findings.push(finding);
+        Ok(())
+    };
+    let counts = forward::verify(&target, &setup.store, None, refill, report).await.unwrap()?;
+    Ok((counts, findings))
+}
+
+#[tokio::test]
+async fn lost_messages_are_found_and_refilled() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    let events: Vec<_> = (1..=40).map(|n| paid(Some(n), n)).collect();
+    let changed = format!("shop.paid.completed.{}", events[3].id().unwrap());
+    setup.record(events).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    assert_eq!(verify(&setup, false).await.unwrap(), (Verification { checked: 40, ..Default::default() }, Vec::new()));
+    // The stream is deleted and created again. Another program publishes one of the events in another form.
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    create_stream(&server, json!({})).await;
+    server.client().await.request(changed, "{}".into()).await.unwrap();
+    let (counts, findings) = verify(&setup, false).await.unwrap();
+    assert_eq!(counts, Verification { checked: 40, missing: 39, different: 1, refilled: 0 });
+    assert!(!counts.is_complete());
+    assert_eq!(findings[3].kind, FindingKind::Different(1));
+    assert_eq!((&findings[0].kind, findings[0].receipt.as_str()), (&FindingKind::Missing, "PAID:1"));
+    assert_eq!(server.count(STREAM).await, 1, "nothing was published");
+    let (counts, _) = verify(&setup, true).await.unwrap();
+    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 39 });
+    assert_eq!(server.count(STREAM).await, 40);
+    assert_eq!(setup.deliveries()[0].receipt.as_deref(), Some("PAID:2"));
+    let refilled: i64 = setup.sql().query_row("SELECT refilled FROM streams", [], |row| row.get(0)).unwrap();
+    assert_eq!(refilled, 39);
+    let (counts, _) = verify(&setup, true).await.unwrap();
+    assert_eq!(counts, Verification { checked: 40, missing: 0, different: 1, refilled: 0 });
+}
+
+#[tokio::test]
+async fn unfit_streams_are_read_but_not_refilled() {
+    let server = server_with_stream().await;
+    let mut setup = ForwarderSetup::new(vec![paid_stream(&server.url(), "")]);
+    setup.start();
+    setup.record(vec![paid(Some(1), 1)]).await;
+    setup.until_all("delivered").await;
+    setup.stop().await;
+    server.api(&format!("STREAM.DELETE.{STREAM}"), json!({})).await;
+    let error = verify(&setup, false).await.unwrap_err();
+    assert!(error.contains("does not exist"), "{error}");
+    create_stream(&server, json!({"deny_purge": false})).await;
+    assert_eq!(verify(&setup, false).await.unwrap().0.missing, 1);
+    let error = verify(&setup, true).await.unwrap_err();
+    assert!(error.contains("deny_purge is false"), "{error}");
+    assert_eq!(server.count(STREAM).await, 0);
+}
+
+#[tokio::test]
+async fn a_handler_cannot_be_verified() {
+    let setup = ForwarderSetup::new(vec![shop("127.0.0.1:1", "")]);
+    let target = Target::load(setup.settings[0].clone(), "secret".into()).await.unwrap();
+    assert!(forward::verify(&target, &setup.store, None, false, |_| Ok(())).await.is_none());
+}
