@@ -125,8 +125,10 @@ fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Fu
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByOutcome {
+struct ByReason {
     outcome: String,
+    /// The code of the reason; empty if there is none.
+    reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,11 +165,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     let size: Gauge = Gauge::default();
     size.set(reader.size()?);
     registry.register("database_size_bytes", "Size of the database file", size);
-    let mails = Family::<ByOutcome, Gauge>::default();
-    for (outcome, n) in &health.mails {
-        mails.get_or_create(&ByOutcome { outcome: outcome.clone() }).set(*n);
-    }
-    registry.register("mails", "Stored mails, by outcome", mails);
+    mails(&mut registry, reader, health)?;
     let events = Family::<ByStatus, Gauge>::default();
     for (status, n) in &health.events {
         events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
@@ -188,6 +186,24 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
         Ok(()) => Ok(text),
         Err(error) => Err(db::Error::Refused(error.to_string())),
     }
+}
+
+/// Each outcome without a reason, and each outcome with each code that it can have. So a series exists before its first mail.
+fn mails(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
+    let mails = Family::<ByReason, Gauge>::default();
+    let mut without_reason = health.mails.clone();
+    for (outcome, reason, n) in reader.mail_reasons()? {
+        if let Some(rest) = without_reason.get_mut(&outcome) {
+            *rest -= n;
+        }
+        mails.get_or_create(&ByReason { outcome, reason }).set(n);
+    }
+    for (outcome, n) in without_reason {
+        // A commit between the two queries may be in one of them only.
+        mails.get_or_create(&ByReason { outcome, reason: String::new() }).set(n.max(0));
+    }
+    registry.register("mails", "Stored mails, by outcome and code of the reason", mails);
+    Ok(())
 }
 
 fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {

@@ -351,8 +351,10 @@ FROM sums WHERE json_extract(paid, '$[0]') > 0;
 -- How many rows there are, so that `status` and the metrics need not count them. Triggers maintain this table, for
 -- every program that writes.
 CREATE TABLE counts (
-  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery
-  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation'
+  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery,
+                                               -- 'reasons': mails with a reason
+  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation';
+                                               -- of 'reasons': the outcome and the code of the reason, with a space between them
   n    INTEGER NOT NULL,
   PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
@@ -362,7 +364,12 @@ INSERT INTO counts (name, key, n) VALUES
   ('deliveries', 'held', 0), ('deliveries', 'pending', 0), ('deliveries', 'delivered', 0), ('deliveries', 'dead', 0),
   ('confirmations', 'waiting', 0), ('confirmations', 'confirmed', 0), ('confirmations', 'doubtful', 0),
   ('confirmations', 'unproven', 0), ('confirmations', 'operator', 0),
-  ('held', 'conflict', 0), ('held', 'session', 0), ('held', 'confirmation', 0);
+  ('held', 'conflict', 0), ('held', 'session', 0), ('held', 'confirmation', 0),
+  ('reasons', 'event conflict', 0), ('reasons', 'duplicate unavailable', 0), ('reasons', 'deferred dns', 0),
+  ('reasons', 'ignored not-a-payment', 0), ('reasons', 'ignored unavailable', 0),
+  ('reasons', 'quarantined untrusted', 0), ('reasons', 'quarantined not-ours', 0), ('reasons', 'quarantined conflict', 0),
+  ('reasons', 'quarantined unreadable', 0), ('reasons', 'quarantined malformed', 0), ('reasons', 'quarantined too-large', 0),
+  ('reasons', 'quarantined dns', 0), ('reasons', 'quarantined unavailable', 0);
 
 -- SQLite copies each page that a statement changes if the statement fires a trigger and may be undone by itself. INSERT OR
 -- FAIL (or UPDATE OR FAIL) is not undone, so it needs no copies, under these conditions: the triggers and the indexes call
@@ -376,6 +383,23 @@ CREATE TRIGGER mails_count_update AFTER UPDATE OF outcome ON mails WHEN OLD.outc
 END;
 CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
+END;
+
+-- A reason is 'code: message'. It is compared with the key, because a trigger must not call a function (see above): ';' follows ':'.
+CREATE TRIGGER mails_reason_insert AFTER INSERT ON mails WHEN NEW.reason IS NOT NULL BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'reasons'
+    AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
+END;
+CREATE TRIGGER mails_reason_update AFTER UPDATE OF outcome, reason ON mails
+WHEN OLD.outcome <> NEW.outcome OR OLD.reason IS NOT NEW.reason BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'reasons'
+    AND OLD.outcome || ' ' || OLD.reason >= key || ':' AND OLD.outcome || ' ' || OLD.reason < key || ';';
+  UPDATE counts SET n = n + 1 WHERE name = 'reasons'
+    AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
+END;
+CREATE TRIGGER mails_reason_delete AFTER DELETE ON mails WHEN OLD.reason IS NOT NULL BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'reasons'
+    AND OLD.outcome || ' ' || OLD.reason >= key || ':' AND OLD.outcome || ' ' || OLD.reason < key || ';';
 END;
 
 CREATE TRIGGER events_count_insert AFTER INSERT ON events BEGIN
