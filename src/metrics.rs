@@ -132,6 +132,11 @@ struct ByReason {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAccount {
+    account: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByStatus {
     status: String,
 }
@@ -174,6 +179,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
     streams(&mut registry, health);
+    accounts(&mut registry, health);
     chains(&mut registry, health, &endpoint.node_requests);
     resmic(&mut registry, health);
     registry.register(
@@ -292,6 +298,25 @@ fn mailboxes(registry: &mut Registry, health: &Health) {
     }
     registry.register("mailbox_connected", "1 if the mailbox is connected", connected);
     registry.register("mailbox_last_seen_age_seconds", "Age of the last completed round trip", ages);
+}
+
+fn accounts(registry: &mut Registry, health: &Health) {
+    let (ages, quiet) = (Family::<ByAccount, Gauge>::default(), Family::<ByAccount, Gauge>::default());
+    for row in &health.accounts {
+        let label = ByAccount { account: row.account.clone() };
+        if let Some(age) = row.last_notification_at.as_deref().and_then(age) {
+            ages.get_or_create(&label).set(age);
+        }
+        if row.is_limited {
+            quiet.get_or_create(&label).set(row.quiet.into());
+        }
+    }
+    registry.register(
+        "last_notification_age_seconds",
+        "Age of the newest proven notification of an account; absent if there is none",
+        ages,
+    );
+    registry.register("quiet", "1 if an account had no proven notification for longer than its `quiet`", quiet);
 }
 
 /// Seconds since a time in the database's format.

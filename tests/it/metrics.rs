@@ -51,7 +51,7 @@ fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
 
 /// The same, with more of a configuration.
 fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
-    let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
+    let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1d\"");
     let start = |_| {
         let port = free_port();
         let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
@@ -120,6 +120,8 @@ fn dashboard_and_alerts_use_existing_metrics() {
     let (home, daemon, port) = watching_with(&dovecot, &chain);
     home.until("SELECT final_lag_s FROM chains", "64", SOON);
     home.until("SELECT state FROM streams", "failed", SOON);
+    dovecot.deliver("payments@shop.example", &testkit::payments::payment(1));
+    home.until("SELECT count(*) FROM accounts WHERE last_notification_at IS NOT NULL", "1", SOON);
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");
@@ -215,6 +217,7 @@ fn mails_are_counted_by_reason() {
     // The values of `reason` are the codes, so that a hostile mail cannot add a series.
     let all = served.lines().filter(|line| line.starts_with("resmic_mailhook_mails{")).count();
     assert_eq!(all, 5 + home.ask("SELECT count(*) FROM counts WHERE name = 'reasons'").parse::<usize>().unwrap());
+    assert!(served.contains("resmic_mailhook_quiet{account=\"shop\"} 0\n"), "{served}");
     assert_eq!(daemon.end(), Some(0));
 }
 

@@ -47,6 +47,9 @@ CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
+-- Proven mails without an event: they show that the layout of Resmic's mails has changed.
+CREATE INDEX mails_proven_to_review ON mails (id)
+  WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
 -- One row for each payment report, in the webhook's model.
 CREATE TABLE events (
@@ -191,6 +194,13 @@ CREATE TABLE mailboxes (
   newest_at    TEXT,                           -- when the server received the newest mail that was read
   renumbered_after INTEGER NOT NULL DEFAULT 0, -- rows of mails up to this id: their UIDs may belong to other mails now
   PRIMARY KEY (account, mailbox)
+) STRICT, WITHOUT ROWID;
+
+-- Each account, so that silence is noticed (`quiet`). The daemon writes it.
+CREATE TABLE accounts (
+  account              TEXT PRIMARY KEY,       -- the account's name in config.toml
+  watched_since        TEXT,                   -- the first start of the daemon with this account; NULL: it was never watched
+  last_notification_at TEXT                    -- when its newest proven notification was received; NULL: there is none
 ) STRICT, WITHOUT ROWID;
 
 -- The chain's verdict about each completed event that was to be delivered while a [[chain]] was configured. An event without
