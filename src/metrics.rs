@@ -125,8 +125,15 @@ fn response(status: StatusCode, kind: &'static str, body: String) -> Response<Fu
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByOutcome {
+struct ByReason {
     outcome: String,
+    /// The code of the reason; empty if there is none.
+    reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByAccount {
+    account: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -163,11 +170,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     let size: Gauge = Gauge::default();
     size.set(reader.size()?);
     registry.register("database_size_bytes", "Size of the database file", size);
-    let mails = Family::<ByOutcome, Gauge>::default();
-    for (outcome, n) in &health.mails {
-        mails.get_or_create(&ByOutcome { outcome: outcome.clone() }).set(*n);
-    }
-    registry.register("mails", "Stored mails, by outcome", mails);
+    mails(&mut registry, reader, health)?;
     let events = Family::<ByStatus, Gauge>::default();
     for (status, n) in &health.events {
         events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
@@ -176,6 +179,7 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
     deliveries(&mut registry, reader, health)?;
     mailboxes(&mut registry, health);
     streams(&mut registry, health);
+    accounts(&mut registry, health);
     chains(&mut registry, health, &endpoint.node_requests);
     resmic(&mut registry, health);
     registry.register(
@@ -188,6 +192,24 @@ fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) ->
         Ok(()) => Ok(text),
         Err(error) => Err(db::Error::Refused(error.to_string())),
     }
+}
+
+/// Each outcome without a reason, and each outcome with each code that it can have. So a series exists before its first mail.
+fn mails(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
+    let mails = Family::<ByReason, Gauge>::default();
+    let mut without_reason = health.mails.clone();
+    for (outcome, reason, n) in reader.mail_reasons()? {
+        if let Some(rest) = without_reason.get_mut(&outcome) {
+            *rest -= n;
+        }
+        mails.get_or_create(&ByReason { outcome, reason }).set(n);
+    }
+    for (outcome, n) in without_reason {
+        // A commit between the two queries may be in one of them only.
+        mails.get_or_create(&ByReason { outcome, reason: String::new() }).set(n.max(0));
+    }
+    registry.register("mails", "Stored mails, by outcome and code of the reason", mails);
+    Ok(())
 }
 
 fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
@@ -276,6 +298,25 @@ fn mailboxes(registry: &mut Registry, health: &Health) {
     }
     registry.register("mailbox_connected", "1 if the mailbox is connected", connected);
     registry.register("mailbox_last_seen_age_seconds", "Age of the last completed round trip", ages);
+}
+
+fn accounts(registry: &mut Registry, health: &Health) {
+    let (ages, quiet) = (Family::<ByAccount, Gauge>::default(), Family::<ByAccount, Gauge>::default());
+    for row in &health.accounts {
+        let label = ByAccount { account: row.account.clone() };
+        if let Some(age) = row.last_notification_at.as_deref().and_then(age) {
+            ages.get_or_create(&label).set(age);
+        }
+        if row.is_limited {
+            quiet.get_or_create(&label).set(row.quiet.into());
+        }
+    }
+    registry.register(
+        "last_notification_age_seconds",
+        "Age of the newest proven notification of an account; absent if there is none",
+        ages,
+    );
+    registry.register("quiet", "1 if an account had no proven notification for longer than its `quiet`", quiet);
 }
 
 /// Seconds since a time in the database's format.

@@ -21,7 +21,7 @@ use supervisor::Supervisor;
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
-use crate::health::{Expected, WatchedMailbox};
+use crate::health::{Expected, WatchedAccount, WatchedMailbox};
 use crate::heartbeat::Heartbeats;
 use crate::ingest::{self, DeferredMails, Ingest};
 use crate::source::imap;
@@ -136,12 +136,18 @@ async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Resul
     };
     tokio::select! {
         biased;
-        opened = REOPEN.retry(|| async { Store::open(store_settings(config)) }, report) => opened.map(Some),
+        opened = REOPEN.retry(|| open_once(config), report) => opened.map(Some),
         _ = shutdown.wait_for(|ending| *ending) => Ok(None),
     }
 }
 
-/// The mailboxes and targets that the configuration names.
+async fn open_once(config: &Config) -> db::Result<Store> {
+    let store = Store::open(store_settings(config))?;
+    store.watch_accounts(config.accounts.iter().map(|account| account.name.clone()).collect()).await?;
+    Ok(store)
+}
+
+/// The accounts, mailboxes and targets that the configuration names.
 #[must_use]
 pub fn expected(config: &Config) -> Expected {
     let watched = |account: &imap::ImapSettings| {
@@ -149,7 +155,10 @@ pub fn expected(config: &Config) -> Expected {
         let watched = move |wanted: &String| WatchedMailbox { account: name.clone(), wanted: wanted.clone(), renew };
         account.mailboxes.iter().map(watched).collect::<Vec<_>>()
     };
+    let account =
+        |of: &imap::ImapSettings| WatchedAccount { account: of.name.clone(), quiet: of.quiet.map(|quiet| quiet.0) };
     Expected {
+        accounts: config.accounts.iter().map(account).collect(),
         mailboxes: config.accounts.iter().flat_map(watched).collect(),
         targets: config.forwards.iter().map(|forward| forward.name.clone()).collect(),
         streams: config.forwards.iter().filter(|f| f.nats.is_some()).map(|f| f.name.clone()).collect(),

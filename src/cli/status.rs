@@ -66,6 +66,10 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
         line(&format!("{name:<11} {}", if counts.is_empty() { "-".into() } else { counts.join(", ") }))?;
     }
     line(&format!("{:<11} {}", "last mail", cell(last_mail)))?;
+    for account in &health.accounts {
+        let at = cell(account.last_notification_at.as_deref());
+        line(&format!("last notification of {}: {at}", cell(Some(&account.account))))?;
+    }
     if config.trust.accepts_unproven() {
         line("\nnote: [trust] accept has \"none\": mails are trusted without proof; use it for tests only")?;
     }

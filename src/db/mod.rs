@@ -3,6 +3,7 @@
 //! One thread owns the writing connection (`writer`). Each reader opens another connection (`reader`). `schema` opens
 //! and migrates the file. The decisions about payments are made above, in `payments`.
 
+mod accounts;
 mod columns;
 mod confirmations;
 mod deliveries;
@@ -23,6 +24,8 @@ mod streams;
 mod tests;
 mod writer;
 
+pub(crate) use accounts::record_notification;
+pub use accounts::{AccountRow, RecentParses};
 pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub use confirmations::{ChainRow, ConfirmationRow};
 pub(crate) use deliveries::holds;

@@ -330,6 +330,18 @@ impl StoreReader {
         self.query_all(sql, &[&table], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
+    /// How many mails have each outcome and reason code. Mails without a known reason are not counted.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn mail_reasons(&self) -> Result<Vec<(String, String, i64)>> {
+        // The key is the outcome, a space, and the code.
+        let sql = "SELECT substr(key, 1, instr(key, ' ') - 1), substr(key, instr(key, ' ') + 1), n FROM counts
+                   WHERE name = 'reasons' ORDER BY key";
+        self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+    }
+
     /// All rows of a small result.
     pub(crate) fn query_all<T>(
         &self,

@@ -1,16 +1,18 @@
 //! Records mails. One transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use data_encoding::HEXLOWER;
+use jiff::Timestamp;
 use ring::digest;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use super::events::{self, Admitted};
 use super::undelivered::{self, RowsOfUid};
-use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time};
+use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreSettings, advance, current_time, record_notification};
 use crate::model::{
-    Envelope, Examined, Judgement, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Undelivered, iso,
+    Envelope, Examined, Judgement, Outcome, RawMail, Reason, SignedHeaders, Trust, TrustProof, Undelivered, iso,
 };
 
 /// A mail with the result of its examination.
@@ -101,10 +103,37 @@ fn record_all(
     cursor: Option<&Cursor>,
 ) -> Result<Vec<Recorded>> {
     let recorded = entries.iter().map(|entry| record_one(tx, settings, entry)).collect::<Result<Vec<_>>>()?;
+    record_notifications(tx, entries, &recorded)?;
     if let Some(cursor) = cursor {
         advance(tx, cursor)?;
     }
     Ok(recorded)
+}
+
+/// Records when each account got its newest proven notification of this batch.
+fn record_notifications(tx: &Connection, entries: &[ExaminedMail], recorded: &[Recorded]) -> Result<()> {
+    let now = Timestamp::now();
+    let mut newest = BTreeMap::<&str, Timestamp>::new();
+    for (ExaminedMail { mail, examined, .. }, recorded) in entries.iter().zip(recorded) {
+        let is_new = recorded.mail_id.is_some();
+        if is_new && is_proven_notification(recorded.outcome, examined.proof.as_ref()) {
+            let at = time_received(mail.received_at, examined.envelope.sent_at, now);
+            newest.entry(&mail.origin.account).and_modify(|newest| *newest = at.max(*newest)).or_insert(at);
+        }
+    }
+    newest.into_iter().try_for_each(|(account, at)| record_notification(tx, account, at))
+}
+
+/// Whether a mail with this outcome and this proof is a notification that was proven to be Resmic's. The decision of an operator
+/// is no proof.
+pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof>) -> bool {
+    matches!(outcome, Outcome::Event | Outcome::Duplicate) && proof.is_some_and(|proof| proof.trust != Trust::Operator)
+}
+
+/// When a mail was received: by its server, or for an imported one the time in its Date header. A time in the future counts as
+/// `now`, because it would hide a later silence.
+pub(super) fn time_received(by_server: Option<Timestamp>, date: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    by_server.or(date).map_or(now, |at| at.min(now))
 }
 
 fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -> Result<Recorded> {
@@ -195,7 +224,7 @@ fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Adm
 
 /// When a mail that was just deferred is examined again for the first time.
 fn soon() -> String {
-    iso(jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60))
+    iso(Timestamp::now() + jiff::SignedDuration::from_secs(60))
 }
 
 /// The signed header fields, as they are stored.

@@ -5,9 +5,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::events::{self, Admitted};
 use super::matching::SessionSource;
-use super::record::covers;
+use super::record::{covers, is_proven_notification, time_received};
 use super::stored_events;
-use crate::db::{Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, where_clause};
+use crate::db::{
+    Error, Result, Store, StoreReader, StoreSettings, current_time, optional, parse_time, record_notification,
+    where_clause,
+};
 use crate::model::{
     Event, Examined, Judgement, Origin, Outcome, RawMail, Reason, SignedHeaders, TrustProof, Uid, UidValidity, iso,
 };
@@ -114,6 +117,14 @@ fn reevaluate(
             next,
         ],
     )?;
+    if is_proven_notification(new, proof) {
+        let (account, by_server): (String, Option<String>) =
+            tx.query_row("SELECT account, received_at FROM mails WHERE id = ?1", params![id], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        let at = time_received(parse_time(by_server), examined.envelope.sent_at, Timestamp::now());
+        record_notification(tx, &account, at)?;
+    }
     if outcome == new.as_str() && reason == why.as_ref().map(Reason::to_string) {
         return Ok(Reevaluation::Same);
     }

@@ -21,6 +21,18 @@ struct HeaderField<'a> {
     value: &'a [u8],
 }
 
+/// The UTF-8 byte order mark.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The mail without a byte order mark in front of its first field.
+///
+/// Some proxies before a mail server prepend one (email-oauth2-proxy before Microsoft 365). It is part of no field: a name is
+/// ASCII (RFC 5322, 2.2). So no signature includes it, and without it the first field has its name again. A mark at any
+/// other place stays, because it may be signed.
+pub(super) fn without_byte_order_mark(mail: &[u8]) -> &[u8] {
+    mail.strip_prefix(BYTE_ORDER_MARK).unwrap_or(mail)
+}
+
 /// The number of fields that are parsed.
 const MAX_FIELDS: usize = 2_000;
 

@@ -1,7 +1,8 @@
 //! Decides whether a mail is Resmic's: its From is allowed, a proof holds, and it is addressed to the account.
 //!
-//! The result depends on the unchanged bytes of the mail, on DNS, on the settings and on the clock. A mail that is not Resmic's
-//! is a result, not an error. The text of the mail is not parsed here; `extract` does that.
+//! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The bytes are unchanged, except that a
+//! byte order mark before the first field is left out. A mail that is not Resmic's is a result, not an error. The text of the mail
+//! is not parsed here; `extract` does that.
 //!
 //! - `header` parses the raw header, and finds the sender and the recipients.
 //! - `dkim` verifies signatures. `clock` compares their times.
@@ -152,7 +153,7 @@ pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     if !settings.from.iter().any(|domain| may_contain(header, domain)) {
         return false;
     }
-    let header = Header::parse(header);
+    let header = Header::parse(header::without_byte_order_mark(header));
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
@@ -192,6 +193,7 @@ async fn authenticate_inner(
     resolver: &Resolver,
     clock: Clock,
 ) -> Authenticity {
+    let mail = header::without_byte_order_mark(mail);
     let header = Header::parse(mail);
     let from = match header.from() {
         Ok(from) => from,
@@ -250,6 +252,7 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: TrustPr
 /// The addresses of a mail's To fields. They may be forged.
 #[must_use]
 pub fn to_addresses(mail: &[u8]) -> Vec<String> {
+    let mail = header::without_byte_order_mark(mail);
     catch_panic(|| Header::parse(mail).all("to").flat_map(header::plain_addresses).collect()).unwrap_or_default()
 }
 
@@ -375,6 +378,7 @@ mod tests {
         for broken in ["resmic.\r\n com", "res\r\n\tmic.com", "resmic(a mail).com", "resmic\\.com"] {
             assert!(is_candidate(format!("From: Resmic <a@{broken}>\r\n\r\n").as_bytes(), &settings), "{broken}");
         }
+        assert!(is_candidate(b"\xef\xbb\xbfFrom: a@resmic.com\r\n\r\n", &settings), "a byte order mark");
         assert!(!is_candidate(b"", &settings));
     }
 

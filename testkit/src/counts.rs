@@ -9,7 +9,9 @@ const COUNTED: &str = "
     UNION ALL SELECT 'deliveries', state, count(*) FROM deliveries GROUP BY 1, 2
     UNION ALL SELECT 'confirmations', state, count(*) FROM confirmations GROUP BY 1, 2
     UNION ALL SELECT 'held', iif(e.hold IS NOT NULL, 'conflict', iif(e.session_id IS NULL, 'session', 'confirmation')), count(*) FROM events e
-      WHERE EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held') GROUP BY 1, 2";
+      WHERE EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = e.event_id AND d.state = 'held') GROUP BY 1, 2
+    UNION ALL SELECT 'reasons', outcome || ' ' || substr(reason, 1, instr(reason, ':') - 1), count(*) FROM mails
+      WHERE instr(reason, ':') > 0 GROUP BY 1, 2";
 
 /// Compares both, in one snapshot.
 pub fn check(connection: &Connection) {

@@ -161,6 +161,8 @@ fn json_keys_and_types_match_the_documentation() {
     let status = printed(&["status", "--json"]);
     compare("status --json", &status);
     compare("The mailboxes of status --json", status["mailboxes"][0].as_object().unwrap());
+    compare("The accounts of status --json", status["accounts"][0].as_object().unwrap());
+    compare("The parsing of status --json", status["parsing"].as_object().unwrap());
     sqlite.execute("INSERT INTO chains (chain_id, name, nodes) VALUES (11155111, 'Sepolia', '127.0.0.1')", []).unwrap();
     let chain = "[[chain]]\nname = \"Sepolia\"\nnodes = [{ command = [\"echo\", \"http://127.0.0.1:1\"] }]\n\
         wallets = [\"0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed\"]\n[chain.tokens]\n\

@@ -26,6 +26,7 @@ mod metrics;
 mod network_faults;
 mod oauth;
 mod quarantine;
+mod quiet;
 mod read_only_user;
 mod reading;
 mod reload;

@@ -51,7 +51,7 @@ fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
 
 /// The same, with more of a configuration.
 fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
-    let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]");
+    let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1d\"");
     let start = |_| {
         let port = free_port();
         let metrics = format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n");
@@ -120,6 +120,8 @@ fn dashboard_and_alerts_use_existing_metrics() {
     let (home, daemon, port) = watching_with(&dovecot, &chain);
     home.until("SELECT final_lag_s FROM chains", "64", SOON);
     home.until("SELECT state FROM streams", "failed", SOON);
+    dovecot.deliver("payments@shop.example", &testkit::payments::payment(1));
+    home.until("SELECT count(*) FROM accounts WHERE last_notification_at IS NOT NULL", "1", SOON);
     let (status, served) = get(port, "/metrics");
     assert_eq!(daemon.end(), Some(0));
     assert_eq!(status, 200, "{served}");
@@ -128,7 +130,7 @@ fn dashboard_and_alerts_use_existing_metrics() {
     let documented = all_matches(r"(resmic_mailhook_[a-z_]+)", &file("docs/operations.md"));
     assert_eq!(documented.iter().map(|name| name.trim_end_matches("_total").to_owned()).collect::<BTreeSet<_>>(), real);
     // A series that is selected by a label value exists with that value, even if it is zero.
-    let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status)=~?"([a-z|]+)""#).unwrap();
+    let chosen = Regex::new(r#"(resmic_mailhook_[a-z_]+)\{[^}]*?(outcome|state|status|reason)=~?"([a-z|]+)""#).unwrap();
     for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
         let text = file(name).replace("\\\"", "\"");
         for series in all_matches(r"(resmic_mailhook_[a-z_]+)", &text) {
@@ -137,8 +139,9 @@ fn dashboard_and_alerts_use_existing_metrics() {
         assert!(chosen.is_match(&text), "{name}");
         for c in chosen.captures_iter(&text) {
             for value in c[3].split('|') {
-                let line = format!("{}{{{}=\"{value}\"}} ", &c[1], &c[2]);
-                assert!(served.contains(&line), "{name}: nothing is served as {line}:\n{served}");
+                // Another label may stand before or after it.
+                let line = Regex::new(&format!(r#"(?m)^{}\{{([^}}]*,)?{}="{value}"[,}}]"#, &c[1], &c[2])).unwrap();
+                assert!(line.is_match(&served), "{name}: nothing is served as {line}:\n{served}");
             }
         }
     }
@@ -174,6 +177,48 @@ fn healthz_agrees_with_status() {
     let output = home.run(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &status["ok"]), (Some(1), &Value::Bool(false)), "{status}");
+}
+
+#[test]
+fn mails_are_counted_by_reason() {
+    let dovecot = Dovecot::start();
+    let (home, daemon, port) = watching(&dovecot);
+    let mail = |subject: &str, text: &str| {
+        let head = "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\n";
+        dovecot.deliver("payments@shop.example", format!("{head}Subject: {subject}\r\n\r\n{text}\r\n").as_bytes());
+    };
+    let hash = format!("Transaction Hash: 0x{:064x}", 1);
+    mail("Payment received", &format!("Amount: $20\r\n{hash}"));
+    mail("Payment received", &format!("Amount: $20\r\n{hash}"));
+    mail("Payment received", &format!("Amount: $21\r\n{hash}"));
+    mail("Payment received", "Amount: $20");
+    mail("Your login code", "4711");
+    home.until("SELECT count(*) FROM mails", "5", SOON);
+    let served = get(port, "/metrics").1;
+    let series: Vec<_> = served
+        .lines()
+        .filter(|line| line.starts_with("resmic_mailhook_mails{") && !line.ends_with("} 0"))
+        .map(|line| line.trim_start_matches("resmic_mailhook_mails"))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    let expected = [
+        ("duplicate", ""),
+        ("event", ""),
+        ("ignored", "not-a-payment"),
+        ("quarantined", "conflict"),
+        ("quarantined", "unreadable"),
+    ];
+    assert_eq!(
+        series,
+        expected.map(|(outcome, reason)| format!("{{outcome=\"{outcome}\",reason=\"{reason}\"}} 1")),
+        "{served}"
+    );
+    // The values of `reason` are the codes, so that a hostile mail cannot add a series.
+    let all = served.lines().filter(|line| line.starts_with("resmic_mailhook_mails{")).count();
+    assert_eq!(all, 5 + home.ask("SELECT count(*) FROM counts WHERE name = 'reasons'").parse::<usize>().unwrap());
+    assert!(served.contains("resmic_mailhook_quiet{account=\"shop\"} 0\n"), "{served}");
+    assert_eq!(daemon.end(), Some(0));
 }
 
 #[test]

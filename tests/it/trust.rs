@@ -192,6 +192,35 @@ async fn good_mails_are_trusted() {
 }
 
 #[tokio::test]
+async fn byte_order_marks_before_mails_are_ignored() {
+    const MARK: &[u8] = b"\xef\xbb\xbf";
+    let good = signed(SigningOptions::default());
+    let received = [b"Received: from a by b\r\n".as_slice(), &good].concat();
+    // The field of the signature is the first one, and then a field of the server.
+    for mail in [&good, &received] {
+        let authenticity = authenticate_now(&[MARK, mail].concat()).await;
+        assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
+    }
+    let with_result = [MARK, PASS.as_bytes(), &replaced(&good, "Token: DAI", "Token: DOGE")].concat();
+    let trust = trusting("mx.shop.example");
+    let authenticity = authenticate_with(&with_result, &trust, Timestamp::now(), &[address()]).await;
+    assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
+    // Anything else is as strict as before.
+    let text = String::from_utf8(good.clone()).unwrap();
+    for (what, mail) in [
+        ("changed", [MARK, &replaced(&good, "Received: $20", "Received: $2000")].concat()),
+        ("two marks", [MARK, MARK, &good].concat()),
+        ("a mark before From", text.replace("\r\nFrom:", "\r\n\u{feff}From:").into_bytes()),
+        ("a mark before To", text.replace("\r\nTo:", "\r\n\u{feff}To:").into_bytes()),
+        ("a mark in the body", text.replace("\r\n\r\n", "\r\n\r\n\u{feff}").into_bytes()),
+        ("a second From", [MARK, b"From: a@resmic.com\r\n", &good].concat()),
+        ("unsigned", [MARK, MAIL.as_bytes()].concat()),
+    ] {
+        assert_untrusted(&authenticate_now(&mail).await, what);
+    }
+}
+
+#[tokio::test]
 async fn lf_line_ends_verify() {
     for canonicalization in [Canonicalization::Relaxed, Canonicalization::Simple] {
         let mail = signed(SigningOptions { canonicalization, ..SigningOptions::default() });

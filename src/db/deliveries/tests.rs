@@ -103,8 +103,9 @@ fn attempts_are_counted_and_claimed_once() {
     for _ in 0..10 {
         let claimed = claim(&connection, "shop", &in_flight, 3).unwrap();
         assert!(claimed.iter().all(|c| c.attempt == 1));
-        in_flight
-            .extend(claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.event.session_id }));
+        in_flight.extend(
+            claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.event.session_id }),
+        );
     }
     let mut ids: Vec<_> = in_flight.iter().map(|f| f.delivery_id).collect();
     ids.sort_unstable();

@@ -47,6 +47,9 @@ CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
+-- Proven mails without an event: they show that the layout of Resmic's mails has changed.
+CREATE INDEX mails_proven_to_review ON mails (id)
+  WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
 -- One row for each payment report, in the webhook's model.
 CREATE TABLE events (
@@ -191,6 +194,13 @@ CREATE TABLE mailboxes (
   newest_at    TEXT,                           -- when the server received the newest mail that was read
   renumbered_after INTEGER NOT NULL DEFAULT 0, -- rows of mails up to this id: their UIDs may belong to other mails now
   PRIMARY KEY (account, mailbox)
+) STRICT, WITHOUT ROWID;
+
+-- Each account, so that silence is noticed (`quiet`). The daemon writes it.
+CREATE TABLE accounts (
+  account              TEXT PRIMARY KEY,       -- the account's name in config.toml
+  watched_since        TEXT,                   -- the first start of the daemon with this account; NULL: it was never watched
+  last_notification_at TEXT                    -- when its newest proven notification was received; NULL: there is none
 ) STRICT, WITHOUT ROWID;
 
 -- The chain's verdict about each completed event that was to be delivered while a [[chain]] was configured. An event without
@@ -351,8 +361,10 @@ FROM sums WHERE json_extract(paid, '$[0]') > 0;
 -- How many rows there are, so that `status` and the metrics need not count them. Triggers maintain this table, for
 -- every program that writes.
 CREATE TABLE counts (
-  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery
-  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation'
+  name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery,
+                                               -- 'reasons': mails with a reason
+  key  TEXT NOT NULL,                          -- the outcome, the status, the state; of 'held': 'conflict', 'session', 'confirmation';
+                                               -- of 'reasons': the outcome and the code of the reason, with a space between them
   n    INTEGER NOT NULL,
   PRIMARY KEY (name, key)
 ) STRICT, WITHOUT ROWID;
@@ -362,7 +374,12 @@ INSERT INTO counts (name, key, n) VALUES
   ('deliveries', 'held', 0), ('deliveries', 'pending', 0), ('deliveries', 'delivered', 0), ('deliveries', 'dead', 0),
   ('confirmations', 'waiting', 0), ('confirmations', 'confirmed', 0), ('confirmations', 'doubtful', 0),
   ('confirmations', 'unproven', 0), ('confirmations', 'operator', 0),
-  ('held', 'conflict', 0), ('held', 'session', 0), ('held', 'confirmation', 0);
+  ('held', 'conflict', 0), ('held', 'session', 0), ('held', 'confirmation', 0),
+  ('reasons', 'event conflict', 0), ('reasons', 'duplicate unavailable', 0), ('reasons', 'deferred dns', 0),
+  ('reasons', 'ignored not-a-payment', 0), ('reasons', 'ignored unavailable', 0),
+  ('reasons', 'quarantined untrusted', 0), ('reasons', 'quarantined not-ours', 0), ('reasons', 'quarantined conflict', 0),
+  ('reasons', 'quarantined unreadable', 0), ('reasons', 'quarantined malformed', 0), ('reasons', 'quarantined too-large', 0),
+  ('reasons', 'quarantined dns', 0), ('reasons', 'quarantined unavailable', 0);
 
 -- SQLite copies each page that a statement changes if the statement fires a trigger and may be undone by itself. INSERT OR
 -- FAIL (or UPDATE OR FAIL) is not undone, so it needs no copies, under these conditions: the triggers and the indexes call
@@ -376,6 +393,23 @@ CREATE TRIGGER mails_count_update AFTER UPDATE OF outcome ON mails WHEN OLD.outc
 END;
 CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
+END;
+
+-- A reason is 'code: message'. It is compared with the key, because a trigger must not call a function (see above): ';' follows ':'.
+CREATE TRIGGER mails_reason_insert AFTER INSERT ON mails WHEN NEW.reason IS NOT NULL BEGIN
+  UPDATE counts SET n = n + 1 WHERE name = 'reasons'
+    AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
+END;
+CREATE TRIGGER mails_reason_update AFTER UPDATE OF outcome, reason ON mails
+WHEN OLD.outcome <> NEW.outcome OR OLD.reason IS NOT NEW.reason BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'reasons'
+    AND OLD.outcome || ' ' || OLD.reason >= key || ':' AND OLD.outcome || ' ' || OLD.reason < key || ';';
+  UPDATE counts SET n = n + 1 WHERE name = 'reasons'
+    AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
+END;
+CREATE TRIGGER mails_reason_delete AFTER DELETE ON mails WHEN OLD.reason IS NOT NULL BEGIN
+  UPDATE counts SET n = n - 1 WHERE name = 'reasons'
+    AND OLD.outcome || ' ' || OLD.reason >= key || ':' AND OLD.outcome || ' ' || OLD.reason < key || ';';
 END;
 
 CREATE TRIGGER events_count_insert AFTER INSERT ON events BEGIN

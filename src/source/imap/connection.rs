@@ -15,7 +15,6 @@ use tokio_rustls::rustls::ClientConfig;
 use super::error::{Error, Result};
 use super::response_buffer::ResponseBuffer;
 use super::transport::Transport;
-use crate::model::printable;
 
 /// The timeout of a LOGOUT.
 const LOGOUT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -352,9 +351,7 @@ fn interpret<R>(
         Response::Done { .. } => {
             Err(Error::Protocol(format!("sent a tagged response to another command than {}", pending.name)))
         }
-        Response::Data { status: Status::Bye, outcome } => {
-            Err(Error::Bye(printable(outcome.information.as_deref().unwrap_or(""), 200)))
-        }
+        Response::Data { status: Status::Bye, outcome } => Err(Error::bye(outcome.information.as_deref())),
         Response::Continue(_) => Ok(ServerResponse::Continue),
         untagged => Ok(ServerResponse::Data(read(untagged))),
     }

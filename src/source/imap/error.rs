@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_imap::imap_proto::Status;
 
+use super::throttling::SuggestedPause;
 use crate::model::printable;
 
 /// Why a connection ended. It is not used again, except after [`Error::Refused`].
@@ -43,6 +44,13 @@ pub enum Error {
         /// The server's words.
         words: String,
     },
+    /// A NO, BAD or BYE that asks for a pause. It says nothing about the command or about a mail.
+    Throttled {
+        /// The server's words.
+        words: String,
+        /// The pause.
+        pause: SuggestedPause,
+    },
     /// The server ended the connection with a BYE, and its reason.
     Bye(String),
     /// The connection was closed or broke.
@@ -66,9 +74,24 @@ pub enum Error {
 pub(super) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    pub(super) fn refused(command: &'static str, status: &Status, words: Option<&str>) -> Self {
-        let words = format!("{status:?} {}", printable(words.unwrap_or(""), 200));
-        Error::Refused { command, words: words.trim().to_owned() }
+    /// A tagged NO or BAD, with its text.
+    pub(super) fn refused(command: &'static str, status: &Status, text: Option<&str>) -> Self {
+        let text = text.unwrap_or("");
+        let words = format!("{status:?} {}", printable(text, 200)).trim().to_owned();
+        match SuggestedPause::from_text(text) {
+            Some(pause) => Error::Throttled { words, pause },
+            None => Error::Refused { command, words },
+        }
+    }
+
+    /// A BYE, with its text.
+    pub(super) fn bye(text: Option<&str>) -> Self {
+        let text = text.unwrap_or("");
+        let words = printable(text, 200);
+        match SuggestedPause::from_text(text) {
+            Some(pause) => Error::Throttled { words, pause },
+            None => Error::Bye(words),
+        }
     }
 
     /// A failed read or write.
@@ -85,9 +108,13 @@ impl Error {
         matches!(self, Error::Login(_) | Error::TokenRefused(_))
     }
 
-    /// The pause that the token endpoint asked for.
+    /// The pause that the mail server or the token endpoint asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
-        if let Error::Token { retry_after, .. } = self { *retry_after } else { None }
+        match self {
+            Error::Token { retry_after, .. } => *retry_after,
+            Error::Throttled { pause, .. } => Some(pause.duration()),
+            _ => None,
+        }
     }
 }
 
@@ -115,6 +142,12 @@ impl fmt::Display for Error {
             ),
             Error::Token { words, .. } => write!(f, "no access token: {words}"),
             Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
+            Error::Throttled { words, pause } => write!(
+                f,
+                "the server throttles this account: {words}; the daemon waits for {} s; if this repeats, connect fewer programs to \
+                 the account",
+                pause.duration().as_secs()
+            ),
             Error::Bye(words) => write!(f, "the server ended the connection (BYE): {words}"),
             Error::Lost(e) => write!(f, "connection lost: {e}"),
             Error::Timeout { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),

@@ -151,14 +151,18 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
     })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
-    connection
-        .command(command, &format!("{command} {quoted_name}"), |response| match (response, response_code(response)) {
-            (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
-            (_, Some(ResponseCode::UidNext(n))) => next = valid_uid_next(*n),
-            (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
-            _ => {}
-        })
-        .await?;
+    let line = format!("{command} {quoted_name}");
+    let opened = connection.command(command, &line, |response| match (response, response_code(response)) {
+        (_, Some(ResponseCode::UidValidity(n))) => validity = Some(*n),
+        (_, Some(ResponseCode::UidNext(n))) => next = valid_uid_next(*n),
+        (Response::MailboxData(MailboxDatum::Exists(n)), _) => exists = *n,
+        _ => {}
+    });
+    match opened.await {
+        // Some small servers know only SELECT. If the mailbox does not exist, SELECT is refused, too.
+        Err(Error::Refused { .. }) if !writable => return Box::pin(select(connection, name, true)).await,
+        opened => opened?,
+    }
     // Courier gives a mailbox that is only ever opened read-only a new UIDVALIDITY each time, numbers its new mails again, and
     // leaves UIDNEXT out. SELECT makes the numbers permanent. It also leaves mails unseen, though no longer recent. Xeams
     // leaves UIDVALIDITY out.

@@ -3,7 +3,7 @@
 //! | layer | modules |
 //! | --- | --- |
 //! | bytes | `transport`: TCP and TLS. `response_buffer`: bytes → responses, with limits |
-//! | commands | `connection`: a command and its OK, with a timeout |
+//! | commands | `connection`: a command and its OK, with a timeout. `throttling`: the pause that a server asks for |
 //! | login | `login`: from the settings to a connection that is logged in. `oauth`: access tokens. `probe`: `check --connect` |
 //! | mailbox | `mailbox`: finds and selects it. `renumbering`: do the UIDs mean the same mails? `fetch`: FETCH items and responses |
 //! | state | `reader`: everything known about an open mailbox: `progress`, `arrivals`, `fetch_history`, `after_queue` |
@@ -32,6 +32,7 @@ mod selected;
 mod settings;
 mod sync;
 mod sync_queue;
+mod throttling;
 mod timing;
 mod transport;
 mod utf7;
@@ -44,5 +45,6 @@ pub use mailbox::FINGERPRINT_UIDS;
 pub use oauth::{AccessTokens, OAuthSettings};
 pub use probe::probe;
 pub use settings::{After, ImapSettings, Start, Tls, is_address, is_host};
+pub use throttling::SuggestedPause;
 pub use timing::Timing;
 pub use watcher::{LONGEST_PAUSE, watch};

@@ -108,6 +108,7 @@ impl SelectedMailbox {
                     return Ok(candidates);
                 }
                 Err(Error::Refused { .. }) => return Ok(candidates),
+                Err(error @ Error::Throttled { .. }) => return Err(error),
                 Err(error) => {
                     // Servers answer in the order of UIDs, so the first missing mail is the likely cause.
                     self.reader.history.mark_harmful(missing.get(..1).unwrap_or_default(), true);

@@ -47,6 +47,8 @@ pub struct ImapSettings {
     /// The time between IDLE renewals. Each renewal also syncs the mailbox.
     #[serde(default = "default_idle_renew")]
     pub idle_renew: HumanDuration,
+    /// A longer time without a proven notification needs attention. `None`: silence is normal.
+    pub quiet: Option<HumanDuration>,
     /// The change to a notification on the server after it is stored.
     #[serde(default)]
     pub after: After,
@@ -115,6 +117,9 @@ impl ImapSettings {
                 "idle_renew",
                 "expected at least 1s and less than 29m: servers end an IDLE after 30 (RFC 2177)",
             );
+        }
+        if self.quiet.is_some_and(|quiet| quiet.0.as_secs() < 1) {
+            return wrong("quiet", "expected at least 1s, for example \"1d\"");
         }
         if self.max_size.0 < 1024 || self.max_size.0 > 64 << 20 {
             return wrong("max_size", "expected at least 1 KiB and at most 64 MiB");

@@ -161,7 +161,7 @@ impl Watcher {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
                 // A mail that has a row has ended the connection again. The mailbox itself works.
-                Err(error) if self.history.take_asking() => {
+                Err(error) if self.history.take_asking() && error.retry_after().is_none() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(
                         account,
@@ -345,4 +345,23 @@ fn last_uid(status: &MailboxStatus) -> u32 {
 /// slow. After a renumbering, reading a mail of the minute before is better than missing one of the minute after.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::throttling::SuggestedPause;
+    use super::*;
+
+    #[test]
+    fn a_suggested_pause_has_an_upper_limit() {
+        let pause = |millis: u64| {
+            let text = format!("Request is throttled. Suggested Backoff Time: {millis} milliseconds");
+            let pause = SuggestedPause::from_text(&text).unwrap();
+            FailureCounts::default()
+                .record_failure(&Error::Throttled { words: String::new(), pause }, &Timing::default())
+        };
+        assert_eq!(pause(299_961), Duration::from_millis(299_961));
+        assert_eq!(pause(u64::MAX), LONGEST_PAUSE);
+        assert!(pause(1) >= Timing::default().retry.ceiling(0) / 2, "not shorter than without");
+    }
 }

@@ -262,7 +262,10 @@ async fn a_second_daemon_opens_no_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_follows_the_state_of_a_mailbox() {
     let server = Scripted::start().await;
-    always(&server, "EXAMINE", &[say("{tag} NO [NONEXISTENT] gone\r\n")]);
+    server.script(|seen| match seen.name {
+        "EXAMINE" | "SELECT" => vec![say("{tag} NO [NONEXISTENT] gone\r\n")],
+        _ => vec![Step::Usual],
+    });
     let home = home(&server, "dedicated = true");
     let daemon = home.start();
     home.until("SELECT coalesce(max(state), '') FROM mailboxes", "failed", SOON);
@@ -277,14 +280,17 @@ async fn status_follows_the_state_of_a_mailbox() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn check_reports_one_unusable_mailbox() {
     let server = Scripted::start().await;
-    once(&server, "EXAMINE", 1, &[say("{tag} NO [NONEXISTENT] there is none\r\n")]);
+    server.script(|seen| match seen.name {
+        "EXAMINE" | "SELECT" if seen.nth == 1 => vec![say("{tag} NO [NONEXISTENT] there is none\r\n")],
+        _ => vec![Step::Usual],
+    });
     let dns = Dns::start(&[("resmic.com".into(), "MX 10 mail.resmic.com.".into())]);
     let more = format!("mailboxes = [\"Ordres\", \"INBOX\"]\n[dns]\nservers = [\"{}\"]\n", dns.address);
     let home = Home::new(&account(server.port, &more));
     let checked = home.run(&["check", "--connect"]);
     let said = String::from_utf8(checked.stdout).unwrap();
     assert_eq!(checked.status.code(), Some(1), "{said}");
-    for words in ["shop: logged in", "shop: FAILED: mailbox Ordres: EXAMINE refused", "shop: mailbox INBOX: 0 mails"] {
+    for words in ["shop: logged in", "shop: FAILED: mailbox Ordres: SELECT refused", "shop: mailbox INBOX: 0 mails"] {
         assert!(said.contains(words), "{words} in {said}");
     }
 }

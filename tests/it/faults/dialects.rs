@@ -226,7 +226,9 @@ async fn id_is_sent_before_select() {
             is_known = true;
             vec![say("* ID (\"name\" \"Coremail Imap\" \"TransID\" NIL)\r\n"), Step::Ok]
         }
-        "EXAMINE" if !is_known => vec![say("{tag} NO EXAMINE Unsafe Login. Please contact kefu@188.com for help\r\n")],
+        "EXAMINE" | "SELECT" if !is_known => {
+            vec![say("{tag} NO EXAMINE Unsafe Login. Please contact kefu@188.com for help\r\n")]
+        }
         _ => vec![Step::Usual],
     });
     let mut watching = dedicated(&server);
@@ -359,5 +361,34 @@ async fn capabilities_without_imap4rev1_count() {
     always(&server, "CAPABILITY", &[say("* CAPABILITY IMAP4rev2 IDLE\r\n"), Step::Ok]);
     let mut watching = dedicated(&server);
     watching.while_server("an IDLE", |state| state.count("IDLE") == 1).await;
+    watching.end().await;
+}
+
+#[tokio::test]
+async fn a_refused_examine_is_replaced_by_select() {
+    for answer in ["{tag} BAD unknown command EXAMINE\r\n", "{tag} NO read-only access is not possible\r\n"] {
+        let server = Scripted::start().await;
+        server.deliver("read");
+        always(&server, "EXAMINE", &[say(answer)]);
+        let mut watching = dedicated(&server);
+        watching.mail("read").await;
+        let counts = (server.connections(), server.count("EXAMINE"), server.count("SELECT"));
+        assert_eq!(counts, (1, 1, 1), "{answer}");
+        watching.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_mailbox_that_cannot_be_opened_is_reported() {
+    let server = Scripted::start().await;
+    server.script(|seen| match seen.name {
+        "EXAMINE" | "SELECT" if seen.connection == 1 => vec![say("{tag} NO [NONEXISTENT] gone\r\n")],
+        _ => vec![Step::Usual],
+    });
+    let mut watching = dedicated(&server);
+    let words = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(words.starts_with("SELECT refused: No ") && words.contains("gone"), "{words}");
+    watching.idle().await;
+    assert_eq!((server.connections(), server.count("SELECT")), (2, 1));
     watching.end().await;
 }

@@ -123,7 +123,7 @@ async fn temporary_refusals_are_retried_soon() {
         "[OVERQUOTA] Account exceeded command or bandwidth limits",
         "[THROTTLED] LOGIN failed.",
         "[CONTACTADMIN] Authentication failed",
-        "Request is throttled. Suggested Backoff Time: 297499 milliseconds",
+        "Request is throttled.",
         "User is authenticated but not connected.",
         "Rate limit exceeded",
         "Temporary authentication failure. [mx:2025-03-05 03:36:00]",

@@ -17,6 +17,7 @@ mod renewal;
 mod renumbering;
 mod shared_backfill;
 mod start;
+mod throttling;
 mod undelivered;
 
 use std::time::Duration;

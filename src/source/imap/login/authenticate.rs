@@ -259,6 +259,7 @@ fn classify(error: Error, secrets: &[&str]) -> Error {
     match error {
         Error::Refused { words, .. } if refusal::is_about_credentials(&words) => Error::Login(without(words)),
         Error::Refused { command, words } => Error::LoginDeferred { command, words: without(words) },
+        Error::Throttled { words, pause } => Error::Throttled { words: without(words), pause },
         Error::Bye(words) => Error::Bye(without(words)),
         other => other,
     }

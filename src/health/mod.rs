@@ -1,6 +1,8 @@
 //! The health of the daemon, and the problems that an operator must solve. `status`, `/healthz`, `/metrics` and systemd
 //! report the same.
 
+mod silence;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use crate::db::{self, ChainRow, MailboxRow, Store, StoreReader, StreamRow};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, StreamState, same_mailbox};
 
+pub use silence::{AccountHealth, ParsingHealth, WatchedAccount};
+
 /// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
 /// How long a stream may be unreachable before that is a problem.
@@ -20,9 +24,11 @@ const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
     it); mails and deliveries wait until then";
 
-/// The mailboxes and targets of the configuration.
+/// The accounts, mailboxes and targets of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
+    /// The accounts.
+    pub accounts: Vec<WatchedAccount>,
     /// The mailboxes to watch.
     pub mailboxes: Vec<WatchedMailbox>,
     /// The targets' names.
@@ -53,6 +59,10 @@ pub struct Health {
     pub ok: bool,
     /// The watched mailboxes.
     pub mailboxes: Vec<Mailbox>,
+    /// The configured accounts.
+    pub accounts: Vec<AccountHealth>,
+    /// Whether the newest notifications could be parsed.
+    pub parsing: ParsingHealth,
     /// How many mails have each outcome.
     pub mails: BTreeMap<String, i64>,
     /// How many events have each status.
@@ -178,6 +188,8 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
             }
         }
     }
+    let is_reading = |account: &str| running && silence::is_reading(&mailboxes, account);
+    let accounts = silence::accounts(&expected.accounts, &reader.accounts()?, is_reading, now, &mut attention);
     let room = reader.free_disk_space().filter(|room| *room < db::LOW_SPACE);
     if let Some(room) = room {
         let kib = room >> 10;
@@ -197,6 +209,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     }
     attention.extend(waiting(reader, expected)?);
     let streams = streams(reader, expected, now, &mut attention)?;
+    let parsing = silence::parsing(reader.recent_parses()?, &mut attention);
     let chains = chains(reader, expected, now, &mut attention)?;
     let resmic = resmic(reader, expected, now, &mut attention)?;
     // Words without rows are counted as 0.
@@ -210,6 +223,8 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     Ok(Health {
         ok: attention.is_empty(),
         mailboxes,
+        accounts,
+        parsing,
         mails: counts(&outcomes, reader.counts("mails")?),
         events: counts(&statuses, reader.counts("events")?),
         deliveries: counts(&states, reader.counts("deliveries")?),
@@ -511,6 +526,8 @@ impl Health {
         Health {
             ok: false,
             mailboxes: Vec::new(),
+            accounts: Vec::new(),
+            parsing: ParsingHealth::default(),
             mails: none(),
             events: none(),
             deliveries: none(),
