@@ -52,9 +52,8 @@ pub struct ForwardSettings {
     /// Whether the handler, or a server that is reached without TLS, may be on another machine.
     #[serde(default)]
     pub allow_remote: bool,
-    /// How long one attempt may take, from the lookup of the host to the response.
-    #[serde(default = "default_timeout")]
-    pub timeout: HumanDuration,
+    /// How long one attempt may take, from the lookup of the host to the response; see [`ForwardSettings::timeout`].
+    pub timeout: Option<HumanDuration>,
     /// The time from the first attempt to the last.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
@@ -151,13 +150,14 @@ impl TryFrom<String> for SubjectPrefix {
 const MAX_STREAM_NAME: usize = 200;
 const MAX_PREFIX: usize = 200;
 
+/// The time limits of an attempt, if none is configured. An answer of a stream's leader that has died never comes, and the
+/// election of another takes about as long.
+const HANDLER_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(10));
+const STREAM_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(5));
+
 /// Whether a text can be one token of a subject. It has no character that NATS or a shell would interpret.
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-}
-
-fn default_timeout() -> HumanDuration {
-    HumanDuration(Duration::from_secs(10))
 }
 
 fn default_give_up_after() -> HumanDuration {
@@ -185,10 +185,17 @@ impl ForwardSettings {
         if self.statuses.is_empty() {
             return wrong("statuses", "expected at least one of completed, failed, pending");
         }
-        if self.timeout.0.is_zero() || self.timeout.0 > Duration::from_secs(600) {
+        let timeout = self.timeout().0;
+        if timeout.is_zero() || timeout > Duration::from_secs(600) {
             return wrong("timeout", "expected more than nothing and at most \"10m\"");
         }
         self.check_address()
+    }
+
+    /// The time limit of one attempt.
+    #[must_use]
+    pub fn timeout(&self) -> HumanDuration {
+        self.timeout.unwrap_or(if self.nats.is_some() { STREAM_TIMEOUT } else { HANDLER_TIMEOUT })
     }
 
     fn check_address(&self) -> Checked {
@@ -300,12 +307,12 @@ mod tests {
     #[test]
     fn missing_values_have_defaults() {
         let settings = parse(&format!("url = \"http://127.0.0.1:3000/payment-webhook\"{REST}")).unwrap();
-        let url = settings.url.unwrap();
+        let url = settings.url.as_ref().unwrap();
         assert_eq!(
             (url.tls, url.host.as_str(), url.port, url.path.as_str()),
             (false, "127.0.0.1", 3000, "/payment-webhook")
         );
-        assert_eq!((settings.timeout.to_string(), settings.give_up_after.to_string()), ("10s".into(), "3d".into()));
+        assert_eq!((settings.timeout().to_string(), settings.give_up_after.to_string()), ("10s".into(), "3d".into()));
         assert_eq!(settings.statuses, [Status::Completed, Status::Failed]);
         assert_eq!(settings.unresolved, Unresolved::Hold);
         let unix =
@@ -346,6 +353,7 @@ mod tests {
     fn streams_have_a_name_and_a_subject() {
         const STREAM: &str = "nats = [\"tls://n1.example\"]\nstream = \"PAID\"\nsubject = \"shop.paid\"";
         let settings = parse(&format!("{STREAM}{REST}")).unwrap();
+        assert_eq!(settings.timeout().to_string(), "5s");
         assert_eq!(settings.nats_settings().unwrap().servers[0].to_string(), "tls://n1.example:4222");
         for (table, expected) in [
             ("nats = [\"tls://n1.example\"]\nsubject = \"x\"", "stream: expected the name"),

@@ -76,7 +76,7 @@ impl Target {
             }
             None => TargetKind::Handler(Arc::new(HandlerTarget::new(&settings)?)),
         };
-        let (timeout, give_up_after) = (settings.timeout.0, settings.give_up_after.0);
+        let (timeout, give_up_after) = (settings.timeout().0, settings.give_up_after.0);
         let common = CommonTarget { name: settings.name, signer, timeout, give_up_after };
         Ok(Target { common: Arc::new(common), kind })
     }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use async_nats::{HeaderMap, Message, Request, RequestErrorKind};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::body::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::interval;
 
 use super::answer::PublishAnswer;
 use super::fitness::StreamInfo;
@@ -17,6 +19,10 @@ use crate::units::HumanDuration;
 
 /// How long a request to the JetStream API may take.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often and how long a stream is asked for its configuration. A stream without a leader does not answer; the election of
+/// another takes some seconds.
+const INFO_INTERVAL: Duration = Duration::from_millis(500);
+const INFO_REQUESTS: usize = 20;
 /// "No message found" and "stream not found" (nats-server, errors.json).
 const NO_MESSAGE: u64 = 10037;
 const NO_STREAM: u64 = 10059;
@@ -47,14 +53,30 @@ pub struct StoredMessage {
 }
 
 impl NatsConnection {
-    /// Reads the configuration of a stream.
+    /// Reads the configuration of a stream. It asks again every half second until there is an answer, for ten seconds.
     ///
     /// # Errors
     /// [`EngineError`].
     pub async fn stream_info(&self, stream: &str) -> Result<StreamInfo, EngineError> {
-        let answer = self.call(&format!("$JS.API.STREAM.INFO.{stream}"), "").await?;
-        let answer = refusals(&answer)?;
-        serde_json::from_value(answer).map_err(|e| unreadable(&e.to_string()))
+        let subject = format!("$JS.API.STREAM.INFO.{stream}");
+        let mut ticks = interval(INFO_INTERVAL);
+        let (mut waiting, mut sent) = (FuturesUnordered::new(), 0);
+        loop {
+            let answer = tokio::select! {
+                _ = ticks.tick(), if sent < INFO_REQUESTS => {
+                    sent += 1;
+                    waiting.push(self.call(&subject, ""));
+                    continue;
+                }
+                Some(answer) = waiting.next() => answer.and_then(|answer| refusals(&answer)),
+            };
+            let was_last = sent == INFO_REQUESTS && waiting.is_empty();
+            match answer {
+                Ok(found) => return serde_json::from_value(found).map_err(|e| unreadable(&e.to_string())),
+                Err(EngineError::NoAnswer(_)) if !was_last && !self.is_lost() => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Publishes a message for `stream`, and waits for the acknowledgement.
