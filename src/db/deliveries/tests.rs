@@ -33,6 +33,9 @@ fn queries_of_a_large_outbox_use_indexes() {
         (FOLLOWERS_GO, 4),
         (REQUEUE_TOO_FAR_AHEAD, 3),
         (REQUEUE_AFTER_CLOCK_CHANGE, 2),
+        (in_streams::DELIVERED, 4),
+        (in_streams::LAST_RECEIPT, 1),
+        (in_streams::RESTART_PERIODS, 2),
     ] {
         let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let nothing = vec![&None::<String> as &dyn ToSql; parameters];
@@ -202,4 +205,32 @@ fn a_held_delivery_blocks_no_other() {
     let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
     assert_eq!(holds::hold(&connection, "event-0", &reason).unwrap(), 1);
     assert_eq!(claim(&connection, "shop", &[], 16).unwrap().remove(0).delivery_id, 20_001);
+}
+
+#[test]
+fn an_unreachable_target_restarts_the_period() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
+    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 3);
+    let later = Timestamp::now() + SignedDuration::from_hours(1);
+    record_attempt(&connection, "shop", &ended(1, NextStep::RetryUncounted("x".into(), later))).unwrap();
+    record_attempt(&connection, "shop", &ended(2, NextStep::RetryAt("x".into(), later))).unwrap();
+    assert_eq!(count(&connection, "id = 1 AND state = 'pending' AND first_attempt_at IS NULL AND last_error = 'x'"), 1);
+    assert_eq!(count(&connection, "id = 2 AND first_attempt_at IS NOT NULL"), 1);
+    connection.execute(in_streams::RESTART_PERIODS, params!["shop", current_time()]).unwrap();
+    let due = format!("first_attempt_at IS NULL AND next_attempt_at <= '{}'", current_time());
+    assert_eq!(count(&connection, &due), 3);
+}
+
+#[test]
+fn receipts_name_the_stream_and_the_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = large(&folder);
+    connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
+    let receipt = |was_there| Receipt { stream: "PAID".into(), sequence: u64::MAX, was_there };
+    record_attempt(&connection, "shop", &ended(1, NextStep::Stored(receipt(false)))).unwrap();
+    record_attempt(&connection, "shop", &ended(2, NextStep::Stored(receipt(true)))).unwrap();
+    assert_eq!(count(&connection, "id = 1 AND state = 'delivered' AND receipt = 'PAID:18446744073709551615'"), 1);
+    assert_eq!(count(&connection, "id = 2 AND receipt = 'there already: PAID:18446744073709551615'"), 1);
 }

@@ -2,6 +2,7 @@
 
 use resmic_mailhook::nats::{NatsError, NatsSettings};
 use resmic_mailhook::secret::SecretSource;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -105,4 +106,29 @@ async fn another_machine_is_refused_without_tls() {
     let servers = nats("nats://192.0.2.1".into()).load().await.unwrap();
     let refused = servers.connect().await.unwrap_err();
     assert!(matches!(&refused, NatsError::NotAllowed(text) if text.contains("no loopback address")), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endless_message_ends_the_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let flooding = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"INFO {\"version\":\"2.12.0\",\"headers\":true}\r\n").await.unwrap();
+        // CONNECT and PING
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(b"PONG\r\nMSG x 0 9999999999999\r\n").await.unwrap();
+        let mut sent: u64 = 0;
+        // A slow flood: its size in a second is not remarkable.
+        while stream.write_all(&[b'x'; 1 << 20]).await.is_ok() {
+            sent += 1 << 20;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        sent
+    });
+    let connection = nats(url).load().await.unwrap().connect().await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), connection.lost()).await.unwrap();
+    drop(connection);
+    let sent = tokio::time::timeout(Duration::from_secs(60), flooding).await.unwrap().unwrap();
+    assert!(sent < 1 << 28, "{sent} bytes were accepted");
 }
