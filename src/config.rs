@@ -189,7 +189,7 @@ impl Config {
             }
         }
         for forward in &mut self.forwards {
-            forward.resolve(&base);
+            forward.complete(&base);
         }
         for node in self.chains.iter_mut().flat_map(|chain| &mut chain.nodes) {
             node.resolve(&base);

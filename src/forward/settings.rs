@@ -259,8 +259,9 @@ impl ForwardSettings {
         })
     }
 
-    /// Resolves relative paths against the folder `base`.
-    pub fn resolve(&mut self, base: &Path) {
+    /// Resolves relative paths against the folder `base`, and sets the time limit of an attempt if it is not configured.
+    pub fn complete(&mut self, base: &Path) {
+        self.timeout = Some(self.timeout());
         for file in [&mut self.client_certificate, &mut self.ca_file].into_iter().flatten() {
             *file = base.join(&*file);
         }

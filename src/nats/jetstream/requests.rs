@@ -19,7 +19,7 @@ use crate::units::HumanDuration;
 
 /// How long a request to the JetStream API may take.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often and how long a stream is asked for its configuration. A stream without a leader does not answer; the election of
+/// How often and how long the daemon asks for a stream's configuration. A stream without a leader does not answer; the election of
 /// another takes some seconds.
 const INFO_INTERVAL: Duration = Duration::from_millis(500);
 const INFO_REQUESTS: usize = 20;
