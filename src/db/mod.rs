@@ -19,6 +19,8 @@ mod resmic_api;
 mod schema;
 mod store;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod writer;
 
