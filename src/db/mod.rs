@@ -28,7 +28,8 @@ pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub use confirmations::{ChainRow, ConfirmationRow};
 pub(crate) use deliveries::holds;
 pub use deliveries::{
-    Claimed, ClaimedBatch, DeliveredConfirmation, FinishedAttempt, InFlight, NextStep, RetrySelection,
+    ClaimLimit, Claimed, ClaimedBatch, DeliveredConfirmation, FinishedAttempt, InFlight, NextStep, Outage,
+    RetrySelection,
 };
 pub use disk::LOW_SPACE;
 pub use error::{Error, Result};

@@ -2,6 +2,7 @@
 //!
 //! Each target has its own `worker`, so that a handler that hangs delays no other target.
 
+mod breaker;
 mod post;
 mod retry;
 mod settings;

@@ -13,9 +13,10 @@ use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::breaker::Breaker;
 use super::target::Target;
 use super::{post, retry};
-use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, NextStep, Store};
+use crate::db::{self, ClaimLimit, Claimed, ClaimedBatch, FinishedAttempt, NextStep, Store};
 use crate::model::AttemptResult;
 
 /// How many requests to one handler may be open at the same time.
@@ -33,6 +34,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 pub(super) struct DeliveryWorker {
     store: Store,
     target: Arc<Target>,
+    breaker: Breaker,
     requests: JoinSet<FinishedAttempt>,
     in_flight: HashMap<Id, RunningAttempt>,
     /// Attempts that have ended and are not recorded yet.
@@ -53,6 +55,7 @@ impl DeliveryWorker {
         let target = Arc::new(target);
         DeliveryWorker {
             store,
+            breaker: Breaker::new(target.clone()),
             target,
             requests: JoinSet::new(),
             in_flight: HashMap::new(),
@@ -68,7 +71,7 @@ impl DeliveryWorker {
     pub(super) async fn run(mut self, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
         let mut outbox = self.store.watch_outbox();
         while !*shutdown.borrow() {
-            outbox.mark_unchanged();
+            self.breaker.note_commits(*outbox.borrow_and_update());
             let wake_at = self.record_and_send().await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.collect_ended(ended),
@@ -82,13 +85,14 @@ impl DeliveryWorker {
 
     /// Records ended attempts, claims due deliveries and sends them. Returns when the next delivery is due.
     async fn record_and_send(&mut self) -> db::Result<Option<Instant>> {
+        let now = Instant::now();
         let free = CONCURRENCY.saturating_sub(self.in_flight.len());
-        match self.record_and_claim(free).await {
+        match self.record_and_claim(self.breaker.limit(now, self.in_flight.len(), free)).await {
             Ok(batch) => {
                 for claimed in batch.claimed {
                     self.send(claimed);
                 }
-                Ok(batch.next_due.map(instant))
+                Ok(self.breaker.wake_at(now, self.in_flight.len(), batch.next_due.map(instant)))
             }
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
             Err(error) => {
@@ -98,21 +102,15 @@ impl DeliveryWorker {
         }
     }
 
-    async fn record_and_claim(&mut self, free: usize) -> db::Result<ClaimedBatch> {
+    async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
         // At the start, too: the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(self.target.name()).await?;
         }
         self.clock = Some(clock);
-        let in_flight = self.in_flight.values();
-        let in_flight = in_flight
-            .map(|RunningAttempt { claimed, .. }| InFlight {
-                delivery_id: claimed.delivery_id,
-                session_id: claimed.session_id.clone(),
-            })
-            .collect();
-        let batch = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, free).await?;
+        let in_flight = self.in_flight.values().map(|running| running.claimed.in_flight()).collect();
+        let batch = self.store.record_and_claim(self.target.name(), self.ended.clone(), in_flight, limit).await?;
         self.ended.clear();
         Ok(batch)
     }
@@ -129,10 +127,14 @@ impl DeliveryWorker {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            match (ended, self.in_flight.remove(&id)) {
-                (Ok((_, finished)), _) => self.ended.push(finished),
-                (Err(_), Some(running)) => self.ended.push(after_panic(&self.target, &running)),
-                (Err(_), None) => {}
+            let finished = match (ended, self.in_flight.remove(&id)) {
+                (Ok((_, finished)), _) => Some(finished),
+                (Err(_), Some(running)) => Some(after_panic(&self.target, &running)),
+                (Err(_), None) => None,
+            };
+            if let Some(finished) = finished {
+                self.breaker.note_result(finished.result, Instant::now());
+                self.ended.push(finished);
             }
             next = self.requests.try_join_next_with_id();
         }
@@ -145,7 +147,7 @@ impl DeliveryWorker {
             self.collect_ended(ended);
         }
         self.requests.abort_all();
-        self.record_and_claim(0).await.map(drop)
+        self.record_and_claim(ClaimLimit::Due(0)).await.map(drop)
     }
 }
 
@@ -240,20 +242,11 @@ fn log_attempt(target: &Target, claimed: &Claimed, status: Option<u16>, took: Du
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Matching;
 
     #[tokio::test]
     async fn a_panic_after_the_request_is_interrupted() {
         let folder = tempfile::tempdir().unwrap();
-        let matching = Matching { enabled: false, window: STORE_PAUSE };
-        let settings = db::StoreSettings {
-            path: folder.path().join("m.db"),
-            targets: Vec::new(),
-            matching,
-            chains: Vec::new(),
-            resmic: None,
-        };
-        let store = Store::open(settings).unwrap();
+        let store = db::testing::store(&folder);
         let claimed = Claimed {
             delivery_id: 1,
             attempt: 1,

@@ -98,11 +98,14 @@ CREATE TABLE deliveries (
   last_error      TEXT,                        -- why the last attempt failed
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
-  first_attempt_at TEXT,                       -- the first attempt since it last became pending; give_up_after counts from here
+  first_attempt_at TEXT,                       -- the first attempt since it last became pending, or when it waited for a target that
+                                               -- could not be reached; give_up_after counts from here
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
+-- Those whose give_up_after may have passed. A delivery that succeeds at once is never in it.
+CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;
 
 -- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
 CREATE TABLE attempts (
