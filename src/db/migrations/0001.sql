@@ -137,6 +137,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX sessions_by_time ON sessions (created_at);
 CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
+CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NULL;
 
 -- Sessions that any program inserted or changed. The daemon compares their events with them and deletes the row.
 CREATE TABLE sessions_to_reconcile (
@@ -257,6 +258,7 @@ CREATE TABLE session_searches (
   CHECK ((result IS NULL) = (next_ask_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX session_searches_due ON session_searches (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX session_searches_open ON session_searches (since) WHERE next_ask_at IS NOT NULL;
 
 -- The transaction that Resmic's API names for a session. It is not asked for again without a new event.
 CREATE TABLE session_transactions (
@@ -280,6 +282,7 @@ CREATE TABLE clearances (
   waits_since TEXT NOT NULL
 ) STRICT;
 CREATE INDEX clearances_due ON clearances (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX clearances_to_ask ON clearances (waits_since) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX clearances_open ON clearances (state, waits_since) WHERE state = 'waiting' OR state = 'doubtful';
 
 -- What Resmic's API said last. The daemon writes it while it runs; `status` reads it.
