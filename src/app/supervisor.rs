@@ -110,24 +110,14 @@ fn ping_timeout() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Matching;
 
     /// A supervisor of a database with a delivery that has been due for years.
     fn supervisor(folder: &tempfile::TempDir) -> Supervisor {
-        let path = folder.path().join("m.db");
-        let matching = Matching { enabled: false, window: LONGEST_PAUSE };
-        let store = Store::open(db::StoreSettings {
-            path: path.clone(),
-            targets: Vec::new(),
-            matching,
-            chains: Vec::new(),
-            resmic: None,
-        })
-        .unwrap();
+        let store = db::testing::store(folder);
         let due = "INSERT INTO events (event_id, webhook, created_at, status) VALUES ('e', '{}', '', 'failed');
             INSERT INTO deliveries (event_id, target, created_at, state, next_attempt_at)
               VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
-        rusqlite::Connection::open(path).unwrap().execute_batch(due).unwrap();
+        rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(due).unwrap();
         let expected = Expected { targets: vec!["shop".into()], ..Expected::default() };
         Supervisor { store, expected, heartbeats: Heartbeats::default() }
     }

@@ -21,6 +21,8 @@ mod schema;
 mod store;
 mod streams;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod writer;
 
@@ -30,8 +32,8 @@ pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub use confirmations::{ChainRow, ConfirmationRow};
 pub(crate) use deliveries::holds;
 pub use deliveries::{
-    Claimed, ClaimedBatch, DeliveredConfirmation, DeliveredEvent, DeliveredPosition, FinishedAttempt, InFlight,
-    NextStep, OutboundEvent, Receipt, RetrySelection,
+    ClaimLimit, Claimed, ClaimedBatch, DeliveredConfirmation, DeliveredEvent, DeliveredPosition, FinishedAttempt,
+    InFlight, NextStep, Outage, OutboundEvent, Receipt, RetrySelection,
 };
 pub use disk::LOW_SPACE;
 pub use error::{Error, Result};

@@ -9,12 +9,13 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{Result, Store, StoreReader};
 
-/// How long the writer works in one transaction, at most and at least. The commit takes as long again.
-const LONGEST_WORK: Duration = Duration::from_millis(12);
-const SHORTEST_WORK: Duration = Duration::from_millis(1);
+/// How long a transaction may take, with its commit. A merchant's program that writes, too, waits for it.
+const AIM: Duration = Duration::from_millis(15);
 
-/// A transaction that took longer makes the next ones shorter.
-const LONG: Duration = Duration::from_millis(25);
+/// How long the first transaction works before its commit, and the limits for the next ones.
+const FIRST_WORK: Duration = Duration::from_millis(2);
+const SHORTEST_WORK: Duration = Duration::from_millis(1);
+const LONGEST_WORK: Duration = Duration::from_millis(10);
 
 /// How many rows a reader looks for at once.
 const CANDIDATES: usize = 2_000;
@@ -97,7 +98,7 @@ impl Store {
     /// [`super::Error`]. The transactions before it are committed; pruning can be repeated.
     pub async fn prune(&self, before: String, quarantined: bool, progress: impl FnMut(&Pruned)) -> Result<Pruned> {
         let retention = Retention { before, quarantined };
-        let mut pruning = Pruning { store: self, pruned: Pruned::default(), work: LONGEST_WORK, progress };
+        let mut pruning = Pruning { store: self, pruned: Pruned::default(), work: FIRST_WORK, progress };
         let reader = self.reader()?;
         for kind in &KINDS {
             pruning.delete(&reader, kind, &retention).await?;
@@ -111,7 +112,7 @@ impl Store {
 struct Pruning<'s, P> {
     store: &'s Store,
     pruned: Pruned,
-    /// How long the next transaction works.
+    /// How long the next transaction works before its commit.
     work: Duration,
     progress: P,
 }
@@ -153,14 +154,28 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
         &mut self,
         work: impl FnOnce(&Connection, Duration) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (begun, longest) = (Instant::now(), self.work);
-        let done = self.store.write(move |tx| work(tx, longest)).await?;
+        let longest = self.work;
+        // Measured from the first statement: before it, the writer may wait for a lock, or copy the WAL into the database.
+        // That copy holds no lock that another writer needs.
+        let (begun, done) = self
+            .store
+            .write(move |tx| {
+                let begun = Instant::now();
+                Ok((begun, work(tx, longest)?))
+            })
+            .await?;
         let took = begun.elapsed();
-        let next = if took > LONG { self.work / 2 } else { self.work * 2 };
-        self.work = next.clamp(SHORTEST_WORK, LONGEST_WORK);
+        self.work = next_work(longest, took);
         tokio::time::sleep(took).await;
         Ok(done)
     }
+}
+
+/// How long the next transaction works, if the last one worked for `work` and took `took` with its commit. How long a commit
+/// takes depends on the disk, on the number of changed pages, and on the load of the machine.
+fn next_work(work: Duration, took: Duration) -> Duration {
+    let ratio = AIM.as_secs_f64() / took.max(SHORTEST_WORK).as_secs_f64();
+    work.mul_f64(ratio.min(2.0)).clamp(SHORTEST_WORK, LONGEST_WORK)
 }
 
 fn find(reader: &StoreReader, kind: &Kind, retention: &Retention, after: &Candidate) -> Result<Vec<Candidate>> {
@@ -219,25 +234,13 @@ fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::db::StoreSettings;
-    use crate::model::Matching;
+    use crate::db::testing::{self, query_plan};
 
     const BEFORE: &str = "2026-01-01T00:00:00.000Z";
 
-    fn open(folder: &tempfile::TempDir) -> Store {
-        Store::open(StoreSettings {
-            path: folder.path().join("m.db"),
-            targets: Vec::new(),
-            matching: Matching { enabled: false, window: Duration::from_secs(2700) },
-            chains: Vec::new(),
-            resmic: None,
-        })
-        .unwrap()
-    }
-
     /// Mails of all outcomes, with deliveries and attempts of which every fifth is not delivered.
     async fn filled(folder: &tempfile::TempDir, mails: u32) -> Store {
-        let store = open(folder);
+        let store = testing::store(folder);
         let rows = format!(
             "CREATE TEMP TABLE n AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {mails}) SELECT i FROM n;
              INSERT INTO events (event_id, status, webhook, created_at) SELECT 'e' || i, 'completed', '{{}}', '2025' FROM n;
@@ -284,7 +287,7 @@ mod tests {
         let size = |name: &str| std::fs::metadata(folder.path().join(name)).map_or(0, |file| file.len());
         store.close().await;
         let before = size("m.db");
-        let store = open(&folder);
+        let store = testing::store(&folder);
         let mut largest = 0;
         let pruned = store.prune(BEFORE.into(), true, |_| largest = largest.max(size("m.db"))).await.unwrap();
         store.close().await;
@@ -294,16 +297,27 @@ mod tests {
         assert!(after <= before - free, "{after} of {before}, freed {free}");
     }
 
+    #[test]
+    fn steps_follow_the_measured_time() {
+        let millis = Duration::from_millis;
+        assert_eq!(next_work(millis(2), millis(3)), millis(4), "it grows slowly");
+        assert_eq!(next_work(millis(8), millis(12)), millis(10), "it has a limit");
+        assert_eq!(next_work(millis(10), millis(30)), millis(5), "the commit takes longer");
+        assert_eq!(next_work(millis(10), millis(600)), millis(1), "the machine is busy");
+        // A disk whose commit takes as long as the work, and a slow one.
+        for (commit, expected) in [(1.0, 7..=8), (4.0, 2..=4)] {
+            let settled = (0..20).fold(FIRST_WORK, |work, _| next_work(work, work.mul_f64(1.0 + commit)));
+            assert!(expected.contains(&settled.as_millis()), "{settled:?}");
+        }
+    }
+
     #[tokio::test]
     async fn searches_for_old_rows_use_indexes() {
         let folder = tempfile::tempdir().unwrap();
         let reader = filled(&folder, 1).await.reader().unwrap();
         for kind in &KINDS {
             for sql in [kind.find, kind.change] {
-                let mut statement = reader.connection().prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-                let mut rows = statement.raw_query();
-                while let Some(row) = rows.next().unwrap() {
-                    let step: String = row.get(3).unwrap();
+                for step in query_plan(reader.connection(), sql) {
                     assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{sql}: {step}");
                 }
             }

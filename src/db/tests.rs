@@ -4,20 +4,8 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::testing::{query_plan, store};
 use super::*;
-use crate::model::Matching;
-
-fn store(folder: &tempfile::TempDir) -> Store {
-    let matching = Matching { enabled: false, window: std::time::Duration::from_secs(2700) };
-    Store::open(StoreSettings {
-        path: folder.path().join("m.db"),
-        targets: Vec::new(),
-        matching,
-        chains: Vec::new(),
-        resmic: None,
-    })
-    .unwrap()
-}
 
 /// Commits a mail of `size` bytes.
 async fn record(store: &Store, uid: u32, size: usize) -> Result<()> {
@@ -50,7 +38,7 @@ async fn pages_of_lists_use_an_index() {
             format!("SELECT * FROM {table} WHERE {condition}{key} > ? ORDER BY {key} LIMIT ?"),
             format!("SELECT {key} FROM {table} WHERE {condition}{key} > 0 ORDER BY {key} DESC LIMIT 1 OFFSET ?"),
         ] {
-            let steps = plan(&reader, &select);
+            let steps = query_plan(reader.connection(), &select);
             assert!(steps.len() == 1 && steps[0].ends_with(index), "{select}: {steps:?}");
         }
     }
@@ -60,19 +48,9 @@ async fn pages_of_lists_use_an_index() {
         ("events", reader::TRANSACTION_CONDITION),
         ("events", "created_at >= ?"),
     ] {
-        let steps = plan(&reader, &format!("SELECT * FROM {table} WHERE {condition}"));
+        let steps = query_plan(reader.connection(), &format!("SELECT * FROM {table} WHERE {condition}"));
         assert!(steps[0].contains("USING INDEX"), "{table} {condition}: {steps:?}");
     }
-}
-
-/// The steps of SQLite's plan.
-fn plan(reader: &StoreReader, sql: &str) -> Vec<String> {
-    let mut statement = reader.connection().prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-    let (mut rows, mut steps) = (statement.raw_query(), Vec::new());
-    while let Some(row) = rows.next().unwrap() {
-        steps.push(row.get(3).unwrap());
-    }
-    steps
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! in `jetstream`.
 
 mod attempt;
+mod breaker;
 mod headers;
 mod jetstream;
 mod post;

@@ -14,10 +14,11 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::attempt::{AttemptEnd, Failure, RetryRule, after_panic};
+use super::breaker::Breaker;
 use super::jetstream::StreamSession;
 use super::post::{self, HandlerResponse};
 use super::target::{CommonTarget, HandlerTarget};
-use crate::db::{self, Claimed, ClaimedBatch, FinishedAttempt, InFlight, Store};
+use crate::db::{self, ClaimLimit, Claimed, ClaimedBatch, FinishedAttempt, NextStep, Store};
 use crate::model::AttemptResult;
 
 /// How many requests to one target may be open at the same time.
@@ -35,6 +36,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 pub(super) struct DeliveryWorker {
     pub(super) store: Store,
     pub(super) target: Arc<CommonTarget>,
+    breaker: Breaker,
     requests: JoinSet<FinishedAttempt>,
     in_flight: HashMap<Id, RunningAttempt>,
     /// Attempts that have ended and are not recorded yet.
@@ -80,6 +82,7 @@ impl DeliveryWorker {
     pub(super) fn new(store: Store, target: Arc<CommonTarget>) -> Self {
         DeliveryWorker {
             store,
+            breaker: Breaker::new(target.clone()),
             target,
             requests: JoinSet::new(),
             in_flight: HashMap::new(),
@@ -110,7 +113,7 @@ impl DeliveryWorker {
         let ended = route.ended();
         tokio::pin!(ended);
         while !*shutdown.borrow() {
-            outbox.mark_unchanged();
+            self.breaker.note_commits(*outbox.borrow_and_update());
             let wake_at = self.record_and_send(route).await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.collect_ended(ended),
@@ -125,8 +128,9 @@ impl DeliveryWorker {
 
     /// Records ended attempts, claims due deliveries and sends them. Returns when the next delivery is due.
     async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
+        let now = Instant::now();
         let free = route.concurrency().saturating_sub(self.in_flight.len());
-        match self.record_and_claim(free).await {
+        match self.record_and_claim(self.breaker.limit(now, self.in_flight.len(), free)).await {
             Ok(batch) => {
                 if let Route::Stream(session) = route
                     && free > 0
@@ -138,7 +142,7 @@ impl DeliveryWorker {
                 for claimed in batch.claimed {
                     self.send(route.clone(), claimed);
                 }
-                Ok(batch.next_due.map(instant))
+                Ok(self.breaker.wake_at(now, self.in_flight.len(), batch.next_due.map(instant)))
             }
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
             Err(error) => {
@@ -148,21 +152,15 @@ impl DeliveryWorker {
         }
     }
 
-    async fn record_and_claim(&mut self, free: usize) -> db::Result<ClaimedBatch> {
+    async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
         // At the start, too: the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(&self.target.name).await?;
         }
         self.clock = Some(clock);
-        let in_flight = self.in_flight.values();
-        let in_flight = in_flight
-            .map(|RunningAttempt { claimed, .. }| InFlight {
-                delivery_id: claimed.delivery_id,
-                session_id: claimed.event.session_id.clone(),
-            })
-            .collect();
-        let batch = self.store.record_and_claim(&self.target.name, self.ended.clone(), in_flight, free).await?;
+        let in_flight = self.in_flight.values().map(|running| running.claimed.in_flight()).collect();
+        let batch = self.store.record_and_claim(&self.target.name, self.ended.clone(), in_flight, limit).await?;
         self.ended.clear();
         Ok(batch)
     }
@@ -179,12 +177,19 @@ impl DeliveryWorker {
         let mut next = Some(first);
         while let Some(ended) = next {
             let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-            match (ended, self.in_flight.remove(&id)) {
-                (Ok((_, finished)), _) => self.ended.push(finished),
-                (Err(_), Some(RunningAttempt { claimed, sent })) => {
-                    self.ended.push(after_panic(&self.target, &claimed, sent.load(Ordering::Relaxed)));
+            let finished = match (ended, self.in_flight.remove(&id)) {
+                (Ok((_, finished)), _) => Some(finished),
+                (Err(_), Some(running)) => {
+                    Some(after_panic(&self.target, &running.claimed, running.sent.load(Ordering::Relaxed)))
                 }
-                (Err(_), None) => {}
+                (Err(_), None) => None,
+            };
+            if let Some(finished) = finished {
+                // A session with a stream ends by itself when its server cannot be reached.
+                if !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
+                    self.breaker.note_result(finished.result, Instant::now());
+                }
+                self.ended.push(finished);
             }
             next = self.requests.try_join_next_with_id();
         }
@@ -203,7 +208,7 @@ impl DeliveryWorker {
     /// # Errors
     /// [`db::Error::Stopped`]: the database writer has ended. Other errors are tried again with the next claim.
     pub(super) async fn record_ended(&mut self) -> db::Result<()> {
-        match self.record_and_claim(0).await {
+        match self.record_and_claim(ClaimLimit::Due(0)).await {
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
             _ => Ok(()),
         }
@@ -213,7 +218,7 @@ impl DeliveryWorker {
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
-        self.record_and_claim(0).await.map(drop)
+        self.record_and_claim(ClaimLimit::Due(0)).await.map(drop)
     }
 }
 
@@ -252,20 +257,12 @@ mod tests {
     use super::*;
     use crate::db::OutboundEvent;
     use crate::forward::Target;
-    use crate::model::{Matching, Status};
+    use crate::model::Status;
 
     #[tokio::test]
     async fn a_panic_after_the_request_is_interrupted() {
         let folder = tempfile::tempdir().unwrap();
-        let matching = Matching { enabled: false, window: STORE_PAUSE };
-        let settings = db::StoreSettings {
-            path: folder.path().join("m.db"),
-            targets: Vec::new(),
-            matching,
-            chains: Vec::new(),
-            resmic: None,
-        };
-        let store = Store::open(settings).unwrap();
+        let store = db::testing::store(&folder);
         let event = OutboundEvent {
             event_id: "e".into(),
             status: Status::Failed,

@@ -102,7 +102,6 @@ fn time_until(at: Timestamp) -> Duration {
 mod tests {
     use super::*;
 
-    use crate::model::Matching;
     use crate::model::{Envelope, Origin, RawMail, Uid, UidValidity};
     use crate::payments::ExaminedMail;
     use crate::trust::dns;
@@ -110,11 +109,7 @@ mod tests {
     /// A mail that was deferred just now. Its account is not configured.
     async fn deferred_one() -> (tempfile::TempDir, DeferredMails) {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.db");
-        let matching = Matching { enabled: false, window: PAUSES.base };
-        let settings =
-            db::StoreSettings { path: path.clone(), targets: Vec::new(), matching, chains: Vec::new(), resmic: None };
-        let store = Store::open(settings).unwrap();
+        let store = db::testing::store(&folder);
         let origin = Origin { account: "gone".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(1))) };
         let mail = RawMail { origin, bytes: b"x".to_vec(), size: 1, received_at: None };
         let judgement = Judgement::Deferred(Reason::new(ReasonCode::Dns, "no answer"));

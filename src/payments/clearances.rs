@@ -89,12 +89,16 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
+/// The newest event that is due. Newer ones that are not due are read, too: each of them was asked about within the last
+/// hour. The due ones may be many more. `+` keeps SQLite from their index, and from sorting them.
+pub(super) const DUE: &str =
+    "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
+    WHERE c.next_ask_at IS NOT NULL AND +c.next_ask_at <= ?1 ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
+
 /// The newest event to ask about.
 pub(super) fn due(tx: &Connection, now: Timestamp) -> Result<Option<DueClearance>> {
-    let sql = "SELECT c.event_id, c.asks, e.session_id FROM clearances c JOIN events e ON e.event_id = c.event_id
-               WHERE c.next_ask_at <= ?1 ORDER BY c.rowid DESC LIMIT 1";
     loop {
-        let newest = tx.prepare_cached(sql)?.query_row(params![iso(now)], |row| {
+        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now)], |row| {
             Ok((row.get::<_, String>(0)?, row.get(1)?, row.get::<_, Option<String>>(2)?))
         });
         let Some((event_id, asks, session)) = newest.optional()? else { return Ok(None) };

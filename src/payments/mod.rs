@@ -3,6 +3,7 @@
 //! `conflicts`, `matching` and `signed_address` are pure: they know no SQL, no clock and no network. The other files apply
 //! them inside a transaction of `db`.
 
+mod candidates;
 mod change_watcher;
 mod clearances;
 mod confirmations;

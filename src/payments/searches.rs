@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::candidates;
 use super::reconcile::{self, Reconciled};
-use super::sessions::candidates;
 use super::stored_events::event_from_row;
 use crate::db::{Result, StoreSettings, current_time, parse_time};
 use crate::model::{Event, iso};
@@ -67,6 +67,12 @@ pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool>
     Ok(tx.prepare_cached(sql)?.query_row(params![session_id], |row| row.get(0))?)
 }
 
+/// The newest search that is due. Newer ones that are not due are read, too: each of them has failed within the last hour. The
+/// due ones may be many more. `+` keeps SQLite from their index, and from sorting them.
+pub(super) const DUE: &str =
+    "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND +next_ask_at <= ?1
+    ORDER BY since DESC, rowid DESC LIMIT 1";
+
 /// The next question, about the newest event. A search without a question is decided here; the second value is the effect.
 pub(super) fn due(
     tx: &Connection,
@@ -74,9 +80,8 @@ pub(super) fn due(
     now: Timestamp,
 ) -> Result<(Option<DueSearch>, Reconciled)> {
     let mut decided = Reconciled::default();
-    let sql = "SELECT event_id FROM session_searches WHERE next_ask_at <= ?1 ORDER BY rowid DESC LIMIT 1";
     loop {
-        let newest = tx.prepare_cached(sql)?.query_row(params![iso(now)], |row| row.get(0));
+        let newest = tx.prepare_cached(DUE)?.query_row(params![iso(now)], |row| row.get(0));
         let Some(event_id): Option<String> = newest.optional()? else { return Ok((None, decided)) };
         match next_question(tx, settings, &event_id)? {
             Some(session) => return Ok((Some(DueSearch { event_id, session }), decided)),
@@ -92,17 +97,10 @@ fn stored_event(tx: &Connection, id: &str) -> Result<Option<Event>> {
 
 /// The newest session that fits and that has no answer for this event.
 fn next_question(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Option<SessionId>> {
-    let Some(event) = stored_event(tx, id)?.filter(|event| applies(settings, event)) else { return Ok(None) };
-    let sql = "SELECT EXISTS (SELECT 1 FROM session_transactions
-               WHERE session_id = ?1 AND (transaction_hash IS NOT NULL OR asked_for = ?2))";
-    for session in candidates(tx, &event, settings)? {
-        // Other programs insert sessions. An id that is no UUID is none of Resmic's.
-        let Ok(session_id) = session.session_id.parse() else { continue };
-        if !tx.prepare_cached(sql)?.query_row(params![session.session_id, id], |row| row.get::<_, bool>(0))? {
-            return Ok(Some(session_id));
-        }
+    match stored_event(tx, id)?.filter(|event| applies(settings, event)) {
+        Some(event) => candidates::newest_unasked(tx, id, &event, settings),
+        None => Ok(None),
     }
-    Ok(None)
 }
 
 /// Ends a search: all sessions that fit have an answer.
@@ -110,7 +108,7 @@ fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconci
     let Some(event) = stored_event(tx, id)? else { return end(tx, id, "none") };
     let (mut sessions, mut answers) = (Vec::new(), Vec::new());
     if applies(settings, &event) {
-        for session in candidates(tx, &event, settings)? {
+        for session in candidates::all(tx, &event, settings)? {
             answers.extend(stored_answer(tx, &session.session_id)?);
             sessions.push(session);
         }

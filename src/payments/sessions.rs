@@ -91,7 +91,7 @@ fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
 }
 
 /// The trigger converts the times of inserted rows, but not of updated ones.
-const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
+pub(super) const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
 pub(super) fn registered_session(tx: &Connection, session_id: &str) -> Result<Option<RegisteredSession>> {
@@ -110,7 +110,8 @@ fn sessions_of_order(tx: &Connection, order_ref: &str) -> Result<Vec<(Registered
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-const COMPLETED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
+pub(super) const COMPLETED: &str =
+    "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id AND e.status = 'completed')";
 
 /// The values that SQLite's `CAST(amount AS REAL)` may have for an amount: SQLite and Rust may round the last bit
 /// differently. `matching` compares the decimal digits.
@@ -147,38 +148,14 @@ fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> 
     Ok(unpaid)
 }
 
-/// The sessions for which Resmic may name the transaction of an event, the newest first.
-pub(super) fn candidates(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
-    let mut sessions = match &event.order_ref {
-        Some(order_ref) => {
-            let of_order = sessions_of_order(tx, order_ref)?.into_iter();
-            of_order.filter(|(_, completed)| !completed).map(|(session, _)| session).collect()
-        }
-        None => open_sessions(tx, event, settings)?,
-    };
-    sessions.retain(|session| matching::may_have_transaction(event, session, settings.matching.window));
-    sessions.sort_by_key(|session| std::cmp::Reverse(session.created_at));
-    Ok(sessions)
-}
-
 /// The inverse of `payment_window`: the registration times of sessions that may be paid at the event's time.
-fn registration_times(event: &Event, settings: &StoreSettings) -> Option<(String, String)> {
+pub(super) fn registration_times(event: &Event, settings: &StoreSettings) -> Option<(String, String)> {
     let at = event.time()?;
     let from = at.checked_sub(settings.matching.window).map_or_else(|_| String::new(), iso);
     Some((from, at.checked_add(SLACK).map_or_else(|_| String::new(), iso)))
 }
 
-/// The sessions that may be paid at the event's time and have no completed payment. A mail without an amount may belong to any
-/// of them, so all are read.
-fn open_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
-    let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
-    let sql = format!("SELECT {COLUMNS} FROM sessions s WHERE created_at BETWEEN ?1 AND ?2 AND NOT {COMPLETED}");
-    let mut statement = tx.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![from, to], read_session)?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
+pub(super) fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
     Ok(RegisteredSession {
         session_id: text_column(row, "session_id")?.unwrap_or_default().to_ascii_lowercase(),
         order_ref: text_column(row, "order_ref")?,

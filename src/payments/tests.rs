@@ -1,6 +1,7 @@
 //! The transaction of a mail, by its results in the database.
 
 use super::*;
+use crate::db::testing::query_plan;
 use crate::db::{Cursor, DeliveryRow, Error, Store, StoreSettings, TargetRules};
 use crate::model::{
     Envelope, Event, Examined, Judgement, Matching, Origin, Outcome, PaymentDetails, RawMail, Reason, ReasonCode,
@@ -169,4 +170,19 @@ async fn a_deferred_mail_without_account_needs_review() {
     store.record(vec![deferred], cursor(1)).await.unwrap();
     let unjudged = |accounts: &[&str]| store.reader().unwrap().backlog(&[], accounts).unwrap().unjudged;
     assert_eq!((unjudged(&["other", "shop"]), unjudged(&["other"]), unjudged(&[])), (0, 1, 1));
+}
+
+#[test]
+fn due_questions_are_not_sorted() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(store(&folder));
+    let connection = rusqlite::Connection::open(folder.path().join("m.db")).unwrap();
+    for (sql, step) in [
+        (searches::DUE, "SCAN session_searches USING INDEX session_searches_open"),
+        (clearances::DUE, "SCAN c USING INDEX clearances_to_ask"),
+    ] {
+        let steps = query_plan(&connection, sql);
+        assert_eq!(steps[0], step);
+        assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:?}");
+    }
 }

@@ -144,25 +144,10 @@ impl StoreReader {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::db::StoreSettings;
-    use crate::model::Matching;
+    use crate::db::testing::store;
     use crate::model::{Envelope, Examined, Judgement, Origin, ReasonCode, Uid, UidValidity};
     use crate::payments::ExaminedMail;
-
-    fn store(folder: &tempfile::TempDir) -> Store {
-        let matching = Matching { enabled: false, window: Duration::from_secs(60) };
-        Store::open(StoreSettings {
-            path: folder.path().join("m.db"),
-            targets: Vec::new(),
-            matching,
-            chains: Vec::new(),
-            resmic: None,
-        })
-        .unwrap()
-    }
 
     fn origin() -> Origin {
         Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(3))) }

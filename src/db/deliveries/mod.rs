@@ -6,6 +6,7 @@
 
 pub(crate) mod holds;
 mod in_streams;
+mod outage;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+pub use self::outage::{ClaimLimit, Outage};
 use crate::chain::ConfirmationState;
 use crate::db::{Error, Result, Store, current_time, parse_time, word};
 use crate::model::{AttemptResult, DeliveryState, Status, iso};
@@ -127,7 +129,7 @@ pub enum RetrySelection {
 }
 
 impl Store {
-    /// Records finished attempts and claims up to `free` deliveries for `target`, in one transaction.
+    /// Records finished attempts and claims due deliveries for `target`, in one transaction. `limit`: how many.
     ///
     /// # Errors
     ///
@@ -137,14 +139,14 @@ impl Store {
         target: &str,
         ended: Vec<FinishedAttempt>,
         in_flight: Vec<InFlight>,
-        free: usize,
+        limit: impl Into<ClaimLimit>,
     ) -> Result<ClaimedBatch> {
-        let target = target.to_owned();
+        let (target, limit) = (target.to_owned(), limit.into());
         self.write(move |tx| {
             for attempted in &ended {
                 record_attempt(tx, &target, attempted)?;
             }
-            let claimed = claim(tx, &target, &in_flight, free)?;
+            let claimed = claim(tx, &target, &in_flight, limit)?;
             Ok(ClaimedBatch { claimed, next_due: next_due(tx, &target)? })
         })
         .await
@@ -191,17 +193,27 @@ macro_rules! event_columns {
 }
 use event_columns;
 
-/// The due deliveries of a target, oldest first, without those that an earlier pending delivery of their session
-/// blocks.
-const DUE: &str = concat!(
-    "SELECT d.id, d.attempts, d.first_attempt_at, d.next_attempt_at, ",
-    event_columns!(),
-    " WHERE d.state = 'pending' AND d.target = ?1 AND d.next_attempt_at <= ?2
-      AND NOT EXISTS (
-        SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
-        WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
-    ORDER BY d.next_attempt_at, d.id LIMIT ?3"
-);
+/// Selects deliveries of target `?1`, at most `?3`, without those that an earlier pending delivery of their session blocks.
+macro_rules! due_deliveries {
+    ($which:literal, $order:literal) => {
+        concat!(
+            "SELECT d.id, d.attempts, d.first_attempt_at, d.next_attempt_at, ",
+            event_columns!(),
+            " WHERE d.state = 'pending' AND d.target = ?1 AND ",
+            $which,
+            " AND NOT EXISTS (
+                SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
+                WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
+             ORDER BY ",
+            $order,
+            ", d.id LIMIT ?3"
+        )
+    };
+}
+use due_deliveries;
+
+/// The deliveries that have been due since `?2`, those first that have been due for the longest time.
+const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_attempt_at");
 
 /// The next time at which a delivery becomes due. Deliveries that are due already wait for an attempt that is being
 /// made.
@@ -231,17 +243,48 @@ const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
 
-fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> Result<Vec<Claimed>> {
-    // Deliveries that are in flight are due as well. They are skipped below, so the query asks for as many more.
-    let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
+fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], limit: ClaimLimit) -> Result<Vec<Claimed>> {
+    if limit == ClaimLimit::Due(0) {
+        return Ok(Vec::new());
+    }
+    let now = Timestamp::now();
+    let at = iso(now);
+    tx.prepare_cached(REQUEUE_TOO_FAR_AHEAD)?.execute(params![target, iso(now + FURTHEST_RETRY), at])?;
+    let claimed = match limit {
+        ClaimLimit::Due(free) => {
+            select(tx, DUE, (target, now), in_flight, free, ClaimTimes { now, outage_since: None })?
+        }
+        ClaimLimit::Outage(outage) => outage.select(tx, target, in_flight, now)?,
+    };
+    for delivery in &claimed {
+        count_attempt(tx, delivery, &at)?;
+    }
+    Ok(claimed)
+}
+
+/// The time of a claim, and when the outage of its target began, if there is one.
+#[derive(Clone, Copy)]
+struct ClaimTimes {
+    now: Timestamp,
+    outage_since: Option<Timestamp>,
+}
+
+/// Selects up to `free` deliveries that no attempt in flight blocks. `sql`: [`due_deliveries`] with its parameters `?1` and `?2`.
+fn select(
+    tx: &Connection,
+    sql: &str,
+    (target, until): (&str, Timestamp),
+    in_flight: &[InFlight],
+    free: usize,
+    times: ClaimTimes,
+) -> Result<Vec<Claimed>> {
     if free == 0 {
         return Ok(Vec::new());
     }
-    let clock = Timestamp::now();
-    let at = iso(clock);
-    tx.prepare_cached(REQUEUE_TOO_FAR_AHEAD)?.execute(params![target, iso(clock + FURTHEST_RETRY), at])?;
-    let mut statement = tx.prepare_cached(DUE)?;
-    let due = statement.query_map(params![target, at, limit], |row| read_claimed(row, clock))?;
+    // Deliveries that are in flight are due as well. They are skipped below, so the query asks for as many more.
+    let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
+    let mut statement = tx.prepare_cached(sql)?;
+    let due = statement.query_map(params![target, iso(until), limit], |row| read_claimed(row, times))?;
     let mut claimed: Vec<Claimed> = Vec::new();
     for delivery in due {
         let delivery = delivery?;
@@ -249,18 +292,16 @@ fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], free: usize) -> 
             claimed.push(delivery);
         }
     }
-    for delivery in &claimed {
-        count_attempt(tx, delivery, &at)?;
-    }
     Ok(claimed)
 }
 
-fn read_claimed(row: &Row, at: Timestamp) -> rusqlite::Result<Claimed> {
-    let (first, due) = (parse_time(row.get("first_attempt_at")?), parse_time(row.get("next_attempt_at")?));
+fn read_claimed(row: &Row, times: ClaimTimes) -> rusqlite::Result<Claimed> {
+    let first = parse_time(row.get("first_attempt_at")?);
+    let due = parse_time(row.get("next_attempt_at")?).unwrap_or(times.now);
     Ok(Claimed {
         delivery_id: row.get("id")?,
         attempt: row.get::<_, i64>("attempts")? + 1,
-        first_attempt_at: first.map_or(at, |first| retry_period_start(first, due.unwrap_or(at), at)),
+        first_attempt_at: retry_period_start(first, due, times),
         event: read_event(row)?,
     })
 }
@@ -291,11 +332,16 @@ fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation
 /// less.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// The start of the `give_up_after` period. Time in which the delivery was due and could not be tried is left out:
-/// the machine was off, or its clock was behind. Otherwise one failed attempt after a restart would make the delivery
-/// dead, for a handler that starts more slowly than this program. A start in the future counts as now.
-fn retry_period_start(first: Timestamp, due: Timestamp, now: Timestamp) -> Timestamp {
-    let missed = now.duration_since(due);
+/// The start of the `give_up_after` period: the first attempt. Time in which the delivery was due and could not be tried is
+/// left out: the machine was off, or its clock was behind. Otherwise one failed attempt after a restart would make the
+/// delivery dead, for a handler that starts more slowly than this program. A start in the future counts as now.
+///
+/// During an outage of the target, the program tries all due deliveries with one of them. So this time counts.
+fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
+    let ClaimTimes { now, outage_since } = times;
+    let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));
+    let Some(first) = first else { return tried_since };
+    let missed = tried_since.duration_since(due);
     let begun = if missed > LATE { first.checked_add(missed).unwrap_or(now) } else { first };
     begun.min(now)
 }
@@ -308,6 +354,14 @@ fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
             .as_ref()
             .zip(delivery.event.session_id.as_ref())
             .is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+}
+
+impl Claimed {
+    /// The delivery, while its attempt is being made.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        InFlight { delivery_id: self.delivery_id, session_id: self.event.session_id.clone() }
+    }
 }
 
 fn count_attempt(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {

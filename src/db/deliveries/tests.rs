@@ -1,9 +1,8 @@
 //! The statements of the outbox: claiming, waiting, and a person who retries during an attempt.
 
-use rusqlite::ToSql;
-
 use super::*;
 use crate::db::schema;
+use crate::db::testing::query_plan;
 
 /// 20,000 sessions with five deliveries each, all due.
 fn large(folder: &tempfile::TempDir) -> Connection {
@@ -26,21 +25,19 @@ fn large(folder: &tempfile::TempDir) -> Connection {
 fn queries_of_a_large_outbox_use_indexes() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
-    for (sql, parameters) in [
-        (DUE, 3),
-        (NEXT_DUE, 2),
-        (FOLLOWERS_WAIT, 4),
-        (FOLLOWERS_GO, 4),
-        (REQUEUE_TOO_FAR_AHEAD, 3),
-        (REQUEUE_AFTER_CLOCK_CHANGE, 2),
-        (in_streams::DELIVERED, 4),
-        (in_streams::LAST_RECEIPT, 1),
-        (in_streams::RESTART_PERIODS, 2),
+    for sql in [
+        DUE,
+        outage::OVERDUE,
+        NEXT_DUE,
+        FOLLOWERS_WAIT,
+        FOLLOWERS_GO,
+        REQUEUE_TOO_FAR_AHEAD,
+        REQUEUE_AFTER_CLOCK_CHANGE,
+        in_streams::DELIVERED,
+        in_streams::LAST_RECEIPT,
+        in_streams::RESTART_PERIODS,
     ] {
-        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let nothing = vec![&None::<String> as &dyn ToSql; parameters];
-        let steps: Vec<String> =
-            plan.query_map(nothing.as_slice(), |row| row.get(3)).unwrap().map(|step| step.unwrap()).collect();
+        let steps = query_plan(&connection, sql);
         assert!(!steps.iter().any(|step| step.contains("SCAN") || step.contains("TEMP B-TREE")), "{sql}: {steps:#?}");
     }
 }
@@ -68,10 +65,10 @@ fn blocked_deliveries_wait_as_long_as_the_first() {
         0,
         "all wait for the one before them"
     );
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap(), []);
     assert_eq!(next_due(&connection, "shop").unwrap(), Some(later));
     record_attempt(&connection, "shop", &ended(7, NextStep::Delivered)).unwrap();
-    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    let claimed = claim(&connection, "shop", &[], 16.into()).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [20_007], "and continue after it");
 }
 
@@ -80,7 +77,7 @@ fn a_time_far_ahead_is_due() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("UPDATE deliveries SET next_attempt_at = '2999-01-01T00:00:00.000Z'", []).unwrap();
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 16);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().len(), 16);
 }
 
 #[test]
@@ -94,7 +91,7 @@ fn a_clock_set_back_makes_deliveries_due() {
     connection.execute(attempt, [iso(clock), iso(ahead)]).unwrap();
     connection.execute("UPDATE deliveries SET created_at = ?1 WHERE id = 2", [iso(ahead)]).unwrap();
     connection.execute(REQUEUE_AFTER_CLOCK_CHANGE, params!["shop", iso(clock)]).unwrap();
-    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    let claimed = claim(&connection, "shop", &[], 16.into()).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [1, 2]);
 }
 
@@ -104,7 +101,7 @@ fn attempts_are_counted_and_claimed_once() {
     let connection = large(&folder);
     let mut in_flight = Vec::new();
     for _ in 0..10 {
-        let claimed = claim(&connection, "shop", &in_flight, 3).unwrap();
+        let claimed = claim(&connection, "shop", &in_flight, 3.into()).unwrap();
         assert!(claimed.iter().all(|c| c.attempt == 1));
         in_flight.extend(
             claimed.into_iter().map(|c| InFlight { delivery_id: c.delivery_id, session_id: c.event.session_id }),
@@ -113,7 +110,7 @@ fn attempts_are_counted_and_claimed_once() {
     let mut ids: Vec<_> = in_flight.iter().map(|f| f.delivery_id).collect();
     ids.sort_unstable();
     assert_eq!(ids, (1..=30).collect::<Vec<_>>());
-    assert_eq!(claim(&connection, "other", &[], 3).unwrap(), []);
+    assert_eq!(claim(&connection, "other", &[], 3.into()).unwrap(), []);
     // The program is killed here. The next one finds what was counted, and does it again.
     drop(connection);
     let connection = schema::open(&folder.path().join("m.db")).unwrap();
@@ -122,7 +119,7 @@ fn attempts_are_counted_and_claimed_once() {
     let (error, result): (String, String) =
         connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
     assert_eq!((error.as_str(), result.as_str()), (NO_END, "interrupted"));
-    assert_eq!(claim(&connection, "shop", &[], 1).unwrap().remove(0).attempt, 2);
+    assert_eq!(claim(&connection, "shop", &[], 1.into()).unwrap().remove(0).attempt, 2);
 }
 
 #[test]
@@ -131,7 +128,7 @@ fn a_late_session_waits_for_deliveries_in_flight() {
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 2", []).unwrap();
     let flight = |delivery_id, of: &str| InFlight { delivery_id, session_id: Some(of.into()) };
-    let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16).unwrap();
+    let claimed = claim(&connection, "shop", &[flight(9, "SESSION-0")], 16.into()).unwrap();
     assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [2]);
 }
 
@@ -167,7 +164,7 @@ fn downtime_does_not_count_towards_giving_up() {
     tried(1, at - hours(50), at);
     tried(2, at - hours(300), at - hours(250));
     tried(3, at + hours(9_000), at - hours(1));
-    let mut claimed = claim(&connection, "shop", &[], 16).unwrap();
+    let mut claimed = claim(&connection, "shop", &[], 16.into()).unwrap();
     claimed.sort_by_key(|c| c.delivery_id);
     let hours_ago = |c: &Claimed| (at.duration_since(c.first_attempt_at).as_secs() + 60) / 3600;
     assert_eq!(claimed.iter().map(hours_ago).collect::<Vec<_>>(), [50, 50, 0]);
@@ -180,7 +177,7 @@ fn a_retry_during_the_last_attempt_counts() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 3);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().len(), 3);
     retry_one(&connection, 1).unwrap();
     retry_one(&connection, 2).unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(1);
@@ -189,7 +186,7 @@ fn a_retry_during_the_last_attempt_counts() {
     record_attempt(&connection, "shop", &ended(3, NextStep::GiveUp("x".into()))).unwrap();
     assert_eq!(count(&connection, "state = 'pending' AND last_error = 'x'"), 2);
     assert_eq!(count(&connection, "id = 3 AND state = 'dead'"), 1);
-    let claimed = claim(&connection, "shop", &[], 16).unwrap();
+    let claimed = claim(&connection, "shop", &[], 16.into()).unwrap();
     assert_eq!(claimed.iter().map(|c| (c.delivery_id, c.attempt)).collect::<Vec<_>>(), [(1, 2), (2, 2)]);
 }
 
@@ -198,13 +195,87 @@ fn a_held_delivery_blocks_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id NOT IN (1, 20001)", []).unwrap();
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 1);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().len(), 1);
     let later = Timestamp::now() + SignedDuration::from_hours(1);
     record_attempt(&connection, "shop", &ended(1, NextStep::RetryAt("x".into(), later))).unwrap();
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap(), []);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap(), []);
     let reason = crate::model::Reason::new(crate::model::ReasonCode::Conflict, "x");
     assert_eq!(holds::hold(&connection, "event-0", &reason).unwrap(), 1);
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().remove(0).delivery_id, 20_001);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().remove(0).delivery_id, 20_001);
+}
+
+/// Claims in an outage of the target that has lasted for some hours, with `give_up_after = "72h"`.
+fn claim_in_outage(connection: &Connection, hours: u64, probe: bool) -> Vec<Claimed> {
+    let lasting = |hours: u64| Duration::from_secs(hours * 3_600);
+    let outage = Outage { lasted: lasting(hours), give_up_after: lasting(72), probe, last_attempts: 16 };
+    claim(connection, "shop", &[], ClaimLimit::Outage(outage)).unwrap()
+}
+
+/// Two deliveries that have failed for the first time 73 and 71 hours ago, and one that was never attempted. All are due.
+fn failing(folder: &tempfile::TempDir) -> Connection {
+    let connection = large(folder);
+    connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
+    let now = Timestamp::now();
+    let due = now - SignedDuration::from_hours(70);
+    connection.execute("UPDATE deliveries SET next_attempt_at = ?1", [iso(due)]).unwrap();
+    for (id, first) in [(1, 73), (2, 71)] {
+        let first = iso(now - SignedDuration::from_hours(first));
+        let sql = "UPDATE deliveries SET attempts = 5, last_error = 'x', first_attempt_at = ?2 WHERE id = ?1";
+        connection.execute(sql, params![id, first]).unwrap();
+    }
+    connection
+}
+
+fn hours_since(at: Timestamp) -> i64 {
+    Timestamp::now().duration_since(at).as_hours()
+}
+
+#[test]
+fn an_outage_leaves_due_deliveries_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = failing(&folder);
+    connection.execute("UPDATE deliveries SET first_attempt_at = next_attempt_at WHERE id = 1", []).unwrap();
+    assert_eq!(claim_in_outage(&connection, 71, false), []);
+    let claimed = claim_in_outage(&connection, 71, true);
+    assert_eq!(claimed.iter().map(|c| c.delivery_id).collect::<Vec<_>>(), [1], "the probe");
+    assert_eq!(count(&connection, "attempts = 5"), 1);
+    assert_eq!(count(&connection, "attempts = 0"), 1);
+}
+
+#[test]
+fn an_outage_counts_towards_giving_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = failing(&folder);
+    let claimed = claim_in_outage(&connection, 71, true);
+    assert_eq!(claimed.iter().map(|c| (c.delivery_id, c.attempt)).collect::<Vec<_>>(), [(1, 6)], "its last attempt");
+    assert_eq!(hours_since(claimed[0].first_attempt_at), 73);
+    record_attempt(&connection, "shop", &FinishedAttempt { attempt: 6, ..ended(1, NextStep::GiveUp("x".into())) })
+        .unwrap();
+    assert_eq!(claim_in_outage(&connection, 71, false), [], "two have not waited for 72 hours");
+    assert_eq!(claim_in_outage(&connection, 73, false), [], "one is due since 70 hours");
+}
+
+#[test]
+fn a_delivery_without_an_attempt_is_given_up_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = failing(&folder);
+    let due = Timestamp::now() - SignedDuration::from_hours(80);
+    connection.execute("UPDATE deliveries SET next_attempt_at = ?1", [iso(due)]).unwrap();
+    connection.execute("DELETE FROM deliveries WHERE id < 3", []).unwrap();
+    assert_eq!(claim_in_outage(&connection, 71, false), []);
+    let claimed = claim_in_outage(&connection, 73, false);
+    assert_eq!(claimed.iter().map(|c| (c.delivery_id, c.attempt)).collect::<Vec<_>>(), [(3, 1)]);
+    assert_eq!(hours_since(claimed[0].first_attempt_at), 73, "since the outage began");
+}
+
+#[test]
+fn setting_the_clock_in_an_outage_gives_up_no_delivery() {
+    let folder = tempfile::tempdir().unwrap();
+    let connection = failing(&folder);
+    // The machine was suspended for most of the time: the program has tried for one hour.
+    let claimed = claim_in_outage(&connection, 1, false);
+    assert_eq!(claimed.iter().map(|c| (c.delivery_id, hours_since(c.first_attempt_at))).collect::<Vec<_>>(), [(1, 4)]);
+    assert_eq!(count(&connection, "attempts = 0"), 1);
 }
 
 #[test]
@@ -212,7 +283,7 @@ fn an_unreachable_target_restarts_the_period() {
     let folder = tempfile::tempdir().unwrap();
     let connection = large(&folder);
     connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
-    assert_eq!(claim(&connection, "shop", &[], 16).unwrap().len(), 3);
+    assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().len(), 3);
     let later = Timestamp::now() + SignedDuration::from_hours(1);
     record_attempt(&connection, "shop", &ended(1, NextStep::RetryUncounted("x".into(), later))).unwrap();
     record_attempt(&connection, "shop", &ended(2, NextStep::RetryAt("x".into(), later))).unwrap();

@@ -101,13 +101,16 @@ CREATE TABLE deliveries (
   last_error      TEXT,                        -- why the last attempt failed
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
-  first_attempt_at TEXT,                       -- the first attempt since it last became pending; give_up_after counts from here
+  first_attempt_at TEXT,                       -- the first attempt since it last became pending, or when it waited for a target that
+                                               -- could not be reached; give_up_after counts from here
   receipt         TEXT,                        -- where a stream has it: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
+-- Those whose give_up_after may have passed. A delivery that succeeds at once is never in it.
+CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;
 
 -- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
 CREATE TABLE attempts (
@@ -155,6 +158,7 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_by_order ON sessions (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX sessions_by_time ON sessions (created_at);
 CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
+CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NULL;
 
 -- Sessions that any program inserted or changed. The daemon compares their events with them and deletes the row.
 CREATE TABLE sessions_to_reconcile (
@@ -282,6 +286,7 @@ CREATE TABLE session_searches (
   CHECK ((result IS NULL) = (next_ask_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX session_searches_due ON session_searches (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX session_searches_open ON session_searches (since) WHERE next_ask_at IS NOT NULL;
 
 -- The transaction that Resmic's API names for a session. It is not asked for again without a new event.
 CREATE TABLE session_transactions (
@@ -305,6 +310,7 @@ CREATE TABLE clearances (
   waits_since TEXT NOT NULL
 ) STRICT;
 CREATE INDEX clearances_due ON clearances (next_ask_at) WHERE next_ask_at IS NOT NULL;
+CREATE INDEX clearances_to_ask ON clearances (waits_since) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX clearances_open ON clearances (state, waits_since) WHERE state = 'waiting' OR state = 'doubtful';
 
 -- What Resmic's API said last. The daemon writes it while it runs; `status` reads it.

@@ -3,6 +3,7 @@
 mod deliver;
 mod hostile;
 mod matching;
+mod outage;
 mod sessions;
 mod streams;
 mod verify;

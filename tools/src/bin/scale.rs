@@ -47,8 +47,8 @@ fn main() {
     }
 }
 
-/// Many deliveries to a dead target, whose retries are spread over ten hours by the backoff; many open sessions; many mails that
-/// need review.
+/// Many deliveries to a dead target, first with retries spread over ten hours, then all due; many open sessions; many mails
+/// that need review.
 fn backlogs() -> Vec<Cost> {
     let dovecot = Dovecot::start_with(&sdbox());
     let home = Home::new(&format!(
@@ -77,6 +77,9 @@ fn backlogs() -> Vec<Cost> {
         matched = sent.elapsed().as_secs_f64() * 1e3;
     }
     costs.push(("a mail: from the mail server to its matched session".into(), matched));
+    connection.execute_batch(ALL_DUE).unwrap();
+    std::thread::sleep(Duration::from_secs(5));
+    costs.push((format!("CPU of the daemon if all are due, ms in {} s", REST.as_secs()), at_rest(&daemon)));
     assert_eq!(daemon.end(), Some(0));
     costs
 }
@@ -102,6 +105,9 @@ const BACKLOGS: &str = "BEGIN;
       SELECT 'shop', 'import', 6200, lower(hex(randomblob(32))), 'quarantined', 'untrusted: no proof', at, randomblob(6200)
       FROM n WHERE i <= 10000;
     COMMIT;";
+
+const ALL_DUE: &str =
+    "UPDATE deliveries SET next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE state = 'pending'";
 
 /// All measurements over a database with that many events.
 fn measure(events: usize) -> Vec<Cost> {
