@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use super::{ClaimTimes, Claimed, DUE, InFlight, due_deliveries, select};
+use super::{ClaimTimes, Claimed, DUE, InFlight, due_deliveries, event_columns, select};
 use crate::db::Result;
 
 /// How many due deliveries of a target may be claimed.
