@@ -13,6 +13,7 @@
 
 pub mod app;
 pub mod backoff;
+pub mod boot_clock;
 pub mod catch_panic;
 pub mod chain;
 pub mod cli;
@@ -34,6 +35,7 @@ pub mod nats;
 pub mod payments;
 pub mod resmic;
 pub mod secret;
+pub mod sending_permit;
 pub mod setup;
 pub mod source;
 pub mod systemd;

@@ -21,6 +21,7 @@ pub use jetstream::{Finding, FindingKind, Verification, verify};
 pub use settings::{Confirm, ForwardSettings, HttpPath, StreamName, SubjectPrefix, Unresolved};
 use target::TargetKind;
 pub use target::{Target, TargetError};
+pub use worker::Sending;
 use worker::{DeliveryWorker, STORE_PAUSE};
 
 use crate::backoff::Backoff;
@@ -34,6 +35,19 @@ const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 /// # Errors
 /// [`db::Error::Stopped`] if the database writer has ended, so that results cannot be recorded.
 pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<bool>) -> db::Result<()> {
+    run_permitted(store, targets, Sending::default(), shutdown).await
+}
+
+/// Does the same as [`run`], as `sending` allows it.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_permitted(
+    store: Store,
+    targets: Vec<Target>,
+    sending: Sending,
+    shutdown: watch::Receiver<bool>,
+) -> db::Result<()> {
     let mut workers = JoinSet::new();
     workers.spawn(release(store.clone(), shutdown.clone()));
     // Without a target there is no worker. The loop runs until `shutdown` all the same: its end would end the daemon.
@@ -49,7 +63,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
                 "no TLS to another machine: others on the network can read the events; use https or tls"
             );
         }
-        let worker = DeliveryWorker::new(store.clone(), target.common);
+        let worker = DeliveryWorker::new(store.clone(), target.common, sending.clone());
         match target.kind {
             TargetKind::Handler(handler) => workers.spawn(worker.run(handler, shutdown.clone())),
             TargetKind::Stream(stream) => workers.spawn(jetstream::run(worker, stream, shutdown.clone())),

@@ -15,6 +15,7 @@ use super::target::{CommonTarget, HandlerTarget};
 use crate::db::OutboundEvent;
 use crate::http::{self, ResponseHead, header_text};
 use crate::model::{NO_ANSWER, printable};
+use crate::sending_permit::{NO_PERMIT, SendingPermit};
 
 /// How many bytes of a response body are read. Then the connection is closed.
 const MAX_BODY: usize = 64 * 1024;
@@ -42,11 +43,13 @@ impl HandlerResponse {
     }
 }
 
-/// Posts an event to a handler. `sent` is set before the first byte of the request is written.
+/// Posts an event to a handler, if `permit` allows it at that moment. `sent` is set before the first byte of the request is
+/// written.
 pub(super) async fn post(
     target: &CommonTarget,
     handler: &HandlerTarget,
     event: &OutboundEvent,
+    permit: &SendingPermit,
     sent: &AtomicBool,
 ) -> HandlerResponse {
     let deadline = Instant::now() + target.timeout;
@@ -55,7 +58,8 @@ pub(super) async fn post(
         Err(e) => return HandlerResponse::without_status(format!("cannot create the request: {e}")),
     };
     let (head, mut received) = (ResponseHead::default(), None);
-    let ended = timeout_at(deadline, exchange(handler, request, deadline, sent, &head, &mut received)).await;
+    let write = WriteOnce { permit, sent };
+    let ended = timeout_at(deadline, exchange(handler, request, deadline, write, &head, &mut received)).await;
     // A status is a response, even if the body takes too long or violates HTTP.
     received.or_else(|| recover_status(&head)).unwrap_or_else(|| {
         HandlerResponse::without_status(match ended {
@@ -85,16 +89,26 @@ fn request(
     request.body(Full::new(Bytes::from(event.webhook.clone())))
 }
 
+/// Whether a request may be written, and whether it was.
+struct WriteOnce<'a> {
+    permit: &'a SendingPermit,
+    sent: &'a AtomicBool,
+}
+
 async fn exchange(
     handler: &HandlerTarget,
     request: Request<Full<Bytes>>,
     deadline: Instant,
-    sent: &AtomicBool,
+    write: WriteOnce<'_>,
     head: &ResponseHead,
     received: &mut Option<HandlerResponse>,
 ) -> Result<(), String> {
     let stream = head.record(handler.destination.connect(deadline).await?);
-    sent.store(true, Ordering::Relaxed);
+    // The process may have been stopped since the delivery was claimed.
+    if !write.permit.is_valid() {
+        return Err(NO_PERMIT.into());
+    }
+    write.sent.store(true, Ordering::Relaxed);
     http::exchange(stream, request, async |response| receive(response, received).await).await
 }
 

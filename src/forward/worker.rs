@@ -20,11 +20,12 @@ use super::post::{self, HandlerResponse};
 use super::target::{CommonTarget, HandlerTarget};
 use crate::db::{self, ClaimLimit, Claimed, ClaimedBatch, FinishedAttempt, NextStep, Store};
 use crate::model::AttemptResult;
+use crate::sending_permit::SendingPermit;
 
 /// How many requests to one target may be open at the same time.
 pub(super) const CONCURRENCY: usize = 16;
 
-/// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
+/// How long open requests may take after `shutdown`, unless [`Sending`] says otherwise.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// The pause after a failed call of the store.
@@ -32,10 +33,26 @@ pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest sleep until a due time. After it, the worker reads the clock again, which may have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
+/// When attempts may begin, and how they end.
+#[derive(Debug, Clone)]
+pub struct Sending {
+    /// The permission to begin attempts.
+    pub permit: SendingPermit,
+    /// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
+    pub grace: Duration,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        Sending { permit: SendingPermit::default(), grace: GRACE }
+    }
+}
+
 /// Sends the deliveries of one target.
 pub(super) struct DeliveryWorker {
     pub(super) store: Store,
     pub(super) target: Arc<CommonTarget>,
+    pub(super) sending: Sending,
     breaker: Breaker,
     requests: JoinSet<FinishedAttempt>,
     in_flight: HashMap<Id, RunningAttempt>,
@@ -79,11 +96,12 @@ struct RunningAttempt {
 }
 
 impl DeliveryWorker {
-    pub(super) fn new(store: Store, target: Arc<CommonTarget>) -> Self {
+    pub(super) fn new(store: Store, target: Arc<CommonTarget>, sending: Sending) -> Self {
         DeliveryWorker {
             store,
             breaker: Breaker::new(target.clone()),
             target,
+            sending,
             requests: JoinSet::new(),
             in_flight: HashMap::new(),
             ended: Vec::new(),
@@ -112,8 +130,10 @@ impl DeliveryWorker {
         let mut outbox = self.store.watch_outbox();
         let ended = route.ended();
         tokio::pin!(ended);
+        let mut permit = self.sending.permit.clone();
         while !*shutdown.borrow() {
             self.breaker.note_commits(*outbox.borrow_and_update());
+            let may_send = permit.is_valid();
             let wake_at = self.record_and_send(route).await?;
             tokio::select! {
                 Some(ended) = self.requests.join_next_with_id() => self.collect_ended(ended),
@@ -121,6 +141,7 @@ impl DeliveryWorker {
                 () = sleep_until(wake_at.unwrap_or_else(Instant::now)), if wake_at.is_some() => {}
                 changed = shutdown.changed() => if changed.is_err() { break },
                 () = &mut ended => break,
+                () = permit.changed(), if !may_send => {}
             }
         }
         Ok(())
@@ -130,7 +151,11 @@ impl DeliveryWorker {
     async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
         let now = Instant::now();
         let free = route.concurrency().saturating_sub(self.in_flight.len());
-        match self.record_and_claim(self.breaker.limit(now, self.in_flight.len(), free)).await {
+        let limit = match self.sending.permit.is_valid() {
+            true => self.breaker.limit(now, self.in_flight.len(), free),
+            false => ClaimLimit::Due(0),
+        };
+        match self.record_and_claim(limit).await {
             Ok(batch) => {
                 if let Route::Stream(session) = route
                     && free > 0
@@ -167,8 +192,8 @@ impl DeliveryWorker {
 
     fn send(&mut self, route: Route, claimed: Claimed) {
         let (target, request, sent) = (self.target.clone(), claimed.clone(), Arc::<AtomicBool>::default());
-        let is_sent = sent.clone();
-        let handle = self.requests.spawn(async move { attempt(&target, &route, &request, &is_sent).await });
+        let (is_sent, permit) = (sent.clone(), self.sending.permit.clone());
+        let handle = self.requests.spawn(async move { attempt(&target, &route, &request, &permit, &is_sent).await });
         self.in_flight.insert(handle.id(), RunningAttempt { claimed, sent });
     }
 
@@ -195,9 +220,9 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits up to [`GRACE`] for open requests. Their results are recorded with the next claim.
+    /// Waits for open requests, but not longer than allowed. Their results are recorded with the next claim.
     pub(super) async fn wait_for_requests(&mut self) {
-        let deadline = Instant::now() + GRACE;
+        let deadline = Instant::now() + self.sending.grace;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
             self.collect_ended(ended);
         }
@@ -214,7 +239,7 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits up to [`GRACE`] for open requests, and records the results.
+    /// Waits for open requests, but not longer than allowed, and records the results.
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
@@ -231,38 +256,50 @@ fn instant(at: Timestamp) -> Instant {
 }
 
 /// Makes one attempt. The result contains the next step for the delivery.
-async fn attempt(target: &CommonTarget, route: &Route, claimed: &Claimed, sent: &AtomicBool) -> FinishedAttempt {
+async fn attempt(
+    target: &CommonTarget,
+    route: &Route,
+    claimed: &Claimed,
+    permit: &SendingPermit,
+    sent: &AtomicBool,
+) -> FinishedAttempt {
     let (began, at) = (Instant::now(), Timestamp::now());
     let end = match route {
-        Route::Handler(handler) => evaluate(post::post(target, handler, &claimed.event, sent).await, sent),
+        Route::Handler(handler) => {
+            evaluate(post::post(target, handler, &claimed.event, permit, sent).await, permit, sent)
+        }
         Route::Stream(session) => session.deliver(target, &claimed.event, sent).await,
     };
     end.finish(target, claimed, at, began.elapsed())
 }
 
 /// The end of an attempt with this response of a handler.
-fn evaluate(response: HandlerResponse, sent: &AtomicBool) -> AttemptEnd {
+fn evaluate(response: HandlerResponse, permit: &SendingPermit, sent: &AtomicBool) -> AttemptEnd {
     let HandlerResponse { status, error, retry_after } = response;
     let Some(error) = error else { return AttemptEnd::Accepted(status) };
-    let result = match status {
-        Some(_) => AttemptResult::Rejected,
-        None if sent.load(Ordering::Relaxed) => AttemptResult::NoResponse,
-        None => AttemptResult::NotSent,
+    let (result, retry) = match status {
+        Some(_) => (AttemptResult::Rejected, RetryRule::Counted(retry_after)),
+        None if sent.load(Ordering::Relaxed) => (AttemptResult::NoResponse, RetryRule::Counted(retry_after)),
+        // The handler is not the cause.
+        None if !permit.is_valid() => (AttemptResult::NotSent, RetryRule::WhenReachable),
+        None => (AttemptResult::NotSent, RetryRule::Counted(retry_after)),
     };
-    AttemptEnd::Failed(Failure { result, status, error, retry: RetryRule::Counted(retry_after) })
+    AttemptEnd::Failed(Failure { result, status, error, retry })
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
     use super::*;
-    use crate::db::OutboundEvent;
+    use crate::boot_clock::BootInstant;
+    use crate::db::{NextStep, OutboundEvent};
     use crate::forward::Target;
+    use crate::forward::target::TargetKind;
     use crate::model::Status;
 
-    #[tokio::test]
-    async fn a_panic_after_the_request_is_interrupted() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = db::testing::store(&folder);
+    fn claimed(first_attempt_at: Timestamp) -> Claimed {
         let event = OutboundEvent {
             event_id: "e".into(),
             status: Status::Failed,
@@ -272,11 +309,46 @@ mod tests {
             webhook: "{}".into(),
             confirmation: None,
         };
-        let claimed = Claimed { delivery_id: 1, attempt: 1, first_attempt_at: Timestamp::now(), event };
+        Claimed { delivery_id: 1, attempt: 1, first_attempt_at, event }
+    }
+
+    #[tokio::test]
+    async fn no_request_is_written_after_the_permit() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let settings = format!("name = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"S\" }}\ngive_up_after = \"1ms\"");
+        let target = Target::load(toml::from_str(&settings).unwrap(), "secret".into()).await.unwrap();
+        let TargetKind::Handler(handler) = target.kind else { panic!("a handler") };
+        let (target, route) = (target.common, Route::Handler(handler));
+        let (until, permit) = watch::channel(BootInstant::default());
+        let (permit, sent) = (SendingPermit::until(permit), AtomicBool::default());
+        // The delivery was claimed a year ago.
+        let claimed = claimed(Timestamp::now() - jiff::SignedDuration::from_hours(24 * 365));
+        let finished = attempt(&target, &route, &claimed, &permit, &sent).await;
+        assert_eq!(finished.result, AttemptResult::NotSent);
+        assert!(
+            matches!(finished.next_step, NextStep::RetryUncounted(_, at) if at <= Timestamp::now()),
+            "{finished:?}"
+        );
+        let mut received = Vec::new();
+        listener.accept().await.unwrap().0.read_to_end(&mut received).await.unwrap();
+        assert!(received.is_empty(), "{received:?}");
+        until.send(BootInstant::now().plus(STORE_PAUSE * 60)).unwrap();
+        let (_, accepted) = tokio::join!(attempt(&target, &route, &claimed, &permit, &sent), async {
+            listener.accept().await.unwrap().0.read(&mut [0; 64]).await.unwrap()
+        });
+        assert!(accepted > 0);
+    }
+
+    #[tokio::test]
+    async fn a_panic_after_the_request_is_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = db::testing::store(&folder);
+        let claimed = claimed(Timestamp::now());
         for (sent, result) in [(true, AttemptResult::Interrupted), (false, AttemptResult::NotSent)] {
             let settings = "name = \"shop\"\nurl = \"http://127.0.0.1:1/\"\nsecret = { env = \"S\" }";
             let target = Target::load(toml::from_str(settings).unwrap(), "secret".into()).await.unwrap();
-            let mut worker = DeliveryWorker::new(store.clone(), target.common);
+            let mut worker = DeliveryWorker::new(store.clone(), target.common, Sending::default());
             let handle = worker.requests.spawn(async { panic!("this test panics on purpose") });
             let running = RunningAttempt { claimed: claimed.clone(), sent: Arc::new(AtomicBool::new(sent)) };
             worker.in_flight.insert(handle.id(), running);

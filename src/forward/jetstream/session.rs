@@ -17,11 +17,13 @@ use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
 use crate::model::{AttemptResult, NO_ANSWER};
 use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
+use crate::sending_permit::{NO_PERMIT, SendingPermit};
 use crate::telemetry;
 
 /// A session with a stream.
 pub(in crate::forward) struct StreamSession {
     stream: Arc<StreamTarget>,
+    permit: SendingPermit,
     connection: NatsConnection,
     reads_directly: bool,
     version: String,
@@ -35,21 +37,22 @@ pub(in crate::forward) struct StreamSession {
 }
 
 impl StreamSession {
-    /// Connects, and refuses a stream that does not keep what it acknowledges.
-    pub(super) async fn open(stream: &Arc<StreamTarget>) -> Result<Self, StreamProblem> {
+    /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published as `permit` allows it.
+    pub(super) async fn open(stream: &Arc<StreamTarget>, permit: SendingPermit) -> Result<Self, StreamProblem> {
         let inspection = stream.inspect().await?;
         let lines = stream.problems(&inspection);
         if !lines.is_empty() {
             return Err(StreamProblem { lines, needs_person: true });
         }
-        Ok(StreamSession::new(stream, inspection))
+        Ok(StreamSession::new(stream, permit, inspection))
     }
 
     /// A session with a stream that was inspected.
-    pub(super) fn new(stream: &Arc<StreamTarget>, inspection: Inspection) -> Self {
+    pub(super) fn new(stream: &Arc<StreamTarget>, permit: SendingPermit, inspection: Inspection) -> Self {
         let Inspection { connection, version, info, fitness, .. } = inspection;
         StreamSession {
             stream: stream.clone(),
+            permit,
             connection,
             reads_directly: info.allows_direct(),
             version,
@@ -133,6 +136,9 @@ impl StreamSession {
             self.end(StreamProblem::passing(format!("the connection to {} was lost", self.stream.servers)));
             return PublishAnswer::NotSent("the connection was lost before the attempt".into());
         }
+        if !self.permit.is_valid() {
+            return PublishAnswer::NotSent(NO_PERMIT.into());
+        }
         let (subject, body) = (self.stream.subject(event), Bytes::copy_from_slice(event.webhook.as_bytes()));
         let publishing = self.connection.publish(&self.stream.name, subject, headers, body, target.timeout);
         let mut end = self.end.subscribe();
@@ -178,7 +184,7 @@ impl StreamSession {
                 self.end(StreamProblem::passing(self.about(&reason)));
                 failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable)
             }
-            PublishAnswer::NotSent(reason) if self.problem().is_some() => {
+            PublishAnswer::NotSent(reason) if self.problem().is_some() || !self.permit.is_valid() => {
                 failed(AttemptResult::NotSent, reason, RetryRule::WhenReachable)
             }
             PublishAnswer::NotSent(reason) => failed(AttemptResult::NotSent, reason, RetryRule::Counted(None)),

@@ -12,6 +12,7 @@ use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
 use crate::forward::worker::CONCURRENCY;
 use crate::nats::{PublishAnswer, StoredMessage};
+use crate::sending_permit::SendingPermit;
 
 /// How many events are read at once.
 const PAGE: u32 = 500;
@@ -111,7 +112,7 @@ async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamSession,
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok(StreamSession::new(stream, inspection))
+    Ok(StreamSession::new(stream, SendingPermit::default(), inspection))
 }
 
 fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<FindingKind> {
