@@ -6,7 +6,7 @@ use super::{Error, Result};
 
 /// Keeps a second daemon off the same database until it is dropped.
 #[derive(Debug)]
-pub struct DaemonLock(#[allow(dead_code)] std::fs::File);
+pub struct DaemonLock(std::fs::File);
 
 impl DaemonLock {
     /// Locks a file in the folder of the database. The kernel releases the lock when this process ends.
@@ -29,6 +29,14 @@ impl DaemonLock {
             }
             tries -= 1;
         }
+    }
+
+    /// Whether this is the lock of the database at this path. Another file may have been put there with its folder.
+    #[must_use]
+    pub fn is_of(&self, database: &Path) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let held = self.0.metadata().map(|file| Some((file.dev(), file.ino())));
+        held.is_ok_and(|held| super::file_id::file_id(&lock_file(database)).is_ok_and(|found| found == held))
     }
 
     /// Whether a daemon runs on the database.

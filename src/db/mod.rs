@@ -6,6 +6,7 @@
 mod accounts;
 mod columns;
 mod confirmations;
+mod copy;
 mod deliveries;
 mod disk;
 mod error;
@@ -30,6 +31,7 @@ pub(crate) use accounts::record_notification;
 pub use accounts::{AccountRow, RecentParses};
 pub(crate) use columns::{EMPTY_SHA256, current_time, parse_time, word};
 pub use confirmations::{ChainRow, ConfirmationRow};
+pub use copy::{CopyState, inspect_copy};
 pub(crate) use deliveries::holds;
 pub use deliveries::{
     ClaimLimit, Claimed, ClaimedBatch, DeliveredConfirmation, DeliveredEvent, DeliveredPosition, FinishedAttempt,
@@ -46,6 +48,7 @@ pub use prune::Pruned;
 pub use reader::{DeliveryRow, EventQuery, EventRow, MailRow, MailboxRow, StoreReader};
 pub(crate) use reader::{optional, where_clause};
 pub use resmic_api::ResmicBacklog;
+pub use schema::NEWEST_SCHEMA;
 pub use store::{ResmicRules, Store, StoreSettings, TargetRules};
 pub use streams::{StreamChange, StreamRow};
 pub use writer::MAX_WAL_BACKLOG;

@@ -15,8 +15,8 @@ const APPLICATION_ID: i64 = 0x526d_4d68;
 /// The migrations in their order; the n-th brings a file to `user_version` n. Released ones never change.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001.sql")];
 
-/// The newest schema that this program knows.
-const NEWEST: i64 = MIGRATIONS.len() as i64;
+/// The newest schema that this program knows (`PRAGMA user_version`).
+pub const NEWEST_SCHEMA: i64 = MIGRATIONS.len() as i64;
 
 /// How long a statement waits for another program's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -65,7 +65,7 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
         return Err(Error::Absent(path.to_owned()));
     }
     let found = inspect(path)?;
-    if found < NEWEST {
+    if found < NEWEST_SCHEMA {
         // A reader must not migrate; opening for writing does.
         drop(open(path)?);
     }
@@ -76,7 +76,7 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
 
 /// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, which
 /// some users may not do. SQLite can read a file that was closed properly without them.
-fn read_only(path: &Path) -> Result<(Connection, bool)> {
+pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
     let connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
@@ -138,7 +138,7 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Checks that the file is ours and returns its version. It only reads, so that a refused file does not change.
-fn inspect(path: &Path) -> Result<i64> {
+pub(super) fn inspect(path: &Path) -> Result<i64> {
     // For a folder SQLite reports a read error, which sounds like a broken disk.
     if !path.is_file() {
         return Err(Error::Foreign(path.to_owned()));
@@ -152,8 +152,8 @@ fn inspect(path: &Path) -> Result<i64> {
     if !empty && application != APPLICATION_ID {
         return Err(Error::Foreign(path.to_owned()));
     }
-    if !(0..=NEWEST).contains(&version) {
-        return Err(Error::Newer { path: path.to_owned(), found: version, known: NEWEST });
+    if !(0..=NEWEST_SCHEMA).contains(&version) {
+        return Err(Error::Newer { path: path.to_owned(), found: version, known: NEWEST_SCHEMA });
     }
     Ok(version)
 }
@@ -166,7 +166,7 @@ fn identity(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
 /// Migrates the file to the newest version in one transaction. After a crash the old version is intact.
 fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let sqlite = |e| Error::from_sqlite(path, e);
-    if identity(connection).map_err(sqlite)?.1 >= NEWEST {
+    if identity(connection).map_err(sqlite)?.1 >= NEWEST_SCHEMA {
         return Ok(());
     }
     let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(sqlite)?;
@@ -176,7 +176,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
         tx.execute_batch(step).map_err(sqlite)?;
     }
     tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sqlite)?;
-    tx.pragma_update(None, "user_version", NEWEST).map_err(sqlite)?;
+    tx.pragma_update(None, "user_version", NEWEST_SCHEMA).map_err(sqlite)?;
     tx.commit().map_err(sqlite)
 }
 
@@ -190,7 +190,7 @@ mod tests {
         let path = folder.path().join("sub/m.db");
         drop(open(&path).unwrap());
         let connection = open(&path).unwrap();
-        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
+        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST_SCHEMA));
         let mode: String = connection.pragma_query_value(None, "journal_mode", |r| r.get(0)).unwrap();
         assert_eq!(mode, "wal");
         let vacuum: i64 = connection.pragma_query_value(None, "auto_vacuum", |r| r.get(0)).unwrap();
@@ -266,7 +266,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.db");
         drop(open(&path).unwrap());
-        for version in [NEWEST + 1, 4, -1] {
+        for version in [NEWEST_SCHEMA + 1, 4, -1] {
             Connection::open(&path).unwrap().pragma_update(None, "user_version", version).unwrap();
             let before = std::fs::read(&path).unwrap();
             assert!(matches!(open(&path), Err(Error::Newer { .. })), "{version}");
@@ -282,7 +282,7 @@ mod tests {
         drop(open(&path).unwrap());
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
         let connection = Connection::open_with_flags(immutable_uri(&path).unwrap(), flags).unwrap();
-        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST));
+        assert_eq!(identity(&connection).unwrap(), (APPLICATION_ID, NEWEST_SCHEMA));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing is beside it");
     }
 

@@ -1,0 +1,69 @@
+//! Looks at a copy of the database before it is opened: whether it is as new as another host's database was.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Error, Result, StoreReader, schema};
+
+/// What is known about a copy that was not opened for writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyState {
+    /// The schema (`PRAGMA user_version`); 0 for a file without tables.
+    pub schema: i64,
+    /// The last `mails.id` that was given out, also if that mail was pruned; 0: none.
+    pub last_mail_id: i64,
+}
+
+/// Reads the state of a copy; `None` if there is no file. It changes nothing in the file.
+///
+/// # Errors
+/// [`Error::Newer`], [`Error::Foreign`], or an error of SQLite.
+pub fn inspect_copy(path: &Path) -> Result<Option<CopyState>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let schema = schema::inspect(path)?;
+    let (connection, _) = schema::read_only(path)?;
+    let last_mail_id =
+        if schema == 0 { 0 } else { last_mail_id(&connection).map_err(|e| Error::from_sqlite(path, e))? };
+    Ok(Some(CopyState { schema, last_mail_id }))
+}
+
+/// SQLite keeps the last id of a table with AUTOINCREMENT (sqlite.org/autoinc.html). The first row creates the entry.
+fn last_mail_id(connection: &Connection) -> rusqlite::Result<i64> {
+    let found = connection.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'mails'", [], |row| row.get(0));
+    Ok(found.optional()?.unwrap_or(0))
+}
+
+impl StoreReader {
+    /// The last `mails.id` that was given out, also if that mail was pruned; 0: none.
+    ///
+    /// # Errors
+    ///
+    /// An error of SQLite.
+    pub fn last_mail_id(&self) -> Result<i64> {
+        last_mail_id(self.connection()).map_err(|e| Error::from_sqlite(self.path(), e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pruned_mail_still_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.db");
+        assert_eq!(inspect_copy(&path).unwrap(), None);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(inspect_copy(&path).unwrap(), Some(CopyState { schema: 0, last_mail_id: 0 }));
+        let connection = schema::open(&path).unwrap();
+        assert_eq!(inspect_copy(&path).unwrap(), Some(CopyState { schema: schema::NEWEST_SCHEMA, last_mail_id: 0 }));
+        let mails = "INSERT INTO mails (id, account, mailbox, size, sha256, judged_at, outcome)
+            VALUES (4, 'a', 'import', 1, '', '', 'ignored'); DELETE FROM mails";
+        connection.execute_batch(mails).unwrap();
+        assert_eq!(inspect_copy(&path).unwrap().unwrap().last_mail_id, 4);
+        assert_eq!(StoreReader::open(&path).unwrap().last_mail_id().unwrap(), 4);
+    }
+}
