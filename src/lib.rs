@@ -38,6 +38,7 @@ pub mod secret;
 pub mod sending_permit;
 pub mod setup;
 pub mod source;
+pub mod standby;
 pub mod systemd;
 pub mod telemetry;
 pub mod tls;

@@ -1,0 +1,361 @@
+//! Holds or watches the lease: carries out the steps of the [`LeaseMachine`] at a NATS server, for as long as the process runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
+
+use super::bucket::LeaseBucket;
+use super::lease_value::{ConfigurationHashes, LeaseValue};
+use super::machine::{LeaseMachine, Member, Step};
+use super::standby_file::{Report, StandbyFile};
+use super::view::{LeaseState, LeaseView};
+use crate::backoff::Backoff;
+use crate::boot_clock::BootInstant;
+use crate::heartbeat::Heartbeat;
+use crate::nats::{NatsConnection, NatsServers};
+use crate::sending_permit::SendingPermit;
+
+/// How often the agent beats at least.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// The interval of the agent's heartbeat. A connect may try several servers.
+pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
+/// The pauses between attempts to connect: of a host that has the lease, and of others.
+const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
+const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
+
+/// Where the lease is.
+#[derive(Debug)]
+pub struct LeasePlace {
+    /// The servers.
+    pub servers: NatsServers,
+    /// The bucket.
+    pub bucket: String,
+    /// The key.
+    pub name: String,
+}
+
+/// A handle on the agent. The agent ends when all handles are dropped.
+#[derive(Debug, Clone)]
+pub struct LeaseAgent {
+    view: watch::Receiver<LeaseView>,
+    sends_until: watch::Receiver<BootInstant>,
+    commands: mpsc::UnboundedSender<LeaseCommand>,
+}
+
+#[derive(Debug)]
+enum LeaseCommand {
+    Opened(i64),
+    LastMail(i64),
+    Configuration(ConfigurationHashes),
+    Release { pause: Duration, failure: Option<String>, done: oneshot::Sender<()> },
+}
+
+impl LeaseAgent {
+    /// Starts the agent. It connects in the background.
+    #[must_use]
+    pub fn start(place: LeasePlace, member: Member, file: StandbyFile, heartbeat: Heartbeat) -> Self {
+        let (view, seen) = watch::channel(LeaseView::default());
+        let (sends_until, permit) = watch::channel(BootInstant::default());
+        let (send, commands) = mpsc::unbounded_channel();
+        let (known_bucket, known) = file.known();
+        let machine = LeaseMachine::new(member, known);
+        let place = Arc::new(place);
+        let driver = Driver {
+            place,
+            machine,
+            known_bucket,
+            file,
+            view,
+            sends_until,
+            commands,
+            heartbeat,
+            problem: None,
+            released: None,
+        };
+        tokio::spawn(driver.run());
+        LeaseAgent { view: seen, sends_until: permit, commands: send }
+    }
+
+    /// The lease as it is seen, and its changes.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<LeaseView> {
+        self.view.clone()
+    }
+
+    /// The permission to begin attempts while the lease lasts.
+    #[must_use]
+    pub fn permit(&self) -> SendingPermit {
+        SendingPermit::until(self.sends_until.clone())
+    }
+
+    /// Reports that the database is open: this host is active. `last_mail_id`: as in the lease.
+    pub fn report_opened(&self, last_mail_id: i64) {
+        self.send(LeaseCommand::Opened(last_mail_id));
+    }
+
+    /// Reports the last `mails.id` of the open database.
+    pub fn report_last_mail(&self, last_mail_id: i64) {
+        self.send(LeaseCommand::LastMail(last_mail_id));
+    }
+
+    /// Reports the configuration after a reload.
+    pub fn report_configuration(&self, hashes: ConfigurationHashes) {
+        self.send(LeaseCommand::Configuration(hashes));
+    }
+
+    /// Releases the lease, and returns when that is stored or the lease is over. This host does not take it again before `pause`
+    /// is over. `failure`: why it could not take over.
+    pub async fn release(&self, pause: Duration, failure: Option<String>) {
+        let (done, released) = oneshot::channel();
+        self.send(LeaseCommand::Release { pause, failure, done });
+        // An error means that the agent has ended.
+        let _ = released.await;
+    }
+
+    fn send(&self, command: LeaseCommand) {
+        // The agent ends only with this handle, or by a panic, which the late heartbeat reports.
+        let _ = self.commands.send(command);
+    }
+
+    /// Returns when this host no longer has the lease. It reads the clock at least once a second, because timers do not run
+    /// while the machine sleeps.
+    pub async fn lost(&self) {
+        let mut view = self.view.clone();
+        loop {
+            let ends = {
+                let view = view.borrow_and_update();
+                if !view.is_held(BootInstant::now()) {
+                    return;
+                }
+                view.ends.unwrap_or_default()
+            };
+            let left = ends.since(BootInstant::now()).min(Duration::from_secs(1));
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                () = sleep(left) => {}
+            }
+        }
+    }
+}
+
+/// An open connection.
+pub(super) struct Session {
+    pub(super) connection: NatsConnection,
+    pub(super) bucket: LeaseBucket,
+    pub(super) announcements: Subscriber,
+}
+
+struct Driver {
+    place: Arc<LeasePlace>,
+    machine: LeaseMachine,
+    /// The bucket whose revisions the machine knows.
+    known_bucket: String,
+    file: StandbyFile,
+    view: watch::Sender<LeaseView>,
+    sends_until: watch::Sender<BootInstant>,
+    commands: mpsc::UnboundedReceiver<LeaseCommand>,
+    heartbeat: Heartbeat,
+    problem: Option<String>,
+    released: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    /// Runs until the handle is dropped.
+    async fn run(mut self) {
+        let mut failures = 0;
+        loop {
+            let opening = open_session(self.place.clone());
+            let Some(opened) = self.while_offline(opening).await else { return };
+            match opened {
+                Ok(session) => {
+                    failures = 0;
+                    self.set_problem(None);
+                    if !self.serve(session).await {
+                        return;
+                    }
+                    self.set_problem(Some(format!("the connection to {} was lost", self.place.servers)));
+                }
+                Err(problem) => {
+                    failures += 1;
+                    self.set_problem(Some(problem));
+                }
+            }
+            let retry = if self.machine.is_holder() { HOLDER_RETRY } else { STANDBY_RETRY };
+            if self.while_offline(sleep(retry.pause(failures))).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Does `work`, and executes commands and ends the lease meanwhile. `None`: the handle was dropped.
+    async fn while_offline<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            self.heartbeat.beat();
+            let now = BootInstant::now();
+            self.machine.tick(now);
+            self.publish();
+            let wait = self.machine.ends_at().map_or(LONGEST_SLEEP, |ends| ends.since(now).min(LONGEST_SLEEP));
+            tokio::select! {
+                done = &mut work => return Some(done),
+                command = self.commands.recv() => self.execute(command?),
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Carries out the machine's steps until the connection is lost. False if the handle was dropped.
+    async fn serve(&mut self, mut session: Session) -> bool {
+        let now = BootInstant::now();
+        let created = session.bucket.created();
+        if created != self.known_bucket {
+            self.machine.forget_revision();
+            self.known_bucket = created;
+        }
+        self.machine.set_lease(session.bucket.lease());
+        self.machine.connected(now);
+        while !session.connection.is_lost() {
+            self.heartbeat.beat();
+            let step = self.machine.next_step(BootInstant::now());
+            self.publish();
+            match step {
+                Step::Read => self.read(&session.bucket).await,
+                Step::Write { expected, value } => self.write(&session.bucket, expected, value).await,
+                Step::Wait(until) => {
+                    let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
+                    tokio::select! {
+                        biased;
+                        command = self.commands.recv() => match command {
+                            Some(command) => self.execute(command),
+                            None => return false,
+                        },
+                        announced = session.announcements.next() => match announced {
+                            Some(message) => self.hear(&mut session.announcements, message),
+                            None => return true,
+                        },
+                        () = session.connection.lost() => return true,
+                        () = sleep(wait) => {}
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    async fn read(&mut self, bucket: &LeaseBucket) {
+        let read = bucket.read().await;
+        let now = BootInstant::now();
+        self.set_problem(read.as_ref().err().map(ToString::to_string));
+        match read {
+            Ok(entry) => self.machine.on_read(now, entry),
+            Err(_) => self.machine.on_read_failure(now),
+        }
+    }
+
+    async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) {
+        let sent = BootInstant::now();
+        let (result, problem) = bucket.write(expected, &value).await;
+        self.set_problem(problem.map(|problem| problem.to_string()));
+        self.machine.on_write(BootInstant::now(), sent, &value, result);
+    }
+
+    /// Passes announcements to the machine. Of many in a row, only the last one matters.
+    fn hear(&mut self, announcements: &mut Subscriber, first: async_nats::Message) {
+        let mut last = first;
+        while let Some(Some(message)) = announcements.next().now_or_never() {
+            last = message;
+        }
+        self.machine.on_announcement(BootInstant::now(), LeaseValue::parse(&last.payload));
+    }
+
+    fn execute(&mut self, command: LeaseCommand) {
+        let now = BootInstant::now();
+        match command {
+            LeaseCommand::Opened(last_mail_id) => self.machine.opened(now, last_mail_id),
+            LeaseCommand::LastMail(last_mail_id) => self.machine.note_last_mail(now, last_mail_id),
+            LeaseCommand::Configuration(hashes) => self.machine.set_configuration(hashes),
+            LeaseCommand::Release { pause, failure, done } => {
+                self.machine.release(now, pause, failure);
+                self.released = Some(done);
+            }
+        }
+    }
+
+    fn set_problem(&mut self, problem: Option<String>) {
+        match (&self.problem, &problem) {
+            (before, Some(problem)) if before.as_ref() != Some(problem) => {
+                tracing::warn!("the lease cannot be read or written: {problem}; trying again");
+            }
+            (Some(_), None) => tracing::info!("the lease can be read and written again"),
+            _ => {}
+        }
+        self.problem = problem;
+    }
+
+    /// Publishes the machine's state, if it has changed.
+    fn publish(&mut self) {
+        let view = LeaseView { problem: self.problem.clone(), ..self.machine.view() };
+        // First the end of the permission: a receiver of the view may act on it at once.
+        let sends_until = self.machine.sends_until();
+        self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);
+        if *self.view.borrow() != view {
+            log_change(&self.view.borrow(), &view);
+            self.file.write(&Report::new(&view, &self.known_bucket, self.machine.known()));
+            self.view.send_replace(view);
+        }
+        if !self.machine.is_holder()
+            && let Some(released) = self.released.take()
+        {
+            // The receiver may have stopped waiting.
+            let _ = released.send(());
+        }
+    }
+}
+
+/// Logs a change of the state or of the holder.
+fn log_change(before: &LeaseView, after: &LeaseView) {
+    let host = |view: &LeaseView| view.holder.as_ref().map(|holder| holder.host.clone());
+    let (holder_before, holder) = (host(before), host(after));
+    match (before.state, after.state) {
+        (old, new) if old == new => {
+            if let (LeaseState::Standby, Some(holder)) = (new, holder.filter(|_| holder_before != host(after))) {
+                tracing::info!(holder, "standing by");
+            }
+        }
+        (_, LeaseState::TakingOver) => tracing::info!("this host has the lease and takes over"),
+        (_, LeaseState::Active) => tracing::info!("this host is active"),
+        (_, LeaseState::Waiting) => {
+            let failure = after.failure.as_deref().unwrap_or_default();
+            tracing::error!("this host cannot take over: {failure}; it tries again later");
+        }
+        (LeaseState::Active | LeaseState::TakingOver, LeaseState::Standby) if after.is_releasing => {
+            tracing::info!("this host releases the lease");
+        }
+        (LeaseState::Active | LeaseState::TakingOver, LeaseState::Standby) => {
+            tracing::warn!(holder, "this host has lost the lease; it stops and stands by");
+        }
+        (_, LeaseState::Standby) => tracing::info!(holder, "standing by"),
+    }
+}
+
+/// Connects and opens the bucket.
+pub(super) async fn open_session(place: Arc<LeasePlace>) -> Result<Session, String> {
+    let connection = place.servers.connect().await.map_err(|error| error.to_string())?;
+    let bucket = LeaseBucket::open(connection.client().clone(), &place.bucket, &place.name).await;
+    let bucket = bucket.map_err(|error| explain(&connection, error.to_string()))?;
+    let announcements = bucket.announcements().await;
+    let announcements = announcements.map_err(|error| explain(&connection, error.to_string()))?;
+    Ok(Session { connection, bucket, announcements })
+}
+
+/// A request that the server does not permit has no answer, only an error of the connection.
+fn explain(connection: &NatsConnection, error: String) -> String {
+    match connection.last_error() {
+        Some(reported) => format!("{error}; the server reports: {reported}"),
+        None => error,
+    }
+}

@@ -1,0 +1,238 @@
+//! The key-value bucket with the lease: reads, conditional writes, and the check of its settings.
+//!
+//! A bucket `B` is the stream `KV_B`, and its key `K` is the subject `$KV.B.K` (NATS ADR-8). Only the TTL of the whole bucket is
+//! used: servers before 2.11 ignore the TTL of a message without a word.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishErrorKind};
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, StorageType, Stream};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, HeaderMap, Subscriber, header};
+
+use super::lease_value::LeaseValue;
+use super::machine::{Entry, EntryContent, WriteResult};
+use crate::model::printable;
+use crate::units::HumanDuration;
+
+/// How long the server may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The shortest and the longest lease.
+const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
+/// A cluster needs up to 8 seconds to elect a leader. Shorter leases end during that.
+const ELECTION: Duration = Duration::from_secs(10);
+/// The header field of a deleted key, and the one of a marker that newer servers write when a key expires.
+const OPERATION: &str = "KV-Operation";
+const MARKER: &str = "Nats-Marker-Reason";
+/// The longest error message of a server, in characters.
+const MAX_ERROR_LENGTH: usize = 200;
+
+/// The key of one database in the bucket.
+pub(super) struct LeaseBucket {
+    context: Context,
+    stream: Stream,
+    subject: String,
+}
+
+/// Why the bucket cannot be used. The text is for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BucketError {
+    /// The server does not answer, or not in a known form.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// The bucket is missing, or its settings are not fit for a lease.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+impl LeaseBucket {
+    /// Looks the bucket up and checks its settings. It creates nothing.
+    ///
+    /// # Errors
+    /// [`BucketError`].
+    pub(super) async fn open(client: Client, bucket: &str, name: &str) -> Result<LeaseBucket, BucketError> {
+        let mut context = jetstream::new(client);
+        context.set_timeout(ANSWER_TIMEOUT);
+        let stream = context.get_stream(format!("KV_{bucket}")).await.map_err(|error| match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                BucketError::Unfit(format!("bucket {bucket} does not exist; create it: {}", add_command(bucket, 1)))
+            }
+            kind => BucketError::NoAnswer(format!("cannot look up bucket {bucket}: {}", one_line(&kind))),
+        })?;
+        let bucket = LeaseBucket { context, stream, subject: format!("$KV.{bucket}.{name}") };
+        match problem(&bucket.stream.cached_info().config) {
+            Some(problem) => Err(BucketError::Unfit(problem)),
+            None => Ok(bucket),
+        }
+    }
+
+    /// The length of the lease: the TTL of the bucket.
+    #[must_use]
+    pub(super) fn lease(&self) -> Duration {
+        self.stream.cached_info().config.max_age
+    }
+
+    /// Identifies the bucket: another bucket of the same name was created at another time.
+    #[must_use]
+    pub(super) fn created(&self) -> String {
+        self.stream.cached_info().created.unix_timestamp_nanos().to_string()
+    }
+
+    /// Lines about the bucket for the operator: its settings, and what is not as good as it could be.
+    #[must_use]
+    pub(super) fn describe(&self) -> Vec<String> {
+        let info = self.stream.cached_info();
+        let (lease, replicas) = (HumanDuration(info.config.max_age), info.config.num_replicas);
+        let bucket = bucket_name(&info.config);
+        let mut lines = vec![format!("bucket {bucket}: a lease of {lease}, on {replicas} of the engine's nodes")];
+        let is_cluster = info.cluster.as_ref().is_some_and(|cluster| cluster.name.is_some());
+        if is_cluster && replicas < 3 {
+            lines.push(format!(
+                "warning: bucket {bucket} is on {replicas} nodes of a cluster; without them no host takes over: nats kv edit \
+                 {bucket} --replicas=3"
+            ));
+        }
+        if is_cluster && info.config.max_age < ELECTION {
+            lines.push(format!(
+                "warning: a lease of {lease} can end while the cluster elects a leader, which takes up to 8 s; 20s is safe"
+            ));
+        }
+        lines
+    }
+
+    /// Announcements of writes, also of those that the engine refuses. They are hints: the engine may drop one.
+    ///
+    /// # Errors
+    /// [`BucketError::NoAnswer`].
+    pub(super) async fn announcements(&self) -> Result<Subscriber, BucketError> {
+        let subscribed = self.context.client().subscribe(self.subject.clone()).await;
+        subscribed.map_err(|error| no_answer("cannot watch", &self.subject, &error))
+    }
+
+    /// Reads the key at the leader of the stream.
+    ///
+    /// # Errors
+    /// [`BucketError::NoAnswer`].
+    pub(super) async fn read(&self) -> Result<Entry, BucketError> {
+        match self.stream.get_last_raw_message_by_subject(&self.subject).await {
+            Ok(message) => Ok(Entry { revision: message.sequence, content: content(&message) }),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                let info = self.stream.get_info().await.map_err(|e| no_answer("cannot read", &self.subject, &e))?;
+                let last_revision = Some(info.state.last_sequence);
+                Ok(Entry { revision: 0, content: EntryContent::Absent { last_revision } })
+            }
+            Err(error) => Err(no_answer("cannot read", &self.subject, &error)),
+        }
+    }
+
+    /// Writes the key if its revision is still `expected`; 0: if it does not exist. With the reason of a failure.
+    pub(super) async fn write(&self, expected: u64, value: &LeaseValue) -> (WriteResult, Option<BucketError>) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, header::HeaderValue::from(expected));
+        let sent = self.context.publish_with_headers(self.subject.clone(), headers, value.to_bytes().into()).await;
+        let answer = match sent {
+            Ok(answer) => answer.await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(ack)
+                if ack.sequence > expected && !ack.duplicate && ack.stream == self.stream.cached_info().config.name =>
+            {
+                (WriteResult::Stored(ack.sequence), None)
+            }
+            Ok(_) => {
+                let problem = format!("the server acknowledges a write of {} in another stream", self.subject);
+                (WriteResult::Unknown, Some(BucketError::NoAnswer(problem)))
+            }
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => (WriteResult::Conflict, None),
+            Err(error) => (WriteResult::Unknown, Some(no_answer("cannot write", &self.subject, &error))),
+        }
+    }
+}
+
+fn no_answer(what: &str, subject: &str, error: &impl std::fmt::Display) -> BucketError {
+    BucketError::NoAnswer(format!("{what} {subject}: {}", one_line(error)))
+}
+
+fn one_line(error: &impl std::fmt::Display) -> String {
+    printable(&error.to_string(), MAX_ERROR_LENGTH)
+}
+
+/// The content of a stored message.
+fn content(message: &StreamMessage) -> EntryContent {
+    if message.headers.get(MARKER).is_some() {
+        return EntryContent::Absent { last_revision: None };
+    }
+    if message.headers.get(OPERATION).is_some_and(|operation| operation.as_str() != "PUT") {
+        return EntryContent::Deleted;
+    }
+    LeaseValue::parse(&message.payload).map_or(EntryContent::Unreadable, EntryContent::Value)
+}
+
+/// The command that creates a fit bucket.
+fn add_command(bucket: &str, replicas: usize) -> String {
+    format!("nats kv add {bucket} --ttl=20s --history=1 --storage=file --replicas={}", replicas.max(1))
+}
+
+fn bucket_name(config: &stream::Config) -> &str {
+    config.name.strip_prefix("KV_").unwrap_or(&config.name)
+}
+
+/// Why a stream is no fit bucket.
+fn problem(config: &stream::Config) -> Option<String> {
+    let age = HumanDuration(config.max_age);
+    let problem = match config {
+        _ if config.max_age.is_zero() => "it has no TTL, so a lease would never end".to_owned(),
+        _ if config.max_age < SHORTEST_LEASE => format!("its TTL of {age} is too short; 20s is recommended"),
+        _ if config.max_age > LONGEST_LEASE => {
+            format!("its TTL of {age} is too long; after a failure no host delivers for that time")
+        }
+        _ if config.max_messages_per_subject < 1 => "it is no key-value bucket".to_owned(),
+        _ if config.storage != StorageType::File => {
+            "it is in memory, so a restart of the engine forgets the holder; file storage is needed".to_owned()
+        }
+        _ if config.mirror.is_some() || config.sources.as_ref().is_some_and(|sources| !sources.is_empty()) => {
+            "it is a copy of another bucket; two hosts could have the lease".to_owned()
+        }
+        _ if config.no_ack || config.sealed => "it does not acknowledge writes".to_owned(),
+        _ => return None,
+    };
+    let bucket = printable(bucket_name(config), 64);
+    let command = add_command(&bucket, config.num_replicas);
+    Some(format!("bucket {bucket} is not fit for a lease: {problem}; delete it, and create it again: {command}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfit_buckets_are_named_with_the_command() {
+        let fit = stream::Config {
+            name: "KV_leases".into(),
+            max_age: Duration::from_secs(20),
+            max_messages_per_subject: 1,
+            num_replicas: 3,
+            ..stream::Config::default()
+        };
+        assert_eq!(problem(&fit), None);
+        let age = |seconds| stream::Config { max_age: Duration::from_secs(seconds), ..fit.clone() };
+        let source = stream::Source { name: "KV_other".into(), ..stream::Source::default() };
+        for (config, words) in [
+            (age(0), "no TTL"),
+            (age(1), "TTL of 1s is too short"),
+            (age(3_600), "TTL of 1h is too long"),
+            (stream::Config { max_messages_per_subject: -1, ..fit.clone() }, "no key-value bucket"),
+            (stream::Config { storage: StorageType::Memory, ..fit.clone() }, "in memory"),
+            (stream::Config { mirror: Some(source.clone()), ..fit.clone() }, "copy of another"),
+            (stream::Config { sources: Some(vec![source]), ..fit.clone() }, "copy of another"),
+            (stream::Config { no_ack: true, ..fit.clone() }, "acknowledge"),
+        ] {
+            let found = problem(&config).unwrap();
+            let command = "nats kv add leases --ttl=20s --history=1 --storage=file --replicas=3";
+            assert!(found.contains(words) && found.contains(command), "{found}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Hashes of the configuration, by which two hosts notice that their configurations differ.
+
+use ring::digest;
+
+use super::lease_value::ConfigurationHashes;
+
+impl ConfigurationHashes {
+    /// Hashes `[trust]`, `[sessions]` and `[[forward]]` of a configuration. Comments, spaces and the order of keys do not matter.
+    /// The tables name the sources of secrets, and no secrets.
+    #[must_use]
+    pub fn new(configuration: &toml::Table) -> Self {
+        let hash = |table: &str| {
+            // The keys of a TOML table are sorted here.
+            let text = serde_json::to_string(&configuration.get(table)).unwrap_or_default();
+            let digest = digest::digest(&digest::SHA256, text.as_bytes());
+            data_encoding::HEXLOWER.encode(digest.as_ref())
+        };
+        ConfigurationHashes { trust: hash("trust"), sessions: hash("sessions"), forward: hash("forward") }
+    }
+
+    /// The tables that differ from those of `other`, as they are written in the configuration.
+    #[must_use]
+    pub fn differences(&self, other: &ConfigurationHashes) -> Vec<&'static str> {
+        let tables = [
+            ("[trust]", self.trust == other.trust),
+            ("[sessions]", self.sessions == other.sessions),
+            ("[[forward]]", self.forward == other.forward),
+        ];
+        tables.into_iter().filter(|(_, same)| !same).map(|(table, _)| table).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_content_changes_a_hash() {
+        let hashes = |text: &str| ConfigurationHashes::new(&text.parse().unwrap());
+        let first =
+            hashes("[store]\npath = \"a\"\n[sessions]\nmatch = true\nwindow = \"45m\"\n[[forward]]\nname = \"shop\"");
+        let same = hashes("[[forward]]\nname    = 'shop' # ours\n[sessions]\nwindow = \"45m\"\nmatch = true\n");
+        assert_eq!(first, same);
+        let other = hashes("[sessions]\nmatch = false\nwindow = \"45m\"\n[[forward]]\nname = \"shop\"\n[trust]\n");
+        assert_eq!(first.differences(&other), ["[trust]", "[sessions]"]);
+        assert_eq!(first.differences(&hashes("")), ["[sessions]", "[[forward]]"]);
+        assert_eq!(first.forward.len(), 64);
+    }
+}

@@ -1,0 +1,146 @@
+//! The value of the lease in the bucket: which host has it, with which program, and where the newest database is.
+//!
+//! Other versions of this program read it, so keys are only added. A value that cannot be parsed counts as one of another
+//! host that is active.
+
+use serde::{Deserialize, Serialize};
+
+/// The longest value that is parsed, in bytes.
+const MAX_VALUE: usize = 4 * 1024;
+/// The longest text in a value, in bytes.
+const MAX_TEXT: usize = 128;
+
+/// The lease as its holder wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseValue {
+    /// The holder's host.
+    pub host: String,
+    /// Random; it identifies the holder's process.
+    pub process: String,
+    /// Identifies the holder's state folder, which one daemon at a time locks.
+    pub home: String,
+    /// The number of this write among those of its process.
+    pub count: u64,
+    /// What the holder does.
+    pub stage: LeaseStage,
+    /// Set by `standby release`: the holder is to hand over.
+    #[serde(default)]
+    pub release: bool,
+    /// The length of the lease in milliseconds.
+    pub lease_ms: u64,
+    /// The holder's version of this program.
+    pub version: String,
+    /// The schema that the holder's program knows (`PRAGMA user_version`).
+    pub schema: i64,
+    /// Hashes of the holder's configuration.
+    pub configuration: ConfigurationHashes,
+    /// The newest database.
+    pub data: Option<DataOwner>,
+}
+
+/// What the holder of the lease does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseStage {
+    /// It fetches and opens the database.
+    TakingOver,
+    /// It watches the mailboxes and delivers.
+    Active,
+    /// It has stopped. Another host may take the lease at once.
+    Released,
+}
+
+/// Hashes of the tables that decide which events exist and where they are delivered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationHashes {
+    /// `[trust]`
+    pub trust: String,
+    /// `[sessions]`
+    pub sessions: String,
+    /// `[[forward]]`
+    pub forward: String,
+}
+
+/// The host with the newest database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataOwner {
+    /// The host.
+    pub host: String,
+    /// Its state folder, as in [`LeaseValue::home`].
+    pub home: String,
+    /// The last `mails.id` that it has given out, when it wrote this.
+    pub last_mail_id: i64,
+}
+
+impl LeaseValue {
+    /// Parses a value; `None` if it is none of this program.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let value: LeaseValue = serde_json::from_slice(bytes.get(..bytes.len().min(MAX_VALUE + 1))?).ok()?;
+        (bytes.len() <= MAX_VALUE && value.is_plain()).then_some(value)
+    }
+
+    /// Whether all texts are short, without spaces and control characters.
+    fn is_plain(&self) -> bool {
+        let LeaseValue { host, process, home, version, configuration, data, .. } = self;
+        let ConfigurationHashes { trust, sessions, forward } = configuration;
+        let owner = data.iter().flat_map(|owner| [&owner.host, &owner.home]);
+        let mut texts = [host, process, home, version, trust, sessions, forward].into_iter().chain(owner);
+        texts.all(|text| text.len() <= MAX_TEXT && text.bytes().all(|byte| byte.is_ascii_graphic()))
+    }
+
+    /// The bytes for the bucket.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Maps with text keys only, so this cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Whether the host that wrote this may still deliver.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.stage != LeaseStage::Released
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value() -> LeaseValue {
+        LeaseValue {
+            host: "a".into(),
+            process: "0123".into(),
+            home: "4567".into(),
+            count: 3,
+            stage: LeaseStage::TakingOver,
+            release: false,
+            lease_ms: 20_000,
+            version: "0.1.0".into(),
+            schema: 1,
+            configuration: ConfigurationHashes { trust: "t".into(), sessions: "s".into(), forward: "f".into() },
+            data: Some(DataOwner { host: "b".into(), home: "89ab".into(), last_mail_id: 5 }),
+        }
+    }
+
+    #[test]
+    fn a_value_survives_the_bucket() {
+        assert_eq!(LeaseValue::parse(&value().to_bytes()), Some(value()));
+        let more = String::from_utf8(value().to_bytes()).unwrap().replacen('{', "{\"later\":[1],", 1);
+        assert_eq!(LeaseValue::parse(more.as_bytes()), Some(value()), "keys of later versions are skipped");
+        assert!(more.contains("\"stage\":\"taking-over\"") && more.contains("\"last_mail_id\":5"), "{more}");
+    }
+
+    #[test]
+    fn foreign_values_are_not_parsed() {
+        let with_host = |host: &str| LeaseValue { host: host.into(), ..value() }.to_bytes();
+        for bytes in [b"".to_vec(), b"{}".to_vec(), b"a".to_vec(), with_host("a b"), with_host("a\n"), with_host("ä")]
+        {
+            assert_eq!(LeaseValue::parse(&bytes), None, "{bytes:?}");
+        }
+        assert_eq!(LeaseValue::parse(&with_host(&"a".repeat(MAX_TEXT + 1))), None);
+        let mut long = value().to_bytes();
+        long.extend(vec![b' '; MAX_VALUE]);
+        assert_eq!(LeaseValue::parse(&long), None);
+    }
+}

@@ -1,0 +1,25 @@
+//! `[standby]`: several daemons share one database, and one of them at a time has the lease on it.
+//!
+//! `machine` decides about the lease; it is pure. `bucket` is the key in the NATS server, `lease_value` its content. `agent` carries
+//! out the decisions. `standby_file` shows the state to the commands on this host. `restore` runs the program that fetches the
+//! database. `probe` looks at the lease from outside of the daemon.
+
+mod agent;
+mod bucket;
+mod hashes;
+mod lease_value;
+mod machine;
+mod probe;
+mod restore;
+mod settings;
+mod standby_file;
+mod view;
+
+pub use agent::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace};
+pub use lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
+pub use machine::{KnownData, Member};
+pub use probe::{Handover, LeaseHolder, check_bucket, find_holder, request_release};
+pub use restore::{RestoreError, run_restore};
+pub use settings::{RestoreSettings, StandbySettings};
+pub use standby_file::{Report, StandbyFile, StandbyFileError};
+pub use view::{LeaseState, LeaseView, Takeover};

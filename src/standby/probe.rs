@@ -1,0 +1,138 @@
+//! Looks at the lease from outside of the daemon: for `check --connect`, for commands that need the holder's name, and for
+//! `standby release`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::time::{Instant, timeout_at};
+
+use super::agent::{LeasePlace, Session, open_session};
+use super::lease_value::LeaseValue;
+use super::machine::{Entry, EntryContent, WriteResult};
+
+/// How long the daemon may take to stop and release the lease.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the command then waits for the next holder.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
+/// The longest pause between two reads.
+const POLL: Duration = Duration::from_millis(500);
+
+/// Whether a host has the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeaseHolder {
+    /// This host has it.
+    Host(String),
+    /// The key has an unknown content.
+    Unknown,
+    /// No host has it.
+    None,
+}
+
+/// How a handover ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handover {
+    /// This host has the lease now.
+    TakenBy(String),
+    /// The lease is released, and no host has taken it yet.
+    Released,
+}
+
+/// Connects, checks the settings of the bucket and reads the lease. Returns lines for the operator; nothing is written.
+pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
+    let servers = place.servers.to_string();
+    let session = match open_session(Arc::new(place)).await {
+        Ok(session) => session,
+        Err(problem) => return vec![Err(problem)],
+    };
+    let version = session.connection.client().server_info().version;
+    let mut lines = vec![Ok(format!("connected to {servers}, version {}", crate::model::printable(&version, 32)))];
+    lines.extend(session.bucket.describe().into_iter().map(Ok));
+    lines.push(match session.bucket.read().await {
+        Ok(entry) => Ok(match holder(&entry) {
+            LeaseHolder::Host(host) => format!("host {host} has the lease"),
+            LeaseHolder::Unknown => "the key has a content that this version does not know".into(),
+            LeaseHolder::None => "no host has the lease".into(),
+        }),
+        Err(error) => Err(error.to_string()),
+    });
+    lines
+}
+
+/// Which host has the lease.
+///
+/// # Errors
+/// Why that is not known.
+pub async fn find_holder(place: LeasePlace) -> Result<LeaseHolder, String> {
+    let session = open_session(Arc::new(place)).await?;
+    session.bucket.read().await.map(|entry| holder(&entry)).map_err(|error| error.to_string())
+}
+
+fn holder(entry: &Entry) -> LeaseHolder {
+    match &entry.content {
+        EntryContent::Value(value) if value.is_live() => LeaseHolder::Host(value.host.clone()),
+        EntryContent::Value(_) | EntryContent::Absent { .. } | EntryContent::Deleted => LeaseHolder::None,
+        EntryContent::Unreadable => LeaseHolder::Unknown,
+    }
+}
+
+/// Asks the daemon of `host` to hand over, and waits until it has released the lease.
+///
+/// # Errors
+/// Another host has the lease, the daemon does not react, or the server does not answer.
+pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, String> {
+    let mut session = open_session(Arc::new(place)).await?;
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    let process = ask(&session, host, deadline).await?;
+    let mut released_until = None;
+    loop {
+        let entry = session.bucket.read().await.map_err(|error| error.to_string())?;
+        match entry.content {
+            EntryContent::Value(value) if value.is_live() && value.process != process => {
+                return Ok(Handover::TakenBy(value.host));
+            }
+            EntryContent::Value(value) if value.is_live() => {}
+            _ => released_until = released_until.or(Some(Instant::now() + SUCCESSOR_TIMEOUT)),
+        }
+        let now = Instant::now();
+        match released_until {
+            Some(until) if until <= now => return Ok(Handover::Released),
+            None if deadline <= now => {
+                let seconds = RELEASE_TIMEOUT.as_secs();
+                return Err(format!(
+                    "the daemon has not released the lease within {seconds} s; its log has the reason"
+                ));
+            }
+            _ => {}
+        }
+        // The next announcement, or a pause.
+        let _ = timeout_at(now + POLL, session.announcements.next()).await;
+    }
+}
+
+/// Writes the request into the holder's value. Returns the holder's process.
+async fn ask(session: &Session, host: &str, deadline: Instant) -> Result<String, String> {
+    loop {
+        let entry = session.bucket.read().await.map_err(|error| error.to_string())?;
+        let value = match entry.content {
+            EntryContent::Value(value) if value.is_live() && value.host == host => value,
+            EntryContent::Value(value) if value.is_live() => {
+                return Err(format!("host {} has the lease, not this one ({host}); run the command there", value.host));
+            }
+            EntryContent::Unreadable => return Err("the lease has a content that this version does not know".into()),
+            _ => return Err("no host has the lease".into()),
+        };
+        let process = value.process.clone();
+        let request = LeaseValue { release: true, ..value };
+        match session.bucket.write(entry.revision, &request).await {
+            (WriteResult::Stored(_), _) => return Ok(process),
+            // The daemon has renewed the lease meanwhile.
+            (WriteResult::Conflict, _) if Instant::now() < deadline => {}
+            (_, problem) => {
+                return Err(
+                    problem.map_or_else(|| "the lease changes all the time; try again".into(), |p| p.to_string())
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Runs the program that fetches the database before this host opens it.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use crate::model::printable;
+
+/// The longest line of the program's output that is logged, in characters, and the number of lines.
+const MAX_LINE: usize = 300;
+const MAX_LINES: usize = 100;
+/// How long the output may go on after the end of the program, and how long the program may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why the program did not fetch the database. The text is for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RestoreError(String);
+
+/// Runs the program until its end, without a shell. Its output is logged. `environment`: variables for it. If `stop` returns
+/// first, the program and its children are ended.
+///
+/// # Errors
+/// The program cannot be started, fails, or was ended.
+pub async fn run_restore(
+    command: &[String],
+    environment: &[(&str, String)],
+    stop: impl Future<Output = ()>,
+) -> Result<(), RestoreError> {
+    let program = command.first().map_or("", String::as_str);
+    let failed = |problem: String| RestoreError(format!("restore command {program:?}: {problem}"));
+    let mut child = Command::new(program)
+        .args(command.get(1..).unwrap_or_default())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own, so that a script ends together with its children.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(format!("cannot run it: {error}")))?;
+    let group = ProcessGroup(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
+    let (out, err) = (child.stdout.take(), child.stderr.take());
+    let output = tokio::spawn(async move { tokio::join!(log_lines(out), log_lines(err)) });
+    let ended = tokio::select! {
+        status = child.wait() => Some(status.map_err(|error| failed(error.to_string()))?),
+        () = stop => None,
+    };
+    let Some(status) = ended else {
+        group.end(&mut child).await;
+        output.abort();
+        return Err(failed("ended before it was complete, because this host no longer takes over".into()));
+    };
+    // A child of the program may keep the output open.
+    let _ = timeout(GRACE, output).await;
+    if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
+}
+
+/// The process group of the program. Dropping it ends what is left of the group.
+struct ProcessGroup(Option<Pid>);
+
+impl ProcessGroup {
+    fn signal(&self, signal: Signal) {
+        if let Some(group) = self.0 {
+            // An error means that no process is left.
+            let _ = kill_process_group(group, signal);
+        }
+    }
+
+    async fn end(self, child: &mut Child) {
+        self.signal(Signal::TERM);
+        let _ = timeout(GRACE, child.wait()).await;
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+/// Logs the first lines of an output, and reads the rest.
+async fn log_lines(output: Option<impl AsyncRead + Unpin>) {
+    let Some(mut output) = output else { return };
+    let (mut line, mut lines, mut buffer) = (Vec::new(), 0_usize, [0; 4096]);
+    while let Ok(read @ 1..) = output.read(&mut buffer).await {
+        for byte in buffer.iter().take(read) {
+            match byte {
+                b'\n' => log_line(&std::mem::take(&mut line), &mut lines),
+                // A character has up to four bytes in UTF-8.
+                _ if line.len() < 4 * MAX_LINE => line.push(*byte),
+                _ => {}
+            }
+        }
+    }
+    log_line(&line, &mut lines);
+    if lines > MAX_LINES {
+        tracing::info!("restore command: {} more lines", lines - MAX_LINES);
+    }
+}
+
+fn log_line(line: &[u8], lines: &mut usize) {
+    let text = String::from_utf8_lossy(line);
+    if text.trim().is_empty() {
+        return;
+    }
+    *lines += 1;
+    if *lines <= MAX_LINES {
+        tracing::info!("restore command: {}", printable(text.trim_end(), MAX_LINE));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::ops::Not;
+
+    use super::*;
+
+    async fn run(script: &str) -> Result<(), RestoreError> {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        run_restore(&command, &[("RESMIC_MAILHOOK_LAST_HOST", "a".into())], pending()).await
+    }
+
+    #[tokio::test]
+    async fn the_exit_status_decides() {
+        assert_eq!(run("test \"$RESMIC_MAILHOOK_LAST_HOST\" = a; exit $?").await, Ok(()));
+        let error = run("echo no copy >&2; exit 3").await.unwrap_err().to_string();
+        assert!(error.contains("\"sh\"") && error.contains("exit status: 3"), "{error}");
+        let error = run_restore(&["/nowhere/x".into()], &[], pending()).await.unwrap_err().to_string();
+        assert!(error.contains("/nowhere/x") && error.contains("cannot run it"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn endless_output_needs_no_memory() {
+        assert_eq!(run("head -c 50000000 /dev/zero").await, Ok(()));
+    }
+
+    /// Whether a process has ended. Its entry may stay until its parent asks for it.
+    fn has_ended(process: &str) -> bool {
+        let found = std::fs::read_to_string(format!("/proc/{process}/stat"));
+        found.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z")).not()
+    }
+
+    #[tokio::test]
+    async fn a_stopped_restore_ends_with_its_children() {
+        let folder = tempfile::tempdir().unwrap();
+        let started = folder.path().join("started");
+        let script = format!("sleep 1000 & echo $! > {0}.part; mv {0}.part {0}; wait", started.display());
+        let stop = async {
+            while !started.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let error = run_restore(&["sh".into(), "-c".into(), script], &[], stop).await.unwrap_err().to_string();
+        assert!(error.contains("no longer takes over"), "{error}");
+        let child = std::fs::read_to_string(started).unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !has_ended(child.trim()) {
+            assert!(tokio::time::Instant::now() < deadline, "process {child} goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `[standby]`: which daemons share one database, and how the next one takes over.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::nats::{NatsServers, NatsSettings, NatsUrl};
+use crate::secret::{self, SecretSource};
+
+/// The longest name of a host, a bucket or a database.
+const LONGEST_NAME: usize = 64;
+
+/// The `[standby]` table.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandbySettings {
+    nats: Vec<NatsUrl>,
+    #[serde(default)]
+    allow_remote: bool,
+    user: Option<String>,
+    password: Option<SecretSource>,
+    #[serde(default, deserialize_with = "secret::deserialize_optional")]
+    token: Option<SecretSource>,
+    client_certificate: Option<PathBuf>,
+    #[serde(default, deserialize_with = "secret::deserialize_optional")]
+    client_key: Option<SecretSource>,
+    ca_file: Option<PathBuf>,
+    /// The key-value bucket with the lease. Its TTL is the length of the lease.
+    pub bucket: String,
+    /// The name of the shared database, which is the key in the bucket.
+    pub name: String,
+    host: Option<String>,
+    /// The program that fetches the database before this host opens it.
+    pub restore: Option<RestoreSettings>,
+}
+
+/// The program that fetches the database.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreSettings {
+    /// The program and its arguments. No shell reads them.
+    pub command: Vec<String>,
+}
+
+/// The wrong key, and the problem.
+type KeyProblem = (String, String);
+
+impl StandbySettings {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The wrong key, and the problem.
+    pub fn check(&self) -> Result<(), KeyProblem> {
+        self.nats_settings().check()?;
+        for (key, value) in [("bucket", &self.bucket), ("name", &self.name)] {
+            if !is_name(value, "-_") {
+                return Err((key.into(), format!("expected 1 to {LONGEST_NAME} of A-Z, a-z, 0-9, - and _")));
+            }
+        }
+        if self.host.as_ref().is_some_and(|host| !is_name(host, "-_.")) {
+            return Err(("host".into(), format!("expected 1 to {LONGEST_NAME} of A-Z, a-z, 0-9, -, _ and .")));
+        }
+        let program = self.restore.as_ref().map(|restore| restore.command.first());
+        match program {
+            Some(None) => Err(("restore.command".into(), "names no program".into())),
+            Some(Some(program)) if program.is_empty() => Err(("restore.command".into(), "names no program".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Resolves relative paths against the folder `base`. A program without a slash is left to `$PATH`.
+    pub fn resolve(&mut self, base: &Path) {
+        let mut nats = self.nats_settings();
+        nats.resolve(base);
+        let NatsSettings { password, token, client_certificate, client_key, ca_file, .. } = nats;
+        (self.password, self.token, self.client_key) = (password, token, client_key);
+        (self.client_certificate, self.ca_file) = (client_certificate, ca_file);
+        let command = self.restore.iter_mut().flat_map(|restore| restore.command.first_mut());
+        for program in command.filter(|program| program.contains('/')) {
+            *program = base.join(&*program).to_string_lossy().into_owned();
+        }
+    }
+
+    /// This host's name in the lease: the key `host`, or the name of the machine.
+    ///
+    /// # Errors
+    /// The wrong key, and the problem.
+    pub fn host(&self) -> Result<String, KeyProblem> {
+        if let Some(host) = &self.host {
+            return Ok(host.clone());
+        }
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        if is_name(&name, "-_.") {
+            return Ok(name);
+        }
+        Err((
+            "host".into(),
+            "the name of this machine has other characters than A-Z, a-z, 0-9, -, _ and .; set a name".into(),
+        ))
+    }
+
+    /// Reads the secrets and certificates for the servers. It does not connect.
+    ///
+    /// # Errors
+    /// The wrong key, and the problem.
+    pub async fn load_servers(&self) -> Result<NatsServers, KeyProblem> {
+        self.nats_settings().load().await
+    }
+
+    fn nats_settings(&self) -> NatsSettings {
+        NatsSettings {
+            servers: self.nats.clone(),
+            allow_remote: self.allow_remote,
+            user: self.user.clone(),
+            password: self.password.clone(),
+            token: self.token.clone(),
+            client_certificate: self.client_certificate.clone(),
+            client_key: self.client_key.clone(),
+            ca_file: self.ca_file.clone(),
+        }
+    }
+}
+
+/// Whether a name has only letters and digits of ASCII, and these other characters.
+fn is_name(name: &str, others: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+    (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(more: &str) -> Result<StandbySettings, String> {
+        let text = format!("nats = [\"nats://127.0.0.1\"]\nbucket = \"leases\"\nname = \"shop\"\n{more}");
+        let settings: StandbySettings = toml::from_str(&text).map_err(|e| e.message().to_owned())?;
+        settings.check().map_err(|(key, message)| format!("{key}: {message}"))?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn the_host_has_a_default() {
+        assert_eq!(parse("host = \"a\"").unwrap().host().unwrap(), "a");
+        let machine = std::process::Command::new("uname").arg("-n").output().unwrap().stdout;
+        assert_eq!(parse("").unwrap().host().unwrap(), String::from_utf8(machine).unwrap().trim());
+    }
+
+    #[test]
+    fn errors_name_the_wrong_key() {
+        for (more, message) in [
+            ("host = \"\"", "host: expected 1 to 64"),
+            ("host = \"a b\"", "host: expected"),
+            ("restore = { command = [] }", "restore.command: names no program"),
+            ("restore = { command = [\"\"] }", "restore.command: names no program"),
+            ("restore = { command = [\"x\"], shell = true }", "shell"),
+            ("user = \"x\"", "user: expected a `password`"),
+            ("colour = \"red\"", "colour"),
+        ] {
+            let error = parse(more).unwrap_err();
+            assert!(error.contains(message), "{more}: {error}");
+        }
+        for (key, value) in [("bucket", "a.b"), ("bucket", ""), ("name", "a>"), ("name", "*")] {
+            let (bucket, name) = if key == "bucket" { (value, "n") } else { ("b", value) };
+            let text = format!("nats = [\"nats://127.0.0.1\"]\nbucket = \"{bucket}\"\nname = \"{name}\"");
+            assert_eq!(toml::from_str::<StandbySettings>(&text).unwrap().check().unwrap_err().0, key);
+        }
+    }
+
+    #[test]
+    fn relative_programs_start_at_the_configuration() {
+        let resolved = |command: &str| {
+            let mut settings = parse(&format!("restore = {{ command = [{command}] }}")).unwrap();
+            settings.resolve(Path::new("/srv"));
+            settings.restore.unwrap().command
+        };
+        assert_eq!(resolved("\"bin/fetch\", \"a/b\""), ["/srv/bin/fetch", "a/b"]);
+        assert_eq!(resolved("\"litestream\""), ["litestream"]);
+        assert_eq!(resolved("\"/bin/fetch\""), ["/bin/fetch"]);
+    }
+}

@@ -1,0 +1,77 @@
+//! The lease as the rest of the program sees it.
+
+use serde::{Deserialize, Serialize};
+
+use super::lease_value::{DataOwner, LeaseValue};
+use crate::boot_clock::BootInstant;
+
+/// What this host does with respect to the lease. The words are an interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// It watches the lease of another host, or no host has it yet.
+    #[default]
+    Standby,
+    /// It has the lease, and fetches and opens the database.
+    TakingOver,
+    /// It has the lease, watches the mailboxes and delivers.
+    Active,
+    /// It could not take over, has released the lease and tries again later.
+    Waiting,
+}
+
+impl LeaseState {
+    /// The word for JSON and the log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LeaseState::Standby => "standby",
+            LeaseState::TakingOver => "taking-over",
+            LeaseState::Active => "active",
+            LeaseState::Waiting => "waiting",
+        }
+    }
+}
+
+/// The lease at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeaseView {
+    /// What this host does.
+    pub state: LeaseState,
+    /// The holder, if there is one that is known.
+    pub holder: Option<LeaseValue>,
+    /// When the holder's lease ends, unless it is renewed.
+    pub ends: Option<BootInstant>,
+    /// An operator wants the holder to hand over.
+    pub is_asked_to_release: bool,
+    /// The daemon has stopped, and the release of the lease is being written.
+    pub is_releasing: bool,
+    /// For the holder: what it knows about the database that it opens.
+    pub takeover: Option<Takeover>,
+    /// Why this host could not take over.
+    pub failure: Option<String>,
+    /// Why the lease cannot be read or written.
+    pub problem: Option<String>,
+    /// How often this process became active.
+    pub takeovers: u64,
+}
+
+impl LeaseView {
+    /// Whether this host has the lease at `now`.
+    #[must_use]
+    pub fn is_held(&self, now: BootInstant) -> bool {
+        let holds = matches!(self.state, LeaseState::TakingOver | LeaseState::Active);
+        holds && self.ends.is_some_and(|ends| now < ends)
+    }
+}
+
+/// What a host knows about the database when it takes the lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Takeover {
+    /// The newest database that is known.
+    pub data: Option<DataOwner>,
+    /// The newest database is the one on this host, for certain.
+    pub is_newest_here: bool,
+    /// The bucket is new: no host ever had the lease.
+    pub never_held: bool,
+}
