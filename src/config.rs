@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 use crate::chain::ChainSettings;
 use crate::resmic::ResmicSettings;
 use crate::source::imap;
+use crate::standby::{ConfigurationHashes, StandbySettings};
 use crate::{extract, forward, payments, secret, telemetry, trust};
 
 /// The paths of the configuration if none is given. The first that exists is used.
@@ -56,6 +57,8 @@ pub struct Config {
     pub chains: Vec<ChainSettings>,
     /// `[resmic]`
     pub resmic: Option<ResmicSettings>,
+    /// `[standby]`
+    pub standby: Option<StandbySettings>,
     /// `[telemetry]`
     #[serde(default)]
     pub telemetry: telemetry::TelemetrySettings,
@@ -172,6 +175,9 @@ impl Config {
         if let Some(resmic) = &self.resmic {
             resmic.check().map_err(|(key, problem)| (format!("resmic.{key}"), problem))?;
         }
+        if let Some(standby) = &self.standby {
+            standby.check().map_err(|(key, problem)| (format!("standby.{key}"), problem))?;
+        }
         self.telemetry.check().map_err(|(key, problem)| (format!("telemetry.{key}"), problem))?;
         self.extract.check().map_err(|(key, problem)| (format!("extract.{key}"), problem))
     }
@@ -197,6 +203,9 @@ impl Config {
         if let Some(resmic) = &mut self.resmic {
             resmic.resolve(&base);
         }
+        if let Some(standby) = &mut self.standby {
+            standby.resolve(&base);
+        }
         if let Some(address) = &mut self.sessions.address {
             address.key.resolve_path(&base);
         }
@@ -216,13 +225,25 @@ impl Config {
     #[must_use]
     pub fn database(&self) -> PathBuf {
         let path = self.store.path.clone().unwrap_or_else(|| "mailhook.db".into());
-        let base = match (std::env::var_os("STATE_DIRECTORY"), self.file.path.parent()) {
+        self.state_folder().join(path)
+    }
+
+    /// The folder for what this host remembers, where a relative path of the database starts; see [`Config::database`].
+    #[must_use]
+    pub fn state_folder(&self) -> PathBuf {
+        match (std::env::var_os("STATE_DIRECTORY"), self.file.path.parent()) {
             // systemd separates several folders by colons. The unit has one.
             (Some(folders), _) => std::env::split_paths(&folders).next().unwrap_or_default(),
             (None, _) if is_packaged(&self.file.path) => STATE.into(),
             (None, folder) => folder.map(Path::to_owned).unwrap_or_default(),
-        };
-        base.join(path)
+        }
+    }
+
+    /// Hashes of the tables that must be the same on all hosts of a `[standby]`.
+    #[must_use]
+    pub fn hashes(&self) -> ConfigurationHashes {
+        // The content was parsed before.
+        ConfigurationHashes::new(&self.file.content.parse().unwrap_or_default())
     }
 
     /// Reads the secret from the source at `key`.
