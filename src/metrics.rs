@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -24,10 +25,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::boot_clock::BootInstant;
 use crate::db::{self, Store, StoreReader};
-use crate::health::{Expected, Health, own_health};
+use crate::health::{Expected, Health, OwnProgram, own_health};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, StreamState};
+use crate::standby::{LeaseState, LeaseView};
 use crate::telemetry::{NodeRequests, PUBLISH_SECONDS, PushLatency};
 
 /// How many connections are served at the same time. Others wait.
@@ -37,16 +40,29 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The sources of the answers.
 pub struct MetricsEndpoint {
-    /// The database with the counts.
-    pub store: Store,
-    /// The mailboxes and targets of the configuration.
-    pub expected: Expected,
+    /// The counts and the state.
+    pub source: MetricsSource,
+    /// The lease; `None` without `[standby]`.
+    pub lease: Option<watch::Receiver<LeaseView>>,
     /// The progress of the loops.
     pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
     /// How many calls the nodes of the chains received.
     pub node_requests: NodeRequests,
+}
+
+/// Where the counts come from.
+pub enum MetricsSource {
+    /// The open database.
+    Database {
+        /// The database with the counts.
+        store: Store,
+        /// The mailboxes and targets of the configuration.
+        expected: Expected,
+    },
+    /// This host is not active and has no database. It compares its program with the holder's.
+    Standby(OwnProgram),
 }
 
 /// Answers requests until `shutdown`. An error of a connection is logged, and the loop goes on.
@@ -93,18 +109,34 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "GET only\n".into()));
     }
-    let (reader, health) = match own_health(&endpoint.store, &endpoint.expected, &endpoint.heartbeats).await {
+    let (reader, health) = match assess(endpoint).await {
         Ok(known) => known,
         Err(error) => return Ok(response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n"))),
     };
     Ok(match request.uri().path() {
         "/healthz" => healthz(&health),
-        "/metrics" => match metrics(&reader, &health, endpoint) {
+        "/metrics" => match metrics(reader.as_ref(), &health, endpoint) {
             Ok(text) => response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text),
             Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
         },
         _ => response(StatusCode::NOT_FOUND, "text/plain", "/metrics or /healthz\n".into()),
     })
+}
+
+/// The health, with the reader that it used if this host has the database.
+async fn assess(endpoint: &MetricsEndpoint) -> db::Result<(Option<StoreReader>, Health)> {
+    let lease = endpoint.lease.as_ref().map(|lease| lease.borrow().clone());
+    match &endpoint.source {
+        MetricsSource::Database { store, expected } => {
+            let (reader, health) = own_health(store, expected, &endpoint.heartbeats, lease.as_ref()).await?;
+            Ok((Some(reader), health))
+        }
+        MetricsSource::Standby(own) => {
+            let mut health = Health::of_standby(&lease.unwrap_or_default(), own, BootInstant::now());
+            health.add_late(&endpoint.heartbeats);
+            Ok((None, health))
+        }
+    }
 }
 
 fn healthz(health: &Health) -> Response<Full<Bytes>> {
@@ -162,36 +194,67 @@ struct ByMailbox {
     mailbox: String,
 }
 
-fn metrics(reader: &StoreReader, health: &Health, endpoint: &MetricsEndpoint) -> db::Result<String> {
+/// `reader`: `None` on a host that is not active. The counts are then those of another host.
+fn metrics(reader: Option<&StoreReader>, health: &Health, endpoint: &MetricsEndpoint) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
     ok.set(health.ok.into());
     registry.register("healthy", "1 if nothing needs attention, as in /healthz and `status`", ok);
-    let size: Gauge = Gauge::default();
-    size.set(reader.size()?);
-    registry.register("database_size_bytes", "Size of the database file", size);
-    mails(&mut registry, reader, health)?;
-    let events = Family::<ByStatus, Gauge>::default();
-    for (status, n) in &health.events {
-        events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
+    if let Some(lease) = &endpoint.lease {
+        role(&mut registry, &lease.borrow(), BootInstant::now());
     }
-    registry.register("events", "Events, by status", events);
-    deliveries(&mut registry, reader, health)?;
-    mailboxes(&mut registry, health);
-    streams(&mut registry, health);
-    accounts(&mut registry, health);
-    chains(&mut registry, health, &endpoint.node_requests);
-    resmic(&mut registry, health);
-    registry.register(
-        "push_latency_seconds",
-        "Time from the receipt of a mail by its server to its commit in the database",
-        endpoint.latency.histogram(),
-    );
+    if let Some(reader) = reader {
+        counts(&mut registry, reader, health, endpoint)?;
+    }
     let mut text = String::new();
     match encode(&mut text, &registry) {
         Ok(()) => Ok(text),
         Err(error) => Err(db::Error::Refused(error.to_string())),
     }
+}
+
+fn role(registry: &mut Registry, lease: &LeaseView, now: BootInstant) {
+    let is_active = lease.state == LeaseState::Active;
+    let left = lease.ends.filter(|_| lease.is_held(now)).map_or(Duration::ZERO, |ends| ends.since(now));
+    let active: Gauge = Gauge::default();
+    active.set(is_active.into());
+    registry.register("active", "1 if this host has the lease, watches the mailboxes and delivers", active);
+    let seconds = Gauge::<f64, AtomicU64>::default();
+    seconds.set(left.as_secs_f64());
+    registry.register("lease_seconds_left", "How long the lease of this host lasts unless it is renewed", seconds);
+    let takeovers: Counter = Counter::default();
+    takeovers.inc_by(lease.takeovers);
+    // The library adds `_total`.
+    registry.register("takeovers", "How often this process became active", takeovers);
+}
+
+fn counts(
+    registry: &mut Registry,
+    reader: &StoreReader,
+    health: &Health,
+    endpoint: &MetricsEndpoint,
+) -> db::Result<()> {
+    let size: Gauge = Gauge::default();
+    size.set(reader.size()?);
+    registry.register("database_size_bytes", "Size of the database file", size);
+    mails(registry, reader, health)?;
+    let events = Family::<ByStatus, Gauge>::default();
+    for (status, n) in &health.events {
+        events.get_or_create(&ByStatus { status: status.clone() }).set(*n);
+    }
+    registry.register("events", "Events, by status", events);
+    deliveries(registry, reader, health)?;
+    mailboxes(registry, health);
+    streams(registry, health);
+    accounts(registry, health);
+    chains(registry, health, &endpoint.node_requests);
+    resmic(registry, health);
+    registry.register(
+        "push_latency_seconds",
+        "Time from the receipt of a mail by its server to its commit in the database",
+        endpoint.latency.histogram(),
+    );
+    Ok(())
 }
 
 /// Each outcome without a reason, and each outcome with each code that it can have. So a series exists before its first mail.

@@ -1,6 +1,7 @@
 //! The composition root: builds everything from a configuration, spawns the loops, and ends them in order.
 
 mod prepare;
+mod standby;
 mod supervisor;
 
 use std::collections::HashMap;
@@ -11,20 +12,25 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 pub use prepare::{
     Listener, Prepared, addresses, chains, forward_target, forward_targets, login, prepare, resmic_client, rules,
     rules_with, rules_without_account, store_settings,
 };
+pub use standby::{Standby, lease_place, own_program, standby_report};
 use supervisor::Supervisor;
 
 use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, Store, UidFingerprints};
+use crate::forward::Sending;
 use crate::health::{Expected, WatchedAccount, WatchedMailbox};
 use crate::heartbeat::Heartbeats;
 use crate::ingest::{self, DeferredMails, Ingest};
+use crate::metrics::{MetricsEndpoint, MetricsSource};
 use crate::source::imap;
+use crate::standby::LeaseAgent;
 use crate::telemetry::PushLatency;
 use crate::{confirm, forward, inquire, metrics, systemd};
 
@@ -36,6 +42,9 @@ const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
 /// How long the loops have to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
+/// How often the last mail is reported to the lease: at once after an event, and at the latest after the interval.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database may take to close after the loops have ended.
 const CLOSE: Duration = Duration::from_secs(2);
 
@@ -55,14 +64,78 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// # Errors
 /// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let Some(store) = open(&prepared.config, shutdown.clone()).await? else { return Ok(()) };
+    let duty = Duty { sending: Sending::default(), agent: None, heartbeats: Heartbeats::default(), drain: DRAIN };
+    run_loops(prepared, store, duty, latency, shutdown, std::future::pending()).await.map(drop)
+}
+
+/// Under which conditions the loops run.
+struct Duty {
+    sending: Sending,
+    /// For a `[standby]`: the agent of the lease.
+    agent: Option<LeaseAgent>,
+    heartbeats: Heartbeats,
+    /// How long the loops have to end after `shutdown`.
+    drain: Duration,
+}
+
+/// Why the loops have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LoopsEnd {
+    Shutdown,
+    /// The lease is lost.
+    Lost,
+}
+
+/// Runs the loops on an open database until `shutdown`, and then closes it. When `lost` returns, they are aborted.
+///
+/// # Errors
+/// A loop has failed.
+async fn run_loops(
+    prepared: Prepared,
+    store: Store,
+    duty: Duty,
+    latency: PushLatency,
+    shutdown: watch::Receiver<bool>,
+    lost: impl Future<Output = ()>,
+) -> anyhow::Result<LoopsEnd> {
+    let (agent, drain) = (duty.agent.clone(), duty.drain);
+    let mut loops = JoinSet::new();
+    spawn_loops(prepared, &store, duty, latency, &shutdown, &mut loops);
+    systemd::ready();
+    let ended = wait_for_end(&mut loops, shutdown, lost, drain).await;
+    if !matches!(ended, Ok(LoopsEnd::Shutdown)) {
+        // The other loops keep the database open.
+        loops.abort_all();
+        wait_for_all(&mut loops, drain).await;
+    }
+    if let (Some(agent), Ok(LoopsEnd::Shutdown)) = (&agent, &ended) {
+        // The next host compares its copy with the last state of this database.
+        let _ = tokio::time::timeout(drain, report_last_mail(&store, agent)).await;
+    }
+    // Closing waits for every clone of the store. A loop that still runs has one.
+    if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
+        tracing::debug!("the database did not close in time; no committed data is lost");
+    }
+    ended
+}
+
+/// Spawns the loops of a configuration.
+fn spawn_loops(
+    prepared: Prepared,
+    store: &Store,
+    duty: Duty,
+    latency: PushLatency,
+    shutdown: &watch::Receiver<bool>,
+    loops: &mut JoinSet<anyhow::Result<()>>,
+) {
     let Prepared { config, accounts, targets, chains, resmic, node_requests, resolver, metrics } = prepared;
+    let Duty { sending, agent, heartbeats, .. } = duty;
+    let lease = agent.as_ref().map(LeaseAgent::watch);
     if config.trust.accepts_unproven() {
         tracing::warn!("[trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
-    let Some(store) = open(&config, shutdown.clone()).await? else { return Ok(()) };
-    let heartbeats = Heartbeats::default();
     let expected = expected(&config);
-    let mut loops = JoinSet::new();
     let mut all_rules = HashMap::new();
     for (account, rules) in accounts {
         let rules = Arc::new(rules);
@@ -70,14 +143,14 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
         let resolver = resolver.clone();
         let (store, latency) = (store.clone(), latency.clone());
         let ingest = Ingest { account: account.settings.name.clone(), rules, resolver, store, latency };
-        watch_account(&Arc::new(account), &ingest, &heartbeats, &shutdown, &mut loops);
+        watch_account(&Arc::new(account), &ingest, &heartbeats, shutdown, loops);
     }
     if let Some(rules) = all_rules.values().next() {
         tokio::spawn(ingest::warm_up(rules.clone(), resolver.clone(), store.clone()));
     }
     let deferred = DeferredMails { rules: all_rules, resolver, store: store.clone() }.run(shutdown.clone());
     loops.spawn(async move { deferred.await.context("examining deferred mails") });
-    let forwarding = forward::run(store.clone(), targets, shutdown.clone());
+    let forwarding = forward::run_permitted(store.clone(), targets, sending, shutdown.clone());
     loops.spawn(async move { forwarding.await.context("forwarding") });
     for chain in chains {
         let (store, heartbeats, ending) = (store.clone(), heartbeats.clone(), shutdown.clone());
@@ -92,34 +165,53 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     }
     let (changed, ending) = (store.clone(), shutdown.clone());
     loops.spawn(async move { changed.watch_changes(ending).await.context("watching the database") });
-    let supervisor = Supervisor { store: store.clone(), expected: expected.clone(), heartbeats: heartbeats.clone() };
+    if let Some(agent) = agent {
+        loops.spawn(report_last_mails(store.clone(), agent, shutdown.clone()));
+    }
+    let supervisor = Supervisor {
+        store: store.clone(),
+        expected: expected.clone(),
+        heartbeats: heartbeats.clone(),
+        lease: lease.clone(),
+    };
     let supervising = supervisor.run(shutdown.clone());
     loops.spawn(async move { supervising.await.context("supervising") });
     if let Some((address, listener)) = metrics {
-        let serving = metrics::serve(
-            listener,
-            metrics::MetricsEndpoint { store: store.clone(), expected, heartbeats, latency, node_requests },
-            shutdown.clone(),
-        );
+        let source = MetricsSource::Database { store: store.clone(), expected };
+        let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, node_requests };
+        let serving = metrics::serve(listener, endpoint, shutdown.clone());
         loops.spawn(async move {
             serving.await;
             Ok(())
         });
         tracing::debug!(%address, "serving metrics");
     }
-    systemd::ready();
     tracing::info!(accounts = config.accounts.len(), callbacks = config.forwards.len(), "running");
-    let ended = wait_for_end(&mut loops, shutdown).await;
-    if ended.is_err() {
-        // The other loops keep the database open.
-        loops.abort_all();
-        drain(&mut loops).await;
+}
+
+/// Reports the last mail to the lease until `shutdown`, so that another host recognises an older copy of the database.
+async fn report_last_mails(store: Store, agent: LeaseAgent, mut shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
+    let mut outbox = store.watch_outbox();
+    loop {
+        tokio::select! {
+            _ = shutdown.wait_for(|ending| *ending) => return Ok(()),
+            // An error means that the store is closed. The supervisor reports that.
+            _ = outbox.changed() => {}
+            () = sleep(REPORT_INTERVAL) => {}
+        }
+        report_last_mail(&store, &agent).await;
+        sleep(REPORT_PAUSE).await;
     }
-    // Closing waits for every clone of the store. A loop that still runs has one.
-    if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
-        tracing::debug!("the database did not close in time; no committed data is lost");
+}
+
+async fn report_last_mail(store: &Store, agent: &LeaseAgent) {
+    let store = store.clone();
+    let found = tokio::task::spawn_blocking(move || store.reader()?.last_mail_id()).await;
+    match found.unwrap_or(Err(db::Error::Stopped)) {
+        Ok(last_mail_id) => agent.report_last_mail(last_mail_id),
+        // The supervisor reports errors of the database.
+        Err(error) => tracing::debug!(%error, "cannot read the last mail for the lease"),
     }
-    ended
 }
 
 /// Opens the database. It retries while the disk is full or another program locks the file; `None` after `shutdown`.
@@ -171,9 +263,12 @@ pub fn expected(config: &Config) -> Expected {
 async fn wait_for_end(
     loops: &mut JoinSet<anyhow::Result<()>>,
     mut shutdown: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
+    lost: impl Future<Output = ()>,
+    drain: Duration,
+) -> anyhow::Result<LoopsEnd> {
     let ended = tokio::select! {
         _ = shutdown.wait_for(|ending| *ending) => None,
+        () = lost => return Ok(LoopsEnd::Lost),
         ended = loops.join_next() => ended,
     };
     if let Some(ended) = ended {
@@ -181,16 +276,17 @@ async fn wait_for_end(
         ended.context("a loop of the daemon has failed")??;
         anyhow::ensure!(*shutdown.borrow(), "a loop of the daemon has ended unexpectedly; please report it");
     }
-    if !drain(loops).await {
+    if !wait_for_all(loops, drain).await {
         tracing::warn!("some connections did not close in time; no mail is lost");
         loops.abort_all();
+        wait_for_all(loops, drain).await;
     }
-    Ok(())
+    Ok(LoopsEnd::Shutdown)
 }
 
-/// Waits until all loops have ended. False if that takes longer than [`DRAIN`].
-async fn drain(loops: &mut JoinSet<anyhow::Result<()>>) -> bool {
-    tokio::time::timeout(DRAIN, async { while loops.join_next().await.is_some() {} }).await.is_ok()
+/// Waits until all loops have ended. False if that takes longer than `limit`.
+async fn wait_for_all(loops: &mut JoinSet<anyhow::Result<()>>, limit: Duration) -> bool {
+    tokio::time::timeout(limit, async { while loops.join_next().await.is_some() {} }).await.is_ok()
 }
 
 fn watch_account(
@@ -252,7 +348,10 @@ mod tests {
         let mut loops = JoinSet::new();
         loops.spawn(std::future::pending());
         loops.spawn(part);
-        tokio::time::timeout(Duration::from_secs(10), wait_for_end(&mut loops, ending)).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(10), wait_for_end(&mut loops, ending, std::future::pending(), DRAIN))
+            .await
+            .unwrap()
+            .map(drop)
     }
 
     #[tokio::test]
@@ -281,6 +380,16 @@ mod tests {
             Ok(())
         });
         shutdown.send(true).unwrap();
-        wait_for_end(&mut loops, ending).await.unwrap();
+        let ended = wait_for_end(&mut loops, ending, std::future::pending(), DRAIN).await.unwrap();
+        assert_eq!(ended, LoopsEnd::Shutdown);
+    }
+
+    #[tokio::test]
+    async fn a_lost_lease_does_not_wait_for_the_loops() {
+        let (_shutdown, ending) = watch::channel(false);
+        let mut loops = JoinSet::new();
+        loops.spawn(std::future::pending());
+        let ended = wait_for_end(&mut loops, ending, std::future::ready(()), DRAIN).await.unwrap();
+        assert_eq!(ended, LoopsEnd::Lost);
     }
 }

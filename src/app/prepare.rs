@@ -141,10 +141,22 @@ impl Prepared {
         self.metrics.clone()
     }
 
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
     /// The database file.
     #[must_use]
     pub fn database(&self) -> PathBuf {
         self.config.database()
+    }
+
+    /// The `[standby]` table of the configuration as text, for a comparison with a later one.
+    #[must_use]
+    pub fn standby(&self) -> String {
+        format!("{:?}", self.config.standby)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::db::{self, Store};
 use crate::health::{self, Expected};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::model::iso;
+use crate::standby::LeaseView;
 use crate::systemd;
 
 /// The pause between two checks while nothing changes. Each check wakes several threads.
@@ -26,6 +27,7 @@ pub(super) struct Supervisor {
     pub(super) store: Store,
     pub(super) expected: Expected,
     pub(super) heartbeats: Heartbeats,
+    pub(super) lease: Option<watch::Receiver<LeaseView>>,
 }
 
 impl Supervisor {
@@ -94,7 +96,9 @@ impl Supervisor {
     /// The health in one line, and whether the outbox moves. An outbox that waits for disk space or a lock counts as moving,
     /// because a restart would not help.
     async fn check(&self) -> db::Result<(String, bool)> {
-        let (reader, health) = health::own_health(&self.store, &self.expected, &self.heartbeats).await?;
+        let lease = self.lease.as_ref().map(|lease| lease.borrow().clone());
+        let (reader, health) =
+            health::own_health(&self.store, &self.expected, &self.heartbeats, lease.as_ref()).await?;
         let since = Timestamp::now() - OUTBOX_TIMEOUT;
         let targets = health.attempted_targets(&self.expected);
         let moves = health.waits || !reader.outbox_stands_still(&targets, &iso(since))?;
@@ -119,7 +123,7 @@ mod tests {
               VALUES ('e', 'shop', '', 'pending', '2025-03-05T04:00:00.000Z')";
         rusqlite::Connection::open(folder.path().join("m.db")).unwrap().execute_batch(due).unwrap();
         let expected = Expected { targets: vec!["shop".into()], ..Expected::default() };
-        Supervisor { store, expected, heartbeats: Heartbeats::default() }
+        Supervisor { store, expected, heartbeats: Heartbeats::default(), lease: None }
     }
 
     #[tokio::test]

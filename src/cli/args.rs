@@ -26,7 +26,12 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run the daemon in the foreground until SIGTERM or SIGINT
-    Run,
+    Run {
+        /// With `[standby]`: at the first takeover, open the database as it is, also if it is empty or older than that of the
+        /// last active host, and do not run the restore command
+        #[arg(long)]
+        fresh: bool,
+    },
     /// Write a first configuration and its secrets, in /etc/resmic-mailhook unless --config names a file elsewhere: asks on
     /// a terminal, or takes flags; overwrites nothing
     Init(Box<InitArguments>),
@@ -155,6 +160,11 @@ pub(super) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Hand the lease of `[standby]` over
+    Standby {
+        #[command(subcommand)]
+        command: StandbyCommand,
     },
     /// Copy the database to a new file, also while the daemon runs
     Backup {
@@ -329,6 +339,12 @@ pub(super) enum SessionCommand {
         /// The session's id
         session_id: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StandbyCommand {
+    /// Ask the active daemon of this host to stop and release the lease, and wait until another host has it
+    Release,
 }
 
 #[derive(Debug, Args)]

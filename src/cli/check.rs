@@ -20,6 +20,13 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     let targets = app::forward_targets(config).await?;
     let chains = app::chains(config, &NodeRequests::default()).await?;
     let resmic = app::resmic_client(config).await?;
+    let lease = match &config.standby {
+        Some(standby) => {
+            standby.host().map_err(|(key, problem)| config.wrong(&format!("standby.{key}"), problem))?;
+            Some(app::lease_place(config, standby).await?)
+        }
+        None => None,
+    };
     if config.trust.accepts_unproven() {
         message("warning: [trust] accept has \"none\": mails are trusted without proof; use it for tests only");
     }
@@ -51,6 +58,9 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
     if let Some(client) = &resmic {
         let found = client.check_key().await.map(|()| vec![format!("{} accepts the key", client.host())]);
         all_ok &= print_results("resmic", each_line(found.map_err(|error| error.to_string())))?;
+    }
+    if let Some(place) = lease {
+        all_ok &= print_results("standby", crate::standby::check_bucket(place).await)?;
     }
     Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }

@@ -20,6 +20,7 @@ mod parse;
 mod reparse;
 mod run;
 mod session;
+mod standby;
 mod status;
 mod terminal;
 
@@ -31,7 +32,7 @@ use clap::Parser;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand};
+use args::{Arguments, Command, DeliveriesCommand, MailsCommand, SessionCommand, StandbyCommand};
 
 use crate::app;
 use crate::catch_panic;
@@ -85,7 +86,7 @@ fn is_wrong(error: &anyhow::Error) -> bool {
 /// Commands that examine many mails use all cores. Others need one thread.
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
-        Command::Run | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
+        Command::Run { .. } | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     Ok(builder.enable_all().build()?)
@@ -107,9 +108,14 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Err(config::Error::None) if matches!(command, Command::Parse { .. }) => Config::default(),
         found => found?,
     };
+    match database_use(&command) {
+        DatabaseUse::Writes => standby::ensure_active(&config).await?,
+        DatabaseUse::Reads => standby::ensure_migrated(&config)?,
+        DatabaseUse::Other => {}
+    }
     let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Run => run::run(config).await.map(done),
+        Command::Run { fresh } => run::run(config, fresh).await.map(done),
         Command::Check { connect } => check::run(&config, connect).await,
         Command::Parse { json, explain, trust, account, files } => {
             parse::run(&config, parse::ParseOptions { json, explain, trust }, account.as_deref(), &files).await
@@ -148,12 +154,53 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Reconcile { json } => inquire::reconcile(&config, json).await,
         Command::Address { order_ref } => session::address(&config, &order_ref).await.map(done),
         Command::Status { json } => status::run(&config, json),
+        Command::Standby { command: StandbyCommand::Release } => standby::release(&config).await.map(done),
         Command::Backup { file } => maintain::backup(&config, &file).map(done),
         Command::Prune { older_than, quarantined } => maintain::prune(&config, older_than, quarantined).await.map(done),
         // The commands without a configuration have returned above.
         Command::Completions { .. } | Command::Man { .. } | Command::Init(_) => Ok(ExitCode::SUCCESS),
         Command::Authorize { account } => authorize::run(&config, &account).await.map(done),
         Command::Reparse { outcome, json } => reparse::run(&config, outcome, json).await.map(done),
+    }
+}
+
+/// How a command uses the database.
+enum DatabaseUse {
+    /// With `[standby]`, only the active host may do it.
+    Writes,
+    Reads,
+    /// Not at all, or by its own rules.
+    Other,
+}
+
+fn database_use(command: &Command) -> DatabaseUse {
+    match command {
+        Command::Import { .. }
+        | Command::Confirm { .. }
+        | Command::Mails { command: Some(MailsCommand::Release { .. }), .. }
+        | Command::Deliveries { command: Some(_), .. }
+        | Command::Session {
+            command: SessionCommand::Add(_) | SessionCommand::Assign { .. } | SessionCommand::Check { .. },
+        }
+        | Command::Reconcile { .. }
+        | Command::Prune { .. }
+        | Command::Reparse { .. } => DatabaseUse::Writes,
+        Command::Events { .. }
+        | Command::Show { .. }
+        | Command::Mails { command: None | Some(MailsCommand::Raw { .. }), .. }
+        | Command::Deliveries { command: None, .. }
+        | Command::Session { command: SessionCommand::List { .. } }
+        | Command::Backup { .. } => DatabaseUse::Reads,
+        Command::Run { .. }
+        | Command::Init(_)
+        | Command::Authorize { .. }
+        | Command::Check { .. }
+        | Command::Parse { .. }
+        | Command::Address { .. }
+        | Command::Status { .. }
+        | Command::Standby { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. } => DatabaseUse::Other,
     }
 }
 

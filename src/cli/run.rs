@@ -1,15 +1,20 @@
 //! `run`: runs the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration again and restarts the loops; the process
-//! and its lock on the database stay. If the new configuration is invalid, the daemon goes on with the old one.
+//! and its lock on the database stay, and its lease if it has one. If the new configuration is invalid, the daemon goes on with the
+//! old one.
 
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::app::{self, Listener, Prepared};
+use crate::app::{self, Listener, Prepared, Standby};
 use crate::config::Config;
+use crate::db::DaemonLock;
 use crate::systemd;
 use crate::telemetry::{self, NodeRequests, PushLatency};
+
+use super::UsageError;
 
 /// A request by signal.
 enum SignalRequest {
@@ -49,23 +54,48 @@ impl Signals {
     }
 }
 
-pub(super) async fn run(config: Config) -> anyhow::Result<()> {
+/// Why this daemon may write the database.
+enum Claim {
+    /// It has the lock.
+    Lock(#[allow(dead_code)] DaemonLock),
+    /// It has the lease, or waits for it.
+    Lease(Box<Standby>),
+}
+
+impl Claim {
+    /// Runs the loops until `shutdown`.
+    async fn run(
+        &mut self,
+        prepared: Prepared,
+        latency: PushLatency,
+        shutdown: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        match self {
+            Claim::Lock(_) => app::run(prepared, latency, shutdown).await,
+            Claim::Lease(standby) => standby.run(prepared, latency, shutdown).await,
+        }
+    }
+}
+
+pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
+    if fresh && config.standby.is_none() {
+        return Err(UsageError("--fresh is for a takeover: the configuration has no [standby]".into()).into());
+    }
     let logging = telemetry::start(&config.telemetry);
     let mut signals = Signals::listen()?;
     let file = config.path().to_owned();
     // A reload does not reset the metrics.
     let (latency, node_requests) = (PushLatency::default(), NodeRequests::default());
     // A command that prints a secret may wait for input. A shutdown does not wait for it.
-    let mut prepared = tokio::select! {
-        prepared = app::prepare(config, None, node_requests.clone()) => prepared?,
+    let (mut prepared, mut claim) = tokio::select! {
+        ready = prepare(config, fresh, &node_requests) => ready?,
         () = signals.shutdown() => return Ok(()),
     };
-    let database = prepared.database();
-    let lock = app::lock(&database)?;
+    let kept = Kept { file, database: prepared.database(), standby: prepared.standby() };
     loop {
         let (end, shutdown) = watch::channel(false);
         let listener = prepared.listener();
-        let mut running: Pin<Box<_>> = Box::pin(app::run(prepared, latency.clone(), shutdown));
+        let mut running: Pin<Box<_>> = Box::pin(claim.run(prepared, latency.clone(), shutdown));
         let next = loop {
             let request = tokio::select! {
                 ended = &mut running => return ended,
@@ -74,7 +104,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
             let reloaded = match request {
                 SignalRequest::Shutdown => break None,
                 SignalRequest::Reload => tokio::select! {
-                    reloaded = reload(&file, &database, listener.as_ref(), &node_requests) => reloaded,
+                    reloaded = reload(&kept, listener.as_ref(), &node_requests) => reloaded,
                     ended = &mut running => return ended,
                     () = signals.shutdown() => break None,
                 },
@@ -102,23 +132,43 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
             None => break,
         }
     }
-    drop(lock);
+    if let Claim::Lease(mut standby) = claim {
+        standby.leave().await;
+    }
     Ok(())
+}
+
+/// Prepares the loops, and claims the database.
+async fn prepare(config: Config, fresh: bool, node_requests: &NodeRequests) -> anyhow::Result<(Prepared, Claim)> {
+    let standby = config.standby.clone();
+    let prepared = app::prepare(config, None, node_requests.clone()).await?;
+    let claim = match standby {
+        None => Claim::Lock(app::lock(&prepared.database())?),
+        Some(standby) => Claim::Lease(Box::new(Standby::join(prepared.config(), &standby, fresh).await?)),
+    };
+    Ok((prepared, claim))
+}
+
+/// What a reload does not change.
+struct Kept {
+    file: PathBuf,
+    database: PathBuf,
+    standby: String,
 }
 
 /// Reads the configuration again and prepares new loops. The running loops are not affected.
 async fn reload(
-    file: &std::path::Path,
-    database: &std::path::Path,
+    kept: &Kept,
     listener: Option<&Listener>,
     node_requests: &NodeRequests,
 ) -> anyhow::Result<(telemetry::LogLevel, Prepared)> {
     systemd::reloading();
-    let config = Config::read(file)?;
+    let config = Config::read(&kept.file)?;
     let log = config.telemetry.log;
     let prepared = app::prepare(config, listener, node_requests.clone()).await?;
     // The process holds the lock of the old database.
-    anyhow::ensure!(prepared.database() == database, "a change of [store] path needs a restart");
+    anyhow::ensure!(prepared.database() == kept.database, "a change of [store] path needs a restart");
+    anyhow::ensure!(prepared.standby() == kept.standby, "a change of [standby] needs a restart");
     Ok((log, prepared))
 }
 

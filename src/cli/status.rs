@@ -3,29 +3,49 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use comfy_table::{Cell, Color};
 use jiff::Timestamp;
 
 use super::output::{self, cell, line};
 use crate::app;
+use crate::boot_clock::BootInstant;
 use crate::config::Config;
 use crate::db::{self, DaemonLock, StoreReader};
-use crate::health::{self, ChainHealth, Health, Mailbox, StreamHealth};
+use crate::health::{self, ChainHealth, Health, Mailbox, Role, StreamHealth};
 use crate::model::MailboxState;
+use crate::standby::{LeaseState, LeaseView};
 
 pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // If the database cannot be read, the output is a report with this problem. So `status --json` always prints JSON.
-    let (health, last_mail) = assess(config).unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
+    let (health, last_mail) = match lease(config) {
+        Ok(None) => assess(config, None),
+        // Only the active host reads its database. That of another host may be a copy which another program replaces.
+        Ok(Some(lease)) if lease.state == LeaseState::Active => assess(config, Some(&lease)),
+        Ok(Some(lease)) => Ok((Health::of_standby(&lease, &app::own_program(config), BootInstant::now()), None)),
+        Err(error) => Ok((Health::unknown(format!("{error:#}")), None)),
+    }
+    .unwrap_or_else(|error| (Health::unknown(error.to_string()), None));
     let printed = if json { output::json(&health) } else { print(config, &health, last_mail.as_deref()) };
     output::ignore_closed_pipe(printed)?;
     Ok(if health.ok { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) })
 }
 
-fn assess(config: &Config) -> db::Result<(Health, Option<String>)> {
+fn assess(config: &Config, lease: Option<&LeaseView>) -> db::Result<(Health, Option<String>)> {
     let reader = StoreReader::open(&config.database())?;
     let running = DaemonLock::is_held(&config.database())?;
-    let health = health::assess(&reader, &app::expected(config), running, Timestamp::now())?;
+    let mut health = health::assess(&reader, &app::expected(config), running, Timestamp::now())?;
+    if let Some(lease) = lease {
+        health.add_lease(lease, BootInstant::now());
+    }
     Ok((health, reader.last_mail()?))
+}
+
+/// The lease as the daemon of this host sees it; `None` without `[standby]`.
+fn lease(config: &Config) -> anyhow::Result<Option<LeaseView>> {
+    let Some(standby) = &config.standby else { return Ok(None) };
+    let (_, report) = app::standby_report(config, standby)?;
+    Ok(Some(report.context(health::NOT_RUNNING)?.view()))
 }
 
 fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::Result<()> {
@@ -33,6 +53,12 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     line(&paint(summary, colour))?;
     for problem in &health.attention {
         line(&format!("  - {}", crate::model::printable(problem, 400)))?;
+    }
+    if let Some(Role { state, holder, lease_left_s }) = &health.role {
+        let left = lease_left_s.map_or(String::new(), |left| format!(", for {left} s unless it is renewed"));
+        let holder =
+            holder.as_ref().map_or("no host has the lease".into(), |host| format!("host {host} has the lease{left}"));
+        line(&format!("\nthis host is {}; {}", state.as_str(), cell(Some(&holder))))?;
     }
     if !health.mailboxes.is_empty() {
         line("")?;

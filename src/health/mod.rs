@@ -1,6 +1,7 @@
 //! The health of the daemon, and the problems that an operator must solve. `status`, `/healthz`, `/metrics` and systemd
 //! report the same.
 
+mod role;
 mod silence;
 
 use std::collections::BTreeMap;
@@ -9,17 +10,22 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use crate::boot_clock::BootInstant;
 use crate::chain::ConfirmationState;
 use crate::db::{self, ChainRow, MailboxRow, Store, StoreReader, StreamRow};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, Outcome, Status, StreamState, same_mailbox};
+use crate::standby::LeaseView;
 
+pub use role::{OwnProgram, Role};
 pub use silence::{AccountHealth, ParsingHealth, WatchedAccount};
 
 /// How much longer than `idle_renew` a mailbox may be without a completed round trip.
 const SLACK: Duration = Duration::from_secs(5 * 60);
 /// How long a stream may be unreachable before that is a problem.
 const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
+/// The text about a daemon that does not run.
+pub const NOT_RUNNING: &str = "the daemon is not running: start it with `systemctl start resmic-mailhook`";
 /// The text about a locked database.
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
     it); mails and deliveries wait until then";
@@ -77,6 +83,8 @@ pub struct Health {
     pub chains: Vec<ChainHealth>,
     /// Resmic's API; `null` without `[resmic]`.
     pub resmic: Option<ResmicHealth>,
+    /// What this host does with respect to the lease; `null` without `[standby]`, and if no daemon runs.
+    pub role: Option<Role>,
     /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
     /// The database cannot be written: the disk is full, or another program has locked it.
@@ -176,7 +184,7 @@ pub struct ResmicHealth {
 pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Timestamp) -> db::Result<Health> {
     let mut attention = Vec::new();
     if !running {
-        attention.push("the daemon is not running: start it with `systemctl start resmic-mailhook`".to_owned());
+        attention.push(NOT_RUNNING.to_owned());
     }
     let mut mailboxes = Vec::new();
     for (watched, row) in pair(&expected.mailboxes, reader.mailboxes()?) {
@@ -232,6 +240,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
         streams,
         chains,
         resmic,
+        role: None,
         attention,
         waits: room.is_some() || locked,
     })
@@ -377,7 +386,8 @@ fn chain_health(row: &ChainRow, waiting: i64) -> ChainHealth {
     }
 }
 
-/// The health of the running daemon: [`assess`], and the loops whose heartbeat is late. With the reader that it used.
+/// The health of the running daemon: [`assess`], and the loops whose heartbeat is late. With the reader that it used. `lease`: for
+/// a `[standby]`.
 ///
 /// # Errors
 /// An error of the database.
@@ -385,6 +395,7 @@ pub async fn own_health(
     store: &Store,
     expected: &Expected,
     heartbeats: &Heartbeats,
+    lease: Option<&LeaseView>,
 ) -> db::Result<(StoreReader, Health)> {
     let (store, expected) = (store.clone(), expected.clone());
     let assessing = tokio::task::spawn_blocking(move || {
@@ -393,9 +404,9 @@ pub async fn own_health(
         Ok((reader, health))
     });
     let (reader, mut health) = assessing.await.unwrap_or(Err(db::Error::Stopped))?;
-    for name in heartbeats.late() {
-        health.ok = false;
-        health.attention.push(format!("{name} makes no progress: restart the daemon"));
+    health.add_late(heartbeats);
+    if let Some(lease) = lease {
+        health.add_lease(lease, BootInstant::now());
     }
     Ok((reader, health))
 }
@@ -535,6 +546,7 @@ impl Health {
             streams: Vec::new(),
             chains: Vec::new(),
             resmic: None,
+            role: None,
             attention: vec![why],
             waits: false,
         }
@@ -555,6 +567,9 @@ impl Health {
     pub fn line(&self) -> String {
         if let Some(first) = self.attention.first() {
             return format!("needs attention ({}): {first}", self.attention.len());
+        }
+        if let Some(line) = self.role.as_ref().and_then(Role::line) {
+            return line;
         }
         let count = |of: &BTreeMap<String, i64>, word: &str| of.get(word).copied().unwrap_or(0);
         format!(

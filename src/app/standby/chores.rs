@@ -1,0 +1,68 @@
+//! What a daemon does while it is not active: it answers systemd's watchdog and the requests for metrics.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Listener;
+use crate::boot_clock::BootInstant;
+use crate::health::{Health, OwnProgram};
+use crate::heartbeat::Heartbeats;
+use crate::metrics::{self, MetricsEndpoint, MetricsSource};
+use crate::standby::LeaseView;
+use crate::systemd;
+use crate::telemetry::{NodeRequests, PushLatency};
+
+/// The longest pause between two resets of the watchdog.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// The chores of a daemon that is not active.
+pub(super) struct Chores {
+    pub(super) lease: watch::Receiver<LeaseView>,
+    pub(super) heartbeats: Heartbeats,
+    pub(super) own: OwnProgram,
+    pub(super) latency: PushLatency,
+    pub(super) node_requests: NodeRequests,
+}
+
+impl Chores {
+    /// Does the chores until this future is dropped.
+    pub(super) async fn run(self, listener: Option<Listener>) -> Infallible {
+        let Chores { mut lease, heartbeats, own, latency, node_requests } = self;
+        let (_open, shutdown) = watch::channel(false);
+        let mut serving = JoinSet::new();
+        if let Some((_, listener)) = listener {
+            let source = MetricsSource::Standby(own.clone());
+            let (lease, heartbeats) = (Some(lease.clone()), heartbeats.clone());
+            let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, node_requests };
+            serving.spawn(metrics::serve(listener, endpoint, shutdown));
+        }
+        let pause = systemd::watchdog_interval().map_or(LONGEST_PAUSE, |interval| (interval / 2).min(LONGEST_PAUSE));
+        let mut reported = String::new();
+        loop {
+            let health = Health::of_standby(&lease.borrow_and_update(), &own, BootInstant::now());
+            let line = health.line();
+            if line != reported {
+                systemd::status(&line);
+                reported = line;
+            }
+            match heartbeats.late() {
+                late if late.is_empty() => systemd::watchdog(),
+                late => tracing::error!("no progress: {}", late.join(", ")),
+            }
+            let changed = async {
+                if lease.changed().await.is_err() {
+                    // The agent has ended. Its heartbeat is late.
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = changed => {}
+                () = sleep(pause) => {}
+            }
+        }
+    }
+}

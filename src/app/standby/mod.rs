@@ -1,0 +1,278 @@
+//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases it.
+
+mod chores;
+mod takeover;
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use chores::Chores;
+use takeover::NotOpened;
+
+use super::prepare::{Listener, Prepared, prepare};
+use super::{Duty, LoopsEnd, run_loops};
+use crate::backoff::Backoff;
+use crate::boot_clock::BootInstant;
+use crate::config::Config;
+use crate::db::{self, DaemonLock, Store};
+use crate::forward::Sending;
+use crate::health::OwnProgram;
+use crate::heartbeat::Heartbeats;
+use crate::setup::random_hex;
+use crate::standby::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace, Member, Report, StandbyFile, StandbySettings};
+use crate::systemd;
+use crate::telemetry::{NodeRequests, PushLatency};
+
+/// The pauses after a failed takeover. Another host may try meanwhile.
+const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
+/// How long open requests, and then all loops, have to end before the lease is released. The next host waits for that.
+const GRACE: Duration = Duration::from_millis(700);
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long the release of the lease may take when the process ends.
+const RELEASE: Duration = Duration::from_secs(2);
+/// How long this host leaves the lease to others after `standby release`.
+const HOLD_OFF: Duration = Duration::from_secs(60);
+
+/// This daemon's part in a `[standby]`, for the life of the process.
+pub struct Standby {
+    agent: LeaseAgent,
+    /// The progress of the agent and of the loops.
+    heartbeats: Heartbeats,
+    /// The lock of the database, while this host has the lease.
+    lock: Option<DaemonLock>,
+    /// `run --fresh`: the next takeover opens the database as it is.
+    fresh: bool,
+    /// How many takeovers have failed in a row.
+    failures: u32,
+}
+
+/// The servers, the bucket and the key of a configuration's `[standby]`.
+///
+/// # Errors
+/// A secret or a certificate cannot be read.
+pub async fn lease_place(config: &Config, standby: &StandbySettings) -> anyhow::Result<LeasePlace> {
+    let wrong = |(key, problem): (String, String)| config.wrong(&format!("standby.{key}"), problem);
+    let servers = standby.load_servers().await.map_err(wrong)?;
+    Ok(LeasePlace { servers, bucket: standby.bucket.clone(), name: standby.name.clone() })
+}
+
+/// This host's name in a configuration's `[standby]`, and what its daemon last reported; `None` if no daemon runs.
+///
+/// # Errors
+/// The report cannot be read, or the machine's name is no valid host name.
+pub fn standby_report(config: &Config, standby: &StandbySettings) -> anyhow::Result<(String, Option<Report>)> {
+    let (host, path) = host_and_file(config, standby)?;
+    Ok((host, StandbyFile::read(&path)?))
+}
+
+fn host_and_file(config: &Config, standby: &StandbySettings) -> anyhow::Result<(String, PathBuf)> {
+    let host = standby.host().map_err(|(key, problem)| config.wrong(&format!("standby.{key}"), problem))?;
+    let path = StandbyFile::path(&config.state_folder(), &standby.name, &host);
+    Ok((host, path))
+}
+
+/// What this host compares with the holder of the lease.
+#[must_use]
+pub fn own_program(config: &Config) -> OwnProgram {
+    OwnProgram { version: env!("CARGO_PKG_VERSION").into(), schema: db::NEWEST_SCHEMA, configuration: config.hashes() }
+}
+
+/// Prepares the loops, unless they are prepared already.
+async fn prepare_again(
+    config: &Config,
+    prepared: &mut Option<Prepared>,
+    (listener, node_requests): (Option<&Listener>, &NodeRequests),
+) -> anyhow::Result<()> {
+    if prepared.is_none() {
+        *prepared = Some(prepare(config.clone(), listener, node_requests.clone()).await?);
+    }
+    Ok(())
+}
+
+/// Why this host is no longer active.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ActiveEnd {
+    Shutdown,
+    Lost,
+    /// An operator asked for the release of the lease.
+    Asked,
+}
+
+impl Standby {
+    /// Joins the hosts that share the database: locks this host's file, and begins to watch the lease. `fresh`: the first
+    /// takeover opens the database as it is.
+    ///
+    /// # Errors
+    /// Another daemon of this host is running, or a secret cannot be read.
+    pub async fn join(config: &Config, standby: &StandbySettings, fresh: bool) -> anyhow::Result<Self> {
+        let (host, path) = host_and_file(config, standby)?;
+        let place = lease_place(config, standby).await?;
+        let file = StandbyFile::lock(&path)?;
+        let process = random_hex().map_err(anyhow::Error::msg)?.chars().take(16).collect();
+        let OwnProgram { version, schema, configuration } = own_program(config);
+        let member = Member { host, process, home: file.identity(), version, schema, configuration };
+        let heartbeats = Heartbeats::default();
+        let heartbeat = heartbeats.begin("watching the lease", AGENT_HEARTBEAT);
+        let agent = LeaseAgent::start(place, member, file, heartbeat);
+        Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0 })
+    }
+
+    /// Stands by, and is active while it has the lease, until `shutdown`. Then it still has the lease, for a reload or for
+    /// [`Standby::leave`].
+    ///
+    /// # Errors
+    /// A loop has failed. The lease is released.
+    pub async fn run(
+        &mut self,
+        prepared: Prepared,
+        latency: PushLatency,
+        shutdown: watch::Receiver<bool>,
+    ) -> anyhow::Result<()> {
+        let (config, listener) = (prepared.config.clone(), prepared.listener());
+        let node_requests = prepared.node_requests.clone();
+        self.agent.report_configuration(config.hashes());
+        systemd::ready();
+        let mut prepared = Some(prepared);
+        loop {
+            let chores = Chores {
+                lease: self.agent.watch(),
+                heartbeats: self.heartbeats.clone(),
+                own: own_program(&config),
+                latency: latency.clone(),
+                node_requests: node_requests.clone(),
+            };
+            let again = (listener.as_ref(), &node_requests);
+            let opening: Pin<Box<_>> = Box::pin(self.become_active(&config, &mut prepared, again, &shutdown));
+            let opened = tokio::select! {
+                biased;
+                opened = opening => opened,
+                never = chores.run(listener.clone()) => match never {},
+            };
+            let Some((ready, store)) = opened else { return Ok(()) };
+            let ended = self.run_active(ready, store, &latency, &shutdown).await;
+            match ended {
+                Ok(ActiveEnd::Shutdown) => return Ok(()),
+                Ok(ActiveEnd::Lost) => self.lock = None,
+                Ok(ActiveEnd::Asked) => self.release(HOLD_OFF, None, &shutdown).await,
+                Err(error) => {
+                    self.leave().await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Releases the lease, if this host has it, because the process ends. It does not take the lease again.
+    pub async fn leave(&mut self) {
+        self.lock = None;
+        if timeout(RELEASE, self.agent.release(Duration::MAX, None)).await.is_err() {
+            tracing::warn!("the lease cannot be released; another host takes over after its end");
+        }
+    }
+
+    /// Releases the lease. Without a server that takes as long as the lease lasts, so `shutdown` ends it.
+    async fn release(&mut self, pause: Duration, failure: Option<String>, shutdown: &watch::Receiver<bool>) {
+        self.lock = None;
+        let mut ending = shutdown.clone();
+        tokio::select! {
+            () = self.agent.release(pause, failure) => {}
+            _ = ending.wait_for(|ending| *ending) => {}
+        }
+    }
+
+    /// Waits for the lease and opens the database. It tries again after a failure. `None`: `shutdown`.
+    async fn become_active(
+        &mut self,
+        config: &Config,
+        prepared: &mut Option<Prepared>,
+        again: (Option<&Listener>, &NodeRequests),
+        shutdown: &watch::Receiver<bool>,
+    ) -> Option<(Prepared, Store)> {
+        loop {
+            if !self.agent.watch().borrow().is_held(BootInstant::now()) {
+                self.lock = None;
+            }
+            let mut ending = shutdown.clone();
+            let getting_ready = async {
+                // The loops have used up what was prepared. Preparing it before the next takeover saves time then.
+                let early = prepare_again(config, prepared, again).await;
+                if let Err(error) = &early {
+                    tracing::error!("this host could not take over now: {error:#}");
+                }
+                self.wait_for_lease().await;
+                if early.is_err() { prepare_again(config, prepared, again).await } else { early }
+            };
+            let ready = tokio::select! {
+                biased;
+                _ = ending.wait_for(|ending| *ending) => return None,
+                ready = getting_ready => ready,
+            };
+            let ready = ready.and_then(|()| prepared.take().context("the configuration is not prepared"));
+            let opened = match ready {
+                Ok(ready) => match self.take_over(config, shutdown).await {
+                    Ok(store) => Ok((ready, store)),
+                    Err(failure) => {
+                        *prepared = Some(ready);
+                        Err(failure)
+                    }
+                },
+                Err(error) => Err(NotOpened::Failed(format!("{error:#}"))),
+            };
+            match opened {
+                Ok(opened) => {
+                    self.failures = 0;
+                    return Some(opened);
+                }
+                Err(NotOpened::Stopped) => {}
+                Err(NotOpened::Asked) => self.release(HOLD_OFF, None, shutdown).await,
+                Err(NotOpened::Failed(reason)) => {
+                    let pause = TAKEOVER_RETRY.pause(self.failures);
+                    self.failures = self.failures.saturating_add(1);
+                    self.release(pause, Some(reason), shutdown).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when this host has the lease.
+    async fn wait_for_lease(&self) {
+        let mut lease = self.agent.watch();
+        if lease.wait_for(|lease| lease.is_held(BootInstant::now())).await.is_err() {
+            // The agent has ended. Its heartbeat is late, so systemd restarts the daemon.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Runs the loops until `shutdown`, the end of the lease, or a request to release it.
+    async fn run_active(
+        &self,
+        ready: Prepared,
+        store: Store,
+        latency: &PushLatency,
+        shutdown: &watch::Receiver<bool>,
+    ) -> anyhow::Result<ActiveEnd> {
+        let (stop, stopping) = watch::channel(false);
+        let duty = Duty {
+            sending: Sending { permit: self.agent.permit(), grace: GRACE },
+            agent: Some(self.agent.clone()),
+            heartbeats: self.heartbeats.clone(),
+            drain: DRAIN,
+        };
+        let mut running: Pin<Box<_>> =
+            Box::pin(run_loops(ready, store, duty, latency.clone(), stopping, self.agent.lost()));
+        let (mut lease, mut ending) = (self.agent.watch(), shutdown.clone());
+        let why = tokio::select! {
+            ended = &mut running => return ended.map(|_| ActiveEnd::Lost),
+            _ = ending.wait_for(|ending| *ending) => ActiveEnd::Shutdown,
+            Ok(_) = lease.wait_for(|lease| lease.is_asked_to_release) => ActiveEnd::Asked,
+        };
+        // Sending fails only if all loops have ended already.
+        let _ = stop.send(true);
+        Ok(if running.await? == LoopsEnd::Lost { ActiveEnd::Lost } else { why })
+    }
+}

@@ -1,0 +1,195 @@
+//! Taking over: fetches the database, refuses one that is older than another host's was, and opens it.
+
+use std::path::Path;
+
+use tokio::sync::watch;
+
+use super::super::{lock, open};
+use super::Standby;
+use crate::config::Config;
+use crate::db::{self, CopyState, Store};
+use crate::model::printable;
+use crate::standby::{DataOwner, LeaseState, Takeover, run_restore};
+
+/// Why this host did not become active.
+pub(super) enum NotOpened {
+    /// The process ends, the configuration is reloaded, or the lease is lost.
+    Stopped,
+    /// An operator asked for the release of the lease.
+    Asked,
+    /// The reason, for the operator.
+    Failed(String),
+}
+
+impl Standby {
+    /// Fetches and opens the database. After a reload it only opens it.
+    pub(super) async fn take_over(
+        &mut self,
+        config: &Config,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Result<Store, NotOpened> {
+        let (state, takeover) = {
+            let lease = self.agent.watch();
+            let lease = lease.borrow();
+            (lease.state, lease.takeover.clone().unwrap_or_default())
+        };
+        if state != LeaseState::Active || self.lock.is_none() {
+            self.fetch(config, &takeover, shutdown).await?;
+        }
+        let opened = tokio::select! {
+            biased;
+            opened = open(config, shutdown.clone()) => opened,
+            why = self.stopped(shutdown) => return Err(why),
+        };
+        let store = match opened {
+            Ok(store) => store.ok_or(NotOpened::Stopped)?,
+            Err(error) => return Err(NotOpened::Failed(error.to_string())),
+        };
+        match store.reader().and_then(|reader| reader.last_mail_id()) {
+            Ok(last_mail_id) => {
+                self.agent.report_opened(last_mail_id);
+                self.fresh = false;
+                // From then on deliveries are permitted. If the lease is lost now, the loops end at once.
+                let mut lease = self.agent.watch();
+                let _ = lease.wait_for(|lease| lease.state != LeaseState::TakingOver).await;
+                Ok(store)
+            }
+            Err(error) => {
+                store.close().await;
+                Err(NotOpened::Failed(error.to_string()))
+            }
+        }
+    }
+
+    /// Locks the database, runs the restore command if another host may have a newer one, and checks the result.
+    async fn fetch(
+        &mut self,
+        config: &Config,
+        takeover: &Takeover,
+        shutdown: &watch::Receiver<bool>,
+    ) -> Result<(), NotOpened> {
+        let database = config.database();
+        self.lock_database(&database)?;
+        if self.fresh {
+            tracing::warn!("--fresh: opening {} as it is", database.display());
+            return Ok(());
+        }
+        let restore = config.standby.as_ref().and_then(|standby| standby.restore.as_ref());
+        if let Some(restore) = restore
+            && must_restore(&db::inspect_copy(&database), takeover)
+        {
+            tracing::info!("fetching the database with the restore command");
+            let environment = environment(&database, takeover);
+            let mut stopped = None;
+            let stop = async { stopped = Some(self.stopped(shutdown).await) };
+            let ran = run_restore(&restore.command, &environment, stop).await;
+            ran.map_err(|error| stopped.unwrap_or_else(|| NotOpened::Failed(error.to_string())))?;
+            // The command may have put another file, or another file system, in the place of the lock.
+            self.lock_database(&database)?;
+        }
+        match db::inspect_copy(&database) {
+            Ok(copy) => {
+                refusal(&database, copy, takeover.data.as_ref()).map_or(Ok(()), |why| Err(NotOpened::Failed(why)))
+            }
+            Err(error) => Err(NotOpened::Failed(error.to_string())),
+        }
+    }
+
+    fn lock_database(&mut self, database: &Path) -> Result<(), NotOpened> {
+        if self.lock.as_ref().is_some_and(|lock| lock.is_of(database)) {
+            return Ok(());
+        }
+        self.lock = Some(lock(database).map_err(|error| NotOpened::Failed(format!("{error:#}")))?);
+        Ok(())
+    }
+
+    /// Returns when a takeover must end early.
+    async fn stopped(&self, shutdown: &watch::Receiver<bool>) -> NotOpened {
+        let (mut ending, mut lease) = (shutdown.clone(), self.agent.watch());
+        tokio::select! {
+            _ = ending.wait_for(|ending| *ending) => NotOpened::Stopped,
+            () = self.agent.lost() => NotOpened::Stopped,
+            Ok(_) = lease.wait_for(|lease| lease.is_asked_to_release) => NotOpened::Asked,
+        }
+    }
+}
+
+/// The variables for the restore command.
+fn environment(database: &Path, takeover: &Takeover) -> [(&'static str, String); 3] {
+    let database = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
+    let data = takeover.data.as_ref();
+    [
+        ("RESMIC_MAILHOOK_DATABASE", database.to_string_lossy().into_owned()),
+        ("RESMIC_MAILHOOK_LAST_HOST", data.map(|data| data.host.clone()).unwrap_or_default()),
+        ("RESMIC_MAILHOOK_LAST_MAIL_ID", data.map(|data| data.last_mail_id.to_string()).unwrap_or_default()),
+    ]
+}
+
+/// Whether the restore command has to run: unless the newest database is on this host for certain.
+fn must_restore(copy: &db::Result<Option<CopyState>>, takeover: &Takeover) -> bool {
+    let Ok(copy) = copy else { return true };
+    // Without a holder before, a database of this host is the one that is to be shared from now on.
+    let is_first = takeover.never_held && copy.is_some_and(|copy| copy.schema > 0);
+    !(takeover.is_newest_here || is_first) || is_older(*copy, takeover.data.as_ref())
+}
+
+fn is_older(copy: Option<CopyState>, known: Option<&DataOwner>) -> bool {
+    let last = copy.map_or(0, |copy| copy.last_mail_id);
+    known.is_some_and(|known| last < known.last_mail_id)
+}
+
+/// Why a copy must not be opened: it would replace a newer one.
+fn refusal(database: &Path, copy: Option<CopyState>, known: Option<&DataOwner>) -> Option<String> {
+    let known = known.filter(|known| is_older(copy, Some(known)))?;
+    let found = match copy {
+        Some(CopyState { last_mail_id: last @ 1.., .. }) => format!("ends with mail {last}"),
+        Some(_) => "has no mail".to_owned(),
+        None => "does not exist".to_owned(),
+    };
+    let (host, last) = (printable(&known.host, 64), known.last_mail_id);
+    Some(format!(
+        "the database {} {found}, and that of host {host} had mail {last}; fetch that one, or start once with `run --fresh` to \
+         go on without it",
+        database.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(last_mail_id: i64) -> DataOwner {
+        DataOwner { host: "a".into(), home: "h".into(), last_mail_id }
+    }
+
+    fn copy(schema: i64, last_mail_id: i64) -> Option<CopyState> {
+        Some(CopyState { schema, last_mail_id })
+    }
+
+    #[test]
+    fn empty_and_older_copies_are_refused() {
+        let refusal = |copy, known: Option<DataOwner>| refusal(Path::new("/m.db"), copy, known.as_ref());
+        for (copy, words) in [(None, "does not exist"), (copy(0, 0), "has no mail"), (copy(1, 7), "ends with mail 7")] {
+            let words_found = refusal(copy, Some(owner(8))).unwrap();
+            assert!(words_found.contains(words) && words_found.contains("host a had mail 8"), "{words_found}");
+            assert!(words_found.contains("--fresh"), "{words_found}");
+        }
+        for (copy, known) in
+            [(copy(1, 8), Some(owner(8))), (copy(1, 9), Some(owner(8))), (None, Some(owner(0))), (None, None)]
+        {
+            assert_eq!(refusal(copy, known), None);
+        }
+    }
+
+    #[test]
+    fn the_newest_database_is_not_replaced() {
+        let takeover = |is_newest_here, never_held, data| Takeover { data, is_newest_here, never_held };
+        let must = |copy, takeover| must_restore(&Ok(copy), &takeover);
+        assert!(!must(copy(1, 8), takeover(true, false, Some(owner(8)))));
+        assert!(must(copy(1, 7), takeover(true, false, Some(owner(8)))), "it was lost on this host");
+        assert!(must(copy(1, 9), takeover(false, false, Some(owner(8)))));
+        assert!(must(copy(1, 9), takeover(false, false, None)));
+        assert!(!must(copy(1, 0), takeover(false, true, None)), "the database before there was a [standby]");
+        assert!(must(None, takeover(false, true, None)));
+    }
+}

@@ -1,0 +1,154 @@
+//! The part of a host in a `[standby]`, and what is wrong with its lease.
+
+use serde::Serialize;
+
+use super::Health;
+use crate::boot_clock::BootInstant;
+use crate::heartbeat::Heartbeats;
+use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
+
+/// The part of a host in a `[standby]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Role {
+    /// What this host does.
+    pub state: LeaseState,
+    /// The host that has the lease.
+    pub holder: Option<String>,
+    /// How long its lease lasts, unless it is renewed, in seconds.
+    pub lease_left_s: Option<u64>,
+}
+
+/// What a host compares with the holder of the lease.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnProgram {
+    /// The version of this program.
+    pub version: String,
+    /// The schema that it knows.
+    pub schema: i64,
+    /// Hashes of the configuration.
+    pub configuration: ConfigurationHashes,
+}
+
+impl Role {
+    /// One line for `systemctl status`; `None` for the active host, which reports its work instead.
+    pub(super) fn line(&self) -> Option<String> {
+        match (self.state, &self.holder) {
+            (LeaseState::Active, _) => None,
+            (LeaseState::TakingOver, _) => Some("taking over".into()),
+            (_, Some(holder)) => Some(format!("standing by for host {holder}")),
+            (_, None) => Some("standing by; no host is active".into()),
+        }
+    }
+}
+
+impl Health {
+    /// The health of a host that is not active. It has no mailboxes and no database of its own. `own`: compared with the holder's.
+    #[must_use]
+    pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
+        let mut health = Health::unknown(String::new());
+        health.attention = differences(lease, own);
+        health.ok = true;
+        health.add_lease(lease, now);
+        health
+    }
+
+    /// Adds the loops whose heartbeat is late.
+    pub fn add_late(&mut self, heartbeats: &Heartbeats) {
+        for name in heartbeats.late() {
+            self.ok = false;
+            self.attention.push(format!("{name} makes no progress: restart the daemon"));
+        }
+    }
+
+    /// Adds the role, and what is wrong with the lease.
+    pub fn add_lease(&mut self, lease: &LeaseView, now: BootInstant) {
+        let holder = lease.holder.as_ref().map(|holder| holder.host.clone());
+        let left = lease.ends.map(|ends| ends.since(now).as_secs());
+        self.role = Some(Role { state: lease.state, holder, lease_left_s: left });
+        let problem = lease.problem.as_ref().map(|problem| match (lease.state, left) {
+            (LeaseState::Active | LeaseState::TakingOver, Some(left)) => {
+                format!("the lease cannot be renewed, and ends in {left} s: {problem}")
+            }
+            _ => format!("this host cannot take over: {problem}"),
+        });
+        let failure = lease.failure.as_ref().map(|failure| format!("this host could not take over: {failure}"));
+        self.attention.extend(problem.into_iter().chain(failure));
+        self.ok &= self.attention.is_empty();
+    }
+}
+
+/// How this host differs from the holder of the lease. It would decide otherwise than the holder after it has taken over.
+fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
+    let Some(holder) = &lease.holder else { return Vec::new() };
+    let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));
+    let configuration = (!tables.is_empty()).then(|| {
+        let tables = tables.join(" and ");
+        format!("{tables} of the configuration differ from those of host {host}, which is active: make them the same")
+    });
+    let versions = [
+        ("version", own.version.clone(), holder.version.clone()),
+        ("schema", own.schema.to_string(), holder.schema.to_string()),
+    ];
+    let versions = versions.into_iter().filter(|(_, own, other)| own != other).map(|(what, own, other)| {
+        format!(
+            "this program has {what} {own}, and that of host {host}, which is active, has {other}: install the same one"
+        )
+    });
+    configuration.into_iter().chain(versions).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standby::{LeaseStage, LeaseValue};
+
+    fn lease(state: LeaseState) -> LeaseView {
+        let configuration = ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() };
+        let holder = LeaseValue {
+            host: "a".into(),
+            process: "p".into(),
+            home: "h".into(),
+            count: 1,
+            stage: LeaseStage::Active,
+            release: false,
+            lease_ms: 20_000,
+            version: "0.2.0".into(),
+            schema: 2,
+            configuration,
+            data: None,
+        };
+        LeaseView { state, holder: Some(holder), ends: Some(BootInstant::from_millis(15_700)), ..LeaseView::default() }
+    }
+
+    #[test]
+    fn a_standby_that_differs_needs_attention() {
+        let now = BootInstant::from_millis(1_000);
+        let same = OwnProgram {
+            version: "0.2.0".into(),
+            schema: 2,
+            configuration: ConfigurationHashes { trust: "t".into(), ..ConfigurationHashes::default() },
+        };
+        let health = Health::of_standby(&lease(LeaseState::Standby), &same, now);
+        let role = Role { state: LeaseState::Standby, holder: Some("a".into()), lease_left_s: Some(14) };
+        assert_eq!((health.ok, health.line(), health.role), (true, "standing by for host a".into(), Some(role)));
+        let forward = ConfigurationHashes { forward: "f".into(), ..same.configuration.clone() };
+        for (own, words) in [
+            (OwnProgram { version: "0.1.0".into(), ..same.clone() }, "has version 0.1.0, and that of host a"),
+            (OwnProgram { schema: 1, ..same.clone() }, "has schema 1"),
+            (OwnProgram { configuration: forward, ..same.clone() }, "[[forward]] of the configuration differ"),
+        ] {
+            let health = Health::of_standby(&lease(LeaseState::Standby), &own, now);
+            assert!(!health.ok && health.attention.len() == 1 && health.attention[0].contains(words), "{health:?}");
+        }
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_renewed_needs_attention() {
+        let mut lease = lease(LeaseState::Active);
+        lease.problem = Some("no server".into());
+        let mut health = Health::unknown(String::new());
+        (health.ok, health.attention) = (true, Vec::new());
+        health.add_lease(&lease, BootInstant::from_millis(1_000));
+        assert!(!health.ok && health.attention[0].contains("ends in 14 s: no server"), "{health:?}");
+    }
+}
