@@ -106,7 +106,13 @@ impl Home {
 
     /// Starts the daemon.
     pub fn start(&self) -> Daemon {
-        let mut command = self.command(&["run"]);
+        Daemon::start(self.command(&["run"]))
+    }
+}
+
+impl Daemon {
+    /// Starts a daemon with the command of a [`Home`].
+    pub fn start(mut command: Command) -> Daemon {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let log = Arc::new((Mutex::new(String::new()), Condvar::new()));

@@ -38,6 +38,7 @@ mod sample_mails;
 mod servers;
 mod sessions;
 mod signals;
+mod standby;
 mod three_holds;
 mod trust;
 mod undelivered;

@@ -1,0 +1,120 @@
+//! What commands do on a standby, and what `status` and `/metrics` show.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use testkit::process::free_port;
+
+use super::{Hosts, SOON, start_active, start_standby, status, text};
+
+const SESSION: &str = "591abe63-aa61-411d-a419-0b546729bbd0";
+
+#[test]
+fn commands_that_write_need_the_active_host() {
+    let mut hosts = Hosts::start(Duration::from_secs(20));
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    let mail = hosts.b.folder.path().join("mail.eml");
+    std::fs::write(&mail, testkit::payments::payment(1)).unwrap();
+    let mail = mail.to_str().unwrap();
+    let writing: [&[&str]; 11] = [
+        &["session", "add", SESSION],
+        &["session", "assign", "e", SESSION],
+        &["session", "check", SESSION],
+        &["reconcile"],
+        &["mails", "release", "1"],
+        &["deliveries", "retry", "--dead"],
+        &["deliveries", "verify"],
+        &["import", mail],
+        &["prune", "--older-than", "400d"],
+        &["reparse"],
+        &["confirm", "e", "--vouch"],
+    ];
+    for arguments in writing {
+        let refused = hosts.b.run(arguments);
+        assert_eq!(refused.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&refused).contains("host a has the lease; run the command there"), "{}", text(&refused));
+    }
+    assert!(!hosts.b.database().exists());
+    // A command that reads does not create the tables either.
+    std::fs::write(hosts.b.database(), "").unwrap();
+    let refused = hosts.b.run(&["events"]);
+    assert!(!refused.status.success() && text(&refused).contains("made by an older version"), "{}", text(&refused));
+    assert_eq!(std::fs::read(hosts.b.database()).unwrap(), b"");
+    hosts.a.data(&["session", "add", SESSION]);
+    hosts.a.data(&["prune", "--older-than", "400d"]);
+    // Without the daemon of this host, the engine names the holder.
+    assert_eq!(b.end(), Some(0));
+    let refused = text(&hosts.b.run(&["session", "add", SESSION]));
+    assert!(refused.contains("is not running: host a has the lease"), "{refused}");
+    assert_eq!(a.end(), Some(0));
+    let refused = text(&hosts.a.run(&["session", "add", SESSION]));
+    assert!(refused.contains("no host is active"), "{refused}");
+    hosts.nats.stop();
+    let refused = hosts.a.run(&["session", "add", SESSION]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused).contains("which host is active is not known: cannot connect to nats://"),
+        "{}",
+        text(&refused)
+    );
+    assert_eq!(hosts.a.ask("SELECT count(*) FROM sessions"), "1");
+}
+
+#[test]
+fn status_is_red_if_hosts_differ() {
+    let hosts = Hosts::start(Duration::from_secs(20));
+    let _a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    let found = hosts.b.run(&["status"]);
+    assert!(found.status.success(), "{}", text(&found));
+    assert!(text(&found).contains("this host is standby; host a has the lease, for"), "{}", text(&found));
+    hosts.configure(&hosts.b, "b", "", "[sessions]\nmatch = true\n");
+    let found = status(&hosts.b);
+    assert_eq!(found["ok"], false);
+    assert!(
+        found["attention"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("[sessions] of the configuration differ from those of host a"),
+        "{found}"
+    );
+    assert_eq!(hosts.b.run(&["status"]).status.code(), Some(1));
+    // Without a daemon there is no role.
+    assert_eq!(b.end(), Some(0));
+    let found = status(&hosts.b);
+    assert!(found["role"].is_null() && found["attention"].to_string().contains("the daemon is not running"), "{found}");
+}
+
+/// The value of a metric of the daemon with this port; `None` if it has none.
+fn metric(port: u16, name: &str) -> Option<f64> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let line = answer.lines().find_map(|line| line.strip_prefix(&format!("resmic_mailhook_{name} ")));
+    line.map(|value| value.parse().unwrap())
+}
+
+#[test]
+fn metrics_show_which_host_is_active() {
+    let hosts = Hosts::start(Duration::from_secs(20));
+    let ports = [free_port(), free_port()];
+    for ((home, host), port) in [(&hosts.a, "a"), (&hosts.b, "b")].into_iter().zip(ports) {
+        hosts.configure(home, host, "", &format!("[telemetry]\nmetrics = \"127.0.0.1:{port}\"\n"));
+    }
+    let a = start_active(&hosts.a);
+    let b = start_standby(&hosts.b);
+    super::until("the role of a", || metric(ports[0], "active") == Some(1.0));
+    assert_eq!((metric(ports[1], "active"), metric(ports[1], "healthy")), (Some(0.0), Some(1.0)));
+    let left = metric(ports[0], "lease_seconds_left").unwrap();
+    assert!(left > 10.0 && left <= 20.0, "{left}");
+    assert_eq!(metric(ports[1], "lease_seconds_left"), Some(0.0));
+    assert_eq!((metric(ports[0], "takeovers_total"), metric(ports[1], "takeovers_total")), (Some(1.0), Some(0.0)));
+    assert_eq!((metric(ports[0], "database_size_bytes").is_some(), metric(ports[1], "mails")), (true, None));
+    assert_eq!(a.end(), Some(0));
+    super::until("the role of b", || metric(ports[1], "takeovers_total") == Some(1.0));
+    assert_eq!(b.end(), Some(0));
+}

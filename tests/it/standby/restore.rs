@@ -1,0 +1,87 @@
+//! The restore command, and copies that are refused.
+
+use std::time::Duration;
+
+use testkit::daemon::Daemon;
+
+use super::{Hosts, SOON, restore, start_active, status, until, until_reported};
+
+const LEASE: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_failed_restore_waits_for_a_better_one() {
+    let hosts = Hosts::start(LEASE);
+    let a = start_active(&hosts.a);
+    hosts.deliver(1..=5);
+    hosts.until_accepted(5);
+    let goal = hosts.b.folder.path().join("replica");
+    let script = format!(
+        "printf 'no \\033[31mreplica\\033[0m of %s, mail %s\\n' \"$RESMIC_MAILHOOK_LAST_HOST\" \
+         \"$RESMIC_MAILHOOK_LAST_MAIL_ID\" >&2; [ -e {0} ] || exit 7; exec mv {0} \"$RESMIC_MAILHOOK_DATABASE\"",
+        goal.display()
+    );
+    hosts.configure(&hosts.b, "b", &restore(&script), "");
+    let b = hosts.b.start();
+    b.says("standing by holder=\"a\"", SOON);
+    until_reported(&hosts.nats, 5);
+    a.kill();
+    b.says("exit status: 7", SOON);
+    until("the state waiting", || status(&hosts.b)["role"]["state"] == "waiting");
+    let found = status(&hosts.b);
+    assert!(found["attention"].to_string().contains("exit status: 7"), "{found}");
+    // The output is in the log, without its control characters.
+    assert!(b.log().contains("replica") && b.log().contains("of a, mail 5"), "{}", b.log());
+    assert!(!b.log().contains('\u{1b}'), "{}", b.log());
+    assert!(!hosts.b.database().exists(), "nothing was created in the place of the copy");
+    hosts.a.data(&["backup", goal.to_str().unwrap()]);
+    b.says("this host is active", SOON);
+    hosts.deliver(6..=8);
+    hosts.until_accepted(8);
+    assert_eq!(hosts.b.ask("SELECT count(*) FROM events"), "8");
+    assert_eq!(b.end(), Some(0));
+}
+
+#[test]
+fn an_older_copy_is_refused_without_fresh() {
+    let hosts = Hosts::start(LEASE);
+    hosts.configure(&hosts.b, "b", "", "");
+    let a = start_active(&hosts.a);
+    hosts.deliver(1..=3);
+    hosts.until_accepted(3);
+    let old = hosts.b.database();
+    hosts.a.data(&["backup", old.to_str().unwrap()]);
+    let copy = std::fs::read(&old).unwrap();
+    hosts.deliver(4..=6);
+    hosts.until_accepted(6);
+    let b = hosts.b.start();
+    b.says("standing by holder=\"a\"", SOON);
+    assert_eq!(a.end(), Some(0));
+    b.says("ends with mail 3, and that of host a had mail 6", SOON);
+    assert_eq!(status(&hosts.b)["role"]["state"], "waiting");
+    assert_eq!(std::fs::read(&old).unwrap(), copy, "the copy was not changed");
+    std::fs::remove_file(&old).unwrap();
+    b.says("does not exist, and that of host a had mail 6", SOON);
+    assert_eq!(b.end(), Some(0));
+    // The host with the newest database takes over, whatever the other one did.
+    let a = start_active(&hosts.a);
+    assert_eq!(a.end(), Some(0));
+    let b = Daemon::start(hosts.b.command(&["run", "--fresh"]));
+    b.says("this host is active", SOON);
+    // It reads the mailbox again. The handler gets the same events under the same keys.
+    hosts.b.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "6", SOON);
+    hosts.until_accepted(6);
+    assert_eq!(b.end(), Some(0));
+}
+
+#[test]
+fn a_shutdown_ends_a_restore() {
+    let hosts = Hosts::start(LEASE);
+    let started = hosts.a.folder.path().join("started");
+    let script = format!("touch {}; sleep 1000", started.display());
+    hosts.configure(&hosts.a, "a", &restore(&script), "");
+    let a = hosts.a.start();
+    until("the restore", || started.exists());
+    assert_eq!(status(&hosts.a)["role"]["state"], "taking-over");
+    assert_eq!(a.end(), Some(0));
+    assert!(!hosts.a.database().exists());
+}
