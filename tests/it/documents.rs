@@ -68,6 +68,15 @@ fn every_document_is_in_the_summary() {
 }
 
 #[test]
+fn compose_file_starts_this_version() {
+    let compose = fs::read_to_string(root().join("contrib/container/compose.yml")).unwrap();
+    assert!(
+        compose.contains(&format!("image: localhost/resmic-mailhook:{}\n", env!("CARGO_PKG_VERSION"))),
+        "{compose}"
+    );
+}
+
+#[test]
 fn links_work_in_the_package() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
