@@ -1,5 +1,6 @@
 #!/bin/bash
-# Runs the program of an archive (`make dist`) in a root that has nothing but the files of the archive. Needs root.
+# Runs the program of an archive (`make dist`) in a root that has nothing but the files of the archive, certificate
+# authorities and a resolv.conf. Needs root.
 #
 #   archive.sh ARCHIVE.tar.gz [EMULATOR]   EMULATOR: qemu-aarch64-static for an archive of arm64
 set -euo pipefail
@@ -27,6 +28,8 @@ file --brief "$root/usr/bin/resmic-mailhook" | grep -E 'static(-pie|ally) linked
 
 step "--version and check"
 mailhook --version
+install -D -m 0644 /etc/ssl/certs/ca-certificates.crt -t "$root/etc/ssl/certs"
+echo 'nameserver 127.0.0.1' > "$root/etc/resolv.conf"
 mkdir -p "$root/etc/resmic-mailhook" "$root/var/lib/resmic-mailhook"
 sed 's/^accept = .*/accept = ["none"]/' "$root/usr/share/doc/resmic-mailhook/config.toml" > "$root/etc/resmic-mailhook/config.toml"
 for secret in imap-password webhook-secret; do
