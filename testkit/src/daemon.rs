@@ -182,6 +182,18 @@ pub fn forward(url: &str, more: &str) -> String {
     format!("[[forward]]\nname = \"shop\"\nurl = \"{url}\"\nsecret = {{ env = \"MAILHOOK_SECRET\" }}\n{more}\n")
 }
 
+/// The stream of [`stream_target`], and the beginning of its subjects.
+pub const STREAM: &str = "RESMIC_EVENTS";
+pub const SUBJECT: &str = "resmic.events";
+
+/// The configuration of a target that is a stream of these NATS servers.
+pub fn stream_target(servers: &[String]) -> String {
+    format!(
+        "[[forward]]\nname = \"stream\"\nnats = {servers:?}\nstream = \"{STREAM}\"\nsubject = \"{SUBJECT}\"\n\
+         secret = {{ env = \"MAILHOOK_SECRET\" }}\n"
+    )
+}
+
 /// The folder of the sample mails.
 pub fn samples() -> PathBuf {
     crate::project().join("sample-mails")

@@ -17,6 +17,8 @@ pub mod dns;
 pub mod dovecot;
 pub mod handlers;
 pub mod lmtp;
+pub mod nats_cluster;
+pub mod nats_consumers;
 pub mod nats_engine;
 pub mod nats_server;
 pub mod node;

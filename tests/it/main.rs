@@ -23,6 +23,7 @@ mod init;
 mod inquire;
 mod inquiry_pace;
 mod metrics;
+mod nats_consumers;
 mod network_faults;
 mod oauth;
 mod quarantine;

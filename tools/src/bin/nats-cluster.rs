@@ -1,0 +1,173 @@
+//! `make test-nats-cluster`: payments arrive at two daemons, one after the other, and go through a cluster of three NATS servers
+//! to the consumers in examples/nats-consumer. The leader of the stream is killed five times, and then all servers at once.
+//! Each consumer must count every payment once.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout)]
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use testkit::daemon::{ACCEPT_UNSIGNED, Home, STREAM, SUBJECT, account, stream_target};
+use testkit::dovecot::Dovecot;
+use testkit::nats_cluster::NatsCluster;
+use testkit::nats_consumers::{Consumer, ConsumerLanguage};
+use testkit::payments::payment;
+use tokio::runtime::Runtime;
+
+const LEADER_KILLS: usize = 5;
+/// The second daemon replaces the first one before this kill.
+const HANDOVER: usize = 3;
+/// How many payments must arrive after a failure before the next one.
+const RECOVERED: usize = 50;
+/// The pause between two mails.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The figure to reach: the longest time in which no payment reaches a consumer.
+const OUTAGE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn main() {
+    let outage = longest_outage();
+    println!("longest outage {:.1} s (at most {} s)", outage.as_secs_f64(), OUTAGE.as_secs());
+    if outage > OUTAGE {
+        println!("that is too long");
+        std::process::exit(1);
+    }
+}
+
+/// Runs everything, and checks that nothing was lost or counted twice.
+fn longest_outage() -> Duration {
+    let (runtime, dovecot, mut cluster) = (Runtime::new().unwrap(), Dovecot::start(), NatsCluster::start());
+    runtime.block_on(cluster.create_stream(STREAM, &[&format!("{SUBJECT}.>")]));
+    // Each daemon has its own database, and reads the mailbox from the start.
+    let homes = [(); 2].map(|()| home(&cluster, &dovecot));
+    let mut consumers = ConsumerLanguage::ALL.map(|language| {
+        let mut consumer = Consumer::new(language, &cluster.urls().join(","));
+        consumer.start();
+        consumer.says_often("reading", 1, PATIENCE);
+        consumer.count_inserts();
+        consumer
+    });
+    let load = Load { dovecot, sent: AtomicUsize::new(0), is_over: AtomicBool::new(false) };
+    let outage = std::thread::scope(|scope| {
+        let _end = EndOnDrop(&load.is_over);
+        scope.spawn(|| load.deliver());
+        Disturbance { load: &load, consumers: &consumers, cluster: &mut cluster, runtime: &runtime }.run(&homes)
+    });
+    let sent = load.sent.into_inner();
+    let daemon = homes[1].start();
+    homes[1].until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", &sent.to_string(), PATIENCE);
+    assert_eq!(daemon.end(), Some(0));
+    assert_complete(&homes, &mut consumers, sent);
+    assert_eq!(runtime.block_on(cluster.count(STREAM)), sent as u64, "messages in the stream");
+    let again = homes[1].ask("SELECT there_already FROM streams");
+    println!("{sent} payments, of which {again} were published again; lost 0, doubled 0, dead 0");
+    outage
+}
+
+fn home(cluster: &NatsCluster, dovecot: &Dovecot) -> Home {
+    let target = stream_target(&cluster.urls());
+    Home::new(&format!("{}{ACCEPT_UNSIGNED}{target}", account(dovecot.imap, "dedicated = true")))
+}
+
+/// Checks that each consumer has every payment once, and that no daemon has given up.
+fn assert_complete(homes: &[Home; 2], consumers: &mut [Consumer], sent: usize) {
+    let events = homes[1].column("SELECT event_id FROM events ORDER BY event_id");
+    assert_eq!(events.len(), sent, "events");
+    for home in homes {
+        assert_eq!(home.ask("SELECT count(*) FROM deliveries WHERE state = 'dead'"), "0");
+    }
+    for consumer in consumers {
+        consumer.until_printed(sent, PATIENCE);
+        assert_eq!(consumer.end(), Some(0));
+        let ids: Vec<String> = consumer.payments().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(ids, events, "{:?}", consumer.language);
+        assert_eq!(consumer.inserts(), sent, "{:?}", consumer.language);
+    }
+}
+
+/// The mails that arrive.
+struct Load {
+    dovecot: Dovecot,
+    sent: AtomicUsize,
+    is_over: AtomicBool,
+}
+
+impl Load {
+    /// Delivers mails until the end.
+    fn deliver(&self) {
+        while !self.is_over.load(Ordering::SeqCst) {
+            let n = self.sent.load(Ordering::SeqCst) + 1;
+            self.dovecot.deliver("payments@shop.example", &payment(n));
+            self.sent.store(n, Ordering::SeqCst);
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Sets the flag when it is dropped, so that the thread also ends if an assertion fails.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+struct Disturbance<'a> {
+    load: &'a Load,
+    consumers: &'a [Consumer],
+    cluster: &'a mut NatsCluster,
+    runtime: &'a Runtime,
+}
+
+impl Disturbance<'_> {
+    /// Makes all failures, one after the other, and returns the longest outage.
+    fn run(&mut self, homes: &[Home; 2]) -> Duration {
+        let mut daemon = homes[0].start();
+        self.until_recovered();
+        let mut longest = Duration::ZERO;
+        for n in 0..LEADER_KILLS {
+            if n == HANDOVER {
+                let killed = Instant::now();
+                daemon.kill();
+                daemon = homes[1].start();
+                self.until_recovered();
+                self.print_outage("another daemon", killed);
+            }
+            let leader = self.runtime.block_on(self.cluster.leader(STREAM));
+            let killed = Instant::now();
+            self.cluster.kill(leader);
+            self.until_recovered();
+            longest = longest.max(self.print_outage("the leader killed", killed));
+            self.cluster.restart(leader);
+            self.runtime.block_on(self.cluster.until_current(STREAM));
+        }
+        let killed = Instant::now();
+        self.cluster.kill_all();
+        self.until_recovered();
+        longest = longest.max(self.print_outage("all servers killed", killed));
+        assert_eq!(daemon.end(), Some(0));
+        longest
+    }
+
+    /// Waits until payments of this moment and later have reached the consumers.
+    fn until_recovered(&self) {
+        let wanted = self.load.sent.load(Ordering::SeqCst) + RECOVERED;
+        self.consumers.iter().for_each(|consumer| consumer.until_printed(wanted, PATIENCE));
+    }
+
+    /// Prints and returns the longest time without a payment at a consumer, after a failure.
+    fn print_outage(&self, failure: &str, at: Instant) -> Duration {
+        let longest = |consumer: &Consumer| {
+            let arrivals = consumer.printed();
+            let gaps = arrivals.windows(2).filter(|pair| pair[1].0 > at).map(|pair| pair[1].0 - pair[0].0);
+            gaps.max().unwrap_or_default()
+        };
+        let outages = [&self.consumers[0], &self.consumers[1]].map(|consumer| (consumer.language, longest(consumer)));
+        for (language, outage) in outages {
+            println!("{failure}: {:.1} s without a payment at the consumer in {language:?}", outage.as_secs_f64());
+        }
+        outages[0].1.max(outages[1].1)
+    }
+}
