@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_lease_does_not_wait_for_the_loops() {
+    async fn a_lost_lease_does_not_wait() {
         let (_shutdown, ending) = watch::channel(false);
         let mut loops = JoinSet::new();
         loops.spawn(std::future::pending());

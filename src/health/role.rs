@@ -65,12 +65,19 @@ impl Health {
         let holder = lease.holder.as_ref().map(|holder| holder.host.clone());
         let left = lease.ends.map(|ends| ends.since(now).as_secs());
         self.role = Some(Role { state: lease.state, holder, lease_left_s: left });
-        let problem = lease.problem.as_ref().map(|problem| match (lease.state, left) {
-            (LeaseState::Active | LeaseState::TakingOver, Some(left)) => {
-                format!("the lease cannot be renewed, and ends in {left} s: {problem}")
+        let problem = match (lease.state, &lease.problem, left) {
+            (LeaseState::Active | LeaseState::TakingOver, Some(problem), Some(left)) => {
+                Some(format!("the lease cannot be renewed, and ends in {left} s: {problem}"))
             }
-            _ => format!("this host cannot take over: {problem}"),
-        });
+            (_, Some(problem), _) => Some(format!("this host cannot take over: the lease: {problem}")),
+            (LeaseState::TakingOver, None, _) => {
+                Some("no host is active: this one fetches and opens the database".into())
+            }
+            (LeaseState::Standby, None, _) if lease.holder.is_none() => {
+                Some("no host is active: this one takes over when the lease allows it".into())
+            }
+            _ => None,
+        };
         let failure = lease.failure.as_ref().map(|failure| format!("this host could not take over: {failure}"));
         self.attention.extend(problem.into_iter().chain(failure));
         self.ok &= self.attention.is_empty();

@@ -31,8 +31,10 @@ const QUEUED_COMMANDS: usize = 256;
 const READ_BUFFER: u16 = 16 * 1024;
 /// The largest message that a server may send, in bytes. The library has no limit.
 const MAX_MESSAGE: u64 = 16 << 20;
-/// How often the size of an incomplete message is checked.
-const SIZE_CHECK: Duration = Duration::from_secs(3);
+/// How many messages of one subscription may wait. More are dropped.
+const QUEUED_MESSAGES: usize = 64;
+/// How often the size of an incomplete message is checked. An idle daemon should sleep.
+const SIZE_CHECK: Duration = Duration::from_secs(5);
 /// The longest error message, in characters.
 const MAX_ERROR_LENGTH: usize = 200;
 
@@ -132,6 +134,7 @@ impl NatsServers {
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .client_capacity(QUEUED_COMMANDS)
+            .subscription_capacity(QUEUED_MESSAGES)
             .read_buffer_capacity(READ_BUFFER)
             // A server announces the addresses of its cluster, to which the login would be sent without TLS.
             .ignore_discovered_servers();

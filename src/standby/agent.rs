@@ -298,7 +298,8 @@ impl Driver {
 
     /// Publishes the machine's state, if it has changed.
     fn publish(&mut self) {
-        let view = LeaseView { problem: self.problem.clone(), ..self.machine.view() };
+        let mut view = self.machine.view();
+        view.problem = self.problem.clone().or(view.problem);
         // First the end of the permission: a receiver of the view may act on it at once.
         let sends_until = self.machine.sends_until();
         self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);

@@ -14,12 +14,13 @@ use async_nats::{Client, HeaderMap, Subscriber, header};
 use super::lease_value::LeaseValue;
 use super::machine::{Entry, EntryContent, WriteResult};
 use crate::model::printable;
+use crate::nats::judge_server;
 use crate::units::HumanDuration;
 
 /// How long the server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest and the longest lease.
-const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
 /// A cluster needs up to 8 seconds to elect a leader. Shorter leases end during that.
 const ELECTION: Duration = Duration::from_secs(10);
@@ -62,10 +63,19 @@ impl LeaseBucket {
             kind => BucketError::NoAnswer(format!("cannot look up bucket {bucket}: {}", one_line(&kind))),
         })?;
         let bucket = LeaseBucket { context, stream, subject: format!("$KV.{bucket}.{name}") };
-        match problem(&bucket.stream.cached_info().config) {
-            Some(problem) => Err(BucketError::Unfit(problem)),
-            None => Ok(bucket),
+        if let Some(problem) = problem(&bucket.stream.cached_info().config) {
+            return Err(BucketError::Unfit(problem));
         }
+        bucket.judge_version().map_err(BucketError::Unfit)?;
+        Ok(bucket)
+    }
+
+    fn judge_version(&self) -> Result<Option<String>, String> {
+        judge_server(&self.context.client().server_info().version, self.is_cluster())
+    }
+
+    fn is_cluster(&self) -> bool {
+        self.stream.cached_info().cluster.as_ref().is_some_and(|cluster| cluster.name.is_some())
     }
 
     /// The length of the lease: the TTL of the bucket.
@@ -87,14 +97,17 @@ impl LeaseBucket {
         let (lease, replicas) = (HumanDuration(info.config.max_age), info.config.num_replicas);
         let bucket = bucket_name(&info.config);
         let mut lines = vec![format!("bucket {bucket}: a lease of {lease}, on {replicas} of the engine's nodes")];
-        let is_cluster = info.cluster.as_ref().is_some_and(|cluster| cluster.name.is_some());
-        if is_cluster && replicas < 3 {
+        lines.extend(self.judge_version().ok().flatten());
+        if info.config.max_messages_per_subject > 1 {
+            lines.push(format!("note: bucket {bucket} has a history of more than one value, which is not needed"));
+        }
+        if self.is_cluster() && replicas < 3 {
             lines.push(format!(
                 "warning: bucket {bucket} is on {replicas} nodes of a cluster; without them no host takes over: nats kv edit \
                  {bucket} --replicas=3"
             ));
         }
-        if is_cluster && info.config.max_age < ELECTION {
+        if self.is_cluster() && info.config.max_age < ELECTION {
             lines.push(format!(
                 "warning: a lease of {lease} can end while the cluster elects a leader, which takes up to 8 s; 20s is safe"
             ));
@@ -222,7 +235,7 @@ mod tests {
         let source = stream::Source { name: "KV_other".into(), ..stream::Source::default() };
         for (config, words) in [
             (age(0), "no TTL"),
-            (age(1), "TTL of 1s is too short"),
+            (stream::Config { max_age: Duration::from_millis(500), ..fit.clone() }, "TTL of 500ms is too short"),
             (age(3_600), "TTL of 1h is too long"),
             (stream::Config { max_messages_per_subject: -1, ..fit.clone() }, "no key-value bucket"),
             (stream::Config { storage: StorageType::Memory, ..fit.clone() }, "in memory"),

@@ -21,7 +21,7 @@ pub struct LeaseValue {
     pub home: String,
     /// The number of this write among those of its process.
     pub count: u64,
-    /// What the holder does.
+    /// The stage of the holder.
     pub stage: LeaseStage,
     /// Set by `standby release`: the holder is to hand over.
     #[serde(default)]
@@ -38,7 +38,7 @@ pub struct LeaseValue {
     pub data: Option<DataOwner>,
 }
 
-/// What the holder of the lease does.
+/// The stage of the holder of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseStage {
@@ -73,7 +73,7 @@ pub struct DataOwner {
 }
 
 impl LeaseValue {
-    /// Parses a value; `None` if it is none of this program.
+    /// Parses a value; `None` if this program did not write it.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let value: LeaseValue = serde_json::from_slice(bytes.get(..bytes.len().min(MAX_VALUE + 1))?).ok()?;

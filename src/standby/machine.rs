@@ -8,7 +8,7 @@
 //!   later than the holder's, whatever clock the engine has.
 //! - Each write names the revision that it replaces, so of two hosts that write at the same time only one succeeds.
 //! - A key that is missing proves little: the engine's clock may have been set. A host that has not watched the holder until then
-//!   waits for L, too. It takes the lease at once if no host had it before, or if nothing was written after its own last write.
+//!   waits for L, too. It takes the lease at once if no host had it before, or if nothing was written after this host's last write.
 //! - A released lease can be taken at once.
 //! - A daemon that was killed takes its lease again after a third of L without a new write. Its state folder proves that no other
 //!   process of this host has the lease.
@@ -22,7 +22,7 @@ use crate::boot_clock::BootInstant;
 #[cfg(test)]
 mod tests;
 
-/// What is constant for a process.
+/// The constants of a process.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// This host.
@@ -50,8 +50,9 @@ pub(super) struct Entry {
 
 /// The content of the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(super) enum EntryContent {
-    /// There is none, or it has expired. With the last revision that the bucket gave to any key.
+    /// The key does not exist, or has expired. With the last revision that the bucket gave to any key.
     Absent {
         /// The bucket's last revision; `None` if it is not known.
         last_revision: Option<u64>,
@@ -66,6 +67,7 @@ pub(super) enum EntryContent {
 
 /// The next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(super) enum Step {
     /// Read the key.
     Read,
@@ -117,6 +119,7 @@ pub(super) struct LeaseMachine {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 enum Place {
     Standby(Standby),
     Holder(Holder),
@@ -163,7 +166,7 @@ struct Holder {
     is_asked: bool,
     /// Another process wrote the key, perhaps without success. Nothing is sent until the key was read.
     is_challenged: bool,
-    /// Whether the newest database was here when the lease was taken, and whether anybody held the lease before.
+    /// The knowledge about the database when the lease was taken.
     takeover: Takeover,
 }
 
@@ -589,6 +592,20 @@ impl LeaseMachine {
         }
     }
 
+    /// Why the content of the key needs a person.
+    fn oddity(&self, content: &EntryContent) -> Option<String> {
+        match content {
+            EntryContent::Unreadable => {
+                Some("its content is not known to this version; it counts as another host".into())
+            }
+            EntryContent::Value(value) if value.host == self.me.host && value.home != self.me.home => Some(format!(
+                "another daemon uses the name of this host, {}; give each host its name with [standby] host",
+                value.host
+            )),
+            _ => None,
+        }
+    }
+
     /// The lease as the rest of the program sees it.
     pub(super) fn view(&self) -> LeaseView {
         let mut view = LeaseView { takeovers: self.takeovers, ..LeaseView::default() };
@@ -615,6 +632,7 @@ impl LeaseMachine {
                     EntryContent::Value(value) if value.is_live() && value.process != self.me.process => Some(value),
                     _ => None,
                 });
+                view.problem = standby.seen.as_ref().and_then(|seen| self.oddity(&seen.entry.content));
                 view.holder = live.cloned();
                 view.ends = live.map(|_| standby.live_until);
                 view.failure.clone_from(&standby.failure);

@@ -56,6 +56,8 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         }),
         Err(error) => Err(error.to_string()),
     });
+    // A subscription that the server does not permit has no other answer.
+    lines.extend(session.connection.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }
 

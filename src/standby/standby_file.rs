@@ -35,7 +35,7 @@ pub struct StandbyFile {
 /// The content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// What the daemon does.
+    /// The state of the daemon.
     pub state: LeaseState,
     /// The holder's value, if there is a holder.
     pub holder: Option<LeaseValue>,
@@ -128,7 +128,7 @@ impl StandbyFile {
         }
     }
 
-    /// What the running daemon last wrote; `None` if no daemon runs.
+    /// The last report of the running daemon; `None` if no daemon runs.
     ///
     /// # Errors
     /// [`StandbyFileError::Io`], also if the content stays incomplete.
@@ -170,7 +170,7 @@ impl Report {
         }
     }
 
-    /// The view that the daemon had. What only the daemon needs is missing.
+    /// The view that the daemon had, without the parts that only the daemon needs.
     #[must_use]
     pub fn view(self) -> LeaseView {
         let Report { state, holder, ends_ms, failure, problem, .. } = self;
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_file_of_a_running_daemon_is_read() {
+    fn reports_of_ended_daemons_are_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = StandbyFile::path(folder.path(), "shop", "a");
         assert_eq!(StandbyFile::read(&path).unwrap(), None);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::lease_value::{DataOwner, LeaseValue};
 use crate::boot_clock::BootInstant;
 
-/// What this host does with respect to the lease. The words are an interface.
+/// The state of this host with respect to the lease. The words are an interface.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
@@ -36,7 +36,7 @@ impl LeaseState {
 /// The lease at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeaseView {
-    /// What this host does.
+    /// The state of this host.
     pub state: LeaseState,
     /// The holder, if there is one that is known.
     pub holder: Option<LeaseValue>,
@@ -65,7 +65,7 @@ impl LeaseView {
     }
 }
 
-/// What a host knows about the database when it takes the lease.
+/// The knowledge about the database when a host takes the lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Takeover {
     /// The newest database that is known.

@@ -20,6 +20,7 @@ const TABLES: &[(&str, &str)] = &[
     ("sessions", "[sessions]\nzz = 1"),
     ("forward", "[[forward]]\nzz = 1"),
     ("chain", "[[chain]]\nzz = 1"),
+    ("standby", "[standby]\nzz = 1"),
     ("telemetry", "[telemetry]\nzz = 1"),
 ];
 
@@ -83,6 +84,27 @@ fn the_example_of_a_chain_is_accepted() {
         USDC = { contract = \"0x3c499c542cef5e3811e1192ce70d8cc03d5c3359\", decimals = 6, dollar = true }\n";
     let said = |config: &Config| config.chains[0].chain().unwrap();
     assert_eq!(said(&config), said(&parse_config(minimal).unwrap()), "the example says the defaults");
+}
+
+#[test]
+fn the_example_of_a_standby_is_accepted() {
+    let text = fs::read_to_string(root("config.toml")).unwrap();
+    let (before, rest) = text.split_once("# [standby]\n").unwrap();
+    let (standby, after) = rest.split_once("\n\n").unwrap();
+    let standby = Regex::new("(?m)^#   ").unwrap().replace_all(standby, "").into_owned();
+    let config = |standby: &str| parse_config(&format!("{before}[standby]\n{standby}\n\n{after}"));
+    assert!(config(&standby).unwrap_err().contains("standby.token: expected either"));
+    let without_token = Regex::new("(?m)^token = .*$").unwrap().replace(&standby, "").into_owned();
+    let found = config(&without_token).unwrap().standby.unwrap();
+    assert_eq!((found.bucket.as_str(), found.name.as_str()), ("resmic-leases", "shop"));
+    assert_eq!(found.host(), Ok("a".to_owned()));
+    for key in ["password", "token", "client_key"] {
+        let line = format!("{key} = \"hunter2\"");
+        let error = config(&Regex::new(&format!("(?m)^{key} = .*$")).unwrap().replace(&standby, &line)).unwrap_err();
+        assert!(error.contains("standby") && !error.contains("hunter2"), "{error}");
+    }
+    let error = config(&without_token.replace("tls://n1.example", "nats://192.0.2.1")).unwrap_err();
+    assert!(error.contains("standby.nats: 192.0.2.1 is not a loopback address"), "{error}");
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
+use resmic_mailhook::boot_clock::BootInstant;
+use resmic_mailhook::standby::{KnownData, LeaseView, Report, StandbyFile};
 use serde_json::{Map, Value};
 use testkit::daemon::{Home, account, forward};
 
@@ -220,5 +222,14 @@ fn json_keys_and_types_match_the_documentation() {
     compare("confirm --vouch --json", &printed(&["confirm", "--vouch", "--json", &event]));
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id = 1", []).unwrap();
     compare("reparse --json", &printed(&["reparse", "--json"]));
+    // A host that stands by.
+    let standby = "[standby]\nnats = [\"nats://127.0.0.1:1\"]\nbucket = \"leases\"\nname = \"shop\"\nhost = \"a\"\n";
+    fs::write(&file, fs::read_to_string(&file).unwrap() + standby).unwrap();
+    let mut report = StandbyFile::lock(&StandbyFile::path(home.folder.path(), "shop", "a")).unwrap();
+    let view = LeaseView { ends: Some(BootInstant::now()), ..LeaseView::default() };
+    report.write(&Report::new(&view, "", &KnownData::default()));
+    let status = printed(&["status", "--json"]);
+    assert_eq!(status["role"]["state"], "standby");
+    compare("The role of status --json", status["role"].as_object().unwrap());
     assert!(tables.is_empty(), "nothing is printed with these: {tables:?}");
 }

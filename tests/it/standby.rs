@@ -31,7 +31,7 @@ struct Hosts {
 }
 
 impl Hosts {
-    /// Hosts with a lease of this length. `b` fetches the database of `a` before it opens its own.
+    /// Hosts with a lease of this length. Each fetches the database of the other one before it takes over.
     fn start(lease: Duration) -> Hosts {
         let (nats, dovecot, callback) = (engine(lease), Dovecot::start(), Callback::start());
         let [a, b] = ["a", "b"].map(|_| Home::new(""));
@@ -75,7 +75,7 @@ fn contains(body: &[u8], text: &str) -> bool {
 }
 
 /// A server with the bucket.
-fn engine(lease: Duration) -> NatsServer {
+pub(crate) fn engine(lease: Duration) -> NatsServer {
     let nats = NatsServer::start();
     create_bucket(&nats, lease, json!({}));
     nats
@@ -96,7 +96,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-fn standby(nats: &NatsServer, host: &str, keys: &str) -> String {
+pub(crate) fn standby(nats: &NatsServer, host: &str, keys: &str) -> String {
     format!(
         "[standby]\nnats = [\"{}\"]\nbucket = \"{BUCKET}\"\nname = \"shop\"\nhost = \"{host}\"\n{keys}\n",
         nats.url()
@@ -113,7 +113,7 @@ fn restore(script: &str) -> String {
 }
 
 /// A script that replaces the database of one host by that of the other, as a replica on a third machine would. On the very first
-/// start there is none.
+/// start it finds nothing.
 fn backup_of(from: &Home, to: &Home) -> String {
     let path = |path: PathBuf| path.display().to_string();
     let (from, to, folder) = (path(from.database()), path(to.database()), path(from.folder.path().into()));

@@ -112,6 +112,9 @@ impl Standby {
     pub async fn join(config: &Config, standby: &StandbySettings, fresh: bool) -> anyhow::Result<Self> {
         let (host, path) = host_and_file(config, standby)?;
         let place = lease_place(config, standby).await?;
+        if place.servers.is_cleartext_remote() {
+            tracing::warn!("[standby]: no TLS to another machine: others on the network can take the lease; use tls");
+        }
         let file = StandbyFile::lock(&path)?;
         let process = random_hex().map_err(anyhow::Error::msg)?.chars().take(16).collect();
         let OwnProgram { version, schema, configuration } = own_program(config);

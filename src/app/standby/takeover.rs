@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio::sync::watch;
 
-use super::super::{lock, open};
+use super::super::{lock, store_settings};
 use super::Standby;
 use crate::config::Config;
 use crate::db::{self, CopyState, Store};
@@ -36,15 +36,8 @@ impl Standby {
         if state != LeaseState::Active || self.lock.is_none() {
             self.fetch(config, &takeover, shutdown).await?;
         }
-        let opened = tokio::select! {
-            biased;
-            opened = open(config, shutdown.clone()) => opened,
-            why = self.stopped(shutdown) => return Err(why),
-        };
-        let store = match opened {
-            Ok(store) => store.ok_or(NotOpened::Stopped)?,
-            Err(error) => return Err(NotOpened::Failed(error.to_string())),
-        };
+        // Another host may have a disk with free space, so this one does not wait for that.
+        let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
         match store.reader().and_then(|reader| reader.last_mail_id()) {
             Ok(last_mail_id) => {
                 self.agent.report_opened(last_mail_id);

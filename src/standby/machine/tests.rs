@@ -5,7 +5,7 @@ use super::*;
 const LEASE: Duration = Duration::from_secs(20);
 
 fn at(millis: u64) -> BootInstant {
-    // Not at the start of the machine, which has a meaning of its own.
+    // Not at the start of the machine: that time means "never".
     BootInstant::from_millis(1_000_000 + millis)
 }
 
@@ -121,7 +121,7 @@ fn an_uncertain_renewal_does_not_extend_the_lease() {
 }
 
 #[test]
-fn an_engine_that_forgets_the_key_gets_it_again() {
+fn a_forgotten_key_is_written_again() {
     let mut machine = holder();
     write(&mut machine, 5_000, WriteResult::Conflict);
     assert_eq!(machine.next_step(at(5_050)), Step::Read);
@@ -139,7 +139,7 @@ fn another_holder_ends_the_lease() {
     let view = machine.view();
     assert_eq!((view.state, view.holder.unwrap().host.as_str()), (LeaseState::Standby, "b"));
     assert!(machine.sends_until() < at(0));
-    // Its own announcements are ignored.
+    // Announcements of its writes are ignored.
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("a", LeaseStage::Active, 9)));
     assert_eq!(machine.next_step(at(3_000)), Step::Wait(at(5_000)));
@@ -290,7 +290,7 @@ fn the_last_database_is_known_after_a_restart() {
 }
 
 #[test]
-fn a_failed_takeover_waits_and_keeps_the_known_data() {
+fn a_failed_takeover_keeps_the_known_data() {
     let mut machine = machine("b");
     let data = Some(DataOwner { host: "a".into(), home: "home-a".into(), last_mail_id: 12 });
     machine.on_read(at(0), entry(5, LeaseValue { data: data.clone(), ..value("a", LeaseStage::Released, 1) }));
@@ -329,7 +329,7 @@ impl Dice {
 struct Engine {
     key: Option<(u64, LeaseValue, u64)>,
     last_revision: u64,
-    /// How far its clock is ahead.
+    /// The lead of its clock.
     ahead: u64,
 }
 

@@ -13,7 +13,7 @@ use super::{
 };
 
 #[test]
-fn without_the_engine_mails_are_stored_and_not_posted() {
+fn without_the_engine_mails_are_only_stored() {
     let mut hosts = Hosts::start(Duration::from_secs(12));
     let a = start_active(&hosts.a);
     hosts.deliver(1..=3);
@@ -125,7 +125,7 @@ fn systemd_gets_answers_without_an_engine() {
             received.push('\n');
         }
     };
-    receive_until(&["READY=1", "WATCHDOG=1", "cannot take over: cannot connect to nats://"]);
+    receive_until(&["READY=1", "WATCHDOG=1", "this host cannot take over: the lease: cannot connect to nats://"]);
     receive_until(&["WATCHDOG=1"]);
     nats.restart();
     receive_until(&["READY=1"]);

@@ -98,7 +98,7 @@ fn a_paused_host_posts_nothing_when_it_continues() {
     assert!(found["attention"][0].as_str().unwrap().contains("[[forward]] of the configuration differ"), "{found}");
     hosts.deliver(1..=40);
     until("events at a", || refusing.posts().len() == 40);
-    // Its own copy is refused, so it starts without one.
+    // It has no copy, so it starts without one.
     b.kill();
     let b = testkit::daemon::Daemon::start(hosts.b.command(&["run", "--fresh"]));
     b.says("standing by", SOON);
@@ -172,7 +172,7 @@ fn hosts_may_share_a_volume() {
     let b = start_standby(&hosts.b);
     hosts.deliver(1..=5);
     hosts.until_accepted(5);
-    // A paused process still has the lock of the database, so nobody opens it.
+    // A paused process still has the lock of the database, so no other host opens it.
     a.process.signal("-STOP");
     b.says("another resmic-mailhook daemon is running on it", SOON);
     assert_eq!(status(&hosts.b)["role"]["state"], "waiting");
