@@ -10,6 +10,7 @@ mod confirmations;
 pub mod conflicts;
 mod events;
 mod inquiries;
+mod looks;
 mod matching;
 mod reconcile;
 mod record;
@@ -25,8 +26,9 @@ mod tests;
 mod undelivered;
 
 pub use clearances::{DueClearance, RecordedClearance};
-pub use confirmations::{DueLook, FinishedLook, RecordedLook, Vouched, next_look};
+pub use confirmations::Vouched;
 pub use inquiries::{DueInquiry, RecordedSession};
+pub use looks::{DueLook, FinishedLook, RecordedLook, next_look};
 pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
 pub use reconcile::{Assigned, Reconciled};
 pub use record::{ExaminedMail, Recorded};
