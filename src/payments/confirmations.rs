@@ -41,9 +41,32 @@ pub(super) fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }
 
-/// The state of an event before the first look: it waits, or nodes cannot check it.
-fn first_state(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
+/// Why the nodes cannot check an event. `None`: it waits for them.
+fn obstacle(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
     Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
+}
+
+/// The columns of an event before the first look.
+struct FirstState {
+    state: ConfirmationState,
+    reason: Option<String>,
+    chain_id: Option<i64>,
+    next_look_at: Option<String>,
+    waits_since: String,
+}
+
+impl FirstState {
+    fn new(settings: &StoreSettings, event: &Event) -> Self {
+        let now = Timestamp::now();
+        let obstacle = obstacle(settings, event, now);
+        FirstState {
+            state: obstacle.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state()),
+            reason: obstacle.as_ref().map(ConfirmationReason::to_string),
+            chain_id: chain_id(settings, event),
+            next_look_at: obstacle.is_none().then(|| iso(now)),
+            waits_since: iso(now),
+        }
+    }
 }
 
 fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
@@ -57,21 +80,12 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     if settings.chains.is_empty() || event.payment.status != Status::Completed {
         return Ok(false);
     }
-    let now = Timestamp::now();
-    let reason = first_state(settings, event, now);
-    let state = reason.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state());
+    let first = FirstState::new(settings, event);
     tx.prepare_cached(
         "INSERT OR FAIL INTO confirmations (event_id, state, reason, chain_id, next_look_at, waits_since)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
-    .execute(params![
-        id,
-        state.as_str(),
-        reason.as_ref().map(ConfirmationReason::to_string),
-        chain_id(settings, event),
-        reason.is_none().then(|| iso(now)),
-        iso(now),
-    ])?;
+    .execute(params![id, first.state.as_str(), first.reason, first.chain_id, first.next_look_at, first.waits_since])?;
     Ok(true)
 }
 
@@ -94,9 +108,7 @@ pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: 
 }
 
 fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
-    let now = Timestamp::now();
-    let reason = first_state(settings, event, now);
-    let state = reason.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state());
+    let first = FirstState::new(settings, event);
     tx.prepare_cached("DELETE FROM arrivals WHERE event_id = ?1")?.execute(params![id])?;
     tx.prepare_cached(
         "UPDATE confirmations SET state = ?2, reason = ?3, chain_id = ?4, next_look_at = ?5, waits_since = ?6,
@@ -104,14 +116,7 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
            amount_checked = NULL, confirmed_at = NULL, looks = looks + 1
          WHERE event_id = ?1",
     )?
-    .execute(params![
-        id,
-        state.as_str(),
-        reason.as_ref().map(ConfirmationReason::to_string),
-        chain_id(settings, event),
-        reason.is_none().then(|| iso(now)),
-        iso(now),
-    ])?;
+    .execute(params![id, first.state.as_str(), first.reason, first.chain_id, first.next_look_at, first.waits_since])?;
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 
@@ -138,7 +143,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     })?;
     for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
         let (id, event, state) = row;
-        let is_askable = first_state(settings, &event, Timestamp::now()).is_none();
+        let is_askable = obstacle(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
             // The chain was added or removed.
