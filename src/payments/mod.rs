@@ -29,7 +29,7 @@ pub use clearances::{DueClearance, RecordedClearance};
 pub use confirmations::Vouched;
 pub use inquiries::{DueInquiry, RecordedSession};
 pub use looks::{DueLook, FinishedLook, RecordedLook, next_look};
-pub use matching::{RegisteredSession, SessionSource, contradiction, may_pay, only_match, session_of_order};
+pub use matching::{SessionSource, contradiction, may_pay, only_match, session_of_order};
 pub use reconcile::{Assigned, Reconciled};
 pub use record::{ExaminedMail, Recorded};
 pub use reevaluate::{Reevaluation, StoredMail};
