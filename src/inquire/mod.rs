@@ -16,7 +16,6 @@ use crate::payments::{DueClearance, DueInquiry, RecordedClearance, RecordedSessi
 use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
-use crate::telemetry;
 
 /// The pause after a failed call of the store.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -242,7 +241,6 @@ impl Inquirer {
 
     /// Takes a result into account: for the pace, the metrics, and `status`.
     async fn note(&mut self, error: Option<&ApiError>) -> db::Result<()> {
-        telemetry::resmic_answered(error.map_or("ok", ApiError::kind));
         let error = error.filter(|error| error.concerns_all_sessions());
         match error {
             Some(error) => self.pace.failed(Instant::now().into_std(), error.retry_after()),
