@@ -25,6 +25,7 @@ mod streams;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod writer;
 
 pub(crate) use accounts::record_notification;
@@ -51,4 +52,5 @@ pub use resmic_api::ResmicBacklog;
 pub use schema::NEWEST_SCHEMA;
 pub use store::{ResmicRules, Store, StoreSettings, TargetRules};
 pub use streams::{StreamChange, StreamRow};
+pub use turns::{TurnWorker, turn_at};
 pub use writer::MAX_WAL_BACKLOG;
