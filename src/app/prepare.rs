@@ -100,11 +100,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// A value in the configuration is invalid, or a secret, a certificate or the port is not available.
-pub async fn prepare(
-    config: Config,
-    before: Option<&Listener>,
-    requests: RequestCounters,
-) -> anyhow::Result<Prepared> {
+pub async fn prepare(config: Config, before: Option<&Listener>, requests: RequestCounters) -> anyhow::Result<Prepared> {
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }

@@ -85,7 +85,14 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
         "INSERT OR FAIL INTO confirmations (event_id, state, reason, chain_id, next_look_at, waits_since)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
-    .execute(params![id, first.state.as_str(), first.reason, first.chain_id, first.next_look_at, first.waits_since])?;
+    .execute(params![
+        id,
+        first.state.as_str(),
+        first.reason,
+        first.chain_id,
+        first.next_look_at,
+        first.waits_since
+    ])?;
     Ok(true)
 }
 
@@ -116,7 +123,14 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
            amount_checked = NULL, confirmed_at = NULL, looks = looks + 1
          WHERE event_id = ?1",
     )?
-    .execute(params![id, first.state.as_str(), first.reason, first.chain_id, first.next_look_at, first.waits_since])?;
+    .execute(params![
+        id,
+        first.state.as_str(),
+        first.reason,
+        first.chain_id,
+        first.next_look_at,
+        first.waits_since
+    ])?;
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 

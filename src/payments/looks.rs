@@ -191,7 +191,6 @@ impl Store {
         })
         .await
     }
-
 }
 
 /// The columns of a [`DueLook`]. The Date of the first mail of an event counts. If a session was registered after its event,

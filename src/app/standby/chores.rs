@@ -14,7 +14,7 @@ use crate::heartbeat::Heartbeats;
 use crate::metrics::{self, MetricsEndpoint, MetricsSource};
 use crate::standby::LeaseView;
 use crate::systemd;
-use crate::telemetry::{RequestCounters, PushLatency};
+use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The longest pause between two resets of the watchdog.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);

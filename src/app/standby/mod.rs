@@ -26,7 +26,7 @@ use crate::heartbeat::Heartbeats;
 use crate::setup::random_hex;
 use crate::standby::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace, Member, Report, StandbyFile, StandbySettings};
 use crate::systemd;
-use crate::telemetry::{RequestCounters, PushLatency};
+use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The pauses after a failed takeover. Another host may try meanwhile.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };

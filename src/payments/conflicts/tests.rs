@@ -34,16 +34,12 @@ fn classify_new(new: &Event, known: &[StoredEvent]) -> Classification {
 fn duplicates_fill_gaps_until_delivery() {
     let mut again = paid();
     again.payment.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
-    let Classification::Duplicate { filled: Some(filled), .. } = classify_new(&again, &[known(paid(), false)])
-    else {
+    let Classification::Duplicate { filled: Some(filled), .. } = classify_new(&again, &[known(paid(), false)]) else {
         panic!()
     };
     assert_eq!(filled.payment.session_id, again.payment.session_id);
     assert!(matches!(classify_new(&again, &[known(paid(), true)]), Classification::Duplicate { filled: None, .. }));
-    assert!(matches!(
-        classify_new(&paid(), &[known(again, false)]),
-        Classification::Duplicate { filled: None, .. }
-    ));
+    assert!(matches!(classify_new(&paid(), &[known(again, false)]), Classification::Duplicate { filled: None, .. }));
 }
 
 fn in_session(mut event: Event, n: u32) -> Event {
@@ -77,10 +73,7 @@ fn a_claim_for_another_order_contests_the_first() {
         contested(&new.id().unwrap().to_string(), new, &stored).map(|(_, reason)| reason.to_string()).next()
     };
     let reason = contests(&in_session(paid(), 2), in_session(paid(), 1)).unwrap();
-    assert!(
-        reason.starts_with("conflict: another mail claims the same transaction: session_id is known"),
-        "{reason}"
-    );
+    assert!(reason.starts_with("conflict: another mail claims the same transaction: session_id is known"), "{reason}");
     let amount = Event { payment: PaymentDetails { amount: Some("21".into()), ..paid().payment }, ..paid() };
     let order = |name: &str| Event { order_ref: Some(name.into()), ..paid() };
     assert!(contests(&amount, paid()).is_some() && contests(&order("A"), order("B")).is_some());
@@ -139,10 +132,7 @@ fn a_hash_without_chain_is_the_same_payment() {
     bare.payment.blockchain = None;
     assert_ne!(bare.id(), paid().id());
     assert!(matches!(classify_new(&bare, &[known(paid(), true)]), Classification::Duplicate { .. }));
-    assert!(matches!(
-        classify_new(&paid(), &[known(bare, false)]),
-        Classification::Duplicate { filled: Some(_), .. }
-    ));
+    assert!(matches!(classify_new(&paid(), &[known(bare, false)]), Classification::Duplicate { filled: Some(_), .. }));
 }
 
 #[test]
@@ -151,22 +141,15 @@ fn a_filled_gap_keeps_the_payment_one() {
     bare.payment.blockchain = None;
     let filled = |first: &Event, second: &Event| {
         let known = known(first.clone(), false);
-        let Classification::Duplicate { filled: Some(filled), .. } =
-            classify_new(second, std::slice::from_ref(&known))
+        let Classification::Duplicate { filled: Some(filled), .. } = classify_new(second, std::slice::from_ref(&known))
         else {
             panic!()
         };
         StoredEvent { event: *filled, ..known }
     };
     // Its id belongs to the report without a chain, and differs from the id of its present values.
-    assert!(matches!(
-        classify_new(&paid(), &[filled(&bare, &paid())]),
-        Classification::Duplicate { filled: None, .. }
-    ));
-    assert!(matches!(
-        classify_new(&bare, &[filled(&bare, &paid())]),
-        Classification::Duplicate { filled: None, .. }
-    ));
+    assert!(matches!(classify_new(&paid(), &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
+    assert!(matches!(classify_new(&bare, &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
     let mut timed = Event { payment: PaymentDetails::new(Status::Failed), ..paid() };
     timed.payment.session_id = Some("591abe63-aa61-411d-a419-0b546729bbd0".into());
     let timeless = timed.clone();
@@ -201,10 +184,7 @@ fn later_reports_of_a_completed_session() {
     first.payment.session_id = session.clone();
     let mut second = first.clone();
     second.payment.transaction_hash = Some(TX.replace("0xa4", "0xb4"));
-    assert!(matches!(
-        classify_new(&second, &[known(first.clone(), true)]),
-        Classification::New { hold: Some(_), .. }
-    ));
+    assert!(matches!(classify_new(&second, &[known(first.clone(), true)]), Classification::New { hold: Some(_), .. }));
     let late = |status| Event {
         payment: PaymentDetails { session_id: session.clone(), ..PaymentDetails::new(status) },
         header_time: None,

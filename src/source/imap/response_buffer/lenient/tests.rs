@@ -80,9 +80,7 @@ fn odd_list_lines_give_a_name_or_nothing() {
         (r#"* LIST (\Junk) "/" "Spam" ("OLDNAME" ("Junk"))"#, "Spam"),
         (r#"* LIST ( \Junk ) NIL  "Spam" "#, "Spam"),
     ] {
-        let Response::MailboxData(MailboxDatum::List(list)) = parse_all(&format!("{odd}\r\n")) else {
-            panic!("{odd}")
-        };
+        let Response::MailboxData(MailboxDatum::List(list)) = parse_all(&format!("{odd}\r\n")) else { panic!("{odd}") };
         assert_eq!((&*list.name, list.name_attributes.len()), (name, 1), "{odd}");
     }
     for odd in [r#"* LIST () "/" "a "b" c""#, r#"* LIST () "/" a"b"#, r#"* LIST () "/""#, "* LIST", "* LIST (\\x"] {
