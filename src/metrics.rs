@@ -31,7 +31,7 @@ use crate::health::{Expected, Health, OwnProgram, own_health};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, StreamState};
 use crate::standby::{LeaseState, LeaseView};
-use crate::telemetry::{NodeRequests, PUBLISH_SECONDS, PushLatency};
+use crate::telemetry::{PUBLISH_SECONDS, PushLatency, RequestCounters};
 
 /// How many connections are served at the same time. Others wait.
 const CONNECTIONS: usize = 8;
@@ -48,8 +48,8 @@ pub struct MetricsEndpoint {
     pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
-    /// How many calls the nodes of the chains received.
-    pub node_requests: NodeRequests,
+    /// How many requests were sent to others.
+    pub requests: RequestCounters,
 }
 
 /// Where the counts come from.
@@ -247,8 +247,8 @@ fn counts(
     mailboxes(registry, health);
     streams(registry, health);
     accounts(registry, health);
-    chains(registry, health, &endpoint.node_requests);
-    resmic(registry, health);
+    chains(registry, health, &endpoint.requests);
+    resmic(registry, health, &endpoint.requests);
     registry.register(
         "push_latency_seconds",
         "Time from the receipt of a mail by its server to its commit in the database",
@@ -311,7 +311,7 @@ fn streams(registry: &mut Registry, health: &Health) {
     registry.register("refilled", "Messages that the stream had lost and got again", refilled);
 }
 
-fn chains(registry: &mut Registry, health: &Health, requests: &NodeRequests) {
+fn chains(registry: &mut Registry, health: &Health, requests: &RequestCounters) {
     let (confirmations, lags) = (Family::<ByState, Gauge>::default(), Family::<ByChain, Gauge>::default());
     for (state, n) in &health.confirmations {
         confirmations.get_or_create(&ByState { state: state.clone() }).set(*n);
@@ -324,10 +324,10 @@ fn chains(registry: &mut Registry, health: &Health, requests: &NodeRequests) {
     registry.register("confirmations", "Events that were to be confirmed by a chain, by state", confirmations);
     registry.register("chain_final_lag_seconds", "How much older the last final block is than the newest", lags);
     // The library adds `_total`.
-    registry.register("node_requests", "Calls at the nodes of a chain, by outcome", requests.counters());
+    registry.register("node_requests", "Calls at the nodes of a chain, by outcome", requests.nodes.counters());
 }
 
-fn resmic(registry: &mut Registry, health: &Health) {
+fn resmic(registry: &mut Registry, health: &Health, requests: &RequestCounters) {
     let Some(resmic) = &health.resmic else { return };
     for (name, help, n) in [
         ("resmic_waiting", "Events that wait until Resmic reports their session as Completed", resmic.waiting),
@@ -342,11 +342,7 @@ fn resmic(registry: &mut Registry, health: &Health) {
         gauge.set(n);
         registry.register(name, help, gauge);
     }
-    registry.register(
-        "resmic_requests",
-        "Requests to Resmic's API, by outcome",
-        crate::telemetry::RESMIC_REQUESTS.clone(),
-    );
+    registry.register("resmic_requests", "Requests to Resmic's API, by outcome", requests.resmic.counters());
 }
 
 fn mailboxes(registry: &mut Registry, health: &Health) {

@@ -195,21 +195,44 @@ pub static PUBLISH_SECONDS: std::sync::LazyLock<Histogram> = std::sync::LazyLock
     Histogram::new([0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
 });
 
-/// The label of [`RESMIC_REQUESTS`].
+/// The label of a counter in [`ResmicRequests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ResmicRequest {
     /// `ok`, or the kind of the error.
     pub outcome: &'static str,
 }
 
-/// How many requests Resmic's API has answered, by outcome. The first success is counted from zero.
-pub static RESMIC_REQUESTS: std::sync::LazyLock<Family<ResmicRequest, Counter>> = std::sync::LazyLock::new(|| {
-    let requests = Family::<ResmicRequest, Counter>::default();
-    drop(requests.get_or_create(&ResmicRequest { outcome: "ok" }));
-    requests
-});
+/// The number of requests to Resmic's API, by outcome. Clones share the counters.
+#[derive(Debug, Clone)]
+pub struct ResmicRequests(Family<ResmicRequest, Counter>);
 
-/// Counts a request to Resmic's API.
-pub fn resmic_answered(outcome: &'static str) {
-    RESMIC_REQUESTS.get_or_create(&ResmicRequest { outcome }).inc();
+impl Default for ResmicRequests {
+    /// The first success is counted from zero.
+    fn default() -> Self {
+        let requests = Family::<ResmicRequest, Counter>::default();
+        drop(requests.get_or_create(&ResmicRequest { outcome: "ok" }));
+        ResmicRequests(requests)
+    }
+}
+
+impl ResmicRequests {
+    /// Counts a request that has ended.
+    pub fn count(&self, outcome: &'static str) {
+        self.0.get_or_create(&ResmicRequest { outcome }).inc();
+    }
+
+    /// The counters, for `/metrics`.
+    #[must_use]
+    pub fn counters(&self) -> Family<ResmicRequest, Counter> {
+        self.0.clone()
+    }
+}
+
+/// The counters of requests to others. A reload does not reset them.
+#[derive(Debug, Clone, Default)]
+pub struct RequestCounters {
+    /// The calls to nodes of chains.
+    pub nodes: NodeRequests,
+    /// The requests to Resmic's API.
+    pub resmic: ResmicRequests,
 }

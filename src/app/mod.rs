@@ -129,7 +129,7 @@ fn spawn_loops(
     shutdown: &watch::Receiver<bool>,
     loops: &mut JoinSet<anyhow::Result<()>>,
 ) {
-    let Prepared { config, accounts, targets, chains, resmic, node_requests, resolver, metrics } = prepared;
+    let Prepared { config, accounts, targets, chains, resmic, requests, resolver, metrics } = prepared;
     let Duty { sending, agent, heartbeats, .. } = duty;
     let lease = agent.as_ref().map(LeaseAgent::watch);
     if config.trust.accepts_unproven() {
@@ -178,7 +178,7 @@ fn spawn_loops(
     loops.spawn(async move { supervising.await.context("supervising") });
     if let Some((address, listener)) = metrics {
         let source = MetricsSource::Database { store: store.clone(), expected };
-        let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, node_requests };
+        let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, requests };
         let serving = metrics::serve(listener, endpoint, shutdown.clone());
         loops.spawn(async move {
             serving.await;

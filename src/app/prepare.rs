@@ -13,7 +13,7 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::config::Config;
 use crate::examine::Rules;
 use crate::source::imap::{self, Tls};
-use crate::telemetry::NodeRequests;
+use crate::telemetry::{NodeRequests, RequestCounters};
 use crate::trust::dns::Resolver;
 use crate::{confirm, db, extract, forward, payments, resmic, tls, trust};
 
@@ -88,7 +88,7 @@ pub struct Prepared {
     pub(super) accounts: Vec<(imap::Account, Rules)>,
     pub(super) targets: Vec<forward::Target>,
     pub(super) chains: Vec<confirm::WatchedChain>,
-    pub(super) node_requests: NodeRequests,
+    pub(super) requests: RequestCounters,
     pub(super) resmic: Option<resmic::ResmicClient>,
     pub(super) resolver: Arc<Resolver>,
     pub(super) metrics: Option<(SocketAddr, Arc<TcpListener>)>,
@@ -96,30 +96,25 @@ pub struct Prepared {
 
 /// Reads the secrets and certificates, and binds the port for metrics. It starts nothing.
 ///
-/// `before`: the listener of the running daemon, which is used again if its address stays the same. `node_requests`:
-/// the counters of calls to nodes, which a reload does not reset.
+/// `before`: the listener of the running daemon, which is used again if its address stays the same.
 ///
 /// # Errors
 /// A value in the configuration is invalid, or a secret, a certificate or the port is not available.
-pub async fn prepare(
-    config: Config,
-    before: Option<&Listener>,
-    node_requests: NodeRequests,
-) -> anyhow::Result<Prepared> {
+pub async fn prepare(config: Config, before: Option<&Listener>, requests: RequestCounters) -> anyhow::Result<Prepared> {
     if config.accounts.is_empty() {
         return Err(config.wrong("account", "expected at least one [[account]]").into());
     }
     let accounts = accounts(&config).await?;
     let targets = forward_targets(&config).await?;
-    let chains = chains(&config, &node_requests).await?;
-    let resmic = resmic_client(&config).await?;
+    let chains = chains(&config, &requests.nodes).await?;
+    let resmic = resmic_client(&config).await?.map(|client| client.counted_in(&requests.resmic));
     let resolver = Arc::new(Resolver::new(&config.dns)?);
     let metrics = match (config.telemetry.metrics, before) {
         (Some(address), Some((bound, listener))) if address == *bound => Some((address, listener.clone())),
         (Some(address), _) => Some((address, Arc::new(listen(&config, address).await?))),
         (None, _) => None,
     };
-    Ok(Prepared { config, accounts, targets, chains, resmic, node_requests, resolver, metrics })
+    Ok(Prepared { config, accounts, targets, chains, resmic, requests, resolver, metrics })
 }
 
 /// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd

@@ -6,8 +6,9 @@ use anyhow::Context;
 use jiff::Timestamp;
 
 use super::output::{self, message};
+use crate::app;
 use crate::config::Config;
-use crate::db::{Pruned, StoreReader};
+use crate::db::{Pruned, Store, StoreReader};
 use crate::model::iso;
 use crate::units::HumanDuration;
 
@@ -27,7 +28,9 @@ pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool
         bar.set_message(describe(pruned));
         bar.tick();
     };
-    let pruned = super::with_store(config, async |store| store.prune(iso(before), quarantined, show).await).await;
+    let store = Store::open_to_prune(app::store_settings(config))?;
+    let pruned = store.prune(iso(before), quarantined, show).await;
+    store.close().await;
     bar.finish_and_clear();
     message(&format!("{}; from before {before:.0}", describe(&pruned?)));
     Ok(())

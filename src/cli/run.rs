@@ -12,7 +12,7 @@ use crate::app::{self, Listener, Prepared, Standby};
 use crate::config::Config;
 use crate::db::DaemonLock;
 use crate::systemd;
-use crate::telemetry::{self, NodeRequests, PushLatency};
+use crate::telemetry::{self, PushLatency, RequestCounters};
 
 use super::UsageError;
 
@@ -85,10 +85,10 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
     let file = config.path().to_owned();
     // A reload does not reset the metrics.
-    let (latency, node_requests) = (PushLatency::default(), NodeRequests::default());
+    let (latency, requests) = (PushLatency::default(), RequestCounters::default());
     // A command that prints a secret may wait for input. A shutdown does not wait for it.
     let (mut prepared, mut claim) = tokio::select! {
-        ready = prepare(config, fresh, &node_requests) => ready?,
+        ready = prepare(config, fresh, &requests) => ready?,
         () = signals.shutdown() => return Ok(()),
     };
     let kept = Kept { file, database: prepared.database(), standby: prepared.standby() };
@@ -104,7 +104,7 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
             let reloaded = match request {
                 SignalRequest::Shutdown => break None,
                 SignalRequest::Reload => tokio::select! {
-                    reloaded = reload(&kept, listener.as_ref(), &node_requests) => reloaded,
+                    reloaded = reload(&kept, listener.as_ref(), &requests) => reloaded,
                     ended = &mut running => return ended,
                     () = signals.shutdown() => break None,
                 },
@@ -139,9 +139,9 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
 }
 
 /// Prepares the loops, and claims the database.
-async fn prepare(config: Config, fresh: bool, node_requests: &NodeRequests) -> anyhow::Result<(Prepared, Claim)> {
+async fn prepare(config: Config, fresh: bool, requests: &RequestCounters) -> anyhow::Result<(Prepared, Claim)> {
     let standby = config.standby.clone();
-    let prepared = app::prepare(config, None, node_requests.clone()).await?;
+    let prepared = app::prepare(config, None, requests.clone()).await?;
     let claim = match standby {
         None => Claim::Lock(app::lock(&prepared.database())?),
         Some(standby) => Claim::Lease(Box::new(Standby::join(prepared.config(), &standby, fresh).await?)),
@@ -160,12 +160,12 @@ struct Kept {
 async fn reload(
     kept: &Kept,
     listener: Option<&Listener>,
-    node_requests: &NodeRequests,
+    requests: &RequestCounters,
 ) -> anyhow::Result<(telemetry::LogLevel, Prepared)> {
     systemd::reloading();
     let config = Config::read(&kept.file)?;
     let log = config.telemetry.log;
-    let prepared = app::prepare(config, listener, node_requests.clone()).await?;
+    let prepared = app::prepare(config, listener, requests.clone()).await?;
     // The process holds the lock of the old database.
     anyhow::ensure!(prepared.database() == kept.database, "a change of [store] path needs a restart");
     anyhow::ensure!(prepared.standby() == kept.standby, "a change of [standby] needs a restart");

@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 pub use looking::{NodeAnswers, look_now};
 pub use probe::probe;
 
 use crate::backoff::Backoff;
 use crate::chain::{Chain, ConfirmationReason, ConfirmationState, Finality, Node, Observation, Revisited, revisit};
-use crate::db::{self, Store};
+use crate::db::{self, Store, TurnWorker, turn_at};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::payments::{DueLook, RecordedLook, next_look};
 use chain_status::ChainStatus;
@@ -28,10 +28,6 @@ use looking::{LONGEST_LOOK, claimed, finish, look_at, question};
 const AFTER_ERRORS: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(300) };
 /// The limit of `Retry-After`.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
-/// The pause after an error of the database.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep. After it, the loop reads the wall clock again, which may have been set.
-const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
 /// A chain with its nodes.
 #[derive(Debug)]
@@ -62,7 +58,7 @@ pub async fn run(
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin(format!("confirming on {}", watched.chain.name), LONGEST_LOOK * 2);
     let status = ChainStatus::new(store.clone(), &watched);
-    let mut worker = Worker { store, watched, status, heartbeat, failures: 0, not_before: None };
+    let mut worker = Worker { store: store.clone(), watched, status, heartbeat, failures: 0, not_before: None };
     let mut ending = shutdown.clone();
     let work = async {
         // A node of the wrong chain is reported at the start, not only with the first payment.
@@ -73,7 +69,7 @@ pub async fn run(
             }
             Ok(()) => {}
         }
-        worker.work().await
+        store.work_in_turns(&mut worker).await
     };
     tokio::select! {
         // A look stores nothing before its end, so it can be cancelled at any moment.
@@ -95,41 +91,31 @@ struct Worker {
     not_before: Option<Instant>,
 }
 
-impl Worker {
-    async fn work(&mut self) -> db::Result<()> {
-        let mut commits = self.store.watch_outbox();
-        loop {
-            commits.mark_unchanged();
-            if let Some(at) = self.not_before.take() {
-                self.heartbeat.beat_before(at.saturating_duration_since(Instant::now()));
-                sleep_until(at).await;
-            }
+impl TurnWorker for Worker {
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
+        if let Some(at) = self.not_before.take() {
+            self.heartbeat.beat_before(at.saturating_duration_since(Instant::now()));
+            sleep_until(at).await;
             self.heartbeat.beat();
-            let wake_at = match self.look_at_next().await {
-                Ok(None) => continue,
-                Ok(Some(wake_at)) => wake_at,
-                Err(db::Error::Stopped) => return Err(db::Error::Stopped),
-                Err(error) => {
-                    tracing::error!(chain = self.watched.chain.name, %error, "cannot read or record confirmations; trying again");
-                    sleep(STORE_PAUSE).await;
-                    continue;
-                }
-            };
-            self.heartbeat.beat_before(LONGEST_SLEEP);
-            tokio::select! {
-                changed = commits.changed() => changed.map_err(|_| db::Error::Stopped)?,
-                () = sleep_until(wake_at) => {}
-            }
         }
+        self.look_at_next().await
     }
 
+    fn report(&self, error: &db::Error) {
+        let chain = &self.watched.chain.name;
+        tracing::error!(chain, %error, "cannot read or record confirmations; trying again");
+    }
+
+    fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
+    }
+}
+
+impl Worker {
     /// Looks at the next due event. `None`: another event may be due. Otherwise the time of the next search for one.
     async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;
-        let Some(due) = due else {
-            let wait = next.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP));
-            return Ok(Some(Instant::now() + wait));
-        };
+        let Some(due) = due else { return Ok(Some(turn_at(next))) };
         self.status.refresh(&self.watched, true).await?;
         if due.state == ConfirmationState::Confirmed {
             self.revisit(due).await?
@@ -199,10 +185,6 @@ impl Worker {
 fn revisit_pause(chain: &Chain, due: &DueLook) -> Option<Duration> {
     let waited = Duration::try_from(Timestamp::now().duration_since(due.claim.waits_since)).unwrap_or_default();
     (chain.finality != Finality::Finalized).then(|| next_look(waited, chain.block_time))
-}
-
-fn until(at: Timestamp) -> Duration {
-    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
 }
 
 fn from_now(pause: Duration) -> Timestamp {

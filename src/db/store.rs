@@ -87,6 +87,23 @@ impl Store {
     /// [`Error`]: newer, foreign, locked, or an error of SQLite or the system.
     pub fn open(settings: StoreSettings) -> Result<Self> {
         let connection = schema::open(&settings.path)?;
+        Store::start(settings, connection)
+    }
+
+    /// Opens the database for [`Store::prune`]. A commit does not wait for the disk, so the write lock is held for a shorter
+    /// time. A power failure may undo the last commits, but leaves a consistent file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`].
+    pub fn open_to_prune(settings: StoreSettings) -> Result<Self> {
+        let connection = schema::open(&settings.path)?;
+        let relaxed = connection.pragma_update(None, "synchronous", "NORMAL");
+        relaxed.map_err(|e| Error::from_sqlite(&settings.path, e))?;
+        Store::start(settings, connection)
+    }
+
+    fn start(settings: StoreSettings, connection: Connection) -> Result<Self> {
         let file = file_id(&settings.path).unwrap_or_default();
         let writer = writer::Writer::start(connection, &settings.path, file)?;
         let count = || Arc::new(watch::Sender::new(0));

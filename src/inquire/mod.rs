@@ -7,21 +7,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
-use crate::db::{self, Store};
+use crate::db::{self, Store, TurnWorker, turn_at};
 use crate::heartbeat::{Heartbeat, Heartbeats};
 use crate::model::printable;
 use crate::payments::{DueClearance, DueInquiry, RecordedClearance, RecordedSession};
 use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
-use crate::telemetry;
 
-/// The pause after a failed call of the store.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep, after which the wall clock is compared again.
-const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 /// How often a success is recorded.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest time that one question may take: two requests, and the pause between them.
@@ -41,12 +36,12 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> db::Result<()> {
     let heartbeat = heartbeats.begin("asking Resmic".to_owned(), LONGEST_QUESTION * 2);
-    let mut worker = Worker { inquirer: Inquirer::new(store, client, rate), heartbeat };
+    let mut worker = Worker { inquirer: Inquirer::new(store.clone(), client, rate), heartbeat };
     let mut ending = shutdown.clone();
     tokio::select! {
         // A question keeps nothing, so it can end at any moment.
         _ = ending.wait_for(|ending| *ending) => {}
-        ended = worker.work() => ended?,
+        ended = store.work_in_turns(&mut worker) => ended?,
     }
     let _ = shutdown.wait_for(|ending| *ending).await;
     Ok(())
@@ -57,36 +52,22 @@ struct Worker {
     heartbeat: Heartbeat,
 }
 
-impl Worker {
-    async fn work(&mut self) -> db::Result<()> {
-        let mut commits = self.inquirer.store.watch_outbox();
-        loop {
-            commits.mark_unchanged();
-            self.heartbeat.beat();
-            let wake_at = match self.inquirer.ask_next(|| Instant::now().into_std()).await {
-                Ok(Turn::Asked) => continue,
-                Ok(Turn::Paced(at)) => Instant::from_std(at).min(Instant::now() + LONGEST_SLEEP),
-                Ok(Turn::Idle(next)) => Instant::now() + next.map_or(LONGEST_SLEEP, pause_until),
-                Err(db::Error::Stopped) => return Err(db::Error::Stopped),
-                Err(error) => {
-                    tracing::error!(%error, "cannot read or record the questions to Resmic; trying again");
-                    sleep(STORE_PAUSE).await;
-                    continue;
-                }
-            };
-            self.heartbeat.beat_before(LONGEST_SLEEP);
-            tokio::select! {
-                changed = commits.changed() => changed.map_err(|_| db::Error::Stopped)?,
-                () = sleep_until(wake_at) => {}
-            }
-        }
+impl TurnWorker for Worker {
+    async fn turn(&mut self) -> db::Result<Option<Instant>> {
+        Ok(match self.inquirer.ask_next(|| Instant::now().into_std()).await? {
+            Turn::Asked => None,
+            Turn::Paced(at) => Some(at.into()),
+            Turn::Idle(next) => Some(turn_at(next)),
+        })
     }
-}
 
-/// The time until `at`, at most [`LONGEST_SLEEP`].
-fn pause_until(at: Timestamp) -> Duration {
-    let pause = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default();
-    (pause + Duration::from_millis(1)).min(LONGEST_SLEEP)
+    fn report(&self, error: &db::Error) {
+        tracing::error!(%error, "cannot read or record the questions to Resmic; trying again");
+    }
+
+    fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
+    }
 }
 
 /// The result of [`Inquirer::ask_next`].
@@ -242,7 +223,6 @@ impl Inquirer {
 
     /// Takes a result into account: for the pace, the metrics, and `status`.
     async fn note(&mut self, error: Option<&ApiError>) -> db::Result<()> {
-        telemetry::resmic_answered(error.map_or("ok", ApiError::kind));
         let error = error.filter(|error| error.concerns_all_sessions());
         match error {
             Some(error) => self.pace.failed(Instant::now().into_std(), error.retry_after()),

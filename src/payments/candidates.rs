@@ -6,10 +6,10 @@ use std::cmp::Reverse;
 use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 
-use super::matching::{self, RegisteredSession};
+use super::matching;
 use super::sessions::{COLUMNS, COMPLETED, read_session, registration_times, sqlite_amounts};
 use crate::db::{Result, StoreSettings};
-use crate::model::Event;
+use crate::model::{Event, RegisteredSession};
 use crate::resmic::SessionId;
 
 /// The conditions of `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A session or an

@@ -1,77 +1,15 @@
-//! The confirmation of events by their chain: which events wait, and the effects of each look at the nodes.
+//! Which events wait for their chain, and how the wait ends.
 //!
-//! One transaction stores an event and its row in `confirmations`. Another one stores the confirmation and its arrivals, and
-//! releases the deliveries. So a crash at any moment loses nothing and doubles nothing.
+//! One transaction stores an event and its row in `confirmations`. `looks` changes the row after each look at the nodes.
 
-use std::collections::HashSet;
-use std::time::Duration;
-
-use jiff::{SignedDuration, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::stored_events::{event_from_row, related_events};
 use super::{clearances, conflicts};
-use crate::chain::{
-    Arrival, BlockId, Chain, Claim, Confirmation, ConfirmationCode, ConfirmationReason, ConfirmationState,
-    ConfirmedArrival, Hash, Question, Revisited,
-};
-use crate::db::{Error, Result, Store, StoreSettings, current_time, holds, parse_time, word};
+use crate::chain::{Claim, ConfirmationReason, ConfirmationState, Question};
+use crate::db::{Error, Result, Store, StoreSettings, current_time, holds, word};
 use crate::model::{Event, Reason, Status, fold_chain, iso};
-
-/// The next look is at most this much later, plus `settle`. A later time was written while the clock was wrong.
-const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
-
-/// An event that is due for a look, with the values at the time of reading.
-#[derive(Debug, Clone)]
-pub struct DueLook {
-    /// The event.
-    pub event_id: String,
-    /// The claim of its mail.
-    pub claim: Claim,
-    /// Its state.
-    pub state: ConfirmationState,
-    /// When it was stored.
-    pub stored_at: Timestamp,
-    /// When it was confirmed.
-    pub confirmed_at: Option<Timestamp>,
-    /// The arrival that confirmed it.
-    pub arrival: Option<ConfirmedArrival>,
-    /// The number of looks and changes. If it has changed during a look, the result is not recorded.
-    pub looks: i64,
-}
-
-/// The result of a look.
-#[derive(Debug, Clone)]
-pub struct FinishedLook {
-    /// The event, as it was before the look.
-    pub due: DueLook,
-    /// The verdict.
-    pub confirmation: Confirmation,
-    /// The chain id of EIP-155.
-    pub chain_id: u64,
-    /// The rule for when a block is final.
-    pub finality: String,
-    /// The hosts of the nodes.
-    pub nodes: String,
-    /// The event is not confirmed before this time.
-    pub settles_at: Timestamp,
-    /// The time of the next look. A confirmed event is looked at again if a reorganisation can still remove its payment.
-    pub next_look_at: Option<Timestamp>,
-}
-
-/// The state of an event after a look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RecordedLook {
-    /// The event has changed during the look, so the result is discarded.
-    Outdated,
-    /// The event waits, or an operator must decide.
-    Open(ConfirmationReason),
-    /// The event is confirmed.
-    Confirmed {
-        /// How many deliveries were released.
-        released: usize,
-    },
-}
 
 /// The result of `confirm --vouch`: an operator decided that an event was paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,124 +23,6 @@ pub struct Vouched {
 }
 
 impl Store {
-    /// Reads the newest due event of a chain, and the time at which the next one becomes due.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`].
-    pub async fn due_look(&self, chain: &Chain) -> Result<(Option<DueLook>, Option<Timestamp>)> {
-        let (id, settle) = (sql_id(chain.id), chain.settle);
-        self.write(move |tx| {
-            let now = Timestamp::now();
-            let settle = SignedDuration::try_from(settle).unwrap_or(FURTHEST);
-            let astray = iso(now.checked_add(FURTHEST.saturating_add(settle)).unwrap_or(Timestamp::MAX));
-            let sql = format!(
-                "SELECT {COLUMNS} FROM confirmations c JOIN events e ON e.event_id = c.event_id
-                 WHERE c.chain_id = ?1 AND (c.next_look_at <= ?2 OR c.next_look_at > ?3)
-                 ORDER BY c.rowid DESC LIMIT 1"
-            );
-            let due = tx.prepare_cached(&sql)?.query_row(params![id, iso(now), astray], due_look).optional()?;
-            let next: Option<String> = tx
-                .prepare_cached(
-                    "SELECT min(next_look_at) FROM confirmations WHERE chain_id = ?1 AND next_look_at > ?2",
-                )?
-                .query_row(params![id, iso(now)], |row| row.get(0))?;
-            Ok((due, parse_time(next)))
-        })
-        .await
-    }
-
-    /// Reads one event, for a look at it now. `None`: it does not exist, or is not completed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`].
-    pub async fn look_of(&self, event_id: &str) -> Result<Option<(DueLook, bool)>> {
-        let event_id = event_id.to_owned();
-        self.write(move |tx| {
-            let sql = format!(
-                "SELECT {COLUMNS} FROM events e LEFT JOIN confirmations c ON c.event_id = e.event_id
-                 WHERE e.event_id = ?1 AND e.status = 'completed'"
-            );
-            let found = tx.prepare_cached(&sql)?.query_row(params![event_id], |row| {
-                Ok((due_look(row)?, row.get::<_, Option<i64>>("looks")?.is_some()))
-            });
-            Ok(found.optional()?)
-        })
-        .await
-    }
-
-    /// Reads which logs and calls of these transactions already pay other events.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`].
-    pub async fn claimed_by_others(
-        &self,
-        chain_id: u64,
-        event_id: &str,
-        transactions: Vec<Hash>,
-    ) -> Result<HashSet<(Hash, i64)>> {
-        let event_id = event_id.to_owned();
-        self.write(move |tx| {
-            let sql = "SELECT log FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND event_id <> ?3";
-            let mut claimed = HashSet::new();
-            for hash in transactions {
-                let mut statement = tx.prepare_cached(sql)?;
-                let given = params![sql_id(chain_id), hash.to_string(), event_id];
-                for log in statement.query_map(given, |row| row.get::<_, i64>(0))? {
-                    claimed.insert((hash, log?));
-                }
-            }
-            Ok(claimed)
-        })
-        .await
-    }
-
-    /// Records a look with all its effects.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`]. In that case nothing was recorded.
-    pub async fn record_look(&self, look: FinishedLook) -> Result<RecordedLook> {
-        let settings = self.settings.clone();
-        let recorded = self.write(move |tx| record_look(tx, &settings, &look, Timestamp::now())).await?;
-        if matches!(recorded, RecordedLook::Confirmed { released, .. } if released > 0) {
-            self.wake_outbox();
-        }
-        Ok(recorded)
-    }
-
-    /// Records a later look at a confirmed event. `next`: the time of another look, if the nodes cannot decide yet.
-    ///
-    /// # Errors
-    ///
-    /// [`Error`].
-    pub async fn record_revisit(&self, due: &DueLook, revisited: Revisited, next: Option<Timestamp>) -> Result<()> {
-        let (settings, due) = (self.settings.clone(), due.clone());
-        self.write(move |tx| {
-            let (state, reason, next) = match &revisited {
-                Revisited::Stands => (ConfirmationState::Confirmed, None, None),
-                Revisited::Later => (ConfirmationState::Confirmed, None, next),
-                Revisited::Lost(reason) => (ConfirmationState::Doubtful, Some(reason.to_string()), None),
-            };
-            tx.prepare_cached(
-                "UPDATE confirmations SET state = ?3, reason = ?4, next_look_at = ?5, looked_at = ?6, looks = looks + 1
-                 WHERE event_id = ?1 AND looks = ?2 AND state = 'confirmed'",
-            )?
-            .execute(params![
-                due.event_id,
-                due.looks,
-                state.as_str(),
-                reason,
-                next.map(iso),
-                current_time()
-            ])?;
-            holds::hold_for_chain(tx, &settings, &due.event_id).map(drop)
-        })
-        .await
-    }
-
     /// Records that an operator vouches for an event, and releases its deliveries if nothing else holds them.
     ///
     /// # Errors
@@ -216,41 +36,37 @@ impl Store {
     }
 }
 
-/// The columns of a [`DueLook`]. The Date of the first mail of an event counts. If a session was registered after its event,
-/// or assigned by an operator, its time does not limit the age of the payment.
-const COLUMNS: &str = "
-    e.*, c.looks, c.state, c.waits_since, c.confirmed_at, c.arrival, c.arrival_block,
-      (SELECT coalesce(m.sent_at, m.received_at) FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS sent_at,
-      (SELECT s.created_at FROM sessions s WHERE s.session_id = e.session_id AND s.created_at <= e.created_at
-         AND e.session_source <> 'operator') AS registered_at";
-
-fn due_look(row: &Row) -> rusqlite::Result<DueLook> {
-    let time = |column: &str| Ok::<_, rusqlite::Error>(parse_time(row.get(column)?));
-    let stored_at = time("created_at")?.unwrap_or(Timestamp::UNIX_EPOCH);
-    let waits_since = time("waits_since")?.unwrap_or(stored_at);
-    let state: Option<String> = row.get("state")?;
-    let transaction: Option<String> = row.get("arrival")?;
-    let block: Option<i64> = row.get("arrival_block")?;
-    let arrival = transaction.and_then(|hash| hash.parse().ok()).zip(block.and_then(|n| u64::try_from(n).ok()));
-    let event = event_from_row(row)?;
-    Ok(DueLook {
-        event_id: row.get("event_id")?,
-        claim: Claim::from_event(&event, time("sent_at")?.unwrap_or(stored_at), time("registered_at")?, waits_since),
-        state: state.and_then(|state| state.parse().ok()).unwrap_or(ConfirmationState::Waiting),
-        stored_at,
-        confirmed_at: time("confirmed_at")?,
-        arrival: arrival.map(|(transaction, block)| ConfirmedArrival { transaction, block }),
-        looks: row.get::<_, Option<i64>>("looks")?.unwrap_or(0),
-    })
-}
-
-fn sql_id(chain_id: u64) -> i64 {
+/// A chain id of EIP-155, as the database has it.
+pub(super) fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }
 
-/// The state of an event before the first look: it waits, or nodes cannot check it.
-fn first_state(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
+/// Why the nodes cannot check an event. `None`: it waits for them.
+fn obstacle(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
     Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
+}
+
+/// The columns of an event before the first look.
+struct FirstState {
+    state: ConfirmationState,
+    reason: Option<String>,
+    chain_id: Option<i64>,
+    next_look_at: Option<String>,
+    waits_since: String,
+}
+
+impl FirstState {
+    fn new(settings: &StoreSettings, event: &Event) -> Self {
+        let now = Timestamp::now();
+        let obstacle = obstacle(settings, event, now);
+        FirstState {
+            state: obstacle.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state()),
+            reason: obstacle.as_ref().map(ConfirmationReason::to_string),
+            chain_id: chain_id(settings, event),
+            next_look_at: obstacle.is_none().then(|| iso(now)),
+            waits_since: iso(now),
+        }
+    }
 }
 
 fn chain_id(settings: &StoreSettings, event: &Event) -> Option<i64> {
@@ -264,20 +80,18 @@ pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: 
     if settings.chains.is_empty() || event.payment.status != Status::Completed {
         return Ok(false);
     }
-    let now = Timestamp::now();
-    let reason = first_state(settings, event, now);
-    let state = reason.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state());
+    let first = FirstState::new(settings, event);
     tx.prepare_cached(
         "INSERT OR FAIL INTO confirmations (event_id, state, reason, chain_id, next_look_at, waits_since)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
     .execute(params![
         id,
-        state.as_str(),
-        reason.as_ref().map(ConfirmationReason::to_string),
-        chain_id(settings, event),
-        reason.is_none().then(|| iso(now)),
-        iso(now),
+        first.state.as_str(),
+        first.reason,
+        first.chain_id,
+        first.next_look_at,
+        first.waits_since
     ])?;
     Ok(true)
 }
@@ -301,9 +115,7 @@ pub(super) fn restart_if_changed(tx: &Connection, settings: &StoreSettings, id: 
 }
 
 fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
-    let now = Timestamp::now();
-    let reason = first_state(settings, event, now);
-    let state = reason.as_ref().map_or(ConfirmationState::Waiting, |reason| reason.code.state());
+    let first = FirstState::new(settings, event);
     tx.prepare_cached("DELETE FROM arrivals WHERE event_id = ?1")?.execute(params![id])?;
     tx.prepare_cached(
         "UPDATE confirmations SET state = ?2, reason = ?3, chain_id = ?4, next_look_at = ?5, waits_since = ?6,
@@ -313,11 +125,11 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
     )?
     .execute(params![
         id,
-        state.as_str(),
-        reason.as_ref().map(ConfirmationReason::to_string),
-        chain_id(settings, event),
-        reason.is_none().then(|| iso(now)),
-        iso(now),
+        first.state.as_str(),
+        first.reason,
+        first.chain_id,
+        first.next_look_at,
+        first.waits_since
     ])?;
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
@@ -345,7 +157,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     })?;
     for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
         let (id, event, state) = row;
-        let is_askable = first_state(settings, &event, Timestamp::now()).is_none();
+        let is_askable = obstacle(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
             // The chain was added or removed.
@@ -371,132 +183,6 @@ pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> 
         tracing::warn!(event_id = id, %reason, "held: two mails claim one transaction");
         holds::hold(tx, id, reason)?;
     }
-    Ok(())
-}
-
-fn record_look(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, now: Timestamp) -> Result<RecordedLook> {
-    let id = &look.due.event_id;
-    let is_current: bool = tx
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM confirmations WHERE event_id = ?1 AND looks = ?2
-               AND (state = 'waiting' OR state = 'doubtful' OR state = 'unproven'))",
-        )?
-        .query_row(params![id, look.due.looks], |row| row.get(0))?;
-    if !is_current {
-        return Ok(RecordedLook::Outdated);
-    }
-    let arrival = match &look.confirmation.outcome {
-        Err(reason) => return record_open(tx, look, None, reason, look.next_look_at),
-        Ok(arrival) => arrival,
-    };
-    if let Some(reason) = claimed_reason(tx, look, arrival)? {
-        return record_open(tx, look, None, &reason, None);
-    }
-    if now < look.settles_at {
-        let words =
-            format!("the money has arrived; delivery waits until {} for contradicting mails", iso(look.settles_at));
-        let reason = ConfirmationReason::new(ConfirmationCode::Fresh, words);
-        return record_open(tx, look, Some(arrival), &reason, Some(look.settles_at));
-    }
-    if let Some(rival) = rival(tx, look, arrival)? {
-        let claimed = |other: &str| {
-            ConfirmationReason::new(ConfirmationCode::Claimed, format!("event {other} claims the same arrival"))
-        };
-        tx.prepare_cached(
-            "UPDATE confirmations SET state = 'doubtful', reason = ?2, next_look_at = NULL, looks = looks + 1 WHERE event_id = ?1",
-        )?
-        .execute(params![rival, claimed(id).to_string()])?;
-        return record_open(tx, look, Some(arrival), &claimed(&rival), None);
-    }
-    confirm(tx, settings, look, arrival)
-}
-
-/// The reason if the arrival already pays another event.
-fn claimed_reason(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<ConfirmationReason>> {
-    let mut statement = tx.prepare_cached(
-        "SELECT event_id FROM arrivals WHERE chain_id = ?1 AND tx = ?2 AND log = ?3 AND event_id <> ?4",
-    )?;
-    for key in &arrival.keys {
-        let given = params![sql_id(look.chain_id), arrival.transaction.to_string(), key, look.due.event_id];
-        let other: Option<String> = statement.query_row(given, |row| row.get(0)).optional()?;
-        if let Some(other) = other {
-            let words = format!("the money that arrived pays event {other}");
-            return Ok(Some(ConfirmationReason::new(ConfirmationCode::Claimed, words)));
-        }
-    }
-    Ok(None)
-}
-
-/// Another unconfirmed event that claims the same arrival.
-fn rival(tx: &Connection, look: &FinishedLook, arrival: &Arrival) -> Result<Option<String>> {
-    let sql = "SELECT event_id FROM confirmations WHERE chain_id = ?1 AND arrival = ?2 AND arrival_log = ?3 AND event_id <> ?4
-                 AND (state = 'waiting' OR state = 'doubtful') LIMIT 1";
-    let given =
-        params![sql_id(look.chain_id), arrival.transaction.to_string(), arrival.keys.first(), look.due.event_id];
-    Ok(tx.prepare_cached(sql)?.query_row(given, |row| row.get(0)).optional()?)
-}
-
-fn record_open(
-    tx: &Connection,
-    look: &FinishedLook,
-    arrival: Option<&Arrival>,
-    reason: &ConfirmationReason,
-    next: Option<Timestamp>,
-) -> Result<RecordedLook> {
-    let state = reason.code.state();
-    let next = (state == ConfirmationState::Waiting).then(|| next.unwrap_or_else(Timestamp::now));
-    write(tx, look, state, Some(reason), arrival, next, None)?;
-    Ok(RecordedLook::Open(reason.clone()))
-}
-
-fn confirm(tx: &Connection, settings: &StoreSettings, look: &FinishedLook, arrival: &Arrival) -> Result<RecordedLook> {
-    let id = &look.due.event_id;
-    for key in &arrival.keys {
-        tx.prepare_cached("INSERT INTO arrivals (chain_id, tx, log, event_id) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![sql_id(look.chain_id), arrival.transaction.to_string(), key, id])?;
-    }
-    let at = Timestamp::now();
-    write(tx, look, ConfirmationState::Confirmed, None, Some(arrival), look.next_look_at, Some(at))?;
-    Ok(RecordedLook::Confirmed { released: release(tx, settings, id)? })
-}
-
-fn write(
-    tx: &Connection,
-    look: &FinishedLook,
-    state: ConfirmationState,
-    reason: Option<&ConfirmationReason>,
-    arrival: Option<&Arrival>,
-    next: Option<Timestamp>,
-    confirmed_at: Option<Timestamp>,
-) -> Result<()> {
-    let block = |block: Option<BlockId>| block.map(|block| i64::try_from(block.number).unwrap_or(i64::MAX));
-    let paid = look.confirmation.paid;
-    tx.prepare_cached(
-        "UPDATE confirmations SET state = :state, reason = :reason, chain_id = :chain_id, paid_block = :paid_block,
-           paid_block_hash = :paid_block_hash, arrival = :arrival, arrival_log = :arrival_log, arrival_block = :arrival_block,
-           received = :received, received_token = :received_token, amount_checked = :amount_checked, final = :final,
-           nodes = :nodes, looks = looks + 1, looked_at = :looked_at, next_look_at = :next, confirmed_at = :confirmed_at
-         WHERE event_id = :event_id",
-    )?
-    .execute(named_params! {
-        ":event_id": look.due.event_id,
-        ":state": state.as_str(),
-        ":reason": reason.map(ConfirmationReason::to_string),
-        ":chain_id": sql_id(look.chain_id),
-        ":paid_block": block(paid),
-        ":paid_block_hash": paid.map(|block| block.hash.to_string()),
-        ":arrival": arrival.map(|a| a.transaction.to_string()),
-        ":arrival_log": arrival.and_then(|a| a.keys.first()),
-        ":arrival_block": block(arrival.map(|a| a.block)),
-        ":received": arrival.map(|a| a.received.as_str()),
-        ":received_token": arrival.map(|a| a.token.as_str()),
-        ":amount_checked": arrival.map(|a| a.amount_checked),
-        ":final": look.finality,
-        ":nodes": look.nodes,
-        ":looked_at": current_time(),
-        ":next": next.map(iso),
-        ":confirmed_at": confirmed_at.map(iso),
-    })?;
     Ok(())
 }
 
@@ -539,26 +225,4 @@ fn vouch(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Vouched>
     let sql = "SELECT count(*) FROM deliveries WHERE event_id = ?1 AND state = 'held'";
     let held = tx.query_row(sql, params![id], |row| row.get(0))?;
     Ok(Vouched { before, released, held })
-}
-
-/// The pause before the next look at a waiting event. It begins with the time of a block, and grows with the time that the
-/// event has waited.
-#[must_use]
-pub fn next_look(waited: Duration, block_time: Duration) -> Duration {
-    const SHORTEST: Duration = Duration::from_secs(2);
-    const LONGEST: Duration = Duration::from_secs(60);
-    let block_time = block_time.clamp(SHORTEST, LONGEST);
-    (waited / 10).clamp(block_time, LONGEST)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn looks_become_rarer_with_the_age() {
-        let seconds = |waited, block| next_look(Duration::from_secs(waited), Duration::from_millis(block)).as_secs();
-        assert_eq!([seconds(0, 750), seconds(0, 12_000), seconds(0, 100_000)], [2, 12, 60]);
-        assert_eq!([seconds(60, 2_000), seconds(600, 2_000), seconds(86_400, 2_000)], [6, 60, 60]);
-    }
 }

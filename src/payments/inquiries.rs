@@ -15,7 +15,7 @@ use super::{events, reconcile::Reconciled};
 use crate::db::{Result, Store, StoreSettings, parse_time};
 use crate::model::{Event, Outcome, Reason, ReasonCode, Status, iso};
 use crate::resmic::{
-    ApiError, Finding, PaymentsOfSession, PreviousLooks, Registration, SessionId, StatusAnswer, TransactionDetails,
+    ApiError, AskedSession, Finding, PaymentsOfSession, PreviousLooks, SessionId, StatusAnswer, TransactionDetails,
     reconcile,
 };
 
@@ -250,19 +250,11 @@ fn record(
 ) -> Result<RecordedSession> {
     let id = session.to_string();
     let Some(registered) = registered_session(tx, &id)? else { return Ok(RecordedSession::NotRegistered) };
-    let registration = Registration {
-        session_id: session,
-        order_ref: registered.order_ref,
-        amount: registered.amount,
-        blockchain: registered.blockchain,
-        token: registered.token,
-        created_at: registered.created_at,
-        expires_at: registered.expires_at,
-    };
+    let asked = AskedSession { id: session, registered };
     clearances::hasten(tx, &id, now)?;
-    let looks = note_answer(tx, &registration, status, now)?;
+    let looks = note_answer(tx, &asked, status, now)?;
     let known = payments_of(tx, &id)?;
-    let finding = reconcile(&registration, &known, looks, status, details, now);
+    let finding = reconcile(&asked, &known, looks, status, details, now);
     let (recorded, next, reason) = match finding {
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
@@ -297,11 +289,11 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
 /// Counts the answer, and returns what the answers before and this one say. An error that concerns all sessions says nothing.
 fn note_answer(
     tx: &Connection,
-    session: &Registration,
+    session: &AskedSession,
     status: std::result::Result<&StatusAnswer, &ApiError>,
     now: Timestamp,
 ) -> Result<PreviousLooks> {
-    let id = session.session_id.to_string();
+    let id = session.id.to_string();
     let is_answer = status.as_ref().map_or_else(|error| !error.concerns_all_sessions(), |_| true);
     let word = status.ok().map(|answer| answer.payment_status.to_string());
     let is_expired = now >= crate::resmic::expiry(session);

@@ -4,26 +4,7 @@
 
 use jiff::Timestamp;
 
-use crate::model::{self, Event, Matching, same_amount, same_token};
-
-/// A session that the merchant registered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegisteredSession {
-    /// Resmic's id of the session.
-    pub session_id: String,
-    /// The merchant's order reference.
-    pub order_ref: Option<String>,
-    /// US dollars, decimal text.
-    pub amount: Option<String>,
-    /// The requested chain.
-    pub blockchain: Option<String>,
-    /// The requested token.
-    pub token: Option<String>,
-    /// When it was registered.
-    pub created_at: Timestamp,
-    /// After this time it is no longer matched.
-    pub expires_at: Option<Timestamp>,
-}
+use crate::model::{self, Event, Matching, RegisteredSession, same_amount, same_token};
 
 /// How an event's session was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::conflicts::HoldReason;
 use super::events::{self, Resolved};
-use super::matching::{RegisteredSession, SessionSource};
+use super::matching::SessionSource;
 use super::sessions::{self, FoundSession};
 use super::{clearances, confirmations, inquiries, searches, stored_events};
 use crate::db::{Error, Result, Store, StoreSettings, holds};
-use crate::model::Event;
+use crate::model::{Event, RegisteredSession};
 
 /// How many sessions one transaction reconciles.
 const BATCH: usize = 200;

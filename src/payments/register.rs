@@ -4,11 +4,10 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Row, params};
 use serde::Serialize;
 
-use super::matching::RegisteredSession;
 use super::reconcile::{self, Reconciled};
 use super::sessions::{parse_session_id, registered_session, text_column};
 use crate::db::{Error, PAGE, Result, Store, StoreReader};
-use crate::model::{self, iso, same_amount};
+use crate::model::{self, RegisteredSession, iso, same_amount};
 
 /// A session to register.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::time::Duration;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::matching::{self, RegisteredSession, SessionSource};
+use super::matching::{self, SessionSource};
 use super::{searches, stored_events};
 use crate::db::{Error, Result, StoreSettings, parse_time};
-use crate::model::{self, Event, iso};
+use crate::model::{self, Event, RegisteredSession, iso};
 
 /// An event's session and its registration.
 pub(super) struct FoundSession {

@@ -22,6 +22,7 @@ use super::settings::{ResmicSettings, check_url};
 use crate::http::{self, Destination, Url};
 use crate::model::printable;
 use crate::secret::redact;
+use crate::telemetry::ResmicRequests;
 
 /// The time limit of one request, from the lookup of the host to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ pub struct ResmicClient {
     api_key: Credential,
     user_id: Credential,
     timeout: Duration,
+    requests: ResmicRequests,
 }
 
 /// A secret, and the header value that contains it.
@@ -188,13 +190,21 @@ impl ResmicClient {
         let user_id = Credential::new(user_id).map_err(|words| ("user_id".to_owned(), words))?;
         // Without TLS, only loopback addresses are allowed, even if DNS returns others.
         let destination = Destination::Net { url: url.clone(), allow_remote: url.tls, tls: tls.filter(|_| url.tls) };
-        Ok(ResmicClient { destination, url, api_key, user_id, timeout: TIMEOUT })
+        let requests = ResmicRequests::default();
+        Ok(ResmicClient { destination, url, api_key, user_id, timeout: TIMEOUT, requests })
     }
 
     /// Changes the time limit of a request, which is ten seconds by default.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Counts the requests in `requests`.
+    #[must_use]
+    pub fn counted_in(mut self, requests: &ResmicRequests) -> Self {
+        self.requests = requests.clone();
         self
     }
 
@@ -209,8 +219,7 @@ impl ResmicClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn payment_status(&self, session: SessionId) -> Result<StatusAnswer, ApiError> {
-        let answer = self.get(STATUS_PATH, session).await?;
-        self.without_secrets(accept(&answer).and_then(|http| Ok(parse_status(http, &answer.body, session)?)))
+        self.ask(STATUS_PATH, session, parse_status).await
     }
 
     /// Asks for the transaction of a session.
@@ -218,8 +227,7 @@ impl ResmicClient {
     /// # Errors
     /// [`ApiError`].
     pub async fn transaction_details(&self, session: SessionId) -> Result<TransactionDetails, ApiError> {
-        let answer = self.get(DETAILS_PATH, session).await?;
-        self.without_secrets(accept(&answer).and_then(|http| Ok(parse_details(http, &answer.body, session)?)))
+        self.ask(DETAILS_PATH, session, parse_details).await
     }
 
     /// Checks that Resmic accepts the key, with a question about a session that cannot exist.
@@ -231,6 +239,20 @@ impl ResmicClient {
             Ok(_) | Err(ApiError::NotFound(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Sends a question, parses its answer, and counts it.
+    async fn ask<T>(
+        &self,
+        path: &str,
+        session: SessionId,
+        parse: impl FnOnce(u16, &[u8], SessionId) -> Result<T, AnswerError>,
+    ) -> Result<T, ApiError> {
+        let answer = self.get(path, session).await.and_then(|answer| {
+            self.without_secrets(accept(&answer).and_then(|http| Ok(parse(http, &answer.body, session)?)))
+        });
+        self.requests.count(answer.as_ref().map_or_else(|error| error.kind(), |_| "ok"));
+        answer
     }
 
     async fn get(&self, path: &str, session: SessionId) -> Result<HttpAnswer, ApiError> {

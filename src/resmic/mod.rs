@@ -13,7 +13,7 @@ mod settings;
 pub use answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 pub use client::{ApiError, ResmicClient};
 pub use judge::{
-    Clearance, Finding, PaymentsOfSession, PreviousLooks, Registration, SessionChoice, choose_session, clear_delivery,
+    AskedSession, Clearance, Finding, PaymentsOfSession, PreviousLooks, SessionChoice, choose_session, clear_delivery,
     expiry, reconcile,
 };
 pub use pace::{Pace, Priority};

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use resmic_mailhook::model::{PaymentDetails, Status};
+use resmic_mailhook::model::{PaymentDetails, RegisteredSession, Status};
 use resmic_mailhook::resmic::{
-    ApiError, Clearance, Finding, PaymentStatus, PaymentsOfSession, PreviousLooks, Registration, ResmicClient,
+    ApiError, AskedSession, Clearance, Finding, PaymentStatus, PaymentsOfSession, PreviousLooks, ResmicClient,
     ResmicSettings, SessionChoice, SessionId, StatusAnswer, TransactionDetails, choose_session, clear_delivery,
     reconcile,
 };
@@ -217,8 +217,8 @@ fn session_is_found_by_its_transaction() {
 #[test]
 fn no_error_is_a_payment() {
     let api = api();
-    let registered = Registration {
-        session_id: session(),
+    let registered = RegisteredSession {
+        session_id: SESSION.into(),
         order_ref: None,
         amount: None,
         blockchain: None,
@@ -227,11 +227,12 @@ fn no_error_is_a_payment() {
         expires_at: None,
     };
     let long_ago = Some(registered.created_at);
+    let asked = AskedSession { id: session(), registered };
     let looks = PreviousLooks { first_after_expiry: long_ago, completed_since: long_ago };
     let judge = |api: &ResmicApi| {
         let (status, details) = (status(api), details(api));
         let (now, known) = ("2025-03-06T00:00:00Z".parse().unwrap(), PaymentsOfSession::default());
-        reconcile(&registered, &known, looks, status.as_ref(), Some(details.as_ref()), now)
+        reconcile(&asked, &known, looks, status.as_ref(), Some(details.as_ref()), now)
     };
     assert!(matches!(judge(&api), Finding::CompletedEvent(_)));
     for mood in [

@@ -14,7 +14,7 @@ use crate::heartbeat::Heartbeats;
 use crate::metrics::{self, MetricsEndpoint, MetricsSource};
 use crate::standby::LeaseView;
 use crate::systemd;
-use crate::telemetry::{NodeRequests, PushLatency};
+use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The longest pause between two resets of the watchdog.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -25,19 +25,19 @@ pub(super) struct Chores {
     pub(super) heartbeats: Heartbeats,
     pub(super) own: OwnProgram,
     pub(super) latency: PushLatency,
-    pub(super) node_requests: NodeRequests,
+    pub(super) requests: RequestCounters,
 }
 
 impl Chores {
     /// Does the chores until this future is dropped.
     pub(super) async fn run(self, listener: Option<Listener>) -> Infallible {
-        let Chores { mut lease, heartbeats, own, latency, node_requests } = self;
+        let Chores { mut lease, heartbeats, own, latency, requests } = self;
         let (_open, shutdown) = watch::channel(false);
         let mut serving = JoinSet::new();
         if let Some((_, listener)) = listener {
             let source = MetricsSource::Standby(own.clone());
             let (lease, heartbeats) = (Some(lease.clone()), heartbeats.clone());
-            let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, node_requests };
+            let endpoint = MetricsEndpoint { source, lease, heartbeats, latency, requests };
             serving.spawn(metrics::serve(listener, endpoint, shutdown));
         }
         let pause = systemd::watchdog_interval().map_or(LONGEST_PAUSE, |interval| (interval / 2).min(LONGEST_PAUSE));

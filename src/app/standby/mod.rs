@@ -26,7 +26,7 @@ use crate::heartbeat::Heartbeats;
 use crate::setup::random_hex;
 use crate::standby::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace, Member, Report, StandbyFile, StandbySettings};
 use crate::systemd;
-use crate::telemetry::{NodeRequests, PushLatency};
+use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The pauses after a failed takeover. Another host may try meanwhile.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
@@ -86,10 +86,10 @@ pub fn own_program(config: &Config) -> OwnProgram {
 async fn prepare_again(
     config: &Config,
     prepared: &mut Option<Prepared>,
-    (listener, node_requests): (Option<&Listener>, &NodeRequests),
+    (listener, requests): (Option<&Listener>, &RequestCounters),
 ) -> anyhow::Result<()> {
     if prepared.is_none() {
-        *prepared = Some(prepare(config.clone(), listener, node_requests.clone()).await?);
+        *prepared = Some(prepare(config.clone(), listener, requests.clone()).await?);
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ impl Standby {
         shutdown: watch::Receiver<bool>,
     ) -> anyhow::Result<()> {
         let (config, listener) = (prepared.config.clone(), prepared.listener());
-        let node_requests = prepared.node_requests.clone();
+        let requests = prepared.requests.clone();
         self.agent.report_configuration(config.hashes());
         systemd::ready();
         let mut prepared = Some(prepared);
@@ -147,9 +147,9 @@ impl Standby {
                 heartbeats: self.heartbeats.clone(),
                 own: own_program(&config),
                 latency: latency.clone(),
-                node_requests: node_requests.clone(),
+                requests: requests.clone(),
             };
-            let again = (listener.as_ref(), &node_requests);
+            let again = (listener.as_ref(), &requests);
             let opening: Pin<Box<_>> = Box::pin(self.become_active(&config, &mut prepared, again, &shutdown));
             let opened = tokio::select! {
                 biased;
@@ -193,7 +193,7 @@ impl Standby {
         &mut self,
         config: &Config,
         prepared: &mut Option<Prepared>,
-        again: (Option<&Listener>, &NodeRequests),
+        again: (Option<&Listener>, &RequestCounters),
         shutdown: &watch::Receiver<bool>,
     ) -> Option<(Prepared, Store)> {
         loop {

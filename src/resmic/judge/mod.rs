@@ -9,7 +9,7 @@ mod require;
 mod shapes;
 
 pub use choose::{SessionChoice, choose_session};
-pub use reconcile::{Finding, PaymentsOfSession, PreviousLooks, Registration, expiry, reconcile};
+pub use reconcile::{AskedSession, Finding, PaymentsOfSession, PreviousLooks, expiry, reconcile};
 pub use require::{Clearance, clear_delivery};
 
 use super::answer::TransactionDetails;

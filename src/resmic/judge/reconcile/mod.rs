@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use super::{Same, conflict, difference, same_chain, same_transaction, shapes, unreadable};
-use crate::model::{Event, PaymentDetails, Reason, Status, same_amount, same_token, spell_chain};
+use crate::model::{Event, PaymentDetails, Reason, RegisteredSession, Status, same_amount, same_token, spell_chain};
 use crate::resmic::answer::{PaymentStatus, SessionId, StatusAnswer, TransactionDetails};
 use crate::resmic::client::ApiError;
 
@@ -18,23 +18,13 @@ const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
 /// The shortest pause after a temporary error.
 const PAUSE: Duration = Duration::from_secs(300);
 
-/// A registered session.
+/// A registered session that Resmic can be asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registration {
-    /// Its id.
-    pub session_id: SessionId,
-    /// The merchant's name for what is paid.
-    pub order_ref: Option<String>,
-    /// US dollars, decimal text.
-    pub amount: Option<String>,
-    /// The registered chain.
-    pub blockchain: Option<String>,
-    /// The registered token.
-    pub token: Option<String>,
-    /// When it was registered.
-    pub created_at: Timestamp,
-    /// When it expires.
-    pub expires_at: Option<Timestamp>,
+pub struct AskedSession {
+    /// Its id, which is a UUID.
+    pub id: SessionId,
+    /// The registered values.
+    pub registered: RegisteredSession,
 }
 
 /// The stored events of a session.
@@ -85,8 +75,8 @@ pub enum Finding {
 
 /// The time of the first question about a session.
 #[must_use]
-pub fn expiry(session: &Registration) -> Timestamp {
-    session.expires_at.unwrap_or_else(|| later(session.created_at, LIFETIME))
+pub fn expiry(session: &AskedSession) -> Timestamp {
+    session.registered.expires_at.unwrap_or_else(|| later(session.registered.created_at, LIFETIME))
 }
 
 /// Judges the answers about one session.
@@ -94,7 +84,7 @@ pub fn expiry(session: &Registration) -> Timestamp {
 /// `details` is `None` if the daemon has not asked for them. `now` is the time at which the answer arrived.
 #[must_use]
 pub fn reconcile(
-    session: &Registration,
+    session: &AskedSession,
     known: &PaymentsOfSession,
     looks: PreviousLooks,
     status: Result<&StatusAnswer, &ApiError>,
@@ -102,7 +92,7 @@ pub fn reconcile(
     now: Timestamp,
 ) -> Finding {
     let status = match status {
-        Ok(status) if status.session_id == session.session_id => status,
+        Ok(status) if status.session_id == session.id => status,
         Ok(other) => {
             return undecided(session, looks, now, format!("the answer is about session {}", other.session_id));
         }
@@ -132,7 +122,7 @@ pub fn reconcile(
 }
 
 /// The time of the next look. `None`: the present look decides.
-fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
+fn second_look(session: &AskedSession, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
         return Some(expiry);
@@ -141,9 +131,9 @@ fn second_look(session: &Registration, looks: PreviousLooks, now: Timestamp) -> 
     (now < second).then_some(second)
 }
 
-fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
+fn failed(session: &AskedSession, status: &StatusAnswer) -> Finding {
     let payment = PaymentDetails {
-        session_id: Some(session.session_id.to_string()),
+        session_id: Some(session.id.to_string()),
         tx_time: status.updated_at.map(to_minute),
         ..PaymentDetails::new(Status::Failed)
     };
@@ -151,14 +141,14 @@ fn failed(session: &Registration, status: &StatusAnswer) -> Finding {
 }
 
 /// After an unclear answer, there is a second look. If that is unclear, too, an operator must decide.
-fn undecided(session: &Registration, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
+fn undecided(session: &AskedSession, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
     match second_look(session, looks, now) {
         Some(until) => Finding::Wait { until },
         None => review(unreadable(words)),
     }
 }
 
-fn after_error(session: &Registration, looks: PreviousLooks, error: &ApiError, now: Timestamp) -> Finding {
+fn after_error(session: &AskedSession, looks: PreviousLooks, error: &ApiError, now: Timestamp) -> Finding {
     if error.concerns_all_sessions() {
         let pause = error.retry_after().unwrap_or_default().clamp(PAUSE, crate::http::MAX_RETRY_AFTER);
         return Finding::Wait { until: later(now, pause) };
@@ -167,7 +157,7 @@ fn after_error(session: &Registration, looks: PreviousLooks, error: &ApiError, n
 }
 
 fn completed(
-    session: &Registration,
+    session: &AskedSession,
     known: &PaymentsOfSession,
     looks: PreviousLooks,
     status: &StatusAnswer,
@@ -202,20 +192,20 @@ fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>)
 
 /// All fields of the webhook, from answers that agree with each other and with the registration.
 fn payment_details(
-    session: &Registration,
+    session: &AskedSession,
     status: &StatusAnswer,
     details: &TransactionDetails,
 ) -> Result<PaymentDetails, Reason> {
-    if details.session_id != session.session_id {
+    if details.session_id != session.id {
         return Err(unreadable(format!("the details are about session {}", details.session_id)));
     }
     let amount = status.amount.as_deref();
     let (chain, token) = (details.blockchain.as_deref(), details.token.as_deref());
     let difference = difference([
-        ("amount", session.amount.as_deref(), amount, same_amount as Same),
+        ("amount", session.registered.amount.as_deref(), amount, same_amount as Same),
         ("amount", amount, details.amount.as_deref(), same_amount),
-        ("blockchain", session.blockchain.as_deref(), chain, same_chain),
-        ("token", session.token.as_deref(), token, same_token),
+        ("blockchain", session.registered.blockchain.as_deref(), chain, same_chain),
+        ("token", session.registered.token.as_deref(), token, same_token),
     ]);
     if let Some(words) = difference {
         return Err(conflict(words));
@@ -236,7 +226,7 @@ fn payment_details(
     }
     let tx_time = status.updated_at.ok_or_else(|| unreadable("the mail is missing, and Resmic names no updated_at"))?;
     Ok(PaymentDetails {
-        session_id: Some(session.session_id.to_string()),
+        session_id: Some(session.id.to_string()),
         amount: Some(need("amount", amount)?),
         currency: Some("USD".into()),
         token: Some(need("token", token)?),
@@ -249,8 +239,8 @@ fn payment_details(
     })
 }
 
-fn event(session: &Registration, payment: PaymentDetails) -> Event {
-    Event { payment, header_time: None, order_ref: session.order_ref.clone() }
+fn event(session: &AskedSession, payment: PaymentDetails) -> Event {
+    Event { payment, header_time: None, order_ref: session.registered.order_ref.clone() }
 }
 
 fn review(reason: Reason) -> Finding {

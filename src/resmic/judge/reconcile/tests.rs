@@ -13,16 +13,23 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_741_145_760 + second).unwrap()
 }
 
-fn session() -> Registration {
-    Registration {
-        session_id: SESSION.parse().unwrap(),
+fn session() -> AskedSession {
+    session_with(|_| ())
+}
+
+/// The session after a change of its registered values.
+fn session_with(change: impl FnOnce(&mut RegisteredSession)) -> AskedSession {
+    let mut registered = RegisteredSession {
+        session_id: SESSION.into(),
         order_ref: Some("order-1001".into()),
         amount: Some("20".into()),
         blockchain: Some("Sepolia".into()),
         token: Some("DAI".into()),
         created_at: at(0),
         expires_at: None,
-    }
+    };
+    change(&mut registered);
+    AskedSession { id: SESSION.parse().unwrap(), registered }
 }
 
 fn status(payment_status: PaymentStatus) -> StatusAnswer {
@@ -67,7 +74,7 @@ fn judge(known: &PaymentsOfSession, looks: PreviousLooks, status: &StatusAnswer,
 }
 
 /// Ten minutes after `Completed`.
-fn overdue(session: &Registration, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
+fn overdue(session: &AskedSession, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
     let looks = looked(Some(0), Some(0));
     reconcile(session, &unpaid(), looks, Ok(status), Some(Ok(details)), at(10 * MINUTE))
 }
@@ -103,7 +110,7 @@ fn initiated_session_fails_at_the_second_look() {
 
 #[test]
 fn registered_expiry_replaces_forty_minutes() {
-    let session = Registration { expires_at: Some(at(2 * HOUR)), ..session() };
+    let session = session_with(|s| s.expires_at = Some(at(2 * HOUR)));
     assert_eq!(expiry(&session), at(2 * HOUR));
     let initiated = status(PaymentStatus::Initiated);
     let look = |now| reconcile(&session, &unpaid(), looked(None, None), Ok(&initiated), None, at(now));
@@ -156,15 +163,15 @@ fn incomplete_details_need_review() {
 fn contradictions_need_review() {
     let completed = status(PaymentStatus::Completed);
     for (session, details, words) in [
-        (Registration { amount: Some("21".into()), ..session() }, details(), "amount is known as \"21\""),
-        (Registration { blockchain: Some("Base".into()), ..session() }, details(), "blockchain is known as \"Base\""),
-        (Registration { token: Some("USDC".into()), ..session() }, details(), "token is known as \"USDC\""),
+        (session_with(|s| s.amount = Some("21".into())), details(), "amount is known as \"21\""),
+        (session_with(|s| s.blockchain = Some("Base".into())), details(), "blockchain is known as \"Base\""),
+        (session_with(|s| s.token = Some("USDC".into())), details(), "token is known as \"USDC\""),
         (session(), TransactionDetails { amount: Some("19".into()), ..details() }, "Resmic says \"19\""),
     ] {
         let said = reason(overdue(&session, &completed, &details));
         assert!(said.starts_with("conflict: ") && said.contains(words), "{said}");
     }
-    let free = Registration { amount: None, blockchain: None, token: None, ..session() };
+    let free = session_with(|s| (s.amount, s.blockchain, s.token) = (None, None, None));
     assert!(matches!(overdue(&free, &completed, &details()), Finding::CompletedEvent(_)));
 }
 
@@ -172,7 +179,7 @@ fn contradictions_need_review() {
 fn other_names_of_a_token_agree() {
     let completed = status(PaymentStatus::Completed);
     for (registered, named, agrees) in [("ETH", "ethereum", true), ("ETH", "USDC", false)] {
-        let session = Registration { token: Some(registered.into()), ..session() };
+        let session = session_with(|s| s.token = Some(registered.into()));
         let details = TransactionDetails { token: Some(named.into()), ..details() };
         assert_eq!(matches!(overdue(&session, &completed, &details), Finding::CompletedEvent(_)), agrees, "{named}");
     }

@@ -1,0 +1,173 @@
+//! Locates errors in the file of a configuration: the line and the key. It never quotes a value, which may be a secret.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::Error;
+
+/// The keys whose value is the source of a secret.
+const SECRETS: [&str; 8] =
+    ["password", "secret", "key", "client_secret", "refresh_token", "nodes", "api_key", "user_id"];
+
+/// The file of a configuration: its path and its content.
+#[derive(Debug, Clone, Default)]
+pub struct ConfigFile {
+    pub(super) path: PathBuf,
+    pub(super) content: String,
+}
+
+impl ConfigFile {
+    /// The error for a wrong value at `key`, with the line of the key.
+    pub(super) fn wrong(&self, key: &str, message: String) -> Error {
+        let span = DeTable::parse(&self.content).ok().and_then(|table| span_of(table.get_ref(), key));
+        self.error_at(span.map_or(0, |s| s.start), key.to_owned(), message)
+    }
+
+    /// A file that is not UTF-8, with replacement characters.
+    pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Self {
+        ConfigFile { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
+    }
+
+    pub(super) fn not_utf8(&self, error: &std::str::Utf8Error) -> Error {
+        let at = error.valid_up_to();
+        let key = self.key_before(at).unwrap_or_else(|| "configuration".into());
+        self.error_at(at, key, "expected UTF-8; the editor has saved the file in another encoding".into())
+    }
+
+    /// The library's error without the line that it quotes, which may contain a secret.
+    pub(super) fn explain(&self, error: &toml::de::Error) -> Error {
+        let at = error.span().map_or(0, |span| span.start);
+        let (table, broken) = DeTable::parse_recoverable(&self.content);
+        let whole = key_at(table.get_ref(), at).or_else(|| self.key_before(at)).unwrap_or_default();
+        let secret = secret_key(&whole);
+        // A syntax error in TOML does not quote a value.
+        let message = if secret.is_some() && broken.is_empty() {
+            "expected { credential = \"name\" }, { file = \"path\" }, { env = \"NAME\" } or { command = [\"program\"] }; \
+             the configuration itself must not contain a secret"
+                .to_owned()
+        } else {
+            crate::model::printable(&in_plain_words(without_value(error.message())), 300)
+        };
+        let key = secret.unwrap_or(&whole);
+        self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
+    }
+
+    /// The key on the line of `offset`, as written. For a syntax error or a duplicate key.
+    fn key_before(&self, offset: usize) -> Option<String> {
+        let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
+        let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
+        let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        Some(key).filter(|key| !key.is_empty() && key.chars().all(is_key)).map(str::to_owned)
+    }
+
+    fn error_at(&self, offset: usize, key: String, message: String) -> Error {
+        let line = 1 + self.content.bytes().take(offset).filter(|b| *b == b'\n').count();
+        Error::Wrong { path: self.path.clone(), line, key, message }
+    }
+}
+
+/// The part of the path `key` that ends with a key of [`SECRETS`]. The rest is cut off: if a secret was written without
+/// quotes, TOML may read it as a key.
+fn secret_key(key: &str) -> Option<&str> {
+    let mut ends = key.match_indices('.').map(|(dot, _)| dot).chain([key.len()]).filter_map(|end| key.get(..end));
+    ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
+}
+
+/// The library's message without the quoted value. A secret may have been written at another key by mistake.
+fn without_value(message: &str) -> &str {
+    match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
+        Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
+        None => message,
+    }
+}
+
+/// Parts of the library's messages, and plainer ones instead of them. The library has no codes, so a test compares the messages.
+const PLAIN: [(&str, &str); 6] = [
+    ("expected u16", "expected a port, from 1 to 65535, without quotes"),
+    ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
+    ("expected path string", "expected a path"),
+    ("expected socket address", "expected an address and a port, for example \"127.0.0.1:9464\""),
+    ("invalid socket address syntax", "expected an address, no name, and a port, for example \"127.0.0.1:9464\""),
+    ("wanted string or table", "expected a text, or a table"),
+];
+
+fn in_plain_words(message: &str) -> String {
+    PLAIN.iter().fold(message.to_owned(), |message, (library, ours)| message.replace(library, ours))
+}
+
+/// The innermost key whose name or value stands at `offset`.
+fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
+    let within = |span: Range<usize>| span.start <= offset && offset < span.end.max(span.start + 1);
+    for (key, value) in table {
+        if within(key.span()) {
+            return Some(key.get_ref().to_string());
+        }
+        if let Some(rest) = value_at(value, offset) {
+            return Some(format!("{}{rest}", key.get_ref()));
+        }
+    }
+    None
+}
+
+/// The rest of the key's path below `value` if `offset` is inside it.
+fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
+    let span = value.span();
+    let here = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);
+    match value.get_ref() {
+        DeValue::Table(table) => key_at(table, offset).map(|rest| format!(".{rest}")).or_else(here),
+        DeValue::Array(array) => {
+            let inner =
+                array.iter().enumerate().find_map(|(n, v)| value_at(v, offset).map(|rest| format!("[{n}]{rest}")));
+            inner.or_else(here)
+        }
+        _ => here(),
+    }
+}
+
+/// The place of a key, or of the innermost existing table that should contain it.
+fn span_of(table: &DeTable<'_>, key: &str) -> Option<Range<usize>> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(a, b)| (a, Some(b)));
+    let (name, index) = match first.split_once('[') {
+        Some((name, index)) => (name, index.trim_end_matches(']').parse::<usize>().ok()),
+        None => (first, None),
+    };
+    let (found, mut value) = table.iter().find(|(k, _)| k.get_ref().as_ref() == name)?;
+    let mut span = found.span();
+    if let (DeValue::Array(array), Some(n)) = (value.get_ref(), index) {
+        value = array.get(n)?;
+        span = value.span();
+    }
+    match (value.get_ref(), rest) {
+        (DeValue::Table(inner), Some(rest)) => span_of(inner, rest).or(Some(span)),
+        _ => Some(span),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn messages_of_the_library_are_unchanged() {
+        let message = |text: &str| toml::from_str::<Config>(text).unwrap_err().message().to_owned();
+        let files = [
+            "[[account]]\nport = \"s3cret\"",
+            "[[account]]\nmailboxes = \"s3cret\"",
+            "[store]\npath = 1",
+            "[telemetry]\nmetrics = 1",
+            "[telemetry]\nmetrics = \"s3cret:1\"",
+            "[telemetry]\nlog = 1",
+        ];
+        for (file, (part, _)) in files.into_iter().zip(PLAIN) {
+            let message = message(file);
+            assert!(message.contains(part), "{file}: {message}");
+            assert!(!without_value(&message).contains("s3cret"), "{file}: {message}");
+        }
+        let wrong_type = message(files[0]);
+        assert_eq!(wrong_type, "invalid type: string \"s3cret\", expected u16", "`without_value` needs this form");
+    }
+}

@@ -1,0 +1,66 @@
+//! A loop that works in turns: after each commit, and when a row becomes due.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Error, Result, Store};
+use crate::heartbeat::Heartbeat;
+
+/// The pause after a failed call of the store.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest sleep, after which the wall clock is compared again. It may have been set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
+/// The worker of such a loop.
+pub trait TurnWorker {
+    /// Does one piece of work. `None`: another one may be due; otherwise when to look for one, if there is no commit before.
+    fn turn(&mut self) -> impl Future<Output = Result<Option<Instant>>> + Send;
+
+    /// Logs an error of the database, after which the turn is repeated.
+    fn report(&self, error: &Error);
+
+    /// The heartbeat of the loop.
+    fn heartbeat(&self) -> &Heartbeat;
+}
+
+impl Store {
+    /// Lets a worker take its turns. It never returns `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`]: the writer has ended.
+    pub async fn work_in_turns(&self, worker: &mut impl TurnWorker) -> Result<()> {
+        let mut commits = self.watch_outbox();
+        loop {
+            commits.mark_unchanged();
+            worker.heartbeat().beat();
+            let wake_at = match worker.turn().await {
+                Ok(None) => continue,
+                Ok(Some(wake_at)) => wake_at.min(Instant::now() + LONGEST_SLEEP),
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                Err(error) => {
+                    worker.report(&error);
+                    sleep(STORE_PAUSE).await;
+                    continue;
+                }
+            };
+            worker.heartbeat().beat_before(LONGEST_SLEEP);
+            tokio::select! {
+                changed = commits.changed() => changed.map_err(|_| Error::Stopped)?,
+                () = sleep_until(wake_at) => {}
+            }
+        }
+    }
+}
+
+/// When to look for work, if the next row becomes due at `due`.
+#[must_use]
+pub fn turn_at(due: Option<Timestamp>) -> Instant {
+    let until = |at: Timestamp| {
+        // Rounded up: if the timer fired early, no row would be due.
+        Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or_default() + Duration::from_millis(1)
+    };
+    Instant::now() + due.map_or(LONGEST_SLEEP, |at| until(at).min(LONGEST_SLEEP))
+}

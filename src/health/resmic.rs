@@ -1,0 +1,77 @@
+//! Resmic's API, and what is wrong with it.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::Expected;
+use super::waiting::counted;
+use crate::db::{self, StoreReader};
+
+/// Resmic's API, and what waits for it.
+#[derive(Debug, Clone, Serialize)]
+pub struct ResmicHealth {
+    /// The API's host, after the first request.
+    pub host: Option<String>,
+    /// The last request that was recorded.
+    pub asked_at: Option<String>,
+    /// The last error; `None` if the last request succeeded.
+    pub last_error: Option<String>,
+    /// Events that wait until Resmic reports their session as `Completed`.
+    pub waiting: i64,
+    /// Events that Resmic contradicts.
+    pub doubtful: i64,
+    /// Sessions that are completed at Resmic and whose mail is missing.
+    pub missing_mails: i64,
+    /// Sessions that need review.
+    pub to_review: i64,
+}
+
+/// Resmic's API, and what is wrong with it. An error that passes is a problem only after ten minutes, and a waiting event after
+/// an hour.
+pub(super) fn resmic(
+    reader: &StoreReader,
+    expected: &Expected,
+    now: Timestamp,
+    attention: &mut Vec<String>,
+) -> db::Result<Option<ResmicHealth>> {
+    let found = reader.resmic_backlog()?;
+    let is_older = |since: &Option<String>, minutes| {
+        let since = since.as_deref().and_then(|since| since.parse::<Timestamp>().ok());
+        since.is_some_and(|since| now.duration_since(since) > SignedDuration::from_mins(minutes))
+    };
+    let error = found.last_error.as_deref().filter(|_| expected.resmic);
+    attention.extend(
+        error.filter(|_| found.needs_person || is_older(&found.failing_since, 10)).map(|e| format!("[resmic]: {e}")),
+    );
+    let review = found.session_to_review.as_deref().unwrap_or_default();
+    let review = format!("in doubt: `session check {}` shows why", crate::model::printable(review, 40));
+    let waits = is_older(&found.waiting_since, 60);
+    let lines = [
+        (
+            found.doubtful,
+            "event",
+            "contradicted by Resmic: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
+        ),
+        (
+            found.missing_mails,
+            "session",
+            "completed at Resmic, and the mail is missing: look for it in the mailbox's other folders",
+        ),
+        (found.to_review, "session", review.as_str()),
+        (
+            if waits { found.waiting } else { 0 },
+            "event",
+            "waiting for Resmic, the oldest for more than an hour: `show EVENT_ID` shows why, `confirm EVENT_ID --vouch` releases one",
+        ),
+    ];
+    attention.extend(lines.into_iter().filter(|(n, ..)| *n > 0).map(|(n, noun, text)| counted(n, noun, text)));
+    Ok(expected.resmic.then_some(ResmicHealth {
+        host: found.host,
+        asked_at: found.asked_at,
+        last_error: found.last_error,
+        waiting: found.waiting,
+        doubtful: found.doubtful,
+        missing_mails: found.missing_mails,
+        to_review: found.to_review,
+    }))
+}

@@ -1,0 +1,69 @@
+//! The targets that are JetStream streams, and what is wrong with them.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use super::Expected;
+use crate::db::{self, StoreReader, StreamRow};
+use crate::model::StreamState;
+
+/// How long a stream may be unreachable before that is a problem.
+const UNREACHABLE: SignedDuration = SignedDuration::from_secs(30);
+
+/// A target that is a JetStream stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamHealth {
+    /// The target's name.
+    pub target: String,
+    /// The stream's name.
+    pub stream: String,
+    /// `connecting`, `connected` or `failed`.
+    pub state: StreamState,
+    /// The configured URLs, separated by commas.
+    pub servers: String,
+    /// The version of the server that was connected last.
+    pub version: Option<String>,
+    /// Why it cannot publish.
+    pub problems: Vec<String>,
+    /// What should be changed.
+    pub notes: Vec<String>,
+    /// How many deliveries the stream already had.
+    pub there_already: i64,
+    /// How many messages the stream had lost and got again.
+    pub refilled: i64,
+}
+
+/// The targets that are streams, and what is wrong with them. An unreachable server is a problem after half a minute, which is
+/// longer than a restart of the server or an election in its cluster takes.
+pub(super) fn streams(
+    reader: &StoreReader,
+    expected: &Expected,
+    now: Timestamp,
+    attention: &mut Vec<String>,
+) -> db::Result<Vec<StreamHealth>> {
+    // Without streams, the table is not read.
+    if expected.streams.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut streams = Vec::new();
+    for row in reader.streams()?.into_iter().filter(|row| expected.streams.contains(&row.target)) {
+        let since = row.failing_since.as_deref().and_then(|since| since.parse::<Timestamp>().ok());
+        let is_late = since.is_some_and(|since| now.duration_since(since) > UNREACHABLE);
+        if row.needs_person || is_late {
+            attention.extend(row.problems.iter().map(|problem| format!("target {}: {problem}", row.target)));
+        }
+        let StreamRow { target, stream, state, servers, version, problems, notes, there_already, refilled, .. } = row;
+        streams.push(StreamHealth {
+            target,
+            stream,
+            state,
+            servers,
+            version,
+            problems,
+            notes,
+            there_already,
+            refilled,
+        });
+    }
+    Ok(streams)
+}

@@ -1,0 +1,233 @@
+//! Compares a payment report with the stored events. Pure: events in, a classification out.
+//!
+//! Several mails may report the same payment, and they may contradict each other. This file ensures that nothing is paid
+//! twice: a payment is one event, and an operator decides about contradictions.
+
+mod compare;
+#[cfg(test)]
+mod tests;
+
+use self::compare::{
+    contradiction, contradiction_of_claims, contradiction_of_siblings, is_same_report, same_text, shares_hash,
+    shares_transaction,
+};
+use crate::model::{self, Event, PaymentDetails, Reason, ReasonCode, Status};
+
+/// An event that is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its id.
+    pub event_id: String,
+    /// Its values.
+    pub event: Event,
+    /// A handler has accepted it, so it never changes again.
+    pub delivered: bool,
+    /// A handler may have it, although no response says so.
+    pub maybe_delivered: bool,
+    /// It waits for the chain or for Resmic, or one of them contradicts it.
+    pub unconfirmed: bool,
+    /// Resmic's API reported it. Its time is that of a row at Resmic, and not that of a mail.
+    pub is_from_api: bool,
+}
+
+/// Who reported an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventSource {
+    /// A mail.
+    Mail,
+    /// Resmic's API, because the mail is missing.
+    Resmic,
+}
+model::string_enum!(EventSource, "source", Mail => "mail", Resmic => "resmic");
+
+impl StoredEvent {
+    /// The event as it is compared with a later report. The time from the API differs from the mail's by as much as the mail
+    /// was late, so it is left out.
+    fn to_compare(&self) -> Event {
+        let mut event = self.event.clone();
+        event.payment.tx_time.take_if(|_| self.is_from_api);
+        event
+    }
+}
+
+/// The classification of a new event, compared with the stored ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classification {
+    /// A new payment report.
+    New {
+        /// Why it needs review before it is delivered.
+        hold: Option<Reason>,
+        /// A stored event already says more, so it is not delivered.
+        superseded: bool,
+    },
+    /// The same report again.
+    Duplicate {
+        /// The stored event's id.
+        event_id: String,
+        /// The stored event with its gaps filled, if there is a gap to fill and the event may still change.
+        filled: Option<Box<Event>>,
+    },
+    /// It contradicts a stored event.
+    Conflict(Reason),
+}
+
+/// Classifies `new`, whose id is `id`. `known` are the stored events with its id, transaction or session.
+#[must_use]
+pub fn classify(id: &str, new: &Event, known: &[StoredEvent]) -> Classification {
+    if let Some(same) = find_repeated(id, new, known) {
+        return match contradiction(&same.to_compare(), new) {
+            Some(words) => conflict(&same.event_id, &words),
+            None => Classification::Duplicate { event_id: same.event_id.clone(), filled: fill_gaps(same, new) },
+        };
+    }
+    match conflict_with_siblings(new, known) {
+        Some(reason) => Classification::Conflict(reason),
+        None => classify_beside_others(new, known),
+    }
+}
+
+/// The stored event that `new` reports again.
+#[must_use]
+pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Option<&'k StoredEvent> {
+    known.iter().find(|k| k.event_id == id || is_same_report(&k.to_compare().payment, &new.payment))
+}
+
+/// Why a stored event is not delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HoldReason {
+    /// A person has to decide.
+    NeedsReview(Reason),
+    /// Another event of its session already says more.
+    Superseded,
+}
+
+/// Why a stored event with the new values `event` may not be delivered. `known` has its old values, too.
+#[must_use]
+pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
+    let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+    let before = known.iter().find(|k| k.event_id == id).map(|k| &k.event.payment);
+    if let Some(reason) = conflict_with_siblings(event, &others) {
+        return Some(HoldReason::NeedsReview(reason));
+    }
+    match classify_beside_others(&without_known_parts(before, event), &others) {
+        Classification::New { superseded: true, .. } => Some(HoldReason::Superseded),
+        Classification::New { hold, .. } => hold.map(HoldReason::NeedsReview),
+        Classification::Duplicate { .. } | Classification::Conflict(_) => None,
+    }
+}
+
+/// Why an event that the chain has just confirmed needs review: another confirmed payment has its session.
+#[must_use]
+pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
+    let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
+    match classify_in_session(event, &others) {
+        Classification::New { hold, .. } => hold,
+        Classification::Duplicate { .. } | Classification::Conflict(_) => None,
+    }
+}
+
+/// The completed events whose transaction a contradicting report claims for another session, order or amount, each with the
+/// reason to hold it: one of the two reports steals the payment of the other, and the chain cannot say which.
+pub fn contested<'k>(
+    id: &str,
+    new: &Event,
+    known: &'k [StoredEvent],
+) -> impl Iterator<Item = (&'k StoredEvent, Reason)> {
+    known.iter().filter_map(move |k| {
+        let is_same = k.event_id == id || shares_transaction(&k.event.payment, &new.payment);
+        let words = contradiction_of_claims(&k.event, new).filter(|_| {
+            is_same && k.event.payment.status == Status::Completed && new.payment.status == Status::Completed
+        })?;
+        let words = format!("another mail claims the same transaction: {words}");
+        Some((k, Reason::new(ReasonCode::Conflict, words)))
+    })
+}
+
+/// The event without the session and the transaction that it already had. Later events with the same values were compared with
+/// it when they arrived, and are held themselves.
+fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
+    let had = |of: fn(&PaymentDetails) -> &Option<String>| {
+        before.is_some_and(|before| {
+            of(before).is_some() == of(&event.payment).is_some() && same_text(of(before), of(&event.payment))
+        })
+    };
+    let mut new = event.clone();
+    new.payment.session_id.take_if(|_| had(|r| &r.session_id));
+    new.payment.transaction_hash.take_if(|_| had(|r| &r.blockchain));
+    new
+}
+
+fn conflict(with: &str, words: &str) -> Classification {
+    Classification::Conflict(conflict_with(with, words))
+}
+
+fn conflict_with(event_id: &str, words: &str) -> Reason {
+    Reason::new(ReasonCode::Conflict, format!("{words} (event {event_id})"))
+}
+
+/// The first contradiction to another event of the same transaction.
+fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
+    let mut siblings = known.iter().filter(|k| shares_transaction(&k.event.payment, &new.payment));
+    siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
+}
+
+/// Compares a new event with the events of other transactions.
+fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
+    match classify_in_session(new, known) {
+        Classification::New { hold: None, superseded: false } => {
+            Classification::New { hold: same_hash_on_another_chain(new, known), superseded: false }
+        }
+        decided => decided,
+    }
+}
+
+/// A transaction hash belongs to one chain, unless a signed transaction was sent again on another chain. So this may
+/// be a second payment, or the same payment under another name of the chain.
+fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
+    let is_elsewhere = |a: &PaymentDetails, b: &PaymentDetails| shares_hash(a, b) && !shares_transaction(a, b);
+    let other = known.iter().find(|k| is_elsewhere(&k.event.payment, &new.payment))?;
+    Some(conflict_with(&other.event_id, "the hash of its transaction is known on another chain"))
+}
+
+/// Compares a new event with the other events of its session. A pending report is superseded if its transaction or
+/// session is completed.
+fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
+    let session = &new.payment.session_id;
+    let is_pending = new.payment.status == Status::Pending;
+    let completed = known.iter().find(|k| {
+        let is_its_session = session.is_some()
+            && k.event.payment.session_id.is_some()
+            && same_text(session, &k.event.payment.session_id);
+        // An unconfirmed payment must not block a real one.
+        let counts = !k.unconfirmed || k.delivered;
+        k.event.payment.status == Status::Completed
+            && counts
+            && (is_its_session || is_pending && shares_transaction(&k.event.payment, &new.payment))
+    });
+    let Some(completed) = completed else { return Classification::New { hold: None, superseded: false } };
+    let words = match new.payment.status {
+        Status::Pending => return Classification::New { hold: None, superseded: true },
+        Status::Completed => "its session already has a completed payment with another transaction",
+        Status::Failed => "it reports a failure of a session that is already completed",
+    };
+    let hold = Reason::new(ReasonCode::Conflict, format!("{words} (event {})", completed.event_id));
+    Classification::New { hold: Some(hold), superseded: false }
+}
+
+/// The stored event with the values that only the new one has; `None` if it has no other values, or the event was delivered.
+///
+/// If the handler may have the event, only its session may be added: with another body the handler might count the payment
+/// a second time.
+fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
+    if known.delivered {
+        return None;
+    }
+    let mut new = new.clone();
+    if known.maybe_delivered {
+        let session_id = new.payment.session_id.take();
+        new.payment = PaymentDetails { session_id, ..PaymentDetails::new(new.payment.status) };
+        new.header_time = None;
+    }
+    let filled = known.event.clone().or(new);
+    (filled != known.event).then(|| Box::new(filled))
+}
