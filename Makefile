@@ -19,14 +19,23 @@ INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 VENV = { python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }; } \
        && python3 -m venv
 
-.PHONY: demo test check words spelling docs deps servers node anvil python nats-server bench bench-many bench-scale bench-nats soak fuzz \
+# Builds the program and a tool that starts it. In one call, because cargo would compile packages twice in two calls, with the
+# features of each.
+BUILD = cargo build --locked --package resmic-mailhook --package tools --bin resmic-mailhook --bin
+DEBUG = $(or $(CARGO_TARGET_DIR),target)/debug
+
+
+.PHONY: demo picture test check words spelling docs deps servers node anvil python nats-server bench bench-many bench-scale bench-nats soak fuzz \
         clean deb deb-dev pages musl static static-dev dist image image-dev test-dist test-image test-systemd test-alerts test-datasette \
         test-nats-cluster test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx mdbook
 
-demo: deps ## watch payments arrive
+demo: deps ## watch payments arrive: a story in seven parts, or all sample mails with make demo ALL=1
 	@$(MAKE) --no-print-directory anvil || echo "anvil (an EVM node) cannot be installed: the demo leaves out the confirmation by a chain"
-	cargo build --locked --bin resmic-mailhook
-	cargo run --locked --quiet --package tools --bin demo
+	$(BUILD) demo
+	@$(DEBUG)/demo $(if $(ALL),--all)
+
+picture: deps ## draw docs/picture.svg, the picture of the README, again
+	MAKE_PICTURE=1 cargo test --locked --test it picture::
 
 test: deps servers node python ## every test
 	cargo test --locked
@@ -85,8 +94,8 @@ bench-nats: deps nats-server ## a stream as target, next to a bare client: make 
 	cargo run --release --locked --quiet --package tools --bin nats -- $(or $(EVENTS),5000)
 
 soak: deps ## mails under random faults: make soak [MINUTES=10]
-	cargo build --locked --bin resmic-mailhook
-	cargo run --locked --quiet --package tools --bin soak -- $(or $(MINUTES),10)
+	$(BUILD) soak
+	$(DEBUG)/soak $(or $(MINUTES),10)
 
 # Installs missing packages. policy-rc.d keeps Debian from starting the servers.
 deps:

@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         # header. A real shop also compares the amount with the price of the order.
         what = ("blockchain", "transaction_hash") if event.get("transaction_hash") else ("session_id", "txTime")
         if paid.setdefault(tuple(event.get(key) for key in ("status", "state", *what)), event) is event:
-            print(json.dumps(event), flush=True)
+            print(json.dumps(event) + "\n", end="", flush=True)  # in one piece: other threads print, too
         self.answer(200)
 
     def answer(self, status):

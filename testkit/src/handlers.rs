@@ -15,7 +15,7 @@ use super::process::Process;
 pub struct Handler {
     pub port: u16,
     accepted: Arc<(Mutex<Vec<String>>, Condvar)>,
-    _process: Process,
+    process: Process,
 }
 
 impl Handler {
@@ -32,8 +32,13 @@ impl Handler {
 
     /// Starts the handler that uses Python's standard library.
     pub fn python() -> Handler {
+        Handler::python_on(0)
+    }
+
+    /// Starts the Python handler on this port.
+    pub fn python_on(port: u16) -> Handler {
         let folder = crate::project().join("examples/python");
-        Handler::start("python3", "python3", &folder.join("handler.py"), 0)
+        Handler::start("python3", "python3", &folder.join("handler.py"), port)
     }
 
     /// Starts the Express handler on this port.
@@ -59,7 +64,13 @@ impl Handler {
                 keep.1.notify_all();
             }
         });
-        Handler { port, accepted, _process: Process::adopt(child, program) }
+        Handler { port, accepted, process: Process::adopt(child, program) }
+    }
+
+    /// Ends the handler. Its port is then free.
+    pub fn stop(&mut self) {
+        self.process.signal("-TERM");
+        self.process.wait(Duration::from_secs(10));
     }
 
     pub fn url(&self) -> String {

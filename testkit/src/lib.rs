@@ -30,6 +30,7 @@ pub mod random;
 pub mod receiver;
 pub mod resmic_api;
 pub mod scripted;
+pub mod shop;
 pub mod tokens;
 pub mod unpacked_servers;
 pub mod watching;

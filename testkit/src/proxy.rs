@@ -1,8 +1,8 @@
-//! A TCP proxy in front of a real server, which disturbs its connections on command.
+//! A TCP proxy in front of a real server, which disturbs its connections on command, and notes when the server sends.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -65,6 +65,7 @@ struct ProxyState {
     accepted: AtomicUsize,
     open: AtomicUsize,
     affected: watch::Sender<usize>,
+    first_piece: Mutex<Option<std::time::Instant>>,
 }
 
 impl Proxy {
@@ -81,6 +82,7 @@ impl Proxy {
             accepted: AtomicUsize::new(0),
             open: AtomicUsize::new(0),
             affected: watch::Sender::default(),
+            first_piece: Mutex::default(),
         });
         runtime.spawn(shared.clone().serve(listener));
         Proxy { port, shared, runtime: Some(runtime) }
@@ -140,6 +142,11 @@ impl Proxy {
         }
     }
 
+    /// The time at which the server sent its first bytes since the last call of this function.
+    pub fn take_first_piece(&self) -> Option<std::time::Instant> {
+        self.shared.first_piece.lock().unwrap().take()
+    }
+
     /// The number of connections so far.
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
@@ -192,12 +199,11 @@ impl ProxyState {
         server.set_nodelay(true).unwrap();
         let (mut client_in, mut client_out) = client.into_split();
         let (mut server_in, mut server_out) = server.into_split();
-        let [to_server, to_client] = self.links.each_ref().map(watch::Sender::subscribe);
         let disconnect = tokio::select! {
             _ = async {
                 tokio::join!(
-                    self.pump(&mut client_in, &mut server_out, to_server),
-                    self.pump(&mut server_in, &mut client_out, to_client)
+                    self.pump(Direction::ToServer, &mut client_in, &mut server_out),
+                    self.pump(Direction::ToClient, &mut server_in, &mut client_out)
                 )
             } => return,
             _ = disconnect.changed() => *disconnect.borrow_and_update(),
@@ -224,17 +230,19 @@ impl ProxyState {
     ///
     /// Each piece has the time at which it was read, and is written when its delay is over. So a delay does not reduce the
     /// throughput, and the order stays.
-    async fn pump(&self, input: &mut OwnedReadHalf, output: &mut OwnedWriteHalf, link: watch::Receiver<LinkFaults>) {
+    async fn pump(&self, direction: Direction, input: &mut OwnedReadHalf, output: &mut OwnedWriteHalf) {
         let (pieces, arriving) = mpsc::channel(PIECES);
-        tokio::join!(self.read_pieces(input, pieces, link.clone()), self.write_pieces(arriving, output, link));
+        let link = self.links[direction as usize].subscribe();
+        tokio::join!(self.read_pieces(direction, input, pieces), self.write_pieces(arriving, output, link));
     }
 
     async fn read_pieces(
         &self,
+        direction: Direction,
         input: &mut OwnedReadHalf,
         pieces: mpsc::Sender<(Instant, Vec<u8>)>,
-        mut link: watch::Receiver<LinkFaults>,
     ) {
+        let mut link = self.links[direction as usize].subscribe();
         let mut buffer = vec![0; PIECE];
         loop {
             // A stalled direction does not read either, so that the sender's window becomes full.
@@ -250,6 +258,9 @@ impl ProxyState {
                     continue;
                 }
                 _ => {}
+            }
+            if direction == Direction::ToClient {
+                self.first_piece.lock().unwrap().get_or_insert_with(std::time::Instant::now);
             }
             if pieces.send((Instant::now(), buffer[..read].to_vec())).await.is_err() {
                 return;

@@ -1,4 +1,5 @@
-//! The links of the documents work in the repository and in the package, and docs/json.md agrees with the output.
+//! The links of the documents work in the repository and in the package, the README names tests that exist, and docs/json.md
+//! agrees with the output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -102,6 +103,31 @@ fn links_work_in_the_package() {
         assert!(is_there(&document.canonicalize().unwrap()), "{}", document.display());
         for (file, _) in links(&document) {
             assert!(is_there(&file), "{}: {} is not in the package", document.display(), file.display());
+        }
+    }
+}
+
+/// Whether a test exists: `chain::attacks::one_sum_pays_one_event` is in tests/it/chain/attacks.rs.
+fn is_test(path: &str) -> bool {
+    let (module, name) = path.rsplit_once("::").unwrap();
+    let test = Regex::new(&format!(r"#\[(tokio::)?test\b[^\]]*\]\s*(#\[[^\]]*\]\s*)*(async )?fn {name}\(")).unwrap();
+    let module = root().join("tests/it").join(module.replace("::", "/"));
+    let file = [module.with_extension("rs"), module.join("mod.rs")].into_iter().find(|file| file.exists());
+    file.is_some_and(|file| test.is_match(&fs::read_to_string(file).unwrap()))
+}
+
+#[test]
+fn every_promise_has_tests_that_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, section) = readme.split_once("## Four promises").unwrap();
+    let rows: Vec<_> = section.lines().filter(|line| line.starts_with("| **")).take(4).collect();
+    let name = Regex::new("`([a-z0-9_]+(?:::[a-z0-9_]+)+)`").unwrap();
+    for promise in ["Nothing is lost", "Nothing is invented", "Nothing is paid twice", "It is there at once"] {
+        let row = rows.iter().find(|row| row.contains(promise)).unwrap_or_else(|| panic!("{promise} is no row"));
+        let tests: Vec<_> = name.captures_iter(row).map(|c| c[1].to_owned()).collect();
+        assert!(tests.len() > 1, "{promise}: {tests:?}");
+        for test in tests {
+            assert!(is_test(&test), "{promise}: there is no test {test}");
         }
     }
 }

@@ -26,6 +26,7 @@ mod metrics;
 mod nats_consumers;
 mod network_faults;
 mod oauth;
+mod picture;
 mod quarantine;
 mod quiet;
 mod read_only_user;
