@@ -10,7 +10,7 @@ use crate::standby::{ConfigurationHashes, LeaseState, LeaseView};
 /// The part of a host in a `[standby]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Role {
-    /// What this host does.
+    /// The state of this host.
     pub state: LeaseState,
     /// The host that has the lease.
     pub holder: Option<String>,
@@ -18,7 +18,7 @@ pub struct Role {
     pub lease_left_s: Option<u64>,
 }
 
-/// What a host compares with the holder of the lease.
+/// The values that a host compares with those of the holder of the lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnProgram {
     /// The version of this program.
@@ -42,7 +42,7 @@ impl Role {
 }
 
 impl Health {
-    /// The health of a host that is not active. It has no mailboxes and no database of its own. `own`: compared with the holder's.
+    /// The health of a host that is not active. It has no mailboxes and no open database. `own`: compared with the holder's.
     #[must_use]
     pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
         let mut health = Health::unknown(String::new());
@@ -84,7 +84,7 @@ impl Health {
     }
 }
 
-/// How this host differs from the holder of the lease. It would decide otherwise than the holder after it has taken over.
+/// How this host differs from the holder of the lease. After a takeover, it would make other decisions than the holder.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));

@@ -20,7 +20,7 @@ const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
 const ANY: &str = "true";
 
-/// Resmic has named a transaction of session `s`, or was asked about it for event `?4`.
+/// Resmic has named a transaction of session `s`, or the daemon asked about it for event `?4`.
 const ASKED: &str = "EXISTS (SELECT 1 FROM session_transactions t
     WHERE t.session_id = s.session_id AND (t.transaction_hash IS NOT NULL OR t.asked_for = ?4))";
 
@@ -42,7 +42,7 @@ pub(super) fn all(tx: &Connection, event: &Event, settings: &StoreSettings) -> R
     find(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `asking`: the event for which only the newest unasked one is needed.
+/// The candidates, the newest first. `asking`: the event for which only the newest one without a question is needed.
 fn find(
     tx: &Connection,
     event: &Event,

@@ -89,7 +89,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// The newest event that is due. Newer ones that are not due are read, too: each of them was asked about within the last
+/// The newest event that is due. Newer ones that are not due are read, too: the daemon asked about each of them within the last
 /// hour. The due ones may be many more. `+` keeps SQLite from their index, and from sorting them.
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id

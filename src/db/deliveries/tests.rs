@@ -256,7 +256,7 @@ fn an_outage_counts_towards_giving_up() {
 }
 
 #[test]
-fn a_delivery_without_an_attempt_is_given_up_too() {
+fn an_untried_delivery_is_given_up_too() {
     let folder = tempfile::tempdir().unwrap();
     let connection = failing(&folder);
     let due = Timestamp::now() - SignedDuration::from_hours(80);
@@ -269,7 +269,7 @@ fn a_delivery_without_an_attempt_is_given_up_too() {
 }
 
 #[test]
-fn setting_the_clock_in_an_outage_gives_up_no_delivery() {
+fn a_clock_change_gives_up_no_delivery() {
     let folder = tempfile::tempdir().unwrap();
     let connection = failing(&folder);
     // The machine was suspended for most of the time: the program has tried for one hour.

@@ -248,7 +248,7 @@ fn litestream_begins_with_the_whole_database() {
 }
 
 #[test]
-fn a_standby_takes_over_the_copy_of_a_killed_host() {
+fn a_standby_takes_over_a_copy() {
     let (hosts, copies) = (Hosts::start(Duration::from_secs(3)), Copies::new());
     copies.write_program("resmic-mailhook", &format!("exec {} \"$@\"", binary().display()));
     let config = |home: &Home| home.folder.path().join("config.toml").display().to_string();

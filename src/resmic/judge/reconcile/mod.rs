@@ -18,7 +18,7 @@ const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
 /// The shortest pause after a temporary error.
 const PAUSE: Duration = Duration::from_secs(300);
 
-/// A registered session that Resmic can be asked about.
+/// A registered session about which the daemon can ask Resmic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedSession {
     /// Its id, which is a UUID.
