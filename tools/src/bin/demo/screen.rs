@@ -52,7 +52,7 @@ pub(crate) fn query(home: &Home, sql: &str, limit: usize) -> usize {
 fn rows(home: &Home, sql: &str) -> Vec<Vec<String>> {
     let connection = home.sqlite();
     let mut statement = connection.prepare(sql).unwrap();
-    let mut all = vec![statement.column_names().into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    let mut all = vec![statement.column_names().map(str::to_owned).collect::<Vec<_>>()];
     let columns = statement.column_count();
     let mut rows = statement.query([]).unwrap();
     while let Some(row) = rows.next().unwrap() {
