@@ -245,6 +245,11 @@ fn litestream_begins_with_the_whole_database() {
     until("the copy of the last change", || copied("SELECT count(*) FROM b") == Some(1));
     assert_eq!(copied("SELECT count(*) FROM a"), Some(1));
     replication.end();
+    // The copies get another place, which is empty.
+    fs::remove_dir_all(copies.of("a")).unwrap();
+    let replication = copies.replicate(&database, "");
+    until("the copy in another place", || copied("SELECT count(*) FROM a") == Some(1));
+    replication.end();
 }
 
 #[test]
