@@ -105,7 +105,7 @@ impl ForwarderSetup {
 
     /// Waits until the deliveries satisfy a condition.
     async fn until(&self, what: &str, holds: impl Fn(&[DeliveryRow]) -> bool) -> Vec<DeliveryRow> {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(90);
         loop {
             let now = self.deliveries();
             if holds(&now) {
