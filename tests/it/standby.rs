@@ -17,8 +17,8 @@ use testkit::dovecot::Dovecot;
 use testkit::nats_server::NatsServer;
 use testkit::payments::{payment, transaction_hash};
 
-/// Longer than a lease of these tests, an IMAP login and a takeover on a busy machine.
-const SOON: Duration = Duration::from_secs(60);
+/// Longer than a lease of these tests, the longest pause between two takeovers (60 s), and an IMAP login on a busy machine.
+const SOON: Duration = Duration::from_secs(150);
 const ADDRESS: &str = "payments@shop.example";
 const BUCKET: &str = "leases";
 
