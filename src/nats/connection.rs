@@ -21,7 +21,7 @@ use crate::loopback::is_loopback;
 use crate::model::printable;
 
 /// How often the server is pinged. After two pings without an answer, the connection is lost.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long one address of a server may take until it accepts the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for its answer, if it names no other timeout.
@@ -55,6 +55,7 @@ pub struct NatsServers {
     pub(super) allow_remote: bool,
     pub(super) login: NatsLogin,
     pub(super) tls: Option<Arc<ClientConfig>>,
+    pub(super) ping_interval: Duration,
 }
 
 impl std::fmt::Debug for NatsServers {
@@ -72,6 +73,12 @@ impl std::fmt::Display for NatsServers {
 }
 
 impl NatsServers {
+    /// Pings each new connection at this interval instead of every 5 seconds. After two pings without an answer, it is lost.
+    #[must_use]
+    pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
+        NatsServers { ping_interval, ..self }
+    }
+
     /// Whether messages travel unencrypted to another machine.
     #[must_use]
     pub fn is_cleartext_remote(&self) -> bool {
@@ -130,7 +137,7 @@ impl NatsServers {
         });
         let options = options
             .name("resmic-mailhook")
-            .ping_interval(PING_INTERVAL)
+            .ping_interval(self.ping_interval)
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(REQUEST_TIMEOUT))
             .client_capacity(QUEUED_COMMANDS)

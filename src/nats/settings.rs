@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::connection::{NatsLogin, NatsServers};
+use super::connection::{NatsLogin, NatsServers, PING_INTERVAL};
 use super::url::NatsUrl;
 use crate::loopback::is_loopback;
 use crate::secret::SecretSource;
@@ -120,7 +120,8 @@ impl NatsSettings {
             Err(_) if !self.uses_tls() => None,
             Err(error) => return Err(wrong(certificate_key(&error), error.to_string())),
         };
-        Ok(NatsServers { urls: self.servers.clone(), allow_remote: self.allow_remote, login, tls })
+        let urls = self.servers.clone();
+        Ok(NatsServers { urls, allow_remote: self.allow_remote, login, tls, ping_interval: PING_INTERVAL })
     }
 }
 

@@ -306,7 +306,12 @@ impl Driver {
         if *self.view.borrow() != view {
             log_change(&self.view.borrow(), &view);
             self.file.write(&Report::new(&view, &self.known_bucket, self.machine.known()));
-            self.view.send_replace(view);
+            // A renewal wakes no receiver: those that need the end of the lease read it when they need it.
+            self.view.send_if_modified(|before| {
+                let is_renewal = view.is_renewal_of(before);
+                *before = view;
+                !is_renewal
+            });
         }
         if !self.machine.is_holder()
             && let Some(released) = self.released.take()

@@ -57,6 +57,18 @@ pub struct LeaseView {
 }
 
 impl LeaseView {
+    /// Whether only the end of the lease, and what the holder writes with each renewal, differ.
+    pub(super) fn is_renewal_of(&self, before: &LeaseView) -> bool {
+        let without_time = |view: &LeaseView| {
+            let mut view = LeaseView { ends: None, ..view.clone() };
+            if let Some(holder) = &mut view.holder {
+                (holder.count, holder.data) = (0, None);
+            }
+            view
+        };
+        without_time(self) == without_time(before)
+    }
+
     /// Whether this host has the lease at `now`.
     #[must_use]
     pub fn is_held(&self, now: BootInstant) -> bool {

@@ -35,6 +35,8 @@ const GRACE: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the release of the lease may take when the process ends.
 const RELEASE: Duration = Duration::from_secs(2);
+/// How often the connection is pinged. The renewals of the lease test it, too; a standby should sleep.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long this host leaves the lease to others after `standby release`.
 const HOLD_OFF: Duration = Duration::from_secs(60);
 
@@ -58,6 +60,7 @@ pub struct Standby {
 pub async fn lease_place(config: &Config, standby: &StandbySettings) -> anyhow::Result<LeasePlace> {
     let wrong = |(key, problem): (String, String)| config.wrong(&format!("standby.{key}"), problem);
     let servers = standby.load_servers().await.map_err(wrong)?;
+    let servers = servers.with_ping_interval(PING_INTERVAL);
     Ok(LeasePlace { servers, bucket: standby.bucket.clone(), name: standby.name.clone() })
 }
 
