@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::bucket::LeaseBucket;
 use super::lease_value::{ConfigurationHashes, LeaseValue};
-use super::machine::{LeaseMachine, Member, Step};
+use super::machine::{LeaseMachine, Member, Step, WriteResult};
 use super::standby_file::{Report, StandbyFile};
 use super::view::{LeaseState, LeaseView};
 use crate::backoff::Backoff;
@@ -23,6 +23,8 @@ use crate::sending_permit::SendingPermit;
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// The interval of the agent's heartbeat. A connect may try several servers.
 pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
+/// After so many requests in a row without an answer, a new connection is tried: another server may have one.
+const FAILURES: u32 = 2;
 /// The pauses between attempts to connect: of a host that has the lease, and of others.
 const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
 const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
@@ -177,7 +179,8 @@ impl Driver {
                     if !self.serve(session).await {
                         return;
                     }
-                    self.set_problem(Some(format!("the connection to {} was lost", self.place.servers)));
+                    let lost = format!("the connection to {} was lost", self.place.servers);
+                    self.set_problem(Some(self.problem.clone().unwrap_or(lost)));
                 }
                 Err(problem) => {
                     failures += 1;
@@ -218,13 +221,20 @@ impl Driver {
         }
         self.machine.set_lease(session.bucket.lease());
         self.machine.connected(now);
-        while !session.connection.is_lost() {
+        let mut failures = 0;
+        while !session.connection.is_lost() && failures < FAILURES {
             self.heartbeat.beat();
             let step = self.machine.next_step(BootInstant::now());
             self.publish();
             match step {
-                Step::Read => self.read(&session.bucket).await,
-                Step::Write { expected, value } => self.write(&session.bucket, expected, value).await,
+                Step::Read => {
+                    let answered = self.read(&session.bucket).await;
+                    failures = if answered { 0 } else { failures + 1 };
+                }
+                Step::Write { expected, value } => {
+                    let answered = self.write(&session.bucket, expected, value).await;
+                    failures = if answered { 0 } else { failures + 1 };
+                }
                 Step::Wait(until) => {
                     let wait = until.since(BootInstant::now()).min(LONGEST_SLEEP);
                     tokio::select! {
@@ -246,21 +256,28 @@ impl Driver {
         true
     }
 
-    async fn read(&mut self, bucket: &LeaseBucket) {
+    /// Reads the key. False if there is no answer.
+    async fn read(&mut self, bucket: &LeaseBucket) -> bool {
         let read = bucket.read().await;
         let now = BootInstant::now();
         self.set_problem(read.as_ref().err().map(ToString::to_string));
         match read {
             Ok(entry) => self.machine.on_read(now, entry),
-            Err(_) => self.machine.on_read_failure(now),
+            Err(_) => {
+                self.machine.on_read_failure(now);
+                return false;
+            }
         }
+        true
     }
 
-    async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) {
+    /// Writes the key. False if there is no answer.
+    async fn write(&mut self, bucket: &LeaseBucket, expected: u64, value: LeaseValue) -> bool {
         let sent = BootInstant::now();
         let (result, problem) = bucket.write(expected, &value).await;
         self.set_problem(problem.map(|problem| problem.to_string()));
         self.machine.on_write(BootInstant::now(), sent, &value, result);
+        result != WriteResult::Unknown
     }
 
     /// Passes announcements to the machine. Of many in a row, only the last one matters.
