@@ -59,11 +59,13 @@ enum LeaseCommand {
 impl LeaseAgent {
     /// Starts the agent. It connects in the background.
     #[must_use]
-    pub fn start(place: LeasePlace, member: Member, file: StandbyFile, heartbeat: Heartbeat) -> Self {
+    pub fn start(place: LeasePlace, member: Member, mut file: StandbyFile, heartbeat: Heartbeat) -> Self {
         let (view, seen) = watch::channel(LeaseView::default());
         let (sends_until, permit) = watch::channel(BootInstant::default());
         let (send, commands) = mpsc::unbounded_channel();
         let (known_bucket, known) = file.known();
+        // A command may read the file before the first server has answered.
+        file.write(&Report::new(&LeaseView::default(), &known_bucket, &known));
         let machine = LeaseMachine::new(member, known);
         let place = Arc::new(place);
         let driver = Driver {

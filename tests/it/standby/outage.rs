@@ -127,6 +127,7 @@ fn systemd_gets_answers_without_an_engine() {
     };
     receive_until(&["READY=1", "WATCHDOG=1", "this host cannot take over: the lease: cannot connect to nats://"]);
     receive_until(&["WATCHDOG=1"]);
+    assert_eq!(status(&home)["role"]["state"], "standby");
     nats.restart();
     receive_until(&["READY=1"]);
     daemon.says("this host is active", SOON);
