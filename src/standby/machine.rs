@@ -389,8 +389,13 @@ impl LeaseMachine {
     fn standby_saw(&mut self, now: BootInstant, entry: Entry) {
         let live_until = self.live_until(&entry, now);
         let poll = now.plus(self.lease);
+        let is_active = self.is_active_elsewhere(&entry.content);
         let Place::Standby(standby) = &mut self.place else { return };
         standby.read_at = poll;
+        if is_active {
+            // This host has left the lease to others for long enough.
+            standby.not_before = BootInstant::default();
+        }
         match &mut standby.seen {
             // The same write: its time stays. A value has the number of its write.
             Some(seen) if seen.entry.content == entry.content => (seen.entry, seen.is_announced) = (entry, false),
@@ -401,6 +406,10 @@ impl LeaseMachine {
                 standby.seen = Some(Seen { entry, since: now, is_announced: false });
             }
         }
+    }
+
+    fn is_active_elsewhere(&self, content: &EntryContent) -> bool {
+        matches!(content, EntryContent::Value(value) if value.stage == LeaseStage::Active && value.process != self.me.process)
     }
 
     /// When the lease of a live holder ends at the latest, if the entry was written before `since`. `None`: the entry does not

@@ -24,7 +24,9 @@ use crate::forward::Sending;
 use crate::health::OwnProgram;
 use crate::heartbeat::Heartbeats;
 use crate::setup::random_hex;
-use crate::standby::{AGENT_HEARTBEAT, LeaseAgent, LeasePlace, Member, Report, StandbyFile, StandbySettings};
+use crate::standby::{
+    AGENT_HEARTBEAT, LeaseAgent, LeasePlace, LeaseStage, LeaseView, Member, Report, StandbyFile, StandbySettings,
+};
 use crate::systemd;
 use crate::telemetry::{PushLatency, RequestCounters};
 
@@ -210,7 +212,9 @@ impl Standby {
                 if let Err(error) = &early {
                     tracing::error!("this host could not take over now: {error:#}");
                 }
-                self.wait_for_lease().await;
+                if self.wait_for_lease().await {
+                    self.failures = 0;
+                }
                 if early.is_err() { prepare_again(config, prepared, again).await } else { early }
             };
             let ready = tokio::select! {
@@ -245,13 +249,20 @@ impl Standby {
         }
     }
 
-    /// Returns when this host has the lease.
-    async fn wait_for_lease(&self) {
-        let mut lease = self.agent.watch();
-        if lease.wait_for(|lease| lease.is_held(BootInstant::now())).await.is_err() {
+    /// Returns when this host has the lease, and whether another host was active meanwhile.
+    async fn wait_for_lease(&self) -> bool {
+        let (mut lease, mut was_active) = (self.agent.watch(), false);
+        let held = |lease: &LeaseView| {
+            let is_held = lease.is_held(BootInstant::now());
+            let holder = lease.holder.as_ref().filter(|_| !is_held);
+            was_active |= holder.is_some_and(|holder| holder.stage == LeaseStage::Active);
+            is_held
+        };
+        if lease.wait_for(held).await.is_err() {
             // The agent has ended. Its heartbeat is late, so systemd restarts the daemon.
             std::future::pending::<()>().await;
         }
+        was_active
     }
 
     /// Runs the loops until `shutdown`, the end of the lease, or a request to release it.

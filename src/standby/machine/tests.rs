@@ -307,6 +307,21 @@ fn a_failed_takeover_keeps_the_known_data() {
     assert_eq!(machine.view().takeover.unwrap().data, data);
 }
 
+#[test]
+fn an_active_host_ends_the_pause() {
+    let mut machine = holder();
+    machine.release(at(100), Duration::from_secs(60), None);
+    write(&mut machine, 100, WriteResult::Stored(3));
+    assert_eq!(machine.next_step(at(100)), Step::Read);
+    // A takeover that fails does not count.
+    machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
+    machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
+    assert!(matches!(machine.next_step(at(300)), Step::Wait(_)));
+    machine.on_read(at(400), entry(6, value("b", LeaseStage::Active, 3)));
+    machine.on_read(at(500), entry(7, value("b", LeaseStage::Released, 4)));
+    let Step::Write { expected: 7, .. } = machine.next_step(at(500)) else { panic!("no takeover") };
+}
+
 /// Random numbers for a simulation.
 struct Dice(u64);
 

@@ -64,9 +64,16 @@ fn a_release_hands_over_for_a_while() {
     let refused = hosts.b.run(&["standby", "release"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(super::text(&refused).contains("host a has the lease"), "{}", super::text(&refused));
+    // The pause of `a` ends when `b` is active, so that it can take over again.
     assert_eq!(hosts.a.data(&["standby", "release"]), "host b has the lease now\n");
     b.says("this host is active", SOON);
     a.says("standing by holder=\"b\"", SOON);
+    assert_eq!(hosts.b.data(&["standby", "release"]), "host a has the lease now\n");
+    a.says_often("this host is active", 2, SOON);
+    b.says_often("standing by holder=\"a\"", 2, SOON);
+    assert_eq!(hosts.a.data(&["standby", "release"]), "host b has the lease now\n");
+    b.says_often("this host is active", 2, SOON);
+    a.says_often("standing by holder=\"b\"", 2, SOON);
     hosts.deliver(4..=6);
     hosts.until_accepted(6);
     hosts.dovecot.until_logged_in(&[ADDRESS], SOON);
