@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
-use super::{OutboundEvent, event_columns, read_event};
+use super::OutboundEvent;
+use super::claim::{event_columns, read_event};
 use crate::db::{Result, Store, current_time, parse_time};
 use crate::model::iso;
 

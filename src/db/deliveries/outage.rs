@@ -7,7 +7,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::Connection;
 
-use super::{ClaimTimes, Claimed, DUE, InFlight, due_deliveries, event_columns, select};
+use super::claim::{ClaimTimes, DUE, due_deliveries, event_columns, select};
+use super::{Claimed, InFlight};
 use crate::db::Result;
 
 /// How many due deliveries of a target may be claimed.

@@ -1,8 +1,13 @@
 //! The statements of the outbox: claiming, waiting, and a person who retries during an attempt.
 
+use jiff::SignedDuration;
+
+use super::claim::{DUE, NEXT_DUE, REQUEUE_TOO_FAR_AHEAD};
+use super::finish::{FOLLOWERS_GO, FOLLOWERS_WAIT};
 use super::*;
 use crate::db::schema;
 use crate::db::testing::query_plan;
+use crate::model::iso;
 
 /// 20,000 sessions with five deliveries each, all due.
 fn large(folder: &tempfile::TempDir) -> Connection {

@@ -1,0 +1,194 @@
+//! Claims due deliveries: which of them may be attempted now, and the event that each one carries.
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, Row, params};
+
+use super::{ClaimLimit, Claimed, DeliveredConfirmation, InFlight, NO_END, OutboundEvent};
+use crate::chain::ConfirmationState;
+use crate::db::{Result, current_time, parse_time, word};
+use crate::model::iso;
+
+/// The columns of an [`OutboundEvent`], and the tables that they are read from.
+macro_rules! event_columns {
+    () => {
+        "e.event_id, e.status, e.session_id, e.order_ref, e.webhook, c.state AS confirmation,
+         c.received || ' ' || c.received_token AS received, c.arrival,
+         (SELECT m.account FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS account
+       FROM deliveries d JOIN events e ON e.event_id = d.event_id LEFT JOIN confirmations c ON c.event_id = d.event_id"
+    };
+}
+pub(super) use event_columns;
+
+/// Selects deliveries of target `?1`, at most `?3`, without those that an earlier pending delivery of their session blocks.
+macro_rules! due_deliveries {
+    ($which:literal, $order:literal) => {
+        concat!(
+            "SELECT d.id, d.attempts, d.first_attempt_at, d.next_attempt_at, ",
+            event_columns!(),
+            " WHERE d.state = 'pending' AND d.target = ?1 AND ",
+            $which,
+            " AND NOT EXISTS (
+                SELECT 1 FROM events s CROSS JOIN deliveries b ON b.event_id = s.event_id AND b.target = d.target
+                WHERE s.session_id = e.session_id AND b.state = 'pending' AND b.id < d.id)
+             ORDER BY ",
+            $order,
+            ", d.id LIMIT ?3"
+        )
+    };
+}
+pub(super) use due_deliveries;
+
+/// The deliveries that have been due since `?2`, those first that have been due for the longest time.
+pub(super) const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_attempt_at");
+
+/// The next time at which a delivery becomes due. Deliveries that are due already wait for an attempt that is being
+/// made.
+pub(super) const NEXT_DUE: &str =
+    "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
+
+/// A retry is at most one day ahead. A later time was written while the clock was ahead.
+pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
+pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
+    UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
+
+/// For a clock that was ahead by less: the last attempt, or the creation of the delivery, lies in the future. This
+/// query runs only where the clock may have been set back.
+pub(super) const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
+    UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
+      AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
+
+pub(super) fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], limit: ClaimLimit) -> Result<Vec<Claimed>> {
+    if limit == ClaimLimit::Due(0) {
+        return Ok(Vec::new());
+    }
+    let now = Timestamp::now();
+    let at = iso(now);
+    tx.prepare_cached(REQUEUE_TOO_FAR_AHEAD)?.execute(params![target, iso(now + FURTHEST_RETRY), at])?;
+    let claimed = match limit {
+        ClaimLimit::Due(free) => {
+            select(tx, DUE, (target, now), in_flight, free, ClaimTimes { now, outage_since: None })?
+        }
+        ClaimLimit::Outage(outage) => outage.select(tx, target, in_flight, now)?,
+    };
+    for delivery in &claimed {
+        count_attempt(tx, delivery, &at)?;
+    }
+    Ok(claimed)
+}
+
+/// The time of a claim, and when the outage of its target began, if there is one.
+#[derive(Clone, Copy)]
+pub(super) struct ClaimTimes {
+    pub(super) now: Timestamp,
+    pub(super) outage_since: Option<Timestamp>,
+}
+
+/// Selects up to `free` deliveries that no attempt in flight blocks. `sql`: [`due_deliveries`] with its parameters `?1` and `?2`.
+pub(super) fn select(
+    tx: &Connection,
+    sql: &str,
+    (target, until): (&str, Timestamp),
+    in_flight: &[InFlight],
+    free: usize,
+    times: ClaimTimes,
+) -> Result<Vec<Claimed>> {
+    if free == 0 {
+        return Ok(Vec::new());
+    }
+    // Deliveries that are in flight are due as well. They are skipped below, so the query asks for as many more.
+    let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
+    let mut statement = tx.prepare_cached(sql)?;
+    let due = statement.query_map(params![target, iso(until), limit], |row| read_claimed(row, times))?;
+    let mut claimed: Vec<Claimed> = Vec::new();
+    for delivery in due {
+        let delivery = delivery?;
+        if claimed.len() < free && !in_flight.iter().any(|f| blocks(f, &delivery)) {
+            claimed.push(delivery);
+        }
+    }
+    Ok(claimed)
+}
+
+fn read_claimed(row: &Row, times: ClaimTimes) -> rusqlite::Result<Claimed> {
+    let first = parse_time(row.get("first_attempt_at")?);
+    let due = parse_time(row.get("next_attempt_at")?).unwrap_or(times.now);
+    Ok(Claimed {
+        delivery_id: row.get("id")?,
+        attempt: row.get::<_, i64>("attempts")? + 1,
+        first_attempt_at: retry_period_start(first, due, times),
+        event: read_event(row)?,
+    })
+}
+
+/// Reads the columns of [`event_columns`].
+pub(super) fn read_event(row: &Row) -> rusqlite::Result<OutboundEvent> {
+    Ok(OutboundEvent {
+        event_id: row.get("event_id")?,
+        status: word(row, "status")?,
+        session_id: row.get("session_id")?,
+        order_ref: row.get("order_ref")?,
+        account: row.get("account")?,
+        webhook: row.get("webhook")?,
+        confirmation: read_confirmation(row)?,
+    })
+}
+
+fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
+    let state: Option<String> = row.get("confirmation")?;
+    let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
+    // While it waits for contradicting mails, the arrival is not confirmed yet.
+    let is_confirmed = state == ConfirmationState::Confirmed;
+    let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
+    Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
+}
+
+/// An attempt that is later than this shows that the program or the machine was off. A slow handler delays others by
+/// less.
+const LATE: SignedDuration = SignedDuration::from_mins(1);
+
+/// The start of the `give_up_after` period: the first attempt. Time in which the delivery was due and could not be tried is
+/// left out: the machine was off, or its clock was behind. Otherwise one failed attempt after a restart would make the
+/// delivery dead, for a handler that starts more slowly than this program. A start in the future counts as now.
+///
+/// During an outage of the target, the program tries all due deliveries with one of them. So this time counts.
+fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
+    let ClaimTimes { now, outage_since } = times;
+    let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));
+    let Some(first) = first else { return tried_since };
+    let missed = tried_since.duration_since(due);
+    let begun = if missed > LATE { first.checked_add(missed).unwrap_or(now) } else { first };
+    begun.min(now)
+}
+
+/// A delivery whose event got its session late may have a lower id than one of that session in flight.
+fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
+    flight.delivery_id == delivery.delivery_id
+        || flight
+            .session_id
+            .as_ref()
+            .zip(delivery.event.session_id.as_ref())
+            .is_some_and(|(a, b)| a.eq_ignore_ascii_case(b))
+}
+
+impl Claimed {
+    /// The delivery, while its attempt is being made.
+    #[must_use]
+    pub fn in_flight(&self) -> InFlight {
+        InFlight { delivery_id: self.delivery_id, session_id: self.event.session_id.clone() }
+    }
+}
+
+fn count_attempt(tx: &Connection, claimed: &Claimed, at: &str) -> Result<()> {
+    tx.prepare_cached("UPDATE deliveries SET attempts = ?2, first_attempt_at = ?3 WHERE id = ?1")?.execute(params![
+        claimed.delivery_id,
+        claimed.attempt,
+        iso(claimed.first_attempt_at)
+    ])?;
+    tx.prepare_cached("INSERT OR REPLACE INTO attempts (delivery_id, attempt, at, error) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![claimed.delivery_id, claimed.attempt, at, NO_END])?;
+    Ok(())
+}
+
+pub(super) fn next_due(tx: &Connection, target: &str) -> Result<Option<Timestamp>> {
+    Ok(parse_time(tx.prepare_cached(NEXT_DUE)?.query_row(params![target, current_time()], |row| row.get(0))?))
+}
