@@ -13,94 +13,21 @@
 //! - A daemon that was killed takes its lease again after a third of L without a new write. Its state folder proves that no other
 //!   process of this host has the lease.
 
-use std::time::Duration;
-
-use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
-use super::view::{LeaseState, LeaseView, Takeover};
-use crate::boot_clock::BootInstant;
-
+mod lease_view;
+mod standing_by;
+mod state;
 #[cfg(test)]
 mod tests;
 
-/// The constants of a process.
-#[derive(Debug, Clone)]
-pub struct Member {
-    /// This host.
-    pub host: String,
-    /// Random; it identifies this process.
-    pub process: String,
-    /// Identifies the state folder, which this process has locked.
-    pub home: String,
-    /// The version of this program.
-    pub version: String,
-    /// The schema that this program knows.
-    pub schema: i64,
-    /// Hashes of the configuration.
-    pub configuration: ConfigurationHashes,
-}
+use std::time::Duration;
 
-/// The key in the bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
-    /// The revision that a write has to name: 0 if the key does not exist.
-    pub(super) revision: u64,
-    /// The content.
-    pub(super) content: EntryContent,
-}
+pub(super) use state::{Entry, EntryContent, Step, WriteResult};
+use state::{Holder, HolderStage, Place, Seen, Standby};
+pub use state::{KnownData, Member};
 
-/// The content of the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
-pub(super) enum EntryContent {
-    /// The key does not exist, or has expired. With the last revision that the bucket gave to any key.
-    Absent {
-        /// The bucket's last revision; `None` if it is not known.
-        last_revision: Option<u64>,
-    },
-    /// An operator deleted the key.
-    Deleted,
-    /// A value of this program.
-    Value(LeaseValue),
-    /// Anything else. It counts as an active holder.
-    Unreadable,
-}
-
-/// The next step.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
-pub(super) enum Step {
-    /// Read the key.
-    Read,
-    /// Write the key, if its revision is still `expected`.
-    Write {
-        /// The revision that is replaced; 0: the key does not exist.
-        expected: u64,
-        /// The new value.
-        value: LeaseValue,
-    },
-    /// Nothing until then, or until something happens.
-    Wait(BootInstant),
-}
-
-/// The result of a [`Step::Write`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WriteResult {
-    /// It is stored, under this revision.
-    Stored(u64),
-    /// The key has another revision.
-    Conflict,
-    /// There is no valid answer. The write may be stored, or may still be.
-    Unknown,
-}
-
-/// The last database and lease that this host knows. It survives a restart.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct KnownData {
-    /// The revision of the value in which it was.
-    pub revision: u64,
-    /// The host with the newest database.
-    pub data: Option<DataOwner>,
-}
+use super::lease_value::{ConfigurationHashes, DataOwner, LeaseStage, LeaseValue};
+use super::view::Takeover;
+use crate::boot_clock::BootInstant;
 
 /// Decides about the lease. See the [module](self).
 #[derive(Debug)]
@@ -116,69 +43,6 @@ pub(super) struct LeaseMachine {
     count: u64,
     /// When the next call is expected at the latest. A later one means that the process did not run meanwhile.
     awaited_by: BootInstant,
-}
-
-#[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
-enum Place {
-    Standby(Standby),
-    Holder(Holder),
-}
-
-#[derive(Debug, Default)]
-struct Standby {
-    seen: Option<Seen>,
-    /// When the last write of a live holder was seen, and when its lease ends at the latest.
-    live_seen: BootInstant,
-    live_until: BootInstant,
-    /// Later writes may not have been announced: there was no connection until then, or the process did not run.
-    blind_until: BootInstant,
-    /// Why this host did not take over, and until when it does not try again.
-    failure: Option<String>,
-    not_before: BootInstant,
-    /// When the key is read again without a reason.
-    read_at: BootInstant,
-    /// No request before this time, after one has failed.
-    pause_until: BootInstant,
-}
-
-/// The key when it was last read.
-#[derive(Debug)]
-struct Seen {
-    entry: Entry,
-    /// When this write was first seen.
-    since: BootInstant,
-    /// The content is one that was announced. Its revision is not known.
-    is_announced: bool,
-}
-
-#[derive(Debug)]
-struct Holder {
-    revision: u64,
-    /// When the last successful write was sent.
-    sent: BootInstant,
-    stage: HolderStage,
-    /// When the next request is due.
-    next_at: BootInstant,
-    /// The revision is uncertain: the key is read before the next write.
-    must_read: bool,
-    /// `standby release` was called.
-    is_asked: bool,
-    /// Another process wrote the key, perhaps without success. Nothing is sent until the key was read.
-    is_challenged: bool,
-    /// The knowledge about the database when the lease was taken.
-    takeover: Takeover,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum HolderStage {
-    TakingOver,
-    Active,
-    /// The loops have ended. The lease is not taken again before the pause is over.
-    Releasing {
-        pause: Duration,
-        failure: Option<String>,
-    },
 }
 
 /// Whether a value is a later write of the process that wrote the content, with the same meaning.
@@ -244,60 +108,8 @@ impl LeaseMachine {
         step
     }
 
-    fn standby_step(&self, standby: &Standby, now: BootInstant) -> Step {
-        if standby.pause_until > now {
-            return Step::Wait(standby.pause_until);
-        }
-        let Some(seen) = &standby.seen else { return Step::Read };
-        let take_at = self.take_at(standby, seen);
-        if standby.read_at <= now || take_at <= now && seen.is_announced {
-            return Step::Read;
-        }
-        if take_at <= now {
-            return Step::Write { expected: seen.entry.revision, value: self.value(&HolderStage::TakingOver) };
-        }
-        Step::Wait(take_at.min(standby.read_at))
-    }
-
-    /// When this host may take the lease, if nothing new is seen.
-    fn take_at(&self, standby: &Standby, seen: &Seen) -> BootInstant {
-        let lease = self.end_of_live(&seen.entry, seen.since);
-        let at = match &seen.entry.content {
-            EntryContent::Absent { .. } if standby.live_seen > standby.blind_until => standby.live_until,
-            // The bucket was never used, or nothing was written after the last value of this host.
-            EntryContent::Absent { last_revision } if self.is_last(*last_revision) => seen.since,
-            // A holder may still count on its lease: it was not seen, and the engine's clock may have been set.
-            EntryContent::Absent { .. } | EntryContent::Deleted => lease,
-            EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => seen.since,
-            EntryContent::Value(value) if self.is_predecessor(value) => seen.since.plus(self.lease / 3),
-            EntryContent::Value(_) | EntryContent::Unreadable => lease,
-        };
-        at.max(standby.not_before)
-    }
-
-    fn is_last(&self, last_revision: Option<u64>) -> bool {
-        let known = self.known.data.as_ref();
-        let is_ours = known.is_some_and(|owner| self.is_me(owner));
-        last_revision.is_some_and(|last| last == 0 && known.is_none() || is_ours && last == self.known.revision)
-    }
-
     fn is_me(&self, owner: &DataOwner) -> bool {
         owner.host == self.me.host && owner.home == self.me.home
-    }
-
-    /// When the lease of a live holder ends at the latest, if its last write was seen at `since`.
-    fn end_of_live(&self, entry: &Entry, since: BootInstant) -> BootInstant {
-        let theirs = match &entry.content {
-            EntryContent::Value(value) => Duration::from_millis(value.lease_ms).min(self.lease * 4),
-            _ => self.lease,
-        };
-        // The margin covers clocks that run at slightly different rates.
-        since.plus(theirs.max(self.lease)).plus(self.lease / 40)
-    }
-
-    /// Whether a process of this host wrote the value that does not run any longer: this process has locked its state folder.
-    fn is_predecessor(&self, value: &LeaseValue) -> bool {
-        value.host == self.me.host && value.home == self.me.home && value.process != self.me.process
     }
 
     fn value(&self, stage: &HolderStage) -> LeaseValue {
@@ -383,45 +195,6 @@ impl LeaseMachine {
                 self.is_exact = *last_revision == Some(self.known.revision);
             }
             EntryContent::Deleted | EntryContent::Unreadable => self.is_exact = false,
-        }
-    }
-
-    fn standby_saw(&mut self, now: BootInstant, entry: Entry) {
-        let live_until = self.live_until(&entry, now);
-        let poll = now.plus(self.lease);
-        let is_active = self.is_active_elsewhere(&entry.content);
-        let Place::Standby(standby) = &mut self.place else { return };
-        standby.read_at = poll;
-        if is_active {
-            // This host has left the lease to others for long enough.
-            standby.not_before = BootInstant::default();
-        }
-        match &mut standby.seen {
-            // The same write: its time stays. A value has the number of its write.
-            Some(seen) if seen.entry.content == entry.content => (seen.entry, seen.is_announced) = (entry, false),
-            _ => {
-                if let Some(live_until) = live_until {
-                    (standby.live_seen, standby.live_until) = (now, live_until);
-                }
-                standby.seen = Some(Seen { entry, since: now, is_announced: false });
-            }
-        }
-    }
-
-    fn is_active_elsewhere(&self, content: &EntryContent) -> bool {
-        matches!(content, EntryContent::Value(value) if value.stage == LeaseStage::Active && value.process != self.me.process)
-    }
-
-    /// When the lease of a live holder ends at the latest, if the entry was written before `since`. `None`: the entry does not
-    /// say whether there is a live holder.
-    fn live_until(&self, entry: &Entry, since: BootInstant) -> Option<BootInstant> {
-        match &entry.content {
-            EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => {
-                Some(BootInstant::default())
-            }
-            EntryContent::Value(value) if self.is_predecessor(value) => Some(since.plus(self.lease / 3)),
-            EntryContent::Value(_) | EntryContent::Unreadable => Some(self.end_of_live(entry, since)),
-            EntryContent::Absent { .. } | EntryContent::Deleted => None,
         }
     }
 
@@ -599,56 +372,5 @@ impl LeaseMachine {
             }
             _ => BootInstant::default(),
         }
-    }
-
-    /// Why the content of the key needs a person.
-    fn oddity(&self, content: &EntryContent) -> Option<String> {
-        match content {
-            EntryContent::Unreadable => {
-                Some("its content is not known to this version; it counts as another host".into())
-            }
-            EntryContent::Value(value) if value.host == self.me.host && value.home != self.me.home => Some(format!(
-                "another daemon uses the name of this host, {}; give each host its name with [standby] host",
-                value.host
-            )),
-            _ => None,
-        }
-    }
-
-    /// The lease as the rest of the program sees it.
-    pub(super) fn view(&self) -> LeaseView {
-        let mut view = LeaseView { takeovers: self.takeovers, ..LeaseView::default() };
-        match &self.place {
-            Place::Holder(holder) => {
-                view.state = match &holder.stage {
-                    HolderStage::TakingOver => LeaseState::TakingOver,
-                    HolderStage::Active => LeaseState::Active,
-                    HolderStage::Releasing { failure: Some(_), .. } => LeaseState::Waiting,
-                    HolderStage::Releasing { .. } => LeaseState::Standby,
-                };
-                if let HolderStage::Releasing { failure, .. } = &holder.stage {
-                    view.failure.clone_from(failure);
-                    view.is_releasing = true;
-                } else {
-                    view.holder = Some(self.value(&holder.stage));
-                    view.ends = Some(self.ends(holder));
-                    view.takeover = Some(holder.takeover.clone());
-                    view.is_asked_to_release = holder.is_asked;
-                }
-            }
-            Place::Standby(standby) => {
-                let live = standby.seen.as_ref().and_then(|seen| match &seen.entry.content {
-                    EntryContent::Value(value) if value.is_live() && value.process != self.me.process => Some(value),
-                    _ => None,
-                });
-                view.problem = standby.seen.as_ref().and_then(|seen| self.oddity(&seen.entry.content));
-                view.holder = live.cloned();
-                view.ends = live.map(|_| standby.live_until);
-                view.failure.clone_from(&standby.failure);
-                let waits = standby.failure.is_some() && live.is_none();
-                view.state = if waits { LeaseState::Waiting } else { LeaseState::Standby };
-            }
-        }
-        view
     }
 }

@@ -1,0 +1,100 @@
+//! A host without the lease: what it remembers about the key, and when it may take the lease.
+
+use std::time::Duration;
+
+use super::{Entry, EntryContent, HolderStage, LeaseMachine, Place, Seen, Standby, Step};
+use crate::boot_clock::BootInstant;
+use crate::standby::lease_value::{LeaseStage, LeaseValue};
+
+impl LeaseMachine {
+    pub(super) fn standby_step(&self, standby: &Standby, now: BootInstant) -> Step {
+        if standby.pause_until > now {
+            return Step::Wait(standby.pause_until);
+        }
+        let Some(seen) = &standby.seen else { return Step::Read };
+        let take_at = self.take_at(standby, seen);
+        if standby.read_at <= now || take_at <= now && seen.is_announced {
+            return Step::Read;
+        }
+        if take_at <= now {
+            return Step::Write { expected: seen.entry.revision, value: self.value(&HolderStage::TakingOver) };
+        }
+        Step::Wait(take_at.min(standby.read_at))
+    }
+
+    /// When this host may take the lease, if nothing new is seen.
+    fn take_at(&self, standby: &Standby, seen: &Seen) -> BootInstant {
+        let lease = self.end_of_live(&seen.entry, seen.since);
+        let at = match &seen.entry.content {
+            EntryContent::Absent { .. } if standby.live_seen > standby.blind_until => standby.live_until,
+            // The bucket was never used, or nothing was written after the last value of this host.
+            EntryContent::Absent { last_revision } if self.is_last(*last_revision) => seen.since,
+            // A holder may still count on its lease: it was not seen, and the engine's clock may have been set.
+            EntryContent::Absent { .. } | EntryContent::Deleted => lease,
+            EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => seen.since,
+            EntryContent::Value(value) if self.is_predecessor(value) => seen.since.plus(self.lease / 3),
+            EntryContent::Value(_) | EntryContent::Unreadable => lease,
+        };
+        at.max(standby.not_before)
+    }
+
+    fn is_last(&self, last_revision: Option<u64>) -> bool {
+        let known = self.known.data.as_ref();
+        let is_ours = known.is_some_and(|owner| self.is_me(owner));
+        last_revision.is_some_and(|last| last == 0 && known.is_none() || is_ours && last == self.known.revision)
+    }
+
+    /// When the lease of a live holder ends at the latest, if its last write was seen at `since`.
+    fn end_of_live(&self, entry: &Entry, since: BootInstant) -> BootInstant {
+        let theirs = match &entry.content {
+            EntryContent::Value(value) => Duration::from_millis(value.lease_ms).min(self.lease * 4),
+            _ => self.lease,
+        };
+        // The margin covers clocks that run at slightly different rates.
+        since.plus(theirs.max(self.lease)).plus(self.lease / 40)
+    }
+
+    /// Whether a process of this host wrote the value that does not run any longer: this process has locked its state folder.
+    fn is_predecessor(&self, value: &LeaseValue) -> bool {
+        value.host == self.me.host && value.home == self.me.home && value.process != self.me.process
+    }
+
+    pub(super) fn standby_saw(&mut self, now: BootInstant, entry: Entry) {
+        let live_until = self.live_until(&entry, now);
+        let poll = now.plus(self.lease);
+        let is_active = self.is_active_elsewhere(&entry.content);
+        let Place::Standby(standby) = &mut self.place else { return };
+        standby.read_at = poll;
+        if is_active {
+            // This host has left the lease to others for long enough.
+            standby.not_before = BootInstant::default();
+        }
+        match &mut standby.seen {
+            // The same write: its time stays. A value has the number of its write.
+            Some(seen) if seen.entry.content == entry.content => (seen.entry, seen.is_announced) = (entry, false),
+            _ => {
+                if let Some(live_until) = live_until {
+                    (standby.live_seen, standby.live_until) = (now, live_until);
+                }
+                standby.seen = Some(Seen { entry, since: now, is_announced: false });
+            }
+        }
+    }
+
+    fn is_active_elsewhere(&self, content: &EntryContent) -> bool {
+        matches!(content, EntryContent::Value(value) if value.stage == LeaseStage::Active && value.process != self.me.process)
+    }
+
+    /// When the lease of a live holder ends at the latest, if the entry was written before `since`. `None`: the entry does not
+    /// say whether there is a live holder.
+    pub(super) fn live_until(&self, entry: &Entry, since: BootInstant) -> Option<BootInstant> {
+        match &entry.content {
+            EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => {
+                Some(BootInstant::default())
+            }
+            EntryContent::Value(value) if self.is_predecessor(value) => Some(since.plus(self.lease / 3)),
+            EntryContent::Value(_) | EntryContent::Unreadable => Some(self.end_of_live(entry, since)),
+            EntryContent::Absent { .. } | EntryContent::Deleted => None,
+        }
+    }
+}
