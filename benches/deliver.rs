@@ -14,10 +14,7 @@ use hyper_util::rt::TokioIo;
 use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, ForwardSettings, Target};
 use resmic_mailhook::model::Matching;
-use resmic_mailhook::model::{
-    Envelope, Event, Examined, Judgement, Origin, PaymentDetails, RawMail, Status, Uid, UidValidity,
-};
-use resmic_mailhook::payments::ExaminedMail;
+use testkit::examined::{numbered_event, numbered_mail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -148,7 +145,7 @@ async fn bare_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Inst
     let workers = (0..CONCURRENCY).map(|worker| {
         tokio::spawn(async move {
             for n in (worker..BURST as usize).step_by(CONCURRENCY) {
-                bare_post(address, paid(u32::try_from(n).unwrap()).webhook()).await;
+                bare_post(address, numbered_event(u32::try_from(n).unwrap()).webhook()).await;
             }
         })
     });
@@ -163,7 +160,7 @@ async fn bare_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<In
     let mut times = Vec::new();
     for n in 0..SINGLE {
         let began = Instant::now();
-        bare_post(address, paid(n).webhook()).await;
+        bare_post(address, numbered_event(n).webhook()).await;
         times.push(seen.recv().await.unwrap() - began);
     }
     times
@@ -190,7 +187,7 @@ async fn open(address: SocketAddr) -> (tempfile::TempDir, Store, Target) {
 async fn our_burst(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Instant>) -> f64 {
     let (_folder, store, target) = open(address).await;
     for n in (0..BURST).step_by(500) {
-        store.record((n..n + 500).map(entry).collect::<Vec<_>>(), None).await.unwrap();
+        store.record((n..n + 500).map(numbered_mail).collect::<Vec<_>>(), None).await.unwrap();
     }
     let (stop, stopped) = watch::channel(false);
     let began = Instant::now();
@@ -210,7 +207,7 @@ async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Ins
     let running = tokio::spawn(forward::run(store.clone(), vec![target], stopped));
     let mut times = Vec::new();
     for n in 0..SINGLE {
-        store.record(vec![entry(n)], None).await.unwrap();
+        store.record(vec![numbered_mail(n)], None).await.unwrap();
         let committed = Instant::now();
         // The request may arrive before `record` returns.
         times.push(seen.recv().await.unwrap().saturating_duration_since(committed));
@@ -218,24 +215,4 @@ async fn our_singles(address: SocketAddr, seen: &mut mpsc::UnboundedReceiver<Ins
     stop.send(true).unwrap();
     running.await.unwrap().unwrap();
     times
-}
-
-fn paid(n: u32) -> Event {
-    let payment = PaymentDetails {
-        session_id: Some(format!("591abe63-aa61-411d-a419-{n:012}")),
-        amount: Some("20".into()),
-        blockchain: Some("Sepolia".into()),
-        token: Some("DAI".into()),
-        transaction_hash: Some(format!("0x{n:064x}")),
-        ..PaymentDetails::new(Status::Completed)
-    };
-    Event { payment, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
-}
-
-fn entry(n: u32) -> ExaminedMail {
-    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };
-    let bytes = vec![b'x'; 6_600];
-    let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
-    let judgement = Judgement::Event(Box::new(paid(n)));
-    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod dkim;
 pub mod dns;
 pub mod dovecot;
+pub mod examined;
 pub mod handlers;
 pub mod lmtp;
 pub mod nats_cluster;

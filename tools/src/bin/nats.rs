@@ -16,11 +16,9 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use resmic_mailhook::db::{self, Store};
 use resmic_mailhook::forward::{self, ForwardSettings, Target};
-use resmic_mailhook::model::{
-    Envelope, Event, Examined, Judgement, Matching, Origin, PaymentDetails, RawMail, Status, Uid, UidValidity,
-};
-use resmic_mailhook::payments::ExaminedMail;
+use resmic_mailhook::model::{Event, Matching};
 use serde_json::{Value, json};
+use testkit::examined::{numbered_event, numbered_mail};
 use testkit::nats_cluster::current_server;
 use testkit::nats_server::NatsServer;
 use tokio::sync::watch;
@@ -129,7 +127,7 @@ async fn bare_burst(client: &Client, events: u32) -> f64 {
     let began = Instant::now();
     let publishing = stream::iter(0..events).map(|n| {
         let context = &context;
-        async move { publish(context, &paid(n)).await }
+        async move { publish(context, &numbered_event(n)).await }
     });
     publishing.buffer_unordered(IN_FLIGHT).for_each(|()| std::future::ready(())).await;
     f64::from(events) / began.elapsed().as_secs_f64()
@@ -139,7 +137,7 @@ async fn bare_singles(client: &Client, first: u32) -> Vec<Duration> {
     let context = async_nats::jetstream::new(client.clone());
     let mut times = Vec::new();
     for n in first..first + SINGLE {
-        let event = paid(n);
+        let event = numbered_event(n);
         let began = Instant::now();
         publish(&context, &event).await;
         times.push(began.elapsed());
@@ -168,7 +166,7 @@ async fn open(server: &NatsServer) -> (tempfile::TempDir, Store, Target) {
 async fn our_burst(server: &NatsServer, acks: &mut Acks, events: u32) -> f64 {
     let (_folder, store, target) = open(server).await;
     for first in (0..events).step_by(500) {
-        store.record((first..events.min(first + 500)).map(entry).collect::<Vec<_>>(), None).await.unwrap();
+        store.record((first..events.min(first + 500)).map(numbered_mail).collect::<Vec<_>>(), None).await.unwrap();
     }
     let (stop, stopped) = watch::channel(false);
     let began = Instant::now();
@@ -188,7 +186,7 @@ async fn our_singles(server: &NatsServer, acks: &mut Acks, first: u32) -> Vec<Du
     let running = tokio::spawn(forward::run(store.clone(), vec![target], stopped));
     let mut times = Vec::new();
     for n in first..first + SINGLE {
-        store.record(vec![entry(n)], None).await.unwrap();
+        store.record(vec![numbered_mail(n)], None).await.unwrap();
         let committed = Instant::now();
         // The acknowledgement may come before `record` returns.
         times.push(acks.next().await.saturating_duration_since(committed));
@@ -196,24 +194,4 @@ async fn our_singles(server: &NatsServer, acks: &mut Acks, first: u32) -> Vec<Du
     stop.send(true).unwrap();
     running.await.unwrap().unwrap();
     times
-}
-
-fn paid(n: u32) -> Event {
-    let payment = PaymentDetails {
-        session_id: Some(format!("591abe63-aa61-411d-a419-{n:012}")),
-        amount: Some("20".into()),
-        blockchain: Some("Sepolia".into()),
-        token: Some("DAI".into()),
-        transaction_hash: Some(format!("0x{n:064x}")),
-        ..PaymentDetails::new(Status::Completed)
-    };
-    Event { payment, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
-}
-
-fn entry(n: u32) -> ExaminedMail {
-    let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };
-    let bytes = vec![b'x'; 6_600];
-    let mail = RawMail { origin, size: bytes.len() as u64, bytes, received_at: None };
-    let judgement = Judgement::Event(Box::new(paid(n)));
-    ExaminedMail::new(mail, Examined { judgement, proof: None, envelope: Envelope::default() })
 }
