@@ -44,3 +44,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod trust;
 pub mod units;
+pub mod url_authority;

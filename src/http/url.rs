@@ -7,6 +7,7 @@ use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use serde::Deserialize;
 
 use crate::loopback::is_loopback_host;
+use crate::url_authority::host_and_port;
 
 /// An `http` or `https` URL with a host and without credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -40,23 +41,8 @@ impl FromStr for Url {
         if authority.as_str().contains('@') {
             return Err("a URL must not contain a user or a password".into());
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() {
-            return Err(format!("{EXPECTED}; it has no host"));
-        }
-        // http::Uri treats an empty port, and one above 65535, as a missing port.
-        let port_text = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
-        let port = match (port_text, authority.port_u16()) {
-            ("", _) => {
-                if tls {
-                    443
-                } else {
-                    80
-                }
-            }
-            (_, Some(port)) if port > 0 => port,
-            _ => return Err(format!("{EXPECTED}; its port must be between 1 and 65535")),
-        };
+        let default_port = if tls { 443 } else { 80 };
+        let (host, port) = host_and_port(&authority, default_port).map_err(|wrong| format!("{EXPECTED}; {wrong}"))?;
         let path = parts.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/"));
         Ok(Url { tls, host, port, authority, path })
     }

@@ -6,6 +6,7 @@ use hyper::Uri;
 use serde::Deserialize;
 
 use crate::loopback::is_loopback_host;
+use crate::url_authority::host_and_port;
 
 /// The port of a NATS server if the URL has none.
 const DEFAULT_PORT: u16 = 4222;
@@ -41,18 +42,7 @@ impl FromStr for NatsUrl {
         if !uri.path().trim_matches('/').is_empty() || uri.query().is_some() {
             return Err(format!("{EXPECTED}, without a path"));
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        if host.is_empty() {
-            return Err(format!("{EXPECTED}; it has no host"));
-        }
-        // http::Uri treats an empty port, and one above 65535, as a missing port.
-        let port = match authority.as_str().strip_prefix(authority.host()).unwrap_or_default() {
-            "" => DEFAULT_PORT,
-            _ => authority
-                .port_u16()
-                .filter(|port| *port > 0)
-                .ok_or_else(|| format!("{EXPECTED}; its port must be between 1 and 65535"))?,
-        };
+        let (host, port) = host_and_port(authority, DEFAULT_PORT).map_err(|wrong| format!("{EXPECTED}; {wrong}"))?;
         Ok(NatsUrl { tls, host, port })
     }
 }
