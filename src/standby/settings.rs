@@ -12,8 +12,22 @@ const LONGEST_NAME: usize = 64;
 
 /// The `[standby]` table.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "StandbyTable")]
 pub struct StandbySettings {
+    servers: NatsSettings,
+    /// The key-value bucket with the lease. Its TTL is the length of the lease.
+    pub bucket: String,
+    /// The name of the shared database, which is the key in the bucket.
+    pub name: String,
+    host: Option<String>,
+    /// The program that fetches the database before this host opens it.
+    pub restore: Option<RestoreSettings>,
+}
+
+/// The keys as they stand in the table. With serde's `flatten` for those of [`NatsSettings`], unknown keys would be accepted.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StandbyTable {
     nats: Vec<NatsUrl>,
     #[serde(default)]
     allow_remote: bool,
@@ -25,13 +39,26 @@ pub struct StandbySettings {
     #[serde(default, deserialize_with = "secret::deserialize_optional")]
     client_key: Option<SecretSource>,
     ca_file: Option<PathBuf>,
-    /// The key-value bucket with the lease. Its TTL is the length of the lease.
-    pub bucket: String,
-    /// The name of the shared database, which is the key in the bucket.
-    pub name: String,
+    bucket: String,
+    name: String,
     host: Option<String>,
-    /// The program that fetches the database before this host opens it.
-    pub restore: Option<RestoreSettings>,
+    restore: Option<RestoreSettings>,
+}
+
+impl From<StandbyTable> for StandbySettings {
+    fn from(table: StandbyTable) -> Self {
+        let servers = NatsSettings {
+            servers: table.nats,
+            allow_remote: table.allow_remote,
+            user: table.user,
+            password: table.password,
+            token: table.token,
+            client_certificate: table.client_certificate,
+            client_key: table.client_key,
+            ca_file: table.ca_file,
+        };
+        StandbySettings { servers, bucket: table.bucket, name: table.name, host: table.host, restore: table.restore }
+    }
 }
 
 /// The program that fetches the database.
@@ -51,7 +78,7 @@ impl StandbySettings {
     /// # Errors
     /// The wrong key, and the problem.
     pub fn check(&self) -> Result<(), KeyProblem> {
-        self.nats_settings().check()?;
+        self.servers.check()?;
         for (key, value) in [("bucket", &self.bucket), ("name", &self.name)] {
             if !is_name(value, "-_") {
                 return Err((key.into(), format!("expected 1 to {LONGEST_NAME} of A-Z, a-z, 0-9, - and _")));
@@ -70,11 +97,7 @@ impl StandbySettings {
 
     /// Resolves relative paths against the folder `base`. A program without a slash is left to `$PATH`.
     pub fn resolve(&mut self, base: &Path) {
-        let mut nats = self.nats_settings();
-        nats.resolve(base);
-        let NatsSettings { password, token, client_certificate, client_key, ca_file, .. } = nats;
-        (self.password, self.token, self.client_key) = (password, token, client_key);
-        (self.client_certificate, self.ca_file) = (client_certificate, ca_file);
+        self.servers.resolve(base);
         let command = self.restore.iter_mut().flat_map(|restore| restore.command.first_mut());
         for program in command.filter(|program| program.contains('/')) {
             *program = base.join(&*program).to_string_lossy().into_owned();
@@ -104,20 +127,7 @@ impl StandbySettings {
     /// # Errors
     /// The wrong key, and the problem.
     pub async fn load_servers(&self) -> Result<NatsServers, KeyProblem> {
-        self.nats_settings().load().await
-    }
-
-    fn nats_settings(&self) -> NatsSettings {
-        NatsSettings {
-            servers: self.nats.clone(),
-            allow_remote: self.allow_remote,
-            user: self.user.clone(),
-            password: self.password.clone(),
-            token: self.token.clone(),
-            client_certificate: self.client_certificate.clone(),
-            client_key: self.client_key.clone(),
-            ca_file: self.ca_file.clone(),
-        }
+        self.servers.load().await
     }
 }
 
