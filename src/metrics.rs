@@ -31,7 +31,7 @@ use crate::health::{Expected, Health, OwnProgram, own_health};
 use crate::heartbeat::Heartbeats;
 use crate::model::{DeliveryState, MailboxState, StreamState};
 use crate::standby::{LeaseState, LeaseView};
-use crate::telemetry::{PUBLISH_SECONDS, PushLatency, RequestCounters};
+use crate::telemetry::{PublishTimes, PushLatency, RequestCounters};
 
 /// How many connections are served at the same time. Others wait.
 const CONNECTIONS: usize = 8;
@@ -245,7 +245,7 @@ fn counts(
     registry.register("events", "Events, by status", events);
     deliveries(registry, reader, health)?;
     mailboxes(registry, health);
-    streams(registry, health);
+    streams(registry, health, &endpoint.requests.publishes);
     accounts(registry, health);
     chains(registry, health, &endpoint.requests);
     resmic(registry, health, &endpoint.requests);
@@ -292,7 +292,7 @@ fn deliveries(registry: &mut Registry, reader: &StoreReader, health: &Health) ->
 }
 
 /// Without a stream among the targets, there is no metric of streams.
-fn streams(registry: &mut Registry, health: &Health) {
+fn streams(registry: &mut Registry, health: &Health, publishes: &PublishTimes) {
     if health.streams.is_empty() {
         return;
     }
@@ -305,7 +305,7 @@ fn streams(registry: &mut Registry, health: &Health) {
         refilled.inc_by(u64::try_from(stream.refilled).unwrap_or(0));
     }
     registry.register("nats_connected", "1 if the target can publish to its stream", connected);
-    registry.register("publish_seconds", "Time from a publish to its acknowledgement", PUBLISH_SECONDS.clone());
+    registry.register("publish_seconds", "Time from a publish to its acknowledgement", publishes.histogram());
     // The library adds `_total`.
     registry.register("there_already", "Deliveries that the stream had before they were acknowledged", there_already);
     registry.register("refilled", "Messages that the stream had lost and got again", refilled);

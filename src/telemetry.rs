@@ -190,10 +190,29 @@ impl NodeRequests {
     }
 }
 
-/// How long acknowledged publishes to streams have taken, in seconds.
-pub static PUBLISH_SECONDS: std::sync::LazyLock<Histogram> = std::sync::LazyLock::new(|| {
-    Histogram::new([0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0])
-});
+/// The time from a publish to a stream to its acknowledgement, in seconds. Clones share one histogram.
+#[derive(Debug, Clone)]
+pub struct PublishTimes(Histogram);
+
+impl Default for PublishTimes {
+    fn default() -> Self {
+        let bounds = [0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+        PublishTimes(Histogram::new(bounds))
+    }
+}
+
+impl PublishTimes {
+    /// Counts a publish that was acknowledged after `took`.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
+    }
+
+    /// The histogram, for `/metrics`.
+    #[must_use]
+    pub fn histogram(&self) -> Histogram {
+        self.0.clone()
+    }
+}
 
 /// The label of a counter in [`ResmicRequests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -228,11 +247,13 @@ impl ResmicRequests {
     }
 }
 
-/// The counters of requests to others. A reload does not reset them.
+/// What is counted of requests to others. A reload does not reset it.
 #[derive(Debug, Clone, Default)]
 pub struct RequestCounters {
     /// The calls to nodes of chains.
     pub nodes: NodeRequests,
     /// The requests to Resmic's API.
     pub resmic: ResmicRequests,
+    /// The publishes to streams.
+    pub publishes: PublishTimes,
 }

@@ -65,7 +65,8 @@ pub fn lock(database: &Path) -> anyhow::Result<DaemonLock> {
 /// The database cannot be opened, or a loop has failed.
 pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Receiver<bool>) -> anyhow::Result<()> {
     let Some(store) = open(&prepared.config, shutdown.clone()).await? else { return Ok(()) };
-    let duty = Duty { sending: Sending::default(), agent: None, heartbeats: Heartbeats::default(), drain: DRAIN };
+    let sending = Sending { publishes: prepared.requests.publishes.clone(), ..Sending::default() };
+    let duty = Duty { sending, agent: None, heartbeats: Heartbeats::default(), drain: DRAIN };
     run_loops(prepared, store, duty, latency, shutdown, std::future::pending()).await.map(drop)
 }
 

@@ -21,6 +21,7 @@ use super::target::{CommonTarget, HandlerTarget};
 use crate::db::{self, ClaimLimit, Claimed, ClaimedBatch, FinishedAttempt, NextStep, Store};
 use crate::model::AttemptResult;
 use crate::sending_permit::SendingPermit;
+use crate::telemetry::PublishTimes;
 
 /// How many requests to one target may be open at the same time.
 pub(super) const CONCURRENCY: usize = 16;
@@ -33,18 +34,20 @@ pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest sleep until a due time. After it, the worker reads the clock again, which may have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
-/// When attempts may begin, and how they end.
+/// When attempts may begin, how they end, and where they are counted.
 #[derive(Debug, Clone)]
 pub struct Sending {
     /// The permission to begin attempts.
     pub permit: SendingPermit,
     /// How long open requests may take after `shutdown`. A delivery without a response is sent again later.
     pub grace: Duration,
+    /// Where the times of publishes are counted.
+    pub publishes: PublishTimes,
 }
 
 impl Default for Sending {
     fn default() -> Self {
-        Sending { permit: SendingPermit::default(), grace: GRACE }
+        Sending { permit: SendingPermit::default(), grace: GRACE, publishes: PublishTimes::default() }
     }
 }
 

@@ -274,8 +274,9 @@ impl Standby {
         shutdown: &watch::Receiver<bool>,
     ) -> anyhow::Result<ActiveEnd> {
         let (stop, stopping) = watch::channel(false);
+        let publishes = ready.requests.publishes.clone();
         let duty = Duty {
-            sending: Sending { permit: self.agent.permit(), grace: GRACE },
+            sending: Sending { permit: self.agent.permit(), grace: GRACE, publishes },
             agent: Some(self.agent.clone()),
             heartbeats: self.heartbeats.clone(),
             drain: DRAIN,

@@ -31,7 +31,7 @@ pub(in crate::forward) async fn run(
     let mut keeper = SessionKeeper { worker, stream, log, failures: 0, reported: None };
     while !*shutdown.borrow() {
         let opened = tokio::select! {
-            opened = StreamSession::open(&keeper.stream, keeper.worker.sending.permit.clone()) => opened,
+            opened = StreamSession::open(&keeper.stream, keeper.worker.sending.clone()) => opened,
             _ = shutdown.wait_for(|ending| *ending) => break,
         };
         let ended = match opened {

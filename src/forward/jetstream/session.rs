@@ -14,16 +14,15 @@ use super::{StreamProblem, StreamTarget};
 use crate::db::{OutboundEvent, Receipt};
 use crate::forward::attempt::{AttemptEnd, Failure, RetryRule};
 use crate::forward::target::CommonTarget;
-use crate::forward::worker::CONCURRENCY;
+use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::model::{AttemptResult, NO_ANSWER};
 use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
-use crate::sending_permit::{NO_PERMIT, SendingPermit};
-use crate::telemetry;
+use crate::sending_permit::NO_PERMIT;
 
 /// A session with a stream.
 pub(in crate::forward) struct StreamSession {
     stream: Arc<StreamTarget>,
-    permit: SendingPermit,
+    sending: Sending,
     connection: NatsConnection,
     reads_directly: bool,
     version: String,
@@ -37,22 +36,22 @@ pub(in crate::forward) struct StreamSession {
 }
 
 impl StreamSession {
-    /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published as `permit` allows it.
-    pub(super) async fn open(stream: &Arc<StreamTarget>, permit: SendingPermit) -> Result<Self, StreamProblem> {
+    /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published as `sending` allows it.
+    pub(super) async fn open(stream: &Arc<StreamTarget>, sending: Sending) -> Result<Self, StreamProblem> {
         let inspection = stream.inspect().await?;
         let lines = stream.problems(&inspection);
         if !lines.is_empty() {
             return Err(StreamProblem { lines, needs_person: true });
         }
-        Ok(StreamSession::new(stream, permit, inspection))
+        Ok(StreamSession::new(stream, sending, inspection))
     }
 
     /// A session with a stream that was inspected.
-    pub(super) fn new(stream: &Arc<StreamTarget>, permit: SendingPermit, inspection: Inspection) -> Self {
+    pub(super) fn new(stream: &Arc<StreamTarget>, sending: Sending, inspection: Inspection) -> Self {
         let Inspection { connection, version, info, fitness, .. } = inspection;
         StreamSession {
             stream: stream.clone(),
-            permit,
+            sending,
             connection,
             reads_directly: info.allows_direct(),
             version,
@@ -136,7 +135,7 @@ impl StreamSession {
             self.end(StreamProblem::passing(format!("the connection to {} was lost", self.stream.servers)));
             return PublishAnswer::NotSent("the connection was lost before the attempt".into());
         }
-        if !self.permit.is_valid() {
+        if !self.sending.permit.is_valid() {
             return PublishAnswer::NotSent(NO_PERMIT.into());
         }
         let (subject, body) = (self.stream.subject(event), Bytes::copy_from_slice(event.webhook.as_bytes()));
@@ -184,7 +183,7 @@ impl StreamSession {
                 self.end(StreamProblem::passing(self.about(&reason)));
                 failed(AttemptResult::NoResponse, reason, RetryRule::WhenReachable)
             }
-            PublishAnswer::NotSent(reason) if self.problem().is_some() || !self.permit.is_valid() => {
+            PublishAnswer::NotSent(reason) if self.problem().is_some() || !self.sending.permit.is_valid() => {
                 failed(AttemptResult::NotSent, reason, RetryRule::WhenReachable)
             }
             PublishAnswer::NotSent(reason) => failed(AttemptResult::NotSent, reason, RetryRule::Counted(None)),
@@ -232,7 +231,7 @@ impl StreamSession {
     }
 
     fn note_acknowledgement(&self, took: Duration) {
-        telemetry::PUBLISH_SECONDS.observe(took.as_secs_f64());
+        self.sending.publishes.observe(took);
         self.is_acknowledged.store(true, Ordering::Relaxed);
         self.note_idle();
     }

@@ -10,9 +10,8 @@ use super::session::StreamSession;
 use crate::db::{DeliveredEvent, DeliveredPosition, Store};
 use crate::forward::Target;
 use crate::forward::target::{CommonTarget, TargetKind};
-use crate::forward::worker::CONCURRENCY;
+use crate::forward::worker::{CONCURRENCY, Sending};
 use crate::nats::{PublishAnswer, StoredMessage};
-use crate::sending_permit::SendingPermit;
 
 /// How many events are read at once.
 const PAGE: u32 = 500;
@@ -112,7 +111,7 @@ async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamSession,
     if refill && !problems.is_empty() {
         return Err(problems.join("; "));
     }
-    Ok(StreamSession::new(stream, SendingPermit::default(), inspection))
+    Ok(StreamSession::new(stream, Sending::default(), inspection))
 }
 
 fn compare(found: Option<&StoredMessage>, delivered: &DeliveredEvent) -> Option<FindingKind> {
