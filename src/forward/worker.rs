@@ -213,7 +213,8 @@ impl DeliveryWorker {
                 (Err(_), None) => None,
             };
             if let Some(finished) = finished {
-                // A session with a stream ends by itself when its server cannot be reached.
+                // These attempts say nothing about the target: this host had no permission to send, or the session with a
+                // stream has ended, which it does by itself when its server cannot be reached.
                 if !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }

@@ -46,7 +46,7 @@ pub(super) const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_
 pub(super) const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// A retry is at most one day ahead. A later time was written while the clock was ahead.
+/// A retry is at most a day ahead. A time beyond two days was written while the clock was ahead.
 pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48);
 pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
