@@ -51,9 +51,7 @@ impl PaymentDetails {
             tx_time: None,
         }
     }
-}
 
-impl PaymentDetails {
     /// Fills absent values with those of `other`. The status stays.
     #[must_use]
     pub fn or(self, other: PaymentDetails) -> PaymentDetails {
@@ -114,17 +112,17 @@ impl Event {
     /// time in the mail's text. The Date header is left out, because it differs between two reports of one payment.
     #[must_use]
     pub fn id(&self) -> Option<Uuid> {
-        let r = &self.payment;
-        let name = if let Some(hash) = &r.transaction_hash {
-            let chain = r.blockchain.as_deref().unwrap_or("");
-            format!("tx\n{}\n{}\n{}", fold_chain(chain), fold_hash(hash), r.status)
+        let payment = &self.payment;
+        let name = if let Some(hash) = &payment.transaction_hash {
+            let chain = payment.blockchain.as_deref().unwrap_or("");
+            format!("tx\n{}\n{}\n{}", fold_chain(chain), fold_hash(hash), payment.status)
         } else {
-            let session = r.session_id.as_deref()?;
+            let session = payment.session_id.as_deref()?;
             format!(
                 "session\n{}\n{}\n{}",
                 session.to_ascii_lowercase(),
-                r.status,
-                r.tx_time.map(iso).unwrap_or_default()
+                payment.status,
+                payment.tx_time.map(iso).unwrap_or_default()
             )
         };
         Some(Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes()))
@@ -134,22 +132,22 @@ impl Event {
     /// order, `null` for absent fields.
     #[must_use]
     pub fn webhook(&self) -> String {
-        let r = &self.payment;
+        let payment = &self.payment;
         let time = self.time().map(webhook_time);
-        let session_id = r.session_id.as_deref();
-        let json = if r.status == Status::Completed {
+        let session_id = payment.session_id.as_deref();
+        let json = if payment.status == Status::Completed {
             serde_json::to_string(&CompletedBody {
                 session_id,
-                amount: r.amount.as_deref(),
-                blockchain: r.blockchain.as_deref(),
-                token: r.token.as_deref(),
-                from_wallet_address: r.from_wallet_address.as_deref(),
-                transaction_hash: r.transaction_hash.as_deref(),
+                amount: payment.amount.as_deref(),
+                blockchain: payment.blockchain.as_deref(),
+                token: payment.token.as_deref(),
+                from_wallet_address: payment.from_wallet_address.as_deref(),
+                transaction_hash: payment.transaction_hash.as_deref(),
                 tx_time: time.as_deref(),
                 status: true,
             })
         } else {
-            let state = (r.status == Status::Pending).then_some("pending");
+            let state = (payment.status == Status::Pending).then_some("pending");
             serde_json::to_string(&UnpaidBody { session_id, tx_time: time.as_deref(), status: false, state })
         };
         // serde_json cannot fail on strings and booleans.
