@@ -56,7 +56,7 @@ impl Dovecot {
     /// Starts Dovecot with a second password for all users.
     pub fn start_with_password(password: &str) -> Dovecot {
         let passdb = if is_2_4() {
-            format!("other {{\n  driver = static\n  password = {password}")
+            format!("other {{\n  driver = static\n  passdb_static_password = {password}")
         } else {
             format!("{{\n  driver = static\n  args = password={password}")
         };
