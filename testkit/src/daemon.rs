@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::process::Process;
@@ -150,7 +150,10 @@ impl Daemon {
         let log = self.log.0.lock().unwrap();
         let fewer = |log: &mut String| log.matches(words).count() < times;
         let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
-        assert!(!waited.timed_out(), "{words:?} was not said {times} times:\n{log}");
+        let timed_out = waited.timed_out();
+        // Dropping the daemon prints the log.
+        drop(log);
+        assert!(!timed_out, "{words:?} was not said {times} times");
     }
 
     /// Sends SIGTERM and returns the exit code.
@@ -163,6 +166,16 @@ impl Daemon {
     pub fn kill(mut self) {
         self.process.signal("-KILL");
         self.process.wait(Duration::from_secs(5));
+    }
+}
+
+impl Drop for Daemon {
+    /// Prints the log if the test fails.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+            println!("the log of daemon {}:\n{log}", self.process.id());
+        }
     }
 }
 
