@@ -50,7 +50,7 @@ pub struct LeaseAgent {
 
 #[derive(Debug)]
 enum LeaseCommand {
-    Opened(i64),
+    Opened { term: u64, last_mail_id: i64 },
     LastMail(i64),
     Configuration(ConfigurationHashes),
     Release { pause: Duration, failure: Option<String>, done: oneshot::Sender<()> },
@@ -96,9 +96,9 @@ impl LeaseAgent {
         SendingPermit::until(self.sends_until.clone())
     }
 
-    /// Reports that the database is open: this host is active. `last_mail_id`: as in the lease.
-    pub fn report_opened(&self, last_mail_id: i64) {
-        self.send(LeaseCommand::Opened(last_mail_id));
+    /// Reports that the database was opened in this term: this host is active. `last_mail_id`: as in the lease.
+    pub fn report_opened(&self, term: u64, last_mail_id: i64) {
+        self.send(LeaseCommand::Opened { term, last_mail_id });
     }
 
     /// Reports the last `mails.id` of the open database.
@@ -125,14 +125,14 @@ impl LeaseAgent {
         let _ = self.commands.send(command);
     }
 
-    /// Returns when this host no longer has the lease. It reads the clock at least once a second, because timers do not run
-    /// while the machine sleeps.
-    pub async fn lost(&self) {
+    /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. It reads the
+    /// clock at least once a second, because timers do not run while the machine sleeps.
+    pub async fn lost(&self, term: u64) {
         let mut view = self.view.clone();
         loop {
             let ends = {
                 let view = view.borrow_and_update();
-                if !view.is_held(BootInstant::now()) {
+                if !view.is_held_since(term, BootInstant::now()) {
                     return;
                 }
                 view.ends.unwrap_or_default()
@@ -294,7 +294,7 @@ impl Driver {
     fn execute(&mut self, command: LeaseCommand) {
         let now = BootInstant::now();
         match command {
-            LeaseCommand::Opened(last_mail_id) => self.machine.opened(now, last_mail_id),
+            LeaseCommand::Opened { term, last_mail_id } => self.machine.opened(now, term, last_mail_id),
             LeaseCommand::LastMail(last_mail_id) => self.machine.note_last_mail(now, last_mail_id),
             LeaseCommand::Configuration(hashes) => self.machine.set_configuration(hashes),
             LeaseCommand::Release { pause, failure, done } => {
@@ -382,5 +382,28 @@ fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),
         None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::standby::view::LeaseState;
+
+    #[tokio::test]
+    async fn a_lease_taken_again_is_lost() {
+        let ends = Some(BootInstant::now().plus(Duration::from_secs(60)));
+        let active = LeaseView { state: LeaseState::Active, ends, term: 1, ..LeaseView::default() };
+        let (view, seen) = watch::channel(active.clone());
+        let (_until, permit) = watch::channel(BootInstant::default());
+        let agent = LeaseAgent { view: seen, sends_until: permit, commands: mpsc::unbounded_channel().0 };
+        let mut lost = Box::pin(agent.lost(1));
+        assert!(lost.as_mut().now_or_never().is_none());
+        // Of two changes in a row, a receiver may see only the last one.
+        view.send(LeaseView { state: LeaseState::Standby, ends: None, ..active.clone() }).unwrap();
+        view.send(LeaseView { state: LeaseState::TakingOver, term: 2, ..active }).unwrap();
+        lost.await;
     }
 }

@@ -54,6 +54,8 @@ pub struct LeaseView {
     pub problem: Option<String>,
     /// How often this process became active.
     pub takeovers: u64,
+    /// How often this process got the lease. Whoever holds the database open for one term must not go on in the next.
+    pub term: u64,
 }
 
 impl LeaseView {
@@ -67,6 +69,12 @@ impl LeaseView {
             view
         };
         without_time(self) == without_time(before)
+    }
+
+    /// Whether this host has had the lease without a break since this term began, and has it at `now`.
+    #[must_use]
+    pub fn is_held_since(&self, term: u64, now: BootInstant) -> bool {
+        self.term == term && self.is_held(now)
     }
 
     /// Whether this host has the lease at `now`.

@@ -161,8 +161,8 @@ impl Standby {
                 opened = opening => opened,
                 never = chores.run(listener.clone()) => match never {},
             };
-            let Some((ready, store)) = opened else { return Ok(()) };
-            let ended = self.run_active(ready, store, &latency, &shutdown).await;
+            let Some((ready, term, store)) = opened else { return Ok(()) };
+            let ended = self.run_active(ready, term, store, &latency, &shutdown).await;
             match ended {
                 Ok(ActiveEnd::Shutdown) => return Ok(()),
                 Ok(ActiveEnd::Lost) => self.lock = None,
@@ -193,14 +193,15 @@ impl Standby {
         }
     }
 
-    /// Waits for the lease and opens the database. It tries again after a failure. `None`: `shutdown`.
+    /// Waits for the lease and opens the database, for the term that is returned. It tries again after a failure. `None`:
+    /// `shutdown`.
     async fn become_active(
         &mut self,
         config: &Config,
         prepared: &mut Option<Prepared>,
         again: (Option<&Listener>, &RequestCounters),
         shutdown: &watch::Receiver<bool>,
-    ) -> Option<(Prepared, Store)> {
+    ) -> Option<(Prepared, u64, Store)> {
         loop {
             if !self.agent.watch().borrow().is_held(BootInstant::now()) {
                 self.lock = None;
@@ -225,7 +226,7 @@ impl Standby {
             let ready = ready.and_then(|()| prepared.take().context("the configuration is not prepared"));
             let opened = match ready {
                 Ok(ready) => match self.take_over(config, shutdown).await {
-                    Ok(store) => Ok((ready, store)),
+                    Ok((term, store)) => Ok((ready, term, store)),
                     Err(failure) => {
                         *prepared = Some(ready);
                         Err(failure)
@@ -265,10 +266,11 @@ impl Standby {
         was_active
     }
 
-    /// Runs the loops until `shutdown`, the end of the lease, or a request to release it.
+    /// Runs the loops until `shutdown`, the end of the lease of this term, or a request to release it.
     async fn run_active(
         &self,
         ready: Prepared,
+        term: u64,
         store: Store,
         latency: &PushLatency,
         shutdown: &watch::Receiver<bool>,
@@ -282,7 +284,7 @@ impl Standby {
             drain: DRAIN,
         };
         let mut running: Pin<Box<_>> =
-            Box::pin(run_loops(ready, store, duty, latency.clone(), stopping, self.agent.lost()));
+            Box::pin(run_loops(ready, store, duty, latency.clone(), stopping, self.agent.lost(term)));
         let (mut lease, mut ending) = (self.agent.watch(), shutdown.clone());
         let why = tokio::select! {
             ended = &mut running => return ended.map(|_| ActiveEnd::Lost),

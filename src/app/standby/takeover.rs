@@ -22,30 +22,30 @@ pub(super) enum NotOpened {
 }
 
 impl Standby {
-    /// Fetches and opens the database. After a reload it only opens it.
+    /// Fetches and opens the database, for the term that is returned. After a reload it only opens it.
     pub(super) async fn take_over(
         &mut self,
         config: &Config,
         shutdown: &watch::Receiver<bool>,
-    ) -> Result<Store, NotOpened> {
-        let (state, takeover) = {
+    ) -> Result<(u64, Store), NotOpened> {
+        let (state, term, takeover) = {
             let lease = self.agent.watch();
             let lease = lease.borrow();
-            (lease.state, lease.takeover.clone().unwrap_or_default())
+            (lease.state, lease.term, lease.takeover.clone().unwrap_or_default())
         };
         if state != LeaseState::Active || self.lock.is_none() {
-            self.fetch(config, &takeover, shutdown).await?;
+            self.fetch(config, term, &takeover, shutdown).await?;
         }
         // Another host may have a disk with free space, so this one does not wait for that.
         let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
         match store.reader().and_then(|reader| reader.last_mail_id()) {
             Ok(last_mail_id) => {
-                self.agent.report_opened(last_mail_id);
+                self.agent.report_opened(term, last_mail_id);
                 self.fresh = false;
                 // From then on deliveries are permitted. If the lease is lost now, the loops end at once.
                 let mut lease = self.agent.watch();
-                let _ = lease.wait_for(|lease| lease.state != LeaseState::TakingOver).await;
-                Ok(store)
+                let _ = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
+                Ok((term, store))
             }
             Err(error) => {
                 store.close().await;
@@ -58,6 +58,7 @@ impl Standby {
     async fn fetch(
         &mut self,
         config: &Config,
+        term: u64,
         takeover: &Takeover,
         shutdown: &watch::Receiver<bool>,
     ) -> Result<(), NotOpened> {
@@ -74,7 +75,7 @@ impl Standby {
             tracing::info!("fetching the database with the restore command");
             let environment = environment(&database, takeover);
             let mut stopped = None;
-            let stop = async { stopped = Some(self.stopped(shutdown).await) };
+            let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
             ran.map_err(|error| stopped.unwrap_or_else(|| NotOpened::Failed(error.to_string())))?;
             // The command may have put another file, or another file system, in the place of the lock.
@@ -97,11 +98,11 @@ impl Standby {
     }
 
     /// Returns when a takeover must end early.
-    async fn stopped(&self, shutdown: &watch::Receiver<bool>) -> NotOpened {
+    async fn stopped(&self, term: u64, shutdown: &watch::Receiver<bool>) -> NotOpened {
         let (mut ending, mut lease) = (shutdown.clone(), self.agent.watch());
         tokio::select! {
             _ = ending.wait_for(|ending| *ending) => NotOpened::Stopped,
-            () = self.agent.lost() => NotOpened::Stopped,
+            () = self.agent.lost(term) => NotOpened::Stopped,
             Ok(_) = lease.wait_for(|lease| lease.is_asked_to_release) => NotOpened::Asked,
         }
     }

@@ -20,7 +20,7 @@ impl LeaseMachine {
 
     /// The lease as the rest of the program sees it.
     pub(in crate::standby) fn view(&self) -> LeaseView {
-        let mut view = LeaseView { takeovers: self.takeovers, ..LeaseView::default() };
+        let mut view = LeaseView { takeovers: self.takeovers, term: self.term, ..LeaseView::default() };
         match &self.place {
             Place::Holder(holder) => {
                 view.state = match &holder.stage {

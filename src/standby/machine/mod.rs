@@ -39,6 +39,8 @@ pub(super) struct LeaseMachine {
     /// Whether `known` is the last value that any host wrote.
     is_exact: bool,
     takeovers: u64,
+    /// How often it got the lease.
+    term: u64,
     /// The number of the last write.
     count: u64,
     /// When the next call is expected at the latest. A later one means that the process did not run meanwhile.
@@ -62,6 +64,7 @@ impl LeaseMachine {
             known,
             is_exact: false,
             takeovers: 0,
+            term: 0,
             count: 0,
             awaited_by: BootInstant::default(),
         }
@@ -267,6 +270,7 @@ impl LeaseMachine {
                     takeover,
                 };
                 self.place = Place::Holder(holder);
+                self.term += 1;
                 self.tick(now);
             }
             Place::Holder(holder) => {
@@ -306,10 +310,11 @@ impl LeaseMachine {
         }
     }
 
-    /// The database is open, and its last mail has this id: this host is active.
-    pub(super) fn opened(&mut self, now: BootInstant, last_mail_id: i64) {
+    /// The database was opened in this term, and its last mail has this id: this host is active.
+    pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver
+            && self.term == term
         {
             (holder.stage, holder.next_at) = (HolderStage::Active, now);
             self.takeovers += 1;

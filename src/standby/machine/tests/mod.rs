@@ -60,7 +60,7 @@ fn holder() -> LeaseMachine {
     let mut machine = machine("a");
     machine.on_read(at(0), absent(0));
     write(&mut machine, 0, WriteResult::Stored(1));
-    machine.opened(at(0), 7);
+    machine.opened(at(0), machine.term, 7);
     write(&mut machine, 0, WriteResult::Stored(2));
     machine
 }
@@ -109,6 +109,20 @@ fn a_paused_holder_has_lost_the_lease() {
     machine.tick(at(30_000));
     assert_eq!((machine.view().state, machine.view().holder), (LeaseState::Standby, None));
     assert_eq!(machine.next_step(at(30_000)), Step::Read);
+}
+
+#[test]
+fn a_lease_that_is_taken_again_is_another_term() {
+    let mut machine = holder();
+    assert_eq!(machine.view().term, 1);
+    assert_eq!(machine.next_step(at(30_000)), Step::Read);
+    machine.on_read(at(30_000), entry(4, value("b", LeaseStage::Released, 2)));
+    write(&mut machine, 30_000, WriteResult::Stored(5));
+    assert!(machine.view().is_held_since(2, at(30_000)) && !machine.view().is_held_since(1, at(30_000)));
+    machine.opened(at(30_000), 1, 7);
+    assert_eq!(machine.view().state, LeaseState::TakingOver, "the database was opened for the first term");
+    machine.opened(at(30_000), 2, 7);
+    assert_eq!(machine.view().state, LeaseState::Active);
 }
 
 #[test]

@@ -242,7 +242,7 @@ impl World {
             if self.dice.one_in(10) {
                 host.machine.release(at(now), Duration::from_secs(2), Some("no copy".into()));
             } else {
-                host.machine.opened(at(now), 1);
+                host.machine.opened(at(now), view.term, 1);
             }
         }
         match host.machine.next_step(at(now)) {
