@@ -289,7 +289,8 @@ $(TOOLS)/datasette/bin/datasette:
 	@$(VENV) $(TOOLS)/datasette
 	$(TOOLS)/datasette/bin/pip install --quiet datasette==0.65.5 datasette-vega==0.6.2
 
-# Kills the servers of a NATS cluster while payments go through it to the consumers in examples/.
+# Kills the servers of a NATS cluster while payments go through it to the consumers in examples/, and then one that has the lease of
+# two hosts.
 test-nats-cluster: deps node python nats-server
 	cargo build --locked --bin resmic-mailhook
 	cargo run --locked --quiet --package tools --bin nats-cluster

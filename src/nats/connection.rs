@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::net::lookup_host;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig};
 
 use super::url::NatsUrl;
 use crate::loopback::is_loopback;
@@ -174,14 +174,57 @@ impl NatsServers {
 
     fn explain(&self, error: &async_nats::ConnectError) -> NatsError {
         let detail = printable(&error.to_string(), MAX_ERROR_LENGTH);
-        match error.kind() {
-            ConnectErrorKind::AuthorizationViolation => {
-                NatsError::NotAllowed(format!("cannot log in to {self}: the server refuses the login"))
+        match (error.kind(), tls_error(error)) {
+            (ConnectErrorKind::AuthorizationViolation, _) => {
+                let advice = self.login.advice();
+                NatsError::NotAllowed(format!("cannot log in to {self}: the server refuses the login; {advice}"))
             }
-            ConnectErrorKind::Tls => NatsError::NotAllowed(format!("cannot connect to {self}: {detail}")),
+            (_, Some(rustls::Error::AlertReceived(alert))) if is_about_certificate(*alert) => {
+                NatsError::NotAllowed(format!(
+                    "cannot log in to {self}: the server refuses the client certificate, or needs one (TLS alert {alert:?}); check \
+                     client_certificate"
+                ))
+            }
+            (_, Some(rustls::Error::InvalidCertificate(_))) => NatsError::NotAllowed(format!(
+                "cannot connect to {self}: {detail}; check ca_file, and the names in the certificate of the server"
+            )),
+            (ConnectErrorKind::Tls, _) => NatsError::NotAllowed(format!("cannot connect to {self}: {detail}")),
             _ => NatsError::Unreachable(format!("cannot connect to {self}: {detail}")),
         }
     }
+}
+
+impl NatsLogin {
+    /// What an operator should do if a server refuses the login.
+    fn advice(&self) -> &'static str {
+        match self {
+            NatsLogin::Password { .. } => "check user and password",
+            NatsLogin::Token(_) => "check token",
+            NatsLogin::None => "set user and password, token, or client_certificate",
+        }
+    }
+}
+
+/// The error of the TLS handshake, if that has failed. The handshake reports it as an error of the connection.
+fn tls_error(error: &async_nats::ConnectError) -> Option<&rustls::Error> {
+    let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
+    io.get_ref()?.downcast_ref()
+}
+
+/// Whether a server sends this alert because of the client's certificate (RFC 8446, section 6.2). Go's servers send the first
+/// one also if there is no certificate.
+fn is_about_certificate(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::CertificateRequired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+    )
 }
 
 /// The loopback addresses of an unencrypted server, as URLs.

@@ -81,10 +81,26 @@ impl NatsCluster {
 
     /// Creates a stream with a copy on each server.
     pub async fn create_stream(&self, name: &str, subjects: &[&str]) {
+        let config = json!({ "deny_delete": true, "deny_purge": true });
+        self.create(name, subjects, config).await;
+    }
+
+    /// Creates a key-value bucket with a copy on each server, as `nats kv add --history=1` does.
+    pub async fn create_bucket(&self, bucket: &str, ttl: Duration) {
+        let nanos = u64::try_from(ttl.as_nanos()).unwrap();
         let config = json!({
-            "name": name, "subjects": subjects, "storage": "file", "retention": "limits", "discard": "new",
-            "deny_delete": true, "deny_purge": true, "allow_direct": true, "num_replicas": NODES,
+            "max_age": nanos, "duplicate_window": nanos, "max_msgs_per_subject": 1, "allow_rollup_hdrs": true,
+            "deny_delete": true,
         });
+        self.create(&format!("KV_{bucket}"), &[&format!("$KV.{bucket}.>")], config).await;
+    }
+
+    async fn create(&self, name: &str, subjects: &[&str], mut config: Value) {
+        let common = json!({
+            "name": name, "subjects": subjects, "storage": "file", "retention": "limits", "discard": "new",
+            "allow_direct": true, "num_replicas": NODES,
+        });
+        config.as_object_mut().unwrap().extend(common.as_object().unwrap().clone());
         let is_created = |answer: &Value| answer.get("error").is_none().then_some(());
         self.until(&format!("STREAM.CREATE.{name}"), config, is_created).await;
     }

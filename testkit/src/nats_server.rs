@@ -45,19 +45,23 @@ impl NatsServer {
     fn try_start(program: &Path, more: &str) -> Option<NatsServer> {
         let folder = tempfile::Builder::new().prefix("nats").tempdir().unwrap();
         super::certificate::certificate(folder.path());
-        let (at, port) = (folder.path().display().to_string(), free_port());
-        let configuration = format!(
-            "listen: \"127.0.0.1:{port}\"\nlog_file: \"{at}/log\"\n\
-             jetstream {{ store_dir: \"{at}/jetstream\", max_mem: 64MB, max_file: 1GB }}\n{more}\n"
-        );
-        fs::write(folder.path().join("nats.conf"), configuration).unwrap();
-        let mut server = NatsServer { folder, port, program: program.to_owned(), process: None };
+        let mut server = NatsServer { folder, port: free_port(), program: program.to_owned(), process: None };
+        server.configure(more);
         if server.launch() {
             return Some(server);
         }
         let log = server.log();
         assert!(log.contains("address already in use"), "the NATS server has ended: {log}");
         None
+    }
+
+    fn configure(&self, more: &str) {
+        let (at, port) = (self.folder.path().display(), self.port);
+        let configuration = format!(
+            "listen: \"127.0.0.1:{port}\"\nlog_file: \"{at}/log\"\n\
+             jetstream {{ store_dir: \"{at}/jetstream\", max_mem: 64MB, max_file: 1GB }}\n{more}\n"
+        );
+        fs::write(self.folder.path().join("nats.conf"), configuration).unwrap();
     }
 
     /// Starts the process. Returns false if it has ended.
@@ -106,6 +110,14 @@ impl NatsServer {
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "the server is running");
         assert!(self.launch(), "the NATS server does not start again: {}", self.log());
+    }
+
+    /// Restarts the server with these lines of configuration in place of those of the start. [`NatsServer::client`] cannot
+    /// connect if they ask for a login or for TLS.
+    pub fn reconfigure(&mut self, more: &str) {
+        self.stop();
+        self.configure(more);
+        self.restart();
     }
 
     /// Stops the process with SIGSTOP: its connections stay open, and nothing answers.

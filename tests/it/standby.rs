@@ -2,6 +2,7 @@
 
 mod commands;
 mod litestream;
+mod login;
 mod outage;
 mod restore;
 mod takeover;
@@ -25,6 +26,8 @@ const BUCKET: &str = "leases";
 /// Two hosts, `a` and `b`, with a mail server, a handler and an engine.
 struct Hosts {
     nats: NatsServer,
+    /// The keys of `[standby]` by which the hosts reach the engine.
+    engine: String,
     dovecot: Dovecot,
     callback: Callback,
     a: Home,
@@ -34,9 +37,15 @@ struct Hosts {
 impl Hosts {
     /// Hosts with a lease of this length. Each fetches the database of the other one before it takes over.
     fn start(lease: Duration) -> Hosts {
-        let (nats, dovecot, callback) = (engine(lease), Dovecot::start(), Callback::start());
+        let nats = engine(lease);
+        let keys = engine_keys(&nats);
+        Hosts::start_with(nats, keys)
+    }
+
+    /// The same with this engine, which the hosts reach by these keys of `[standby]`.
+    fn start_with(nats: NatsServer, engine: String) -> Hosts {
         let [a, b] = ["a", "b"].map(|_| Home::new(""));
-        let hosts = Hosts { nats, dovecot, callback, a, b };
+        let hosts = Hosts { nats, engine, dovecot: Dovecot::start(), callback: Callback::start(), a, b };
         hosts.configure(&hosts.a, "a", &restore(&backup_of(&hosts.b, &hosts.a)), "");
         hosts.configure(&hosts.b, "b", &restore(&backup_of(&hosts.a, &hosts.b)), "");
         hosts
@@ -46,7 +55,7 @@ impl Hosts {
     fn configure(&self, home: &Home, host: &str, keys: &str, tables: &str) {
         let account = account(self.dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nidle_renew = \"2s\"");
         let forward = forward(&self.callback.url(), "");
-        let standby = standby(&self.nats, host, keys);
+        let standby = standby_table(&self.engine, host, keys);
         write(home, &format!("{account}{ACCEPT_UNSIGNED}{forward}{standby}{tables}"));
     }
 
@@ -98,10 +107,15 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 }
 
 pub(crate) fn standby(nats: &NatsServer, host: &str, keys: &str) -> String {
-    format!(
-        "[standby]\nnats = [\"{}\"]\nbucket = \"{BUCKET}\"\nname = \"shop\"\nhost = \"{host}\"\n{keys}\n",
-        nats.url()
-    )
+    standby_table(&engine_keys(nats), host, keys)
+}
+
+fn engine_keys(nats: &NatsServer) -> String {
+    format!("nats = [\"{}\"]", nats.url())
+}
+
+fn standby_table(engine: &str, host: &str, keys: &str) -> String {
+    format!("[standby]\n{engine}\nbucket = \"{BUCKET}\"\nname = \"shop\"\nhost = \"{host}\"\n{keys}\n")
 }
 
 fn write(home: &Home, config: &str) {
