@@ -240,6 +240,8 @@ pages:
 
 # Tests the package under systemd in a booted container. Needs root.
 test-systemd: deb-dev
+	@command -v mmdebstrap >/dev/null && command -v systemd-nspawn >/dev/null || \
+	  { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends mmdebstrap systemd-container >/dev/null; }
 	tests/systemd/run.sh
 
 # Starts the image of a debug build with contrib/container/compose.yml, and sends mails through it. Needs root.
