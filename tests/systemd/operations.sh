@@ -1,27 +1,26 @@
-# Follows docs/operations.md as an operator would. Each `documented` command is there word for word.
+# Follows docs/install.md and docs/operations.md as an operator would. Each `documented` command is there word for word.
 # It runs inside the box, as root.
 set -euo pipefail
 . /box/common.sh
 
-page=/usr/share/doc/resmic-mailhook/docs/operations.md
-dpkg --unpack /box/first.deb >/dev/null # for the page only
-cp $page /box/operations.md
+dpkg --unpack /box/first.deb >/dev/null # for the pages only
+page=/box/pages.md
+cat /usr/share/doc/resmic-mailhook/docs/{install,operations}.md > $page
 dpkg -P resmic-mailhook >/dev/null 2>&1
-page=/box/operations.md
 sudo() { "$@"; }
 # The files that an operator would type are in /box/typed.
 sudoedit() { cat "/box/typed/$(basename "$1")" > "$1"; }
 documented() {
-    grep -qF -- "$1" $page || fail "not in docs/operations.md: $1"
+    grep -qF -- "$1" $page || fail "not in docs/install.md or docs/operations.md: $1"
     echo "\$ $1"
     eval "$1" || fail "exit code $?: $1"
 }
-# Installs the n-th drop-in of the page.
+# Installs the n-th drop-in of the pages.
 drop_in() {
     mkdir -p /etc/systemd/system/$unit.d
     awk -v n="$1" '/^```/ { inside = 0 } inside { print } /^```ini/ { inside = (++seen == n) }' $page \
         > /etc/systemd/system/$unit.d/override.conf
-    [ -s /etc/systemd/system/$unit.d/override.conf ] || fail "no drop-in $1 on the page"
+    [ -s /etc/systemd/system/$unit.d/override.conf ] || fail "no drop-in $1 on the pages"
     systemctl daemon-reload
 }
 database=/var/lib/resmic-mailhook/mailhook.db
@@ -66,7 +65,7 @@ cd /box
 documented 'sudo dpkg -i target/debian/resmic-mailhook_*.deb'
 [ "$(property ConditionResult)" = no ] || fail "started without a configuration"
 cp typed/imap-password imap-password.txt
-# The command with flags has two lines on the page.
+# The command with flags has two lines on its page.
 command=$(sed -n '/^sudo resmic-mailhook init --yes/,/[^\\]$/p' $page)
 [ "$(wc -l <<< "$command")" = 2 ] || fail "not two lines: $command"
 eval "$command" || fail "init"
