@@ -54,7 +54,7 @@ pub struct LeaseView {
     pub problem: Option<String>,
     /// How often this process became active.
     pub takeovers: u64,
-    /// How often this process got the lease. Whoever holds the database open for one term must not go on in the next.
+    /// How often this process got the lease. Loops that began in one term must not go on in the next.
     pub term: u64,
 }
 

@@ -112,7 +112,7 @@ fn a_paused_holder_has_lost_the_lease() {
 }
 
 #[test]
-fn a_lease_that_is_taken_again_is_another_term() {
+fn a_lease_taken_again_is_another_term() {
     let mut machine = holder();
     assert_eq!(machine.view().term, 1);
     assert_eq!(machine.next_step(at(30_000)), Step::Read);
