@@ -262,7 +262,7 @@ $(TOOLS)/podman-compose/bin/podman-compose:
 # Runs the program of the archive in a root with nothing else. Needs root.
 EMULATOR = $(if $(filter arm64,$(ARCH)),qemu-aarch64-static)
 test-dist: dist
-	@command -v file $(EMULATOR) >/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends file qemu-user-static >/dev/null; }
+	@command -v file >/dev/null $(if $(EMULATOR),&& command -v $(EMULATOR) >/dev/null) || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends file qemu-user-static >/dev/null; }
 	tests/archive.sh target/dist/resmic-mailhook-*-linux-$(ARCH).tar.gz $(EMULATOR)
 
 # Runs the README's two commands on fresh machines: minimal roots of these Debian releases, with make, git and Rust. Needs root.
