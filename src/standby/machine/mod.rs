@@ -203,11 +203,10 @@ impl LeaseMachine {
 
     /// The key could not be read. The next request follows after a pause.
     pub(super) fn on_read_failure(&mut self, now: BootInstant) {
-        self.pause(now);
+        self.pause_until(now.plus(self.lease / 40));
     }
 
-    fn pause(&mut self, now: BootInstant) {
-        let again = now.plus(self.lease / 40);
+    fn pause_until(&mut self, again: BootInstant) {
         match &mut self.place {
             Place::Standby(standby) => standby.pause_until = again,
             Place::Holder(holder) => holder.next_at = again,
@@ -221,7 +220,7 @@ impl LeaseMachine {
             WriteResult::Conflict => self.reread(now),
             WriteResult::Unknown => {
                 self.reread(now);
-                self.pause(now);
+                self.pause_until(now.plus(self.lease / 40));
             }
         }
     }
@@ -233,15 +232,7 @@ impl LeaseMachine {
             Place::Holder(holder) => (holder.must_read, holder.next_at) = (true, now),
         }
         // A conflict without a visible cause must not become a busy loop.
-        self.pause_shortly(now);
-    }
-
-    fn pause_shortly(&mut self, now: BootInstant) {
-        let again = now.plus(self.lease / 400);
-        match &mut self.place {
-            Place::Standby(standby) => standby.pause_until = again,
-            Place::Holder(holder) => holder.next_at = again,
-        }
+        self.pause_until(now.plus(self.lease / 400));
     }
 
     fn stored(&mut self, now: BootInstant, sent: BootInstant, value: &LeaseValue, revision: u64) {
