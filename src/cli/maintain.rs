@@ -32,12 +32,18 @@ pub(super) async fn prune(config: &Config, age: HumanDuration, quarantined: bool
     let pruned = store.prune(iso(before), quarantined, show).await;
     store.close().await;
     bar.finish_and_clear();
-    message(&format!("{}; from before {before:.0}", describe(&pruned?)));
+    let pruned = pruned?;
+    message(&format!("{}; from before {before:.0}", describe(&pruned)));
+    if !pruned.is_file_cut {
+        message(
+            "the file becomes smaller when a program that still reads the old pages has ended: `fuser -v` on the database names it",
+        );
+    }
     Ok(())
 }
 
 fn describe(pruned: &Pruned) -> String {
-    let Pruned { raw, mails, attempts, pages } = pruned;
+    let Pruned { raw, mails, attempts, pages, .. } = pruned;
     format!(
         "deleted the bytes of {raw} mails, {mails} ignored mails and {attempts} attempts, returned {pages} pages to the file system"
     )

@@ -3,11 +3,12 @@
 //! A reader looks for the rows, without a lock. The writer changes a few of them in each transaction, and pauses between two
 //! transactions, so that a daemon can store its mails meanwhile.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Row, ToSql, params};
 
-use super::{Result, Store, StoreReader};
+use super::{Error, Result, Store, StoreReader, schema};
 
 /// How long a transaction should take, with its commit. Other programs that write wait for it. Much more is possible: on a busy
 /// machine, the system may stop the program or the disk for some time in the middle.
@@ -17,6 +18,10 @@ const AIM: Duration = Duration::from_millis(8);
 const FIRST_WORK: Duration = Duration::from_millis(1);
 const SHORTEST_WORK: Duration = Duration::from_micros(500);
 const LONGEST_WORK: Duration = Duration::from_millis(5);
+
+/// How long the last checkpoint waits for other programs that read, and the pause between two tries.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(20);
 
 /// How many rows a reader looks for at once.
 const CANDIDATES: usize = 2_000;
@@ -32,6 +37,9 @@ pub struct Pruned {
     pub attempts: usize,
     /// Pages that were returned to the file system.
     pub pages: u32,
+    /// Whether the file has its new size already. Another program that still reads the old pages delays it until a
+    /// checkpoint after it has ended.
+    pub is_file_cut: bool,
 }
 
 /// Which rows are old enough, and whether quarantined mails are included.
@@ -112,8 +120,21 @@ impl Store {
         }
         drop(reader);
         pruning.shrink().await?;
-        Ok(pruning.pruned)
+        Ok(Pruned { is_file_cut: cut_file(&self.settings.path).await?, ..pruning.pruned })
     }
+}
+
+/// SQLite cuts the file when a checkpoint has copied the whole WAL. No reader may need older pages then.
+async fn cut_file(path: &Path) -> Result<bool> {
+    let connection = schema::open(path)?;
+    let begun = Instant::now();
+    while !schema::checkpoint(&connection).map_err(|error| Error::from_sqlite(path, error))? {
+        if begun.elapsed() > CHECKPOINT_PATIENCE {
+            return Ok(false);
+        }
+        tokio::time::sleep(CHECKPOINT_PAUSE).await;
+    }
+    Ok(true)
 }
 
 struct Pruning<'s, P> {
@@ -308,6 +329,21 @@ mod tests {
         // The pages of one mail: one of its row, which is shared afterwards, and one of the rest of its bytes.
         let emptied = (pruned.mails + pruned.raw) as u64;
         assert!(free > emptied * 7_000, "{pruned:?}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_delays_the_new_size() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = filled(&folder, 400).await;
+        let reader = store.reader().unwrap();
+        reader.connection().execute_batch("BEGIN; SELECT count(*) FROM mails").unwrap();
+        let pruned = store.prune(BEFORE.into(), false, |_| ()).await.unwrap();
+        assert!(pruned.pages > 0 && !pruned.is_file_cut, "{pruned:?}");
+        drop(reader);
+        assert!(store.prune(BEFORE.into(), false, |_| ()).await.unwrap().is_file_cut);
+        let pages: u32 =
+            store.reader().unwrap().connection().pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        assert_eq!(std::fs::metadata(folder.path().join("m.db")).unwrap().len(), u64::from(pages) * 4_096);
     }
 
     #[test]

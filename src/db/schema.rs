@@ -128,6 +128,16 @@ pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i6
     look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }
 
+/// Copies the WAL into the database, as far as no reader needs the older pages, unless another program does it now. `true`: the
+/// whole WAL is copied.
+pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
+    let mut copy = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
+    copy.query_row([], |row| {
+        let (is_busy, pages, copied): (bool, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        Ok(!is_busy && pages == copied)
+    })
+}
+
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);

@@ -242,10 +242,8 @@ fn checkpoint_and_shrink(connection: &Connection) {
     }
 }
 
-/// Copies the WAL into the database, as far as no reader needs the older pages.
 fn checkpoint(connection: &Connection) {
-    let copied = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)");
-    if let Err(error) = copied.and_then(|mut copied| copied.query_row([], |_| Ok(()))) {
+    if let Err(error) = schema::checkpoint(connection) {
         // A commit that has no room in the WAL reports it; a later checkpoint makes up for this one.
         tracing::debug!(%error, "cannot checkpoint the WAL");
     }
