@@ -1,7 +1,8 @@
 //! Deletes rows and bytes that are no longer needed, in small transactions.
 //!
 //! A reader looks for the rows, without a lock. The writer changes a few of them in each transaction, and pauses between two
-//! transactions, so that a daemon can store its mails meanwhile.
+//! transactions, so that a daemon can store its mails meanwhile. It begins with the newest rows: their pages are near the end of the
+//! file, so that fewer other pages must be moved before the file can be cut.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -58,7 +59,7 @@ struct Candidate {
 
 /// One kind of row that is deleted.
 struct Kind {
-    /// Selects candidates after a place. Parameters: `before`, `quarantined`, the place (3 to 5), and their number.
+    /// Selects candidates before a place, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5), and their number.
     find: &'static str,
     /// The first statement changes one of them, if it is still one. If it did, the others follow. Parameters: `quarantined`,
     /// its attempt, `before`, its id.
@@ -69,17 +70,17 @@ struct Kind {
 const KINDS: [Kind; 3] = [
     Kind {
         find: "SELECT '' AS at, id, 0 AS attempt FROM mails INDEXED BY mails_by_outcome
-            WHERE outcome = 'ignored' AND id > ?4 AND event_id IS NULL AND judged_at < ?1
-            ORDER BY id LIMIT ?6",
+            WHERE outcome = 'ignored' AND id < ?4 AND event_id IS NULL AND judged_at < ?1
+            ORDER BY id DESC LIMIT ?6",
         change: &["DELETE FROM mails WHERE id = ?4 AND outcome = 'ignored' AND event_id IS NULL AND judged_at < ?3"],
         count: |pruned| &mut pruned.mails,
     },
     Kind {
         find: "SELECT judged_at AS at, id, 0 AS attempt FROM mails INDEXED BY mails_to_prune
-            WHERE raw IS NOT NULL AND judged_at < ?1 AND (judged_at, id) > (?3, ?4) AND outcome <> 'deferred'
+            WHERE raw IS NOT NULL AND judged_at < ?1 AND (judged_at, id) < (?3, ?4) AND outcome <> 'deferred'
               AND (?2 OR outcome <> 'quarantined')
               AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')
-            ORDER BY judged_at, id LIMIT ?6",
+            ORDER BY judged_at DESC, id DESC LIMIT ?6",
         // SQLite merges half-empty pages when a row leaves one, and not when a row becomes shorter. So the row leaves for an
         // unused id, and comes back.
         change: &[
@@ -92,9 +93,9 @@ const KINDS: [Kind; 3] = [
     },
     Kind {
         find: "SELECT at, delivery_id AS id, attempt FROM attempts INDEXED BY attempts_by_time
-            WHERE at < ?1 AND (at, delivery_id, attempt) > (?3, ?4, ?5)
+            WHERE at < ?1 AND (at, delivery_id, attempt) < (?3, ?4, ?5)
               AND EXISTS (SELECT 1 FROM deliveries d WHERE d.id = delivery_id AND d.state = 'delivered' AND d.delivered_at < ?1)
-            ORDER BY at, delivery_id, attempt LIMIT ?6",
+            ORDER BY at DESC, delivery_id DESC, attempt DESC LIMIT ?6",
         change: &["DELETE FROM attempts WHERE delivery_id = ?4 AND attempt = ?2 AND at < ?3
             AND EXISTS (SELECT 1 FROM deliveries d WHERE d.id = delivery_id AND d.state = 'delivered' AND d.delivered_at < ?3)"],
         count: |pruned| &mut pruned.attempts,
@@ -119,7 +120,6 @@ impl Store {
             pruning.delete(&reader, kind, &retention).await?;
         }
         drop(reader);
-        pruning.shrink().await?;
         Ok(Pruned { is_file_cut: cut_file(&self.settings.path).await?, ..pruning.pruned })
     }
 }
@@ -147,7 +147,7 @@ struct Pruning<'s, P> {
 
 impl<P: FnMut(&Pruned)> Pruning<'_, P> {
     async fn delete(&mut self, reader: &StoreReader, kind: &Kind, retention: &Retention) -> Result<()> {
-        let mut place = Candidate { at: String::new(), id: i64::MIN, attempt: i64::MIN };
+        let mut place = Candidate { at: retention.before.clone(), id: i64::MAX, attempt: i64::MAX };
         loop {
             let mut candidates = find(reader, kind, retention, &place)?;
             let is_last = candidates.len() < CANDIDATES;
@@ -159,13 +159,15 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
                 (self.progress)(&self.pruned);
                 (place, candidates) = (last.unwrap_or(place), left);
             }
+            self.shrink().await?;
             if is_last {
                 return Ok(());
             }
         }
     }
 
-    /// Returns free pages from the end of the file. SQLite moves a used page from there to a free one.
+    /// Returns free pages from the end of the file. SQLite moves a used page from there to a free one. It searches the list of free
+    /// pages for one of the right place, so the list must be short: with a million emptied mails, each page took a millisecond.
     async fn shrink(&mut self) -> Result<()> {
         loop {
             let (freed, is_done) = self.step(free_some).await?;
@@ -206,10 +208,10 @@ fn next_work(work: Duration, took: Duration) -> Duration {
     work.mul_f64(ratio.min(2.0)).clamp(SHORTEST_WORK, LONGEST_WORK)
 }
 
-fn find(reader: &StoreReader, kind: &Kind, retention: &Retention, after: &Candidate) -> Result<Vec<Candidate>> {
+fn find(reader: &StoreReader, kind: &Kind, retention: &Retention, place: &Candidate) -> Result<Vec<Candidate>> {
     let Retention { before, quarantined } = retention;
     let number = i64::try_from(CANDIDATES).unwrap_or(i64::MAX);
-    let given: [&dyn ToSql; 6] = [before, quarantined, &after.at, &after.id, &after.attempt, &number];
+    let given: [&dyn ToSql; 6] = [before, quarantined, &place.at, &place.id, &place.attempt, &number];
     reader.query_all(kind.find, &given, candidate)
 }
 
