@@ -12,20 +12,19 @@ use crate::db::{Result, StoreSettings};
 use crate::model::{Event, RegisteredSession};
 use crate::resmic::SessionId;
 
-/// The conditions of `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A session or an
-/// event without an amount contradicts no amount. So an event without an amount may belong to any session, and all of this
-/// time are read.
+/// The conditions on `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A missing amount
+/// contradicts no amount. So an event without an amount may belong to any session, and all sessions of the time window are read.
 const BY_ORDER: &str = "s.order_ref = ?3";
 const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
 const ANY: &str = "true";
 
-/// Resmic has named a transaction of session `s`, or the daemon asked about it for event `?4`.
+/// Whether Resmic has named a transaction of session `s`, or the daemon has asked about session `s` for event `?4`.
 const ASKED: &str = "EXISTS (SELECT 1 FROM session_transactions t
     WHERE t.session_id = s.session_id AND (t.transaction_hash IS NOT NULL OR t.asked_for = ?4))";
 
-/// The newest candidate that Resmic was not asked about for this event. Only the candidates with an answer are read, and one
-/// without.
+/// The newest candidate about which the daemon has not asked for this event. Older candidates are not read, because each query
+/// ends at its first result.
 pub(super) fn newest_unasked(
     tx: &Connection,
     event_id: &str,
@@ -42,7 +41,8 @@ pub(super) fn all(tx: &Connection, event: &Event, settings: &StoreSettings) -> R
     find(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `asking`: the event for which only the newest one without a question is needed.
+/// The candidates, the newest first. `asking`: the id of the event, to find the next question. Each query then returns only the
+/// newest candidate about which the daemon has not asked for this event.
 fn find(
     tx: &Connection,
     event: &Event,

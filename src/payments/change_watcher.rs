@@ -1,9 +1,9 @@
 //! Notices commits of other programs, for example new sessions of a shop, mails of `import`, or a retry by an operator.
 //!
-//! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon costs nothing. It
-//! reports our own commits as well; `PRAGMA data_version` changes only for those of others. The watch is one-shot
-//! and is armed before each check. In a backfill, a report for each of thousands of writes would cost as much as the writes.
-//! Without inotify, and on shared folders where it does not work, the version is polled.
+//! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon uses no processor time.
+//! inotify reports the daemon's commits as well; `PRAGMA data_version` changes only for those of other programs. The watch is
+//! one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes of a backfill, which
+//! would cost as much as the writes. If inotify fails, the version is polled.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -18,8 +18,8 @@ use crate::db::{Error, Result, Store};
 /// The shortest pause between two checks, even if other programs write more often.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a commit may take from its first write. inotify reports that first write. Most commits are our own; one
-/// check after the commit is enough for them.
+/// The pause between a report of inotify and the check. inotify reports the first write of a commit. Most commits are the
+/// daemon's, and end within this pause, so that one check after the commit is enough.
 const COMMIT_TIME: Duration = Duration::from_millis(5);
 
 /// The longest pause between two checks. inotify misses some changes, such as a replaced folder.
@@ -29,7 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
-    /// Checks for commits of other programs until `shutdown`. It reconciles sessions and wakes the delivery loops.
+    /// Checks for commits of other programs until `shutdown`. After such a commit, it reconciles sessions and wakes the delivery
+    /// loops.
     ///
     /// # Errors
     ///
@@ -47,7 +48,7 @@ impl Store {
             }
             let next = async {
                 sleep(SHORTEST_PAUSE).await;
-                // inotify does not report a failed check again.
+                // After a failed check, do not wait for inotify: it does not report the same write again.
                 if checked.is_ok() {
                     changes.next().await;
                     sleep(COMMIT_TIME).await;
@@ -139,7 +140,7 @@ mod kernel {
     use futures_util::StreamExt;
     use inotify::{EventMask, EventStream, Inotify, WatchMask};
 
-    /// Room for some dozen events.
+    /// The size of the buffer, in bytes: dozens of inotify events.
     const BUFFER: usize = 4096;
 
     /// Watches the folder, not the files: SQLite may delete the `-wal` file and create it again.
@@ -162,12 +163,12 @@ mod kernel {
             Ok(())
         }
 
-        /// Returns after a write since the watch was armed. A write to another file in the folder causes a check that
-        /// finds nothing.
+        /// Returns when a file in the folder was written after the watch was armed. If it was not a file of the database, the
+        /// check finds nothing.
         pub(super) async fn next(&mut self) -> io::Result<()> {
             loop {
                 let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
-                // IGNORED follows each one-shot report.
+                // The kernel sends IGNORED after each one-shot report.
                 if event.mask != EventMask::IGNORED {
                     return Ok(());
                 }

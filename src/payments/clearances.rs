@@ -20,7 +20,7 @@ pub struct DueClearance {
     pub event_id: String,
     /// Its session.
     pub session: SessionId,
-    /// The number of answers and changes. An answer is recorded only while it is the same.
+    /// The number of answers and changes. An answer is recorded only if this number is still the same.
     pub asks: i64,
 }
 
@@ -29,18 +29,18 @@ pub struct DueClearance {
 pub enum RecordedClearance {
     /// The event has changed since the question, so the answer counts for nothing.
     Outdated,
-    /// It waits still.
+    /// The event still waits, for this reason.
     Waits(String),
-    /// Resmic contradicts it.
+    /// Resmic contradicts the event.
     Contradicted(Reason),
-    /// Resmic has cleared it.
+    /// Resmic has cleared the event.
     Cleared {
         /// How many deliveries were released.
         released: usize,
     },
 }
 
-/// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for it.
+/// Creates the row of a completed event that is to be delivered. Returns whether the event must wait for Resmic.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     let is_required = settings.resmic.is_some_and(|resmic| resmic.require);
     if !is_required || event.payment.status != Status::Completed {
@@ -89,8 +89,9 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// The newest event that is due. Newer ones that are not due are read, too: the daemon asked about each of them within the last
-/// hour. The due ones may be many more. `+` keeps SQLite from their index, and from sorting them.
+/// The newest event that is due. SQLite reads the index over `waits_since` from its newest entry, and skips events that are not
+/// due. These are few: the daemon asked about each recently. The unary `+` keeps SQLite from using the index over `next_ask_at`.
+/// With that index, SQLite would sort all due events, which may be many.
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
     WHERE c.next_ask_at IS NOT NULL AND +c.next_ask_at <= ?1 ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
@@ -159,7 +160,7 @@ pub(super) fn record(
     }
 }
 
-/// Records that a person vouches for an event. Returns its state before, if Resmic had not cleared it.
+/// Records that a person vouches for an event. Returns the state before, if the event was waiting or doubtful.
 pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationState>> {
     let sql = "SELECT state FROM clearances WHERE event_id = ?1 AND (state = 'waiting' OR state = 'doubtful')";
     let before = tx.prepare_cached(sql)?.query_row(params![id], |row| word(row, "state")).optional()?;
@@ -169,7 +170,7 @@ pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationStat
     Ok(before)
 }
 
-/// Asks about the waiting events of a session without delay.
+/// Makes the question about the waiting events of a session due at `now`.
 pub(super) fn hasten(tx: &Connection, session_id: &str, now: Timestamp) -> Result<()> {
     tx.prepare_cached(
         "UPDATE clearances SET next_ask_at = ?2 WHERE state = 'waiting'

@@ -1,6 +1,6 @@
 //! Which events wait for their chain, and how the wait ends.
 //!
-//! One transaction stores an event and its row in `confirmations`. `looks` changes the row after each look at the nodes.
+//! One SQLite transaction stores an event and its row in `confirmations`. `looks` changes the row after each look at the nodes.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -14,7 +14,7 @@ use crate::model::{Event, Reason, Status, fold_chain, iso};
 /// The result of `confirm --vouch`: an operator decided that an event was paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vouched {
-    /// Its state before; `None`: it waited neither for the chain nor for Resmic.
+    /// The event's state before; `None`: the event waited neither for the chain nor for Resmic.
     pub before: Option<ConfirmationState>,
     /// How many deliveries were released.
     pub released: usize,
@@ -41,12 +41,12 @@ pub(super) fn sql_id(chain_id: u64) -> i64 {
     i64::try_from(chain_id).unwrap_or(i64::MAX)
 }
 
-/// Why the nodes cannot check an event. `None`: it waits for them.
+/// Why the nodes cannot check an event. `None`: the event waits for the nodes.
 fn obstacle(settings: &StoreSettings, event: &Event, now: Timestamp) -> Option<ConfirmationReason> {
     Question::new(&Claim::from_event(event, now, None, now), &settings.chains).err()
 }
 
-/// The columns of an event before the first look.
+/// The columns of `confirmations` before the first look at an event.
 struct FirstState {
     state: ConfirmationState,
     reason: Option<String>,
@@ -134,8 +134,8 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
     holds::hold_for_chain(tx, settings, id).map(drop)
 }
 
-/// Creates the missing rows of events with deliveries. If a chain or token was added or removed, starts the confirmation of its
-/// events again. A configured chain also applies to events that were stored earlier.
+/// Creates the missing rows of events with open deliveries. If a chain or token was added or removed, starts the confirmation of
+/// its events again. A configured chain also applies to events that were stored earlier.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.chains.is_empty() {
         return Ok(());
@@ -160,7 +160,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
         let is_askable = obstacle(settings, &event, Timestamp::now()).is_none();
         match state.as_deref() {
             None => drop(begin(tx, settings, &id, &event)?),
-            // The chain was added or removed.
+            // The chain or the token was added or removed.
             Some(state) if (state == ConfirmationState::Waiting.as_str()) != is_askable => {
                 restart(tx, settings, &id, &event)?;
             }
@@ -170,7 +170,8 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// Holds the pending deliveries of an event, because another mail claims its transaction.
+/// Holds the open deliveries of an event, because another mail claims its transaction. An event that never had to wait for the
+/// chain or for Resmic is not held.
 pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> {
     let waits: bool = tx
         .prepare_cached(
@@ -186,8 +187,8 @@ pub(super) fn contest(tx: &Connection, id: &str, reason: &Reason) -> Result<()> 
     Ok(())
 }
 
-/// Releases the deliveries of an event that the chain, Resmic or a person has confirmed, unless another confirmed payment has its
-/// session.
+/// Releases the deliveries of an event that the chain, Resmic or a person has confirmed, unless its session has another confirmed
+/// payment. In that case, holds them for review.
 pub(super) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let event =
         tx.prepare_cached("SELECT * FROM events WHERE event_id = ?1")?.query_row(params![id], event_from_row)?;

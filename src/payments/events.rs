@@ -1,4 +1,4 @@
-//! Writes an event: finds its session, classifies it, and writes its deliveries.
+//! Writes an event: finds its session, classifies the event, and writes its deliveries.
 
 use rusqlite::{Connection, named_params, params};
 
@@ -25,12 +25,12 @@ impl Admitted {
     }
 }
 
-/// Stores the new event of a mail, adds to a stored one, or rejects it.
+/// Stores the event of a mail as a new event, adds its values to a stored event, or rejects it.
 pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -> Result<Admitted> {
     admit_from(tx, settings, parsed, EventSource::Mail)
 }
 
-/// Does the same for an event of this source. An event from Resmic's API has its session from there, too.
+/// Does the same as [`admit`] for an event from any source. The session of an event from Resmic's API has that source, too.
 pub(super) fn admit_from(
     tx: &Connection,
     settings: &StoreSettings,
@@ -78,8 +78,8 @@ pub(super) fn admit_from(
     }
 }
 
-/// Whether a session was found only because a payment of another session was reported again. A second report does not pay an
-/// open session of the same order or amount. But if the address of the second mail names an order for the first time, that is
+/// Whether a mail repeats a stored event that already has a session. The repeated payment does not pay another session, even if
+/// one was found by order or amount. But if the address of the mail names an order that the stored event does not have, that is
 /// new information.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
@@ -159,8 +159,8 @@ fn enqueue(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event, h
     Ok(())
 }
 
-/// Rewrites an event that was not delivered yet, after a second report or after a better parse. `source`: how its session
-/// was found, if it had none.
+/// Rewrites an event that was not delivered yet, after a second report or after a better parse. `source`: how the caller found
+/// the session, if it found one.
 pub(super) fn refill(
     tx: &Connection,
     settings: &StoreSettings,
@@ -180,7 +180,7 @@ pub(super) enum Resolved {
     Held(usize),
 }
 
-/// Writes the event's values, then releases its deliveries or holds them for review.
+/// Writes the event's values, then releases its deliveries, holds them for review, or withdraws them.
 pub(super) fn resolve(
     tx: &Connection,
     settings: &StoreSettings,
@@ -198,7 +198,7 @@ pub(super) fn resolve(
     }
 }
 
-/// Why an event with this session may not be delivered. Call it before the session is written.
+/// Why an event with this session may not be delivered. Call this function before the session is written.
 pub(super) fn hold_reason(
     tx: &Connection,
     id: &str,
@@ -245,7 +245,7 @@ pub(super) fn update(
     Ok(())
 }
 
-/// Writes the session of an event that was delivered without it. Its body does not change.
+/// Writes the session of an event that was delivered without it. The event's body does not change.
 pub(super) fn set_session(tx: &Connection, id: &str, event: &Event, source: matching::SessionSource) -> Result<()> {
     tx.prepare_cached("UPDATE events SET session_id = ?2, session_source = ?3, order_ref = ?4 WHERE event_id = ?1")?
         .execute(params![id, event.payment.session_id, source.as_str(), event.order_ref])?;

@@ -1,7 +1,7 @@
 //! The questions to Resmic's API: about registered sessions whose mail did not arrive, and about events that wait for an answer.
 //!
-//! An answer is judged in the transaction that stores it. So a crash between question and answer loses nothing, and an event
-//! that was stored meanwhile is seen.
+//! An answer is judged in the SQLite transaction that stores it. So a crash between question and answer loses nothing, and events
+//! that were stored since the question are taken into account.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -19,7 +19,7 @@ use crate::resmic::{
     reconcile,
 };
 
-/// Older sessions are not asked about when `[resmic]` is configured for the first time.
+/// The daemon does not ask about older sessions that were registered without `[resmic]`.
 const ADOPTED: &str = "-7 days";
 
 /// The next question for Resmic.
@@ -46,7 +46,7 @@ pub enum RecordedSession {
     MailMissing,
     /// The transaction details are needed.
     NeedsDetails,
-    /// A person must look.
+    /// A person must decide.
     NeedsReview(Reason),
     /// An event was stored, or was there already.
     Event {
@@ -58,7 +58,7 @@ pub enum RecordedSession {
 }
 
 impl Store {
-    /// The next question, and the time at which the next one becomes due. Events go first.
+    /// The question that is due, and the time at which another question becomes due. Questions about events go first.
     ///
     /// # Errors
     ///
@@ -166,7 +166,7 @@ impl Store {
         self.write(|tx| {
             let sql = format!("SELECT s.session_id FROM sessions s WHERE NOT {SETTLED} ORDER BY s.created_at DESC");
             let mut statement = tx.prepare(&sql)?;
-            // As bytes: SQLite accepts text that is not UTF-8.
+            // The ids are read as bytes, because SQLite accepts text that is not UTF-8.
             let ids = statement.query_map([], |row| Ok(row.get_ref(0)?.as_bytes().unwrap_or_default().to_vec()))?;
             let ids: Vec<Vec<u8>> = ids.collect::<rusqlite::Result<_>>()?;
             Ok(ids.iter().filter_map(|id| std::str::from_utf8(id).ok()?.parse().ok()).collect())
@@ -178,11 +178,13 @@ impl Store {
 const SETTLED: &str = "EXISTS (SELECT 1 FROM events e WHERE e.session_id = s.session_id
     AND (e.status = 'completed' OR e.status = 'failed'))";
 
-/// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more.
+/// The time of the first question about session `s`. Resmic expires a session 30 minutes after its creation, and tracks a payment
+/// for 10 more minutes.
 const FIRST_ASK: &str = "coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', s.expires_at),
     strftime('%Y-%m-%dT%H:%M:%fZ', s.created_at, '+40 minutes'))";
 
-/// Creates the row of a registered session. If the session has changed before the first question, its time changes, too.
+/// Creates the row of a registered session. If the session is changed before the first question, the time of that question
+/// changes, too.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<()> {
     if settings.resmic.is_none() {
         return Ok(());
@@ -212,7 +214,7 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// A person has decided about a session, so it needs no review.
+/// Ends the questions about a session and its review, because a person has decided about it.
 pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
     tx.prepare_cached("UPDATE session_inquiries SET next_ask_at = NULL, reason = NULL WHERE session_id = ?1")?
         .execute(params![session_id])?;
@@ -259,7 +261,7 @@ fn record(
         Finding::Wait { until } => (RecordedSession::Waits, Some(until), None),
         Finding::Agrees => (RecordedSession::Agrees, None, None),
         Finding::MailMissing { until } => (RecordedSession::MailMissing, Some(until), None),
-        // The caller asks for them now. If the program ends before that, it repeats both questions.
+        // The caller asks for the details now. If the program ends before that, it asks both questions again.
         Finding::NeedsDetails => return Ok(RecordedSession::NeedsDetails),
         Finding::NeedsReview { reason } => (RecordedSession::NeedsReview(reason.clone()), None, Some(reason)),
         Finding::FailedEvent(event) | Finding::CompletedEvent(event) => admit(tx, settings, &event)?,
@@ -286,7 +288,8 @@ fn admit(tx: &Connection, settings: &StoreSettings, event: &Event) -> Result<Adm
     })
 }
 
-/// Counts the answer, and returns what the answers before and this one say. An error that concerns all sessions says nothing.
+/// Counts the question. Returns the times of the first answer after the expiry and of the first `Completed`, including this
+/// answer. An error that concerns all sessions is no answer.
 fn note_answer(
     tx: &Connection,
     session: &AskedSession,

@@ -1,7 +1,7 @@
-//! The looks at the nodes of a chain: which event is due for one, and the effects of its result.
+//! The looks at the nodes of a chain: which event is due for a look, and the effects of the result.
 //!
-//! One transaction stores the confirmation and its arrivals, and releases the deliveries. So a crash at any moment loses nothing
-//! and doubles nothing.
+//! One SQLite transaction stores the confirmation and its arrivals, and releases the deliveries. So a crash at any moment loses
+//! nothing and doubles nothing.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use crate::chain::{
 use crate::db::{Result, Store, StoreSettings, current_time, holds, parse_time};
 use crate::model::iso;
 
-/// The next look is at most this much later, plus `settle`. A later time was written while the clock was wrong.
+/// The time of the next look is at most this far in the future, plus `settle`. A later time was written while the clock was
+/// wrong.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 /// An event that is due for a look, with the values at the time of reading.
@@ -36,7 +37,7 @@ pub struct DueLook {
     pub confirmed_at: Option<Timestamp>,
     /// The arrival that confirmed it.
     pub arrival: Option<ConfirmedArrival>,
-    /// The number of looks and changes. If it has changed during a look, the result is not recorded.
+    /// The number of looks and changes. If this number has changed during a look, the result is not recorded.
     pub looks: i64,
 }
 
@@ -101,7 +102,8 @@ impl Store {
         .await
     }
 
-    /// Reads one event, for a look at it now. `None`: it does not exist, or is not completed.
+    /// Reads one event, for a look at it now, and whether it has a row in `confirmations`. `None`: the event does not exist, or
+    /// is not completed.
     ///
     /// # Errors
     ///
@@ -193,8 +195,8 @@ impl Store {
     }
 }
 
-/// The columns of a [`DueLook`]. The Date of the first mail of an event counts. If a session was registered after its event,
-/// or assigned by an operator, its time does not limit the age of the payment.
+/// The columns of a [`DueLook`]. `sent_at` is the Date of the first mail of the event. `registered_at` limits the age of the
+/// payment. It is NULL if the session was registered after the event, or assigned by an operator.
 const COLUMNS: &str = "
     e.*, c.looks, c.state, c.waits_since, c.confirmed_at, c.arrival, c.arrival_block,
       (SELECT coalesce(m.sent_at, m.received_at) FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS sent_at,
@@ -347,8 +349,8 @@ fn write(
     Ok(())
 }
 
-/// The pause before the next look at a waiting event. It begins with the time of a block, and grows with the time that the
-/// event has waited.
+/// The pause before the next look at a waiting event. It is a tenth of the time that the event has waited, but not shorter than
+/// the time between two blocks. It is between 2 and 60 seconds.
 #[must_use]
 pub fn next_look(waited: Duration, block_time: Duration) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(2);

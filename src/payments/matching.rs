@@ -42,8 +42,8 @@ pub fn may_pay(event: &Event, session: &RegisteredSession, how: Matching) -> boo
     event.time().is_some_and(|at| is_candidate(event, session, at, how))
 }
 
-/// Whether a session may have been paid by an event, if Resmic names the event's transaction for it. The amount of either may
-/// be unknown.
+/// Whether Resmic may name the event's transaction for a session: the event does not contradict the session, and was paid in
+/// time. One of the amounts may be unknown, or both.
 #[must_use]
 pub(super) fn may_have_transaction(event: &Event, session: &RegisteredSession, window: std::time::Duration) -> bool {
     contradiction(event, session).is_none() && event.time().is_some_and(|at| is_alive(session, at, window))
@@ -58,18 +58,19 @@ fn is_candidate(event: &Event, session: &RegisteredSession, at: Timestamp, how: 
 
 /// Whether a session may be paid at `at`: registered at most `window` before, and not expired.
 fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Duration) -> bool {
-    // A payment's time has no seconds, so it may be up to a minute before the registration.
+    // A payment's time has no seconds, so it may seem to be up to a minute before the registration.
     let age = at.as_second() - session.created_at.as_second();
     age >= -60
         && age <= i64::try_from(window.as_secs()).unwrap_or(i64::MAX)
         && session.expires_at.is_none_or(|end| at <= end)
 }
 
-/// Which of the sessions of its order an event pays.
+/// Chooses the session that an event pays, from the sessions of the event's order.
 ///
-/// The order is certain, so a single session is the answer, even if the event contradicts it: the caller compares
-/// them. Among several sessions, completed ones, contradicted ones and those that had expired at the event's time do
-/// not count. If more than one is left, there is no answer.
+/// The order is certain, so a single session is the answer, even if the event contradicts the session. The caller compares the
+/// two. Among several sessions, a session does not count if it is completed, if the event contradicts it, or if it was not
+/// payable at the event's time. If more than one session is left, there is no answer. If no session is left, the last rule is
+/// dropped first, then the rule about contradictions.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,

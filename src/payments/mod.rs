@@ -1,7 +1,7 @@
-//! The payment logic: which event a mail makes, which session it belongs to, and whether it may be delivered.
+//! The payment logic: which event a mail makes, which session the event belongs to, and whether the event may be delivered.
 //!
-//! `conflicts`, `matching` and `signed_address` are pure: they know no SQL, no clock and no network. The other files apply
-//! them inside a transaction of `db`.
+//! `conflicts`, `matching` and `signed_address` are pure: they use no SQL, no clock and no network. The other files apply
+//! `conflicts` and `matching` inside an SQLite transaction. `examine` applies `signed_address`.
 
 mod candidates;
 mod change_watcher;

@@ -13,7 +13,7 @@ use super::{clearances, confirmations, inquiries, searches, stored_events};
 use crate::db::{Error, Result, Store, StoreSettings, holds};
 use crate::model::{Event, RegisteredSession};
 
-/// How many sessions one transaction reconciles.
+/// The number of sessions in one batch.
 const BATCH: usize = 200;
 
 /// The result of reconciling sessions with events.
@@ -61,8 +61,8 @@ impl Store {
         }
     }
 
-    /// Applies changes of the configuration to stored events: which targets get events without a session or without a
-    /// confirmation, and which chains are configured. Returns the number of released deliveries.
+    /// Applies changes of the configuration to stored events and sessions: which targets wait for a session or for the chain,
+    /// which chains are configured, and what `[resmic]` asks and requires. Returns the number of released deliveries.
     ///
     /// # Errors
     ///
@@ -87,8 +87,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if the event does not exist, its mail names another session, or a handler has it with
-    /// another session or may be getting it now.
+    /// [`Error::Refused`] if the event does not exist, or its mail names another session. Also if the event was delivered with
+    /// another session, or is being delivered with one.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
         let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::parse_session_id(session_id)?);
         let settings = self.settings.clone();
@@ -134,7 +134,7 @@ pub(super) fn reconcile_all(tx: &Connection, settings: &StoreSettings) -> Result
 
 /// Reconciles one batch, and returns how many sessions it had.
 pub(super) fn reconcile_some(tx: &Connection, settings: &StoreSettings) -> Result<(Reconciled, usize)> {
-    // As bytes: SQLite accepts text that is not UTF-8.
+    // The ids are read as bytes, because SQLite accepts text that is not UTF-8.
     let mut statement = tx.prepare_cached("SELECT CAST(session_id AS BLOB) FROM sessions_to_reconcile LIMIT ?1")?;
     let ids: Vec<Vec<u8>> =
         statement.query_map(params![BATCH as i64], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -161,8 +161,8 @@ fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     Ok(())
 }
 
-/// Matches events without a session again, because this session may be theirs. Before, two sessions may have matched, and one
-/// of them was changed. Events with a session do not change.
+/// Matches the events without a session again that may belong to this session. Earlier, another session may have matched as well,
+/// and may have been changed since then. Events with a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -204,7 +204,8 @@ struct EventState {
     under_way: bool,
 }
 
-/// An attempt whose end is not recorded. The longest `timeout` is ten minutes; an older attempt was interrupted.
+/// Whether an attempt has no recorded end and may still be running. The longest `timeout` is ten minutes, so an older attempt was
+/// interrupted.
 const UNDER_WAY: &str = "EXISTS (
     SELECT 1 FROM deliveries d JOIN attempts a ON a.delivery_id = d.id AND a.attempt = d.attempts
     WHERE d.event_id = e.event_id AND a.millis IS NULL AND a.at > strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-11 minutes'))";
@@ -230,7 +231,7 @@ fn event_state(tx: &Connection, event_id: &str) -> Result<Option<EventState>> {
     Ok(found.optional()?)
 }
 
-/// Finds an event's session again and compares the event with it.
+/// Finds an event's session again, and compares the event with the session.
 pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_id: &str) -> Result<Reconciled> {
     let Some(state) = event_state(tx, event_id)? else { return Ok(Reconciled::default()) };
     // A person decides about a held event.
@@ -243,7 +244,7 @@ pub(super) fn reconcile_event(tx: &Connection, settings: &StoreSettings, event_i
     }
 }
 
-/// Gives an event without a session the one for which Resmic names its transaction.
+/// Gives an event without a session the session for which Resmic names the event's transaction.
 pub(super) fn give_named_session(
     tx: &Connection,
     settings: &StoreSettings,
@@ -269,7 +270,8 @@ fn give_session(
 ) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let had_none = state.event.payment.session_id.is_none();
-    // The session of a delivered event does not change. Only deliveries to other targets can be held.
+    // A delivered event keeps its values if it has a session, or if no delivery is open. Only a missing session is recorded, and
+    // open deliveries can be held.
     if state.delivered && !(state.open && had_none) {
         let event = if had_none { events::with_session(state.event, Some(found)) } else { state.event };
         if let Some(HoldReason::NeedsReview(reason)) = events::hold_reason(tx, event_id, &event, Some(found))? {
@@ -278,7 +280,7 @@ fn give_session(
             reconciled.held = if state.open { holds::hold(tx, event_id, &reason)? } else { 0 };
         }
         if had_none {
-            // The handlers do not get it again. But a second payment of this session is now recognised.
+            // The handlers do not get the event again. But a second payment of the session can be recognised now.
             reconciled.resolved = 1;
             events::set_session(tx, event_id, &event, found.source)?;
         }

@@ -24,12 +24,13 @@ pub struct ExaminedMail {
     pub examined: Examined,
     /// SHA-256 of its bytes, in hex.
     sha256: String,
-    /// The server has delivered no bytes of it.
+    /// Set if the server has delivered no bytes of the mail.
     undelivered: Option<Undelivered>,
 }
 
 impl ExaminedMail {
-    /// An examined mail. The digest is computed here, on many threads, and not on the one writer thread.
+    /// An examined mail. The digest is computed here, because this function runs on several threads, and there is only one writer
+    /// thread.
     #[must_use]
     pub fn new(mail: RawMail, examined: Examined) -> Self {
         let sha256 = HEXLOWER.encode(digest::digest(&digest::SHA256, &mail.bytes).as_ref());
@@ -59,7 +60,7 @@ impl ExaminedMail {
 /// How a mail was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recorded {
-    /// The id of its row; `None` if the mail was recorded before.
+    /// The id of its row. `None`: the mail was recorded before, or gets no row.
     pub mail_id: Option<i64>,
     /// Its outcome.
     pub outcome: Outcome,
@@ -67,14 +68,15 @@ pub struct Recorded {
     pub reason: Option<Reason>,
     /// The event that it made or repeats.
     pub event_id: Option<String>,
-    /// The session of the event, if this mail contains it.
+    /// The session that the mail names, or that was found for its event.
     pub session_id: Option<String>,
 }
 
 impl Store {
     /// Records mails and moves the cursor, in one transaction; returns after the commit.
     ///
-    /// A mail that is already stored (the same bytes under the same UID, or from an import) gets no second row.
+    /// A mail that is already stored gets no second row. A mail with a UID is compared by its UID and its bytes, an imported mail
+    /// by its account and its bytes.
     ///
     /// # Errors
     ///
@@ -130,8 +132,8 @@ pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof
     matches!(outcome, Outcome::Event | Outcome::Duplicate) && proof.is_some_and(|proof| proof.trust != Trust::Operator)
 }
 
-/// When a mail was received: by its server, or for an imported one the time in its Date header. A time in the future counts as
-/// `now`, because it would hide a later silence.
+/// The time at which the server received a mail. If that is unknown, as for an import, the Date header counts. A time in the
+/// future counts as `now`. Otherwise a silence before that time would not be noticed.
 pub(super) fn time_received(by_server: Option<Timestamp>, date: Option<Timestamp>, now: Timestamp) -> Timestamp {
     by_server.or(date).map_or(now, |at| at.min(now))
 }
@@ -161,8 +163,9 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// A crash between a commit and its answer, or an import run twice, brings a mail again. The bytes count too: a server
-/// that was restored from its backup gives the same UID to another mail.
+/// The event id in the row of this mail, if the mail was recorded before. A mail comes again after a crash between a commit and
+/// its answer, or if an import runs twice. The bytes must be the same, too, because a server that was restored from a backup
+/// gives the same UID to another mail.
 fn recorded_before(
     tx: &Connection,
     entry: &ExaminedMail,
@@ -177,7 +180,7 @@ fn recorded_before(
     Ok(imported.optional()?)
 }
 
-/// `id`: the row that the mail had before its bytes arrived.
+/// `id`: the id of the row that the mail had before its bytes arrived.
 fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Admitted) -> Result<i64> {
     let ExaminedMail { mail, examined, sha256, .. } = entry;
     let Envelope { message_id, sender, recipient, subject, sent_at } = &examined.envelope;

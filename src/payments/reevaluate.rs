@@ -1,4 +1,5 @@
-//! Examines stored mails again: released by a person, read by newer rules, or deferred until now.
+//! Reads the stored mails that are examined again, and stores the new results. A mail is examined again if a person releases it,
+//! if the rules have changed, or after it was deferred.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -22,7 +23,7 @@ pub struct StoredMail {
     pub id: i64,
     /// The mail.
     pub mail: RawMail,
-    /// The proof that was found at that time.
+    /// The proof that is stored.
     pub proof: Option<TrustProof>,
     /// Its outcome.
     pub outcome: Outcome,
@@ -35,7 +36,7 @@ pub struct StoredMail {
 /// The changes of a reevaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reevaluation {
-    /// Nothing.
+    /// Nothing has changed.
     Same,
     /// The mail has another outcome, reason or event.
     Outcome {
@@ -46,9 +47,10 @@ pub enum Reevaluation {
         /// The event that it made or repeats.
         event_id: Option<String>,
     },
-    /// Its event, which was not delivered yet, has new values.
+    /// The mail's event has new values. No delivery of it was attempted.
     Event(String),
-    /// Its event would have other values, but was delivered, so it does not change.
+    /// The mail's event stays as it is, although the mail is judged differently now. A delivery was attempted, an operator chose
+    /// the session, the event would have another id, or the mail would have no event.
     Kept(String),
 }
 
@@ -84,7 +86,7 @@ fn reevaluate(
         Some(event_id) if outcome == Outcome::Event.as_str() => {
             return reevaluate_event(tx, settings, &event_id, examined);
         }
-        // A duplicate adds nothing to its event.
+        // The event of a duplicate belongs to another mail, so this mail does not change it.
         Some(_) => return Ok(Reevaluation::Same),
         None => {}
     }
@@ -142,7 +144,8 @@ fn reevaluate_event(
     let (known, source) = tx.query_row("SELECT * FROM events WHERE event_id = ?1", params![event_id], |row| {
         Ok((stored_events::event_from_row(row)?, row.get::<_, Option<String>>("session_source")?))
     })?;
-    // The session and the order may have been found elsewhere, and values may come from another report of the payment.
+    // Keep stored values that this mail lacks. The session and the order may have been found elsewhere, and other values may come
+    // from another report of the payment.
     let new = Event::clone(new).or(known.clone());
     if new == known {
         return Ok(Reevaluation::Same);
@@ -152,7 +155,7 @@ fn reevaluate_event(
         params![event_id],
         |row| row.get(0),
     )?;
-    // The mail contradicts the operator's decision, so only an operator can resolve it.
+    // If the mail contradicts the session that an operator chose, only an operator can resolve the contradiction.
     let is_overruled = source.as_deref() == Some(SessionSource::Operator.as_str())
         && new.payment.session_id.as_deref() != known.payment.session_id.as_deref();
     if was_attempted || is_overruled || new.id().map(|id| id.to_string()).as_deref() != Some(event_id) {
@@ -166,7 +169,7 @@ fn reevaluate_event(
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {
-    /// The ids of the mails whose bytes are stored: all, or those with an outcome; oldest first.
+    /// The ids of the mails whose bytes are stored: all, or those with this outcome; oldest first.
     ///
     /// # Errors
     ///
@@ -202,7 +205,7 @@ impl StoreReader {
         Ok(self.query_one(sql, &[&at], |r| r.get(0))?.and_then(parse_time))
     }
 
-    /// A stored mail; `None` if it does not exist, or its bytes were pruned.
+    /// A stored mail; `None` if it does not exist, or its bytes are not stored.
     ///
     /// # Errors
     ///

@@ -22,7 +22,7 @@ pub struct SessionRegistration {
     pub blockchain: Option<String>,
     /// The requested token.
     pub token: Option<String>,
-    /// After this time it is no longer matched by amount.
+    /// The time until which the session can be paid.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -44,7 +44,8 @@ pub struct SessionRow {
 }
 
 impl Store {
-    /// Registers a session, or adds missing values to a registered one. Then it reconciles the events.
+    /// Registers a session, then reconciles the events. If the session is registered already, adds its missing values, and
+    /// replaces its expiry.
     ///
     /// # Errors
     ///
@@ -69,8 +70,8 @@ impl Store {
 }
 
 impl StoreReader {
-    /// Passes the newest `limit` registered sessions to `each`, or all, oldest first. Returns whether older ones were left
-    /// out.
+    /// Passes the newest `limit` registered sessions to `each`, or all if there is no limit. The oldest one comes first. Returns
+    /// whether older sessions were left out.
     ///
     /// # Errors
     ///
@@ -102,13 +103,13 @@ impl StoreReader {
     }
 }
 
-/// The sessions after a place in their order.
+/// The sessions after the place `(?1, ?2)` in the order of registration.
 pub(super) const SESSIONS_PAGE: &str = "
     SELECT CAST(s.created_at AS BLOB), s.rowid, s.*, p.status, p.event_id
     FROM sessions s LEFT JOIN payments p ON p.session_id = s.session_id
     WHERE (s.created_at, s.rowid) > (CAST(?1 AS TEXT), ?2) ORDER BY s.created_at, s.rowid LIMIT ?3";
 
-/// A session's place in the order of registration. Other programs write the time, so it may be no UTF-8.
+/// A session's place in the order of registration. Other programs write the time, so its text may be invalid UTF-8.
 fn place(row: &Row) -> rusqlite::Result<(Vec<u8>, i64)> {
     Ok((row.get(0)?, row.get(1)?))
 }
@@ -128,7 +129,7 @@ fn session_row(row: &Row) -> rusqlite::Result<SessionRow> {
 }
 
 impl SessionRegistration {
-    /// The same session in the database's spelling.
+    /// Checks the values, and returns them in the database's spelling.
     fn checked(self) -> Result<Self> {
         let amount = self.amount.map(|text| text.trim().to_owned());
         if let Some(text) = amount.as_deref().filter(|text| !is_decimal(text)) {

@@ -1,7 +1,8 @@
-//! The search for the session of an event whose mail names none: Resmic names the transaction of each session that fits.
+//! The search for an event's session at Resmic, if the mail names no session. For each session that fits, Resmic names its
+//! transaction.
 //!
-//! An answer is stored, so that a session is not asked about twice. Only a new event is a reason to ask again about a session
-//! for which Resmic named no transaction.
+//! The answers are stored. The daemon asks again about a session only for another event, and only if Resmic has named no
+//! transaction of the session so far.
 
 use std::time::Duration;
 
@@ -24,12 +25,12 @@ pub struct DueSearch {
     pub session: SessionId,
 }
 
-/// Whether the sessions of an event are searched for at Resmic.
+/// Whether the session of an event is searched for at Resmic.
 fn applies(settings: &StoreSettings, event: &Event) -> bool {
     settings.resmic.is_some() && event.payment.session_id.is_none() && event.payment.transaction_hash.is_some()
 }
 
-/// Creates the row of a new event.
+/// Begins the search for the session of an event. A search that has ended begins again.
 pub(super) fn begin(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<()> {
     if applies(settings, event) {
         let sql = "INSERT INTO session_searches (event_id, next_ask_at, since) VALUES (?1, ?2, ?2)
@@ -50,7 +51,8 @@ pub(super) fn resume(tx: &Connection, settings: &StoreSettings, id: &str) -> Res
     }
 }
 
-/// Whether Resmic may still name the event's session, or has named more than one. Then nothing is matched by amount.
+/// Whether Resmic may still name the event's session, or has named more than one session. In both cases, the event is not matched
+/// by amount.
 pub(super) fn may_find_session(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -> Result<bool> {
     if !applies(settings, event) {
         return Ok(false);
@@ -67,13 +69,15 @@ pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool>
     Ok(tx.prepare_cached(sql)?.query_row(params![session_id], |row| row.get(0))?)
 }
 
-/// The newest search that is due. Newer ones that are not due are read, too: each of them has failed within the last hour. The
-/// due ones may be many more. `+` keeps SQLite from their index, and from sorting them.
+/// The newest search that is due. SQLite reads the index over `since` from its newest entry, and skips searches that are not due.
+/// These are few: each has failed recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With that index,
+/// SQLite would sort all due searches, which may be many.
 pub(super) const DUE: &str =
     "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND +next_ask_at <= ?1
     ORDER BY since DESC, rowid DESC LIMIT 1";
 
-/// The next question, about the newest event. A search without a question is decided here; the second value is the effect.
+/// The next question. It is about the newest event. A search that has no further question is decided here, and the second value
+/// is the effect of these decisions.
 pub(super) fn due(
     tx: &Connection,
     settings: &StoreSettings,
@@ -103,7 +107,7 @@ fn next_question(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<
     }
 }
 
-/// Ends a search: all sessions that fit have an answer.
+/// Ends a search, because all sessions that fit have an answer.
 fn decide(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<Reconciled> {
     let Some(event) = stored_event(tx, id)? else { return end(tx, id, "none") };
     let (mut sessions, mut answers) = (Vec::new(), Vec::new());
@@ -154,7 +158,7 @@ fn stored_answer(tx: &Connection, session_id: &str) -> Result<Option<Transaction
     Ok(found.and_then(answer))
 }
 
-/// Records an answer about a session, and decides if it was the last one. An error that concerns all sessions is no answer.
+/// Records an answer about a session. After the last answer, ends the search. An error that concerns all sessions is no answer.
 pub(super) fn record(
     tx: &Connection,
     settings: &StoreSettings,
@@ -197,7 +201,7 @@ fn postpone(tx: &Connection, id: &str, error: &ApiError, now: Timestamp) -> Resu
     Ok(Reconciled::default())
 }
 
-/// The time of the next question about an event: soon at first, and more rarely the longer it waits.
+/// The time of the next question about an event. The pause grows with the time that the event has waited.
 pub(super) fn next_ask(since: Timestamp, retry_after: Option<Duration>, now: Timestamp) -> Timestamp {
     const SHORTEST: Duration = Duration::from_secs(5);
     const LONGEST: Duration = Duration::from_secs(3_600);

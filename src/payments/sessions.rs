@@ -17,8 +17,8 @@ pub(super) struct FoundSession {
     pub(super) registered: Option<RegisteredSession>,
 }
 
-/// Finds the event's session: named by the mail, else by the signed address, else by the only match. With `[resmic]`, the
-/// match waits until Resmic has named the transaction of no session.
+/// Finds the event's session: the one that the mail names, else the one of the order in the signed address, else the only match.
+/// With `[resmic]`, an event is matched only after the search at Resmic has ended without a session.
 pub(super) fn find_session(
     tx: &Connection,
     settings: &StoreSettings,
@@ -45,8 +45,8 @@ pub(super) fn find_session(
     }
 }
 
-/// Whether another payment without a session matches this session as well, or another transaction for it is pending.
-/// Then it is unknown which of the two pays it.
+/// Whether another payment without a session matches this session as well, or another transaction for this session is pending. In
+/// both cases, it is unknown which payment is for the session.
 fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: &RegisteredSession) -> Result<bool> {
     let hash = event.payment.transaction_hash.as_deref().map(model::fold_hash);
     let is_another = |rival: &Event| rival.payment.transaction_hash.as_deref().map(model::fold_hash) != hash;
@@ -73,8 +73,8 @@ fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: 
     Ok(false)
 }
 
-/// The time window in which a session may be paid, in the database's form and a little wider. `matching` has the
-/// exact rule; this window keeps most other rows out.
+/// The time window in which a session may be paid, as text for SQL. The window begins a little earlier than necessary, because it
+/// only keeps most other rows out. `matching` has the exact rule.
 pub(super) fn payment_window(
     session: &RegisteredSession,
     settings: &StoreSettings,
@@ -83,14 +83,15 @@ pub(super) fn payment_window(
     (from, session.created_at.checked_add(settings.matching.window).ok().map(iso))
 }
 
-/// A payment's time has no seconds, and clocks differ.
+/// How long before its registration a session may seem to be paid: a payment's time has no seconds, and clocks differ.
 const SLACK: Duration = Duration::from_secs(120);
 
 fn found(registered: RegisteredSession, source: SessionSource) -> FoundSession {
     FoundSession { session_id: registered.session_id.clone(), source, registered: Some(registered) }
 }
 
-/// The trigger converts the times of inserted rows, but not of updated ones.
+/// The columns of a registered session. `expires_at` is converted here, because the trigger converts the times of inserted rows,
+/// but not those of updated rows.
 pub(super) const COLUMNS: &str = "session_id, order_ref, amount, blockchain, token, created_at,
     coalesce(strftime('%Y-%m-%dT%H:%M:%fZ', expires_at), expires_at) AS expires_at";
 
@@ -122,8 +123,9 @@ pub(super) fn sqlite_amounts(amount: Option<&str>) -> [Option<f64>; 3] {
     }
 }
 
-/// Up to two open sessions that match the event and for which Resmic has named no transaction: if it has named one, that is
-/// not the event's. A second session already makes the answer ambiguous.
+/// Up to two open sessions that match the event. A second session already makes the answer ambiguous. If Resmic has named a
+/// transaction of a session, the session does not count: that transaction is not the event's, because the search at Resmic found
+/// no session for the event.
 fn unpaid_sessions(tx: &Connection, event: &Event, settings: &StoreSettings) -> Result<Vec<RegisteredSession>> {
     let Some((from, to)) = registration_times(event, settings) else { return Ok(Vec::new()) };
     let may_be_named = settings.resmic.is_some() && event.payment.transaction_hash.is_some();
@@ -162,7 +164,7 @@ pub(super) fn read_session(row: &Row) -> rusqlite::Result<RegisteredSession> {
         amount: text_column(row, "amount")?,
         blockchain: text_column(row, "blockchain")?,
         token: text_column(row, "token")?,
-        // Other programs insert here. An invalid time counts as long ago, so it matches nothing.
+        // Other programs insert into `sessions`. An invalid time is read as 1970, so the session is too old, or has expired.
         created_at: parse_time(text_column(row, "created_at")?).unwrap_or(jiff::Timestamp::UNIX_EPOCH),
         expires_at: text_column(row, "expires_at")?
             .map(|end| parse_time(Some(end)).unwrap_or(jiff::Timestamp::UNIX_EPOCH)),
@@ -176,7 +178,7 @@ pub(super) fn text_column(row: &Row, column: &str) -> rusqlite::Result<Option<St
     Ok(if let ValueRef::Text(bytes) = value { Some(String::from_utf8_lossy(bytes).into_owned()) } else { None })
 }
 
-/// A session id in lower case.
+/// Parses a session id, and returns it in lower case.
 ///
 /// # Errors
 ///

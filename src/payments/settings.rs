@@ -6,7 +6,7 @@ use super::signed_address::check_mailbox;
 use crate::model::Matching;
 use crate::{secret, units};
 
-/// `[sessions]`: how the sessions of mails that do not name one are found.
+/// `[sessions]`: how the session of a mail is found if the mail does not name it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SessionSettings {
@@ -25,7 +25,7 @@ pub struct SessionSettings {
 pub struct AddressSettings {
     /// The mailbox of the addresses: `payments@shop.example`.
     pub mailbox: String,
-    /// The key that signs them.
+    /// The key that signs the addresses.
     pub key: secret::SecretSource,
 }
 

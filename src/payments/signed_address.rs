@@ -1,23 +1,24 @@
 //! Signed addresses: `payments+ORDER.MAC@shop.example` names an order, and only the holder of the key can make one.
 //!
-//! They survive mail systems that convert local parts to lower case. docs/sessions.md describes the same format for a
-//! shop's programmer.
+//! The addresses survive mail systems that convert local parts to lower case. docs/sessions.md describes the format for the
+//! programmer of a shop.
 
 use data_encoding::{BASE32_NOPAD, BASE32_NOPAD_NOCASE};
 use ring::hmac;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
-/// RFC 5321, 4.5.3.1.1.
+/// The longest local part, in bytes (RFC 5321, 4.5.3.1.1).
 const LONGEST_LOCAL_PART: usize = 64;
 
-/// RFC 5321, 4.5.3.1.3, without the angle brackets.
+/// The longest address, in bytes (RFC 5321, 4.5.3.1.3, without the angle brackets).
 const LONGEST_ADDRESS: usize = 254;
 
 /// The prefix of the signed text, so that no other use of the key can produce an address.
 const DOMAIN: &[u8] = b"resmic-mailhook address\n";
 
-/// An attacker would have to send 2^80 mails to guess a signature. It takes 16 of the 64 characters of a local part.
+/// The length of a signature. An attacker would have to send 2^80 mails to guess one. In base32, a signature takes 16 of the 64
+/// characters of a local part.
 const MAC_BYTES: usize = 10;
 
 /// The first character of an order reference that is base32-encoded.
@@ -26,7 +27,7 @@ const ENCODED: char = '_';
 /// The addresses of one mailbox and key. `Debug` does not show the key.
 #[derive(Debug, Clone)]
 pub struct SignedAddresses {
-    /// In lower case.
+    /// The local part of the mailbox, in lower case.
     local: String,
     domain: String,
     key: hmac::Key,
@@ -37,7 +38,7 @@ pub struct SignedAddresses {
 pub enum OrderLookup {
     /// The mail was sent to the address of this order.
     Order(String),
-    /// The address has the form of a signed address, but its MAC is wrong.
+    /// An address has the form of a signed address, but its MAC is wrong, or its order cannot be decoded.
     WrongMac,
     /// The mail was sent to the addresses of several orders.
     Several,
@@ -83,7 +84,7 @@ impl SignedAddresses {
         Ok(address)
     }
 
-    /// The order that a mail's *signed* To names. A wrong MAC names no order and is logged.
+    /// The order that a mail's *signed* To names. An address with a wrong MAC names no order and is logged.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {
@@ -97,7 +98,7 @@ impl SignedAddresses {
         None
     }
 
-    /// The order that the addresses of a signed To header name.
+    /// Finds the order that is named by the addresses of a signed To header.
     #[must_use]
     pub fn lookup(&self, signed_to: &[String]) -> OrderLookup {
         signed_to.iter().map(|address| self.lookup_one(address)).fold(OrderLookup::Nothing, |a, b| match (a, b) {
@@ -135,7 +136,8 @@ impl SignedAddresses {
     }
 }
 
-/// Lower-case letters, digits, `-` and `_` are kept; any other text becomes `_` and the base32 of its UTF-8.
+/// Encodes an order reference for an address. A reference of lower-case letters, digits, `-` and `_` is kept, unless it begins
+/// with `_`. Any other reference becomes `_` and the base32 of its UTF-8 bytes.
 fn encode(order_ref: &str) -> String {
     if is_plain(order_ref) { order_ref.to_owned() } else { format!("{ENCODED}{}", base32(order_ref.as_bytes())) }
 }
@@ -152,7 +154,7 @@ fn is_plain(order_ref: &str) -> bool {
     !order_ref.is_empty() && !order_ref.starts_with(ENCODED) && order_ref.chars().all(stays)
 }
 
-/// RFC 4648, section 6, in lower case and without padding.
+/// Base32 of RFC 4648, section 6, in lower case and without padding.
 fn base32(bytes: &[u8]) -> String {
     BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
 }
@@ -161,7 +163,7 @@ fn from_base32(text: &str) -> Option<Vec<u8>> {
     BASE32_NOPAD_NOCASE.decode(text.as_bytes()).ok()
 }
 
-/// Whether a `+` tag can be added to an address: a dot-atom of RFC 5322 without a tag.
+/// Checks that a `+` tag can be added to an address: its local part is a dot-atom (RFC 5322) without a tag, and is short enough.
 ///
 /// # Errors
 /// A message about the problem.
@@ -265,7 +267,7 @@ mod tests {
                 prop_assert_eq!(order_of(&address.to_lowercase()), OrderLookup::Order(order_ref));
                 let (local, _) = address.split_once('@').unwrap();
                 prop_assert!(local.len() <= 64 && local.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'+' | b'.' | b'-' | b'_')));
-                // Without any one of its characters it names no order.
+                // An address that lacks any one of its characters names no order.
                 let at = cut.index(address.len());
                 let broken = format!("{}{}", &address[..at], &address[at + 1..]);
                 prop_assert!(!matches!(order_of(&broken), OrderLookup::Order(_)));

@@ -6,8 +6,7 @@ use super::conflicts::{EventSource, StoredEvent};
 use crate::db::{Result, parse_time};
 use crate::model::{Event, PaymentDetails, Status, fold_chain, hash_spellings};
 
-/// The stored events with the new event's id, transaction or session. `maybe_delivered` is read from
-/// `attempts.result`.
+/// The stored events with the new event's id, transaction hash or session. `maybe_delivered` is read from `attempts.result`.
 pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result<Vec<StoredEvent>> {
     let hash = event.payment.transaction_hash.as_deref();
     let spellings = match hash {
@@ -37,13 +36,13 @@ pub(super) fn related_events(tx: &Connection, id: &str, event: &Event) -> Result
         })
     })?;
     let mut known: Vec<StoredEvent> = rows.collect::<rusqlite::Result<_>>()?;
-    // SQLite may choose any index, and so any order.
+    // The order of the rows depends on the index that SQLite chooses.
     known.sort_unstable_by(|a, b| a.event_id.cmp(&b.event_id));
     Ok(known)
 }
 
-/// Whether the transaction may be one of Starknet. Its hashes are written with or without leading zeros; all others
-/// have a fixed length.
+/// Whether the transaction may be on Starknet. Hashes of Starknet are written with or without leading zeros; hashes of other
+/// chains keep their leading zeros.
 fn may_lack_zeros(event: &Event) -> bool {
     let chain = event.payment.blockchain.as_deref();
     chain.is_none_or(|chain| fold_chain(chain).contains(&fold_chain("Starknet")))

@@ -1,4 +1,4 @@
-//! The transaction of a mail, by its results in the database.
+//! Tests the SQLite transaction that records a mail, by its results in the database.
 
 use super::*;
 use crate::db::testing::query_plan;

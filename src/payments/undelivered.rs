@@ -9,13 +9,13 @@ use super::record::Recorded;
 use crate::db::{Cursor, EMPTY_SHA256, Result, Store, StoreReader, current_time, parse_time};
 use crate::model::{Availability, Outcome, RawMail, Reason, Undelivered, iso};
 
-/// How many rows a watcher reads at its start.
+/// The most rows that a watcher reads when it connects.
 const MOST: u32 = 10_000;
 
 /// The rows that one UID has.
 #[derive(Debug, Default)]
 pub(super) struct RowsOfUid {
-    /// The event of the row with the same bytes, if there is such a row.
+    /// The event of the row with the same bytes, if there is such a row. The inner `None`: that mail has no event.
     pub(super) same: Option<Option<String>>,
     /// The row without bytes.
     pub(super) without_bytes: Option<i64>,
@@ -41,7 +41,7 @@ pub(super) fn of_uid(tx: &Connection, mail: &RawMail, sha256: &str) -> Result<Ro
     Ok(found)
 }
 
-/// Makes, keeps or closes the row of a mail that was not delivered.
+/// Inserts, updates or removes the row of a mail that was not delivered.
 pub(super) fn record(tx: &Connection, mail: &Undelivered, row: Option<i64>) -> Result<Recorded> {
     let (outcome, reason) = match mail.state {
         Availability::Listed => (Outcome::Quarantined, mail.reason()),
@@ -98,7 +98,7 @@ pub(super) fn remove(tx: &Connection, id: i64) -> Result<()> {
     Ok(())
 }
 
-/// Closes the row without bytes of a mail that has another row with them: two connections have brought it.
+/// Closes the row without bytes, because the same mail has another row with its bytes. Two connections may fetch one mail.
 pub(super) fn close(tx: &Connection, id: i64, event_id: Option<&str>) -> Result<()> {
     tx.prepare_cached(
         "UPDATE mails SET outcome = 'duplicate', event_id = ?2, judged_at = ?3,
@@ -109,15 +109,15 @@ pub(super) fn close(tx: &Connection, id: i64, event_id: Option<&str>) -> Result<
 }
 
 impl Store {
-    /// The UIDs of mails that the server did not deliver so far, under this cursor's UIDVALIDITY. Each has the time at which the
-    /// server received the mail.
+    /// The UIDs of mails that the server did not deliver so far, under this cursor's UIDVALIDITY. Each UID comes with the time at
+    /// which the server received the mail.
     ///
     /// # Errors
     /// [`crate::db::Error`].
     pub async fn undelivered(&self, cursor: &Cursor) -> Result<Vec<(u32, Option<Timestamp>)>> {
         let Cursor { account, mailbox, position } = cursor.clone();
         self.write(move |tx| {
-            // Not by the UID's index: most of a mailbox was delivered.
+            // The index over UIDs would be slow, because most mails of a mailbox were delivered.
             let mut statement = tx.prepare_cached(
                 "SELECT uid, received_at FROM mails INDEXED BY mails_without_raw
                  WHERE outcome = 'quarantined' AND sha256 = ?1 AND raw IS NULL

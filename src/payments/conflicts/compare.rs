@@ -2,8 +2,8 @@
 
 use crate::model::{self, Event, PaymentDetails, Status, same_amount, same_token};
 
-/// Whether two readings are the same report. One of them may lack the chain or the time, which would give them one
-/// id, or may have lacked it until another report filled the gap.
+/// Whether two events are the same report, although their ids may differ. An id depends on the chain or the time. One of the
+/// events may lack this value, or may have lacked it until another report filled the gap.
 pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     if a.status != b.status {
         return false;
@@ -19,7 +19,7 @@ pub(super) fn is_same_report(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     }
 }
 
-/// The same hash, on chains that may be the same.
+/// Whether both have the same hash, on chains that may be the same.
 pub(super) fn shares_transaction(a: &PaymentDetails, b: &PaymentDetails) -> bool {
     shares_hash(a, b) && same_chain(&a.blockchain, &b.blockchain)
 }
@@ -42,7 +42,8 @@ pub(super) fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
 }
 
-/// What a report claims a transaction for: the session, the order or the amount in which two reports differ.
+/// Compares the session, the order and the amount for which two reports claim a transaction. Returns the first difference, as a
+/// message.
 pub(super) fn contradiction_of_claims(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.payment, &new.payment);
     if !same_text(&k.session_id, &n.session_id) {
@@ -84,12 +85,12 @@ pub(super) fn contradiction(known: &Event, new: &Event) -> Option<String> {
     None
 }
 
-/// Hexadecimal compares as a number, base58 character by character.
+/// Hexadecimal addresses are compared as numbers, base58 addresses character by character.
 fn same_wallet(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| model::fold_hash(x) == model::fold_hash(y))
 }
 
-/// Two statuses of one transaction: the first value that may not differ between them.
+/// Compares two events that report different statuses of one transaction. Returns the first contradiction, as a message.
 pub(super) fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<String> {
     if known.payment.status == Status::Completed && new.payment.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());

@@ -26,11 +26,11 @@ pub struct StoredEvent {
     pub maybe_delivered: bool,
     /// It waits for the chain or for Resmic, or one of them contradicts it.
     pub unconfirmed: bool,
-    /// Resmic's API reported it. Its time is that of a row at Resmic, and not that of a mail.
+    /// Resmic's API reported it. Its time is the `updated_at` of the session, and not the time in a mail.
     pub is_from_api: bool,
 }
 
-/// Who reported an event.
+/// The source of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventSource {
     /// A mail.
@@ -41,8 +41,8 @@ pub enum EventSource {
 model::string_enum!(EventSource, "source", Mail => "mail", Resmic => "resmic");
 
 impl StoredEvent {
-    /// The event as it is compared with a later report. The time from the API differs from the mail's by as much as the mail
-    /// was late, so it is left out.
+    /// The event as it is compared with a later report. A time from the API is left out, because it may differ from the time in
+    /// the mail.
     fn to_compare(&self) -> Event {
         let mut event = self.event.clone();
         event.payment.tx_time.take_if(|_| self.is_from_api);
@@ -57,7 +57,7 @@ pub enum Classification {
     New {
         /// Why it needs review before it is delivered.
         hold: Option<Reason>,
-        /// A stored event already says more, so it is not delivered.
+        /// A stored event already says more, so the new event is not delivered.
         superseded: bool,
     },
     /// The same report again.
@@ -101,7 +101,7 @@ pub enum HoldReason {
     Superseded,
 }
 
-/// Why a stored event with the new values `event` may not be delivered. `known` has its old values, too.
+/// Why a stored event with the new values `event` may not be delivered. `known` also contains the event with its old values.
 #[must_use]
 pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -116,7 +116,8 @@ pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Hol
     }
 }
 
-/// Why an event that the chain has just confirmed needs review: another confirmed payment has its session.
+/// Why an event that was just confirmed needs review: its session already has another completed payment, which is confirmed or
+/// delivered.
 #[must_use]
 pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -126,8 +127,8 @@ pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<
     }
 }
 
-/// The completed events whose transaction a contradicting report claims for another session, order or amount, each with the
-/// reason to hold it: one of the two reports steals the payment of the other, and the chain cannot say which.
+/// The completed events whose transaction the new report claims for another session, order or amount. Each comes with the reason
+/// to hold it. One of the two reports steals the payment of the other, and the chain cannot show which.
 pub fn contested<'k>(
     id: &str,
     new: &Event,
@@ -143,8 +144,8 @@ pub fn contested<'k>(
     })
 }
 
-/// The event without the session and the transaction that it already had. Later events with the same values were compared with
-/// it when they arrived, and are held themselves.
+/// The event without the session and the transaction that were stored before. Other events with the same session or transaction
+/// were compared with those values when they arrived, and were held if they contradicted this event.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let had = |of: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -171,7 +172,7 @@ fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> 
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
-/// Compares a new event with the events of other transactions.
+/// Compares a new event with the other events of its session, and with the same hash on other chains.
 fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
     match classify_in_session(new, known) {
         Classification::New { hold: None, superseded: false } => {
@@ -214,10 +215,10 @@ fn classify_in_session(new: &Event, known: &[StoredEvent]) -> Classification {
     Classification::New { hold: Some(hold), superseded: false }
 }
 
-/// The stored event with the values that only the new one has; `None` if it has no other values, or the event was delivered.
+/// The stored event, with its gaps filled from the new event. `None` if no gap can be filled, or the stored event was delivered.
 ///
-/// If the handler may have the event, only its session may be added: with another body the handler might count the payment
-/// a second time.
+/// If the handler may have the event, only its session and its order may be added. If other values changed, the handler might
+/// count the payment a second time.
 fn fill_gaps(known: &StoredEvent, new: &Event) -> Option<Box<Event>> {
     if known.delivered {
         return None;

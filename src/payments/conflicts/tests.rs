@@ -1,4 +1,4 @@
-//! Reports that repeat, complete, supersede and contradict each other.
+//! Tests reports that repeat, complete, supersede and contradict each other.
 
 use super::*;
 
@@ -58,7 +58,7 @@ fn an_unconfirmed_payment_does_not_block_its_session() {
     assert_eq!(second_payment(&id, &other, std::slice::from_ref(&fake)), None);
     for counts in [
         StoredEvent { unconfirmed: false, ..fake.clone() },
-        // A handler that does not wait for the chain has it.
+        // A handler that does not wait for the chain has the payment.
         StoredEvent { delivered: true, ..fake },
     ] {
         assert!(second_payment(&id, &other, std::slice::from_ref(&counts)).is_some());
@@ -147,7 +147,7 @@ fn a_filled_gap_keeps_the_payment_one() {
         };
         StoredEvent { event: *filled, ..known }
     };
-    // Its id belongs to the report without a chain, and differs from the id of its present values.
+    // The filled event keeps the id of the report without a chain. Its present values would give another id.
     assert!(matches!(classify_new(&paid(), &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
     assert!(matches!(classify_new(&bare, &[filled(&bare, &paid())]), Classification::Duplicate { filled: None, .. }));
     let mut timed = Event { payment: PaymentDetails::new(Status::Failed), ..paid() };
