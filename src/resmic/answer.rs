@@ -15,7 +15,7 @@ const LONGEST_TEXT: usize = 200;
 /// The longest message of the server in an error, in characters.
 pub(super) const KEPT_WORDS: usize = 200;
 
-/// The id of a payment session. Only hexadecimal digits and hyphens, so it is safe in a URL.
+/// The id of a payment session. It consists of hexadecimal digits and hyphens, so it is safe in a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(Uuid);
 
@@ -98,7 +98,7 @@ pub struct StatusAnswer {
     pub session_id: SessionId,
     /// The payment status.
     pub payment_status: PaymentStatus,
-    /// The amount of the session in US dollars, before any coupon: plain decimal digits as sent.
+    /// The amount of the session in US dollars: plain decimal digits as sent. It is not documented whether a coupon reduces it.
     #[serde(default, deserialize_with = "amount")]
     pub amount: Option<String>,
     /// When the session was created.
@@ -110,7 +110,7 @@ pub struct StatusAnswer {
     /// A wallet. Resmic's documentation and source code disagree whose wallet it is, so no decision may depend on it.
     #[serde(default, deserialize_with = "text")]
     pub wallet_address: Option<String>,
-    /// Whether the payer paid less than `amount`.
+    /// Whether the payer used a coupon.
     #[serde(default)]
     pub is_coupon_applied: Option<bool>,
 }
@@ -172,7 +172,8 @@ impl<'a> ApiResponse<'a> {
         })
     }
 
-    /// Whether it reports a failure of the request. In a failure, the number in `status` often differs from the HTTP status.
+    /// Whether it reports a failure with a `status` from 400 to 499. In a failure, the number in `status` often differs from the
+    /// HTTP status, so the two are not compared.
     pub(super) fn is_failure(&self) -> bool {
         !self.success && (400..500).contains(&self.status)
     }

@@ -1,4 +1,4 @@
-//! The client. It sends one GET for each question, and refuses an answer with an undocumented form.
+//! The client of the API. It sends one GET for each question, and refuses an answer with an undocumented form.
 //!
 //! The key and the user id are only in header fields of requests. Errors, log lines and `Debug` do not contain them.
 
@@ -29,7 +29,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest accepted answer, in bytes.
 const LONGEST_ANSWER: usize = 256 * 1024;
 
-/// A shorter user id is not removed from messages of the server. A number such as 7 is part of many words.
+/// A shorter user id is not removed from messages of the server, because a number such as 7 occurs in many messages.
 const SHORTEST_USER_ID: usize = 4;
 
 const STATUS_PATH: &str = "/api/v1/makepayment/payment-status";
@@ -174,7 +174,7 @@ impl ResmicClient {
     /// Creates a client. `tls` has the system's root certificates; an https URL needs it.
     ///
     /// # Errors
-    /// The wrong key, and the problem. It never contains a secret.
+    /// The wrong key of the configuration, and the problem. Neither contains a secret.
     pub fn new(
         settings: &ResmicSettings,
         api_key: SecretString,
@@ -286,7 +286,7 @@ impl ResmicClient {
         let clean = |words: String| {
             let words = redact(words, self.api_key.secret.expose_secret());
             match self.user_id.secret.expose_secret() {
-                // A number such as 7 is not a secret, and it is part of many words.
+                // A number such as 7 is not a secret, and occurs in many messages.
                 short if short.len() < SHORTEST_USER_ID => words,
                 user_id => redact(words, user_id),
             }

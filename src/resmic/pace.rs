@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::backoff::Backoff;
 use crate::http::MAX_RETRY_AFTER;
 
-/// The window of the limit.
+/// The time window of the limit.
 const MINUTE: Duration = Duration::from_secs(60);
 /// The pauses after failures without `Retry-After`.
 const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration::from_secs(600) };
@@ -16,7 +16,8 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_secs(10), cap: Duration:
 pub enum Priority {
     /// An event waits for the answer.
     Event,
-    /// Reconciliation. A third of the limit is reserved for events, so that a thousand sessions cannot delay them.
+    /// No event waits: the question is about a session without a mail. A third of the limit is reserved for events, so that a
+    /// thousand sessions cannot delay them.
     Background,
 }
 
@@ -55,7 +56,7 @@ impl Pace {
             Priority::Event => self.rate,
             Priority::Background => self.rate - self.rate / 3,
         };
-        // This request may be sent when that one is a minute old.
+        // The new request may be sent when the blocking request is a minute old.
         let blocking = self.sent.len().checked_sub(limit).and_then(|n| self.sent.get(n));
         if let Some(at) = blocking {
             return Err(*at + MINUTE);
@@ -64,8 +65,8 @@ impl Pace {
         Ok(())
     }
 
-    /// Notes that the server answered, so the count of failures starts again. An existing pause stays: a later response may
-    /// have demanded it.
+    /// Notes that the server answered, so the count of failures starts again. An existing pause stays, because another response
+    /// may have demanded it.
     pub fn succeeded(&mut self) {
         self.failures = 0;
     }

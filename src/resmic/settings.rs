@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use crate::http::Url;
 use crate::secret;
 
-/// The hosted service.
+/// The URL of the hosted service.
 const HOSTED: &str = "https://api.resmic.com";
 /// The most requests in a minute.
 const MOST_REQUESTS: u32 = 600;
@@ -48,7 +48,7 @@ fn default_rate() -> u32 {
 }
 
 impl ResmicSettings {
-    /// Checks rules that concern several values.
+    /// Checks the values that deserialization does not check.
     ///
     /// # Errors
     /// The wrong key, and the problem.

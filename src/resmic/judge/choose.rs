@@ -9,15 +9,16 @@ use crate::resmic::answer::{SessionId, TransactionDetails};
 pub enum SessionChoice {
     /// Exactly one session has the event's transaction.
     Exact(SessionId),
-    /// No session has it.
+    /// No session has the event's transaction.
     NoneHasIt,
-    /// More than one session has it, or the answers about one session contradict each other. A person must decide.
+    /// More than one session has the transaction, or the answers about one session contradict each other. A person must decide.
     Ambiguous,
 }
 
 /// Chooses the session whose transaction is the event's. The caller passes an answer for each candidate session.
 ///
-/// Only the hash decides. An answer without a hash, or with the same hash on another chain, decides nothing.
+/// Only a hash chooses a session. An answer without a hash chooses none, and neither does the same hash on another chain. But if
+/// one session is chosen and another session has the same hash, the choice is ambiguous on any chain.
 #[must_use]
 pub fn choose_session(event: &PaymentDetails, answers: &[TransactionDetails]) -> SessionChoice {
     let Some(chosen) = answers.iter().find(|answer| same_transaction(event, answer)) else {

@@ -1,7 +1,7 @@
 //! Decides the meaning of answers. Pure: no clock, no network, no database.
 //!
-//! An answer is a statement of Resmic, not a proof. It chooses a session only by the transaction hash. It never turns a
-//! completed payment into a failed one. An unclear answer makes the event wait, or it needs review.
+//! An answer is a statement of Resmic, not a proof. It chooses a session only by the transaction hash. It never turns a completed
+//! payment into a failed one. After an unclear answer, the event waits or needs review.
 
 mod choose;
 mod reconcile;

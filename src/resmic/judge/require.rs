@@ -18,8 +18,8 @@ pub enum Clearance {
 
 /// Judges the answers about the session of a completed event.
 ///
-/// `details` is the answer of `transaction-details`, or its error. If Resmic does not find a transaction, the session has
-/// none. After any other error, the event waits.
+/// `details` is the answer of `transaction-details`, or its error. The error `NotFound` means that Resmic names no transaction.
+/// After any other error, the event waits.
 #[must_use]
 pub fn clear_delivery(
     event: &PaymentDetails,
@@ -62,8 +62,8 @@ fn contradiction(
     if let Some(details) = details.filter(|d| d.transaction_hash.is_some() && !same_transaction(event, d)) {
         return Some(another_transaction(event, details));
     }
-    // The amount in the mail is the amount of the session. With a coupon, it is
-    // not documented whether Resmic reports the amount before or after the discount.
+    // The amount in the mail is the amount of the session. If a coupon was used, the amounts are not compared: it is not
+    // documented whether Resmic reports the amount before or after the discount.
     let amount = status.amount.as_deref().filter(|_| status.is_coupon_applied != Some(true));
     let dollars = event.amount.as_deref().filter(|_| event.currency.as_deref().is_none_or(|c| c == "USD"));
     let chain = details.and_then(|d| d.blockchain.as_deref());

@@ -22,14 +22,14 @@ pub(super) fn is_wallet(text: &str, chain: &str) -> bool {
     }
 }
 
-/// Whether a text is `0x` and so many hexadecimal digits, not all of them zero.
+/// Whether a text is `0x` and hexadecimal digits that are not all zero. `length` is the allowed number of digits.
 fn is_hex(text: &str, length: std::ops::RangeInclusive<usize>) -> bool {
     let digits = text.strip_prefix("0x").unwrap_or_default();
     length.contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit()) && digits.bytes().any(|b| b != b'0')
 }
 
 fn base58_length(text: &str) -> Option<usize> {
-    // 64 bytes have at most 88 characters.
+    // In base58, 64 bytes have at most 88 characters.
     if text.len() > 88 { None } else { bs58::decode(text).into_vec().ok().map(|bytes| bytes.len()) }
 }
 

@@ -73,7 +73,7 @@ pub enum Finding {
     },
 }
 
-/// The time of the first question about a session.
+/// The time at which a session expires. It is also the time of the first question about the session.
 #[must_use]
 pub fn expiry(session: &AskedSession) -> Timestamp {
     session.registered.expires_at.unwrap_or_else(|| later(session.registered.created_at, LIFETIME))
@@ -101,7 +101,7 @@ pub fn reconcile(
     match &status.payment_status {
         PaymentStatus::Completed => match details.transpose() {
             Ok(details) => completed(session, known, looks, status, details, now),
-            // The details could not be fetched, but the mail is missing all the same.
+            // The details could not be fetched. The error counts only if the answer cannot be judged without them.
             Err(error) => match completed(session, known, looks, status, None, now) {
                 Finding::NeedsDetails => after_error(session, looks, error, now),
                 finding => finding,
@@ -178,7 +178,8 @@ fn completed(
     }
 }
 
-/// Compares the known payments with Resmic's answer. If it names a transaction, one of the payments must have it.
+/// Compares the known payments with Resmic's answer. If the answer names a transaction, one of the payments must have this
+/// transaction.
 fn beside_known(known: &PaymentsOfSession, details: Option<&TransactionDetails>) -> Finding {
     let named = details.filter(|details| details.transaction_hash.is_some());
     match named {

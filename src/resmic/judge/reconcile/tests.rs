@@ -8,7 +8,7 @@ const WALLET: &str = "0x056397760b973BfB921Bc10Be9DA5034B1e921d7";
 const MINUTE: i64 = 60;
 const HOUR: i64 = 3_600;
 
-/// Seconds after the registration.
+/// The time at `second`, counted from the registration.
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_741_145_760 + second).unwrap()
 }
@@ -73,7 +73,7 @@ fn judge(known: &PaymentsOfSession, looks: PreviousLooks, status: &StatusAnswer,
     reconcile(&session(), known, looks, Ok(status), None, at(now))
 }
 
-/// Ten minutes after `Completed`.
+/// The finding ten minutes after Resmic first reported `Completed`.
 fn overdue(session: &AskedSession, status: &StatusAnswer, details: &TransactionDetails) -> Finding {
     let looks = looked(Some(0), Some(0));
     reconcile(session, &unpaid(), looks, Ok(status), Some(Ok(details)), at(10 * MINUTE))
