@@ -51,8 +51,8 @@ fn digits(number: &str) -> Option<(u128, u32)> {
     Some((all, u32::try_from(fraction.len()).ok()?))
 }
 
-/// The least that must arrive: `floor(amount × (1 − discount) × 10^decimals) − 1`, in the token's smallest units.
-/// One unit is subtracted because a payer's wallet may round. `None`: not a plain decimal number, or too large for 128 bits.
+/// The least that must arrive: `floor(amount × (1 − discount) × 10^decimals) − 1`, in the token's smallest units. One unit is
+/// subtracted because a payer's wallet may round. `None`: `amount` is not a plain decimal number, or is too large for 128 bits.
 #[must_use]
 pub(super) fn least(amount: &str, discount: Discount, decimals: u8) -> Option<u128> {
     let (digits, scale) = digits(amount)?;
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(least("20", discount("0%"), 6), Some(19_999_999));
         assert_eq!(least("1999.990", discount("0%"), 18), Some(1_999_990_000_000_000_000_000 - 1));
         assert_eq!(least("20", discount("10%"), 6), Some(17_999_999));
-        // 0.333333 × 0.875 = 0.291666375, rounded down.
+        // 0.333333 × 0.875 = 0.291666375, rounded down to 291666 units, less one unit.
         assert_eq!(least("0.333333", discount("12.5%"), 6), Some(291_665));
         assert_eq!(least("0.0000001", discount("0%"), 6), Some(0));
         assert_eq!(least("1", discount("0%"), 0), Some(0));

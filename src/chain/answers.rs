@@ -10,7 +10,7 @@ pub const TRANSFER: Hash = Hash([
     0xf1, 0x63, 0xc4, 0xa1, 0x16, 0x28, 0xf5, 0x5a, 0x4d, 0xf5, 0x23, 0xb3, 0xef,
 ]);
 
-/// The length of a receipt's bloom filter.
+/// The length of a receipt's bloom filter, in bytes.
 const BLOOM_BYTES: usize = 256;
 
 /// A block's header.
@@ -40,10 +40,10 @@ pub struct Receipt {
     /// The number of that block.
     #[serde(deserialize_with = "u64_quantity")]
     pub block_number: u64,
-    /// Whether it was executed, and not reverted.
+    /// Whether the transaction was executed, and not reverted.
     #[serde(rename = "status", deserialize_with = "status")]
     pub succeeded: bool,
-    /// The logs that its contracts wrote.
+    /// The logs that contracts wrote in the transaction.
     pub logs: Vec<Log>,
     /// Whether the bloom filter over the logs is empty.
     #[serde(rename = "logsBloom", deserialize_with = "is_zero_bloom")]
@@ -56,9 +56,9 @@ pub struct Receipt {
 pub struct Log {
     /// The contract.
     pub address: Address,
-    /// Up to four words that can be searched for. The first names the event.
+    /// Up to four words that can be searched for. The first names the kind of the log, such as [`TRANSFER`].
     pub topics: Vec<Hash>,
-    /// The values of the event that are not in its topics.
+    /// The values of the log that are not in its topics.
     #[serde(deserialize_with = "any_data")]
     pub data: Vec<u8>,
     /// Its index in the block.
@@ -101,7 +101,7 @@ pub struct Frame {
     /// The callee.
     #[serde(default)]
     pub to: Option<Address>,
-    /// How much of the native coin goes with it.
+    /// How much of the native coin is sent with the call.
     #[serde(default)]
     pub value: Option<Quantity>,
     /// The reason if the call was reverted.
@@ -126,8 +126,8 @@ pub struct Transfer {
 }
 
 impl Log {
-    /// The transfer of `token` that this log reports. `None` for an amount of zero, and for an amount of more than 128 bits:
-    /// no real token has so many units.
+    /// The transfer of `token` that this log reports. `None` if it reports no such transfer, for an amount of zero, and for an
+    /// amount of more than 128 bits. No real token has such an amount.
     #[must_use]
     pub fn transfer(&self, token: Address) -> Option<Transfer> {
         let [TRANSFER, from, to] = self.topics.as_slice() else { return None };

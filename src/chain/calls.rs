@@ -17,7 +17,7 @@ const MOST_LOGS: usize = 1_000;
 /// The filter of a search for logs.
 #[derive(Debug, Clone)]
 pub struct LogFilter {
-    /// The contract that wrote them.
+    /// The contract that wrote the logs.
     pub address: Address,
     /// The allowed words of each topic. A topic without an entry may have any value.
     pub topics: Vec<Vec<Hash>>,
@@ -57,7 +57,7 @@ impl Node {
         self.number("eth_chainId", json!([])).await
     }
 
-    /// `eth_blockNumber`: the newest block.
+    /// `eth_blockNumber`: the number of the newest block.
     ///
     /// # Errors
     /// [`NodeError`].

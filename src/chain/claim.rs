@@ -1,4 +1,4 @@
-//! The claim in a mail, and the question to the nodes of a chain that is made from the claim.
+//! The claim in a mail, and the question that the claim becomes for the nodes of a chain.
 
 use jiff::Timestamp;
 
@@ -28,7 +28,7 @@ pub struct Claim {
     pub currency: Option<String>,
     /// The mail's Date. If there is no Date, the time at which the server received the mail.
     pub sent_at: Timestamp,
-    /// When the merchant registered the session, if it was registered.
+    /// When the merchant registered the session, if this limits the age of the payment.
     pub registered_at: Option<Timestamp>,
     /// The time since which the event has waited for the chain.
     pub waits_since: Timestamp,

@@ -33,7 +33,7 @@ pub struct Chain {
     pub name: String,
     /// The chain id of EIP-155.
     pub id: u64,
-    /// The time between two blocks. Looks at an event repeat at this pace.
+    /// The time between two blocks. It is also the first pause between two looks at an event.
     pub block_time: Duration,
     /// The native coin's names; the first is its symbol.
     pub native: Vec<String>,

@@ -56,7 +56,7 @@ pub(super) fn word(bytes: &[u8]) -> Option<u128> {
 }
 
 impl Hash {
-    /// Pads an address to a word, as topics do.
+    /// Pads an address to a word, as in the topics of a log.
     #[must_use]
     pub fn of_address(address: Address) -> Self {
         let mut word = [0; 32];

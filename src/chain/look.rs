@@ -18,7 +18,7 @@ use super::verdict::BlockId;
 
 /// The most temporary wallets that a look follows. An honest payment has one.
 const MOST_WALLETS: usize = 3;
-/// The most transactions in which a look searches for the arrival.
+/// The most transactions in which a look searches for the arrival from one wallet.
 const MOST_CANDIDATES: usize = 16;
 
 /// The answers of one node.
@@ -131,7 +131,7 @@ impl Look<'_> {
         Some(head.saturating_add(1).saturating_sub(blocks))
     }
 
-    /// Follows a token from the payer's transaction over temporary wallets to the merchant's wallets.
+    /// Follows a token from the payer's transaction through temporary wallets to the merchant's wallets.
     async fn follow_token(&mut self, token: Address, payment: &Receipt, last: u64) -> Option<()> {
         let chain = self.question.chain;
         let paid = temporary_wallets(self.question, token, payment)?;
@@ -140,7 +140,7 @@ impl Look<'_> {
             let answer = self.node.logs(&filter, payment.block_number, last, chain.log_range).await;
             let asked = format!("eth_getLogs (transfers from {wallet} to our wallets)");
             let logs = self.note(asked, answer, |logs| count(logs.len(), "log"))?;
-            // With many tokens, a stranger can cause a Transfer log with an amount of zero.
+            // Skip logs with an amount of zero: with many tokens, a stranger can cause such a Transfer log.
             let moved = logs.iter().filter(|log| log.transfer(token).is_some()).map(|log| log.transaction_hash);
             for hash in distinct(moved) {
                 let seen = self.candidate(hash).await?;
@@ -178,7 +178,7 @@ impl Look<'_> {
         Some(())
     }
 
-    /// Asks for the receipt of a transaction, and for the block of the chain at its height.
+    /// Asks for the receipt of a transaction, and for the node's block with the number in the receipt.
     async fn transaction(&mut self, hash: Hash) -> Option<Seen> {
         let answer = self.node.receipt(hash).await;
         let describe = |found: &Option<Receipt>| found.as_ref().map_or("null".into(), describe_receipt);
@@ -190,7 +190,8 @@ impl Look<'_> {
         Some(Seen { receipt, block, trace: None })
     }
 
-    /// Adds a transaction that a log names. The node may have the log without the receipt. `None`: a call has failed.
+    /// Asks for a transaction that a log names. `Some(None)`: the node has the log, but not the receipt. `None`: a call has
+    /// failed.
     async fn candidate(&mut self, hash: Hash) -> Option<Option<Seen>> {
         let seen = self.transaction(hash).await;
         if seen.is_none() && self.seen.error.is_some() { None } else { Some(seen) }

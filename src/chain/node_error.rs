@@ -59,7 +59,7 @@ impl NodeError {
         matches!(self.kind, NodeErrorKind::Refused(_) | NodeErrorKind::NoMethod(_))
     }
 
-    /// Whether it concerns all calls to the node, not only this one.
+    /// Whether the error concerns all calls to the node, not only this call.
     #[must_use]
     pub fn is_of_node(&self) -> bool {
         matches!(self.kind, NodeErrorKind::Unreachable(_) | NodeErrorKind::Throttled { .. } | NodeErrorKind::Refused(_))

@@ -52,9 +52,9 @@ pub struct ChainSettings {
     /// How long an event waits for the chain. After that, it needs review.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
-    /// The chain's id (EIP-155), for a chain that is not built in.
+    /// The chain's id (EIP-155). A chain that is not built in needs it.
     pub id: Option<u64>,
-    /// The names of the native coin, for a chain that is not built in.
+    /// The names of the native coin. They are added to those of a built-in chain.
     #[serde(default)]
     pub native: Vec<String>,
     /// Tokens by symbol; they add to the built-in ones, or replace those of the same symbol.
@@ -111,7 +111,7 @@ pub enum Finality {
     Finalized,
     /// A block is final when the node's `safe` tag has reached it.
     Safe,
-    /// A block is final when it has this many blocks, itself included. With 1, the newest block is final.
+    /// A block is final when this number of blocks exists, counted from the block itself. With 1, the newest block is final.
     Depth(u64),
 }
 
@@ -213,10 +213,11 @@ impl ChainSettings {
         Ok(())
     }
 
-    /// Reads the secrets of the nodes. `tls` is for nodes with an https URL; the nodes count their calls in `requests`.
+    /// Reads the URLs of the nodes, which are secrets, and creates a client for each. `tls` is for https URLs. The clients count
+    /// their calls in `requests`.
     ///
     /// # Errors
-    /// The wrong key, such as `nodes[0]`, and the problem. It never contains the URL.
+    /// The wrong key, such as `nodes[0]`, and the problem. Neither contains the URL.
     pub async fn open_nodes(
         &self,
         tls: Option<&Arc<ClientConfig>>,

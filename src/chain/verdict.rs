@@ -8,7 +8,7 @@ use crate::model::{printable, string_enum};
 /// The chain's verdict about a completed event. There is no state for "failed": no answer of a node makes an event fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfirmationState {
-    /// Not confirmed yet. The loop looks at it again.
+    /// Not confirmed yet. The loop looks at the event again.
     Waiting,
     /// The money arrived.
     Confirmed,
@@ -16,7 +16,7 @@ pub enum ConfirmationState {
     Doubtful,
     /// The nodes cannot answer the question. An operator decides.
     Unproven,
-    /// An operator has confirmed it with `confirm --vouch`.
+    /// An operator has confirmed the event with `confirm --vouch`.
     Operator,
 }
 string_enum!(ConfirmationState, "confirmation state", Waiting => "waiting", Confirmed => "confirmed",
@@ -27,7 +27,7 @@ string_enum!(ConfirmationState, "confirmation state", Waiting => "waiting", Conf
 pub enum ConfirmationCode {
     /// The node does not have the transaction, or has it in a block that is not part of its chain.
     Unseen,
-    /// The payment or the arrival is not in a final block.
+    /// The payment or the arrival is not in a final block, or `settle` is not over.
     Fresh,
     /// The temporary wallet has not passed the money on.
     Unarrived,
@@ -47,7 +47,7 @@ pub enum ConfirmationCode {
     Old,
     /// The arrival pays another event.
     Claimed,
-    /// A final arrival has disappeared.
+    /// A confirmed arrival has disappeared.
     Lost,
     /// No `[[chain]]` for the event's chain.
     NoNode,
@@ -111,7 +111,7 @@ pub struct BlockId {
     pub hash: Hash,
 }
 
-/// Money that reached one of the merchant's wallets. All nodes must report the same one.
+/// Money that reached one of the merchant's wallets. All nodes must report the same arrival.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arrival {
     /// The block of the mail's transaction.
@@ -121,7 +121,7 @@ pub struct Arrival {
     /// The keys of the logs or calls that moved the money in that transaction. The key of a log is its index in the block.
     /// Calls have negative keys in the order of the trace: −1 is the transaction itself, −2 the first call that it made.
     pub keys: Vec<i64>,
-    /// The block of that transaction.
+    /// The block in which the money arrived.
     pub block: BlockId,
     /// The amount that arrived, in the coin's smallest units. At most the amount that the payer paid.
     pub units: u128,
@@ -145,7 +145,7 @@ pub struct Confirmation {
 }
 
 impl Confirmation {
-    /// A confirmation that needs no look.
+    /// The result for a claim that the nodes cannot check, so that no look is needed.
     #[must_use]
     pub fn without_look(reason: ConfirmationReason) -> Self {
         Confirmation { outcome: Err(reason), paid: None, final_block: None }

@@ -1,8 +1,8 @@
 //! Judges the answers of the nodes. Pure: no clock, no network, no database.
 //!
-//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: the receipt of
-//! a transaction in a final block must show the arrival. If a node does not have it, the event waits or needs review. It never
-//! becomes a failed event.
+//! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: the
+//! receipt of a transaction in a final block must show the arrival. If a node does not have this receipt, the event waits or
+//! needs review. No answer makes it a failed event.
 
 mod movement;
 
@@ -57,7 +57,7 @@ pub enum Revisited {
     Stands,
     /// The nodes cannot decide yet.
     Later,
-    /// The arrival has disappeared. The confirmation stays, and an operator decides.
+    /// The arrival has disappeared. The event becomes doubtful, and an operator decides.
     Lost(Reason),
 }
 
@@ -106,7 +106,8 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     if findings.is_empty() || asked != expected {
         return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
     }
-    // A reason that needs review is permanent, so it comes first. If a node only waits, its answers may change.
+    // An unproven event stays unproven, so this reason comes first. A reason to wait comes second, because the answers of that
+    // node may change.
     for state in [State::Unproven, State::Waiting] {
         let is = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
         if let Some(Err(reason)) = findings.iter().find(is) {
@@ -182,7 +183,8 @@ impl Judge<'_> {
         self.node.final_block.ok_or_else(|| self.missing(Code::Node, "the node does not say its final block"))
     }
 
-    /// The reason for a missing answer: [`Code::Node`] if a call failed, otherwise `code`.
+    /// The reason for a missing answer: [`Code::Node`] if a call failed. It is `code` if no call failed, or if the node has
+    /// pruned the answer.
     fn missing(&self, code: Code, words: &str) -> Reason {
         match &self.node.error {
             Some(error) if matches!(error.kind, NodeErrorKind::Pruned(_)) => Reason::new(code, error.to_string()),
@@ -235,7 +237,7 @@ impl Judge<'_> {
             let window = crate::units::HumanDuration(chain.window);
             return doubt(Code::Old, format!("the transaction is more than {window} older than the mail"));
         }
-        // The time of a block has whole seconds.
+        // The time of a block has whole seconds, so the fraction of the registration's second does not count.
         if registered_at.is_some_and(|at| paid_at < i128::from(at.as_second())) {
             return doubt(Code::Old, "the transaction is older than the session's registration".into());
         }
@@ -309,8 +311,9 @@ impl Judge<'_> {
         self.arrived(movements, last)
     }
 
-    /// Only a trace proves that a temporary wallet passed on the native coin. Its events and its code can be forged, and anyone
-    /// can change our balance.
+    /// Returns the reason `no-trace` if traces are not configured, or the node lacks the method. Only a trace proves that a
+    /// temporary wallet passed on the native coin: an attacker can deploy a wallet that writes false logs, and anyone can change
+    /// the merchant's balance.
     fn check_trace(&self, wallet: Address) -> Result<(), Reason> {
         let chain = self.question.chain;
         let lacks = self.node.error.as_ref().filter(|error| matches!(error.kind, NodeErrorKind::NoMethod(_)));
@@ -324,7 +327,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The candidates in final blocks, oldest first and without duplicates.
+    /// The successful candidates in final blocks, oldest first and without duplicates.
     fn candidates(&self, last: u64) -> Result<Vec<&Seen>, Reason> {
         let settled = |seen: &&Seen| self.settled(seen, seen.receipt.transaction_hash, last).is_ok();
         let mut candidates: Vec<&Seen> = self.node.candidates.iter().filter(settled).collect();

@@ -25,7 +25,7 @@ pub(super) fn place(receipt: &Receipt) -> (u64, u64, Hash) {
     (receipt.block_number, receipt.transaction_index, receipt.transaction_hash)
 }
 
-/// The wallets that the payer paid, each with the index of its first log and the sum.
+/// The wallets that the payer paid. Each comes with the index of the first log that paid it, and the sum of the payments.
 pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, u128)>, Reason> {
     let mut wallets: Vec<(Address, u64, u128)> = Vec::new();
     for transfer in paid {
@@ -37,7 +37,7 @@ pub(super) fn temporary_wallets(paid: &[Transfer]) -> Result<Vec<(Address, u64, 
     Ok(wallets)
 }
 
-/// Adds up the parts that moved in one transaction. `None` if there are none.
+/// Adds up the parts that moved in one transaction. `None` if there are no parts.
 pub(super) fn sum_up(receipt: &Receipt, parts: impl Iterator<Item = (i64, u128)>) -> Result<Option<Movement>, Reason> {
     let (mut keys, mut units) = (Vec::new(), 0);
     for (key, value) in parts {
