@@ -1,5 +1,5 @@
-//! Authenticates deferred mails again: DNS did not answer, or a clock is wrong. The pauses grow, and after a day the mail needs
-//! review.
+//! Authenticates deferred mails again. A mail is deferred if DNS did not answer or a clock is wrong. The pauses grow, and after
+//! a day the mail needs review.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::trust::dns::Resolver;
 const PAUSES: Backoff = Backoff { base: Duration::from_secs(60), cap: Duration::from_secs(3600) };
 /// The number of attempts. With these pauses they take a day.
 const MAX_ATTEMPTS: u32 = 30;
-/// The longest pause between two searches for due mails. Another process may have deferred mails.
+/// The longest pause between two searches for due mails. A mail that another process defers does not wake the loop.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The loop that authenticates deferred mails when they are due.
@@ -43,7 +43,7 @@ impl DeferredMails {
             let next = super::retry_temporary(None, || self.authenticate_due()).await?.map_or(MAX_WAIT, time_until);
             tokio::select! {
                 () = tokio::time::sleep(next.min(MAX_WAIT)) => {}
-                // An error means that the store is closed. Then the program is stopping.
+                // This is never an error, because `self.store` holds the sender.
                 _ = deferrals.changed() => {}
                 _ = shutdown.changed() => {}
             }
@@ -59,7 +59,8 @@ impl DeferredMails {
                 self.authenticate(stored).await?;
             }
         }
-        // Mails that are still due belong to accounts that are not configured. They are skipped.
+        // Mails that are still due belong to accounts that are not configured. `next_deferred` skips them, because
+        // otherwise the loop would run without pauses.
         reader.next_deferred(now)
     }
 
@@ -89,7 +90,7 @@ fn give_up(examined: &mut Examined) {
     }
 }
 
-/// The pause after so many attempts.
+/// The pause after this number of attempts.
 fn pause(attempts: u32) -> SignedDuration {
     SignedDuration::try_from(PAUSES.ceiling(attempts.saturating_sub(1))).unwrap_or(SignedDuration::from_secs(3600))
 }

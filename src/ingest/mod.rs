@@ -1,4 +1,4 @@
-//! The loop from `source` over `examine` to the database.
+//! The loop that takes mails from `source`, examines them with `examine`, and stores them in the database.
 //!
 //! Mails are examined on all cores, and committed in the order in which they were fetched.
 
@@ -26,9 +26,9 @@ use crate::trust::dns::Resolver;
 pub use deferred::DeferredMails;
 pub use warm_up::warm_up;
 
-/// The number of batches that are examined at once.
+/// The most batches that are examined at once.
 const MAX_BATCHES: usize = 4;
-/// The number of mails in one commit.
+/// The most mails in one commit, if no batch has more than 64.
 const MAX_COMMIT: usize = 1_000;
 /// An unchanged state of a mailbox is recorded again only after this time. Otherwise each mail would cause another commit, which
 /// would delay the next mail.
@@ -85,7 +85,7 @@ impl IngestStep {
 }
 
 impl Ingest {
-    /// Records the reports of a watcher until the watcher ends. `heartbeat` beats after each commit.
+    /// Records the reports of a watcher until the watcher ends. `heartbeat` beats each time that reports are recorded.
     ///
     /// # Errors
     /// An error of the database that is not temporary.
@@ -158,7 +158,8 @@ impl Ingest {
         }
     }
 
-    /// Examines a single mail, which a customer may be waiting for: one core parses it while another authenticates it.
+    /// Examines a single mail on two cores, because a customer may be waiting for it. One core parses the mail while the other
+    /// authenticates it.
     async fn examine_alone(&self, mail: RawMail) -> ExaminedMail {
         let mail = Arc::new(mail);
         let (rules, raw) = (self.rules.clone(), mail.clone());
@@ -219,7 +220,7 @@ impl Ingest {
             }
             for (done, first, count) in waiting {
                 let uids = entries.iter().zip(&recorded).skip(first).take(count).filter_map(notification_uid).collect();
-                // If the watcher has lost its connection, these mails are not marked or moved.
+                // This fails if the watcher has ended or the mailbox was renumbered. Then these mails are not marked or moved.
                 let _ = done.send(uids);
             }
         }
@@ -275,12 +276,12 @@ fn unparsable() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
-    // A mail that was recorded before is a duplicate, too. It is a notification only if it has an event.
+    // Any mail that was recorded before is a `duplicate`, so the outcome does not show this. Only a notification has an event.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 
-/// Retries a database operation after temporary errors, such as a full disk. Each retry is a heartbeat: a restart by the
-/// watchdog would not free disk space.
+/// Retries a database operation after temporary errors, such as a full disk. Each retry is a heartbeat, because a restart
+/// by the watchdog would not free disk space.
 async fn retry_temporary<T, F: Future<Output = db::Result<T>>>(
     heartbeat: Option<&Heartbeat>,
     work: impl FnMut() -> F,

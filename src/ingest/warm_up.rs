@@ -1,7 +1,7 @@
 //! Prepares for the first mail.
 //!
 //! The regular expressions of the parser are compiled at their first use, which takes longer than parsing a hundred mails. The
-//! next mail is probably signed with the key of the last ones, so that key is looked up before.
+//! next mail is probably signed with the same key as the last mails, so this key is looked up before the mail arrives.
 
 use std::sync::Arc;
 

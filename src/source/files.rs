@@ -11,7 +11,7 @@ use crate::model::printable;
 
 /// A mail in a file.
 pub struct FileMail {
-    /// The file. For a mail in an mbox also its number: `box.mbox:2`.
+    /// The path of the file. In an mbox, the number of the mail follows: `box.mbox:2`.
     pub name: String,
     /// The message, cut at the caller's limit.
     pub bytes: Vec<u8>,
@@ -19,7 +19,7 @@ pub struct FileMail {
     pub size: u64,
 }
 
-/// A file or folder that cannot be read, and why. Its name is made printable: it may contain terminal sequences.
+/// A file or folder that cannot be read, and why. Its name is made printable, because a name may contain terminal sequences.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", printable(&path.to_string_lossy(), 500))]
 pub struct Error {
@@ -38,7 +38,7 @@ pub type OnMail<'a> = &'a mut dyn FnMut(Result<FileMail, Error>) -> ControlFlow<
 /// - another folder: all `.eml`, `.emlx` and `.mbox` files in it and below it
 /// - `-`, standard input
 ///
-/// At most `max_size` bytes of each mail are kept. An error does not stop the rest.
+/// At most `max_size` bytes of each mail are kept. After an error in one file, the other files are still read.
 pub fn read_mails(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()> {
     if path == Path::new("-") {
         let read = read_stream(BufReader::new(io::stdin().lock()), path, max_size, on_mail);
@@ -55,7 +55,8 @@ fn read_file(path: &Path, max_size: u64, on_mail: OnMail<'_>) -> ControlFlow<()>
     read.unwrap_or_else(|source| on_mail(Err(Error { path: path.to_owned(), source })))
 }
 
-/// Reads a folder. `outer` has the device and inode of each folder around it, because a link can lead back to one.
+/// Reads a folder. `outer` has the device and inode of each folder that contains it, because a symbolic link can lead back to
+/// one of these.
 fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mail: OnMail<'_>) -> ControlFlow<()> {
     let (id, paths) = match list_folder(folder) {
         Ok(listed) => listed,
@@ -85,7 +86,8 @@ fn read_folder(folder: &Path, max_size: u64, outer: &mut Vec<(u64, u64)>, on_mai
     Continue(())
 }
 
-/// The device and inode of a folder, and the paths in it, sorted: names in a Maildir begin with the time of delivery.
+/// The device and inode of a folder, and the sorted paths in it. Names in a Maildir begin with the time of delivery, so its mails
+/// come in that order.
 fn list_folder(folder: &Path) -> io::Result<((u64, u64), Vec<PathBuf>)> {
     let metadata = fs::metadata(folder)?;
     let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
@@ -142,7 +144,7 @@ fn parse_emlx_size(start: &[u8]) -> Option<(u64, &[u8])> {
     Some((line.parse().ok()?, start.get(end + 1..)?))
 }
 
-/// Checks that the mail in an `.emlx` file has the size of its first line, and that only a property list follows. An
+/// Checks that the mail in an `.emlx` file has the size that the first line states, and that only a property list follows. An
 /// incomplete mail must not be parsed.
 fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
     let mut rest = Vec::new();

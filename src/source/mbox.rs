@@ -10,7 +10,7 @@ use regex::bytes::Regex;
 use super::files::{FileMail, OnMail};
 
 /// Calls `on_mail` with each mail of an mbox. A line that begins with `From ` and follows an empty line separates mails.
-/// Some programs leave out the empty line: then the line must have an address and a date, and a header field must
+/// Some programs leave out the empty line. Then the `From ` line must have an address and a date, and a header field must
 /// follow. A quoted `>From ` loses one `>` ("mboxrd").
 pub(super) fn read_mbox(
     mut input: impl BufRead,
@@ -83,7 +83,7 @@ fn is_quoted(line: &[u8]) -> bool {
 /// The most bytes of a line that are in memory.
 const MAX_PIECE: u64 = 64 * 1024;
 
-/// A mail of which more lines may follow.
+/// A mail that more lines may be added to.
 struct PartialMail {
     bytes: Vec<u8>,
     size: u64,

@@ -12,7 +12,7 @@ use super::settings::ImapSettings;
 use super::timing::Timing;
 use crate::model::{MailboxState, RawMail, SyncPosition, Undelivered};
 
-/// Whether the sender of a mail may be Resmic, by its header.
+/// Decides from the header of a mail whether its sender may be Resmic.
 pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// An account, with everything that its watchers share.
@@ -52,7 +52,7 @@ impl Quirks {
 pub enum WatcherReport {
     /// Mails, and the cursor after them.
     Mails(Batch),
-    /// The mailbox with this special-use attribute is found. Later reports use its name.
+    /// The mailbox with this special-use attribute is found. Later reports contain the name of the mailbox.
     Found {
         /// The attribute.
         attribute: String,
@@ -78,9 +78,9 @@ pub struct Batch {
     pub mails: Vec<RawMail>,
     /// Mails that the server did not deliver, with their new state.
     pub undelivered: Vec<Undelivered>,
-    /// The position after the commit of these mails; `None` leaves the stored one.
+    /// The position after the commit of these mails; `None` leaves the stored position unchanged.
     pub cursor: Option<SyncPosition>,
-    /// Receives the UIDs of the notifications among these mails, after the commit.
+    /// The receiver of the batch sends the UIDs of the notifications among these mails here, after the commit.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 
@@ -91,7 +91,7 @@ pub struct ResumePoint {
     pub position: SyncPosition,
     /// UID and INTERNALDATE of the stored mails among the last [`super::FINGERPRINT_UIDS`] UIDs.
     pub uid_fingerprints: Vec<(u32, Timestamp)>,
-    /// The last row of the database; see [`SyncPosition::renumbered_after`].
+    /// The highest id in the table `mails`; see [`SyncPosition::renumbered_after`].
     pub last_row: i64,
     /// UID and INTERNALDATE of the mails that the server has not delivered.
     pub undelivered: Vec<(u32, Option<Timestamp>)>,

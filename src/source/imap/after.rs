@@ -7,7 +7,7 @@ use super::settings::After;
 use super::utf7;
 use crate::model::same_mailbox;
 
-/// How many UIDs one command contains: servers limit the length of a line.
+/// The most UIDs in one command. Servers limit the length of a line.
 const CHUNK: usize = 500;
 
 impl SelectedMailbox {
@@ -24,7 +24,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Marks or moves these mails. A repetition is harmless, so a crash before this costs nothing.
+    /// Marks or moves these mails. If the connection ends before the answer, the next connection repeats the command, which is
+    /// harmless.
     async fn apply_after_to(&mut self, uids: &str) -> Result<()> {
         let applied = match self.reader.facts.account.settings.after.clone() {
             After::Leave => Ok(()),
@@ -34,7 +35,7 @@ impl SelectedMailbox {
             After::Move(target) => self.move_to(uids, &target).await,
         };
         match applied {
-            // The connection still works after a NO, and the mails are stored. The next notification must not wait.
+            // The connection still works after a NO, and the mails are stored. So the next notification need not wait.
             Err(error @ Error::Refused { .. }) => {
                 let (account, mailbox) = (&self.reader.facts.account.settings.name, &self.reader.facts.name.display);
                 tracing::warn!(account, mailbox, "cannot apply `after`: {error}");
@@ -48,8 +49,9 @@ impl SelectedMailbox {
         self.run("UID STORE", &format!("UID STORE {uids} +FLAGS.SILENT ({flag})")).await
     }
 
-    /// MOVE (RFC 6851), if the server has it. Otherwise COPY, `\Deleted` and UID EXPUNGE (RFC 4315) of these mails. A plain
-    /// EXPUNGE would remove mails that other programs have marked; without UIDPLUS the original stays, marked as deleted.
+    /// Moves these mails with MOVE (RFC 6851), if the server has it. Otherwise it copies the mails, marks the originals with
+    /// `\Deleted`, and removes them with UID EXPUNGE (RFC 4315). Without UIDPLUS, the originals stay marked: a plain EXPUNGE
+    /// would also remove mails that other programs have marked.
     async fn move_to(&mut self, uids: &str, target: &str) -> Result<()> {
         let target = quoted(&utf7::encode(target)).ok_or_else(|| Error::Refused {
             command: "UID MOVE",

@@ -8,7 +8,7 @@ use super::error::{Error, Result};
 #[derive(Debug, Default)]
 pub(super) struct AfterQueue {
     uid_validity: u32,
-    /// Batches that are not committed yet. Each sender returns the UIDs of its notifications.
+    /// Batches that are not committed yet. Each channel will return the UIDs of the notifications in its batch.
     uncommitted: Vec<oneshot::Receiver<Vec<u32>>>,
     /// UIDs of committed notifications, sorted.
     committed: Vec<u32>,
@@ -23,7 +23,7 @@ impl AfterQueue {
         self
     }
 
-    /// Adds a batch. The receiver of the batch sends the UIDs of its notifications when they are committed.
+    /// Adds a batch. The receiver of the batch uses the returned channel to send the UIDs of the notifications, after the commit.
     pub(super) fn expect_commit(&mut self) -> oneshot::Sender<Vec<u32>> {
         let (sender, receiver) = oneshot::channel();
         self.uncommitted.push(receiver);
@@ -38,7 +38,7 @@ impl AfterQueue {
     /// Waits until all batches are committed.
     pub(super) async fn wait_for_commits(&mut self) -> Result<()> {
         while let Some(commit) = self.uncommitted.last_mut() {
-            // Removed only after the commit: if the connection ends meanwhile, the batch stays in the queue.
+            // A batch is removed only after its commit. So it stays in the queue if the connection ends during this wait.
             let uids = commit.await.map_err(|_| Error::Closing)?;
             self.uncommitted.pop();
             self.committed.extend(uids);

@@ -32,24 +32,24 @@ impl PushedMails {
     }
 }
 
-/// Mails that should be in the mailbox and have not arrived, and mails that arrived before them.
+/// Mails that the server has announced and that have not arrived, and mails with higher UIDs that have arrived already.
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
     /// How many announced mails have not arrived.
     announced: usize,
     /// UIDs above the cursor whose mails are handed over. A mail before them is missing.
     ahead: BTreeSet<u32>,
-    /// UIDNEXT is higher than the UIDs that the server has listed.
+    /// Between the cursor and UIDNEXT there are UIDs that the server has not listed. A mail may have one of them.
     below_uid_next: bool,
 }
 
 impl Outstanding {
-    /// After a sync: only a UIDNEXT above the cursor can still mean a missing mail.
+    /// The state after a sync. Mails can still be missing only if there are UIDs between the cursor and UIDNEXT.
     pub(super) fn after_sync(below_uid_next: bool) -> Self {
         Outstanding { below_uid_next, ..Outstanding::default() }
     }
 
-    /// The server has announced this many mails more.
+    /// The server has announced this number of additional mails.
     pub(super) fn announce(&mut self, count: usize) {
         self.announced += count;
     }
@@ -69,7 +69,7 @@ impl Outstanding {
         self.announced > 0 || self.below_uid_next
     }
 
-    /// Whether UIDNEXT is higher than the UIDs that the server has listed.
+    /// Whether there are UIDs between the cursor and UIDNEXT that the server has not listed.
     pub(super) fn is_below_uid_next(&self) -> bool {
         self.below_uid_next
     }
@@ -84,7 +84,7 @@ impl Outstanding {
         }
     }
 
-    /// Records that the mail was handed over while one before it was missing.
+    /// Records that the mail was handed over while a mail with a lower UID was missing.
     pub(super) fn add_ahead(&mut self, uid: u32) {
         self.ahead.insert(uid);
     }

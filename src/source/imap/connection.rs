@@ -61,7 +61,8 @@ impl ResponseTimeout {
         self.silence.map_or(self.deadline, |silence| self.deadline.min(last_byte + silence))
     }
 
-    /// At most `limit`, and at most `silence` without a byte. A large mail may take long; a dead connection is found soon.
+    /// A timeout of `limit` in total, and of `silence` without a byte. So a large mail may take long, and a dead connection is
+    /// found soon.
     pub(super) fn streaming(limit: Duration, silence: Duration) -> Self {
         ResponseTimeout { deadline: Instant::now() + limit, silence: Some(silence) }
     }
@@ -169,7 +170,7 @@ impl Connection {
         within(self.command_timeout, name, write).await?.map_err(Error::io)
     }
 
-    /// Allows this many responses more for the command that was just sent.
+    /// Allows this number of additional responses to the command that was just sent.
     pub(super) fn expect_responses(&mut self, count: usize) {
         self.responses_left = MAX_RESPONSES.saturating_add(count);
     }
@@ -181,14 +182,14 @@ impl Connection {
         Ok(pending)
     }
 
-    /// Whether the `+` of the open IDLE is missing. A DONE must wait for it: Cyrus reads IDLE and DONE together, then waits for
-    /// the socket, and notices the DONE only after a minute.
+    /// Whether the `+` of the open IDLE is missing. A DONE must wait for this `+`. If Cyrus reads IDLE and DONE together, it then
+    /// waits for the socket, and notices the DONE only after a minute.
     pub(super) fn awaits_plus(&self) -> bool {
         self.idling.is_some() && !self.accepted
     }
 
-    /// Ends the IDLE. Returns true if its tagged OK follows. Returns false if the server has ended the IDLE: then no DONE is sent,
-    /// because the server would read it as a command.
+    /// Ends the IDLE. Returns true if its tagged OK follows. Returns false if the server has ended the IDLE: then no DONE is
+    /// sent, because the server would read it as a command.
     pub(super) async fn send_done(&mut self) -> Result<bool> {
         if self.idling.take().is_none() {
             return Ok(false);
@@ -262,7 +263,8 @@ impl Connection {
             }
             let began = *began.get_or_insert_with(Instant::now);
             let expires_at = wait.expires_at(self.transport.last_byte_at().max(began));
-            // Checked here, because `timeout_at` polls the read first: a server that never stops sending would never time out.
+            // The timeout is checked here, because `timeout_at` polls the read first. So `timeout_at` alone would never stop a
+            // server that sends without end.
             if Instant::now() >= expires_at {
                 return Err(Error::Timeout { command: pending.name, seconds: began.elapsed().as_secs() });
             }
@@ -320,7 +322,8 @@ impl Connection {
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(LOGOUT_TIMEOUT, logout).await;
     }
 
-    /// Reads one response. Returns true for the OK of `pending`. Ignores the BYE and the end of an IDLE, which are errors elsewhere.
+    /// Reads one response. Returns true for the OK of `pending`. Ignores the BYE and the end of an IDLE, which are errors
+    /// elsewhere.
     async fn read_during_logout(&mut self, pending: &PendingCommand, wait: ResponseTimeout) -> Result<bool> {
         match self.read_response(pending, wait, |_| ()).await {
             Ok(response) => Ok(matches!(response, ServerResponse::Done)),
@@ -338,7 +341,7 @@ fn interpret<R>(
 ) -> Result<ServerResponse<R>> {
     match response {
         Response::Done { tag, status: Status::Ok, .. } if *tag == pending.tag => {
-            // Its response code may contain a UIDVALIDITY.
+            // The response code of the OK may contain a UIDVALIDITY.
             read(response);
             Ok(ServerResponse::Done)
         }
@@ -347,7 +350,7 @@ fn interpret<R>(
         Response::Done { tag, status: status @ (Status::No | Status::Bad), outcome } if *tag == pending.tag => {
             Err(Error::refused(pending.name, status, outcome.information.as_deref()))
         }
-        // A tagged response to another command: the connection is out of step.
+        // After a tagged response to another command, later responses cannot be assigned to their commands.
         Response::Done { .. } => {
             Err(Error::Protocol(format!("sent a tagged response to another command than {}", pending.name)))
         }

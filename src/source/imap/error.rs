@@ -8,7 +8,7 @@ use async_imap::imap_proto::Status;
 use super::throttling::SuggestedPause;
 use crate::model::printable;
 
-/// Why a connection ended. It is not used again, except after [`Error::Refused`].
+/// Why a connection or a command failed. The connection is used again only after [`Error::Refused`].
 #[derive(Debug)]
 pub enum Error {
     /// The host has no address, or DNS did not answer.
@@ -51,7 +51,7 @@ pub enum Error {
         /// The pause.
         pause: SuggestedPause,
     },
-    /// The server ended the connection with a BYE, and its reason.
+    /// The server ended the connection with a BYE that has this text.
     Bye(String),
     /// The connection was closed or broke.
     Lost(std::io::Error),

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 
 use super::settings::ImapSettings;
 
-/// The header field that decides in a shared mailbox which mails are fetched.
+/// The items for a shared mailbox, where the From field decides which mails are fetched.
 ///
-/// Limited to 16 KiB, so that a From field of megabytes does not stop a mailbox.
+/// The field is limited to 16 KiB, so that a From field of megabytes does not stop a mailbox.
 const SENDERS: &str = "UID BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
-/// The same with the date, for UIDs whose date is a fingerprint.
+/// The same items and the date, for UIDs whose date is a fingerprint.
 const HEADERS: &str = "UID INTERNALDATE BODY.PEEK[HEADER.FIELDS (FROM)]<0.16384>";
 
 /// Which data items a FETCH requests.
@@ -37,7 +37,8 @@ impl FetchKind {
             FetchKind::Dates => "UID INTERNALDATE".into(),
             FetchKind::Senders => SENDERS.into(),
             FetchKind::Headers => HEADERS.into(),
-            // One byte more than `max_size`: a shorter body is complete, whatever RFC822.SIZE says.
+            // This requests one byte more than `max_size`. If fewer bytes arrive, the body is complete, even if RFC822.SIZE
+            // differs.
             FetchKind::Body => {
                 let bytes = settings.max_size.0.saturating_add(1);
                 format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
@@ -96,8 +97,9 @@ impl FetchedMail {
                 _ => {}
             }
         }
-        // Other servers send an empty string for such a mail (RFC 2180, 4.1); iCloud also does for an existing mail. A header
-        // contains at least the empty line (RFC 3501, 6.4.5).
+        // Other servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
+        // empty string for an existing mail. An empty header is no header, because a header contains at least the empty line
+        // (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }

@@ -8,20 +8,20 @@ use tokio::time::Instant;
 
 use super::error::Error;
 
-/// How many failures a mail may cause before it gets a row without bytes.
+/// After this number of failures, a mail gets a row without bytes.
 const STRIKES: u8 = 3;
-/// How many mails that have such a row are fetched again in one round.
+/// How many mails with a row without bytes are fetched again in one round.
 const ROUND: usize = 20;
-/// The growth of the window after each complete one.
+/// The factor by which the limit of a FETCH grows after each complete window.
 const GROWTH: usize = 8;
 
 /// A mail that has a row without bytes.
 #[derive(Debug, Clone, Copy)]
 struct UndeliveredRow {
     received_at: Option<Timestamp>,
-    /// A FETCH of it has ended a connection, so it is fetched alone.
+    /// A FETCH of this mail has ended a connection, so the mail is fetched alone.
     harmful: bool,
-    /// The last round that fetched it.
+    /// The last round that fetched this mail.
     round: u64,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct FetchHistory {
     limit: Option<usize>,
     /// The cursor has moved since [`Self::take_progress`].
     progress: bool,
-    /// The rows are being fetched.
+    /// The mails of the rows are being fetched.
     asking: bool,
 }
 
@@ -60,12 +60,12 @@ impl FetchHistory {
         !self.rows.is_empty() && (renewed || self.due.is_none_or(|due| due <= Instant::now()))
     }
 
-    /// Begins to fetch the rows. They are due again after `pause`, even if this ends the connection.
+    /// Begins to fetch the mails of the rows. They are due again after `pause`, even if a FETCH ends the connection.
     pub(super) fn begin_fetching(&mut self, pause: Duration) {
         (self.due, self.asking) = (Some(Instant::now() + pause), true);
     }
 
-    /// The mails of the next round, which one FETCH requests. The longest waiting come first.
+    /// The mails of the next round, which one FETCH requests. The mails that have waited longest come first.
     pub(super) fn next_round(&mut self) -> Vec<u32> {
         self.next(false, ROUND)
     }
@@ -98,12 +98,12 @@ impl FetchHistory {
         self.asking = false;
     }
 
-    /// Whether the connection ended while such mails were fetched.
+    /// Whether the connection ended while mails with a row were fetched.
     pub(super) fn take_asking(&mut self) -> bool {
         std::mem::take(&mut self.asking)
     }
 
-    /// A mail gets a row without bytes. `pause`: until it is fetched again.
+    /// Records that a mail gets a row without bytes. `pause`: the time until the mail is fetched again.
     pub(super) fn add(&mut self, uid: u32, received_at: Option<Timestamp>, harmful: bool, pause: Duration) {
         if self.rows.is_empty() {
             self.due = Some(Instant::now() + pause);
@@ -113,7 +113,7 @@ impl FetchHistory {
         self.progress = true;
     }
 
-    /// Its row is closed. Returns its INTERNALDATE.
+    /// Removes a mail whose row is closed. Returns the INTERNALDATE of the mail.
     pub(super) fn remove(&mut self, uid: u32) -> Option<Timestamp> {
         self.rows.remove(&uid).and_then(|row| row.received_at)
     }
@@ -125,9 +125,9 @@ impl FetchHistory {
         }
     }
 
-    /// Records a failure of this mail. Returns true if the mail has failed often enough.
+    /// Records a failure of this mail. Returns true if the mail has failed often enough to get a row without bytes.
     pub(super) fn strike(&mut self, uid: u32, error: &Error) -> bool {
-        // A timeout has already taken half a minute.
+        // A timeout counts twice, because it has already taken half a minute.
         let weight = if matches!(error, Error::Timeout { .. }) { 2 } else { 1 };
         let strikes = self.strikes.entry(uid).or_default();
         *strikes = strikes.saturating_add(weight);

@@ -10,8 +10,8 @@ use super::login::Capabilities;
 use super::renumbering::credible_date;
 use super::utf7;
 
-/// How many of the last UIDs below the cursor are compared with their stored dates when a mailbox is opened. After a restore of
-/// the server, new mails get the UIDs just below the cursor. Each UID costs about seventy bytes of the answer.
+/// When a mailbox is opened, the dates of this number of UIDs, up to the cursor, are compared with the stored dates. After a
+/// restore of the server, new mails get the UIDs just below the cursor. Each UID costs about seventy bytes of the answer.
 pub const FINGERPRINT_UIDS: u32 = 200;
 
 /// The state of the selected mailbox, as the server reports it.
@@ -75,9 +75,9 @@ impl MailboxStatus {
 /// The name of a mailbox. On the wire it is modified UTF-7, but some servers send other names and accept only those.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MailboxName {
-    /// As people read it, in the configuration and the database.
+    /// The name as people read it, in the configuration and the database.
     pub(super) display: String,
-    /// As the server writes it.
+    /// The name as the server writes it.
     pub(super) encoded: String,
 }
 
@@ -92,8 +92,8 @@ impl MailboxName {
     }
 }
 
-/// The name of the mailbox `wanted`. For a special-use attribute such as `\Junk`, the mailbox with that attribute; `None` if
-/// there is none.
+/// The name of the mailbox `wanted`. If `wanted` is a special-use attribute such as `\Junk`, this is the name of the mailbox with
+/// the attribute, or `None` if no mailbox has it.
 pub(super) async fn find_mailbox(
     connection: &mut Connection,
     capabilities: Capabilities,
@@ -143,7 +143,7 @@ fn attribute_name<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
     })
 }
 
-/// Selects a mailbox, read-only if possible. `writable`: `after` needs to change it.
+/// Selects a mailbox, read-only if possible. `writable`: `after` needs to change the mailbox.
 pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writable: bool) -> Result<MailboxStatus> {
     let quoted_name = quoted(&name.encoded).ok_or_else(|| Error::Refused {
         command: "SELECT",
@@ -163,9 +163,9 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
         Err(Error::Refused { .. }) if !writable => return Box::pin(select(connection, name, true)).await,
         opened => opened?,
     }
-    // Courier gives a mailbox that is only ever opened read-only a new UIDVALIDITY each time, numbers its new mails again, and
-    // leaves UIDNEXT out. SELECT makes the numbers permanent. It also leaves mails unseen, though no longer recent. Xeams
-    // leaves UIDVALIDITY out.
+    // If a mailbox is opened only with EXAMINE, Courier gives it a new UIDVALIDITY each time, and its new mails get new UIDs. The
+    // answer has no UIDNEXT. A SELECT makes the UIDs permanent; the mails stay unseen, but lose `\Recent`. Xeams leaves
+    // UIDVALIDITY out of EXAMINE.
     if !writable && (validity.is_none() || next.is_none()) {
         return Box::pin(select(connection, name, true)).await;
     }

@@ -27,7 +27,7 @@ impl SyncProgress {
         }
     }
 
-    /// Every mail up to this UID is handed over or known to be gone.
+    /// Every mail up to this UID is handed over, known to be gone, not Resmic's, or older than the start boundary.
     pub(super) fn cursor(&self) -> u32 {
         self.cursor
     }

@@ -42,7 +42,7 @@ pub(super) struct MailboxReader {
 }
 
 impl MailboxReader {
-    /// The timeout for the next mail of a FETCH. A large mail may take longer than a dead connection.
+    /// The timeout for the next mail of a FETCH. A large mail may take minutes, but a silent connection is given up sooner.
     pub(super) fn streaming(&self) -> ResponseTimeout {
         let timing = &self.facts.account.timing;
         ResponseTimeout::streaming(timing.mail, timing.answer)
@@ -63,7 +63,8 @@ impl MailboxReader {
         mail.header.as_deref().is_some_and(|header| (self.facts.account.is_candidate)(header))
     }
 
-    /// Returns an error if a FETCH response of a listing named no mail. The cursor must not pass a mail that was not named.
+    /// Returns an error if the answer to a listing contains a FETCH response without a readable UID. Without this check, the
+    /// cursor would pass the mail of that response, and the mail would be lost.
     pub(super) fn check_listing(&self) -> Result<()> {
         match self.status.unparsed_fetches {
             0 => Ok(()),
@@ -105,7 +106,7 @@ impl MailboxReader {
         self.send_batch(mails, Vec::new(), false).await
     }
 
-    /// Hands mails over, and the cursor that holds once they are committed.
+    /// Hands over mails, and the cursor that is valid after their commit.
     pub(super) async fn hand_over_with_cursor(&mut self, mails: Vec<RawMail>) -> Result<()> {
         self.send_batch(mails, Vec::new(), true).await
     }

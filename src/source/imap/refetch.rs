@@ -13,9 +13,9 @@ use super::selected::{SelectedMailbox, uid_set};
 use super::timing::Timing;
 use crate::model::Availability;
 
-/// How many rounds follow each other, as long as each round brings a mail.
+/// The most rounds in a row. A round that closes no row is the last one.
 const MAX_ROUNDS: usize = 25;
-/// A mail that has ended a connection gets this fraction of the usual timeout, because there is no IDLE meanwhile.
+/// For a mail that has ended a connection, the usual timeout is divided by this number. There is no IDLE during the FETCH.
 const HARMFUL_TIMEOUT_DIVISOR: u32 = 3;
 
 impl SelectedMailbox {
@@ -39,7 +39,7 @@ impl SelectedMailbox {
             }
         }
         self.reader.history.end_fetching();
-        // The report contains the dates that were seen, which are UID fingerprints later.
+        // The report contains the newest INTERNALDATE seen, which the next connection needs to detect a renumbering.
         self.reader.progress.require_report();
         self.reader.hand_over_with_cursor(Vec::new()).await
     }
@@ -85,7 +85,7 @@ impl SelectedMailbox {
         self.reader.hand_over_undelivered(vec![undelivered], false).await
     }
 
-    /// Fetches bodies and hands them over. Or fetches headers, and returns the mails whose sender may be Resmic.
+    /// Fetches bodies and hands the mails over, or fetches headers and returns the UIDs of mails whose sender may be Resmic.
     async fn fetch_part(&mut self, uids: &[u32], kind: FetchKind, silence: Duration) -> Result<Vec<u32>> {
         let mut candidates = Vec::new();
         if uids.is_empty() {

@@ -10,19 +10,20 @@ use super::mailbox::{FINGERPRINT_UIDS, MailboxStatus};
 use super::timing::Timing;
 use crate::model::SyncPosition;
 
-/// The largest lead of a server's clock.
+/// How far the clock of a server may be ahead.
 const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// Whether the UIDs up to the cursor still mean the mails that were read.
 ///
-/// They do not if UIDVALIDITY changed, or if UIDNEXT has fallen: then the server was restored from a backup. After a restore,
-/// new mails may have raised UIDNEXT above the cursor again. So the INTERNALDATEs of the last [`FINGERPRINT_UIDS`] UIDs are
-/// compared with the stored ones. A different date under a known UID shows another mail. So does a date under an unknown UID
-/// (of another sender, in a shared mailbox) that is newer than all dates known. Both dates come from the server's clock. COPY
-/// and MOVE keep the date, but they give a new UID.
+/// The UIDs mean other mails if UIDVALIDITY changed. They also do if UIDNEXT is not above the cursor, because then the server was
+/// restored from a backup. After a restore, new mails may have raised UIDNEXT above the cursor again. So the INTERNALDATEs of the
+/// last [`FINGERPRINT_UIDS`] UIDs are compared with the stored dates. A different date under a known UID shows another mail. A
+/// UID may also be unknown, because it belongs to a mail of another sender in a shared mailbox. Then a date that is newer than
+/// all known dates shows another mail. All these dates come from the server, so its clock need not be right. COPY and MOVE
+/// keep the date of a mail, but they give it a new UID.
 ///
-/// Event ids make it harmless to read a mailbox again. It happens once for each finding, because the new position excludes the
-/// fingerprints from before the renumbering.
+/// Event ids make it harmless to read a mailbox again. The mailbox is read again once for each renumbering, because the new
+/// position excludes the fingerprints from before the renumbering.
 pub(super) async fn uids_are_unchanged(
     connection: &mut Connection,
     status: &mut MailboxStatus,

@@ -7,7 +7,8 @@ use super::error::{Error, Result};
 use super::fetch::FetchedMail;
 use super::reader::MailboxReader;
 
-/// An open mailbox that is ready for a command. During IDLE it is borrowed by [`Idling`](super::idle::Idling), which cannot send one.
+/// An open mailbox, which is ready for a command outside IDLE. During IDLE it is borrowed by [`Idling`](super::idle::Idling),
+/// which ends the IDLE before it sends a command.
 pub(super) struct SelectedMailbox {
     pub(super) connection: Connection,
     pub(super) reader: MailboxReader,
@@ -54,8 +55,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Whether the mailbox has no mail above the cursor. For servers that have refused `UID FETCH n:*`: some refuse it where
-    /// an empty answer is right.
+    /// Whether the mailbox has no mail above the cursor. This is called after a refused `UID FETCH n:*`, because some servers
+    /// refuse it instead of an empty answer.
     pub(super) async fn is_read_to_the_end(&mut self) -> Result<bool> {
         let (status, cursor) = (&self.reader.status, self.reader.progress.cursor());
         let is_announced = self.reader.outstanding.announced() > 0 || status.announced > 0;
@@ -63,7 +64,8 @@ impl SelectedMailbox {
         if status.exists == 0 || !(is_announced || is_below_uid_next) {
             return Ok(true);
         }
-        // UIDNEXT stays when a mail is removed, so it proves nothing. All servers answer a SEARCH without hits with OK.
+        // UIDNEXT does not fall when a mail is removed, so a high UIDNEXT proves nothing. All servers answer a SEARCH without
+        // hits with OK.
         let mut highest = None;
         let command = format!("UID SEARCH UID {}:*", cursor.saturating_add(1));
         let pending = self.connection.send("UID SEARCH", &command).await?;
@@ -81,8 +83,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends a STATUS for the UIDVALIDITY, if the server answers it for the selected mailbox. Courier reports no change of an
-    /// open mailbox: if that is deleted and created again, its old UIDs mean new mails.
+    /// Sends a STATUS for the UIDVALIDITY, if the server answers it for the selected mailbox. Courier does not report that an
+    /// open mailbox was deleted and created again. Then the old UIDs mean new mails.
     pub(super) async fn send_uid_validity_check(&mut self) -> Result<Option<PendingCommand>> {
         if !self.reader.facts.reports_uid_validity {
             return Ok(None);

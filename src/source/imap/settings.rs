@@ -28,7 +28,7 @@ pub struct ImapSettings {
     pub ca_file: Option<PathBuf>,
     /// The login.
     pub user: String,
-    /// The merchant's addresses. If there are none: `user`, if that is an address.
+    /// The addresses that receive Resmic's mails. The default is `user`, which must then be an address.
     #[serde(default)]
     pub recipients: Vec<String>,
     /// The password.
@@ -132,7 +132,7 @@ impl ImapSettings {
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
-        // Both would share one row in the database, so one of them would seem never reached.
+        // Two equal names would share one row in the database, so one of the mailboxes would seem never to be reached.
         let again =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
         if let Some((_, name)) = self.mailboxes.iter().enumerate().find(again) {
@@ -194,7 +194,7 @@ pub enum Start {
     Since(Timestamp),
 }
 
-/// The value in the file: TOML has a type for dates.
+/// The value in the configuration file. It can be text or a date, because TOML has a type for dates.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected \"all\", \"now\" or a date like \"2025-03-05\"")]
 enum StartValue {
@@ -216,7 +216,7 @@ impl TryFrom<StartValue> for Start {
             date => {
                 let expected = || "expected \"all\", \"now\" or a date like \"2025-03-05\"".to_owned();
                 let at: jiff::civil::DateTime = date.parse().map_err(|_| expected())?;
-                // A date is expected. A time of day would be ignored silently.
+                // A time of day is an error, because `start` is a whole day.
                 if at.time() != jiff::civil::Time::midnight() {
                     return Err(expected());
                 }

@@ -1,4 +1,4 @@
-//! Reads all mails above the cursor, and holds the cursor rule.
+//! Reads all mails above the cursor, and moves the cursor by the cursor rule.
 //!
 //! The rule: the cursor passes a UID only after its mail was handed over (the receiver commits in that order), or after a
 //! tagged OK proved that the mail does not exist. The end of a connection, a NO, and a mail that is listed but not delivered
@@ -32,7 +32,7 @@ pub(super) const UNKNOWN_UID: u32 = u32::MAX;
 struct Listing {
     /// UIDs to fetch, sorted.
     uids: Vec<u32>,
-    /// The highest UID of all.
+    /// The highest UID that the server listed, or the cursor if that is higher.
     highest: u32,
 }
 
@@ -178,7 +178,7 @@ impl SelectedMailbox {
         let (pending, is_listing) = (front.pending.clone(), front.kind == FetchKind::Listing);
         let mut batch = Vec::new();
         let answer = self.read_fetch(&pending, queue, &mut batch).await;
-        // Also the mails that arrived before the connection broke.
+        // After an error, this hands over the mails that arrived before the connection broke.
         self.reader.hand_over_proven(batch, queue).await?;
         let refusal = match answer {
             Ok(()) => None,
@@ -193,8 +193,8 @@ impl SelectedMailbox {
         Ok(Some(follow_ups))
     }
 
-    /// Reads responses up to the OK of one FETCH. Mails of a later FETCH count, too: Dovecot begins its answer as soon as the
-    /// first has filled a buffer.
+    /// Reads responses up to the OK of one FETCH. Mails of the next FETCH are accepted, too: Dovecot begins the next answer as
+    /// soon as the answer before it has filled a buffer.
     async fn read_fetch(
         &mut self,
         pending: &PendingCommand,

@@ -19,7 +19,7 @@ const MAX_ATTEMPTS: u8 = 3;
 
 /// A range of UIDs that is being fetched.
 struct UidWindow {
-    /// UIDs that are neither settled nor known to be gone, sorted.
+    /// UIDs that are not settled, sorted.
     left: VecDeque<u32>,
     last: u32,
     /// How many FETCHes of this window are not answered yet.
@@ -50,7 +50,7 @@ pub(super) struct FetchRequest {
 /// The consequences of an answered FETCH.
 pub(super) struct FollowUps {
     pub(super) window: usize,
-    /// Repeated attempts are delayed from this time on.
+    /// The time at which the delay of a repeated attempt begins.
     pub(super) since: Instant,
     pub(super) requests: Vec<FetchRequest>,
     /// Mails that the server lists and has not delivered in any attempt.
@@ -63,12 +63,12 @@ pub(super) struct SyncQueue<'a> {
     /// UIDs that no window contains yet.
     waiting: &'a [u32],
     windows: VecDeque<UidWindow>,
-    /// How many windows are finished and removed. It keeps the numbers of the others valid.
+    /// How many windows are finished and removed. Each window keeps its number, which also counts the removed windows.
     removed_windows: usize,
     commands: VecDeque<FetchCommand>,
-    /// RFC822.SIZE and INTERNALDATE of mails whose bytes did not come with them.
+    /// RFC822.SIZE and INTERNALDATE of mails, from responses that contain neither header nor body.
     reported: BTreeMap<u32, (Option<u64>, Option<Timestamp>)>,
-    /// Mails whose single FETCH the server has refused, and its last refusal.
+    /// Mails that the server refused although each was requested alone. `refusal` is the error of the last one.
     refused: Vec<u32>,
     refusal: Option<Error>,
     has_body: bool,
@@ -87,7 +87,7 @@ impl FetchCommand {
         self.candidates.push(uid);
     }
 
-    /// Whether this FETCH was missing this data. It is not missing any longer.
+    /// Returns true if this FETCH was waiting for this data. After that, the FETCH no longer waits for it.
     fn accept(&mut self, mail: &FetchedMail) -> bool {
         let has_content = match self.kind {
             FetchKind::Listing | FetchKind::Dates => mail.is_listing(),
@@ -104,7 +104,8 @@ impl<'a> SyncQueue<'a> {
         SyncQueue { waiting: uids, ..SyncQueue::default() }
     }
 
-    /// Begins the next window with at most `most` mails: its number and its FETCHes. `None` if all UIDs are in windows.
+    /// Begins the next window with at most `most` mails. Returns the number of the window and its FETCHes; `None` if all UIDs are
+    /// in windows.
     pub(super) fn next_window(&mut self, most: usize, is_dedicated: bool) -> Option<(usize, Vec<FetchRequest>)> {
         let (uids, rest) = self.waiting.split_at_checked(window_length(self.waiting, most))?;
         let last = *uids.last()?;
@@ -156,7 +157,7 @@ impl<'a> SyncQueue<'a> {
         self.commands.front()
     }
 
-    /// The FETCH that was missing this data. Otherwise records size and date, if a FETCH waits for the mail.
+    /// The FETCH that was waiting for this data. Without such a FETCH, records the size and date if a FETCH waits for the mail.
     pub(super) fn accept(&mut self, mail: &FetchedMail) -> Option<&mut FetchCommand> {
         let Some(place) = self.commands.iter_mut().position(|command| command.accept(mail)) else {
             self.record(mail);
@@ -196,7 +197,8 @@ impl<'a> SyncQueue<'a> {
         }
     }
 
-    /// How far the cursor may move: up to the first mail that is not settled.
+    /// The highest UID to which the cursor may move: the UID before the first mail that is not settled, or the last UID of the
+    /// windows if all mails are settled.
     pub(super) fn proven(&self, cursor: u32) -> u32 {
         let mut proven = cursor;
         for window in &self.windows {
@@ -233,7 +235,8 @@ impl<'a> SyncQueue<'a> {
     /// Removes the first FETCH, which is answered, and returns what has to be sent next.
     pub(super) fn finish_front(&mut self, refusal: Option<Error>) -> Option<FollowUps> {
         let FetchCommand { window, kind, missing, mut candidates, attempt, sent_at, .. } = self.commands.pop_front()?;
-        // After a refusal, the delay counts from the command: a thousand refused mails must not wait for each other.
+        // After a refusal, the delay begins when the command was sent, so that a thousand refused mails do not wait for each
+        // other.
         let since = if refusal.is_some() { sent_at } else { Instant::now() };
         let missing = Vec::from(missing);
         // A server may answer in any order.
@@ -320,7 +323,7 @@ mod tests {
     fn dates_are_fetched_only_for_fingerprints() {
         let row: Vec<u32> = (1..=1_000).collect();
         assert_eq!(shared_parts(&row), [(FetchKind::Senders, &row[..800]), (FetchKind::Headers, &row[800..])]);
-        // By UID, not by count: fingerprints are taken of `last - 199 : last`.
+        // The fingerprints are those of the 200 UIDs up to `last`, not those of the last 200 mails.
         assert_eq!(
             shared_parts(&[1, 100, 101, 300]),
             [(FetchKind::Senders, &[1, 100][..]), (FetchKind::Headers, &[101, 300])]

@@ -1,7 +1,7 @@
 //! The pause that a throttling server asks for.
 //!
-//! IMAP has no field for it. Exchange and Microsoft 365 write it into the text of a NO, a BAD or a BYE:
-//! `NO Request is throttled. Suggested Backoff Time: 299961 milliseconds`. Its usual length is five minutes. A client that
+//! IMAP has no field for such a pause. Exchange and Microsoft 365 write it into the text of a NO, a BAD or a BYE:
+//! `NO Request is throttled. Suggested Backoff Time: 299961 milliseconds`. The usual pause is five minutes. A client that
 //! continues at once is throttled for longer.
 
 use std::time::Duration;

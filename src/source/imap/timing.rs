@@ -15,7 +15,7 @@ pub struct Timing {
     pub answer: Duration,
     /// Timeout of the next mail in a long answer.
     pub mail: Duration,
-    /// How long a push may follow an `EXISTS` before the mail is fetched.
+    /// How long the watcher waits for a push after an `EXISTS`, before it fetches the mail.
     pub push_grace: Duration,
     /// The first pause before an announced mail that did not arrive is fetched again.
     pub again: Duration,
@@ -27,7 +27,8 @@ pub struct Timing {
     pub retry_login: Backoff,
     /// The pause before a missing special-use mailbox is searched again.
     pub retry_absent: Duration,
-    /// A connection that lives this long after its first sync counts as good. Some servers drop every IDLE after a minute.
+    /// A connection that lives this long after its first sync counts as good. Some servers end every IDLE after a minute,
+    /// which is no reason for longer pauses.
     pub steady: Duration,
     /// The wall clock.
     pub clock: fn() -> SystemTime,
@@ -44,7 +45,7 @@ impl Default for Timing {
             again: seconds(1),
             poll: seconds(60),
             retry: Backoff { base: seconds(1), cap: seconds(300) },
-            // The backoff draws from the upper half: from one to two minutes at first.
+            // A pause is at least half of its ceiling, so the first pause takes one to two minutes.
             retry_login: Backoff { base: seconds(120), cap: seconds(3600) },
             retry_absent: seconds(3600),
             steady: seconds(30),

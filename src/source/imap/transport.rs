@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const TLS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// TCP keepalive: the idle time before the first probe, the time between probes, and the number of unanswered probes. Together
-/// two minutes, after which a dead connection is closed, also after the machine was suspended.
+/// they take two minutes. Then a dead connection is closed, even if the machine was suspended.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_RETRIES: u32 = 3;

@@ -24,7 +24,7 @@ use super::sync::UNKNOWN_UID;
 use super::timing::Timing;
 use crate::model::{Availability, MailboxState, Origin, StartBoundary, SyncPosition, Uid, Undelivered, same_mailbox};
 
-/// How many short connections in a row are each replaced at once.
+/// After this number of short connections in a row, the pauses between connections grow.
 const MAX_BRIEF: u32 = 5;
 /// The longest pause between two connections of a watcher.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
@@ -77,10 +77,10 @@ struct Watcher {
     failures: FailureCounts,
     /// The position of `start = "now"` and its UIDVALIDITY, from the first connection.
     first_now: Option<(u32, StartBoundary)>,
-    /// The UIDVALIDITY for which the server refuses STATUS of the selected mailbox, which RFC 3501 (6.3.10) allows. If the
-    /// mailbox is deleted, the next connection finds another UIDVALIDITY.
+    /// The UIDVALIDITY for which the server refuses STATUS of the selected mailbox, which RFC 3501 (6.3.10) allows. The server
+    /// also refuses STATUS if the mailbox was deleted, but then the next connection finds another UIDVALIDITY.
     hides_uid_validity: Option<u32>,
-    /// From the last connection: notifications that wait for `after`.
+    /// Notifications of earlier connections that wait for `after`.
     after: AfterQueue,
     history: FetchHistory,
     /// The open mailbox. It is kept here, so that the watcher can log out at any time.
@@ -105,7 +105,7 @@ struct FailureCounts {
     attempts: u32,
     /// Refused logins.
     logins: u32,
-    /// Connections that ended soon after their sync. The pauses grow for a server that always does that.
+    /// Connections that ended soon after their sync. The pauses grow for a server that always ends connections so soon.
     brief: u32,
     /// When the first sync of the connection was complete.
     synced: Option<Instant>,
@@ -248,7 +248,7 @@ impl Watcher {
         Ok(None)
     }
 
-    /// Forgets the state of another mailbox, and reports that the wanted one is found.
+    /// Forgets the state of the mailbox that was open before, and reports that the wanted mailbox is found.
     async fn begin_mailbox(&mut self, name: &str) -> Result<()> {
         name.clone_into(&mut self.name);
         (self.after, self.first_now, self.hides_uid_validity) = (AfterQueue::default(), None, None);
@@ -297,8 +297,8 @@ impl Watcher {
 
     /// The start in a mailbox that was never read.
     ///
-    /// The first connection decides where "now" is. Before that position is stored, the connection may end, mails may arrive, and
-    /// the UIDVALIDITY may change.
+    /// The first connection decides where "now" is, and `first_now` keeps this position. Before the position is stored, the
+    /// connection may end, mails may arrive, and the UIDVALIDITY may change.
     fn first_position(&mut self, status: &MailboxStatus, now: Timestamp) -> SyncPosition {
         let uid = Uid(last_uid(status));
         let (last_uid, start_boundary) = match self.account.settings.start {
@@ -336,13 +336,14 @@ impl Watcher {
     }
 }
 
-/// The last UID that a mail has. If the server does not report it, the first listing shows it.
+/// The highest UID that a mail can have. If the server does not report UIDNEXT, this is `UNKNOWN_UID`, and the first listing
+/// shows the UID.
 fn last_uid(status: &MailboxStatus) -> u32 {
     status.uid_next.map_or(UNKNOWN_UID, |next| next.saturating_sub(1))
 }
 
-/// A time before which the server has dated no mail that arrives from `now` on, in whole seconds. The server's clock may be
-/// slow. After a renumbering, reading a mail of the minute before is better than missing one of the minute after.
+/// A time, in whole seconds, that is not later than the server's date of any mail that arrives after `now`. The server's clock
+/// may be slow. So after a renumbering, mails from the minute before `now` may be read, which is better than missing later mails.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

@@ -6,9 +6,9 @@ use super::super::fetch::FetchedMail;
 use super::super::reader::MailboxReader;
 use super::super::selected::SelectedMailbox;
 
-/// The most mails that one interruption fetches. A sync fetches more than that.
+/// The most mails that one interruption fetches. If there are more, a sync fetches them.
 pub(super) const MAX_MAILS: usize = 50;
-/// The most bytes of mails that one interruption holds. A sync fetches more than that.
+/// The most bytes of mails that one interruption holds. If there are more, a sync fetches the mails.
 const MAX_BYTES: usize = 16 << 20;
 
 /// Whether an interruption could hold all mails of the answer.
@@ -25,10 +25,10 @@ pub(super) enum UidValidityCheck {
     Skip,
 }
 
-/// A mailbox in IDLE. It has no method that sends an arbitrary command: [`Self::interrupt`] goes from this IDLE to the next,
-/// [`Self::done`] gives the mailbox back.
+/// A mailbox in IDLE. It has no method that sends an arbitrary command. [`Self::interrupt`] ends this IDLE, sends a FETCH and
+/// starts the next IDLE. [`Self::done`] ends the IDLE and returns the mailbox.
 ///
-/// The mailbox is borrowed, not owned: at shutdown this value is dropped, and the watcher still logs out politely.
+/// The mailbox is borrowed, not owned. So the watcher can still log out at shutdown, when this value is dropped.
 #[must_use = "an IDLE ends with `done`"]
 pub(in super::super) struct Idling<'a> {
     mailbox: &'a mut SelectedMailbox,
@@ -109,7 +109,7 @@ impl<'a> Idling<'a> {
         check: Option<PendingCommand>,
         fetch: &PendingCommand,
     ) -> Result<(Vec<FetchedMail>, Completeness)> {
-        // Before the mails, so that no mail is read under a wrong UIDVALIDITY.
+        // This comes before the mails, so that no mail is read under a wrong UIDVALIDITY.
         self.mailbox.read_uid_validity_check(check).await?;
         let (mut mails, mut bytes, mut completeness) = (Vec::new(), 0, Completeness::Complete);
         let mut timeout = self.mailbox.reader.streaming();

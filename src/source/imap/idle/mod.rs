@@ -1,8 +1,9 @@
 //! Waits for new mail, and fetches it in as few round trips as the server allows.
 //!
-//! With NOTIFY (RFC 5465) the server pushes a new mail: half a round trip. On other servers, the end of the IDLE, the FETCH
-//! and the next IDLE leave in one write after an `EXISTS`: one and a half. A push makes delivery fast; it is no proof. The
-//! cursor moves in the order of UIDs, and each renewal looks for mails that the server did not announce.
+//! With NOTIFY (RFC 5465) the server pushes a new mail, which takes half a round trip. Other servers announce the mail with an
+//! `EXISTS`. Then the end of the IDLE, the FETCH and the next IDLE leave in one write, and the mail arrives after one and a half
+//! round trips. A push makes delivery fast, but it does not prove that no other mail is missing. So the cursor moves in the order
+//! of UIDs, and each renewal looks for mails that the server did not announce.
 
 use tokio::time::Instant;
 
@@ -44,7 +45,7 @@ enum WakeReason {
     Pushed,
     /// The server announced mails, which must be fetched.
     Announced,
-    /// The deadline: a renewal, or another attempt for a missing mail.
+    /// The deadline has passed: the IDLE is renewed, or a missing mail is fetched again.
     Renew,
     /// The server ended the IDLE.
     Ended,
@@ -55,7 +56,8 @@ enum WakeReason {
 enum Coverage {
     Complete,
     Incomplete,
-    /// A sync has passed all mails that it listed. Announcements during the sync were not counted, so one more look is due.
+    /// The cursor has passed all mails that a sync listed. Announcements during the sync were not counted, so one more FETCH is
+    /// due.
     Uncounted,
 }
 
@@ -169,7 +171,7 @@ impl Idling<'_> {
             if !reader.pushed.is_empty() {
                 return Ok(WakeReason::Pushed);
             }
-            // Also true for announcements before the `+`, and during the answer to the last FETCH.
+            // This includes announcements that arrived before the `+`, or during the answer to the last FETCH.
             let is_announced = reader.status.announced > 0;
             if is_announced {
                 if mode == NewMailMode::Announced {
@@ -188,13 +190,13 @@ impl Idling<'_> {
         }
     }
 
-    /// Fetches the mails above the cursor. Announced mails are fetched at once. For a renewal they are listed first, so that an
-    /// idle mailbox costs no bytes of mails.
+    /// Fetches the mails above the cursor. Announced mails are fetched at once. If the server announced none, the UIDs are listed
+    /// first, so that an idle mailbox costs no bytes of mails.
     ///
-    /// `may_retry`: a missing mail can be fetched again later. Otherwise a sync decides.
+    /// `may_retry`: a missing mail can be fetched again later. If this is false, a sync decides whether the mail exists.
     async fn fetch_new(mut self, reason: WakeReason, may_retry: bool) -> Result<(Self, Coverage)> {
         let reader = self.reader();
-        // Announcements from here on may be of mails that this FETCH does not return.
+        // From here on, the server may announce mails that this FETCH does not return.
         let announced = reader.status.take_announced();
         reader.outstanding.announce(announced);
         if reader.outstanding.announced() > MAX_MAILS {
@@ -224,7 +226,8 @@ impl Idling<'_> {
         }
         let reader = self.reader();
         if !may_retry && mails.iter().any(|mail| reader.lacks_body(mail)) {
-            // The sync asks whether these mails are still listed. It does not fetch the others again.
+            // The sync finds out whether the mails without a body still exist. The other mails are handed over now, so the sync
+            // does not fetch them again.
             reader.hand_over_new(mails, 0).await?;
             return self.sync().await;
         }
@@ -262,7 +265,7 @@ impl Idling<'_> {
         Ok((mailbox.idle().await?, Coverage::Uncounted))
     }
 
-    /// Leaves the IDLE to apply `after` and to fetch undelivered mails again, if one of them is due.
+    /// Leaves the IDLE to apply `after`, or to fetch undelivered mails again, if there is such work.
     async fn work_outside_idle(mut self, reason: WakeReason) -> Result<Self> {
         if self.reader().after.is_waiting() {
             let mailbox = self.done().await?;
@@ -332,8 +335,8 @@ impl MailboxReader {
         mails.dedup_by_key(|mail| mail.uid);
     }
 
-    /// Hands mails over, and moves the cursor as far as the rule of [`sync`](super::sync) allows: up to `listed`, where a tagged
-    /// OK proved that there are no other mails, and above it while one UID follows the other.
+    /// Hands mails over, and moves the cursor as far as the rule of [`sync`](super::sync) allows. Up to `listed`, a tagged OK has
+    /// proved that there are no other mails. Above `listed`, the cursor moves only to the UID that is one higher.
     async fn hand_over_new(&mut self, mails: Vec<FetchedMail>, listed: u32) -> Result<Coverage> {
         let mut coverage = Coverage::Complete;
         for mail in mails {

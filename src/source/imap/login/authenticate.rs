@@ -86,8 +86,8 @@ impl LoginCapabilities {
 
 /// Logs in with a password. `offered`: the capabilities of the greeting, if it lists them.
 ///
-/// LOGIN works on most servers, so it is tried without a request for the capabilities. If the greeting lists none, they are
-/// requested for a password that is not ASCII, and after a refusal.
+/// LOGIN works on most servers, so it is tried without a request for the capabilities. If the greeting lists no capabilities,
+/// they are requested for a user or password that is not ASCII, and after a refusal.
 pub(super) async fn with_password(
     connection: &mut Connection,
     user: &str,

@@ -1,4 +1,4 @@
-//! From the settings of an account to a connection that is logged in.
+//! Connects to the server of an account, and logs in.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// Waits until the program may end: the answer to a token request can contain the only valid refresh token.
+    /// Waits for an open token request before the program ends. The answer can contain the only valid refresh token.
     pub(super) async fn wait_for_refresh(&self) {
         if let Credentials::OAuth2(tokens) = self {
             tokens.wait_for_refresh().await;
@@ -58,7 +58,7 @@ pub(super) struct Capabilities {
     pub(super) moves: bool,
     /// UIDPLUS (RFC 4315).
     pub(super) uidplus: bool,
-    /// ID (RFC 2971). NetEase (163.com, 126.com) opens a mailbox only after the client has sent it.
+    /// ID (RFC 2971). NetEase (163.com, 126.com) opens a mailbox only after the client has sent an ID.
     pub(super) id: bool,
 }
 
@@ -149,7 +149,8 @@ async fn read_greeting(
 ) -> Result<(Connection, Option<LoginCapabilities>)> {
     let greeted = connection.read_greeting(wait, |response| match response {
         Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::from_response(response)),
-        // The user is unknown. Without TLS, an attacker between client and server can send this (RFC 9051, 11.1).
+        // PREAUTH does not show which user is logged in. Without TLS, an attacker between client and server can send it
+        // (RFC 9051, 11.1).
         Response::Data { status: Status::PreAuth, .. } => {
             Err(Error::Protocol("PREAUTH: the connection is already logged in; check `host` and `port`".into()))
         }

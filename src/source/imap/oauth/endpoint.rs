@@ -124,7 +124,7 @@ fn parse_grant(
         return Err(TokenFailure::Refused(format!("its token is of the type {:?}, not Bearer", printable(&kind, 40))));
     }
     let text = access_token.expose_secret();
-    // RFC 6750, 2.1. Other characters could end the line of the IMAP command.
+    // RFC 6750 (2.1) limits the characters of a token. A control character could end a field of the SASL response.
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(TokenFailure::Temporary("its access_token has invalid characters".into(), None));
     }

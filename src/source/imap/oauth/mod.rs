@@ -22,9 +22,9 @@ use crate::secret;
 use endpoint::TokenEndpoint;
 use rotation::RefreshTokens;
 
-/// How long before its expiry a token is replaced. A login takes time, and clocks differ.
+/// A token is replaced this long before it expires, because a login takes time and clocks differ.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-/// The lifetime of a token without `expires_in`, which RFC 6749 (5.1) recommends.
+/// The lifetime of a token if the answer has no `expires_in`. RFC 6749 (5.1) recommends this field, but does not require it.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// How long the end of the program waits for an open token request. It is shorter than the time that the loops have to close.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(3);
@@ -71,7 +71,7 @@ impl OAuthSettings {
         Ok(())
     }
 
-    /// Its secrets.
+    /// The secrets among these settings.
     pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut secret::SecretSource> {
         self.client_secret.iter_mut().chain([&mut self.refresh_token])
     }
@@ -93,7 +93,7 @@ struct TokenState {
     count: u64,
     /// The last failure, and its time.
     failed: Option<(Instant, TokenFailure)>,
-    /// The endpoint asked for no request before this time.
+    /// The next request is sent after this time, because the endpoint asked for a pause.
     retry_at: Option<Instant>,
 }
 
@@ -105,7 +105,7 @@ struct CachedToken {
 /// An access token.
 pub(super) struct AccessToken {
     pub(super) secret: SecretString,
-    /// It was cached. If the server refuses it, a new token may work.
+    /// The token was cached. If the server refuses it, a new token may work.
     pub(super) was_cached: bool,
     number: u64,
 }
@@ -115,7 +115,7 @@ pub(super) struct AccessToken {
 enum TokenFailure {
     /// The operator must act.
     Refused(String),
-    /// The refresh token is invalid or expired. The operator must act if no other is left.
+    /// The refresh token is invalid or expired. The operator must act if no other refresh token is left.
     Ended(String),
     /// A later request may succeed, after the pause if there is one.
     Temporary(String, Option<Duration>),
@@ -156,8 +156,8 @@ impl AccessTokens {
             return Err(TokenFailure::Temporary(words.clone(), Some(until - Instant::now())).into());
         }
         let inner = self.0.clone();
-        // A task of its own, because the answer can contain the only valid refresh token. It must be stored even if the caller is
-        // dropped.
+        // The request runs in a separate task. The answer can contain the only valid refresh token, which must be stored even if
+        // the caller is dropped.
         let asking = tokio::spawn(async move {
             let answer = state.refresh.request(&inner.endpoint).await;
             state.apply(answer)
@@ -180,10 +180,10 @@ impl AccessTokens {
         }
     }
 
-    /// Removes a token from the cache that the mail server has refused.
+    /// Empties the cache if it contains this token, which the mail server has refused.
     pub(super) async fn drop_refused(&self, token: &AccessToken) {
         let mut state = self.0.state.lock().await;
-        // Another mailbox may have requested a new one meanwhile.
+        // Another mailbox may have requested a new token meanwhile.
         if state.count == token.number {
             state.cached = None;
         }

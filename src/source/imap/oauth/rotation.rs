@@ -16,15 +16,15 @@ const TRIES: usize = 5;
 pub(super) struct RefreshTokens {
     /// The token of the configuration.
     configured: SecretString,
-    /// The file of its newest successor, for later starts and other processes.
+    /// The file with the newest successor of the configured token, for later starts and other processes.
     file: TokenFile,
     /// The newest token that this process received.
     newest: Option<SecretString>,
-    /// `newest` is stored in the file. Otherwise it is newer than the file.
+    /// `newest` is stored in the file. If this is false, `newest` is newer than the token in the file.
     is_stored: bool,
-    /// Tokens that had expired when another one worked. An endpoint may treat a second use as theft.
+    /// Tokens that had expired when another one worked. They are tried last, because an endpoint may treat a second use as theft.
     ended: Vec<SecretString>,
-    /// The log contains that the endpoint replaces the token.
+    /// The log already shows that the endpoint replaces the token.
     announced: bool,
 }
 
@@ -112,7 +112,7 @@ mod tests {
     const REPLACED: &str = "200 OK\r\n\r\n{\"access_token\":\"a\",\"refresh_token\":\"given\"}";
     const ENDED: &str = "400 Bad Request\r\n\r\n{\"error\":\"invalid_grant\"}";
 
-    /// An endpoint that answers each token with `answer`, and the refresh tokens of one grant there.
+    /// An endpoint that answers each token with `answer`, the refresh tokens of one grant at this endpoint, and their file.
     fn grant(
         folder: &Path,
         mut answer: impl FnMut(&str) -> &'static str + Send + 'static,

@@ -1,5 +1,5 @@
 //! The file of the newest refresh token, next to the database. A token endpoint may replace the configured token and then reject
-//! it (RFC 6749, 6).
+//! the old one (RFC 6749, 6).
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -53,10 +53,10 @@ impl TokenFile {
         })
     }
 
-    /// Replaces the stored token. After that it survives a power cut.
+    /// Replaces the stored token. When this returns without an error, the new token survives a power cut.
     ///
     /// # Errors
-    /// The error of the system. The file is unchanged then.
+    /// The error of the system. The file is unchanged, unless only the sync of the folder failed.
     pub(super) async fn write(&self, token: &SecretString) -> io::Result<()> {
         let (file, token) = (self.clone(), token.clone());
         run_blocking(move || write_token(&file.0, &token)).await
@@ -114,12 +114,13 @@ fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()>
     file.sync_all()
 }
 
-/// Gives the file to the owner of the folder. The daemon could not read a file that root writes with `check --connect`.
+/// Gives the file to the owner of the folder. Without this, the daemon could not read a file that root writes with
+/// `check --connect`.
 fn match_owner(file: &File, folder: &Path) {
     if let (Ok(folder), Ok(own)) = (folder.metadata(), file.metadata())
         && (folder.uid(), folder.gid()) != (own.uid(), own.gid())
     {
-        // This fails without root, and then the file already has the right owner.
+        // Only root can change the owner. Any other user is usually the daemon's user, who owns the file already.
         let _ = fchown(file, Some(folder.uid()), Some(folder.gid()));
     }
 }
@@ -174,7 +175,7 @@ mod tests {
         let cached = token_file(folder.path(), "first");
         cached.write(&"second".to_owned().into()).await.unwrap();
         let mut open = File::open(&cached.0).unwrap();
-        // Left behind by a killed process with the same id.
+        // The files that a killed process with the same id left behind.
         for number in PARTS.load(Ordering::Relaxed)..PARTS.load(Ordering::Relaxed) + 5 {
             let part = cached.0.with_extension(format!("{}-{number}.part", std::process::id()));
             fs::write(part, "half a tok").unwrap();

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPath};
 
-/// Parses one complete response of that form, and returns the bytes after it; `None` if it is incomplete or has another form.
+/// Parses one complete FETCH response, and also returns the bytes after it. `None` if the response is incomplete, or has
+/// another form than most servers send.
 pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
     let mut rest = FastInput(bytes);
     rest.skip(b"* ")?;
@@ -36,7 +37,7 @@ fn parse_attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     rest.take_number().map(AttributeValue::Rfc822Size)
 }
 
-/// A section after its `[`.
+/// Parses a section, from the byte after its `[`.
 fn parse_section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
     let fields = rest.skip(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
     rest.skip(b"]")?;

@@ -6,8 +6,8 @@
 
 use memchr::{memchr, memchr_iter, memrchr};
 
-/// The longest response in bytes, without its literals. The parser needs more than fifty bytes of memory for each of them. The
-/// responses to this program's commands are much shorter.
+/// The longest response in bytes, without its literals. The parser needs more than fifty bytes of memory for each of these bytes.
+/// The responses to this program's commands are much shorter.
 const LINE: usize = 64 * 1024;
 
 /// The most opening parentheses in one response. The responses to this program's commands have three.
@@ -26,7 +26,7 @@ pub(in crate::source::imap) struct Framing {
     ending: Ending,
 }
 
-/// The part of `{123}` and a line break that ends the received bytes.
+/// How much of `{123}` and the line break after it has arrived, if the received bytes end inside this announcement.
 #[derive(Debug, Clone, Copy, Default)]
 enum Ending {
     #[default]
@@ -63,7 +63,7 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 impl Framing {
     /// Records received bytes. Returns false if they exceed a limit. `most`: the most bytes of a literal.
     ///
-    /// A text that looks like the announcement of a literal (`* OK well {12}`) makes it skip bytes, which is harmless.
+    /// If a text only looks like the announcement of a literal (`* OK well {12}`), that number of bytes is skipped unchecked.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
@@ -88,7 +88,7 @@ impl Framing {
         true
     }
 
-    /// Records the end of a line, or of a part of one. Returns true if it announces a literal.
+    /// Records the end of a line, or of a part of a line. Returns true if the line announces a literal.
     fn announces(&mut self, line: &[u8]) -> bool {
         let from = match (memrchr(b'{', line), self.ending) {
             (Some(from), _) => from,

@@ -1,4 +1,4 @@
-//! Received bytes, until they are complete responses.
+//! Holds received bytes until they form complete responses.
 //!
 //! async-imap's own stream allocates and zeroes two blocks for each response, which took half of the time of a backfill. Here
 //! only its parser is used, and not for the most frequent form of FETCH (`fetch_fast_path`). `lenient` parses responses that
@@ -31,7 +31,7 @@ const LARGE: usize = 4 * BLOCK;
 #[derive(Default)]
 pub(super) struct ResponseBuffer {
     bytes: Vec<u8>,
-    /// How many of them are consumed.
+    /// How many of these bytes are consumed.
     consumed: usize,
 }
 
@@ -45,12 +45,12 @@ impl ResponseBuffer {
         if let Some((rest, response)) = fetch_fast_path::parse_fetch(bytes) {
             return Ok(Some((response, bytes.len() - rest.len())));
         }
-        // imap-proto panics on this date, and each panic writes a line into the log.
+        // imap-proto panics if the date is NIL, and each panic writes a line into the log.
         let first_line = memchr::memchr(b'\n', bytes).and_then(|end| bytes.get(..end)).unwrap_or_default();
         if memmem::find(first_line, b"INTERNALDATE NIL").is_some() {
             return lenient::parse_response(bytes);
         }
-        // The error is dropped: it contains the input, so text of mails.
+        // The error is dropped, because it contains the input, which may be text of a mail.
         match catch_panic(|| Response::parse(bytes)) {
             Some(Ok((rest, response))) => Ok(Some((response, bytes.len() - rest.len()))),
             _ => lenient::parse_response(bytes),
@@ -60,7 +60,7 @@ impl ResponseBuffer {
     /// Removes a response of this length.
     pub(super) fn consume(&mut self, length: usize) {
         self.consumed += length;
-        // The rest is at most one block.
+        // The rest is at most one block, so it is cheap to copy.
         if self.consumed >= self.bytes.len() || self.bytes.capacity() > LARGE {
             self.discard_consumed(&[]);
         }
@@ -149,7 +149,7 @@ mod tests {
         let rest = "A1 OK done\r\n";
         // The deepest nesting allowed does not overflow the stack.
         let deep = format!("* 1 FETCH (BODYSTRUCTURE {}x)\r\n", "(".repeat(BRACKETS));
-        // imap-proto waits for the second parenthesis without end.
+        // For the response with `X-ODD`, imap-proto would wait for another closing parenthesis without end.
         for (odd, left) in [
             ("* NOOP\r\n", "MailboxData(Flags([]))"),
             ("* OK [ALERT]\u{e9}\r\n", "MailboxData(Flags([]))"),

@@ -17,7 +17,7 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
-    /// The bytes of a string; `None` for NIL.
+    /// The bytes of a string; `None` for an atom such as NIL, and for a group.
     pub(super) fn into_bytes(self) -> Option<Vec<u8>> {
         match self {
             Value::Quoted(bytes) => Some(bytes),
@@ -68,7 +68,7 @@ impl<'a> LenientInput<'a> {
         self.take_until(b" ()[]\"{\r\n").filter(|atom| !atom.is_empty())
     }
 
-    /// Parses `[section]<origin>`, if it is here; `None` if it is incomplete.
+    /// Parses `[section]<origin>`. `Some(None)`: the next byte is no `[`. `None`: the section is incomplete.
     #[allow(clippy::option_option)]
     pub(super) fn take_section(&mut self) -> Option<Option<&'a [u8]>> {
         if self.skip_word(b"[").is_none() {

@@ -3,7 +3,7 @@
 //! Servers write double spaces, a second pair of parentheses, a line break after a literal. A connection that ends on
 //! such a response ends on it every time, and the mailbox stays closed. So this parser has four outcomes: it parses the
 //! response, it waits for the rest of it, it skips an untagged response that has no clear meaning, or it gives up.
-//! A FETCH without a clear meaning keeps its UID. So its mail is listed without a body, and the cursor rule covers that.
+//! A FETCH without a clear meaning keeps its UID. So its mail is listed but not delivered, and the cursor rule applies.
 
 mod input;
 #[cfg(test)]
@@ -23,7 +23,7 @@ use crate::catch_panic::catch_panic;
 
 /// The FETCH items that may begin a line after a literal and a line break.
 const ITEMS: [&[u8]; 6] = [b"UID ", b"FLAGS ", b"INTERNALDATE ", b"RFC822", b"BODY", b"MODSEQ "];
-/// The longest of them.
+/// The length of the longest item.
 const LONGEST_ITEM: usize = 13;
 
 /// The next response and its length; `None` if it is incomplete.
@@ -49,7 +49,7 @@ fn empty_response() -> Response<'static> {
     Response::MailboxData(MailboxDatum::Flags(Vec::new()))
 }
 
-/// A FETCH without a clear meaning: it keeps its UID, so that the mail is listed. Without a clear UID it is empty.
+/// Reduces a FETCH without a clear meaning to its UID, so that the mail is listed. Without a clear UID, the result is empty.
 fn without_content(place: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
     // Text after a quote or a literal may come from the mail.
@@ -104,7 +104,7 @@ fn parse_squeezed(whole: &[u8]) -> Option<Response<'static>> {
     })?
 }
 
-/// The sequence number of a FETCH and the bytes after its name; `None` for another response.
+/// The sequence number of a FETCH and the bytes after the word FETCH; `None` for another response.
 fn split_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
     let mut rest = LenientInput(whole);
     rest.skip_word(b"*")?;
@@ -116,7 +116,8 @@ fn split_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
     Some((place, rest.0))
 }
 
-/// The items of a FETCH. Parentheses around them have no meaning; an item that comes twice has two.
+/// The items of a FETCH, without additional parentheses around them. `None` if an item cannot be parsed or occurs twice, or if a
+/// closing parenthesis is missing.
 fn parse_fetch_items(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
     rest.skip_word(b"(")?;
     let (mut open, mut attributes) = (1_i32, Vec::new());
@@ -159,7 +160,7 @@ fn parse_item(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stat
     let value = rest.take_value()?;
     Some(match (name.as_slice(), section) {
         (b"UID", None) => Some(AttributeValue::Uid(parse_number(&value.as_number_text()?)?)),
-        // More than four bytes can hold, or `-1`: unknown.
+        // A size that needs more than four bytes, or `-1`, is an unknown size.
         (b"RFC822.SIZE", None) => {
             value.as_number_text().and_then(|size| parse_number(&size)).map(AttributeValue::Rfc822Size)
         }
