@@ -15,10 +15,10 @@ use crate::model::{
 use crate::payments;
 use crate::trust::{self, Clock, Recipients, dns::Resolver};
 
-/// A notification that Resmic publishes as an example.
+/// An example of a notification, in the layout that Resmic has published.
 const WARM_UP_MAIL: &[u8] = include_bytes!("../sample-mails/published/sepolia.eml");
 
-/// The content of a mail that may not be trusted.
+/// The content of a mail. It is not yet known whether the mail is trusted.
 pub struct ParsedMail {
     signed: SignedFields,
     report: extract::ParseReport,
@@ -94,7 +94,7 @@ impl Rules {
         parsed: ParsedMail,
     ) -> (Examined, extract::ParseReport) {
         let signed = signed_fields(&authenticity);
-        // It was parsed with its Subject, which is not signed.
+        // If `signed` differs, the mail was parsed with its Subject, although the Subject is not signed.
         let parsed = if parsed.signed == signed { parsed } else { self.parse_with(mail, signed) };
         let ParsedMail { report, envelope, date, .. } = parsed;
         let is_truncated = mail.size > mail.bytes.len() as u64;
@@ -107,7 +107,7 @@ impl Rules {
             }
             // The mail is not about a payment, so its sender does not matter.
             (Parsed::NotAPayment(reason), _) => Judgement::Ignored(reason.clone()),
-            // A mail without text may be a picture or encrypted. Only one from Resmic needs review.
+            // A mail without text may contain only a picture, or may be encrypted. It needs review only if it is from Resmic.
             (Parsed::Empty, Authenticity::Rejected(_)) => {
                 Judgement::Ignored(Reason::new(ReasonCode::NotAPayment, NO_TEXT))
             }
@@ -133,7 +133,8 @@ impl Rules {
     }
 }
 
-/// The unsigned header fields must not be used. A rejected mail is parsed with all of them.
+/// The header fields that the parser may use. For a trusted mail, these are the signed fields. Any other mail is parsed with all
+/// fields.
 fn signed_fields(authenticity: &Authenticity) -> SignedFields {
     let proof = if let Authenticity::Trusted(proof) = authenticity { Some(proof) } else { None };
     SignedFields { subject: proof.is_none_or(|p| p.signed_headers.contains("subject")) }
@@ -150,7 +151,8 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
         let raw = message.header_raw(name)?;
         Some(printable(raw.split_whitespace().collect::<Vec<_>>().join(" ").trim(), 500)).filter(|t| !t.is_empty())
     };
-    // Programs disagree which of two Dates counts, and only one may be signed. The parser also accepts `Da te`.
+    // Two Dates are ignored: programs disagree which of them counts, and perhaps only one is signed. The parser also treats
+    // `Da te` as a Date.
     let dates = message.headers_raw().filter(|(name, _)| name.trim().eq_ignore_ascii_case("date")).count();
     let sent_at = message.header_raw("Date").filter(|_| dates == 1).and_then(header_date);
     let envelope = Envelope {
@@ -163,7 +165,7 @@ fn envelope(message: &Message<'_>) -> (Envelope, Option<Timestamp>) {
     (envelope, sent_at)
 }
 
-/// The envelope of a mail that `extract` did not parse. After a panic in the parser it is empty.
+/// The envelope of a mail that `extract` did not parse. After a panic in the parser, the envelope is empty.
 fn envelope_alone(bytes: &[u8]) -> (Envelope, Option<Timestamp>) {
     catch_panic(|| MessageParser::new().parse_headers(bytes).as_ref().map(envelope)).flatten().unwrap_or_default()
 }

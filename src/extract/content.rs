@@ -15,7 +15,7 @@ pub(crate) struct MailContent {
     pub(crate) views: Vec<View>,
     /// How much of the published layout's list is in the HTML, visible or not.
     pub(crate) template: TemplateList,
-    /// The items of that list.
+    /// The items of the published layout's list, each with its field.
     pub(crate) template_items: Vec<(PaymentField, String)>,
 }
 

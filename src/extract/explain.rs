@@ -1,4 +1,4 @@
-//! The values that were found and their places, for `parse --explain`. They are formatted only there.
+//! The values that were found, with their places. Only `parse --explain` formats and prints them.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use crate::model::printable;
 /// A value in a mail, and its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ValueNote {
-    /// The field, by the webhook's key.
+    /// The webhook's key of the field.
     pub field: &'static str,
     /// The value as written.
     pub value: String,
-    /// Its place.
+    /// The place of the value.
     pub place: ValuePlace,
     /// The use of the value: `used`, `agrees`, or the reason why it is not used.
     pub usage: &'static str,
@@ -20,20 +20,20 @@ pub struct ValueNote {
 /// The place of a value in a mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ValuePlace {
-    /// On the label's line, in the next cell, or below.
+    /// A value after its label, in the next cell, below its label, or in a link.
     Line {
         /// The view's content type.
         view: &'static str,
-        /// Its line in the view, from 1.
+        /// The line of the label or of the link in the view, from 1.
         line: usize,
-        /// Its position relative to the label.
+        /// The position of the value relative to its label.
         layout: &'static str,
     },
-    /// Under a key of an object.
+    /// A value under a key of a JSON or JavaScript object.
     Key {
         /// The view's content type.
         view: &'static str,
-        /// The number of the object in the view, from 1.
+        /// The number of the object in the view, from 1. Objects in quoted text are counted separately.
         object: usize,
         /// The key as written.
         key: String,

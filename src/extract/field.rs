@@ -35,11 +35,11 @@ impl PaymentField {
 #[derive(Debug, Clone)]
 pub(crate) struct FoundValue {
     pub(crate) field: PaymentField,
-    /// Its label, folded; empty for a link.
+    /// The folded label of the value. It is empty for a link.
     pub(crate) label: String,
     pub(crate) value: String,
     pub(crate) place: ValuePlace,
-    /// In quoted or forwarded text.
+    /// Whether the value is in quoted or forwarded text.
     pub(crate) quoted: bool,
     pub(crate) position: ValuePosition,
 }
@@ -47,13 +47,14 @@ pub(crate) struct FoundValue {
 /// The position of a value relative to its label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValuePosition {
-    /// On the label's line, or in the next cell.
+    /// The value is on the label's line, in the next cell, or in the label's column.
     Adjacent,
-    /// On the line below, or on the same line after a label that only its font sets apart.
+    /// The value is on the line below the label. Or it is on the same line, and only the font separates it from the
+    /// label.
     Below,
-    /// Under a key of an object.
+    /// The value is under a key of an object.
     Key,
-    /// In a link.
+    /// The value is in a link.
     Link,
     /// The label has no value.
     Empty,

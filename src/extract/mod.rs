@@ -1,10 +1,11 @@
 //! Parses the fields of a notification: mail → MIME → views → labels → fields.
 //!
-//! Pure: bytes in, a report out. Whether the mail is Resmic's is decided in `trust`, not here.
+//! The parser is pure: it gets bytes and returns a report. The room `trust` decides whether the mail is Resmic's.
 //!
 //! `mime` finds the text parts that a mail program shows, and `views` renders them as lines of visible text. `content`
-//! collects these with the subject. `labels` finds labels with their values, and `values` parses single values. `fields`
-//! compares all values of a field and everything that states the status. `parser` decides whether the mail is a payment.
+//! collects these views and the subject. `labels` finds labels with their values, and `values` parses single values.
+//! `fields` compares all values of a field and everything that states the status. `parser` decides whether the mail is
+//! a payment.
 
 mod content;
 mod explain;

@@ -16,7 +16,7 @@ use super::{mime, values};
 use crate::catch_panic::catch_panic;
 use crate::model::{PaymentDetails, Reason, ReasonCode, Status};
 
-/// Which header fields are signed. Others are ignored.
+/// The header fields that are signed. The parser ignores unsigned fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SignedFields {
     /// The Subject is signed.
@@ -30,9 +30,9 @@ pub enum Parsed {
     Payment(PaymentDetails),
     /// The mail is not about a payment, with the reason.
     NotAPayment(Reason),
-    /// The mail has no readable text, and its subject does not mention a payment.
+    /// The mail has no readable text, and its signed subject does not mention a payment.
     Empty,
-    /// A payment with a problem: `unreadable`, `conflict`, `malformed`, `too-large`.
+    /// The mail may report a payment, but has a problem: `unreadable`, `conflict`, `malformed` or `too-large`.
     Unreadable(Reason),
 }
 
@@ -41,7 +41,7 @@ pub enum Parsed {
 pub struct ParseReport {
     /// The result.
     pub parsed: Parsed,
-    /// Every value that was found, used or not, for `parse --explain`.
+    /// The values that were found, used or not, for `parse --explain`.
     pub notes: Vec<ValueNote>,
 }
 
@@ -141,7 +141,7 @@ fn unreadable(message: impl AsRef<str>) -> Parsed {
     Parsed::Unreadable(Reason::new(ReasonCode::Unreadable, message))
 }
 
-/// Decides what a mail without a payment's values is: `None` if it may be a payment.
+/// Classifies a mail whose values do not indicate a payment. Returns `None` if the mail may still report a payment.
 fn classify_other_mail(
     content: &MailContent,
     found: &[FoundValue],
@@ -149,13 +149,14 @@ fn classify_other_mail(
     meanings: &[(TitleMeaning, &String)],
 ) -> Option<Parsed> {
     let not_a_payment = |message: String| Some(Parsed::NotAPayment(Reason::new(ReasonCode::NotAPayment, message)));
-    // A hidden or commented-out list is a sign of a payment, too.
+    // A complete list of the published layout is a sign of a payment, even if it is hidden or commented out.
     if content.template == TemplateList::Complete
         || meanings.iter().any(|(meaning, _)| matches!(meaning, TitleMeaning::States(_)))
     {
         return None;
     }
-    // Only payment mails contain a transaction hash. This one has labels in words or a language that the table lacks.
+    // Only payment mails contain a transaction hash. The table lacks the labels of this mail: they have other words, or
+    // are in another language.
     if content.views.iter().flat_map(|view| &view.lines).any(has_transaction_hash) {
         return Some(unreadable("it contains a transaction hash without a known label"));
     }
@@ -191,7 +192,7 @@ fn has_transaction_hash(line: &ViewLine) -> bool {
         || linked.any(values::is_transaction_hash)
 }
 
-/// An event needs a transaction or a session, and a completed one an amount.
+/// An event needs a transaction hash or a session id. An event of a completed payment also needs an amount.
 fn complete_payment(fields: AgreedFields, status: Status) -> Parsed {
     if fields.hash.is_none() && fields.session_id.is_none() {
         return unreadable("it has neither a transaction nor a session");

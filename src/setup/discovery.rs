@@ -15,13 +15,13 @@ const NAMES: [&str; 2] = ["imap", "mail"];
 pub struct MailServer {
     /// Its host.
     pub host: String,
-    /// Its port, if it is not the usual one.
+    /// Its port, if this is not the default of `port` in the configuration.
     pub port: Option<u16>,
     /// How the connection is protected.
     pub tls: Tls,
 }
 
-/// The result of the search, with a text for the person about its source.
+/// The result of the search. The text explains to the person where the result is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discovered {
     /// A known provider.

@@ -24,9 +24,9 @@ pub struct Draft {
     pub login: LoginDraft,
     /// Whether the mailbox receives only Resmic's mails.
     pub dedicated: bool,
-    /// DNS servers; empty: the system's.
+    /// The DNS servers. If the list is empty, the system's servers are used.
     pub dns: Vec<String>,
-    /// How payments find their orders.
+    /// How the order of a payment is determined.
     pub orders: OrderMethod,
     /// The handler, if there is one.
     pub forward: Option<Url>,
@@ -50,7 +50,7 @@ pub struct ProviderApp {
     scope: &'static str,
 }
 
-/// How payments find their orders.
+/// How the order of a payment is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderMethod {
     /// By the signed address of an order.
@@ -82,7 +82,7 @@ impl ProviderApp {
         }
     }
 
-    /// A desktop application at Google; these have a client secret.
+    /// A desktop application at Google. Such applications have a client secret.
     #[must_use]
     pub fn google(client_id: &str) -> Self {
         ProviderApp {
@@ -95,7 +95,7 @@ impl ProviderApp {
 }
 
 impl Draft {
-    /// The file of the password, or of the refresh token.
+    /// The file of the account's password.
     pub const PASSWORD: &'static str = "imap-password";
     /// The file of the key that signs deliveries.
     pub const WEBHOOK_SECRET: &'static str = "webhook-secret";
@@ -106,7 +106,7 @@ impl Draft {
     /// The file of the secret of an application.
     pub const CLIENT_SECRET: &'static str = "oauth-client-secret";
 
-    /// The configuration.
+    /// The text of the configuration file.
     #[must_use]
     pub fn text(&self, place: SecretPlace) -> String {
         let mut out = String::from(

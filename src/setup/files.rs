@@ -22,7 +22,8 @@ impl NewFiles {
         for path in absent.into_iter().rev() {
             DirBuilder::new().mode(0o755).create(path)?;
             self.folders.push(path.to_owned());
-            // The daemon, another user, reads the configuration there. The umask may have removed bits.
+            // The daemon runs as another user and reads the configuration in this folder. The umask may have removed the
+            // permissions that the daemon needs.
             fs::set_permissions(path, Permissions::from_mode(0o755))?;
         }
         Ok(())
@@ -89,10 +90,10 @@ impl Replacement {
     /// Writes the content and replaces the older file. The new file has the owner of the older one.
     ///
     /// # Errors
-    /// An error of the system. In that case the older file still exists.
+    /// An error of the system. The older file then still exists, unless only the sync of the folder has failed.
     pub fn commit(mut self, content: &str) -> io::Result<()> {
         if let Ok(older) = fs::metadata(&self.path) {
-            // Only root may change the owner. Other users own both files.
+            // Only root may change the owner. Any other user already owns both files, so a failure does not matter.
             let _ = fchown(&self.file, Some(older.uid()), Some(older.gid()));
         }
         fill(&mut self.file, 0o600, content)?;
@@ -108,7 +109,7 @@ impl Drop for Replacement {
     }
 }
 
-/// A new file next to `path`. The unit does not load names that begin with a dot as credentials.
+/// Creates a temporary file next to `path`. Its name begins with a dot, so that the unit does not load it as a credential.
 fn unfinished(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
     let part = folder_of(path).join(format!(".{name}.{}.part", std::process::id()));
@@ -122,7 +123,7 @@ fn unfinished(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
 }
 
 fn fill(file: &mut File, mode: u32, content: &str) -> io::Result<()> {
-    // The umask may have removed bits.
+    // The umask may have removed permissions.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content.as_bytes())?;
     file.sync_all()
@@ -133,7 +134,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether a folder exists; the empty path is the current one.
+/// Whether a folder exists; the empty path is the current folder.
 fn is_here(path: &Path) -> bool {
     path.as_os_str().is_empty() || path.exists()
 }

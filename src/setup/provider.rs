@@ -34,7 +34,8 @@ const YAHOO: &str = "Yahoo needs an app password: Account Security → Generate 
 const ZOHO: &str = "Zoho needs an app password if two-factor authentication is on: Security → App Passwords. \
     IMAP must be on: Settings → Mail Accounts → IMAP";
 
-/// The host of a personal account at Zoho, by the region in its name. Accounts of organisations have `imappro`.
+/// Zoho Mail in one region. Personal accounts have a host such as `imap.zoho.eu`, and accounts of organisations have a host such
+/// as `imappro.zoho.eu`.
 const fn zoho(host: &'static str, domains: &'static [&'static str], exchangers: &'static [&'static str]) -> Provider {
     Provider {
         name: "Zoho Mail",

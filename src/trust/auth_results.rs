@@ -1,7 +1,7 @@
 //! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
 //! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them. So a forger can
-//! write statements into it. The server's result is therefore used for the body only: this module also verifies the header
+//! write statements into the field. The server's result is therefore used for the body only: this module also verifies the header
 //! part of the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
@@ -17,7 +17,7 @@ use crate::model::{Authenticity, SignedHeaders, Trust, TrustProof, printable};
 pub(super) struct PassedSignature {
     /// `header.d`, in lower case.
     domain: Option<String>,
-    /// The domain of `header.i`: that of `d=`, or a subdomain of it.
+    /// The domain of `header.i`. It is equal to `d=`, or a subdomain of `d=`.
     identity: Option<String>,
     /// `header.s`.
     selector: Option<String>,
@@ -44,7 +44,8 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
 /// The signatures of `from`'s organisation that the server found valid.
 ///
 /// # Errors
-/// The reason, if no signature passed. One field with only other results for that organisation also makes it an error.
+/// The reason, if the server found no valid signature of that organisation. A field that has results for the organisation, but no
+/// valid one, is an error even if other fields have one.
 fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature>, String> {
     let mut passed = Vec::new();
     for field in fields {
@@ -90,8 +91,8 @@ impl PassedSignature {
     }
 }
 
-/// The result for a mail without DKIM-Signature. If the server removes signatures, its statement is the only proof, and From
-/// and To count without being signed.
+/// The result for a mail without DKIM-Signature. With `signatures_removed`, the statement of the server is the only proof, and
+/// From and To count as signed.
 fn without_signature(header: &Header<'_>, passed: &[PassedSignature], settings: &TrustSettings) -> Authenticity {
     if !settings.signatures_removed {
         return untrusted(

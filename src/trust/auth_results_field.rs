@@ -3,7 +3,7 @@
 /// One Authentication-Results field.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct AuthResultsField {
-    /// The name of the server that wrote it. Microsoft's fields have no name.
+    /// The name of the server that wrote the field. Microsoft's fields do not name their server.
     pub(super) server: Option<String>,
     /// Its results, without those that cannot be parsed.
     pub(super) results: Vec<MethodResult>,
@@ -85,7 +85,8 @@ enum FieldToken {
     Mark(char),
 }
 
-/// Words and marks, without comments. A quoted string is a word. `None` if a quoted string or a comment does not end.
+/// Splits a value into words and marks, and leaves out comments. A quoted string is a word. `None` if a quoted string or a
+/// comment does not end.
 fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
     let mut tokens = Vec::new();
     let mut chars = value.chars().peekable();
@@ -106,7 +107,7 @@ fn tokenize(value: &str) -> Option<Vec<FieldToken>> {
                     continue;
                 }
                 while let Some(c) = chars.next_if(|c| !c.is_whitespace() && !matches!(c, '(' | '"' | ';' | '=')) {
-                    // A slash ends the name of a method, and belongs to any other word.
+                    // A slash ends the name of a method. In any other word, it is part of the word.
                     if c == '/' && is_method(&word) {
                         tokens.push(FieldToken::Word(std::mem::take(&mut word)));
                         tokens.push(FieldToken::Mark('/'));

@@ -1,6 +1,6 @@
 //! Finds the Authentication-Results fields that the merchant's own receiving server added.
 //!
-//! A server adds its fields at the top, and removes incoming ones with its name (RFC 8601, 5). All other fields may be forged.
+//! A server adds its fields at the top, and removes incoming fields with its name (RFC 8601, 5). All other fields may be forged.
 
 use super::auth_results_field::AuthResultsField;
 use super::header::{Header, mask_quoted};
@@ -21,8 +21,8 @@ pub(super) fn is_valid(id: &str) -> bool {
 
 /// The topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
-/// Header fields of other names in between are ignored. So are fields of other servers above: those were added later. A field
-/// of another server below ends the search.
+/// Header fields with other names in between are ignored. Authentication-Results fields of other servers above are also ignored,
+/// because they were added later. Such a field of another server below ends the search.
 ///
 /// # Errors
 /// The reason, if there is no such field or one of them cannot be parsed.
@@ -38,7 +38,7 @@ pub(super) fn own_fields(header: &Header<'_>, ids: &[String]) -> Result<Vec<Auth
     let is_own = |value: &str| server(value).is_some_and(|server| ids.iter().any(|id| matches(id, &server)));
     let run = values.iter().skip_while(|value| !is_own(value)).take_while(|value| is_own(value));
     let fields: Option<Vec<_>> = run.map(|value| AuthResultsField::parse(value)).collect();
-    // The sender may have caused the syntax error in one field. So the others do not count either.
+    // The sender may have caused the syntax error in one field, to hide its result. So the other fields do not count either.
     let fields = fields.ok_or("an Authentication-Results field of its server cannot be parsed")?;
     if fields.is_empty() {
         Err(format!("it has no Authentication-Results of {}", ids.join(" or ")))

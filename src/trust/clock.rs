@@ -36,10 +36,11 @@ impl Clock {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
 
-    /// The receipt time, in seconds. The daemon may fetch a mail days after it.
+    /// The receipt time, in seconds since 1970. The expiry is compared with this time, because the daemon may fetch a mail days
+    /// after its receipt.
     ///
-    /// `now` replaces an implausible INTERNALDATE. One in the future means that the two clocks disagree. One from before the
-    /// signature is not the receipt time: a client may append a mail with any date, and some servers send 1970.
+    /// `now` replaces an implausible INTERNALDATE. If the date is in the future, the two clocks disagree. If it is before the
+    /// signature, it is not the receipt time: a client may append a mail with any date, and some servers send 1970.
     fn receipt_time(&self, made: i64, expires: i64) -> i64 {
         let earliest =
             if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };

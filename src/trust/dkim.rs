@@ -1,4 +1,5 @@
-//! Verifies DKIM signatures (RFC 6376). A mail needs one of its From's organisation, over From, To and the whole body.
+//! Verifies DKIM signatures (RFC 6376). A mail needs a signature of its From's organisation that includes From, To and the whole
+//! body.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -13,17 +14,17 @@ use super::header::{Header, has_lone_cr};
 use super::{Candidate, is_aligned, untrusted};
 use crate::model::{Authenticity, Reason, ReasonCode, SignedHeaders, Trust, TrustProof, printable};
 
-/// The number of signatures of the From's organisation that are verified. Each may need a DNS lookup, and the sender
-/// chooses its name.
+/// The most signatures of the From's organisation that are verified. Each signature may need a DNS lookup of a name that the
+/// sender has chosen.
 const MAX_VERIFIED: usize = 4;
-/// The number of signatures that a mail may have, and the number of header fields that one may name (`h=`). Each name is
-/// compared with each field, and anyone can write such signatures. Large senders name about forty fields.
+/// The most signatures of a mail, and the most header fields that a signature may name (`h=`). Each name is compared with each
+/// field, and a forger can write signatures with many names. Large senders name about forty fields.
 pub(super) const MAX_SIGNATURES: usize = 50;
 const MAX_SIGNED_NAMES: usize = 500;
 
 /// The signatures that may prove a mail, and the part of each that is verified.
 pub(super) enum VerifiedPart<'a> {
-    /// Header and body of any signature.
+    /// Any signature may prove the mail. Its header part and the body are verified.
     Everything,
     /// The header part of the signatures that the receiving server found valid: `b=` must match the signed fields and the
     /// given `bh=`. The body is not compared with `bh=`.
@@ -38,7 +39,8 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
     if message.dkim_headers.len() > MAX_SIGNATURES {
         return untrusted(format!("it has more than {MAX_SIGNATURES} DKIM signatures"));
     }
-    // mail-auth hashes the body without such a CR and the white space before it. Mail programs show both.
+    // mail-auth leaves a CR without an LF, and the white space before this CR, out of the hash of the body. Mail programs show
+    // both.
     if has_lone_cr(message.raw_body()) {
         return untrusted("its body has a CR without an LF, which cannot be signed");
     }
@@ -67,7 +69,8 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, part: &VerifiedPart<'_>, 
     }
 }
 
-/// Removes the signatures that prove nothing, whatever their keys are. Returns the reasons.
+/// Removes the signatures that prove nothing, whatever their keys are, and returns the reasons. Also removes the usable
+/// signatures after the first [`MAX_VERIFIED`].
 fn drop_unusable(message: &mut AuthenticatedMessage<'_>, mail: &Candidate<'_>, part: &VerifiedPart<'_>) -> Vec<String> {
     let mut rejections = Vec::new();
     let mut left = MAX_VERIFIED;
@@ -93,7 +96,7 @@ fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &Verifie
         let is_of_signature = |(canonical, hash, length, _): &&(Canonicalization, HashAlgorithm, u64, Vec<u8>)| {
             (*canonical, *hash, *length) == (signature.cb, algorithm, signature.l)
         };
-        // mail-auth would compare bh= with the hash of the body.
+        // mail-auth would compare bh= with the hash of the body. So bh= gets this hash.
         if let (VerifiedPart::Header(_), Some((.., hash))) = (part, hashes.iter().find(is_of_signature)) {
             signature.bh.clone_from(hash);
         }
@@ -104,7 +107,7 @@ fn disable_library_checks(message: &mut AuthenticatedMessage<'_>, part: &Verifie
 enum SignatureResult {
     Valid,
     Invalid(String),
-    /// The signature is verified again later.
+    /// DNS did not answer, or a clock is wrong. The mail is authenticated again later.
     TempError(String),
 }
 
@@ -151,8 +154,8 @@ fn with_crlf(mail: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(whole)
 }
 
-/// Corrects mail-auth's hash of a relaxed body: lines of white space at its end are ignored (RFC 6376, 3.4.4), and mail-auth
-/// includes them.
+/// Corrects mail-auth's hash of a relaxed body. Lines of white space at the end of the body must be ignored (RFC 6376, 3.4.4),
+/// but mail-auth includes them.
 fn rehash_without_blank_end(message: &mut AuthenticatedMessage<'_>) {
     let body = message.raw_message.get(message.body_offset()..).unwrap_or_default();
     let end = body.iter().rposition(|byte| !b" \t\r\n".contains(byte)).map_or(0, |last| last + 1);
@@ -186,7 +189,7 @@ fn check_without_key(
     if signature.a == Algorithm::RsaSha1 {
         return no("uses SHA-1, which proves nothing (RFC 8301)");
     }
-    // mail-auth treats l=0, with which nothing of the body is signed, like a missing l=.
+    // With l=0, nothing of the body is signed, but mail-auth treats it like a missing l=.
     if has_tag(field.value, "l") {
         return no("signs a part of the body only (l=)");
     }
@@ -217,10 +220,11 @@ fn has_tag(signature: &[u8], name: &str) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag.eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// The names of which a signature includes every field, in the order of `h=`.
+/// Returns the names in `h=` for which the signature includes every field of the mail. They keep the order of `h=`.
 ///
-/// Most mail programs show the topmost field of a name, and a forger can add one there. So a name is left out if the mail has
-/// more fields of it than are signed. The result is empty if the signature names more than [`MAX_SIGNED_NAMES`] fields.
+/// DKIM signs the fields with one name from the bottom, and most mail programs show the topmost field. A forger can add an
+/// unsigned field at the top. So a name is left out if the mail has more fields with this name than `h=` lists. The result is
+/// empty if the signature names more than [`MAX_SIGNED_NAMES`] fields.
 fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
     if signed.len() > MAX_SIGNED_NAMES {
         return Vec::new();
@@ -230,7 +234,7 @@ fn fully_signed_names(signed: &[String], header: &Header<'_>) -> Vec<String> {
     for name in &names {
         *times.entry(name).or_default() += 1;
     }
-    // Each name once.
+    // `remove` returns a number only once, so the result has each name once.
     let is_fully_signed = |name: &&String| {
         times.remove(name.as_str()).is_some_and(|times| (1..=times).contains(&header.count_signable(name)))
     };
@@ -259,7 +263,7 @@ fn describe_key(signature: &Signature) -> String {
 fn dns_failure(result: &DkimResult) -> Option<String> {
     match result {
         DkimResult::TempError(error) => Some(error.to_string()),
-        // "Not found" counts only as an answer of the domain's servers. A server that fails or refuses has not answered.
+        // "Not found" counts only with a code that is an answer. A server that fails or refuses has not answered.
         DkimResult::PermError(Error::Dns(DnsError::RecordNotFound(code))) if !super::dns::is_answer(*code) => {
             Some(format!("the server answered {code}"))
         }

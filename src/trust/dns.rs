@@ -45,30 +45,30 @@ impl TryFrom<String> for DnsServer {
     }
 }
 
-/// The timeout of each way to query: UDP with EDNS, UDP, TCP. Over UDP, hickory repeats the query within it. Over TCP,
-/// connecting has the same timeout in addition.
+/// The timeout of each way to query: UDP with EDNS, UDP, TCP. Over UDP, hickory repeats the query within this time. Over TCP,
+/// connecting has a separate timeout of the same length.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The timeout for all signatures of a mail, over all ways.
+/// The timeout of one lookup over all ways, and of the verification of all signatures of a mail.
 pub(super) const LOOKUP_LIMIT: Duration = Duration::from_secs(15);
-/// The size of the cache.
+/// The most keys in the cache.
 const MAX_KEYS: usize = 1_000;
-/// The longest time in the cache, whatever the record's TTL is. A revoked key must not be used for longer.
+/// The longest time that a key stays in the cache, even if its TTL is longer. A revoked key must not be used for longer.
 const MAX_TTL: Duration = Duration::from_secs(3600);
 
 /// The number of keys that are looked up before a mail needs them.
 const MAX_RECENT_KEYS: usize = 4;
 
-/// Looks up keys, and caches them until their TTL ends.
+/// Looks up keys, and caches them until their TTL ends, but for an hour at most.
 pub struct Resolver {
     name_servers: NameServers,
     cache: KeyCache,
-    /// The names of the keys of recent trusted mails, the latest first.
+    /// The names of the keys that verified recent mails, the latest first.
     recent_keys: Mutex<VecDeque<String>>,
     /// Locked while keys are prefetched. If DNS does not answer, only one task waits, not each watcher.
     prefetching: tokio::sync::Mutex<()>,
 }
 
-/// Whether this response code is an answer: success, or no such name. All others mean that the server has no answer.
+/// Whether this response code is an answer: success, or no such name. All other codes mean that the server could not answer.
 pub(super) fn is_answer(code: ResponseCode) -> bool {
     matches!(code, ResponseCode::NoError | ResponseCode::NXDomain)
 }
@@ -105,7 +105,7 @@ impl Resolver {
         }
     }
 
-    /// Whether all remembered keys are in the cache, so that a mail signed with one needs no lookup.
+    /// Whether all remembered keys are in the cache, so that a mail that is signed with one of them needs no lookup.
     #[must_use]
     pub fn has_cached_keys(&self) -> bool {
         self.recent_keys
@@ -124,11 +124,11 @@ impl Resolver {
         }
     }
 
-    /// Verifies all signatures in `message`. After [`LOOKUP_LIMIT`] the result of each is a temporary error.
+    /// Verifies all signatures in `message`. After [`LOOKUP_LIMIT`], the result of each signature is a temporary error.
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
-            // All lookups run at once, so that four keys wait for as many timeouts as one. mail-auth takes the keys that were
-            // found from the cache, and repeats the other lookups over the way that worked.
+            // All lookups run at once, so that four keys take no longer than one, even if DNS does not answer. mail-auth then
+            // takes the found keys from the cache. It repeats the other lookups over the way that worked last.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.look_up_key(name))).await;
             self.name_servers.preferred().verify_dkim(Parameters::new(message).with_txt_cache(&self.cache)).await
@@ -175,7 +175,7 @@ fn key_name(domain: &str, selector: &str) -> String {
     format!("{selector}._domainkey.{domain}.")
 }
 
-/// Sets the options that hold for configured servers and for those of the system.
+/// Sets the options that apply to configured servers and to the system's servers.
 fn set_resolver_options(options: &mut ResolverOpts) {
     options.timeout = TIMEOUT;
     // Instead of a retry, the next way to query is used.

@@ -10,7 +10,7 @@ pub(super) struct Header<'a> {
     fields: Vec<HeaderField<'a>>,
     /// The mail has more than [`MAX_FIELDS`] fields.
     is_truncated: bool,
-    /// A line is neither a field nor empty. Some programs end the header there, or after it.
+    /// A line of the header is not a valid field. Some programs end the header before such a line, others after it.
     is_malformed: bool,
 }
 
@@ -26,20 +26,21 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The mail without a byte order mark in front of its first field.
 ///
-/// Some proxies before a mail server prepend one (email-oauth2-proxy before Microsoft 365). It is part of no field: a name is
-/// ASCII (RFC 5322, 2.2). So no signature includes it, and without it the first field has its name again. A mark at any
-/// other place stays, because it may be signed.
+/// Some proxies in front of a mail server prepend a byte order mark, such as email-oauth2-proxy in front of Microsoft 365. No
+/// signature includes this mark, because the name of a field is ASCII (RFC 5322, 2.2). Without the mark, the first field has its
+/// name again. A mark at any other place stays, because it may be signed.
 pub(super) fn without_byte_order_mark(mail: &[u8]) -> &[u8] {
     mail.strip_prefix(BYTE_ORDER_MARK).unwrap_or(mail)
 }
 
-/// The number of fields that are parsed.
+/// The most fields that are parsed.
 const MAX_FIELDS: usize = 2_000;
 
 impl<'a> Header<'a> {
     /// Parses up to the first empty line (RFC 5322, 2.1).
     ///
-    /// A line of white space does not end the header. mail-auth continues there as well, and may find the signed To after it.
+    /// A line of white space does not end the header. mail-auth also continues after such a line, and may find the signed To
+    /// below it.
     pub(super) fn parse(mail: &'a [u8]) -> Self {
         let mut fields: Vec<HeaderField<'a>> = Vec::new();
         let mut rest = mail;
@@ -77,8 +78,8 @@ impl<'a> Header<'a> {
 
     /// The number of fields with this name (in lower case) that a signature can include.
     ///
-    /// It is 0 if one of them looks different to a signature check than to a mail program: no signed name matches `To :`, and a
-    /// lone CR is left out before a field is hashed.
+    /// The number is 0 if a signature check and a mail program see one of these fields differently. For example, no name in `h=`
+    /// matches `To :`, and a CR without an LF is left out of the hash.
     pub(super) fn count_signable(&self, name: &str) -> usize {
         let like = self.fields.iter().filter(|f| f.looks_like(name));
         let is_as_signed =
@@ -86,7 +87,7 @@ impl<'a> Header<'a> {
         if like.clone().all(is_as_signed) { like.count() } else { 0 }
     }
 
-    /// Whether some program may treat a field as one with this name (in lower case).
+    /// Whether some program may treat one of the fields as a field with this name (in lower case).
     pub(super) fn has_lookalike(&self, name: &str) -> bool {
         self.fields.iter().any(|f| f.looks_like(name))
     }
@@ -146,8 +147,8 @@ impl HeaderField<'_> {
     }
 }
 
-/// Whether mail-auth hashes this value without some of its characters: a form feed, or a CR without an LF, and the white space
-/// before it. Mail programs show them as white space or as a line break.
+/// Whether mail-auth hashes this value without some of its characters: a form feed, a CR without an LF, or the white space before
+/// this CR. Mail programs show these characters as white space or as a line break.
 fn hides_characters(value: &[u8]) -> bool {
     value.contains(&b'\x0c') || has_lone_cr(value)
 }
@@ -185,7 +186,8 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
     addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
 }
 
-/// The addresses without quotes, literals and comments in a field's value. They decide whether a mail is for the account.
+/// The addresses in a field's value, except those that contain a quoted string, a domain literal or a comment. They decide
+/// whether a mail is addressed to the account.
 ///
 /// They are parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
 /// lenient parsers find three.

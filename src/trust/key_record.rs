@@ -7,10 +7,10 @@ use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::common::resolver::UnwrapTxtRecord;
 use mail_auth::common::verify::DomainKey;
 
-/// mail-auth's flag for `t=y`, whose name is private there. A test with such a key in DNS fails if the value changes.
+/// The value of mail-auth's flag for `t=y`, whose constant is private. A test with such a key in DNS fails if the value changes.
 const TESTING: u64 = 0x10;
 
-/// Additional flags. Those of mail-auth do not distinguish a list without `email` or `sha256` from a missing list.
+/// Additional flags. The flags of mail-auth do not distinguish a list without `email` or `sha256` from a missing list.
 const CHECKED: u64 = 1 << 63;
 const NOT_FOR_EMAIL: u64 = 1 << 62;
 const NOT_FOR_SHA256: u64 = 1 << 61;
@@ -31,7 +31,8 @@ impl KeyRecord {
     }
 }
 
-/// Whether this module parsed the record. mail-auth also parses keys itself, and those lack the additional flags.
+/// Whether this module parsed the record. mail-auth also parses keys itself, and the keys that it parses lack the additional
+/// flags.
 pub(super) fn is_checked(record: &Txt) -> bool {
     !matches!(record, Txt::DomainKey(key) if !key.has_flag(CHECKED))
 }

@@ -1,8 +1,9 @@
-//! Decides whether a mail is Resmic's: its From is allowed, a proof holds, and it is addressed to the account.
+//! Decides whether a mail is Resmic's. Its From must be allowed, a proof must hold, and the mail must be addressed to the
+//! account.
 //!
 //! The result depends on the bytes of the mail, on DNS, on the settings and on the clock. The bytes are unchanged, except that a
-//! byte order mark before the first field is left out. A mail that is not Resmic's is a result, not an error. The text of the mail
-//! is not parsed here; `extract` does that.
+//! byte order mark before the first field is left out. A mail that is not Resmic's is a result, not an error. The room `extract`
+//! parses the text of the mail.
 //!
 //! - `header` parses the raw header, and finds the sender and the recipients.
 //! - `dkim` verifies signatures. `clock` compares their times.
@@ -39,7 +40,7 @@ pub struct TrustSettings {
     pub accept: Vec<Accept>,
     /// The names (authserv-id) of the merchant's own receiving servers in Authentication-Results.
     pub authserv_ids: Vec<String>,
-    /// Whether that server's result is enough if the mail has no DKIM signature.
+    /// Whether the result of the receiving server is enough if the mail has no DKIM signature.
     pub signatures_removed: bool,
 }
 
@@ -126,7 +127,7 @@ pub struct Recipients {
 }
 
 impl Recipients {
-    /// These addresses. Case and `+` tags are ignored.
+    /// Creates the list from these addresses. Case and `+` tags are ignored.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
         Recipients { addresses: addresses.into_iter().map(|a| normalize_address(&a)).collect() }
     }
@@ -213,7 +214,7 @@ async fn authenticate_inner(
         };
         match result {
             Authenticity::Trusted(proof) => return addressed_to(recipients, &header, proof),
-            // The next kind of proof may hold. If none does, a temporary error takes precedence over a rejection.
+            // The next kind of proof may hold. If no proof holds, a temporary error takes precedence over a rejection.
             Authenticity::TempError(reason) => rejection = Some(Authenticity::TempError(reason)),
             Authenticity::Rejected(reason) => rejection = rejection.or(Some(Authenticity::Rejected(reason))),
         }
@@ -230,7 +231,7 @@ struct Candidate<'a> {
     clock: Clock,
 }
 
-/// The stand-in for a proof with `accept = ["none"]`. All header fields count.
+/// The stand-in for a proof with `accept = ["none"]`. All header fields count as signed.
 fn unproven() -> TrustProof {
     TrustProof { trust: Trust::None, domain: None, selector: None, signed_headers: SignedHeaders::All, to: Vec::new() }
 }
@@ -249,7 +250,7 @@ fn addressed_to(recipients: &Recipients, header: &Header<'_>, mut proof: TrustPr
     Authenticity::Rejected(Reason::new(ReasonCode::NotOurs, words))
 }
 
-/// The addresses of a mail's To fields. They may be forged.
+/// The addresses of a mail's To fields. These fields may be forged.
 #[must_use]
 pub fn to_addresses(mail: &[u8]) -> Vec<String> {
     let mail = header::without_byte_order_mark(mail);
@@ -268,7 +269,7 @@ fn untrusted(words: impl AsRef<str>) -> Authenticity {
     Authenticity::Rejected(Reason::new(ReasonCode::Untrusted, words))
 }
 
-/// Whether two domains belong to one organisation by the public suffix list (relaxed alignment, RFC 7489, 3.1.1).
+/// Whether two domains belong to one organisation according to the public suffix list (relaxed alignment, RFC 7489, 3.1.1).
 fn is_aligned(signer: &str, from: &str) -> bool {
     let (signer, from) = (signer.to_ascii_lowercase(), from.to_ascii_lowercase());
     let organisation = |domain: &str| psl::domain_str(domain).map(str::to_owned);

@@ -1,7 +1,8 @@
 //! The DNS servers: those of `[dns] servers`, or those of /etc/resolv.conf.
 //!
 //! A DHCP lease or a VPN may change /etc/resolv.conf while the daemon runs. The file is read again when it changes, as the C
-//! library does. Without that, key lookups would time out until a restart, although the mail server is still found.
+//! library does. Without that, key lookups would time out until a restart, although the C library would still find the mail
+//! server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -49,9 +50,11 @@ type LazyResolver = LazyLock<Resolver, Box<dyn FnOnce() -> Resolver + Send>>;
 #[derive(Clone)]
 struct QueryWays {
     usual: Arc<MessageAuthenticator>,
-    /// Made when they are needed: each resolver of hickory holds the system's certificate authorities, about 130 KB.
+    /// The fallbacks are created when they are needed, because each resolver of hickory holds the system's certificate
+    /// authorities, about 130 KB.
     fallbacks: Arc<[LazyResolver; 2]>,
-    /// The index of the way that worked last. It comes first, so that only the first lookup waits for a timeout.
+    /// The index of the way that worked last. The next lookup begins with this way, so that only the first lookup waits for a
+    /// timeout.
     last_working: Arc<AtomicUsize>,
 }
 
@@ -101,13 +104,14 @@ impl NameServers {
     }
 
     fn from_system(system: SystemConfig, options: fn(&mut ResolverOpts)) -> anyhow::Result<Self> {
-        // Before the content, so that a write in between is noticed later.
+        // The version is taken before the file is read. If the file is written in between, the next query sees another version
+        // and reads the file again.
         let version = system.version();
         let current = LoadedConfig { version, query_ways: query_ways((system.read)()?, options)? };
         Ok(NameServers { system: Some(system), options, current: Mutex::new(current) })
     }
 
-    /// Makes a lookup in each way until a server answers. If none does, the error of the first way is returned.
+    /// Makes a lookup in each way until a server answers. If no server answers, the error of the first way is returned.
     pub(super) async fn query<T, F>(&self, lookup: impl Fn(Arc<MessageAuthenticator>) -> F) -> mail_auth::Result<T>
     where
         F: Future<Output = mail_auth::Result<T>>,
@@ -132,13 +136,13 @@ impl NameServers {
         Err(failure.unwrap_or_else(|| mail_auth::Error::Dns(DnsError::Resolver("there is no way to query DNS".into()))))
     }
 
-    /// The way that worked last.
+    /// The resolver of the way that worked last.
     pub(super) fn preferred(&self) -> Arc<MessageAuthenticator> {
         let query_ways = self.query_ways();
         query_ways.resolver(query_ways.last_working.load(Ordering::Relaxed)).unwrap_or(query_ways.usual)
     }
 
-    /// The current ways. A file without servers, as between two networks, changes nothing.
+    /// The current ways to query. If the changed file has no servers, as between two networks, the previous ways stay.
     fn query_ways(&self) -> QueryWays {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(system) = &self.system else { return current.query_ways.clone() };
@@ -159,7 +163,7 @@ impl NameServers {
     }
 }
 
-/// Whether this error is an answer: the record does not exist. An error of the server is not an answer.
+/// Whether this error is an answer: the record does not exist, or it cannot be parsed. An error of the server is not an answer.
 fn is_answer(error: &mail_auth::Error) -> bool {
     match error {
         mail_auth::Error::Dns(DnsError::RecordNotFound(code)) => super::dns::is_answer(*code),
@@ -220,7 +224,7 @@ mod tests {
         path
     });
 
-    /// The file has an address with its port, or is empty.
+    /// Reads the file, which has an address with its port, or is empty.
     fn read() -> anyhow::Result<Servers> {
         let server = fs::read_to_string(&*FILE)?.trim().parse()?;
         Ok((ResolverConfig::from_parts(None, Vec::new(), vec![name_server(server)]), ResolverOpts::default()))

@@ -9,7 +9,7 @@ use crate::extract::labels::LabelTable;
 use crate::extract::values::{self, Amount};
 use crate::model::{self, Reason, ReasonCode, Status, same_amount, same_token};
 
-/// The fields whose values agree. The status is that of the status field alone.
+/// The fields whose values agree. The status is from the status field alone, without the titles.
 #[derive(Debug, Default)]
 pub(crate) struct AgreedFields {
     pub(crate) status: Option<Status>,
@@ -44,11 +44,11 @@ pub(crate) fn indicate_payment(found: &[FoundValue]) -> bool {
         || all.iter().filter(|field| has(**field)).count() >= 3
 }
 
-/// Compares the values of each field and keeps the first problem.
+/// Compares the values of each field and keeps the most important problem.
 pub(crate) struct ConsistencyCheck<'a> {
     found: &'a [FoundValue],
     notes: &'a mut Vec<ValueNote>,
-    /// The first problem.
+    /// The first problem. A conflict replaces a problem of another kind.
     pub(crate) problem: Option<Reason>,
 }
 
@@ -57,7 +57,7 @@ impl<'a> ConsistencyCheck<'a> {
         ConsistencyCheck { found, notes, problem: None }
     }
 
-    /// Returns the fields whose values agree. A disagreement becomes the problem.
+    /// Returns the fields whose values agree. A disagreement is kept in `problem`.
     pub(crate) fn agreed_fields(&mut self) -> AgreedFields {
         let blockchain = self.agreed_value(PaymentField::Blockchain, values::parse_blockchain, |a, b| a == b);
         let family = values::chain_family(blockchain.as_deref());
@@ -107,7 +107,7 @@ impl<'a> ConsistencyCheck<'a> {
                     continue;
                 }
                 Ok(value) => value,
-                // Any text for the status may contradict the heading, even a sentence.
+                // Any text below a status label may contradict the heading, even a sentence.
                 Err(_)
                     if found.position == ValuePosition::Below
                         && field != PaymentField::Status
@@ -161,8 +161,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// The published list has no session. A session in it may be an added list item, to settle an expensive order with
-    /// a cheap payment. A merchant can allow it for a new layout with `[extract.labels]`.
+    /// The published list has no session. A payer may have added a list item with a session, to settle an expensive
+    /// order with a cheap payment. If a new layout has a session, a merchant can allow it with `[extract.labels]`.
     pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
         if !published {
             return;
@@ -196,7 +196,8 @@ impl<'a> ConsistencyCheck<'a> {
                         is_same_identifier(a, b)
                     })
                 }
-                // The published code leaves the date empty. A date in it was not written by Resmic.
+                // Resmic's published code leaves this item empty. If the item is empty, Resmic did not write a date
+                // elsewhere in the mail.
                 PaymentField::Time if item.is_empty() => fields.time.is_some(),
                 PaymentField::Time => {
                     differs(values::parse_time(item), fields.time.as_ref(), |a, b| minute_of(*a) == minute_of(*b))
@@ -224,7 +225,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A shortened value such as `0xa43d…8db2` must fit the full value. Alone it is a problem.
+    /// A shortened value such as `0xa43d…8db2` must fit the full value. Without a full value, it is a problem.
     fn check_shortened(&mut self, field: PaymentField, whole: Option<&str>) {
         for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
             let fits = shortened_ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {
@@ -255,7 +256,7 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// Keeps a problem, unless a more important one is known.
+    /// Keeps the first problem. A more important problem replaces it.
     fn report(&mut self, code: ReasonCode, message: String) {
         // A conflict is more important than an unreadable value.
         let outweighs = |known: &Reason| known.code != ReasonCode::Conflict && code == ReasonCode::Conflict;
@@ -289,17 +290,17 @@ fn is_same_identifier(a: &str, b: &str) -> bool {
     model::fold_hash(a) == model::fold_hash(b)
 }
 
-/// The minute of a time: the webhook's form has no seconds.
+/// The minute of a time. Times are compared by minutes, because the webhook's form has no seconds.
 fn minute_of(at: Timestamp) -> i64 {
     at.as_second().div_euclid(60)
 }
 
-/// The transaction, if the value of the field is an explorer link; other values unchanged.
+/// Returns the transaction hash of a link to an explorer. Other texts are returned unchanged.
 fn unwrap_explorer_link(text: &str) -> String {
     values::parse_explorer_link(text).map_or_else(|| text.to_owned(), |(_, hash)| hash)
 }
 
-/// Whether it is a header line of a quoted mail. Such lines share labels with a payment: `From: a@b`,
+/// Whether a value is from a header line of a quoted mail. Such lines have the same labels as a payment: `From: a@b`,
 /// `Received: from x by y`.
 fn is_mail_header(found: &FoundValue) -> bool {
     let value = found.value.as_str();
@@ -319,7 +320,8 @@ fn looks_like_value(value: &str) -> bool {
         || value.split(' ').any(is_piece)
 }
 
-/// Whether a text looks like the name of a chain or token. This matters where only its position makes it a value.
+/// Whether a text looks like the name of a chain or token. This is checked only for a text below a label, where any
+/// text can stand.
 fn is_plausible_name(found: &FoundValue) -> bool {
     let text = found.value.trim();
     match found.field {

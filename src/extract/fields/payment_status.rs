@@ -15,7 +15,7 @@ pub(crate) struct StatusStatements<'a> {
     pub(crate) meanings: &'a [(TitleMeaning, &'a String)],
     /// The subject, if it is signed, and the headings.
     pub(crate) titles: &'a [String],
-    /// The line of the published list's first item.
+    /// The line of the published list's first item, from `visible_list_line`.
     pub(crate) list_line: Option<usize>,
 }
 
@@ -32,7 +32,8 @@ pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) ->
 }
 
 impl StatusStatements<'_> {
-    /// The titles that may name the payment's amount. Where only the list states the status, every title may.
+    /// The titles that may name the payment's amount. If only the published list states the status, these are all
+    /// titles.
     pub(crate) fn payment_titles(&self) -> Vec<&String> {
         if self.list_line.is_some() && self.only_list_states_status() {
             return self.titles.iter().collect();
@@ -40,7 +41,8 @@ impl StatusStatements<'_> {
         self.meanings.iter().map(|(_, title)| *title).collect()
     }
 
-    /// The status. All statements must agree.
+    /// Returns the status on which all statements agree. If only the published list states it, no text may contradict
+    /// the list.
     pub(crate) fn agreed_status(&self, views: &[View]) -> Result<Status, Reason> {
         let status = self.stated_status()?;
         match self.list_line {
@@ -49,7 +51,7 @@ impl StatusStatements<'_> {
         }
     }
 
-    /// The status that all statements agree on, before objections.
+    /// Returns the status on which all statements agree, without the check for contradicting text.
     fn stated_status(&self) -> Result<Status, Reason> {
         let field = self.fields.status.map(|status| (status, "the status field".to_owned()));
         // Resmic sends the published layout for completed payments only.

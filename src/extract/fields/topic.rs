@@ -11,11 +11,11 @@ use crate::model::Status;
 /// The meaning of a subject or heading that mentions a payment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TitleMeaning {
-    /// It states the status.
+    /// The title states the status.
     States(Status),
-    /// It mentions a payment without a clear status.
+    /// The title mentions a payment without a clear status.
     Unclear,
-    /// It mentions a payment that is not a plain one: refunded, partial, or in a forwarded mail.
+    /// The title mentions a payment that is not a plain payment: refunded, partial, or in a forwarded mail.
     Contradicts,
 }
 
@@ -59,14 +59,14 @@ pub(crate) fn title_meaning(text: &str) -> Option<TitleMeaning> {
     }
 }
 
-/// Whether it is the subject of a reply or a forward, which repeats another mail.
+/// Whether a text is the subject of a reply or a forwarded mail, which repeats another mail.
 fn is_relayed(text: &str) -> bool {
     let start = text.trim_start().as_bytes();
     let begins = |mark: &str| start.get(..mark.len()).is_some_and(|start| start.eq_ignore_ascii_case(mark.as_bytes()));
     ["re:", "fw:", "fwd:", "aw:", "wg:"].into_iter().any(begins)
 }
 
-/// Whether a text has no sign for another status: `❌ Payment received`.
+/// Whether a text has no sign for another status. `❌ Payment received` has such a sign.
 fn has_no_other_sign(status: Status, text: &str) -> bool {
     values::status_of_signs(text).is_ok_and(|sign| sign.is_none_or(|sign| sign == status))
 }
@@ -79,7 +79,7 @@ static UNFINISHED: LazyLock<Option<Regex>> = LazyLock::new(|| {
 static EXAMPLE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"(?i)\b(test|example|sample|demo|preview)\b").ok());
 
-/// Whether a text contradicts a completed payment. It need not mention a payment: `Failed`, `An example`.
+/// Whether a text contradicts a completed payment. The text need not mention a payment: `Failed`, `An example`.
 pub(crate) fn contradicts_payment(text: &str) -> bool {
     is_relayed(text)
         || !has_no_other_sign(Status::Completed, text)
@@ -140,7 +140,8 @@ const OTHER_MAILS: [(&str, &[&str]); 5] = [
     ("about a payout or an invoice of the provider", &["invoice", "payout"]),
 ];
 
-/// The kind of a mail that is not a notification, by its subject or headings.
+/// The kind of a mail that is not a notification, by its subject or headings. A mail with the word `unsubscribe` in any
+/// line is a newsletter.
 pub(crate) fn other_mail_kind(texts: &[String], views: &[View]) -> Option<&'static str> {
     let low: Vec<String> = texts.iter().map(|t| t.to_lowercase()).collect();
     let named = OTHER_MAILS.iter().find(|(_, words)| words.iter().any(|w| low.iter().any(|t| t.contains(w))));

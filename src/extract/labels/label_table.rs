@@ -147,7 +147,7 @@ const SPELLINGS: &[(PaymentField, &[&str])] = &[
     ),
 ];
 
-/// More spellings of labels, for a changed template. They match like the built-in ones.
+/// More spellings of labels, in case Resmic changes its template. They match like the built-in spellings.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 #[allow(missing_docs)]
@@ -232,7 +232,7 @@ impl LabelTable {
         self.configured.contains(label)
     }
 
-    /// The field of this label. `None` if the text contains anything else.
+    /// The field of this label. `None` if the text is not exactly a known label.
     pub(crate) fn field_of(&self, text: &str) -> Option<PaymentField> {
         // Labels are short. Folding prose would cost time.
         if text.len() > 120 {

@@ -16,7 +16,7 @@ pub(crate) fn find_values(view: &View, table: &LabelTable) -> Vec<FoundValue> {
     let mut found = Vec::new();
     let object_lines = find_object_values(view, table, &mut found);
     let lines = without_mark_cells(&view.lines);
-    // The first line that is not a value below a row of labels.
+    // The index of the first line that has not been used as a row of values.
     let mut first_unused = 0;
     for (n, line) in lines.iter().enumerate() {
         let below = lines.get(n + 1..).unwrap_or_default();
@@ -34,7 +34,7 @@ pub(crate) fn find_values(view: &View, table: &LabelTable) -> Vec<FoundValue> {
     found
 }
 
-/// Returns the lines without cells that contain only the mark between label and value. A row keeps at least two cells.
+/// Removes the cells that contain only the mark between a label and its value. A row keeps at least two cells.
 fn without_mark_cells(lines: &[ViewLine]) -> Cow<'_, [ViewLine]> {
     let has_marks = |line: &ViewLine| line.cells.len() > 1 && line.cells.iter().any(|cell| is_mark(cell));
     if !lines.iter().any(has_marks) {
@@ -115,7 +115,8 @@ impl LineScanner<'_> {
         self.table.field_of(without_trailing_colon(text))
     }
 
-    /// Parses a row: pairs of label and value, or labels with rows of values below. Returns the number of rows below.
+    /// Parses a row: pairs of label and value, or labels with rows of values below. Returns the number of these rows of
+    /// values.
     fn scan_row(&mut self) -> usize {
         let line = self.line;
         let labels: Vec<_> = line.cells.iter().map(|c| self.field_of_label(c)).collect();
@@ -150,7 +151,8 @@ impl LineScanner<'_> {
         0
     }
 
-    /// Parses the rows below a row of labels, while they have the same number of cells and no label.
+    /// Parses the rows below a row of labels, while they have the same number of cells and no label. Returns their
+    /// number.
     fn scan_columns(&mut self, labels: &[Option<PaymentField>]) -> usize {
         let line = self.line;
         let is_values = |row: &&ViewLine| {
@@ -172,7 +174,7 @@ impl LineScanner<'_> {
         rows.len()
     }
 
-    /// Parses a line without cells: label and value, or a label with the value below.
+    /// Parses a line with one cell: a label and its value, or a label with the value below.
     fn scan_line(&mut self) {
         let line = self.line;
         let Some(text) = line.cells.first() else { return };
@@ -193,7 +195,8 @@ impl LineScanner<'_> {
         }
         let last = values.len();
         for (n, value) in values.into_iter().enumerate() {
-            // The text below a definition is the next definition, so only the last one can continue.
+            // The text below a definition is the next definition, so only the last definition can continue on the next
+            // line.
             let value = if n + 1 == last { self.with_continuation(field, &value, last) } else { value };
             if value.len() < 500 && self.field_of_label(&value).is_none() && !self.is_pair(&value) {
                 self.add_value((field, text), &value, ValuePosition::Below, "below its label");
@@ -206,7 +209,7 @@ impl LineScanner<'_> {
         let may_be = |below: &&ViewLine| below.quoted == self.line.quoted && below.cells.len() == 1;
         let next = self.below.first().filter(may_be);
         let below: Vec<&ViewLine> = match self.line.kind {
-            // A list item ends at the next item: without text after its label, the field is absent.
+            // A list item ends at the next item. If it has no text after its label, the field is absent.
             LineKind::Item | LineKind::Inside => next.filter(|b| b.kind == LineKind::Inside).into_iter().collect(),
             // A term can have several definitions.
             LineKind::Term if next.is_some_and(|b| b.kind == LineKind::Definition) => {
@@ -218,7 +221,7 @@ impl LineScanner<'_> {
         below.into_iter().map(|line| without_leading_colon(&line.joined()).to_owned()).collect()
     }
 
-    /// Parses `Label: value` on one line. Returns whether it is one.
+    /// Parses a pair `Label: value` on one line. Returns whether the text is such a pair.
     fn scan_pair(&mut self, text: &str) -> bool {
         let Some((field, label, value)) = self.split_pair(text) else { return false };
         if value.is_empty() {
@@ -229,7 +232,7 @@ impl LineScanner<'_> {
         true
     }
 
-    /// Returns the value, joined with the line at this distance below if it continues there.
+    /// Returns the value. If the value continues on the line at this distance below, returns it joined with that line.
     fn with_continuation(&self, field: PaymentField, value: &str, distance: usize) -> String {
         let next = only_text_line(self.below.get(distance));
         if let PaymentField::Hash | PaymentField::Wallet = field {
@@ -286,7 +289,7 @@ fn split_at_dash(text: &str) -> Option<(&str, &str)> {
     [" - ", " – ", " — ", " → ", " -> "].iter().find_map(|mark| text.split_once(mark))
 }
 
-/// Removes the colon from a value that has it in its cell or line: `: $20`.
+/// Removes the colon from a value that begins with it: `: $20`.
 fn without_leading_colon(text: &str) -> &str {
     text.trim().trim_start_matches([':', '：']).trim_start()
 }

@@ -7,8 +7,8 @@ use crate::extract::field::PaymentField;
 use crate::extract::values;
 use crate::extract::views::ViewLine;
 
-/// Returns the value, or the value joined with the next line if it continues there. The joined text is unreadable on
-/// purpose: the end of the value is unknown.
+/// Returns the value. If the value continues on the next line, returns it joined with that line. The joined text cannot
+/// be parsed, on purpose, because the end of the value is unknown.
 pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&ViewLine>) -> String {
     let next = next.map(ViewLine::joined).unwrap_or_default();
     // Ignore the bar at the end of a table row and a mail program's quote mark.
@@ -30,7 +30,7 @@ pub(crate) fn join_continuation(field: PaymentField, value: &str, next: Option<&
     if continues && !value.is_empty() { format!("{value} {next}") } else { value.to_owned() }
 }
 
-/// The next line, if it has only one text; quoted lines count, too.
+/// The next line, if only one of its cells has text. A quoted line counts, too.
 pub(crate) fn only_text_line(below: Option<&ViewLine>) -> Option<&ViewLine> {
     below.filter(|next| next.cells.iter().filter(|cell| !cell.is_empty()).count() == 1)
 }
@@ -43,7 +43,8 @@ fn looks_like_amount(next: &str) -> bool {
         && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'))
 }
 
-/// Whether a hash or an address continues. Starknet's have any length; Solana's can lack the last letter.
+/// Whether a hash or an address continues on the next line. On Starknet, these have any length. On Solana, the text can
+/// lack its last character and still have the right number of bytes.
 fn identifier_continues(value: &str, next: &str) -> bool {
     match value.strip_prefix("0x") {
         Some(digits) => is_hex(digits) && digits.len() < 64 && digits_continue(digits, next),
@@ -53,14 +54,14 @@ fn identifier_continues(value: &str, next: &str) -> bool {
     }
 }
 
-/// Whether the next line is hexadecimal, or begins with hexadecimal that is neither a word nor a number.
+/// Whether the next line is hexadecimal, or begins with a hexadecimal text that is neither a word nor a decimal number.
 fn digits_continue(digits: &str, next: &str) -> bool {
     let first = next.split_whitespace().next().unwrap_or_default();
     let first = first.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     let has = |test: fn(&u8) -> bool| first.bytes().any(|b| test(&b));
     let is_mixed = first.len() >= 4 && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
     let continuation = if is_hex(next) { next } else { first };
-    // An EVM address is complete, so a few digits below it can be something else.
+    // A value of 40 digits is a complete EVM address, so a few digits on the next line can be something else.
     is_hex(continuation) && (continuation == next || is_mixed) && (digits.len() != 40 || continuation.len() > 8)
 }
 

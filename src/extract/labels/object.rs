@@ -20,12 +20,12 @@ pub(crate) enum ObjectValue {
     Absent,
 }
 
-/// The most objects in one text.
+/// The most opening braces in one text that are tried as the start of an object.
 const MAX_OBJECTS: usize = 64;
 /// The deepest nesting of an object.
 const MAX_DEPTH: usize = 16;
 
-/// An object: its place in the text, and its pairs with those of inner objects.
+/// An object: its place in the text, and its pairs, including the pairs of inner objects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ParsedObject {
     pub(crate) span: Range<usize>,
@@ -189,7 +189,8 @@ fn parse_escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
     })
 }
 
-/// Parses the digits of `\u`: four, and a second escape for a character outside of the Basic Multilingual Plane (RFC 8259, 7).
+/// Parses the four digits after `\u`. A character outside of the Basic Multilingual Plane has a second escape (RFC
+/// 8259, 7).
 fn parse_unicode_escape(chars: &mut std::str::CharIndices<'_>) -> Option<char> {
     let first = parse_utf_16_unit(chars)?;
     if !(0xd800..0xdc00).contains(&first) {

@@ -1,14 +1,14 @@
 //! Finds the list of the published layout in HTML, visible or not.
 //!
-//! Resmic does not escape names and tokens in that HTML. Their creator can hide the list and show another one, but
-//! cannot remove the original from the HTML.
+//! Resmic does not escape names and tokens in that HTML. The creator of a token can therefore hide the list and show
+//! another list, but cannot remove the original list from the HTML.
 
 use memchr::memmem;
 
 use crate::extract::field::PaymentField;
 use crate::extract::views::{is_block, normalize_space};
 
-/// The labels of the list. No other mail of Resmic has the first one.
+/// The labels of the list. Resmic's other mails do not contain the first label.
 const LABELS: [(&str, PaymentField); 6] = [
     ("Received:", PaymentField::Amount),
     ("Date:", PaymentField::Time),
@@ -24,16 +24,17 @@ const MAX_ITEM: usize = 400;
 /// How much of the published layout's list is in a mail's HTML.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum TemplateList {
-    /// No list item has its first label.
+    /// No list item begins with the first label of the list.
     #[default]
     Absent,
-    /// A list item begins with its first label.
+    /// A list item begins with the first label, but other labels are missing.
     Partial,
-    /// List items begin with each of its labels. `Date:` may be missing: the published code leaves it empty.
+    /// Every label of the list begins a list item. Only `Date:` may be missing, because Resmic's published code leaves
+    /// it empty.
     Complete,
 }
 
-/// Searches HTML for the list, hidden, quoted and commented-out text included.
+/// Searches HTML for the list, also in hidden, quoted and commented-out text.
 pub(crate) fn find_template_list(html: &str) -> TemplateList {
     let has = |label: &str| label_positions(html, label).any(|at| starts_list_item(html, at));
     let [(received, _), rest @ ..] = LABELS;
@@ -66,7 +67,7 @@ fn label_positions<'a>(html: &'a str, label: &'a str) -> impl Iterator<Item = us
     memmem::find_iter(html.as_bytes(), label.as_bytes()).filter(begins_text)
 }
 
-/// Whether the text at this position is the first of a list item, perhaps in bold letters.
+/// Whether a list item begins with the text at this position. The text may be inside inline elements, such as `<b>`.
 fn starts_list_item(html: &str, at: usize) -> bool {
     let start = html.floor_char_boundary(at.saturating_sub(MAX_WRAPPER_BYTES));
     let mut before = html.get(start..at).unwrap_or_default();
@@ -90,11 +91,12 @@ fn starts_list_item(html: &str, at: usize) -> bool {
 /// The most inline elements around a label in its list item.
 const MAX_WRAPPERS: usize = 8;
 
-/// The most bytes of the tags of these elements. Without a limit, a text of labels alone would take quadratic time.
+/// The most bytes before a label that are searched for these elements. Without this limit, HTML that consists of labels
+/// would take quadratic time.
 const MAX_WRAPPER_BYTES: usize = 2_000;
 
-/// The text of an item up to its end. `None` if elements split it: some of them may be hidden, and Resmic's list has
-/// none.
+/// The text of an item up to its end. `None` if elements split the text, because a part of it may be hidden. Resmic's
+/// list has no such elements.
 fn item_text(html: &str) -> Option<String> {
     let mut rest = html.get(..html.floor_char_boundary(MAX_ITEM)).unwrap_or(html);
     let mut out = String::new();

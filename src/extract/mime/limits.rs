@@ -10,14 +10,15 @@ const MAX_HEADER_LINES: usize = 1_000;
 const MAX_PARTS: usize = 200;
 /// The deepest nesting of parts.
 const MAX_DEPTH: usize = 20;
-/// The most text in all visible parts, in bytes.
+/// The most text in all parts together, in bytes. Attachments that are valid UTF-8 count, too.
 const MAX_TEXT: usize = 4 << 20;
 
 fn too_large(message: String) -> Reason {
     Reason::new(ReasonCode::TooLarge, message)
 }
 
-/// Checks the limits before parsing. A MIME parser compares each line with each open boundary.
+/// Checks the limits before parsing. They bound the time of the MIME parser, which compares each line with each open
+/// boundary.
 pub(crate) fn check_bytes(mail: &[u8]) -> Result<(), Reason> {
     let rest = |at: usize| mail.get(at..).unwrap_or_default();
     let lines = || std::iter::once(0).chain(memchr::memchr_iter(b'\n', mail).map(|at| at + 1)).map(rest);

@@ -83,7 +83,7 @@ pub(crate) fn shown_parts<'m>(message: &'m Message<'_>) -> impl Iterator<Item = 
         let (text, format) = match &part.body {
             PartType::Text(text) if is_plain(part) => (text, TextFormat::Plain(flowed(part))),
             PartType::Html(text) => (text, TextFormat::Html),
-            // A mail inside the mail has another author.
+            // A mail inside the mail has another author, so its text is not used.
             _ => return None,
         };
         Some(TextPart { text: text.trim_start_matches(prepare::BOM), format, is_utf_7: is_utf_7(part) })
@@ -96,8 +96,8 @@ fn is_attachment(part: &MessagePart<'_>) -> bool {
         || part.content_type().is_some_and(|t| t.attribute("name").is_some())
 }
 
-/// Whether a part is in UTF-7. The parser drops the character that ends an encoded run unless it is a hyphen; it could
-/// be the point of an amount.
+/// Whether a part is in UTF-7. The parser drops the character that ends an encoded run, unless this character is a
+/// hyphen. The dropped character could be the point of an amount.
 fn is_utf_7(part: &MessagePart<'_>) -> bool {
     let charset = part.content_type().and_then(|kind| kind.attribute("charset")).unwrap_or_default();
     ["utf-7", "utf_7", "csutf7"].iter().any(|name| charset.eq_ignore_ascii_case(name))

@@ -23,7 +23,7 @@ static AMOUNT: LazyLock<Option<Regex>> = LazyLock::new(|| {
 });
 
 /// Parses an amount in the en-US form that Resmic writes: `$20`, `20 USD`, `1,250.50`, `20.00 DAI`. Other forms are
-/// doubtful: `1.250,50`, `1e-7`, a plus or minus, another currency, an empty text.
+/// refused as doubtful: `1.250,50`, `1e-7`, a plus or minus, another currency, an empty text.
 pub(crate) fn parse_amount(text: &str) -> Result<Amount, String> {
     let refuse = |why: &str| Err(format!("{text:?} is not a clear amount: {why}"));
     let Some(found) = AMOUNT.as_ref().and_then(|r| r.captures(text.trim())) else {

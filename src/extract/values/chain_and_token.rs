@@ -2,13 +2,13 @@
 
 use crate::model;
 
-/// The symbols of Resmic's tokens. Other tokens are kept as written.
+/// The symbols of the tokens that Resmic supports. Other tokens are accepted, too.
 const TOKEN_SYMBOLS: [&str; 21] = [
     "ETH", "SETH", "WETH", "BNB", "TBNB", "MATIC", "XDC", "OP", "DAI", "USDT", "USDC", "BUSD", "USDe", "BTC", "WBTC",
     "DOGE", "PUSH", "STARK", "SOL", "NIBI", "TRUMP",
 ];
 
-/// Whether this is a symbol of a Resmic token, or the name that Resmic's backend writes.
+/// Whether this is the symbol of a token that Resmic supports, or the name that Resmic's backend writes for a token.
 pub(crate) fn is_known_token(name: &str) -> bool {
     TOKEN_SYMBOLS.contains(&name) || model::is_token_name(name)
 }
@@ -17,7 +17,8 @@ pub(crate) fn is_known_token(name: &str) -> bool {
 pub(crate) fn parse_blockchain(text: &str) -> Result<String, String> {
     let text = text.trim();
     let fits = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '.' | '_'));
-    // Some of the backend's names for tokens are chains, too: `ethereum`, `nibiru`.
+    // Only symbols are refused, because some of the backend's names for tokens are also names of chains: `ethereum`,
+    // `nibiru`.
     if TOKEN_SYMBOLS.contains(&text) {
         return Err(format!("{text:?} is a token's symbol, not a chain's name"));
     }

@@ -13,12 +13,12 @@ pub(crate) fn parse_session_id(text: &str) -> Result<String, String> {
     }
 }
 
-/// The digits after `0x`, if there is nothing else.
+/// The digits after `0x`, if the text contains nothing else.
 fn hex_digits(text: &str) -> Option<&str> {
     text.strip_prefix("0x").filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Whether all digits are zero, which is no transaction and no address.
+/// Whether all digits are zero. Such a number is neither a transaction hash nor an address.
 fn is_zero(digits: &str) -> bool {
     digits.bytes().all(|b| b == b'0')
 }

@@ -9,8 +9,8 @@ use regex::{Captures, Regex};
 
 const MONTHS: [&str; 12] = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"];
 
-// `-u`: ASCII letters and digits only. Programs write times in ASCII, and all Unicode digits in these expressions would
-// take a megabyte.
+// With `-u`, an expression matches only ASCII letters and digits. Programs write times in ASCII, and expressions with
+// all Unicode digits would take a megabyte.
 static WEBHOOK: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i-u)^(?P<month>[a-z]{3}) (?P<day>\d{1,2}), (?P<year>\d{4}),? (?P<hour>\d{1,2}):(?P<minute>\d{2})(?: (?P<zone>UTC|GMT))?$").ok()
 });

@@ -5,19 +5,20 @@ use std::borrow::Cow;
 /// The effect of a declaration block on visibility.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Appearance {
-    /// Removed with all its content.
+    /// Whether the element is removed with all its content.
     pub(crate) removed: bool,
-    /// Visible, but different from its text: struck through, reversed, moved.
+    /// Whether visible text looks different from its characters: struck through, reversed or moved.
     pub(crate) odd: bool,
-    /// `visibility`, which an inner element can reset.
+    /// Whether `visibility` shows the element. An inner element can change this.
     pub(crate) visibility: Option<bool>,
-    /// Whether the font has a size, which an inner element can change.
+    /// Whether the font is large enough to read. An inner element can change this.
     pub(crate) has_font_size: Option<bool>,
     /// The layout, if it differs from the element's default.
     pub(crate) display: Option<Display>,
-    /// It has space around it, or is raised or lowered, so its text does not touch the text of its neighbours.
+    /// Whether the element has space or a border around it, or is raised or lowered. Its text then does not touch the
+    /// text of its neighbours.
     pub(crate) apart: bool,
-    /// Its children are laid out side by side.
+    /// Whether the children of the element are laid out side by side.
     pub(crate) is_row: bool,
     /// The colours of text and background.
     pub(crate) colour: Option<Colour>,
@@ -29,7 +30,7 @@ pub(crate) struct Appearance {
 pub(crate) enum Display {
     /// Inline.
     Inline,
-    /// Inline, with a visible edge.
+    /// Inline, but visibly separated from its neighbours.
     Apart,
     /// A block.
     Block,
@@ -47,7 +48,8 @@ impl Display {
     }
 }
 
-/// A colour, 0xRRGGBB. Others, such as an image, are unknown and equal to no colour.
+/// A colour, 0xRRGGBB. A colour in another notation, or an image, is `Unknown`. An unknown colour is equal to no
+/// colour, not even to another unknown one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Colour {
     Known(u32),
@@ -85,7 +87,7 @@ impl Colour {
         known.map_or(Colour::Unknown, Colour::Known)
     }
 
-    /// Whether it is `transparent`, or has an alpha of zero.
+    /// Whether a colour is `transparent`, or has an alpha near zero.
     fn is_transparent(text: &str) -> bool {
         let hex = text.strip_prefix('#').unwrap_or_default();
         let part = text.trim_end_matches(')').rsplit([',', '/']).next().unwrap_or_default().trim();
@@ -97,7 +99,8 @@ impl Colour {
     }
 }
 
-/// Properties that hide only in combination.
+/// Properties that are combined after all declarations: an element without size hides its text only if it is also
+/// clipped.
 #[derive(Default)]
 struct CombinedHiding {
     no_size: bool,
@@ -106,11 +109,12 @@ struct CombinedHiding {
 }
 
 impl Appearance {
-    /// Parses `name: value; …`. A declaration that hides text counts even if a later one overrides it: a
-    /// mail that uses both may mislead its reader.
+    /// Parses `name: value; …`. A declaration that removes text counts even if a later declaration overrides it,
+    /// because a mail with both may mislead its reader. For `visibility` and the font size, the last declaration
+    /// counts.
     pub(crate) fn parse(declarations: &str) -> Appearance {
         let mut appearance = Appearance::default();
-        // An escape in a style is an attempt to evade this parser.
+        // An escape in a style is an attempt to evade this parser, so the element is removed.
         if declarations.contains('\\') {
             return Appearance { removed: true, ..appearance };
         }
@@ -180,14 +184,15 @@ impl Appearance {
         }
     }
 
-    /// The effect of a rule that applies to some elements only: its colours and layout are unknown.
+    /// The effect of a rule whose selector has conditions that are not checked. The rule may not apply, so its colours
+    /// are unknown, and `display`, `apart` and `odd` are ignored.
     pub(crate) fn for_some_elements(self) -> Appearance {
         let unknown = |colour: Option<Colour>| colour.map(|_| Colour::Unknown);
         let (colour, background) = (unknown(self.colour), unknown(self.background));
         Appearance { display: None, apart: false, odd: false, colour, background, ..self }
     }
 
-    /// Combines two effects.
+    /// Combines two effects. `other` takes precedence where only one of them can apply.
     pub(crate) fn combine(self, other: Appearance) -> Appearance {
         Appearance {
             removed: self.removed || other.removed,

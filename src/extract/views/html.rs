@@ -1,7 +1,8 @@
 //! Renders text/html as a view of the visible text.
 //!
 //! `html_fast` or `html_tokenizer` finds tags and texts. `html_lines` determines line breaks, hidden text and quotes.
-//! No tree is built: that would take quadratic time on nested elements, and no other property of the tree is needed.
+//! No tree is built, because building one would take quadratic time on nested elements. Only the order of tags and
+//! texts is needed.
 
 use std::borrow::Cow;
 
@@ -13,8 +14,8 @@ use super::style_sheet::{StyleSheet, is_for_every_screen};
 use super::view::View;
 use crate::model::ReasonCode;
 
-/// The most bytes of HTML that `html_fast` refuses. html5ever compares each attribute of a tag with all others of that tag:
-/// one tag of a megabyte would take seconds.
+/// The most bytes that html5ever parses of HTML that `html_fast` has refused. html5ever compares each attribute of a
+/// tag with all other attributes of that tag, so one tag of a megabyte would take seconds.
 const MAX_TOKENIZED: usize = 256 << 10;
 
 /// The problem of a view that was cut at [`MAX_TOKENIZED`].
@@ -37,18 +38,19 @@ pub fn html_view(html: &str) -> View {
     view
 }
 
-/// The style sheets of the mail.
+/// The style sheets in the HTML.
 pub(crate) fn style_sheets(html: &str) -> Vec<String> {
     let Some(beginning) = up_to_last_style_sheet(html) else { return Vec::new() };
     let mut collector = StyleCollector::default();
     match parse_fast(beginning, &mut collector) {
         Some(()) => collector.sheets,
-        // The cut may be inside a comment or a tag, so the whole text is parsed.
+        // The beginning is not plain, or it ends inside a comment or a tag. So the whole text is parsed.
         None => feed(html, StyleCollector::default).0.sheets,
     }
 }
 
-/// The beginning of the text up to the last style sheet. The rest need not be scanned twice.
+/// The beginning of the text up to the last style sheet. The rest has no style sheet, so it need not be scanned for
+/// one.
 fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     let text = html.as_bytes();
     let starts_at = |at: &usize, tag: &[u8]| text.get(*at..at + tag.len()).is_some_and(|t| t.eq_ignore_ascii_case(tag));
@@ -60,7 +62,8 @@ fn up_to_last_style_sheet(html: &str) -> Option<&str> {
     Some(html.get(..end).unwrap_or(html))
 }
 
-/// Feeds HTML to a new sink, through `html_fast` if it accepts the HTML. Also returns whether all of it was parsed.
+/// Feeds HTML to a new sink, through `html_fast` if it accepts the HTML. Also returns whether all of the HTML was
+/// parsed.
 fn feed<'a, S: HtmlSink<'a>>(html: &'a str, new_sink: impl Fn() -> S) -> (S, bool) {
     let mut sink = new_sink();
     if parse_fast(html, &mut sink).is_some() {

@@ -11,17 +11,17 @@ pub(crate) struct OpenElement<'a> {
     removed: bool,
     invisible: bool,
     without_font_size: bool,
-    /// Visible, but different from its text.
+    /// Whether visible text looks different from its characters.
     pub(crate) odd: bool,
     pub(crate) quoted: bool,
     colour: Colour,
     background: Colour,
     pub(crate) flow: Flow,
-    /// Its children are laid out side by side.
+    /// Whether the children of the element are laid out side by side.
     is_row: bool,
-    /// It starts its line.
+    /// Whether no text precedes the element in its line.
     pub(crate) starts_line: bool,
-    /// It changes the font size.
+    /// Whether the element changes the font size.
     pub(crate) resized: bool,
     /// The search for an open paragraph ends at this element.
     pub(crate) is_edge: bool,
@@ -30,14 +30,14 @@ pub(crate) struct OpenElement<'a> {
 /// The position of an element.
 #[derive(Clone, Copy)]
 pub(crate) struct ElementPosition {
-    /// A mail program's element for quoted text.
+    /// Whether mail programs use this element for quoted text.
     pub(crate) is_quote: bool,
-    /// No text precedes it in its line.
+    /// Whether no text precedes the element in its line.
     pub(crate) at_start: bool,
 }
 
 impl<'a> OpenElement<'a> {
-    /// Opens an element inside `outer`. It inherits whether it is hidden, odd and quoted.
+    /// Opens an element inside `outer`. If `outer` is hidden, odd or quoted, so is the new element.
     pub(crate) fn new(
         outer: Option<&OpenElement<'a>>,
         name: Cow<'a, str>,
@@ -45,7 +45,7 @@ impl<'a> OpenElement<'a> {
         flow: Flow,
         position: ElementPosition,
     ) -> OpenElement<'a> {
-        // A link is blue unless a style changes it.
+        // A link is blue unless a style changes its colour, so it does not inherit the colour of the text.
         let text_colour = if name == "a" { Colour::Unknown } else { outer.map_or(Colour::BLACK, |o| o.colour) };
         OpenElement {
             removed: outer.is_some_and(|o| o.removed) || appearance.removed || HIDDEN.contains(&&*name),
@@ -81,24 +81,24 @@ pub(crate) enum Flow {
 }
 
 impl Flow {
-    /// The layout of a child of `outer`.
+    /// The layout of an element inside `outer`, by its name and its styles.
     pub(crate) fn of_child(outer: Option<&OpenElement<'_>>, name: &str, appearance: Appearance) -> Flow {
         let is_table_part = matches!(name, "table" | "tr" | "td" | "th" | "tbody" | "thead" | "tfoot");
-        // A style does not change the layout of a table.
+        // A table keeps its rows and cells: the `display` of its parts is ignored.
         let display = if is_table_part { None } else { appearance.display };
         match display {
             Some(Display::Block) => Flow::Block,
             Some(Display::Apart) => Flow::Apart,
             None if is_block(name) => Flow::Block,
             None if appearance.apart || EDGED.contains(&name) => Flow::Apart,
-            // Every child of a flex or grid box has an edge.
+            // The children of a flex or grid box are visibly separated.
             Some(Display::Inline) | None if outer.is_some_and(|o| o.is_row) => Flow::Apart,
             Some(Display::Inline) | None => Flow::Inline,
         }
     }
 }
 
-/// Inline elements with a visible edge.
+/// Inline elements that are visibly separated from their neighbours.
 const EDGED: [&str; 6] = ["img", "input", "button", "meter", "progress", "q"];
 
 /// Elements whose content is not visible as text.
@@ -114,7 +114,7 @@ const ALTERED: [&str; 14] = [
 /// Elements that change the font size.
 const RESIZING: [&str; 2] = ["big", "small"];
 
-/// Formatting elements, which HTML opens again after a misnested end tag (the "adoption agency").
+/// Formatting elements. A browser opens them again after a misnested end tag (HTML's "adoption agency algorithm").
 pub(crate) const FORMATTING: [&str; 13] =
     ["a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "u"];
 

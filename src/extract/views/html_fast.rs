@@ -11,12 +11,12 @@ use memchr::{memchr, memchr_iter, memchr2, memmem};
 
 /// Receives the texts and tags of HTML, in their order.
 pub(crate) trait HtmlSink<'a> {
-    /// Text with entities decoded; a text may come in several pieces. Returns `None` if the result depends on how it is
-    /// split.
+    /// Receives text with decoded entities. One text may arrive in several pieces. Returns `None` if the sink's result
+    /// depends on how the text is split.
     fn on_text(&mut self, text: &str) -> Option<()>;
-    /// A start tag: its name in lower case, and its attributes without repetitions.
+    /// Receives a start tag: its name in lower case, and its attributes without repetitions.
     fn on_start_tag(&mut self, name: Cow<'a, str>, attributes: &[Attribute<'a>]);
-    /// An end tag.
+    /// Receives an end tag, by its name in lower case.
     fn on_end_tag(&mut self, name: &str);
 }
 
@@ -78,7 +78,7 @@ impl<'a> FastParser<'a> {
         }
     }
 
-    /// Consumes this many bytes. Callers pass positions between two characters only.
+    /// Consumes this number of bytes. Callers pass positions between two characters only.
     fn advance(&mut self, bytes: usize) -> &'a str {
         let (taken, rest) = self.rest.split_at_checked(bytes).unwrap_or((self.rest, ""));
         self.rest = rest;
@@ -131,7 +131,7 @@ impl<'a> FastParser<'a> {
                 break;
             }
             let attribute = self.parse_attribute()?;
-            // The first of two equal attributes counts.
+            // The first of two attributes with the same name counts.
             if !self.attributes.iter().any(|known| known.name == attribute.name) {
                 self.attributes.push(attribute);
             }
@@ -197,7 +197,7 @@ impl<'a> FastParser<'a> {
             let digits = self.advance_while(u8::is_ascii_alphanumeric);
             self.skip(";")?;
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
-            // HTML maps other numbers to other characters, or to none.
+            // HTML maps some of the other numbers to other characters, or to none.
             let is_plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
             return if is_plain { char::from_u32(number).map(|c| (c, None)) } else { None };
         }
@@ -208,7 +208,7 @@ impl<'a> FastParser<'a> {
         }
         ahead.skip(";")?;
         let (first, second) = *NAMED_ENTITIES.get(self.advance(name.len() + 1))?;
-        // The map has an empty entry for the beginning of a name.
+        // The map also has the beginnings of names, with the value 0.
         let first = char::from_u32(first).filter(|c| *c != '\0')?;
         Some((first, char::from_u32(second).filter(|c| *c != '\0')))
     }

@@ -13,19 +13,20 @@ use super::view::{
 };
 use crate::model::ReasonCode;
 
-/// The deepest nesting that is tracked. Deeper elements count as children of this level.
+/// The deepest nesting that is tracked. The properties of deeper elements are not kept.
 const MAX_DEPTH: usize = 500;
 
-/// The longest beginning of a line that can be a label.
+/// The longest beginning of a line that can be a label, in bytes.
 const MAX_LEAD: usize = 80;
 
 /// Builds the lines of a view from the tags and texts of HTML.
 pub(crate) struct HtmlLines<'s, 'a> {
     sheet: &'s StyleSheet,
     open: Vec<OpenElement<'a>>,
-    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again.
+    /// Hidden or odd formatting elements that a misnested end tag closed. A browser opens them again, so the text after
+    /// them stays hidden until their end tags.
     lingering: Vec<Cow<'a, str>>,
-    /// The output: the page, and each open table cell inside it.
+    /// The output buffers: one for the page, and one for each open table cell.
     buffers: Vec<LineBuffer>,
     /// The finished cells of each open row.
     rows: Vec<Vec<Vec<ViewLine>>>,
@@ -42,14 +43,14 @@ struct LineBuffer {
     view: View,
     line: ViewLine,
     text: String,
-    /// Whether the text has more than white space. A flag saves a scan of long white space at each tag.
+    /// Whether the text has more than white space. With this flag, long white space is not scanned again at each tag.
     has_text: bool,
     /// Whether the next text has another font size.
     size_changed: bool,
 }
 
 impl LineBuffer {
-    /// Appends text to the line. Digits of another font size are a separate number, as superscript cents are.
+    /// Appends text to the line. A space separates digits of different font sizes, because small digits can be cents.
     fn append(&mut self, part: &str) {
         if part.is_empty() {
             return;
@@ -85,8 +86,8 @@ impl<'a> HtmlSink<'a> for HtmlLines<'_, 'a> {
                 self.end_line();
             }
         }
-        // Each piece of odd text gets marks, so the result depends on the pieces. html5ever splits text at line ends and
-        // entities, and html_fast does not.
+        // Each piece of odd text gets marks, so the result depends on how the text is split. html5ever splits text in
+        // more places than html_fast, for example at line ends.
         if odd { None } else { Some(()) }
     }
 
@@ -223,7 +224,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
             "dt" | "dd" => (&["dt", "dd"], &["dl", "table"]),
             "tr" => (&["tr"], &["table"]),
             "td" | "th" => (&["td", "th"], &["tr", "table"]),
-            // A block ends an open paragraph. Resmic's mail has list items inside of one.
+            // A block ends an open paragraph. Resmic's mail has list items inside of a paragraph.
             _ if is_block(name) && name != "br" => {
                 let edge = self.open.iter().rev().find(|o| o.is_edge);
                 if edge.is_some_and(|o| o.name == "p") {
@@ -276,7 +277,8 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         let (Some(cells), Some(buffer)) = (self.rows.pop(), self.buffers.last_mut()) else { return };
         let is_simple = cells.len() <= MAX_CELLS
             && cells.iter().all(|lines| lines.len() <= 1 && lines.iter().all(|l| l.cells.len() <= 1));
-        // A first cell without neighbours is a label without a value. An empty first cell is indentation.
+        // A row with one cell is layout, and so is a row whose only text is not in the first cell. But a row with text
+        // only in the first of its cells stays a row: this text is a label without a value.
         let is_alone = cells.iter().filter(|lines| !lines.is_empty()).count() < 2
             && (cells.len() < 2 || cells.first().is_some_and(Vec::is_empty));
         if !is_simple || is_alone {
@@ -289,7 +291,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         for line in cells.into_iter().map(|lines| lines.into_iter().next().unwrap_or_default()) {
             row.quoted |= line.quoted;
             row.links.extend(line.links);
-            // Empty cells count: they keep the columns of the next rows in place.
+            // Empty cells are kept, so that all rows have the same columns.
             row.cells.push(line.cells.into_iter().next().unwrap_or_default());
         }
         buffer.view.push_line(row);
@@ -309,12 +311,12 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         }
     }
 
-    /// Ends the current line. The next one has the kind `next`.
+    /// Ends the current line. The next line has the kind `next`.
     fn break_line(&mut self, next: LineKind) {
         let quoted = self.open.last().is_some_and(|o| o.quoted);
         let Some(buffer) = self.buffers.last_mut() else { return };
         let mut line = std::mem::replace(&mut buffer.line, ViewLine { quoted, kind: next, ..ViewLine::default() });
-        // Between two tags there is mostly only white space.
+        // There is usually only white space between two tags. Such a line stays empty, and `push_line` does not add it.
         if !line.links.is_empty() || buffer.has_text {
             line.cells = vec![normalize_space(&buffer.text)];
             self.line_count += 1;

@@ -1,4 +1,4 @@
-//! Parses any HTML through html5ever's tokenizer. It is slower than `html_fast` and accepts any text.
+//! Parses any HTML through html5ever's tokenizer. This parser is slower than `html_fast`, but it accepts any text.
 
 use std::cell::RefCell;
 
@@ -26,7 +26,8 @@ impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
     fn process_token(&self, token: Token, _line: u64) -> TokenSinkResult<()> {
         let mut sink = self.0.borrow_mut();
         match token {
-            // `HtmlLines` depends on the pieces in which text comes.
+            // `HtmlLines` returns `None` if its result depends on how the text is split. This parser's pieces are used
+            // in any case, so `None` is ignored.
             Token::CharacterTokens(text) => sink.on_text(&text).unwrap_or(()),
             Token::TagToken(tag) if tag.kind == TagKind::EndTag => sink.on_end_tag(&tag.name),
             Token::TagToken(tag) => {
@@ -44,7 +45,7 @@ impl<'a, S: HtmlSink<'a>> TokenSink for TokenizerSink<S> {
     }
 }
 
-/// The tokenizer's state for the content of an element with raw text. The tokenizer does not set it itself.
+/// The tokenizer's state for the content of an element with raw text. The tokenizer does not set this state itself.
 fn raw_text_state<H>(tag: &Tag) -> Option<TokenSinkResult<H>> {
     match &*tag.name {
         "style" | "xmp" | "iframe" | "noembed" | "noframes" => Some(TokenSinkResult::RawData(Rawtext)),

@@ -1,8 +1,8 @@
 //! Renders the text parts of a mail as views: lines of the visible text.
 //!
-//! `view` has the types. `plain_text` renders text/plain, and `html` renders text/html: `html_fast` parses most HTML and
-//! `html_tokenizer` the rest; `html_lines` builds the lines; `html_element`, `css_visibility` and `style_sheet` determine
-//! which text is hidden. `quote` marks quoted and forwarded text.
+//! `view` has the types. `plain_text` renders text/plain, and `html` renders text/html. For HTML, `html_fast` parses
+//! most mails, and `html_tokenizer` parses the rest. `html_lines` builds the lines. `html_element`, `css_visibility`
+//! and `style_sheet` determine which text is hidden. `quote` marks quoted and forwarded text.
 
 mod css_visibility;
 mod html;

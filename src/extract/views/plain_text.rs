@@ -42,7 +42,7 @@ fn join_flowed(text: &str, flowed: Flowed) -> String {
         let quoted = line.starts_with('>');
         let line = if quoted { line } else { line.strip_prefix(' ').unwrap_or(line) };
         match line.strip_suffix(' ') {
-            // The mark of a signature is not a soft break (RFC 3676, 4.3).
+            // The line `-- ` above a signature does not end in a soft line break (RFC 3676, 4.3).
             Some(soft) if !quoted && line != "-- " => {
                 out.push_str(if flowed.delete_space { soft } else { line });
             }
@@ -69,7 +69,7 @@ fn split_cells(line: &str) -> Vec<String> {
         return split_at("\t");
     }
     if line.starts_with('|') || line.contains(" | ") {
-        // Empty cells count: the row below has the same columns.
+        // Empty cells are kept, because the row below has the same columns.
         return line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
     }
     match line.split_once("  ") {

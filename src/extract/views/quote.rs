@@ -1,6 +1,6 @@
 //! Finds quoted and forwarded text by the lines that mail programs put above it, in several languages.
 //!
-//! A field in such text does not belong to the mail around it.
+//! A field in quoted or forwarded text is not a field of this mail.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use regex::Regex;
 
 use super::view::{View, ViewLine};
 
-/// The longest line that is examined.
+/// The longest line that is examined, in bytes.
 const MAX_LINE: usize = 300;
 
 /// The most lines of a forwarded mail's header, from From to Subject.
@@ -44,7 +44,7 @@ static SUBJECT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"(?i)^[\s*>|]*(subject|betreff|objet|asunto|assunto|oggetto|onderwerp|ämne|emne|temat|тема|主题|件名)[\s*]*[:：]").ok()
 });
 
-/// Whether a text may contain a colon, `:` or `：`. Most lines do not, and need no regular expression.
+/// Whether a text may contain a colon, `:` or `：`. Most lines contain none, so they need no regular expression.
 fn may_have_colon(text: &str) -> bool {
     const FIRST_BYTE_OF_WIDE: u8 = 0xef;
     memchr::memchr2(b':', FIRST_BYTE_OF_WIDE, text.as_bytes()).is_some()
@@ -54,7 +54,8 @@ fn matches(pattern: &LazyLock<Option<Regex>>, text: &str) -> bool {
     text.len() <= MAX_LINE && pattern.as_ref().is_some_and(|p| p.is_match(text))
 }
 
-/// Marks the lines below such a line as quoted. If the next line has its own `>`, only lines with `>` are quoted.
+/// Finds the first line that begins a quote, and marks it and all lines below as quoted. A line such as `A wrote:`
+/// begins no quote if the next line is already marked, for example by its `>`.
 pub(crate) fn mark_quoted(view: &mut View) {
     let texts: Vec<Cow<'_, str>> = view.lines.iter().map(ViewLine::joined).collect();
     let begins_quote = |n: usize| {
@@ -69,7 +70,7 @@ pub(crate) fn mark_quoted(view: &mut View) {
     }
 }
 
-/// Whether a forwarded mail's header starts here: a From, and a Subject a few lines below.
+/// Whether a forwarded mail's header starts at line `n`: a From, and a Subject a few lines below.
 fn is_header(texts: &[Cow<'_, str>], n: usize) -> bool {
     let line_matches =
         |pattern, n: usize| texts.get(n).is_some_and(|text| may_have_colon(text) && matches(pattern, text));

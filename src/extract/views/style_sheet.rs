@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::css_visibility::{Appearance, Colour, lower, without_comments};
 use super::html_fast::Attribute;
 
-/// The hiding rules of the mail's style sheets, by tag, class and id.
+/// The effects of the mail's style sheets, by tag, class and id.
 ///
-/// Most mails have few rules, and a linear search over them is faster than a hash map.
+/// Most mails have few rules. A B-tree searches few entries linearly, which is faster than a hash map.
 #[derive(Debug, Default)]
 pub(crate) struct StyleSheet(BTreeMap<String, Appearance>);
 
@@ -39,8 +39,8 @@ impl StyleSheet {
 
     fn add_rule(&mut self, selectors: &str, appearance: Appearance) {
         for selector in selectors.split(',') {
-            // Only the last part of `div .a > p.b` counts. Hiding too much refuses a mail, but never gives a wrong
-            // value.
+            // Only the last name of a selector counts: `.b` in `div .a > p.b`. If this hides too much, a value is
+            // missing, but no value is wrong.
             let last = selector.trim().rsplit([' ', '>', '+', '~']).next().unwrap_or_default();
             let start = last.rfind(['.', '#']).unwrap_or(0);
             let name = last.get(start..).unwrap_or_default().split([':', '[']).next().unwrap_or_default();

@@ -11,7 +11,8 @@ pub struct View {
     pub content_type: &'static str,
     /// The lines, from the top.
     pub lines: Vec<ViewLine>,
-    /// Why the visible text is not fully known: there is too much of it, or its visibility is unclear.
+    /// The reason why the visible text is not fully known: there is too much text, its visibility is unclear, or it is
+    /// in UTF-7.
     pub problem: Option<(ReasonCode, &'static str)>,
 }
 
@@ -19,19 +20,21 @@ pub struct View {
 pub(crate) const PLAIN_TEXT: &str = "text/plain";
 pub(crate) const HTML: &str = "text/html";
 
-/// The most lines of a view; in HTML, the most lines and cells together. Text beyond them is not parsed, and the mail is not an event.
+/// The most lines of a view; in HTML, the most lines and cells together. Text beyond this limit is not parsed, and the
+/// mail does not become an event.
 pub(crate) const MAX_LINES: usize = 5_000;
 
-/// The most cells of a line. A longer line is not a row of a table.
+/// The most cells of a line. A line with more cells is not treated as a row of a table.
 pub(crate) const MAX_CELLS: usize = 64;
 
 /// The most links of a line that are kept.
 pub(crate) const MAX_LINKS: usize = 32;
 
-/// The problem of a view with more lines.
+/// The problem of a view with more than [`MAX_LINES`] lines.
 pub(crate) const TOO_MANY_LINES: (ReasonCode, &str) = (ReasonCode::TooLarge, "it has more than 5000 lines");
 
-/// Surrounds text that looks different from its characters: struck out, superscript or reversed. No valid value contains it.
+/// The mark before and after text that looks different from its characters: struck out, superscript or reversed. No
+/// valid value contains this mark.
 pub(crate) const ODD_MARK: char = '\u{fffd}';
 
 /// A line of text, or a block of HTML.
@@ -41,11 +44,11 @@ pub struct ViewLine {
     pub cells: Vec<String>,
     /// The targets of the links.
     pub links: Vec<String>,
-    /// Quoted or forwarded text.
+    /// Whether the line is quoted or forwarded text.
     pub quoted: bool,
     /// The kind of line.
     pub kind: LineKind,
-    /// The beginning of the line, if it is bold or in a separate element.
+    /// The beginning of the line, if this beginning is bold or in a separate element.
     pub lead: Option<String>,
 }
 
@@ -57,7 +60,7 @@ pub enum LineKind {
     Text,
     /// A heading.
     Heading,
-    /// A list item. The next line does not belong to it.
+    /// The first line of a list item. Only lines of the kind `Inside` continue the item.
     Item,
     /// A further line of a list item.
     Inside,
@@ -93,9 +96,10 @@ impl View {
     }
 }
 
-/// Normalizes white space as a browser does: a run of it becomes one space. Characters without width are removed.
+/// Normalizes white space as a browser does: each run of white space becomes one space. Characters without width are
+/// removed.
 pub(crate) fn normalize_space(text: &str) -> String {
-    // Most text between tags of HTML is white space.
+    // Most text between HTML tags is only white space, so the loop then has nothing to do.
     let mut rest = text.trim();
     let mut out = String::with_capacity(rest.len());
     while !rest.is_empty() {

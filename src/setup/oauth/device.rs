@@ -10,15 +10,16 @@ use crate::http::Url;
 use crate::model::printable;
 
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:device_code";
-/// The pause between two questions to the token endpoint if it names none (RFC 8628, 3.2), and the limits of a pause.
+/// The pause between two requests to the token endpoint if the device authorization endpoint names no pause (RFC 8628, 3.2), and
+/// the limits of a pause.
 const USUAL_INTERVAL: Duration = Duration::from_secs(5);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 /// Added to the pause after `slow_down` (RFC 8628, 3.5).
 const SLOWER: Duration = Duration::from_secs(5);
-/// After so many questions in a row without a usable answer, the authorization fails.
+/// The authorization fails after this number of consecutive requests without a usable answer.
 const PATIENCE: u32 = 5;
-/// The lifetime of a code if the endpoint names none, and the longest lifetime.
+/// The lifetime of a code if the endpoint names no lifetime, and the longest lifetime.
 const USUAL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFETIME: Duration = Duration::from_secs(60 * 60);
 
@@ -26,18 +27,18 @@ const LONGEST_LIFETIME: Duration = Duration::from_secs(60 * 60);
 pub struct DeviceCode {
     /// The code to enter.
     pub user_code: String,
-    /// The page on which it is entered.
+    /// The page on which the person enters the code.
     pub verification_uri: String,
-    /// Its lifetime.
+    /// The lifetime of the code.
     pub expires_in: Duration,
     device_code: SecretString,
     interval: Duration,
 }
 
-/// The pace of the questions to the token endpoint.
+/// The pace of the requests to the token endpoint.
 struct PollPace {
     interval: Duration,
-    /// The number of questions in a row without a usable answer.
+    /// The number of consecutive requests without a usable answer.
     unanswered: u32,
 }
 
@@ -87,7 +88,7 @@ impl DeviceCode {
 }
 
 impl PollPace {
-    /// Adjusts the pace to an answer. Returns false if no more questions must be sent.
+    /// Adjusts the pace to an answer. Returns whether another request may follow.
     fn goes_on(&mut self, denial: &Denial) -> bool {
         self.unanswered = if matches!(denial, Denial::Passing(_)) { self.unanswered + 1 } else { 0 };
         self.interval = match denial {

@@ -1,6 +1,6 @@
 //! The authorization code grant with a redirect to this machine (RFC 8252, 7.3), PKCE (RFC 7636) and `state`.
 //!
-//! A browser on another machine cannot reach the redirect. The person then pastes its URL.
+//! A browser on another machine cannot reach the redirect. The person then pastes the URL of the redirect.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -59,13 +59,13 @@ impl Loopback {
         Ok(Loopback { listener, redirect_uri, state: random_hex()?, verifier: random_hex()?.into() })
     }
 
-    /// The port of the redirect.
+    /// The URL to which the provider redirects the browser.
     #[must_use]
     pub fn redirect_uri(&self) -> &str {
         &self.redirect_uri
     }
 
-    /// The page to open. `user` is the mailbox that has to be signed in.
+    /// The URL of the page that the person opens. `user` is the login name of the mailbox, which only Google's page gets.
     #[must_use]
     pub fn page(&self, client: &OAuthClient, auth_url: &Url, user: &str) -> String {
         let sum = digest::digest(&digest::SHA256, self.verifier.expose_secret().as_bytes());
@@ -80,7 +80,7 @@ impl Loopback {
         ];
         query.extend(client.scope.as_deref().map(|scope| ("scope", scope)));
         if client.token_url.host.eq_ignore_ascii_case(GOOGLE.0) {
-            // Google gives a refresh token only with these two.
+            // Google gives a refresh token only with `access_type` and `prompt`.
             query.extend([("access_type", "offline"), ("prompt", "consent"), ("login_hint", user)]);
         }
         let separator = if auth_url.path.query().is_some() { '&' } else { '?' };
@@ -198,7 +198,7 @@ async fn serve_one(stream: TcpStream, state: Arc<str>, found: mpsc::Sender<Redir
 fn response(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
-    // The URL of this page contains the code, so the page must not be cached or sent as a referrer.
+    // The URL of this page contains the code, so the page must not be cached, and its URL must not be sent as a referrer.
     for (name, value) in [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::CACHE_CONTROL, "no-store"),

@@ -18,13 +18,14 @@ use crate::model::printable;
 use crate::secret;
 use crate::source::imap::OAuthSettings;
 
-/// The maximum length of an endpoint's message in an error.
+/// The maximum length of an endpoint's message in an error, in characters.
 const KEPT_WORDS: usize = 200;
-/// Maximum length of a refresh token.
+/// The maximum length of a refresh token, in bytes.
 const LONGEST_TOKEN: usize = 16 * 1024;
-/// Google's token endpoint and authorization endpoint.
+/// The host of Google's token endpoint, and Google's authorization endpoint.
 const GOOGLE: (&str, &str) = ("oauth2.googleapis.com", "https://accounts.google.com/o/oauth2/v2/auth");
-/// Hosts of Microsoft's token endpoints. The device endpoint has the same folder.
+/// Hosts of Microsoft's token endpoints. The URL of the device authorization endpoint differs from the token endpoint only in the
+/// last segment of the path.
 const MICROSOFT: [&str; 3] =
     ["login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn"];
 
@@ -81,7 +82,7 @@ struct Reply {
     user_code: Option<String>,
     #[serde(alias = "verification_url")]
     verification_uri: Option<String>,
-    /// Seconds: a number, or a text.
+    /// A number of seconds, as a JSON number or a string.
     expires_in: Option<serde_json::Value>,
     interval: Option<serde_json::Value>,
     refresh_token: Option<String>,
@@ -141,7 +142,7 @@ impl OAuthClient {
             Denial::Code(String::new(), format!("{}: {words}", self.token_url))
         };
         let token = reply.refresh_token.filter(|token| !token.is_empty()).ok_or_else(missing)?;
-        // RFC 6749, A.17.
+        // A refresh token has only printable ASCII characters (RFC 6749, A.17).
         if token.len() > LONGEST_TOKEN || !token.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             let words =
                 format!("{}: its refresh token is too long, or has characters that none can have", self.token_url);
