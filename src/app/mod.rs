@@ -36,13 +36,14 @@ use crate::{confirm, forward, inquire, metrics, systemd};
 
 /// The capacity of the channel from a watcher to its ingest, in reports.
 const QUEUE: usize = 8;
-/// How long one step of a watcher may take, in addition to an IDLE. A window of a first sync has ten minutes.
+/// How long one step of a watcher may take, in addition to an IDLE. In a long FETCH, each mail may take five minutes.
 const LONGEST_STEP: Duration = Duration::from_secs(15 * 60);
 /// The pauses between attempts to open the database.
 const REOPEN: Backoff = Backoff { base: Duration::from_secs(5), cap: Duration::from_secs(5) };
 /// How long the loops have to end after `shutdown`.
 const DRAIN: Duration = Duration::from_secs(4);
-/// How often the last mail is reported to the lease: at once after an event, and at the latest after the interval.
+/// The last mail is reported to the lease when deliveries become due, and at the latest after the interval. `REPORT_PAUSE` is the
+/// pause after each report.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 /// How long the database may take to close after the loops have ended.
@@ -70,7 +71,7 @@ pub async fn run(prepared: Prepared, latency: PushLatency, shutdown: watch::Rece
     run_loops(prepared, store, duty, latency, shutdown, std::future::pending()).await.map(drop)
 }
 
-/// Under which conditions the loops run.
+/// The conditions under which the loops run.
 struct Duty {
     sending: Sending,
     /// For a `[standby]`: the agent of the lease.
@@ -88,7 +89,7 @@ enum LoopsEnd {
     Lost,
 }
 
-/// Runs the loops on an open database until `shutdown`, and then closes it. When `lost` returns, they are aborted.
+/// Runs the loops on an open database until `shutdown`, and then closes the database. When `lost` returns, the loops are aborted.
 ///
 /// # Errors
 /// A loop has failed.
@@ -106,7 +107,7 @@ async fn run_loops(
     systemd::ready();
     let ended = wait_for_end(&mut loops, shutdown, lost, drain).await;
     if !matches!(ended, Ok(LoopsEnd::Shutdown)) {
-        // The other loops keep the database open.
+        // The loops that still run are aborted, because they keep the database open.
         loops.abort_all();
         wait_for_all(&mut loops, drain).await;
     }
@@ -114,7 +115,7 @@ async fn run_loops(
         // The next host compares its copy with the last state of this database.
         let _ = tokio::time::timeout(drain, report_last_mail(&store, agent)).await;
     }
-    // Closing waits for every clone of the store. A loop that still runs has one.
+    // Closing waits for every clone of the store. A loop that still runs has such a clone.
     if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
         tracing::debug!("the database did not close in time; no committed data is lost");
     }
@@ -260,7 +261,7 @@ pub fn expected(config: &Config) -> Expected {
     }
 }
 
-/// Waits for `shutdown`, and then for the loops. If a loop ends before that, the result is an error.
+/// Waits for `shutdown`, and then for the loops. If a loop ends before `shutdown`, the result is an error.
 async fn wait_for_end(
     loops: &mut JoinSet<anyhow::Result<()>>,
     mut shutdown: watch::Receiver<bool>,
@@ -308,7 +309,7 @@ fn watch_account(
 }
 
 /// Runs a watcher with its ingest. The ingest ends after the watcher, when all of its reports are committed. An error of the
-/// ingest ends both at once: the next report of a quiet mailbox may take an hour.
+/// ingest ends both at once, because the watcher of a quiet mailbox may send no report for an hour.
 async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,

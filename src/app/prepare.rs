@@ -76,7 +76,7 @@ pub fn store_settings(config: &Config) -> db::StoreSettings {
         path: config.database(),
         targets: config.forwards.iter().map(forward::ForwardSettings::target).collect(),
         matching: config.sessions.matching(),
-        // The configuration was checked, so each of them is a chain.
+        // The configuration was checked, so each table names a chain.
         chains: config.chains.iter().filter_map(|chain| chain.chain().ok()).collect(),
         resmic: config.resmic.as_ref().map(|resmic| db::ResmicRules { require: resmic.require }),
     }
@@ -117,7 +117,7 @@ pub async fn prepare(config: Config, before: Option<&Listener>, requests: Reques
     Ok(Prepared { config, accounts, targets, chains, resmic, requests, resolver, metrics })
 }
 
-/// Binds the port for metrics. If another program uses the port, the error is not one of the configuration, so that systemd
+/// Binds the port for metrics. If another program uses the port, this is not an error of the configuration, so that systemd
 /// starts the daemon again.
 async fn listen(config: &Config, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
@@ -251,7 +251,7 @@ pub async fn forward_target(
 /// The chains with their nodes, which count their calls in `requests`. This function sends no request.
 ///
 /// # Errors
-/// A URL that cannot be read, or is not one of a node.
+/// The URL of a node cannot be read, or is invalid.
 pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<Vec<confirm::WatchedChain>> {
     let mut chains = Vec::new();
     for (n, settings) in config.chains.iter().enumerate() {
@@ -270,7 +270,7 @@ pub async fn chains(config: &Config, requests: &NodeRequests) -> anyhow::Result<
 /// The client of Resmic's API, if `[resmic]` is configured. It has sent no request yet.
 ///
 /// # Errors
-/// A secret that cannot be read or is invalid.
+/// A secret cannot be read or is invalid.
 pub async fn resmic_client(config: &Config) -> anyhow::Result<Option<resmic::ResmicClient>> {
     let Some(settings) = &config.resmic else { return Ok(None) };
     let api_key = config.secret("resmic.api_key", &settings.api_key).await?;

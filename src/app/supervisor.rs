@@ -14,7 +14,7 @@ use crate::model::iso;
 use crate::standby::LeaseView;
 use crate::systemd;
 
-/// The pause between two checks while nothing changes. Each check wakes several threads.
+/// The pause between two checks while nothing changes. It is long, because each check wakes several threads.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// The pause between two checks while the database changes.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
@@ -106,7 +106,7 @@ impl Supervisor {
     }
 }
 
-/// Short enough that a slow answer does not delay the reset of the watchdog.
+/// The time limit of a ping. It is so short that a slow answer does not delay the reset of the watchdog.
 fn ping_timeout() -> Duration {
     systemd::watchdog_interval().map_or(SHORTEST_PAUSE, |interval| (interval / 4).min(SHORTEST_PAUSE))
 }

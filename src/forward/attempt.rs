@@ -17,7 +17,7 @@ pub(super) enum AttemptEnd {
     Accepted(Option<u16>),
     /// A stream has the event.
     Stored(Receipt),
-    /// The target may not have the event.
+    /// It is not certain that the target has the event.
     Failed(Failure),
 }
 
@@ -43,7 +43,7 @@ pub(super) enum RetryRule {
 }
 
 impl AttemptEnd {
-    /// The record of an attempt that began at `at` and took so long.
+    /// The record of an attempt that began at `at` and lasted for `took`.
     pub(super) fn finish(
         self,
         target: &CommonTarget,

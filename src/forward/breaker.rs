@@ -1,9 +1,9 @@
 //! The circuit breaker of a target: while no connection to it can be made, few deliveries are attempted.
 //!
-//! Without it, each of 100,000 due deliveries would fail by itself, again and again. The breaker opens after many failed
+//! Without the breaker, each of 100,000 due deliveries would fail by itself, again and again. The breaker opens after many failed
 //! connections in a row. Then one delivery at a time is attempted as a probe, with growing pauses. The others stay due, and
-//! nothing is written about them, except that each gets its last attempt in time. The first connection closes the breaker.
-//! Its state is not stored: after a restart, the first attempts fail again.
+//! nothing is written about them. But each delivery still gets its last attempt before it counts as dead. The first connection
+//! that succeeds closes the breaker. The state of the breaker is not stored, so the first attempts after a restart fail again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::backoff::Backoff;
 use crate::db::{ClaimLimit, Outage};
 use crate::model::AttemptResult;
 
-/// How many connections in a row must fail. It is more than the requests that are open at the same time, so that a restart of
-/// the handler does not open the breaker.
+/// The number of failed connections in a row that opens the breaker. It is larger than the number of requests that may be open at
+/// the same time, so that a restart of the handler does not open the breaker.
 const FAILURES: u32 = 32;
 
-/// The pauses between probes. They stay short: all deliveries wait for the probe that succeeds.
+/// The pauses between probes. They stay short, because all deliveries wait for the probe that succeeds.
 const PROBES: Backoff = Backoff { base: Duration::from_secs(2), cap: Duration::from_secs(30) };
 
-/// The pause before a probe if an event has arrived. It may be one that the handler waits for.
+/// The pause from the last failure to the next probe if an event has arrived. The handler may wait for this event.
 const AFTER_COMMIT: Duration = Duration::from_secs(1);
 
 /// Decides how many deliveries of one target may be attempted.
@@ -52,7 +52,8 @@ impl Breaker {
         Breaker { target, state: BreakerState::Closed(0), commits: 0 }
     }
 
-    /// The deliveries that may be claimed, if so many attempts run and so many more may begin.
+    /// The deliveries that may be claimed. `in_flight`: the number of attempts that run; `free`: the number of attempts that may
+    /// begin.
     pub(super) fn limit(&self, now: Instant, in_flight: usize, free: usize) -> ClaimLimit {
         match &self.state {
             BreakerState::Closed(_) => ClaimLimit::Due(free),
@@ -65,11 +66,11 @@ impl Breaker {
         }
     }
 
-    /// When to claim again if nothing happens. `next_due`: when a delivery becomes due. `now` is the time that
-    /// [`Breaker::limit`] had.
+    /// When to claim again if nothing happens. `now` must be the time that [`Breaker::limit`] got. `next_due`: when a delivery
+    /// becomes due.
     pub(super) fn wake_at(&self, now: Instant, in_flight: usize, next_due: Option<Instant>) -> Option<Instant> {
         match &self.state {
-            // Their end wakes the worker.
+            // The end of a running attempt wakes the worker.
             BreakerState::Open(_) if in_flight > 0 => None,
             BreakerState::Open(open) if now < open.next_probe => Some(open.next_probe),
             _ => next_due,
@@ -105,7 +106,7 @@ impl Breaker {
         }
     }
 
-    /// Makes the next probe early if there were commits. `commits`: their counter.
+    /// Makes the next probe earlier if there were commits. `commits`: the counter of commits.
     pub(super) fn note_commits(&mut self, commits: u64) {
         let is_new = std::mem::replace(&mut self.commits, commits) != commits;
         if let BreakerState::Open(open) = &mut self.state

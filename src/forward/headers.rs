@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::sign::{self, Signer};
 use crate::db::{DeliveredConfirmation, OutboundEvent};
 
-/// The headers of Resmic's webhook and those that this program adds. Each value is visible ASCII without line breaks.
+/// The headers of Resmic's webhook and those that this program adds. Each value is printable ASCII, without line breaks.
 pub(super) fn event_headers(signer: &Signer, event: &OutboundEvent, now: Timestamp) -> Vec<(&'static str, String)> {
     let body = event.webhook.as_bytes();
     let mut headers = vec![
@@ -24,7 +24,7 @@ pub(super) fn event_headers(signer: &Signer, event: &OutboundEvent, now: Timesta
         headers.push(("X-Mailhook-Chain", state.to_string()));
         let arrived = received.iter().map(|value| ("X-Mailhook-Received", value));
         let arrived = arrived.chain(arrival.iter().map(|value| ("X-Mailhook-Arrival", value)));
-        // Symbols of tokens are visible ASCII, as the configuration requires.
+        // A value with other characters is left out. The configuration accepts only visible ASCII in the symbol of a token.
         let is_text = |value: &&String| value.bytes().all(|b| (b' '..=b'~').contains(&b));
         headers.extend(arrived.filter(|(_, value)| is_text(value)).map(|(name, value)| (name, value.clone())));
     }

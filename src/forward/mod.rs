@@ -1,7 +1,7 @@
-//! The loop: due deliveries → signed POST, or a message in a stream → recorded.
+//! The loop that sends each due delivery as a signed POST or as a message in a stream, and records the result.
 //!
-//! Each target has its own `worker`, so that a handler that hangs delays no other target. A target that is a JetStream stream is
-//! in `jetstream`.
+//! Each target has its own `worker`, so that a handler that hangs delays no other target. `jetstream` has the code for a target
+//! that is a JetStream stream.
 
 mod attempt;
 mod breaker;
@@ -27,7 +27,7 @@ use worker::{DeliveryWorker, STORE_PAUSE};
 use crate::backoff::Backoff;
 use crate::db::{self, Store};
 
-/// The pauses between attempts to release deliveries.
+/// The pauses between failed tries to hold and release deliveries.
 const RETRY: Backoff = Backoff { base: STORE_PAUSE, cap: STORE_PAUSE };
 
 /// Delivers until `shutdown` is true or its sender is dropped. It then waits a few seconds for the responses of open requests.
@@ -38,7 +38,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
     run_permitted(store, targets, Sending::default(), shutdown).await
 }
 
-/// Does the same as [`run`], as `sending` allows it.
+/// Does the same as [`run`], within the limits of `sending`.
 ///
 /// # Errors
 /// As [`run`].
@@ -50,7 +50,8 @@ pub async fn run_permitted(
 ) -> db::Result<()> {
     let mut workers = JoinSet::new();
     workers.spawn(release(store.clone(), shutdown.clone()));
-    // Without a target there is no worker. The loop runs until `shutdown` all the same: its end would end the daemon.
+    // Without a target there is no worker. This task keeps the loop running until `shutdown`, because the end of the loop would
+    // end the daemon.
     let mut ending = shutdown.clone();
     workers.spawn(async move {
         let _ = ending.wait_for(|ending| *ending).await;
@@ -80,7 +81,7 @@ pub async fn run_permitted(
     Ok(())
 }
 
-/// Holds and releases deliveries as the configuration says now.
+/// Holds and releases deliveries as the current configuration requires.
 async fn release(store: Store, mut shutdown: watch::Receiver<bool>) -> db::Result<()> {
     let report = |error: db::Error| {
         if matches!(error, db::Error::Stopped) {

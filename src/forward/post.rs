@@ -43,8 +43,8 @@ impl HandlerResponse {
     }
 }
 
-/// Posts an event to a handler, if `permit` allows it at that moment. `sent` is set before the first byte of the request is
-/// written.
+/// Posts an event to a handler, if `permit` is valid after the connection was opened. `sent` is set before the first byte of the
+/// request is written.
 pub(super) async fn post(
     target: &CommonTarget,
     handler: &HandlerTarget,
@@ -104,7 +104,7 @@ async fn exchange(
     received: &mut Option<HandlerResponse>,
 ) -> Result<(), String> {
     let stream = head.record(handler.destination.connect(deadline).await?);
-    // The process may have been stopped since the delivery was claimed.
+    // The process may have been stopped since the delivery was claimed, so `permit` may have ended.
     if !write.permit.is_valid() {
         return Err(NO_PERMIT.into());
     }
@@ -112,7 +112,7 @@ async fn exchange(
     http::exchange(stream, request, async |response| receive(response, received).await).await
 }
 
-/// Evaluates a response by its status. It then reads the body for a short time, so that the handler can finish.
+/// Evaluates a response by its status, and then reads the body for a short time, so that the handler can finish.
 async fn receive(response: Response<Incoming>, received: &mut Option<HandlerResponse>) {
     let received = received.insert(evaluate(response.status(), |name| header_text(&response, name)));
     let mut excerpt = Vec::new();

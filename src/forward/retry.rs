@@ -15,9 +15,10 @@ pub(super) fn pause(attempt: i64) -> Duration {
     BACKOFF.full_jitter(u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX))
 }
 
-/// When the next attempt is made; `None` if `last` is over.
+/// When the next attempt is made; `None` if the time `last` has passed.
 ///
-/// It is `pause` from now, or `retry_after` if that is longer, but not later than `last`, the time of the last attempt.
+/// The next attempt is `pause` after `now`, or `retry_after` after `now` if that is longer. It is not later than `last`, the time
+/// of the last attempt.
 pub(super) fn next(
     now: Timestamp,
     pause: Duration,
@@ -28,8 +29,8 @@ pub(super) fn next(
     (now < last).then(|| later(now, wait).min(last))
 }
 
-/// When an attempt ended that began at `at`. If the clock was set forward during the attempt, the measured time counts, so
-/// that the delivery is not given up too early.
+/// The end of an attempt that began at `at`. If the clock was set forward during the attempt, the measured time counts, so that
+/// the delivery is not given up too early.
 pub(super) fn ended(at: Timestamp, took: Duration, clock: Timestamp) -> Timestamp {
     later(at, took).min(clock)
 }

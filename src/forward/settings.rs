@@ -21,7 +21,7 @@ use crate::units::HumanDuration;
 pub struct ForwardSettings {
     /// The target's name in the database and in the log.
     pub name: String,
-    /// The URL of the handler. One of this, `unix` and `nats` is set.
+    /// The URL of the handler. Exactly one of `url`, `unix` and `nats` is set.
     pub url: Option<Url>,
     /// The Unix socket of the handler.
     pub unix: Option<PathBuf>,
@@ -113,7 +113,7 @@ impl TryFrom<String> for HttpPath {
     }
 }
 
-/// The name of a stream. It stands in subjects and in a command for the operator's shell.
+/// The name of a stream. The name occurs in subjects and in a command for the operator's shell, so few characters are allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct StreamName(pub String);
@@ -150,8 +150,8 @@ impl TryFrom<String> for SubjectPrefix {
 const MAX_STREAM_NAME: usize = 200;
 const MAX_PREFIX: usize = 200;
 
-/// The time limits of an attempt, if none is configured. An answer of a stream's leader that has died never comes, and the
-/// election of another takes about as long.
+/// The default time limits of an attempt. The limit for a stream is short, because a leader that has died never answers. The
+/// election of another leader takes about as long as this limit.
 const HANDLER_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(10));
 const STREAM_TIMEOUT: HumanDuration = HumanDuration(Duration::from_secs(5));
 

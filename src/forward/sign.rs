@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 /// The prefix of a secret for Standard Webhooks (standardwebhooks/spec, "Signature scheme").
 const STANDARD_PREFIX: &str = "whsec_";
 
-/// Base64 with or without padding, as the libraries of that specification accept it.
+/// Base64 with or without padding, as the libraries of Standard Webhooks accept it.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -28,7 +28,7 @@ pub(super) struct Signer {
 
 impl Signer {
     /// # Errors
-    /// A message, if the text after `whsec_` is not base64.
+    /// A message, if the text after `whsec_` is empty or not base64.
     pub(super) fn new(secret: &SecretString) -> Result<Self, String> {
         let secret = secret.expose_secret();
         let key = |bytes: &[u8]| hmac::Key::new(hmac::HMAC_SHA256, bytes);

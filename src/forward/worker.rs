@@ -31,10 +31,10 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// The pause after a failed call of the store.
 pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep until a due time. After it, the worker reads the clock again, which may have been set.
+/// The longest sleep until a due time. After that, the worker reads the clock again, because the clock may have been set.
 const LONGEST_WAIT: Duration = Duration::from_secs(10 * 60);
 
-/// When attempts may begin, how they end, and where they are counted.
+/// When attempts may begin, how long they may take after `shutdown`, and where the times of publishes are counted.
 #[derive(Debug, Clone)]
 pub struct Sending {
     /// The permission to begin attempts.
@@ -69,12 +69,12 @@ pub(super) struct DeliveryWorker {
 #[derive(Clone)]
 pub(super) enum Route {
     Handler(Arc<HandlerTarget>),
-    /// A session with a stream. It ends when the connection is lost.
+    /// A connection to a stream. It is not opened again after it was lost.
     Stream(Arc<StreamSession>),
 }
 
 impl Route {
-    /// How many attempts may run at the same time. None after the session has ended.
+    /// How many attempts may run at the same time; 0 after the connection to a stream has ended.
     fn concurrency(&self) -> usize {
         match self {
             Route::Handler(_) => CONCURRENCY,
@@ -82,7 +82,7 @@ impl Route {
         }
     }
 
-    /// Returns when no attempt can reach the target by this way.
+    /// Returns when attempts can no longer reach the target by this route.
     async fn ended(&self) {
         match self {
             Route::Handler(_) => std::future::pending().await,
@@ -94,7 +94,7 @@ impl Route {
 /// An attempt whose task runs.
 struct RunningAttempt {
     claimed: Claimed,
-    /// The request is being written, or was written.
+    /// Whether the request is being written, or was written.
     sent: Arc<AtomicBool>,
 }
 
@@ -125,7 +125,7 @@ impl DeliveryWorker {
         self.stop().await
     }
 
-    /// Delivers until `shutdown`, or until the way to the target has ended.
+    /// Delivers until `shutdown`, or until the route to the target has ended.
     ///
     /// # Errors
     /// [`db::Error::Stopped`]: the database writer has ended.
@@ -182,7 +182,7 @@ impl DeliveryWorker {
 
     async fn record_and_claim(&mut self, limit: ClaimLimit) -> db::Result<ClaimedBatch> {
         let clock = Timestamp::now();
-        // At the start, too: the clock may have been set back while no daemon ran.
+        // This also runs at the start, because the clock may have been set back while no daemon ran.
         if self.clock.is_none_or(|before| clock < before) {
             self.store.requeue_after_clock_change(&self.target.name).await?;
         }
@@ -213,8 +213,9 @@ impl DeliveryWorker {
                 (Err(_), None) => None,
             };
             if let Some(finished) = finished {
-                // These attempts say nothing about the target: this host had no permission to send, or the session with a
-                // stream has ended, which it does by itself when its server cannot be reached.
+                // The breaker ignores attempts whose `give_up_after` starts over. Either this host had no permission to send, or
+                // the target is a stream. A stream needs no breaker, because its connection ends when the server cannot be
+                // reached.
                 if !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }
@@ -224,7 +225,7 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits for open requests, but not longer than allowed. Their results are recorded with the next claim.
+    /// Waits for open requests, at most for the time that [`Sending`] allows. Their results are recorded with the next claim.
     pub(super) async fn wait_for_requests(&mut self) {
         let deadline = Instant::now() + self.sending.grace;
         while let Ok(Some(ended)) = timeout_at(deadline, self.requests.join_next_with_id()).await {
@@ -235,7 +236,7 @@ impl DeliveryWorker {
     /// Records the attempts that have ended.
     ///
     /// # Errors
-    /// [`db::Error::Stopped`]: the database writer has ended. Other errors are tried again with the next claim.
+    /// [`db::Error::Stopped`]: the database writer has ended. After another error, the results are recorded with the next claim.
     pub(super) async fn record_ended(&mut self) -> db::Result<()> {
         match self.record_and_claim(ClaimLimit::Due(0)).await {
             Err(db::Error::Stopped) => Err(db::Error::Stopped),
@@ -243,7 +244,7 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits for open requests, but not longer than allowed, and records the results.
+    /// Waits for open requests, at most for the time that [`Sending`] allows. Then it aborts the others, and records the results.
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
@@ -284,7 +285,7 @@ fn evaluate(response: HandlerResponse, permit: &SendingPermit, sent: &AtomicBool
     let (result, retry) = match status {
         Some(_) => (AttemptResult::Rejected, RetryRule::Counted(retry_after)),
         None if sent.load(Ordering::Relaxed) => (AttemptResult::NoResponse, RetryRule::Counted(retry_after)),
-        // The handler is not the cause.
+        // This host has no permission to send, so the handler is not the cause.
         None if !permit.is_valid() => (AttemptResult::NotSent, RetryRule::WhenReachable),
         None => (AttemptResult::NotSent, RetryRule::Counted(retry_after)),
     };

@@ -51,7 +51,8 @@ impl Destination {
         matches!(self, Destination::Net { url, allow_remote: true, tls: None } if !url.is_loopback())
     }
 
-    /// Connects before `deadline`, including the TLS handshake.
+    /// Connects, including the TLS handshake. Each address of the host gets a share of the time until `deadline`. The caller must
+    /// limit the time of the whole call, because the lookup and the handshake have no limit here.
     ///
     /// # Errors
     /// A message for the operator.

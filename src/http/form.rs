@@ -75,7 +75,7 @@ pub fn encode_form(fields: &[(&str, &str)]) -> String {
 /// The ASCII characters that a form encodes. A space becomes a `+`.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b' ');
 
-/// One value of a form.
+/// Encodes one value of a form.
 #[must_use]
 pub fn encode_value(value: &str) -> String {
     utf8_percent_encode(value, ENCODED).to_string().replace(' ', "+")

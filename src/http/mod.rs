@@ -59,7 +59,7 @@ pub async fn exchange<T>(
         Ok(read_response(response).await)
     };
     tokio::pin!(call, connection);
-    // This future polls the connection, which ends with it.
+    // Only this future polls the connection, so the connection ends with this future.
     tokio::select! {
         answer = &mut call => answer,
         // The connection may end before the response was read.
@@ -67,7 +67,7 @@ pub async fn exchange<T>(
     }
 }
 
-/// hyper's error with its causes. Without them it would only be "connection error".
+/// hyper's error with its causes. Without the causes, the message would only be "connection error".
 fn describe(error: &hyper::Error) -> String {
     let mut message = format!("{NO_ANSWER}: {error}");
     let mut cause = std::error::Error::source(error);

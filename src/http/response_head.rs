@@ -21,7 +21,7 @@ pub struct ResponseHead(Arc<Mutex<ReceivedBytes>>);
 
 #[derive(Debug, Default)]
 struct ReceivedBytes {
-    /// Whether the request was written. A status before it does not belong to it.
+    /// Whether the first bytes of the request were written. A status that arrives before them is no answer to the request.
     requested: bool,
     bytes: Vec<u8>,
 }
@@ -81,7 +81,8 @@ impl ResponseHead {
     }
 }
 
-/// Skips the responses of class 1xx, which are not final (RFC 9110, 15.2). 101 ends HTTP on the connection.
+/// Skips the responses of class 1xx, which are not final (RFC 9110, 15.2). The status 101 counts as final, because HTTP on the
+/// connection ends with it.
 fn find_final(mut bytes: &[u8]) -> Option<StatusAndFields> {
     loop {
         let (line, rest) = split_line(bytes)?;

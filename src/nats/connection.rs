@@ -1,8 +1,8 @@
 //! One connection to a NATS server.
 //!
-//! The library connects again by itself after a connection was lost, and then sends the messages that it had not sent before.
-//! Here a lost connection stays lost: the caller drops it, calls [`NatsServers::connect`], and knows that nothing was sent in
-//! between.
+//! The library connects again by itself after a connection was lost, and then sends the messages that it had not sent before. But
+//! a [`NatsConnection`] that is lost stays lost. The caller drops it, calls [`NatsServers::connect`], and knows that nothing was
+//! sent in between.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ use crate::model::printable;
 
 /// How often the server is pinged. After two pings without an answer, the connection is lost.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long one address of a server may take until it accepts the login.
+/// The time limit for a connection to one address of a server, including the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a request waits for its answer, if it names no other timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const READ_BUFFER: u16 = 16 * 1024;
 const MAX_MESSAGE: u64 = 16 << 20;
 /// How many messages of one subscription may wait. More are dropped.
 const QUEUED_MESSAGES: usize = 64;
-/// How often the size of an incomplete message is checked. An idle daemon should sleep.
+/// How often the size of an incomplete message is checked. The interval is long, because an idle daemon should sleep.
 const SIZE_CHECK: Duration = Duration::from_secs(5);
 /// The longest error message, in characters.
 const MAX_ERROR_LENGTH: usize = 200;
@@ -73,7 +73,8 @@ impl std::fmt::Display for NatsServers {
 }
 
 impl NatsServers {
-    /// Pings each new connection at this interval instead of every 5 seconds. After two pings without an answer, it is lost.
+    /// Pings each new connection at this interval instead of every 5 seconds. After two pings without an answer, the connection
+    /// is lost.
     #[must_use]
     pub fn with_ping_interval(self, ping_interval: Duration) -> Self {
         NatsServers { ping_interval, ..self }
@@ -89,7 +90,7 @@ impl NatsServers {
 /// Why no connection could be opened. The text names the servers, and is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NatsError {
-    /// The configuration or the server's rules do not allow it. It does not pass by itself.
+    /// The configuration or the server's rules do not allow the connection. This error does not pass by itself.
     #[error("{0}")]
     NotAllowed(String),
     /// No server can be reached now.
@@ -107,7 +108,8 @@ impl NatsServers {
         let shared = Arc::<Shared>::default();
         let (ended, lost) = watch::channel(false);
         let seen = shared.clone();
-        // Each server may be tried once. After the connection is lost, that many logins fail, and the library's task ends.
+        // The library may try each server once. After the connection is lost, it tries each server once more. These logins fail,
+        // and then the library's task ends.
         let options = self.options(shared.clone()).max_reconnects(addresses.len()).event_callback(move |event| {
             seen.note(&event);
             if matches!(event, Event::Disconnected | Event::Closed) {
@@ -143,7 +145,8 @@ impl NatsServers {
             .client_capacity(QUEUED_COMMANDS)
             .subscription_capacity(QUEUED_MESSAGES)
             .read_buffer_capacity(READ_BUFFER)
-            // A server announces the addresses of its cluster, to which the login would be sent without TLS.
+            // A server announces the other addresses of its cluster. The library would send the login to these addresses without
+            // TLS.
             .ignore_discovered_servers();
         match &self.tls {
             Some(tls) => options.tls_client_config(ClientConfig::clone(tls)),
@@ -151,8 +154,8 @@ impl NatsServers {
         }
     }
 
-    /// The addresses for the library. An unencrypted server is resolved here: without `allow_remote`, only loopback addresses
-    /// are used.
+    /// The addresses for the library. Without `allow_remote`, the host of an unencrypted server is resolved here, and only its
+    /// loopback addresses are used.
     async fn addresses(&self) -> Result<Vec<ServerAddr>, NatsError> {
         let (mut addresses, mut problem) = (Vec::new(), None);
         for url in &self.urls {
@@ -205,14 +208,14 @@ impl NatsLogin {
     }
 }
 
-/// The error of the TLS handshake, if that has failed. The handshake reports it as an error of the connection.
+/// The error of the TLS handshake, if the handshake has failed. The library returns it inside an I/O error.
 fn tls_error(error: &async_nats::ConnectError) -> Option<&rustls::Error> {
     let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
     io.get_ref()?.downcast_ref()
 }
 
-/// Whether a server sends this alert because of the client's certificate (RFC 8446, section 6.2). Go's servers send the first
-/// one also if there is no certificate.
+/// Whether a server sends this alert because of the client's certificate (RFC 8446, section 6.2). A server in Go also sends
+/// `bad_certificate` if the client has no certificate.
 fn is_about_certificate(alert: AlertDescription) -> bool {
     matches!(
         alert,
@@ -245,7 +248,7 @@ async fn local_addresses(url: &NatsUrl) -> Result<Vec<String>, NatsError> {
 /// The state that the library's callbacks share with the connection.
 #[derive(Debug, Default)]
 struct Shared {
-    /// The connection was opened once, so the library must not log in again.
+    /// Whether the connection was opened. After that, the library must not log in again.
     is_used: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
@@ -284,8 +287,8 @@ impl NatsConnection {
         has_ended || *self.lost.borrow() || self.client.connection_state() != State::Connected
     }
 
-    /// Returns when the connection is lost, or must be dropped because the server sends a message that is too large. Keep this
-    /// future between two polls: it counts what the server sends.
+    /// Returns when the connection is lost, or must be dropped because the server sends a message that is too large. The future
+    /// counts the bytes that the server sends, so a new future begins to count from zero.
     pub async fn lost(&self) {
         let mut lost = self.lost.clone();
         tokio::select! {

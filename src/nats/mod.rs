@@ -1,7 +1,7 @@
 //! Connections to NATS servers.
 //!
-//! `url` and `settings`: the keys with which a table of the configuration names the servers and the login. `connection`: one
-//! connection, which is never reused after it was lost.
+//! `url` and `settings` parse the keys that name the servers and the login in a table of the configuration. `connection` is one
+//! connection, which is never reused after it was lost. `jetstream` has the requests to a stream.
 
 mod connection;
 mod jetstream;

@@ -1,4 +1,4 @@
-//! The keys with which a table names NATS servers and the login: `nats`, `user`, `password`, …
+//! The keys of a table that name NATS servers and the login: `nats`, `user`, `password`, …
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,12 @@ use crate::loopback::is_loopback;
 use crate::secret::SecretSource;
 use crate::tls::{self, ClientCertificate};
 
-/// The servers of a table, and the login. A table that uses NATS has these keys among its own.
+/// The servers of a table, and the login. Each table that uses NATS has these keys, in addition to others.
 #[derive(Debug, Clone, Default)]
 pub struct NatsSettings {
     /// The key `nats`: the servers of one cluster. Only these are used, and none that a server announces.
     pub servers: Vec<NatsUrl>,
-    /// Whether `nats://` may lead to another machine. `tls://` may.
+    /// Whether the host of a `nats://` URL may be another machine. The host of a `tls://` URL always may.
     pub allow_remote: bool,
     /// The user's name, with `password`.
     pub user: Option<String>,
@@ -22,7 +22,7 @@ pub struct NatsSettings {
     pub password: Option<SecretSource>,
     /// A token, in place of a user and a password.
     pub token: Option<SecretSource>,
-    /// A PEM file with a certificate by which the server knows this program. It may be combined with the other logins.
+    /// A PEM file with a client certificate. It may be combined with the other logins.
     pub client_certificate: Option<PathBuf>,
     /// The key of that certificate, as PEM.
     pub client_key: Option<SecretSource>,
@@ -116,7 +116,7 @@ impl NatsSettings {
         };
         let tls = match tls::client_config_with(self.ca_file.as_deref(), certificate) {
             Ok(config) => Some(config),
-            // Without root certificates, nats:// on this machine works.
+            // Without a `tls://` URL, no root certificates are needed.
             Err(_) if !self.uses_tls() => None,
             Err(error) => return Err(wrong(certificate_key(&error), error.to_string())),
         };

@@ -1,4 +1,4 @@
-//! Holds or watches the lease: carries out the steps of the [`LeaseMachine`] at a NATS server, for as long as the process runs.
+//! Holds or watches the lease for as long as the process runs. It carries out the steps of the [`LeaseMachine`] at a NATS server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +19,13 @@ use crate::heartbeat::Heartbeat;
 use crate::nats::{NatsConnection, NatsServers};
 use crate::sending_permit::SendingPermit;
 
-/// How often the agent beats at least.
+/// The longest pause between two heartbeats of the agent.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-/// The interval of the agent's heartbeat. A connect may try several servers.
+/// The interval of the agent's heartbeat. It is long, because a connect may try several servers.
 pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
-/// After so many requests in a row without an answer, a new connection is tried: another server may have one.
+/// After this number of requests in a row without an answer, the agent opens a new connection, because another server may answer.
 const FAILURES: u32 = 2;
-/// The pauses between attempts to connect: of a host that has the lease, and of others.
+/// The pauses between attempts to connect: for the host that has the lease, and for a standby.
 const HOLDER_RETRY: Backoff = Backoff { base: Duration::from_millis(200), cap: Duration::from_secs(1) };
 const STANDBY_RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(5) };
 
@@ -84,19 +84,20 @@ impl LeaseAgent {
         LeaseAgent { view: seen, sends_until: permit, commands: send }
     }
 
-    /// The lease as it is seen, and its changes.
+    /// The view of the lease, and its changes. A renewal does not wake the receiver.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<LeaseView> {
         self.view.clone()
     }
 
-    /// The permission to begin attempts while the lease lasts.
+    /// The permission to begin attempts. It ends after two thirds of the lease, unless the lease is renewed.
     #[must_use]
     pub fn permit(&self) -> SendingPermit {
         SendingPermit::until(self.sends_until.clone())
     }
 
-    /// Reports that the database was opened in this term: this host is active. `last_mail_id`: as in the lease.
+    /// Reports that the database was opened in this term, so that this host becomes active. `last_mail_id`: the last `mails.id`
+    /// of the database.
     pub fn report_opened(&self, term: u64, last_mail_id: i64) {
         self.send(LeaseCommand::Opened { term, last_mail_id });
     }
@@ -111,8 +112,8 @@ impl LeaseAgent {
         self.send(LeaseCommand::Configuration(hashes));
     }
 
-    /// Releases the lease, and returns when that is stored or the lease is over. This host does not take it again before `pause`
-    /// is over. `failure`: why it could not take over.
+    /// Releases the lease, and returns when the release is stored or the lease has ended. This host does not take the lease again
+    /// before `pause` is over or another host was active. `failure`: why this host could not take over.
     pub async fn release(&self, pause: Duration, failure: Option<String>) {
         let (done, released) = oneshot::channel();
         self.send(LeaseCommand::Release { pause, failure, done });
@@ -121,12 +122,12 @@ impl LeaseAgent {
     }
 
     fn send(&self, command: LeaseCommand) {
-        // The agent ends only with this handle, or by a panic, which the late heartbeat reports.
+        // An error means that the agent has ended. While a handle exists, only a panic ends the agent.
         let _ = self.commands.send(command);
     }
 
-    /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. It reads the
-    /// clock at least once a second, because timers do not run while the machine sleeps.
+    /// Returns when this host no longer has the lease of this term, also if it has got the lease again meanwhile. This function
+    /// reads the clock at least once a second, because timers do not run while the machine sleeps.
     pub async fn lost(&self, term: u64) {
         let mut view = self.view.clone();
         loop {
@@ -168,7 +169,7 @@ struct Driver {
 }
 
 impl Driver {
-    /// Runs until the handle is dropped.
+    /// Runs until all handles are dropped.
     async fn run(mut self) {
         let mut failures = 0;
         loop {
@@ -196,7 +197,7 @@ impl Driver {
         }
     }
 
-    /// Does `work`, and executes commands and ends the lease meanwhile. `None`: the handle was dropped.
+    /// Waits for `work`, and meanwhile executes commands and notices the end of the lease. `None`: all handles were dropped.
     async fn while_offline<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         tokio::pin!(work);
         loop {
@@ -213,7 +214,8 @@ impl Driver {
         }
     }
 
-    /// Carries out the machine's steps until the connection is lost. False if the handle was dropped.
+    /// Carries out the machine's steps until the connection is lost or the server does not answer. False if all handles were
+    /// dropped.
     async fn serve(&mut self, mut session: Session) -> bool {
         let now = BootInstant::now();
         let created = session.bucket.created();
@@ -319,13 +321,13 @@ impl Driver {
     fn publish(&mut self) {
         let mut view = self.machine.view();
         view.problem = self.problem.clone().or(view.problem);
-        // First the end of the permission: a receiver of the view may act on it at once.
+        // The end of the permission is published first, because a receiver of the view may begin attempts at once.
         let sends_until = self.machine.sends_until();
         self.sends_until.send_if_modified(|before| std::mem::replace(before, sends_until) != sends_until);
         if *self.view.borrow() != view {
             log_change(&self.view.borrow(), &view);
             self.file.write(&Report::new(&view, &self.known_bucket, self.machine.known()));
-            // A renewal wakes no receiver: those that need the end of the lease read it when they need it.
+            // A renewal wakes no receiver. A receiver that needs the end of the lease reads it from the view.
             self.view.send_if_modified(|before| {
                 let is_renewal = view.is_renewal_of(before);
                 *before = view;
@@ -377,7 +379,7 @@ pub(super) async fn open_session(place: Arc<LeasePlace>) -> Result<Session, Stri
     Ok(Session { connection, bucket, announcements })
 }
 
-/// A request that the server does not permit has no answer, only an error of the connection.
+/// Adds the last error of the connection to `error`. A request that the server does not permit has no other answer.
 fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),
@@ -401,7 +403,7 @@ mod tests {
         let agent = LeaseAgent { view: seen, sends_until: permit, commands: mpsc::unbounded_channel().0 };
         let mut lost = Box::pin(agent.lost(1));
         assert!(lost.as_mut().now_or_never().is_none());
-        // Of two changes in a row, a receiver may see only the last one.
+        // If two changes follow each other, a receiver may see only the last one.
         view.send(LeaseView { state: LeaseState::Standby, ends: None, ..active.clone() }).unwrap();
         view.send(LeaseView { state: LeaseState::TakingOver, term: 2, ..active }).unwrap();
         lost.await;

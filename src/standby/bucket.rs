@@ -1,7 +1,7 @@
 //! The key-value bucket with the lease: reads, conditional writes, and the check of its settings.
 //!
 //! A bucket `B` is the stream `KV_B`, and its key `K` is the subject `$KV.B.K` (NATS ADR-8). Only the TTL of the whole bucket is
-//! used: servers before 2.11 ignore the TTL of a message without a word.
+//! used, because servers before 2.11 ignore the TTL of a message and report no error.
 
 use std::time::Duration;
 
@@ -22,9 +22,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest and the longest lease.
 const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 const LONGEST_LEASE: Duration = Duration::from_secs(10 * 60);
-/// A cluster needs up to 8 seconds to elect a leader. Shorter leases end during that.
+/// A cluster needs up to 8 seconds to elect a leader. A lease that is shorter than this limit can end during the election.
 const ELECTION: Duration = Duration::from_secs(10);
-/// The header field of a deleted key, and the one of a marker that newer servers write when a key expires.
+/// The header field of a deleted key, and the header field of the marker that newer servers write when a key expires.
 const OPERATION: &str = "KV-Operation";
 const MARKER: &str = "Nats-Marker-Reason";
 /// The longest error message of a server, in characters.
@@ -40,7 +40,7 @@ pub(super) struct LeaseBucket {
 /// Why the bucket cannot be used. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BucketError {
-    /// The server does not answer, or not in a known form.
+    /// The server does not answer, or its answer has an unknown form.
     #[error("{0}")]
     NoAnswer(String),
     /// The bucket is missing, or its settings are not fit for a lease.
@@ -84,13 +84,13 @@ impl LeaseBucket {
         self.stream.cached_info().config.max_age
     }
 
-    /// Identifies the bucket: another bucket of the same name was created at another time.
+    /// The time at which the bucket was created. It distinguishes this bucket from a later one with the same name.
     #[must_use]
     pub(super) fn created(&self) -> String {
         self.stream.cached_info().created.unix_timestamp_nanos().to_string()
     }
 
-    /// Lines about the bucket for the operator: its settings, and what is not as good as it could be.
+    /// Lines for the operator about the settings of the bucket, with notes and warnings.
     #[must_use]
     pub(super) fn describe(&self) -> Vec<String> {
         let info = self.stream.cached_info();
@@ -115,7 +115,8 @@ impl LeaseBucket {
         lines
     }
 
-    /// Announcements of writes, also of those that the engine refuses. They are hints: the engine may drop one.
+    /// Announces each write of the key, also a write that the NATS server refuses. An announcement is a hint, because the server
+    /// may drop it.
     ///
     /// # Errors
     /// [`BucketError::NoAnswer`].
@@ -140,7 +141,8 @@ impl LeaseBucket {
         }
     }
 
-    /// Writes the key if its revision is still `expected`; 0: if it does not exist. With the reason of a failure.
+    /// Writes the key if its revision is still `expected`; 0 means that the key does not exist. If the result is unknown, the
+    /// reason is returned, too.
     pub(super) async fn write(&self, expected: u64, value: &LeaseValue) -> (WriteResult, Option<BucketError>) {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, header::HeaderValue::from(expected));
@@ -193,7 +195,7 @@ fn bucket_name(config: &stream::Config) -> &str {
     config.name.strip_prefix("KV_").unwrap_or(&config.name)
 }
 
-/// Why a stream is no fit bucket.
+/// Why a stream is not fit to be the bucket; `None` if it is fit.
 fn problem(config: &stream::Config) -> Option<String> {
     let age = HumanDuration(config.max_age);
     let problem = match config {

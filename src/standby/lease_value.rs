@@ -1,7 +1,8 @@
-//! The value of the lease in the bucket: which host has it, with which program, and where the newest database is.
+//! The value of the lease in the bucket. It names the host that has the lease, its program, and the host with the newest
+//! database.
 //!
-//! Other versions of this program read it, so keys are only added. A value that cannot be parsed counts as one of another
-//! host that is active.
+//! Other versions of this program read the value, so keys may be added, but not removed. A value that cannot be parsed counts as
+//! the value of another host that is active.
 
 use serde::{Deserialize, Serialize};
 
@@ -68,7 +69,7 @@ pub struct DataOwner {
     pub host: String,
     /// Its state folder, as in [`LeaseValue::home`].
     pub home: String,
-    /// The last `mails.id` that it has given out, when it wrote this.
+    /// The last `mails.id` in the host's database when the host wrote this value.
     pub last_mail_id: i64,
 }
 
@@ -92,7 +93,7 @@ impl LeaseValue {
     /// The bytes for the bucket.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Maps with text keys only, so this cannot fail.
+        // This cannot fail, because the value has only maps with text keys.
         serde_json::to_vec(self).unwrap_or_default()
     }
 

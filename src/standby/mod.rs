@@ -1,8 +1,8 @@
 //! `[standby]`: several daemons share one database, and one of them at a time has the lease on it.
 //!
-//! `machine` decides about the lease; it is pure. `bucket` is the key in the NATS server, `lease_value` its content. `agent` carries
-//! out the decisions. `standby_file` shows the state to the commands on this host. `restore` runs the program that fetches the
-//! database. `probe` looks at the lease from outside of the daemon.
+//! `machine` decides about the lease; it is pure. `bucket` reads and writes the key in the NATS server. `lease_value` is the
+//! content of the key. `agent` carries out the decisions. `standby_file` shows the state to the commands on this host. `restore`
+//! runs the program that fetches the database. `probe` reads the lease for commands, from outside of the daemon.
 
 mod agent;
 mod bucket;

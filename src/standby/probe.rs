@@ -1,5 +1,5 @@
-//! Looks at the lease from outside of the daemon: for `check --connect`, for commands that need the holder's name, and for
-//! `standby release`.
+//! Reads the lease from outside of the daemon, for `check --connect` and for commands that need the holder's name. For `standby
+//! release`, it also writes a request into the key.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::machine::{Entry, EntryContent, WriteResult};
 
 /// How long the daemon may take to stop and release the lease.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long the command then waits for the next holder.
+/// How long `standby release` waits for the next holder after the lease was released.
 const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 /// The longest pause between two reads.
 const POLL: Duration = Duration::from_millis(500);
@@ -56,7 +56,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         }),
         Err(error) => Err(error.to_string()),
     });
-    // A subscription that the server does not permit has no other answer.
+    // If the server does not permit the subscription, it reports only this error.
     lines.extend(session.connection.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }
@@ -64,7 +64,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
 /// Which host has the lease.
 ///
 /// # Errors
-/// Why that is not known.
+/// Why the holder is not known.
 pub async fn find_holder(place: LeasePlace) -> Result<LeaseHolder, String> {
     let session = open_session(Arc::new(place)).await?;
     session.bucket.read().await.map(|entry| holder(&entry)).map_err(|error| error.to_string())
@@ -107,7 +107,7 @@ pub async fn request_release(place: LeasePlace, host: &str) -> Result<Handover, 
             }
             _ => {}
         }
-        // The next announcement, or a pause.
+        // Waits for the next announcement, but not longer than `POLL`.
         let _ = timeout_at(now + POLL, session.announcements.next()).await;
     }
 }

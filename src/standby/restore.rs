@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::model::printable;
 
-/// The longest line of the program's output that is logged, in characters, and the number of lines.
+/// The limits of the program's output in the log: the length of a line in characters, and the number of lines.
 const MAX_LINE: usize = 300;
 const MAX_LINES: usize = 100;
 /// How long the output may go on after the end of the program, and how long the program may take to end after SIGTERM.
@@ -21,8 +21,8 @@ const GRACE: Duration = Duration::from_secs(2);
 #[error("{0}")]
 pub struct RestoreError(String);
 
-/// Runs the program until its end, without a shell. Its output is logged. `environment`: variables for it. If `stop` returns
-/// first, the program and its children are ended.
+/// Runs the program until its end, without a shell. The output is logged. `environment`: variables for the program. If `stop`
+/// returns first, the program and its children are ended.
 ///
 /// # Errors
 /// The program cannot be started, fails, or was ended.
@@ -39,7 +39,7 @@ pub async fn run_restore(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // A group of its own, so that a script ends together with its children.
+        // The program gets a new process group, so that a script ends together with its children.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
@@ -61,7 +61,7 @@ pub async fn run_restore(
     if status.success() { Ok(()) } else { Err(failed(format!("{status}; the log has its output"))) }
 }
 
-/// The process group of the program. Dropping it ends what is left of the group.
+/// The process group of the program. Dropping this value kills the processes that are left in the group.
 struct ProcessGroup(Option<Pid>);
 
 impl ProcessGroup {
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(run("head -c 50000000 /dev/zero").await, Ok(()));
     }
 
-    /// Whether a process has ended. Its entry may stay until its parent asks for it.
+    /// Whether a process has ended. The entry of an ended process stays in `/proc` until its parent waits for it.
     fn has_ended(process: &str) -> bool {
         let found = std::fs::read_to_string(format!("/proc/{process}/stat"));
         found.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z")).not()

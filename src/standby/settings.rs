@@ -131,7 +131,7 @@ impl StandbySettings {
     }
 }
 
-/// Whether a name has only letters and digits of ASCII, and these other characters.
+/// Whether a name has 1 to 64 characters, each of them an ASCII letter, an ASCII digit or one of `others`.
 fn is_name(name: &str, others: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
     (1..=LONGEST_NAME).contains(&name.len()) && name.chars().all(is_allowed)

@@ -1,8 +1,8 @@
-//! The file by which the commands on this host learn what the daemon does, and by which the daemon remembers the last lease after
-//! a restart.
+//! The file with the state of the daemon and the last lease. The commands on this host read the state, and the daemon reads the
+//! lease after a restart.
 //!
-//! The daemon keeps the file locked. It overwrites the content in place at each change, without fsync: after a power failure an
-//! older content, or none, only makes the daemon more careful.
+//! The daemon keeps the file locked. It overwrites the content in place at each change, without fsync. After a power failure the
+//! content may be old or missing, which only makes the daemon more careful.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -17,7 +17,8 @@ use super::machine::KnownData;
 use super::view::{LeaseState, LeaseView};
 use crate::boot_clock::BootInstant;
 
-/// How often a command reads the file again if it meets a half-written content, or the lock for a moment.
+/// How often a command reads the file again if the content is half-written, and how often the daemon tries the lock again,
+/// because a command may have it for a moment. `PAUSE` is the pause before each of these tries.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -32,7 +33,7 @@ pub struct StandbyFile {
     length: u64,
 }
 
-/// The content.
+/// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The state of the daemon.
@@ -98,7 +99,8 @@ impl StandbyFile {
         Ok(StandbyFile { file, path: path.to_owned(), before: serde_json::from_slice(&content).ok(), length })
     }
 
-    /// Identifies the file on its file system. A copy of the folder on another machine has another identity.
+    /// Identifies the file by its machine, its path, its device and its inode. A copy of the folder on another machine has
+    /// another identity.
     #[must_use]
     pub fn identity(&self) -> String {
         let metadata = self.file.metadata().map(|found| (found.dev(), found.ino())).unwrap_or_default();

@@ -38,15 +38,15 @@ impl LeaseState {
 pub struct LeaseView {
     /// The state of this host.
     pub state: LeaseState,
-    /// The holder, if there is one that is known.
+    /// The value of the host that has the lease; `None` if no such host is known.
     pub holder: Option<LeaseValue>,
     /// When the holder's lease ends, unless it is renewed.
     pub ends: Option<BootInstant>,
     /// An operator wants the holder to hand over.
     pub is_asked_to_release: bool,
-    /// The daemon has stopped, and the release of the lease is being written.
+    /// This host no longer works with the database, and the release of the lease is being written.
     pub is_releasing: bool,
-    /// For the holder: what it knows about the database that it opens.
+    /// The holder's knowledge about the database that it opens.
     pub takeover: Option<Takeover>,
     /// Why this host could not take over.
     pub failure: Option<String>,
@@ -54,12 +54,12 @@ pub struct LeaseView {
     pub problem: Option<String>,
     /// How often this process became active.
     pub takeovers: u64,
-    /// How often this process got the lease. Loops that began in one term must not go on in the next.
+    /// The number of times that this process has got the lease. Loops that began in one term must not go on in the next.
     pub term: u64,
 }
 
 impl LeaseView {
-    /// Whether only the end of the lease, and what the holder writes with each renewal, differ.
+    /// Whether the two views differ at most in the end of the lease and in the values that change with each renewal.
     pub(super) fn is_renewal_of(&self, before: &LeaseView) -> bool {
         let without_time = |view: &LeaseView| {
             let mut view = LeaseView { ends: None, ..view.clone() };
@@ -90,7 +90,7 @@ impl LeaseView {
 pub struct Takeover {
     /// The newest database that is known.
     pub data: Option<DataOwner>,
-    /// The newest database is the one on this host, for certain.
+    /// The database on this host is certainly the newest.
     pub is_newest_here: bool,
     /// The bucket is new: no host ever had the lease.
     pub never_held: bool,

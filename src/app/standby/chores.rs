@@ -55,7 +55,7 @@ impl Chores {
             }
             let changed = async {
                 if lease.changed().await.is_err() {
-                    // The agent has ended. Its heartbeat is late.
+                    // The agent has ended, so the view does not change again.
                     std::future::pending::<()>().await;
                 }
             };

@@ -1,4 +1,5 @@
-//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases it.
+//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases the
+//! lease.
 
 mod chores;
 mod takeover;
@@ -32,12 +33,13 @@ use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The pauses after a failed takeover. Another host may try meanwhile.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
-/// How long open requests, and then all loops, have to end before the lease is released. The next host waits for that.
+/// How long open requests, and all loops, may take to end before the lease is released. The next host waits for this end.
 const GRACE: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the release of the lease may take when the process ends.
 const RELEASE: Duration = Duration::from_secs(2);
-/// How often the connection is pinged. The renewals of the lease test it, too; a standby should sleep.
+/// How often the connection is pinged. The interval is long, because the renewals of the lease test the connection, too, and a
+/// standby should sleep.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long this host leaves the lease to others after `standby release`.
 const HOLD_OFF: Duration = Duration::from_secs(60);
@@ -66,7 +68,7 @@ pub async fn lease_place(config: &Config, standby: &StandbySettings) -> anyhow::
     Ok(LeasePlace { servers, bucket: standby.bucket.clone(), name: standby.name.clone() })
 }
 
-/// This host's name in a configuration's `[standby]`, and what its daemon last reported; `None` if no daemon runs.
+/// This host's name in a configuration's `[standby]`, and the last report of its daemon; `None` if no daemon runs.
 ///
 /// # Errors
 /// The report cannot be read, or the machine's name is no valid host name.
@@ -81,7 +83,7 @@ fn host_and_file(config: &Config, standby: &StandbySettings) -> anyhow::Result<(
     Ok((host, path))
 }
 
-/// What this host compares with the holder of the lease.
+/// The values of this host, for a comparison with those of the holder of the lease.
 #[must_use]
 pub fn own_program(config: &Config) -> OwnProgram {
     OwnProgram { version: env!("CARGO_PKG_VERSION").into(), schema: db::NEWEST_SCHEMA, configuration: config.hashes() }
@@ -130,8 +132,8 @@ impl Standby {
         Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0 })
     }
 
-    /// Stands by, and is active while it has the lease, until `shutdown`. Then it still has the lease, for a reload or for
-    /// [`Standby::leave`].
+    /// Stands by, and is active while this host has the lease, until `shutdown`. A host that is active at that time keeps the
+    /// lease, for a reload or for [`Standby::leave`].
     ///
     /// # Errors
     /// A loop has failed. The lease is released.
@@ -183,7 +185,7 @@ impl Standby {
         }
     }
 
-    /// Releases the lease. Without a server that takes as long as the lease lasts, so `shutdown` ends it.
+    /// Releases the lease. If no server can be reached, the function waits until the lease has ended, or until `shutdown`.
     async fn release(&mut self, pause: Duration, failure: Option<String>, shutdown: &watch::Receiver<bool>) {
         self.lock = None;
         let mut ending = shutdown.clone();
@@ -193,7 +195,7 @@ impl Standby {
         }
     }
 
-    /// Waits for the lease and opens the database, for the term that is returned. It tries again after a failure. `None`:
+    /// Waits for the lease, opens the database, and returns the term of the lease. After a failure it tries again. `None` after
     /// `shutdown`.
     async fn become_active(
         &mut self,
@@ -208,7 +210,8 @@ impl Standby {
             }
             let mut ending = shutdown.clone();
             let getting_ready = async {
-                // The loops have used up what was prepared. Preparing it before the next takeover saves time then.
+                // The loops have consumed the last `Prepared`. The next one is prepared before this host gets the lease, so that
+                // the takeover is short.
                 let early = prepare_again(config, prepared, again).await;
                 if let Err(error) = &early {
                     tracing::error!("this host could not take over now: {error:#}");
@@ -250,7 +253,7 @@ impl Standby {
         }
     }
 
-    /// Returns when this host has the lease, and whether another host was active meanwhile.
+    /// Waits until this host has the lease. Returns whether another host was active meanwhile.
     async fn wait_for_lease(&self) -> bool {
         let (mut lease, mut was_active) = (self.agent.watch(), false);
         let held = |lease: &LeaseView| {
@@ -260,7 +263,7 @@ impl Standby {
             is_held
         };
         if lease.wait_for(held).await.is_err() {
-            // The agent has ended. Its heartbeat is late, so systemd restarts the daemon.
+            // The agent has ended, so this host cannot get the lease.
             std::future::pending::<()>().await;
         }
         was_active

@@ -1,4 +1,4 @@
-//! Taking over: fetches the database, refuses one that is older than another host's was, and opens it.
+//! The takeover: fetches the database, refuses a copy that is older than the newest known database, and opens the copy.
 
 use std::path::Path;
 
@@ -17,12 +17,12 @@ pub(super) enum NotOpened {
     Stopped,
     /// An operator asked for the release of the lease.
     Asked,
-    /// The reason, for the operator.
+    /// The takeover has failed. The text is the reason, for the operator.
     Failed(String),
 }
 
 impl Standby {
-    /// Fetches and opens the database, for the term that is returned. After a reload it only opens it.
+    /// Fetches and opens the database, and returns the term of the lease. After a reload it only opens the database.
     pub(super) async fn take_over(
         &mut self,
         config: &Config,
@@ -36,13 +36,14 @@ impl Standby {
         if state != LeaseState::Active || self.lock.is_none() {
             self.fetch(config, term, &takeover, shutdown).await?;
         }
-        // Another host may have a disk with free space, so this one does not wait for that.
+        // If the disk is full, this host does not wait for free space, because another host may have some.
         let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
         match store.reader().and_then(|reader| reader.last_mail_id()) {
             Ok(last_mail_id) => {
                 self.agent.report_opened(term, last_mail_id);
                 self.fresh = false;
-                // From then on deliveries are permitted. If the lease is lost now, the loops end at once.
+                // Deliveries are permitted only while this host is active, so the takeover waits for that state. If the lease is
+                // lost before, the loops end at once.
                 let mut lease = self.agent.watch();
                 let _ = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
                 Ok((term, store))
@@ -54,7 +55,7 @@ impl Standby {
         }
     }
 
-    /// Locks the database, runs the restore command if another host may have a newer one, and checks the result.
+    /// Locks the database, runs the restore command if another host may have a newer database, and checks the result.
     async fn fetch(
         &mut self,
         config: &Config,
@@ -78,7 +79,7 @@ impl Standby {
             let stop = async { stopped = Some(self.stopped(term, shutdown).await) };
             let ran = run_restore(&restore.command, &environment, stop).await;
             ran.map_err(|error| stopped.unwrap_or_else(|| NotOpened::Failed(error.to_string())))?;
-            // The command may have put another file, or another file system, in the place of the lock.
+            // The command may have replaced the file of the lock, or mounted another file system over its folder.
             self.lock_database(&database)?;
         }
         match db::inspect_copy(&database) {
@@ -119,10 +120,10 @@ fn environment(database: &Path, takeover: &Takeover) -> [(&'static str, String);
     ]
 }
 
-/// Whether the restore command has to run: unless the newest database is on this host for certain.
+/// Whether the restore command must run. It need not run if the newest database is certainly on this host.
 fn must_restore(copy: &db::Result<Option<CopyState>>, takeover: &Takeover) -> bool {
     let Ok(copy) = copy else { return true };
-    // Without a holder before, a database of this host is the one that is to be shared from now on.
+    // If no host ever had the lease, the database of this host becomes the shared one.
     let is_first = takeover.never_held && copy.is_some_and(|copy| copy.schema > 0);
     !(takeover.is_newest_here || is_first) || is_older(*copy, takeover.data.as_ref())
 }
@@ -132,7 +133,7 @@ fn is_older(copy: Option<CopyState>, known: Option<&DataOwner>) -> bool {
     known.is_some_and(|known| last < known.last_mail_id)
 }
 
-/// Why a copy must not be opened: it would replace a newer one.
+/// Why a copy must not be opened, if it is older than the newest known database.
 fn refusal(database: &Path, copy: Option<CopyState>, known: Option<&DataOwner>) -> Option<String> {
     let known = known.filter(|known| is_older(copy, Some(known)))?;
     let found = match copy {

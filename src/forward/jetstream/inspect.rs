@@ -4,7 +4,7 @@ use super::{StreamProblem, StreamTarget};
 use crate::model::printable;
 use crate::nats::{EngineError, Fitness, NatsConnection, NatsError, StreamInfo, judge_server};
 
-/// A connection, and what the server and the stream say about themselves.
+/// A connection, the version of its server, and the configuration of the stream with the judgement about it.
 pub(super) struct Inspection {
     pub(super) connection: NatsConnection,
     /// The version that the server reports.
@@ -45,12 +45,13 @@ impl StreamTarget {
         }
     }
 
-    /// The line with the command that creates the stream that is meant.
+    /// The line with the command that creates a fit stream.
     fn advice(&self, is_cluster: bool) -> String {
         format!("the stream that is meant: {}", self.required().command(is_cluster))
     }
 
-    /// The lines about the settings with which the stream must not be used, and the command; empty if there are none.
+    /// Lines about everything that forbids the use of the stream, and a line with the command that creates a fit stream. Empty if
+    /// nothing forbids it.
     pub(super) fn problems(&self, inspection: &Inspection) -> Vec<String> {
         let problems = &inspection.fitness.problems;
         let mut lines: Vec<_> = problems.iter().map(|problem| format!("stream {}: {problem}", self.name)).collect();

@@ -1,9 +1,9 @@
 //! A target that is a JetStream stream: each event becomes a message whose subject ends with the event's id.
 //!
-//! The server creates the message only if the subject has none. So a message can be published any number of times, and the
-//! stream has it once. `session` is one connection with a stream that was found fit, `run` keeps a session open and lets the
-//! worker deliver, `republish` publishes the last events again after each connect, and `verify` compares the stream with the
-//! database.
+//! The server creates the message only if the subject has none. So a message can be published any number of times, and the stream
+//! has it once. `inspect` reads the configuration of the stream. `session` is one connection to a stream that was found fit.
+//! `run` keeps such a connection open and lets the worker deliver. `republish` publishes the last events again after each
+//! connect. `verify` compares the stream with the database.
 
 mod inspect;
 mod republish;
@@ -73,7 +73,7 @@ impl StreamTarget {
         RequiredStream { name: &self.name, prefix: &self.prefix, statuses: &self.statuses }
     }
 
-    /// The subject of an event. It is the key of the message: a function of the event's id and its status.
+    /// The subject of an event. The subject identifies the message, and depends only on the id and the status of the event.
     fn subject(&self, event: &OutboundEvent) -> String {
         format!("{}.{}.{}", self.prefix, event.status, event.event_id)
     }
@@ -86,8 +86,8 @@ impl StreamTarget {
             headers.insert(name, value);
             Ok::<(), String>(())
         };
-        // Create the message only if the subject has none. There is no Nats-Msg-Id: servers acknowledge a repetition that
-        // has it although no quorum has stored the message.
+        // The value 0 means: create the message only if the subject has none. There is no Nats-Msg-Id header, because servers
+        // acknowledge a repetition with that header even if no quorum has stored the message.
         add("Nats-Expected-Last-Subject-Sequence", "0")?;
         add("Nats-Expected-Stream", &self.name)?;
         for (name, value) in event_headers(&target.signer, event, Timestamp::now()) {

@@ -1,7 +1,7 @@
 //! Publishes the last acknowledged events again.
 //!
-//! A server acknowledges a message before it is on the disk (`sync_interval`, by default two minutes). After a power failure
-//! the stream lacks the last messages. Those that it still has are not stored a second time.
+//! A server acknowledges a message before it is on the disk (`sync_interval`, by default two minutes). After a power failure the
+//! stream may lack the last messages. The server does not store a message again if the stream still has it.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
 use crate::nats::PublishAnswer;
 
-/// How long before the last acknowledgement a message may not have been on the disk.
+/// A message that was acknowledged more than this time before the last acknowledgement is expected to be on the disk.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
 /// How many events are read at once.
 const PAGE: u32 = 500;
@@ -22,7 +22,7 @@ const PAGE: u32 = 500;
 /// Why publishing again has stopped.
 pub(super) enum RepublishError {
     Store(db::Error),
-    /// The session has ended or must end.
+    /// The connection to the stream has ended or must end.
     Session(StreamProblem),
 }
 
@@ -32,8 +32,8 @@ impl From<db::Error> for RepublishError {
     }
 }
 
-/// Publishes the events of the last five minutes in which the stream acknowledged any. Events of one session are published one
-/// after the other.
+/// Publishes again the events that the stream acknowledged in the five minutes before its last acknowledgement. Events of one
+/// payment session are published one after the other.
 pub(super) async fn republish(
     session: &StreamSession,
     target: &CommonTarget,
@@ -60,7 +60,7 @@ pub(super) async fn republish(
     }
 }
 
-/// The session of an event that was published again, and the result.
+/// The payment session of an event that was published again, and the result.
 type Ended = (Option<String>, Result<(), RepublishError>);
 
 fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<(), RepublishError> {
@@ -71,7 +71,7 @@ fn finish(ended: Option<Ended>, sessions: &mut Vec<Option<String>>) -> Result<()
     result
 }
 
-/// Whether an event of the same session is being published.
+/// Whether an event of the same payment session is being published.
 fn is_blocked(sessions: &[Option<String>], delivered: &DeliveredEvent) -> bool {
     let Some(session_id) = &delivered.event.session_id else { return false };
     sessions.iter().flatten().any(|running| running.eq_ignore_ascii_case(session_id))

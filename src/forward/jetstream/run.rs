@@ -1,4 +1,4 @@
-//! Keeps a session with the stream open and lets the worker deliver through it.
+//! Keeps a connection to the stream open and lets the worker deliver through it.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::db::{self, Store, StreamChange};
 use crate::forward::worker::{DeliveryWorker, Route};
 
-/// The pauses between two sessions.
+/// The pauses between two connections.
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration::from_secs(15) };
 
 /// Delivers until `shutdown`.
@@ -49,19 +49,19 @@ pub(in crate::forward) async fn run(
     keeper.worker.stop().await
 }
 
-/// The worker, and what is remembered from one session to the next.
+/// The worker, and the state that is kept from one connection to the next.
 struct SessionKeeper {
     worker: DeliveryWorker,
     stream: Arc<StreamTarget>,
     log: StateLog,
-    /// How many sessions in a row have ended without an acknowledgement.
+    /// How many connections in a row have ended without an acknowledgement.
     failures: u32,
-    /// The problem of the last session, until the stream answers again.
+    /// The problem of the last connection, until the stream answers again.
     reported: Option<StreamProblem>,
 }
 
 impl SessionKeeper {
-    /// Delivers through a session. Returns why it has ended; `None` after `shutdown`.
+    /// Delivers through a connection. Returns why the connection has ended; `None` after `shutdown`.
     async fn use_session(
         &mut self,
         session: Arc<StreamSession>,
@@ -74,8 +74,8 @@ impl SessionKeeper {
         if let Err(problem) = prepared {
             return Ok(Some(problem));
         }
-        // After a failure, a stream counts as connected when it has answered, or when there is nothing to publish. Otherwise
-        // its state would change with each attempt that fails.
+        // After a failure, the stream is recorded as connected only when it has answered, or when there is nothing to publish.
+        // Without this rule, its state would change with each attempt that fails.
         let (log, must_prove) = (self.log.clone(), self.reported.is_some());
         let recording = async {
             if must_prove {
@@ -98,13 +98,13 @@ impl SessionKeeper {
         if session.has_acknowledged() {
             self.failures = 0;
         }
-        // The attempts that were running end with the session.
+        // The attempts that were running end with the connection.
         self.worker.wait_for_requests().await;
         self.worker.record_ended().await?;
         Ok(Some(session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the session has ended")))))
     }
 
-    /// Makes the waiting deliveries due, and publishes the last events again.
+    /// Makes the pending deliveries due, and publishes the last events again.
     async fn prepare(&self, session: &StreamSession) -> db::Result<Result<(), StreamProblem>> {
         let (store, target) = (&self.worker.store, &self.worker.target);
         let preparing = async {
@@ -127,7 +127,7 @@ impl SessionKeeper {
         }
     }
 
-    /// Records why the last session ended. The same problem is logged once.
+    /// Records why the last connection ended. The same problem is logged once.
     async fn report(&mut self, problem: StreamProblem) -> db::Result<()> {
         let callback = self.worker.target.name.as_str();
         if self.reported.as_ref() != Some(&problem) {
@@ -156,12 +156,12 @@ impl StateLog {
     async fn connected(&self, session: &StreamSession) {
         let (version, notes) = (session.version().to_owned(), session.notes().to_vec());
         tracing::info!(callback = self.target, version, "connected to {}", self.stream.servers);
-        // The worker reports that the database writer has ended.
+        // The only error is the end of the database writer, which the worker reports.
         let _ = self.record(StreamChange::Connected { version, notes }).await;
     }
 
     /// # Errors
-    /// [`db::Error::Stopped`] only. Without a row, the deliveries go on.
+    /// [`db::Error::Stopped`] only. After another error the state is not recorded, and the deliveries go on.
     async fn record(&self, change: StreamChange) -> db::Result<()> {
         let StreamTarget { name, servers, .. } = &*self.stream;
         match self.store.record_stream(&self.target, name, &servers.to_string(), change).await {

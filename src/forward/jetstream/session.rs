@@ -1,5 +1,5 @@
-//! One connection with a stream that was found fit. It publishes events until the connection is lost, or an answer shows that
-//! the stream cannot be relied on.
+//! One connection to a stream that was found fit. It publishes events until the connection is lost, or an answer shows that the
+//! stream cannot be relied on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,7 @@ use crate::model::{AttemptResult, NO_ANSWER};
 use crate::nats::{EngineError, NatsConnection, PublishAnswer, StoredMessage};
 use crate::sending_permit::NO_PERMIT;
 
-/// A session with a stream.
+/// A connection to a stream.
 pub(in crate::forward) struct StreamSession {
     stream: Arc<StreamTarget>,
     sending: Sending,
@@ -27,16 +27,17 @@ pub(in crate::forward) struct StreamSession {
     reads_directly: bool,
     version: String,
     notes: Vec<String>,
-    /// An event was acknowledged. Until then, one attempt is made at a time.
+    /// Whether an event was acknowledged. Before that, one attempt is made at a time.
     is_acknowledged: AtomicBool,
-    /// The stream answers, or there is nothing to publish.
+    /// Whether the stream has answered, or there was nothing to publish.
     is_proven: watch::Sender<bool>,
-    /// Why the session has ended.
+    /// Why the connection has ended; `None` while it is open.
     end: watch::Sender<Option<StreamProblem>>,
 }
 
 impl StreamSession {
-    /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published as `sending` allows it.
+    /// Connects, and refuses a stream that does not keep what it acknowledges. Events are published within the limits of
+    /// `sending`.
     pub(super) async fn open(stream: &Arc<StreamTarget>, sending: Sending) -> Result<Self, StreamProblem> {
         let inspection = stream.inspect().await?;
         let lines = stream.problems(&inspection);
@@ -46,7 +47,7 @@ impl StreamSession {
         Ok(StreamSession::new(stream, sending, inspection))
     }
 
-    /// A session with a stream that was inspected.
+    /// A connection to a stream that was inspected.
     pub(super) fn new(stream: &Arc<StreamTarget>, sending: Sending, inspection: Inspection) -> Self {
         let Inspection { connection, version, info, fitness, .. } = inspection;
         StreamSession {
@@ -73,7 +74,7 @@ impl StreamSession {
         }
     }
 
-    /// Returns when the session has ended.
+    /// Returns when the connection has ended.
     pub(in crate::forward) async fn ended(&self) {
         let mut end = self.end.subscribe();
         tokio::select! {
@@ -94,12 +95,12 @@ impl StreamSession {
         *self.is_proven.borrow()
     }
 
-    /// Notes that nothing is due.
+    /// Notes that the stream has answered, or that nothing is due.
     pub(in crate::forward) fn note_idle(&self) {
         self.is_proven.send_if_modified(|proven| !std::mem::replace(proven, true));
     }
 
-    /// Ends the session. The first reason stays.
+    /// Marks the connection as ended. If it has ended already, the first reason stays.
     pub(super) fn end(&self, problem: StreamProblem) {
         self.end.send_if_modified(|end| {
             let is_first = end.is_none();
@@ -108,7 +109,7 @@ impl StreamSession {
         });
     }
 
-    /// Why the session has ended.
+    /// Why the connection has ended; `None` while it is open.
     pub(super) fn problem(&self) -> Option<StreamProblem> {
         self.end.borrow().clone()
     }
@@ -125,7 +126,7 @@ impl StreamSession {
         &self.notes
     }
 
-    /// Publishes an event and waits for the answer, or for the end of the session.
+    /// Publishes an event and waits for the answer, or for the end of the connection.
     pub(super) async fn put(&self, target: &CommonTarget, event: &OutboundEvent) -> PublishAnswer {
         let headers = match self.stream.headers(target, event) {
             Ok(headers) => headers,
@@ -190,7 +191,7 @@ impl StreamSession {
         }
     }
 
-    /// Reads the message that the subject already has. It counts as a delivery only if it can be read.
+    /// Reads the message that the subject already has. The event counts as delivered only if that message can be read.
     async fn read_back(&self, event: &OutboundEvent, began: Instant) -> AttemptEnd {
         match self.stored(event).await {
             Ok(Some(found)) => {

@@ -34,7 +34,7 @@ pub enum FindingKind {
     Missing,
     /// The stream has another body under this sequence number.
     Different(u64),
-    /// The stream had lost the event; now it has it under this receipt.
+    /// The stream had lost the event, and has stored it again under this receipt.
     Refilled(String),
 }
 
@@ -43,11 +43,11 @@ pub enum FindingKind {
 pub struct Verification {
     /// How many delivered events were compared.
     pub checked: u64,
-    /// How many of them the stream does not have.
+    /// How many of the compared events the stream does not have.
     pub missing: u64,
-    /// How many of them it has with another body.
+    /// How many of the compared events the stream has with another body.
     pub different: u64,
-    /// How many of them it got again.
+    /// How many of the compared events were lost and are stored again.
     pub refilled: u64,
 }
 
@@ -104,7 +104,7 @@ pub async fn verify(
     Some(compared.await)
 }
 
-/// A session for reading. An unfit stream can be read, but not refilled.
+/// Opens a connection for reading. An unfit stream can be read, but not refilled.
 async fn open(stream: &Arc<StreamTarget>, refill: bool) -> Result<StreamSession, String> {
     let inspection = stream.inspect().await.map_err(|problem| problem.text())?;
     let problems = stream.problems(&inspection);
@@ -130,7 +130,7 @@ async fn put_again(
 ) -> Result<FindingKind, String> {
     let sequence = match session.put(target, &delivered.event).await {
         PublishAnswer::Stored(sequence) => sequence,
-        // The daemon has published it meanwhile.
+        // The daemon has published the event meanwhile.
         PublishAnswer::SubjectTaken => return Ok(FindingKind::Refilled(delivered.receipt.clone())),
         PublishAnswer::Refused { reason, .. }
         | PublishAnswer::Unproven(reason)

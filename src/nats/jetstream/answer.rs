@@ -1,7 +1,7 @@
 //! The answer to a publish. Pure.
 //!
-//! Anyone who subscribes to the subject can answer first, and servers acknowledge messages that they have not stored. So an
-//! answer counts only if it names a sequence number and the expected stream.
+//! Any program that subscribes to the subject can answer first, and servers sometimes acknowledge a message that they have not
+//! stored. So an answer counts only if it names a sequence number and the expected stream.
 
 use serde_json::Value;
 
@@ -9,7 +9,8 @@ use crate::model::printable;
 
 /// The subject has a message already (nats-server, `JSStreamWrongLastSequenceErrF`).
 const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). It has the code 503, too.
+/// The stream is full, or its files cannot be written (`JSStreamStoreFailedF`). This error has the code 503, too, but does not
+/// pass by itself.
 const STORE_FAILED: u64 = 10077;
 /// The code of errors that pass by themselves: no leader, no quorum, no resources.
 const UNAVAILABLE: u64 = 503;
@@ -27,7 +28,7 @@ pub enum PublishAnswer {
     Refused {
         /// The reason.
         reason: String,
-        /// Whether the engine is only unavailable now.
+        /// Whether the NATS server is only temporarily unavailable.
         passes: bool,
     },
     /// The answer proves nothing. The message may be stored.

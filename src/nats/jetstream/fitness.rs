@@ -1,6 +1,6 @@
 //! Whether a stream keeps what it acknowledges. Pure.
 //!
-//! Each setting that is refused here was seen to acknowledge a message that a consumer then never got, or got twice.
+//! With each setting that is refused here, a server acknowledged a message, and a consumer never got the message or got it twice.
 
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use serde::Deserialize;
 use crate::model::{Status, printable};
 use crate::units::HumanDuration;
 
-/// A message that expires sooner is lost if its consumer is down for that long.
+/// The shortest `max_age` that is accepted. A message that expires sooner is lost if its consumer is down for a month.
 const SHORTEST_AGE: Duration = Duration::from_secs(30 * 86_400);
-/// A message should outlive the year in which it was paid. Until it expires, it cannot be published a second time.
+/// The shortest `max_age` that is recommended. A message should outlive the year of its payment. While the stream has a message,
+/// the same event cannot be stored a second time.
 const RECOMMENDED_AGE: Duration = Duration::from_secs(400 * 86_400);
 
 /// The stream that a target publishes to.
@@ -34,7 +35,7 @@ pub struct StreamInfo {
     cluster: Option<ClusterInfo>,
 }
 
-/// A single server has no name and no replicas here.
+/// A single server reports an empty name and no replicas.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct ClusterInfo {
@@ -177,7 +178,7 @@ impl StreamInfo {
 
     fn judge_age(&self, fitness: &mut Fitness) {
         let age = Duration::from_nanos(u64::try_from(self.config.max_age).unwrap_or(0));
-        // A part of a millisecond is not worth a word.
+        // A fraction of a millisecond is not shown.
         let shown = HumanDuration(Duration::from_millis(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)));
         let expected = HumanDuration(RECOMMENDED_AGE);
         if age.is_zero() || age >= RECOMMENDED_AGE {
@@ -193,7 +194,7 @@ impl StreamInfo {
         }
     }
 
-    /// The subjects of the target that the stream does not have by their own name.
+    /// The problem, if the stream does not list exactly the subjects of the target. A more general subject does not count.
     fn uncovered(&self, required: &RequiredStream) -> Option<String> {
         let RequiredStream { prefix, statuses, .. } = required;
         let has = |subject: String| self.config.subjects.contains(&subject);

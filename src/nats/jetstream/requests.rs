@@ -1,4 +1,4 @@
-//! The requests, and errors of answers.
+//! The requests to JetStream, and the errors in its answers.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use crate::units::HumanDuration;
 
 /// How long a request to the JetStream API may take.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often and how long the daemon asks for a stream's configuration. A stream without a leader does not answer; the election of
-/// another takes some seconds.
+/// The interval and the largest number of the requests for a stream's configuration. A stream without a leader does not answer,
+/// and the election of a leader takes some seconds.
 const INFO_INTERVAL: Duration = Duration::from_millis(500);
 const INFO_REQUESTS: usize = 20;
 /// "No message found" and "stream not found" (nats-server, errors.json).
@@ -29,16 +29,16 @@ const NO_STREAM: u64 = 10059;
 /// The longest error message, in characters.
 const MAX_ERROR_LENGTH: usize = 200;
 
-/// Why a request to the engine has no result.
+/// Why a request to JetStream has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
     /// No stream has this name.
     #[error("the stream does not exist")]
     NoStream,
-    /// The engine refuses the request, or has no JetStream.
+    /// The NATS server refuses the request, or its answer cannot be read.
     #[error("{0}")]
     Refused(String),
-    /// There was no answer in time, or the connection was lost.
+    /// There was no answer in time, the connection was lost, or the NATS server is not available now.
     #[error("{0}")]
     NoAnswer(String),
 }
@@ -53,7 +53,8 @@ pub struct StoredMessage {
 }
 
 impl NatsConnection {
-    /// Reads the configuration of a stream. It asks again every half second until there is an answer, for ten seconds.
+    /// Reads the configuration of a stream. The request is sent every half second until there is an answer, but for ten seconds
+    /// at most.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -110,8 +111,8 @@ impl NatsConnection {
         }
     }
 
-    /// Reads the message that `stream` has for a subject. `direct`: any node may answer; if it has no message, the leader is
-    /// asked, because a node may be behind.
+    /// Reads the message that `stream` has for a subject. With `direct`, any node may answer. If that node has no message, the
+    /// request goes to the leader, because a node may be behind.
     ///
     /// # Errors
     /// [`EngineError`].
@@ -146,7 +147,8 @@ impl NatsConnection {
         })
     }
 
-    /// Adds the last error that the server reported: it does not answer a request for which a permission is missing.
+    /// Adds the last error that the server reported. If a permission is missing, the server reports such an error and does not
+    /// answer the request.
     fn with_last_error(&self, what: String) -> String {
         match self.last_error() {
             Some(error) => format!("{what}; the server reported: {error}"),

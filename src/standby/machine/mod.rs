@@ -2,16 +2,18 @@
 //!
 //! The rules, for a lease of length L:
 //!
-//! - The holder counts from when it **sent** its last successful write. After two thirds of L it begins no attempt. After L it
-//!   has lost the lease.
-//! - Another host counts from when it **saw** a write. It takes the lease after L and a margin without a new one. So its end is
-//!   later than the holder's, whatever clock the engine has.
-//! - Each write names the revision that it replaces, so of two hosts that write at the same time only one succeeds.
-//! - A key that is missing proves little: the engine's clock may have been set. A host that has not watched the holder until then
-//!   waits for L, too. It takes the lease at once if no host had it before, or if nothing was written after this host's last write.
+//! - For the holder, L begins when it **sends** a write that succeeds. After two thirds of L without another such write, the
+//!   holder begins no attempt. After L it has lost the lease.
+//! - For another host, L begins when it **sees** a write. It takes the lease after L and a margin without a new write. So this
+//!   end of the lease is later than the end that the holder expects, and the clock of the NATS server does not matter.
+//! - Each write names the revision that it replaces, so only one of two hosts that write at the same time succeeds.
+//! - A missing key does not prove that the lease has ended, because the clock of the NATS server may have been set. A host that
+//!   has not watched the holder waits for L and the margin after it first sees that the key is missing. It takes the lease at
+//!   once in two cases. Either no host ever had the lease. Or the host knows the last write in the bucket, and that write names
+//!   its database as the newest.
 //! - A released lease can be taken at once.
-//! - A daemon that was killed takes its lease again after a third of L without a new write. Its state folder proves that no other
-//!   process of this host has the lease.
+//! - If a daemon is killed, the next process on its host takes the lease again after a third of L without a new write. The lock
+//!   in its state folder proves that no other process of this host has the lease.
 
 mod lease_view;
 mod standing_by;
@@ -39,15 +41,16 @@ pub(super) struct LeaseMachine {
     /// Whether `known` is the last value that any host wrote.
     is_exact: bool,
     takeovers: u64,
-    /// How often it got the lease.
+    /// The number of times that this process has got the lease.
     term: u64,
     /// The number of the last write.
     count: u64,
-    /// When the next call is expected at the latest. A later one means that the process did not run meanwhile.
+    /// The latest time at which the next call is expected. If the call comes later, the process did not run meanwhile.
     awaited_by: BootInstant,
 }
 
-/// Whether a value is a later write of the process that wrote the content, with the same meaning.
+/// Whether `value` only renews the lease in `content`: the process and the stage are the same, and neither of the two is a
+/// request to release.
 fn is_renewal(content: &EntryContent, value: &LeaseValue) -> bool {
     let EntryContent::Value(seen) = content else { return false };
     seen.process == value.process && seen.stage == value.stage && value.is_live() && !value.release && !seen.release
@@ -80,7 +83,7 @@ impl LeaseMachine {
         self.me.configuration = configuration;
     }
 
-    /// A connection was opened. Something may have changed while there was none.
+    /// A connection was opened. The key may have changed while there was no connection.
     pub(super) fn connected(&mut self, now: BootInstant) {
         self.awaited_by = now;
         match &mut self.place {
@@ -91,7 +94,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The next step. It also notices the end of the lease.
+    /// Returns the next step. If the lease of this host has ended, this host first becomes a standby.
     pub(super) fn next_step(&mut self, now: BootInstant) -> Step {
         self.tick(now);
         let slack = self.lease / 4;
@@ -136,7 +139,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The end of the lease, as its holder counts it.
+    /// The end of the lease, as the holder computes it.
     fn ends(&self, holder: &Holder) -> BootInstant {
         holder.sent.plus(self.lease)
     }
@@ -150,7 +153,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The lease is lost or given up.
+    /// This host becomes a standby, because the lease was lost or released.
     fn stand_by(&mut self, now: BootInstant) {
         let mut standby = Standby { read_at: now, ..Standby::default() };
         if let Place::Holder(Holder { stage: HolderStage::Releasing { pause, failure }, .. }) = &self.place {
@@ -167,7 +170,8 @@ impl LeaseMachine {
             Place::Holder(holder) => {
                 let mine = match &entry.content {
                     EntryContent::Value(value) if value.process == self.me.process => Some(value.release),
-                    // The engine or an operator removed the key. The lease lasts: no other host may have it yet.
+                    // The NATS server or an operator removed the key. This host keeps the lease, because no other host may take
+                    // it yet.
                     EntryContent::Absent { .. } => Some(false),
                     EntryContent::Deleted => Some(true),
                     EntryContent::Value(_) | EntryContent::Unreadable => None,
@@ -225,7 +229,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The revision is uncertain.
+    /// The key is read again, because its revision is uncertain.
     fn reread(&mut self, now: BootInstant) {
         match &mut self.place {
             Place::Standby(standby) => standby.read_at = now,
@@ -274,7 +278,8 @@ impl LeaseMachine {
         }
     }
 
-    /// Another program or this one wrote the key, perhaps without success. `value`: what was written, if it can be parsed.
+    /// A write of the key was announced. This process or another program sent it, and the server may have refused it. `value`:
+    /// the written value, if it can be parsed.
     pub(super) fn on_announcement(&mut self, now: BootInstant, value: Option<LeaseValue>) {
         match &mut self.place {
             Place::Standby(standby) => match (&mut standby.seen, value) {
@@ -301,7 +306,8 @@ impl LeaseMachine {
         }
     }
 
-    /// The database was opened in this term, and its last mail has this id: this host is active.
+    /// The database was opened in this term, so this host becomes active. `last_mail_id`: the id of the last mail in the
+    /// database.
     pub(super) fn opened(&mut self, now: BootInstant, term: u64, last_mail_id: i64) {
         if let Place::Holder(holder) = &mut self.place
             && holder.stage == HolderStage::TakingOver
@@ -313,7 +319,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The last mail in the database of the active host has this id. It is written at once, for the next host.
+    /// The last mail in the database of the active host has this id. The id is written into the key at once, for the next host.
     pub(super) fn note_last_mail(&mut self, now: BootInstant, last_mail_id: i64) {
         let Place::Holder(holder) = &mut self.place else { return };
         if holder.stage != HolderStage::Active {
@@ -327,8 +333,8 @@ impl LeaseMachine {
         }
     }
 
-    /// This host has stopped, and releases the lease. It does not take it again before `pause` is over. `failure`: why it
-    /// could not take over.
+    /// This host has stopped, and releases the lease. It does not take the lease again before `pause` is over or another host was
+    /// active. `failure`: why this host could not take over.
     pub(super) fn release(&mut self, now: BootInstant, pause: Duration, failure: Option<String>) {
         if let Place::Holder(holder) = &mut self.place {
             (holder.stage, holder.next_at) = (HolderStage::Releasing { pause, failure }, now);
@@ -340,7 +346,7 @@ impl LeaseMachine {
         matches!(self.place, Place::Holder(_))
     }
 
-    /// When this host's lease ends, if it has it.
+    /// The end of this host's lease; `None` if this host does not have the lease.
     pub(super) fn ends_at(&self) -> Option<BootInstant> {
         match &self.place {
             Place::Holder(holder) => Some(self.ends(holder)),
@@ -348,7 +354,7 @@ impl LeaseMachine {
         }
     }
 
-    /// The bucket is another one than before, so its revisions mean nothing.
+    /// The bucket is another one than before, so the known revision means nothing.
     pub(super) fn forget_revision(&mut self) {
         self.known.revision = u64::MAX;
     }

@@ -27,9 +27,11 @@ impl LeaseMachine {
         let lease = self.end_of_live(&seen.entry, seen.since);
         let at = match &seen.entry.content {
             EntryContent::Absent { .. } if standby.live_seen > standby.blind_until => standby.live_until,
-            // The bucket was never used, or nothing was written after the last value of this host.
+            // No host ever had the lease. Or this host knows the last write in the bucket, and that write names its database as
+            // the newest.
             EntryContent::Absent { last_revision } if self.is_last(*last_revision) => seen.since,
-            // A holder may still count on its lease: it was not seen, and the engine's clock may have been set.
+            // This host has not watched the holder, so the lease may go on. The key also disappears if the clock of the NATS
+            // server is set.
             EntryContent::Absent { .. } | EntryContent::Deleted => lease,
             EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => seen.since,
             EntryContent::Value(value) if self.is_predecessor(value) => seen.since.plus(self.lease / 3),
@@ -54,7 +56,8 @@ impl LeaseMachine {
         since.plus(theirs.max(self.lease)).plus(self.lease / 40)
     }
 
-    /// Whether a process of this host wrote the value that does not run any longer: this process has locked its state folder.
+    /// Whether an earlier process of this host wrote the value. That process no longer runs, because this one has the lock in the
+    /// state folder.
     fn is_predecessor(&self, value: &LeaseValue) -> bool {
         value.host == self.me.host && value.home == self.me.home && value.process != self.me.process
     }
@@ -66,11 +69,12 @@ impl LeaseMachine {
         let Place::Standby(standby) = &mut self.place else { return };
         standby.read_at = poll;
         if is_active {
-            // This host has left the lease to others for long enough.
+            // Another host is active, so the pause in which this host left the lease to others is over.
             standby.not_before = BootInstant::default();
         }
         match &mut standby.seen {
-            // The same write: its time stays. A value has the number of its write.
+            // The content is the same, so the time at which it was first seen stays. A later write has another content, because
+            // each value contains the number of its write.
             Some(seen) if seen.entry.content == entry.content => (seen.entry, seen.is_announced) = (entry, false),
             _ => {
                 if let Some(live_until) = live_until {

@@ -1,4 +1,4 @@
-//! The key in the bucket, this host, and its place: standby or holder.
+//! The key in the bucket, this host, and the place of this host: standby or holder.
 
 use std::time::Duration;
 
@@ -36,16 +36,16 @@ pub(in crate::standby) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::large_enum_variant, reason = "few of them exist at a time")]
 pub(in crate::standby) enum EntryContent {
-    /// The key does not exist, or has expired. With the last revision that the bucket gave to any key.
+    /// The key does not exist, or has expired.
     Absent {
-        /// The bucket's last revision; `None` if it is not known.
+        /// The last revision that the bucket gave to any key; `None` if it is not known.
         last_revision: Option<u64>,
     },
     /// An operator deleted the key.
     Deleted,
     /// A value of this program.
     Value(LeaseValue),
-    /// Anything else. It counts as an active holder.
+    /// Another content, which counts as an active holder.
     Unreadable,
 }
 
@@ -62,25 +62,25 @@ pub(in crate::standby) enum Step {
         /// The new value.
         value: LeaseValue,
     },
-    /// Nothing until then, or until something happens.
+    /// Wait until this time, or until an announcement or a command arrives.
     Wait(BootInstant),
 }
 
 /// The result of a [`Step::Write`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::standby) enum WriteResult {
-    /// It is stored, under this revision.
+    /// The value is stored under this revision.
     Stored(u64),
     /// The key has another revision.
     Conflict,
-    /// There is no valid answer. The write may be stored, or may still be.
+    /// There is no valid answer. The server may have stored the value, or may store it later.
     Unknown,
 }
 
-/// The last database and lease that this host knows. It survives a restart.
+/// The last revision and the newest database that this host knows. They are kept in the file of the daemon, for the next start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KnownData {
-    /// The revision of the value in which it was.
+    /// The revision of the last value that this host read or wrote.
     pub revision: u64,
     /// The host with the newest database.
     pub data: Option<DataOwner>,
@@ -96,27 +96,29 @@ pub(super) enum Place {
 #[derive(Debug, Default)]
 pub(super) struct Standby {
     pub(super) seen: Option<Seen>,
-    /// When the last write of a live holder was seen, and when its lease ends at the latest.
+    /// When this host last saw a new value of the key, and the latest end of the lease in that value. The end is zero if no other
+    /// host has the lease.
     pub(super) live_seen: BootInstant,
     pub(super) live_until: BootInstant,
-    /// Later writes may not have been announced: there was no connection until then, or the process did not run.
+    /// Until this time there was no connection, or the process did not run. So writes before this time may not have been
+    /// announced.
     pub(super) blind_until: BootInstant,
     /// Why this host did not take over, and until when it does not try again.
     pub(super) failure: Option<String>,
     pub(super) not_before: BootInstant,
-    /// When the key is read again without a reason.
+    /// When the key is read again if nothing happens before.
     pub(super) read_at: BootInstant,
-    /// No request before this time, after one has failed.
+    /// After a failed request or a conflict, no request is sent before this time.
     pub(super) pause_until: BootInstant,
 }
 
-/// The key when it was last read.
+/// The key as it was last read or announced.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) entry: Entry,
     /// When this write was first seen.
     pub(super) since: BootInstant,
-    /// The content is one that was announced. Its revision is not known.
+    /// The content was announced and not read, so its revision is not known.
     pub(super) is_announced: bool,
 }
 
@@ -128,11 +130,11 @@ pub(super) struct Holder {
     pub(super) stage: HolderStage,
     /// When the next request is due.
     pub(super) next_at: BootInstant,
-    /// The revision is uncertain: the key is read before the next write.
+    /// The revision is uncertain, so the key is read before the next write.
     pub(super) must_read: bool,
-    /// `standby release` was called.
+    /// An operator wants this host to release the lease: by `standby release`, or by deleting the key.
     pub(super) is_asked: bool,
-    /// Another process wrote the key, perhaps without success. Nothing is sent until the key was read.
+    /// Another process has tried to write the key. No attempt begins until this host has read or written the key.
     pub(super) is_challenged: bool,
     /// The knowledge about the database when the lease was taken.
     pub(super) takeover: Takeover,
@@ -142,7 +144,7 @@ pub(super) struct Holder {
 pub(super) enum HolderStage {
     TakingOver,
     Active,
-    /// The loops have ended. The lease is not taken again before the pause is over.
+    /// This host has stopped. It does not take the lease again before the pause is over or another host was active.
     Releasing {
         pause: Duration,
         failure: Option<String>,

@@ -8,7 +8,7 @@ use crate::standby::view::LeaseState;
 const LEASE: Duration = Duration::from_secs(20);
 
 fn at(millis: u64) -> BootInstant {
-    // Not at the start of the machine: that time means "never".
+    // The time 0, the start of the machine, means "never". So the times of the tests begin later.
     BootInstant::from_millis(1_000_000 + millis)
 }
 
@@ -156,7 +156,7 @@ fn another_holder_ends_the_lease() {
     let view = machine.view();
     assert_eq!((view.state, view.holder.unwrap().host.as_str()), (LeaseState::Standby, "b"));
     assert!(machine.sends_until() < at(0));
-    // Announcements of its writes are ignored.
+    // The holder ignores announcements of the writes that it sent.
     let mut machine = holder();
     machine.on_announcement(at(3_000), Some(value("a", LeaseStage::Active, 9)));
     assert_eq!(machine.next_step(at(3_000)), Step::Wait(at(5_000)));
@@ -170,7 +170,7 @@ fn a_standby_takes_over_after_the_lease() {
     // A renewal is announced; it is not read.
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
     assert_eq!(machine.next_step(at(5_001)), Step::Wait(at(25_000)));
-    // The engine has removed the key early, because its clock was set.
+    // The NATS server has removed the key early, because its clock was set.
     assert_eq!(machine.next_step(at(25_000)), Step::Read);
     machine.on_read(at(25_000), absent(6));
     assert_eq!(machine.next_step(at(25_000)), Step::Wait(at(25_500)));
@@ -183,9 +183,10 @@ fn a_stored_announcement_keeps_its_time() {
     machine.on_read(at(0), entry(5, value("a", LeaseStage::Active, 1)));
     machine.on_announcement(at(5_000), Some(value("a", LeaseStage::Active, 2)));
     machine.on_read(at(25_000), entry(6, value("a", LeaseStage::Active, 2)));
-    // The engine's clock was set back, so the key stays. The revision is enough.
+    // The clock of the NATS server was set back, so the key has not expired. The host takes the lease all the same, because it
+    // knows the revision of the old value.
     let Step::Write { expected: 6, .. } = machine.next_step(at(25_500)) else { panic!("no takeover") };
-    // A later write begins a new time.
+    // A later write begins a new wait.
     machine.on_read(at(25_500), entry(7, value("a", LeaseStage::Active, 3)));
     assert_eq!(machine.next_step(at(25_500)), Step::Wait(at(45_500)));
 }
@@ -226,7 +227,7 @@ fn a_request_to_release_stops_sending() {
     machine.on_announcement(at(1_000), Some(request.clone()));
     machine.on_read(at(1_000), entry(3, request));
     assert!(machine.view().is_asked_to_release && machine.sends_until() < at(0));
-    // It renews the lease until the loops have ended.
+    // The holder renews the lease until its loops have ended.
     assert!(!write(&mut machine, 1_000, WriteResult::Stored(4)).release);
     machine.note_last_mail(at(1_500), 9);
     machine.release(at(1_500), Duration::from_secs(60), None);
@@ -270,7 +271,7 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     let mut lonely = machine;
     write(&mut lonely, 6_667, WriteResult::Stored(6));
     assert!(lonely.view().takeover.unwrap().is_newest_here, "no restore is needed");
-    // A machine with a copied disk would renew the lease.
+    // The daemon of another machine may run from a copy of the disk. It renews the lease, so this host waits.
     let mut twin = LeaseMachine::new(member("a", "a2"), KnownData::default());
     twin.set_lease(LEASE);
     twin.connected(at(0));
@@ -330,7 +331,7 @@ fn an_active_host_ends_the_pause() {
     machine.release(at(100), Duration::from_secs(60), None);
     write(&mut machine, 100, WriteResult::Stored(3));
     assert_eq!(machine.next_step(at(100)), Step::Read);
-    // A takeover that fails does not count.
+    // A takeover that fails does not end the pause.
     machine.on_read(at(200), entry(4, value("b", LeaseStage::TakingOver, 1)));
     machine.on_read(at(300), entry(5, value("b", LeaseStage::Released, 2)));
     assert!(matches!(machine.next_step(at(300)), Step::Wait(_)));

@@ -19,12 +19,12 @@ impl Dice {
     }
 }
 
-/// A simulated engine with one key.
+/// A simulated NATS server with one key.
 #[derive(Default)]
 struct Engine {
     key: Option<(u64, LeaseValue, u64)>,
     last_revision: u64,
-    /// The lead of its clock.
+    /// How many milliseconds the clock of the server is ahead.
     ahead: u64,
 }
 
@@ -66,7 +66,7 @@ struct Request {
 struct Host {
     machine: LeaseMachine,
     paused_until: u64,
-    /// Without a connection until then.
+    /// The host has no connection until this time.
     offline_until: u64,
     announced: Vec<LeaseValue>,
     request: Option<Request>,
@@ -263,7 +263,7 @@ impl World {
             result: WriteResult::Conflict,
         };
         if self.faults.network && dice.one_in(5) {
-            // The engine does not get it, or the answer is lost. The sender waits for two seconds.
+            // The server does not get the request, or the answer is lost. The sender waits for two seconds.
             request.arrives = dice.one_in(2).then_some(now + TICK);
             request.answers = now + 2_000;
             request.result = WriteResult::Unknown;
@@ -304,7 +304,7 @@ fn simulated_hosts_never_send_together() {
             let mut world = World::new(seed, faults);
             world.run(300_000);
             total += world.active.iter().sum::<u64>();
-            // Without faults, one host is active again soon: a lease, its margin, and the opening of the database.
+            // Without faults, one host is active again after a lease, its margin and the opening of the database.
             (world.faults, world.late) = (none, Vec::new());
             let before = world.active.iter().sum::<u64>();
             world.run(120_000);
