@@ -89,8 +89,8 @@ pub(super) fn finish(
 }
 
 /// The time before which the event is not confirmed: `settle` after the mail was stored or the money arrived, whichever is
-/// later. A thief can claim a payment early, but the honest mail arrives only after the money. It must have time to arrive,
-/// so that it can contradict the thief's mail.
+/// later. A thief can claim a payment early, but the honest mail arrives only after the money. The honest mail
+/// must have time to arrive, so that it can contradict the thief's mail.
 fn settles_at(chain: &Chain, due: &DueLook, seen: &[Observation], confirmation: &Confirmation) -> Timestamp {
     let block = confirmation.outcome.as_ref().ok().map(|arrival| arrival.block);
     let arrived_at = block.and_then(|block| seen.iter().filter_map(|node| node.block_time(block)).max());

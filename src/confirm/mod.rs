@@ -143,7 +143,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks again at an event that was confirmed before its block was `finalized`. A reorganisation may have removed it.
+    /// Looks again at an event that was confirmed before its block was `finalized`. A reorganisation may have removed that block.
     async fn revisit(&mut self, due: DueLook) -> db::Result<()> {
         let chain = Chain { finality: Finality::Finalized, ..self.watched.chain.clone() };
         let (Ok(question), Some(arrival)) = (question(&due.claim, &chain), due.arrival) else {
@@ -176,7 +176,7 @@ impl Worker {
         let pause = AFTER_ERRORS.pause(self.failures).max(asked.min(LONGEST_RETRY_AFTER));
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
-        // Other events are looked at first, because only this event may cause the error.
+        // Other events are looked at first, because this event may be the only one that causes the error.
         pause + (waited / 10).min(AFTER_ERRORS.cap)
     }
 }

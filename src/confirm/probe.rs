@@ -6,7 +6,7 @@ use super::WatchedChain;
 use super::chain_status::{NodeBlocks, ask};
 use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 
-/// A node whose newest block is older does not follow its chain.
+/// If the newest block of a node is older than this number of seconds, the node does not follow its chain.
 const STALE_SECONDS: i64 = 600;
 
 /// Asks each node of a chain, and returns a line for each answer. `Err`: the operator must correct something.

@@ -25,12 +25,12 @@ pub struct AccountRow {
 pub struct RecentParses {
     /// The number of notifications that were looked at, at most ten.
     pub checked: i64,
-    /// How many of them are quarantined because they could not be parsed.
+    /// How many of these notifications are quarantined because they could not be parsed.
     pub unparsed: i64,
 }
 
 impl Store {
-    /// Records that these accounts are watched from now on. An earlier start stays.
+    /// Records that these accounts are watched from now on. An account that was watched before keeps its first start.
     ///
     /// # Errors
     ///
@@ -72,8 +72,8 @@ impl StoreReader {
         self.query_all("SELECT * FROM accounts ORDER BY account", &[], account_row)
     }
 
-    /// How many of the newest proven notifications could not be parsed. Mails that are no notification do not count, nor do
-    /// mails that an operator released, or whose bytes were pruned from the quarantine.
+    /// How many of the newest proven notifications could not be parsed. Three kinds of mails do not count: mails that are no
+    /// notification, mails whose event exists because an operator released them, and quarantined mails without bytes.
     ///
     /// # Errors
     ///

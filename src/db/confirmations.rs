@@ -105,7 +105,7 @@ impl StoreReader {
         })
     }
 
-    /// For each chain, how many events wait for it, and since when the oldest does.
+    /// For each chain, how many events wait for it, and since when the oldest of them has waited.
     ///
     /// # Errors
     ///
@@ -117,7 +117,7 @@ impl StoreReader {
     }
 }
 
-/// The confirmation in a row that joins an event with it.
+/// The confirmation in a row that joins `events` with `confirmations`; `None`: the event has no confirmation.
 pub(super) fn of_event_row(row: &Row) -> rusqlite::Result<Option<ConfirmationRow>> {
     let has_one = row.get_ref("state")? != rusqlite::types::ValueRef::Null;
     if has_one { confirmation_row(row).map(Some) } else { Ok(None) }

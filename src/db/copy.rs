@@ -1,4 +1,5 @@
-//! Looks at a copy of the database before it is opened: whether it is as new as another host's database was.
+//! Reads the schema and the last mail id of a copy of the database before the copy is opened. They show whether the copy is as
+//! new as another host's database was.
 
 use std::path::Path;
 
@@ -11,11 +12,11 @@ use super::{Error, Result, StoreReader, schema};
 pub struct CopyState {
     /// The schema (`PRAGMA user_version`); 0 for a file without tables.
     pub schema: i64,
-    /// The last `mails.id` that was given out, also if that mail was pruned; 0: none.
+    /// The last id in `mails`, even if that mail was pruned; 0: no mail was ever stored.
     pub last_mail_id: i64,
 }
 
-/// Reads the state of a copy; `None` if there is no file. It changes nothing in the file.
+/// Reads the state of a copy; `None` if there is no file. The file does not change.
 ///
 /// # Errors
 /// [`Error::Newer`], [`Error::Foreign`], or an error of SQLite.
@@ -37,7 +38,7 @@ fn last_mail_id(connection: &Connection) -> rusqlite::Result<i64> {
 }
 
 impl StoreReader {
-    /// The last `mails.id` that was given out, also if that mail was pruned; 0: none.
+    /// The last id in `mails`, even if that mail was pruned; 0: no mail was ever stored.
     ///
     /// # Errors
     ///

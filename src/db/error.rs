@@ -117,7 +117,7 @@ impl Error {
     }
 }
 
-/// For work inside the writer, which adds the path.
+/// The path is empty. The writer adds it when its work has failed.
 impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Self {
         Error::Sqlite { path: PathBuf::new(), source: Arc::new(source) }

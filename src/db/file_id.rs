@@ -1,9 +1,9 @@
-//! Which file stands under a path.
+//! The identity of the file at a path.
 
 use std::path::Path;
 
-/// The device and inode of a file; `None` if there is no file. It does not open the file: closing it again would release
-/// SQLite's locks (sqlite.org/howtocorrupt.html, 2.2).
+/// The device and inode of a file; `None` if there is no file. This function does not open the file, because closing it would
+/// release SQLite's locks (sqlite.org/howtocorrupt.html, 2.2).
 pub(super) fn file_id(path: &Path) -> std::io::Result<Option<(u64, u64)>> {
     use std::os::unix::fs::MetadataExt;
     match std::fs::metadata(path) {

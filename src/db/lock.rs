@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
 
-/// Keeps a second daemon off the same database until it is dropped.
+/// Keeps a second daemon off the same database until this value is dropped.
 #[derive(Debug)]
 pub struct DaemonLock(std::fs::File);
 
@@ -31,7 +31,8 @@ impl DaemonLock {
         }
     }
 
-    /// Whether this is the lock of the database at this path. Another file may have been put there with its folder.
+    /// Whether this lock belongs to the database that is at this path now. A command that restores a copy may have replaced the
+    /// lock file or its folder.
     #[must_use]
     pub fn is_of(&self, database: &Path) -> bool {
         use std::os::unix::fs::MetadataExt;
@@ -73,7 +74,7 @@ fn lock_file(database: &Path) -> PathBuf {
 fn behind_links(path: &Path) -> PathBuf {
     let folder = |path: &Path| path.parent().filter(|f| !f.as_os_str().is_empty()).map_or(".".into(), Path::to_owned);
     let mut path = path.to_owned();
-    // The kernel follows 40 links as well. The last link may lead to a file that does not exist yet.
+    // The kernel also follows at most 40 links. The last link may lead to a file that does not exist yet.
     for _ in 0..40 {
         let Ok(next) = std::fs::read_link(&path) else { break };
         path = folder(&path).join(next);

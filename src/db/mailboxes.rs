@@ -20,14 +20,14 @@ pub struct Cursor {
 /// Mails that show whether the server's UIDs still mean the same mails.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UidFingerprints {
-    /// Their UIDs and internal dates.
+    /// The mails' UIDs and internal dates.
     pub mails: Vec<(Uid, Timestamp)>,
-    /// The highest id in `mails`. Later mails get higher ids.
+    /// The highest id in the table `mails`. Mails that are stored later get higher ids.
     pub last_row: i64,
 }
 
 impl Store {
-    /// The stored mails of the last `reach` UIDs below this cursor.
+    /// The stored mails of the last `reach` UIDs up to this cursor.
     ///
     /// # Errors
     ///

@@ -24,11 +24,12 @@ pub struct Backlog {
     pub undelivered: i64,
     /// Events that are held because of a conflict.
     pub conflicting: i64,
-    /// Events that are held because their session is unknown.
+    /// Events that are held because their session is unknown. An event that its chain has not confirmed, or
+    /// whose session is still searched for at Resmic, does not count here.
     pub unresolved: i64,
     /// Deliveries that were given up.
     pub dead: i64,
-    /// Deliveries to targets that are not configured.
+    /// Pending deliveries to targets that are not configured.
     pub orphaned: i64,
     /// Deferred mails of accounts that are not configured.
     pub unjudged: i64,
@@ -45,8 +46,8 @@ impl StoreReader {
     ///
     /// An error of SQLite.
     pub fn backlog(&self, targets: &[String], accounts: &[&str]) -> Result<Backlog> {
-        // The partial indexes of `mails` contain nothing but the mails that are counted here. `pending` jumps from one
-        // target to the next in an index.
+        // Partial indexes of `mails` make these counts fast. `pending` lists the targets with pending deliveries; it needs one
+        // search in an index for each target.
         let sql = "SELECT
             (SELECT count(*) FROM mails INDEXED BY mails_to_review WHERE outcome = 'quarantined' AND raw IS NOT NULL),
             (SELECT count(*) FROM mails INDEXED BY mails_without_raw
@@ -105,7 +106,7 @@ impl StoreReader {
         self.query_all(sql, &[], |row| Ok((word(row, "state")?, row.get(1)?)))
     }
 
-    /// Whether a delivery to one of `targets` has been due since before `since` and no attempt was made after that.
+    /// Whether a delivery to one of `targets` has been due since before `since`, and no attempt was made since `since`.
     ///
     /// # Errors
     ///
@@ -143,7 +144,7 @@ impl StoreReader {
         free_space(self.path())
     }
 
-    /// The bytes in the WAL that are not checkpointed yet. A reader blocks the checkpoint of newer pages.
+    /// The bytes in the WAL that are not checkpointed yet. A running read transaction blocks the checkpoint of newer pages.
     ///
     /// # Errors
     ///
@@ -160,7 +161,8 @@ impl StoreReader {
     }
 
     /// Whether another program has held the write lock for longer than any transaction of this program. Many short
-    /// transactions in a row, as in a backfill, may block this connection as long; but they commit.
+    /// transactions in a row, as in a backfill, may make this check wait as long. They do not count, because their commits change
+    /// `data_version`.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         let before = self.data_version().ok();
@@ -196,7 +198,7 @@ impl StoreReader {
     fn write_copy(&self, to: &Path) -> Result<()> {
         let sqlite = |e| Error::from_sqlite(to, e);
         let mut copy = Connection::open(to).map_err(sqlite)?;
-        // In one step, under one snapshot: a busy writer neither waits nor restarts the copy.
+        // The copy is made in one step, from one snapshot. So a busy writer does not wait, and the copy does not start again.
         let step = Backup::new(self.connection(), &mut copy).and_then(|backup| backup.step(-1)).map_err(sqlite)?;
         if step != StepResult::Done {
             return Err(Error::Locked(to.to_owned()));
@@ -208,8 +210,8 @@ impl StoreReader {
     }
 }
 
-/// Gives a file its name. Unlike a rename, a link never replaces a file that was created meanwhile. On file systems
-/// without links (vfat, many network shares), this function creates the name first and then replaces its own file.
+/// Gives the copy `part` the name `to`. A hard link never replaces a file that was created meanwhile, but a rename does. On file
+/// systems without hard links (vfat, many network shares), this function creates an empty file `to` and renames `part` over it.
 fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Result<()>) -> std::io::Result<()> {
     match link(part, to) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -220,7 +222,7 @@ fn give_name(part: &Path, to: &Path, link: impl Fn(&Path, &Path) -> std::io::Res
     }
 }
 
-/// Only the owner may read the payments.
+/// Creates a file that only its owner may read, because it will contain payments.
 fn create_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
@@ -231,7 +233,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] if another program holds the lock; [`Error::Stopped`].
+    /// [`Error::Locked`] if another program holds the lock; [`Error::Stopped`] if the writer thread has ended.
     pub async fn ping(&self) -> Result<()> {
         self.write(|_| Ok(())).await
     }

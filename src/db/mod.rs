@@ -1,7 +1,7 @@
-//! The database: one SQLite file, an interface that merchants look into.
+//! The database: one SQLite file. Its schema is public, so that merchants' programs can read it.
 //!
 //! One thread owns the writing connection (`writer`). Each reader opens another connection (`reader`). `schema` opens
-//! and migrates the file. The decisions about payments are made above, in `payments`.
+//! and migrates the file. The decisions about payments are made in `payments`.
 
 mod accounts;
 mod columns;

@@ -11,8 +11,8 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{Error, Result, Store, StoreReader, schema};
 
-/// How long a transaction should take, with its commit. Other programs that write wait for it. Much more is possible: on a busy
-/// machine, the system may stop the program or the disk for some time in the middle.
+/// How long a transaction should take, with its commit. Other programs that write wait for it. It may take much longer, because a
+/// busy system may stop the program or the disk for some time in the middle.
 const AIM: Duration = Duration::from_millis(8);
 
 /// How long the first transaction works before its commit, and the limits for the next ones.
@@ -24,7 +24,7 @@ const LONGEST_WORK: Duration = Duration::from_millis(5);
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(2);
 const CHECKPOINT_PAUSE: Duration = Duration::from_millis(20);
 
-/// How many rows a reader looks for at once.
+/// How many candidates one query of the reader returns at most.
 const CANDIDATES: usize = 2_000;
 
 /// The numbers of rows that [`Store::prune`] deleted or emptied, and of freed pages.
@@ -38,8 +38,8 @@ pub struct Pruned {
     pub attempts: usize,
     /// Pages that were returned to the file system.
     pub pages: u32,
-    /// Whether the file has its new size already. Another program that still reads the old pages delays it until a
-    /// checkpoint after it has ended.
+    /// Whether the file has its new size already. A program that still reads old pages delays the new size until the first
+    /// checkpoint after its read.
     pub is_file_cut: bool,
 }
 
@@ -59,10 +59,11 @@ struct Candidate {
 
 /// One kind of row that is deleted.
 struct Kind {
-    /// Selects candidates before a place, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5), and their number.
+    /// Selects the candidates before a place in the index, the newest first. Parameters: `before`, `quarantined`, the place (3 to 5),
+    /// and the number of candidates.
     find: &'static str,
-    /// The first statement changes one of them, if it is still one. If it did, the others follow. Parameters: `quarantined`,
-    /// its attempt, `before`, its id.
+    /// The statements that change one candidate. The first changes nothing if the row is no longer a candidate. The others run
+    /// only after a change. Parameters: `quarantined`, the candidate's attempt, `before`, the candidate's id.
     change: &'static [&'static str],
     count: fn(&mut Pruned) -> &mut usize,
 }
@@ -81,8 +82,8 @@ const KINDS: [Kind; 3] = [
               AND (?2 OR outcome <> 'quarantined')
               AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = mails.event_id AND d.state <> 'delivered')
             ORDER BY judged_at DESC, id DESC LIMIT ?6",
-        // SQLite merges half-empty pages when a row leaves one, and not when a row becomes shorter. So the row leaves for an
-        // unused id, and comes back.
+        // SQLite merges half-empty pages when a row is removed from a page, but not when a row becomes shorter. So these
+        // statements give the row an unused id, and then its old id.
         change: &[
             "UPDATE mails SET raw = NULL, id = -id WHERE id = ?4 AND raw IS NOT NULL AND judged_at < ?3
                AND outcome <> 'deferred' AND (?1 OR outcome <> 'quarantined')
@@ -106,12 +107,13 @@ impl Store {
     /// Deletes rows and bytes that are older than `before` (in the database's form) and no longer needed, and returns
     /// free pages to the file system. `progress` is called after each transaction.
     ///
-    /// Events, deliveries and the rows of their mails stay: they recognise a replayed mail. A mail stays whole while
-    /// it is deferred or its event is not delivered. So does a quarantined mail, unless `quarantined` is set.
+    /// Events, deliveries and the rows of their mails stay, because a replayed mail is recognised by them. A mail stays whole
+    /// while it is deferred, or while its event has a delivery that was not accepted. A quarantined mail also stays whole, unless
+    /// `quarantined` is set.
     ///
     /// # Errors
     ///
-    /// [`super::Error`]. The transactions before it are committed; pruning can be repeated.
+    /// [`super::Error`]. Earlier transactions are committed, and pruning can be repeated.
     pub async fn prune(&self, before: String, quarantined: bool, progress: impl FnMut(&Pruned)) -> Result<Pruned> {
         let retention = Retention { before, quarantined };
         let mut pruning = Pruning { store: self, pruned: Pruned::default(), work: FIRST_WORK, progress };
@@ -124,7 +126,7 @@ impl Store {
     }
 }
 
-/// SQLite cuts the file when a checkpoint has copied the whole WAL. No reader may need older pages then.
+/// Cuts the file to its new size. SQLite does this when a checkpoint has copied the whole WAL, so no reader may need older pages.
 async fn cut_file(path: &Path) -> Result<bool> {
     let connection = schema::open(path)?;
     let begun = Instant::now();
@@ -166,8 +168,9 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
         }
     }
 
-    /// Returns free pages from the end of the file. SQLite moves a used page from there to a free one. It searches the list of free
-    /// pages for one of the right place, so the list must be short: with a million emptied mails, each page took a millisecond.
+    /// Returns free pages to the file system. SQLite moves used pages from the end of the file into free pages, and cuts the end. It
+    /// searches the list of free pages for a page in the right place, so the list must be short: after a million mails, each returned
+    /// page took a millisecond.
     async fn shrink(&mut self) -> Result<()> {
         loop {
             let (freed, is_done) = self.step(free_some).await?;
@@ -179,14 +182,14 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
         }
     }
 
-    /// One transaction, and a pause of the same length for other programs.
+    /// Runs one transaction, and then pauses for the same time, so that other programs can write.
     async fn step<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&Connection, Duration) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let longest = self.work;
-        // Measured from the first statement: before it, the writer may wait for a lock, or copy the WAL into the database.
-        // That copy holds no lock that another writer needs.
+        // The time is measured from the first statement. Before that, the writer may wait for a lock, or checkpoint the WAL. The
+        // checkpoint holds no lock that another writer needs.
         let (begun, done) = self
             .store
             .write(move |tx| {
@@ -219,7 +222,8 @@ fn candidate(row: &Row) -> rusqlite::Result<Candidate> {
     Ok(Candidate { at: row.get("at")?, id: row.get("id")?, attempt: row.get("attempt")? })
 }
 
-/// Changes candidates until the time is over. Returns how many were changed, the last one, and those that are left.
+/// Changes candidates until the time is over. Returns the number of changed candidates, the last one that was tried, and those
+/// that are left.
 fn change_some(
     tx: &Connection,
     change: &[&str],
@@ -245,7 +249,8 @@ fn change_some(
     Ok((changed, last, left.collect()))
 }
 
-/// Returns free pages until the time is over. `true`: none is left, or the file was made without `auto_vacuum`.
+/// Returns free pages to the file system until the time is over. `true`: no free page is left, or the file was made without
+/// `auto_vacuum`.
 fn free_some(tx: &Connection, work: Duration) -> Result<(u32, bool)> {
     let begun = Instant::now();
     let free = || tx.pragma_query_value(None, "freelist_count", |row| row.get::<_, u32>(0));
@@ -272,7 +277,8 @@ mod tests {
 
     const BEFORE: &str = "2026-01-01T00:00:00.000Z";
 
-    /// Mails of all outcomes, with deliveries and attempts of which every fifth is not delivered.
+    /// Mails of four outcomes, and the same number of events. Each event has a delivery with an attempt, and every fifth delivery
+    /// is dead.
     async fn filled(folder: &tempfile::TempDir, mails: u32) -> Store {
         let store = testing::store(folder);
         let rows = format!(
@@ -291,7 +297,7 @@ mod tests {
         store
     }
 
-    /// The result of the same conditions in one statement each.
+    /// Counts the old ignored mails, the emptied mails, the emptied mails that should be whole, and the attempts.
     const KEPT: &str = "SELECT
         (SELECT count(*) FROM mails WHERE outcome = 'ignored' AND judged_at < '2026'),
         (SELECT count(*) FROM mails WHERE raw IS NULL),
@@ -306,7 +312,7 @@ mod tests {
         let kept = |row: &Row| Ok([row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get(3)?]);
         let mut calls = 0;
         let pruned = store.prune(BEFORE.into(), false, |_| calls += 1).await.unwrap();
-        // A quarter made events; every fifth of these is not delivered.
+        // A quarter of the mails have events, and every fifth of these events has a dead delivery.
         assert_eq!((pruned.mails, pruned.raw, pruned.attempts), (500, 800, 3_200));
         assert!(calls > 3, "{calls}");
         assert_eq!(store.reader().unwrap().query_one(KEPT, &[], kept).unwrap(), Some([0, 800, 0, 800]));
@@ -328,7 +334,8 @@ mod tests {
         assert!(largest <= before, "{largest} of {before}");
         let (after, free) = (size("m.db"), u64::from(pruned.pages) * 4_096);
         assert!(after <= before - free, "{after} of {before}, freed {free}");
-        // The pages of one mail: one of its row, which is shared afterwards, and one of the rest of its bytes.
+        // A mail of this size fills two pages. When its bytes are deleted, one page becomes free. Its row then shares the other
+        // page with other rows.
         let emptied = (pruned.mails + pruned.raw) as u64;
         assert!(free > emptied * 7_000, "{pruned:?}");
     }
@@ -355,7 +362,7 @@ mod tests {
         assert_eq!(next_work(millis(4), millis(6)), LONGEST_WORK);
         assert_eq!(next_work(millis(5), millis(20)), millis(2), "the commit takes longer");
         assert_eq!(next_work(millis(5), millis(600)), SHORTEST_WORK, "the machine is busy");
-        // A disk whose commit takes as long as the work, and a slow one.
+        // One disk needs as much time for the commit as the work took; the other needs three times as much.
         for (commit, expected) in [(1.0, 4_000), (3.0, 2_000)] {
             let settled = (0..20).fold(FIRST_WORK, |work, _| next_work(work, work.mul_f64(1.0 + commit)));
             assert!(settled.abs_diff(Duration::from_micros(expected)) < millis(1), "{settled:?}");

@@ -33,17 +33,18 @@ pub struct EventQuery {
     pub since: Option<String>,
     /// Stored after this row.
     pub after: Option<i64>,
-    /// At most so many, the newest.
+    /// At most this number of events: the newest ones.
     pub limit: Option<u32>,
 }
 
 /// Matches a transaction by all spellings of its hash.
 pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT value FROM json_each(?))";
 
-/// The second part names the condition of the partial index.
+/// The second part is the condition of the partial index. SQLite uses that index only if the query contains this condition.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// Most events are completed, so a scan finds them. The others have an index, which is worse than that of a session.
+/// Most events are completed, so a scan finds them. A partial index contains the others. A query for a session or a transaction
+/// does not use that index, because it has a better one.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -61,8 +62,8 @@ impl StoreReader {
         Ok(StoreReader { connection, path: path.to_owned(), frozen })
     }
 
-    /// Whether this reader never shows later commits. This happens if the user may not lock the database and no
-    /// other program has it open.
+    /// Whether this reader never shows later commits. This happens if the user may not create the `-wal` and `-shm`
+    /// files, and no other program has the database open.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.frozen
@@ -96,7 +97,7 @@ impl StoreReader {
             ("session_id = ?", optional(session)),
             (TRANSACTION_CONDITION, optional(&hashes)),
             (status_condition(filter), optional(status)),
-            // `+` keeps SQLite from this index: it would sort all events before it returns the first.
+            // `+` keeps SQLite from the index on `created_at`, with which it would sort all events before it returns the first.
             ("+created_at >= ?", optional(since)),
             ("e.rowid >= ?", first.as_ref().and_then(optional)),
             ("e.rowid > ?", optional(after)),
@@ -112,8 +113,8 @@ impl StoreReader {
         self.list(&list, *limit, &mut each)
     }
 
-    /// The lowest row number of the events that were stored since then. The clock may have been set back, so later rows may
-    /// be older.
+    /// The lowest row number of the events that were stored at `since` or later. Later rows may be older, because the clock may
+    /// have been set back.
     fn first_event_since(&self, since: &str) -> Result<Option<i64>> {
         let found = self.query_one(
             "SELECT min(rowid) FROM events INDEXED BY events_by_time WHERE created_at >= ?1",
@@ -168,7 +169,7 @@ impl StoreReader {
         self.query_all(&sql, &[&event_id], mail_row)
     }
 
-    /// The bytes of a mail. The inner `None`: they were pruned.
+    /// The bytes of a mail. The outer `None`: there is no such mail. The inner `None`: its bytes were pruned, or never delivered.
     ///
     /// # Errors
     ///
@@ -212,7 +213,7 @@ impl StoreReader {
         self.query_all("SELECT * FROM deliveries WHERE event_id = ?1 ORDER BY id", &[&event_id], delivery_row)
     }
 
-    /// The watched mailboxes.
+    /// The mailboxes that are watched now or were watched earlier.
     ///
     /// # Errors
     /// An error of SQLite.
@@ -220,21 +221,21 @@ impl StoreReader {
         self.query_all("SELECT * FROM mailboxes ORDER BY account, mailbox", &[], mailbox_row)
     }
 
-    /// The DKIM keys (domain, selector) of the last authenticated mails, the newest first.
+    /// The DKIM keys (domain, selector) that authenticated any of the last 100 mails, the newest first.
     ///
     /// # Errors
     ///
     /// An error of SQLite.
     pub fn last_keys(&self) -> Result<Vec<(String, String)>> {
-        // Only the last mails: SQLite would read the bytes of each mail to reach the columns behind them.
+        // Only the last mails are searched, because no index has these columns.
         let sql = "SELECT trust_domain, trust_selector FROM (SELECT * FROM mails ORDER BY id DESC LIMIT 100)
              WHERE trust = 'dkim' AND trust_domain IS NOT NULL AND trust_selector IS NOT NULL
              GROUP BY 1, 2 ORDER BY max(id) DESC";
         self.query_all(sql, &[], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
-    /// The numbers of rows that triggers maintain: of `mails` by outcome, of `events` by status, of `deliveries` by
-    /// state. A value that no row has is left out.
+    /// The numbers of rows that triggers maintain: of `mails` by outcome, of `events` by status, of `deliveries` and
+    /// `confirmations` by state. A value that no row has is left out.
     ///
     /// # Errors
     ///
@@ -315,8 +316,8 @@ pub(crate) fn optional<T: ToSql>(value: &Option<T>) -> Option<&dyn ToSql> {
     value.as_ref().map(|value| value as &dyn ToSql)
 }
 
-/// A WHERE clause of the conditions that have a value, and the values. Conditions without a value are left out: with
-/// `?1 IS NULL OR …` SQLite uses no index, and it would read through the bytes of each mail.
+/// A WHERE clause of the conditions that have a value, and the values. Conditions without a value are left out.
+/// With `?1 IS NULL OR …` SQLite would use no index, and would scan the whole table.
 pub(crate) fn where_clause<'a>(parts: &[(&str, Option<&'a dyn ToSql>)]) -> (String, Vec<&'a dyn ToSql>) {
     let (mut condition, mut given) = (String::new(), Vec::new());
     for (part, value) in parts.iter().filter_map(|(part, value)| Some((part, (*value)?))) {

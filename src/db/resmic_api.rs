@@ -9,17 +9,17 @@ use super::{Result, Store, StoreReader, current_time};
 pub struct ResmicBacklog {
     /// The API's host; `None` if it was never asked.
     pub host: Option<String>,
-    /// The last request.
+    /// The time of the last recorded request.
     pub asked_at: Option<String>,
-    /// Since when each request has failed.
+    /// Since when all requests have failed.
     pub failing_since: Option<String>,
     /// The last error.
     pub last_error: Option<String>,
-    /// The error does not pass by itself.
+    /// Whether a person must correct the cause of the error.
     pub needs_person: bool,
     /// Events that wait until Resmic reports their session as `Completed`.
     pub waiting: i64,
-    /// Since when the oldest of them waits.
+    /// Since when the oldest of these events has waited.
     pub waiting_since: Option<String>,
     /// Events that Resmic contradicts.
     pub doubtful: i64,
@@ -27,12 +27,12 @@ pub struct ResmicBacklog {
     pub missing_mails: i64,
     /// Sessions that need review.
     pub to_review: i64,
-    /// One of them.
+    /// One of the sessions that need review.
     pub session_to_review: Option<String>,
 }
 
 impl Store {
-    /// Records the result of a request: `Err` with the words, and whether a person must do something.
+    /// Records the result of a request. `Err`: the text of the error, and whether a person must do something.
     ///
     /// # Errors
     ///

@@ -33,7 +33,7 @@ pub struct EventRow {
     /// `mail`, or `resmic` if Resmic's API reported it.
     pub source: String,
     pub confirmation: Option<ConfirmationRow>,
-    /// Whether Resmic has cleared it for delivery; `None`: it does not wait for Resmic.
+    /// Whether Resmic has cleared the event for delivery; `None`: the event does not wait for Resmic.
     pub clearance: Option<String>,
     pub clearance_reason: Option<String>,
 }
@@ -103,7 +103,7 @@ fn as_json<S: serde::Serializer>(body: &str, serializer: S) -> std::result::Resu
     }
 }
 
-/// An event with its confirmation. Only those columns of `confirmations` are listed that `events` does not have.
+/// An event with its confirmation and its clearance. All columns have different names, because they are read by name.
 pub(super) const EVENT_COLUMNS: &str =
     "e.rowid AS event_row, e.*, c.state, c.reason, c.arrival, c.received, c.received_token, c.confirmed_at,
     c.paid_block, c.arrival_block, c.amount_checked, c.final, c.nodes, c.looks, c.looked_at, c.next_look_at,

@@ -1,4 +1,4 @@
-//! Opens and migrates the file. It checks that the file is ours and has a known version, and turns on WAL mode.
+//! Opens and migrates the file. Checks that the file is a database of this program with a known version, and turns on WAL mode.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,7 +35,8 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(sqlite)?;
     configure(&connection).map_err(sqlite)?;
-    // Only before the first page is written: `prune` returns free pages to the file system in small steps.
+    // This setting has an effect only before the first page is written. With it, `prune` can return free pages to the file
+    // system in small steps.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sqlite)?;
     turn_on_wal(&connection).map_err(sqlite)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(sqlite)?;
@@ -44,7 +45,7 @@ pub(super) fn open(path: &Path) -> Result<Connection> {
 }
 
 /// A new file or a restored copy is not in WAL mode yet. SQLite's busy timeout does not apply while another program
-/// turns it on.
+/// turns on WAL mode.
 fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     let begun = Instant::now();
     loop {
@@ -59,7 +60,7 @@ fn turn_on_wal(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Opens for reading. `true`: the connection shows the file as it is now and never changes.
+/// Opens for reading. `true`: the connection never shows later commits.
 pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     if !path.exists() {
         return Err(Error::Absent(path.to_owned()));
@@ -74,8 +75,8 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     Ok((connection, frozen))
 }
 
-/// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, which
-/// some users may not do. SQLite can read a file that was closed properly without them.
+/// Does the same as [`open_reader`], without a check of the content. The first reader creates the -wal and -shm files, but
+/// some users may not create files. For them, SQLite can read the file alone if the last program has closed it properly.
 pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let sqlite = |e| Error::from_sqlite(path, e);
@@ -93,7 +94,7 @@ pub(super) fn read_only(path: &Path) -> Result<(Connection, bool)> {
 /// The characters of a path that a URI encodes.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// The URI by which SQLite reads a file without locks and without other files (sqlite.org/uri.html, `immutable`).
+/// The URI with which SQLite reads a file without locks and without other files (sqlite.org/uri.html, `immutable`).
 fn immutable_uri(path: &Path) -> Option<String> {
     let path = std::path::absolute(path).ok()?;
     Some(format!("file:{}?immutable=1", utf8_percent_encode(path.to_str()?, PATH)))
@@ -110,8 +111,8 @@ fn count_tables(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
 }
 
-/// Whether the write lock cannot be taken within `patience`. For a user without write permission it is `false`. It
-/// creates no file.
+/// Whether the write lock cannot be taken within `patience`. The result is `false` for a user without write permission. This
+/// check does not create the database.
 pub(super) fn is_busy(path: &Path, patience: Duration) -> bool {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let asked = Connection::open_with_flags(path, flags).and_then(|connection| {
@@ -128,8 +129,8 @@ pub(super) fn checkpoint_backlog(connection: &Connection) -> rusqlite::Result<i6
     look.query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))
 }
 
-/// Copies the WAL into the database, as far as no reader needs the older pages, unless another program does it now. `true`: the
-/// whole WAL is copied.
+/// Copies the WAL into the database, as far as no reader needs the older pages. Does nothing while another program does the same.
+/// `true`: the whole WAL is copied.
 pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
     let mut copy = connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
     copy.query_row([], |row| {
@@ -141,13 +142,14 @@ pub(super) fn checkpoint(connection: &Connection) -> rusqlite::Result<bool> {
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Without QPSG, SQLite prepares a statement that may use a partial index again for each new value. That took half
-    // of the writer's time.
+    // A statement that may use a partial index is prepared again for each new value, unless QPSG is on. That took half of
+    // the writer's time.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "foreign_keys", "ON")
 }
 
-/// Checks that the file is ours and returns its version. It only reads, so that a refused file does not change.
+/// Checks that the file is a database of this program, or empty, and returns its version. The check only reads, so that a refused
+/// file does not change.
 pub(super) fn inspect(path: &Path) -> Result<i64> {
     // For a folder SQLite reports a read error, which sounds like a broken disk.
     if !path.is_file() {
@@ -155,7 +157,7 @@ pub(super) fn inspect(path: &Path) -> Result<i64> {
     }
     let (connection, _) = read_only(path)?;
     let sqlite = |e| Error::from_sqlite(path, e);
-    // One read transaction: another program may be creating the file.
+    // All queries are in one read transaction, because another program may be creating the file.
     connection.execute_batch("BEGIN").map_err(sqlite)?;
     let (application, version) = identity(&connection).map_err(sqlite)?;
     let empty = application == 0 && version == 0 && count_tables(&connection).map_err(sqlite)? == 0;

@@ -69,7 +69,7 @@ pub struct TargetRules {
 pub struct Store {
     writer: writer::Writer,
     pub(crate) settings: Arc<StoreSettings>,
-    /// Counts the commits after which a delivery may be due.
+    /// Counts the commits that wake the loops, for example because a delivery may be due.
     outbox: Arc<watch::Sender<u64>>,
     /// Counts the commits that deferred a mail.
     pub(crate) deferrals: Arc<watch::Sender<u64>>,
@@ -130,7 +130,7 @@ impl Store {
         StoreReader::open(&self.settings.path)
     }
 
-    /// Changes after a commit that may have made deliveries due.
+    /// Changes after a commit that may have made a delivery or a question due.
     #[must_use]
     pub fn watch_outbox(&self) -> watch::Receiver<u64> {
         self.outbox.subscribe()
@@ -142,7 +142,7 @@ impl Store {
         self.deferrals.subscribe()
     }
 
-    /// Wakes the delivery loops.
+    /// Wakes the loops that watch the commits: deliveries, confirmations, questions to Resmic, and the supervisor.
     pub(crate) fn wake_outbox(&self) {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }

@@ -18,13 +18,13 @@ pub struct StreamRow {
     pub servers: String,
     /// The version of the server that was connected last.
     pub version: Option<String>,
-    /// Since when it cannot publish.
+    /// Since when the target cannot publish.
     pub failing_since: Option<String>,
-    /// Why it cannot publish.
+    /// Why the target cannot publish.
     pub problems: Vec<String>,
     /// The settings that should be changed.
     pub notes: Vec<String>,
-    /// The problem does not pass by itself.
+    /// Whether a person must correct the cause of the problem.
     pub needs_person: bool,
     /// How many deliveries the stream already had.
     pub there_already: i64,
@@ -35,9 +35,9 @@ pub struct StreamRow {
 /// A change of the state of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamChange {
-    /// The daemon starts, and connects for the first time.
+    /// The daemon has started, and is connecting for the first time.
     Connecting,
-    /// The target can publish.
+    /// The daemon has connected, so the target can publish.
     Connected {
         /// The version of the server.
         version: String,
@@ -48,7 +48,7 @@ pub enum StreamChange {
     Failed {
         /// The reasons.
         problems: Vec<String>,
-        /// The problem does not pass by itself.
+        /// Whether a person must correct the cause of the problem.
         needs_person: bool,
     },
 }

@@ -123,7 +123,7 @@ fn links_to_a_database_share_its_lock() {
     std::fs::create_dir(folder.path().join("data")).unwrap();
     std::os::unix::fs::symlink("data/m.db", &link).unwrap();
     std::os::unix::fs::symlink(&link, &chain).unwrap();
-    // Before there is a file, and after.
+    // All names share one lock, before the file exists and after it was created.
     let first = DaemonLock::acquire(&chain).unwrap();
     drop(schema::open(&chain).unwrap());
     for name in [&file, &link, &chain] {
@@ -167,7 +167,7 @@ fn many_short_transactions_are_no_lock() {
     let (reader, other) = (StoreReader::open(&path).unwrap(), schema::open(&path).unwrap());
     let (end, ending) = std::sync::mpsc::channel::<()>();
     let writing = std::thread::spawn(move || {
-        // Each holds the lock longer than SQLite waits between two tries.
+        // Each transaction holds the lock for longer than SQLite waits between two tries.
         let hold = std::time::Duration::from_millis(150);
         loop {
             other.execute_batch("BEGIN IMMEDIATE; DELETE FROM sessions_to_reconcile").unwrap();
@@ -214,7 +214,7 @@ async fn a_blocked_checkpoint_is_reported_and_repeated() {
     }
     assert!(backlog() > 80 << 20, "{}", backlog());
     other.execute_batch("COMMIT").unwrap();
-    // Each commit checkpoints. The second one then starts at the beginning of the -wal file.
+    // The writer checkpoints after each commit. After the first checkpoint, SQLite writes the -wal file from its beginning.
     record(6).await.unwrap();
     store.ping().await.unwrap();
     record(7).await.unwrap();
@@ -234,7 +234,7 @@ async fn waiting_callers_get_a_lock_error_together() {
         other.execute_batch("ROLLBACK").unwrap();
         first
     };
-    // All ask before the first is answered.
+    // All three callers wait for the writer before the first one gets its error.
     let (first, second, third) = tokio::join!(first, store.ping(), store.ping());
     for answer in [first, second, third] {
         assert!(matches!(answer, Err(Error::Locked(_))), "{answer:?}");

@@ -10,12 +10,13 @@ use crate::heartbeat::Heartbeat;
 
 /// The pause after a failed call of the store.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest sleep, after which the wall clock is compared again. It may have been set.
+/// The longest sleep. After it, the wall clock is read again, because the clock may have been set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
 
-/// The worker of such a loop.
+/// The worker of a loop that works in turns.
 pub trait TurnWorker {
-    /// Does one piece of work. `None`: another one may be due; otherwise when to look for one, if there is no commit before.
+    /// Does one piece of work, if one is due. `None`: another piece may be due now. `Some`: the time of the next turn, unless a
+    /// commit causes an earlier one.
     fn turn(&mut self) -> impl Future<Output = Result<Option<Instant>>> + Send;
 
     /// Logs an error of the database, after which the turn is repeated.

@@ -1,6 +1,6 @@
 //! One thread owns the writing connection and commits all waiting work in one transaction.
 //!
-//! A single mail is committed at once, with one fsync; a backfill is committed in hundreds. Work that fails does not
+//! A single mail is committed at once, with one fsync; a backfill is committed in hundreds of mails. Work that fails does not
 //! affect other work in the transaction. The writer replies only after the commit. It checkpoints the WAL when it is
 //! idle; SQLite's automatic checkpoint would delay the commit that fills the WAL.
 
@@ -21,22 +21,22 @@ const BATCH: usize = 1_000;
 /// The length of the queue. A caller waits while it is full.
 const QUEUE: usize = 4_096;
 
-/// The writer checkpoints this many WAL pages when it is idle. It is SQLite's own default.
+/// A WAL with this number of pages is checkpointed when the writer is idle. The number is SQLite's default.
 const CHECKPOINT: i64 = 1_000;
 
-/// The writer checkpoints this many WAL pages even if work waits. A page that was written several times is copied
-/// once.
+/// A WAL with this number of pages is checkpointed even if work waits. A checkpoint copies a page once, even if the page was
+/// written several times.
 const CHECKPOINT_URGENT: i64 = 4_000;
 
-/// A WAL of this size that cannot be checkpointed causes a warning: a reader outside this program blocks the
-/// checkpoint. After the checkpoint the `-wal` file is cut to this size.
+/// A WAL of this size, in bytes, that cannot be checkpointed causes a warning, because a long-running reader blocks the
+/// checkpoint. After a checkpoint the `-wal` file is cut to this size.
 pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 
-/// The same in pages of SQLite's default size.
+/// The same size in pages of SQLite's default size.
 const MAX_BACKLOG_PAGES: i64 = (MAX_WAL_BACKLOG / 4_096).cast_signed();
 
-/// The writer is idle after this time without work. Work that follows from a commit arrives sooner: the deliveries of
-/// a mail are claimed at once, and a checkpoint takes longer than that.
+/// The writer is idle after this time without work. Work that follows from a commit, such as claiming the deliveries of a mail,
+/// arrives sooner. It must not wait for a checkpoint.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The page cache in KiB; SQLite takes a negative number as KiB. The pages that a backfill transaction changes fit
@@ -170,7 +170,7 @@ impl<'c> ImmediateTransaction<'c> {
 
 impl Drop for ImmediateTransaction<'_> {
     fn drop(&mut self) {
-        // A full disk has already ended it (sqlite.org/lang_transaction.html). Any other failure shows at the next
+        // A full disk has already ended the transaction (sqlite.org/lang_transaction.html). Any other failure shows at the next
         // BEGIN.
         if !self.0.is_autocommit() {
             let _ = execute_cached(self.0, "ROLLBACK");
@@ -244,7 +244,7 @@ fn checkpoint_and_shrink(connection: &Connection) {
 
 fn checkpoint(connection: &Connection) {
     if let Err(error) = schema::checkpoint(connection) {
-        // A commit that has no room in the WAL reports it; a later checkpoint makes up for this one.
+        // A later checkpoint makes up for this one. If the disk is full, the commits report it.
         tracing::debug!(%error, "cannot checkpoint the WAL");
     }
 }
@@ -260,8 +260,8 @@ fn checkpoint_replaced_file(connection: &Connection) {
 
 /// Runs the work in `batch`, and work that arrives meanwhile, in one transaction.
 ///
-/// The first piece needs no savepoint: if it fails, the transaction is rolled back, and the queue waits for the next
-/// one.
+/// The first piece needs no savepoint. If it fails, the transaction is rolled back, and the work in the queue goes into the next
+/// transaction.
 fn run_batch(
     connection: &Connection,
     batch: &mut Vec<Box<dyn WriteJob>>,
@@ -272,7 +272,7 @@ fn run_batch(
     while let Some(job) = batch.get_mut(done) {
         let ended = job.run(connection, done == 0);
         if connection.is_autocommit() {
-            // A full disk or an I/O error rolls back the transaction by itself (sqlite.org/lang_transaction.html).
+            // A full disk or an I/O error has ended the transaction (sqlite.org/lang_transaction.html).
             let cause = ended.err().flatten();
             return Err(cause.unwrap_or_else(|| Arc::new(rusqlite::Error::SqliteFailure(rolled_back(), None))));
         }
@@ -287,7 +287,7 @@ fn run_batch(
     tx.commit().map_err(Arc::new)
 }
 
-/// For a transaction that was rolled back although the work returned no error of SQLite.
+/// The error of a transaction that was rolled back although the work returned no error of SQLite.
 fn rolled_back() -> rusqlite::ffi::Error {
     rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK)
 }

@@ -19,7 +19,7 @@ pub struct WatchedMailbox {
     pub account: String,
     /// A mailbox's name, or a special-use attribute (`\Junk`).
     pub wanted: String,
-    /// `idle_renew`.
+    /// The `idle_renew` of the account.
     pub renew: Duration,
 }
 
@@ -45,7 +45,7 @@ impl From<MailboxRow> for Mailbox {
     }
 }
 
-/// The watched mailboxes that have a row, and what is wrong with all of them.
+/// Returns the watched mailboxes that have a row, and adds the problems of all watched mailboxes to `attention`.
 pub(super) fn mailboxes(
     reader: &StoreReader,
     expected: &Expected,
@@ -66,9 +66,9 @@ pub(super) fn mailboxes(
     Ok(mailboxes)
 }
 
-/// Each expected mailbox with its row. The row of a special-use attribute has the mailbox's real name, which is not in the
-/// configuration, so it is the newest of the account's other rows. Any other rows belong to mailboxes that were watched
-/// earlier.
+/// Pairs each expected mailbox with its row. For a special-use attribute, the row has the mailbox's real name, which is not in
+/// the configuration. So the newest of the account's remaining rows is taken. All other rows belong to mailboxes that were
+/// watched earlier.
 fn pair(expected: &[WatchedMailbox], mut rows: Vec<MailboxRow>) -> Vec<(&WatchedMailbox, Option<MailboxRow>)> {
     rows.sort_by(|a, b| b.last_seen_at.cmp(&a.last_seen_at));
     let mut named: Vec<_> =

@@ -34,7 +34,7 @@ pub const NOT_RUNNING: &str = "the daemon is not running: start it with `systemc
 const LOCKED: &str = "another program has locked the database: end it or its transaction (`fuser -v` on the database names \
     it); mails and deliveries wait until then";
 
-/// The accounts, mailboxes and targets of the configuration.
+/// The parts of the configuration whose health is reported.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
     /// The accounts.
@@ -70,22 +70,23 @@ pub struct Health {
     pub deliveries: BTreeMap<String, i64>,
     /// How many events have each state of confirmation.
     pub confirmations: BTreeMap<String, i64>,
-    /// The targets that are streams, after the daemon has begun to connect.
+    /// The targets that are streams. A target is listed as soon as the daemon has begun to connect to its stream.
     pub streams: Vec<StreamHealth>,
-    /// The configured chains whose nodes have answered or failed.
+    /// The configured chains whose nodes the daemon has asked.
     pub chains: Vec<ChainHealth>,
     /// Resmic's API; `null` without `[resmic]`.
     pub resmic: Option<ResmicHealth>,
-    /// What this host does with respect to the lease; `null` without `[standby]`, and if no daemon runs.
+    /// The part of this host in a `[standby]`; `null` without `[standby]`, and if no daemon runs.
     pub role: Option<Role>,
     /// The problems that an operator must solve, each with advice. It is empty if `ok`.
     pub attention: Vec<String>,
-    /// The database cannot be written: the disk is full, or another program has locked it.
+    /// Whether the database cannot be written, because the disk is full or another program has locked the database.
     #[serde(skip)]
     pub waits: bool,
 }
 
-/// Reads the state from the database. `running`: a daemon uses it. It takes seconds if another program has locked it.
+/// Reads the state from the database. `running`: whether a daemon uses the database. This takes seconds if another program has
+/// locked the database.
 ///
 /// # Errors
 /// An error of the database.
@@ -104,7 +105,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
             "the disk is full, the database has {kib} KiB left: free some space; mails and deliveries wait until then"
         ));
     }
-    // Only a daemon waits for the lock. Without one, this check would be the first to open the file.
+    // Only a daemon waits for the lock. Without a daemon, only this check would open the file for writing.
     let locked = running && reader.is_locked();
     if locked {
         attention.push(LOCKED.to_owned());
@@ -145,8 +146,8 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     })
 }
 
-/// The health of the running daemon: [`assess`], and the loops whose heartbeat is late. With the reader that it used. `lease`: for
-/// a `[standby]`.
+/// The health of the running daemon: the result of [`assess`], and the loops whose heartbeat is late. Also returns the reader, so
+/// that the caller can read more from the database. `lease`: `Some` with a `[standby]`.
 ///
 /// # Errors
 /// An error of the database.
@@ -193,7 +194,7 @@ impl Health {
         }
     }
 
-    /// The names of the targets whose deliveries are attempted now. A stream that cannot be reached gets none.
+    /// The names of the targets whose deliveries are attempted now. For a stream that is not connected, no attempts are made.
     #[must_use]
     pub fn attempted_targets(&self, expected: &Expected) -> Vec<String> {
         let is_connected = |name: &String| {

@@ -14,7 +14,7 @@ pub struct Role {
     pub state: LeaseState,
     /// The host that has the lease.
     pub holder: Option<String>,
-    /// How long its lease lasts, unless it is renewed, in seconds.
+    /// The seconds until that lease ends, unless it is renewed.
     pub lease_left_s: Option<u64>,
 }
 
@@ -23,7 +23,7 @@ pub struct Role {
 pub struct OwnProgram {
     /// The version of this program.
     pub version: String,
-    /// The schema that it knows.
+    /// The newest schema that this program knows.
     pub schema: i64,
     /// Hashes of the configuration.
     pub configuration: ConfigurationHashes,
@@ -42,7 +42,8 @@ impl Role {
 }
 
 impl Health {
-    /// The health of a host that is not active. It has no mailboxes and no open database. `own`: compared with the holder's.
+    /// The health of a host that is not active. It has no mailboxes and no open database. `own` is compared with
+    /// the values of the holder.
     #[must_use]
     pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
         let mut health = Health::unknown(String::new());

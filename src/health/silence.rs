@@ -17,7 +17,7 @@ const FEWEST_UNPARSED: i64 = 3;
 pub struct WatchedAccount {
     /// Its name.
     pub account: String,
-    /// A longer time without a proven notification is a problem. `None`: it is not.
+    /// A longer time without a proven notification is a problem. `None`: no such time is a problem.
     pub quiet: Option<Duration>,
 }
 
@@ -28,7 +28,7 @@ pub struct AccountHealth {
     pub account: String,
     /// When the newest proven notification was received.
     pub last_notification_at: Option<String>,
-    /// Whether there was none for longer than `quiet`.
+    /// Whether there was no proven notification for longer than `quiet`.
     pub quiet: bool,
     /// Whether `quiet` is configured.
     #[serde(skip)]
@@ -47,7 +47,8 @@ pub struct ParsingHealth {
 /// The accounts, and which of them are silent for too long.
 ///
 /// The time counts from the last notification, or from the first start with this account if that is later: a new account is
-/// not silent. While the daemon still reads an account's mailboxes, a notification may be waiting in them.
+/// not silent. While the daemon still reads an account's mailboxes, a notification may be waiting in them, so the account is not
+/// silent either.
 pub(super) fn accounts(
     expected: &[WatchedAccount],
     rows: &[AccountRow],
@@ -79,7 +80,7 @@ pub(super) fn accounts(
     expected.iter().map(health).collect()
 }
 
-/// Whether a daemon that runs may not have read all mails of an account yet.
+/// Whether a running daemon is still connecting to an account's mailboxes or fetching their mails.
 pub(super) fn is_reading(mailboxes: &[Mailbox], account: &str) -> bool {
     let unread = [MailboxState::Connecting, MailboxState::Syncing].map(MailboxState::as_str);
     mailboxes.iter().any(|mailbox| mailbox.account == account && unread.contains(&mailbox.state.as_str()))

@@ -23,9 +23,9 @@ pub struct StreamHealth {
     pub servers: String,
     /// The version of the server that was connected last.
     pub version: Option<String>,
-    /// Why it cannot publish.
+    /// Why the target cannot publish.
     pub problems: Vec<String>,
-    /// What should be changed.
+    /// The settings that should be changed.
     pub notes: Vec<String>,
     /// How many deliveries the stream already had.
     pub there_already: i64,

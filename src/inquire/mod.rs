@@ -1,7 +1,7 @@
-//! The loop that asks Resmic: due question → Resmic's API → recorded.
+//! The loop that asks Resmic. It sends a due question to Resmic's API, and records the answer.
 //!
-//! It asks one question at a time, at the pace that the configuration allows. Events go before sessions. The loop sleeps until
-//! a commit wakes it, or until the next question is due. Without `[resmic]` there is no loop and no socket.
+//! It asks one question at a time, at the pace that the configuration allows. Questions about events go first. The loop sleeps
+//! until a commit wakes it, or until the next question is due. Without `[resmic]` there is no loop and no socket.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use crate::resmic::{
     ApiError, Pace, PaymentStatus, Priority, ResmicClient, SessionId, StatusAnswer, TransactionDetails,
 };
 
-/// How often a success is recorded.
+/// A success is recorded at most once in this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// The longest time that one question may take: two requests, and the pause between them.
 const LONGEST_QUESTION: Duration = Duration::from_secs(180);
-/// The most of an error that is kept.
+/// The longest error that is stored, in characters.
 const KEPT_WORDS: usize = 300;
 
 /// Asks until `shutdown`, at most `rate` times in a minute.
@@ -39,7 +39,7 @@ pub async fn run(
     let mut worker = Worker { inquirer: Inquirer::new(store.clone(), client, rate), heartbeat };
     let mut ending = shutdown.clone();
     tokio::select! {
-        // A question keeps nothing, so it can end at any moment.
+        // A question stores nothing before its answer, so it can be cancelled at any moment.
         _ = ending.wait_for(|ending| *ending) => {}
         ended = store.work_in_turns(&mut worker) => ended?,
     }
@@ -77,7 +77,7 @@ pub enum Turn {
     Asked,
     /// A question is due. The pace allows it at this time.
     Paced(std::time::Instant),
-    /// No question is due. The next one becomes due at this time.
+    /// No question is due. The next one becomes due at this time; `None`: there is none.
     Idle(Option<Timestamp>),
 }
 
@@ -86,7 +86,7 @@ pub enum Turn {
 pub struct SessionAnswers {
     /// How the session ended.
     pub status: Result<StatusAnswer, ApiError>,
-    /// Its transaction; `None` if the first question had no answer.
+    /// The session's transaction; `None` if the API did not answer the question about the status.
     pub details: Option<Result<TransactionDetails, ApiError>>,
     /// The change that the answers have made.
     pub recorded: RecordedSession,
@@ -109,7 +109,7 @@ impl Inquirer {
     }
 
     /// Asks the most urgent question, if the pace allows a request now, and records the answer. The clock is read immediately
-    /// before the request, because reading the question may take long.
+    /// before the request, because reading the question from the database may take long.
     ///
     /// # Errors
     /// An error of the store.
@@ -141,7 +141,7 @@ impl Inquirer {
     async fn ask_about_event(&mut self, due: DueClearance) -> db::Result<()> {
         let status = self.ask_status(due.session).await?;
         let details = match &status {
-            // Nothing else can clear the event, so the details are not asked for.
+            // Only a completed session can clear the event, so the details are not needed.
             Ok(answer) if answer.payment_status != PaymentStatus::Completed => {
                 Err(ApiError::NotFound("the session is not completed".into()))
             }
@@ -153,7 +153,8 @@ impl Inquirer {
         Ok(())
     }
 
-    /// Asks now how a session ended, and records the answer if the session is registered. It waits for its turn.
+    /// Asks now how a session ended, and records the answer if the session is registered. It waits until the pace allows
+    /// the request.
     ///
     /// # Errors
     /// An error of the store.
@@ -167,7 +168,8 @@ impl Inquirer {
         Ok((status, recorded))
     }
 
-    /// Does the same, and also asks for the transaction of the session, so that a stored event with another one is noticed.
+    /// Does the same as [`Inquirer::inquire`], and also asks for the transaction of the session, so that a stored event with
+    /// another transaction is noticed.
     ///
     /// # Errors
     /// An error of the store.
@@ -182,7 +184,7 @@ impl Inquirer {
         Ok(SessionAnswers { status, details, recorded })
     }
 
-    /// The transaction of a session. It waits for its turn.
+    /// Asks for the transaction of a session as soon as the pace allows the request.
     async fn ask_details_in_turn(&mut self, session: SessionId) -> db::Result<Result<TransactionDetails, ApiError>> {
         self.wait_for_turn().await;
         self.ask_details(session).await

@@ -14,7 +14,7 @@ pub enum Status {
     Pending,
 }
 
-/// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum from one table.
+/// Implements `as_str`, `Display`, `FromStr` and `Serialize` for an enum. One table has the texts of all values.
 macro_rules! string_enum {
     ($type:ident, $what:literal, $($variant:ident => $text:literal),+ $(,)?) => {
         impl $type {
@@ -55,11 +55,11 @@ string_enum!(Status, "status", Completed => "completed", Failed => "failed", Pen
 /// The state of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeliveryState {
-    /// It waits for a session or for an operator.
+    /// It waits for a session, a chain, Resmic or an operator.
     Held,
     /// It is due now or later.
     Pending,
-    /// The handler accepted it.
+    /// The handler accepted it, or the stream stored it.
     Delivered,
     /// It was given up after `give_up_after`. An operator can retry it.
     Dead,
@@ -69,9 +69,9 @@ string_enum!(DeliveryState, "delivery state", Held => "held", Pending => "pendin
 /// The result of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttemptResult {
-    /// The handler answered with a status from 200 to 299.
+    /// The handler answered with a status from 200 to 299, or the stream has the event.
     Accepted,
-    /// The handler answered with another status.
+    /// The handler answered with another status, or the stream refused the event.
     Rejected,
     /// The request was written, and no response was received. The handler may have the event.
     NoResponse,
@@ -94,7 +94,7 @@ pub enum Outcome {
     Ignored,
     /// The mail needs review.
     Quarantined,
-    /// DNS did not answer; the mail is authenticated again later.
+    /// DNS did not answer, or a clock is wrong. The mail is authenticated again later.
     Deferred,
 }
 string_enum!(Outcome, "outcome", Event => "event", Duplicate => "duplicate", Ignored => "ignored",
@@ -132,7 +132,7 @@ pub enum ReasonCode {
     TooLarge,
     /// The mail is not about a payment.
     NotAPayment,
-    /// DNS did not answer.
+    /// DNS did not answer, or a clock is wrong.
     Dns,
     /// The mail server lists the mail and does not deliver it.
     Unavailable,

@@ -9,7 +9,7 @@ use super::normalize::{fold_chain, fold_hash, iso, webhook_time};
 
 /// The namespace of every event id: a UUIDv5 (RFC 9562, 5.5) of `resmic-mailhook.event` under the DNS namespace.
 ///
-/// It must never change. All databases have the same id for the same payment because of it.
+/// This value must never change: with it, all databases have the same id for the same payment.
 const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0xd146_3efd_5c7f_5b1a_8130_7d45_08e0_3fc0);
 
 /// The parsed fields of a notification. A field has one certain value or is absent.
@@ -106,7 +106,7 @@ impl Event {
     }
 
     /// The event's id: a UUIDv5 over the identity of the payment, so that every database has the same id for it. `None`
-    /// without both transaction and session.
+    /// if the event has neither a transaction nor a session.
     ///
     /// With a transaction hash, the id covers chain, hash and status. Without one, it covers session, status and the
     /// time in the mail's text. The Date header is left out, because it differs between two reports of one payment.

@@ -9,7 +9,7 @@ use super::enums::{ReasonCode, Trust};
 use super::event::Event;
 use super::normalize::printable;
 
-/// A mail's UID in its mailbox (RFC 3501, 2.3.1.1). It means a mail only together with a [`UidValidity`].
+/// A mail's UID in its mailbox (RFC 3501, 2.3.1.1). A UID identifies a mail only together with a [`UidValidity`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Uid(pub u32);
@@ -31,7 +31,8 @@ impl fmt::Display for UidValidity {
     }
 }
 
-/// The place of a mail. All four parts together identify a mail permanently (RFC 3501, 2.3.1.1).
+/// The place of a mail. Account, mailbox, UIDVALIDITY and UID together identify a mail (RFC 3501, 2.3.1.1), unless the server is
+/// restored from a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// The account's name in the configuration.
@@ -55,16 +56,16 @@ pub struct RawMail {
     pub received_at: Option<Timestamp>,
 }
 
-/// A mail of which the server has delivered no bytes.
+/// A mail whose bytes the server has not delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Undelivered {
-    /// Where it was found; with UIDVALIDITY and UID.
+    /// The place where the server lists or listed it; with UIDVALIDITY and UID.
     pub origin: Origin,
     /// RFC822.SIZE; 0 if the server did not say.
     pub size: u64,
     /// INTERNALDATE, if the server reported it.
     pub received_at: Option<Timestamp>,
-    /// Whether the server still has it.
+    /// The state of the mail at the server.
     pub state: Availability,
 }
 
@@ -75,12 +76,12 @@ pub enum Availability {
     Listed,
     /// The server no longer lists it, or has begun another UIDVALIDITY. It is not fetched again.
     Gone,
-    /// Its header has arrived, and its sender is not an allowed one: in a shared mailbox it leaves no row.
+    /// Its header has arrived, and its sender is not allowed. Such a mail in a shared mailbox has no row.
     Foreign,
 }
 
 impl Undelivered {
-    /// Why its row has no bytes.
+    /// Why the mail's row has no bytes.
     #[must_use]
     pub fn reason(&self) -> Reason {
         let uid = self.origin.uid.map_or(0, |(_, uid)| uid.0);
@@ -102,23 +103,24 @@ impl Undelivered {
 pub struct SyncPosition {
     /// The UIDVALIDITY of `last_uid` (RFC 3501, 2.3.1.1).
     pub uid_validity: UidValidity,
-    /// The cursor's UID. Every mail up to it is stored, is known to be gone, or is older than the start of the first
+    /// The cursor's UID. Every mail up to it is settled (stored, gone, or not Resmic's), or is older than the start of the first
     /// run.
     pub last_uid: Uid,
-    /// The start of the first run, if that was not the oldest mail.
+    /// The start of the first run, if that run did not begin with the oldest mail.
     pub start_boundary: Option<StartBoundary>,
-    /// The newest INTERNALDATE known, by the server's clock. It covers at least the last mails that were read.
+    /// The newest known INTERNALDATE, by the server's clock. At least the mails that were read last are considered.
     pub newest_at: Option<Timestamp>,
-    /// The UIDs of mails up to this row of the database may mean other mails since the server was renumbered.
+    /// The last id in the table `mails` before the mailbox was renumbered; 0: it was not. The UIDs in rows up to this id may mean
+    /// other mails now.
     pub renumbered_after: i64,
 }
 
 /// The boundary between skipped and fetched mails of a first run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StartBoundary {
-    /// Mails that the server received before this time are skipped …
+    /// Mails up to `uid` that the server received before this time are skipped.
     pub at: Timestamp,
-    /// … up to this UID. Mails above it came later, with any date.
+    /// The highest UID that is skipped. Mails above this UID arrived later, so they are fetched, whatever their date.
     pub uid: Uid,
 }
 
@@ -139,7 +141,8 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// Creates a reason from text that may contain pieces of the mail. It keeps 500 characters, made [`printable`].
+    /// Creates a reason from text that may contain pieces of the mail. The message has at most 500 characters, which are made
+    /// [`printable`].
     #[must_use]
     pub fn new(code: ReasonCode, message: impl AsRef<str>) -> Self {
         Reason { code, message: printable(message.as_ref(), 500) }
@@ -159,11 +162,11 @@ pub enum Authenticity {
     Trusted(TrustProof),
     /// Rejected: `untrusted` or `not-ours`.
     Rejected(Reason),
-    /// Temporary error: DNS did not answer. The mail is authenticated again later.
+    /// Temporary error: DNS did not answer, or a clock is wrong. The mail is authenticated again later.
     TempError(Reason),
 }
 
-/// The proof that authenticated a mail, and the header fields that it includes.
+/// The proof that authenticated a mail, and the header fields that are signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustProof {
     /// The kind of proof.
@@ -211,7 +214,7 @@ pub enum Judgement {
     Deferred(Reason),
 }
 
-/// Fields of a mail's header, made printable. The sender wrote them: they are for people, not for decisions.
+/// Fields of a mail's header, made printable. The sender wrote them, so they prove nothing. The texts are only for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Envelope {
     /// Message-ID.

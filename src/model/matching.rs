@@ -3,8 +3,8 @@
 /// Whether and how an event without a session is matched with a registered one, by amount, chain and token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Matching {
-    /// Off by default, because two customers can owe the same amount.
+    /// Whether sessions are matched. Off by default, because two customers can owe the same amount.
     pub enabled: bool,
-    /// The time after its registration in which a session can be matched.
+    /// How long a session can be matched, from its registration on.
     pub window: std::time::Duration,
 }

@@ -29,8 +29,8 @@ pub fn spell_chain(name: &str) -> String {
     known.map_or(name, |known| known).to_owned()
 }
 
-/// The tokens with several names. Resmic's backend writes the name by which it looks up the price, and the payment page
-/// writes a symbol. Mails contain both.
+/// The tokens with several names. Resmic's backend writes the name that it needs to look up the price, and the payment
+/// page writes a symbol. Mails contain both.
 const TOKEN_NAMES: [&[&str]; 12] = [
     &["ethereum", "ETH", "SETH", "WETH"],
     &["matic-network", "MATIC"],
@@ -65,7 +65,8 @@ pub fn is_token_name(name: &str) -> bool {
     TOKEN_NAMES.iter().any(|row| row.contains(&name))
 }
 
-/// A transaction hash for comparing. Hexadecimal is a number, without case and leading zeros. Base58 has a case.
+/// A transaction hash for comparing. A hexadecimal hash is a number, so case and leading zeros are removed. In Base58 the case
+/// matters.
 #[must_use]
 pub fn fold_hash(hash: &str) -> String {
     let hex = hash.strip_prefix("0x").or_else(|| hash.strip_prefix("0X"));
@@ -77,7 +78,7 @@ pub fn fold_hash(hash: &str) -> String {
     }
 }
 
-/// Every spelling in which the database may have this hash. A hexadecimal hash is a number, with or without leading zeros.
+/// Every spelling in which the database may have this hash. A hexadecimal hash may be stored with or without leading zeros.
 #[must_use]
 pub fn hash_spellings(hash: &str) -> Vec<String> {
     let folded = fold_hash(hash);

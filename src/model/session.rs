@@ -17,6 +17,6 @@ pub struct RegisteredSession {
     pub token: Option<String>,
     /// When it was registered.
     pub created_at: Timestamp,
-    /// After this time it is no longer matched.
+    /// After this time it is no longer matched by amount.
     pub expires_at: Option<Timestamp>,
 }

@@ -19,7 +19,8 @@ macro_rules! event_columns {
 }
 pub(super) use event_columns;
 
-/// Selects deliveries of target `?1`, at most `?3`, without those that an earlier pending delivery of their session blocks.
+/// Selects at most `?3` deliveries to target `?1`. A delivery is left out if an earlier one of its session is pending for this
+/// target.
 macro_rules! due_deliveries {
     ($which:literal, $order:literal) => {
         concat!(
@@ -38,11 +39,11 @@ macro_rules! due_deliveries {
 }
 pub(super) use due_deliveries;
 
-/// The deliveries that have been due since `?2`, those first that have been due for the longest time.
+/// The deliveries that are due at `?2`. Those that have been due for the longest time come first.
 pub(super) const DUE: &str = due_deliveries!("d.next_attempt_at <= ?2", "d.next_attempt_at");
 
-/// The next time at which a delivery becomes due. Deliveries that are due already wait for an attempt that is being
-/// made.
+/// The next time at which a delivery becomes due. Deliveries that are due already do not count: they wait for an attempt that
+/// is being made.
 pub(super) const NEXT_DUE: &str =
     "SELECT min(next_attempt_at) FROM deliveries WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
@@ -51,8 +52,8 @@ pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48)
 pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// For a clock that was ahead by less: the last attempt, or the creation of the delivery, lies in the future. This
-/// query runs only where the clock may have been set back.
+/// Makes deliveries due that were scheduled while the clock was ahead by less than that. Their last attempt, or their creation,
+/// lies in the future. This statement runs only when the clock may have been set back.
 pub(super) const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
@@ -83,7 +84,8 @@ pub(super) struct ClaimTimes {
     pub(super) outage_since: Option<Timestamp>,
 }
 
-/// Selects up to `free` deliveries that no attempt in flight blocks. `sql`: [`due_deliveries`] with its parameters `?1` and `?2`.
+/// Selects up to `free` deliveries, without those that an attempt in flight blocks. `sql` is made by [`due_deliveries`], and
+/// `target` and `until` are its parameters `?1` and `?2`.
 pub(super) fn select(
     tx: &Connection,
     sql: &str,
@@ -95,7 +97,7 @@ pub(super) fn select(
     if free == 0 {
         return Ok(Vec::new());
     }
-    // Deliveries that are in flight are due as well. They are skipped below, so the query asks for as many more.
+    // Deliveries in flight are due, too. They are skipped below, so the limit of the query is higher by their number.
     let limit = i64::try_from(free + in_flight.len()).unwrap_or(i64::MAX);
     let mut statement = tx.prepare_cached(sql)?;
     let due = statement.query_map(params![target, iso(until), limit], |row| read_claimed(row, times))?;
@@ -136,21 +138,21 @@ pub(super) fn read_event(row: &Row) -> rusqlite::Result<OutboundEvent> {
 fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
     let state: Option<String> = row.get("confirmation")?;
     let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
-    // While it waits for contradicting mails, the arrival is not confirmed yet.
+    // The arrival of an event that still waits for contradicting mails is not confirmed.
     let is_confirmed = state == ConfirmationState::Confirmed;
     let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
     Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
 }
 
-/// An attempt that is later than this shows that the program or the machine was off. A slow handler delays others by
-/// less.
+/// If an attempt begins later than this after it became due, the program or the machine was off. A slow handler delays other
+/// deliveries by less.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
-/// The start of the `give_up_after` period: the first attempt. Time in which the delivery was due and could not be tried is
-/// left out: the machine was off, or its clock was behind. Otherwise one failed attempt after a restart would make the
-/// delivery dead, for a handler that starts more slowly than this program. A start in the future counts as now.
+/// The start of the `give_up_after` period: the first attempt. If the machine was off, or its clock was behind, a delivery that
+/// was due could not be tried. That time is left out. Otherwise, if the handler starts more slowly than this program, one failed
+/// attempt after a restart would make the delivery dead. A start in the future counts as now.
 ///
-/// During an outage of the target, the program tries all due deliveries with one of them. So this time counts.
+/// During an outage of the target, one due delivery is attempted for all of them. So the time of the outage counts.
 fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
     let ClaimTimes { now, outage_since } = times;
     let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));
@@ -160,7 +162,8 @@ fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTime
     begun.min(now)
 }
 
-/// A delivery whose event got its session late may have a lower id than one of that session in flight.
+/// Whether an attempt in flight blocks a delivery. The query compares ids only, which is not enough: if an event got its session
+/// late, its delivery may have a lower id than a delivery of that session in flight.
 fn blocks(flight: &InFlight, delivery: &Claimed) -> bool {
     flight.delivery_id == delivery.delivery_id
         || flight

@@ -1,4 +1,4 @@
-//! Records the end of an attempt, and moves the later deliveries of the same session.
+//! Records the end of an attempt, and reschedules the later deliveries of the same session.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -6,13 +6,13 @@ use super::{FinishedAttempt, NextStep, in_streams};
 use crate::db::{Result, current_time};
 use crate::model::{DeliveryState, iso};
 
-/// The later deliveries of a session wait until the earlier one is retried …
+/// Later deliveries of a session wait until the time at which the earlier one is retried.
 pub(super) const FOLLOWERS_WAIT: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
       AND +target = ?1 AND +state = 'pending' AND +id > ?2 AND +next_attempt_at < ?3";
 
-/// … and are due at once after it was delivered or given up.
+/// Later deliveries of a session that were never attempted are due at once after the earlier one was delivered or given up.
 pub(super) const FOLLOWERS_GO: &str = "
     UPDATE deliveries SET next_attempt_at = ?3
     WHERE event_id IN (SELECT s.event_id FROM events s WHERE s.session_id = ?4)
@@ -23,7 +23,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
     let at = current_time();
     let (error, followers) = match next_step {
         NextStep::Delivered | NextStep::Stored(_) => {
-            // In any state: the handler has the event.
+            // The state before does not matter, because the handler or the stream has the event.
             tx.prepare_cached(
                 "UPDATE OR FAIL deliveries SET state = 'delivered', delivered_at = ?2, next_attempt_at = NULL, last_status = ?3,
                    last_error = NULL WHERE id = ?1",
@@ -34,7 +34,7 @@ pub(super) fn record_attempt(tx: &Connection, target: &str, attempted: &Finished
             }
             (None, at)
         }
-        // A person has retried it meanwhile: the period starts now.
+        // A person has retried the delivery meanwhile, so it is due again, and `give_up_after` starts over.
         NextStep::RetryAt(error, _) | NextStep::RetryUncounted(error, _) | NextStep::GiveUp(error)
             if was_made_due(tx, *id)? =>
         {
@@ -76,7 +76,7 @@ fn was_made_due(tx: &Connection, id: i64) -> Result<bool> {
     Ok(tx.prepare_cached(sql)?.exists(params![id])?)
 }
 
-/// A failure changes only a pending delivery. A delivery that was held meanwhile stays held.
+/// Records a failure in the delivery. Only a pending delivery gets a new state. A delivery that was held meanwhile stays held.
 fn set_failed(
     tx: &Connection,
     attempted: &FinishedAttempt,

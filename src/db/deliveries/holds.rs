@@ -20,16 +20,16 @@ pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> 
     Ok(held)
 }
 
-/// Deletes the deliveries of an event that were never attempted.
+/// Deletes the held and pending deliveries of an event if they were never attempted.
 pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
     let sql = "DELETE FROM deliveries WHERE event_id = ?1 AND state IN ('held', 'pending') AND attempts = 0";
     tx.prepare_cached(sql)?.execute(params![id])?;
     Ok(())
 }
 
-/// Which held deliveries may be released. Three holds are independent, and all must be clear: the event needs no review and
-/// its session is known (?2 are the targets that do not wait for a session); the chain has confirmed it (?3 are the targets
-/// that do not wait for the chain); Resmic reports its session as `Completed`.
+/// Releases held deliveries. Three holds are independent, and all must be clear. First, the event needs no review, and its
+/// session is known; `?2` are the targets that do not wait for a session. Second, the chain has confirmed the event; `?3` are the
+/// targets that do not wait for the chain. Third, Resmic reports the event's session as `Completed`.
 const RELEASE: &str = "
     UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
     WHERE state = 'held'
@@ -41,32 +41,32 @@ const RELEASE: &str = "
       AND NOT EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
                       AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
-/// Which deliveries must wait for Resmic.
+/// Holds the deliveries that must wait for Resmic.
 const HOLD_FOR_RESMIC: &str = "
     UPDATE deliveries SET state = 'held', next_attempt_at = NULL
     WHERE (state = 'pending' OR state = 'dead')
       AND EXISTS (SELECT 1 FROM clearances r WHERE r.event_id = deliveries.event_id
                   AND r.state <> 'confirmed' AND r.state <> 'operator')";
 
-/// Which deliveries must wait for the chain; ?1 are the targets that do not wait.
+/// Holds the deliveries that must wait for the chain; `?1` are the targets that do not wait.
 const HOLD_FOR_CHAIN: &str = "
     UPDATE deliveries SET state = 'held', next_attempt_at = NULL
     WHERE (state = 'pending' OR state = 'dead') AND target NOT IN (SELECT value FROM json_each(?1))
       AND EXISTS (SELECT 1 FROM confirmations c WHERE c.event_id = deliveries.event_id
                   AND c.state <> 'confirmed' AND c.state <> 'operator')";
 
-/// Releases the held deliveries of an event that may be released; returns their number.
+/// Releases the held deliveries of an event if they may be released; returns the number of released ones.
 pub(crate) fn release(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let given = params![current_time(), settings.senders(), settings.tellers(), id];
     Ok(tx.prepare_cached(&format!("{RELEASE} AND event_id = ?4"))?.execute(given)?)
 }
 
-/// Releases all held deliveries that may be released now; returns their number. The configuration may have changed.
+/// Releases all held deliveries that may be released now, because the configuration may have changed; returns their number.
 pub(crate) fn release_all(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
     Ok(tx.execute(RELEASE, params![current_time(), settings.senders(), settings.tellers()])?)
 }
 
-/// Holds the deliveries of an event whose confirmation is open or doubtful; returns their number.
+/// Holds the deliveries of an event that the chain has not confirmed; returns their number.
 pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str) -> Result<usize> {
     let sql = format!("{HOLD_FOR_CHAIN} AND event_id = ?2");
     let held = tx.prepare_cached(&sql)?.execute(params![settings.tellers(), id])?;
@@ -76,7 +76,7 @@ pub(crate) fn hold_for_chain(tx: &Connection, settings: &StoreSettings, id: &str
     Ok(held)
 }
 
-/// The same for all events. The configuration may have changed.
+/// Holds the deliveries of all events that the chain has not confirmed, because the configuration may have changed.
 pub(crate) fn hold_all_for_chain(tx: &Connection, settings: &StoreSettings) -> Result<usize> {
     Ok(tx.execute(HOLD_FOR_CHAIN, params![settings.tellers()])?)
 }
@@ -89,12 +89,12 @@ pub(crate) fn hold_for_resmic(tx: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// The same for all events. The configuration may have changed.
+/// Holds the deliveries of all events that Resmic has not cleared, because the configuration may have changed.
 pub(crate) fn hold_all_for_resmic(tx: &Connection) -> Result<usize> {
     Ok(tx.execute(HOLD_FOR_RESMIC, [])?)
 }
 
-/// Makes the later deliveries of an event's session due, because they do not wait for a held one.
+/// Makes the pending deliveries of an event's session due if they were never attempted. They do not wait for a held delivery.
 fn free_followers(tx: &Connection, id: &str) -> Result<()> {
     tx.prepare_cached(
         "UPDATE deliveries SET next_attempt_at = ?2

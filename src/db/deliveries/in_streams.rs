@@ -17,7 +17,7 @@ pub struct Receipt {
     pub stream: String,
     /// The sequence number of the message, from 1.
     pub sequence: u64,
-    /// The stream had the message before this attempt.
+    /// Whether the stream had the message before this attempt.
     pub was_there: bool,
 }
 
@@ -49,13 +49,13 @@ pub struct DeliveredPosition {
 }
 
 impl DeliveredPosition {
-    /// Before all events that were delivered at `time` or later. `None`: before all events.
+    /// The position before all events that were delivered at `time` or later. `None`: before all events.
     #[must_use]
     pub fn before(time: Option<Timestamp>) -> Self {
         DeliveredPosition { delivered_at: time.map(iso).unwrap_or_default(), delivery_id: i64::MIN }
     }
 
-    /// After this event.
+    /// The position after this event.
     #[must_use]
     pub fn after(delivered: &DeliveredEvent) -> Self {
         DeliveredPosition { delivered_at: delivered.delivered_at.clone(), delivery_id: delivered.delivery_id }
@@ -74,7 +74,8 @@ pub(super) const DELIVERED: &str = concat!(
 pub(super) const LAST_RECEIPT: &str =
     "SELECT max(delivered_at) FROM deliveries WHERE target = ?1 AND receipt IS NOT NULL";
 
-/// Makes all deliveries due that were retried before, and restarts their `give_up_after`.
+/// Makes all pending deliveries of a target due, and restarts their `give_up_after`. Deliveries that are due and were never
+/// attempted need no change.
 pub(super) const RESTART_PERIODS: &str = "
     UPDATE deliveries SET next_attempt_at = min(next_attempt_at, ?2), first_attempt_at = NULL
     WHERE state = 'pending' AND target = ?1 AND next_attempt_at > '' AND (first_attempt_at IS NOT NULL OR next_attempt_at > ?2)";
@@ -92,7 +93,7 @@ impl Store {
     }
 
     /// The position `window` before the last acknowledgement of a target's stream; `None` if there was none. An
-    /// acknowledgement in the future counts as now: the clock was wrong.
+    /// acknowledgement in the future counts as now, because the clock was wrong.
     ///
     /// # Errors
     ///
@@ -105,8 +106,8 @@ impl Store {
         Ok(last.map(|last| DeliveredPosition::before(last.checked_sub(window).ok())))
     }
 
-    /// At most `limit` events after a position that a target's stream has acknowledged, in the order of the
-    /// acknowledgements.
+    /// Reads the events that a target's stream has acknowledged, in the order of the acknowledgements: at most `limit`, from the
+    /// position `after` on.
     ///
     /// # Errors
     ///
@@ -150,7 +151,7 @@ impl Store {
     }
 }
 
-/// Writes the receipt of a delivery, and counts it if the message was there before.
+/// Writes the receipt of a delivery. Counts the delivery if the stream had the message before.
 pub(super) fn record_receipt(tx: &Connection, target: &str, delivery_id: i64, receipt: &Receipt) -> Result<()> {
     tx.prepare_cached("UPDATE OR FAIL deliveries SET receipt = ?2 WHERE id = ?1")?
         .execute(params![delivery_id, receipt.to_string()])?;

@@ -35,8 +35,8 @@ pub struct Claimed {
     pub delivery_id: i64,
     /// The attempt's number, from 1.
     pub attempt: i64,
-    /// The first attempt since the delivery last became pending, moved later by the time in which it could not be
-    /// tried.
+    /// The start of the `give_up_after` period: usually the first attempt since the delivery last became pending. Time in which
+    /// the program could not try the delivery is left out.
     pub first_attempt_at: Timestamp,
     /// The event.
     pub event: OutboundEvent,
@@ -53,11 +53,11 @@ pub struct OutboundEvent {
     pub session_id: Option<String>,
     /// The merchant's order reference.
     pub order_ref: Option<String>,
-    /// The account of the mail that reported it. `None`: no mail did.
+    /// The account of the mail that reported the event. `None`: no mail reported it.
     pub account: Option<String>,
     /// The body, byte for byte.
     pub webhook: String,
-    /// The confirmation of the event by its chain. `None`: it needs none.
+    /// The confirmation of the event by its chain. `None`: the event needs no confirmation.
     pub confirmation: Option<DeliveredConfirmation>,
 }
 
@@ -66,9 +66,9 @@ pub struct OutboundEvent {
 pub struct DeliveredConfirmation {
     /// The state.
     pub state: ConfirmationState,
-    /// How much arrived: `20 USDC`.
+    /// How much money arrived, for example `20 USDC`. `None`: the chain has not confirmed the event.
     pub received: Option<String>,
-    /// The transaction in which it arrived.
+    /// The transaction in which the money arrived. `None`: the chain has not confirmed the event.
     pub arrival: Option<String>,
 }
 
@@ -92,15 +92,15 @@ pub struct FinishedAttempt {
 /// The next step for a delivery after an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NextStep {
-    /// The handler accepted it.
+    /// The handler accepted the event.
     Delivered,
-    /// A stream has it.
+    /// A stream has the event.
     Stored(Receipt),
-    /// It is retried at this time; the text is the error.
+    /// The delivery is retried at this time; the text is the error.
     RetryAt(String, Timestamp),
-    /// The same, and `give_up_after` starts over, because the target could not be reached.
+    /// The delivery is retried at this time, and `give_up_after` starts over, because the target could not be reached.
     RetryUncounted(String, Timestamp),
-    /// It becomes `dead`; the text is the error.
+    /// The delivery becomes `dead`; the text is the error.
     GiveUp(String),
 }
 
@@ -118,7 +118,7 @@ pub struct InFlight {
 pub struct ClaimedBatch {
     /// The attempts to make; they are counted already.
     pub claimed: Vec<Claimed>,
-    /// The next time at which a delivery becomes due.
+    /// The next time in the future at which a delivery becomes due.
     pub next_due: Option<Timestamp>,
 }
 
@@ -132,7 +132,8 @@ pub enum RetrySelection {
 }
 
 impl Store {
-    /// Records finished attempts and claims due deliveries for `target`, in one transaction. `limit`: how many.
+    /// Records finished attempts and claims due deliveries for `target`, in one transaction. `limit`: how many deliveries
+    /// may be claimed.
     ///
     /// # Errors
     ///

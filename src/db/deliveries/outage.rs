@@ -14,7 +14,7 @@ use crate::db::Result;
 /// How many due deliveries of a target may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimLimit {
-    /// Up to this number, those first that have been due for the longest time.
+    /// Up to this number. Those that have been due for the longest time come first.
     Due(usize),
     /// The target cannot be reached.
     Outage(Outage),
@@ -29,7 +29,7 @@ impl From<usize> for ClaimLimit {
 /// The time in which a target cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outage {
-    /// How long it has lasted while the program was trying.
+    /// How long the outage has lasted while the program was trying to reach the target.
     pub lasted: Duration,
     /// How long a delivery is tried.
     pub give_up_after: Duration,
@@ -44,7 +44,8 @@ pub(super) const OVERDUE: &str =
     due_deliveries!("d.last_error IS NOT NULL AND d.first_attempt_at <= ?2", "d.first_attempt_at");
 
 impl Outage {
-    /// When it began. The clock may have been set meanwhile, or the machine was suspended: that time does not count.
+    /// The start of the outage: `lasted` before `now`. A change of the clock, and time in which the machine was suspended, do not
+    /// count.
     pub(super) fn since(&self, now: Timestamp) -> Timestamp {
         now.checked_sub(self.lasted).unwrap_or(Timestamp::MIN)
     }
@@ -58,7 +59,8 @@ impl Outage {
         now: Timestamp,
     ) -> Result<Vec<Claimed>> {
         let deadline = now.checked_sub(self.give_up_after).unwrap_or(Timestamp::MIN);
-        // A delivery that was never attempted has waited since it was due, but not longer than the outage lasts.
+        // A delivery that was never attempted has waited since it was due, or since the outage began if that is later. So none of
+        // them is given up before the outage has lasted for `give_up_after`.
         let never_attempted = if self.lasted >= self.give_up_after { self.last_attempts } else { 0 };
         let times = ClaimTimes { now, outage_since: Some(self.since(now)) };
         let (mut claimed, mut in_flight) = (Vec::new(), in_flight.to_vec());

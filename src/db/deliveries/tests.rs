@@ -1,4 +1,4 @@
-//! The statements of the outbox: claiming, waiting, and a person who retries during an attempt.
+//! Tests of the outbox: claims, waits, and a person who retries a delivery during its attempt.
 
 use jiff::SignedDuration;
 
@@ -91,7 +91,7 @@ fn a_clock_set_back_makes_deliveries_due() {
     let connection = large(&folder);
     let (clock, ahead) = (Timestamp::now(), Timestamp::now() + SignedDuration::from_hours(5));
     connection.execute("UPDATE deliveries SET next_attempt_at = ?1", [iso(ahead)]).unwrap();
-    // One was attempted while the clock was ahead, one was created, and one waits for a Retry-After.
+    // While the clock was ahead, delivery 1 was attempted and delivery 2 was created. Delivery 3 waits for a Retry-After.
     let attempt = "INSERT INTO attempts (delivery_id, attempt, at) VALUES (1, 1, ?1), (1, 2, ?2), (3, 1, ?1)";
     connection.execute(attempt, [iso(clock), iso(ahead)]).unwrap();
     connection.execute("UPDATE deliveries SET created_at = ?1 WHERE id = 2", [iso(ahead)]).unwrap();
@@ -116,7 +116,7 @@ fn attempts_are_counted_and_claimed_once() {
     ids.sort_unstable();
     assert_eq!(ids, (1..=30).collect::<Vec<_>>());
     assert_eq!(claim(&connection, "other", &[], 3.into()).unwrap(), []);
-    // The program is killed here. The next one finds what was counted, and does it again.
+    // The program is killed here. After a restart it finds the counted attempts, and makes them again.
     drop(connection);
     let connection = schema::open(&folder.path().join("m.db")).unwrap();
     assert_eq!(count(&connection, "attempts = 1 AND state = 'pending'"), 30);
@@ -156,7 +156,8 @@ fn downtime_does_not_count_towards_giving_up() {
     let connection = large(&folder);
     let at = Timestamp::now();
     let hours = SignedDuration::from_hours;
-    // The first attempt, and when the next is due; both as the clock was then.
+    // Sets the time of the first attempt, and the time at which the next one is due. Both are times of a clock
+    // that may have been wrong.
     let tried = |id: i64, first: Timestamp, due: Timestamp| {
         connection
             .execute(
@@ -209,14 +210,14 @@ fn a_held_delivery_blocks_no_other() {
     assert_eq!(claim(&connection, "shop", &[], 16.into()).unwrap().remove(0).delivery_id, 20_001);
 }
 
-/// Claims in an outage of the target that has lasted for some hours, with `give_up_after = "72h"`.
+/// Claims deliveries when the outage of their target has lasted for this number of hours, with `give_up_after = "72h"`.
 fn claim_in_outage(connection: &Connection, hours: u64, probe: bool) -> Vec<Claimed> {
     let lasting = |hours: u64| Duration::from_secs(hours * 3_600);
     let outage = Outage { lasted: lasting(hours), give_up_after: lasting(72), probe, last_attempts: 16 };
     claim(connection, "shop", &[], ClaimLimit::Outage(outage)).unwrap()
 }
 
-/// Two deliveries that have failed for the first time 73 and 71 hours ago, and one that was never attempted. All are due.
+/// Two deliveries that failed for the first time 73 and 71 hours ago, and one that was never attempted. All three are due.
 fn failing(folder: &tempfile::TempDir) -> Connection {
     let connection = large(folder);
     connection.execute("DELETE FROM deliveries WHERE id > 3", []).unwrap();
@@ -277,7 +278,7 @@ fn an_untried_delivery_is_given_up_too() {
 fn a_clock_change_gives_up_no_delivery() {
     let folder = tempfile::tempdir().unwrap();
     let connection = failing(&folder);
-    // The machine was suspended for most of the time: the program has tried for one hour.
+    // The machine was suspended for most of the time, so the program has tried for one hour only.
     let claimed = claim_in_outage(&connection, 1, false);
     assert_eq!(claimed.iter().map(|c| (c.delivery_id, hours_since(c.first_attempt_at))).collect::<Vec<_>>(), [(1, 4)]);
     assert_eq!(count(&connection, "attempts = 0"), 1);

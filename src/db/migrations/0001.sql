@@ -1,10 +1,11 @@
 -- The database is an interface: names and meanings are public (docs/database.md). Times are ISO 8601 in UTC with
--- milliseconds. Amounts are decimal text. Later migrations only add.
+-- milliseconds. Amounts are decimal text. Later migrations only add to the schema.
 --
 -- Conditions on words are written `x = 'a' OR x = 'b'`. For `x IN (…)` with three or more values SQLite builds a table at
 -- each INSERT, which was a tenth of the time that storing a mail takes.
 
--- One row for each examined mail, with its bytes. AUTOINCREMENT: the id of a pruned mail is never given to another mail.
+-- One row for each examined mail, with its bytes. A mail that the server lists and does not deliver has a row, too.
+-- AUTOINCREMENT: the id of a pruned mail is never given to another mail.
 CREATE TABLE mails (
   id                INTEGER PRIMARY KEY AUTOINCREMENT,
   account           TEXT NOT NULL,             -- the account's name in config.toml
@@ -18,11 +19,11 @@ CREATE TABLE mails (
   sent_at           TEXT,                      -- the Date header
   received_at       TEXT,                      -- when the mail server received it (INTERNALDATE)
   size              INTEGER NOT NULL,          -- bytes of the whole mail; more than length(raw) if it was cut
-  sha256            TEXT NOT NULL,             -- of raw, in hex
+  sha256            TEXT NOT NULL,             -- SHA-256 of raw as it arrived, in hex
   outcome           TEXT NOT NULL
                     CHECK (outcome = 'event' OR outcome = 'duplicate' OR outcome = 'ignored'
                            OR outcome = 'quarantined' OR outcome = 'deferred'),
-  reason            TEXT,                      -- 'code: message'; NULL for an event
+  reason            TEXT,                      -- 'code: message'; NULL for an event that is not held
   trust             TEXT
                     CHECK (trust = 'dkim' OR trust = 'authentication-results' OR trust = 'operator' OR trust = 'none'),
   event_id          TEXT REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,   -- the event that the mail made or repeats
@@ -30,28 +31,28 @@ CREATE TABLE mails (
   trust_selector    TEXT,                      -- the selector of its key (s=)
   trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
   trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
-  judged_at         TEXT NOT NULL,             -- when it was last examined
-  judgements        INTEGER NOT NULL DEFAULT 1,-- how often it was examined
+  judged_at         TEXT NOT NULL,             -- when its outcome was last decided
+  judgements        INTEGER NOT NULL DEFAULT 1,-- how often it was examined until it had an event
   next_judgement_at TEXT,                      -- deferred: when it is examined again
-  -- The last column: SQLite reads the columns before it without the pages that contain the mail.
-  raw               BLOB                       -- the mail, byte for byte; NULL once pruned
+  -- `raw` is the last column, so that SQLite reads the other columns without the pages that contain the mail.
+  raw               BLOB                       -- the mail, byte for byte; NULL if it was pruned, or not delivered by the server
 ) STRICT;
--- A mail server that was restored from a backup gives a used UID to another mail; sha256 tells them apart.
+-- A mail server that was restored from a backup may give a used UID to another mail. The two rows differ in sha256.
 CREATE UNIQUE INDEX mails_by_uid ON mails (account, mailbox, uid_validity, uid, sha256) WHERE uid IS NOT NULL;
 CREATE UNIQUE INDEX mails_imported ON mails (account, sha256) WHERE uid IS NULL;
 CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
 CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
 CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
--- Mails that the mail server lists and does not deliver; their sha256 is that of no bytes.
+-- For mails that the mail server lists and does not deliver: their sha256 is that of no bytes. Pruned mails have another one.
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
--- Proven mails without an event: they show that the layout of Resmic's mails has changed.
+-- Mails that were proven and are quarantined. Many of them show that the layout of Resmic's mails has changed.
 CREATE INDEX mails_proven_to_review ON mails (id)
   WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
--- One row for each payment report, in the webhook's model.
+-- One row for each event, in the webhook's model. A duplicate gets no second row.
 CREATE TABLE events (
   event_id            TEXT PRIMARY KEY,        -- computed from the content: the same payment has the same id in every database
   status              TEXT NOT NULL CHECK (status = 'completed' OR status = 'failed' OR status = 'pending'),
@@ -69,9 +70,9 @@ CREATE TABLE events (
   tx_time             TEXT,
   tx_time_source      TEXT CHECK (tx_time_source IN ('mail', 'header')),
   webhook             TEXT NOT NULL,           -- the body that is posted
-  hold                TEXT,                    -- why the event needs review before it is delivered; NULL: it does not
+  hold                TEXT,                    -- why the event needs review before it is delivered; NULL: no review is needed
   created_at          TEXT NOT NULL,
-  source              TEXT NOT NULL DEFAULT 'mail'   -- who reported it: a mail, or Resmic's API because the mail is missing
+  source              TEXT NOT NULL DEFAULT 'mail'   -- the source of the report: a mail, or Resmic's API if the mail is missing
                       CHECK (source = 'mail' OR source = 'resmic'),
   CHECK ((session_id IS NULL) = (session_source IS NULL)),
   CHECK ((tx_time IS NULL) = (tx_time_source IS NULL))
@@ -81,9 +82,9 @@ CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash 
 CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
 CREATE INDEX events_by_tx_time ON events (tx_time);
--- No index on `status` alone: SQLite would take it for the better one where a session is given, too.
+-- There is no index on `status` alone. SQLite would prefer it to the better index on `session_id` in a query with both.
 CREATE INDEX events_not_completed ON events (status) WHERE status <> 'completed';
--- For paid_by_day. An index on `token` itself would be taken where a session and a token are given.
+-- For paid_by_day. In a query for a session and a token, SQLite would prefer an index on `token` itself to that on `session_id`.
 CREATE INDEX events_by_token ON events (token || '', coalesce(tx_time, created_at));
 CREATE INDEX events_unresolved ON events (created_at) WHERE session_id IS NULL;
 CREATE INDEX events_unmatched ON events (CAST(amount AS REAL), tx_time) WHERE session_id IS NULL AND order_ref IS NULL;
@@ -101,15 +102,15 @@ CREATE TABLE deliveries (
   last_error      TEXT,                        -- why the last attempt failed
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
-  first_attempt_at TEXT,                       -- the first attempt since it last became pending, or when it waited for a target that
-                                               -- could not be reached; give_up_after counts from here
-  receipt         TEXT,                        -- where a stream has it: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
+  first_attempt_at TEXT,                       -- give_up_after counts from here: the first attempt since it last became pending.
+                                               -- It is earlier if the target could not be reached when the delivery was due
+  receipt         TEXT,                        -- where a stream has the event: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
 CREATE INDEX deliveries_open ON deliveries (state, id) WHERE state <> 'delivered';
 CREATE INDEX deliveries_in_streams ON deliveries (target, delivered_at) WHERE receipt IS NOT NULL;
--- Those whose give_up_after may have passed. A delivery that succeeds at once is never in it.
+-- Deliveries whose give_up_after may have passed. A delivery that succeeds at the first attempt is never in this index.
 CREATE INDEX deliveries_failing ON deliveries (target, first_attempt_at) WHERE state = 'pending' AND last_error IS NOT NULL;
 
 -- One row for each attempt to deliver. It is inserted before the request is sent and completed afterwards.
@@ -128,7 +129,7 @@ CREATE TABLE attempts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX attempts_by_time ON attempts (at);
 
--- The state of each target that is a JetStream stream. The daemon writes it while it runs; `status` reads it.
+-- The state of each target that is a JetStream stream. The running daemon writes this table, and `status` reads it.
 CREATE TABLE streams (
   target       TEXT PRIMARY KEY,               -- the [[forward]] entry's name
   stream       TEXT NOT NULL,                  -- the stream's name
@@ -138,13 +139,13 @@ CREATE TABLE streams (
   changed_at   TEXT NOT NULL,                  -- since when it is in this state
   failing_since TEXT,                          -- NULL: it is connected, or was not tried yet
   problems     TEXT,                           -- why it failed; one problem on each line
-  notes        TEXT,                           -- what should be changed; one note on each line
+  notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
   there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries the stream already had
   refilled     INTEGER NOT NULL DEFAULT 0      -- how many messages the stream had lost and got again
 ) STRICT;
 
--- The payment sessions that the merchant opened at Resmic. The one table that other programs may insert into.
+-- The payment sessions that the merchant opened at Resmic. Other programs may insert into this table, and into no other.
 CREATE TABLE sessions (
   session_id TEXT PRIMARY KEY COLLATE NOCASE CHECK (length(session_id) = 36),
   order_ref  TEXT CHECK (order_ref <> ''),
@@ -160,7 +161,7 @@ CREATE INDEX sessions_by_time ON sessions (created_at);
 CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
 CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NULL;
 
--- Sessions that any program inserted or changed. The daemon compares their events with them and deletes the row.
+-- Sessions that any program inserted or changed. The daemon compares such a session with its events, and then deletes the row.
 CREATE TABLE sessions_to_reconcile (
   session_id TEXT PRIMARY KEY COLLATE NOCASE
 ) STRICT, WITHOUT ROWID;
@@ -184,23 +185,26 @@ END;
 CREATE TABLE mailboxes (
   account      TEXT NOT NULL,
   mailbox      TEXT NOT NULL,
-  uid_validity INTEGER,                        -- with last_uid: the cursor. Every mail up to it is stored, or no longer exists
+  uid_validity INTEGER,                        -- with last_uid: the cursor. Every mail up to it is stored, gone, not Resmic's,
+                                               -- or older than the first run
   last_uid     INTEGER,
   state        TEXT NOT NULL DEFAULT 'connecting'
                CHECK (state = 'connecting' OR state = 'syncing' OR state = 'idle' OR state = 'polling'
                       OR state = 'failed'),
   last_seen_at TEXT,                           -- the last completed round trip
   last_error   TEXT,
-  -- Set if the first run did not begin with the oldest mail. It applies again whenever the mailbox is read from the start.
-  begun_at     TEXT,                           -- mails that the server received earlier are skipped …
-  begun_uid    INTEGER,                        -- … up to this UID; mails above it came later
-  -- These two show that the server was restored from a backup and gave used UIDs to other mails.
-  newest_at    TEXT,                           -- when the server received the newest mail that was read
-  renumbered_after INTEGER NOT NULL DEFAULT 0, -- rows of mails up to this id: their UIDs may belong to other mails now
+  -- These two are set if the first run did not begin with the oldest mail. They apply again whenever the mailbox is read from
+  -- the start.
+  begun_at     TEXT,                           -- mails that the server received earlier are skipped, up to begun_uid
+  begun_uid    INTEGER,                        -- mails above this UID came later, and are not skipped
+  -- The next two columns are for a server that was restored from a backup and gave used UIDs to other mails.
+  newest_at    TEXT,                           -- when the server received the newest mail that was read. If a known UID
+                                               -- has a newer mail now, the server was restored
+  renumbered_after INTEGER NOT NULL DEFAULT 0, -- the UIDs in rows of `mails` up to this id may mean other mails now
   PRIMARY KEY (account, mailbox)
 ) STRICT, WITHOUT ROWID;
 
--- Each account, so that silence is noticed (`quiet`). The daemon writes it.
+-- One row for each account, so that a long silence is noticed (`quiet`).
 CREATE TABLE accounts (
   account              TEXT PRIMARY KEY,       -- the account's name in config.toml
   watched_since        TEXT,                   -- the first start of the daemon with this account; NULL: it was never watched
@@ -218,8 +222,8 @@ CREATE TABLE confirmations (
   chain_id        INTEGER,                     -- the chain (EIP-155); NULL: no [[chain]] is configured for it
   paid_block      INTEGER,                     -- the block of the mail's transaction
   paid_block_hash TEXT,
-  arrival         TEXT,                        -- the transaction in which the money reached one of our wallets
-  arrival_log     INTEGER,                     -- the log in it, by its index in the block; negative: a call
+  arrival         TEXT,                        -- the transaction in which the money reached one of the merchant's wallets
+  arrival_log     INTEGER,                     -- the first log that moved the money, by its index in the block; negative: a call
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
@@ -237,7 +241,7 @@ CREATE INDEX confirmations_due ON confirmations (chain_id, next_look_at) WHERE n
 CREATE INDEX confirmations_by_state ON confirmations (state);
 CREATE INDEX confirmations_by_arrival ON confirmations (chain_id, arrival) WHERE arrival IS NOT NULL;
 
--- What moved money to us and pays an event. The key keeps one arrival from paying two events.
+-- The logs and calls that moved money to the merchant and pay an event. The key keeps one arrival from paying two events.
 CREATE TABLE arrivals (
   chain_id INTEGER NOT NULL,
   tx       TEXT NOT NULL,
@@ -247,15 +251,15 @@ CREATE TABLE arrivals (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX arrivals_by_event ON arrivals (event_id);
 
--- What the nodes of each chain said last. The daemon writes it while it runs; `status` reads it.
+-- The last answers of the nodes of each chain. The running daemon writes this table, and `status` reads it.
 CREATE TABLE chains (
   chain_id     INTEGER PRIMARY KEY,
   name         TEXT NOT NULL,
   nodes        TEXT NOT NULL,                  -- the hosts, separated by spaces
-  head         INTEGER,                        -- the newest block of the node that is furthest behind
-  head_age_s   INTEGER,                        -- its age when the node was asked
-  final_block  INTEGER,                        -- the last final block
-  final_lag_s  INTEGER,                        -- how much older than the newest block it is
+  head         INTEGER,                        -- the newest block; if the nodes differ, of the node with the oldest final block
+  head_age_s   INTEGER,                        -- the age of that block when the node was asked
+  final_block  INTEGER,                        -- the last final block of the same node
+  final_lag_s  INTEGER,                        -- how much older the final block is than the newest one
   asked_at     TEXT,
   last_error   TEXT,                           -- NULL: the last calls succeeded
   needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
@@ -277,10 +281,10 @@ CREATE INDEX session_inquiries_missing ON session_inquiries (completed_since)
   WHERE completed_since IS NOT NULL AND next_ask_at IS NOT NULL;
 CREATE INDEX session_inquiries_review ON session_inquiries (session_id) WHERE reason IS NOT NULL;
 
--- The events whose session Resmic's API is asked for.
+-- The events whose session the daemon searches for at Resmic's API.
 CREATE TABLE session_searches (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
-  result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: it goes on
+  result      TEXT CHECK (result = 'found' OR result = 'none' OR result = 'ambiguous'),   -- NULL: the search goes on
   next_ask_at TEXT,                            -- not before this time
   since       TEXT NOT NULL,
   CHECK ((result IS NULL) = (next_ask_at IS NOT NULL))
@@ -288,12 +292,12 @@ CREATE TABLE session_searches (
 CREATE INDEX session_searches_due ON session_searches (next_ask_at) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX session_searches_open ON session_searches (since) WHERE next_ask_at IS NOT NULL;
 
--- The transaction that Resmic's API names for a session. It is not asked for again without a new event.
+-- The transaction that Resmic's API names for a session. If the API named none, only another event is a reason to ask again.
 CREATE TABLE session_transactions (
   session_id       TEXT PRIMARY KEY COLLATE NOCASE,
   transaction_hash TEXT,                       -- NULL: Resmic named none
   blockchain       TEXT,
-  asked_for        TEXT NOT NULL,              -- the event that was searched for
+  asked_for        TEXT NOT NULL,              -- the event whose session was searched for
   asked_at         TEXT NOT NULL
 ) STRICT;
 
@@ -313,7 +317,7 @@ CREATE INDEX clearances_due ON clearances (next_ask_at) WHERE next_ask_at IS NOT
 CREATE INDEX clearances_to_ask ON clearances (waits_since) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX clearances_open ON clearances (state, waits_since) WHERE state = 'waiting' OR state = 'doubtful';
 
--- What Resmic's API said last. The daemon writes it while it runs; `status` reads it.
+-- The result of the last requests to Resmic's API. The daemon and `session check` write this table, and `status` reads it.
 CREATE TABLE resmic_api (
   id           INTEGER PRIMARY KEY CHECK (id = 1),
   host         TEXT NOT NULL,
@@ -324,8 +328,8 @@ CREATE TABLE resmic_api (
 ) STRICT;
 
 -- The newest state of each session. A completed payment is never hidden by a later report that it is pending or by a
--- failed attempt. An event without a session has a row of its own. NOT EXISTS, unlike a window function, lets SQLite answer
--- a query from the indexes of `events`, without a look at all sessions.
+-- failed attempt. An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` for a
+-- query. With a window function, it would read all sessions.
 CREATE VIEW payments AS
 SELECT e.session_id, e.order_ref, e.status, e.amount, e.currency, e.blockchain, e.token, e.from_wallet_address,
        e.transaction_hash, e.tx_time, e.event_id, e.session_source, e.hold, e.created_at,
@@ -343,8 +347,8 @@ WHERE NOT EXISTS (
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
 
--- What was paid on each of the newest 31 days, for each token. Each day and token is one search in an index. LIMIT -1 keeps
--- SQLite from repeating the search for each column.
+-- The sum that was paid on each of the newest 31 days, for each token. Each day and token takes one search in an index. LIMIT -1
+-- keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
   -- The last row is NULL, and stands for the events without a token.
@@ -364,8 +368,8 @@ WITH RECURSIVE
 SELECT day, token, json_extract(paid, '$[0]') AS payments, json_extract(paid, '$[1]') AS about
 FROM sums WHERE json_extract(paid, '$[0]') > 0;
 
--- How many rows there are, so that `status` and the metrics need not count them. Triggers maintain this table, for
--- every program that writes.
+-- The numbers of rows, so that `status` and the metrics need not count them. Triggers maintain this table, so the numbers are
+-- right whichever program writes.
 CREATE TABLE counts (
   name TEXT NOT NULL,                          -- 'mails', 'events', 'deliveries', 'confirmations', 'held': events with a held delivery,
                                                -- 'reasons': mails with a reason
@@ -387,9 +391,10 @@ INSERT INTO counts (name, key, n) VALUES
   ('reasons', 'quarantined unreadable', 0), ('reasons', 'quarantined malformed', 0), ('reasons', 'quarantined too-large', 0),
   ('reasons', 'quarantined dns', 0), ('reasons', 'quarantined unavailable', 0);
 
--- SQLite copies each page that a statement changes if the statement fires a trigger and may be undone by itself. INSERT OR
--- FAIL (or UPDATE OR FAIL) is not undone, so it needs no copies, under these conditions: the triggers and the indexes call
--- no function and have no ON CONFLICT clause, and foreign keys are deferred. It is a tenth of the time of a backfill.
+-- If a statement fires a trigger and may be rolled back alone, SQLite keeps a copy of each page that the statement changes.
+-- INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so they need no copies. This is so only if the triggers and the indexes
+-- call no function and have no ON CONFLICT clause, and if foreign keys are deferred. The copies take a tenth of the time of a
+-- backfill.
 CREATE TRIGGER mails_count_insert AFTER INSERT ON mails BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
 END;
@@ -401,7 +406,8 @@ CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'mails' AND key = OLD.outcome;
 END;
 
--- A reason is 'code: message'. It is compared with the key, because a trigger must not call a function (see above): ';' follows ':'.
+-- A reason is 'code: message'. Its code is found by two comparisons with the key, because a trigger must not call a function (see
+-- above). In ASCII, ';' follows ':'.
 CREATE TRIGGER mails_reason_insert AFTER INSERT ON mails WHEN NEW.reason IS NOT NULL BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'reasons'
     AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
@@ -440,7 +446,7 @@ CREATE TRIGGER deliveries_count_delete AFTER DELETE ON deliveries BEGIN
   UPDATE counts SET n = n - 1 WHERE name = 'deliveries' AND key = OLD.state;
 END;
 
--- An event counts as held while at least one of its deliveries is.
+-- An event counts as held while at least one of its deliveries is held.
 CREATE TRIGGER held_count_insert AFTER INSERT ON deliveries
 WHEN NEW.state = 'held' AND NOT EXISTS (
   SELECT 1 FROM deliveries d WHERE d.event_id = NEW.event_id AND d.state = 'held' AND d.id <> NEW.id) BEGIN
