@@ -140,12 +140,15 @@ async fn a_response_that_panics_the_parser_is_skipped() {
 
 #[tokio::test]
 async fn nested_brackets_end_only_the_connection() {
-    for deep in
-        [format!("BODYSTRUCTURE {}", "(".repeat(60_000)), format!("BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000))]
-    {
+    let deep = "(".repeat(60_000);
+    for response in [
+        format!("* 1 FETCH (BODYSTRUCTURE {deep}"),
+        format!("* 1 FETCH (BODYSTRUCTURE ({}", "({0}\r\n ".repeat(9_000)),
+        format!("* OK this is no literal {{60000}}\r\n* 1 FETCH (BODYSTRUCTURE {deep}"),
+    ] {
         let server = Scripted::start().await;
         server.deliver("real");
-        once(&server, "UID FETCH", 1, &[Step::Say(format!("* 1 FETCH ({deep}")), Step::Mute]);
+        once(&server, "UID FETCH", 1, &[Step::Say(response), Step::Mute]);
         let mut watching = dedicated(&server);
         let words = watching.state(MailboxState::Failed).await.unwrap();
         assert!(words.contains("without end"), "{words}");

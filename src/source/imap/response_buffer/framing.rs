@@ -13,6 +13,9 @@ const LINE: usize = 64 * 1024;
 /// The most opening parentheses in one response. The responses to this program's commands have three.
 pub(super) const BRACKETS: usize = 100;
 
+/// How many bytes of a response show its kind: the tag or `*`, and the word after it. This program's tags are shorter.
+const HEAD: usize = 64;
+
 /// The state at the end of the bytes received so far.
 #[derive(Debug, Default)]
 pub(in crate::source::imap) struct Framing {
@@ -22,6 +25,8 @@ pub(in crate::source::imap) struct Framing {
     line: usize,
     /// The opening parentheses of the response so far.
     brackets: usize,
+    /// The first bytes of the response, at most [`HEAD`].
+    head: Vec<u8>,
     /// The end of the received line, which may announce a literal.
     ending: Ending,
 }
@@ -63,7 +68,8 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 impl Framing {
     /// Records received bytes. Returns false if they exceed a limit. `most`: the most bytes of a literal.
     ///
-    /// If a text only looks like the announcement of a literal (`* OK well {12}`), that number of bytes is skipped unchecked.
+    /// Literals are skipped unchecked. A text that only looks like the announcement of a literal (`* OK well {12}`) skips nothing:
+    /// the parser would parse the next bytes as a response.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
@@ -74,15 +80,20 @@ impl Framing {
             bytes = rest;
             self.line += line.len() - usize::from(end.is_some());
             self.brackets += memchr_iter(b'(', line).count();
+            self.head.extend(line.iter().take(HEAD - self.head.len()));
             if self.line > LINE || self.brackets > BRACKETS {
                 return false;
             }
-            let goes_on = self.announces(line);
-            if end.is_some() && !goes_on {
-                (self.line, self.brackets) = (0, 0);
-            }
+            let mut goes_on = self.announces(line);
             if self.literal > most {
                 return false;
+            }
+            if goes_on && is_text(&self.head) {
+                (goes_on, self.literal) = (false, 0);
+            }
+            if end.is_some() && !goes_on {
+                (self.line, self.brackets) = (0, 0);
+                self.head.clear();
             }
         }
         true
@@ -112,6 +123,17 @@ impl Framing {
         }
         false
     }
+}
+
+/// Whether a response that begins like this is text for a person, which contains no literals: a continuation request (RFC 3501, 7.5),
+/// or a status response (7.1).
+fn is_text(head: &[u8]) -> bool {
+    const STATUS: [&[u8]; 5] = [b"OK", b"NO", b"BAD", b"BYE", b"PREAUTH"];
+    let word = head.split(|byte| *byte == b' ').nth(1).map(<[u8]>::trim_ascii);
+    head.starts_with(b"+")
+        // The tag is not ours.
+        || word.is_none() && head.len() == HEAD
+        || word.is_some_and(|word| STATUS.iter().any(|status| word.eq_ignore_ascii_case(status)))
 }
 
 #[cfg(test)]
@@ -153,6 +175,19 @@ mod tests {
         assert!(!allows(format!("* 1 FETCH ({many}").as_bytes(), 5));
         assert!(!allows("({0}\r\n ".repeat(BRACKETS + 1).as_bytes(), 5));
         assert!(allows(format!("* 1 FETCH (BODY[] {{1000}}\r\n{})\r\n", "(".repeat(1_000)).as_bytes(), 1_000));
+    }
+
+    #[test]
+    fn text_announces_no_literals() {
+        let many = "(".repeat(BRACKETS + 1);
+        let tag = "x".repeat(HEAD);
+        for start in ["* OK x", "* ok", "A0001 NO [ALERT] x", "* BYE", "* PREAUTH (", "A1 BAD", "+", "+ idling", &tag] {
+            let text = format!("{start} {{1000}}\r\n* 1 FETCH {many}");
+            assert!(!allows(text.as_bytes(), 1_000), "{start}");
+            assert!(allows(format!("{start} {{1000}}\r\n* 2 EXISTS\r\n").repeat(1_000).as_bytes(), 1_000), "{start}");
+        }
+        assert!(allows(format!("* LIST () \"/\" {{1000}}\r\n{many}").as_bytes(), 1_000));
+        assert!(!allows(b"* OK {6}\r\n", 5), "the parser could wait for it");
     }
 
     #[test]
