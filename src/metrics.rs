@@ -1,7 +1,7 @@
 //! `/metrics` for Prometheus and `/healthz` for monitors, on a loopback address.
 //!
-//! Each request reads the counts from the database, so the numbers survive a restart. Only the latency and the
-//! calls to nodes are counted in the running process.
+//! Each request reads the counts from the database, so the numbers survive a restart. The running process counts only the
+//! takeovers, the requests to nodes and to Resmic's API, and the times of mails and publishes.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -48,7 +48,7 @@ pub struct MetricsEndpoint {
     pub heartbeats: Heartbeats,
     /// How long mails take.
     pub latency: PushLatency,
-    /// How many requests were sent to others.
+    /// The requests to nodes and to Resmic's API, and the times of publishes to streams.
     pub requests: RequestCounters,
 }
 
@@ -61,7 +61,7 @@ pub enum MetricsSource {
         /// The mailboxes and targets of the configuration.
         expected: Expected,
     },
-    /// This host is not active and has no database. It compares its program with the holder's.
+    /// This host is not active, so its database is not open. The health report compares this program with that of the holder.
     Standby(OwnProgram),
 }
 
@@ -123,7 +123,7 @@ async fn answer(endpoint: &MetricsEndpoint, request: Request<Incoming>) -> Resul
     })
 }
 
-/// The health, with the reader that it used if this host has the database.
+/// The health, and the reader of the database if this host is active.
 async fn assess(endpoint: &MetricsEndpoint) -> db::Result<(Option<StoreReader>, Health)> {
     let lease = endpoint.lease.as_ref().map(|lease| lease.borrow().clone());
     match &endpoint.source {
@@ -194,7 +194,7 @@ struct ByMailbox {
     mailbox: String,
 }
 
-/// `reader`: `None` on a host that is not active. The counts are then those of another host.
+/// The text of `/metrics`. Without a `reader`, this host is not active, and the counts are left out.
 fn metrics(reader: Option<&StoreReader>, health: &Health, endpoint: &MetricsEndpoint) -> db::Result<String> {
     let mut registry = Registry::with_prefix("resmic_mailhook");
     let ok: Gauge = Gauge::default();
@@ -257,7 +257,8 @@ fn counts(
     Ok(())
 }
 
-/// Each outcome without a reason, and each outcome with each code that it can have. So a series exists before its first mail.
+/// Registers a series for each outcome without a reason, and for each outcome with each code that it can have. So a series exists
+/// before its first mail.
 fn mails(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::Result<()> {
     let mails = Family::<ByReason, Gauge>::default();
     let mut without_reason = health.mails.clone();
@@ -268,7 +269,7 @@ fn mails(registry: &mut Registry, reader: &StoreReader, health: &Health) -> db::
         mails.get_or_create(&ByReason { outcome, reason }).set(n);
     }
     for (outcome, n) in without_reason {
-        // A commit between the two queries may be in one of them only.
+        // A commit between the two queries is in one result only, so the difference may be negative.
         mails.get_or_create(&ByReason { outcome, reason: String::new() }).set(n.max(0));
     }
     registry.register("mails", "Stored mails, by outcome and code of the reason", mails);

@@ -1,4 +1,4 @@
-//! Loads secrets from the places that the configuration names. Their values never appear in the configuration or in logs.
+//! Loads secrets from the places that the configuration names. The secrets never appear in the configuration or in logs.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
-/// The folders from which the packaged unit loads credentials: unencrypted, and encrypted (systemd-creds(1)) with the ending
-/// of the file's name.
+/// The folders from which the packaged unit loads credentials. The first list is for unencrypted ones. The second list is for
+/// encrypted ones (systemd-creds(1)), each with the ending of the file names.
 const PLAIN_FOLDERS: [&str; 2] = ["/etc/resmic-mailhook", "/etc/credstore"];
 const ENCRYPTED_FOLDERS: [(&str, &str); 2] = [("/etc/resmic-mailhook", ".cred"), ("/etc/credstore.encrypted", "")];
 /// The unit loads the whole folder `/etc/resmic-mailhook` under this id. systemd then puts the id and `_` before the name
@@ -51,7 +51,7 @@ pub fn deserialize_source<'de, D: Deserializer<'de>>(from: D) -> Result<SecretSo
     Ok(source)
 }
 
-/// Does the same for a key that may be absent.
+/// Does the same as [`deserialize_source`] for a key that may be absent.
 ///
 /// # Errors
 /// The error of the deserializer, without the value.
@@ -59,15 +59,15 @@ pub fn deserialize_optional<'de, D: Deserializer<'de>>(from: D) -> Result<Option
     deserialize_source(from).map(Some)
 }
 
-/// Why a secret cannot be loaded. It names the place, never the value.
+/// Why a secret cannot be loaded. The text names the place, never the value.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct SecretError(String);
 
-/// Removes a secret from the message of a server that received it.
+/// Removes a secret from the message of a server that received the secret.
 ///
-/// A long message was truncated, perhaps in the middle of the secret. So at least four first bytes of the secret at the end of
-/// a truncated message are removed, too.
+/// A message that ends with `…` was truncated, perhaps in the middle of the secret. So the beginning of the secret is also
+/// removed from the end of such a message, if at least four bytes of the secret are there.
 pub(crate) fn redact(message: String, secret: &str) -> String {
     let message = message.replace(secret, "(secret)");
     let Some(truncated) = message.strip_suffix('…') else { return message };
@@ -102,7 +102,7 @@ impl SecretSource {
         Ok(SecretString::from(value))
     }
 
-    /// The file to which a new secret can be written: the one that is read, or that the unit will load.
+    /// The file to which a new secret can be written: the file that is read now, or the file that the unit will load.
     ///
     /// # Errors
     /// [`SecretError`], with advice, for a secret that is encrypted, in a variable, or printed by a program.
@@ -116,7 +116,7 @@ impl SecretSource {
         }
     }
 
-    /// Resolves a relative path against the folder `base`. A program without a slash is left to `$PATH`.
+    /// Resolves a relative path against the folder `base`. The name of a program without a slash stays, and `$PATH` is searched.
     pub fn resolve_path(&mut self, base: &Path) {
         match self {
             SecretSource::File(path) => *path = base.join(&*path),
@@ -156,7 +156,7 @@ fn check_name(name: &str) -> Result<(), SecretError> {
     Ok(())
 }
 
-/// The file of a credential that is not encrypted, under a root. It may be absent.
+/// The file of an unencrypted credential below `root`. The file may be absent.
 fn plain_file(root: &Path, name: &str) -> Result<PathBuf, SecretError> {
     check_name(name)?;
     match find_credential(root, name) {
@@ -181,7 +181,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
             ))
         });
     }
-    // An operator runs commands without systemd. They use the files of the packaged unit.
+    // An operator runs commands without systemd. These commands use the files of the packaged unit.
     find_credential(Path::new("/"), name).ok_or_else(|| {
         SecretError(format!(
             "credential {name:?}: there is no {}/{name}, and $CREDENTIALS_DIRECTORY, which systemd sets for a unit, is not \
@@ -191,7 +191,7 @@ fn locate_credential(name: &str) -> Result<CredentialFile, SecretError> {
     })
 }
 
-/// The file of a credential in systemd's folder. A drop-in loads it under its name, the packaged unit with a prefix.
+/// The file of a credential in systemd's folder. A drop-in loads a credential under its name. The packaged unit adds a prefix.
 fn loaded(folder: &Path, name: &str) -> Option<PathBuf> {
     [folder.join(name), folder.join(format!("{FOLDER_ID}_{name}"))].into_iter().find(|path| path.exists())
 }
@@ -293,7 +293,7 @@ mod tests {
         let whole = folder.path().join("resmic-mailhook_k");
         std::fs::write(&whole, "x").unwrap();
         assert_eq!(loaded(folder.path(), "k"), Some(whole));
-        // An operator's drop-in names a credential on purpose.
+        // An operator's drop-in names one credential on purpose, so its file comes first.
         let single = folder.path().join("k");
         std::fs::write(&single, "x").unwrap();
         assert_eq!(loaded(folder.path(), "k"), Some(single));

@@ -7,11 +7,11 @@ use crate::boot_clock::BootInstant;
 /// The error of an attempt that was not permitted.
 pub const NO_PERMIT: &str = "not sent: the lease of this host has ended, or is about to end";
 
-/// The permission to begin attempts. It ends at a point in time, without an event: a process that was stopped for a while
-/// finds it ended.
+/// The permission to begin attempts. It ends at a point in time, and no message announces the end. So it has also ended for a
+/// process that was stopped (SIGSTOP) until then.
 #[derive(Debug, Clone, Default)]
 pub struct SendingPermit {
-    /// `None`: it never ends.
+    /// `None`: the permission never ends.
     until: Option<watch::Receiver<BootInstant>>,
 }
 
@@ -28,7 +28,7 @@ impl SendingPermit {
         self.until.as_ref().is_none_or(|until| BootInstant::now() < *until.borrow())
     }
 
-    /// Returns when the end has changed since the last call. A permission that never ends does not return.
+    /// Returns when the end has changed since the last call. If the permission never ends, this function never returns.
     pub async fn changed(&mut self) {
         let changed = match &mut self.until {
             Some(until) => until.changed().await,

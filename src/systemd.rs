@@ -16,7 +16,7 @@ pub fn stopping() {
 
 /// Reports that a reload begins. [`ready`] must follow, also after a failure.
 pub fn reloading() {
-    // systemd 253 compares this time with the time of its signal. Older versions ignore it.
+    // For a unit with Type=notify-reload (systemd 253), systemd compares this time with the time of its SIGHUP.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(_) => notify(&[NotifyState::Reloading]),
@@ -30,7 +30,7 @@ pub fn status(text: &str) {
     notify(&[NotifyState::Status(&line)]);
 }
 
-/// Resets the watchdog: all loops make progress.
+/// Resets the watchdog. If loops are running, call it only while all of them make progress.
 pub fn watchdog() {
     notify(&[NotifyState::Watchdog]);
 }

@@ -92,8 +92,9 @@ pub fn start(settings: &TelemetrySettings) -> Logging {
     Logging(handle)
 }
 
-/// Libraries log from `warn` on, or from `debug` on at the level `trace`. async-imap's trace level would log the LOGIN command
-/// with the password. async-nats logs text of the server unchanged; the room `nats` logs what an operator needs.
+/// Libraries log only warnings and errors. With the level `trace`, they also log the levels `info` and `debug`, but not `trace`:
+/// async-imap's trace level would log the LOGIN command with the password. async-nats logs nothing, because its lines contain
+/// unchanged text of the server. The room `nats` logs what an operator needs.
 fn filter(log: LogLevel) -> Targets {
     let level = match log {
         LogLevel::Off => LevelFilter::OFF,
@@ -140,7 +141,7 @@ pub struct PushLatency {
 }
 
 impl Default for PushLatency {
-    /// Counts the mails that a server receives from now on.
+    /// Creates an empty histogram for mails that a server receives from now on.
     fn default() -> Self {
         let histogram = Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0]);
         PushLatency { histogram, since: Timestamp::now() }
@@ -150,7 +151,7 @@ impl Default for PushLatency {
 impl PushLatency {
     /// Counts a mail that was committed at `now`, unless the server received it before this program started.
     pub fn observe(&self, received: Timestamp, now: Timestamp) {
-        // INTERNALDATE has whole seconds, rounded down.
+        // INTERNALDATE has whole seconds, rounded down. So the start is compared in whole seconds, too.
         if received.as_second() >= self.since.as_second() {
             let latency = Duration::try_from(now.duration_since(received)).unwrap_or_default();
             self.histogram.observe(latency.as_secs_f64());
@@ -226,7 +227,7 @@ pub struct ResmicRequest {
 pub struct ResmicRequests(Family<ResmicRequest, Counter>);
 
 impl Default for ResmicRequests {
-    /// The first success is counted from zero.
+    /// Creates the counter of `ok` with zero, so that Prometheus sees the first success as an increase.
     fn default() -> Self {
         let requests = Family::<ResmicRequest, Counter>::default();
         drop(requests.get_or_create(&ResmicRequest { outcome: "ok" }));
@@ -247,7 +248,7 @@ impl ResmicRequests {
     }
 }
 
-/// What is counted of requests to others. A reload does not reset it.
+/// The counters and times of requests to other servers. A reload does not reset them.
 #[derive(Debug, Clone, Default)]
 pub struct RequestCounters {
     /// The calls to nodes of chains.

@@ -34,7 +34,7 @@ pub enum Error {
         /// The problem.
         detail: String,
     },
-    /// A `client_key` is no key, or belongs to another certificate. It says nothing about the value.
+    /// A `client_key` is no key, or belongs to another certificate. The text does not show the key.
     #[error("{0}")]
     ClientKey(&'static str),
     /// The system has no root certificates, and none are configured.
@@ -72,7 +72,7 @@ impl TlsClients {
     }
 }
 
-/// The certificate by which a server knows this program. `Debug` prints nothing of its key.
+/// The certificate with which this program logs in at a server, and its private key. `Debug` prints neither of them.
 pub struct ClientCertificate {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -85,7 +85,7 @@ impl std::fmt::Debug for ClientCertificate {
 }
 
 impl ClientCertificate {
-    /// Reads the PEM file `path` with the certificate and its intermediate ones. `key` is its key as PEM.
+    /// Reads the PEM file `path` with the certificate and its intermediate certificates. `key` is the private key as PEM.
     ///
     /// # Errors
     /// [`Error::ClientCertificate`] and [`Error::ClientKey`].
@@ -201,8 +201,8 @@ impl ServerCertVerifier for ServerVerifier {
     }
 }
 
-/// Whether the only error is that the server's certificate is a CA certificate. rustls has no variant for it, only the name of
-/// webpki's error. The test below fails if that name changes.
+/// Whether the only error is that the server's certificate is a CA certificate. rustls has no variant for this error, only the
+/// name of webpki's error. The test below fails if that name changes.
 fn is_ca_certificate(error: &rustls::Error) -> bool {
     matches!(error, rustls::Error::InvalidCertificate(CertificateError::Other(other))
         if other.to_string() == "CaUsedAsEndEntity")
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    /// The result for a server that presents `presented` as `name`, if `configured` is trusted, so long after now.
+    /// The result for a server that presents `presented` as `name`, if `configured` is trusted. The time is `later` after now.
     fn verify(configured: &rcgen::Certificate, presented: &rcgen::Certificate, name: &str, later: Duration) -> String {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ca.pem");

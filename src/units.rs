@@ -10,7 +10,7 @@ use serde::Deserialize;
 #[serde(try_from = "String")]
 pub struct HumanDuration(pub std::time::Duration);
 
-/// A number of bytes: a whole number and one of `B`, `KiB`, `MiB`, `GiB`, or `kB`, `MB`, `GB`.
+/// A number of bytes: a whole number, and one of `B`, `KiB`, `MiB`, `GiB`, `kB`, `MB` and `GB`, or no unit for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct ByteSize(pub u64);

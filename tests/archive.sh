@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the program of an archive (`make dist`) in a root that has nothing but the files of the archive, certificate
+# Runs the program of an archive (`make dist`) in a root directory that has nothing but the files of the archive, certificate
 # authorities and a resolv.conf. Needs root.
 #
 #   archive.sh ARCHIVE.tar.gz [EMULATOR]   EMULATOR: qemu-aarch64-static for an archive of arm64
@@ -12,7 +12,7 @@ trap 'rm -rf --one-file-system "$root"' EXIT
 fail() { echo "archive.sh: $*" >&2; exit 1; }
 step() { echo "== $*"; }
 [ -z "$emulator" ] || install -D "$emulator" "$root/emulator"
-# In the empty root, with an empty environment and without a network.
+# Runs the program in that root directory, without a network.
 mailhook() { unshare --net chroot "$root" ${emulator:+/emulator} /usr/bin/resmic-mailhook "$@"; }
 
 step "unpacked as docs/install.md says"

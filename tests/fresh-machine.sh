@@ -36,7 +36,7 @@ add_rust() {
     done
 }
 
-# Runs in new namespaces, so that all mounts and processes end with it.
+# This function runs in new namespaces, so that all mounts and processes end with it.
 enter() {
     local root=$1; shift
     add_rust "$root"
@@ -47,7 +47,7 @@ enter() {
     mount -t devpts -o newinstance,ptmxmode=0666 pts "$root/dev/pts"
     mount -t tmpfs -o mode=1777 shm "$root/dev/shm"
     ln -sf pts/ptmx "$root/dev/ptmx"
-    # From this machine's environment, it gets only the settings for the registries.
+    # From this machine's environment, make gets only the settings for the registries.
     local -a settings=()
     mapfile -t settings < <(env | grep -E '^(CARGO_(HTTP|NET|REGISTRY|REGISTRIES)_[A-Z0-9_]+|npm_config_[a-z_]*|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY)=' || true)
     exec chroot "$root" env -i HOME=/root TERM=dumb NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt \

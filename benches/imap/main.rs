@@ -1,6 +1,6 @@
-//! The time from a new mail to its row, and the speed of a backfill. Each number has a floor from the same run: a client on
-//! a plain socket, which fetches the same mails from the same Dovecot and discards them. The mails have the published
-//! layout and are signed; the program authenticates, parses and stores each one.
+//! The time from a new mail to its row, and the speed of a backfill. Each number has a floor from the same run: a minimal client,
+//! which fetches the same mails from the same Dovecot and discards them. The mails have the published layout and are signed. The
+//! program authenticates, parses and stores each one.
 //!
 //! `cargo bench --bench imap`. A number sets the size of the backfill: `-- 100000`. The words `near`, `far`, `backfill` and
 //! `idle` select parts.

@@ -50,7 +50,7 @@ impl BareClient {
     fn until(&mut self, mark: &[u8]) {
         loop {
             if self.received.windows(mark.len()).any(|w| w == mark) {
-                // The next response begins at the start of a line.
+                // The next mark may begin with the line break before its response, so a line break stays.
                 self.received.clear();
                 self.received.extend_from_slice(b"\r\n");
                 return;
@@ -82,7 +82,7 @@ impl BareClient {
         Instant::now()
     }
 
-    /// Ends the IDLE, fetches the mails from this UID on in the same write, and returns when the last byte arrived.
+    /// Ends the IDLE and fetches the mails from this UID on, in one write. Returns the time at which the last byte arrived.
     pub(crate) fn fetch_body(&mut self, uid: usize) -> Instant {
         self.send(&format!("DONE\r\nzb7 UID FETCH {uid}:* (BODY.PEEK[])\r\n"));
         self.until(b"\r\nzb7 OK");

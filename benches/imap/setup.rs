@@ -45,7 +45,7 @@ impl BenchSetup {
         sign(mail.replace("<7d2f6a0e-", &format!("<{n:08x}-")).as_bytes(), &self.key, &SigningOptions::default())
     }
 
-    /// Another person's mail with the size of a notification.
+    /// Another person's mail, about as large as a notification.
     pub(crate) fn other(&self, n: usize) -> Vec<u8> {
         let body = self.layout.split_once("\r\n\r\n").unwrap().1;
         format!("From: Aunt {n} <aunt{n}@family.example>\r\nTo: {TO}\r\nSubject: Hi\r\nMessage-ID: <{n}@family.example>\r\n\r\n{body}")
@@ -153,7 +153,7 @@ impl CommitWatcher {
     }
 }
 
-/// The floor for the disk: every program that stores a mail waits for such a write.
+/// The floor for the disk: every program that stores a mail durably waits for a write and a sync.
 pub(crate) struct Disk {
     log: fs::File,
     _folder: tempfile::TempDir,

@@ -269,7 +269,7 @@ pub(super) struct InitArguments {
     pub(super) yes: bool,
 }
 
-/// One of the words that the parser lets through.
+/// Converts one of the three words that the parser accepts.
 fn tls(word: String) -> Tls {
     match word.as_str() {
         "starttls" => Tls::Starttls,

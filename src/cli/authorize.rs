@@ -32,7 +32,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
         Some(source) => Some(config.secret(&key("oauth2.client_secret"), source).await?),
         None => None,
     };
-    // Checked before the person begins, because the provider may issue the token only once.
+    // This tests whether the file can be written, before the person begins. The provider may issue the token only once.
     let replacement = Replacement::begin(&file)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}; run authorize with sudo", file.display()))?;
     let client = OAuthClient::new(settings, client_secret, roots(config, n, account, &way)?);
@@ -48,7 +48,7 @@ pub(super) async fn run(config: &Config, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// TLS for the endpoints, if one of them needs it.
+/// The TLS client for the endpoints; `None` if no endpoint needs TLS.
 fn roots(
     config: &Config,
     n: usize,
@@ -84,7 +84,7 @@ async fn by_browser(client: &OAuthClient, url: &Url, user: &str) -> Result<Secre
 /// The lines of standard input.
 fn pasted_lines() -> mpsc::Receiver<String> {
     let (lines, pasted) = mpsc::channel(1);
-    // The thread ends with the process; nothing else can end its read.
+    // A read of standard input cannot be cancelled, so this thread may wait until the process ends.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             if lines.blocking_send(line).is_err() {

@@ -35,7 +35,7 @@ pub(super) async fn run(config: &Config, connect: bool) -> anyhow::Result<ExitCo
         return Ok(ExitCode::SUCCESS);
     }
     if config.accounts.iter().any(|account| account.oauth2.is_some()) {
-        // If a login cannot store a new refresh token, only the log reports it.
+        // If a login cannot store a new refresh token, only the log reports this error.
         let (log, format) = (telemetry::LogLevel::Warn, Some(telemetry::LogFormat::Plain));
         let _logging = telemetry::start(&telemetry::TelemetrySettings { log, format, metrics: None });
     }
@@ -70,12 +70,12 @@ fn line(text: &str) -> anyhow::Result<()> {
     ignore_closed_pipe(super::output::line(text))
 }
 
-/// The result of each line, or the one error.
+/// One result for each line, or the error as the only result.
 fn each_line(found: Result<Vec<String>, String>) -> Vec<Result<String, String>> {
     found.map_or_else(|error| vec![Err(error)], |lines| lines.into_iter().map(Ok).collect())
 }
 
-/// Prints the results for an account, a domain or a target. False if one of them is an error.
+/// Prints the results of one check, such as that of an account or of a target. Returns false if one result is an error.
 fn print_results(name: &str, results: Vec<Result<String, String>>) -> anyhow::Result<bool> {
     let mut all_ok = true;
     for result in results {

@@ -54,7 +54,7 @@ pub(super) async fn retry(config: &Config, ids: Vec<i64>, dead: bool) -> anyhow:
     Ok(())
 }
 
-/// Compares the stream of one target, or of each, with the deliveries that it has acknowledged.
+/// Compares the stream of one target, or of each target, with the deliveries that the stream has acknowledged.
 pub(super) async fn verify(
     config: &Config,
     target: Option<&str>,

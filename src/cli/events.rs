@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::db::{ConfirmationRow, DeliveryRow, EventQuery, EventRow, MailRow, StoreReader};
 use crate::model::iso;
 
-/// How often `--follow` checks for a commit. It reads one counter and no table.
+/// The pause between two checks of `--follow` for a commit. A check reads one counter and no table.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bool, json: bool) -> anyhow::Result<()> {
@@ -38,7 +38,7 @@ pub(super) async fn list(config: &Config, filter: &args::EventFilter, follow: bo
         if !follow {
             return Ok(());
         }
-        // The limit is for the events that are stored already.
+        // `--limit` applies only to the events that were stored at the start.
         query.limit = None;
         while reader.data_version()? == version {
             if output::is_closed() {

@@ -1,4 +1,4 @@
-//! `session check` and `reconcile`: asks Resmic now, and records the answers like the daemon.
+//! `session check` and `reconcile`: asks Resmic now, and records the answers as the daemon does.
 
 use std::process::ExitCode;
 
@@ -66,7 +66,7 @@ impl Answer {
         }
     }
 
-    /// The same, with the newest event of the session that is held, and the reasons for that.
+    /// Adds the newest held event of the session, and the reasons why it is held.
     fn with_held_event(mut self, reader: &StoreReader) -> anyhow::Result<Self> {
         if let Some(event) = newest_held_event(reader, &self.session_id)? {
             self.held_reason = Some(reasons_to_hold(&event));
@@ -93,7 +93,7 @@ impl Answer {
             ("held_reason", self.held_reason.as_ref()),
         ];
         for (name, value) in fields {
-            // A held event can have three reasons.
+            // A held event can have three reasons, so this value may be longer than a cell of a table.
             let value = value.map_or_else(|| "-".into(), |value| printable(value, 1_000));
             output::line(&format!("{name:<20} {value}"))?;
         }
@@ -108,10 +108,10 @@ impl Answer {
     }
 }
 
-/// How many events of a session are looked at for a held one, the newest first.
+/// The number of newest events of a session among which [`newest_held_event`] searches.
 const LOOKED_AT: u32 = 100;
 
-/// The newest event of a session with a held delivery.
+/// The newest event of a session that has a held delivery; `None` if the newest [`LOOKED_AT`] events have none.
 fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Option<EventRow>> {
     let query = EventQuery { session: Some(session_id.to_owned()), limit: Some(LOOKED_AT), ..EventQuery::default() };
     let mut events = Vec::new();
@@ -143,7 +143,7 @@ fn reasons_to_hold(event: &EventRow) -> String {
     [event.hold.clone(), resmic, chain].into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
-/// The database, and an inquirer for it. Nothing is created where no database is.
+/// Opens the database and creates an inquirer for it. A missing database is an error, and is not created.
 async fn open(config: &Config) -> anyhow::Result<(Store, Inquirer)> {
     let client = app::resmic_client(config).await?;
     let (Some(client), Some(settings)) = (client, &config.resmic) else {
@@ -172,7 +172,7 @@ pub(super) async fn check(config: &Config, session_id: &str, json: bool) -> anyh
 pub(super) async fn reconcile(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let (store, mut inquirer) = open(config).await?;
     let asked = async {
-        // Sessions that were registered while no daemon was running.
+        // Events may wait for sessions that were registered while no daemon was running.
         store.reconcile().await?;
         let mut failed = false;
         for session in store.unsettled_sessions().await? {

@@ -47,7 +47,7 @@ fn ensure_delivered(reader: &StoreReader, id: i64) -> anyhow::Result<()> {
 }
 
 /// Releases a quarantined mail: the operator's decision replaces the proof. The mail is parsed like any other, because the
-/// operator confirms its sender, not a guess about its content.
+/// operator confirms only that Resmic sent the mail.
 pub(super) async fn release(config: &Config, id: i64) -> anyhow::Result<ExitCode> {
     let path = config.database();
     let reader = StoreReader::open(&path)?;

@@ -99,7 +99,7 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Man { out } => return packaging::man(out.as_deref()).map(|()| ExitCode::SUCCESS),
         _ => {}
     }
-    // `parse` needs no configuration. Without one, the defaults apply.
+    // `parse` also runs without a configuration. It then uses the defaults.
     let path = path.or_else(|| std::env::var_os(VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
     if let Command::Init(arguments) = &command {
         return init::run(path.as_deref(), arguments).await.map(|()| ExitCode::SUCCESS);
@@ -166,10 +166,10 @@ async fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// How a command uses the database.
 enum DatabaseUse {
-    /// With `[standby]`, only the active host may do it.
+    /// The command writes the database. With `[standby]`, only the active host may run it.
     Writes,
     Reads,
-    /// Not at all, or by its own rules.
+    /// The command does not open the database, or checks by itself whether it may.
     Other,
 }
 
@@ -218,7 +218,7 @@ fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMa
     let paths = paths.to_vec();
     let (found, mails) = mpsc::channel(BATCH);
     let reading = tokio::task::spawn_blocking(move || {
-        // The channel is closed if the receiver has failed. The receiver reports that.
+        // The channel is closed if the receiver has failed. The receiver reports its failure.
         let mut send = |mail| match found.blocking_send(mail) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),

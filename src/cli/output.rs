@@ -31,16 +31,16 @@ pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether the reader of standard output has closed the pipe. It writes nothing.
+/// Whether the reader of standard output has closed the pipe. This check writes nothing.
 pub(super) fn is_closed() -> bool {
     let out = io::stdout();
-    // poll(2) reports ERR, HUP and NVAL without a request.
+    // poll(2) reports ERR, HUP and NVAL even if they were not requested.
     let mut fds = [PollFd::new(&out, PollFlags::empty())];
     let polled = poll(&mut fds, Some(&Timespec::default())).is_ok();
     polled && fds.iter().any(|out| out.revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL))
 }
 
-/// Ignores a closed pipe. For commands whose work goes on without a reader; their exit code reports the result.
+/// Ignores a closed pipe. A command uses this if its work goes on without a reader and its exit code has the result.
 pub(super) fn ignore_closed_pipe(printed: anyhow::Result<()>) -> anyhow::Result<()> {
     match printed {
         Err(error) if !is_closed_pipe(&error) => Err(error),
@@ -57,7 +57,7 @@ pub(super) fn with_causes(error: &anyhow::Error) -> String {
     })
 }
 
-/// A table with these columns, as wide as the terminal.
+/// A table with these columns, at most as wide as the terminal.
 pub(super) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(columns);
@@ -67,7 +67,7 @@ pub(super) fn table(columns: &[&str]) -> Table {
 /// The number of rows on a terminal without --limit.
 pub(super) const NEWEST: u32 = 50;
 
-/// The number of rows that a list prints: what --limit says, else the newest on a terminal, else all.
+/// The number of rows that a list prints: the value of --limit, else [`NEWEST`] for a table on a terminal, else all (`None`).
 pub(super) fn limit(asked: Option<u32>, json: bool) -> Option<u32> {
     asked.or((!json && io::stdout().is_terminal()).then_some(NEWEST))
 }
@@ -79,7 +79,7 @@ pub(super) fn report_left_out(asked: Option<u32>, left_out: bool) {
     }
 }
 
-/// The rows of a table that are laid out together. A wider cell changes the columns of its part only.
+/// The number of rows in one part of a [`LongTable`]. A wide cell changes the column widths of its part only.
 const PART: usize = 1_000;
 
 /// A table of many rows. It is printed in parts, so that its memory does not grow with the number of rows.

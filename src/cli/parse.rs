@@ -90,7 +90,8 @@ impl Parsing {
             name => Some(super::account(config, name)?),
         };
         let rules = match account {
-            // Authentication needs the key of the signed addresses. Without it, mails are parsed without their order.
+            // With --trust, the key of the signed addresses must be readable. Without --trust and without the key, the order of a
+            // mail stays empty.
             Some(account) if options.trust => app::rules(config, account).await?,
             Some(account) => app::rules_with(config, account, app::addresses(config).await.unwrap_or_default())?,
             None => app::rules_without_account(config),
@@ -202,7 +203,7 @@ fn print_plain(file: &str, examined: &Examined) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints where each value was found. With `--json` it goes to standard error.
+/// Prints where each value was found. With `--json`, these lines go to standard error.
 fn explain(report: &ParseReport, json: bool) -> anyhow::Result<()> {
     for note in &report.notes {
         let value = model::printable(&note.value, 120);

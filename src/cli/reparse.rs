@@ -1,5 +1,5 @@
-//! `reparse`: examines stored mails again with the current rules. Their authentication is kept, because senders replace
-//! their DKIM keys.
+//! `reparse`: examines stored mails again with the current rules. The stored result of their authentication is kept, because a
+//! sender may have replaced its DKIM key.
 
 use std::collections::HashMap;
 
@@ -66,7 +66,7 @@ fn examine_again(rules: &Rules, stored: &StoredMail) -> Examined {
     rules.examine_with(&stored.mail, authenticity).0
 }
 
-/// The reason why a mail was rejected. An ignored mail has none stored, so it gets a general one.
+/// The reason why a mail was rejected. An ignored mail may have no such stored reason, and then gets a general one.
 fn rejection(stored: &StoredMail) -> Reason {
     let (code, explanation) = stored.reason.as_deref().and_then(|r| r.split_once(": ")).unwrap_or_default();
     match code.parse() {

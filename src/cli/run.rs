@@ -1,6 +1,6 @@
-//! `run`: runs the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration again and restarts the loops; the process
-//! and its lock on the database stay, and its lease if it has one. If the new configuration is invalid, the daemon goes on with the
-//! old one.
+//! `run`: runs the daemon until SIGTERM or SIGINT. SIGHUP reads the configuration again and restarts the loops. Meanwhile, the
+//! process keeps its lock on the database, and its lease with `[standby]`. If the new configuration is invalid, the daemon goes
+//! on with the old one.
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -45,7 +45,7 @@ impl Signals {
         }
     }
 
-    /// Waits for SIGTERM or SIGINT. A SIGHUP meanwhile stays pending.
+    /// Waits for SIGTERM or SIGINT. A SIGHUP that arrives meanwhile stays pending.
     async fn shutdown(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -56,9 +56,9 @@ impl Signals {
 
 /// Why this daemon may write the database.
 enum Claim {
-    /// It has the lock.
+    /// The daemon has the lock of the database.
     Lock(#[allow(dead_code)] DaemonLock),
-    /// It has the lease, or waits for it.
+    /// The daemon has the lease, or waits for it.
     Lease(Box<Standby>),
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn run(config: Config, fresh: bool) -> anyhow::Result<()> {
     let file = config.path().to_owned();
     // A reload does not reset the metrics.
     let (latency, requests) = (PushLatency::default(), RequestCounters::default());
-    // A command that prints a secret may wait for input. A shutdown does not wait for it.
+    // A command that prints a secret may wait for input. A shutdown does not wait for such a command.
     let (mut prepared, mut claim) = tokio::select! {
         ready = prepare(config, fresh, &requests) => ready?,
         () = signals.shutdown() => return Ok(()),
@@ -149,7 +149,7 @@ async fn prepare(config: Config, fresh: bool, requests: &RequestCounters) -> any
     Ok((prepared, claim))
 }
 
-/// What a reload does not change.
+/// The settings that a reload must not change.
 struct Kept {
     file: PathBuf,
     database: PathBuf,

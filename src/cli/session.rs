@@ -41,7 +41,8 @@ pub(super) fn list(config: &Config, asked: Option<u32>, json: bool) -> anyhow::R
     let left_out = reader.sessions::<anyhow::Error>(limit, |s| {
         let [order, amount, chain, token, status] =
             [&s.order_ref, &s.amount, &s.blockchain, &s.token, &s.status].map(|v| cell(v.as_deref()));
-        // Other programs insert rows. The schema limits only the length of an id, so it is printed like other text.
+        // Other programs insert rows, and the schema checks only the length of an id. So control characters are removed, as from
+        // other text.
         table.add_row([cell(Some(&s.session_id)), order, amount, chain, token, s.created_at, status])
     })?;
     table.finish()?;

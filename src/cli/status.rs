@@ -20,7 +20,7 @@ pub(super) fn run(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     // If the database cannot be read, the output is a report with this problem. So `status --json` always prints JSON.
     let (health, last_mail) = match lease(config) {
         Ok(None) => assess(config, None),
-        // Only the active host reads its database. That of another host may be a copy which another program replaces.
+        // Only the active host reads its database. On another host, a restore command may replace the database at any time.
         Ok(Some(lease)) if lease.state == LeaseState::Active => assess(config, Some(&lease)),
         Ok(Some(lease)) => Ok((Health::of_standby(&lease, &app::own_program(config), BootInstant::now()), None)),
         Err(error) => Ok((Health::unknown(format!("{error:#}")), None)),
@@ -102,7 +102,7 @@ fn print(config: &Config, health: &Health, last_mail: Option<&str>) -> anyhow::R
     Ok(())
 }
 
-/// A line for each target that is a stream, and one for each note about it.
+/// Prints a line for a target that is a stream, and a line for each note about the stream.
 fn stream(of: &StreamHealth) -> anyhow::Result<()> {
     let version = of.version.as_ref().map_or(String::new(), |version| format!(", NATS {}", cell(Some(version))));
     line(&format!(
@@ -115,7 +115,7 @@ fn stream(of: &StreamHealth) -> anyhow::Result<()> {
     of.notes.iter().try_for_each(|note| line(&format!("  note: {}", crate::model::printable(note, 400))))
 }
 
-/// A line for each chain.
+/// Prints a line for a chain.
 fn chain(of: &ChainHealth) -> anyhow::Result<()> {
     let number = |value: Option<i64>| value.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let behind = of.head.zip(of.final_block).map(|(head, last)| head - last);

@@ -1,4 +1,4 @@
-//! Questions to a person on a terminal. They go to standard error, like all talk.
+//! Questions to a person on a terminal. They go to standard error, like all messages.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -9,7 +9,7 @@ use secrecy::SecretString;
 /// Maximum length of an answer.
 const LONGEST_ANSWER: u64 = 16 * 1024;
 
-/// The input ended in place of an answer.
+/// The input ended before an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("the input has ended")]
 pub(super) struct InputEnded;
@@ -19,7 +19,7 @@ pub(super) fn is_here() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks; the answer without spaces around it.
+/// Asks a question. Returns the answer without the spaces around it.
 pub(super) async fn ask(prompt: &str) -> anyhow::Result<String> {
     show(prompt)?;
     Ok(read_line().await?.trim().to_owned())
@@ -31,7 +31,7 @@ pub(super) async fn ask_secret(prompt: &str) -> anyhow::Result<SecretString> {
     show(prompt)?;
     let answer = read_line().await;
     drop(hidden);
-    // The person's own line break was not shown either.
+    // The line break after the secret was not shown either.
     show("\n")?;
     Ok(answer?.trim_end_matches(['\n', '\r']).into())
 }
@@ -52,7 +52,7 @@ async fn read_line() -> anyhow::Result<String> {
     if line.is_empty() { Err(InputEnded.into()) } else { Ok(line) }
 }
 
-/// No echo, until it is dropped.
+/// Switches the echo of the terminal off until this value is dropped.
 struct Hidden(Termios);
 
 impl Hidden {
@@ -67,7 +67,7 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
+        // This fails only if the terminal no longer exists.
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }

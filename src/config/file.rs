@@ -1,4 +1,4 @@
-//! Locates errors in the file of a configuration: the line and the key. It never quotes a value, which may be a secret.
+//! Finds the line and the key of an error in a configuration file. The errors never quote a value, because it may be a secret.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ impl ConfigFile {
         self.error_at(span.map_or(0, |s| s.start), key.to_owned(), message)
     }
 
-    /// A file that is not UTF-8, with replacement characters.
+    /// Creates the file from bytes that are not UTF-8. Replacement characters take the place of the invalid bytes.
     pub(super) fn from_bytes(path: &Path, bytes: &[u8]) -> Self {
         ConfigFile { path: path.to_owned(), content: String::from_utf8_lossy(bytes).into_owned() }
     }
@@ -37,7 +37,7 @@ impl ConfigFile {
         self.error_at(at, key, "expected UTF-8; the editor has saved the file in another encoding".into())
     }
 
-    /// The library's error without the line that it quotes, which may contain a secret.
+    /// Converts the library's error. The result does not quote the line of the file, because the line may contain a secret.
     pub(super) fn explain(&self, error: &toml::de::Error) -> Error {
         let at = error.span().map_or(0, |span| span.start);
         let (table, broken) = DeTable::parse_recoverable(&self.content);
@@ -55,7 +55,8 @@ impl ConfigFile {
         self.error_at(at, if key.is_empty() { "configuration".into() } else { key.to_owned() }, message)
     }
 
-    /// The key on the line of `offset`, as written. For a syntax error or a duplicate key.
+    /// The key on the line of `offset`, as written. It is used for errors at which the parsed table has no key: a syntax error,
+    /// a duplicate key, or a file that is not UTF-8.
     fn key_before(&self, offset: usize) -> Option<String> {
         let begin = self.content.get(..offset)?.rfind('\n').map_or(0, |at| at + 1);
         let key = self.content.get(begin..)?.lines().next()?.split_once('=')?.0.trim();
@@ -69,14 +70,13 @@ impl ConfigFile {
     }
 }
 
-/// The part of the path `key` that ends with a key of [`SECRETS`]. The rest is cut off: if a secret was written without
-/// quotes, TOML may read it as a key.
+/// The path `key` up to its first key of [`SECRETS`]. The rest is cut off: TOML may parse a secret without quotes as a key.
 fn secret_key(key: &str) -> Option<&str> {
     let mut ends = key.match_indices('.').map(|(dot, _)| dot).chain([key.len()]).filter_map(|end| key.get(..end));
     ends.find(|key| SECRETS.contains(&key.rsplit('.').next().unwrap_or_default()))
 }
 
-/// The library's message without the quoted value. A secret may have been written at another key by mistake.
+/// The library's message without the quoted value, because a secret may have been written at a wrong key.
 fn without_value(message: &str) -> &str {
     match message.strip_prefix("invalid type: ").and_then(|rest| rest.rfind(", expected ")) {
         Some(at) => message.get("invalid type: ".len() + at + 2..).unwrap_or(message),
@@ -84,7 +84,8 @@ fn without_value(message: &str) -> &str {
     }
 }
 
-/// Parts of the library's messages, and plainer ones instead of them. The library has no codes, so a test compares the messages.
+/// Parts of the library's messages, each with the plainer text that replaces it. The library has no error codes, so a test checks
+/// that its messages contain these parts.
 const PLAIN: [(&str, &str); 6] = [
     ("expected u16", "expected a port, from 1 to 65535, without quotes"),
     ("expected a sequence", "expected a list, in brackets: [\"…\"]"),
@@ -98,7 +99,7 @@ fn in_plain_words(message: &str) -> String {
     PLAIN.iter().fold(message.to_owned(), |message, (library, ours)| message.replace(library, ours))
 }
 
-/// The innermost key whose name or value stands at `offset`.
+/// The path of the innermost key whose name or value is at `offset`.
 fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     let within = |span: Range<usize>| span.start <= offset && offset < span.end.max(span.start + 1);
     for (key, value) in table {
@@ -112,7 +113,7 @@ fn key_at(table: &DeTable<'_>, offset: usize) -> Option<String> {
     None
 }
 
-/// The rest of the key's path below `value` if `offset` is inside it.
+/// The part of the key's path below `value`, if `offset` is inside `value`.
 fn value_at(value: &Spanned<DeValue<'_>>, offset: usize) -> Option<String> {
     let span = value.span();
     let here = || (span.start <= offset && offset < span.end.max(span.start + 1)).then(String::new);

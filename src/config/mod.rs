@@ -127,7 +127,7 @@ impl Config {
         Config::parse(path, content)
     }
 
-    /// Reads the content of a file that need not exist yet.
+    /// Parses the content of a file, which need not exist yet.
     ///
     /// # Errors
     /// [`Error`].
@@ -209,7 +209,8 @@ impl Config {
     /// The database file. A relative path is relative to the first of these:
     ///
     /// 1. under systemd, `$STATE_DIRECTORY`;
-    /// 2. for a configuration in `/etc/resmic-mailhook`, `/var/lib/resmic-mailhook`, which is the same folder for an operator;
+    /// 2. `/var/lib/resmic-mailhook`, if the configuration is in `/etc/resmic-mailhook`. The packaged unit has the same folder as
+    ///    `$STATE_DIRECTORY`, so an operator's commands use the daemon's database;
     /// 3. the folder of the configuration.
     #[must_use]
     pub fn database(&self) -> PathBuf {
@@ -217,7 +218,7 @@ impl Config {
         self.state_folder().join(path)
     }
 
-    /// The folder for what this host remembers, where a relative path of the database starts; see [`Config::database`].
+    /// The folder for files of this host. A relative path of the database starts at this folder; see [`Config::database`].
     #[must_use]
     pub fn state_folder(&self) -> PathBuf {
         match (std::env::var_os("STATE_DIRECTORY"), self.file.path.parent()) {
@@ -231,7 +232,7 @@ impl Config {
     /// Hashes of the tables that must be the same on all hosts of a `[standby]`.
     #[must_use]
     pub fn hashes(&self) -> ConfigurationHashes {
-        // The content was parsed before.
+        // The content was parsed before, so this cannot fail.
         ConfigurationHashes::new(&self.file.content.parse().unwrap_or_default())
     }
 

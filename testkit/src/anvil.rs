@@ -13,7 +13,8 @@ use super::process::Process;
 
 /// The chain id of Sepolia.
 pub const SEPOLIA: &str = "11155111";
-/// More gas than any transaction of a test needs. An estimate would reject failing transactions before they are mined.
+/// The gas limit of each transaction, which is more than any test needs. Without a limit, anvil would estimate the gas, and
+/// refuse a transaction that fails before it is mined.
 const GAS: &str = "0x300000";
 
 /// A running anvil (an EVM node). Dropping it ends the process. All blocks except the last four are final.
@@ -99,7 +100,7 @@ impl Anvil {
         self.call("anvil_mine", json!([format!("{blocks:#x}")]));
     }
 
-    /// Removes the newest blocks with their transactions, and mines as many empty ones.
+    /// Removes the newest blocks with their transactions, and mines the same number of empty blocks.
     pub fn reorganise(&self, depth: u64) {
         self.call("anvil_reorg", json!([depth, []]));
     }
@@ -138,7 +139,7 @@ fn words(arguments: &[&str]) -> String {
     arguments.iter().map(word).collect()
 }
 
-/// Whether it is installed: `make anvil` does that.
+/// Whether anvil is installed. `make anvil` installs it.
 pub fn is_installed() -> bool {
     path().exists()
 }

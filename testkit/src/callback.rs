@@ -9,14 +9,14 @@ use tokio::runtime::Runtime;
 
 use super::receiver::{Receiver, ReceiverAnswer, Request, status};
 
-/// The requests that came for one event.
+/// The requests that the callback received for one event.
 #[derive(Debug, Clone, Default)]
 pub struct EventPosts {
     /// The different bodies.
     pub bodies: Vec<Vec<u8>>,
     /// The number of requests.
     pub posted: usize,
-    /// How often the callback accepted it. The response may have been lost on its way to the program.
+    /// How often the callback accepted the event. The response may have been lost on its way to the program.
     pub accepted: usize,
 }
 
@@ -71,7 +71,7 @@ impl Callback {
         self.posts.lock().unwrap().clone()
     }
 
-    /// The events with more than one request, and how many.
+    /// The events with more than one request, each with the number of its requests.
     pub fn repeated(&self) -> BTreeMap<String, usize> {
         self.posts().into_iter().filter(|(_, posts)| posts.posted > 1).map(|(key, posts)| (key, posts.posted)).collect()
     }

@@ -2,7 +2,7 @@
 
 use rusqlite::Connection;
 
-/// The same numbers, counted.
+/// A query that counts the rows for each entry of the table `counts`.
 const COUNTED: &str = "
     SELECT 'mails' AS name, outcome AS key, count(*) AS n FROM mails GROUP BY 1, 2
     UNION ALL SELECT 'events', status, count(*) FROM events GROUP BY 1, 2
@@ -13,7 +13,7 @@ const COUNTED: &str = "
     UNION ALL SELECT 'reasons', outcome || ' ' || substr(reason, 1, instr(reason, ':') - 1), count(*) FROM mails
       WHERE instr(reason, ':') > 0 GROUP BY 1, 2";
 
-/// Compares both, in one snapshot.
+/// Compares the table `counts` with the counted rows, in one snapshot.
 pub fn check(connection: &Connection) {
     let (counted, maintained) = (COUNTED, "SELECT name, key, n FROM counts WHERE n <> 0");
     let sql = format!(

@@ -59,7 +59,7 @@ impl Courier {
         }
     }
 
-    /// Ends all sessions and refuses new ones while `work` runs.
+    /// Ends all connections and refuses new ones while `work` runs.
     pub fn while_down(&mut self, work: impl FnOnce()) {
         self.shared.end_sessions();
         work();
@@ -108,7 +108,7 @@ impl CourierState {
         // "enhanced IDLE", needs another daemon for each user.
         command.envs([("IMAP_IDLE_TIMEOUT", "1"), ("IMAP_ENHANCEDIDLE", "0"), ("IMAP_USELOCKS", "0")]);
         command.envs([("PROTOCOL", "IMAP"), ("TCPREMOTEIP", "127.0.0.1"), ("TCPREMOTEPORT", "1")]);
-        // imapd learns of changes from this program if it exists, and polls otherwise.
+        // If the program gam_server exists, it notifies imapd of changes. Otherwise imapd polls.
         command.env("GAMIN_DEBUG_SERVER", programs.join("gam_server"));
         if let Some(sessions) = &mut *self.sessions.lock().unwrap() {
             sessions.push(command.spawn().unwrap());

@@ -23,7 +23,7 @@ pub struct Cyrus {
 
 impl Cyrus {
     pub fn start() -> Cyrus {
-        // Another test may bind a free port before Cyrus does; then everything starts again.
+        // Another test may bind a free port before Cyrus does. Then Cyrus starts again on other ports.
         (0..5).find_map(|_| Cyrus::try_start()).expect("Cyrus does not start")
     }
 
@@ -52,14 +52,14 @@ impl Cyrus {
 
 fn launch(folder: &Path, ports: [u16; 3]) -> Option<Process> {
     let mut command = command_in(&folder.join("programs"), "master");
-    // Cyrus ends its children by a signal to its process group.
+    // Cyrus ends its children by a signal to its process group, so it must not be in the group of the tests.
     command.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).arg("-D");
     for (flag, file) in [("-C", "imapd.conf"), ("-M", "cyrus.conf"), ("-p", "pid"), ("-L", "log")] {
         command.arg(flag).arg(folder.join(file));
     }
     let mut process = Process::start("cyrus", "cyrus-imapd", &mut command);
-    // If Cyrus cannot bind a port, it starts without it, and another test's server may answer there. The greeting has
-    // the name of this server.
+    // If Cyrus cannot bind a port, it starts without this port, and the server of another test may answer on it. So the greeting
+    // is compared with the name of this server.
     let name = server_name(folder);
     let [imap, _, lmtp] = ports;
     let greetings = process.until(Duration::from_secs(20), || Some((greeting(imap)?, greeting(lmtp)?)))?;
@@ -75,7 +75,7 @@ fn configure(folder: &Path, imap: u16, imaps: u16, lmtp: u16) {
     let (user, group) = mail_owner();
     let (at, programs) = (folder.display(), copy_programs("cyrus-imapd", folder));
     certificate(folder);
-    // Sessions in IDLE bind sockets in config/socket; without this folder they learn of mails only by polling.
+    // For a connection in IDLE, imapd binds a socket in config/socket. Without this folder, imapd finds new mails only by polling.
     for name in ["mail", "config", "config/db", "config/proc", "config/lock", "config/socket"] {
         fs::create_dir(folder.join(name)).unwrap();
     }

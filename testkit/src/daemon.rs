@@ -53,7 +53,7 @@ impl Home {
         self.try_ask(sql).unwrap()
     }
 
-    /// Like [`Home::ask`], with an error for example if the database does not exist yet.
+    /// Like [`Home::ask`], but returns an error, for example if the database does not exist yet.
     pub fn try_ask(&self, sql: &str) -> rusqlite::Result<String> {
         let value: rusqlite::types::Value = self.try_sqlite()?.query_row(sql, [], |row| row.get(0))?;
         Ok(match value {
@@ -151,7 +151,7 @@ impl Daemon {
         let fewer = |log: &mut String| log.matches(words).count() < times;
         let (log, waited) = self.log.1.wait_timeout_while(log, limit, fewer).unwrap();
         let timed_out = waited.timed_out();
-        // Dropping the daemon prints the log.
+        // A failed assertion drops the daemon, which then locks and prints the log.
         drop(log);
         assert!(!timed_out, "{words:?} was not said {times} times");
     }

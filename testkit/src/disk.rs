@@ -11,7 +11,7 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts it over this folder, whose files it hides.
+    /// Mounts a tmpfs over this folder. The tmpfs hides the files in the folder.
     pub fn over(folder: &Path, megabytes: u32) -> SmallDisk {
         let options = format!("size={megabytes}m,mode=0777");
         as_root(&["mount", "-t", "tmpfs", "-o", &options, "mailhook-test", folder.to_str().unwrap()]);

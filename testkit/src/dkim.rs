@@ -21,7 +21,7 @@ pub enum Key {
 }
 
 impl Key {
-    /// Creates an RSA key of so many bits with openssl.
+    /// Creates an RSA key of this length in bits with openssl.
     pub fn rsa(bits: u32) -> Key {
         let size = format!("rsa_keygen_bits:{bits}");
         let key = openssl(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &size, "-outform", "DER"], None);
@@ -63,7 +63,7 @@ fn openssl(arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
     child.wait_with_output().unwrap().stdout
 }
 
-/// A key with which openssl signs.
+/// A private key. openssl computes its signatures.
 struct Openssl<'a>(&'a [u8]);
 
 struct Bytes(Vec<u8>);
@@ -80,7 +80,7 @@ impl Writable for Bytes {
     }
 }
 
-/// A key whose signatures have times of a wrong clock: the key, and the difference in seconds.
+/// The key of a signer with a wrong clock, and the seconds by which that clock is ahead.
 struct Shifted<K>(K, i64);
 
 impl<K: SigningKey<Hasher = Sha256>> SigningKey for Shifted<K> {

@@ -62,7 +62,7 @@ impl Dns {
     }
 }
 
-/// The last two labels.
+/// The zone of a name: its last two labels.
 fn zone(name: &str) -> String {
     let labels: Vec<_> = name.split('.').collect();
     labels[labels.len().saturating_sub(2)..].join(".")
@@ -100,7 +100,7 @@ pub enum Query {
     Tcp,
 }
 
-/// A DNS server behind such a firewall. It has the same TXT record for every name.
+/// A DNS server behind a firewall that drops some queries. It has the same TXT record for every name.
 pub struct Firewalled {
     pub address: SocketAddr,
     queries: Arc<Mutex<Vec<Query>>>,
@@ -165,7 +165,7 @@ fn answer_over_tcp(mut stream: TcpStream, answers: bool, data: &[u8], queries: &
     }
 }
 
-/// A response with one TXT record (RFC 1035, 4.1); for another type with none.
+/// A response with one TXT record (RFC 1035, 4.1). The response to a query for another type has no record.
 fn answer_txt(question: &[u8], data: &[u8]) -> Vec<u8> {
     let end = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
     let is_txt = question[end - 4..end - 2] == [0, 16];

@@ -34,7 +34,7 @@ impl Dovecot {
     }
 
     /// Starts Dovecot with these token mechanisms (`xoauth2 oauthbearer`). It verifies access tokens at
-    /// `introspection_url`, and refuses a wrong one without delay.
+    /// `introspection_url`, and refuses a wrong token without delay.
     pub fn start_with_tokens(mechanisms: &str, introspection_url: &str) -> Dovecot {
         Dovecot::start_configured(|folder| token_settings(folder, mechanisms, introspection_url))
     }
@@ -64,7 +64,7 @@ impl Dovecot {
     }
 
     fn start_configured(more: impl Fn(&Path) -> String) -> Dovecot {
-        // Another test may bind a free port before Dovecot does; then everything starts again.
+        // Another test may bind a free port before Dovecot does. Then Dovecot starts again on other ports.
         (0..5).find_map(|_| Dovecot::try_start(&more)).expect("Dovecot does not start")
     }
 
@@ -77,7 +77,7 @@ impl Dovecot {
         let mut process = launch(folder.path());
         if !is_up(&mut process, imap, lmtp) {
             let log = fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-            // Dovecot writes errors to standard error until its log is open; the log is empty then.
+            // Until its log is open, Dovecot writes errors to standard error, so the log may be empty.
             assert!(log.is_empty() || log.contains("Address already in use"), "Dovecot has ended: {log}");
             return None;
         }

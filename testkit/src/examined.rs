@@ -5,7 +5,7 @@ use resmic_mailhook::model::{
 };
 use resmic_mailhook::payments::ExaminedMail;
 
-/// The event of payment `n`, with a session and a hash of its own.
+/// The event of payment `n`. No other payment has its session or its hash.
 #[must_use]
 pub fn numbered_event(n: u32) -> Event {
     let payment = PaymentDetails {
@@ -19,7 +19,7 @@ pub fn numbered_event(n: u32) -> Event {
     Event { payment, header_time: Some(jiff::Timestamp::UNIX_EPOCH), order_ref: None }
 }
 
-/// The mail of payment `n`, with the size of a published one.
+/// The mail of payment `n`, with the size of a published mail.
 #[must_use]
 pub fn numbered_mail(n: u32) -> ExaminedMail {
     let origin = Origin { account: "shop".into(), mailbox: "INBOX".into(), uid: Some((UidValidity(7), Uid(n + 1))) };

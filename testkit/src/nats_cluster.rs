@@ -11,7 +11,7 @@ use super::process::free_port;
 const NODES: usize = 3;
 /// How long a cluster may take to elect its leaders.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The pause between two questions. A server announces no leader to a client that is not connected.
+/// The pause between two requests. A server does not announce a new leader, so [`NatsCluster::until`] polls.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The current server from PyPI: Debian's is too old for a cluster.
@@ -60,7 +60,7 @@ impl NatsCluster {
         self.nodes.iter_mut().for_each(NatsServer::restart);
     }
 
-    /// Repeats a request to the JetStream API until `wanted` finds what it looks for in an answer.
+    /// Repeats a request to the JetStream API until `wanted` returns a value for an answer, and returns that value.
     pub async fn until<T>(&self, subject: &str, request: Value, wanted: impl Fn(&Value) -> Option<T>) -> T {
         let deadline = Instant::now() + LIMIT;
         let mut last = String::new();
@@ -79,13 +79,13 @@ impl NatsCluster {
         panic!("{subject}: {last}");
     }
 
-    /// Creates a stream with a copy on each server.
+    /// Creates a stream with a replica on each server.
     pub async fn create_stream(&self, name: &str, subjects: &[&str]) {
         let config = json!({ "deny_delete": true, "deny_purge": true });
         self.create(name, subjects, config).await;
     }
 
-    /// Creates a key-value bucket with a copy on each server, as `nats kv add --history=1` does.
+    /// Creates a key-value bucket with a replica on each server, as `nats kv add --history=1` does.
     pub async fn create_bucket(&self, bucket: &str, ttl: Duration) {
         let nanos = u64::try_from(ttl.as_nanos()).unwrap();
         let config = json!({
@@ -111,7 +111,7 @@ impl NatsCluster {
         self.until(&format!("STREAM.INFO.{stream}"), json!({}), number).await
     }
 
-    /// Waits until each copy of a stream is complete.
+    /// Waits until each replica of a stream is complete.
     pub async fn until_current(&self, stream: &str) {
         let is_current = |answer: &Value| {
             let replicas = answer["cluster"]["replicas"].as_array()?;

@@ -59,14 +59,14 @@ pub struct Consumer {
 
 struct RunningConsumer {
     process: Process,
-    /// The threads that read its output until its end.
+    /// The threads that read the output of the process until the output ends.
     readers: [JoinHandle<()>; 2],
 }
 
 /// The output of all runs of a consumer.
 #[derive(Debug, Default)]
 struct ConsumerOutput {
-    /// The bodies of the payments that it counted, and when.
+    /// The body of each payment that the consumer counted, with the time at which it printed the body.
     payments: Vec<(Instant, String)>,
     log: Vec<String>,
 }
@@ -139,7 +139,7 @@ impl Consumer {
         code
     }
 
-    /// The bodies that all runs have printed, and when.
+    /// The bodies that all runs have printed, each with its time.
     pub fn printed(&self) -> Vec<(Instant, String)> {
         self.output.0.lock().unwrap().payments.clone()
     }
@@ -185,7 +185,7 @@ impl Consumer {
         usize::try_from(count).unwrap()
     }
 
-    /// The rows of its payments in the order of their ids: id and body.
+    /// The rows of the consumer's table `payments`, in the order of their ids: id and body.
     pub fn payments(&self) -> Vec<(String, String)> {
         let sqlite = self.sqlite();
         let mut statement = sqlite.prepare("SELECT event_id, body FROM payments ORDER BY event_id").unwrap();

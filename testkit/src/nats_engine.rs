@@ -1,7 +1,7 @@
-//! A scripted NATS server: it answers what a real one cannot be made to answer.
+//! A scripted NATS server. It sends answers that a test cannot get from a real server.
 //!
-//! It has one fitting stream. A script decides the answer to each publish. Reads of the stream are answered from what the
-//! script has stored.
+//! It has one stream, which is fit for payments. A script decides the answer to each publish. A read of the stream returns a
+//! message that the script has stored.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -43,7 +43,7 @@ pub enum EngineAnswer {
     Status(u16),
     /// These bytes, in place of any message.
     Raw(Vec<u8>),
-    /// Nothing.
+    /// No answer.
     Silence,
     /// The end of the connection.
     Close,
@@ -54,7 +54,7 @@ pub enum EngineAnswer {
 }
 
 impl EngineAnswer {
-    /// The refusal of a stream.
+    /// The error with which a stream refuses a message.
     pub fn error(code: u64, err_code: u64) -> EngineAnswer {
         let error = json!({"code": code, "err_code": err_code, "description": "refused by the test"});
         EngineAnswer::Body(json!({"error": error, "stream": STREAM, "seq": 0}).to_string())
@@ -63,7 +63,7 @@ impl EngineAnswer {
 
 type EngineScript = Arc<dyn Fn(usize, &Published) -> EngineAnswer + Send + Sync>;
 
-/// The scripted server. It ends with the runtime.
+/// The scripted server. It ends with the runtime of the test.
 #[derive(Clone)]
 pub struct NatsEngine {
     pub port: u16,
@@ -78,7 +78,7 @@ struct Shared {
     stored: Mutex<HashMap<String, (u64, Vec<u8>)>>,
     /// How many clients have logged in.
     logins: watch::Sender<usize>,
-    /// Replaces values of the stream's configuration.
+    /// The values that replace those of the stream's configuration.
     changes: Value,
 }
 
@@ -88,7 +88,7 @@ impl NatsEngine {
         NatsEngine::start_with(json!({}), script).await
     }
 
-    /// The same, with changes of the stream's configuration.
+    /// Does the same as [`NatsEngine::start`]. `changes` replaces values of the stream's configuration.
     pub async fn start_with(
         changes: Value,
         script: impl Fn(usize, &Published) -> EngineAnswer + Send + Sync + 'static,

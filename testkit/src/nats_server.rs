@@ -38,7 +38,7 @@ impl NatsServer {
 
     /// Starts another version of the server.
     pub fn start_program(program: &Path, more: &str) -> NatsServer {
-        // Another test may bind a free port before the server does; then it starts again on another one.
+        // Another test may bind a free port before the server does. Then the server starts again on another port.
         (0..5).find_map(|_| NatsServer::try_start(program, more)).expect("the NATS server does not start")
     }
 
@@ -90,12 +90,12 @@ impl NatsServer {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Ends the server in order. It writes its files first.
+    /// Ends the server in order. The server writes its files first.
     pub fn stop(&mut self) {
         self.end("-TERM");
     }
 
-    /// Ends the server at once, as a crash of the process does. Data that the kernel has is not lost.
+    /// Ends the server at once, as a crash of the process does. Data that was written to the kernel's page cache is not lost.
     pub fn kill(&mut self) {
         self.end("-KILL");
     }
@@ -113,7 +113,7 @@ impl NatsServer {
     }
 
     /// Restarts the server with these lines of configuration in place of those of the start. [`NatsServer::client`] cannot
-    /// connect if they ask for a login or for TLS.
+    /// connect if these lines demand a login or TLS.
     pub fn reconfigure(&mut self, more: &str) {
         self.stop();
         self.configure(more);
@@ -146,7 +146,7 @@ impl NatsServer {
         answer
     }
 
-    /// The same for a request that may fail.
+    /// Sends a request to the JetStream API that may fail.
     pub async fn ask(&self, subject: &str, request: Value) -> Value {
         let (client, body) = (self.client().await, request.to_string().into());
         let answer = client.request(format!("$JS.API.{subject}"), body).await.unwrap();

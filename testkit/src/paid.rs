@@ -12,7 +12,7 @@ pub struct Paid {
 }
 
 impl Paid {
-    /// 20 USDC on Sepolia.
+    /// A payment of 20 USDC on Sepolia.
     pub fn new(session: u32, hash: &str, wallet: &str) -> Paid {
         let (hash, wallet) = (hash.to_owned(), wallet.to_owned());
         Paid { session, hash, wallet, amount: "20", chain: "SEPOLIA", token: "USDC" }

@@ -1,4 +1,4 @@
-//! Numbered payment mails, and the check that each one became one event, accepted once by the callback.
+//! Numbered payment mails, and the check that each one became one event, which the callback accepted at least once.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -33,7 +33,8 @@ pub fn wait_until_complete(home: &Home, callback: &Callback, payments: usize, li
     assert_complete(home, callback, payments);
 }
 
-/// Checks that the database and the callback have the payments 1 to `payments`, each once, and nothing else.
+/// Checks that the database has the payments 1 to `payments`, each once, and nothing else. The callback must have accepted each
+/// payment at least once, under one key and with one body, and nothing else.
 pub fn assert_complete(home: &Home, callback: &Callback, payments: usize) {
     let want: BTreeSet<String> = (1..=payments).map(transaction_hash).collect();
     let recorded = home.column("SELECT transaction_hash FROM events");

@@ -31,7 +31,7 @@ impl Process {
         let _ = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
     }
 
-    /// Ends the process and then its children: a session of Dovecot 2.4 outlives its server.
+    /// Ends the process and then its children. In Dovecot 2.4, a process that serves a connection outlives the server.
     pub fn end_with_children(&mut self, limit: Duration) {
         let id = self.child.id();
         let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();

@@ -26,7 +26,7 @@ impl Random {
         (z ^ (z >> 31)) % end
     }
 
-    /// True once in `n`.
+    /// True with the probability 1 / `n`.
     pub fn one_in(&self, n: u64) -> bool {
         self.below(n) == 0
     }

@@ -1,4 +1,4 @@
-//! A fake of Resmic's API, which answers as its mood says and records each request.
+//! A fake of Resmic's API. Its [`Mood`] decides the answers, and it records each request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -52,7 +52,7 @@ pub enum Mood {
     Endless,
 }
 
-/// A session at Resmic: the `data` of both answers, without the `session_id`.
+/// A session at Resmic: the `data` of the answers about its status and about its transaction, without the `session_id`.
 #[derive(Debug, Clone)]
 pub struct Session {
     pub status: Value,

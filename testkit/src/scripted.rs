@@ -55,8 +55,8 @@ pub enum Step {
     EndIdle,
     /// Waits for this time.
     Pause(Duration),
-    /// If the client has already sent more bytes, ignores them and everything after them. Cyrus does so with bytes that
-    /// came together with an IDLE.
+    /// If the client has already sent more bytes, ignores these bytes and everything after them. Cyrus does so with bytes that
+    /// arrive together with an IDLE.
     Overhear,
 }
 
@@ -129,7 +129,7 @@ pub struct ServerState {
     open: usize,
     /// The largest number of connections that were open at once.
     most_open: usize,
-    /// Every line from a client, after the number of its connection.
+    /// Every line from a client. The number of the connection stands before the line.
     pub lines: Vec<String>,
     /// The bytes of each read, as text.
     pub reads: Vec<String>,
@@ -271,7 +271,7 @@ impl Scripted {
         self.state().asked(words)
     }
 
-    /// Every line from a client, after the number of its connection.
+    /// Every line from a client. The number of the connection stands before the line.
     pub fn lines(&self) -> Vec<String> {
         self.state().lines.clone()
     }

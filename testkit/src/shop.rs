@@ -23,7 +23,7 @@ pub struct Shop {
     pub key: Key,
     pub dns: Dns,
     pub dovecot: Dovecot,
-    /// Between the mail server and the daemon. It notes when the server announces a mail.
+    /// A proxy between the mail server and the daemon. It notes when the server announces a mail.
     pub link: Proxy,
     pub handler: Handler,
     pub home: Home,

@@ -1,6 +1,6 @@
 //! A token endpoint (RFC 6749) with token introspection for mail servers (RFC 7662). It records its requests.
 //!
-//! It grants by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
+//! It issues tokens by device code (RFC 8628) at `/device`, and by redirect with PKCE (RFC 7636) at `/authorize`.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -34,7 +34,7 @@ pub const USER: &str = "payments@shop.example";
 /// The state of the endpoint, and its next responses.
 #[derive(Default)]
 pub struct EndpointState {
-    /// A response that replaces tokens.
+    /// A response that is sent instead of tokens.
     pub instead: Option<Answer>,
     /// `expires_in`, in seconds.
     pub lifetime: u64,
@@ -54,7 +54,7 @@ pub struct EndpointState {
     pub is_public: bool,
     /// Whether an authorization returns no refresh token.
     pub is_online: bool,
-    /// The errors for the next polls of a device code. After them it is granted.
+    /// The errors for the next polls of a device code. After these errors, a poll gets a token.
     pub device_errors: Vec<&'static str>,
     /// The times of the polls of a device code.
     pub polled: Vec<Instant>,
@@ -92,7 +92,7 @@ impl Endpoint {
         endpoint
     }
 
-    /// Also serves TLS and returns its port.
+    /// Also serves TLS on another port, and returns that port.
     pub fn start_tls(&self, certificate: &Path, key: &Path) -> u16 {
         let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -108,7 +108,7 @@ impl Endpoint {
     }
 
     fn listen(&self, listener: TcpListener, tls: Option<TlsAcceptor>) {
-        // A clone of the endpoint would keep its runtime alive from inside.
+        // A clone of the endpoint in a task of its runtime would keep that runtime alive.
         let world = self.world.clone();
         self.runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

@@ -45,7 +45,7 @@ pub struct Watching {
     server: Option<Scripted>,
     pub cursor: Cursor,
     stored: Arc<Mutex<StoredState>>,
-    /// The mails that the watcher handed over, by UIDVALIDITY and UID: bytes, and how often.
+    /// The mails that the watcher handed over, by UIDVALIDITY and UID: the bytes, and how often they were handed over.
     pub handed: BTreeMap<(u32, u32), (Vec<u8>, usize)>,
     /// All mails that were handed over, in order.
     mails: Vec<Vec<u8>>,
@@ -58,9 +58,9 @@ pub struct Watching {
     pub forgetful: bool,
     /// The mails that have a row without bytes.
     pub undelivered: BTreeSet<(u32, u32)>,
-    /// The reports about such mails, in order.
+    /// The reports about mails without bytes, in order.
     pub availability: Vec<(u32, Availability)>,
-    /// UIDs that the cursor may pass unread.
+    /// UIDs that the cursor may pass although their mails were not handed over.
     pub old: BTreeSet<u32>,
     /// Each reported state, with its error.
     pub states: Vec<(MailboxState, Option<String>)>,
@@ -103,7 +103,7 @@ pub fn quick() -> Timing {
     }
 }
 
-/// Watches a dedicated mailbox, renewed once a minute.
+/// Watches a dedicated mailbox. The IDLE is renewed once a minute.
 pub fn dedicated(server: &Scripted) -> Watching {
     Watching::start(server, settings(server.port, "dedicated = true\nidle_renew = \"1m\""), quick())
 }

@@ -3,14 +3,14 @@
 #
 #   run.sh ARCHIVE PROGRAM   ARCHIVE: the image, as `make image` writes it; PROGRAM: the built target/debug/image
 #
-# It needs root, podman, crun and podman-compose. Network, mounts and processes are in new namespaces, and podman's storage is in a
-# temporary folder. So the machine's own containers, ports and /etc/resolv.conf stay as they are.
+# It needs root, podman, crun and podman-compose. Network, mounts and processes are in new namespaces, and podman's storage is in
+# a temporary folder. So the machine's own containers, ports and /etc/resolv.conf stay as they are.
 set -euo pipefail
 here=$(readlink -f "$0")
 
 fail() { echo "run.sh: $*" >&2; exit 2; }
 
-# Inside the namespaces. The DNS server of the test listens on port 53 of this loopback.
+# Runs inside the namespaces. The DNS server of the test listens on port 53 of their loopback.
 within() {
     local folder=$1 archive=$2 program=$3
     ip link set lo up
@@ -18,7 +18,7 @@ within() {
     mount --bind "$folder/resolv.conf" /etc/resolv.conf
     # podman's lock files would otherwise be those of the machine's own podman.
     mount -t tmpfs -o mode=1777 shm /dev/shm
-    # crun refuses control groups of both versions.
+    # crun refuses a mixture of cgroup v1 and v2, so this namespace has only v2.
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     cat > "$folder/storage.conf" <<CONF
 [storage]

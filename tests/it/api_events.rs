@@ -7,7 +7,7 @@ use testkit::resmic_api::Session;
 
 use crate::inquire::{HASH, SOON, Shop, id, mail};
 
-/// Another transaction for each `n`.
+/// The hash of another transaction for each `n`.
 fn other_hash(n: u32) -> String {
     HASH.replace("0xa43d", &format!("0xb{n:03}"))
 }

@@ -23,7 +23,7 @@ struct Shop {
 }
 
 impl Shop {
-    /// Starts a checkout. It prints its port, or `started`, in the first line.
+    /// Starts a checkout. The checkout prints its port, or `started`, in the first line.
     fn start(program: &'static str, package: &str, arguments: &[&str], port: u16) -> Shop {
         let (home, api) = (Home::new(&account(1, "")), ResmicApi::start());
         let folders = std::env::var_os("PATH").unwrap();

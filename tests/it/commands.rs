@@ -267,7 +267,7 @@ fn manual_pages_exist_and_help_lists_values() {
     }
 }
 
-/// Runs a command on a terminal of 300 columns; its output and messages.
+/// Runs a command on a terminal of 300 columns. Returns its output and messages.
 fn on_terminal(home: &Home, arguments: &[&str]) -> String {
     let command = home.command(arguments);
     let mut terminal = Command::new("python3");

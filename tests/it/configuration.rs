@@ -76,7 +76,7 @@ fn the_example_of_a_chain_is_accepted() {
     let (before, rest) = text.split_once("# [[chain]]\n").unwrap();
     let (chain, after) = rest.split_once("\n\n").unwrap();
     let chain = Regex::new("(?m)^#   ").unwrap().replace_all(chain, "").into_owned();
-    // These two are for chains that are not built in.
+    // These two keys are for chains that are not built in.
     let chain = chain.replace("id = 11155111\nnative = [\"SETH\", \"ethereum\"]\n", "");
     let config = parse_config(&format!("{before}[[chain]]\n{chain}\n\n{after}")).unwrap();
     let minimal = "[[chain]]\nname = \"Polygon\"\nnodes = [{ credential = \"polygon-node\" }]\n\

@@ -13,7 +13,7 @@ use testkit::receiver::{Receiver, Request, status};
 const SOON: Duration = Duration::from_secs(30);
 const UNITS: u128 = 20_000_000;
 
-/// A shop with a node, a token, and a handler. `three_holds` uses it, too.
+/// A shop with a node, a token, and a handler. The module `three_holds` uses this type, too.
 pub(crate) struct Shop {
     pub(crate) anvil: Anvil,
     token: String,
@@ -260,7 +260,7 @@ async fn session_and_chain_hold_independently() {
     let assign = |event: &str, session: &str| shop.home.data(&["session", "assign", event, session]);
     assert!(assign(&invented, "591abe63-aa61-411d-a419-0b546729bbd1").contains("deliveries released: 0"));
     shop.delivery_is(&invented, "held");
-    // The new session may change the result, so there is another look.
+    // The new session may change the result, so the daemon looks at the chain again before it releases the delivery.
     assign(&confirmed, session);
     shop.delivery_is(&confirmed, "delivered");
     assert_eq!(shop.requests().len(), 1);

@@ -1,4 +1,4 @@
-//! The numbers in `counts` stay those of the rows, whatever happens to the rows.
+//! The table `counts` agrees with the rows that it counts, whatever happens to these rows.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn session(n: u64) -> String {
     format!("591abe63-aa61-411d-a419-{n:012x}")
 }
 
-/// Few values, so that events repeat, contradict and supersede each other.
+/// A random event. Its fields have few possible values, so that events repeat, contradict and supersede each other.
 fn event(random: &Random) -> Event {
     let status = [Status::Completed, Status::Failed, Status::Pending][random.below(3) as usize];
     let minute = random.below(30);
@@ -84,7 +84,7 @@ async fn deliver(store: &Store, random: &Random) {
     store.record_and_claim(target, ended.collect(), Vec::new(), 0).await.unwrap();
 }
 
-/// One step of a history. Many are refused, and a refusal changes nothing.
+/// One step of a history. Many steps are refused, and a refusal changes nothing.
 async fn step(store: &Store, random: &Random, n: u64) {
     let event_id = || event(random).id().unwrap().to_string();
     match random.below(12) {
@@ -123,7 +123,7 @@ async fn counts_follow_random_histories() {
         let mut found = reader.prepare("SELECT DISTINCT state FROM deliveries").unwrap();
         states.extend(found.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap));
     }
-    // The histories were not trivial.
+    // At least three states show that the histories were not trivial.
     assert!(states.len() >= 3, "{states:?}");
 }
 
@@ -205,7 +205,7 @@ fn a_killed_import_leaves_true_counts() {
     assert_eq!(home.ask("SELECT n FROM counts WHERE name = 'events'"), "600");
 }
 
-/// The definition of `payments` by a window over all events.
+/// The definition of the view `payments` by a window function over all events.
 const WINDOW: &str = "SELECT event_id FROM (
     SELECT event_id, row_number() OVER (
       PARTITION BY coalesce(lower(session_id), event_id)

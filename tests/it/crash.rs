@@ -22,7 +22,7 @@ fn deliver_until(stop: &AtomicBool, dovecot: &Dovecot, random: &Random, sent: &A
         let mails: Vec<_> = (first..first + count).map(payment).collect();
         dovecot.deliver_all(ADDRESS, mails.iter().map(Vec::as_slice));
         sent.fetch_add(count, Ordering::SeqCst);
-        // Pauses in which the program catches up or is idle.
+        // In these pauses, the program catches up or is idle.
         std::thread::sleep(random.moment(Duration::from_millis(150)));
     }
 }

@@ -127,7 +127,7 @@ fn documented() -> Vec<(String, String)> {
     found
 }
 
-/// Tables with one row for each mailbox, value, day or token, and the rows of a subquery with a LIMIT.
+/// The steps of a query plan that scan few rows: one for each mailbox, value, day or token, or those of a subquery with a LIMIT.
 const SMALL: [&str; 6] = ["SCAN mailboxes", "SCAN counts", "SCAN (subquery-", "SCAN days", "SCAN t", "SCAN sums"];
 
 /// The steps that read more rows than the result needs, or sort them.
@@ -138,7 +138,7 @@ fn slow_steps(connection: &Connection, sql: &str) -> Vec<String> {
     while let Some(row) = rows.next().unwrap() {
         steps.push(row.get::<_, String>(3).unwrap());
     }
-    // In a table with an INTEGER PRIMARY KEY, the newest rows are the last ones.
+    // In a table with an INTEGER PRIMARY KEY, the newest rows are the last ones. So a scan from the end stops at the limit.
     let newest_first = sql.contains("ORDER BY id DESC LIMIT");
     let scans = |step: &str| step.starts_with("SCAN ") && !step.contains(" USING ") && !newest_first;
     steps.retain(|step| {

@@ -226,7 +226,7 @@ fn json_keys_and_types_match_the_documentation() {
     fs::write(&file, fs::read_to_string(&file).unwrap() + nats).unwrap();
     let status = printed(&["status", "--json"]);
     compare("The streams of status --json", status["streams"][0].as_object().unwrap());
-    // No API answers, and the keys are the same.
+    // No API answers here, but the keys are the same.
     let resmic = "[resmic]\nurl = \"http://127.0.0.1:1\"\napi_key = { command = [\"echo\", \"key\"] }\n\
         user_id = { command = [\"echo\", \"user\"] }\n";
     let without = fs::read_to_string(&file).unwrap();
@@ -235,7 +235,7 @@ fn json_keys_and_types_match_the_documentation() {
     compare("The resmic of status --json", status["resmic"].as_object().unwrap());
     compare("session check --json", &printed(&["session", "check", "--json", SESSION]));
     fs::write(&file, without).unwrap();
-    // A mail that the chain must confirm, and whose node does not answer.
+    // This mail reports a payment that a chain must confirm. The node of this chain does not answer.
     let paid = PAYMENT.replace("0x1111", "0x2222").replace("0b546729bbd0", "0b546729bbd1")
         + "Blockchain: Sepolia\r\nToken: DAI\r\nFrom Wallet: 0x056397760b973BfB921Bc10Be9DA5034B1e921d7\r\n";
     fs::write(mail, paid).unwrap();
@@ -248,7 +248,7 @@ fn json_keys_and_types_match_the_documentation() {
     compare("confirm --vouch --json", &printed(&["confirm", "--vouch", "--json", &event]));
     sqlite.execute("UPDATE mails SET outcome = 'ignored', event_id = NULL WHERE id = 1", []).unwrap();
     compare("reparse --json", &printed(&["reparse", "--json"]));
-    // A host that stands by.
+    // From here on, this host stands by.
     let standby = "[standby]\nnats = [\"nats://127.0.0.1:1\"]\nbucket = \"leases\"\nname = \"shop\"\nhost = \"a\"\n";
     fs::write(&file, fs::read_to_string(&file).unwrap() + standby).unwrap();
     let mut report = StandbyFile::lock(&StandbyFile::path(home.folder.path(), "shop", "a")).unwrap();

@@ -23,7 +23,7 @@ pub(crate) struct Shop {
 }
 
 impl Shop {
-    /// With these lines in `[resmic]`, and these tables.
+    /// Creates a shop with these lines in `[resmic]`, and with these tables.
     pub(crate) fn open(resmic: &str, more: &str) -> Shop {
         let api = ResmicApi::start();
         let table = format!("{}{more}", api.table(resmic));
@@ -60,7 +60,7 @@ impl Shop {
         database.execute_batch(sql).unwrap();
     }
 
-    /// Lets the pauses of the sessions pass.
+    /// Sets the times of all sessions back, so that every pause is over.
     pub(crate) fn let_time_pass(&self) {
         self.change(
             "UPDATE session_inquiries SET next_ask_at = '2025-01-01T00:00:00.000Z',
@@ -69,7 +69,7 @@ impl Shop {
         );
     }
 
-    /// Stores a mail; its outcome and its event.
+    /// Stores a mail, and returns its outcome and its event.
     pub(crate) fn receive(&self, mail: &Paid) -> (String, String) {
         let file = self.home.folder.path().join(format!("{}.{}.eml", mail.hash, mail.session));
         std::fs::write(&file, mail.mail()).unwrap();
@@ -164,7 +164,7 @@ fn missing_mail_becomes_an_event_after_ten_minutes() {
     shop.delivery_is(&event, "delivered");
     let shown: Value = serde_json::from_str(&shop.home.data(&["show", "--json", &event])).unwrap();
     assert_eq!((&shown["source"], &shown["session_source"]), (&json!("resmic"), &json!("resmic")));
-    // The mail comes late, and says another time.
+    // The mail arrives late, and states another time.
     assert_eq!(shop.receive(&mail(1)), ("duplicate".into(), event.clone()));
     assert_eq!(shop.receive(&mail(0)), ("duplicate".into(), event));
     assert_eq!(shop.delivered().len(), 1);
@@ -323,7 +323,7 @@ fn rate_is_never_exceeded() {
         shop.register(session, 41);
     }
     let daemon = shop.home.start();
-    // A third of the requests is left to events.
+    // A third of the requests is reserved for events.
     shop.home.until("SELECT count(*) FROM events WHERE source = 'resmic'", "4", SOON);
     shop.home.until("SELECT count(*) FROM sessions_to_reconcile", "0", SOON);
     assert_eq!(shop.api.requests().len(), 4);

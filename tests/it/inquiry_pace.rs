@@ -89,8 +89,8 @@ impl World {
         self.runtime.block_on(self.inquirer.ask_next(|| now)).unwrap()
     }
 
-    /// Asks until `limit` requests are sent, or no question is due. The clock jumps to the times that the pace names. Returns
-    /// the time of the next question that is not due yet.
+    /// Asks until `limit` requests are sent, or no question is due. If the pace demands a pause, the clock is set to its end.
+    /// Returns the time of the next question that is not due yet.
     fn ask_all(&mut self, limit: usize) -> Option<Timestamp> {
         while self.sent_at.len() < limit {
             match self.ask() {
@@ -105,14 +105,14 @@ impl World {
         None
     }
 
-    /// The paths and sessions of the requests. There is a time for each request.
+    /// The paths and sessions of the requests. Checks that the time of each request was noted.
     fn asked(&self) -> Vec<(String, String)> {
         let asked: Vec<_> = self.api.requests().into_iter().map(|request| (request.path, request.session)).collect();
         assert_eq!(asked.len(), self.sent_at.len(), "one request in each turn");
         asked
     }
 
-    /// No minute has more than `limit` of the requests from `first` on.
+    /// Checks that no minute has more than `limit` of the requests from `first` on.
     fn check_rate(&self, first: usize, limit: usize) {
         let sent = &self.sent_at[first..];
         let crowded = sent.windows(limit + 1).find(|w| w[limit] - w[0] < MINUTE);
@@ -125,7 +125,7 @@ impl World {
     }
 }
 
-/// These sessions, each with this path.
+/// The questions about these sessions, each with this path.
 fn questions(path: &str, sessions: impl Iterator<Item = u32>) -> Vec<(String, String)> {
     sessions.map(|n| (path.to_owned(), id(n))).collect()
 }

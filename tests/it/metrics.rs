@@ -33,7 +33,7 @@ fn get(port: u16, path: &str) -> (u16, String) {
     try_get(port, path).unwrap()
 }
 
-/// The same; `None` if the daemon closes the connection, as it does during a reload.
+/// Does the same as [`get`], but returns `None` if the daemon closes the connection, as during a reload.
 fn try_get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -49,7 +49,7 @@ fn watching(dovecot: &Dovecot) -> (Home, Daemon, u16) {
     watching_with(dovecot, "")
 }
 
-/// The same, with more of a configuration.
+/// Does the same as [`watching`], with more lines of configuration.
 fn watching_with(dovecot: &Dovecot, more: &str) -> (Home, Daemon, u16) {
     let account = account(dovecot.imap, "dedicated = true\nmailboxes = [\"INBOX\"]\nquiet = \"1d\"");
     let start = |_| {
@@ -78,7 +78,7 @@ fn sepolia() -> ScriptedNode {
     })
 }
 
-/// The `[[chain]]` table of that node.
+/// A `[[chain]]` table with this node.
 fn chain_of(node: &ScriptedNode) -> String {
     format!(
         "[[chain]]\nname = \"Sepolia\"\nnodes = [{{ command = [\"echo\", \"http://127.0.0.1:{}\"] }}]\n\

@@ -22,7 +22,8 @@ async fn server_with_consumers() -> (NatsServer, Vec<Consumer>) {
     let server = NatsServer::start();
     server.create_stream(STREAM, &[&format!("{SUBJECT}.>")], json!({})).await;
     for language in ConsumerLanguage::ALL {
-        // The programs would create the same, but a message without an acknowledgement would wait for half a minute.
+        // The programs would create the same consumers, but the server would repeat an unacknowledged message only after half a
+        // minute.
         let (name, subject) = (language.name(), format!("{SUBJECT}.>"));
         let config = json!({"durable_name": name, "ack_policy": "explicit", "ack_wait": 2_000_000_000_u64,
             "deliver_policy": "all", "filter_subject": subject, "max_ack_pending": 1000});
@@ -59,7 +60,7 @@ fn import(home: &Home, payments: std::ops::RangeInclusive<usize>) {
     home.data(&["import", folder.path().to_str().unwrap()]);
 }
 
-/// Starts a consumer and kills it, each time after a random number of payments.
+/// Starts and kills a consumer several times, each time after a random number of payments.
 fn kill_at_random(consumer: &mut Consumer, random: &Random) {
     for _ in 1..KILLS {
         let payments = 1 + consumer.printed().len() + random.below(30) as usize;
@@ -94,7 +95,7 @@ async fn killed_consumers_count_each_payment_once() {
         println!("{:?}: {delivered} deliveries of {PAYMENTS} messages", consumer.language);
         assert!(delivered > PAYMENTS as u64, "no kill came before an acknowledgement");
     }
-    // They connect again by themselves.
+    // The daemon and the consumers connect again by themselves.
     server.kill();
     server.restart();
     import(&home, PAYMENTS + 1..=PAYMENTS + 20);

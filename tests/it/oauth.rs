@@ -133,7 +133,7 @@ fn mailboxes_share_a_valid_token() {
 #[test]
 fn an_expiring_token_is_not_used() {
     let (endpoint, dovecot) = start();
-    // The token expires within the minute in which the program does not use it.
+    // The token is valid for a minute. The program uses a token in its last minute only for the login that requested the token.
     endpoint.change(|world| world.lifetime = 60);
     let home = plain(&dovecot, &endpoint, "\"INBOX\"");
     let daemon = home.start();

@@ -49,7 +49,7 @@ fn silent_server() -> (UdpSocket, String) {
     (socket, address)
 }
 
-/// Makes the mail due, after so many attempts.
+/// Makes the mail due, as if it had been authenticated `judgements` times.
 fn due(home: &Home, judgements: u32) {
     let sqlite = rusqlite::Connection::open(home.database()).unwrap();
     let sql = "UPDATE mails SET next_judgement_at = '2025-03-05T04:00:00.000Z', judgements = ?1";

@@ -1,4 +1,4 @@
-//! Silence and drift: no notification comes, or notifications come and cannot be parsed.
+//! Silence and drift: no notification arrives, or notifications arrive and cannot be parsed.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn attention(home: &Home) -> String {
     status(home)["attention"].to_string()
 }
 
-/// Moves times of the account into the past, as a test cannot wait.
+/// Moves times of the account into the past, because a test cannot wait that long.
 fn set_back(home: &Home, columns: &str) {
     let database = rusqlite::Connection::open(home.database()).unwrap();
     database.busy_timeout(SOON).unwrap();
@@ -33,7 +33,7 @@ fn set_back(home: &Home, columns: &str) {
     }
 }
 
-/// A payment mail. `label`: of its amount.
+/// A payment mail. `label` is the label of its amount.
 fn payment(n: u32, label: &str) -> String {
     format!(
         "From: no-reply@resmic.com\r\nTo: payments@shop.example\r\nSubject: Payment received\r\n\
@@ -90,7 +90,7 @@ fn silence_is_normal_by_default() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// The account of a database after these mails: the judgement, the proof, and when the server received each.
+/// The row of the account after these mails. Each mail has a judgement, a proof, and the time at which the server received it.
 async fn account_after(mails: &[(Judgement, Option<Trust>, Option<&str>)]) -> Option<AccountRow> {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(StoreSettings {

@@ -43,7 +43,7 @@ fn details(api: &ResmicApi) -> Result<TransactionDetails, ApiError> {
     wait(client(api, API_KEY).transaction_details(session()))
 }
 
-/// Sets the behaviour of the fake API, and returns the error. Both requests must return the same.
+/// Sets the behaviour of the fake API, and returns the error. Both kinds of request must return the same error.
 fn error(api: &ResmicApi, mood: Mood) -> ApiError {
     api.set_mood(mood);
     let error = status(api).unwrap_err();

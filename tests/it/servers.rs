@@ -392,7 +392,7 @@ fn a_killed_daemon_loses_nothing<S: ImapServer>() {
     setup.end();
 }
 
-/// Only Cyrus: Courier uses a separate program for TLS.
+/// This test exists only for Cyrus, because Courier uses a separate program for TLS.
 #[test]
 fn cyrus_in_tls() {
     let cyrus = Cyrus::start();

@@ -23,10 +23,10 @@ const SOON: Duration = Duration::from_secs(150);
 const ADDRESS: &str = "payments@shop.example";
 const BUCKET: &str = "leases";
 
-/// Two hosts, `a` and `b`, with a mail server, a handler and an engine.
+/// Two hosts, `a` and `b`, with a mail server, a handler and a NATS server.
 struct Hosts {
     nats: NatsServer,
-    /// The keys of `[standby]` by which the hosts reach the engine.
+    /// The keys of `[standby]` for the connection to the NATS server.
     engine: String,
     dovecot: Dovecot,
     callback: Callback,
@@ -35,14 +35,14 @@ struct Hosts {
 }
 
 impl Hosts {
-    /// Hosts with a lease of this length. Each fetches the database of the other one before it takes over.
+    /// Hosts with a lease of this length. Before a takeover, each host copies the database of the other host.
     fn start(lease: Duration) -> Hosts {
         let nats = engine(lease);
         let keys = engine_keys(&nats);
         Hosts::start_with(nats, keys)
     }
 
-    /// The same with this engine, which the hosts reach by these keys of `[standby]`.
+    /// Does the same as [`Hosts::start`] with this NATS server. `engine` has the keys of `[standby]` for the connection to it.
     fn start_with(nats: NatsServer, engine: String) -> Hosts {
         let [a, b] = ["a", "b"].map(|_| Home::new(""));
         let hosts = Hosts { nats, engine, dovecot: Dovecot::start(), callback: Callback::start(), a, b };
@@ -84,7 +84,7 @@ fn contains(body: &[u8], text: &str) -> bool {
     String::from_utf8_lossy(body).contains(text)
 }
 
-/// A server with the bucket.
+/// A NATS server with the bucket.
 pub(crate) fn engine(lease: Duration) -> NatsServer {
     let nats = NatsServer::start();
     create_bucket(&nats, lease, json!({}));
@@ -127,8 +127,8 @@ fn restore(script: &str) -> String {
     format!("restore = {{ command = [\"sh\", \"-c\", {}] }}", toml::Value::from(script))
 }
 
-/// A script that replaces the database of one host by that of the other, as a replica on a third machine would. On the very first
-/// start it finds nothing.
+/// A script that replaces the database of host `to` by a copy of the database of host `from`. On the very first start there is no
+/// database to copy, and the script does nothing.
 fn backup_of(from: &Home, to: &Home) -> String {
     let path = |path: PathBuf| path.display().to_string();
     let (from, to, folder) = (path(from.database()), path(to.database()), path(from.folder.path().into()));

@@ -1,7 +1,7 @@
 //! `[resmic] require = true` together with a `[[chain]]`: the two holds are independent, and a delivery needs both to be clear.
 //!
-//! The release is in the transaction that records the answer. So a delivery that is held in the same snapshot as
-//! `confirmed` is not released by that answer.
+//! The database transaction that records an answer also releases the delivery. So if one snapshot shows `confirmed` and a held
+//! delivery, the answer did not release the delivery.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::inquire::id;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A shop, its API, its daemon, and a payment for session 1 that waits for both.
+/// A shop, its API, its daemon, and a payment for session 1 that waits for the chain and for Resmic.
 struct Waiting {
     shop: Shop,
     api: ResmicApi,
     daemon: Daemon,
     event: String,
     hash: String,
-    /// The callback runs in it.
+    /// The runtime of the callback.
     _runtime: Runtime,
 }
 

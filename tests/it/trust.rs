@@ -196,7 +196,7 @@ async fn byte_order_marks_before_mails_are_ignored() {
     const MARK: &[u8] = b"\xef\xbb\xbf";
     let good = signed(SigningOptions::default());
     let received = [b"Received: from a by b\r\n".as_slice(), &good].concat();
-    // The field of the signature is the first one, and then a field of the server.
+    // In the first mail, the signature is the first field. In the second mail, a field of the server comes first.
     for mail in [&good, &received] {
         let authenticity = authenticate_now(&[MARK, mail].concat()).await;
         assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
@@ -205,7 +205,7 @@ async fn byte_order_marks_before_mails_are_ignored() {
     let trust = trusting("mx.shop.example");
     let authenticity = authenticate_with(&with_result, &trust, Timestamp::now(), &[address()]).await;
     assert!(matches!(authenticity, Authenticity::Trusted(_)), "{authenticity:?}");
-    // Anything else is as strict as before.
+    // A byte order mark permits no other change.
     let text = String::from_utf8(good.clone()).unwrap();
     for (what, mail) in [
         ("changed", [MARK, &replaced(&good, "Received: $20", "Received: $2000")].concat()),

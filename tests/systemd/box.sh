@@ -19,11 +19,11 @@ done
 
 make_box() {
     local suite; suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
-    # Build it again if another version of this file built it.
+    # Build the box again if its Debian release or its list of packages has changed.
     [ "$(cat "$store/complete" 2>/dev/null)" != "$suite $packages" ] || return 0
     rm -rf --one-file-system "$store"
     mkdir -p "$store"
-    # Documents and translations are half of the size. Only those of our own package are needed.
+    # Documents and translations are half of the size. Only the documents of this package are needed.
     mmdebstrap --quiet --mode=root --variant=apt --include="$packages" --dpkgopt=force-unsafe-io \
         --dpkgopt=path-exclude='/usr/share/doc/*' --dpkgopt=path-include='/usr/share/doc/resmic-mailhook*' \
         --dpkgopt=path-exclude='/usr/share/locale/*' "$suite" "$store/root"
@@ -55,7 +55,7 @@ UNIT
     echo "$suite $packages" > "$store/complete"
 }
 
-# Runs in a new mount namespace, so that all mounts end with it.
+# This function runs in a new mount namespace, so that all mounts end with it.
 boot_box() {
     local limit=$1 folder=$2 script=$3
     work=$(mktemp -d) group=/sys/fs/cgroup/trial.$$ show=

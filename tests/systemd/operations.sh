@@ -1,4 +1,4 @@
-# Follows docs/install.md and docs/operations.md as an operator would. Each `documented` command is there word for word.
+# Follows docs/install.md and docs/operations.md as an operator would. These pages contain each `documented` command literally.
 # It runs inside the box, as root.
 set -euo pipefail
 . /box/common.sh

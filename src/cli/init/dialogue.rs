@@ -13,7 +13,7 @@ const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// Gets answers from flags, or from a person.
 pub(super) struct Dialogue {
-    /// Whether it asks on the terminal. Otherwise, a missing flag is an error.
+    /// Whether it asks a person on the terminal. Otherwise, a missing flag means the default, or is an error without a default.
     pub(super) asks: bool,
 }
 
@@ -21,11 +21,11 @@ pub(super) struct Dialogue {
 pub(super) struct DialogueQuestion<'a> {
     /// The flag that has the answer.
     pub(super) flag: &'a str,
-    /// Its value.
+    /// The value of this flag, if it was given.
     pub(super) given: Option<&'a str>,
     /// The question for the person.
     pub(super) words: &'a str,
-    /// The answer if the person only presses Enter, or without a person.
+    /// The answer if the person only presses Enter, or if there is no person.
     pub(super) default: Option<&'a str>,
 }
 
@@ -58,7 +58,7 @@ impl Dialogue {
         }
     }
 
-    /// Asks for yes or no. `default` is the answer for Enter, and without a person.
+    /// Asks for yes or no. `default` is the answer if the person only presses Enter, or if there is no person.
     pub(super) async fn confirm(&self, words: &str, default: bool) -> anyhow::Result<bool> {
         if !self.asks {
             return Ok(default);

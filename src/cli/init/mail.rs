@@ -14,7 +14,7 @@ use crate::source::imap::{self, Tls, is_address, is_host};
 use crate::tls;
 use crate::trust::dns::{self, Resolver};
 
-/// Domains of private mailboxes at Microsoft, whose tenant is not a domain.
+/// Domains of private mailboxes at Microsoft. Their tenant is `consumers`, not a domain.
 const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
 
 impl Setup<'_> {
@@ -109,7 +109,7 @@ impl Setup<'_> {
             |text: &str| text.parse().ok().filter(|port| *port > 0_u16).ok_or("expected a port, from 1 to 65535");
         let port = self.dialogue.text(question, |text| number(text).map(drop).map_err(str::to_owned)).await?;
         let port = number(&port).map_err(|words| UsageError(words.to_owned()))?;
-        // Connections to port 143 begin without TLS. A server on this machine may not support TLS at all.
+        // Connections to port 143 begin without TLS. For a server without STARTTLS, the operator gives `--tls none`.
         let tls = self.arguments.tls.unwrap_or(if port == 143 { Tls::Starttls } else { Tls::Implicit });
         let usual = if tls == Tls::Implicit { 993 } else { 143 };
         Ok(MailServer { host, port: Some(port).filter(|port| *port != usual), tls })
@@ -183,7 +183,7 @@ impl Setup<'_> {
             let file = self.arguments.password_file.as_deref();
             let obtain = async {
                 let password = self.dialogue.secret("--password-file", file, "Password").await?;
-                // Google shows its app passwords in four groups.
+                // Google shows an app password in four groups. The spaces between them do not belong to the password.
                 let is_google = provider.is_some_and(|provider| provider.sign_in == SignIn::Google);
                 Ok(if is_google { password.expose_secret().replace(' ', "").into() } else { password })
             };
@@ -222,7 +222,7 @@ impl Setup<'_> {
     }
 }
 
-/// Whether the provider of the account does not deliver addresses with a `+` tag, as signed addresses have.
+/// Whether the provider of the account may not deliver mails to addresses with a `+` tag. Signed addresses have such a tag.
 pub(super) fn lacks_tags(draft: &Draft) -> bool {
     Provider::by_host(&draft.server.host).is_some_and(|provider| !provider.has_tags)
 }

@@ -33,7 +33,7 @@ const ORDERS: &str = "\nHow do payments find their orders? Resmic's mails do not
   3 send     Your handler identifies payments itself, for example by their transaction.
              Events without a session are delivered at once, with \"session_id\": null.";
 
-/// Runs the command. A signal ends it with nothing written.
+/// Runs the command. If a signal ends the command, no file is left.
 pub(super) async fn run(path: Option<&Path>, arguments: &InitArguments) -> anyhow::Result<()> {
     let (mut interrupt, mut hangup) = (signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
     let mut terminate = signal(SignalKind::terminate())?;

@@ -8,8 +8,8 @@ const SEEN: &str = "dedicated = true\nidle_renew = \"1m\"\nafter = \"seen\"";
 /// The target mailbox in its encoded form.
 const TARGET: &str = "\"Resmic &- done\"";
 
-/// A server with these capabilities. One mail exists at the start and one arrives during the IDLE. `after` is applied to
-/// both with commands that contain `last`.
+/// Starts a server with these capabilities, and a watcher. One mail exists at the start, and one arrives during the IDLE. Waits
+/// until `after` is applied to both mails with commands that contain `last`.
 async fn apply_after(more: &str, capabilities: &str, last: &'static str) -> (Scripted, Watching) {
     let server = Scripted::start().await;
     server.change(|state| state.capabilities = capabilities.into());
@@ -124,7 +124,7 @@ async fn a_mail_in_the_target_is_not_moved() {
         server.deliver("comes");
         watching.mail("comes").await;
         watching.idle().await;
-        // A mail that is moved within the mailbox would be new again, without end.
+        // A mail that is moved within the mailbox gets a new UID. So the watcher would move it again without end.
         assert_eq!(server.asked("MOVE") + server.asked("COPY"), 0);
         watching.end().await;
     }

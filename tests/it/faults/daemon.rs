@@ -73,7 +73,7 @@ fn deliver_at(server: &Scripted, mail: &[u8], date: &str) {
 async fn reused_uids_are_read_once_over_restarts() {
     let (before, later) = ("05-Mar-2025 03:00:00 +0000", "05-Mar-2025 05:00:00 +0000");
     let friend = testkit::scripted::other("not ours");
-    // UID 3, which was a stored payment, is now another mail: with another date, or with the same date.
+    // After the restore, UID 3 is not the stored payment but another mail, with another date or with the same date.
     for (more, third) in [
         ("dedicated = false", later),
         ("dedicated = true", later),

@@ -6,7 +6,7 @@ use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{notification, other};
 use testkit::watching::dedicated;
 
-/// Makes the server send each FETCH response with a body through `change`.
+/// Makes the server apply `change` to each FETCH response with a body.
 fn change_bodies(server: &Scripted, change: impl Fn(&str) -> String + Send + 'static) {
     server.script(move |seen| {
         if seen.name != "UID FETCH" || !seen.line.contains("BODY.PEEK[]") {

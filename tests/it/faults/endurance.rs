@@ -5,7 +5,7 @@ use crate::faults::own_process::{block_on, cpu, is_alone, memory, open_files};
 use resmic_mailhook::backoff::Backoff;
 use testkit::watching::dedicated;
 
-/// The largest number of failing connections in `TIME` with the timing `quick`, whose pauses grow up to 200 ms.
+/// `BOUND` is the largest number of failing connections in `TIME` with the timing `quick`, whose pauses grow up to 200 ms.
 const TIME: Duration = Duration::from_millis(1500);
 const BOUND: usize = 22;
 

@@ -49,7 +49,7 @@ async fn other_mails_of_a_shared_mailbox_stay_unread() {
     watching.end().await;
 }
 
-/// Dovecot does this when the first response has filled its buffer.
+/// When the first response has filled Dovecot's buffer, Dovecot sends the response to the next FETCH too early, as in this test.
 #[tokio::test]
 async fn an_early_response_is_not_requested_again() {
     let server = Scripted::start().await;

@@ -43,7 +43,7 @@ async fn exists_before_the_continuation_is_used() {
 
 #[tokio::test]
 async fn done_waits_for_the_continuation() {
-    // The first IDLE, an IDLE that is pipelined after a FETCH, and one after a MOVE.
+    // The three cases are the first IDLE, an IDLE that is pipelined after a FETCH, and an IDLE after a MOVE.
     for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
         let server = Scripted::start().await;
         let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
@@ -164,7 +164,7 @@ async fn an_idle_ended_by_the_server_is_repeated() {
 #[tokio::test]
 async fn short_idles_are_repeated() {
     let server = Scripted::start().await;
-    // The IDLE lasts longer than `again`, so it did not end at once, but much shorter than the renewal.
+    // The IDLE lasts longer than `again`, so it does not end at once. But it is much shorter than the time until the renewal.
     always(&server, "IDLE", &[Step::Usual, Step::Pause(ms(120)), Step::EndIdle]);
     let mut watching = dedicated(&server);
     watching.while_server("eight IDLEs", |state| state.count("IDLE") >= 8).await;
@@ -257,7 +257,7 @@ async fn commands_dropped_after_done_cost_one_timeout() {
         watching.idle().await;
     }
     assert_eq!(server.connections(), 2);
-    // The watcher also remembers this on a new connection.
+    // On a new connection, the watcher still remembers that this server drops such commands.
     once(&server, "news", server.count("news") + 1, &[Step::Close]);
     server.deliver("on a new connection");
     watching.mail("on a new connection").await;

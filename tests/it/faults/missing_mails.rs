@@ -10,7 +10,7 @@ async fn an_announced_mail_is_requested_again() {
     let server = Scripted::start().await;
     let mut watching = dedicated(&server);
     watching.idle().await;
-    // The first FETCH belongs to the sync. Two more find nothing.
+    // The first FETCH belongs to the sync. The next two find nothing, and the fourth finds the mail.
     server.script(|seen| match (seen.name, seen.nth) {
         ("news", _) => vec![Step::Hide(vec![1]), Step::Usual],
         ("UID FETCH", 4) => vec![Step::Hide(vec![]), Step::Usual],
@@ -119,7 +119,7 @@ async fn a_mail_that_never_comes_is_passed() {
     let mut watching = dedicated(&server);
     watching.idle().await;
     once(&server, "news", 1, &[Step::Hide(vec![1]), Step::Usual]);
-    // An OK without a listed mail proves that it does not exist.
+    // An OK without the announced mail proves that this mail does not exist, so the cursor may pass its UID.
     watching.old.insert(1);
     server.deliver("announced by mistake");
     watching.while_server("four questions", |state| state.asked("UID FETCH 1:* ") >= 5).await;

@@ -306,7 +306,7 @@ async fn wrong_server_clocks_are_no_renumbering() {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
         at.strftime("%d-%b-%Y %H:%M:%S +0000").to_string()
     };
-    // Relative to our clock: long ago, an hour ahead, and ten years ahead.
+    // The server's clock is far behind ours, an hour ahead, or ten years ahead.
     for date in [BEFORE.to_owned(), hour(1), hour(24 * 365 * 10)] {
         for more in [DEDICATED, SHARED] {
             let server = Scripted::start().await;

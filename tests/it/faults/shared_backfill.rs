@@ -4,7 +4,8 @@ use super::*;
 use testkit::scripted::connection::fetch_response;
 use testkit::scripted::{ServerState, notification, other};
 
-/// Delivers `count` mails whose UIDs are `step` apart. Every hundredth one is a notification; returns their UIDs.
+/// Delivers `count` mails whose UIDs are `step` apart. Every hundredth mail is a notification. Returns the UIDs of these
+/// notifications.
 fn fill(state: &mut ServerState, count: u32, step: u32) -> Vec<u32> {
     let mut ours = Vec::new();
     for n in 1..=count {
@@ -39,7 +40,7 @@ async fn most_mails_cost_only_their_from() {
     let ours = server.change(|state| fill(state, 1_500, 1));
     let mut watching = watch(&server, SHARED);
     assert_all_read(&mut watching, &ours, 1_500).await;
-    // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need those.
+    // INTERNALDATE is requested only for the last mails of a window. The comparison at the next start may need these dates.
     assert_eq!(sets(&server, SENDERS), ["1:800", "1001:1300"]);
     assert_eq!(sets(&server, HEADERS), ["801:1000", "1301:1500"]);
     assert!(server.state().reads.iter().any(|read| read.contains("1:800 ") && read.contains("801:1000 ")), "one write");
@@ -100,7 +101,7 @@ async fn the_cursor_waits_for_an_omitted_mail() {
     let ours = server.change(|state| fill(state, 2_400, 1));
     server.script(|seen| match (seen.line.contains(" 1:800 "), seen.line.contains(" 300 ")) {
         (true, _) => vec![Step::Hide(vec![300]), Step::Untagged, Step::Hide(vec![]), Step::Ok],
-        // The next FETCH omits it again.
+        // The next FETCH omits mail 300 again.
         (_, true) if seen.line.contains(SENDERS) && seen.nth < 7 => vec![Step::BareOk],
         _ => vec![Step::Usual],
     });

@@ -81,7 +81,7 @@ async fn start_now_reads_mails_before_the_first_idle() {
 async fn start_now_is_fixed_by_the_first_connection() {
     let server = Scripted::start().await;
     server.deliver("old");
-    // The first connection learns the boundary of "now", and ends before it could be stored.
+    // The first connection learns the boundary of "now", and ends before this boundary is stored.
     once(&server, "UID FETCH", 1, &[Step::Deliver("after the first now"), Step::Close]);
     let mut watching = watch(&server, &format!("{DEDICATED}\nstart = \"now\""));
     watching.forgetful = true;
@@ -169,7 +169,7 @@ async fn old_mails_stay_unread_after_renumbering() {
             server.change(|state| deliver_at(state, "new", &date(0)));
             watching.mail("new").await;
             watching.idle().await;
-            // The second FETCH is the first one with a mail.
+            // On a new connection, the first FETCH lists the mails, and the second FETCH fetches them.
             let next = ends_in.map(|name| (name, server.count(name) + if name == "UID FETCH" { 2 } else { 1 }));
             let news = server.count("news") + 1;
             server.script(move |seen| match (seen.name, seen.nth) {
@@ -218,7 +218,7 @@ async fn the_start_boundary_is_stored_first() {
     let mut watching = watch(&server, &more);
     watching.while_server("the first listing", |state| state.count("UID FETCH") == 1).await;
     let cursor = watching.cursor.clone();
-    // All reports until then are committed. Then the watcher is killed.
+    // All reports up to the failure are committed. Then the watcher is killed.
     watching.until("a failure", |w| w.states.iter().any(|(s, _)| *s == MailboxState::Failed)).await;
     watching.task.abort();
     let settings = testkit::watching::settings(server.port, &more);

@@ -231,7 +231,7 @@ async fn a_locked_database_only_delays_deliveries() {
     let other = setup.sql();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     setup.start();
-    // Longer than the busy timeout of SQLite.
+    // This pause is longer than the busy timeout of SQLite.
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(receiver.requests().len(), 0, "nothing is sent that is not counted");
     other.execute_batch("COMMIT").unwrap();

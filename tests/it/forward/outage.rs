@@ -14,7 +14,7 @@ fn count(setup: &ForwarderSetup, sql: &str) -> i64 {
     setup.sql().query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
-/// Three failed events of each of 100 sessions.
+/// Creates an outbox with three failed events of each of 100 sessions.
 async fn outbox(settings: ForwardSettings) -> ForwarderSetup {
     let setup = ForwarderSetup::new(vec![settings]);
     setup.record((0..3).flat_map(|minute| (1..=100).map(move |of| failed(of, minute))).collect()).await;
@@ -26,7 +26,7 @@ async fn an_unreachable_target_is_probed() {
     let address = unused().await;
     let mut setup = outbox(shop(address, "")).await;
     setup.start();
-    // The retries of 300 deliveries would not leave a second without an attempt.
+    // If all 300 deliveries were retried, no second would pass without an attempt.
     let pause = "SELECT coalesce(julianday(max(at)) - julianday((SELECT at FROM attempts ORDER BY at DESC LIMIT 1 OFFSET 1)), 0)
         > 0.95 / 86400 FROM attempts";
     setup.until("probed", |_| count(&setup, pause) == 1).await;

@@ -37,14 +37,14 @@ fn commands_that_write_need_the_active_host() {
         assert!(text(&refused).contains("host a has the lease; run the command there"), "{}", text(&refused));
     }
     assert!(!hosts.b.database().exists());
-    // A command that reads does not create the tables either.
+    // A command that only reads does not create the tables either.
     std::fs::write(hosts.b.database(), "").unwrap();
     let refused = hosts.b.run(&["events"]);
     assert!(!refused.status.success() && text(&refused).contains("made by an older version"), "{}", text(&refused));
     assert_eq!(std::fs::read(hosts.b.database()).unwrap(), b"");
     hosts.a.data(&["session", "add", SESSION]);
     hosts.a.data(&["prune", "--older-than", "400d"]);
-    // Without the daemon of this host, the engine names the holder.
+    // If the daemon of this host does not run, the command asks the NATS server for the holder.
     assert_eq!(b.end(), Some(0));
     let refused = text(&hosts.b.run(&["session", "add", SESSION]));
     assert!(refused.contains("is not running: host a has the lease"), "{refused}");
@@ -81,13 +81,13 @@ fn status_is_red_if_hosts_differ() {
         "{found}"
     );
     assert_eq!(hosts.b.run(&["status"]).status.code(), Some(1));
-    // Without a daemon there is no role.
+    // If no daemon runs, `status` has no role.
     assert_eq!(b.end(), Some(0));
     let found = status(&hosts.b);
     assert!(found["role"].is_null() && found["attention"].to_string().contains("the daemon is not running"), "{found}");
 }
 
-/// The value of a metric of the daemon with this port; `None` if it has none.
+/// The value of a metric of the daemon with this port; `None` if the daemon does not serve this metric.
 fn metric(port: u16, name: &str) -> Option<f64> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(SOON)).unwrap();

@@ -104,7 +104,7 @@ impl Copies {
         command.args(arguments).arg("-config").arg(config).args(last).output().unwrap()
     }
 
-    /// Fetches the copy of a host, and asks it. `None`: there is no copy, or it has no such table yet.
+    /// Fetches the copy of a host, and queries that copy. `None`: there is no copy, or the copy has no such table yet.
     fn ask(&self, host: &str, database: &Path, sql: &str) -> Option<i64> {
         let folder = tempfile::tempdir().unwrap();
         let copy = folder.path().join("copy.db");
@@ -185,7 +185,7 @@ fn only_a_complete_copy_replaces_the_database() {
     refused("a", "3", "cannot fetch the copy of host a");
     fs::write(&stored, whole).unwrap();
 
-    // A restore that leaves a part of the file and succeeds all the same.
+    // This program restores only a part of the file, and succeeds all the same.
     let litestream = fs::read_link(copies.program("litestream")).unwrap();
     let part = a.folder.path().join("part");
     a.data(&["backup", part.to_str().unwrap()]);
@@ -207,10 +207,10 @@ fn only_a_complete_copy_replaces_the_database() {
     let mails = "SELECT count(*) FROM mails";
     assert_eq!(copies.ask("b", &b.database(), mails), Some(3), "the copy of the new host is complete");
 
-    // All hosts were down, and the daemon remembers itself. The newest copy is that of `a`.
+    // All hosts were down, and the last active host was `b` itself. But the newest copy is that of `a`.
     fs::write(a.folder.path().join("4.eml"), payment(4)).unwrap();
     a.data(&["import", a.folder.path().join("4.eml").to_str().unwrap()]);
-    // The list of the copies has whole seconds.
+    // The list of the copies shows their times in whole seconds, so a new copy is stored until its time is later.
     until("a newer copy of a", || {
         Connection::open(a.database()).unwrap().execute("UPDATE mails SET size = size", []).unwrap();
         copies.store("a", &a.database());
@@ -236,7 +236,7 @@ fn litestream_begins_with_the_whole_database() {
     }
     until("the copy of a long WAL", || copied("SELECT count(*) FROM c") == Some(60));
     replication.kill();
-    // SQLite starts the WAL again twice. The second time, it overwrites the change of `a`.
+    // SQLite starts the WAL again twice. The second time, it overwrites the change of table `a`.
     checkpoint();
     run("INSERT INTO a VALUES (1)");
     checkpoint();
@@ -286,7 +286,7 @@ fn a_standby_takes_over_a_copy() {
     assert_eq!(hosts.b.ask("SELECT count(*) FROM sessions"), "1");
     until("the copy of b", || copies.ask("b", &hosts.b.database(), delivered) == Some(8));
 
-    // The killed host comes back, and gets the lease by a hand-over.
+    // The killed host starts again, and gets the lease when the other host releases it.
     let a = start_standby(&hosts.a);
     assert_eq!(b.end(), Some(0));
     a.says("this host is active", SOON);

@@ -1,4 +1,4 @@
-//! The connection to the engine over TLS, with a login or a client certificate.
+//! The connection to the NATS server over TLS, with a login or a client certificate.
 
 use std::fs;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const PASSWORD: &str = "s3cret-lease";
 /// The file with the password, in the folder of each host.
 const PASSWORD_FILE: &str = "nats-password";
 
-/// Hosts whose engine has these lines of configuration. `keys`: those of `[standby]` for the login.
+/// Hosts whose NATS server has these lines of configuration. `keys` returns the keys of `[standby]` for the login.
 fn hosts(lines: &str, keys: impl Fn(&str) -> String) -> Hosts {
     let mut nats = engine(LEASE);
     nats.reconfigure(lines);
@@ -23,7 +23,7 @@ fn hosts(lines: &str, keys: impl Fn(&str) -> String) -> Hosts {
     Hosts::start_with(nats, keys)
 }
 
-/// Lines of the engine's configuration: TLS, and a user with this password.
+/// Lines of the NATS server's configuration: TLS, and a user with this password.
 fn login(password: &str) -> String {
     format!("{TLS} }}\nauthorization {{ user: mailhook, password: \"{password}\" }}")
 }
@@ -38,7 +38,7 @@ fn hosts_with_password() -> Hosts {
     hosts
 }
 
-/// A hand-over, a kill, and the commands that ask the engine.
+/// Tests a release of the lease, a kill, and the commands that ask the NATS server.
 fn take_turns(hosts: &Hosts) {
     let a = start_active(&hosts.a);
     let b = start_standby(&hosts.b);
@@ -58,7 +58,7 @@ fn take_turns(hosts: &Hosts) {
     hosts.until_accepted(9);
     let role = &status(&hosts.a)["role"];
     assert_eq!((&role["state"], &role["holder"]), (&"active".into(), &"a".into()));
-    // The daemon of `b` does not run, so the command asks the engine.
+    // The daemon of `b` does not run, so the command asks the NATS server.
     let refused = text(&hosts.b.run(&["session", "add", SESSION]));
     assert!(refused.contains("is not running: host a has the lease"), "{refused}");
     assert_eq!(a.end(), Some(0));

@@ -1,4 +1,4 @@
-//! The engine is away, forgets the lease, or its bucket is not fit.
+//! The NATS server cannot be reached, has lost the lease, or has an unfit bucket.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn without_the_engine_mails_are_only_stored() {
     hosts.deliver(1..=3);
     hosts.until_accepted(3);
     hosts.nats.stop();
-    // Two thirds of the lease are over, and it lasts.
+    // Two thirds of the lease are over, but the lease has not ended.
     until("the last third of the lease", || {
         let role = &status(&hosts.a)["role"];
         role["state"] == "active" && role["lease_left_s"].as_u64().is_some_and(|left| left < 3)

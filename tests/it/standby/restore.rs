@@ -67,7 +67,7 @@ fn an_older_copy_is_refused_without_fresh() {
     assert_eq!(a.end(), Some(0));
     let b = Daemon::start(hosts.b.command(&["run", "--fresh"]));
     b.says("this host is active", SOON);
-    // It reads the mailbox again. The handler gets the same events under the same keys.
+    // Host `b` reads the mailbox again. The handler gets the same events under the same keys.
     hosts.b.until("SELECT count(*) FROM deliveries WHERE state = 'delivered'", "6", SOON);
     hosts.until_accepted(6);
     assert_eq!(b.end(), Some(0));

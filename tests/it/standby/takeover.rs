@@ -1,4 +1,4 @@
-//! Taking over after a kill, a shutdown, a release, a pause and a reload.
+//! Takeovers after a kill, a shutdown, a release and a pause. A reload keeps the lease.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn a_killed_host_is_replaced() {
     hosts.until_accepted(10);
     let found = status(&hosts.b);
     assert_eq!((&found["role"]["state"], &found["role"]["holder"]), (&"active".into(), &"b".into()), "{found}");
-    // The first host comes back, stands by, and takes over in turn.
+    // The first host starts again, stands by, and takes over when the second host is killed.
     let a = start_standby(&hosts.a);
     b.kill();
     hosts.deliver(11..=15);
@@ -100,12 +100,12 @@ fn a_paused_host_posts_nothing_when_it_continues() {
     }
     let a = start_active(&hosts.a);
     let b = start_standby(&hosts.b);
-    // `b` has another configuration, and says so.
+    // `b` has another configuration than `a`, and its `status` reports this.
     let found = status(&hosts.b);
     assert!(found["attention"][0].as_str().unwrap().contains("[[forward]] of the configuration differ"), "{found}");
     hosts.deliver(1..=40);
     until("events at a", || refusing.posts().len() == 40);
-    // It has no copy, so it starts without one.
+    // `b` has no copy of the database, so it starts with --fresh.
     b.kill();
     let b = testkit::daemon::Daemon::start(hosts.b.command(&["run", "--fresh"]));
     b.says("standing by", SOON);
@@ -126,7 +126,7 @@ fn a_paused_host_posts_nothing_when_it_continues() {
 #[test]
 fn a_killed_daemon_takes_its_own_lease_again() {
     let hosts = Hosts::start(Duration::from_secs(9));
-    // A restore would be wrong: the newest database is here.
+    // A restore would be wrong, because the newest database is on this host.
     hosts.configure(&hosts.a, "a", &restore("exit 3"), "");
     let fresh = testkit::daemon::Daemon::start(hosts.a.command(&["run", "--fresh"]));
     fresh.says("this host is active", SOON);
@@ -137,7 +137,7 @@ fn a_killed_daemon_takes_its_own_lease_again() {
     let a = start_active(&hosts.a);
     assert!(!a.log().contains("restore command"), "{}", a.log());
     assert_eq!(hosts.a.ask("SELECT count(*) FROM sessions"), "1");
-    // An orderly end, and a start after the lease has expired in the bucket.
+    // Now the daemon ends in order, and starts again after the lease has expired in the bucket.
     let key = format!("$KV.{BUCKET}.shop");
     assert_eq!(a.end(), Some(0));
     until("an empty bucket", || {

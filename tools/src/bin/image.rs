@@ -1,6 +1,6 @@
 //! `make test-image`: the container image with its compose file, as docs/install.md describes it, on a real mail server.
 //!
-//! `image ARCHIVE`, started by tests/image/run.sh: in a network namespace, with a podman that has an own storage.
+//! tests/image/run.sh starts `image ARCHIVE` in a network namespace, with a separate storage for podman.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]
@@ -89,7 +89,7 @@ fn main() {
 /// A loaded image.
 struct Image {
     name: String,
-    /// OCI's format has no field for it.
+    /// False for an OCI archive: OCI's format has no field for a health check.
     has_health_check: bool,
 }
 
@@ -132,7 +132,7 @@ fn shop(image: &str, dovecot: &Dovecot, callback: &Callback) -> Home {
     let compose = fs::read_to_string(testkit::project().join("contrib/container/compose.yml")).unwrap();
     assert!(compose.contains(&format!("image: {image}\n")), "compose.yml does not start {image}");
     fs::write(folder.join("compose.yml"), compose).unwrap();
-    // The test's servers are on the loopback of this network namespace, and Dovecot's certificate has an own CA.
+    // The test's servers are on the loopback of this network namespace, and a CA of the test has signed Dovecot's certificate.
     let test = "services:\n  resmic-mailhook:\n    network_mode: host\n    volumes:\n      \
                 - ./ca.pem:/etc/resmic-mailhook/ca.pem:ro\n";
     fs::write(folder.join("test.yml"), test).unwrap();

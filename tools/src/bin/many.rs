@@ -21,8 +21,8 @@ const ONE_KIB: u64 = 16 * 1024;
 const FURTHER_KIB: u64 = 100;
 /// The longest wait: on a small machine, Dovecot creates the homes of a thousand users at their first logins.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Dovecot's limits for a thousand connections, each with its own process. The longer notify interval keeps Dovecot's
-/// "still here" lines, which it sends every two minutes, out of the wake-ups.
+/// Dovecot's limits for a thousand connections. Dovecot starts a process for each of them. By default, it sends a "still here"
+/// line every two minutes. With the longer notify interval, these lines do not wake the daemon.
 const LIMITS: &str = "default_client_limit = 8192\ndefault_process_limit = 4096\nservice imap-login {\n  service_count = 0\n  \
                       client_limit = 8192\n}\nservice anvil {\n  client_limit = 8192\n}\nservice auth {\n  client_limit = 8192\n}\n\
                       imap_idle_notify_interval = 25 mins\n";

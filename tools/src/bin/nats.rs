@@ -1,5 +1,5 @@
-//! `make bench-nats`: the throughput and the latency of a stream target. Each number has a floor from the same run: a bare
-//! client of the same library that publishes the same bodies to the same server, with as many in flight.
+//! `make bench-nats`: the throughput and the latency of a stream target. Each number has a floor from the same run: a bare client
+//! of the same library. It publishes the same bodies to the same server, with the same number of messages in flight.
 //!
 //! `cargo run --release --package tools --bin nats -- [EVENTS]`. It measures NATS 2.15 with an fsync for each message, and
 //! Debian's server, which has no such setting and writes its files every two minutes.
@@ -94,7 +94,7 @@ impl Acks {
         Acks { replies, sequences: BTreeMap::new() }
     }
 
-    /// Waits for the acknowledgement of the next message and returns when it came.
+    /// Waits for the acknowledgement of the next message, and returns the time of its arrival.
     async fn next(&mut self) -> Instant {
         loop {
             let reply = self.replies.next().await.unwrap();
@@ -114,7 +114,7 @@ async fn publish(stream: &Context, event: &Event) {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
     headers.insert("Nats-Expected-Stream", BARE);
-    // As long as the daemon's other headers.
+    // These headers are as long as those of the daemon.
     headers.insert("X-Signature", "0".repeat(64));
     headers.insert("Idempotency-Key", "0".repeat(36));
     headers.insert("webhook-id", "0".repeat(36));

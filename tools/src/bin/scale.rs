@@ -25,7 +25,7 @@ use testkit::process::free_port;
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the daemon is watched at rest.
 const REST: Duration = Duration::from_secs(20);
-/// How many rows one transaction of the builder inserts.
+/// How many events the builder inserts in one SQLite transaction.
 const CHUNK: usize = 50_000;
 /// The size of a mail, in bytes: that of Resmic's mails with their headers.
 const MAIL: usize = 6_200;
@@ -49,8 +49,8 @@ fn main() {
     }
 }
 
-/// Many deliveries to a dead target, first with retries spread over ten hours, then all due; many open sessions; many mails
-/// that need review.
+/// Measures the daemon with many open sessions, many mails that need review, and many deliveries to a dead target. At first the
+/// retries are spread over ten hours, and then all of them are due.
 fn backlogs() -> Vec<Cost> {
     let dovecot = Dovecot::start_with(&sdbox());
     let home = Home::new(&format!(
@@ -86,7 +86,7 @@ fn backlogs() -> Vec<Cost> {
     costs
 }
 
-/// The time in the form of a Date header.
+/// The current time in the form of a Date header.
 fn date_header() -> String {
     let date = std::process::Command::new("date").args(["-u", "-R"]).output().unwrap();
     String::from_utf8(date.stdout).unwrap().trim().to_owned()
@@ -111,7 +111,7 @@ const BACKLOGS: &str = "BEGIN;
 const ALL_DUE: &str =
     "UPDATE deliveries SET next_attempt_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') WHERE state = 'pending'";
 
-/// All measurements over a database with that many events.
+/// Makes all measurements over a database with this number of events.
 fn measure(events: usize) -> Vec<Cost> {
     let (dovecot, callback, metrics) = (Dovecot::start_with(&sdbox()), Callback::start(), free_port());
     let home = Home::new(&format!(
@@ -121,7 +121,7 @@ fn measure(events: usize) -> Vec<Cost> {
     ));
     let begun = Instant::now();
     build(&home, events);
-    // Otherwise the measured commits would wait for the disk to write the file.
+    // Without this sync, the measured commits would wait until the disk has written the file.
     fs::File::open(home.database()).unwrap().sync_all().unwrap();
     println!("{events} events: {} MiB, built in {:.0} s", size(&home) >> 20, begun.elapsed().as_secs_f64());
     let daemon = home.start();
@@ -139,13 +139,13 @@ fn measure(events: usize) -> Vec<Cost> {
     costs
 }
 
-/// Two clients of a Maildir delay each other; those of Dovecot's own format do not.
+/// The setting for Dovecot's format sdbox. Two clients of a Maildir would delay each other.
 fn sdbox() -> String {
     let is_old = Dovecot::version().starts_with("2.3");
     if is_old { "mail_location = sdbox:~/sdbox\n".into() } else { "mail_driver = sdbox\nmail_path = ~/sdbox\n".into() }
 }
 
-/// One mail, event, delivery and attempt each, all settled, over three years.
+/// Fills the database with events over three years. Each event has a mail, a delivery and an attempt, and nothing is open.
 fn build(home: &Home, events: usize) {
     // The program makes the file.
     drop(home.run(&["session", "add", "591abe63-aa61-411d-a419-0b546729bbd0"]));
@@ -260,7 +260,7 @@ fn get(port: u16, path: &str) {
     assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
 }
 
-/// From the delivery to the mail server to the committed row.
+/// The median time in milliseconds from the delivery to the mail server to the committed row.
 fn arrival(home: &Home, dovecot: &Dovecot, events: usize) -> f64 {
     let sqlite = home.sqlite();
     let mut found = sqlite.prepare("SELECT 1 FROM events WHERE transaction_hash = ?1").unwrap();
@@ -279,11 +279,11 @@ fn arrival(home: &Home, dovecot: &Dovecot, events: usize) -> f64 {
     times[times.len() / 2]
 }
 
-/// The milliseconds of CPU that the daemon used.
+/// The milliseconds of CPU that the daemon uses in [`REST`].
 fn at_rest(daemon: &Daemon) -> f64 {
     let before = processor(daemon);
     std::thread::sleep(REST);
-    // A thread that has ended meanwhile takes its number with it.
+    // A thread that has ended meanwhile is not counted.
     let ran = |(task, nanos): (PathBuf, f64)| nanos - before.get(&task).copied().unwrap_or(0.0);
     processor(daemon).into_iter().map(ran).sum::<f64>() / 1e6
 }
@@ -327,7 +327,7 @@ fn prune(home: &Home) -> Vec<Cost> {
     ]
 }
 
-/// For how long each attempt to get the write lock failed.
+/// How long each attempt to get the write lock had to wait, in milliseconds.
 fn lock_waits(home: &Home, ended: &AtomicBool) -> Vec<f64> {
     let connection = Connection::open(home.database()).unwrap();
     connection.busy_timeout(Duration::ZERO).unwrap();

@@ -1,5 +1,5 @@
 //! `make soak MINUTES=n`: signed mails arrive under random faults of the connections, the callback, the database and the
-//! daemon. At the end, each payment must be stored and delivered once.
+//! daemon. At the end, each payment must be one event, which the callback has accepted.
 //!
 //! `MAILHOOK_SEED` repeats the random choices of an earlier run, but not their timing.
 
@@ -75,7 +75,7 @@ impl Soak {
         let dovecot = Dovecot::start();
         let proxies = [Proxy::in_front_of(dovecot.imaps), Proxy::in_front_of(dovecot.imap)];
         let chance = random.clone();
-        // The callback accepts each event at the third attempt, so that the run ends soon.
+        // The callback accepts each event at the third attempt at the latest, so that the run ends soon.
         let callback = Callback::replying(move |_, before| match chance.below(20) {
             0..2 if before < 2 => HandlerReply::Refuse,
             2 if before < 2 => HandlerReply::HangUp,
@@ -113,7 +113,7 @@ impl Soak {
         }
     }
 
-    /// Delivers bursts of payments to one mailbox or the other, with some private mails for the shared one.
+    /// Delivers bursts of payments to one mailbox or the other. The shared mailbox also gets some private mails.
     fn deliver(&self) {
         while !self.is_over() {
             let to = self.random.below(2) as usize;

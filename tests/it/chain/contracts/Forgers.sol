@@ -31,7 +31,7 @@ contract FalseWallet {
         emit NativeWithdrawn(shop, msg.value);
     }
 
-    /// The call to the shop succeeds in the trace, but the outer call reverts it.
+    /// The call to the shop succeeds in the trace, but the outer call is reverted, and the payment with it.
     function takeBack(address shop) external payable {
         try this.payAndRevert(shop, msg.value) {} catch {}
         emit NativeWithdrawn(shop, msg.value);

@@ -6,7 +6,7 @@ interface IToken {
     function transfer(address to, uint256 value) external returns (bool);
 }
 
-/// A temporary wallet, which pays out its balance. Anyone may set the recipient and call it.
+/// A temporary wallet, which pays out its balance. Anyone may set the recipient and start the payout.
 contract TemporaryWallet {
     event TokenWithdrawn(address token, address client, uint256 value);
     event NativeWithdrawn(address client, uint256 value);

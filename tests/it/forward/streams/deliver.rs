@@ -62,7 +62,7 @@ async fn existing_events_are_not_published_again() {
     setup.stop().await;
 }
 
-/// Sessions of several failed events and one completed event at the end, while the server is killed and restarted.
+/// Delivers sessions of several failed events and one completed event at the end, while the server is killed and restarted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_arrives_once_despite_restarts() {
     const SESSIONS: u32 = 150;
@@ -111,7 +111,7 @@ async fn a_paused_server_has_the_event_once() {
     setup.until_connected().await;
     server.pause();
     setup.record(vec![paid(Some(1), 1)]).await;
-    // The message is in the socket of the paused server. No attempt without an answer counts towards give_up_after.
+    // The message is in the socket of the paused server. An attempt without an answer does not count towards give_up_after.
     setup.until("tried", |all| all[0].attempts >= 1 && all[0].last_error.is_some()).await;
     assert_eq!(setup.results()[0], "no_response");
     assert!(setup.deliveries()[0].last_error.as_ref().unwrap().contains("no answer within 300ms"));
@@ -143,7 +143,7 @@ async fn an_unreachable_server_makes_no_delivery_dead() {
     setup.stop().await;
 }
 
-/// The server loses its files, as after a power failure before they were on the disk.
+/// The server loses its files, as after a power failure that came before the files were on the disk.
 #[tokio::test]
 async fn lost_messages_are_published_again_after_a_reconnect() {
     let mut server = server_with_stream().await;
@@ -153,7 +153,7 @@ async fn lost_messages_are_published_again_after_a_reconnect() {
     let bodies: Vec<_> = events.iter().map(|event| event.webhook().into_bytes()).collect();
     setup.record(events).await;
     setup.until_all("delivered").await;
-    // The last of them was acknowledged long ago; the others were more than five minutes earlier.
+    // The last event was acknowledged an hour ago. The second was acknowledged four minutes before the last, and the first ten.
     let ages = "UPDATE deliveries SET delivered_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now',
         CASE id WHEN 1 THEN '-70 minutes' WHEN 2 THEN '-64 minutes' ELSE '-60 minutes' END)";
     setup.sql().execute(ages, []).unwrap();

@@ -1,4 +1,4 @@
-//! A scripted server that acknowledges falsely in each known way.
+//! A scripted server that sends each known kind of false acknowledgement.
 
 use testkit::nats_engine::{EngineAnswer, NatsEngine};
 
@@ -116,7 +116,7 @@ async fn another_subscriber_is_named_in_status() {
     setup.stop().await;
 }
 
-/// The first message of a session goes alone. Then sixteen are open at the same time, and no more.
+/// On a connection, the first message is sent alone. After that, at most sixteen messages wait for their acknowledgements.
 #[tokio::test]
 async fn sixteen_messages_wait_for_their_answers() {
     let engine = NatsEngine::start(|n, _| if n == 0 { EngineAnswer::Store(1) } else { EngineAnswer::Silence }).await;

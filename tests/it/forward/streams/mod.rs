@@ -1,4 +1,4 @@
-//! Deliveries to JetStream: Debian's nats-server, and a scripted one for answers that a real one does not give.
+//! Deliveries to JetStream, with Debian's nats-server, and with a scripted server for answers that a real server does not send.
 
 mod connection;
 mod deliver;
@@ -18,7 +18,7 @@ fn paid_stream(url: &str, more: &str) -> ForwardSettings {
     settings(&format!("name = \"stream\"\nnats = [\"{url}\"]\nstream = \"{STREAM}\"\nsubject = \"shop.paid\"\n{more}"))
 }
 
-/// A server with a fitting stream.
+/// A server with a stream that is fit for payments.
 async fn server_with_stream() -> NatsServer {
     let server = NatsServer::start();
     create_stream(&server, json!({})).await;

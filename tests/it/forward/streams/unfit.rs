@@ -1,4 +1,4 @@
-//! Streams that do not keep what they acknowledge are refused, in words.
+//! Streams that do not keep what they acknowledge are refused, and the error names each problem.
 
 use super::*;
 

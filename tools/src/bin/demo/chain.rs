@@ -1,4 +1,4 @@
-//! Two genuine mails. The money of one arrives on a real EVM node, and the other's never does.
+//! Two genuine mails. The money of the one mail arrives on a real EVM node. The money of the other mail never arrives.
 
 use testkit::anvil::{self, Anvil, calldata};
 use testkit::daemon::{Home, account, forward};

@@ -26,7 +26,7 @@ async fn main() {
             std::process::exit(2);
         }
     };
-    // A panic is a fact that is wrong.
+    // If a fact is wrong, the demo panics. The panic is printed like a fact, with a cross.
     std::panic::set_hook(Box::new(|panic| println!("✗ {panic}")));
     let interrupted = tokio::signal::ctrl_c();
     tokio::select! {

@@ -21,7 +21,7 @@ pub(crate) fn fact(holds: bool, words: &str) {
     println!("✓ {words}");
 }
 
-/// Runs a command of the program, and prints it with its output. Panics if it ends with another exit code.
+/// Runs a command of the program, and prints it with its output. Panics if its exit code is not `code`.
 pub(crate) fn command(home: &Home, arguments: &[&str], code: i32) -> String {
     let output = run(home.command(arguments), code);
     println!("$ resmic-mailhook {}", arguments.join(" "));

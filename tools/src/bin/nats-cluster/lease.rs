@@ -1,5 +1,6 @@
-//! Two hosts share a database by a lease in the cluster. One server is killed: the active host stays active. A second one is killed:
-//! without a majority, no host may post. When the two run again, one host becomes active. Each payment must be accepted once.
+//! Two hosts share a database by a lease in the cluster. One server is killed, and the active host stays active. A second server
+//! is killed: without a majority, no host may post. When both servers run again, one host becomes active. Each payment must be
+//! accepted once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -16,16 +17,16 @@ use tokio::runtime::Runtime;
 use crate::load::{EndOnDrop, Load};
 
 const BUCKET: &str = "leases";
-/// The length that docs/several-machines.md recommends.
+/// The length of the lease that docs/several-machines.md recommends.
 const LEASE: Duration = Duration::from_secs(20);
-/// How many payments must arrive before a failure. With one server less, they arrive for longer than a lease.
+/// How many payments must arrive before the next failure. The second number of payments takes longer than a lease to arrive.
 const WORKING: usize = 50;
 const LONGER_THAN_A_LEASE: usize = 450;
 /// The figure to reach: how long after the servers started again the first payment is posted.
 const RECOVERY: Duration = Duration::from_secs(40);
 const PATIENCE: Duration = Duration::from_secs(150);
 
-/// A host with a handler, which counts.
+/// A host, and its handler, which counts the requests.
 struct Host {
     home: Home,
     callback: Callback,
@@ -44,7 +45,7 @@ impl Host {
         Host { home: Home::new(""), callback, posts }
     }
 
-    /// Writes the configuration. Before a takeover, the host copies the database of `other`, if that one was active last.
+    /// Writes the configuration. Before a takeover, the host copies the database of `other`, if `other` was the last active host.
     fn configure(&self, name: &str, (other, from): (&str, &Host), imap: u16, servers: &[String]) {
         let (folder, to) = (from.home.folder.path().display(), self.home.database());
         let script = format!(
@@ -138,7 +139,6 @@ impl Trial<'_> {
     fn run(&mut self) -> Duration {
         let [a, b] = self.daemons;
         self.until_posted(WORKING);
-        // The leader of the bucket.
         let first = self.kill_leader();
         let killed = Instant::now();
         self.until_posted(LONGER_THAN_A_LEASE);
@@ -156,7 +156,7 @@ impl Trial<'_> {
         until("both hosts wait", || self.hosts.iter().all(Host::waits));
         self.load.dovecot.until_logged_in(&[], PATIENCE);
         let posts = self.posts();
-        // The last third of the lease: mails are stored and not posted.
+        // In the last third of its lease, the active host stored mails and did not post them.
         let stored: usize = self.hosts[0].home.ask("SELECT count(*) FROM events").parse().unwrap();
         assert!(stored > posts.len(), "{stored} events, {} posted", posts.len());
         let last = posts.last().unwrap().saturating_duration_since(killed);
@@ -207,7 +207,7 @@ impl Trial<'_> {
         posts
     }
 
-    /// Waits until payments of this moment and later are posted.
+    /// Waits until all payments that have arrived so far are posted, and this number of later ones.
     fn until_posted(&self, more: usize) {
         let wanted = self.load.sent.load(Ordering::SeqCst) + more;
         until("payments at the handlers", || self.posts().len() >= wanted);

@@ -1,5 +1,6 @@
-//! `make test-nats-cluster`: the servers of a NATS cluster are killed while payments arrive. `stream`: the payments go through
-//! the cluster to consumers. `lease`: two hosts share a database by a lease in the cluster. An argument selects one of them.
+//! `make test-nats-cluster`: the servers of a NATS cluster are killed while payments arrive. In the test `stream`, the payments
+//! go through the cluster to consumers. In the test `lease`, two hosts share a database by a lease in the cluster. An argument
+//! selects one of the two tests.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout)]

@@ -119,7 +119,7 @@ impl Disturbance<'_> {
         longest
     }
 
-    /// Waits until payments of this moment and later have reached the consumers.
+    /// Waits until all payments that have arrived so far, and [`RECOVERED`] later ones, have reached the consumers.
     fn until_recovered(&self) {
         let wanted = self.load.sent.load(Ordering::SeqCst) + RECOVERED;
         self.consumers.iter().for_each(|consumer| consumer.until_printed(wanted, PATIENCE));
