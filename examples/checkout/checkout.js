@@ -28,7 +28,7 @@ function addressFor(reference, mailbox, key) {
 // Creates a session at Resmic and registers it. Returns the URL of the payment page.
 async function checkout(id) {
   const order = orders.get(id);
-  const reference = `order-${id}-${++order.tries}`; // another one for each session
+  const reference = `order-${id}-${++order.tries}`; // a separate reference for each session
   const response = await fetch(`${RESMIC_URL}/api/v1/makepayment`, {
     method: 'POST',
     headers: { 'Content-Type': 'application/json', 'x-api-key': RESMIC_API_KEY, 'x-user-id': RESMIC_USER_ID },
@@ -48,20 +48,20 @@ async function checkout(id) {
   const answer = await response.json();
   if (answer.success !== true) throw new Error(`Resmic: ${answer.message}`);
   const { session_id: session, payment_url: url } = answer.data;
-  // Before the customer can pay. If this fails, there is no checkout.
+  // Register the session before the customer can pay. If this fails, there is no checkout.
   execFileSync('resmic-mailhook', ['session', 'add', session, '--order', reference, '--amount', order.amount]);
   sessions.set(session, id);
   return url;
 }
 
-// The event. It may arrive twice, so it only sets a state.
+// Receives an event. The same event may arrive twice, so this function only sets a state.
 function receive(body, signature) {
   const expected = Buffer.from(createHmac('sha256', WEBHOOK_SECRET).update(body).digest('hex'));
   const given = Buffer.from(signature ?? '');
   if (given.length !== expected.length || !timingSafeEqual(given, expected)) return 401;
   const event = JSON.parse(body);
   const order = orders.get(sessions.get(event.session_id));
-  if (!order) return 404; // delivered again later
+  if (!order) return 404; // the daemon delivers the event again later
   if (event.status === true && Number(event.amount) === Number(order.amount)) order.state = 'paid';
   else if (event.status === true) order.state = 'review';
   else if (event.state !== 'pending' && order.state === 'open') order.state = 'failed';

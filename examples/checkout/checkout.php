@@ -39,7 +39,7 @@ function checkout(string $id): string {
         $shop['orders'][$id]['tries']++;
         return $shop['orders'][$id];
     });
-    $reference = "order-$id-{$order['tries']}"; // another one for each session
+    $reference = "order-$id-{$order['tries']}"; // a separate reference for each session
     $page = (getenv('SHOP_URL') ?: 'https://shop.example') . "/order/$id";
     $body = json_encode([
         'amount' => (float) $order['amount'],
@@ -59,7 +59,7 @@ function checkout(string $id): string {
     $answer = json_decode((string) file_get_contents($url, false, stream_context_create(['http' => $http])), true);
     if (($answer['success'] ?? null) !== true) throw new RuntimeException('Resmic: ' . ($answer['message'] ?? 'no answer'));
     $session = $answer['data']['session_id'];
-    // Before the customer can pay. If this fails, there is no checkout.
+    // Register the session before the customer can pay. If this fails, there is no checkout.
     $command = ['resmic-mailhook', 'session', 'add', $session, '--order', $reference, '--amount', $order['amount']];
     $process = proc_open($command, [1 => ['file', '/dev/null', 'w']], $pipes);
     if (proc_close($process) !== 0) throw new RuntimeException('cannot register the session');
@@ -67,13 +67,13 @@ function checkout(string $id): string {
     return $answer['data']['payment_url'];
 }
 
-// The event. It may arrive twice, so it only sets a state.
+// Receives an event. The same event may arrive twice, so this function only sets a state.
 function receive(string $body, string $signature): int {
     if (!hash_equals(hash_hmac('sha256', $body, getenv('WEBHOOK_SECRET')), $signature)) return 401;
     $event = json_decode($body, true);
     return with_orders(function (&$shop) use ($event) {
         $id = $shop['sessions'][$event['session_id']] ?? null;
-        if ($id === null) return 404; // delivered again later
+        if ($id === null) return 404; // the daemon delivers the event again later
         $order = &$shop['orders'][$id];
         if ($event['status'] === true) {
             $order['state'] = (float) $event['amount'] === (float) $order['amount'] ? 'paid' : 'review';

@@ -41,7 +41,7 @@ def checkout(order_id):
     """Creates a session at Resmic and registers it. Returns the URL of the payment page."""
     order = orders[order_id]
     order["tries"] += 1
-    reference = f"order-{order_id}-{order['tries']}"  # another one for each session
+    reference = f"order-{order_id}-{order['tries']}"  # a separate reference for each session
     body = {
         "amount": float(order["amount"]),
         "blockchain": ["Polygon"],
@@ -61,7 +61,7 @@ def checkout(order_id):
     if answer["success"] is not True:
         raise RuntimeError(f"Resmic: {answer['message']}")
     session = answer["data"]["session_id"]
-    # Before the customer can pay. If this fails, there is no checkout.
+    # Register the session before the customer can pay. If this fails, there is no checkout.
     command = ["resmic-mailhook", "session", "add", session, "--order", reference, "--amount", order["amount"]]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     sessions[session] = order_id
@@ -69,14 +69,14 @@ def checkout(order_id):
 
 
 def receive(body, signature):
-    """The event. It may arrive twice, so it only sets a state."""
+    """Receives an event. The same event may arrive twice, so this function only sets a state."""
     expected = hmac.new(ENV["WEBHOOK_SECRET"].encode(), body, hashlib.sha256).hexdigest()
     if not hmac.compare_digest(expected.encode(), signature.encode()):
         return 401
     event = json.loads(body)
     order = orders.get(sessions.get(event["session_id"]))
     if order is None:
-        return 404  # delivered again later
+        return 404  # the daemon delivers the event again later
     if event["status"] is True:
         order["state"] = "paid" if Decimal(event["amount"]) == Decimal(order["amount"]) else "review"
     elif event.get("state") != "pending" and order["state"] == "open":

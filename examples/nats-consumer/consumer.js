@@ -19,12 +19,12 @@ const connection = {
   tls: servers.some((server) => server.startsWith('tls:')) ? { caFile: process.env.NATS_CA } : undefined,
   maxReconnectAttempts: -1, // the library connects again whenever the connection is lost
   reconnectTimeWait: 1000,
-  timeout: 2000, // of one attempt
+  timeout: 2000, // of one attempt to connect
   pingInterval: 5000,
 };
 
 // The event's id is the key of a payment. `content` is a second key, because the signature covers the body and not the
-// subject: the body of one payment under the id of another changes nothing. `sequence` is the place in the stream.
+// subject: the body of one payment under the id of another changes nothing. `sequence` is the message's place in the stream.
 const db = new Database(process.env.DATABASE ?? 'payments.db');
 db.exec(`
 PRAGMA journal_mode = WAL;
@@ -45,12 +45,12 @@ function isGenuine(signature, body) {
   return given.length === expected.length && crypto.timingSafeEqual(given, Buffer.from(expected));
 }
 
-// Stores a message. When this returns, it is committed.
+// Stores a message. When this function returns, the message is committed.
 function store(subject, signature, body, sequence) {
   if (insert(subject, signature, body, sequence)) console.log(body.toString());
 }
 
-// One transaction. Returns whether the message is a new payment.
+// Runs in one database transaction. Returns whether the message is a new payment.
 const insert = db.transaction((subject, signature, body, sequence) => {
   if (!isGenuine(signature, body)) {
     console.error(`message ${sequence} has no valid X-Signature; see the table unverified`);
@@ -60,12 +60,12 @@ const insert = db.transaction((subject, signature, body, sequence) => {
   const { status, state, blockchain, transaction_hash: hash, session_id: session, txTime } = JSON.parse(body);
   const content = JSON.stringify([status, state, ...(hash ? [blockchain, hash] : [session, txTime])]);
   const { changes } = insertPayment.run(subject.split('.').pop(), content, sequence, body.toString());
-  // If it is new, a real shop changes the order here, in the same transaction. It also compares the amount.
+  // If the payment is new, a real shop changes the order here, in the same database transaction. It also compares the amount.
   deleteVerified.run(subject, signature, body);
   return changes === 1;
 });
 
-let messages; // of the last request
+let messages; // the messages of the last request
 let isStopping = false;
 
 // Stores the messages of the stream, and acknowledges each of them after its commit.
@@ -76,7 +76,7 @@ async function read(client) {
   const consumer = await manager.jetstream().consumers.get(stream, name);
   console.error(`reading ${stream}`);
   while (!isStopping) {
-    // Requests are short, because a request to a server that fails is lost without a word.
+    // Each request ends after a second: if the server fails, the request is lost, and the library reports no error.
     messages = await consumer.fetch({ max_messages: 100, expires: 1000 });
     for await (const message of messages) {
       const signature = message.headers?.get('X-Signature') ?? '';
@@ -94,7 +94,7 @@ async function main() {
       else process.exit();
     });
   }
-  // After a start with the right secret, messages that were not verified with a wrong one are payments.
+  // Messages that came while the secret was wrong are in `unverified`. With the right secret, they become payments now.
   for (const { subject, signature, body, sequence } of db.prepare('SELECT * FROM unverified ORDER BY sequence').all()) {
     store(subject, signature, Buffer.from(body), sequence);
   }

@@ -24,7 +24,7 @@ SUBJECT = os.environ.get("SUBJECT", "resmic.events")
 CONSUMER = os.environ.get("CONSUMER", "shop")
 
 # The event's id is the key of a payment. `content` is a second key, because the signature covers the body and not the
-# subject: the body of one payment under the id of another changes nothing. `sequence` is the place in the stream.
+# subject: the body of one payment under the id of another changes nothing. `sequence` is the message's place in the stream.
 TABLES = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -42,12 +42,12 @@ def talk(text):
 
 
 def store(db, subject, signature, body, sequence):
-    """Stores a message. When this returns, it is committed."""
+    """Stores a message. When this function returns, the message is committed."""
     expected = hmac.new(SECRET, body, hashlib.sha256).hexdigest()
     # compare_digest takes only ASCII strings, but bytes of any value; a publisher can put anything into the header.
     is_genuine = hmac.compare_digest(expected.encode(), signature.encode())
     message = (subject, signature, body)
-    with db:  # one transaction
+    with db:  # one database transaction
         if not is_genuine:
             talk(f"message {sequence} has no valid X-Signature; see the table unverified")
             db.execute("INSERT INTO unverified VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", (*message, sequence))
@@ -57,7 +57,8 @@ def store(db, subject, signature, body, sequence):
         content = json.dumps([event.get(key) for key in ("status", "state", *what)])
         row = (subject.rpartition(".")[2], content, sequence, body.decode())
         is_new = db.execute("INSERT INTO payments VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount == 1
-        # If it is new, a real shop changes the order here, in the same transaction. It also compares the amount.
+        # If the payment is new, a real shop changes the order here, in the same database transaction. It also
+        # compares the amount.
         db.execute("DELETE FROM unverified WHERE (subject, signature, body) = (?, ?, ?)", message)
     if is_new:
         print(body.decode(), flush=True)
@@ -72,10 +73,12 @@ async def read(client, db):
     try:
         while True:
             try:
-                # Requests are short, because a request to a server that fails is lost without a word.
+                # Each request ends after a second: if the server fails, the request is lost, and the library reports no
+                # error.
                 messages = await subscription.fetch(100, timeout=1)
             except asyncio.TimeoutError:
-                await subscription.consumer_info()  # Nothing is new, or the server has lost the consumer. Then this fails.
+                # Either no message is new, or the server has lost the consumer. This call fails if the consumer is lost.
+                await subscription.consumer_info()
                 continue
             for message in messages:
                 signature = (message.headers or {}).get("X-Signature", "")
@@ -130,16 +133,16 @@ async def main():
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     db = sqlite3.connect(os.environ.get("DATABASE", "payments.db"))
     db.executescript(TABLES)
-    # After a start with the right secret, messages that were not verified with a wrong one are payments.
+    # Messages that came while the secret was wrong are in `unverified`. With the right secret, they become payments now.
     for message in db.execute("SELECT * FROM unverified ORDER BY sequence").fetchall():
         store(db, *message)
 
     reading = asyncio.create_task(keep_reading(db))
     await asyncio.wait({reading, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
     if not stopping.is_set():
-        await reading  # It has failed, for example because the disk is full.
+        await reading  # The task has failed, for example because the disk is full.
     while not reading.done():
-        reading.cancel()  # More than once, because the library can swallow it.
+        reading.cancel()  # The library can swallow a cancellation, so this is repeated until the task ends.
         await asyncio.wait({reading}, timeout=0.1)
 
 

@@ -8,7 +8,7 @@ if (!secret) throw new Error('WEBHOOK_SECRET is not set');
 const app = express();
 app.use(express.json());
 
-const paid = new Map(); // by event; a shop keeps this in its database
+const paid = new Map(); // the payments, by event; a shop keeps them in its database
 
 app.post('/payment-webhook', (req, res) => {
   const expected = crypto.createHmac('sha256', secret).update(JSON.stringify(req.body ?? null)).digest('hex');
@@ -16,7 +16,7 @@ app.post('/payment-webhook', (req, res) => {
   if (given.length !== expected.length || !crypto.timingSafeEqual(given, Buffer.from(expected))) {
     return res.status(401).json({ error: 'wrong signature' });
   }
-  // An event may be delivered twice: count it once. The id comes from the body, because the signature covers no header.
+  // An event may be delivered twice: count it once. Its id comes from the body, because the signature covers no header.
   // A real shop also compares the amount with the price of the order.
   const { status, state, blockchain, transaction_hash: hash, session_id: session, txTime } = req.body;
   const id = JSON.stringify([status, state, ...(hash ? [blockchain, hash] : [session, txTime])]);

@@ -7,7 +7,7 @@ import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SECRET = os.environ["WEBHOOK_SECRET"].encode()
-paid = {}  # by event; a shop keeps this in its database
+paid = {}  # the payments, by event; a shop keeps them in its database
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -23,7 +23,7 @@ class Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(expected.encode(), self.headers.get("X-Signature", "").encode()):
             return self.answer(401)
         event = json.loads(body)
-        # An event may be delivered twice: count it once. The id comes from the body, because the signature covers no
+        # An event may be delivered twice: count it once. Its id comes from the body, because the signature covers no
         # header. A real shop also compares the amount with the price of the order.
         what = ("blockchain", "transaction_hash") if event.get("transaction_hash") else ("session_id", "txTime")
         if paid.setdefault(tuple(event.get(key) for key in ("status", "state", *what)), event) is event:
