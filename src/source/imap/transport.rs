@@ -192,7 +192,7 @@ impl AsyncWrite for Transport {
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Net").field("peer", &self.tcp().peer_addr().ok()).finish_non_exhaustive()
+        f.debug_struct("Transport").field("peer", &self.tcp().peer_addr().ok()).finish_non_exhaustive()
     }
 }
 

@@ -13,33 +13,33 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// A name in modified UTF-7.
 pub(super) fn encode(name: &str) -> String {
-    let mut connection = String::with_capacity(name.len());
+    let mut encoded = String::with_capacity(name.len());
     let mut foreign = Vec::new();
     for c in name.chars() {
         if matches!(c, ' '..='~') {
-            shift(&mut connection, &mut foreign);
+            shift(&mut encoded, &mut foreign);
             match c {
-                '&' => connection.push_str("&-"),
-                c => connection.push(c),
+                '&' => encoded.push_str("&-"),
+                c => encoded.push(c),
             }
         } else {
             foreign.extend(c.encode_utf16(&mut [0; 2]).iter().flat_map(|unit| unit.to_be_bytes()));
         }
     }
-    shift(&mut connection, &mut foreign);
-    connection
+    shift(&mut encoded, &mut foreign);
+    encoded
 }
 
-fn shift(connection: &mut String, foreign: &mut Vec<u8>) {
+fn shift(encoded: &mut String, foreign: &mut Vec<u8>) {
     if !foreign.is_empty() {
-        connection.push_str(&format!("&{}-", BASE64.encode(std::mem::take(foreign))));
+        encoded.push_str(&format!("&{}-", BASE64.encode(std::mem::take(foreign))));
     }
 }
 
 /// Decodes modified UTF-7; `None` if the name is not canonical, because encoding the result would give another name.
-pub(super) fn decode(connection: &str) -> Option<String> {
-    let mut name = String::with_capacity(connection.len());
-    let mut rest = connection;
+pub(super) fn decode(encoded: &str) -> Option<String> {
+    let mut name = String::with_capacity(encoded.len());
+    let mut rest = encoded;
     while let Some((plain, shifted)) = rest.split_once('&') {
         let (coded, after) = shifted.split_once('-')?;
         name.push_str(plain);
@@ -50,7 +50,7 @@ pub(super) fn decode(connection: &str) -> Option<String> {
         rest = after;
     }
     name.push_str(rest);
-    (encode(&name) == connection).then_some(name)
+    (encode(&name) == encoded).then_some(name)
 }
 
 fn utf16(bytes: &[u8]) -> Option<String> {
@@ -66,15 +66,15 @@ mod tests {
     #[test]
     fn names_survive_encoding_and_decoding() {
         // The second is the RFC's own example.
-        for (name, connection) in [
+        for (name, encoded) in [
             ("INBOX", "INBOX"),
             ("~peter/mail/台北/日本語", "~peter/mail/&U,BTFw-/&ZeVnLIqe-"),
             ("Entwürfe", "Entw&APw-rfe"),
             ("R&D", "R&-D"),
             ("💶", "&2D3ctg-"),
         ] {
-            assert_eq!(encode(name), connection);
-            assert_eq!(decode(connection).as_deref(), Some(name));
+            assert_eq!(encode(name), encoded);
+            assert_eq!(decode(encoded).as_deref(), Some(name));
         }
     }
 

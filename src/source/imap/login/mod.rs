@@ -76,20 +76,20 @@ pub(super) async fn connect(
     };
     loop {
         let token = tokens.get().await?;
-        let start_boundary = log_in(settings, login, LoginSecret::AccessToken(&token.secret), timing).await;
-        match &start_boundary {
+        let login_result = log_in(settings, login, LoginSecret::AccessToken(&token.secret), timing).await;
+        match &login_result {
             Err(Error::Login(_)) => {}
             // The refusal has no clear cause. The cached token may have been revoked, so the next attempt requests a new one.
             Err(Error::LoginDeferred { words, .. }) if token.was_cached && !refusal::is_temporary(words) => {
                 tokens.drop_refused(&token).await;
-                return start_boundary;
+                return login_result;
             }
-            _ => return start_boundary,
+            _ => return login_result,
         }
         tokens.drop_refused(&token).await;
         // A new token would be refused again. A cached one may have been revoked, so a new one is tried at once.
         if !token.was_cached {
-            return start_boundary;
+            return login_result;
         }
     }
 }

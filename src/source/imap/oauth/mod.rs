@@ -221,7 +221,7 @@ impl From<TokenFailure> for Error {
 
 impl std::fmt::Debug for AccessTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokens").finish_non_exhaustive()
+        f.debug_struct("AccessTokens").finish_non_exhaustive()
     }
 }
 

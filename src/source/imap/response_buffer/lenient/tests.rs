@@ -89,7 +89,7 @@ fn odd_list_lines_give_a_name_or_nothing() {
 }
 
 #[test]
-fn other_odd_lines_are_read_or_empty_response() {
+fn other_odd_lines_are_parsed_or_skipped() {
     assert_eq!(parse_all("*  5  EXISTS \r\n"), parsed("* 5 EXISTS\r\n"));
     assert_eq!(parse_all("A7  OK  done\r\n"), parsed("A7 OK done\r\n"));
     let offered = [Capability::Atom("IMAP4rev2".into()), Capability::Auth("PLAIN".into())];
