@@ -18,13 +18,13 @@ const LONGEST_ANSWER: usize = 64 * 1024;
 
 /// The answer to a form.
 pub struct FormAnswer {
-    /// Its status.
+    /// The status of the answer.
     pub status: StatusCode,
     /// The pause that the server asked for.
     pub retry_after: Option<Duration>,
     /// The target of a redirect. It is not followed.
     pub location: Option<String>,
-    /// Its body, at most 64 KiB.
+    /// The body of the answer, at most 64 KiB.
     pub body: Bytes,
 }
 
@@ -65,7 +65,7 @@ async fn read_answer(response: Response<Incoming>) -> Result<FormAnswer, String>
     Ok(FormAnswer { status, retry_after, location, body })
 }
 
-/// Fields as the body of a form, or as a query.
+/// Encodes fields as the body of a form, or as a query.
 #[must_use]
 pub fn encode_form(fields: &[(&str, &str)]) -> String {
     let pairs: Vec<_> = fields.iter().map(|(key, value)| format!("{key}={}", encode_value(value))).collect();

@@ -107,7 +107,7 @@ mod tests {
     use crate::payments::ExaminedMail;
     use crate::trust::dns;
 
-    /// A mail that was deferred just now. Its account is not configured.
+    /// A mail that was deferred just now, of an account that is not configured.
     async fn deferred_one() -> (tempfile::TempDir, DeferredMails) {
         let folder = tempfile::tempdir().unwrap();
         let store = db::testing::store(&folder);

@@ -41,7 +41,7 @@ const RETRY: Backoff = Backoff { base: Duration::from_millis(500), cap: Duration
 pub struct Ingest {
     /// The account's name.
     pub account: String,
-    /// The rules for its mails.
+    /// The rules for the account's mails.
     pub rules: Arc<Rules>,
     /// Looks up DKIM keys.
     pub resolver: Arc<Resolver>,
@@ -220,7 +220,7 @@ impl Ingest {
             }
             for (done, first, count) in waiting {
                 let uids = entries.iter().zip(&recorded).skip(first).take(count).filter_map(notification_uid).collect();
-                // This fails if the watcher has ended or the mailbox was renumbered. Then these mails are not marked or moved.
+                // If the watcher has ended or the mailbox was renumbered, sending fails, and these mails are not marked or moved.
                 let _ = done.send(uids);
             }
         }
@@ -276,7 +276,8 @@ fn unparsable() -> Examined {
 }
 
 fn notification_uid((entry, recorded): (&ExaminedMail, &Recorded)) -> Option<u32> {
-    // Any mail that was recorded before is a `duplicate`, so the outcome does not show this. Only a notification has an event.
+    // The outcome does not show whether a mail is a notification: any mail that was recorded before is a `duplicate`. But only a
+    // notification has an event.
     entry.mail.origin.uid.filter(|_| recorded.event_id.is_some()).map(|(_, uid)| uid.0)
 }
 

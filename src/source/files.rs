@@ -15,7 +15,7 @@ pub struct FileMail {
     pub name: String,
     /// The message, cut at the caller's limit.
     pub bytes: Vec<u8>,
-    /// Its full size in bytes; more than `bytes.len()` if it was cut.
+    /// The full size of the message in bytes; more than `bytes.len()` if the message was cut.
     pub size: u64,
 }
 

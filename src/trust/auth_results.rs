@@ -1,8 +1,8 @@
 //! Authenticates a mail by Authentication-Results (RFC 8601) of the merchant's own receiving server.
 //!
 //! SPF checkers and content filters copy MAIL FROM and HELO into comments of that field without escaping them. So a forger can
-//! write statements into the field. The server's result is therefore used for the body only: this module also verifies the header
-//! part of the signature that the server found valid.
+//! write statements into the field. Therefore the server's result proves only that the body is unchanged. This module verifies
+//! the header part of the signature that the server found valid.
 
 use mail_auth::dkim::Signature;
 
@@ -17,7 +17,7 @@ use crate::model::{Authenticity, SignedHeaders, Trust, TrustProof, printable};
 pub(super) struct PassedSignature {
     /// `header.d`, in lower case.
     domain: Option<String>,
-    /// The domain of `header.i`. It is equal to `d=`, or a subdomain of `d=`.
+    /// The domain of `header.i`, which is equal to `d=` or a subdomain of it.
     identity: Option<String>,
     /// `header.s`.
     selector: Option<String>,
@@ -44,8 +44,8 @@ pub(super) async fn authenticate(mail: &Candidate<'_>, settings: &TrustSettings,
 /// The signatures of `from`'s organisation that the server found valid.
 ///
 /// # Errors
-/// The reason, if the server found no valid signature of that organisation. A field that has results for the organisation, but no
-/// valid one, is an error even if other fields have one.
+/// The reason, if the server found no valid signature of that organisation. A field with results for the organisation, but
+/// without a valid signature, is an error, even if another field has a valid signature.
 fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature>, String> {
     let mut passed = Vec::new();
     for field in fields {
@@ -63,7 +63,8 @@ fn passed(fields: &[AuthResultsField], from: &str) -> Result<Vec<PassedSignature
     if passed.is_empty() { Err(none()) } else { Ok(passed) }
 }
 
-/// Whether this result is about a DKIM signature of `from`'s organisation, or names no domain.
+/// Whether this result may be about a DKIM signature of `from`'s organisation. A result without a domain may be about any
+/// signature, except `dkim=none`.
 fn is_about(result: &MethodResult, from: &str) -> bool {
     let aligned = result.domain().map_or(result.value != "none", |domain| is_aligned(domain, from));
     result.method == "dkim" && aligned

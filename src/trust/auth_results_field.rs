@@ -5,7 +5,7 @@
 pub(super) struct AuthResultsField {
     /// The name of the server that wrote the field. Microsoft's fields do not name their server.
     pub(super) server: Option<String>,
-    /// Its results, without those that cannot be parsed.
+    /// The results in the field, without those that cannot be parsed.
     pub(super) results: Vec<MethodResult>,
 }
 

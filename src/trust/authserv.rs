@@ -21,8 +21,9 @@ pub(super) fn is_valid(id: &str) -> bool {
 
 /// The topmost consecutive Authentication-Results fields of the servers in `ids`.
 ///
-/// Header fields with other names in between are ignored. Authentication-Results fields of other servers above are also ignored,
-/// because they were added later. Such a field of another server below ends the search.
+/// Header fields with other names in between are ignored. Authentication-Results fields of other servers above these fields are
+/// also ignored, because they were added later. Below, the first field of another server ends the search. If Microsoft's servers
+/// received the mail, `ids` allows them, and the topmost field names no server, the result is this field alone.
 ///
 /// # Errors
 /// The reason, if there is no such field or one of them cannot be parsed.

@@ -31,7 +31,7 @@ impl Clock {
         expires > 0 && (expires <= self.receipt_time(made, expires) || expires <= made)
     }
 
-    /// Whether this machine's clock seems to be behind: the signature's `t=` is in the future.
+    /// Whether this machine's clock seems to be behind: the signature's `t=` is more than a day in the future.
     pub(super) fn is_behind(&self, signature: &Signature) -> bool {
         seconds(signature.t) > self.now.as_second().saturating_add(CLOCK_TOLERANCE)
     }
@@ -39,8 +39,9 @@ impl Clock {
     /// The receipt time, in seconds since 1970. The expiry is compared with this time, because the daemon may fetch a mail days
     /// after its receipt.
     ///
-    /// `now` replaces an implausible INTERNALDATE. If the date is in the future, the two clocks disagree. If it is before the
-    /// signature, it is not the receipt time: a client may append a mail with any date, and some servers send 1970.
+    /// `now` replaces an implausible INTERNALDATE. A date in the future shows that the clocks of the server and of this machine
+    /// disagree. A date before the signature is not the receipt time: a client may append a mail with any date, and some servers
+    /// send 1970.
     fn receipt_time(&self, made: i64, expires: i64) -> i64 {
         let earliest =
             if made > 0 { made.saturating_sub(CLOCK_TOLERANCE) } else { expires.saturating_sub(MAX_LIFETIME) };

@@ -220,7 +220,7 @@ fn has_tag(signature: &[u8], name: &str) -> bool {
     tags.map(<[u8]>::trim_ascii).any(|tag| tag.eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// Returns the names in `h=` for which the signature includes every field of the mail. They keep the order of `h=`.
+/// Returns the names in `h=` for which the signature includes every field of the mail. The names keep the order of `h=`.
 ///
 /// DKIM signs the fields with one name from the bottom, and most mail programs show the topmost field. A forger can add an
 /// unsigned field at the top. So a name is left out if the mail has more fields with this name than `h=` lists. The result is
@@ -263,7 +263,7 @@ fn describe_key(signature: &Signature) -> String {
 fn dns_failure(result: &DkimResult) -> Option<String> {
     match result {
         DkimResult::TempError(error) => Some(error.to_string()),
-        // "Not found" counts only with a code that is an answer. A server that fails or refuses has not answered.
+        // `RecordNotFound` is an answer only with NOERROR and NXDOMAIN. With other codes, the server has failed or refused.
         DkimResult::PermError(Error::Dns(DnsError::RecordNotFound(code))) if !super::dns::is_answer(*code) => {
             Some(format!("the server answered {code}"))
         }

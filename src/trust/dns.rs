@@ -94,7 +94,7 @@ impl Resolver {
         &self.name_servers
     }
 
-    /// Remembers the key of a trusted mail. The next mail is probably signed with the same key.
+    /// Remembers the name of a key that verified a mail. The next mail is probably signed with the same key.
     pub fn remember_key(&self, domain: &str, selector: &str) {
         let name = key_name(domain, selector);
         let Ok(mut recent_keys) = self.recent_keys.lock() else { return };
@@ -105,7 +105,7 @@ impl Resolver {
         }
     }
 
-    /// Whether all remembered keys are in the cache, so that a mail that is signed with one of them needs no lookup.
+    /// Whether the cache has the keys of all remembered names. A mail that is signed with one of these keys needs no lookup.
     #[must_use]
     pub fn has_cached_keys(&self) -> bool {
         self.recent_keys
@@ -113,8 +113,8 @@ impl Resolver {
             .is_ok_and(|recent_keys| recent_keys.iter().all(|name| self.cache.get(name.as_str()).is_some()))
     }
 
-    /// Looks up the remembered keys that are not in the cache. A failure is ignored: the lookup is repeated when a mail needs
-    /// the key.
+    /// Looks up the keys of the remembered names, if the cache does not have them. A failure is ignored: the lookup is repeated
+    /// when a mail needs the key.
     pub async fn prefetch_keys(&self) {
         let Ok(_prefetching) = self.prefetching.try_lock() else { return };
         let names: Vec<String> =
@@ -128,7 +128,7 @@ impl Resolver {
     pub(super) async fn verify<'x>(&'x self, message: &'x AuthenticatedMessage<'x>) -> Vec<DkimOutput<'x>> {
         let checking = async {
             // All lookups run at once, so that four keys take no longer than one, even if DNS does not answer. mail-auth then
-            // takes the found keys from the cache. It repeats the other lookups over the way that worked last.
+            // takes the found keys from the cache. It repeats each failed lookup over the way that worked last.
             let names: BTreeSet<_> = message.dkim_headers.iter().map(|s| key_name(&s.header.d, &s.header.s)).collect();
             join_all(names.into_iter().map(|name| self.look_up_key(name))).await;
             self.name_servers.preferred().verify_dkim(Parameters::new(message).with_txt_cache(&self.cache)).await
@@ -258,7 +258,7 @@ impl ResolverCache<Box<str>, Txt> for KeyCache {
         }
         let Ok(mut keys) = self.0.lock() else { return };
         if keys.len() >= MAX_KEYS {
-            // Mails that each name another selector must not fill the memory.
+            // Many mails with a different selector each must not fill the memory.
             let now = Instant::now();
             keys.retain(|_, (_, until)| *until > now);
             if keys.len() >= MAX_KEYS {

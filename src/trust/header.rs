@@ -26,9 +26,9 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The mail without a byte order mark in front of its first field.
 ///
-/// Some proxies in front of a mail server prepend a byte order mark, such as email-oauth2-proxy in front of Microsoft 365. No
-/// signature includes this mark, because the name of a field is ASCII (RFC 5322, 2.2). Without the mark, the first field has its
-/// name again. A mark at any other place stays, because it may be signed.
+/// Some proxies put a byte order mark before the mail, for example email-oauth2-proxy in front of Microsoft 365. No signature
+/// includes this mark, because the name of a field is ASCII (RFC 5322, 2.2). The mark would be a part of the first field's name.
+/// A mark at any other place stays, because it may be signed.
 pub(super) fn without_byte_order_mark(mail: &[u8]) -> &[u8] {
     mail.strip_prefix(BYTE_ORDER_MARK).unwrap_or(mail)
 }
@@ -107,8 +107,8 @@ impl<'a> Header<'a> {
     /// # Errors
     /// The reason why the sender is ambiguous.
     pub(super) fn from(&self) -> Result<String, String> {
-        // DKIM selects fields from the bottom. The signed To may be below the last field that was parsed, and a forged To above
-        // it.
+        // DKIM selects fields from the bottom. So the signed To may be among the fields that were not parsed, and a forged To
+        // among the parsed fields.
         if self.is_truncated {
             return Err(format!("its header has more than {MAX_FIELDS} fields"));
         }
@@ -186,11 +186,11 @@ pub(super) fn addresses(value: &[u8]) -> Vec<String> {
     addresses_or_group(value).map(|(list, _)| list).unwrap_or_default()
 }
 
-/// The addresses in a field's value, except those that contain a quoted string, a domain literal or a comment. They decide
-/// whether a mail is addressed to the account.
+/// The addresses in a field's value, except those that contain a quoted string, a domain literal or a comment. These addresses
+/// decide whether a mail is addressed to the account.
 ///
-/// They are parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
-/// lenient parsers find three.
+/// The value is parsed strictly by RFC 5322: `<"x>, payments@shop.example, <y"@evil.tld>` is one address at evil.tld, although
+/// lenient parsers find three addresses.
 pub(super) fn plain_addresses(value: &[u8]) -> Vec<String> {
     let text = mask_quoted(&String::from_utf8_lossy(value));
     let listed = text.split([',', ';']).filter_map(|one| {

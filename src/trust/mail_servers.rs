@@ -23,7 +23,8 @@ pub async fn exchangers(resolver: &Resolver, domain: &str) -> Result<Vec<String>
     Ok(found.into_iter().map(|(_, host)| host).filter(|host| !host.is_empty()).collect())
 }
 
-/// Host and port of a service such as `_imaps._tcp`, the preferred one first; empty if the domain does not offer it.
+/// The hosts and ports of a service such as `_imaps._tcp`, the preferred host first; empty if the domain does not offer the
+/// service.
 ///
 /// # Errors
 /// A message, if DNS does not answer.

@@ -150,7 +150,7 @@ fn normalize_address(address: &str) -> String {
 /// This is not a proof.
 #[must_use]
 pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
-    // Most mails of a shared mailbox do not contain the domain at all. They need no parsing.
+    // Most mails of a shared mailbox do not contain the domain at all, so their header need not be parsed.
     if !settings.from.iter().any(|domain| may_contain(header, domain)) {
         return false;
     }
@@ -158,7 +158,7 @@ pub fn is_candidate(header: &[u8], settings: &TrustSettings) -> bool {
     header.all("from").any(|from| header::addresses(from).iter().any(|a| settings.allows(header::domain(a))))
 }
 
-/// Whether the header may contain this domain, in any case and also split by other characters.
+/// Whether the header may contain this domain, in upper or lower case, and also split by other characters.
 fn may_contain(header: &[u8], domain: &str) -> bool {
     header.windows(domain.len().max(1)).any(|window| window.eq_ignore_ascii_case(domain.as_bytes()))
         || may_split_address(header)

@@ -17,17 +17,17 @@ pub type IsCandidate = Box<dyn Fn(&[u8]) -> bool + Send + Sync>;
 
 /// An account, with everything that its watchers share.
 pub struct Account {
-    /// Its settings.
+    /// The account's settings.
     pub settings: ImapSettings,
-    /// How it logs in.
+    /// The TLS configuration and the credentials for the login.
     pub login: Login,
     /// Decides in a shared mailbox which mails are fetched.
     pub is_candidate: IsCandidate,
-    /// Limits how many watchers connect at the same time. All accounts of a server share it.
+    /// Limits how many watchers connect at the same time. All accounts of a server share this semaphore.
     pub pace: Arc<Semaphore>,
     /// Timeouts and pauses.
     pub timing: Timing,
-    /// Quirks of the server. All its accounts share them.
+    /// Quirks of the server. All accounts of a server share these flags.
     pub quirks: Quirks,
 }
 
@@ -80,7 +80,7 @@ pub struct Batch {
     pub undelivered: Vec<Undelivered>,
     /// The position after the commit of these mails; `None` leaves the stored position unchanged.
     pub cursor: Option<SyncPosition>,
-    /// The receiver of the batch sends the UIDs of the notifications among these mails here, after the commit.
+    /// After the commit, the receiver of the batch sends the UIDs of the notifications among these mails over this channel.
     pub done: Option<oneshot::Sender<Vec<u32>>>,
 }
 

@@ -11,7 +11,7 @@ use crate::model::same_mailbox;
 const CHUNK: usize = 500;
 
 impl SelectedMailbox {
-    /// Applies `after` to all notifications that are handed over. Waits for their commits.
+    /// Waits until all notifications that were handed over are committed, and applies `after` to them.
     pub(super) async fn apply_after(&mut self) -> Result<()> {
         self.reader.after.wait_for_commits().await?;
         loop {
@@ -69,8 +69,8 @@ impl SelectedMailbox {
         Ok(())
     }
 
-    /// Runs a command that needs the mailbox `target`. If the server refuses it, creates the mailbox and runs the command again
-    /// (RFC 3501, TRYCREATE).
+    /// Runs a command that needs the mailbox `target`. If the server refuses the command, creates the mailbox and runs the
+    /// command again (RFC 3501, TRYCREATE).
     async fn run_with_target(&mut self, name: &'static str, command: &str, target: &str) -> Result<()> {
         match self.run(name, command).await {
             Err(Error::Refused { words, .. }) => {

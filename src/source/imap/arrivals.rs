@@ -37,7 +37,7 @@ impl PushedMails {
 pub(super) struct Outstanding {
     /// How many announced mails have not arrived.
     announced: usize,
-    /// UIDs above the cursor whose mails are handed over. A mail before them is missing.
+    /// UIDs above the cursor whose mails are handed over. A mail with a lower UID is missing, so the cursor has not passed them.
     ahead: BTreeSet<u32>,
     /// Between the cursor and UIDNEXT there are UIDs that the server has not listed. A mail may have one of them.
     below_uid_next: bool,

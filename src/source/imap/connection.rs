@@ -129,7 +129,7 @@ impl Connection {
         })
     }
 
-    /// Allows literals of this many bytes from now on.
+    /// Allows literals of up to this number of bytes from now on.
     pub(super) fn expect_literal(&mut self, literal: u64) {
         self.response_limit = usize::try_from(literal).unwrap_or(usize::MAX).saturating_add(OVERHEAD);
     }
@@ -372,7 +372,7 @@ pub(super) fn quoted(text: &str) -> Option<String> {
     Some(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
 }
 
-/// The response code of an OK. UIDVALIDITY and UIDNEXT belong into an untagged OK; Xeams writes them into the tagged one.
+/// The response code of an OK. UIDVALIDITY and UIDNEXT belong in an untagged OK, but Xeams writes them into the tagged OK.
 pub(super) fn response_code<'a>(response: &'a Response<'_>) -> Option<&'a ResponseCode<'a>> {
     match response {
         Response::Data { status: Status::Ok, outcome } | Response::Done { status: Status::Ok, outcome, .. } => {

@@ -1,4 +1,4 @@
-//! The errors of a connection. Each kind needs another reaction.
+//! The errors of a connection. Each kind needs a different reaction.
 
 use std::fmt;
 use std::time::Duration;

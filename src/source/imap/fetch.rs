@@ -37,8 +37,8 @@ impl FetchKind {
             FetchKind::Dates => "UID INTERNALDATE".into(),
             FetchKind::Senders => SENDERS.into(),
             FetchKind::Headers => HEADERS.into(),
-            // This requests one byte more than `max_size`. If fewer bytes arrive, the body is complete, even if RFC822.SIZE
-            // differs.
+            // This requests one byte more than `max_size`. If fewer bytes than requested arrive, the body is complete, even if
+            // RFC822.SIZE differs.
             FetchKind::Body => {
                 let bytes = settings.max_size.0.saturating_add(1);
                 format!("UID INTERNALDATE RFC822.SIZE BODY.PEEK[]<0.{bytes}>").into()
@@ -98,8 +98,8 @@ impl FetchedMail {
             }
         }
         // Other servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
-        // empty string for an existing mail. An empty header is no header, because a header contains at least the empty line
-        // (RFC 3501, 6.4.5).
+        // empty string for an existing mail. So an empty body counts as not delivered, unless the size is 0. An empty header is
+        // no header, because a header contains at least the empty line (RFC 3501, 6.4.5).
         if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
             item.body = None;
         }

@@ -60,7 +60,7 @@ impl FetchHistory {
         !self.rows.is_empty() && (renewed || self.due.is_none_or(|due| due <= Instant::now()))
     }
 
-    /// Begins to fetch the mails of the rows. They are due again after `pause`, even if a FETCH ends the connection.
+    /// Begins to fetch the mails of the rows. These mails are due again after `pause`, even if a FETCH ends the connection.
     pub(super) fn begin_fetching(&mut self, pause: Duration) {
         (self.due, self.asking) = (Some(Instant::now() + pause), true);
     }
@@ -150,7 +150,7 @@ impl FetchHistory {
         self.limit
     }
 
-    /// The connection ended before the first mail arrived. From now on each FETCH requests one mail.
+    /// The connection ended before the cursor moved. The next FETCH requests one mail, and `grow` raises the limit again.
     pub(super) fn shrink(&mut self) {
         self.limit = Some(1);
     }

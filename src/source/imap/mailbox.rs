@@ -163,9 +163,9 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
         Err(Error::Refused { .. }) if !writable => return Box::pin(select(connection, name, true)).await,
         opened => opened?,
     }
-    // If a mailbox is opened only with EXAMINE, Courier gives it a new UIDVALIDITY each time, and its new mails get new UIDs. The
-    // answer has no UIDNEXT. A SELECT makes the UIDs permanent; the mails stay unseen, but lose `\Recent`. Xeams leaves
-    // UIDVALIDITY out of EXAMINE.
+    // If a mailbox is opened only with EXAMINE, Courier gives it a new UIDVALIDITY each time, and its new mails get new UIDs.
+    // Courier's answer to EXAMINE has no UIDNEXT. A SELECT makes the UIDs permanent; the mails stay unseen, but lose `\Recent`.
+    // Xeams leaves UIDVALIDITY out of its answer to EXAMINE.
     if !writable && (validity.is_none() || next.is_none()) {
         return Box::pin(select(connection, name, true)).await;
     }
@@ -212,7 +212,7 @@ async fn request_status(
         }
     });
     match answered.await {
-        // RFC 3501 (6.3.10) allows a server to refuse STATUS for the selected mailbox.
+        // Some servers refuse STATUS for the selected mailbox, because clients SHOULD NOT send it (RFC 3501, 6.3.10).
         Ok(()) | Err(Error::Refused { .. }) => Ok((validity, next)),
         Err(error) => Err(error),
     }

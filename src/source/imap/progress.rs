@@ -37,7 +37,7 @@ impl SyncProgress {
         self.cursor.saturating_add(1)
     }
 
-    /// Moves the cursor to `uid`. It never moves back.
+    /// Moves the cursor to `uid`. The cursor never moves back.
     pub(super) fn advance(&mut self, uid: u32) {
         self.cursor = self.cursor.max(uid);
     }
@@ -68,7 +68,7 @@ impl SyncProgress {
         self.reported == Some(self.cursor)
     }
 
-    /// The position for the database. It counts as reported from now on.
+    /// The position for the database. The cursor counts as reported from now on.
     pub(super) fn report(&mut self, uid_validity: u32, newest_at: Option<Timestamp>) -> SyncPosition {
         self.reported = Some(self.cursor);
         SyncPosition {

@@ -25,7 +25,8 @@ pub(super) struct MailboxFacts {
     pub(super) account: Arc<Account>,
     pub(super) name: MailboxName,
     pub(super) capabilities: Capabilities,
-    /// The server answers STATUS for the mailbox that is selected. RFC 3501 (6.3.10) allows it to refuse.
+    /// The server answers STATUS for the selected mailbox. Some servers refuse it, because clients SHOULD NOT send it (RFC 3501,
+    /// 6.3.10).
     pub(super) reports_uid_validity: bool,
 }
 
@@ -85,10 +86,11 @@ impl MailboxReader {
         }
     }
 
-    /// The mail of a FETCH response with a body; `None` without one.
+    /// The mail of a FETCH response; `None` if the response has no body.
     pub(super) fn raw_mail(&self, mail: FetchedMail) -> Option<RawMail> {
         let mut bytes = mail.body?;
-        // Exchange and servers that store bare LF report an RFC822.SIZE that is not the number of bytes they send.
+        // Exchange and servers that store bare LF report an RFC822.SIZE that is not the number of bytes they send. So RFC822.SIZE
+        // is used only for a mail that is larger than `max_size`.
         let most = usize::try_from(self.facts.account.settings.max_size.0).unwrap_or(usize::MAX);
         let length = bytes.len() as u64;
         let size = if bytes.len() > most { length.max(mail.size.unwrap_or(0)) } else { length };

@@ -1,6 +1,6 @@
 //! Fetches mails again that the server lists and has not delivered.
 //!
-//! Such a mail may end the connection each time. So the number of mails in one FETCH is limited, and a mail that has ended a
+//! Each FETCH of such a mail may end the connection. So the number of mails in one FETCH is limited, and a mail that has ended a
 //! connection is fetched last and alone.
 
 use std::collections::BTreeSet;
@@ -15,11 +15,12 @@ use crate::model::Availability;
 
 /// The most rounds in a row. A round that closes no row is the last one.
 const MAX_ROUNDS: usize = 25;
-/// For a mail that has ended a connection, the usual timeout is divided by this number. There is no IDLE during the FETCH.
+/// For a mail that has ended a connection, the usual timeout is divided by this number. No IDLE is open during the FETCH, so new
+/// mails have to wait.
 const HARMFUL_TIMEOUT_DIVISOR: u32 = 3;
 
 impl SelectedMailbox {
-    /// Completes the rows of mails that arrive now, and closes the rows of mails that are gone.
+    /// Completes the rows of mails that arrive now, and closes the rows of mails that are gone or not Resmic's.
     pub(super) async fn refetch_undelivered(&mut self) -> Result<()> {
         self.reader.history.begin_fetching(self.reader.facts.account.settings.idle_renew.0);
         let Timing { answer, .. } = self.reader.facts.account.timing;

@@ -15,12 +15,12 @@ const MAX_CLOCK_LEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// Whether the UIDs up to the cursor still mean the mails that were read.
 ///
-/// The UIDs mean other mails if UIDVALIDITY changed. They also do if UIDNEXT is not above the cursor, because then the server was
-/// restored from a backup. After a restore, new mails may have raised UIDNEXT above the cursor again. So the INTERNALDATEs of the
-/// last [`FINGERPRINT_UIDS`] UIDs are compared with the stored dates. A different date under a known UID shows another mail. A
-/// UID may also be unknown, because it belongs to a mail of another sender in a shared mailbox. Then a date that is newer than
-/// all known dates shows another mail. All these dates come from the server, so its clock need not be right. COPY and MOVE
-/// keep the date of a mail, but they give it a new UID.
+/// The UIDs mean other mails if UIDVALIDITY changed. They also mean other mails if UIDNEXT is not above the cursor, because then
+/// the server was restored from a backup. After a restore, new mails may have raised UIDNEXT above the cursor again. So the
+/// INTERNALDATEs of the last [`FINGERPRINT_UIDS`] UIDs are compared with the stored dates. A different date under a known UID
+/// shows another mail. A UID is unknown if it belongs to a mail of another sender in a shared mailbox. Under an unknown UID, a
+/// date that is newer than all known dates shows another mail. All these dates come from the server, so its clock need not be
+/// right. COPY and MOVE keep the date of a mail, but they give it a new UID.
 ///
 /// Event ids make it harmless to read a mailbox again. The mailbox is read again once for each renumbering, because the new
 /// position excludes the fingerprints from before the renumbering.
@@ -58,13 +58,13 @@ pub(super) async fn uids_are_unchanged(
 
 /// Whether the date shows another mail than the one that was read under this UID.
 fn is_another_mail(mail: &FetchedMail, known: &ResumePoint, now: Timestamp) -> bool {
-    // The date of a mail that was not delivered may be unknown.
+    // The stored date of an undelivered mail may be missing, so the dates of such a mail are not compared.
     if known.undelivered.iter().any(|(uid, _)| *uid == mail.uid) {
         return false;
     }
-    // Dovecot reports 1970 for a mail that is removed during the FETCH. It is no evidence.
+    // Dovecot reports 1970 for a mail that is removed during the FETCH. This date proves nothing.
     let Some(at) = mail.received_at.filter(|at| *at != Timestamp::UNIX_EPOCH) else { return false };
-    // A UID can have two dates, if the server once pushed a mail under a wrong UID. One match is enough.
+    // A UID can have two dates, if the server once pushed a mail under a wrong UID. One matching date is enough.
     let mut dates = known.uid_fingerprints.iter().filter(|(uid, _)| *uid == mail.uid).peekable();
     if dates.peek().is_some() {
         return !dates.any(|(_, date)| date.as_second() == at.as_second());

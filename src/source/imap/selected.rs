@@ -56,7 +56,7 @@ impl SelectedMailbox {
     }
 
     /// Whether the mailbox has no mail above the cursor. This is called after a refused `UID FETCH n:*`, because some servers
-    /// refuse it instead of an empty answer.
+    /// refuse this command if no mail matches.
     pub(super) async fn is_read_to_the_end(&mut self) -> Result<bool> {
         let (status, cursor) = (&self.reader.status, self.reader.progress.cursor());
         let is_announced = self.reader.outstanding.announced() > 0 || status.announced > 0;
@@ -84,7 +84,7 @@ impl SelectedMailbox {
     }
 
     /// Sends a STATUS for the UIDVALIDITY, if the server answers it for the selected mailbox. Courier does not report that an
-    /// open mailbox was deleted and created again. Then the old UIDs mean new mails.
+    /// open mailbox was deleted and created again. In the new mailbox, the old UIDs mean new mails.
     pub(super) async fn send_uid_validity_check(&mut self) -> Result<Option<PendingCommand>> {
         if !self.reader.facts.reports_uid_validity {
             return Ok(None);

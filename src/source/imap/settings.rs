@@ -234,9 +234,9 @@ pub enum After {
     /// No change; the mailbox is opened read-only.
     #[default]
     Leave,
-    /// Mark it as seen.
+    /// Mark the notification as seen.
     Seen,
-    /// Move it to this mailbox.
+    /// Move the notification to this mailbox.
     Move(String),
 }
 

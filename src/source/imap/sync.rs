@@ -1,7 +1,8 @@
 //! Reads all mails above the cursor, and moves the cursor by the cursor rule.
 //!
-//! The rule: the cursor passes a UID only after its mail was handed over (the receiver commits in that order), or after a
-//! tagged OK proved that the mail does not exist. The end of a connection, a NO, and a mail that is listed but not delivered
+//! The rule: the cursor passes a UID only if its mail was handed over, does not exist, or is excluded by its sender or by
+//! `start`. A mail may be handed over without bytes. The receiver commits the mails in the order in which they were handed over.
+//! Only a tagged OK proves that a mail does not exist. The end of a connection, a NO, and a mail that is listed but not delivered
 //! prove nothing.
 
 use tokio::time::sleep_until;
@@ -23,7 +24,7 @@ const MAX_BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 1 << 20;
 /// The most mails that a mailbox may list. Each takes four bytes of memory here.
 const MAX_LISTED: usize = 10_000_000;
-/// A server that delivers nothing and withholds more mails than this is faulty itself. Its mails get no rows.
+/// A server that delivers nothing and withholds more mails than this is faulty itself. The mails of such a server get no rows.
 const MAX_WITHHELD: usize = 50;
 /// In [`StartBoundary::uid`]: the server has not reported its last UID, so the first listing has to show it.
 pub(super) const UNKNOWN_UID: u32 = u32::MAX;
@@ -44,7 +45,7 @@ impl SelectedMailbox {
             // the same renumbering again.
             self.reader.hand_over_with_cursor(Vec::new()).await?;
         }
-        // If an operator changes `start` to "all", the boundary no longer applies to the next complete read.
+        // If an operator changes `start` to "all", the stored boundary does not apply when a renumbered mailbox is read again.
         let start = self.reader.facts.account.settings.start;
         let boundary = self.reader.progress.start_boundary().filter(|_| start != Start::All);
         let mut listing = self.list_new(boundary).await?;
@@ -142,8 +143,8 @@ impl SelectedMailbox {
         }
     }
 
-    /// Sends the FETCHes of the next windows. After a broken connection only one is open at a time, so that the mail that breaks
-    /// the next connection is known.
+    /// Sends the FETCHes of the next windows. After a broken connection, only one window is fetched at a time, so that the mail
+    /// that breaks the next connection is known.
     async fn send_windows(&mut self, queue: &mut SyncQueue<'_>) -> Result<()> {
         let is_dedicated = self.reader.facts.account.settings.dedicated;
         let (most, open) = match self.reader.history.limit() {

@@ -63,7 +63,7 @@ pub(super) struct SyncQueue<'a> {
     /// UIDs that no window contains yet.
     waiting: &'a [u32],
     windows: VecDeque<UidWindow>,
-    /// How many windows are finished and removed. Each window keeps its number, which also counts the removed windows.
+    /// How many windows are finished and removed. The number of a window also counts the removed windows, so it never changes.
     removed_windows: usize,
     commands: VecDeque<FetchCommand>,
     /// RFC822.SIZE and INTERNALDATE of mails, from responses that contain neither header nor body.
@@ -197,8 +197,8 @@ impl<'a> SyncQueue<'a> {
         }
     }
 
-    /// The highest UID to which the cursor may move: the UID before the first mail that is not settled, or the last UID of the
-    /// windows if all mails are settled.
+    /// The highest UID to which the cursor may move. This is the UID before the first mail that is not settled. If all mails are
+    /// settled, this is the last UID of the windows.
     pub(super) fn proven(&self, cursor: u32) -> u32 {
         let mut proven = cursor;
         for window in &self.windows {

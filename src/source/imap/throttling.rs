@@ -26,7 +26,7 @@ impl SuggestedPause {
         unit.trim_start().starts_with(UNIT).then_some(SuggestedPause(Duration::from_millis(millis)))
     }
 
-    /// Its length.
+    /// The length of the pause.
     #[must_use]
     pub fn duration(self) -> Duration {
         self.0

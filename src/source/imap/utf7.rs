@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn names_survive_encoding_and_decoding() {
-        // The second is the RFC's own example.
+        // The second name is the example of RFC 3501.
         for (name, encoded) in [
             ("INBOX", "INBOX"),
             ("~peter/mail/台北/日本語", "~peter/mail/&U,BTFw-/&ZeVnLIqe-"),

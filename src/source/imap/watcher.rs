@@ -77,8 +77,9 @@ struct Watcher {
     failures: FailureCounts,
     /// The position of `start = "now"` and its UIDVALIDITY, from the first connection.
     first_now: Option<(u32, StartBoundary)>,
-    /// The UIDVALIDITY for which the server refuses STATUS of the selected mailbox, which RFC 3501 (6.3.10) allows. The server
-    /// also refuses STATUS if the mailbox was deleted, but then the next connection finds another UIDVALIDITY.
+    /// The UIDVALIDITY of the mailbox when the server refused STATUS for it. Clients SHOULD NOT send STATUS for the selected
+    /// mailbox (RFC 3501, 6.3.10). The server also refuses STATUS if the mailbox was deleted, but then the next connection finds
+    /// another UIDVALIDITY.
     hides_uid_validity: Option<u32>,
     /// Notifications of earlier connections that wait for `after`.
     after: AfterQueue,
@@ -160,7 +161,7 @@ impl Watcher {
             let pause = match ended {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
-                // A mail that has a row has ended the connection again. The mailbox itself works.
+                // A repeated FETCH of an undelivered mail has ended the connection. This is no failure of the mailbox.
                 Err(error) if self.history.take_asking() && error.retry_after().is_none() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(
@@ -280,7 +281,7 @@ impl Watcher {
         Ok(ReadingStart { position: known.position, is_stored, is_reset: false, lost })
     }
 
-    /// Loads the undelivered mails of this UIDVALIDITY. Returns those of an earlier one, which are lost.
+    /// Loads the undelivered mails of this UIDVALIDITY. Returns the undelivered mails of an earlier UIDVALIDITY, which are lost.
     fn load_history(&mut self, uid_validity: u32, known: &ResumePoint) -> Vec<Undelivered> {
         if known.position.uid_validity.0 == uid_validity {
             self.history.begin(uid_validity, known.undelivered.clone());
@@ -314,7 +315,7 @@ impl Watcher {
         SyncPosition { start_boundary, ..(status.uid_validity, last_uid).into() }
     }
 
-    /// The start in a renumbered mailbox: the oldest mail, or the start boundary of the first run.
+    /// The start in a renumbered mailbox: the day in `start`, the start boundary of the first run, or the oldest mail.
     fn reset_position(&self, status: &MailboxStatus, known: &ResumePoint) -> SyncPosition {
         let (account, mailbox) = (&self.account.settings.name, &self.name);
         tracing::warn!(
@@ -343,7 +344,8 @@ fn last_uid(status: &MailboxStatus) -> u32 {
 }
 
 /// A time, in whole seconds, that is not later than the server's date of any mail that arrives after `now`. The server's clock
-/// may be slow. So after a renumbering, mails from the minute before `now` may be read, which is better than missing later mails.
+/// may be behind. So after a renumbering, mails from the minute before `now` may be read, which is better than missing later
+/// mails.
 fn before_server_clock(now: Timestamp) -> Timestamp {
     Timestamp::from_second((now - SERVER_CLOCK_LAG).as_second()).unwrap_or(Timestamp::MIN)
 }

@@ -71,8 +71,8 @@ impl<'a> Idling<'a> {
     /// Ends the IDLE, sends a FETCH and starts the next IDLE, all in one write: no round trip is added. Returns the mails
     /// above the cursor, as many as can be held.
     ///
-    /// Stalwart before 0.10 drops commands that arrive together with a DONE. After one timeout that looks like this, the DONE
-    /// is written alone.
+    /// Stalwart before 0.10 drops commands that arrive together with a DONE. If the server answers a DONE and not the commands
+    /// after it, the next DONEs are written alone.
     pub(super) async fn interrupt(
         &mut self,
         fetch: &str,
@@ -109,7 +109,7 @@ impl<'a> Idling<'a> {
         check: Option<PendingCommand>,
         fetch: &PendingCommand,
     ) -> Result<(Vec<FetchedMail>, Completeness)> {
-        // This comes before the mails, so that no mail is read under a wrong UIDVALIDITY.
+        // The UIDVALIDITY is checked before the mails are read, so that no mail is stored under a wrong UIDVALIDITY.
         self.mailbox.read_uid_validity_check(check).await?;
         let (mut mails, mut bytes, mut completeness) = (Vec::new(), 0, Completeness::Complete);
         let mut timeout = self.mailbox.reader.streaming();

@@ -144,7 +144,7 @@ impl SelectedMailbox {
         }
     }
 
-    /// Polls the mailbox until the connection fails: for servers without IDLE.
+    /// Polls the mailbox until the connection fails. This is for servers without IDLE, or whose IDLE does not work.
     async fn poll(&mut self) -> Result<()> {
         let account = self.reader.facts.account.clone();
         loop {

@@ -87,7 +87,8 @@ pub(super) async fn connect(
             _ => return login_result,
         }
         tokens.drop_refused(&token).await;
-        // A new token would be refused again. A cached one may have been revoked, so a new one is tried at once.
+        // If the refused token was new, another one would be refused, too. A cached token may have been revoked, so a new token
+        // is tried at once.
         if !token.was_cached {
             return login_result;
         }
@@ -139,8 +140,8 @@ async fn log_in(
     Ok((connection, capabilities))
 }
 
-/// Reads the greeting, and starts TLS if the settings say so. Returns the capabilities of the greeting; those from before TLS do
-/// not count.
+/// Reads the greeting, and starts TLS if the settings say so. Returns the capabilities of the greeting, but `None` after
+/// STARTTLS, because an attacker could have changed a greeting without TLS.
 async fn read_greeting(
     mut connection: Connection,
     settings: &ImapSettings,

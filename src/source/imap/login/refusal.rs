@@ -7,7 +7,7 @@
 /// Codes of wrong credentials.
 const CREDENTIALS: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
 
-/// Codes of other causes. They outweigh the text.
+/// Codes of other causes, which outweigh the text.
 const OTHER: [&str; 11] = [
     "unavailable",
     "inuse",
@@ -22,7 +22,7 @@ const OTHER: [&str; 11] = [
     "sys/temp",
 ];
 
-/// Text of temporary causes. It outweighs the table below: QQ names a wrong password and a busy system in one sentence.
+/// Text of temporary causes, which outweighs the table below: QQ names a wrong password and a busy system in one sentence.
 const TEMPORARY: [&str; 12] = [
     "temporar",
     "try again",
@@ -48,8 +48,8 @@ enum TextMatch {
 }
 use TextMatch::{Part, Whole};
 
-/// Texts of servers for a wrong user or password, with the servers that send them. The last rows belong to no particular server,
-/// but have no other meaning.
+/// Texts of servers for a wrong user or password, with the servers that send them. The texts of the last rows belong to no
+/// particular server, but have no other meaning.
 const TABLE: [(TextMatch, &str); 26] = [
     (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
     (Part("empty username or password"), "Gmail"),

@@ -22,7 +22,7 @@ const MAX_NAMES: usize = 100;
 /// with the same id left behind.
 static PARTS: AtomicU64 = AtomicU64::new(0);
 
-/// The file. Cheap to clone.
+/// The file with the newest refresh token. A clone shares the path.
 #[derive(Debug, Clone)]
 pub(super) struct TokenFile(Arc<Path>);
 
@@ -38,7 +38,7 @@ impl TokenFile {
         TokenFile(folder.join(format!("oauth-{}", HEXLOWER.encode(sum.finish().as_ref()))).into())
     }
 
-    /// Its path.
+    /// The path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

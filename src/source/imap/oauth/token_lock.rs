@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// The timeout of the lock. It is longer than a token request. A stopped process does not block the others for longer.
+/// The timeout of the lock. It is longer than a token request. After the timeout, the others continue without the lock, even if a
+/// stopped process holds it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(25);
 /// The pause between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
-/// The lock. It ends when this is dropped, or with the process.
+/// The lock. It is released when this value is dropped, or when the process ends.
 pub(super) struct TokenLock {
     /// The locked file. `None` if no token was ever replaced, if the file system has no locks, or after the timeout.
     _file: Option<File>,

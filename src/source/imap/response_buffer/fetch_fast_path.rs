@@ -12,7 +12,7 @@ pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
     rest.skip(b"* ")?;
     let place = rest.take_number()?;
     rest.skip(b" FETCH (")?;
-    // UID, INTERNALDATE, RFC822.SIZE and a section.
+    // The usual response has at most four items: UID, INTERNALDATE, RFC822.SIZE and a section.
     let mut attributes = Vec::with_capacity(4);
     loop {
         attributes.push(parse_attribute(&mut rest)?);
@@ -87,7 +87,7 @@ impl<'a> FastInput<'a> {
         std::str::from_utf8(text).ok()
     }
 
-    /// A literal: `{5}`, a line break and that many bytes.
+    /// A literal: for example `{5}`, a line break and five bytes.
     fn take_literal(&mut self) -> Option<&'a [u8]> {
         self.skip(b"{")?;
         let length = self.take_number()?;

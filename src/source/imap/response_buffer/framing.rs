@@ -1,8 +1,8 @@
 //! Limits for lines, literals and parentheses, checked while the bytes arrive.
 //!
 //! The parser parses an incomplete response again after each read, and holds a literal in memory before it is complete. Without
-//! limits, one line of a hostile server could take half a gigabyte, or a CPU for minutes. The parser is also recursive: a few
-//! thousand nested parentheses overflow the stack, which ends the program.
+//! limits, one line of a hostile server could need half a gigabyte of memory, or keep a CPU busy for minutes. The parser is also
+//! recursive: a few thousand nested parentheses overflow the stack, which ends the program.
 
 use memchr::{memchr, memchr_iter, memrchr};
 
@@ -68,8 +68,8 @@ pub(super) fn length(bytes: &[u8], continues: impl Fn(&[u8]) -> Option<bool>) ->
 impl Framing {
     /// Records received bytes. Returns false if they exceed a limit. `most`: the most bytes of a literal.
     ///
-    /// Literals are skipped unchecked. A text that only looks like the announcement of a literal (`* OK well {12}`) skips nothing:
-    /// the parser would parse the next bytes as a response.
+    /// Literals are skipped unchecked. After a text that only looks like the announcement of a literal (`* OK well {12}`),
+    /// nothing is skipped: the parser would parse the next bytes as a response.
     pub(in crate::source::imap) fn allows(&mut self, mut bytes: &[u8], most: usize) -> bool {
         while !bytes.is_empty() {
             let skipped = self.literal.min(bytes.len());
@@ -125,13 +125,13 @@ impl Framing {
     }
 }
 
-/// Whether a response that begins like this is text for a person, which contains no literals: a continuation request (RFC 3501, 7.5),
-/// or a status response (7.1).
+/// Whether a response that begins like this is a continuation request (RFC 3501, 7.5) or a status response (7.1). Both end with
+/// text for people, which contains no literals.
 fn is_text(head: &[u8]) -> bool {
     const STATUS: [&[u8]; 5] = [b"OK", b"NO", b"BAD", b"BYE", b"PREAUTH"];
     let word = head.split(|byte| *byte == b' ').nth(1).map(<[u8]>::trim_ascii);
     head.starts_with(b"+")
-        // The tag is not ours.
+        // This program sends no tag of this length.
         || word.is_none() && head.len() == HEAD
         || word.is_some_and(|word| STATUS.iter().any(|status| word.eq_ignore_ascii_case(status)))
 }

@@ -2,7 +2,7 @@
 //!
 //! async-imap's own stream allocates and zeroes two blocks for each response, which took half of the time of a backfill. Here
 //! only its parser is used, and not for the most frequent form of FETCH (`fetch_fast_path`). `lenient` parses responses that
-//! imap-proto rejects; `framing` limits their size.
+//! imap-proto rejects. `framing` limits the size of all responses.
 
 use std::mem::MaybeUninit;
 use std::pin::Pin;

@@ -40,7 +40,7 @@ impl Value<'_> {
 pub(super) struct LenientInput<'a>(pub(super) &'a [u8]);
 
 impl<'a> LenientInput<'a> {
-    /// Skips this word, in any case.
+    /// Skips this word, in upper or lower case.
     pub(super) fn skip_word(&mut self, word: &[u8]) -> Option<()> {
         let start = self.0.get(..word.len())?;
         start.eq_ignore_ascii_case(word).then(|| self.take_bytes(word.len()))??;
