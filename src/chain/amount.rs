@@ -62,7 +62,7 @@ pub(super) fn least(amount: &str, discount: Discount, decimals: u8) -> Option<u1
     let units = if up >= down {
         scaled.checked_mul(10_u128.checked_pow(up - down)?)?
     } else {
-        // The divisor does not fit into 128 bits, so the quotient is zero.
+        // If the divisor does not fit into 128 bits, the quotient is zero.
         10_u128.checked_pow(down - up).map_or(0, |divisor| scaled / divisor)
     };
     Some(units.saturating_sub(1))

@@ -81,7 +81,7 @@ pub struct Transaction {
     pub hash: Hash,
     /// Its sender.
     pub from: Address,
-    /// Its recipient. `None`: it creates a contract.
+    /// Its recipient. `None`: the transaction creates a contract.
     pub to: Option<Address>,
     /// How much of the native coin it moves.
     #[serde(deserialize_with = "u128_quantity")]

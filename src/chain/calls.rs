@@ -11,7 +11,7 @@ use super::settings::MOST_BLOCKS;
 
 /// The selector of ERC-20's `decimals()`.
 const DECIMALS: &str = "0x313ce567";
-/// The most logs that one search returns. A payment has one or two.
+/// The most logs that one search returns. A payment causes one or two logs.
 const MOST_LOGS: usize = 1_000;
 
 /// The filter of a search for logs.

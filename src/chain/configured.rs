@@ -60,8 +60,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// The coin that a mail calls `name`. A token's own symbol comes first, then the native coin under all its names, then
-    /// a token under its other names.
+    /// The coin that a mail calls `name`. First, `name` is compared with the symbols of the tokens, then with all names of the
+    /// native coin, then with the other names of the tokens.
     #[must_use]
     pub fn coin(&self, name: &str) -> Option<Coin> {
         let by_symbol = self.tokens.iter().find(|token| token.symbol.eq_ignore_ascii_case(name));
@@ -85,7 +85,7 @@ impl ChainSettings {
     /// Combines this configuration with the built-in values of the chain.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn chain(&self) -> Result<Chain, Problem> {
         self.check_nodes_and_wallets()?;
         self.check_numbers()?;

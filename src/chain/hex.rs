@@ -83,7 +83,7 @@ impl FromStr for Hash {
 }
 
 impl Address {
-    /// The zero address. It has no key, so tokens that are sent there are lost.
+    /// The zero address. It has no key, so tokens that are sent to this address are lost.
     pub const ZERO: Address = Address([0; 20]);
 
     /// Parses an address from a configuration or a mail. If it has letters of both cases, their case is a checksum (EIP-55).

@@ -150,7 +150,7 @@ impl Look<'_> {
         Some(())
     }
 
-    /// Follows the native coin. The chain writes no logs for it, so only a trace proves a payment by a temporary wallet.
+    /// Follows the native coin. Its transfers write no logs, so only a trace proves a payment by a temporary wallet.
     async fn follow_native(&mut self, payment: &Seen, last: u64) -> Option<()> {
         let Question { chain, hash, payer, .. } = self.question;
         let answer = self.node.transaction(*hash).await;

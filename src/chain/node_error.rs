@@ -25,7 +25,7 @@ pub enum NodeErrorKind {
     Throttled {
         /// The pause in `Retry-After`.
         retry_after: Option<Duration>,
-        /// Whether it was an HTTP status. The error −32005 may also mean a range of too many blocks.
+        /// Whether an HTTP status reported the limit. The error −32005 may also mean a range of too many blocks.
         by_http: bool,
         /// The node's message.
         words: String,

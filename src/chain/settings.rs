@@ -71,7 +71,7 @@ pub struct TokenSettings {
     pub contract: Address,
     /// How many decimals its amounts have.
     pub decimals: u8,
-    /// Whether one unit is one dollar by design. By default, this is decided by the symbol.
+    /// Whether one unit is one dollar by design. By default, the symbol decides.
     pub dollar: Option<bool>,
 }
 
@@ -178,7 +178,7 @@ fn default_give_up_after() -> HumanDuration {
     HumanDuration(StdDuration::from_secs(86_400))
 }
 
-/// The wrong key of the table, and the problem.
+/// The key with the wrong value, and the problem.
 pub(super) type Problem = (String, String);
 
 pub(super) fn wrong<T>(key: impl Into<String>, words: impl Into<String>) -> Result<T, Problem> {
@@ -189,7 +189,7 @@ impl ChainSettings {
     /// Checks rules that concern several values.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), Problem> {
         self.chain().map(drop)
     }
@@ -197,7 +197,7 @@ impl ChainSettings {
     /// Checks rules that concern several chains.
     ///
     /// # Errors
-    /// The wrong key, such as `chain[1].name`, and the problem.
+    /// The key with the wrong value, such as `chain[1].name`, and the problem.
     pub fn check_all(all: &[ChainSettings]) -> Result<(), Problem> {
         let mut known: Vec<Chain> = Vec::new();
         for (n, settings) in all.iter().enumerate() {
@@ -217,7 +217,7 @@ impl ChainSettings {
     /// their calls in `requests`.
     ///
     /// # Errors
-    /// The wrong key, such as `nodes[0]`, and the problem. Neither contains the URL.
+    /// The key with the wrong value, such as `nodes[0]`, and the problem. Neither contains the URL.
     pub async fn open_nodes(
         &self,
         tls: Option<&Arc<ClientConfig>>,

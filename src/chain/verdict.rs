@@ -116,7 +116,7 @@ pub struct BlockId {
 pub struct Arrival {
     /// The block of the mail's transaction.
     pub paid: BlockId,
-    /// The transaction in which the money arrived; the mail's own if the payer paid the merchant directly.
+    /// The transaction in which the money arrived. If the payer paid the merchant directly, it is the mail's transaction.
     pub transaction: Hash,
     /// The keys of the logs or calls that moved the money in that transaction. The key of a log is its index in the block.
     /// Calls have negative keys in the order of the trace: −1 is the transaction itself, −2 the first call that it made.
@@ -129,7 +129,7 @@ pub struct Arrival {
     pub received: String,
     /// The coin's symbol.
     pub token: String,
-    /// Whether the amount was compared with the mail's.
+    /// Whether the amount was compared with the amount in the mail.
     pub amount_checked: bool,
 }
 

@@ -32,7 +32,7 @@ pub struct NodeAnswers {
 /// The movements of money that already pay other events: the transaction, and the key of a log or call in it.
 type ClaimedArrivals = HashSet<(Hash, i64)>;
 
-/// Turns a claim into a question for its chain.
+/// Turns the values of a mail into a question for the nodes of a chain.
 pub(super) fn question<'a>(claim: &Claim, chain: &'a Chain) -> Result<Question<'a>, ConfirmationReason> {
     Question::new(claim, std::slice::from_ref(chain))
 }
@@ -42,7 +42,8 @@ pub(super) async fn look_at(nodes: &[Node], question: &Question<'_>) -> Vec<Obse
     join_all(nodes.iter().map(|node| look_in_time(node, question))).await
 }
 
-/// Looks at one node within [`LONGEST_LOOK`]. Each call has its own deadline, but a slow node could use it up in every call.
+/// Looks at one node within [`LONGEST_LOOK`]. Each call has a deadline, too. But a look consists of many calls, and a slow node
+/// could answer each of them just before the deadline.
 async fn look_in_time(node: &Node, question: &Question<'_>) -> Observation {
     let host = node.host().to_owned();
     let words = || format!("the look did not end within {}", crate::units::HumanDuration(LONGEST_LOOK));

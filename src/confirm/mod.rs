@@ -112,7 +112,7 @@ impl TurnWorker for Worker {
 }
 
 impl Worker {
-    /// Looks at the next due event. `None`: another event may be due. Otherwise the time of the next search for one.
+    /// Looks at the next due event. Returns the time at which the loop must search again. `None`: another event may be due now.
     async fn look_at_next(&mut self) -> db::Result<Option<Instant>> {
         let (due, next) = self.store.due_look(&self.watched.chain).await?;
         let Some(due) = due else { return Ok(Some(turn_at(next))) };

@@ -9,7 +9,7 @@ use crate::chain::{Chain, Coin, Hash, Node, NodeErrorKind};
 /// If the newest block of a node is older than this number of seconds, the node does not follow its chain.
 const STALE_SECONDS: i64 = 600;
 
-/// Asks each node of a chain, and returns a line for each answer. `Err`: the operator must correct something.
+/// Asks each node of a chain, and returns a line for each answer. `Err`: a call failed, or the operator must correct something.
 pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
     let mut found = Vec::new();
     for node in &watched.nodes {

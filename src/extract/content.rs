@@ -1,4 +1,4 @@
-//! The content of a mail that the fields are parsed from: its subject, its views and the list of the published layout.
+//! The parts of a mail from which the fields are parsed: the subject, the views and the list of the published layout.
 
 use mail_parser::Message;
 

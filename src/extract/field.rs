@@ -49,8 +49,7 @@ pub(crate) struct FoundValue {
 pub(crate) enum ValuePosition {
     /// The value is on the label's line, in the next cell, or in the label's column.
     Adjacent,
-    /// The value is on the line below the label. Or it is on the same line, and only the font separates it from the
-    /// label.
+    /// The value is on the line below the label, or on the same line if only the font separates it from the label.
     Below,
     /// The value is under a key of an object.
     Key,

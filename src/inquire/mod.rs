@@ -73,11 +73,11 @@ impl TurnWorker for Worker {
 /// The result of [`Inquirer::ask_next`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Turn {
-    /// It asked a question and recorded the answer. Another one may be due.
+    /// The inquirer asked a question and recorded the answer. Another question may be due.
     Asked,
     /// A question is due. The pace allows it at this time.
     Paced(std::time::Instant),
-    /// No question is due. The next one becomes due at this time; `None`: there is none.
+    /// No question is due. The next question becomes due at this time. `None`: no question waits.
     Idle(Option<Timestamp>),
 }
 

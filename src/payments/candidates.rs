@@ -13,7 +13,8 @@ use crate::model::{Event, RegisteredSession};
 use crate::resmic::SessionId;
 
 /// The conditions on `sessions s` that find candidates in an index. Parameter `?3` is the order or the amount. A missing amount
-/// contradicts no amount. So an event without an amount may belong to any session, and all sessions of the time window are read.
+/// contradicts no amount, so sessions without an amount are candidates, too. For an event that has neither an order nor an
+/// amount, all sessions of the time window are read.
 const BY_ORDER: &str = "s.order_ref = ?3";
 const BY_AMOUNT: &str = "s.amount IS NOT NULL AND CAST(s.amount AS REAL) = ?3";
 const WITHOUT_AMOUNT: &str = "s.amount IS NULL";
@@ -23,7 +24,7 @@ const ANY: &str = "true";
 const ASKED: &str = "EXISTS (SELECT 1 FROM session_transactions t
     WHERE t.session_id = s.session_id AND (t.transaction_hash IS NOT NULL OR t.asked_for = ?4))";
 
-/// The newest candidate about which the daemon has not asked for this event. Older candidates are not read, because each query
+/// The newest candidate about which the daemon still has to ask for this event. Older candidates are not read, because each query
 /// ends at its first result.
 pub(super) fn newest_unasked(
     tx: &Connection,
@@ -41,8 +42,8 @@ pub(super) fn all(tx: &Connection, event: &Event, settings: &StoreSettings) -> R
     find(tx, event, settings, None)
 }
 
-/// The candidates, the newest first. `asking`: the id of the event, to find the next question. Each query then returns only the
-/// newest candidate about which the daemon has not asked for this event.
+/// The candidates, the newest first. `asking`: the id of the event, if the caller looks for the next question. With this id, each
+/// query returns only the newest candidate about which the daemon still has to ask.
 fn find(
     tx: &Connection,
     event: &Event,
@@ -55,7 +56,7 @@ fn find(
         let mut statement = tx.prepare_cached(&sql(condition))?;
         for session in statement.query_map(params![from, to, value, asking], read_session)? {
             let session = session?;
-            // Other programs insert sessions. An id that is no UUID is none of Resmic's.
+            // Other programs insert sessions. An id that is no UUID does not come from Resmic.
             if session.session_id.parse::<SessionId>().is_ok()
                 && matching::may_have_transaction(event, &session, settings.matching.window)
             {

@@ -1,7 +1,7 @@
 //! Notices commits of other programs, for example new sessions of a shop, mails of `import`, or a retry by an operator.
 //!
 //! Every commit writes to the database's `-wal` file. inotify reports that write, so an idle daemon uses no processor time.
-//! inotify reports the daemon's commits as well; `PRAGMA data_version` changes only for those of other programs. The watch is
+//! inotify also reports the daemon's commits. `PRAGMA data_version` changes only for commits of other programs. The watch is
 //! one-shot and is armed before each check. Otherwise inotify would report each of the thousands of writes of a backfill, which
 //! would cost as much as the writes. If inotify fails, the version is polled.
 
@@ -29,8 +29,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Store {
-    /// Checks for commits of other programs until `shutdown`. After such a commit, it reconciles sessions and wakes the delivery
-    /// loops.
+    /// Checks for commits of other programs until `shutdown`. After such a commit, the function reconciles sessions and wakes the
+    /// delivery loops.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Store {
         }
     }
 
-    /// Checks once. It takes the write lock, so it waits for a commit that inotify has reported and that is not
+    /// Checks once. The check takes the write lock, so it waits for a commit that inotify has reported and that is not
     /// complete.
     async fn check(&self) -> Result<()> {
         let version =
@@ -117,7 +117,7 @@ impl Changes {
         }
     }
 
-    /// Returns when the next check is due.
+    /// Waits until the next check is due.
     async fn next(&mut self) {
         match self {
             #[cfg(target_os = "linux")]
@@ -163,8 +163,8 @@ mod kernel {
             Ok(())
         }
 
-        /// Returns when a file in the folder was written after the watch was armed. If it was not a file of the database, the
-        /// check finds nothing.
+        /// Waits until a file in the folder is written after the watch was armed. If this file does not belong to the database,
+        /// the check finds nothing.
         pub(super) async fn next(&mut self) -> io::Result<()> {
             loop {
                 let event = self.events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;

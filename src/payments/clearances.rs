@@ -13,7 +13,7 @@ use crate::db::{Result, StoreSettings, current_time, holds, parse_time, word};
 use crate::model::{Event, Reason, Status, iso};
 use crate::resmic::{ApiError, Clearance, SessionId, StatusAnswer, TransactionDetails, clear_delivery};
 
-/// An event that waits for Resmic, as it was when it was read.
+/// An event that waits for Resmic, with the values at the time of reading.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DueClearance {
     /// The event.
@@ -27,7 +27,7 @@ pub struct DueClearance {
 /// The result of an answer about a waiting event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecordedClearance {
-    /// The event has changed since the question, so the answer counts for nothing.
+    /// The event has changed since the question, so the answer is discarded.
     Outdated,
     /// The event still waits, for this reason.
     Waits(String),
@@ -72,7 +72,7 @@ pub(super) fn restart_if_changed(tx: &Connection, id: &str, new: &Event) -> Resu
     if restarted > 0 { holds::hold_for_resmic(tx, id) } else { Ok(()) }
 }
 
-/// Applies a change of `require`. It also concerns events that were stored earlier.
+/// Applies a change of `require`, also to events that were stored earlier.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.resmic.is_some_and(|resmic| resmic.require) {
         tx.execute(
@@ -83,15 +83,15 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
             params![current_time()],
         )?;
     } else {
-        // A contradiction that was found stays a contradiction.
+        // Only waiting events are released. An event that Resmic has contradicted still needs review.
         tx.execute("DELETE FROM clearances WHERE state = 'waiting'", [])?;
     }
     Ok(())
 }
 
 /// The newest event that is due. SQLite reads the index over `waits_since` from its newest entry, and skips events that are not
-/// due. These are few: the daemon asked about each recently. The unary `+` keeps SQLite from using the index over `next_ask_at`.
-/// With that index, SQLite would sort all due events, which may be many.
+/// due. Few events are skipped: those about which the daemon asked recently. The unary `+` keeps SQLite from using the index over
+/// `next_ask_at`. With that index, SQLite would sort all due events, which may be many.
 pub(super) const DUE: &str =
     "SELECT c.event_id, c.asks, e.session_id FROM clearances c CROSS JOIN events e ON e.event_id = c.event_id
     WHERE c.next_ask_at IS NOT NULL AND +c.next_ask_at <= ?1 ORDER BY c.waits_since DESC, c.rowid DESC LIMIT 1";
@@ -170,7 +170,7 @@ pub(super) fn vouch(tx: &Connection, id: &str) -> Result<Option<ConfirmationStat
     Ok(before)
 }
 
-/// Makes the question about the waiting events of a session due at `now`.
+/// Makes the questions about the waiting events of a session due at `now`.
 pub(super) fn hasten(tx: &Connection, session_id: &str, now: Timestamp) -> Result<()> {
     tx.prepare_cached(
         "UPDATE clearances SET next_ask_at = ?2 WHERE state = 'waiting'

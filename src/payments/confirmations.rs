@@ -135,7 +135,7 @@ fn restart(tx: &Connection, settings: &StoreSettings, id: &str, event: &Event) -
 }
 
 /// Creates the missing rows of events with open deliveries. If a chain or token was added or removed, starts the confirmation of
-/// its events again. A configured chain also applies to events that were stored earlier.
+/// the affected events again. A configured chain also applies to events that were stored earlier.
 pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     if settings.chains.is_empty() {
         return Ok(());

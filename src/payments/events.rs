@@ -25,12 +25,13 @@ impl Admitted {
     }
 }
 
-/// Stores the event of a mail as a new event, adds its values to a stored event, or rejects it.
+/// Stores the event of a mail as a new event, adds its values to a stored event, or quarantines the mail.
 pub(super) fn admit(tx: &Connection, settings: &StoreSettings, parsed: &Event) -> Result<Admitted> {
     admit_from(tx, settings, parsed, EventSource::Mail)
 }
 
-/// Does the same as [`admit`] for an event from any source. The session of an event from Resmic's API has that source, too.
+/// Does the same as [`admit`] for an event from any source. For an event from Resmic's API, the API is also the source of the
+/// session.
 pub(super) fn admit_from(
     tx: &Connection,
     settings: &StoreSettings,
@@ -79,8 +80,8 @@ pub(super) fn admit_from(
 }
 
 /// Whether a mail repeats a stored event that already has a session. The repeated payment does not pay another session, even if
-/// one was found by order or amount. But if the address of the mail names an order that the stored event does not have, that is
-/// new information.
+/// one was found by order or amount. Returns `false` if the address of the mail names an order that the stored event does not
+/// have. The session of that order is then compared with the session of the stored event.
 fn belongs_to_other_session(id: &str, parsed: &Event, found: &FoundSession, known: &[StoredEvent]) -> bool {
     let has_its_own = |k: &StoredEvent| {
         k.event.payment.session_id.is_some() && (parsed.order_ref.is_none() || parsed.order_ref == k.event.order_ref)

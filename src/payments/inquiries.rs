@@ -19,7 +19,8 @@ use crate::resmic::{
     reconcile,
 };
 
-/// The daemon does not ask about older sessions that were registered without `[resmic]`.
+/// The oldest registration that counts if the session was registered without `[resmic]`. The daemon does not ask about older
+/// sessions.
 const ADOPTED: &str = "-7 days";
 
 /// The next question for Resmic.
@@ -95,7 +96,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. Then nothing was recorded.
+    /// [`crate::db::Error`]. After an error, nothing is recorded.
     pub async fn record_clearance(
         &self,
         due: DueClearance,
@@ -113,11 +114,11 @@ impl Store {
         Ok(recorded)
     }
 
-    /// Records the transaction of a session, for an event whose session is searched for.
+    /// Records the answer about the transaction of a session. The question was part of the search for an event's session.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. Then nothing was recorded.
+    /// [`crate::db::Error`]. After an error, nothing is recorded.
     pub async fn record_transaction(
         &self,
         due: DueSearch,
@@ -136,7 +137,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. Then nothing was recorded.
+    /// [`crate::db::Error`]. After an error, nothing is recorded.
     pub async fn record_session(
         &self,
         session: SessionId,
@@ -214,14 +215,15 @@ pub(super) fn adopt(tx: &Connection, settings: &StoreSettings) -> Result<()> {
     Ok(())
 }
 
-/// Ends the questions about a session and its review, because a person has decided about it.
+/// Ends the questions and the review of a session, because a person has decided about the session.
 pub(super) fn settle(tx: &Connection, session_id: &str) -> Result<()> {
     tx.prepare_cached("UPDATE session_inquiries SET next_ask_at = NULL, reason = NULL WHERE session_id = ?1")?
         .execute(params![session_id])?;
     Ok(())
 }
 
-/// The session that has been due for the longest time. A session whose event was stored is not asked about.
+/// The session that has been due for the longest time. The daemon does not ask about a session that has a completed or failed
+/// event, or that was deleted.
 fn due_session(tx: &Connection, now: Timestamp) -> Result<Option<SessionId>> {
     let sql = format!(
         "SELECT s.session_id, {SETTLED} OR NOT EXISTS (SELECT 1 FROM sessions r WHERE r.session_id = s.session_id)

@@ -1,7 +1,7 @@
 //! The looks at the nodes of a chain: which event is due for a look, and the effects of the result.
 //!
 //! One SQLite transaction stores the confirmation and its arrivals, and releases the deliveries. So a crash at any moment loses
-//! nothing and doubles nothing.
+//! nothing, and no arrival confirms two events.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -102,8 +102,8 @@ impl Store {
         .await
     }
 
-    /// Reads one event, for a look at it now, and whether it has a row in `confirmations`. `None`: the event does not exist, or
-    /// is not completed.
+    /// Reads one event for an immediate look. The second value is whether the event has a row in `confirmations`. `None`: the
+    /// event does not exist, or is not completed.
     ///
     /// # Errors
     ///
@@ -154,7 +154,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. In that case nothing was recorded.
+    /// [`crate::db::Error`]. After an error, nothing is recorded.
     pub async fn record_look(&self, look: FinishedLook) -> Result<RecordedLook> {
         let settings = self.settings.clone();
         let recorded = self.write(move |tx| record_look(tx, &settings, &look, Timestamp::now())).await?;
@@ -195,8 +195,9 @@ impl Store {
     }
 }
 
-/// The columns of a [`DueLook`]. `sent_at` is the Date of the first mail of the event. `registered_at` limits the age of the
-/// payment. It is NULL if the session was registered after the event, or assigned by an operator.
+/// The columns of a [`DueLook`]. `sent_at` is the Date of the event's first mail. If this mail has no Date, `sent_at` is the time
+/// at which the server received it. `registered_at` limits the age of the payment. It is NULL if the session was registered after
+/// the event, or assigned by an operator.
 const COLUMNS: &str = "
     e.*, c.looks, c.state, c.waits_since, c.confirmed_at, c.arrival, c.arrival_block,
       (SELECT coalesce(m.sent_at, m.received_at) FROM mails m WHERE m.event_id = e.event_id ORDER BY m.id LIMIT 1) AS sent_at,

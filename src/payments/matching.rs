@@ -69,8 +69,8 @@ fn is_alive(session: &RegisteredSession, at: Timestamp, window: std::time::Durat
 ///
 /// The order is certain, so a single session is the answer, even if the event contradicts the session. The caller compares the
 /// two. Among several sessions, a session does not count if it is completed, if the event contradicts it, or if it was not
-/// payable at the event's time. If more than one session is left, there is no answer. If no session is left, the last rule is
-/// dropped first, then the rule about contradictions.
+/// payable at the event's time. If more than one session is left, there is no answer. If no session is left, the rule about
+/// the time is dropped first, then the rule about contradictions.
 #[must_use]
 pub fn session_of_order<'a>(
     event: &Event,

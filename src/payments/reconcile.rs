@@ -62,7 +62,8 @@ impl Store {
     }
 
     /// Applies changes of the configuration to stored events and sessions: which targets wait for a session or for the chain,
-    /// which chains are configured, and what `[resmic]` asks and requires. Returns the number of released deliveries.
+    /// which chains are configured, and whether `[resmic]` is configured and requires an answer. Returns the number of released
+    /// deliveries.
     ///
     /// # Errors
     ///
@@ -87,8 +88,8 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// [`Error::Refused`] if the event does not exist, or its mail names another session. Also if the event was delivered with
-    /// another session, or is being delivered with one.
+    /// [`Error::Value`] if `session_id` is not a UUID. [`Error::Refused`] if the event does not exist, if its mail names another
+    /// session, or if the event was delivered or is being delivered with another session.
     pub async fn session_assign(&self, event_id: &str, session_id: &str) -> Result<Assigned> {
         let (event_id, session_id) = (event_id.trim().to_ascii_lowercase(), sessions::parse_session_id(session_id)?);
         let settings = self.settings.clone();
@@ -161,8 +162,8 @@ fn copy_order_ref(tx: &Connection, session: &RegisteredSession) -> Result<()> {
     Ok(())
 }
 
-/// Matches the events without a session again that may belong to this session. Earlier, another session may have matched as well,
-/// and may have been changed since then. Events with a session do not change.
+/// Matches again the events that have no session and may belong to this session. Earlier, another session may have matched as
+/// well. That session may have been changed. Events with a session do not change.
 pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &str) -> Result<Reconciled> {
     let mut reconciled = Reconciled::default();
     let Some(session) = sessions::registered_session(tx, session_id)? else { return Ok(reconciled) };
@@ -174,7 +175,7 @@ pub(super) fn rematch(tx: &Connection, settings: &StoreSettings, session_id: &st
     Ok(reconciled)
 }
 
-/// The events that a session may concern, in the order in which they came.
+/// The events that a session may concern, in the order in which they were stored.
 fn affected_events(tx: &Connection, settings: &StoreSettings, session: &RegisteredSession) -> Result<Vec<String>> {
     let matched = settings.matching.enabled && session.amount.is_some() || settings.resmic.is_some();
     let (from, to) = if matched { sessions::payment_window(session, settings) } else { (None, None) };

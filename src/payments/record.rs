@@ -1,4 +1,4 @@
-//! Records mails. One transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
+//! Records mails. One database transaction commits mails, their events, their deliveries and the cursor, so that no mail is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,14 +73,14 @@ pub struct Recorded {
 }
 
 impl Store {
-    /// Records mails and moves the cursor, in one transaction; returns after the commit.
+    /// Records mails and moves the cursor, in one database transaction. Returns after the commit.
     ///
     /// A mail that is already stored gets no second row. A mail with a UID is compared by its UID and its bytes, an imported mail
     /// by its account and its bytes.
     ///
     /// # Errors
     ///
-    /// [`crate::db::Error`]. Then nothing was recorded, and the caller may retry.
+    /// [`crate::db::Error`]. After an error, nothing is recorded, and the caller may retry.
     pub async fn record(
         &self,
         entries: impl Into<Arc<[ExaminedMail]>>,
@@ -132,8 +132,8 @@ pub(super) fn is_proven_notification(outcome: Outcome, proof: Option<&TrustProof
     matches!(outcome, Outcome::Event | Outcome::Duplicate) && proof.is_some_and(|proof| proof.trust != Trust::Operator)
 }
 
-/// The time at which the server received a mail. If that is unknown, as for an import, the Date header counts. A time in the
-/// future counts as `now`. Otherwise a silence before that time would not be noticed.
+/// The time at which the server received a mail. If this time is unknown, as for an imported mail, returns the Date of the mail.
+/// Returns `now` instead of a time in the future, because the daemon would not notice missing mails until that time.
 pub(super) fn time_received(by_server: Option<Timestamp>, date: Option<Timestamp>, now: Timestamp) -> Timestamp {
     by_server.or(date).map_or(now, |at| at.min(now))
 }
@@ -163,9 +163,9 @@ fn record_one(tx: &Connection, settings: &StoreSettings, entry: &ExaminedMail) -
     Ok(Recorded { mail_id: Some(mail_id), outcome, reason, event_id, session_id })
 }
 
-/// The event id in the row of this mail, if the mail was recorded before. A mail comes again after a crash between a commit and
-/// its answer, or if an import runs twice. The bytes must be the same, too, because a server that was restored from a backup
-/// gives the same UID to another mail.
+/// The event id in the row of this mail, if the mail was recorded before. A mail comes again if the program ends between a commit
+/// and the report of this commit, or if an import runs twice. The bytes must be the same, too, because a server that was restored
+/// from a backup gives the same UID to another mail.
 fn recorded_before(
     tx: &Connection,
     entry: &ExaminedMail,
@@ -225,7 +225,7 @@ fn insert(tx: &Connection, id: Option<i64>, entry: &ExaminedMail, admitted: &Adm
     Ok(id.unwrap_or(new))
 }
 
-/// When a mail that was just deferred is examined again for the first time.
+/// The time of the next examination of a mail that was just deferred.
 fn soon() -> String {
     iso(Timestamp::now() + jiff::SignedDuration::from_secs(60))
 }

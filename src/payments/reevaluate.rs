@@ -49,14 +49,14 @@ pub enum Reevaluation {
     },
     /// The mail's event has new values. No delivery of it was attempted.
     Event(String),
-    /// The mail's event stays as it is, although the mail is judged differently now. A delivery was attempted, an operator chose
-    /// the session, the event would have another id, or the mail would have no event.
+    /// The mail's event stays as it is, although the mail is judged differently now. The reason is one of these: a delivery was
+    /// attempted, an operator chose another session, the event would have another id, or the mail would have no event.
     Kept(String),
 }
 
 impl Store {
-    /// Stores the result of a new examination with all its consequences, in one transaction. `next`: when a mail that
-    /// stays deferred is examined again.
+    /// Stores the result of a new examination with all its consequences, in one database transaction. `next`: when a mail
+    /// that stays deferred is examined again.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ fn reevaluate_event(
     Ok(Reevaluation::Event(event_id.to_owned()))
 }
 
-/// A mail is deferred by at most an hour. A later time was written while the clock was ahead.
+/// A mail is deferred by at most an hour. So a time that is further away than this was written while the clock was ahead.
 const FURTHEST: SignedDuration = SignedDuration::from_hours(2);
 
 impl StoreReader {

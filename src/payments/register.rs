@@ -138,7 +138,7 @@ impl SessionRegistration {
         let some = |text: Option<String>| text.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
         Ok(SessionRegistration {
             session_id: parse_session_id(&self.session_id)?,
-            // Unchanged: it is the merchant's own text.
+            // The order reference stays unchanged, because it is the merchant's text.
             order_ref: self.order_ref.filter(|order_ref| !order_ref.is_empty()),
             amount,
             blockchain: some(self.blockchain).map(|chain| model::spell_chain(&chain)),

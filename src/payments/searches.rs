@@ -1,5 +1,5 @@
-//! The search for an event's session at Resmic, if the mail names no session. For each session that fits, Resmic names its
-//! transaction.
+//! The search for an event's session at Resmic, if the mail names no session. The daemon asks Resmic for the transaction of each
+//! session that fits.
 //!
 //! The answers are stored. The daemon asks again about a session only for another event, and only if Resmic has named no
 //! transaction of the session so far.
@@ -70,13 +70,13 @@ pub(super) fn has_transaction(tx: &Connection, session_id: &str) -> Result<bool>
 }
 
 /// The newest search that is due. SQLite reads the index over `since` from its newest entry, and skips searches that are not due.
-/// These are few: each has failed recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With that index,
-/// SQLite would sort all due searches, which may be many.
+/// Few searches are skipped: those that failed recently. The unary `+` keeps SQLite from using the index over `next_ask_at`. With
+/// that index, SQLite would sort all due searches, which may be many.
 pub(super) const DUE: &str =
     "SELECT event_id FROM session_searches WHERE next_ask_at IS NOT NULL AND +next_ask_at <= ?1
     ORDER BY since DESC, rowid DESC LIMIT 1";
 
-/// The next question. It is about the newest event. A search that has no further question is decided here, and the second value
+/// The next question of the newest search that is due. A due search without a further question is decided here. The second value
 /// is the effect of these decisions.
 pub(super) fn due(
     tx: &Connection,

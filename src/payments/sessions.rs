@@ -73,8 +73,8 @@ fn has_rival(tx: &Connection, settings: &StoreSettings, event: &Event, session: 
     Ok(false)
 }
 
-/// The time window in which a session may be paid, as text for SQL. The window begins a little earlier than necessary, because it
-/// only keeps most other rows out. `matching` has the exact rule.
+/// The time window in which a session may be paid, as text for SQL. The window begins a little too early. This does no harm,
+/// because `matching` applies the exact rule to the rows in the window.
 pub(super) fn payment_window(
     session: &RegisteredSession,
     settings: &StoreSettings,

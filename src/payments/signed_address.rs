@@ -84,7 +84,7 @@ impl SignedAddresses {
         Ok(address)
     }
 
-    /// The order that a mail's *signed* To names. An address with a wrong MAC names no order and is logged.
+    /// The order that a mail's *signed* To names. An address with a wrong MAC names no order, and causes a warning.
     #[must_use]
     pub fn order_of(&self, signed_to: &[String]) -> Option<String> {
         match self.lookup(signed_to) {

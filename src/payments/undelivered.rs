@@ -92,7 +92,7 @@ fn set(tx: &Connection, id: i64, outcome: Outcome, reason: &Reason) -> Result<()
     Ok(())
 }
 
-/// Removes a row: its mail is not for us, or has arrived and takes over the id.
+/// Removes a row, because its mail is not Resmic's, or because the mail has arrived and gets a new row with the same id.
 pub(super) fn remove(tx: &Connection, id: i64) -> Result<()> {
     tx.prepare_cached("DELETE FROM mails WHERE id = ?1")?.execute(params![id])?;
     Ok(())

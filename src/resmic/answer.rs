@@ -107,7 +107,7 @@ pub struct StatusAnswer {
     /// When the status changed.
     #[serde(default, deserialize_with = "moment")]
     pub updated_at: Option<Timestamp>,
-    /// A wallet. Resmic's documentation and source code disagree whose wallet it is, so no decision may depend on it.
+    /// A wallet. Resmic's documentation and source code disagree about its owner, so no decision may depend on it.
     #[serde(default, deserialize_with = "text")]
     pub wallet_address: Option<String>,
     /// Whether the payer used a coupon.
@@ -153,7 +153,7 @@ pub(super) enum AnswerError {
     },
 }
 
-/// The object that contains every answer. Unknown keys are ignored.
+/// The JSON object in the body of every answer. The answer itself is in `data`. Unknown keys are ignored.
 #[derive(Deserialize)]
 pub(super) struct ApiResponse<'a> {
     status: u16,
@@ -172,8 +172,8 @@ impl<'a> ApiResponse<'a> {
         })
     }
 
-    /// Whether it reports a failure with a `status` from 400 to 499. In a failure, the number in `status` often differs from the
-    /// HTTP status, so the two are not compared.
+    /// Whether the body reports a failure with a `status` from 400 to 499. In a failure, the number in `status` often differs
+    /// from the HTTP status, so the two are not compared.
     pub(super) fn is_failure(&self) -> bool {
         !self.success && (400..500).contains(&self.status)
     }

@@ -174,7 +174,7 @@ impl ResmicClient {
     /// Creates a client. `tls` has the system's root certificates; an https URL needs it.
     ///
     /// # Errors
-    /// The wrong key of the configuration, and the problem. Neither contains a secret.
+    /// The configuration key with the wrong value, and the problem. Neither contains a secret.
     pub fn new(
         settings: &ResmicSettings,
         api_key: SecretString,

@@ -1,4 +1,4 @@
-//! Limits the requests in a minute. It has no clock: the time is an argument.
+//! Limits the number of requests in a minute. [`Pace`] has no clock: the time is an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -56,7 +56,7 @@ impl Pace {
             Priority::Event => self.rate,
             Priority::Background => self.rate - self.rate / 3,
         };
-        // The new request may be sent when the blocking request is a minute old.
+        // If the limit is reached, the new request may be sent when the request `blocking` is a minute old.
         let blocking = self.sent.len().checked_sub(limit).and_then(|n| self.sent.get(n));
         if let Some(at) = blocking {
             return Err(*at + MINUTE);

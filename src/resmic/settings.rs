@@ -51,7 +51,7 @@ impl ResmicSettings {
     /// Checks the values that deserialization does not check.
     ///
     /// # Errors
-    /// The wrong key, and the problem.
+    /// The configuration key with the wrong value, and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
         check_url(&self.url).map_err(|words| ("url".to_owned(), words))?;
         if self.rate == 0 || self.rate > MOST_REQUESTS {

@@ -13,7 +13,7 @@ pub struct NewFiles {
 }
 
 impl NewFiles {
-    /// Creates a folder (0755) and its parents, as far as they are absent.
+    /// Creates a folder and its missing parents, each with mode 0755. An existing folder stays unchanged.
     ///
     /// # Errors
     /// An error of the system.
@@ -90,7 +90,7 @@ impl Replacement {
     /// Writes the content and replaces the older file. The new file has the owner of the older one.
     ///
     /// # Errors
-    /// An error of the system. The older file then still exists, unless only the sync of the folder has failed.
+    /// An error of the system. The older file still exists after an error, unless only the sync of the folder has failed.
     pub fn commit(mut self, content: &str) -> io::Result<()> {
         if let Ok(older) = fs::metadata(&self.path) {
             // Only root may change the owner. Any other user already owns both files, so a failure does not matter.

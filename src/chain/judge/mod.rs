@@ -2,7 +2,7 @@
 //!
 //! The judge uses no conclusion of [`look`](super::look()); it checks all answers itself. Only a positive proof counts: the
 //! receipt of a transaction in a final block must show the arrival. If a node does not have this receipt, the event waits or
-//! needs review. No answer makes it a failed event.
+//! needs review. No answer makes an event fail.
 
 mod movement;
 
@@ -21,7 +21,8 @@ use super::verdict::{
     Arrival, BlockId, Confirmation, ConfirmationCode as Code, ConfirmationReason as Reason, ConfirmationState as State,
 };
 
-/// Whether a log or call of a transaction already pays another event. Its key is one of [`Arrival::keys`].
+/// Whether a log or call of a transaction already pays another event. The arguments are the transaction and one of its
+/// [`Arrival::keys`].
 pub type IsClaimed<'a> = &'a dyn Fn(Hash, i64) -> bool;
 
 /// The arrival that one node's answers prove, or the reason why they prove none.
@@ -106,8 +107,8 @@ fn combine(question: &Question<'_>, findings: Vec<ArrivalResult>) -> ArrivalResu
     if findings.is_empty() || asked != expected {
         return Err(Reason::new(Code::Node, format!("{asked} of {expected} nodes were asked")));
     }
-    // An unproven event stays unproven, so this reason comes first. A reason to wait comes second, because the answers of that
-    // node may change.
+    // A reason of the state `Unproven` comes first, because waiting does not change it. A reason to wait comes second, because
+    // the answers of its node may change.
     for state in [State::Unproven, State::Waiting] {
         let is = |finding: &&ArrivalResult| finding.as_ref().is_err_and(|reason| reason.code.state() == state);
         if let Some(Err(reason)) = findings.iter().find(is) {

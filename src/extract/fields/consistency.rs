@@ -161,8 +161,9 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// The published list has no session. A payer may have added a list item with a session, to settle an expensive
-    /// order with a cheap payment. If a new layout has a session, a merchant can allow it with `[extract.labels]`.
+    /// A session id in a mail with the published list is a conflict, because that list contains no session id. A payer may have
+    /// added a list item with the id of another session, to settle an expensive order with a cheap payment. If a new layout
+    /// of Resmic contains a session id, a merchant can allow its label in `[extract.labels]`.
     pub(crate) fn check_session_in_template(&mut self, table: &LabelTable, published: bool) {
         if !published {
             return;
@@ -196,8 +197,8 @@ impl<'a> ConsistencyCheck<'a> {
                         is_same_identifier(a, b)
                     })
                 }
-                // Resmic's published code leaves this item empty. If the item is empty, Resmic did not write a date
-                // elsewhere in the mail.
+                // Resmic's published code leaves this item empty, and writes no date elsewhere in the mail. So a date in
+                // another place is not from Resmic.
                 PaymentField::Time if item.is_empty() => fields.time.is_some(),
                 PaymentField::Time => {
                     differs(values::parse_time(item), fields.time.as_ref(), |a, b| minute_of(*a) == minute_of(*b))
@@ -225,7 +226,8 @@ impl<'a> ConsistencyCheck<'a> {
         }
     }
 
-    /// A shortened value such as `0xa43d…8db2` must fit the full value. Without a full value, it is a problem.
+    /// A shortened value such as `0xa43d…8db2` must fit the full value. If the mail has no full value, the
+    /// shortened value is a problem.
     fn check_shortened(&mut self, field: PaymentField, whole: Option<&str>) {
         for found in self.found.iter().filter(|f| f.field == field && !f.quoted && is_shortened(field, &f.value)) {
             let fits = shortened_ends(&found.value).zip(whole).is_some_and(|((start, end), whole)| {

@@ -32,8 +32,7 @@ pub(crate) fn visible_list_line(template: TemplateList, found: &[FoundValue]) ->
 }
 
 impl StatusStatements<'_> {
-    /// The titles that may name the payment's amount. If only the published list states the status, these are all
-    /// titles.
+    /// The titles that may name the payment's amount. Returns all titles if only the published list states the status.
     pub(crate) fn payment_titles(&self) -> Vec<&String> {
         if self.list_line.is_some() && self.only_list_states_status() {
             return self.titles.iter().collect();

@@ -77,7 +77,7 @@ impl LineScanner<'_> {
         let mut value = with_currency(field, label, value);
         let is_linked = || self.line.links.iter().any(|link| values::parse_explorer_link(link).is_some());
         if field == PaymentField::Hash && is_only_link_text(&value) && is_linked() {
-            // `add_explorer_links` adds the link itself.
+            // The value is only the text of a link to an explorer. `add_explorer_links` adds the hash in the link.
             return;
         }
         if let PaymentField::Hash | PaymentField::Wallet = field
@@ -98,7 +98,7 @@ impl LineScanner<'_> {
         });
     }
 
-    /// Adds the chains and transactions of links to known explorers.
+    /// Adds the chain and the transaction of each link that leads to a known explorer.
     fn add_explorer_links(&mut self) {
         for link in &self.line.links {
             if let Some((chain, hash)) = values::parse_explorer_link(link) {
@@ -232,7 +232,7 @@ impl LineScanner<'_> {
         true
     }
 
-    /// Returns the value. If the value continues on the line at this distance below, returns it joined with that line.
+    /// Returns the value. If the value continues on the line `below[distance]`, returns the value joined with that line.
     fn with_continuation(&self, field: PaymentField, value: &str, distance: usize) -> String {
         let next = only_text_line(self.below.get(distance));
         if let PaymentField::Hash | PaymentField::Wallet = field {

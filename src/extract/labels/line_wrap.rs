@@ -43,8 +43,9 @@ fn looks_like_amount(next: &str) -> bool {
         && next.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ',' | ' ' | '$'))
 }
 
-/// Whether a hash or an address continues on the next line. On Starknet, these have any length. On Solana, the text can
-/// lack its last character and still have the right number of bytes.
+/// Whether a hash or an address continues on the next line. A hash or an address of Starknet can have any length up to 64
+/// digits, so its length does not show that it is complete. A base58 text of Solana that lacks its last character can
+/// still encode the right number of bytes.
 fn identifier_continues(value: &str, next: &str) -> bool {
     match value.strip_prefix("0x") {
         Some(digits) => is_hex(digits) && digits.len() < 64 && digits_continue(digits, next),

@@ -66,13 +66,13 @@ const LINK_WORDS: [&str; 50] = [
 /// Signs of a link, or of a button that copies.
 const LINK_SIGNS: [char; 14] = ['↗', '→', '➜', '➚', '⤴', '⧉', '🔗', '🔍', '🔎', '📋', '👉', '»', '›', '\u{fe0f}'];
 
-/// A footnote mark such as `[1]` in `0xab[1]`. The link is printed at the end of the mail.
+/// A footnote mark such as `[1]` in `0xab[1]`. The link of this footnote is at the end of the mail.
 static FOOTNOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[[0-9]{1,2}\]").ok());
 
 /// Separates a value from link text and links around it, and returns the value and the links. `None` if the text is only
 /// a value, or has other words.
 pub(crate) fn split_link_text(text: &str) -> Option<(String, Vec<String>)> {
-    // A hash of 66 characters, a link to it and a few words are shorter.
+    // A hash of 66 characters, a link to it and a few words are shorter than this limit.
     if text.len() > 500 || !text.contains(|c: char| c.is_whitespace() || is_bracket(c)) {
         return None;
     }

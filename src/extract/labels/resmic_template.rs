@@ -91,7 +91,7 @@ fn starts_list_item(html: &str, at: usize) -> bool {
 /// The most inline elements around a label in its list item.
 const MAX_WRAPPERS: usize = 8;
 
-/// The most bytes before a label that are searched for these elements. Without this limit, HTML that consists of labels
+/// The most bytes before a label that are searched for inline elements. Without this limit, HTML that consists of labels
 /// would take quadratic time.
 const MAX_WRAPPER_BYTES: usize = 2_000;
 

@@ -1,4 +1,4 @@
-//! Limits of the parser. A mail beyond them is refused with a reason, if possible before parsing.
+//! Limits of the parser. A mail that exceeds a limit is refused with a reason, if possible before parsing.
 
 use mail_parser::{Message, PartType};
 

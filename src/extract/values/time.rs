@@ -27,7 +27,8 @@ static MAIL: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// Parses `Mar 5, 2025, 03:36` (UTC, as the webhook writes it), ISO 8601 (UTC without a zone), or RFC 2822 with a zone.
+/// Parses `Mar 5, 2025, 03:36` (UTC, as the webhook writes it), ISO 8601 (UTC if no zone is given), or RFC 2822 with a
+/// zone.
 pub(crate) fn parse_time(text: &str) -> Result<Timestamp, String> {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let forms = [(&WEBHOOK, true), (&ISO, false), (&MAIL, false)];

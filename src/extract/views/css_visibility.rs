@@ -15,8 +15,8 @@ pub(crate) struct Appearance {
     pub(crate) has_font_size: Option<bool>,
     /// The layout, if it differs from the element's default.
     pub(crate) display: Option<Display>,
-    /// Whether the element has space or a border around it, or is raised or lowered. Its text then does not touch the
-    /// text of its neighbours.
+    /// Whether the element has space or a border around it, or is raised or lowered. The text of such an element does not
+    /// touch the text of its neighbours.
     pub(crate) apart: bool,
     /// Whether the children of the element are laid out side by side.
     pub(crate) is_row: bool,

@@ -27,7 +27,7 @@ pub(crate) struct Attribute<'a> {
     pub(crate) value: Cow<'a, str>,
 }
 
-/// A tag with more attributes is not plain, because each is compared with the others.
+/// A tag with more attributes is not plain. Each attribute is compared with the others, which takes quadratic time.
 const MAX_ATTRIBUTES: usize = 64;
 
 /// Parses all of the text, or returns `None`. After `None` the sink's state must not be used.
@@ -197,7 +197,7 @@ impl<'a> FastParser<'a> {
             let digits = self.advance_while(u8::is_ascii_alphanumeric);
             self.skip(";")?;
             let number = u32::from_str_radix(digits, if hex { 16 } else { 10 }).ok()?;
-            // HTML maps some of the other numbers to other characters, or to none.
+            // HTML maps some numbers outside of these ranges to other characters, or to no character.
             let is_plain = matches!(number, 0x20..=0x7e | 0xa0..=0xd7ff | 0x1_0000..=0x1_fff0);
             return if is_plain { char::from_u32(number).map(|c| (c, None)) } else { None };
         }

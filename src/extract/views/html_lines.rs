@@ -217,7 +217,7 @@ impl<'s, 'a> HtmlLines<'s, 'a> {
         part.is_some_and(|o| o.name == "tr")
     }
 
-    /// Closes elements whose end tag this start tag implies (HTML, 13.1.2.4), as far as they affect lines.
+    /// Closes elements whose end tag this start tag implies (HTML, 13.1.2.4). Elements that do not affect lines stay open.
     fn close_implied(&mut self, name: &str) {
         let (closes, within): (&[&str], &[&str]) = match name {
             "li" => (&["li"], &["ul", "ol", "menu", "table"]),

@@ -99,7 +99,7 @@ impl View {
 /// Normalizes white space as a browser does: each run of white space becomes one space. Characters without width are
 /// removed.
 pub(crate) fn normalize_space(text: &str) -> String {
-    // Most text between HTML tags is only white space, so the loop then has nothing to do.
+    // Most text between HTML tags is only white space. After `trim`, the loop has nothing to do for such text.
     let mut rest = text.trim();
     let mut out = String::with_capacity(rest.len());
     while !rest.is_empty() {

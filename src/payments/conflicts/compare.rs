@@ -42,7 +42,7 @@ pub(super) fn same_text(a: &Option<String>, b: &Option<String>) -> bool {
     agree(a, b, |x, y| x.eq_ignore_ascii_case(y))
 }
 
-/// Compares the session, the order and the amount for which two reports claim a transaction. Returns the first difference, as a
+/// Compares the sessions, the orders and the amounts of two reports of one transaction. Returns the first difference, as a
 /// message.
 pub(super) fn contradiction_of_claims(known: &Event, new: &Event) -> Option<String> {
     let (k, n) = (&known.payment, &new.payment);
@@ -95,7 +95,7 @@ pub(super) fn contradiction_of_siblings(known: &Event, new: &Event) -> Option<St
     if known.payment.status == Status::Completed && new.payment.status == Status::Failed {
         return Some("this mail reports a failure of a transaction that is known as completed".into());
     }
-    // The statuses of a payment may have different times, but must have the same session and amount.
+    // Reports of different statuses may have different times, but may not contradict each other in another value.
     let timeless =
         |event: &Event| Event { payment: PaymentDetails { tx_time: None, ..event.payment.clone() }, ..event.clone() };
     contradiction(&timeless(known), &timeless(new))

@@ -20,7 +20,7 @@ pub struct StoredEvent {
     pub event_id: String,
     /// Its values.
     pub event: Event,
-    /// A handler has accepted it, so it never changes again.
+    /// A handler has accepted it, so a later report does not change it.
     pub delivered: bool,
     /// A handler may have it, although no response says so.
     pub maybe_delivered: bool,
@@ -57,7 +57,7 @@ pub enum Classification {
     New {
         /// Why it needs review before it is delivered.
         hold: Option<Reason>,
-        /// A stored event already says more, so the new event is not delivered.
+        /// The new event is pending, and a stored event of the payment is completed. So the new event is not delivered.
         superseded: bool,
     },
     /// The same report again.
@@ -97,11 +97,12 @@ pub fn find_repeated<'k>(id: &str, new: &Event, known: &'k [StoredEvent]) -> Opt
 pub enum HoldReason {
     /// A person has to decide.
     NeedsReview(Reason),
-    /// Another event of its session already says more.
+    /// The event is pending, and another event of its session or transaction is completed.
     Superseded,
 }
 
-/// Why a stored event with the new values `event` may not be delivered. `known` also contains the event with its old values.
+/// Why a stored event may not be delivered after `event` has replaced its values. `known` also contains the event with its old
+/// values.
 #[must_use]
 pub fn hold_reason(id: &str, event: &Event, known: &[StoredEvent]) -> Option<HoldReason> {
     let others: Vec<StoredEvent> = known.iter().filter(|k| k.event_id != id).cloned().collect();
@@ -128,7 +129,7 @@ pub fn second_payment(id: &str, event: &Event, known: &[StoredEvent]) -> Option<
 }
 
 /// The completed events whose transaction the new report claims for another session, order or amount. Each comes with the reason
-/// to hold it. One of the two reports steals the payment of the other, and the chain cannot show which.
+/// to hold it. One of the two reports claims the payment of the other report, and the chain cannot show which one.
 pub fn contested<'k>(
     id: &str,
     new: &Event,
@@ -144,8 +145,9 @@ pub fn contested<'k>(
     })
 }
 
-/// The event without the session and the transaction that were stored before. Other events with the same session or transaction
-/// were compared with those values when they arrived, and were held if they contradicted this event.
+/// The event without its session if the session was stored before, and without its transaction if the chain was stored before.
+/// The hash of a stored event never changes. Other events with the same session or transaction were compared with those values
+/// when they arrived, and were held if they contradicted this event.
 fn without_known_parts(before: Option<&PaymentDetails>, event: &Event) -> Event {
     let had = |of: fn(&PaymentDetails) -> &Option<String>| {
         before.is_some_and(|before| {
@@ -172,7 +174,7 @@ fn conflict_with_siblings(new: &Event, known: &[StoredEvent]) -> Option<Reason> 
     siblings.find_map(|k| contradiction_of_siblings(&k.event, new).map(|words| conflict_with(&k.event_id, &words)))
 }
 
-/// Compares a new event with the other events of its session, and with the same hash on other chains.
+/// Compares a new event with the other events of its session, and with events that have the same hash on another chain.
 fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification {
     match classify_in_session(new, known) {
         Classification::New { hold: None, superseded: false } => {
@@ -182,8 +184,8 @@ fn classify_beside_others(new: &Event, known: &[StoredEvent]) -> Classification 
     }
 }
 
-/// A transaction hash belongs to one chain, unless a signed transaction was sent again on another chain. So this may
-/// be a second payment, or the same payment under another name of the chain.
+/// The reason to hold a new event if its hash is known on another chain. A signed transaction can be sent again on another
+/// chain, so the event may be a second payment. It may also be the same payment under another name of the chain.
 fn same_hash_on_another_chain(new: &Event, known: &[StoredEvent]) -> Option<Reason> {
     let is_elsewhere = |a: &PaymentDetails, b: &PaymentDetails| shares_hash(a, b) && !shares_transaction(a, b);
     let other = known.iter().find(|k| is_elsewhere(&k.event.payment, &new.payment))?;

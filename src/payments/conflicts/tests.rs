@@ -58,7 +58,7 @@ fn an_unconfirmed_payment_does_not_block_its_session() {
     assert_eq!(second_payment(&id, &other, std::slice::from_ref(&fake)), None);
     for counts in [
         StoredEvent { unconfirmed: false, ..fake.clone() },
-        // A handler that does not wait for the chain has the payment.
+        // A handler that does not wait for the chain has already accepted the payment.
         StoredEvent { delivered: true, ..fake },
     ] {
         assert!(second_payment(&id, &other, std::slice::from_ref(&counts)).is_some());

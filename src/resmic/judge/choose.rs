@@ -17,8 +17,8 @@ pub enum SessionChoice {
 
 /// Chooses the session whose transaction is the event's. The caller passes an answer for each candidate session.
 ///
-/// Only a hash chooses a session. An answer without a hash chooses none, and neither does the same hash on another chain. But if
-/// one session is chosen and another session has the same hash, the choice is ambiguous on any chain.
+/// Only a hash chooses a session. An answer without a hash, or with the same hash on another chain, chooses no session. But if
+/// one session is chosen and another session has the same hash on any chain, the choice is ambiguous.
 #[must_use]
 pub fn choose_session(event: &PaymentDetails, answers: &[TransactionDetails]) -> SessionChoice {
     let Some(chosen) = answers.iter().find(|answer| same_transaction(event, answer)) else {

@@ -60,7 +60,7 @@ fn direct() -> Observation {
     Observation { payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, SHOP, UNITS, 4)])), ..node() }
 }
 
-/// The payer pays a temporary wallet 20 USDC, which passes them on.
+/// The payer pays 20 USDC to a temporary wallet, which passes them on.
 fn through_wallet() -> Observation {
     Observation {
         payment: Some(seen(TX, 90, vec![log(usdc(), PAYER, WALLET, UNITS, 4)])),

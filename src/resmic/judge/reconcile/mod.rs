@@ -11,7 +11,7 @@ use crate::resmic::client::ApiError;
 
 /// Resmic expires a session 30 minutes after its creation, and tracks a payment for 10 more minutes.
 const LIFETIME: Duration = Duration::from_secs(40 * 60);
-/// The time between the first look after the expiry and the second.
+/// The time between the first answer after the expiry and the second question.
 const SECOND_LOOK: Duration = Duration::from_secs(3_600);
 /// How long a mail may take after Resmic reports a session as `Completed`.
 const MAIL_MAY_TAKE: Duration = Duration::from_secs(600);
@@ -39,7 +39,7 @@ pub struct PaymentsOfSession {
 /// The times of earlier answers about a session. The caller stores them, so that they survive a restart.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PreviousLooks {
-    /// When Resmic was first asked after the session's expiry.
+    /// When Resmic first answered after the session's expiry.
     pub first_after_expiry: Option<Timestamp>,
     /// When Resmic first reported the session as `Completed`.
     pub completed_since: Option<Timestamp>,
@@ -50,14 +50,14 @@ pub struct PreviousLooks {
 pub enum Finding {
     /// The answers decide nothing yet. Ask again at `until`.
     Wait {
-        /// The time of the next look.
+        /// The time of the next question.
         until: Timestamp,
     },
     /// The stored events agree with Resmic. No further question is needed.
     Agrees,
     /// The session will not be paid. Contains the failed event, whose time is `updated_at`.
     FailedEvent(Box<Event>),
-    /// Resmic reports `Completed`, and the mail may still arrive. Look again at `until`.
+    /// Resmic reports `Completed`, and the mail may still arrive. Ask again at `until`.
     MailMissing {
         /// When the mail is overdue.
         until: Timestamp,
@@ -121,7 +121,7 @@ pub fn reconcile(
     }
 }
 
-/// The time of the next look. `None`: the present look decides.
+/// The time of the next question. `None`: the present answer decides.
 fn second_look(session: &AskedSession, looks: PreviousLooks, now: Timestamp) -> Option<Timestamp> {
     let expiry = expiry(session);
     if now < expiry {
@@ -140,7 +140,7 @@ fn failed(session: &AskedSession, status: &StatusAnswer) -> Finding {
     Finding::FailedEvent(Box::new(event(session, payment)))
 }
 
-/// After an unclear answer, there is a second look. If that is unclear, too, an operator must decide.
+/// After an unclear answer, the daemon asks a second time. If the second answer is unclear, too, an operator must decide.
 fn undecided(session: &AskedSession, looks: PreviousLooks, now: Timestamp, words: String) -> Finding {
     match second_look(session, looks, now) {
         Some(until) => Finding::Wait { until },
