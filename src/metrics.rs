@@ -58,14 +58,14 @@ pub enum MetricsSource {
     Database {
         /// The database with the counts.
         store: Store,
-        /// The mailboxes and targets of the configuration.
+        /// The parts of the configuration whose health is reported.
         expected: Expected,
     },
     /// This host is not active, so its database is not open. The health report compares this program with that of the holder.
     Standby(OwnProgram),
 }
 
-/// Answers requests until `shutdown`. An error of a connection is logged, and the loop goes on.
+/// Answers requests until `shutdown`. If a connection cannot be accepted, the error is logged, and the loop goes on.
 pub async fn serve(listener: Arc<TcpListener>, endpoint: MetricsEndpoint, mut shutdown: watch::Receiver<bool>) {
     let endpoint = Arc::new(endpoint);
     let permits = Arc::new(Semaphore::new(CONNECTIONS));

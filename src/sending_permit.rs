@@ -7,8 +7,8 @@ use crate::boot_clock::BootInstant;
 /// The error of an attempt that was not permitted.
 pub const NO_PERMIT: &str = "not sent: the lease of this host has ended, or is about to end";
 
-/// The permission to begin attempts. It ends at a point in time, and no message announces the end. So it has also ended for a
-/// process that was stopped (SIGSTOP) until then.
+/// The permission to begin attempts. It ends at a point in time, and no message announces the end. So it also ends for a
+/// process that is stopped (SIGSTOP) at that time.
 #[derive(Debug, Clone, Default)]
 pub struct SendingPermit {
     /// `None`: the permission never ends.

@@ -30,7 +30,7 @@ pub fn status(text: &str) {
     notify(&[NotifyState::Status(&line)]);
 }
 
-/// Resets the watchdog. If loops are running, call it only while all of them make progress.
+/// Resets the watchdog. If loops are running, call this function only while all of them make progress.
 pub fn watchdog() {
     notify(&[NotifyState::Watchdog]);
 }

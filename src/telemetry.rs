@@ -1,4 +1,4 @@
-//! Sets up logging, and measures how long mails take.
+//! Sets up logging, and has the counters and histograms of the running process for `/metrics`.
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -165,7 +165,7 @@ impl PushLatency {
     }
 }
 
-/// The label of a counter in [`NodeRequests`].
+/// The labels of a counter in [`NodeRequests`].
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct NodeRequest {
     /// The chain's name.

@@ -1,4 +1,4 @@
-//! `authorize`: an operator signs in with a browser, and the refresh token is stored at the place in the configuration.
+//! `authorize`: an operator signs in with a browser, and the refresh token is stored at the place that the configuration names.
 
 use std::io::BufRead;
 use std::sync::Arc;

@@ -111,7 +111,8 @@ impl Answer {
 /// The number of newest events of a session among which [`newest_held_event`] searches.
 const LOOKED_AT: u32 = 100;
 
-/// The newest event of a session that has a held delivery; `None` if the newest [`LOOKED_AT`] events have none.
+/// Among the events of a session, the newest one with a held delivery; `None` if the newest [`LOOKED_AT`] events have no such
+/// delivery.
 fn newest_held_event(reader: &StoreReader, session_id: &str) -> db::Result<Option<EventRow>> {
     let query = EventQuery { session: Some(session_id.to_owned()), limit: Some(LOOKED_AT), ..EventQuery::default() };
     let mut events = Vec::new();

@@ -83,7 +83,7 @@ fn is_wrong(error: &anyhow::Error) -> bool {
     value || error.is::<config::Error>() || error.is::<UsageError>()
 }
 
-/// Commands that examine many mails use all cores. Others need one thread.
+/// `run` and `import` examine many mails, so they use all cores. The other commands use one thread.
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
         Command::Run { .. } | Command::Import { .. } => tokio::runtime::Builder::new_multi_thread(),
@@ -232,7 +232,7 @@ fn read_files(paths: &[PathBuf], max_size: u64) -> (mpsc::Receiver<Result<FileMa
     (mails, reading)
 }
 
-/// The account with this name, or the first account without a name.
+/// The account with this name. If no name is given, the first account.
 fn account<'a>(config: &'a Config, name: Option<&str>) -> anyhow::Result<&'a imap::ImapSettings> {
     let found = match name {
         Some(name) => config.accounts.iter().find(|a| a.name == name),

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row, params};
 use super::{Result, Store, StoreReader, current_time, parse_time};
 use crate::model::iso;
 
-/// How many of the newest proven notifications show whether mails can still be parsed.
+/// The number of newest proven notifications whose parse result is counted.
 const NEWEST: i64 = 10;
 
 /// A row of `accounts`.
@@ -23,7 +23,7 @@ pub struct AccountRow {
 /// How many of the newest proven notifications could not be parsed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RecentParses {
-    /// The number of notifications that were looked at, at most ten.
+    /// The number of notifications that were checked, at most ten.
     pub checked: i64,
     /// How many of these notifications are quarantined because they could not be parsed.
     pub unparsed: i64,

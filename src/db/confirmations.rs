@@ -1,4 +1,4 @@
-//! Reads the chain's verdicts, and keeps what the nodes said last.
+//! Reads the confirmations of events, and stores the last answers of the nodes.
 
 use rusqlite::{Row, named_params};
 use serde::Serialize;
@@ -34,7 +34,7 @@ pub struct ConfirmationRow {
     pub next_look_at: Option<String>,
 }
 
-/// A row of `chains`: what the nodes of a chain said last.
+/// A row of `chains`: the last answers of the nodes of a chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct ChainRow {
@@ -51,7 +51,7 @@ pub struct ChainRow {
 }
 
 impl Store {
-    /// Writes what the nodes of a chain said.
+    /// Stores the last answers of the nodes of a chain.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// What the nodes of the chains said last.
+    /// The last answers of the nodes of each chain.
     ///
     /// # Errors
     ///

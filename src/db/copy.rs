@@ -1,5 +1,5 @@
-//! Reads the schema and the last mail id of a copy of the database before the copy is opened. They show whether the copy is as
-//! new as another host's database was.
+//! Reads the schema and the last mail id of a copy of the database before the copy is opened. The last mail id shows whether the
+//! copy is at least as new as the database of the last active host. The schema shows whether opening the copy would migrate it.
 
 use std::path::Path;
 

@@ -117,7 +117,7 @@ impl Error {
     }
 }
 
-/// The path is empty. The writer adds it when its work has failed.
+/// The new error has an empty path. The writer adds the path to the error of failed work.
 impl From<rusqlite::Error> for Error {
     fn from(source: rusqlite::Error) -> Self {
         Error::Sqlite { path: PathBuf::new(), source: Arc::new(source) }

@@ -12,7 +12,7 @@ use super::disk::free_space;
 use super::{EMPTY_SHA256, Error, Result, Store, StoreReader, schema, word};
 use crate::model::DeliveryState;
 
-/// Longer than any transaction of this program takes.
+/// No transaction of this program takes as long as this.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(2);
 
 /// Counts of what needs review.
@@ -35,7 +35,7 @@ pub struct Backlog {
     pub unjudged: i64,
     /// Events that the chain contradicts.
     pub doubtful: i64,
-    /// Events that are held because the chain says nothing about them.
+    /// Events that are held because the chain proves nothing about them.
     pub unproven: i64,
 }
 
@@ -94,7 +94,7 @@ impl StoreReader {
         Ok(found.unwrap_or_default())
     }
 
-    /// For each state but `delivered`, the creation time of the delivery with the lowest id.
+    /// For each state except `delivered`, the creation time of the delivery with the lowest id.
     ///
     /// # Errors
     ///
@@ -160,8 +160,8 @@ impl StoreReader {
         Ok(u64::try_from(pages.saturating_mul(size)).unwrap_or(0))
     }
 
-    /// Whether another program has held the write lock for longer than any transaction of this program. Many short
-    /// transactions in a row, as in a backfill, may make this check wait as long. They do not count, because their commits change
+    /// Whether another program has held the write lock for longer than any transaction of this program. In a backfill, many
+    /// short transactions in a row may also keep the lock from this check. They do not count, because their commits change
     /// `data_version`.
     #[must_use]
     pub fn is_locked(&self) -> bool {

@@ -23,7 +23,7 @@ pub(super) struct List<'a, T> {
 }
 
 impl StoreReader {
-    /// Passes the newest `limit` rows to `each`, or all, oldest first. Returns whether older rows were left out.
+    /// Passes the newest `limit` rows, or all rows, to `each`, oldest first. Returns whether older rows were left out.
     pub(super) fn list<T, E: From<Error>>(
         &self,
         list: &List<T>,

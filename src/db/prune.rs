@@ -1,8 +1,8 @@
 //! Deletes rows and bytes that are no longer needed, in small transactions.
 //!
 //! A reader looks for the rows, without a lock. The writer changes a few of them in each transaction, and pauses between two
-//! transactions, so that a daemon can store its mails meanwhile. It begins with the newest rows: their pages are near the end of the
-//! file, so that fewer other pages must be moved before the file can be cut.
+//! transactions, so that a daemon can store its mails meanwhile. The newest rows are deleted first. Their pages are near the
+//! end of the file, so fewer other pages must be moved before the file can be cut.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use rusqlite::{Connection, Row, ToSql, params};
 
 use super::{Error, Result, Store, StoreReader, schema};
 
-/// How long a transaction should take, with its commit. Other programs that write wait for it. It may take much longer, because a
-/// busy system may stop the program or the disk for some time in the middle.
+/// How long a transaction should take, with its commit. Other programs that write wait for the transaction. A transaction may
+/// take much longer, because a busy system may stop the program or the disk for some time in the middle.
 const AIM: Duration = Duration::from_millis(8);
 
 /// How long the first transaction works before its commit, and the limits for the next ones.
@@ -169,8 +169,8 @@ impl<P: FnMut(&Pruned)> Pruning<'_, P> {
     }
 
     /// Returns free pages to the file system. SQLite moves used pages from the end of the file into free pages, and cuts the end. It
-    /// searches the list of free pages for a page in the right place, so the list must be short: after a million mails, each returned
-    /// page took a millisecond.
+    /// searches the list of free pages for a page in the right place, so the list must be short. With the free pages of a million
+    /// mails in the list, each returned page took a millisecond.
     async fn shrink(&mut self) -> Result<()> {
         loop {
             let (freed, is_done) = self.step(free_some).await?;

@@ -43,8 +43,8 @@ pub(crate) const TRANSACTION_CONDITION: &str = "transaction_hash IN (SELECT valu
 /// The second part is the condition of the partial index. SQLite uses that index only if the query contains this condition.
 const OPEN_CONDITION: &str = "state = ? AND state <> 'delivered'";
 
-/// Most events are completed, so a scan finds them. A partial index contains the others. A query for a session or a transaction
-/// does not use that index, because it has a better one.
+/// Most events are completed, so a scan finds them quickly. A partial index contains the others. A query for a session or a
+/// transaction does not use that index, because it has a better one.
 fn status_condition(filter: &EventQuery) -> &'static str {
     let EventQuery { session, transaction, status, .. } = filter;
     let alone = session.is_none() && transaction.is_none();
@@ -113,8 +113,8 @@ impl StoreReader {
         self.list(&list, *limit, &mut each)
     }
 
-    /// The lowest row number of the events that were stored at `since` or later. Later rows may be older, because the clock may
-    /// have been set back.
+    /// The lowest row number of the events that were stored at `since` or later. Rows after that row may have an earlier time,
+    /// because the clock may have been set back.
     fn first_event_since(&self, since: &str) -> Result<Option<i64>> {
         let found = self.query_one(
             "SELECT min(rowid) FROM events INDEXED BY events_by_time WHERE created_at >= ?1",
@@ -190,7 +190,7 @@ impl StoreReader {
         limit: Option<u32>,
         mut each: impl FnMut(DeliveryRow) -> std::result::Result<(), E>,
     ) -> std::result::Result<bool, E> {
-        // Most deliveries are delivered, so a scan finds them. The others have an index.
+        // Most deliveries are delivered, so a scan finds them quickly. An index contains the others.
         let is_in = if state == Some(DeliveryState::Delivered) { "state = ?" } else { OPEN_CONDITION };
         let state = state.map(DeliveryState::as_str);
         let conditions = [(is_in, optional(&state))];

@@ -1,4 +1,4 @@
-//! Keeps what Resmic's API said last, and counts what waits for it.
+//! Stores the result of the last request to Resmic's API, and counts the events and sessions that wait for Resmic.
 
 use rusqlite::params;
 
@@ -57,7 +57,7 @@ impl Store {
 }
 
 impl StoreReader {
-    /// The last answer of Resmic's API, and the counts of what waits for it.
+    /// The result of the last recorded request to Resmic's API, and the counts of the events and sessions that wait for Resmic.
     ///
     /// # Errors
     ///

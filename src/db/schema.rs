@@ -67,7 +67,7 @@ pub(super) fn open_reader(path: &Path) -> Result<(Connection, bool)> {
     }
     let found = inspect(path)?;
     if found < NEWEST_SCHEMA {
-        // A reader must not migrate; opening for writing does.
+        // A read-only connection cannot migrate the file, so the file is first opened for writing.
         drop(open(path)?);
     }
     let (connection, frozen) = read_only(path)?;

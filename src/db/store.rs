@@ -21,9 +21,9 @@ pub struct StoreSettings {
     pub targets: Vec<TargetRules>,
     /// How sessions are matched by amount.
     pub matching: Matching,
-    /// The chains on which payments are confirmed. None: no event waits for a chain.
+    /// The chains on which payments are confirmed. If the list is empty, no event waits for a chain.
     pub chains: Vec<Chain>,
-    /// The rules for Resmic's API. None: it is never asked.
+    /// The rules for Resmic's API. `None`: the API is never asked.
     pub resmic: Option<ResmicRules>,
 }
 
@@ -56,7 +56,7 @@ impl StoreSettings {
 pub struct TargetRules {
     /// The `[[forward]]` entry's name.
     pub name: String,
-    /// The statuses that it gets.
+    /// The statuses of the events that it gets.
     pub statuses: Vec<Status>,
     /// Whether it gets events without a session (`unresolved = "send"`).
     pub send_unresolved: bool,
@@ -111,8 +111,8 @@ impl Store {
         Ok(Store { writer, settings: Arc::new(settings), outbox: count(), deferrals: count(), file, seen_version })
     }
 
-    /// Releases this handle. It returns when all handles are released and the connection is closed; then the database
-    /// is one file again. If the process ends earlier, nothing is lost: the next open reads the `-wal` file.
+    /// Releases this handle, and returns when all handles are released and the connection is closed. The database is then
+    /// one file again. If the process ends earlier, nothing is lost: the next open reads the `-wal` file.
     pub async fn close(self) {
         let Store { writer, .. } = self;
         writer.close().await;
@@ -122,7 +122,7 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`StoreReader::open`]; [`Error::Moved`] if the path names another file than the one that is written.
+    /// As [`StoreReader::open`]; [`Error::Moved`] if the file that the writer has open is no longer at the path.
     pub fn reader(&self) -> Result<StoreReader> {
         if file_id(&self.settings.path).is_ok_and(|number| number != self.file) {
             return Err(Error::Moved(self.settings.path.clone()));
@@ -130,13 +130,13 @@ impl Store {
         StoreReader::open(&self.settings.path)
     }
 
-    /// Changes after a commit that may have made a delivery or a question due.
+    /// A counter that changes after each commit that may have made a delivery, a look or a question to Resmic due.
     #[must_use]
     pub fn watch_outbox(&self) -> watch::Receiver<u64> {
         self.outbox.subscribe()
     }
 
-    /// Changes after a commit that deferred a mail.
+    /// A counter that changes after each commit that deferred a mail.
     #[must_use]
     pub fn watch_deferrals(&self) -> watch::Receiver<u64> {
         self.deferrals.subscribe()
@@ -147,7 +147,7 @@ impl Store {
         self.outbox.send_modify(|n| *n = n.wrapping_add(1));
     }
 
-    /// Runs `work` in a transaction of the writer thread. It returns after the commit.
+    /// Runs `work` in a transaction of the writer thread, and returns after the commit.
     pub(crate) async fn write<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T> + Send + 'static,

@@ -12,21 +12,21 @@ pub struct StreamRow {
     pub target: String,
     /// The stream's name.
     pub stream: String,
-    /// Whether the target can publish.
+    /// Whether the daemon can publish to the stream.
     pub state: StreamState,
     /// The configured URLs, separated by commas.
     pub servers: String,
-    /// The version of the server that was connected last.
+    /// The version of the server to which the daemon connected last.
     pub version: Option<String>,
-    /// Since when the target cannot publish.
+    /// Since when the daemon cannot publish.
     pub failing_since: Option<String>,
-    /// Why the target cannot publish.
+    /// Why the daemon cannot publish.
     pub problems: Vec<String>,
     /// The settings that should be changed.
     pub notes: Vec<String>,
     /// Whether a person must correct the cause of the problem.
     pub needs_person: bool,
-    /// How many deliveries the stream already had.
+    /// How many deliveries found their message in the stream already.
     pub there_already: i64,
     /// How many messages the stream had lost and got again.
     pub refilled: i64,
@@ -37,14 +37,14 @@ pub struct StreamRow {
 pub enum StreamChange {
     /// The daemon has started, and is connecting for the first time.
     Connecting,
-    /// The daemon has connected, so the target can publish.
+    /// The daemon has connected and can publish.
     Connected {
         /// The version of the server.
         version: String,
         /// The settings that should be changed.
         notes: Vec<String>,
     },
-    /// The target cannot publish.
+    /// The daemon cannot publish.
     Failed {
         /// The reasons.
         problems: Vec<String>,

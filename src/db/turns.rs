@@ -27,7 +27,7 @@ pub trait TurnWorker {
 }
 
 impl Store {
-    /// Lets a worker take its turns. It never returns `Ok`.
+    /// Lets a worker take its turns. This function never returns `Ok`.
     ///
     /// # Errors
     ///

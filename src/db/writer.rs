@@ -1,6 +1,6 @@
 //! One thread owns the writing connection and commits all waiting work in one transaction.
 //!
-//! A single mail is committed at once, with one fsync; a backfill is committed in hundreds of mails. Work that fails does not
+//! A single mail is committed at once, with one fsync; a backfill is committed in batches of hundreds. Work that fails does not
 //! affect other work in the transaction. The writer replies only after the commit. It checkpoints the WAL when it is
 //! idle; SQLite's automatic checkpoint would delay the commit that fills the WAL.
 
@@ -24,11 +24,11 @@ const QUEUE: usize = 4_096;
 /// A WAL with this number of pages is checkpointed when the writer is idle. The number is SQLite's default.
 const CHECKPOINT: i64 = 1_000;
 
-/// A WAL with this number of pages is checkpointed even if work waits. A checkpoint copies a page once, even if the page was
-/// written several times.
+/// A WAL with this number of pages is checkpointed even if work waits. The number is higher than [`CHECKPOINT`], because
+/// one checkpoint copies a page only once, even if the page was written several times.
 const CHECKPOINT_URGENT: i64 = 4_000;
 
-/// A WAL of this size, in bytes, that cannot be checkpointed causes a warning, because a long-running reader blocks the
+/// If this number of bytes in the WAL cannot be checkpointed, the writer logs a warning: a long-running reader blocks the
 /// checkpoint. After a checkpoint the `-wal` file is cut to this size.
 pub const MAX_WAL_BACKLOG: u64 = 64 << 20;
 
@@ -134,7 +134,7 @@ impl<T: Send, F: FnOnce(&Connection) -> Result<T> + Send> WriteJob for Task<F, T
     }
 }
 
-/// Runs work in a savepoint, so that a failure changes nothing. SQLite keeps a copy of each page that changes in it.
+/// Runs work in a savepoint, so that a failure changes nothing. SQLite keeps a copy of each page that changes in the savepoint.
 fn in_savepoint<T>(connection: &Connection, work: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
     execute_cached(connection, "SAVEPOINT work")?;
     let result = work(connection);
@@ -170,8 +170,8 @@ impl<'c> ImmediateTransaction<'c> {
 
 impl Drop for ImmediateTransaction<'_> {
     fn drop(&mut self) {
-        // A full disk has already ended the transaction (sqlite.org/lang_transaction.html). Any other failure shows at the next
-        // BEGIN.
+        // A full disk may already have ended the transaction (sqlite.org/lang_transaction.html). If the ROLLBACK fails, the next
+        // BEGIN fails, too, and reports the error.
         if !self.0.is_autocommit() {
             let _ = execute_cached(self.0, "ROLLBACK");
         }
@@ -219,8 +219,8 @@ fn commit(connection: &Connection, first: Box<dyn WriteJob>, queue: &mut mpsc::R
     let mut batch = vec![first];
     let failed = run_batch(connection, &mut batch, queue).err();
     if failed.as_deref().is_some_and(is_locked) {
-        // The queued callers have waited for the same lock. They get the same error, so that the watchdog does not
-        // wait for one lock timeout per caller.
+        // The queued callers have waited for the same lock, so they get the same error. Otherwise, the supervisor's ping
+        // would wait for one lock timeout for each caller before it, and the watchdog could end the process.
         batch.extend(std::iter::from_fn(|| queue.try_recv().ok()));
     }
     for job in batch {

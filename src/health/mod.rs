@@ -78,7 +78,7 @@ pub struct Health {
     pub resmic: Option<ResmicHealth>,
     /// The part of this host in a `[standby]`; `null` without `[standby]`, and if no daemon runs.
     pub role: Option<Role>,
-    /// The problems that an operator must solve, each with advice. It is empty if `ok`.
+    /// The problems that an operator must solve, each with advice. The list is empty if `ok`.
     pub attention: Vec<String>,
     /// Whether the database cannot be written, because the disk is full or another program has locked the database.
     #[serde(skip)]
@@ -105,7 +105,8 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
             "the disk is full, the database has {kib} KiB left: free some space; mails and deliveries wait until then"
         ));
     }
-    // Only a daemon waits for the lock. Without a daemon, only this check would open the file for writing.
+    // A lock is a problem only for a running daemon. Without a daemon, this check is left out, because it opens the file for
+    // writing.
     let locked = running && reader.is_locked();
     if locked {
         attention.push(LOCKED.to_owned());
@@ -120,7 +121,7 @@ pub fn assess(reader: &StoreReader, expected: &Expected, running: bool, now: Tim
     let parsing = silence::parsing(reader.recent_parses()?, &mut attention);
     let chains = chains::chains(reader, expected, now, &mut attention)?;
     let resmic = resmic::resmic(reader, expected, now, &mut attention)?;
-    // Words without rows are counted as 0.
+    // An outcome, a status or a state that no row has gets the count 0.
     let counts = |words: &[&str], counted: Vec<(String, i64)>| {
         words.iter().map(|w| ((*w).to_owned(), 0)).chain(counted).collect::<BTreeMap<_, _>>()
     };

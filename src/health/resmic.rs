@@ -12,7 +12,7 @@ use crate::db::{self, StoreReader};
 pub struct ResmicHealth {
     /// The API's host, after the first request.
     pub host: Option<String>,
-    /// The last request that was recorded.
+    /// The time of the last recorded request.
     pub asked_at: Option<String>,
     /// The last error; `None` if the last request succeeded.
     pub last_error: Option<String>,

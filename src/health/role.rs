@@ -42,8 +42,8 @@ impl Role {
 }
 
 impl Health {
-    /// The health of a host that is not active. It has no mailboxes and no open database. `own` is compared with
-    /// the values of the holder.
+    /// The health of a host that is not active. Such a host watches no mailboxes and has no open database. `own` is
+    /// compared with the values of the holder.
     #[must_use]
     pub fn of_standby(lease: &LeaseView, own: &OwnProgram, now: BootInstant) -> Self {
         let mut health = Health::unknown(String::new());
@@ -85,7 +85,7 @@ impl Health {
     }
 }
 
-/// How this host differs from the holder of the lease. After a takeover, it would make other decisions than the holder.
+/// How this host differs from the holder of the lease. After a takeover, this host would make other decisions.
 fn differences(lease: &LeaseView, own: &OwnProgram) -> Vec<String> {
     let Some(holder) = &lease.holder else { return Vec::new() };
     let (host, tables) = (&holder.host, own.configuration.differences(&holder.configuration));

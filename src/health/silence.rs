@@ -1,4 +1,4 @@
-//! Silence and drift: problems that cause no error. No notification comes, or notifications come and cannot be parsed.
+//! Finds two problems that cause no error: no notification arrives, or notifications arrive and cannot be parsed.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::Mailbox;
 use crate::db::{AccountRow, RecentParses};
 use crate::model::{MailboxState, iso};
 
-/// Fewer unparsed notifications than this may be odd single mails.
+/// Fewer unparsed notifications than this number are no problem, because single mails may be odd.
 const FEWEST_UNPARSED: i64 = 3;
 
 /// An account that the configuration names.
@@ -17,7 +17,7 @@ const FEWEST_UNPARSED: i64 = 3;
 pub struct WatchedAccount {
     /// Its name.
     pub account: String,
-    /// A longer time without a proven notification is a problem. `None`: no such time is a problem.
+    /// A longer time without a proven notification is a problem. `None`: silence is no problem.
     pub quiet: Option<Duration>,
 }
 
@@ -38,15 +38,15 @@ pub struct AccountHealth {
 /// Whether the newest notifications could be parsed.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct ParsingHealth {
-    /// How many of the newest proven notifications were looked at, at most ten.
+    /// How many of the newest proven notifications were checked, at most ten.
     pub checked: i64,
-    /// How many of them could not be parsed.
+    /// How many of these notifications could not be parsed.
     pub unparsed: i64,
 }
 
 /// The accounts, and which of them are silent for too long.
 ///
-/// The time counts from the last notification, or from the first start with this account if that is later: a new account is
+/// A silence begins at the last notification, or at the first start with this account if that is later. So a new account is
 /// not silent. While the daemon still reads an account's mailboxes, a notification may be waiting in them, so the account is not
 /// silent either.
 pub(super) fn accounts(
@@ -90,7 +90,7 @@ fn silent_since(row: &AccountRow) -> Option<Timestamp> {
     row.last_notification_at.max(row.watched_since)
 }
 
-/// A time in the future has no age.
+/// The age of a time; zero for a time in the future.
 fn age(since: Timestamp, now: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(since)).unwrap_or_default()
 }

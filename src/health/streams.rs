@@ -21,13 +21,13 @@ pub struct StreamHealth {
     pub state: StreamState,
     /// The configured URLs, separated by commas.
     pub servers: String,
-    /// The version of the server that was connected last.
+    /// The version of the server to which the daemon connected last.
     pub version: Option<String>,
-    /// Why the target cannot publish.
+    /// Why the daemon cannot publish.
     pub problems: Vec<String>,
     /// The settings that should be changed.
     pub notes: Vec<String>,
-    /// How many deliveries the stream already had.
+    /// How many deliveries found their message in the stream already.
     pub there_already: i64,
     /// How many messages the stream had lost and got again.
     pub refilled: i64,

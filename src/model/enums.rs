@@ -122,7 +122,7 @@ pub enum ReasonCode {
     Untrusted,
     /// Addressed to another recipient.
     NotOurs,
-    /// The mail contradicts itself or a stored event.
+    /// The mail contradicts itself, a stored event or the registered session.
     Conflict,
     /// A payment mail that lacks a required field, or has a doubtful value.
     Unreadable,
@@ -134,7 +134,7 @@ pub enum ReasonCode {
     NotAPayment,
     /// DNS did not answer, or a clock is wrong.
     Dns,
-    /// The mail server lists the mail and does not deliver it.
+    /// The mail server lists or listed the mail, and has not delivered it.
     Unavailable,
 }
 string_enum!(ReasonCode, "reason", Untrusted => "untrusted", NotOurs => "not-ours", Conflict => "conflict",
@@ -163,7 +163,7 @@ string_enum!(MailboxState, "mailbox state", Connecting => "connecting", Syncing 
 pub enum StreamState {
     /// The daemon connects, or publishes the last events again.
     Connecting,
-    /// The target can publish.
+    /// The daemon can publish to the stream.
     Connected,
     /// No server can be reached, or the stream must not be used.
     Failed,

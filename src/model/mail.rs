@@ -108,7 +108,7 @@ pub struct SyncPosition {
     pub last_uid: Uid,
     /// The start of the first run, if that run did not begin with the oldest mail.
     pub start_boundary: Option<StartBoundary>,
-    /// The newest known INTERNALDATE, by the server's clock. At least the mails that were read last are considered.
+    /// The newest INTERNALDATE that was read, by the server's clock. The dates of mails with low UIDs may not have been read.
     pub newest_at: Option<Timestamp>,
     /// The last id in the table `mails` before the mailbox was renumbered; 0: it was not. The UIDs in rows up to this id may mean
     /// other mails now.

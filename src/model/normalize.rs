@@ -101,7 +101,7 @@ fn fold_amount(text: &str) -> (&str, &str) {
     (whole.trim_start_matches('0'), fraction.trim_end_matches('0'))
 }
 
-/// Whether two names are of the same mailbox. `INBOX` (RFC 3501, 5.1) and special-use attributes have no case.
+/// Whether two names are of the same mailbox. `INBOX` (RFC 3501, 5.1) and special-use attributes are case-insensitive.
 #[must_use]
 pub fn same_mailbox(a: &str, b: &str) -> bool {
     let any_case = a.eq_ignore_ascii_case("INBOX") || a.starts_with('\\');

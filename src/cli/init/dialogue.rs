@@ -13,7 +13,8 @@ const LONGEST_SECRET: u64 = 64 * 1024;
 
 /// Gets answers from flags, or from a person.
 pub(super) struct Dialogue {
-    /// Whether it asks a person on the terminal. Otherwise, a missing flag means the default, or is an error without a default.
+    /// Whether the dialogue asks a person on the terminal. Otherwise, a missing flag means the default, or is an error if there
+    /// is no default.
     pub(super) asks: bool,
 }
 

@@ -18,7 +18,7 @@ use crate::trust::dns::{self, Resolver};
 const PRIVATE_AT_MICROSOFT: [&str; 4] = ["outlook.com", "hotmail.com", "live.com", "msn.com"];
 
 impl Setup<'_> {
-    /// The tested account, and the secret that must be written to a file.
+    /// Asks for the account, and tests a password with a login. Returns the draft, and the password or the client secret.
     pub(super) async fn mail_account(&self) -> anyhow::Result<(Draft, Option<Obtained>)> {
         let given = self.arguments.email.as_deref();
         let question =
@@ -167,7 +167,7 @@ impl Setup<'_> {
         self.dialogue.text(question, is_id).await
     }
 
-    /// Google's desktop applications have a client secret.
+    /// Gets the client secret. Only Google's desktop applications have one.
     async fn client_secret(&self, provider: Option<&Provider>) -> anyhow::Result<Option<Obtained>> {
         if provider.map(|provider| provider.sign_in) != Some(SignIn::Google) {
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Claims due deliveries: which of them may be attempted now, and the event that each one carries.
+//! Claims due deliveries: decides which of them may be attempted now, and reads their events.
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, Row, params};
@@ -52,8 +52,8 @@ pub(super) const FURTHEST_RETRY: SignedDuration = SignedDuration::from_hours(48)
 pub(super) const REQUEUE_TOO_FAR_AHEAD: &str = "
     UPDATE deliveries SET next_attempt_at = ?3 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2";
 
-/// Makes deliveries due that were scheduled while the clock was ahead by less than that. Their last attempt, or their creation,
-/// lies in the future. This statement runs only when the clock may have been set back.
+/// Makes deliveries due that were scheduled while the clock was ahead by less than `FURTHEST_RETRY`. Their last attempt, or their
+/// creation, lies in the future. This statement runs only when the clock may have been set back.
 pub(super) const REQUEUE_AFTER_CLOCK_CHANGE: &str = "
     UPDATE deliveries SET next_attempt_at = ?2 WHERE state = 'pending' AND target = ?1 AND next_attempt_at > ?2
       AND ?2 < coalesce((SELECT max(at) FROM attempts a WHERE a.delivery_id = deliveries.id), created_at)";
@@ -77,7 +77,7 @@ pub(super) fn claim(tx: &Connection, target: &str, in_flight: &[InFlight], limit
     Ok(claimed)
 }
 
-/// The time of a claim, and when the outage of its target began, if there is one.
+/// The time of a claim, and when the outage of its target began, if there is an outage.
 #[derive(Clone, Copy)]
 pub(super) struct ClaimTimes {
     pub(super) now: Timestamp,
@@ -138,21 +138,23 @@ pub(super) fn read_event(row: &Row) -> rusqlite::Result<OutboundEvent> {
 fn read_confirmation(row: &Row) -> rusqlite::Result<Option<DeliveredConfirmation>> {
     let state: Option<String> = row.get("confirmation")?;
     let Some(state) = state.and_then(|state| state.parse::<ConfirmationState>().ok()) else { return Ok(None) };
-    // The arrival of an event that still waits for contradicting mails is not confirmed.
+    // While an event still waits for contradicting mails, its row has an arrival that is not confirmed. Such an arrival
+    // is left out.
     let is_confirmed = state == ConfirmationState::Confirmed;
     let value = |column| Ok::<_, rusqlite::Error>(row.get::<_, Option<String>>(column)?.filter(|_| is_confirmed));
     Ok(Some(DeliveredConfirmation { state, received: value("received")?, arrival: value("arrival")? }))
 }
 
-/// If an attempt begins later than this after it became due, the program or the machine was off. A slow handler delays other
-/// deliveries by less.
+/// If an attempt begins more than this time after its delivery became due, the program or the machine was off. A slow handler
+/// delays other deliveries for a shorter time.
 const LATE: SignedDuration = SignedDuration::from_mins(1);
 
 /// The start of the `give_up_after` period: the first attempt. If the machine was off, or its clock was behind, a delivery that
-/// was due could not be tried. That time is left out. Otherwise, if the handler starts more slowly than this program, one failed
-/// attempt after a restart would make the delivery dead. A start in the future counts as now.
+/// was due could not be tried. That time is left out. Otherwise, one failed attempt after a restart would make the delivery dead
+/// if the handler starts more slowly than this program. A start in the future counts as now.
 ///
-/// During an outage of the target, one due delivery is attempted for all of them. So the time of the outage counts.
+/// During an outage of the target, one due delivery is attempted in place of all due deliveries. So the time of the outage counts
+/// for all of them.
 fn retry_period_start(first: Option<Timestamp>, due: Timestamp, times: ClaimTimes) -> Timestamp {
     let ClaimTimes { now, outage_since } = times;
     let tried_since = outage_since.map_or(now, |since| since.max(due).min(now));

@@ -5,9 +5,9 @@ use rusqlite::{Connection, params};
 use crate::db::{Result, StoreSettings, current_time};
 use crate::model::Reason;
 
-/// Holds the pending and dead deliveries of an event until a person decides; returns their number. Dead ones are
-/// included because `deliveries retry --dead` retries all of them without a review. Later deliveries of the session
-/// no longer wait for them.
+/// Holds the pending and dead deliveries of an event until a person decides; returns their number. Dead deliveries are
+/// included, because `deliveries retry --dead` would otherwise retry them without a review. Later deliveries of the
+/// session do not wait for held deliveries.
 pub(crate) fn hold(tx: &Connection, id: &str, reason: &Reason) -> Result<usize> {
     tx.prepare_cached("UPDATE events SET hold = coalesce(hold, ?2) WHERE event_id = ?1")?
         .execute(params![id, reason.to_string()])?;
@@ -28,8 +28,9 @@ pub(crate) fn withdraw(tx: &Connection, id: &str) -> Result<()> {
 }
 
 /// Releases held deliveries. Three holds are independent, and all must be clear. First, the event needs no review, and its
-/// session is known; `?2` are the targets that do not wait for a session. Second, the chain has confirmed the event; `?3` are the
-/// targets that do not wait for the chain. Third, Resmic reports the event's session as `Completed`.
+/// session is known; `?2` are the targets that do not wait for a session. Second, the chain or an operator has confirmed the
+/// event, or the event needs no confirmation; `?3` are the targets that do not wait for the chain. Third, Resmic or an operator
+/// has cleared the event, or the event does not wait for Resmic.
 const RELEASE: &str = "
     UPDATE deliveries SET state = 'pending', next_attempt_at = ?1, first_attempt_at = NULL
     WHERE state = 'held'

@@ -39,7 +39,7 @@ pub struct Outage {
     pub last_attempts: usize,
 }
 
-/// The deliveries that have failed, and whose first attempt was made before `?2`.
+/// The deliveries that have failed, and whose `give_up_after` period began at `?2` or earlier.
 pub(super) const OVERDUE: &str =
     due_deliveries!("d.last_error IS NOT NULL AND d.first_attempt_at <= ?2", "d.first_attempt_at");
 
@@ -59,8 +59,8 @@ impl Outage {
         now: Timestamp,
     ) -> Result<Vec<Claimed>> {
         let deadline = now.checked_sub(self.give_up_after).unwrap_or(Timestamp::MIN);
-        // A delivery that was never attempted has waited since it was due, or since the outage began if that is later. So none of
-        // them is given up before the outage has lasted for `give_up_after`.
+        // A delivery that was never attempted has waited since it was due, or since the outage began if that is later. So no such
+        // delivery is given up before the outage has lasted for `give_up_after`.
         let never_attempted = if self.lasted >= self.give_up_after { self.last_attempts } else { 0 };
         let times = ClaimTimes { now, outage_since: Some(self.since(now)) };
         let (mut claimed, mut in_flight) = (Vec::new(), in_flight.to_vec());

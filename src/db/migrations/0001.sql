@@ -1,8 +1,8 @@
 -- The database is an interface: names and meanings are public (docs/database.md). Times are ISO 8601 in UTC with
 -- milliseconds. Amounts are decimal text. Later migrations only add to the schema.
 --
--- Conditions on words are written `x = 'a' OR x = 'b'`. For `x IN (…)` with three or more values SQLite builds a table at
--- each INSERT, which was a tenth of the time that storing a mail takes.
+-- Conditions on words are written `x = 'a' OR x = 'b'`. For `x IN (…)` with three or more values, SQLite builds a table of the
+-- values at each INSERT. Building that table took a tenth of the time of storing a mail.
 
 -- One row for each examined mail, with its bytes. A mail that the server lists and does not deliver has a row, too.
 -- AUTOINCREMENT: the id of a pruned mail is never given to another mail.
@@ -23,7 +23,7 @@ CREATE TABLE mails (
   outcome           TEXT NOT NULL
                     CHECK (outcome = 'event' OR outcome = 'duplicate' OR outcome = 'ignored'
                            OR outcome = 'quarantined' OR outcome = 'deferred'),
-  reason            TEXT,                      -- 'code: message'; NULL for an event that is not held
+  reason            TEXT,                      -- 'code: message'; NULL: the outcome needs no reason
   trust             TEXT
                     CHECK (trust = 'dkim' OR trust = 'authentication-results' OR trust = 'operator' OR trust = 'none'),
   event_id          TEXT REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,   -- the event that the mail made or repeats
@@ -32,7 +32,7 @@ CREATE TABLE mails (
   trust_covers      TEXT,                      -- the signed header fields, separated by spaces; '*' for all
   trust_to          TEXT,                      -- the addresses of the signed To, separated by spaces
   judged_at         TEXT NOT NULL,             -- when its outcome was last decided
-  judgements        INTEGER NOT NULL DEFAULT 1,-- how often it was examined until it had an event
+  judgements        INTEGER NOT NULL DEFAULT 1,-- how often its outcome was decided
   next_judgement_at TEXT,                      -- deferred: when it is examined again
   -- `raw` is the last column, so that SQLite reads the other columns without the pages that contain the mail.
   raw               BLOB                       -- the mail, byte for byte; NULL if it was pruned, or not delivered by the server
@@ -44,11 +44,12 @@ CREATE INDEX mails_by_event ON mails (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX mails_by_outcome ON mails (outcome, id);
 CREATE INDEX mails_deferred ON mails (next_judgement_at, account) WHERE outcome = 'deferred';
 CREATE INDEX mails_to_review ON mails (id) WHERE outcome = 'quarantined' AND raw IS NOT NULL;
--- For mails that the mail server lists and does not deliver: their sha256 is that of no bytes. Pruned mails have another one.
+-- An index of the mails that the mail server lists and does not deliver. Their sha256 is the SHA-256 of no bytes. The sha256 of
+-- a pruned mail is different.
 CREATE INDEX mails_without_raw ON mails (sha256, account, mailbox, uid_validity, id)
   WHERE outcome = 'quarantined' AND raw IS NULL;
 CREATE INDEX mails_to_prune ON mails (judged_at) WHERE raw IS NOT NULL;
--- Mails that were proven and are quarantined. Many of them show that the layout of Resmic's mails has changed.
+-- An index of the proven mails that are quarantined. If there are many, the layout of Resmic's mails has probably changed.
 CREATE INDEX mails_proven_to_review ON mails (id)
   WHERE outcome = 'quarantined' AND trust IS NOT NULL AND raw IS NOT NULL;
 
@@ -82,9 +83,11 @@ CREATE INDEX events_by_hash ON events (transaction_hash) WHERE transaction_hash 
 CREATE INDEX events_by_order ON events (order_ref) WHERE order_ref IS NOT NULL;
 CREATE INDEX events_by_time ON events (created_at);
 CREATE INDEX events_by_tx_time ON events (tx_time);
--- There is no index on `status` alone. SQLite would prefer it to the better index on `session_id` in a query with both.
+-- There is no index on `status` alone. In a query with `status` and `session_id`, SQLite would prefer that index to the better
+-- index on `session_id`.
 CREATE INDEX events_not_completed ON events (status) WHERE status <> 'completed';
--- For paid_by_day. In a query for a session and a token, SQLite would prefer an index on `token` itself to that on `session_id`.
+-- An index for paid_by_day. It contains an expression in place of `token`: in a query for a session and a token, SQLite would
+-- prefer an index on `token` to the better index on `session_id`.
 CREATE INDEX events_by_token ON events (token || '', coalesce(tx_time, created_at));
 CREATE INDEX events_unresolved ON events (created_at) WHERE session_id IS NULL;
 CREATE INDEX events_unmatched ON events (CAST(amount AS REAL), tx_time) WHERE session_id IS NULL AND order_ref IS NULL;
@@ -96,15 +99,17 @@ CREATE TABLE deliveries (
   event_id        TEXT NOT NULL REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   target          TEXT NOT NULL,               -- the [[forward]] entry's name
   state           TEXT NOT NULL CHECK (state = 'held' OR state = 'pending' OR state = 'delivered' OR state = 'dead'),
-  attempts        INTEGER NOT NULL DEFAULT 0,  -- counted before each attempt
-  next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: not before this time
+  attempts        INTEGER NOT NULL DEFAULT 0,  -- the number of attempts; increased before each attempt
+  next_attempt_at TEXT CHECK (state <> 'pending' OR next_attempt_at IS NOT NULL),   -- pending: it is not sent before this time
   last_status     INTEGER,                     -- the last HTTP status
   last_error      TEXT,                        -- why the last attempt failed
   delivered_at    TEXT,
   created_at      TEXT NOT NULL,
-  first_attempt_at TEXT,                       -- give_up_after counts from here: the first attempt since it last became pending.
-                                               -- It is earlier if the target could not be reached when the delivery was due
+  first_attempt_at TEXT,                       -- the start of the give_up_after period: usually the first attempt since the
+                                               -- delivery last became pending. The start is earlier than that attempt if the
+                                               -- target could not be reached when the delivery was due
   receipt         TEXT,                        -- where a stream has the event: 'STREAM:SEQ', or 'there already: STREAM:SEQ'
+                                               -- if the stream had it before the attempt
   UNIQUE (event_id, target)
 ) STRICT;
 CREATE INDEX deliveries_due ON deliveries (target, next_attempt_at, id) WHERE state = 'pending';
@@ -135,13 +140,13 @@ CREATE TABLE streams (
   stream       TEXT NOT NULL,                  -- the stream's name
   state        TEXT NOT NULL CHECK (state = 'connecting' OR state = 'connected' OR state = 'failed'),
   servers      TEXT NOT NULL,                  -- the configured URLs, separated by commas
-  version      TEXT,                           -- the version of the server that was connected last
+  version      TEXT,                           -- the version of the server to which the daemon connected last
   changed_at   TEXT NOT NULL,                  -- since when it is in this state
-  failing_since TEXT,                          -- NULL: it is connected, or was not tried yet
+  failing_since TEXT,                          -- NULL: it is connected, or connects for the first time
   problems     TEXT,                           -- why it failed; one problem on each line
   notes        TEXT,                           -- settings that should be changed; one note on each line
   needs_person INTEGER NOT NULL DEFAULT 0,     -- 1: the problem does not pass by itself
-  there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries the stream already had
+  there_already INTEGER NOT NULL DEFAULT 0,    -- how many deliveries found their message in the stream already
   refilled     INTEGER NOT NULL DEFAULT 0      -- how many messages the stream had lost and got again
 ) STRICT;
 
@@ -161,12 +166,14 @@ CREATE INDEX sessions_by_time ON sessions (created_at);
 CREATE INDEX sessions_by_amount ON sessions (CAST(amount AS REAL), created_at) WHERE amount IS NOT NULL;
 CREATE INDEX sessions_without_amount ON sessions (created_at) WHERE amount IS NULL;
 
--- Sessions that any program inserted or changed. The daemon compares such a session with its events, and then deletes the row.
+-- Sessions that any program inserted or changed. The daemon compares such a session with its events, and then
+-- deletes the session's row in this table.
 CREATE TABLE sessions_to_reconcile (
   session_id TEXT PRIMARY KEY COLLATE NOCASE
 ) STRICT, WITHOUT ROWID;
 -- Other programs write times in other forms (2025-03-05 03:36:00, 2025-03-05T04:36:00+01:00); the trigger converts them.
--- There is no OR IGNORE here: the conflict clause of the statement that fires a trigger replaces the trigger's clause.
+-- The triggers test NOT EXISTS in place of OR IGNORE, because the conflict clause of the statement that fires a trigger replaces
+-- the conflict clauses in the trigger.
 CREATE TRIGGER sessions_registered AFTER INSERT ON sessions BEGIN
   SELECT RAISE(ABORT, 'created_at and expires_at must be times, such as 2025-03-05T03:36:00Z')
   WHERE julianday(NEW.created_at) IS NULL OR (julianday(NEW.expires_at) IS NULL AND NEW.expires_at IS NOT NULL);
@@ -185,17 +192,17 @@ END;
 CREATE TABLE mailboxes (
   account      TEXT NOT NULL,
   mailbox      TEXT NOT NULL,
-  uid_validity INTEGER,                        -- with last_uid: the cursor. Every mail up to it is stored, gone, not Resmic's,
-                                               -- or older than the first run
+  uid_validity INTEGER,                        -- with last_uid: the cursor. Every mail up to the cursor is stored, gone, not
+                                               -- Resmic's, or excluded by `start`
   last_uid     INTEGER,
   state        TEXT NOT NULL DEFAULT 'connecting'
                CHECK (state = 'connecting' OR state = 'syncing' OR state = 'idle' OR state = 'polling'
                       OR state = 'failed'),
   last_seen_at TEXT,                           -- the last completed round trip
   last_error   TEXT,
-  -- These two are set if the first run did not begin with the oldest mail. They apply again whenever the mailbox is read from
-  -- the start.
-  begun_at     TEXT,                           -- mails that the server received earlier are skipped, up to begun_uid
+  -- The next two columns are set if `start` excludes mails. They also apply if the mailbox is renumbered and read again;
+  -- begun_uid is then the highest UID of that time.
+  begun_at     TEXT,                           -- mails up to begun_uid that the server received before this time are skipped
   begun_uid    INTEGER,                        -- mails above this UID came later, and are not skipped
   -- The next two columns are for a server that was restored from a backup and gave used UIDs to other mails.
   newest_at    TEXT,                           -- when the server received the newest mail that was read. If a known UID
@@ -218,12 +225,12 @@ CREATE TABLE confirmations (
   state           TEXT NOT NULL
                   CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'unproven'
                          OR state = 'operator'),
-  reason          TEXT,                        -- 'code: message'; NULL: it is confirmed, or was not looked up yet
+  reason          TEXT,                        -- 'code: message'; NULL: confirmed by the chain or an operator, or not looked up
   chain_id        INTEGER,                     -- the chain (EIP-155); NULL: no [[chain]] is configured for it
-  paid_block      INTEGER,                     -- the block of the mail's transaction
+  paid_block      INTEGER,                     -- the block of the transaction that the event names
   paid_block_hash TEXT,
   arrival         TEXT,                        -- the transaction in which the money reached one of the merchant's wallets
-  arrival_log     INTEGER,                     -- the first log that moved the money, by its index in the block; negative: a call
+  arrival_log     INTEGER,                     -- the first log or call that moved the money, numbered as in arrivals.log
   arrival_block   INTEGER,
   received        TEXT,                        -- how much arrived, decimal text
   received_token  TEXT,
@@ -256,7 +263,7 @@ CREATE TABLE chains (
   chain_id     INTEGER PRIMARY KEY,
   name         TEXT NOT NULL,
   nodes        TEXT NOT NULL,                  -- the hosts, separated by spaces
-  head         INTEGER,                        -- the newest block; if the nodes differ, of the node with the oldest final block
+  head         INTEGER,                        -- the newest block at one node: the node that reports the oldest final block
   head_age_s   INTEGER,                        -- the age of that block when the node was asked
   final_block  INTEGER,                        -- the last final block of the same node
   final_lag_s  INTEGER,                        -- how much older the final block is than the newest one
@@ -269,10 +276,10 @@ CREATE TABLE chains (
 CREATE TABLE session_inquiries (
   session_id         TEXT PRIMARY KEY COLLATE NOCASE,
   next_ask_at        TEXT,                     -- not before this time; NULL: it is not asked about again
-  first_after_expiry TEXT,                     -- the first answer after the session expired
+  first_after_expiry TEXT,                     -- the time of the first answer after the session expired
   completed_since    TEXT,                     -- since when Resmic reports it as Completed
   status             TEXT,                     -- payment_status of the last answer
-  reason             TEXT,                     -- 'code: message', why it needs review; NULL: it does not
+  reason             TEXT,                     -- 'code: message', why it needs review; NULL: no review is needed
   asks               INTEGER NOT NULL DEFAULT 0,
   asked_at           TEXT
 ) STRICT;
@@ -307,7 +314,7 @@ CREATE TABLE clearances (
   event_id    TEXT PRIMARY KEY REFERENCES events (event_id) DEFERRABLE INITIALLY DEFERRED,
   state       TEXT NOT NULL
               CHECK (state = 'waiting' OR state = 'confirmed' OR state = 'doubtful' OR state = 'operator'),
-  reason      TEXT,                            -- why it waits, or 'code: message'
+  reason      TEXT,                            -- why it waits; if it is doubtful, usually 'code: message'
   next_ask_at TEXT,                            -- not before this time; NULL: its session is unknown, or it is decided
   asks        INTEGER NOT NULL DEFAULT 0,      -- how often it was asked about or changed
   asked_at    TEXT,
@@ -317,7 +324,8 @@ CREATE INDEX clearances_due ON clearances (next_ask_at) WHERE next_ask_at IS NOT
 CREATE INDEX clearances_to_ask ON clearances (waits_since) WHERE next_ask_at IS NOT NULL;
 CREATE INDEX clearances_open ON clearances (state, waits_since) WHERE state = 'waiting' OR state = 'doubtful';
 
--- The result of the last requests to Resmic's API. The daemon and `session check` write this table, and `status` reads it.
+-- The result of the last recorded request to Resmic's API. The daemon, `session check` and `reconcile` write this table, and
+-- `status` reads it.
 CREATE TABLE resmic_api (
   id           INTEGER PRIMARY KEY CHECK (id = 1),
   host         TEXT NOT NULL,
@@ -327,9 +335,9 @@ CREATE TABLE resmic_api (
   needs_person INTEGER NOT NULL DEFAULT 0      -- 1: the error does not pass by itself
 ) STRICT;
 
--- The newest state of each session. A completed payment is never hidden by a later report that it is pending or by a
--- failed attempt. An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` for a
--- query. With a window function, it would read all sessions.
+-- The newest state of each session. A later payment that is pending or failed never hides a completed payment of the session.
+-- An event without a session is a row by itself. With NOT EXISTS, SQLite uses the indexes of `events` for a query. With a window
+-- function, it would read all sessions.
 CREATE VIEW payments AS
 SELECT e.session_id, e.order_ref, e.status, e.amount, e.currency, e.blockchain, e.token, e.from_wallet_address,
        e.transaction_hash, e.tx_time, e.event_id, e.session_source, e.hold, e.created_at,
@@ -347,8 +355,8 @@ WHERE NOT EXISTS (
     AND (o.status = 'completed', coalesce(o.tx_time, o.created_at), o.created_at, o.rowid)
       > (e.status = 'completed', coalesce(e.tx_time, e.created_at), e.created_at, e.rowid));
 
--- The sum that was paid on each of the newest 31 days, for each token. Each day and token takes one search in an index. LIMIT -1
--- keeps SQLite from repeating the search for each column.
+-- The sum that was paid on each of the newest 31 days, for each token. SQLite makes one search in an index for each day
+-- and token. LIMIT -1 keeps SQLite from repeating the search for each column.
 CREATE VIEW paid_by_day AS
 WITH RECURSIVE
   -- The last row is NULL, and stands for the events without a token.
@@ -393,8 +401,8 @@ INSERT INTO counts (name, key, n) VALUES
 
 -- If a statement fires a trigger and may be rolled back alone, SQLite keeps a copy of each page that the statement changes.
 -- INSERT OR FAIL and UPDATE OR FAIL are not rolled back, so they need no copies. This is so only if the triggers and the indexes
--- call no function and have no ON CONFLICT clause, and if foreign keys are deferred. The copies take a tenth of the time of a
--- backfill.
+-- call no function and have no ON CONFLICT clause, and if foreign keys are deferred. Copies would take a tenth of the time of
+-- a backfill.
 CREATE TRIGGER mails_count_insert AFTER INSERT ON mails BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'mails' AND key = NEW.outcome;
 END;
@@ -407,7 +415,7 @@ CREATE TRIGGER mails_count_delete AFTER DELETE ON mails BEGIN
 END;
 
 -- A reason is 'code: message'. Its code is found by two comparisons with the key, because a trigger must not call a function (see
--- above). In ASCII, ';' follows ':'.
+-- above). In ASCII, ';' follows ':', so every text that begins with the key and ':' is between `key:` and `key;`.
 CREATE TRIGGER mails_reason_insert AFTER INSERT ON mails WHEN NEW.reason IS NOT NULL BEGIN
   UPDATE counts SET n = n + 1 WHERE name = 'reasons'
     AND NEW.outcome || ' ' || NEW.reason >= key || ':' AND NEW.outcome || ' ' || NEW.reason < key || ';';
