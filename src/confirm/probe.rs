@@ -25,7 +25,7 @@ pub async fn probe(watched: &WatchedChain) -> Vec<Result<String, String>> {
 
 async fn probe_node(node: &Node, chain: &Chain) -> Vec<Result<String, String>> {
     let NodeBlocks { head, last } = match ask(node, chain).await {
-        Ok(heartbeat) => heartbeat,
+        Ok(blocks) => blocks,
         Err(fault) => return vec![Err(fault.words)],
     };
     let seconds = |timestamp: u64| i64::try_from(timestamp).unwrap_or(i64::MAX);
@@ -61,10 +61,10 @@ async fn probe_token(node: &Node, coin: &Coin) -> Option<Result<String, String>>
 }
 
 /// Asks for the trace of a transaction that does not exist. A node that can trace answers that it does not know the
-/// transaction.
+/// transaction. Each node has another error or result for that.
 async fn probe_trace(node: &Node) -> Result<String, String> {
     match node.trace(Hash([0; 32])).await {
-        Err(error) if matches!(error.kind, NodeErrorKind::NoMethod(_) | NodeErrorKind::Refused(_)) => {
+        Err(error) if error.is_of_node() || matches!(error.kind, NodeErrorKind::NoMethod(_)) => {
             Err(format!("trace = true, but {error}"))
         }
         _ => Ok("it answers debug_traceTransaction".into()),

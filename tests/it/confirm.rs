@@ -405,6 +405,25 @@ async fn check_connect_tests_each_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_connect_reports_unanswered_traces() {
+    let anvil = Anvil::start();
+    let node = ScriptedNode::altering(anvil.port, |request, answer| {
+        if request["method"] == "debug_traceTransaction" {
+            *answer = json!({"jsonrpc": "2.0", "id": request["id"], "error": {"code": -32005, "message": "too many"}});
+        }
+    });
+    let (url, wallet) = (node.url(), anvil.accounts[0].clone());
+    let shop = Shop::with(anvil, |token| sepolia(&[&url], &wallet, token, "trace = true"), "").await;
+    let checked = shop.home.run(&["check", "--connect"]);
+    let printed = String::from_utf8(checked.stdout).unwrap() + &String::from_utf8(checked.stderr).unwrap();
+    assert!(
+        printed.contains("trace = true, but 127.0.0.1: debug_traceTransaction: the node throttles us"),
+        "{printed}"
+    );
+    assert!(!printed.contains("it answers debug_traceTransaction"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_node_is_healthy_at_first() {
     let anvil = Anvil::start();
     let node = ScriptedNode::start(|_| Some(NodeReply::new("429 Too Many Requests", "Retry-After: 1\r\n", "")));
