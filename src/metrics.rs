@@ -305,10 +305,10 @@ fn streams(registry: &mut Registry, health: &Health, publishes: &PublishTimes) {
         there_already.inc_by(u64::try_from(stream.there_already).unwrap_or(0));
         refilled.inc_by(u64::try_from(stream.refilled).unwrap_or(0));
     }
-    registry.register("nats_connected", "1 if the target can publish to its stream", connected);
+    registry.register("nats_connected", "1 if the daemon can publish to the target's stream", connected);
     registry.register("publish_seconds", "Time from a publish to its acknowledgement", publishes.histogram());
     // The library adds `_total`.
-    registry.register("there_already", "Deliveries that the stream had before they were acknowledged", there_already);
+    registry.register("there_already", "Deliveries whose message was in the stream already", there_already);
     registry.register("refilled", "Messages that the stream had lost and got again", refilled);
 }
 

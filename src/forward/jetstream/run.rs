@@ -101,7 +101,7 @@ impl SessionKeeper {
         // The attempts that were running end with the connection.
         self.worker.wait_for_requests().await;
         self.worker.record_ended().await?;
-        Ok(Some(session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the session has ended")))))
+        Ok(Some(session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the connection has ended")))))
     }
 
     /// Makes the pending deliveries due, and publishes the last events again.
@@ -114,7 +114,7 @@ impl SessionKeeper {
         let prepared = tokio::select! {
             prepared = preparing => prepared,
             () = session.ended() => Err(RepublishError::Session(
-                session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the session has ended"))),
+                session.problem().unwrap_or_else(|| StreamProblem::passing(session.about("the connection has ended"))),
             )),
         };
         match prepared {
