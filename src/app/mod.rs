@@ -112,10 +112,10 @@ async fn run_loops(
         wait_for_all(&mut loops, drain).await;
     }
     if let (Some(agent), Ok(LoopsEnd::Shutdown)) = (&agent, &ended) {
-        // The next host compares its copy with the last state of this database.
+        // The last mail is reported, because the next host compares its copy of the database with that mail.
         let _ = tokio::time::timeout(drain, report_last_mail(&store, agent)).await;
     }
-    // Closing waits for every clone of the store. A loop that still runs has such a clone.
+    // Closing waits for every clone of the store, and a loop has such a clone. So the store is not closed while a loop runs.
     if loops.is_empty() && tokio::time::timeout(CLOSE, store.close()).await.is_err() {
         tracing::debug!("the database did not close in time; no committed data is lost");
     }
@@ -224,7 +224,7 @@ async fn open(config: &Config, mut shutdown: watch::Receiver<bool>) -> db::Resul
         }
         tracing::error!("{error}");
         systemd::status(&error.to_string());
-        // No loop runs yet that would reset the watchdog, and a restart would not free disk space.
+        // The watchdog is reset here, because the supervisor does not run yet, and a restart would not free disk space.
         systemd::watchdog();
         Ok(())
     };
@@ -274,7 +274,7 @@ async fn wait_for_end(
         ended = loops.join_next() => ended,
     };
     if let Some(ended) = ended {
-        // No loop ends before `shutdown`. The daemon must not go on without one of them.
+        // No loop may end before `shutdown`, because the daemon must not go on without one of its loops.
         ended.context("a loop of the daemon has failed")??;
         anyhow::ensure!(*shutdown.borrow(), "a loop of the daemon has ended unexpectedly; please report it");
     }
@@ -308,8 +308,8 @@ fn watch_account(
     }
 }
 
-/// Runs a watcher with its ingest. The ingest ends after the watcher, when all of its reports are committed. An error of the
-/// ingest ends both at once, because the watcher of a quiet mailbox may send no report for an hour.
+/// Runs a watcher with its ingest. The ingest ends after the watcher, when all reports of the watcher are committed. An error of
+/// the ingest ends both at once, because the watcher of a quiet mailbox may send no report for an hour.
 async fn watch_and_ingest(
     watching: impl Future<Output = ()>,
     ingesting: impl Future<Output = db::Result<()>>,

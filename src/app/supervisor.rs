@@ -80,11 +80,11 @@ impl Supervisor {
         }
     }
 
-    /// Beats if the writer answers in time.
+    /// Reports progress of the writer, if it answers in time.
     async fn ping_writer(&self, heartbeat: &Heartbeat) -> db::Result<()> {
         match timeout(ping_timeout(), self.store.ping()).await {
             Ok(Err(db::Error::Stopped)) => Err(db::Error::Stopped),
-            // An error is an answer, too: a restart would not help against a full disk or the lock of another program.
+            // An error is an answer, too, because a restart would not help against a full disk or the lock of another program.
             Ok(_) => {
                 heartbeat.beat();
                 Ok(())

@@ -31,14 +31,14 @@ pub(super) struct Failure {
     pub(super) retry: RetryRule,
 }
 
-/// When a failed delivery is retried, and whether `give_up_after` runs.
+/// When a failed delivery is retried, and whether the time of `give_up_after` goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetryRule {
-    /// After a pause, or after `Retry-After` if that is longer.
+    /// The delivery is retried after a pause, or after `Retry-After` if that is longer. The time of `give_up_after` goes on.
     Counted(Option<Duration>),
-    /// After a pause. `give_up_after` starts over.
+    /// The delivery is retried after a pause. The time of `give_up_after` starts over.
     Uncounted,
-    /// As soon as the target can be reached again. `give_up_after` starts over.
+    /// The delivery is retried as soon as the target can be reached again. The time of `give_up_after` starts over.
     WhenReachable,
 }
 
@@ -83,7 +83,7 @@ fn after_failure(target: &CommonTarget, claimed: &Claimed, now: Timestamp, failu
     }
 }
 
-/// The record of an attempt whose task panicked. The target may have the event if it was `sent`.
+/// The record of an attempt whose task panicked. The target may have the event if `sent` is set.
 pub(super) fn after_panic(target: &CommonTarget, claimed: &Claimed, sent: bool) -> FinishedAttempt {
     let result = if sent { AttemptResult::Interrupted } else { AttemptResult::NotSent };
     let error = "internal error during the attempt".into();

@@ -66,8 +66,8 @@ impl Breaker {
         }
     }
 
-    /// When to claim again if nothing happens. `now` must be the time that [`Breaker::limit`] got. `next_due`: when a delivery
-    /// becomes due.
+    /// When to claim again if nothing happens. `now` must be the time that was passed to [`Breaker::limit`]. `next_due`: when a
+    /// delivery becomes due.
     pub(super) fn wake_at(&self, now: Instant, in_flight: usize, next_due: Option<Instant>) -> Option<Instant> {
         match &self.state {
             // The end of a running attempt wakes the worker.

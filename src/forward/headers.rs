@@ -24,7 +24,8 @@ pub(super) fn event_headers(signer: &Signer, event: &OutboundEvent, now: Timesta
         headers.push(("X-Mailhook-Chain", state.to_string()));
         let arrived = received.iter().map(|value| ("X-Mailhook-Received", value));
         let arrived = arrived.chain(arrival.iter().map(|value| ("X-Mailhook-Arrival", value)));
-        // A value with other characters is left out. The configuration accepts only visible ASCII in the symbol of a token.
+        // A value that is not printable ASCII is left out. No such value is expected, because the configuration accepts only
+        // visible ASCII in the symbol of a token.
         let is_text = |value: &&String| value.bytes().all(|b| (b' '..=b'~').contains(&b));
         headers.extend(arrived.filter(|(_, value)| is_text(value)).map(|(name, value)| (name, value.clone())));
     }

@@ -41,7 +41,7 @@ pub async fn run(store: Store, targets: Vec<Target>, shutdown: watch::Receiver<b
 /// Does the same as [`run`], within the limits of `sending`.
 ///
 /// # Errors
-/// As [`run`].
+/// The errors of [`run`].
 pub async fn run_permitted(
     store: Store,
     targets: Vec<Target>,

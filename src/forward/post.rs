@@ -60,7 +60,7 @@ pub(super) async fn post(
     let (head, mut received) = (ResponseHead::default(), None);
     let write = WriteOnce { permit, sent };
     let ended = timeout_at(deadline, exchange(handler, request, deadline, write, &head, &mut received)).await;
-    // A status is a response, even if the body takes too long or violates HTTP.
+    // A status counts as a response, even if the body takes too long or violates HTTP.
     received.or_else(|| recover_status(&head)).unwrap_or_else(|| {
         HandlerResponse::without_status(match ended {
             Ok(Err(error)) => error,
@@ -89,7 +89,7 @@ fn request(
     request.body(Full::new(Bytes::from(event.webhook.clone())))
 }
 
-/// Whether a request may be written, and whether it was.
+/// Whether a request may be written, and whether it was written.
 struct WriteOnce<'a> {
     permit: &'a SendingPermit,
     sent: &'a AtomicBool,

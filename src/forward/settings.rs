@@ -54,7 +54,7 @@ pub struct ForwardSettings {
     pub allow_remote: bool,
     /// How long one attempt may take, from the lookup of the host to the response; see [`ForwardSettings::timeout`].
     pub timeout: Option<HumanDuration>,
-    /// The time from the first attempt to the last.
+    /// The time from the first attempt to the last attempt.
     #[serde(default = "default_give_up_after")]
     pub give_up_after: HumanDuration,
     /// The statuses of the events that are delivered.

@@ -81,7 +81,7 @@ impl Target {
         Ok(Target { common: Arc::new(common), kind })
     }
 
-    /// The name of its `[[forward]]` table.
+    /// The name of the target in its `[[forward]]` table.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.common.name

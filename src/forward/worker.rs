@@ -150,7 +150,8 @@ impl DeliveryWorker {
         Ok(())
     }
 
-    /// Records ended attempts, claims due deliveries and sends them. Returns when the next delivery is due.
+    /// Records ended attempts, claims due deliveries and sends them. Returns the time at which the worker must claim deliveries
+    /// again.
     async fn record_and_send(&mut self, route: &Route) -> db::Result<Option<Instant>> {
         let now = Instant::now();
         let free = route.concurrency().saturating_sub(self.in_flight.len());
@@ -213,9 +214,9 @@ impl DeliveryWorker {
                 (Err(_), None) => None,
             };
             if let Some(finished) = finished {
-                // The breaker ignores attempts whose `give_up_after` starts over. Either this host had no permission to send, or
-                // the target is a stream. A stream needs no breaker, because its connection ends when the server cannot be
-                // reached.
+                // The breaker ignores attempts whose `give_up_after` starts over. In such an attempt, this host had no permission
+                // to send, or the target is a stream. A stream needs no breaker, because its connection ends when the server
+                // cannot be reached.
                 if !matches!(finished.next_step, NextStep::RetryUncounted(..)) {
                     self.breaker.note_result(finished.result, Instant::now());
                 }
@@ -244,7 +245,8 @@ impl DeliveryWorker {
         }
     }
 
-    /// Waits for open requests, at most for the time that [`Sending`] allows. Then it aborts the others, and records the results.
+    /// Waits for open requests, at most for the time that [`Sending`] allows. Then aborts the requests that are still open, and
+    /// records the results.
     pub(super) async fn stop(mut self) -> db::Result<()> {
         self.wait_for_requests().await;
         self.requests.abort_all();
@@ -255,7 +257,7 @@ impl DeliveryWorker {
 /// Converts a time of the wall clock to the monotonic clock of the timers, at most [`LONGEST_WAIT`] from now.
 fn instant(at: Timestamp) -> Instant {
     let wait = at.duration_since(Timestamp::now());
-    // Rounded up: if the timer fired early, no delivery would be due.
+    // The wait is rounded up, because no delivery would be due if the timer fired early.
     let wait = Duration::try_from(wait).unwrap_or_default() + Duration::from_millis(1);
     Instant::now() + wait.min(LONGEST_WAIT)
 }

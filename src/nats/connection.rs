@@ -31,7 +31,7 @@ const QUEUED_COMMANDS: usize = 256;
 const READ_BUFFER: u16 = 16 * 1024;
 /// The largest message that a server may send, in bytes. The library has no limit.
 const MAX_MESSAGE: u64 = 16 << 20;
-/// How many messages of one subscription may wait. More are dropped.
+/// How many messages of one subscription may wait. Further messages are dropped.
 const QUEUED_MESSAGES: usize = 64;
 /// How often the size of an incomplete message is checked. The interval is long, because an idle daemon should sleep.
 const SIZE_CHECK: Duration = Duration::from_secs(5);

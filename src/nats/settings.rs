@@ -12,9 +12,9 @@ use crate::tls::{self, ClientCertificate};
 /// The servers of a table, and the login. Each table that uses NATS has these keys, in addition to others.
 #[derive(Debug, Clone, Default)]
 pub struct NatsSettings {
-    /// The key `nats`: the servers of one cluster. Only these are used, and none that a server announces.
+    /// The key `nats`: the servers of one cluster. Other servers, which a server may announce, are not used.
     pub servers: Vec<NatsUrl>,
-    /// Whether the host of a `nats://` URL may be another machine. The host of a `tls://` URL always may.
+    /// Whether the host of a `nats://` URL may be another machine. The host of a `tls://` URL may always be another machine.
     pub allow_remote: bool,
     /// The user's name, with `password`.
     pub user: Option<String>,

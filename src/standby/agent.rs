@@ -21,7 +21,7 @@ use crate::sending_permit::SendingPermit;
 
 /// The longest pause between two heartbeats of the agent.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-/// The interval of the agent's heartbeat. It is long, because a connect may try several servers.
+/// After this time without a heartbeat, the agent counts as stuck. The time is long, because a connect may try several servers.
 pub const AGENT_HEARTBEAT: Duration = Duration::from_secs(3 * 60);
 /// After this number of requests in a row without an answer, the agent opens a new connection, because another server may answer.
 const FAILURES: u32 = 2;
@@ -157,7 +157,7 @@ pub(super) struct Session {
 struct Driver {
     place: Arc<LeasePlace>,
     machine: LeaseMachine,
-    /// The bucket whose revisions the machine knows.
+    /// The creation time of the bucket whose revisions the machine knows (`LeaseBucket::created`).
     known_bucket: String,
     file: StandbyFile,
     view: watch::Sender<LeaseView>,
@@ -284,7 +284,7 @@ impl Driver {
         result != WriteResult::Unknown
     }
 
-    /// Passes announcements to the machine. Of many in a row, only the last one matters.
+    /// Passes an announcement to the machine. If several announcements wait, only the last of them matters.
     fn hear(&mut self, announcements: &mut Subscriber, first: async_nats::Message) {
         let mut last = first;
         while let Some(Some(message)) = announcements.next().now_or_never() {
@@ -379,7 +379,7 @@ pub(super) async fn open_session(place: Arc<LeasePlace>) -> Result<Session, Stri
     Ok(Session { connection, bucket, announcements })
 }
 
-/// Adds the last error of the connection to `error`. A request that the server does not permit has no other answer.
+/// Adds the last error of the connection to `error`. If the server does not permit a request, it reports only such an error.
 fn explain(connection: &NatsConnection, error: String) -> String {
     match connection.last_error() {
         Some(reported) => format!("{error}; the server reports: {reported}"),

@@ -84,7 +84,7 @@ impl LeaseBucket {
         self.stream.cached_info().config.max_age
     }
 
-    /// The time at which the bucket was created. It distinguishes this bucket from a later one with the same name.
+    /// The time at which the bucket was created. It distinguishes this bucket from a later bucket with the same name.
     #[must_use]
     pub(super) fn created(&self) -> String {
         self.stream.cached_info().created.unix_timestamp_nanos().to_string()
@@ -115,8 +115,8 @@ impl LeaseBucket {
         lines
     }
 
-    /// Announces each write of the key, also a write that the NATS server refuses. An announcement is a hint, because the server
-    /// may drop it.
+    /// Subscribes to the writes of the key. The NATS server announces each write, also a write that it refuses. An announcement
+    /// is a hint, because the server may drop it.
     ///
     /// # Errors
     /// [`BucketError::NoAnswer`].

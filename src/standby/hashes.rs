@@ -18,7 +18,7 @@ impl ConfigurationHashes {
         ConfigurationHashes { trust: hash("trust"), sessions: hash("sessions"), forward: hash("forward") }
     }
 
-    /// The tables that differ from those of `other`, as they are written in the configuration.
+    /// The headers of the tables that differ from those of `other`, such as `[trust]`.
     #[must_use]
     pub fn differences(&self, other: &ConfigurationHashes) -> Vec<&'static str> {
         let tables = [

@@ -1,8 +1,8 @@
-//! The value of the lease in the bucket. It names the host that has the lease, its program, and the host with the newest
-//! database.
+//! The value of the lease in the bucket. It names the host that has the lease, the version of that host's program, and the host
+//! with the newest database.
 //!
-//! Other versions of this program read the value, so keys may be added, but not removed. A value that cannot be parsed counts as
-//! the value of another host that is active.
+//! Other versions of this program read the value, so members of this JSON object may be added, but not removed. A value that
+//! cannot be parsed counts as the value of another host that is active.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub struct LeaseValue {
     pub process: String,
     /// Identifies the holder's state folder, which one daemon at a time locks.
     pub home: String,
-    /// The number of this write among those of its process.
+    /// The number of this write. Each process counts its attempts to write, from 1.
     pub count: u64,
     /// The stage of the holder.
     pub stage: LeaseStage,
@@ -43,11 +43,11 @@ pub struct LeaseValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseStage {
-    /// It fetches and opens the database.
+    /// The holder fetches and opens the database.
     TakingOver,
-    /// It watches the mailboxes and delivers.
+    /// The holder watches the mailboxes and delivers.
     Active,
-    /// It has stopped. Another host may take the lease at once.
+    /// The holder has stopped. Another host may take the lease at once.
     Released,
 }
 
@@ -67,21 +67,21 @@ pub struct ConfigurationHashes {
 pub struct DataOwner {
     /// The host.
     pub host: String,
-    /// Its state folder, as in [`LeaseValue::home`].
+    /// Identifies the host's state folder, as in [`LeaseValue::home`].
     pub home: String,
     /// The last `mails.id` in the host's database when the host wrote this value.
     pub last_mail_id: i64,
 }
 
 impl LeaseValue {
-    /// Parses a value; `None` if this program did not write it.
+    /// Parses a value; `None` if the bytes are not a value that this version knows.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let value: LeaseValue = serde_json::from_slice(bytes.get(..bytes.len().min(MAX_VALUE + 1))?).ok()?;
         (bytes.len() <= MAX_VALUE && value.is_plain()).then_some(value)
     }
 
-    /// Whether all texts are short, without spaces and control characters.
+    /// Whether all texts are short and have only visible ASCII characters.
     fn is_plain(&self) -> bool {
         let LeaseValue { host, process, home, version, configuration, data, .. } = self;
         let ConfigurationHashes { trust, sessions, forward } = configuration;
@@ -97,7 +97,7 @@ impl LeaseValue {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// Whether the host that wrote this may still deliver.
+    /// Whether the host that wrote this value may still have the lease.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.stage != LeaseStage::Released

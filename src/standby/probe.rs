@@ -21,18 +21,18 @@ const POLL: Duration = Duration::from_millis(500);
 /// Whether a host has the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LeaseHolder {
-    /// This host has it.
+    /// The host with this name has the lease.
     Host(String),
     /// The key has an unknown content.
     Unknown,
-    /// No host has it.
+    /// No host has the lease.
     None,
 }
 
 /// How a handover ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Handover {
-    /// This host has the lease now.
+    /// The host with this name has the lease now.
     TakenBy(String),
     /// The lease is released, and no host has taken it yet.
     Released,
@@ -56,7 +56,7 @@ pub async fn check_bucket(place: LeasePlace) -> Vec<Result<String, String>> {
         }),
         Err(error) => Err(error.to_string()),
     });
-    // If the server does not permit the subscription, it reports only this error.
+    // If the server does not permit the subscription, it reports that only as the last error of the connection.
     lines.extend(session.connection.last_error().map(|error| Err(format!("the server reports: {error}"))));
     lines
 }

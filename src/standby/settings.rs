@@ -24,7 +24,7 @@ pub struct StandbySettings {
     pub restore: Option<RestoreSettings>,
 }
 
-/// The keys as they stand in the table. With serde's `flatten` for those of [`NatsSettings`], unknown keys would be accepted.
+/// All keys of the table. The keys of [`NatsSettings`] are repeated here, because serde's `flatten` would accept unknown keys.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StandbyTable {
@@ -95,7 +95,8 @@ impl StandbySettings {
         }
     }
 
-    /// Resolves relative paths against the folder `base`. A program without a slash is left to `$PATH`.
+    /// Resolves relative paths against the folder `base`. A program name without a slash stays, and `$PATH` is
+    /// searched.
     pub fn resolve(&mut self, base: &Path) {
         self.servers.resolve(base);
         let command = self.restore.iter_mut().flat_map(|restore| restore.command.first_mut());

@@ -17,8 +17,8 @@ use super::machine::KnownData;
 use super::view::{LeaseState, LeaseView};
 use crate::boot_clock::BootInstant;
 
-/// How often a command reads the file again if the content is half-written, and how often the daemon tries the lock again,
-/// because a command may have it for a moment. `PAUSE` is the pause before each of these tries.
+/// If the content is half-written, a command reads the file up to this number of times. The daemon also tries the lock again up
+/// to this number of times, because a command may have the lock for a moment. `PAUSE` is the pause between two tries.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -44,7 +44,7 @@ pub struct Report {
     ends_ms: Option<u64>,
     /// Why this host could not take over.
     pub failure: Option<String>,
-    /// Why the lease cannot be read or written.
+    /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
     bucket: String,
     known: KnownData,

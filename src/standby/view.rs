@@ -9,14 +9,14 @@ use crate::boot_clock::BootInstant;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LeaseState {
-    /// It watches the lease of another host, or no host has it yet.
+    /// This host watches the lease of another host, or no host has the lease.
     #[default]
     Standby,
-    /// It has the lease, and fetches and opens the database.
+    /// This host has the lease, and fetches and opens the database.
     TakingOver,
-    /// It has the lease, watches the mailboxes and delivers.
+    /// This host has the lease, watches the mailboxes and delivers.
     Active,
-    /// It could not take over, has released the lease and tries again later.
+    /// This host could not take over. It releases the lease, and tries again later.
     Waiting,
 }
 
@@ -46,20 +46,20 @@ pub struct LeaseView {
     pub is_asked_to_release: bool,
     /// This host no longer works with the database, and the release of the lease is being written.
     pub is_releasing: bool,
-    /// The holder's knowledge about the database that it opens.
+    /// The knowledge of this host about the database when it took the lease; `None` if this host does not have the lease.
     pub takeover: Option<Takeover>,
     /// Why this host could not take over.
     pub failure: Option<String>,
-    /// Why the lease cannot be read or written.
+    /// Why the lease cannot be read or written, or why an operator must look at the content of the key.
     pub problem: Option<String>,
     /// How often this process became active.
     pub takeovers: u64,
-    /// The number of times that this process has got the lease. Loops that began in one term must not go on in the next.
+    /// The number of times that this process has got the lease. A loop that began in one term must not go on in the next term.
     pub term: u64,
 }
 
 impl LeaseView {
-    /// Whether the two views differ at most in the end of the lease and in the values that change with each renewal.
+    /// Whether the two views differ at most in the end of the lease and in the values that a renewal may change.
     pub(super) fn is_renewal_of(&self, before: &LeaseView) -> bool {
         let without_time = |view: &LeaseView| {
             let mut view = LeaseView { ends: None, ..view.clone() };
@@ -85,7 +85,7 @@ impl LeaseView {
     }
 }
 
-/// The knowledge about the database when a host takes the lease.
+/// The knowledge of a host about the database when it takes the lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Takeover {
     /// The newest database that is known.

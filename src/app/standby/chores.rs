@@ -1,4 +1,4 @@
-//! What a daemon does while it is not active: it answers systemd's watchdog and the requests for metrics.
+//! The work of a daemon while it is not active: it resets systemd's watchdog, reports its health to systemd, and serves metrics.
 
 use std::convert::Infallible;
 use std::time::Duration;

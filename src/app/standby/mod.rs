@@ -1,5 +1,5 @@
-//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases the
-//! lease.
+//! This daemon's part in a `[standby]`: it waits for the lease, takes over, runs the loops while it has the lease, and releases
+//! the lease.
 
 mod chores;
 mod takeover;
@@ -33,7 +33,8 @@ use crate::telemetry::{PushLatency, RequestCounters};
 
 /// The pauses after a failed takeover. Another host may try meanwhile.
 const TAKEOVER_RETRY: Backoff = Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(60) };
-/// How long open requests, and all loops, may take to end before the lease is released. The next host waits for this end.
+/// How long open requests (`GRACE`) and all loops (`DRAIN`) may take to end before the lease is released. The next host waits for
+/// the release.
 const GRACE: Duration = Duration::from_millis(700);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long the release of the lease may take when the process ends.
@@ -132,7 +133,7 @@ impl Standby {
         Ok(Standby { agent, heartbeats, lock: None, fresh, failures: 0 })
     }
 
-    /// Stands by, and is active while this host has the lease, until `shutdown`. A host that is active at that time keeps the
+    /// Stands by, and is active while this host has the lease, until `shutdown`. A host that is active at `shutdown` keeps the
     /// lease, for a reload or for [`Standby::leave`].
     ///
     /// # Errors
@@ -177,7 +178,7 @@ impl Standby {
         }
     }
 
-    /// Releases the lease, if this host has it, because the process ends. It does not take the lease again.
+    /// Releases the lease at the end of the process, if this host has the lease. This process does not take the lease again.
     pub async fn leave(&mut self) {
         self.lock = None;
         if timeout(RELEASE, self.agent.release(Duration::MAX, None)).await.is_err() {

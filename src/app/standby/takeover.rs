@@ -36,14 +36,14 @@ impl Standby {
         if state != LeaseState::Active || self.lock.is_none() {
             self.fetch(config, term, &takeover, shutdown).await?;
         }
-        // If the disk is full, this host does not wait for free space, because another host may have some.
+        // If the disk is full, this host does not wait for free space, because another host may have free space.
         let store = Store::open(store_settings(config)).map_err(|error| NotOpened::Failed(error.to_string()))?;
         match store.reader().and_then(|reader| reader.last_mail_id()) {
             Ok(last_mail_id) => {
                 self.agent.report_opened(term, last_mail_id);
                 self.fresh = false;
                 // Deliveries are permitted only while this host is active, so the takeover waits for that state. If the lease is
-                // lost before, the loops end at once.
+                // lost while it waits, the loops end at once.
                 let mut lease = self.agent.watch();
                 let _ = lease.wait_for(|lease| lease.term != term || lease.state != LeaseState::TakingOver).await;
                 Ok((term, store))
@@ -98,7 +98,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Returns when a takeover must end early.
+    /// Returns the reason as soon as a takeover must end early.
     async fn stopped(&self, term: u64, shutdown: &watch::Receiver<bool>) -> NotOpened {
         let (mut ending, mut lease) = (shutdown.clone(), self.agent.watch());
         tokio::select! {

@@ -50,8 +50,8 @@ impl StreamTarget {
         format!("the stream that is meant: {}", self.required().command(is_cluster))
     }
 
-    /// Lines about everything that forbids the use of the stream, and a line with the command that creates a fit stream. Empty if
-    /// nothing forbids it.
+    /// Lines about everything that forbids the use of the stream, and a line with the command that creates a fit stream. The list
+    /// is empty if nothing forbids the use of the stream.
     pub(super) fn problems(&self, inspection: &Inspection) -> Vec<String> {
         let problems = &inspection.fitness.problems;
         let mut lines: Vec<_> = problems.iter().map(|problem| format!("stream {}: {problem}", self.name)).collect();

@@ -14,7 +14,8 @@ use crate::forward::target::CommonTarget;
 use crate::forward::worker::CONCURRENCY;
 use crate::nats::PublishAnswer;
 
-/// A message that was acknowledged more than this time before the last acknowledgement is expected to be on the disk.
+/// Events that were acknowledged within this time before the last acknowledgement are published again. The server is expected to
+/// have written older messages to the disk.
 const WINDOW: Duration = Duration::from_secs(5 * 60);
 /// How many events are read at once.
 const PAGE: u32 = 500;

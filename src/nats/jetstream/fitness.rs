@@ -1,6 +1,7 @@
 //! Whether a stream keeps what it acknowledges. Pure.
 //!
-//! With each setting that is refused here, a server acknowledged a message, and a consumer never got the message or got it twice.
+//! A stream is refused if it does not store and acknowledge each message, or if a consumer may miss an acknowledged message or
+//! get it twice.
 
 use std::time::Duration;
 
@@ -68,7 +69,7 @@ struct StreamConfig {
     allow_direct: bool,
     mirror: Option<serde::de::IgnoredAny>,
     subject_transform: Option<serde::de::IgnoredAny>,
-    /// `async`: the server acknowledges before it writes (2.12).
+    /// With `async`, the server acknowledges a message before it writes the message (NATS 2.12).
     persist_mode: String,
 }
 

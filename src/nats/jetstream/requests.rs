@@ -46,7 +46,7 @@ pub enum EngineError {
 /// The message that a stream has for a subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredMessage {
-    /// Its sequence number in the stream.
+    /// The sequence number of the message in the stream.
     pub sequence: u64,
     /// The body.
     pub body: Vec<u8>,
@@ -187,7 +187,7 @@ fn direct_message(answer: &Message, stream: &str, subject: &str) -> Option<Store
     Some(StoredMessage { sequence, body: answer.payload.to_vec() })
 }
 
-/// The message in the leader's answer; `None`: it has no message for the subject.
+/// The message in the leader's answer; `None`: the leader has no message for the subject.
 fn message_of_leader(answer: &Message, subject: &str) -> Result<Option<StoredMessage>, EngineError> {
     #[derive(Deserialize)]
     struct Answer {

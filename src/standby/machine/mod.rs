@@ -9,11 +9,11 @@
 //! - Each write names the revision that it replaces, so only one of two hosts that write at the same time succeeds.
 //! - A missing key does not prove that the lease has ended, because the clock of the NATS server may have been set. A host that
 //!   has not watched the holder waits for L and the margin after it first sees that the key is missing. It takes the lease at
-//!   once in two cases. Either no host ever had the lease. Or the host knows the last write in the bucket, and that write names
-//!   its database as the newest.
+//!   once if no host ever had the lease. It also takes the lease at once if it knows the last write in the bucket, and that
+//!   write names its database as the newest.
 //! - A released lease can be taken at once.
 //! - If a daemon is killed, the next process on its host takes the lease again after a third of L without a new write. The lock
-//!   in its state folder proves that no other process of this host has the lease.
+//!   in the state folder proves that no other process of this host has the lease.
 
 mod lease_view;
 mod standing_by;
@@ -45,12 +45,13 @@ pub(super) struct LeaseMachine {
     term: u64,
     /// The number of the last write.
     count: u64,
-    /// The latest time at which the next call is expected. If the call comes later, the process did not run meanwhile.
+    /// The latest time at which the next call of `next_step` is expected. If that call comes later, the process did not run
+    /// meanwhile.
     awaited_by: BootInstant,
 }
 
-/// Whether `value` only renews the lease in `content`: the process and the stage are the same, and neither of the two is a
-/// request to release.
+/// Whether `value` only renews the lease in `content`. Then both have the same process and the same stage, `value` does not
+/// release the lease, and neither of them contains a request to release the lease.
 fn is_renewal(content: &EntryContent, value: &LeaseValue) -> bool {
     let EntryContent::Value(seen) = content else { return false };
     seen.process == value.process && seen.stage == value.stage && value.is_live() && !value.release && !seen.release
@@ -359,12 +360,12 @@ impl LeaseMachine {
         self.known.revision = u64::MAX;
     }
 
-    /// The last revision and database that this host knows, to be kept for the next start.
+    /// The last revision and the newest database that this host knows. The agent keeps them for the next start.
     pub(super) fn known(&self) -> &KnownData {
         &self.known
     }
 
-    /// Until when attempts may begin.
+    /// The time until which attempts may begin.
     pub(super) fn sends_until(&self) -> BootInstant {
         match &self.place {
             Place::Holder(holder)

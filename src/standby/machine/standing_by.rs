@@ -27,11 +27,11 @@ impl LeaseMachine {
         let lease = self.end_of_live(&seen.entry, seen.since);
         let at = match &seen.entry.content {
             EntryContent::Absent { .. } if standby.live_seen > standby.blind_until => standby.live_until,
-            // No host ever had the lease. Or this host knows the last write in the bucket, and that write names its database as
-            // the newest.
+            // Either no host ever had the lease, or this host knows the last write in the bucket, and that write names the
+            // database of this host as the newest.
             EntryContent::Absent { last_revision } if self.is_last(*last_revision) => seen.since,
-            // This host has not watched the holder, so the lease may go on. The key also disappears if the clock of the NATS
-            // server is set.
+            // Another host may still have the lease. The key is also missing if the clock of the NATS server was set, or if an
+            // operator deleted the key.
             EntryContent::Absent { .. } | EntryContent::Deleted => lease,
             EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => seen.since,
             EntryContent::Value(value) if self.is_predecessor(value) => seen.since.plus(self.lease / 3),
@@ -89,8 +89,8 @@ impl LeaseMachine {
         matches!(content, EntryContent::Value(value) if value.stage == LeaseStage::Active && value.process != self.me.process)
     }
 
-    /// When the lease of a live holder ends at the latest, if the entry was written before `since`. `None`: the entry does not
-    /// say whether there is a live holder.
+    /// When the lease in the entry ends at the latest, if the entry was written before `since`; zero if no other host has the
+    /// lease. `None`: the entry does not show whether a host has the lease.
     pub(super) fn live_until(&self, entry: &Entry, since: BootInstant) -> Option<BootInstant> {
         match &entry.content {
             EntryContent::Value(value) if !value.is_live() || value.process == self.me.process => {

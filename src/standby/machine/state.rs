@@ -9,7 +9,7 @@ use crate::standby::view::Takeover;
 /// The constants of a process.
 #[derive(Debug, Clone)]
 pub struct Member {
-    /// This host.
+    /// The name of this host in the lease.
     pub host: String,
     /// Random; it identifies this process.
     pub process: String,
@@ -96,15 +96,16 @@ pub(super) enum Place {
 #[derive(Debug, Default)]
 pub(super) struct Standby {
     pub(super) seen: Option<Seen>,
-    /// When this host last saw a new value of the key, and the latest end of the lease in that value. The end is zero if no other
-    /// host has the lease.
+    /// When this host last saw a new value of the key.
     pub(super) live_seen: BootInstant,
+    /// When the lease in that value ends at the latest; zero if no other host has the lease.
     pub(super) live_until: BootInstant,
-    /// Until this time there was no connection, or the process did not run. So writes before this time may not have been
-    /// announced.
+    /// Until this time there was no connection, or the process did not run. So this host may have missed writes of the key before
+    /// this time.
     pub(super) blind_until: BootInstant,
-    /// Why this host did not take over, and until when it does not try again.
+    /// Why this host could not take over.
     pub(super) failure: Option<String>,
+    /// This host does not take the lease before this time.
     pub(super) not_before: BootInstant,
     /// When the key is read again if nothing happens before.
     pub(super) read_at: BootInstant,
@@ -132,7 +133,7 @@ pub(super) struct Holder {
     pub(super) next_at: BootInstant,
     /// The revision is uncertain, so the key is read before the next write.
     pub(super) must_read: bool,
-    /// An operator wants this host to release the lease: by `standby release`, or by deleting the key.
+    /// An operator wants this host to release the lease, and has run `standby release` or deleted the key.
     pub(super) is_asked: bool,
     /// Another process has tried to write the key. No attempt begins until this host has read or written the key.
     pub(super) is_challenged: bool,

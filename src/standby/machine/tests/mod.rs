@@ -34,7 +34,7 @@ fn absent(last_revision: u64) -> Entry {
     Entry { revision: 0, content: EntryContent::Absent { last_revision: Some(last_revision) } }
 }
 
-/// The value of another machine in this stage.
+/// The value that a host of this name writes in this stage.
 fn value(host: &str, stage: LeaseStage, count: u64) -> LeaseValue {
     let machine = machine(host);
     LeaseValue { stage, count, ..machine.value(&HolderStage::Active) }

@@ -53,7 +53,7 @@ impl Engine {
     }
 }
 
-/// A request on its way.
+/// A request that has no answer yet.
 struct Request {
     step: Step,
     sent: u64,
@@ -304,7 +304,7 @@ fn simulated_hosts_never_send_together() {
             let mut world = World::new(seed, faults);
             world.run(300_000);
             total += world.active.iter().sum::<u64>();
-            // Without faults, one host is active again after a lease, its margin and the opening of the database.
+            // Without faults, one host is active again after the lease, the margin, and the time to open the database.
             (world.faults, world.late) = (none, Vec::new());
             let before = world.active.iter().sum::<u64>();
             world.run(120_000);
