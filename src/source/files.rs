@@ -120,11 +120,11 @@ fn read_stream(
     let mut bytes = Vec::new();
     let size = emlx_size.unwrap_or(u64::MAX);
     let kept = input.by_ref().take(size.min(max_size)).read_to_end(&mut bytes)? as u64;
-    let rest = io::copy(&mut input.by_ref().take(size.saturating_sub(kept)), &mut io::sink())?;
+    let skipped = io::copy(&mut input.by_ref().take(size.saturating_sub(kept)), &mut io::sink())?;
     if emlx_size.is_some() {
-        check_emlx_end(input, kept + rest, size)?;
+        check_emlx_end(input, kept + skipped, size)?;
     }
-    Ok(on_mail(Ok(FileMail { name: path.display().to_string(), bytes, size: kept + rest })))
+    Ok(on_mail(Ok(FileMail { name: path.display().to_string(), bytes, size: kept + skipped })))
 }
 
 /// The number of bytes that determine the kind of a file.
@@ -150,8 +150,8 @@ fn check_emlx_end(input: impl Read, read: u64, size: u64) -> io::Result<()> {
     let mut rest = Vec::new();
     input.take(PREFIX).read_to_end(&mut rest)?;
     let rest = rest.trim_ascii_start();
-    let is_list = [&b"<?xml"[..], b"<!DOCTYPE", b"<plist"].iter().any(|mark| rest.starts_with(mark));
-    if read == size && (rest.is_empty() || is_list) {
+    let is_property_list = [&b"<?xml"[..], b"<!DOCTYPE", b"<plist"].iter().any(|mark| rest.starts_with(mark));
+    if read == size && (rest.is_empty() || is_property_list) {
         return Ok(());
     }
     let message = format!("the mail does not have the {size} bytes that the first line states");
@@ -212,8 +212,8 @@ mod tests {
         fs::create_dir(&below).unwrap();
         fs::write(path.join("A.EML"), "shouted").unwrap();
         fs::write(below.join("b.eml"), "below").unwrap();
-        for back in [path.join("again"), path.join("and again"), below.join("up"), below.join("up again")] {
-            symlink(path, back).unwrap();
+        for link in [path.join("again"), path.join("and again"), below.join("up"), below.join("up again")] {
+            symlink(path, link).unwrap();
         }
         let pipe = std::process::Command::new("mkfifo").arg(path.join("pipe.eml")).status().unwrap();
         assert!(pipe.success());
@@ -238,17 +238,17 @@ mod tests {
         format!("{size:<10}\n{mail}{rest}")
     }
 
-    const LIST: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"></plist>\n";
+    const PROPERTY_LIST: &str = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"></plist>\n";
 
     #[test]
     fn an_emlx_file_has_one_mail() {
         let folder = tempfile::tempdir().unwrap();
         let mail = "Subject: 1\n\nFrom me\n1234\n";
         for (name, text) in [
-            ("a.emlx", emlx(mail.len(), mail, LIST)),
+            ("a.emlx", emlx(mail.len(), mail, PROPERTY_LIST)),
             ("b.partial.emlx", emlx(mail.len(), mail, "")),
-            ("c.eml", emlx(mail.len(), mail, &format!("\n{LIST}"))),
-            ("d.EMLX", emlx(mail.len(), mail, LIST).replacen('\n', "\r\n", 1)),
+            ("c.eml", emlx(mail.len(), mail, &format!("\n{PROPERTY_LIST}"))),
+            ("d.EMLX", emlx(mail.len(), mail, PROPERTY_LIST).replacen('\n', "\r\n", 1)),
             ("e.emlx", mail.to_owned()),
         ] {
             fs::write(folder.path().join(name), text).unwrap();
@@ -262,9 +262,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mail = "Subject: 1\n\nAmount: $20.50\n";
         for (name, text) in [
-            ("a.emlx", emlx(mail.len() - 4, mail, LIST)),
-            ("b.emlx", emlx(mail.len() + LIST.len() + 1, mail, LIST)),
-            ("c.emlx", emlx(mail.len() + 5, mail, LIST)),
+            ("a.emlx", emlx(mail.len() - 4, mail, PROPERTY_LIST)),
+            ("b.emlx", emlx(mail.len() + PROPERTY_LIST.len() + 1, mail, PROPERTY_LIST)),
+            ("c.emlx", emlx(mail.len() + 5, mail, PROPERTY_LIST)),
         ] {
             fs::write(folder.path().join(name), text).unwrap();
         }
@@ -279,7 +279,7 @@ mod tests {
         let mail = "Subject: 1\n\nx\n";
         for (name, text) in [
             ("a.eml", mail.to_owned()),
-            ("b.emlx", emlx(mail.len(), mail, LIST)),
+            ("b.emlx", emlx(mail.len(), mail, PROPERTY_LIST)),
             ("c.mbox", format!("From a@b Wed\n{mail}\n")),
         ] {
             fs::write(folder.path().join(name), format!("\u{feff}{text}")).unwrap();

@@ -66,7 +66,7 @@ static POSTMARK: LazyLock<Option<Regex>> = LazyLock::new(|| {
 });
 
 fn is_postmark(line: &[u8]) -> bool {
-    line.starts_with(b"From ") && line.len() <= 500 && POSTMARK.as_ref().is_some_and(|form| form.is_match(line))
+    line.starts_with(b"From ") && line.len() <= 500 && POSTMARK.as_ref().is_some_and(|pattern| pattern.is_match(line))
 }
 
 /// Whether a line begins a header field (RFC 5322, 2.2).
@@ -162,8 +162,8 @@ mod tests {
             "From 17@xxx Wed Mar 05 03:36:41 +0000 2025",
             "From a@b Wed Mar  5 03:36:41 2025 +0000\r",
         ] {
-            let two = format!("{postmark}\nSubject: 1\n\nbody\n{postmark}\nSubject: 2\n\nbody");
-            fs::write(&path, &two).unwrap();
+            let two_mails = format!("{postmark}\nSubject: 1\n\nbody\n{postmark}\nSubject: 2\n\nbody");
+            fs::write(&path, &two_mails).unwrap();
             let mails: Vec<String> = read_all(&path, 1000).into_iter().map(|(mail, _)| mail).collect();
             assert_eq!(mails, ["Subject: 1\n\nbody\n", "Subject: 2\n\nbody"], "{postmark}");
             for inside in [

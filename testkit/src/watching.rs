@@ -97,7 +97,7 @@ pub fn quick() -> Timing {
     Timing {
         answer: Duration::from_secs(1),
         login: Duration::from_secs(2),
-        again: Duration::from_millis(50),
+        refetch: Duration::from_millis(50),
         retry: resmic_mailhook::backoff::Backoff { base: Duration::from_millis(20), cap: Duration::from_millis(200) },
         ..Timing::default()
     }
@@ -248,8 +248,8 @@ impl Watching {
     /// How often a mail with this subject was handed over, under any UID.
     pub fn times(&self, subject: &str) -> usize {
         let line = format!("Subject: {subject}\r\n").into_bytes();
-        let said = |bytes: &[u8]| bytes.windows(line.len()).any(|w| w == line);
-        self.mails.iter().filter(|bytes| said(bytes)).count()
+        let has_subject = |bytes: &[u8]| bytes.windows(line.len()).any(|w| w == line);
+        self.mails.iter().filter(|bytes| has_subject(bytes)).count()
     }
 
     /// Waits for a mail and returns how long that took.
@@ -263,7 +263,7 @@ impl Watching {
     pub async fn state(&mut self, state: MailboxState) -> Option<String> {
         self.states.clear();
         self.until(&format!("state {state:?}"), |w| w.states.iter().any(|(s, _)| *s == state)).await;
-        self.states.iter().find(|(s, _)| *s == state).and_then(|(_, words)| words.clone())
+        self.states.iter().find(|(s, _)| *s == state).and_then(|(_, error)| error.clone())
     }
 
     pub async fn idle(&mut self) {

@@ -55,7 +55,7 @@ impl SelectedMailbox {
     async fn move_to(&mut self, uids: &str, target: &str) -> Result<()> {
         let target = quoted(&utf7::encode(target)).ok_or_else(|| Error::Refused {
             command: "UID MOVE",
-            words: "the mailbox's name contains a line break".into(),
+            message: "the mailbox's name contains a line break".into(),
         })?;
         let capabilities = self.reader.facts.capabilities;
         if capabilities.moves {
@@ -73,9 +73,9 @@ impl SelectedMailbox {
     /// command again (RFC 3501, TRYCREATE).
     async fn run_with_target(&mut self, name: &'static str, command: &str, target: &str) -> Result<()> {
         match self.run(name, command).await {
-            Err(Error::Refused { words, .. }) => {
+            Err(Error::Refused { message, .. }) => {
                 let (account, mailbox) = (&self.reader.facts.account.settings.name, &self.reader.facts.name.display);
-                tracing::info!(account, mailbox, "{name} refused ({words}); creating the mailbox {target}");
+                tracing::info!(account, mailbox, "{name} refused ({message}); creating the mailbox {target}");
                 self.run("CREATE", &format!("CREATE {target}")).await?;
                 self.run(name, command).await
             }

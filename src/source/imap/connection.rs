@@ -81,7 +81,7 @@ pub(super) struct Connection {
     /// The tag of the open IDLE.
     idling: Option<RequestId>,
     /// The server has sent the `+` of the open IDLE.
-    accepted: bool,
+    idle_confirmed: bool,
     /// How many more responses are accepted before the next command.
     responses_left: usize,
     /// A command that is written together with the next one.
@@ -105,7 +105,7 @@ impl Connection {
     pub(super) fn new(transport: Transport, command_timeout: Duration) -> Self {
         let buffer = ResponseBuffer::default();
         let (prepended, ignored) = (String::new(), None);
-        let (idling, accepted, responses_left) = (None, false, MAX_RESPONSES);
+        let (idling, idle_confirmed, responses_left) = (None, false, MAX_RESPONSES);
         Connection {
             transport,
             buffer,
@@ -113,7 +113,7 @@ impl Connection {
             response_limit: LINE,
             command_timeout,
             idling,
-            accepted,
+            idle_confirmed,
             responses_left,
             prepended,
             ignored,
@@ -178,14 +178,14 @@ impl Connection {
     /// Starts an IDLE (RFC 2177). The server answers with a `+`, and then announces changes.
     pub(super) async fn send_idle(&mut self) -> Result<PendingCommand> {
         let pending = self.send("IDLE", "IDLE").await?;
-        (self.idling, self.accepted) = (Some(pending.tag.clone()), false);
+        (self.idling, self.idle_confirmed) = (Some(pending.tag.clone()), false);
         Ok(pending)
     }
 
     /// Whether the `+` of the open IDLE is missing. A DONE must wait for this `+`. If Cyrus reads IDLE and DONE together, it then
     /// waits for the socket, and notices the DONE only after a minute.
     pub(super) fn awaits_plus(&self) -> bool {
-        self.idling.is_some() && !self.accepted
+        self.idling.is_some() && !self.idle_confirmed
     }
 
     /// Ends the IDLE. Returns true if its tagged OK follows. Returns false if the server has ended the IDLE: then no DONE is
@@ -212,17 +212,17 @@ impl Connection {
     /// Reads the greeting.
     pub(super) async fn read_greeting<R>(
         &mut self,
-        wait: ResponseTimeout,
-        read: impl FnOnce(&Response<'_>) -> R,
+        timeout: ResponseTimeout,
+        extract: impl FnOnce(&Response<'_>) -> R,
     ) -> Result<R> {
-        let nothing = PendingCommand { tag: RequestId(String::new()), name: "login" };
-        match self.read_response(&nothing, wait, read).await? {
-            ServerResponse::Data(read) => Ok(read),
+        let no_command = PendingCommand { tag: RequestId(String::new()), name: "login" };
+        match self.read_response(&no_command, timeout, extract).await? {
+            ServerResponse::Data(extracted) => Ok(extracted),
             ServerResponse::Done | ServerResponse::Continue => Err(Error::Protocol("no greeting".into())),
         }
     }
 
-    /// Reads the next response while `pending` is open. `read` converts untagged data.
+    /// Reads the next response while `pending` is open. `extract` converts untagged data.
     ///
     /// This is cancel safe: received bytes stay in the buffer.
     ///
@@ -231,8 +231,8 @@ impl Connection {
     pub(super) async fn read_response<R>(
         &mut self,
         pending: &PendingCommand,
-        wait: ResponseTimeout,
-        read: impl FnOnce(&Response<'_>) -> R,
+        timeout: ResponseTimeout,
+        extract: impl FnOnce(&Response<'_>) -> R,
     ) -> Result<ServerResponse<R>> {
         self.responses_left = self
             .responses_left
@@ -247,7 +247,7 @@ impl Connection {
                 {
                     self.idling = None;
                 }
-                self.accepted |= matches!(response, Response::Continue(_));
+                self.idle_confirmed |= matches!(response, Response::Continue(_));
                 if let Response::Done { tag, .. } = &response
                     && self.ignored.as_ref() == Some(tag)
                 {
@@ -256,13 +256,13 @@ impl Connection {
                     self.buffer.consume(length);
                     continue;
                 }
-                let result = interpret(&response, pending, read);
+                let result = interpret(&response, pending, extract);
                 drop(response);
                 self.buffer.consume(length);
                 return result;
             }
             let began = *began.get_or_insert_with(Instant::now);
-            let expires_at = wait.expires_at(self.transport.last_byte_at().max(began));
+            let expires_at = timeout.expires_at(self.transport.last_byte_at().max(began));
             // The timeout is checked here, because `timeout_at` polls the read first. So `timeout_at` alone would never stop a
             // server that sends without end.
             if Instant::now() >= expires_at {
@@ -276,15 +276,15 @@ impl Connection {
         }
     }
 
-    /// Reads up to the tagged OK of `pending`. Untagged data goes to `each`.
+    /// Reads up to the tagged OK of `pending`. Untagged data goes to `on_response`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
-        wait: ResponseTimeout,
-        mut each: impl FnMut(&Response<'_>),
+        timeout: ResponseTimeout,
+        mut on_response: impl FnMut(&Response<'_>),
     ) -> Result<()> {
         loop {
-            match self.read_response(pending, wait, &mut each).await? {
+            match self.read_response(pending, timeout, &mut on_response).await? {
                 ServerResponse::Done => return Ok(()),
                 ServerResponse::Data(()) => {}
                 ServerResponse::Continue => {
@@ -294,29 +294,29 @@ impl Connection {
         }
     }
 
-    /// Sends a command and reads up to its tagged OK. Untagged data goes to `each`.
+    /// Sends a command and reads up to its tagged OK. Untagged data goes to `on_response`.
     pub(super) async fn command(
         &mut self,
         name: &'static str,
         command: &str,
-        each: impl FnMut(&Response<'_>),
+        on_response: impl FnMut(&Response<'_>),
     ) -> Result<()> {
         let pending = self.send(name, command).await?;
-        self.finish(&pending, ResponseTimeout::within(self.command_timeout), each).await
+        self.finish(&pending, ResponseTimeout::within(self.command_timeout), on_response).await
     }
 
     /// Logs out, within two seconds. Open commands and errors are ignored.
     pub(super) async fn logout(mut self) {
         self.transport.uncork();
         let logout = async {
-            let (wait, mut left) = (ResponseTimeout::within(LOGOUT_TIMEOUT), 0..MAX_LOGOUT_RESPONSES);
-            let idle = PendingCommand { tag: RequestId(String::new()), name: "IDLE" };
-            while self.awaits_plus() && left.next().is_some() {
-                self.read_during_logout(&idle, wait).await?;
+            let (timeout, mut attempts) = (ResponseTimeout::within(LOGOUT_TIMEOUT), 0..MAX_LOGOUT_RESPONSES);
+            let pending_idle = PendingCommand { tag: RequestId(String::new()), name: "IDLE" };
+            while self.awaits_plus() && attempts.next().is_some() {
+                self.read_during_logout(&pending_idle, timeout).await?;
             }
             self.send_done().await?;
             let pending = self.send("LOGOUT", "LOGOUT").await?;
-            while left.next().is_some() && !self.read_during_logout(&pending, wait).await? {}
+            while attempts.next().is_some() && !self.read_during_logout(&pending, timeout).await? {}
             Ok(())
         };
         let _: std::result::Result<Result<()>, _> = tokio::time::timeout(LOGOUT_TIMEOUT, logout).await;
@@ -324,8 +324,8 @@ impl Connection {
 
     /// Reads one response. Returns true for the OK of `pending`. Ignores the BYE and the end of an IDLE, which are errors
     /// elsewhere.
-    async fn read_during_logout(&mut self, pending: &PendingCommand, wait: ResponseTimeout) -> Result<bool> {
-        match self.read_response(pending, wait, |_| ()).await {
+    async fn read_during_logout(&mut self, pending: &PendingCommand, timeout: ResponseTimeout) -> Result<bool> {
+        match self.read_response(pending, timeout, |_| ()).await {
             Ok(response) => Ok(matches!(response, ServerResponse::Done)),
             Err(error @ (Error::Lost(_) | Error::Timeout { .. })) => Err(error),
             Err(_) => Ok(false),
@@ -337,16 +337,18 @@ impl Connection {
 fn interpret<R>(
     response: &Response<'_>,
     pending: &PendingCommand,
-    read: impl FnOnce(&Response<'_>) -> R,
+    extract: impl FnOnce(&Response<'_>) -> R,
 ) -> Result<ServerResponse<R>> {
     match response {
         Response::Done { tag, status: Status::Ok, .. } if *tag == pending.tag => {
             // The response code of the OK may contain a UIDVALIDITY.
-            read(response);
+            extract(response);
             Ok(ServerResponse::Done)
         }
         // The server ended the IDLE before the DONE arrived, and read the DONE as a command.
-        Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => Ok(ServerResponse::Data(read(response))),
+        Response::Done { tag, status: Status::Bad, .. } if tag.0 == "DONE" => {
+            Ok(ServerResponse::Data(extract(response)))
+        }
         Response::Done { tag, status: status @ (Status::No | Status::Bad), outcome } if *tag == pending.tag => {
             Err(Error::refused(pending.name, status, outcome.information.as_deref()))
         }
@@ -356,7 +358,7 @@ fn interpret<R>(
         }
         Response::Data { status: Status::Bye, outcome } => Err(Error::bye(outcome.information.as_deref())),
         Response::Continue(_) => Ok(ServerResponse::Continue),
-        untagged => Ok(ServerResponse::Data(read(untagged))),
+        untagged => Ok(ServerResponse::Data(extract(untagged))),
     }
 }
 

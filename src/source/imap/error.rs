@@ -24,7 +24,7 @@ pub enum Error {
         /// The command.
         command: &'static str,
         /// The server's words.
-        words: String,
+        message: String,
     },
     /// The server offers no login that the account can use.
     NoLogin(&'static str),
@@ -33,7 +33,7 @@ pub enum Error {
     /// The token endpoint returned no token this time.
     Token {
         /// The words of the endpoint, or the cause.
-        words: String,
+        message: String,
         /// The pause that the endpoint asked for.
         retry_after: Option<Duration>,
     },
@@ -42,12 +42,12 @@ pub enum Error {
         /// The command.
         command: &'static str,
         /// The server's words.
-        words: String,
+        message: String,
     },
     /// A NO, BAD or BYE that asks for a pause. It says nothing about the command or about a mail.
     Throttled {
         /// The server's words.
-        words: String,
+        message: String,
         /// The pause.
         pause: SuggestedPause,
     },
@@ -77,20 +77,20 @@ impl Error {
     /// A tagged NO or BAD, with its text.
     pub(super) fn refused(command: &'static str, status: &Status, text: Option<&str>) -> Self {
         let text = text.unwrap_or("");
-        let words = format!("{status:?} {}", printable(text, 200)).trim().to_owned();
+        let message = format!("{status:?} {}", printable(text, 200)).trim().to_owned();
         match SuggestedPause::from_text(text) {
-            Some(pause) => Error::Throttled { words, pause },
-            None => Error::Refused { command, words },
+            Some(pause) => Error::Throttled { message, pause },
+            None => Error::Refused { command, message },
         }
     }
 
     /// A BYE, with its text.
     pub(super) fn bye(text: Option<&str>) -> Self {
         let text = text.unwrap_or("");
-        let words = printable(text, 200);
+        let message = printable(text, 200);
         match SuggestedPause::from_text(text) {
-            Some(pause) => Error::Throttled { words, pause },
-            None => Error::Bye(words),
+            Some(pause) => Error::Throttled { message, pause },
+            None => Error::Bye(message),
         }
     }
 
@@ -128,31 +128,31 @@ impl fmt::Display for Error {
             Error::Tls(host, e) => {
                 write!(f, "TLS with {host} failed: {e}; check `tls`, and `ca_file` for a private certificate")
             }
-            Error::Login(words) => write!(f, "login refused: {words}; check `user` and `password` (or `oauth2`)"),
-            Error::LoginDeferred { command, words } => write!(
+            Error::Login(message) => write!(f, "login refused: {message}; check `user` and `password` (or `oauth2`)"),
+            Error::LoginDeferred { command, message } => write!(
                 f,
-                "{command} refused: {words}; the credentials may be right, so the daemon retries soon; if this does not end, ask \
+                "{command} refused: {message}; the credentials may be right, so the daemon retries soon; if this does not end, ask \
                  the mail provider about limits and blocked logins"
             ),
             Error::NoLogin(advice) => write!(f, "no way to log in: {advice}"),
-            Error::TokenRefused(words) => write!(
+            Error::TokenRefused(message) => write!(
                 f,
-                "token endpoint refused: {words}; check `oauth2`; if the refresh token has \
+                "token endpoint refused: {message}; check `oauth2`; if the refresh token has \
                  ended, run `resmic-mailhook authorize` for this account, and restart the daemon"
             ),
-            Error::Token { words, .. } => write!(f, "no access token: {words}"),
-            Error::Refused { command, words } => write!(f, "{command} refused: {words}"),
-            Error::Throttled { words, pause } => write!(
+            Error::Token { message, .. } => write!(f, "no access token: {message}"),
+            Error::Refused { command, message } => write!(f, "{command} refused: {message}"),
+            Error::Throttled { message, pause } => write!(
                 f,
-                "the server throttles this account: {words}; the daemon waits for {} s; if this repeats, connect fewer programs to \
+                "the server throttles this account: {message}; the daemon waits for {} s; if this repeats, connect fewer programs to \
                  the account",
                 pause.duration().as_secs()
             ),
-            Error::Bye(words) => write!(f, "the server ended the connection (BYE): {words}"),
+            Error::Bye(message) => write!(f, "the server ended the connection (BYE): {message}"),
             Error::Lost(e) => write!(f, "connection lost: {e}"),
             Error::Timeout { command, seconds } => write!(f, "no answer to {command} within {seconds} s"),
-            Error::Protocol(words) => write!(f, "the server violates the protocol: {words}"),
-            Error::ResumePoint(words) => write!(f, "cannot read the mailbox's cursor from the database: {words}"),
+            Error::Protocol(message) => write!(f, "the server violates the protocol: {message}"),
+            Error::ResumePoint(message) => write!(f, "cannot read the mailbox's cursor from the database: {message}"),
             Error::Closing => f.write_str("ending"),
         }
     }

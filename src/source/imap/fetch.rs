@@ -79,20 +79,20 @@ impl FetchedMail {
     /// The data of an untagged FETCH; `None` for other responses, and without a UID (as for a changed flag).
     pub(super) fn from_response(response: &Response<'_>) -> Option<FetchedMail> {
         let Response::Fetch(_, attributes) = response else { return None };
-        let mut item = FetchedMail { uid: 0, size: None, received_at: None, header: None, body: None };
+        let mut mail = FetchedMail { uid: 0, size: None, received_at: None, header: None, body: None };
         for attribute in attributes {
             match attribute {
-                AttributeValue::Uid(uid) => item.uid = *uid,
-                AttributeValue::Rfc822Size(size) => item.size = Some(u64::from(*size)),
-                AttributeValue::InternalDate(date) => item.received_at = internal_date(date),
+                AttributeValue::Uid(uid) => mail.uid = *uid,
+                AttributeValue::Rfc822Size(size) => mail.size = Some(u64::from(*size)),
+                AttributeValue::InternalDate(date) => mail.received_at = internal_date(date),
                 // Dovecot sends NIL and a size of 0 for a mail that is removed during the FETCH.
                 AttributeValue::BodySection { section: None, data, .. } => {
-                    item.body = data.as_deref().map(<[u8]>::to_vec);
+                    mail.body = data.as_deref().map(<[u8]>::to_vec);
                 }
                 AttributeValue::BodySection {
                     section: Some(SectionPath::Full(MessageSection::Header)), data, ..
                 } => {
-                    item.header = Some(data.as_deref().unwrap_or_default().to_vec());
+                    mail.header = Some(data.as_deref().unwrap_or_default().to_vec());
                 }
                 _ => {}
             }
@@ -100,11 +100,11 @@ impl FetchedMail {
         // Other servers send an empty string for a mail that is removed during the FETCH (RFC 2180, 4.1). iCloud also sends an
         // empty string for an existing mail. So an empty body counts as not delivered, unless the size is 0. An empty header is
         // no header, because a header contains at least the empty line (RFC 3501, 6.4.5).
-        if item.body.as_ref().is_some_and(Vec::is_empty) && item.size != Some(0) {
-            item.body = None;
+        if mail.body.as_ref().is_some_and(Vec::is_empty) && mail.size != Some(0) {
+            mail.body = None;
         }
-        item.header = item.header.filter(|header| !header.is_empty());
-        (item.uid != 0).then_some(item)
+        mail.header = mail.header.filter(|header| !header.is_empty());
+        (mail.uid != 0).then_some(mail)
     }
 }
 
@@ -130,8 +130,8 @@ mod tests {
         let raw =
             b"* 3 FETCH (UID 9 RFC822.SIZE 5 INTERNALDATE \"17-Jul-1996 02:44:25 -0700\" BODY[]<0> {5}\r\nhello)\r\n";
         let (_, response) = Response::parse(raw).unwrap();
-        let item = FetchedMail::from_response(&response).unwrap();
-        assert_eq!((item.uid, item.size, item.body.as_deref()), (9, Some(5), Some(&b"hello"[..])));
+        let mail = FetchedMail::from_response(&response).unwrap();
+        assert_eq!((mail.uid, mail.size, mail.body.as_deref()), (9, Some(5), Some(&b"hello"[..])));
         let (_, response) = Response::parse(b"* 3 FETCH (FLAGS (\\Seen))\r\n").unwrap();
         assert_eq!(FetchedMail::from_response(&response), None);
     }

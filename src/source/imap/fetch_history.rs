@@ -41,7 +41,7 @@ pub(super) struct FetchHistory {
     /// The cursor has moved since [`Self::take_progress`].
     progress: bool,
     /// The mails of the rows are being fetched.
-    asking: bool,
+    fetching: bool,
 }
 
 impl FetchHistory {
@@ -62,20 +62,20 @@ impl FetchHistory {
 
     /// Begins to fetch the mails of the rows. These mails are due again after `pause`, even if a FETCH ends the connection.
     pub(super) fn begin_fetching(&mut self, pause: Duration) {
-        (self.due, self.asking) = (Some(Instant::now() + pause), true);
+        (self.due, self.fetching) = (Some(Instant::now() + pause), true);
     }
 
     /// The mails of the next round, which one FETCH requests. The mails that have waited longest come first.
     pub(super) fn next_round(&mut self) -> Vec<u32> {
-        self.next(false, ROUND)
+        self.next_uids(false, ROUND)
     }
 
     /// The next mail that must be fetched alone.
     pub(super) fn next_alone(&mut self) -> Vec<u32> {
-        self.next(true, 1)
+        self.next_uids(true, 1)
     }
 
-    fn next(&mut self, harmful: bool, most: usize) -> Vec<u32> {
+    fn next_uids(&mut self, harmful: bool, most: usize) -> Vec<u32> {
         self.round += 1;
         let rows = self.rows.iter().filter(|(_, row)| row.harmful == harmful);
         let mut waiting: Vec<(u64, u32)> = rows.map(|(uid, row)| (row.round, *uid)).collect();
@@ -95,12 +95,12 @@ impl FetchHistory {
 
     /// All due rows were fetched.
     pub(super) fn end_fetching(&mut self) {
-        self.asking = false;
+        self.fetching = false;
     }
 
     /// Whether the connection ended while mails with a row were fetched.
-    pub(super) fn take_asking(&mut self) -> bool {
-        std::mem::take(&mut self.asking)
+    pub(super) fn take_fetching(&mut self) -> bool {
+        std::mem::take(&mut self.fetching)
     }
 
     /// Records that a mail gets a row without bytes. `pause`: the time until the mail is fetched again.
@@ -170,13 +170,13 @@ mod tests {
         let mut history = FetchHistory::default();
         history.begin(7, (1..=50).map(|uid| (uid, None)).collect());
         history.mark_harmful(&[1, 2], true);
-        let mut asked = std::collections::BTreeSet::new();
+        let mut fetched = std::collections::BTreeSet::new();
         for _ in 0..3 {
             let (together, alone) = (history.next_round(), history.next_alone());
             assert!(together.len() <= ROUND && alone.len() <= 1);
-            asked.extend(together.into_iter().chain(alone));
+            fetched.extend(together.into_iter().chain(alone));
         }
-        assert_eq!(asked.len(), 50);
+        assert_eq!(fetched.len(), 50);
     }
 
     #[test]

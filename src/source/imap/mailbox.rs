@@ -115,11 +115,11 @@ pub(super) async fn find_mailbox(
 }
 
 /// The first mailbox with this attribute in the answer to the LIST.
-async fn find_with_attribute(connection: &mut Connection, list: &str, wanted: &str) -> Result<Option<MailboxName>> {
+async fn find_with_attribute(connection: &mut Connection, command: &str, wanted: &str) -> Result<Option<MailboxName>> {
     let mut found = None;
     let has_attribute = |a: &NameAttribute<'_>| attribute_name(a).is_some_and(|a| a.eq_ignore_ascii_case(wanted));
     connection
-        .command("LIST", list, |response| {
+        .command("LIST", command, |response| {
             let Response::MailboxData(MailboxDatum::List(mailbox)) = response else { return };
             if found.is_none() && mailbox.name_attributes.iter().any(has_attribute) {
                 found = Some(MailboxName::from_server(&mailbox.name));
@@ -147,7 +147,7 @@ fn attribute_name<'a>(attribute: &'a NameAttribute<'_>) -> Option<&'a str> {
 pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writable: bool) -> Result<MailboxStatus> {
     let quoted_name = quoted(&name.encoded).ok_or_else(|| Error::Refused {
         command: "SELECT",
-        words: "the mailbox's name contains a line break".into(),
+        message: "the mailbox's name contains a line break".into(),
     })?;
     let (mut validity, mut next, mut exists) = (None, None, 0);
     let command = if writable { "SELECT" } else { "EXAMINE" };
@@ -175,8 +175,8 @@ pub(super) async fn select(connection: &mut Connection, name: &MailboxName, writ
         let status = request_status(connection, &quoted_name, items).await?;
         (validity, next) = (validity.or(status.0), next.or(status.1));
     }
-    let lacks = || Error::Protocol("no UIDVALIDITY, neither in SELECT nor in STATUS".into());
-    let uid_validity = validity.ok_or_else(lacks)?;
+    let no_uids = || Error::Protocol("no UIDVALIDITY, neither in SELECT nor in STATUS".into());
+    let uid_validity = validity.ok_or_else(no_uids)?;
     Ok(MailboxStatus {
         uid_validity,
         uid_next: next,
@@ -199,21 +199,21 @@ async fn request_status(
     quoted_name: &str,
     items: &str,
 ) -> Result<(Option<u32>, Option<u32>)> {
-    let (mut validity, mut next) = (None, None);
+    let (mut validity, mut uid_next) = (None, None);
     let command = format!("STATUS {quoted_name} ({items})");
     let answered = connection.command("STATUS", &command, |response| {
         let Response::MailboxData(MailboxDatum::Status { status, .. }) = response else { return };
         for attribute in status {
             match attribute {
                 StatusAttribute::UidValidity(n) => validity = Some(*n),
-                StatusAttribute::UidNext(n) => next = valid_uid_next(*n),
+                StatusAttribute::UidNext(n) => uid_next = valid_uid_next(*n),
                 _ => {}
             }
         }
     });
     match answered.await {
         // Some servers refuse STATUS for the selected mailbox, because clients SHOULD NOT send it (RFC 3501, 6.3.10).
-        Ok(()) | Err(Error::Refused { .. }) => Ok((validity, next)),
+        Ok(()) | Err(Error::Refused { .. }) => Ok((validity, uid_next)),
         Err(error) => Err(error),
     }
 }

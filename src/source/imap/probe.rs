@@ -13,25 +13,25 @@ use crate::model::printable;
 /// The error that ended the connection.
 pub async fn probe(settings: &ImapSettings, login: &Login) -> Result<Vec<std::result::Result<String, String>>> {
     let (mut connection, capabilities) = connect(settings, login, &Timing::default()).await?;
-    let how = match (capabilities.notify, capabilities.idle) {
+    let announcing = match (capabilities.notify, capabilities.idle) {
         (true, true) => "it pushes new mail (NOTIFY, IDLE)",
         (false, true) => "it announces new mail (IDLE)",
         _ => "it has to be asked for new mail (no IDLE)",
     };
-    let mut found = vec![Ok(format!("logged in at {} as {}; {how}", settings.host, settings.user))];
+    let mut lines = vec![Ok(format!("logged in at {} as {}; {announcing}", settings.host, settings.user))];
     for wanted in &settings.mailboxes {
-        let Some(named) = mailbox::find_mailbox(&mut connection, capabilities, wanted).await? else {
-            found.push(Ok(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100))));
+        let Some(name) = mailbox::find_mailbox(&mut connection, capabilities, wanted).await? else {
+            lines.push(Ok(format!("no mailbox is marked {}; it will be looked for again", printable(wanted, 100))));
             continue;
         };
-        let shown = printable(&named.display, 100);
-        found.push(match mailbox::select(&mut connection, &named, false).await {
-            Ok(selected) => Ok(format!("mailbox {shown}: {} mails", selected.exists)),
+        let display = printable(&name.display, 100);
+        lines.push(match mailbox::select(&mut connection, &name, false).await {
+            Ok(selected) => Ok(format!("mailbox {display}: {} mails", selected.exists)),
             // The other mailboxes can still be opened.
-            Err(error @ Error::Refused { .. }) => Err(format!("mailbox {shown}: {error}")),
+            Err(error @ Error::Refused { .. }) => Err(format!("mailbox {display}: {error}")),
             Err(error) => return Err(error),
         });
     }
     connection.logout().await;
-    Ok(found)
+    Ok(lines)
 }

@@ -37,19 +37,19 @@ impl SelectedMailbox {
         Ok(response)
     }
 
-    /// Reads responses up to the OK of a command. Pushed mails are kept; a FETCH response without content goes to `each`.
+    /// Reads responses up to the OK of a command. Pushed mails are kept; a FETCH response without content goes to `on_mail`.
     pub(super) async fn finish(
         &mut self,
         pending: &PendingCommand,
         timeout: ResponseTimeout,
-        mut each: impl FnMut(FetchedMail),
+        mut on_mail: impl FnMut(FetchedMail),
     ) -> Result<()> {
         loop {
             match self.read_response(pending, timeout).await? {
                 ServerResponse::Done => return Ok(()),
                 ServerResponse::Continue => return Err(Error::Protocol("sent a `+` that no command needs".into())),
                 ServerResponse::Data(None) => {}
-                ServerResponse::Data(Some(mail)) if mail.is_listing() => each(mail),
+                ServerResponse::Data(Some(mail)) if mail.is_listing() => on_mail(mail),
                 ServerResponse::Data(Some(mail)) => self.reader.pushed.keep(mail),
             }
         }
@@ -70,14 +70,14 @@ impl SelectedMailbox {
         let command = format!("UID SEARCH UID {}:*", cursor.saturating_add(1));
         let pending = self.connection.send("UID SEARCH", &command).await?;
         let status = &mut self.reader.status;
-        let read = |response: &Response<'_>| match response {
+        let on_response = |response: &Response<'_>| match response {
             Response::MailboxData(MailboxDatum::Search(uids)) => {
                 highest = uids.iter().copied().chain(highest).max().or(Some(0));
             }
             other => status.record(other),
         };
         let timeout = ResponseTimeout::within(self.reader.facts.account.timing.answer);
-        match self.connection.finish(&pending, timeout, read).await {
+        match self.connection.finish(&pending, timeout, on_response).await {
             Err(Error::Refused { .. }) => Ok(false),
             answered => answered.map(|()| highest.is_some_and(|highest| highest <= cursor)),
         }
@@ -110,7 +110,10 @@ pub(super) fn uid_set(uids: &[u32]) -> String {
             _ => ranges.push((uid, uid)),
         }
     }
-    let parts: Vec<_> = ranges.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}:{b}") }).collect();
+    let parts: Vec<_> = ranges
+        .iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}:{last}") })
+        .collect();
     parts.join(",")
 }
 

@@ -74,7 +74,7 @@ impl ImapSettings {
     /// # Errors
     /// The key and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
-        let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
+        let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
         if !is_host(&self.host) {
             return wrong("host", "expected a host name or an IP address; the port belongs into `port`");
         }
@@ -128,14 +128,14 @@ impl ImapSettings {
     }
 
     fn check_mailboxes(&self) -> Result<(), (String, String)> {
-        let wrong = |key: &str, words: &str| Err((key.to_owned(), words.to_owned()));
+        let wrong = |key: &str, message: &str| Err((key.to_owned(), message.to_owned()));
         if self.mailboxes.is_empty() || !self.mailboxes.iter().all(|name| is_name(name)) {
             return wrong("mailboxes", "expected names like \"INBOX\", or special-use attributes like \"\\\\Junk\"");
         }
         // Two equal names would share one row in the database, so one of the mailboxes would seem never to be reached.
-        let again =
+        let is_repeated =
             |(n, name): &(usize, &String)| self.mailboxes.iter().take(*n).any(|other| same_mailbox(other, name));
-        if let Some((_, name)) = self.mailboxes.iter().enumerate().find(again) {
+        if let Some((_, name)) = self.mailboxes.iter().enumerate().find(is_repeated) {
             return wrong("mailboxes", &format!("{name:?} is named twice"));
         }
         match &self.after {
@@ -163,9 +163,9 @@ pub fn is_host(text: &str) -> bool {
 /// Whether this is a bare address, which can equal an address in a mail's To. A display name or brackets would never match.
 #[must_use]
 pub fn is_address(text: &str) -> bool {
-    let whole = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
-    let strange = |c: char| c.is_control() || c.is_whitespace() || "<>,;".contains(c);
-    text.rsplit_once('@').is_some_and(whole) && !text.contains(strange)
+    let is_complete = |(local, domain): (&str, &str)| !local.is_empty() && !domain.is_empty();
+    let is_forbidden = |c: char| c.is_control() || c.is_whitespace() || "<>,;".contains(c);
+    text.rsplit_once('@').is_some_and(is_complete) && !text.contains(is_forbidden)
 }
 
 /// The protection of the connection.
@@ -205,8 +205,8 @@ enum StartValue {
 impl TryFrom<StartValue> for Start {
     type Error = String;
 
-    fn try_from(written: StartValue) -> Result<Self, String> {
-        let text = match written {
+    fn try_from(value: StartValue) -> Result<Self, String> {
+        let text = match value {
             StartValue::Text(text) => text,
             StartValue::Date(date) => date.to_string(),
         };

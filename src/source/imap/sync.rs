@@ -127,14 +127,14 @@ impl SelectedMailbox {
             let FollowUps { window, since, requests, withheld } = follow_ups;
             for request in requests {
                 // A mail that was not delivered may be readable a moment later.
-                sleep_until(since + self.reader.facts.account.timing.again * u32::from(request.attempt - 1)).await;
+                sleep_until(since + self.reader.facts.account.timing.refetch * u32::from(request.attempt - 1)).await;
                 let command = self.send_fetch(window, request).await?;
                 queue.push_follow_up(command);
             }
             queue.close_command(window);
             if withheld.len() > MAX_WITHHELD && !queue.has_content() {
-                let words = format!("the server lists {} mails and delivers none of them", withheld.len());
-                return Err(Error::Refused { command: "UID FETCH", words });
+                let message = format!("the server lists {} mails and delivers none of them", withheld.len());
+                return Err(Error::Refused { command: "UID FETCH", message });
             }
             self.reader.give_up(queue, &withheld, false).await?;
             for _ in 0..queue.remove_finished(self.reader.progress.cursor()) {

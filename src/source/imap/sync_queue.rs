@@ -20,7 +20,7 @@ const MAX_ATTEMPTS: u8 = 3;
 /// A range of UIDs that is being fetched.
 struct UidWindow {
     /// UIDs that are not settled, sorted.
-    left: VecDeque<u32>,
+    unsettled: VecDeque<u32>,
     last: u32,
     /// How many FETCHes of this window are not answered yet.
     open: usize,
@@ -113,7 +113,7 @@ impl<'a> SyncQueue<'a> {
         let parts = if is_dedicated { vec![(FetchKind::Body, uids)] } else { shared_parts(uids) };
         let requests: Vec<_> =
             parts.into_iter().map(|(kind, uids)| FetchRequest { kind, uids: uids.to_vec(), attempt: 1 }).collect();
-        self.windows.push_back(UidWindow { left: uids.iter().copied().collect(), last, open: requests.len() });
+        self.windows.push_back(UidWindow { unsettled: uids.iter().copied().collect(), last, open: requests.len() });
         Some((self.removed_windows + self.windows.len() - 1, requests))
     }
 
@@ -140,7 +140,7 @@ impl<'a> SyncQueue<'a> {
     /// Removes the finished windows at the front. Returns how many.
     pub(super) fn remove_finished(&mut self, cursor: u32) -> usize {
         let before = self.removed_windows;
-        while self.windows.pop_front_if(|window| window.open == 0 && window.left.is_empty()).is_some() {
+        while self.windows.pop_front_if(|window| window.open == 0 && window.unsettled.is_empty()).is_some() {
             self.removed_windows += 1;
             self.reported = self.reported.split_off(&cursor);
         }
@@ -159,11 +159,11 @@ impl<'a> SyncQueue<'a> {
 
     /// The FETCH that was waiting for this data. Without such a FETCH, records the size and date if a FETCH waits for the mail.
     pub(super) fn accept(&mut self, mail: &FetchedMail) -> Option<&mut FetchCommand> {
-        let Some(place) = self.commands.iter_mut().position(|command| command.accept(mail)) else {
+        let Some(index) = self.commands.iter_mut().position(|command| command.accept(mail)) else {
             self.record(mail);
             return None;
         };
-        let command = self.commands.get_mut(place)?;
+        let command = self.commands.get_mut(index)?;
         self.has_content |= !mail.is_listing();
         self.has_body |= command.kind == FetchKind::Body;
         Some(command)
@@ -186,14 +186,14 @@ impl<'a> SyncQueue<'a> {
     /// A mail of this window is handed over, or known to be gone or not Resmic's.
     pub(super) fn settle(&mut self, window: usize, uid: u32) {
         if let Some(window) = self.window(window) {
-            remove(&mut window.left, uid);
+            remove(&mut window.unsettled, uid);
         }
     }
 
     /// As [`Self::settle`], for a mail of an unknown window.
     pub(super) fn settle_anywhere(&mut self, uid: u32) {
         for window in &mut self.windows {
-            remove(&mut window.left, uid);
+            remove(&mut window.unsettled, uid);
         }
     }
 
@@ -202,7 +202,7 @@ impl<'a> SyncQueue<'a> {
     pub(super) fn proven(&self, cursor: u32) -> u32 {
         let mut proven = cursor;
         for window in &self.windows {
-            match window.left.front() {
+            match window.unsettled.front() {
                 Some(uid) => return proven.max(uid.saturating_sub(1)),
                 None => proven = proven.max(window.last),
             }
@@ -277,7 +277,7 @@ fn chunks(kind: FetchKind, uids: &[u32], attempt: u8) -> Vec<FetchRequest> {
 
 /// Removes a UID from a sorted list. Returns whether the list contained it.
 fn remove(uids: &mut VecDeque<u32>, uid: u32) -> bool {
-    uids.binary_search(&uid).ok().and_then(|place| uids.remove(place)).is_some()
+    uids.binary_search(&uid).ok().and_then(|index| uids.remove(index)).is_some()
 }
 
 /// How many of these mails fit into one FETCH: at most `most` mails, and at most [`WINDOW`] numbers in its command.

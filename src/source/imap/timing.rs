@@ -18,7 +18,7 @@ pub struct Timing {
     /// How long the watcher waits for a push after an `EXISTS`, before it fetches the mail.
     pub push_grace: Duration,
     /// The first pause before an announced mail that did not arrive is fetched again.
-    pub again: Duration,
+    pub refetch: Duration,
     /// The pause between two polls of a server without IDLE.
     pub poll: Duration,
     /// The pause after a failure.
@@ -42,7 +42,7 @@ impl Default for Timing {
             answer: seconds(30),
             mail: seconds(300),
             push_grace: Duration::from_millis(250),
-            again: seconds(1),
+            refetch: seconds(1),
             poll: seconds(60),
             retry: Backoff { base: seconds(1), cap: seconds(300) },
             // A pause is at least half of its ceiling, so the first pause takes one to two minutes.

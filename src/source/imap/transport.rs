@@ -52,18 +52,19 @@ impl Transport {
     /// Connects to the first address of the host that answers.
     pub(super) async fn connect(host: &str, port: u16) -> Result<Self> {
         let peer = format!("{host}:{port}");
-        let dns = |e| Error::Dns(host.to_owned(), e);
+        let dns_error = |e| Error::Dns(host.to_owned(), e);
         let lookup = tokio::time::timeout(CONNECT_TIMEOUT, tokio::net::lookup_host((host, port)));
-        let addresses: Vec<_> = lookup.await.map_err(|_| dns(io::ErrorKind::TimedOut.into()))?.map_err(dns)?.collect();
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        let addresses: Vec<_> =
+            lookup.await.map_err(|_| dns_error(io::ErrorKind::TimedOut.into()))?.map_err(dns_error)?.collect();
+        let mut last_error = io::Error::new(io::ErrorKind::NotFound, "it has no address");
         for address in addresses {
             match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
                 Ok(Ok(tcp)) => return Transport::with_options(tcp).map_err(|e| Error::Connect(peer, e)),
-                Ok(Err(e)) => last = e,
-                Err(_) => last = io::ErrorKind::TimedOut.into(),
+                Ok(Err(e)) => last_error = e,
+                Err(_) => last_error = io::ErrorKind::TimedOut.into(),
             }
         }
-        Err(Error::Connect(peer, last))
+        Err(Error::Connect(peer, last_error))
     }
 
     fn with_options(tcp: TcpStream) -> io::Result<Self> {
@@ -85,17 +86,17 @@ impl Transport {
 
     /// Starts TLS.
     pub(super) async fn secure(self, host: &str, config: Arc<ClientConfig>) -> Result<Self> {
-        let tls = |e| Error::Tls(host.to_owned(), e);
-        let name =
-            ServerName::try_from(host.to_owned()).map_err(|e| tls(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
+        let tls_error = |e| Error::Tls(host.to_owned(), e);
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|e| tls_error(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
         let ByteStream::Plain(tcp) = self.stream else {
             return Err(Error::Protocol("STARTTLS inside TLS".into()));
         };
         let handshake = TlsConnector::from(config).connect(name, tcp);
         let stream = tokio::time::timeout(TLS_TIMEOUT, handshake)
             .await
-            .map_err(|_| tls(io::ErrorKind::TimedOut.into()))?
-            .map_err(tls)?;
+            .map_err(|_| tls_error(io::ErrorKind::TimedOut.into()))?
+            .map_err(tls_error)?;
         Ok(Transport { stream: ByteStream::Tls(Box::new(stream)), framing: Framing::default(), ..self })
     }
 
@@ -203,8 +204,8 @@ mod tests {
     #[tokio::test]
     async fn dead_connections_are_found_within_two_minutes() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let net = Transport::connect("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
-        let socket = SockRef::from(net.tcp());
+        let transport = Transport::connect("127.0.0.1", listener.local_addr().unwrap().port()).await.unwrap();
+        let socket = SockRef::from(transport.tcp());
         assert!(socket.keepalive().unwrap());
         let (after, every) = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
         let longest = after + every * socket.tcp_keepalive_retries().unwrap();

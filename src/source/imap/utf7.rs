@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn invalid_utf7_is_not_decoded() {
-        for connection in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
-            assert_eq!(decode(connection), None, "{connection}");
+        for encoded in ["R&D", "&APw", "&APx-", "&!-", "Entwürfe", "&2D0-"] {
+            assert_eq!(decode(encoded), None, "{encoded}");
         }
     }
 }

@@ -162,7 +162,7 @@ impl Watcher {
                 Ok(()) => self.account.timing.retry_absent,
                 Err(Error::Closing) => return,
                 // A repeated FETCH of an undelivered mail has ended the connection. This is no failure of the mailbox.
-                Err(error) if self.history.take_asking() && error.retry_after().is_none() => {
+                Err(error) if self.history.take_fetching() && error.retry_after().is_none() => {
                     let (account, mailbox) = (&self.account.settings.name, &self.name);
                     tracing::info!(
                         account,
@@ -361,7 +361,7 @@ mod tests {
             let text = format!("Request is throttled. Suggested Backoff Time: {millis} milliseconds");
             let pause = SuggestedPause::from_text(&text).unwrap();
             FailureCounts::default()
-                .record_failure(&Error::Throttled { words: String::new(), pause }, &Timing::default())
+                .record_failure(&Error::Throttled { message: String::new(), pause }, &Timing::default())
         };
         assert_eq!(pause(299_961), Duration::from_millis(299_961));
         assert_eq!(pause(u64::MAX), LONGEST_PAUSE);

@@ -44,9 +44,9 @@ async fn exists_before_the_continuation_is_used() {
 #[tokio::test]
 async fn done_waits_for_the_continuation() {
     // The three cases are the first IDLE, an IDLE that is pipelined after a FETCH, and an IDLE after a MOVE.
-    for (nth, more) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
+    for (nth, keys) in [(1, ""), (2, ""), (3, "after = { move = \"Resmic\" }")] {
         let server = Scripted::start().await;
-        let mut watching = watch(&server, &format!("{DEDICATED}\n{more}"));
+        let mut watching = watch(&server, &format!("{DEDICATED}\n{keys}"));
         let steps = [say("* 1 EXISTS\r\n"), Step::Deliver("early"), Step::Pause(ms(100)), Step::Overhear, Step::Usual];
         once(&server, "IDLE", nth, &steps);
         if nth > 1 {
@@ -112,9 +112,9 @@ async fn a_bye_in_idle_leads_to_a_reconnect() {
     once(&server, "IDLE", 1, &[Step::Usual, say(bye), Step::Mute]);
     let mut watching = dedicated(&server);
     watching.while_server("a second IDLE", |state| state.count("IDLE") == 2).await;
-    let said =
-        watching.states.iter().any(|(_, words)| words.as_ref().is_some_and(|w| w.contains("AccessTokenExpired")));
-    assert!(said, "{:?}", watching.states);
+    let is_reported =
+        watching.states.iter().any(|(_, error)| error.as_ref().is_some_and(|w| w.contains("AccessTokenExpired")));
+    assert!(is_reported, "{:?}", watching.states);
     assert_eq!(server.count("LOGIN"), 2);
     server.deliver("after");
     assert!(watching.mail("after").await < AT_ONCE);
@@ -193,7 +193,7 @@ async fn a_close_in_idle_is_reconnected_at_once() {
 async fn a_server_that_ends_idle_is_polled() {
     let server = Scripted::start().await;
     always(&server, "IDLE", &[Step::Usual, Step::EndIdle]);
-    let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), again: ms(500), ..quick() });
+    let mut watching = watch_in(&server, DEDICATED, Timing { poll: ms(50), refetch: ms(500), ..quick() });
     watching.state(resmic_mailhook::model::MailboxState::Polling).await;
     let idles = server.count("IDLE");
     assert!(idles < 10, "{idles}");
@@ -221,9 +221,9 @@ async fn a_done_after_the_idle_is_no_failure() {
 // The server reads on another thread. So it would see separate writes as separate reads, at least sometimes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn done_fetch_and_idle_leave_in_one_write() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.idle().await;
         for n in 1..=50 {
             server.deliver(&format!("number {n}"));

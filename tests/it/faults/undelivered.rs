@@ -23,7 +23,7 @@ const EACH_SECOND: &str = "idle_renew = \"1s\"";
 
 /// Short timeouts, after which an undelivered mail gets its row.
 fn short_timeouts() -> Timing {
-    Timing { answer: ms(200), again: ms(10), ..quick() }
+    Timing { answer: ms(200), refetch: ms(10), ..quick() }
 }
 
 async fn server_with(mails: usize, faulty_uid: u32, form: FetchFault) -> Scripted {
@@ -41,33 +41,33 @@ fn times(watching: &Watching, mails: std::ops::RangeInclusive<u32>) -> Vec<usize
 
 #[tokio::test]
 async fn an_undelivered_mail_gets_a_row() {
-    let each = FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
+    let runs = FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, keys)| async move {
         let server = server_with(5, 3, form).await;
-        let mut watching = watch_in(&server, more, short_timeouts());
+        let mut watching = watch_in(&server, keys, short_timeouts());
         watching.until(&format!("the end: {form:?}"), |w| *w.cursor.lock().unwrap() == Some((7, 5))).await;
-        assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {more}");
+        assert_eq!(watching.availability, [(3, Availability::Listed)], "{form:?} {keys}");
         // A refused window is fetched again in parts, so that other mails may arrive twice.
         if form != FetchFault::No {
-            assert_eq!(times(&watching, 1..=5), [1, 1, 0, 1, 1], "{form:?} {more}");
+            assert_eq!(times(&watching, 1..=5), [1, 1, 0, 1, 1], "{form:?} {keys}");
         }
         watching.idle().await;
         let connections = server.connections();
         server.deliver("next");
         watching.mail("next").await;
-        assert_eq!(server.connections(), connections, "{form:?} {more}");
+        assert_eq!(server.connections(), connections, "{form:?} {keys}");
         watching.end().await;
     });
-    futures_util::future::join_all(each).await;
+    futures_util::future::join_all(runs).await;
 }
 
 #[tokio::test]
 async fn a_new_undelivered_mail_gets_a_row() {
     for capabilities in ["IDLE", "IDLE NOTIFY", ""] {
-        let each =
-            FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, more)| async move {
+        let runs =
+            FORMS.into_iter().flat_map(|form| [(form, DEDICATED), (form, SHARED)]).map(|(form, keys)| async move {
                 let server = server_with(0, 1, form).await;
                 server.change(|state| state.capabilities = capabilities.into());
-                let mut watching = watch_in(&server, more, Timing { poll: ms(50), ..short_timeouts() });
+                let mut watching = watch_in(&server, keys, Timing { poll: ms(50), ..short_timeouts() });
                 watching.until("a sync", |w| w.seen > 1).await;
                 server.deliver("withheld");
                 watching.until(&format!("the row: {form:?}"), |w| w.undelivered.contains(&(7, 1))).await;
@@ -76,16 +76,16 @@ async fn a_new_undelivered_mail_gets_a_row() {
                 watching.until_cursor(7, 2).await;
                 watching.end().await;
             });
-        futures_util::future::join_all(each).await;
+        futures_util::future::join_all(runs).await;
     }
 }
 
 #[tokio::test]
 async fn a_renewal_fetches_an_undelivered_mail_again() {
-    let each =
-        FORMS.into_iter().flat_map(|form| [("dedicated = true\n", form), ("", form)]).map(|(more, form)| async move {
+    let runs =
+        FORMS.into_iter().flat_map(|form| [("dedicated = true\n", form), ("", form)]).map(|(keys, form)| async move {
             let server = server_with(2, 1, form).await;
-            let mut watching = watch_in(&server, &format!("{more}{EACH_SECOND}"), short_timeouts());
+            let mut watching = watch_in(&server, &format!("{keys}{EACH_SECOND}"), short_timeouts());
             watching.until("the row", |w| w.undelivered.contains(&(7, 1))).await;
             watching.idle().await;
             let asked = server.asked("UID FETCH 1 (");
@@ -99,7 +99,7 @@ async fn a_renewal_fetches_an_undelivered_mail_again() {
             assert_eq!(server.asked("UID FETCH 1 ("), asked, "and then no more");
             watching.end().await;
         });
-    futures_util::future::join_all(each).await;
+    futures_util::future::join_all(runs).await;
 }
 
 #[tokio::test]
@@ -167,13 +167,13 @@ async fn several_undelivered_mails_do_not_stop_a_mailbox() {
 
 #[tokio::test]
 async fn a_server_with_a_fetch_limit_is_read() {
-    for more in [DEDICATED, SHARED] {
+    for keys in [DEDICATED, SHARED] {
         let server = Scripted::start().await;
         server.change(|state| {
             (1..=300).for_each(|n| _ = state.deliver(&notification(&format!("payment {n}"))));
             state.bodies = Some(40);
         });
-        let mut watching = watch(&server, more);
+        let mut watching = watch(&server, keys);
         watching.until_cursor(7, 300).await;
         assert!(times(&watching, 1..=300).iter().all(|times| *times == 1));
         assert!(watching.undelivered.is_empty());
@@ -244,8 +244,8 @@ async fn a_server_that_delivers_nothing_makes_no_rows() {
     let server = server_with(100, 1, FetchFault::Nil).await;
     server.change(|state| state.fetch_faults.extend((1..=100).map(|uid| (uid, FetchFault::Nil))));
     let mut watching = watch_in(&server, DEDICATED, short_timeouts());
-    let words = watching.state(MailboxState::Failed).await.unwrap();
-    assert!(words.contains("100 mails"), "{words}");
+    let error = watching.state(MailboxState::Failed).await.unwrap();
+    assert!(error.contains("100 mails"), "{error}");
     server.change(|state| state.fetch_faults.clear());
     watching.until_cursor(7, 100).await;
     assert!(watching.availability.is_empty());

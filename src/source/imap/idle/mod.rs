@@ -97,7 +97,7 @@ impl SelectedMailbox {
         loop {
             let mut deadline = renewal;
             if attempts > 0 {
-                deadline = deadline.min(Instant::now() + timing.again * attempts);
+                deadline = deadline.min(Instant::now() + timing.refetch * attempts);
             }
             let reason = match idling.wait(mode, deadline).await {
                 // The server lists IDLE and refuses it.
@@ -105,7 +105,7 @@ impl SelectedMailbox {
                 reason => reason?,
             };
             // Some servers end an IDLE after a while. A server that ends each IDLE at once would cause a busy loop.
-            let is_short = reason == WakeReason::Ended && started.elapsed() < timing.again;
+            let is_short = reason == WakeReason::Ended && started.elapsed() < timing.refetch;
             short_idles = if is_short { short_idles + 1 } else { 0 };
             if short_idles >= MAX_SHORT_IDLES {
                 return idling.done().await?.poll().await;

@@ -74,11 +74,11 @@ impl LoginCapabilities {
         Some(offered)
     }
 
-    async fn request(connection: &mut Connection, wait: ResponseTimeout) -> Result<Self> {
+    async fn request(connection: &mut Connection, timeout: ResponseTimeout) -> Result<Self> {
         let mut offered = None;
-        let sent = connection.send("CAPABILITY", "CAPABILITY").await?;
+        let pending = connection.send("CAPABILITY", "CAPABILITY").await?;
         connection
-            .finish(&sent, wait, |response| offered = LoginCapabilities::from_response(response).or(offered))
+            .finish(&pending, timeout, |response| offered = LoginCapabilities::from_response(response).or(offered))
             .await?;
         Ok(offered.unwrap_or_default())
     }
@@ -93,7 +93,7 @@ pub(super) async fn with_password(
     user: &str,
     password: &SecretString,
     offered: Option<LoginCapabilities>,
-    wait: ResponseTimeout,
+    timeout: ResponseTimeout,
 ) -> Result<()> {
     let password = password.expose_secret();
     if [user, password].iter().any(|text| text.contains(['\r', '\n', '\0'])) {
@@ -102,7 +102,7 @@ pub(super) async fn with_password(
     let is_ascii = user.is_ascii() && password.is_ascii();
     let offered = match offered {
         None if is_ascii => {
-            let refused = match login(connection, user, password, LoginCapabilities::default(), wait).await {
+            let refused = match login(connection, user, password, LoginCapabilities::default(), timeout).await {
                 Err(refused @ (Error::Login(_) | Error::LoginDeferred { .. })) => refused,
                 done => return done,
             };
@@ -112,14 +112,14 @@ pub(super) async fn with_password(
                 _ => return Err(refused),
             }
         }
-        None => LoginCapabilities::request(connection, wait).await?,
+        None => LoginCapabilities::request(connection, timeout).await?,
         Some(offered) => offered,
     };
     match offered {
         LoginCapabilities { plain: true, .. } if offered.login_disabled || !is_ascii => {
-            plain(connection, user, password, offered, wait).await
+            plain(connection, user, password, offered, timeout).await
         }
-        LoginCapabilities { login_disabled: false, .. } => login(connection, user, password, offered, wait).await,
+        LoginCapabilities { login_disabled: false, .. } => login(connection, user, password, offered, timeout).await,
         _ => Err(Error::NoLogin(
             "the server has disabled LOGIN (LOGINDISABLED) and does not offer AUTH=PLAIN; set `tls` to \"implicit\" or \
              \"starttls\", or use `[account.oauth2]` instead of `password`",
@@ -133,7 +133,7 @@ async fn login(
     user: &str,
     password: &str,
     offered: LoginCapabilities,
-    wait: ResponseTimeout,
+    timeout: ResponseTimeout,
 ) -> Result<()> {
     let quoted_password = quoted(password).unwrap_or_default();
     let secrets = [quoted_password.as_str(), password];
@@ -152,8 +152,8 @@ async fn login(
         }
     }
     let mut parts = parts.into_iter();
-    let sent = connection.send("LOGIN", &parts.next().unwrap_or_default()).await?;
-    converse(connection, &sent, wait, parts, &secrets).await
+    let pending = connection.send("LOGIN", &parts.next().unwrap_or_default()).await?;
+    converse(connection, &pending, timeout, parts, &secrets).await
 }
 
 /// AUTHENTICATE PLAIN (RFC 4616).
@@ -162,28 +162,28 @@ async fn plain(
     user: &str,
     password: &str,
     offered: LoginCapabilities,
-    wait: ResponseTimeout,
+    timeout: ResponseTimeout,
 ) -> Result<()> {
     let response = STANDARD.encode(format!("\0{user}\0{password}"));
     let secrets = [response.as_str(), password];
     if offered.initial_response {
-        let sent = connection.send("AUTHENTICATE", &format!("AUTHENTICATE PLAIN {response}")).await?;
-        return converse(connection, &sent, wait, std::iter::empty(), &secrets).await;
+        let pending = connection.send("AUTHENTICATE", &format!("AUTHENTICATE PLAIN {response}")).await?;
+        return converse(connection, &pending, timeout, std::iter::empty(), &secrets).await;
     }
-    let sent = connection.send("AUTHENTICATE", "AUTHENTICATE PLAIN").await?;
-    converse(connection, &sent, wait, std::iter::once(response.clone()), &secrets).await
+    let pending = connection.send("AUTHENTICATE", "AUTHENTICATE PLAIN").await?;
+    converse(connection, &pending, timeout, std::iter::once(response.clone()), &secrets).await
 }
 
 /// Sends the next line after each `+`, until the command is done.
 async fn converse(
     connection: &mut Connection,
-    sent: &PendingCommand,
-    wait: ResponseTimeout,
+    pending: &PendingCommand,
+    timeout: ResponseTimeout,
     mut lines: impl Iterator<Item = String>,
     secrets: &[&str],
 ) -> Result<()> {
     loop {
-        match connection.read_response(sent, wait, |_| ()).await.map_err(|error| classify(error, secrets))? {
+        match connection.read_response(pending, timeout, |_| ()).await.map_err(|error| classify(error, secrets))? {
             ServerResponse::Done => return Ok(()),
             ServerResponse::Data(()) => {}
             ServerResponse::Continue => match lines.next() {
@@ -199,9 +199,9 @@ pub(super) async fn with_token(
     connection: &mut Connection,
     settings: &ImapSettings,
     token: &SecretString,
-    wait: ResponseTimeout,
+    timeout: ResponseTimeout,
 ) -> Result<()> {
-    let offered = LoginCapabilities::request(connection, wait).await?;
+    let offered = LoginCapabilities::request(connection, timeout).await?;
     let mechanism = match offered {
         LoginCapabilities { oauthbearer: true, .. } => Mechanism::OAuthBearer,
         LoginCapabilities { xoauth2: true, .. } => Mechanism::XOAuth2,
@@ -214,11 +214,11 @@ pub(super) async fn with_token(
     let mut command = format!("AUTHENTICATE {}", mechanism.name());
     if offered.initial_response {
         command = format!("{command} {response}");
-        let sent = connection.send("AUTHENTICATE", &command).await?;
-        return converse(connection, &sent, wait, std::iter::once(acknowledgement), &secrets).await;
+        let pending = connection.send("AUTHENTICATE", &command).await?;
+        return converse(connection, &pending, timeout, std::iter::once(acknowledgement), &secrets).await;
     }
-    let sent = connection.send("AUTHENTICATE", &command).await?;
-    converse(connection, &sent, wait, [response.clone(), acknowledgement].into_iter(), &secrets).await
+    let pending = connection.send("AUTHENTICATE", &command).await?;
+    converse(connection, &pending, timeout, [response.clone(), acknowledgement].into_iter(), &secrets).await
 }
 
 impl Mechanism {
@@ -255,12 +255,12 @@ impl Mechanism {
 /// Classifies a refused login. Some servers quote the secret, so it is removed from their words.
 fn classify(error: Error, secrets: &[&str]) -> Error {
     let secrets = secrets.iter().filter(|secret| !secret.is_empty());
-    let without = |words| secrets.fold(words, |words, secret| secret::redact(words, secret));
+    let redacted = |message| secrets.fold(message, |message, secret| secret::redact(message, secret));
     match error {
-        Error::Refused { words, .. } if refusal::is_about_credentials(&words) => Error::Login(without(words)),
-        Error::Refused { command, words } => Error::LoginDeferred { command, words: without(words) },
-        Error::Throttled { words, pause } => Error::Throttled { words: without(words), pause },
-        Error::Bye(words) => Error::Bye(without(words)),
+        Error::Refused { message, .. } if refusal::is_about_credentials(&message) => Error::Login(redacted(message)),
+        Error::Refused { command, message } => Error::LoginDeferred { command, message: redacted(message) },
+        Error::Throttled { message, pause } => Error::Throttled { message: redacted(message), pause },
+        Error::Bye(message) => Error::Bye(redacted(message)),
         other => other,
     }
 }
@@ -294,15 +294,16 @@ mod tests {
     #[test]
     fn quoted_secrets_are_removed_even_if_cut() {
         let token: String = ('a'..='z').cycle().take(1_500).collect();
-        let words = format!("No your token {token} is wrong");
-        for length in [words.len(), 200, 20, 18] {
-            let words = crate::model::printable(&words, length);
-            let refused = Error::Refused { command: "AUTHENTICATE", words: words.clone() };
-            for said in [classify(refused, &[&token]), classify(Error::Bye(words), &[&token])].map(|e| e.to_string()) {
-                assert!(said.contains("your token (secret)") && !said.contains("abcd"), "{length}: {said}");
+        let message = format!("No your token {token} is wrong");
+        for length in [message.len(), 200, 20, 18] {
+            let message = crate::model::printable(&message, length);
+            let refused = Error::Refused { command: "AUTHENTICATE", message: message.clone() };
+            for error in [classify(refused, &[&token]), classify(Error::Bye(message), &[&token])].map(|e| e.to_string())
+            {
+                assert!(error.contains("your token (secret)") && !error.contains("abcd"), "{length}: {error}");
             }
         }
-        let others = classify(Error::Bye("closed for a…".into()), &["abc", &token]).to_string();
-        assert!(others.ends_with("closed for a…"), "{others}");
+        let unchanged = classify(Error::Bye("closed for a…".into()), &["abc", &token]).to_string();
+        assert!(unchanged.ends_with("closed for a…"), "{unchanged}");
     }
 }

@@ -80,7 +80,7 @@ pub(super) async fn connect(
         match &login_result {
             Err(Error::Login(_)) => {}
             // The refusal has no clear cause. The cached token may have been revoked, so the next attempt requests a new one.
-            Err(Error::LoginDeferred { words, .. }) if token.was_cached && !refusal::is_temporary(words) => {
+            Err(Error::LoginDeferred { message, .. }) if token.was_cached && !refusal::is_temporary(message) => {
                 tokens.drop_refused(&token).await;
                 return login_result;
             }
@@ -105,27 +105,29 @@ enum LoginSecret<'a> {
 async fn log_in(
     settings: &ImapSettings,
     login: &Login,
-    proof: LoginSecret<'_>,
+    secret: LoginSecret<'_>,
     timing: &Timing,
 ) -> Result<(Connection, Capabilities)> {
-    let mut net = Transport::connect(&settings.host, settings.port()).await?;
+    let mut transport = Transport::connect(&settings.host, settings.port()).await?;
     if let (Tls::Implicit, Some(tls)) = (settings.tls, &login.tls) {
-        net = net.secure(&settings.host, tls.clone()).await?;
+        transport = transport.secure(&settings.host, tls.clone()).await?;
     }
-    let wait = ResponseTimeout::within(timing.login);
-    let steps = async {
+    let timeout = ResponseTimeout::within(timing.login);
+    let logging_in = async {
         let (mut connection, offered) =
-            read_greeting(Connection::new(net, timing.answer), settings, login, wait).await?;
-        match proof {
+            read_greeting(Connection::new(transport, timing.answer), settings, login, timeout).await?;
+        match secret {
             LoginSecret::Password(password) => {
-                authenticate::with_password(&mut connection, &settings.user, password, offered, wait).await?;
+                authenticate::with_password(&mut connection, &settings.user, password, offered, timeout).await?;
             }
-            LoginSecret::AccessToken(token) => authenticate::with_token(&mut connection, settings, token, wait).await?,
+            LoginSecret::AccessToken(token) => {
+                authenticate::with_token(&mut connection, settings, token, timeout).await?
+            }
         }
         Ok::<_, Error>(connection)
     };
-    let silent = |_| Error::Timeout { command: "login", seconds: timing.login.as_secs() };
-    let mut connection = tokio::time::timeout(timing.login, steps).await.map_err(silent)??;
+    let timed_out = |_| Error::Timeout { command: "login", seconds: timing.login.as_secs() };
+    let mut connection = tokio::time::timeout(timing.login, logging_in).await.map_err(timed_out)??;
     connection.expect_literal(settings.max_size.0);
     let capabilities = read_capabilities(&mut connection).await?;
     if capabilities.id {
@@ -146,9 +148,9 @@ async fn read_greeting(
     mut connection: Connection,
     settings: &ImapSettings,
     login: &Login,
-    wait: ResponseTimeout,
+    timeout: ResponseTimeout,
 ) -> Result<(Connection, Option<LoginCapabilities>)> {
-    let greeted = connection.read_greeting(wait, |response| match response {
+    let greeted = connection.read_greeting(timeout, |response| match response {
         Response::Data { status: Status::Ok, .. } => Ok(LoginCapabilities::from_response(response)),
         // PREAUTH does not show which user is logged in. Without TLS, an attacker between client and server can send it
         // (RFC 9051, 11.1).
@@ -159,10 +161,10 @@ async fn read_greeting(
     });
     let offered = greeted.await??;
     let (Tls::Starttls, Some(tls)) = (settings.tls, &login.tls) else { return Ok((connection, offered)) };
-    let sent = connection.send("STARTTLS", "STARTTLS").await?;
-    connection.finish(&sent, wait, |_| ()).await.map_err(|error| match error {
-        Error::Refused { words, .. } => {
-            Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {words}")))
+    let pending = connection.send("STARTTLS", "STARTTLS").await?;
+    connection.finish(&pending, timeout, |_| ()).await.map_err(|error| match error {
+        Error::Refused { message, .. } => {
+            Error::Tls(settings.host.clone(), std::io::Error::other(format!("STARTTLS: {message}")))
         }
         other => other,
     })?;

@@ -5,10 +5,10 @@
 //! such text.
 
 /// Codes of wrong credentials.
-const CREDENTIALS: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
+const CREDENTIAL_CODES: [&str; 3] = ["authenticationfailed", "authorizationfailed", "expired"];
 
 /// Codes of other causes, which outweigh the text.
-const OTHER: [&str; 11] = [
+const OTHER_CODES: [&str; 11] = [
     "unavailable",
     "inuse",
     "limit",
@@ -23,7 +23,7 @@ const OTHER: [&str; 11] = [
 ];
 
 /// Text of temporary causes, which outweighs the table below: QQ names a wrong password and a busy system in one sentence.
-const TEMPORARY: [&str; 12] = [
+const TEMPORARY_TEXTS: [&str; 12] = [
     "temporar",
     "try again",
     "later",
@@ -50,7 +50,7 @@ use TextMatch::{Part, Whole};
 
 /// Texts of servers for a wrong user or password, with the servers that send them. The texts of the last rows belong to no
 /// particular server, but have no other meaning.
-const TABLE: [(TextMatch, &str); 26] = [
+const CREDENTIAL_TEXTS: [(TextMatch, &str); 26] = [
     (Part("invalid credentials"), "Gmail, Yahoo, Yandex, Zoho"),
     (Part("empty username or password"), "Gmail"),
     (Part("application-specific password required"), "Gmail"),
@@ -84,29 +84,30 @@ fn codes(text: &str) -> impl Iterator<Item = &str> {
     text.split('[').skip(1).filter_map(|rest| rest.split([']', ' ']).next())
 }
 
-/// Whether a refusal has a temporary cause. `words`: the status (`No`, `Bad`) and the text of the server.
-pub(super) fn is_temporary(words: &str) -> bool {
-    let text = words.to_lowercase();
-    if codes(&text).any(|code| OTHER.contains(&code)) {
+/// Whether a refusal has a temporary cause. `text`: the status (`No`, `Bad`) and the text of the server.
+pub(super) fn is_temporary(text: &str) -> bool {
+    let lower = text.to_lowercase();
+    if codes(&lower).any(|code| OTHER_CODES.contains(&code)) {
         return true;
     }
-    !codes(&text).any(|code| CREDENTIALS.contains(&code)) && TEMPORARY.iter().any(|part| text.contains(part))
+    !codes(&lower).any(|code| CREDENTIAL_CODES.contains(&code))
+        && TEMPORARY_TEXTS.iter().any(|part| lower.contains(part))
 }
 
-/// Whether the cause of a refusal is wrong credentials. `words`: as for [`is_temporary`].
-pub(super) fn is_about_credentials(words: &str) -> bool {
-    if is_temporary(words) {
+/// Whether the cause of a refusal is wrong credentials. `text`: as for [`is_temporary`].
+pub(super) fn is_about_credentials(text: &str) -> bool {
+    if is_temporary(text) {
         return false;
     }
-    let words = words.to_lowercase();
-    let text = words.strip_prefix("no ").or_else(|| words.strip_prefix("bad ")).unwrap_or(&words).trim();
-    if codes(text).any(|code| CREDENTIALS.contains(&code)) {
+    let lower = text.to_lowercase();
+    let text = lower.strip_prefix("no ").or_else(|| lower.strip_prefix("bad ")).unwrap_or(&lower).trim();
+    if codes(text).any(|code| CREDENTIAL_CODES.contains(&code)) {
         return true;
     }
     let whole = text.trim_end_matches(['.', '!']);
-    TABLE.iter().any(|(words, _)| match words {
+    CREDENTIAL_TEXTS.iter().any(|(pattern, _)| match pattern {
         Part(part) => text.contains(part),
-        Whole(all) => whole == *all,
+        Whole(expected) => whole == *expected,
     })
 }
 
@@ -140,7 +141,7 @@ mod tests {
 
     #[test]
     fn known_texts_mean_wrong_credentials() {
-        for words in [
+        for text in [
             "No Authentication failed.",
             "No LOGIN failed.",
             "No Login failed.",
@@ -155,10 +156,10 @@ mod tests {
             "No Invalid user name or password.",
             "No Login incorrect",
         ] {
-            assert!(is_about_credentials(words), "{words}");
+            assert!(is_about_credentials(text), "{text}");
         }
-        for (words, server) in TABLE {
-            let (Part(text) | Whole(text)) = words;
+        for (pattern, server) in CREDENTIAL_TEXTS {
+            let (Part(text) | Whole(text)) = pattern;
             assert!(is_about_credentials(&format!("No {}", text.to_uppercase())), "{text}: {server}");
             assert_eq!(text, text.to_lowercase());
         }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn other_texts_are_temporary() {
-        for words in [
+        for text in [
             "No Request is throttled. Suggested Backoff Time: 297499 milliseconds",
             "Bad User is authenticated but not connected.",
             "No Rate limit exceeded",
@@ -185,7 +186,7 @@ mod tests {
             "No",
             "",
         ] {
-            assert!(!is_about_credentials(words), "{words}");
+            assert!(!is_about_credentials(text), "{text}");
         }
     }
 }

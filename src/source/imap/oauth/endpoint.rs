@@ -14,7 +14,7 @@ use crate::model::printable;
 use crate::secret;
 
 /// The most characters of the endpoint's words in an error.
-const KEPT_WORDS: usize = 200;
+const MAX_MESSAGE: usize = 200;
 /// The error code of an invalid or expired refresh token.
 const ENDED: &str = "invalid_grant";
 /// Error codes of temporary failures.
@@ -74,7 +74,7 @@ impl TokenEndpoint {
         form.extend(self.client_secret.as_ref().map(|secret| ("client_secret", secret.expose_secret())));
         form.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
         let answer = http::post_form(&self.destination, &self.url, &form).await;
-        let answer = answer.map_err(|words| TokenFailure::Temporary(format!("{}: {words}", self.url), None))?;
+        let answer = answer.map_err(|message| TokenFailure::Temporary(format!("{}: {message}", self.url), None))?;
         let secrets = [Some(refresh_token), self.client_secret.as_ref()];
         parse_response(answer)
             .map_err(|failure| failure.with_url(&self.url).without_secrets(secrets.into_iter().flatten()))
@@ -90,7 +90,7 @@ fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
     if let (true, Some(token)) = (status.is_success(), fields.access_token) {
         return parse_grant(token.into(), fields.token_type, fields.expires_in.as_ref(), fields.refresh_token);
     }
-    let words = match (&fields.error, &fields.error_description) {
+    let message = match (&fields.error, &fields.error_description) {
         (Some(error), Some(description)) => format!("{status}: {error}: {}", description.trim()),
         (Some(error), None) => format!("{status}: {error}"),
         _ if status.is_redirection() => {
@@ -100,17 +100,18 @@ fn parse_response(answer: FormAnswer) -> Result<TokenGrant, TokenFailure> {
         _ if status.is_success() => "its answer is no JSON object".to_owned(),
         _ => status.to_string(),
     };
-    let waits = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+    let is_retried =
+        [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS].contains(&status);
     let is_temporary = match &fields.error {
-        Some(error) => waits || status.is_server_error() || TEMPORARY_ERRORS.contains(&error.as_str()),
+        Some(error) => is_retried || status.is_server_error() || TEMPORARY_ERRORS.contains(&error.as_str()),
         // A page of a proxy or captive portal is no statement about the credentials.
-        None => waits || status.is_server_error() || status.is_success() || status.is_informational(),
+        None => is_retried || status.is_server_error() || status.is_success() || status.is_informational(),
     };
-    let words = printable(&words, KEPT_WORDS);
+    let message = printable(&message, MAX_MESSAGE);
     Err(match fields.error.as_deref() {
-        _ if is_temporary => TokenFailure::Temporary(words, retry_after),
-        Some(ENDED) => TokenFailure::Ended(words),
-        _ => TokenFailure::Refused(words),
+        _ if is_temporary => TokenFailure::Temporary(message, retry_after),
+        Some(ENDED) => TokenFailure::Ended(message),
+        _ => TokenFailure::Refused(message),
     })
 }
 
@@ -134,23 +135,25 @@ fn parse_grant(
 }
 
 impl TokenFailure {
-    fn words(&mut self) -> &mut String {
+    fn message_mut(&mut self) -> &mut String {
         match self {
-            TokenFailure::Refused(words) | TokenFailure::Ended(words) | TokenFailure::Temporary(words, _) => words,
+            TokenFailure::Refused(message) | TokenFailure::Ended(message) | TokenFailure::Temporary(message, _) => {
+                message
+            }
         }
     }
 
     /// Puts the URL before the words.
     fn with_url(mut self, url: &Url) -> Self {
-        *self.words() = format!("{url}: {}", self.words());
+        *self.message_mut() = format!("{url}: {}", self.message_mut());
         self
     }
 
     /// Removes secrets that the endpoint may have quoted, plain or percent-encoded.
     fn without_secrets<'a>(mut self, secrets: impl Iterator<Item = &'a SecretString>) -> Self {
         for secret in secrets.map(ExposeSecret::expose_secret) {
-            for written in [secret, &http::encode_value(secret)] {
-                *self.words() = secret::redact(std::mem::take(self.words()), written);
+            for spelling in [secret, &http::encode_value(secret)] {
+                *self.message_mut() = secret::redact(std::mem::take(self.message_mut()), spelling);
             }
         }
         self
@@ -218,23 +221,23 @@ mod tests {
     fn quoted_secrets_are_removed() {
         let url: Url = "https://login.example/token".parse().unwrap();
         let secret = SecretString::from("s3cret".to_owned());
-        let said = parse_response(answer(
+        let refused = parse_response(answer(
             400,
             "{\"error\":\"invalid_grant\",\"error_description\":\"unknown s3cret\\u001b[31m\"}",
         ));
-        let failure = said.unwrap_err().with_url(&url).without_secrets([&secret].into_iter());
-        let words = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
-        assert_eq!(failure, TokenFailure::Ended(words.into()));
+        let failure = refused.unwrap_err().with_url(&url).without_secrets([&secret].into_iter());
+        let message = "https://login.example/token: 400 Bad Request: invalid_grant: unknown (secret) [31m";
+        assert_eq!(failure, TokenFailure::Ended(message.into()));
         let slashed: SecretString = "1//0g s3cret".to_owned().into();
         let redirect =
             FormAnswer { location: Some("https://x/?refresh_token=1%2F%2F0g+s3cret&x=1".into()), ..answer(302, "") };
         let mut failure = parse_response(redirect).unwrap_err().without_secrets([&slashed].into_iter());
-        let words = "302 Found: a redirect to \"https://x/?refresh_token=(secret)&x=1\", which is not followed";
-        assert_eq!(failure.words(), words);
+        let message = "302 Found: a redirect to \"https://x/?refresh_token=(secret)&x=1\", which is not followed";
+        assert_eq!(failure.message_mut(), message);
         let long: SecretString = "s3cret".repeat(100).into();
         let body =
             format!("{{\"error\":\"invalid_grant\",\"error_description\":\"unknown {}\"}}", long.expose_secret());
         let mut failure = parse_response(answer(400, &body)).unwrap_err().without_secrets([&long].into_iter());
-        assert_eq!(failure.words(), "400 Bad Request: invalid_grant: unknown (secret)…", "cut");
+        assert_eq!(failure.message_mut(), "400 Bad Request: invalid_grant: unknown (secret)…", "cut");
     }
 }

@@ -55,7 +55,7 @@ impl OAuthSettings {
     /// # Errors
     /// The key and the problem.
     pub fn check(&self) -> Result<(), (String, String)> {
-        let wrong = |key: &str, words: &str| Err((format!("oauth2.{key}"), words.to_owned()));
+        let wrong = |key: &str, message: &str| Err((format!("oauth2.{key}"), message.to_owned()));
         let is_open = |url: &Url| !url.tls && !url.is_loopback();
         if is_open(&self.token_url) {
             return wrong("token_url", "expected https://: a refresh token must not be read on the way");
@@ -150,21 +150,21 @@ impl AccessTokens {
         {
             return Err(failure.clone().into());
         }
-        if let Some((until, (_, TokenFailure::Temporary(words, _)))) = state.retry_at.zip(state.failed.as_ref())
+        if let Some((until, (_, TokenFailure::Temporary(message, _)))) = state.retry_at.zip(state.failed.as_ref())
             && Instant::now() < until
         {
-            return Err(TokenFailure::Temporary(words.clone(), Some(until - Instant::now())).into());
+            return Err(TokenFailure::Temporary(message.clone(), Some(until - Instant::now())).into());
         }
         let inner = self.0.clone();
         // The request runs in a separate task. The answer can contain the only valid refresh token, which must be stored even if
         // the caller is dropped.
-        let asking = tokio::spawn(async move {
+        let refreshing = tokio::spawn(async move {
             let answer = state.refresh.request(&inner.endpoint).await;
             state.apply(answer)
         });
         // The text of a panic may contain a token, so it is not used.
         let broken = || TokenFailure::Temporary("the token request failed".into(), None);
-        asking.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
+        refreshing.await.unwrap_or_else(|_| Err(broken())).map_err(Error::from)
     }
 
     /// Waits until no token request is open, at most three seconds.
@@ -213,8 +213,8 @@ impl TokenState {
 impl From<TokenFailure> for Error {
     fn from(failure: TokenFailure) -> Self {
         match failure {
-            TokenFailure::Refused(words) | TokenFailure::Ended(words) => Error::TokenRefused(words),
-            TokenFailure::Temporary(words, retry_after) => Error::Token { words, retry_after },
+            TokenFailure::Refused(message) | TokenFailure::Ended(message) => Error::TokenRefused(message),
+            TokenFailure::Temporary(message, retry_after) => Error::Token { message, retry_after },
         }
     }
 }
@@ -229,28 +229,35 @@ impl std::fmt::Debug for AccessTokens {
 mod tests {
     use super::*;
 
-    fn read(table: &str) -> Result<OAuthSettings, String> {
+    fn parse_settings(table: &str) -> Result<OAuthSettings, String> {
         let settings: OAuthSettings = toml::from_str(table).map_err(|e| e.message().to_owned())?;
-        settings.check().map_err(|(key, words)| format!("{key}: {words}"))?;
+        settings.check().map_err(|(key, message)| format!("{key}: {message}"))?;
         Ok(settings)
     }
 
     #[test]
     fn plain_http_is_for_this_machine_only() {
-        let rest = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
+        let other_keys = "client_id = \"c\"\nrefresh_token = { env = \"R\" }";
         for url in ["https://login.example/token", "http://127.0.0.1:8080/token", "http://localhost/token"] {
-            read(&format!("token_url = \"{url}\"\n{rest}")).unwrap();
+            parse_settings(&format!("token_url = \"{url}\"\n{other_keys}")).unwrap();
         }
         for url in ["http://login.example/token", "http://10.0.0.1/token", "http://localhost.example/token"] {
-            let words = read(&format!("token_url = \"{url}\"\n{rest}")).unwrap_err();
-            assert!(words.contains("oauth2.token_url: expected https"), "{words}");
+            let message = parse_settings(&format!("token_url = \"{url}\"\n{other_keys}")).unwrap_err();
+            assert!(message.contains("oauth2.token_url: expected https"), "{message}");
         }
         for key in ["device_url", "auth_url"] {
-            let with = |url: &str| read(&format!("token_url = \"https://x/\"\n{key} = \"{url}\"\n{rest}"));
+            let with =
+                |url: &str| parse_settings(&format!("token_url = \"https://x/\"\n{key} = \"{url}\"\n{other_keys}"));
             with("https://login.example/authorize?tenant=1").unwrap();
             assert!(with("http://login.example/").unwrap_err().contains(&format!("oauth2.{key}: expected https")));
         }
-        assert!(read(&format!("token_url = \"https://x/\"\nrefresh = 1\n{rest}")).unwrap_err().contains("refresh"));
-        assert!(read("token_url = \"https://x/\"\nclient_id = \"\"\nrefresh_token = { env = \"R\" }").is_err());
+        assert!(
+            parse_settings(&format!("token_url = \"https://x/\"\nrefresh = 1\n{other_keys}"))
+                .unwrap_err()
+                .contains("refresh")
+        );
+        assert!(
+            parse_settings("token_url = \"https://x/\"\nclient_id = \"\"\nrefresh_token = { env = \"R\" }").is_err()
+        );
     }
 }

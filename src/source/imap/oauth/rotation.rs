@@ -67,11 +67,12 @@ impl RefreshTokens {
             return None;
         }
         let (file, memory) = (self.file.read().await, self.newest.clone());
-        let known = if self.is_stored { [file, memory] } else { [memory, file] };
-        let known = known.into_iter().flatten().chain([self.configured.clone()]);
-        let is_one_of = |those: &[SecretString], token: &SecretString| those.iter().any(|other| is_equal(other, token));
+        let candidates = if self.is_stored { [file, memory] } else { [memory, file] };
+        let candidates = candidates.into_iter().flatten().chain([self.configured.clone()]);
+        let is_one_of =
+            |tokens: &[SecretString], token: &SecretString| tokens.iter().any(|other| is_equal(other, token));
         let (ended, good): (Vec<_>, Vec<_>) =
-            known.filter(|token| !is_one_of(tried, token)).partition(|token| is_one_of(&self.ended, token));
+            candidates.filter(|token| !is_one_of(tried, token)).partition(|token| is_one_of(&self.ended, token));
         good.into_iter().chain(ended).next()
     }
 
@@ -97,8 +98,8 @@ impl RefreshTokens {
     }
 }
 
-fn is_equal(one: &SecretString, other: &SecretString) -> bool {
-    one.expose_secret() == other.expose_secret()
+fn is_equal(first: &SecretString, second: &SecretString) -> bool {
+    first.expose_secret() == second.expose_secret()
 }
 
 #[cfg(test)]
@@ -113,7 +114,7 @@ mod tests {
     const ENDED: &str = "400 Bad Request\r\n\r\n{\"error\":\"invalid_grant\"}";
 
     /// An endpoint that answers each token with `answer`, the refresh tokens of one grant at this endpoint, and their file.
-    fn grant(
+    fn start_endpoint(
         folder: &Path,
         mut answer: impl FnMut(&str) -> &'static str + Send + 'static,
     ) -> (TokenEndpoint, RefreshTokens, TokenFile) {
@@ -127,8 +128,8 @@ mod tests {
                     request += std::str::from_utf8(&buffer[..n]).unwrap();
                 }
                 let (_, token) = request.rsplit_once("&refresh_token=").unwrap();
-                let said = answer(token.split_once('&').unwrap().0);
-                stream.write_all(format!("HTTP/1.1 {said}").as_bytes()).unwrap();
+                let response = answer(token.split_once('&').unwrap().0);
+                stream.write_all(format!("HTTP/1.1 {response}").as_bytes()).unwrap();
             }
         });
         let settings = format!("token_url = \"{url}\"\nclient_id = \"shop\"\nrefresh_token = {{ env = \"R\" }}");
@@ -145,10 +146,10 @@ mod tests {
     #[tokio::test]
     async fn a_token_of_another_process_is_used() {
         let folder = tempfile::tempdir().unwrap();
-        let (asked, shown) = std::sync::mpsc::channel();
-        let (replaces, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
-        let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
-            asked.send(token.to_owned()).unwrap();
+        let (requested, requests) = std::sync::mpsc::channel();
+        let (send_path, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
+        let (endpoint, mut refresh, file) = start_endpoint(folder.path(), move |token| {
+            requested.send(token.to_owned()).unwrap();
             if token == "newest" {
                 return GRANTED;
             }
@@ -157,21 +158,21 @@ mod tests {
             ENDED
         });
         file.write(&token("old")).await.unwrap();
-        replaces.send(file.path().to_owned()).unwrap();
+        send_path.send(file.path().to_owned()).unwrap();
         refresh.request(&endpoint).await.unwrap();
-        assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "newest"], "and the configured one is left alone");
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["old", "newest"], "and the configured one is left alone");
     }
 
     #[tokio::test]
     async fn concurrent_requests_use_each_token_once() {
         let folder = tempfile::tempdir().unwrap();
-        let (asked, shown) = std::sync::mpsc::channel();
-        let (endpoint, mut one, file) = grant(folder.path(), move |token| {
-            asked.send(token.to_owned()).unwrap();
+        let (requested, requests) = std::sync::mpsc::channel();
+        let (endpoint, mut first_process, file) = start_endpoint(folder.path(), move |token| {
+            requested.send(token.to_owned()).unwrap();
             if token == "old" { REPLACED } else { GRANTED }
         });
         file.write(&token("old")).await.unwrap();
-        let mut other = RefreshTokens {
+        let mut second_process = RefreshTokens {
             configured: token("configured"),
             file,
             newest: None,
@@ -179,48 +180,48 @@ mod tests {
             ended: Vec::new(),
             announced: false,
         };
-        let (first, second) = tokio::join!(one.request(&endpoint), other.request(&endpoint));
+        let (first, second) = tokio::join!(first_process.request(&endpoint), second_process.request(&endpoint));
         assert!(first.is_ok() && second.is_ok());
-        assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["old", "given"]);
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["old", "given"]);
     }
 
     #[tokio::test]
     async fn expired_tokens_are_tried_last() {
         let folder = tempfile::tempdir().unwrap();
-        let (asked, shown) = std::sync::mpsc::channel();
-        let (good, is_good) = std::sync::mpsc::channel();
+        let (requested, requests) = std::sync::mpsc::channel();
+        let (set_good, good_tokens) = std::sync::mpsc::channel();
         let mut answers = Vec::new();
-        let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
-            asked.send(token.to_owned()).unwrap();
-            answers.extend(is_good.try_iter());
+        let (endpoint, mut refresh, file) = start_endpoint(folder.path(), move |token| {
+            requested.send(token.to_owned()).unwrap();
+            answers.extend(good_tokens.try_iter());
             if answers.last() == Some(&token.to_owned()) { GRANTED } else { ENDED }
         });
         file.write(&token("kept")).await.unwrap();
-        let mut asked_for = async |good_one: &str| {
-            good.send(good_one.to_owned()).unwrap();
+        let mut tokens_tried = async |good_token: &str| {
+            set_good.send(good_token.to_owned()).unwrap();
             refresh.request(&endpoint).await.unwrap();
-            shown.try_iter().collect::<Vec<_>>()
+            requests.try_iter().collect::<Vec<_>>()
         };
-        assert_eq!(asked_for("configured").await, ["kept", "configured"]);
-        assert_eq!(asked_for("configured").await, ["configured"]);
-        assert_eq!(asked_for("kept").await, ["configured", "kept"], "it is not given up");
+        assert_eq!(tokens_tried("configured").await, ["kept", "configured"]);
+        assert_eq!(tokens_tried("configured").await, ["configured"]);
+        assert_eq!(tokens_tried("kept").await, ["configured", "kept"], "it is not given up");
         file.write(&token("newest")).await.unwrap();
-        assert_eq!(asked_for("newest").await, ["newest"], "of another process");
+        assert_eq!(tokens_tried("newest").await, ["newest"], "of another process");
     }
 
     #[tokio::test]
     async fn tries_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
-        let (replaces, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
+        let (send_path, path) = std::sync::mpsc::channel::<std::path::PathBuf>();
         let mut path_of = None;
         let mut count = 0;
-        let (endpoint, mut refresh, file) = grant(folder.path(), move |_| {
+        let (endpoint, mut refresh, file) = start_endpoint(folder.path(), move |_| {
             count += 1;
             let path = path_of.get_or_insert_with(|| path.recv().unwrap());
             std::fs::write(path, format!("another-{count}")).unwrap();
             ENDED
         });
-        replaces.send(file.path().to_owned()).unwrap();
+        send_path.send(file.path().to_owned()).unwrap();
         let failure = refresh.request(&endpoint).await.unwrap_err();
         assert!(matches!(failure, TokenFailure::Ended(_)), "{failure:?}");
         assert_eq!(file.read().await.unwrap().expose_secret(), format!("another-{TRIES}"));
@@ -229,9 +230,9 @@ mod tests {
     #[tokio::test]
     async fn an_unstored_token_precedes_an_older_file() {
         let folder = tempfile::tempdir().unwrap();
-        let (asked, shown) = std::sync::mpsc::channel();
-        let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
-            asked.send(token.to_owned()).unwrap();
+        let (requested, requests) = std::sync::mpsc::channel();
+        let (endpoint, mut refresh, file) = start_endpoint(folder.path(), move |token| {
+            requested.send(token.to_owned()).unwrap();
             if token == "configured" { REPLACED } else { GRANTED }
         });
         std::fs::create_dir(file.path()).unwrap();
@@ -239,21 +240,21 @@ mod tests {
         std::fs::remove_dir(file.path()).unwrap();
         file.write(&token("old")).await.unwrap();
         refresh.request(&endpoint).await.unwrap();
-        assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["configured", "given"]);
+        assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["configured", "given"]);
     }
 
     #[tokio::test]
     async fn other_errors_try_no_other_token() {
-        for said in ["503 Service Unavailable\r\n\r\n", "401 Unauthorized\r\n\r\n{\"error\":\"invalid_client\"}"] {
+        for response in ["503 Service Unavailable\r\n\r\n", "401 Unauthorized\r\n\r\n{\"error\":\"invalid_client\"}"] {
             let folder = tempfile::tempdir().unwrap();
-            let (asked, shown) = std::sync::mpsc::channel();
-            let (endpoint, mut refresh, file) = grant(folder.path(), move |token| {
-                asked.send(token.to_owned()).unwrap();
-                said
+            let (requested, requests) = std::sync::mpsc::channel();
+            let (endpoint, mut refresh, file) = start_endpoint(folder.path(), move |token| {
+                requested.send(token.to_owned()).unwrap();
+                response
             });
             file.write(&token("newest")).await.unwrap();
             refresh.request(&endpoint).await.unwrap_err();
-            assert_eq!(shown.try_iter().collect::<Vec<_>>(), ["newest"]);
+            assert_eq!(requests.try_iter().collect::<Vec<_>>(), ["newest"]);
         }
     }
 }

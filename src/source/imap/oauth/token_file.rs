@@ -20,7 +20,7 @@ const MAX_LENGTH: usize = 16 * 1024;
 const MAX_NAMES: usize = 100;
 /// The number of the next temporary file. With the process id it makes the name unique, except for files that a killed process
 /// with the same id left behind.
-static PARTS: AtomicU64 = AtomicU64::new(0);
+static PART_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The file with the newest refresh token. A clone shares the path.
 #[derive(Debug, Clone)]
@@ -30,12 +30,12 @@ impl TokenFile {
     /// The file in `folder` for the newest successor of a configured token. Another token, endpoint or client gives another file.
     /// The name is a hash, so no configured text becomes a path.
     pub(super) fn new(folder: &Path, configured: &SecretString, settings: &OAuthSettings) -> Self {
-        let mut sum = digest::Context::new(&digest::SHA256);
-        for part in [configured.expose_secret(), &settings.token_url.to_string(), &settings.client_id] {
-            sum.update(&part.len().to_be_bytes());
-            sum.update(part.as_bytes());
+        let mut hash = digest::Context::new(&digest::SHA256);
+        for input in [configured.expose_secret(), &settings.token_url.to_string(), &settings.client_id] {
+            hash.update(&input.len().to_be_bytes());
+            hash.update(input.as_bytes());
         }
-        TokenFile(folder.join(format!("oauth-{}", HEXLOWER.encode(sum.finish().as_ref()))).into())
+        TokenFile(folder.join(format!("oauth-{}", HEXLOWER.encode(hash.finish().as_ref()))).into())
     }
 
     /// The path of the file.
@@ -91,21 +91,21 @@ fn write_token(path: &Path, token: &SecretString) -> io::Result<()> {
     // `check --connect` may run before the first start, which creates the folder.
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let (part, file) = create_part_file(path)?;
-    let whole = write_part_file(file, text, folder).and_then(|()| fs::rename(&part, path));
+    let written = write_part_file(file, text, folder).and_then(|()| fs::rename(&part, path));
     // Remove the temporary file after an error: the disk may be full.
-    whole.inspect_err(|_| drop(fs::remove_file(&part)))?;
+    written.inspect_err(|_| drop(fs::remove_file(&part)))?;
     File::open(folder)?.sync_all()
 }
 
 /// Creates a temporary file with mode 0600 and a unique name, so that two processes never write the same file.
 fn create_part_file(path: &Path) -> io::Result<(PathBuf, File)> {
-    let new = || {
-        let number = PARTS.fetch_add(1, Ordering::Relaxed);
+    let create = || {
+        let number = PART_NUMBER.fetch_add(1, Ordering::Relaxed);
         let part = path.with_extension(format!("{}-{number}.part", std::process::id()));
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map(|file| (part, file))
     };
-    let is_taken = |made: &io::Result<_>| matches!(made, Err(e) if e.kind() == io::ErrorKind::AlreadyExists);
-    (1..MAX_NAMES).map(|_| new()).find(|made| !is_taken(made)).unwrap_or_else(new)
+    let is_taken = |result: &io::Result<_>| matches!(result, Err(e) if e.kind() == io::ErrorKind::AlreadyExists);
+    (1..MAX_NAMES).map(|_| create()).find(|result| !is_taken(result)).unwrap_or_else(create)
 }
 
 fn write_part_file(mut file: File, token: &str, folder: &Path) -> io::Result<()> {
@@ -130,8 +130,8 @@ mod tests {
     use super::*;
 
     fn settings(url: &str, client: &str) -> OAuthSettings {
-        let rest = "refresh_token = { env = \"R\" }";
-        toml::from_str(&format!("token_url = \"{url}\"\nclient_id = \"{client}\"\n{rest}")).unwrap()
+        let other_keys = "refresh_token = { env = \"R\" }";
+        toml::from_str(&format!("token_url = \"{url}\"\nclient_id = \"{client}\"\n{other_keys}")).unwrap()
     }
 
     fn token_file(folder: &Path, configured: &str) -> TokenFile {
@@ -145,17 +145,17 @@ mod tests {
     #[tokio::test]
     async fn only_the_owner_reads_the_newest_token() {
         let folder = tempfile::tempdir().unwrap();
-        let cached = token_file(&folder.path().join("not/yet"), "first");
-        assert!(cached.read().await.is_none());
+        let file = token_file(&folder.path().join("not/yet"), "first");
+        assert!(file.read().await.is_none());
         assert!(names(folder.path()).is_empty(), "reading makes nothing");
         for token in ["second", "third\\\"'~ !"] {
-            cached.write(&token.to_owned().into()).await.unwrap();
-            assert_eq!(cached.read().await.unwrap().expose_secret(), token);
-            assert_eq!(fs::metadata(&cached.0).unwrap().mode() & 0o7777, 0o600);
+            file.write(&token.to_owned().into()).await.unwrap();
+            assert_eq!(file.read().await.unwrap().expose_secret(), token);
+            assert_eq!(fs::metadata(&file.0).unwrap().mode() & 0o7777, 0o600);
         }
-        let inside = cached.0.parent().unwrap();
-        assert_eq!(fs::metadata(inside).unwrap().mode() & 0o777, 0o700);
-        assert_eq!(names(inside).len(), 1, "{:?}", names(inside));
+        let parent = file.0.parent().unwrap();
+        assert_eq!(fs::metadata(parent).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(names(parent).len(), 1, "{:?}", names(parent));
     }
 
     #[tokio::test]
@@ -163,53 +163,53 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         // Only root can change the owner. Other users own both the folder and the file.
         let _ = std::os::unix::fs::chown(folder.path(), Some(1234), Some(2345));
-        let cached = token_file(folder.path(), "first");
-        cached.write(&"second".to_owned().into()).await.unwrap();
-        let owner = |path: &Path| fs::metadata(path).map(|of| (of.uid(), of.gid())).unwrap();
-        assert_eq!(owner(&cached.0), owner(folder.path()));
+        let file = token_file(folder.path(), "first");
+        file.write(&"second".to_owned().into()).await.unwrap();
+        let owner = |path: &Path| fs::metadata(path).map(|metadata| (metadata.uid(), metadata.gid())).unwrap();
+        assert_eq!(owner(&file.0), owner(folder.path()));
     }
 
     #[tokio::test]
     async fn the_file_is_replaced_atomically() {
         let folder = tempfile::tempdir().unwrap();
-        let cached = token_file(folder.path(), "first");
-        cached.write(&"second".to_owned().into()).await.unwrap();
-        let mut open = File::open(&cached.0).unwrap();
+        let file = token_file(folder.path(), "first");
+        file.write(&"second".to_owned().into()).await.unwrap();
+        let mut open = File::open(&file.0).unwrap();
         // The files that a killed process with the same id left behind.
-        for number in PARTS.load(Ordering::Relaxed)..PARTS.load(Ordering::Relaxed) + 5 {
-            let part = cached.0.with_extension(format!("{}-{number}.part", std::process::id()));
+        for number in PART_NUMBER.load(Ordering::Relaxed)..PART_NUMBER.load(Ordering::Relaxed) + 5 {
+            let part = file.0.with_extension(format!("{}-{number}.part", std::process::id()));
             fs::write(part, "half a tok").unwrap();
         }
-        cached.write(&"third".to_owned().into()).await.unwrap();
+        file.write(&"third".to_owned().into()).await.unwrap();
         let mut before = String::new();
         open.read_to_string(&mut before).unwrap();
         assert_eq!(before, "second\n", "an open file keeps the old token");
-        assert_eq!(cached.read().await.unwrap().expose_secret(), "third");
+        assert_eq!(file.read().await.unwrap().expose_secret(), "third");
     }
 
     #[tokio::test]
     async fn invalid_tokens_are_neither_read_nor_written() {
         let folder = tempfile::tempdir().unwrap();
-        let cached = token_file(folder.path(), "first");
+        let file = token_file(folder.path(), "first");
         let long = "x".repeat(MAX_LENGTH + 1);
         for garbage in ["", "\n", "two\nlines\n", "tab\t", "caf\u{e9}", "\0", &long, &format!("{long}\n")] {
-            fs::write(&cached.0, garbage).unwrap();
-            assert!(cached.read().await.is_none(), "{garbage:?}");
+            fs::write(&file.0, garbage).unwrap();
+            assert!(file.read().await.is_none(), "{garbage:?}");
             let text = garbage.strip_suffix('\n').unwrap_or(garbage);
-            assert!(cached.write(&text.to_owned().into()).await.is_err(), "{garbage:?}");
-            assert_eq!(fs::read_to_string(&cached.0).unwrap(), garbage, "it is left as it was");
+            assert!(file.write(&text.to_owned().into()).await.is_err(), "{garbage:?}");
+            assert_eq!(fs::read_to_string(&file.0).unwrap(), garbage, "it is left as it was");
         }
-        fs::write(&cached.0, b"\xff\xfe").unwrap();
-        assert!(cached.read().await.is_none());
-        fs::remove_file(&cached.0).unwrap();
-        fs::create_dir(&cached.0).unwrap();
-        assert!(cached.read().await.is_none());
-        assert!(cached.write(&"second".to_owned().into()).await.is_err(), "a folder is not replaced");
+        fs::write(&file.0, b"\xff\xfe").unwrap();
+        assert!(file.read().await.is_none());
+        fs::remove_file(&file.0).unwrap();
+        fs::create_dir(&file.0).unwrap();
+        assert!(file.read().await.is_none());
+        assert!(file.write(&"second".to_owned().into()).await.is_err(), "a folder is not replaced");
         assert_eq!(names(folder.path()).len(), 1, "nothing is left: {:?}", names(folder.path()));
-        fs::remove_dir(&cached.0).unwrap();
+        fs::remove_dir(&file.0).unwrap();
         let longest = "x".repeat(MAX_LENGTH);
-        cached.write(&longest.clone().into()).await.unwrap();
-        assert_eq!(cached.read().await.unwrap().expose_secret(), longest);
+        file.write(&longest.clone().into()).await.unwrap();
+        assert_eq!(file.read().await.unwrap().expose_secret(), longest);
     }
 
     #[test]

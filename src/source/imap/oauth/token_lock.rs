@@ -83,8 +83,8 @@ mod tests {
         std::fs::rename(&new, &path).unwrap();
         drop(first);
         let second = waiting.await;
-        let (locked, now) = (second._file.unwrap().metadata().unwrap().ino(), path.metadata().unwrap().ino());
-        assert_eq!(locked, now, "of the file that is there now");
+        let (locked, current) = (second._file.unwrap().metadata().unwrap().ino(), path.metadata().unwrap().ino());
+        assert_eq!(locked, current, "of the file that is there now");
     }
 
     #[tokio::test]

@@ -8,45 +8,45 @@ use async_imap::imap_proto::{AttributeValue, MessageSection, Response, SectionPa
 /// Parses one complete FETCH response, and also returns the bytes after it. `None` if the response is incomplete, or has
 /// another form than most servers send.
 pub(super) fn parse_fetch(bytes: &[u8]) -> Option<(&[u8], Response<'_>)> {
-    let mut rest = FastInput(bytes);
-    rest.skip(b"* ")?;
-    let place = rest.take_number()?;
-    rest.skip(b" FETCH (")?;
+    let mut input = FastInput(bytes);
+    input.skip(b"* ")?;
+    let sequence_number = input.take_number()?;
+    input.skip(b" FETCH (")?;
     // The usual response has at most four items: UID, INTERNALDATE, RFC822.SIZE and a section.
     let mut attributes = Vec::with_capacity(4);
     loop {
-        attributes.push(parse_attribute(&mut rest)?);
-        if rest.skip(b" ").is_none() {
-            rest.skip(b")\r\n")?;
-            return Some((rest.0, Response::Fetch(place, attributes)));
+        attributes.push(parse_attribute(&mut input)?);
+        if input.skip(b" ").is_none() {
+            input.skip(b")\r\n")?;
+            return Some((input.0, Response::Fetch(sequence_number, attributes)));
         }
     }
 }
 
-fn parse_attribute<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
-    if rest.skip(b"UID ").is_some() {
-        return rest.take_number().map(AttributeValue::Uid);
+fn parse_attribute<'a>(input: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
+    if input.skip(b"UID ").is_some() {
+        return input.take_number().map(AttributeValue::Uid);
     }
-    if rest.skip(b"BODY[").is_some() {
-        return parse_section(rest);
+    if input.skip(b"BODY[").is_some() {
+        return parse_section(input);
     }
-    if rest.skip(b"INTERNALDATE ").is_some() {
-        return rest.take_quoted().map(|date| AttributeValue::InternalDate(Cow::Borrowed(date)));
+    if input.skip(b"INTERNALDATE ").is_some() {
+        return input.take_quoted().map(|date| AttributeValue::InternalDate(Cow::Borrowed(date)));
     }
-    rest.skip(b"RFC822.SIZE ")?;
-    rest.take_number().map(AttributeValue::Rfc822Size)
+    input.skip(b"RFC822.SIZE ")?;
+    input.take_number().map(AttributeValue::Rfc822Size)
 }
 
 /// Parses a section, from the byte after its `[`.
-fn parse_section<'a>(rest: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
-    let fields = rest.skip(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
-    rest.skip(b"]")?;
-    let index = match rest.skip(b"<") {
-        Some(()) => Some(rest.take_number()?),
+fn parse_section<'a>(input: &mut FastInput<'a>) -> Option<AttributeValue<'a>> {
+    let fields = input.skip(b"HEADER.FIELDS (FROM)").map(|()| SectionPath::Full(MessageSection::Header));
+    input.skip(b"]")?;
+    let index = match input.skip(b"<") {
+        Some(()) => Some(input.take_number()?),
         None => None,
     };
-    rest.skip(if index.is_some() { b"> " } else { b" " })?;
-    let data = rest.take_literal()?;
+    input.skip(if index.is_some() { b"> " } else { b" " })?;
+    let data = input.take_literal()?;
     Some(AttributeValue::BodySection { section: fields, index, data: Some(Cow::Borrowed(data)) })
 }
 
@@ -133,8 +133,9 @@ mod tests {
 
     /// The usual response with one change.
     fn changed_usual() -> impl Strategy<Value = Vec<u8>> {
-        (0..USUAL.len(), 0..4_usize, pieces())
-            .prop_map(|(at, gone, other)| [&USUAL[..at], &other, USUAL.get(at + gone..).unwrap_or_default()].concat())
+        (0..USUAL.len(), 0..4_usize, pieces()).prop_map(|(at, removed, inserted)| {
+            [&USUAL[..at], &inserted, USUAL.get(at + removed..).unwrap_or_default()].concat()
+        })
     }
 
     proptest! {
@@ -145,8 +146,8 @@ mod tests {
             pieces(),
             (pieces(), pieces()).prop_map(|(a, b)| [b"* 1 FETCH (UID 2 ", &a[..], b")\r\n", &b].concat()),
         ]) {
-            if let Some(read) = parse_fetch(&bytes) {
-                prop_assert_eq!(Response::parse(&bytes).unwrap(), read);
+            if let Some(parsed) = parse_fetch(&bytes) {
+                prop_assert_eq!(Response::parse(&bytes).unwrap(), parsed);
             }
         }
     }

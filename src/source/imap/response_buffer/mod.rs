@@ -67,19 +67,19 @@ impl ResponseBuffer {
     }
 
     fn discard_consumed(&mut self, received: &[u8]) {
-        let left = self.bytes.get(self.consumed..).unwrap_or_default();
-        (self.bytes, self.consumed) = ([left, received].concat(), 0);
+        let unparsed = self.bytes.get(self.consumed..).unwrap_or_default();
+        (self.bytes, self.consumed) = ([unparsed, received].concat(), 0);
     }
 
     /// Reads a block. Returns the number of bytes; 0 is the end of the stream.
     pub(super) fn poll_fill(
         &mut self,
-        net: &mut (impl AsyncRead + Unpin),
+        transport: &mut (impl AsyncRead + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<std::io::Result<usize>> {
         let mut block = [MaybeUninit::uninit(); BLOCK];
         let mut block = ReadBuf::uninit(&mut block);
-        ready!(Pin::new(net).poll_read(cx, &mut block))?;
+        ready!(Pin::new(transport).poll_read(cx, &mut block))?;
         let received = block.filled();
         if self.consumed > 0 {
             self.discard_consumed(received);
@@ -150,13 +150,13 @@ mod tests {
         // The deepest nesting allowed does not overflow the stack.
         let deep = format!("* 1 FETCH (BODYSTRUCTURE {}x)\r\n", "(".repeat(BRACKETS));
         // For the response with `X-ODD`, imap-proto would wait for another closing parenthesis without end.
-        for (odd, left) in [
+        for (odd, expected) in [
             ("* NOOP\r\n", "MailboxData(Flags([]))"),
             ("* OK [ALERT]\u{e9}\r\n", "MailboxData(Flags([]))"),
             ("* 1 FETCH (UID 1 X-ODD (1\r\n", "Fetch(1, [Uid(1)])"),
             (&deep, "Fetch(1, [])"),
         ] {
-            assert_eq!(first(&format!("{odd}{rest}")), (left.into(), rest.len()), "{odd}");
+            assert_eq!(first(&format!("{odd}{rest}")), (expected.into(), rest.len()), "{odd}");
         }
         let buffer = ResponseBuffer { bytes: "nonsense\r\n".into(), consumed: 0 };
         assert!(matches!(buffer.parse_next(), Err(Error::Protocol(_))));

@@ -32,9 +32,8 @@ pub(super) fn parse_response(bytes: &[u8]) -> Result<Option<(Response<'static>, 
     let Some(length) = framing::length(bytes, continues) else { return Ok(None) };
     let whole = bytes.get(..length).unwrap_or_default();
     let response = match split_fetch(whole) {
-        Some((place, items)) => {
-            parse_fetch_items(place, LenientInput(items)).unwrap_or_else(|| without_content(place, items))
-        }
+        Some((sequence_number, items)) => parse_fetch_items(sequence_number, LenientInput(items))
+            .unwrap_or_else(|| without_content(sequence_number, items)),
         None => match parse_squeezed(whole).or_else(|| parse_list(whole)).or_else(|| parse_capabilities(whole)) {
             Some(response) => response,
             None if whole.starts_with(b"*") || whole.trim_ascii().is_empty() => empty_response(),
@@ -51,7 +50,7 @@ fn empty_response() -> Response<'static> {
 }
 
 /// Reduces a FETCH without a clear meaning to its UID, so that the mail is listed. Without a clear UID, the result is empty.
-fn without_content(place: u32, items: &[u8]) -> Response<'static> {
+fn without_content(sequence_number: u32, items: &[u8]) -> Response<'static> {
     tracing::debug!("a FETCH response cannot be parsed");
     // Text after a quote or a literal may come from the mail.
     let before = items.split(|byte| b"\"{\r".contains(byte)).next().unwrap_or_default();
@@ -63,8 +62,8 @@ fn without_content(place: u32, items: &[u8]) -> Response<'static> {
         }
     }
     match uids.as_slice() {
-        [Some(uid)] => Response::Fetch(place, vec![AttributeValue::Uid(*uid)]),
-        _ => Response::Fetch(place, Vec::new()),
+        [Some(uid)] => Response::Fetch(sequence_number, vec![AttributeValue::Uid(*uid)]),
+        _ => Response::Fetch(sequence_number, Vec::new()),
     }
 }
 
@@ -107,38 +106,38 @@ fn parse_squeezed(whole: &[u8]) -> Option<Response<'static>> {
 
 /// The sequence number of a FETCH and the bytes after the word FETCH; `None` for another response.
 fn split_fetch(whole: &[u8]) -> Option<(u32, &[u8])> {
-    let mut rest = LenientInput(whole);
-    rest.skip_word(b"*")?;
-    rest.skip_blanks();
-    let place = parse_number(rest.take_atom()?)?;
-    rest.skip_blanks();
-    rest.skip_word(b"FETCH")?;
-    rest.skip_blanks();
-    Some((place, rest.0))
+    let mut input = LenientInput(whole);
+    input.skip_word(b"*")?;
+    input.skip_blanks();
+    let sequence_number = parse_number(input.take_atom()?)?;
+    input.skip_blanks();
+    input.skip_word(b"FETCH")?;
+    input.skip_blanks();
+    Some((sequence_number, input.0))
 }
 
 /// The items of a FETCH, without additional parentheses around them. `None` if an item cannot be parsed or occurs twice, or if a
 /// closing parenthesis is missing.
-fn parse_fetch_items(place: u32, mut rest: LenientInput<'_>) -> Option<Response<'static>> {
-    rest.skip_word(b"(")?;
+fn parse_fetch_items(sequence_number: u32, mut input: LenientInput<'_>) -> Option<Response<'static>> {
+    input.skip_word(b"(")?;
     let (mut open, mut attributes) = (1_i32, Vec::new());
     loop {
-        rest.skip_blanks();
-        match rest.0.first() {
+        input.skip_blanks();
+        match input.0.first() {
             None => break,
             Some(b'(') => open += 1,
             Some(b')') => open -= 1,
             Some(_) => {
-                attributes.extend(parse_item(&mut rest)?);
+                attributes.extend(parse_item(&mut input)?);
                 continue;
             }
         }
-        rest.take_bytes(1)?;
+        input.take_bytes(1)?;
     }
     let mut kinds: Vec<_> = attributes.iter().map(item_kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    (open <= 0 && kinds.len() == attributes.len()).then_some(Response::Fetch(place, attributes))
+    (open <= 0 && kinds.len() == attributes.len()).then_some(Response::Fetch(sequence_number, attributes))
 }
 
 /// A number for each kind of item.
@@ -154,11 +153,11 @@ fn item_kind(attribute: &AttributeValue<'_>) -> u8 {
 
 /// Parses an item and its value. `Some(None)`: an item that was not requested, or without a value.
 #[allow(clippy::option_option)]
-fn parse_item(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
-    let name = rest.take_atom()?.to_ascii_uppercase();
-    let section = rest.take_section()?;
-    rest.skip_blanks();
-    let value = rest.take_value()?;
+fn parse_item(input: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'static>>> {
+    let name = input.take_atom()?.to_ascii_uppercase();
+    let section = input.take_section()?;
+    input.skip_blanks();
+    let value = input.take_value()?;
     Some(match (name.as_slice(), section) {
         (b"UID", None) => Some(AttributeValue::Uid(parse_number(&value.as_number_text()?)?)),
         // A size that needs more than four bytes, or `-1`, is an unknown size.
@@ -189,23 +188,23 @@ fn parse_item(rest: &mut LenientInput<'_>) -> Option<Option<AttributeValue<'stat
 /// A LIST response: with a delimiter that is not escaped, a name that is not quoted, or extended data after the name (RFC
 /// 5258).
 fn parse_list(whole: &[u8]) -> Option<Response<'static>> {
-    let mut rest = LenientInput(whole.trim_ascii_end());
-    rest.skip_word(b"*")?;
-    rest.skip_blanks();
-    rest.skip_word(b"LIST")?;
-    rest.skip_blanks();
-    let Value::Group(attributes) = rest.take_value()? else { return None };
-    rest.skip_blanks();
-    if rest.skip_word(b"\"\\\" ").is_none() {
-        rest.take_value()?;
+    let mut input = LenientInput(whole.trim_ascii_end());
+    input.skip_word(b"*")?;
+    input.skip_blanks();
+    input.skip_word(b"LIST")?;
+    input.skip_blanks();
+    let Value::Group(attributes) = input.take_value()? else { return None };
+    input.skip_blanks();
+    if input.skip_word(b"\"\\\" ").is_none() {
+        input.take_value()?;
     }
-    rest.skip_blanks();
-    let name = match rest.0 {
+    input.skip_blanks();
+    let name = match input.0 {
         [b'"', inner @ .., b'"'] if !inner.contains(&b'"') => inner.to_vec(),
         [b'"', ..] => {
-            let name = rest.take_value()?.into_bytes()?;
-            rest.skip_blanks();
-            rest.0.first().is_none_or(|byte| *byte == b'(').then_some(name)?
+            let name = input.take_value()?.into_bytes()?;
+            input.skip_blanks();
+            input.0.first().is_none_or(|byte| *byte == b'(').then_some(name)?
         }
         bare if bare.iter().any(|byte| matches!(byte, b'"' | b'(' | b'{' | b'\r' | b'\n')) => return None,
         bare => bare.to_vec(),

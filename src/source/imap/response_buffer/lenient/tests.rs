@@ -39,11 +39,11 @@ fn odd_fetch_responses_parse_like_usual_ones() {
         usual.sort_by_key(item_kind);
         assert_eq!(items, usual, "{odd}");
     }
-    for (odd, without) in
+    for (odd, without_value) in
         [("INTERNALDATE \"17-Jul-1996 02:44:25 -0700\"", "INTERNALDATE NIL"), ("RFC822.SIZE 5", "RFC822.SIZE -1")]
     {
-        let Response::Fetch(3, items) = parse_all(&USUAL.replace(odd, without)) else { panic!("{odd}") };
-        assert_eq!(items.len(), 3, "{without}");
+        let Response::Fetch(3, items) = parse_all(&USUAL.replace(odd, without_value)) else { panic!("{odd}") };
+        assert_eq!(items.len(), 3, "{without_value}");
     }
 }
 
@@ -115,14 +115,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
     #[test]
     fn both_parsers_agree(
-        place in any::<u32>(), uid in 1..u32::MAX, size in any::<u32>(), body in "[ -~\r\n]{0,40}", more in 0..4_usize
+        number in any::<u32>(), uid in 1..u32::MAX, size in any::<u32>(), body in "[ -~\r\n]{0,40}", n in 0..4_usize
     ) {
-        let more = ["", " FLAGS (\\Seen)", " MODSEQ (5)", " X-GM-MSGID 7"][more];
-        let text = format!("* {place} FETCH (UID {uid} RFC822.SIZE {size}{more} BODY[]<0> {{{}}}\r\n{body})\r\n", body.len());
+        let other_items = ["", " FLAGS (\\Seen)", " MODSEQ (5)", " X-GM-MSGID 7"][n];
+        let text = format!("* {number} FETCH (UID {uid} RFC822.SIZE {size}{other_items} BODY[]<0> {{{}}}\r\n{body})\r\n", body.len());
         let Response::Fetch(_, usual) = parsed(&text) else { panic!() };
-        let (place_read, rest) = split_fetch(text.as_bytes()).unwrap();
-        let Response::Fetch(at, items) = parse_fetch_items(place_read, LenientInput(rest)).unwrap() else { panic!() };
-        prop_assert_eq!(at, place);
+        let (number_in_head, rest) = split_fetch(text.as_bytes()).unwrap();
+        let Response::Fetch(parsed_number, items) = parse_fetch_items(number_in_head, LenientInput(rest)).unwrap() else { panic!() };
+        prop_assert_eq!(parsed_number, number);
         prop_assert_eq!(items.len(), 3);
         for item in items {
             let with_index = match item {
